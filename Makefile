@@ -1,0 +1,40 @@
+# Two commands: `make demo` and `make test`. Each sets up .venv first if needed; PYTHON chooses the interpreter.
+PYTHON ?= $(firstword $(foreach name,python3.12 python3.11 python3,$(if $(shell $(name) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo yes),$(name))))
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint parity slow clean
+
+demo: $(VENV)/run.stamp
+	$(BIN)/python experiments/demo.py --out runs/demo
+
+test: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest
+
+slow: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest -m slow
+
+parity: $(VENV)/dev.stamp
+	$(BIN)/python -m pip install --quiet "torch==2.13.0"
+	$(BIN)/python -m pip install --quiet -e ".[parity]"
+	$(BIN)/python -m pytest -m parity
+
+lint: $(VENV)/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) runs build dist *.egg-info
+
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: make demo PYTHON=/path/to/python3.12"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/run.stamp: requirements.txt pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+$(VENV)/dev.stamp: requirements.txt pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	@touch $@

@@ -1,0 +1,28 @@
+"""Developmental Federated Tuning of large language models, simulated in JAX.
+
+`train(config)` runs what `devft run` runs; `RunConfig` describes it. The rooms can be used alone: `devft_jax.developmental`
+(grouping, fusion, growth) needs only jax and numpy.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from devft_jax.config import RunConfig, preset
+    from devft_jax.run import Run, train
+
+__all__ = ["Run", "RunConfig", "preset", "train"]
+
+_HOMES = {
+    "Run": "devft_jax.run",
+    "train": "devft_jax.run",
+    "RunConfig": "devft_jax.config",
+    "preset": "devft_jax.config",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use, so that one room can be imported without loading the others."""
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'devft_jax' has no attribute '{name}'")

@@ -1,0 +1,242 @@
+"""The `devft` command: flags from the rooms' option dataclasses, errors as one sentence, exit codes.
+
+Exit codes: 0 done; 2 bad input, nothing was started; 1 a run that could not go on; 128 + signal number for a run that was
+stopped and can be resumed with the same command.
+"""
+
+import dataclasses
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+
+from devft_jax.errors import InputError, RunError
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line in a process of its own and exit with its code."""
+    configure_jax()
+    sys.exit(run_command(sys.argv[1:] if arguments is None else arguments))
+
+
+def run_command(arguments: Sequence[str]) -> int:
+    """Run one command and return its exit code."""
+    try:
+        return _dispatch(list(arguments))
+    except InputError as error:
+        print(f"devft: {error}", file=sys.stderr)
+        return 2
+    except RunError as error:
+        print(f"devft: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("devft: interrupted; what was saved before stays whole.", file=sys.stderr)
+        return 130
+
+
+def configure_jax() -> None:
+    """Set JAX up before it is first used: one host device per core, and compiled programs kept between runs; both before any back end exists."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    jax.config.update("jax_num_cpu_devices", cores or 1)
+    cache = os.environ.get("DEVFT_CACHE", str(Path.home() / ".cache" / "devft_jax"))
+    jax.config.update("jax_compilation_cache_dir", str(Path(cache) / "programs"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+COMMANDS = {
+    "run": "train, or go on with an unfinished run",
+    "replay": "train one client of one round again, step by step, to see where it breaks",
+    "list": "algorithms, growths, presets, data sets and templates",
+}
+
+
+def _usage() -> str:
+    lines = [f"  {name:<8} {text}" for name, text in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: devft COMMAND [options]",
+            "",
+            "Developmental federated tuning of language models, simulated in JAX.",
+            "",
+            *lines,
+            "",
+            "`devft COMMAND --help` explains every option with its unit and default.",
+        ]
+    )
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_usage())
+        return 0 if arguments else 2
+    command, rest = arguments[0], arguments[1:]
+    if command not in COMMANDS:
+        raise InputError(f"the command '{command}' does not exist; choose from {', '.join(COMMANDS)}.")
+    return {"run": _run, "replay": _replay, "list": _list}[command](rest)
+
+
+def _comma_tuples() -> Any:
+    """A tyro registry in which tuples are written with commas: --capacities 2,4,8,16."""
+    import tyro
+
+    registry = tyro.constructors.ConstructorRegistry()
+
+    @registry.primitive_rule
+    def _(info: Any) -> Any:
+        from typing import get_args, get_origin
+
+        if get_origin(info.type) is not tuple:
+            return None
+        item = get_args(info.type)[0]
+        if item not in (int, float, str):
+            return None
+
+        def parse(words: list[str]) -> tuple[Any, ...]:
+            return tuple(item(part) for part in words[0].split(",") if part)
+
+        return tyro.constructors.PrimitiveConstructorSpec(
+            nargs=1,
+            metavar=f"{item.__name__.upper()},...",
+            instance_from_str=parse,
+            is_instance=lambda value: isinstance(value, tuple),
+            str_from_instance=lambda value: [",".join(str(part) for part in value)],
+        )
+
+    return registry
+
+
+def _take_option(arguments: list[str], flag: str) -> tuple[str | None, list[str]]:
+    """The value of `--flag value` or `--flag=value`, and the arguments without it."""
+    for index, word in enumerate(arguments):
+        if word == flag:
+            if index + 1 == len(arguments):
+                raise InputError(f"{flag} needs a value.")
+            return arguments[index + 1], arguments[:index] + arguments[index + 2 :]
+        if word.startswith(f"{flag}="):
+            return word.split("=", 1)[1], arguments[:index] + arguments[index + 1 :]
+    return None, arguments
+
+
+def parse_run(arguments: Sequence[str]) -> Any:
+    """The `RunConfig` of a command line: a preset, then a file, then the flags, later ones winning."""
+    import tyro
+
+    from devft_jax.config import ROOMS, RunConfig, preset, read_config
+
+    preset_name, rest = _take_option(list(arguments), "--preset")
+    file_name, rest = _take_option(rest, "--config")
+    start = RunConfig() if preset_name is None else preset(preset_name)
+    if file_name is not None:
+        start = read_config(file_name, start)
+
+    def room_of(options: type) -> Any:
+        names = [field.name for field in dataclasses.fields(options)]
+        return options(**{name: getattr(start, name) for name in names})
+
+    rooms = dataclasses.make_dataclass(
+        "Flags",
+        [
+            (_title(room), Annotated[room, tyro.conf.OmitArgPrefixes], room_of(room))
+            for room in ROOMS
+        ],
+        frozen=True,
+    )
+    parsed = tyro.cli(
+        tyro.conf.FlagConversionOff[rooms],
+        prog="devft run",
+        description=(
+            "Train, or go on with an unfinished run of the same configuration.\n\n"
+            "--preset NAME starts from a preset, --config FILE from a YAML or JSON file of the same "
+            "names; flags given besides win."
+        ),
+        args=rest,
+        registry=_comma_tuples(),
+    )
+    values: dict[str, Any] = {}
+    for room in ROOMS:
+        values.update(vars(getattr(parsed, _title(room))))
+    return RunConfig(**values)
+
+
+def _title(room: type) -> str:
+    """LearningRateOptions -> learning_rate, which heads its options in `--help`."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", room.__name__.removesuffix("Options")).lower()
+
+
+def _run(arguments: list[str]) -> int:
+    from devft_jax.run import train
+
+    run = train(parse_run(arguments))
+    return 0 if run.stopped_by is None else 128 + run.stopped_by
+
+
+def _replay(arguments: list[str]) -> int:
+    import tyro
+
+    from devft_jax.run import replay
+
+    def options(
+        folder: tyro.conf.Positional[str],
+        client: str,
+        round: int,
+    ) -> tuple[str, str, int]:
+        """Train one client of one round again, step by step, to see where it breaks.
+
+        Args:
+          folder: the run's folder.
+          client: the client's name, as the split's table shows it.
+          round: the round, from 1.
+        """
+        return folder, client, round
+
+    folder, client, round_index = tyro.cli(options, prog="devft replay", args=arguments)
+    reports = replay(folder, client=client, round=round_index)
+    print("step        loss   gradient     update")
+    for report in reports:
+        broken = f"  not finite: {', '.join(report.nonfinite)}" if report.nonfinite else ""
+        print(
+            f"{report.step:>4}  {report.loss:>10.5f}  {report.gradient_norm:>9.4g}  "
+            f"{report.update_norm:>9.4g}{broken}"
+        )
+    return 0
+
+
+def _list(arguments: list[str]) -> int:
+    import tyro
+
+    from devft_jax.config import GROWTHS, PRESETS, RunConfig
+    from devft_jax.data import BUILT_IN, METHODS, TEMPLATES
+    from devft_jax.federated.algorithms import ALGORITHMS
+
+    def nothing() -> None:
+        """Algorithms, growths, presets, data sets and templates."""
+
+    tyro.cli(nothing, prog="devft list", args=arguments)
+    algorithms = {name: make(RunConfig()) for name, make in ALGORITHMS.items()}
+    sections = {
+        "algorithms (--algorithm)": {
+            name: f"{item.reference}; sends {item.message}" for name, item in algorithms.items()
+        },
+        "growths (--growth)": GROWTHS,
+        "presets (--preset)": {
+            name: ", ".join(f"{key} {_shown(values[key])}" for key in ("model", "rounds") if key in values)
+            for name, values in PRESETS.items()
+        },
+        "data sets (--data)": {name: item.description for name, item in BUILT_IN.items()},
+        "templates (--template)": {name: item.description for name, item in TEMPLATES.items()},
+        "partitions (--partition)": METHODS,
+    }
+    for title, entries in sections.items():
+        print(title)
+        for name, text in entries.items():
+            print(f"  {name:<18} {text}")
+        print()
+    return 0
+
+
+def _shown(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

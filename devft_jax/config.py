@@ -1,0 +1,260 @@
+"""A run's configuration: the options of every room in one flat, frozen dataclass; presets; files; identity.
+
+Field names are flat and unique, so that `RunConfig(growth="devft", rounds=40)` in Python, `--growth devft --rounds 40` on
+the command line and `growth: devft` in a YAML file say the same. Everything is checked here, before anything is traced.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from devft_jax.data import DataOptions, validate_data
+from devft_jax.developmental import validate_capacities
+from devft_jax.developmental.fusion import check_fusion
+from devft_jax.developmental.grouping import check_grouping
+from devft_jax.developmental.layer_map import MODES
+from devft_jax.developmental.options import GrowthOptions
+from devft_jax.errors import InputError
+from devft_jax.evaluation import EvaluationOptions
+from devft_jax.federated.local import OptimizerOptions, validate_optimizer
+from devft_jax.federated.options import (
+    FederatedOptions,
+    LearningRateOptions,
+    validate_federated,
+    validate_learning_rate,
+)
+from devft_jax.models.lora import LoraOptions, validate_lora
+from devft_jax.options import execution, identity_fields
+from devft_jax.programs import ExecutionOptions, validate_execution
+
+GROWTHS = {
+    "devft": "fused submodels of growing depth (DevFT, Wu et al. 2025); sends the submodel's adapter",
+    "end-to-end": "the full model throughout, which plain federated methods train",
+}
+@dataclass(frozen=True, kw_only=True)
+class JobOptions:
+    """The model, the seed and the run's folder."""
+
+    model: str = "bundled"
+    """Frozen base model: a Hugging Face folder or name, or bundled for the small LLaMA that comes with the package."""
+    seed: int = 0
+    """Seed of initialisation, cohorts, data order, dropout and k-means."""
+    out: str | None = execution(None)
+    """The run's folder; by default one under runs/ named after the configuration."""
+    checkpoint_every: int = execution(10)
+    """Rounds between checkpoints; a stopped run resumes from the last one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(
+    JobOptions,
+    DataOptions,
+    LoraOptions,
+    GrowthOptions,
+    FederatedOptions,
+    LearningRateOptions,
+    OptimizerOptions,
+    EvaluationOptions,
+    ExecutionOptions,
+):
+    """Everything that describes a run; see the rooms' dataclasses for the fields."""
+
+
+ROOMS: tuple[type, ...] = RunConfig.__bases__
+
+_NAMES = [field.name for room in ROOMS for field in dataclasses.fields(room)]
+if len(set(_NAMES)) < len(_NAMES):
+    # Inheritance would silently merge two rooms' options of one name.
+    raise TypeError(f"two rooms share an option name: {sorted(_NAMES)}")
+
+_PAPER: dict[str, Any] = {
+    "data": "vicgalle/alpaca-gpt4",
+    "data_limit": 20_000,
+    "clients": 20,
+    "partition": "iid",
+    "clients_per_round": 2,
+    "local_steps": 10,
+    "batch_size": 16,
+    "max_length": 512,
+    "rank": 32,
+    "alpha": 64.0,
+    "dropout": 0.05,
+    "rounds": 300,
+    "capacities": (4, 8, 16, 32),
+    "learning_rate": (1e-6, 1e-5, 1e-4, 1e-4),
+    "schedule": "cosine-per-stage",
+    "beta": 0.1,
+    "dtype": "bfloat16",
+    "remat": "full",
+}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "demo": {
+        "model": "bundled",
+        "data": "microtasks:train:6000",
+        "test_data": "microtasks:test:640",
+        "template": "alpaca_short",
+        "partition": "dirichlet",
+        "dirichlet_alpha": 0.3,
+        "clients": 20,
+        "clients_per_round": 4,
+        "local_steps": 8,
+        "batch_size": 8,
+        "max_length": 96,
+        "rounds": 24,
+        "rank": 16,
+        "learning_rate": (5e-3,),
+        "schedule": "cosine",
+        "dropout": 0.0,
+    },
+    "paper-llama2-7b": {**_PAPER, "model": "meta-llama/Llama-2-7b-hf"},
+    "paper-llama3.1-8b": {**_PAPER, "model": "meta-llama/Llama-3.1-8B"},
+    "paper-llama2-13b": {
+        **_PAPER,
+        "model": "meta-llama/Llama-2-13b-hf",
+        "rounds": 400,
+        "capacities": (5, 10, 20, 40),
+        "beta": 0.15,
+    },
+}
+
+
+def preset(name: str) -> RunConfig:
+    """A named configuration; its fields can be overridden with `dataclasses.replace`."""
+    if name not in PRESETS:
+        raise InputError(f"preset '{name}' is unknown; choose from {', '.join(PRESETS)}.")
+    return RunConfig(**PRESETS[name])
+
+
+def field_types() -> dict[str, Any]:
+    """The annotation of every field of `RunConfig`."""
+    return typing.get_type_hints(RunConfig)
+
+
+def _matches(value: Any, annotation: Any) -> bool:
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return any(_matches(value, argument) for argument in arguments)
+    if origin is Literal:
+        return value in arguments
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_matches(item, arguments[0]) for item in value)
+    if origin is not None:
+        return isinstance(value, origin)
+    if isinstance(value, bool):
+        return annotation is bool
+    return isinstance(value, (int, float) if annotation is float else annotation)
+
+
+def _readable(annotation: Any) -> str:
+    return getattr(annotation, "__name__", str(annotation)) if not typing.get_args(
+        annotation
+    ) else str(annotation).replace("typing.", "")
+
+
+def _from_plain(value: Any, annotation: Any) -> Any:
+    """Lists become tuples, which is what YAML and JSON cannot say; one item stands for a tuple of one."""
+    if isinstance(value, list):
+        return tuple(value)
+    accepts_tuple = annotation == tuple[float, ...] or annotation == tuple[int, ...]
+    return (value,) if accepts_tuple and isinstance(value, int | float) else value
+
+
+def config_from_mapping(values: Mapping[str, Any], start: RunConfig | None = None) -> RunConfig:
+    """A configuration from plain values (YAML, JSON), on top of `start` (by default every field's default)."""
+    annotations = field_types()
+    for name in values:
+        if name not in annotations:
+            close = difflib.get_close_matches(name, annotations, n=1)
+            hint = f"; did you mean '{close[0]}'?" if close else "; see `devft run --help`."
+            raise InputError(f"the option '{name}' does not exist{hint}")
+    plain = {name: _from_plain(value, annotations[name]) for name, value in values.items()}
+    return dataclasses.replace(start or RunConfig(), **plain)
+
+
+def read_config(path: str | Path, start: RunConfig | None = None) -> RunConfig:
+    """A configuration from a YAML or JSON file of `RunConfig`'s fields; `preset` may name a preset to start from."""
+    import yaml
+
+    path = Path(path)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"the configuration {path} cannot be read: {error.strerror}.") from error
+    except yaml.YAMLError as error:
+        place = getattr(error, "problem_mark", None)
+        where = f" line {place.line + 1}" if place else ""
+        raise InputError(f"the configuration {path}{where} is not valid YAML or JSON.") from error
+    if not isinstance(values, dict):
+        raise InputError(f"the configuration {path} must hold options by name, such as rounds: 40.")
+    values = dict(values)
+    if "preset" in values:
+        start = preset(values.pop("preset"))
+    return config_from_mapping(values, start)
+
+
+def to_plain(config: RunConfig) -> dict[str, Any]:
+    """The configuration as JSON-ready values."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def validate(config: RunConfig) -> None:
+    """Raise `InputError` for anything that can be known to be wrong before model and data are read."""
+    for name, annotation in field_types().items():
+        value = getattr(config, name)
+        if not _matches(value, annotation):
+            raise InputError(f"{name} {value!r} is not of the type {_readable(annotation)}.")
+    validate_data(config)
+    validate_lora(config)
+    validate_federated(config)
+    validate_learning_rate(config)
+    validate_optimizer(config)
+    validate_execution(config)
+    _validate_growth(config)
+    if config.checkpoint_every < 1:
+        raise InputError(f"checkpoint_every {config.checkpoint_every} is not positive; use 1 or more.")
+    if config.evaluate_every < 0:
+        raise InputError(f"evaluate_every {config.evaluate_every} is negative; 0 means at stage borders only.")
+    if config.evaluation_batch < 1:
+        raise InputError(f"evaluation_batch {config.evaluation_batch} is not positive; use 1 or more.")
+    if not 0 <= config.seed < 2**32:
+        raise InputError(f"seed {config.seed} is outside [0, 2^32).")
+
+
+def _validate_growth(config: RunConfig) -> None:
+    choices = {"growth": tuple(GROWTHS), "transfer": MODES}
+    for name, allowed in choices.items():
+        if getattr(config, name) not in allowed:
+            raise InputError(
+                f"{name} '{getattr(config, name)}' is unknown; choose from {', '.join(allowed)}."
+            )
+    try:
+        check_grouping(config.grouping, 1, 1, has_key=True)
+        check_fusion(config.fusion, config.beta, has_key=True)
+        if config.capacities is not None:
+            validate_capacities(config.capacities)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    if config.capacities is not None:
+        validate_learning_rate(config, len(config.capacities) if config.growth == "devft" else 1)
+    if config.stage_rounds is not None and min(config.stage_rounds, default=0) < 1:
+        raise InputError(f"stage_rounds {config.stage_rounds} must be 1 or more for every stage.")
+
+
+def identity(config: RunConfig) -> dict[str, Any]:
+    """The plain values that decide what is computed; `rounds` may grow on resume and is treated apart."""
+    plain = to_plain(config)
+    return {name: plain[name] for name in identity_fields(config) if name != "rounds"}
+
+
+def identity_hash(config: RunConfig) -> str:
+    """Eight hexadecimal digits of the identity and the rounds, for default folder names."""
+    text = json.dumps({**identity(config), "rounds": config.rounds}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -1,0 +1,301 @@
+"""Federated instruction data: from a file, a glob or a name to clients with tokenised examples.
+
+`build_federated_data` composes the room: sources, records, tokens, held-out part, partition. All
+that follows works on numpy arrays: `Examples` hold the token ids once, a `Client` is a name, a
+stable id and indices into them, and `batches` turns a draw into padded rows.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from zlib import crc32
+
+import numpy as np
+
+from devft_jax.data.batches import (
+    bucket_for,
+    draw_examples,
+    evaluation_batches,
+    gather_batch,
+    length_buckets,
+)
+from devft_jax.data.partition import METHODS, partition, random_stream
+from devft_jax.data.prompts import TEMPLATES, find_template, render
+from devft_jax.data.sources import BUILT_IN, Record, Source, load_sources
+from devft_jax.data.tokens import OVERLONG, Examples, tokenize
+from devft_jax.errors import InputError
+from devft_jax.options import execution
+
+__all__ = [
+    "BUILT_IN",
+    "METHODS",
+    "TEMPLATES",
+    "Client",
+    "DataOptions",
+    "Examples",
+    "FederatedData",
+    "Record",
+    "Source",
+    "bucket_for",
+    "build_federated_data",
+    "describe",
+    "draw_examples",
+    "evaluation_batches",
+    "gather_batch",
+    "length_buckets",
+    "load_sources",
+    "partition",
+    "render",
+    "tokenize",
+    "validate_data",
+]
+
+# First element of the random stream that holds test examples out.
+_HOLD_OUT_STREAM = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """The training and test data, their wording, and how they are split over clients."""
+
+    data: str | tuple[str, ...] = "microtasks"
+    """Training data: JSON or JSONL files (gzipped or not), a folder, a quoted glob, a Hugging Face
+    name (owner/name[/configuration][:split]), or the built-in microtasks[:split[:count]]."""
+    test_data: str | None = None
+    """Held-out data, named like `data`; none by default."""
+    test_fraction: float = 0.0
+    """Share of the training examples, 0 to 1, held out at random where `test_data` is not given."""
+    fields: Mapping[str, str] | None = None
+    """Field names by role (instruction, input, output); by default found from the data."""
+    template: str = "alpaca"
+    """Wording of the prompt: alpaca, alpaca_short, or completion for the instruction as it is."""
+    max_length: int = 512
+    """Most tokens of an example, bos and eos included; longer completions are cut there."""
+    overlong: str = "drop"
+    """What a prompt without room for a completion leads to: drop (with a warning) or error."""
+    partition: str = "auto"
+    """Split over clients: iid, dirichlet, field, file, or auto (several files: file, else iid)."""
+    clients: int = 20
+    """Number of clients of an iid or dirichlet split; the other splits give their own."""
+    dirichlet_alpha: float = 0.5
+    """Concentration of a dirichlet split; smaller gives each category to fewer clients."""
+    category_field: str | None = None
+    """Field with a record's category; by default `category`, `template` or `task` where present."""
+    data_limit: int | None = None
+    """Most training records used, a fixed random subset of each file pro rata; by default all."""
+    test_limit: int | None = None
+    """Most test records, chosen the same way; by default all."""
+    cache_dir: str | None = execution(None)
+    """Folder of the token cache; by default $DEVFT_CACHE, else ~/.cache/devft_jax."""
+
+
+@dataclass(frozen=True, eq=False)
+class Client:
+    """One holder of data."""
+
+    name: str
+    id: int
+    """uint32 that other clients do not affect: the number of an iid or dirichlet part, otherwise
+    the CRC-32 of the name. Two names agree with chance 2^-32 and then only share random streams."""
+    indices: np.ndarray
+    """i64[n], sorted, the client's examples."""
+
+
+@dataclass(frozen=True, eq=False)
+class FederatedData:
+    """All that a run trains and tests on."""
+
+    train: Examples
+    clients: tuple[Client, ...]
+    """Every example of `train` belongs to exactly one."""
+    partition: str
+    """The method used, auto resolved."""
+    test: Examples | None
+    test_records: tuple[Record, ...]
+    """The record of each test example, in the same order, for graders that read text."""
+
+
+def validate_data(options: DataOptions) -> None:
+    """Raise `InputError` for an option that cannot be used, before anything is read."""
+    find_template(options.template)
+    if options.overlong not in OVERLONG:
+        raise InputError(
+            f"overlong {options.overlong!r} is unknown; choose from {', '.join(OVERLONG)}."
+        )
+    if options.partition not in ("auto", *METHODS):
+        raise InputError(
+            f"partition {options.partition!r} is unknown; choose from auto, {', '.join(METHODS)}."
+        )
+    if options.max_length < 2:
+        raise InputError(f"max_length {options.max_length} is too short; use 2 tokens or more.")
+    if not 0 <= options.test_fraction < 1:
+        raise InputError(
+            f"test_fraction {options.test_fraction} is outside [0, 1); 0.1 holds out a tenth."
+        )
+    if options.test_data is not None and options.test_fraction:
+        raise InputError(
+            f"test_data {options.test_data!r} and test_fraction {options.test_fraction} exclude "
+            "each other; give one of them."
+        )
+    if not 0 < options.dirichlet_alpha < float("inf"):
+        raise InputError(
+            f"dirichlet_alpha {options.dirichlet_alpha} is not a positive number; 0.5 is usual."
+        )
+    for name in ("clients", "data_limit", "test_limit"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise InputError(f"{name} {value} is not positive; use 1 or more.")
+
+
+def build_federated_data(
+    options: DataOptions, tokenizer: object, *, seed: int = 0
+) -> FederatedData:
+    """Read, tokenise, hold out and split the data that the options name.
+
+    Args:
+      options: any object with the fields of `DataOptions`.
+      tokenizer: of `transformers`.
+      seed: non-negative; decides the held-out examples and the split, not what a limit keeps.
+
+    Raises:
+      InputError: an unusable option, unreadable data, or a client without an example.
+    """
+    validate_data(options)
+    sources = load_sources(
+        options.data,
+        fields=options.fields,
+        category_field=options.category_field,
+        limit=options.data_limit,
+    )
+    records = [record for source in sources for record in source.records]
+    method = options.partition
+    if method == "auto":
+        method = "file" if len(sources) > 1 else "iid"
+    _check_categories(records, method, options)
+    examples = _tokenize(records, tokenizer, options)
+    train, test, test_records = examples, None, ()
+    if options.test_data is not None:
+        test, test_records = _test_data(options.test_data, tokenizer, options)
+    elif options.test_fraction:
+        train, test = _hold_out(examples, options, seed)
+        test_records = tuple(records[index] for index in test.record_index)
+    clients = _clients(train, method, sources, options, seed)
+    return FederatedData(train, clients, method, test, test_records)
+
+
+def _tokenize(records: Sequence[Record], tokenizer: object, options: DataOptions) -> Examples:
+    return tokenize(
+        records,
+        tokenizer,
+        template=options.template,
+        max_length=options.max_length,
+        overlong=options.overlong,
+        cache_dir=options.cache_dir,
+    )
+
+
+def _check_categories(records: Sequence[Record], method: str, options: DataOptions) -> None:
+    without = next((record for record in records if record.category is None), None)
+    if without is None:
+        return
+    wanted = options.category_field
+    if method in ("dirichlet", "field"):
+        field = f"the field {wanted!r}" if wanted else "a category"
+        raise InputError(
+            f"{without.origin} lacks {field}, which partition {method!r} needs of every record; "
+            "name the field with category_field, or use another partition."
+        )
+    if wanted is not None and all(record.category is None for record in records):
+        raise InputError(
+            f"category_field {wanted!r} occurs in no record of the data; "
+            "name a field that does, or leave it out."
+        )
+
+
+def _test_data(
+    spec: str, tokenizer: object, options: DataOptions
+) -> tuple[Examples, tuple[Record, ...]]:
+    sources = load_sources(
+        spec,
+        fields=options.fields,
+        category_field=options.category_field,
+        limit=options.test_limit,
+    )
+    records = [record for source in sources for record in source.records]
+    test = _tokenize(records, tokenizer, options)
+    return test, tuple(records[index] for index in test.record_index)
+
+
+def _hold_out(examples: Examples, options: DataOptions, seed: int) -> tuple[Examples, Examples]:
+    """Train and test part; the test part has at least one example and leaves at least one."""
+    if len(examples) < 2:
+        raise InputError(
+            f"test_fraction {options.test_fraction} cannot hold out of one example; use more data."
+        )
+    wanted = round(options.test_fraction * len(examples))
+    if options.test_limit is not None:
+        wanted = min(wanted, options.test_limit)
+    count = min(max(wanted, 1), len(examples) - 1)
+    order = random_stream(_HOLD_OUT_STREAM, seed).permutation(len(examples))
+    return examples.take(np.sort(order[count:])), examples.take(np.sort(order[:count]))
+
+
+def _clients(
+    train: Examples, method: str, sources: Sequence[Source], options: DataOptions, seed: int
+) -> tuple[Client, ...]:
+    if method in ("iid", "dirichlet"):
+        parts = partition(
+            train.category_codes,
+            method,
+            num_clients=options.clients,
+            alpha=options.dirichlet_alpha,
+            seed=seed,
+        )
+        return tuple(Client(f"client-{number}", number, part) for number, part in enumerate(parts))
+    if method == "file":
+        names = [source.name for source in sources]
+        sizes = [len(source.records) for source in sources]
+        groups = np.repeat(np.arange(len(sources)), sizes)[train.record_index]
+    else:
+        names, groups = list(train.category_names), train.category_codes
+    parts = partition(groups, method, num_clients=len(names))
+    for name, part in zip(names, parts, strict=True):
+        if not len(part):
+            raise InputError(
+                f"the client {name!r} has no training example left after limits, drops and the "
+                "held-out part; give it more data, raise max_length or data_limit, or leave it out."
+            )
+    return tuple(
+        Client(name, crc32(name.encode()), part) for name, part in zip(names, parts, strict=True)
+    )
+
+
+def describe(data: FederatedData, *, max_clients: int = 50) -> str:
+    """A table of the split for the terminal: examples, tokens and categories of each client."""
+    rows = [("client", "examples", "tokens", "categories")]
+    rows += [_row(client.name, data.train, client.indices) for client in data.clients[:max_clients]]
+    if len(data.clients) > max_clients:
+        rows.append((f"... and {len(data.clients) - max_clients} more", "", "", ""))
+    rows.append(_row(f"all {len(data.clients)} ({data.partition})", data.train))
+    if data.test is not None:
+        rows.append(_row("test", data.test))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        f"{name:<{widths[0]}}  {count:>{widths[1]}}  {tokens:>{widths[2]}}  {categories}".rstrip()
+        for name, count, tokens, categories in rows
+    ]
+    cut = int(data.train.truncated.sum())
+    if cut:
+        lines.append(f"{cut:,} training completions are cut at the length limit")
+    return "\n".join(lines)
+
+
+def _row(name: str, examples: Examples, index: np.ndarray | None = None) -> tuple[str, ...]:
+    index = np.arange(len(examples)) if index is None else index
+    counts = Counter(examples.category_codes[index].tolist())
+    del counts[-1]
+    common = [f"{examples.category_names[code]} {count:,}" for code, count in counts.most_common(4)]
+    if len(counts) > 4:
+        common.append(f"{len(counts) - 4} more")
+    tokens = int(examples.lengths[index].sum())
+    return name, f"{len(index):,}", f"{tokens:,}", ", ".join(common)

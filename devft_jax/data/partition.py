@@ -1,0 +1,127 @@
+"""Splits of a data set over clients, as pure functions of group codes and a seed.
+
+- `iid`: one shuffle, then parts whose sizes differ by at most one.
+- `dirichlet`: label skew after Hsu et al. 2019: for every category the shares of the clients are
+  one draw from a symmetric Dirichlet(alpha). Common implementations redraw until no client is
+  empty, which at small alpha may never end; here one draw is taken as it is and an empty client
+  is given one example of the largest, so that the function ends for every alpha.
+- `field` and `file`: natural splits, one client per value of a field or per file.
+
+Every example goes to exactly one client, and indices are sorted, so that a split is a set
+and not an order. The same seed gives the same split.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from devft_jax.errors import InputError
+
+METHODS: dict[str, str] = {
+    "iid": "shuffled and dealt out evenly",
+    "dirichlet": "every category spread over clients by a Dirichlet(alpha) draw",
+    "field": "one client per value of the category field",
+    "file": "one client per file",
+}
+
+# First element of the random stream of partitions.
+_PARTITION_STREAM = 2
+
+
+def random_stream(*path: int) -> np.random.Generator:
+    """The generator that belongs to a path of non-negative integers: a purpose, a seed, a round ...
+
+    Distinct paths give independent streams, whatever else is drawn and in which order.
+    """
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(path)))
+
+
+def apportion(total: int, weights: np.ndarray) -> np.ndarray:
+    """Split `total` into whole parts i64[n] in proportion to `weights` [n], by largest remainders.
+
+    The parts add up to `total` exactly; equal remainders favour the earlier part.
+    """
+    exact = total * np.asarray(weights, np.float64) / np.sum(weights, dtype=np.float64)
+    parts = np.floor(exact).astype(np.int64)
+    by_remainder = np.argsort(parts - exact, kind="stable")
+    parts[by_remainder[: total - parts.sum()]] += 1
+    return parts
+
+
+def partition(
+    groups: Sequence[int] | np.ndarray,
+    method: str,
+    *,
+    num_clients: int | None = None,
+    alpha: float = 0.5,
+    seed: int | np.random.Generator = 0,
+) -> list[np.ndarray]:
+    """Give every example to one client.
+
+    Args:
+      groups: i32[N], the group of each example: its category for `dirichlet` and `field`, its file
+        for `file`; only the length counts for `iid`.
+      method: one of `METHODS`.
+      num_clients: C, for `iid` and `dirichlet`; the natural splits have one client per group,
+        from 0 to the largest code, or to C - 1 where that is given and larger.
+      alpha: Dirichlet concentration; small values give each category to few clients.
+      seed: an integer, or a generator that is then advanced. Natural splits draw nothing.
+
+    Returns:
+      C sorted arrays i64 that together hold 0..N-1 once each. Under `iid` and `dirichlet` none is
+      empty; under `field` and `file` a client is empty if no example has its code.
+
+    Raises:
+      InputError: unknown method, fewer examples than clients, alpha not positive, or a negative
+        code (an example without a group) where groups matter.
+    """
+    codes = np.asarray(groups)
+    if method not in METHODS:
+        raise InputError(f"partition {method!r} is unknown; choose from {', '.join(METHODS)}.")
+    if method != "iid" and (codes < 0).any():
+        raise InputError(
+            f"partition {method!r} needs a group for every example and example "
+            f"{int(np.argmax(codes < 0))} has none; use iid, or give it one."
+        )
+    if method in ("field", "file"):
+        return _by_group(codes, num_clients)
+    if num_clients is None or num_clients < 1:
+        raise InputError(f"clients {num_clients} is not a positive number; use 1 or more.")
+    if len(codes) < num_clients:
+        raise InputError(
+            f"{len(codes)} examples cannot fill {num_clients} clients; "
+            "use fewer clients or more data."
+        )
+    stream = seed
+    if not isinstance(stream, np.random.Generator):
+        stream = random_stream(_PARTITION_STREAM, stream)
+    if method == "iid":
+        parts = np.array_split(stream.permutation(len(codes)), num_clients)
+    else:
+        parts = _dirichlet(codes, num_clients, alpha, stream)
+    return [np.sort(part) for part in parts]
+
+
+def _by_group(codes: np.ndarray, num_groups: int | None) -> list[np.ndarray]:
+    num_groups = max(num_groups or 0, int(codes.max(initial=-1)) + 1)
+    order = np.argsort(codes, kind="stable")
+    return np.split(order, np.searchsorted(codes[order], np.arange(1, num_groups)))
+
+
+def _dirichlet(
+    codes: np.ndarray, num_clients: int, alpha: float, stream: np.random.Generator
+) -> list[np.ndarray]:
+    if not 0 < alpha < np.inf:
+        raise InputError(f"alpha {alpha} is not a positive number; 0.5 is usual.")
+    owner = np.empty(len(codes), np.int64)
+    for category in np.unique(codes):
+        members = stream.permutation(np.flatnonzero(codes == category))
+        shares = stream.dirichlet(np.full(num_clients, alpha))
+        owner[members] = np.repeat(np.arange(num_clients), apportion(len(members), shares))
+    sizes = np.bincount(owner, minlength=num_clients)
+    for empty in np.flatnonzero(sizes == 0):
+        largest = int(np.argmax(sizes))
+        owner[stream.choice(np.flatnonzero(owner == largest))] = empty
+        sizes[largest] -= 1
+        sizes[empty] += 1
+    return _by_group(owner, num_clients)

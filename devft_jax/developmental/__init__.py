@@ -1,0 +1,66 @@
+"""Developmental federated tuning as linear algebra on the layer axis (Eqs. 1-5 of the DevFT paper).
+
+A model whose layers are stacked, every leaf `[L, ...]`, is compared layer by layer (`layer_similarity`,
+Eq. 1), grouped (`group_layers`, Eqs. 2-3) and fused into G representative layers (`fusion_matrix` and
+`fuse`, Eqs. 4-5). `layer_map` does the three in a row; `inherit` carries what the submodel learned back.
+
+    stage = layer_map((blocks, lora), 4)          # LayerMap(fuse f32[4, L], assign i32[L], train bool[4])
+    small_blocks, small_lora = fuse(stage, (blocks, lora))
+    lora = inherit(stage, trained_lora, lora)
+
+Needs jax and numpy only.
+"""
+
+from devft_jax.developmental.fusion import anchors, fusion_matrix
+from devft_jax.developmental.grouping import (
+    group_layers,
+    kmeans,
+    laplacian,
+    laplacian_spectrum,
+    spectral_embedding,
+)
+from devft_jax.developmental.growth import (
+    DevFT,
+    EndToEnd,
+    GramGrowth,
+    Growth,
+    Transition,
+    next_stage,
+    planned_depths,
+)
+from devft_jax.developmental.layer_map import LayerMap, fuse, inherit, layer_map, transition_gap
+from devft_jax.developmental.schedule import geometric_schedule, validate_capacities
+from devft_jax.developmental.similarity import (
+    LayerGrams,
+    layer_gram,
+    layer_similarity,
+    similarity_from_gram,
+)
+
+__all__ = [
+    "DevFT",
+    "EndToEnd",
+    "GramGrowth",
+    "Growth",
+    "LayerGrams",
+    "LayerMap",
+    "Transition",
+    "anchors",
+    "fuse",
+    "fusion_matrix",
+    "geometric_schedule",
+    "group_layers",
+    "inherit",
+    "kmeans",
+    "laplacian",
+    "laplacian_spectrum",
+    "layer_gram",
+    "layer_map",
+    "layer_similarity",
+    "next_stage",
+    "planned_depths",
+    "similarity_from_gram",
+    "spectral_embedding",
+    "transition_gap",
+    "validate_capacities",
+]

@@ -1,0 +1,112 @@
+"""How a group becomes one layer: Eqs. 4 and 5 of the DevFT paper, and its controls, as matrices.
+
+DBLF ("differential-based layer fusion") adds to the anchor, a group's first layer, what distinguishes
+the others from it:
+
+    vartheta_g = theta_anchor + beta * sum_{j in g} (theta_j - theta_anchor)
+
+beta multiplies the sum, not the mean. With m layers in the group the anchor's coefficient is therefore
+1 - beta (m - 1) and every other layer's is beta; they sum to one. With beta = 0.1 the anchor vanishes at
+m = 11 and its coefficient is NEGATIVE above. That is what the equation says, and it is not corrected
+here; `beta="auto"` = min(0.1, 1/m) per group, which is ours and not the paper's, avoids it.
+
+Every method is a row of a matrix over the layers, so that all of them share one `fuse`.
+"""
+
+import operator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from devft_jax.developmental.streaming import is_concrete
+
+METHODS = ("dblf", "sum", "r_one", "mean", "anchor")
+
+
+def fusion_matrix(
+    assign: jax.Array,
+    *,
+    num_groups: int | None = None,
+    method: str = "dblf",
+    beta: float | str = 0.1,
+    key: jax.Array | None = None,
+) -> jax.Array:
+    """Coefficients of every layer in every representative layer: f32[G, L].
+
+    `assign` i32[L] holds the group of each layer, -1 for a layer that is absent (a zero column).
+
+    * `dblf`: Eq. 5. `beta` is a number or "auto", min(0.1, 1/m) for a group of m layers.
+    * `sum`: all coefficients 1 (the paper's Sum).
+    * `r_one`: one member drawn at random with coefficient 1 (the paper's R-One); needs `key`.
+    * `mean`: 1/m each.
+    * `anchor`: the group's first layer alone; DBLF at beta 0.
+
+    `num_groups` may be left out unless `assign` is traced. Raises ValueError for an unknown method, a
+    missing key, a beta that is neither a finite number nor "auto", or a group without layers.
+    """
+    check_fusion(method, beta, has_key=key is not None)
+    num_groups = _count_groups(assign, num_groups)
+    assign = jnp.asarray(assign)
+    member = assign[None, :] == jnp.arange(num_groups)[:, None]
+    size = member.sum(axis=1, keepdims=True, dtype=jnp.float32)
+    if method == "sum":
+        return member.astype(jnp.float32)
+    if method == "mean":
+        return member / jnp.maximum(size, 1.0)
+    if method == "r_one":
+        assert key is not None
+        drawn = jnp.where(member, jax.random.uniform(key, assign.shape), -1.0).argmax(axis=1)
+        return _one_hot(drawn, member)
+    anchor = _one_hot(member.argmax(axis=1), member)
+    if method == "anchor":
+        return anchor
+    step = jnp.minimum(0.1, 1.0 / jnp.maximum(size, 1.0)) if beta == "auto" else jnp.float32(beta)
+    return jnp.where(anchor > 0, 1.0 - step * (size - 1.0), step * member)
+
+
+def check_fusion(method: str, beta: Any, *, has_key: bool) -> None:
+    """Raises ValueError unless `fusion_matrix` can be run so; reads no weights."""
+    if method not in METHODS:
+        raise ValueError(f"fusion method {method!r} is unknown: choose from {', '.join(METHODS)}.")
+    if method == "r_one" and not has_key:
+        raise ValueError("fusion method 'r_one' draws one layer per group: give it a key.")
+    if isinstance(beta, str) and beta != "auto":
+        raise ValueError(f"beta {beta!r} must be a finite number, such as 0.1, or 'auto'.")
+    if isinstance(beta, (int, float)) and not np.isfinite(beta):
+        raise ValueError(f"beta {beta} must be a finite number, such as 0.1, or 'auto'.")
+
+
+def anchors(assign: jax.Array, num_groups: int) -> jax.Array:
+    """The first layer of every group: i32[G]. Groups without layers give 0."""
+    member = jnp.asarray(assign)[None, :] == jnp.arange(num_groups)[:, None]
+    return member.argmax(axis=1).astype(jnp.int32)
+
+
+def _one_hot(layers: jax.Array, member: jax.Array) -> jax.Array:
+    chosen = jnp.arange(member.shape[1])[None, :] == layers[:, None]
+    return (chosen & member).astype(jnp.float32)
+
+
+def _count_groups(assign: jax.Array, num_groups: int | None) -> int:
+    if not is_concrete(assign):
+        if num_groups is None:
+            raise ValueError("num_groups is missing: a traced assign does not tell it, so give it.")
+        return operator.index(num_groups)
+    ids = np.asarray(assign)
+    if ids.ndim != 1 or ids.size == 0 or not np.issubdtype(ids.dtype, np.integer):
+        raise ValueError(f"assign has shape {ids.shape} and dtype {ids.dtype}: give one group id per layer, i32[L].")
+    count = int(ids.max()) + 1 if num_groups is None else operator.index(num_groups)
+    missing = sorted(set(range(count)) - set(ids.tolist()))
+    if missing or count < 1:
+        raise ValueError(
+            f"assign leaves group {missing[0] if missing else 0} without a layer: "
+            "number the groups 0..G-1 and give each at least one layer."
+        )
+    if ids.max() >= count or ids.min() < -1:
+        raise ValueError(
+            f"assign holds group ids from {ids.min()} to {ids.max()}, but num_groups is {count}: "
+            f"use 0..{count - 1}, or -1 for an absent layer."
+        )
+    return count

@@ -1,0 +1,200 @@
+"""Which layers form a group: Eqs. 2 and 3 of the DevFT paper, and its controls.
+
+DGLG ("deconfliction-guided layer grouping") asks for G groups with a small total cut (Eq. 2) and relaxes
+it to spectral clustering with the unnormalised Laplacian (Eq. 3):
+
+    D = diag(sum_j W_ij),  Lap = D - W,  E = eigenvectors of the G smallest eigenvalues (as columns),
+    groups = k-means of the rows of E, k = G
+
+The trivial eigenvector stays in E and rows are not normalised, as in the paper. It says nothing of seeds
+or restarts: k-means here is k-means++ and Lloyd's steps, many restarts at once, the best kept; it depends
+only on the key and never returns an empty group. Nothing in it depends on the signs or the rotation that
+an eigensolver may choose, because distances between rows do not.
+
+Negative similarities are used as they are; the Laplacian may then have negative eigenvalues. Between
+layers of pretrained LLaMAs similarities are faint, and one large group with singletons is a usual result.
+"""
+
+import functools
+import math
+import operator
+
+import jax
+import jax.numpy as jnp
+
+from devft_jax.developmental.streaming import is_concrete
+
+METHODS = ("dglg", "random", "even_blocks", "even_strides")
+
+
+def group_layers(
+    similarity: jax.Array, num_groups: int, *, method: str = "dglg", key: jax.Array | None = None
+) -> jax.Array:
+    """A group for every layer: i32[L], ids 0..G-1 in the order of each group's first layer, all used.
+
+    * `dglg`: Eq. 3. `key` seeds k-means; without one a fixed key is used.
+    * `random`: layers are shuffled and dealt out in equal shares; needs `key`.
+    * `even_blocks`: runs of neighbouring layers of equal length (the paper's Even is one of these two).
+    * `even_strides`: layer l goes to group l mod G.
+
+    `similarity` is f32[L, L]; all but `dglg` use only its size. Raises ValueError for an unknown method,
+    a missing key, a number of groups outside 1..L or a similarity that is not finite.
+    """
+    layers = _square(similarity)
+    check_grouping(method, num_groups, layers, has_key=key is not None)
+    if num_groups == layers:
+        return jnp.arange(layers, dtype=jnp.int32)
+    if num_groups == 1:
+        return jnp.zeros(layers, jnp.int32)
+    index = jnp.arange(layers, dtype=jnp.int32)
+    if method == "even_blocks":
+        return index * num_groups // layers
+    if method == "even_strides":
+        return index % num_groups
+    if method == "random":
+        assert key is not None
+        dealt = jnp.zeros(layers, jnp.int32).at[jax.random.permutation(key, layers)]
+        return number_by_first_layer(dealt.set(index % num_groups), num_groups)
+    if is_concrete(similarity) and not bool(jnp.isfinite(similarity).all()):
+        raise ValueError(
+            "The layer similarity holds NaN or infinite values, so layers cannot be grouped: "
+            "look for non-finite weights in the model or its adapter."
+        )
+    if key is None:
+        key = jax.random.key(0, impl="threefry2x32")
+    return _spectral_groups(similarity, num_groups, key)
+
+
+def check_grouping(method: str, num_groups: int, num_layers: int, *, has_key: bool) -> None:
+    """Raises ValueError unless `group_layers` can be run so; reads no weights."""
+    if method not in METHODS:
+        raise ValueError(f"grouping method {method!r} is unknown: choose from {', '.join(METHODS)}.")
+    if not 1 <= operator.index(num_groups) <= num_layers:
+        raise ValueError(
+            f"num_groups {num_groups} is not between 1 and the {num_layers} layers of the model: "
+            "every group needs a layer of its own."
+        )
+    if method == "random" and not has_key:
+        raise ValueError("grouping method 'random' draws groups at random: give it a key.")
+
+
+def number_by_first_layer(labels: jax.Array, num_groups: int) -> jax.Array:
+    """Renames the groups of i32[L] labels 0..G-1 so that they are ordered by their first layers."""
+    layers = labels.shape[0]
+    first = jnp.full(num_groups, layers).at[labels].min(jnp.arange(layers))
+    return jnp.argsort(jnp.argsort(first))[labels].astype(jnp.int32)
+
+
+def laplacian(similarity: jax.Array) -> jax.Array:
+    """The unnormalised Laplacian D - W of Eq. 3: f32[L, L]; its rows sum to zero."""
+    return jnp.diag(similarity.sum(axis=1)) - similarity
+
+
+def laplacian_spectrum(similarity: jax.Array) -> jax.Array:
+    """The eigenvalues of the Laplacian in ascending order: f32[L]. A gap after the G-th favours G groups."""
+    return jnp.linalg.eigvalsh(laplacian(similarity))
+
+
+def spectral_embedding(similarity: jax.Array, num_groups: int) -> jax.Array:
+    """E of Eq. 3, the eigenvectors of the G smallest eigenvalues of D - W as columns: f32[L, G]."""
+    return jnp.linalg.eigh(laplacian(similarity))[1][:, :num_groups]
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _spectral_groups(similarity: jax.Array, num_groups: int, key: jax.Array) -> jax.Array:
+    labels, _ = kmeans(spectral_embedding(similarity, num_groups), num_groups, key)
+    return number_by_first_layer(labels, num_groups)
+
+
+def kmeans(
+    points: jax.Array,
+    num_groups: int,
+    key: jax.Array,
+    *,
+    restarts: int = 256,
+    max_steps: int = 100,
+) -> tuple[jax.Array, jax.Array]:
+    """k-means of `points` f32[N, D]: labels i32[N] with every group used, and their inertia f32[].
+
+    Greedy k-means++ starts, Lloyd's steps until the labels stay or `max_steps`, the best of `restarts` by
+    inertia (the sum of squared distances to the group means). A group left empty is given the point
+    farthest from its own centre among groups of more than one. Needs num_groups <= N.
+    """
+
+    def once(uniform: jax.Array) -> tuple[jax.Array, jax.Array]:
+        start = _assign(points, _plus_plus(points, uniform))
+
+        def unfinished(state: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+            step, changed, _ = state
+            return changed & (step < max_steps)
+
+        def lloyd(
+            state: tuple[jax.Array, jax.Array, jax.Array],
+        ) -> tuple[jax.Array, jax.Array, jax.Array]:
+            step, _, labels = state
+            moved = _assign(points, _means(points, labels, num_groups))
+            return step + 1, (moved != labels).any(), moved
+
+        state = (jnp.int32(0), jnp.bool_(True), start)
+        _, _, labels = jax.lax.while_loop(unfinished, lloyd, state)
+        centres = _means(points, labels, num_groups)
+        return labels, jnp.square(points - centres[labels]).sum()
+
+    candidates = 2 + int(math.log(num_groups))
+    uniform = jax.random.uniform(key, (restarts, num_groups, candidates))
+    labels, inertia = jax.vmap(once)(uniform)
+    best = jnp.argmin(inertia)
+    return labels[best], inertia[best]
+
+
+def _square_distances(points: jax.Array, centres: jax.Array) -> jax.Array:
+    return jnp.square(points[:, None, :] - centres[None, :, :]).sum(axis=-1)
+
+
+def _plus_plus(points: jax.Array, uniform: jax.Array) -> jax.Array:
+    """Greedy k-means++ centres f32[G, D] from `uniform` f32[G, candidates] draws.
+
+    Candidates are drawn with probability proportional to the squared distance from the nearest centre so far; the one
+    that leaves the smallest sum of these distances becomes a centre.
+    """
+    last = points.shape[0] - 1
+
+    def draw(nearest: jax.Array, uniform: jax.Array) -> tuple[jax.Array, jax.Array]:
+        heaped = jnp.cumsum(nearest)
+        drawn = (heaped[None, :] <= uniform[:, None] * heaped[-1]).sum(axis=1)
+        candidates = points[jnp.minimum(drawn, last)]
+        remaining = jnp.minimum(nearest[:, None], _square_distances(points, candidates))
+        best = jnp.argmin(remaining.sum(axis=0))
+        return remaining[:, best], candidates[best]
+
+    first = points[(uniform[0, 0] * points.shape[0]).astype(jnp.int32)]
+    _, others = jax.lax.scan(draw, _square_distances(points, first[None])[:, 0], uniform[1:])
+    return jnp.concatenate([first[None], others])
+
+
+def _means(points: jax.Array, labels: jax.Array, num_groups: int) -> jax.Array:
+    member = jax.nn.one_hot(labels, num_groups, axis=0, dtype=points.dtype)
+    sums = jnp.matmul(member, points, precision=jax.lax.Precision.HIGHEST)
+    return sums / member.sum(axis=1, keepdims=True)
+
+
+def _assign(points: jax.Array, centres: jax.Array) -> jax.Array:
+    """The nearest centre of every point, i32[N], with empty groups refilled."""
+    distances = _square_distances(points, centres)
+    labels = jnp.argmin(distances, axis=1).astype(jnp.int32)
+    groups = centres.shape[0]
+
+    def refill(group: jax.Array, labels: jax.Array) -> jax.Array:
+        sizes = jnp.zeros(groups, jnp.int32).at[labels].add(1)
+        own = jnp.take_along_axis(distances, labels[:, None], axis=1)[:, 0]
+        farthest = jnp.argmax(jnp.where(sizes[labels] > 1, own, -1.0))
+        return jnp.where(sizes[group] == 0, labels.at[farthest].set(group), labels)
+
+    return jax.lax.fori_loop(0, groups, refill, labels)
+
+
+def _square(similarity: jax.Array) -> int:
+    shape = jnp.shape(similarity)
+    if len(shape) != 2 or shape[0] != shape[1] or not shape[0]:
+        raise ValueError(f"similarity has shape {shape}: give the [L, L] matrix of layer_similarity(tree).")
+    return shape[0]

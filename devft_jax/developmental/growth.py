@@ -1,0 +1,169 @@
+"""When which submodel: the growth of a model over stages.
+
+A growth is one function. At the start of stage s the trainer asks `next(s, tree, history, key)` and gets
+the stage's `LayerMap`, or None when there is no further stage. Nothing else about stages is known to the
+trainer, so ProgFed's prefixes, a rule that reads the history or a fixed selection are growths of the same
+kind:
+
+    class FirstHalfThenAll:
+        def next(self, stage, tree, history, key):
+            num_layers = jax.tree.leaves(tree)[0].shape[0]
+            half = LayerMap(jnp.eye(num_layers // 2, num_layers), ...)
+            return (half, LayerMap.identity(num_layers), None)[stage]
+
+`next_stage` asks any growth and measures, in the same single pass over the weights, what the log of a
+stage change wants to show.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+
+from devft_jax.developmental import fusion as fusions
+from devft_jax.developmental import grouping as groupings
+from devft_jax.developmental.grouping import laplacian_spectrum
+from devft_jax.developmental.layer_map import LayerMap, layer_map, transition_gap
+from devft_jax.developmental.schedule import validate_capacities
+from devft_jax.developmental.similarity import LayerGrams, Select, similarity_from_gram
+
+
+class Growth(Protocol):
+    """Chooses the submodel of every stage."""
+
+    def next(self, stage: int, tree: Any, history: Sequence[Any], key: jax.Array) -> LayerMap | None:
+        """The map of this stage, or None when training is over.
+
+        Called once at the start of each stage, 0, 1, ... `tree` is (base blocks, LoRA) at full depth,
+        every leaf `[L, ...]`; `history` holds the records so far, oldest first; `key` depends on the
+        seed and the stage. A growth that knows its depths in advance may also have
+        `depths(num_layers) -> tuple[int, ...]`, which lets a trainer plan; see `planned_depths`.
+        """
+        ...
+
+
+@runtime_checkable
+class GramGrowth(Protocol):
+    """A growth that looks at the weights through their inner products alone.
+
+    Its `next` is `from_grams` of `LayerGrams(tree)`; who holds the grams calls `from_grams` directly.
+    """
+
+    def from_grams(self, stage: int, grams: LayerGrams, history: Sequence[Any], key: jax.Array) -> LayerMap | None:
+        """The map of this stage, as `next` would give it."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class DevFT:
+    """The paper's growth: stage s has `capacities[s]` representative layers (Eqs. 1-5).
+
+    Attributes:
+        capacities: layers of each stage, ascending, at most the depth of the model.
+        grouping: method of `group_layers`.
+        fusion: method of `fusion_matrix`.
+        beta: fusion strength of DBLF, or "auto".
+        select: predicate on leaf paths that narrows what Eq. 1 compares; None compares everything.
+    """
+
+    capacities: tuple[int, ...]
+    grouping: str = "dglg"
+    fusion: str = "dblf"
+    beta: float | str = 0.1
+    select: Select | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses what no model could be grown with, before any model is read."""
+        object.__setattr__(self, "capacities", validate_capacities(self.capacities))
+        groupings.check_grouping(self.grouping, 1, 1, has_key=True)
+        fusions.check_fusion(self.fusion, self.beta, has_key=True)
+
+    def depths(self, num_layers: int) -> tuple[int, ...]:
+        """The depth of every stage; ValueError if one exceeds `num_layers`."""
+        return validate_capacities(self.capacities, num_layers)
+
+    def next(self, stage: int, tree: Any, history: Sequence[Any], key: jax.Array) -> LayerMap | None:
+        """Groups and fuses the layers as they are now; see `Growth.next`."""
+        return self.from_grams(stage, LayerGrams(tree), history, key)
+
+    def from_grams(self, stage: int, grams: LayerGrams, history: Sequence[Any], key: jax.Array) -> LayerMap | None:
+        """See `GramGrowth.from_grams`; the last, full-depth stage reads no weights."""
+        depths = self.depths(grams.num_layers)
+        if stage >= len(depths):
+            return None
+        return layer_map(
+            grams,
+            depths[stage],
+            grouping=self.grouping,
+            fusion=self.fusion,
+            beta=self.beta,
+            select=self.select,
+            key=key,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class EndToEnd:
+    """One stage of the full model: what FedIT and the other rivals do."""
+
+    def depths(self, num_layers: int) -> tuple[int, ...]:
+        """One stage of all layers."""
+        return (num_layers,)
+
+    def next(self, stage: int, tree: Any, history: Sequence[Any], key: jax.Array) -> LayerMap | None:
+        """The identity at stage 0, then None; see `Growth.next`."""
+        return self.from_grams(stage, LayerGrams(tree), history, key)
+
+    def from_grams(self, stage: int, grams: LayerGrams, history: Sequence[Any], key: jax.Array) -> LayerMap | None:
+        """See `GramGrowth.from_grams`; reads no weights."""
+        return None if stage else LayerMap.identity(grams.num_layers)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Transition:
+    """A stage's map with what was measured on the weights it was chosen from.
+
+    Attributes:
+        layer_map: the map.
+        similarity: f32[L, L], Eq. 1 over what the growth compares; None if the map is the identity,
+            for which no weights are read.
+        gap: f32[], `transition_gap` over all parameters; 0 for the identity.
+    """
+
+    layer_map: LayerMap
+    similarity: jax.Array | None
+    gap: jax.Array
+
+    @property
+    def spectrum(self) -> jax.Array | None:
+        """Eigenvalues of the Laplacian of `similarity`, ascending: f32[L], or None without it."""
+        return None if self.similarity is None else laplacian_spectrum(self.similarity)
+
+    @property
+    def group_sizes(self) -> tuple[int, ...]:
+        """Number of layers that every group is assigned."""
+        groups = jnp.arange(self.layer_map.num_groups)[:, None]
+        return tuple((self.layer_map.assign == groups).sum(axis=1).tolist())
+
+
+def next_stage(growth: Growth, stage: int, tree: Any, history: Sequence[Any], key: jax.Array) -> Transition | None:
+    """`growth.next` together with the measurements of a stage change, in one pass over the weights."""
+    grams = LayerGrams(tree)
+    if isinstance(growth, GramGrowth):
+        chosen = growth.from_grams(stage, grams, history, key)
+    else:
+        chosen = growth.next(stage, tree, history, key)
+    if chosen is None:
+        return None
+    if chosen.is_identity:
+        return Transition(chosen, None, jnp.float32(0))
+    similarity = similarity_from_gram(grams.gram(getattr(growth, "select", None)))
+    return Transition(chosen, similarity, transition_gap(grams.gram(), chosen))
+
+
+def planned_depths(growth: Growth, num_layers: int) -> tuple[int, ...] | None:
+    """The depth of every stage if the growth announces them through `depths`, else None."""
+    announce = getattr(growth, "depths", None)
+    return None if announce is None else announce(num_layers)

@@ -1,0 +1,215 @@
+"""A stage as linear algebra on the layer axis: building its submodel and carrying LoRA back.
+
+`LayerMap` is all that the rest of a program knows about a stage. `fuse` M f32[G, L] builds the G
+representative layers of the submodel from the L layers of the model. `assign` i32[L] tells every layer
+which representative it gets its LoRA back from. `train` bool[G] names the rows that learn and travel.
+DevFT's stages, a prefix, a selection of layers and end-to-end training differ only in these arrays.
+
+Carrying back has two readings. The paper's text copies a representative's LoRA to all layers of its group
+("copy"); its appendix has a formula whose symbols are lost but which contains the anchor, most likely
+
+    theta_j + (vartheta_g - theta_anchor)            ("anchor_delta")
+
+"delta" subtracts the fused layer instead of the anchor, so that a stage that learns nothing changes
+nothing; "anchor_only" updates the first layer of each group alone.
+"""
+
+import dataclasses
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from devft_jax.developmental import streaming
+from devft_jax.developmental.fusion import anchors, check_fusion, fusion_matrix
+from devft_jax.developmental.grouping import check_grouping, group_layers
+from devft_jax.developmental.similarity import LayerGrams, Select, layer_similarity
+
+MODES = ("copy", "anchor_only", "delta", "anchor_delta")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class LayerMap:
+    """A submodel of G representative layers made from the L layers of a model.
+
+    Attributes:
+        fuse: f32[G, L], the coefficient of every layer in every representative layer.
+        assign: i32[L], the group each layer gets its LoRA back from; -1 for a layer that is absent from
+            this stage and keeps its own.
+        train: bool[G], the rows that learn and travel; the others are computed but stay. Default all.
+    """
+
+    fuse: jax.Array
+    assign: jax.Array
+    train: jax.Array = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        """Lets every row train unless told otherwise."""
+        if self.train is None and hasattr(self.fuse, "shape"):
+            object.__setattr__(self, "train", jnp.ones(self.fuse.shape[0], bool))
+
+    @classmethod
+    def identity(cls, num_layers: int) -> Self:
+        """The full model: every layer represents itself."""
+        return cls(jnp.eye(num_layers, dtype=jnp.float32), jnp.arange(num_layers, dtype=jnp.int32))
+
+    @property
+    def num_groups(self) -> int:
+        """G, the depth of the submodel."""
+        return self.fuse.shape[0]
+
+    @property
+    def num_layers(self) -> int:
+        """L, the depth of the model."""
+        return self.fuse.shape[1]
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether the submodel is the model itself (`train` may still be a part). False if traced."""
+        return (
+            streaming.is_concrete(self.fuse)
+            and np.array_equal(np.asarray(self.fuse), np.eye(self.num_groups, self.num_layers))
+            and self.num_groups == self.num_layers
+        )
+
+    def selected(self) -> np.ndarray | None:
+        """The layers i64[G] that the rows pick, if every row only picks one; None else or if traced."""
+        if not streaming.is_concrete(self.fuse):
+            return None
+        fuse = np.asarray(self.fuse)
+        one_hot = ((fuse == 0) | (fuse == 1)).all() and (fuse.sum(axis=1) == 1).all()
+        return fuse.argmax(axis=1) if one_hot else None
+
+
+def layer_map(
+    tree: Any,
+    num_groups: int,
+    *,
+    grouping: str = "dglg",
+    fusion: str = "dblf",
+    beta: float | str = 0.1,
+    select: Select | None = None,
+    key: jax.Array | None = None,
+) -> LayerMap:
+    """Eqs. 1-5: the map from a model to its submodel of `num_groups` representative layers.
+
+    `tree` is any pytree whose leaves lead with L, such as (base blocks, LoRA), or `LayerGrams` of one;
+    `select` narrows what is compared (see `layer_gram`), the other choices are those of `group_layers`
+    and `fusion_matrix`. `key` is split into one for the groups and one for the fusion. The weights are
+    read once, and not at all when the groups do not depend on them: with `num_groups` = L the result is
+    the identity, whatever the methods. Raises ValueError as the functions named here do.
+    """
+    num_layers = tree.num_layers if isinstance(tree, LayerGrams) else streaming.count_layers(tree)
+    check_grouping(grouping, num_groups, num_layers, has_key=key is not None)
+    check_fusion(fusion, beta, has_key=key is not None)
+    if num_groups == num_layers:
+        return LayerMap.identity(num_layers)
+    group_key, fusion_key = (None, None) if key is None else jax.random.split(key)
+    compared = grouping == "dglg" and num_groups > 1
+    similarity = layer_similarity(tree, select=select) if compared else jnp.eye(num_layers)
+    assign = group_layers(similarity, num_groups, method=grouping, key=group_key)
+    matrix = fusion_matrix(assign, num_groups=num_groups, method=fusion, beta=beta, key=fusion_key)
+    return LayerMap(matrix, assign)
+
+
+def fuse(layer_map: LayerMap, tree: Any) -> Any:
+    """The representative layers of a tree `[L, ...]`: the same tree with leaves `[G, ...]`.
+
+    Sums are float32, leaves keep their float dtype, weights that `dequantize` become float32. A map that
+    fuses nothing rounds nothing: the identity returns `tree` itself, and a map that only picks layers
+    (concrete rows with a single 1) returns those layers as they are stored, 4-bit codes included.
+    numpy leaves give numpy leaves. Differentiable in the tree and in `layer_map.fuse`. Raises ValueError
+    when a leaf does not lead with the map's L.
+    """
+    streaming.count_layers(tree, expected=layer_map.num_layers)
+    if layer_map.is_identity:
+        return tree
+    selected = layer_map.selected()
+    if selected is not None:
+        return streaming.map_leaves(lambda leaf: streaming.take(selected, leaf), tree)
+    return streaming.map_leaves(lambda leaf: streaming.combine(layer_map.fuse, leaf), tree)
+
+
+def inherit(layer_map: LayerMap, trained: Any, full: Any, *, mode: str = "copy") -> Any:
+    """Carries a trained submodel `[G, ...]` back into the full-depth tree `[L, ...]` (Eq. 12).
+
+    A layer takes part if `assign` gives it a group and that group trains; every other layer keeps the
+    value it has in `full`, bit for bit. With g the group of layer j and M = `layer_map.fuse`:
+
+    * `copy`: trained[g].
+    * `anchor_only`: trained[g] for the first layer of each group, no change for the others.
+    * `delta`: full[j] + (trained - M full)[g].
+    * `anchor_delta`: full[j] + trained[g] - full[anchor of g].
+
+    The result has the dtypes of `full` (float32 for weights that `dequantize`); numpy leaves give numpy
+    leaves. Meant for LoRA, correct for any tree. Through an identity map on which all rows train it is
+    `trained` itself. Raises ValueError for an unknown mode or leaves that do not match.
+    """
+    if mode not in MODES:
+        raise ValueError(f"inherit mode {mode!r} is unknown: choose from {', '.join(MODES)}.")
+    streaming.count_layers(full, expected=layer_map.num_layers)
+    _check_match(layer_map, trained, full)
+    if _returns_everything(layer_map):
+        return trained
+    anchor = anchors(layer_map.assign, layer_map.num_groups)
+    source = _sources(layer_map, anchor, anchors_only=mode == "anchor_only")
+    if mode in ("copy", "anchor_only"):
+        return streaming.map_leaves(lambda t, f: streaming.replace(source, t, f), trained, full)
+    before = layer_map.fuse if mode == "delta" else jax.nn.one_hot(anchor, layer_map.num_layers)
+    return streaming.map_leaves(lambda t, f: streaming.shift(before, source, t, f), trained, full)
+
+
+def transition_gap(gram: jax.Array, layer_map: LayerMap) -> jax.Array:
+    """How far a stage's submodel is from its anchors, the quantity that Lemma 1 bounds: f32[].
+
+        sum_g sum_{j in g, j != anchor} |fuse[g, j]| * ||theta_j - theta_anchor||
+
+    With DBLF |fuse[g, j]| is beta. `gram` f32[L, L] comes from `layer_gram`, so the weights are not read
+    again. A distance below about 1e-3 of the layers' norms is lost in float32 rounding.
+    """
+    layers = jnp.arange(layer_map.num_layers)
+    group = jnp.maximum(layer_map.assign, 0)
+    anchor = anchors(layer_map.assign, layer_map.num_groups)[group]
+    gram = jnp.asarray(gram)
+    squares = jnp.diagonal(gram)
+    square = jnp.maximum(squares + squares[anchor] - 2 * gram[layers, anchor], 0.0)
+    weight = jnp.where(layer_map.assign >= 0, jnp.abs(layer_map.fuse[group, layers]), 0.0)
+    distance = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
+    return jnp.sum(weight * distance)
+
+
+def _sources(layer_map: LayerMap, anchor: jax.Array, *, anchors_only: bool) -> jax.Array:
+    """The trained row that every layer takes, i32[L], -1 for none."""
+    assign = jnp.asarray(layer_map.assign)
+    group = jnp.maximum(assign, 0)
+    takes = (assign >= 0) & jnp.asarray(layer_map.train)[group]
+    if anchors_only:
+        takes &= anchor[group] == jnp.arange(layer_map.num_layers)
+    return jnp.where(takes, assign, -1)
+
+
+def _returns_everything(layer_map: LayerMap) -> bool:
+    concrete = streaming.is_concrete(layer_map.assign) and streaming.is_concrete(layer_map.train)
+    return (
+        concrete
+        and layer_map.is_identity
+        and bool(np.all(layer_map.train))
+        and np.array_equal(np.asarray(layer_map.assign), np.arange(layer_map.num_layers))
+    )
+
+
+def _check_match(layer_map: LayerMap, trained: Any, full: Any) -> None:
+    old, new = dict(streaming.named_leaves(full)), dict(streaming.named_leaves(trained))
+    if old.keys() != new.keys():
+        odd = sorted(old.keys() ^ new.keys())[0]
+        raise ValueError(f"trained and full differ at leaf {odd or 'root'}: give two trees of the same structure.")
+    for path, leaf in new.items():
+        shape, wanted = streaming.weight_shape(leaf), streaming.weight_shape(old[path])
+        if shape != (layer_map.num_groups, *wanted[1:]):
+            raise ValueError(
+                f"Leaf {path or 'root'} of trained has shape {shape}, but the layer map has "
+                f"{layer_map.num_groups} groups and full has shape {wanted} there: "
+                f"give {(layer_map.num_groups, *wanted[1:])}."
+            )

@@ -1,0 +1,91 @@
+"""Eq. 1 of the DevFT paper: cosine similarity of whole layers.
+
+    W_ij = <theta_i, theta_j> / (||theta_i|| ||theta_j||)
+
+theta_i is all of layer i's parameters as one vector, its LoRA factors included when they are in the
+tree. The vectors are never formed. Inner products add over leaves, so each leaf gives one `[L, L]` Gram
+matrix while it is read once, and everything else (norms, cosines, the distances of Lemma 1) follows from
+their sum. LoRA is a quarter of a percent of a 7B layer, so it hardly moves W unless the base is left out.
+
+What the paper leaves open is decided so: the factors are compared as they are (not merged into W), norm
+weights count, weights in 4 bits are dequantised first, negative similarities are kept, and the diagonal
+is what the formula gives. `select` narrows theta_i, for example to leave the norms out.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from devft_jax.developmental import streaming
+
+Select = Callable[[str], bool]
+
+
+class LayerGrams:
+    """The inner products between the layers of a tree, measured on first use and then kept.
+
+    Every function of this package that reads a tree only for them also takes `LayerGrams(tree)`; a
+    trainer that wants similarity, groups and transition gap for its logs reads the weights once. The
+    tree must not change in between.
+    """
+
+    def __init__(self, tree: Any) -> None:
+        """Checks the shapes of `tree`; reads no weights yet."""
+        self.num_layers: int = streaming.count_layers(tree)
+        self._tree = tree
+
+    @functools.cached_property
+    def per_leaf(self) -> dict[str, jax.Array]:
+        """Gram matrix f32[L, L] of every leaf by its `jax.tree_util.keystr` path."""
+        leaves = streaming.named_leaves(self._tree)
+        return {path: streaming.gram(leaf) for path, leaf in leaves}
+
+    def gram(self, select: Select | None = None) -> jax.Array:
+        """f32[L, L], the sum over the leaves whose path `select` accepts (all without it)."""
+        chosen = _chosen(list(self.per_leaf), select)
+        return functools.reduce(jnp.add, [self.per_leaf[path] for path in chosen])
+
+
+def _chosen(paths: list[str], select: Select | None) -> list[str]:
+    chosen = [path for path in paths if select is None or select(path)]
+    if not chosen:
+        some = ", ".join(paths[:4])
+        raise ValueError(
+            f"select accepts none of the tree's {len(paths)} leaves: let it accept at least one path, such as {some}."
+        )
+    return chosen
+
+
+def layer_gram(tree: Any, *, select: Select | None = None) -> jax.Array:
+    """Inner products <theta_i, theta_j> of the layers of a tree: f32[L, L].
+
+    `tree` is any pytree whose leaves lead with L, or `LayerGrams` of one; `select` is a predicate on the
+    `jax.tree_util.keystr` path of a leaf. Leaves are read once, in blocks; float32 sums. Raises
+    ValueError when a leaf does not lead with L or `select` accepts none.
+    """
+    if isinstance(tree, LayerGrams):
+        return tree.gram(select)
+    streaming.count_layers(tree)
+    leaves = dict(streaming.named_leaves(tree))
+    grams = [streaming.gram(leaves[path]) for path in _chosen(list(leaves), select)]
+    return functools.reduce(jnp.add, grams)
+
+
+def layer_similarity(tree: Any, *, select: Select | None = None) -> jax.Array:
+    """Eq. 1, cosine similarity of the layers of a tree: f32[L, L]; arguments as in `layer_gram`.
+
+    A layer whose weights are all zero has similarity 0 to every layer, itself included.
+    """
+    return similarity_from_gram(layer_gram(tree, select=select))
+
+
+def similarity_from_gram(gram: jax.Array) -> jax.Array:
+    """Cosine similarities f32[L, L] from inner products f32[L, L], zero where a norm is zero."""
+    squares = jnp.diagonal(gram)
+    positive = squares > 0
+    # The inner `where` keeps the gradient finite at a zero norm, the outer one sets the value there.
+    scale = jnp.where(positive, jax.lax.rsqrt(jnp.where(positive, squares, 1.0)), 0.0)
+    return gram * scale[:, None] * scale[None, :]

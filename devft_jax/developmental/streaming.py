@@ -1,0 +1,381 @@
+"""Linear algebra on the layer axis, a block of columns at a time.
+
+A leaf `[L, ...]` stacks one weight of all L layers. Seen as a matrix it has L rows and, at 7B, tens of
+millions of columns; Eq. 1 needs its Gram matrix and Eq. 5 its product with a `[G, L]` matrix, both in
+float32 although the weights are stored in 16 or 4 bits. A float32 copy of one such leaf is gigabytes, so
+every function here walks over the columns in blocks whose float32 scratch is a few megabytes and never
+more than about one float32 layer of that leaf.
+
+There are two routes behind each function, chosen by what the leaf is:
+
+* a numpy array (a memory-mapped file included) is streamed on the host and gives a numpy array;
+* anything else, tracers included, goes through a `lax` loop over `dynamic_slice`. It jits,
+  differentiates and lowers for every platform, no huge leaf is ever reshaped (a reshape may copy it),
+  and all indices count along one axis, so they fit 32 bits at any model size.
+
+A weight with a `dequantize(dtype)` method is one opaque leaf. It has to be a pytree whose arrays all
+lead with L (a `lax.scan` over layers asks the same). Where its arrays also agree on their second axis
+(quantised in blocks along the first weight axis) it is dequantised block by block, otherwise whole.
+"""
+
+import dataclasses
+import functools
+import math
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.core import Tracer
+
+Index = tuple[slice, ...]
+
+_SMALLEST_BLOCK = 2**16
+_LARGEST_BLOCK = 2**21
+
+
+def is_opaque(leaf: Any) -> bool:
+    """True for a weight that can `dequantize`: one leaf, whatever arrays it is made of."""
+    return hasattr(leaf, "dequantize")
+
+
+def is_concrete(array: Any) -> bool:
+    """True for an array whose values can be looked at, False for a tracer."""
+    return not isinstance(array, Tracer)
+
+
+def named_leaves(tree: Any) -> list[tuple[str, Any]]:
+    """The leaves of a tree with their `jax.tree_util.keystr` paths, an opaque weight counting as one."""
+    flat, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_opaque)
+    return [(jax.tree_util.keystr(path), leaf) for path, leaf in flat]
+
+
+def map_leaves(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
+    """`jax.tree.map` that hands over an opaque weight whole."""
+    return jax.tree.map(function, tree, *rest, is_leaf=is_opaque)
+
+
+def weight_shape(leaf: Any) -> tuple[int, ...]:
+    """Shape of a leaf as a float array, `()` for what has no shape at all."""
+    if is_opaque(leaf):
+        return jax.eval_shape(lambda w: w.dequantize(jnp.float32), leaf).shape
+    return getattr(leaf, "shape", ())
+
+
+def count_layers(tree: Any, *, expected: int | None = None) -> int:
+    """L, after checking that every leaf is a float array that leads with it.
+
+    `expected` is the L that something else (a layer map) asks for; without it the first leaf decides.
+    Raises ValueError naming the first leaf that does not fit.
+    """
+    leaves = named_leaves(tree)
+    if not leaves:
+        raise ValueError("The tree has no leaves: give a pytree of arrays that lead with the layers.")
+    source = "the layer map" if expected is not None else f"leaf {leaves[0][0] or 'root'}"
+    for path, leaf in leaves:
+        shape = weight_shape(leaf)
+        if not shape:
+            raise ValueError(
+                f"Leaf {path or 'root'} has shape () and so no layer axis: stack one value per layer on axis 0."
+            )
+        expected = shape[0] if expected is None else expected
+        if shape[0] != expected:
+            raise ValueError(
+                f"Leaf {path or 'root'} has shape {shape}, but axis 0 must hold the {expected} layers "
+                f"of {source}: stack the per-layer weights of all leaves on axis 0."
+            )
+        if not is_opaque(leaf) and not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise ValueError(
+                f"Leaf {path or 'root'} has dtype {leaf.dtype}, which cannot be fused or compared: "
+                "give float weights, or a weight with a dequantize(dtype) method."
+            )
+    assert expected is not None
+    return expected
+
+
+def gram(leaf: Any) -> jax.Array:
+    """Inner products of the layers of one leaf `[L, ...]`: f32[L, L], exactly symmetric."""
+    if isinstance(leaf, np.ndarray):
+        return jnp.asarray(_host_gram(leaf), jnp.float32)
+    return _device_gram(leaf)
+
+
+def combine(matrix: Any, leaf: Any) -> Any:
+    """`matrix` f32[G, L] times a leaf `[L, ...]`: `[G, ...]` in the leaf's dtype (f32 if opaque)."""
+    if isinstance(leaf, np.ndarray) and is_concrete(matrix):
+        return _host_combine(np.asarray(matrix), leaf)
+    return _device_combine(matrix, leaf)
+
+
+def take(rows: np.ndarray, leaf: Any) -> Any:
+    """Layers `rows` i32[G] of a leaf, as they are stored: nothing is rounded or dequantised."""
+    if isinstance(leaf, np.ndarray):
+        return leaf[rows]
+    return jax.tree.map(lambda array: jnp.take(array, rows, axis=0), leaf)
+
+
+def replace(source: Any, trained: Any, full: Any) -> Any:
+    """Layer l of the result is `trained[source[l]]`, or `full[l]` where `source[l]` is -1.
+
+    `source` i32[L], `trained` `[G, ...]`, `full` `[L, ...]`; the result has the dtype of `full`.
+    """
+    trained, full = _as_floats(trained), _as_floats(full)
+    if _all_on_host(source, trained, full):
+        return _host_replace(np.asarray(source), trained, full)
+    return _device_replace(source, trained, full)
+
+
+def shift(matrix: Any, source: Any, trained: Any, full: Any) -> Any:
+    """Layer l of the result is `full[l] + (trained - matrix @ full)[source[l]]`, or `full[l]` at -1.
+
+    `matrix` f32[G, L], the rest as in `replace`. The sum is taken in float32.
+    """
+    trained, full = _as_floats(trained), _as_floats(full)
+    if _all_on_host(source, trained, full) and is_concrete(matrix):
+        return _host_shift(np.asarray(matrix), np.asarray(source), trained, full)
+    return _device_shift(matrix, source, trained, full)
+
+
+def _all_on_host(source: Any, trained: Any, full: Any) -> bool:
+    arrays = isinstance(trained, np.ndarray) and isinstance(full, np.ndarray)
+    return arrays and is_concrete(source)
+
+
+def _as_floats(leaf: Any) -> Any:
+    return leaf.dequantize(jnp.float32) if is_opaque(leaf) else leaf
+
+
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+    """How a leaf is cut: `size` entries at a time of the `length` entries along `axis`."""
+
+    axis: int
+    length: int
+    size: int
+
+    @classmethod
+    def of(cls, shape: tuple[int, ...], length: int | None = None) -> Self:
+        """Blocks of a weight of `shape` `[L, ...]`, all L layers in each.
+
+        A block holds at most half a layer's worth of elements (so that it and a product of the same
+        size stay within one float32 layer), and between 0.25 and 8 MiB in float32: smaller ones would
+        cost more calls than arithmetic, larger ones would leave the caches. The cut is along the first
+        axis that is long enough, which keeps the reads contiguous. `length` tells that axis 1 can only
+        be cut into that many equal pieces.
+        """
+        layers, columns = shape[0], math.prod(shape[1:])
+        elements = min(max(columns // 2, _SMALLEST_BLOCK), _LARGEST_BLOCK)
+        wanted = max(1, min(columns, elements // max(layers, 1)))
+        pieces = math.ceil(columns / wanted)
+        long_enough = (axis for axis in range(1, len(shape)) if shape[axis] >= pieces)
+        axis = next(long_enough, 1 + int(np.argmax(shape[1:])))
+        if length is not None:
+            axis = 1
+        length = shape[axis] if length is None else length
+        return cls(axis, length, max(1, min(length, wanted * length // max(columns, 1))))
+
+    def indices(self) -> Iterator[Index]:
+        """Numpy indices of the blocks, leaving out the layer axis."""
+        lead = (slice(None),) * (self.axis - 1)
+        for start in range(0, self.length, self.size):
+            yield (*lead, slice(start, min(start + self.size, self.length)))
+
+
+# ---------------------------------------------------------------------------------------------------
+# The host: numpy in, numpy out, a few threads because numpy works outside Python's lock.
+
+
+def _host_blocks(leaf: np.ndarray) -> tuple[np.ndarray, Blocks]:
+    leaf = leaf[:, None] if leaf.ndim == 1 else leaf
+    return leaf, Blocks.of(leaf.shape)
+
+
+def _on_threads(work: Callable[[Any], None], items: Any) -> None:
+    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+        for _ in pool.map(work, items):
+            pass
+
+
+def _host_gram(leaf: np.ndarray) -> np.ndarray:
+    leaf, blocks = _host_blocks(leaf)
+    total = np.zeros((leaf.shape[0],) * 2)
+    pending: list[jax.Array] = []
+    for index in blocks.indices():
+        pending.append(_block_gram(np.ascontiguousarray(leaf[:, *index])))
+        if len(pending) > 1:
+            total += np.asarray(pending.pop(0))
+    return sum(map(np.asarray, pending), total)
+
+
+def _weighted_sum(weights: np.ndarray, leaf: np.ndarray, index: Index) -> np.ndarray:
+    members = np.flatnonzero(weights)
+    total = np.zeros(leaf[0][index].shape, np.float32)
+    for layer in members:
+        total += weights[layer] * leaf[layer, *index].astype(np.float32)
+    return total
+
+
+def _host_combine(matrix: np.ndarray, leaf: np.ndarray) -> np.ndarray:
+    shape = (matrix.shape[0], *leaf.shape[1:])
+    leaf, blocks = _host_blocks(leaf)
+    out = np.empty((matrix.shape[0], *leaf.shape[1:]), leaf.dtype)
+
+    def fill(index: Index) -> None:
+        for group, weights in enumerate(matrix):
+            out[group, *index] = _weighted_sum(weights, leaf, index)
+
+    _on_threads(fill, blocks.indices())
+    return out.reshape(shape)
+
+
+def _host_replace(source: np.ndarray, trained: np.ndarray, full: np.ndarray) -> np.ndarray:
+    out = np.empty(full.shape, full.dtype)
+
+    def fill(layer: int) -> None:
+        group = source[layer]
+        out[layer] = full[layer] if group < 0 else trained[group]
+
+    _on_threads(fill, range(len(full)))
+    return out
+
+
+def _host_shift(matrix: np.ndarray, source: np.ndarray, trained: np.ndarray, full: np.ndarray) -> np.ndarray:
+    shape = full.shape
+    trained, _ = _host_blocks(trained)
+    full, blocks = _host_blocks(full)
+    out = np.empty(full.shape, full.dtype)
+
+    def fill(index: Index) -> None:
+        out[:, *index] = full[:, *index]
+        for group in np.unique(source[source >= 0]):
+            change = trained[group, *index].astype(np.float32)
+            change -= _weighted_sum(matrix[group], full, index)
+            for layer in np.flatnonzero(source == group):
+                out[layer, *index] = full[layer, *index].astype(np.float32) + change
+
+    _on_threads(fill, blocks.indices())
+    return out.reshape(shape)
+
+
+# ---------------------------------------------------------------------------------------------------
+# The device: one compiled loop per leaf shape.
+
+
+def _product(left: jax.Array, right: jax.Array, axes: Any) -> jax.Array:
+    return jnp.tensordot(left, right, axes=axes, precision=lax.Precision.HIGHEST)
+
+
+@jax.jit
+def _block_gram(block: jax.Array) -> jax.Array:
+    block = block.astype(jnp.float32)
+    trailing = tuple(range(1, block.ndim))
+    return _product(block, block, (trailing, trailing))
+
+
+def _cut(leaf: Any) -> tuple[Any, tuple[int, ...], Blocks]:
+    """The leaf in a form that can be cut, its shape as floats, and its blocks."""
+    shape = weight_shape(leaf)
+    if is_opaque(leaf):
+        seconds = {array.shape[1:2] for array in jax.tree.leaves(leaf)}
+        (second, *others) = seconds
+        if second and not others and len(shape) > 1 and shape[1] % second[0] == 0:
+            return leaf, shape, Blocks.of(shape, second[0])
+        leaf = leaf.dequantize(jnp.float32)
+    leaf = jnp.asarray(leaf)
+    if leaf.ndim == 1:
+        leaf, shape = leaf[:, None], (*shape, 1)
+    return leaf, shape, Blocks.of(shape)
+
+
+def _read(leaf: Any, axis: int, start: Any, size: int) -> jax.Array:
+    block = jax.tree.map(lambda array: lax.dynamic_slice_in_dim(array, start, size, axis), leaf)
+    return block.dequantize(jnp.float32) if is_opaque(block) else block.astype(jnp.float32)
+
+
+def _loop(step: Callable[[Any, Any, int], Any], carry: Any, blocks: Blocks) -> Any:
+    """Folds `step(carry, start, size)` over the blocks; the last, shorter one comes after the loop."""
+    count, rest = divmod(blocks.length, blocks.size)
+    if count == 1:
+        carry = step(carry, 0, blocks.size)
+    elif count:
+        carry = lax.fori_loop(0, count, lambda i, c: step(c, i * blocks.size, blocks.size), carry)
+    return step(carry, count * blocks.size, rest) if rest else carry
+
+
+def _recomputed(function: Callable[..., jax.Array], size: int) -> Callable[..., jax.Array]:
+    # Without this the backward pass would keep the float32 form of every block at once.
+    return jax.checkpoint(functools.partial(function, size), prevent_cse=False)
+
+
+@jax.jit
+def _device_gram(leaf: Any) -> jax.Array:
+    leaf, shape, blocks = _cut(leaf)
+
+    def part(size: int, leaf: Any, start: Any) -> jax.Array:
+        return _block_gram(_read(leaf, blocks.axis, start, size))
+
+    def step(total: jax.Array, start: Any, size: int) -> jax.Array:
+        return total + _recomputed(part, size)(leaf, start)
+
+    total = _loop(step, jnp.zeros((shape[0], shape[0]), jnp.float32), blocks)
+    return (total + total.T) / 2
+
+
+def _fill(
+    out: jax.Array,
+    part: Callable[..., jax.Array],
+    operands: tuple[Any, ...],
+    shape: tuple[int, ...],
+    blocks: Blocks,
+) -> jax.Array:
+    """Writes `part(size, *operands, start)` into `out` block by block."""
+    scale = shape[blocks.axis] // max(blocks.length, 1)
+
+    def step(out: jax.Array, start: Any, size: int) -> jax.Array:
+        block = _recomputed(part, size)(*operands, start).astype(out.dtype)
+        return lax.dynamic_update_slice_in_dim(out, block, start * scale, blocks.axis)
+
+    return _loop(step, out, blocks)
+
+
+@jax.jit
+def _device_combine(matrix: jax.Array, leaf: Any) -> jax.Array:
+    dtype = jnp.float32 if is_opaque(leaf) else leaf.dtype
+    result_shape = (matrix.shape[0], *weight_shape(leaf)[1:])
+    leaf, shape, blocks = _cut(leaf)
+
+    def part(size: int, matrix: jax.Array, leaf: Any, start: Any) -> jax.Array:
+        return _product(matrix, _read(leaf, blocks.axis, start, size), 1)
+
+    out = jnp.zeros((matrix.shape[0], *shape[1:]), dtype)
+    return _fill(out, part, (matrix, leaf), shape, blocks).reshape(result_shape)
+
+
+@jax.jit
+def _device_replace(source: jax.Array, trained: jax.Array, full: jax.Array) -> jax.Array:
+    rows = jnp.take(trained, jnp.maximum(source, 0), axis=0).astype(full.dtype)
+    return jnp.where(_per_layer(source >= 0, full), rows, full)
+
+
+def _per_layer(flags: jax.Array, like: jax.Array) -> jax.Array:
+    return flags.reshape(-1, *(1,) * (like.ndim - 1))
+
+
+@jax.jit
+def _device_shift(matrix: jax.Array, source: jax.Array, trained: jax.Array, full: jax.Array) -> jax.Array:
+    result_shape, dtype = full.shape, full.dtype
+    trained, _, _ = _cut(trained)
+    full, shape, blocks = _cut(full)
+
+    def part(size: int, matrix: jax.Array, trained: Any, full: Any, start: Any) -> jax.Array:
+        old = _read(full, blocks.axis, start, size)
+        change = _read(trained, blocks.axis, start, size) - _product(matrix, old, 1)
+        moved = old + jnp.take(change, jnp.maximum(source, 0), axis=0)
+        return jnp.where(_per_layer(source >= 0, old), moved, old)
+
+    out = jnp.zeros(full.shape, dtype)
+    return _fill(out, part, (matrix, trained, full), shape, blocks).reshape(result_shape)

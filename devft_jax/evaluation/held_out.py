@@ -1,0 +1,120 @@
+"""Held-out loss and exact match in one forward pass per batch.
+
+Exact match asks whether greedy decoding would reproduce the reference completion, end of sequence included. That is the
+case exactly when the reference token is the most likely one at every completion position given the reference before it,
+so no decoding is needed. (A completion that spells the same text with other tokens counts as wrong, as it does when token
+ids are compared after decoding.)
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from devft_jax.data import Examples, evaluation_batches
+from devft_jax.models.llama import Adapter, Base, Compute, ModelConfig
+from devft_jax.models.loss import completion_statistics
+from devft_jax.options import execution
+from devft_jax.programs import CLIENT_AXIS, CompiledPrograms, client_mesh
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationOptions:
+    """When and how the global model is judged on the held-out data."""
+
+    evaluate_every: int = execution(0)
+    """Rounds between evaluations within a stage; 0 evaluates at the borders of stages only."""
+    evaluation_batch: int = execution(32)
+    """Held-out examples scored at once."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How a model does on held-out examples.
+
+    Attributes:
+      loss: mean negative log-likelihood of the completion tokens, nats per token.
+      accuracy: share of examples whose whole completion greedy decoding reproduces.
+      hits: bool[N], which ones. examples: N.
+    """
+
+    loss: float
+    accuracy: float
+    hits: np.ndarray
+    examples: int
+
+
+class HeldOut:
+    """Scores adapters on one set of examples; batches are spread over the devices.
+
+    Args:
+      config, compute: the model. examples: held-out data. buckets: padded lengths, ascending.
+      batch_size: examples scored at once, rounded up to a multiple of the devices.
+      devices: local devices to use. programs: where compiled programs are kept and counted.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        compute: Compute,
+        examples: Examples,
+        *,
+        buckets: Sequence[int],
+        batch_size: int,
+        devices: Sequence[jax.Device],
+        programs: CompiledPrograms,
+    ):
+        mesh = client_mesh(devices)
+        self.examples = examples
+        self.buckets = buckets
+        self.batch_size = -(-batch_size // len(devices)) * len(devices)
+        self.programs = programs
+        self.shared = NamedSharding(mesh, PartitionSpec())
+        self.split = NamedSharding(mesh, PartitionSpec(CLIENT_AXIS))
+
+        def score(base: Base, adapter: Adapter | None, tokens: jax.Array, mask: jax.Array):
+            statistics = completion_statistics(
+                config, base, adapter, tokens, mask, compute=compute
+            )
+            return jnp.sum(statistics.nll, axis=-1), jnp.all(statistics.hit, axis=-1)
+
+        # Rows are scored apart, so devices need not talk to each other; shard_map says so.
+        self._score = jax.jit(
+            jax.shard_map(
+                score,
+                mesh=mesh,
+                in_specs=(PartitionSpec(), PartitionSpec(), *[PartitionSpec(CLIENT_AXIS)] * 2),
+                out_specs=PartitionSpec(CLIENT_AXIS),
+                check_vma=False,
+            )
+        )
+
+    def __call__(self, base: Base, adapter: Adapter | None) -> Evaluation:
+        """Loss and exact match of `adapter` (None: the bare base) on every held-out example."""
+        base, adapter = jax.device_put((base, adapter), self.shared)
+        pending = []
+        tokens_counted = 0
+        batches = evaluation_batches(self.examples, self.batch_size, self.buckets)
+        for index, tokens, mask in batches:
+            inputs = jax.device_put((tokens, mask), self.split)
+            tokens_counted += int(mask.sum())
+            pending.append(
+                (index, self.programs.call("evaluate", self._score, base, adapter, *inputs))
+            )
+        nll = 0.0
+        hits = np.zeros(len(self.examples), bool)
+        for index, scores in pending:
+            nll_of_rows, hit_of_rows = jax.device_get(scores)
+            real = index >= 0
+            nll += float(nll_of_rows[real].sum(dtype=np.float64))
+            hits[index[real]] = hit_of_rows[real]
+        return Evaluation(
+            loss=nll / max(tokens_counted, 1),
+            accuracy=float(hits.mean()),
+            hits=hits,
+            examples=len(self.examples),
+        )
+

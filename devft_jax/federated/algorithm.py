@@ -1,0 +1,80 @@
+"""A federated algorithm as a record of pure functions over two pytrees, written like an optax transform.
+
+`Server` is the one global state, `Bank` the state that clients keep between rounds (every leaf leads with the number of
+clients N; most algorithms keep none and use `{}`). One round is
+
+    down          = broadcast(server)                               the downlink message
+    train, frozen = start(down, row)                                per client, under vmap
+    train         = local training on adapter(train, frozen)
+    up, row       = finish(down, train, row)                        the uplink message
+    sums         += contribution(up, weight)                        over clients, devices and chunks
+    server        = finalize(server, sums)
+
+`down` and `up` are exactly what travels: their leaves' sizes are the bytes that are reported. Aggregation is a plain sum
+of contributions, so it streams over chunks of clients and over devices in any order; `finalize` divides by the weight that
+the sums carry. At a stage change `submodel` carries the full-depth server state into the new stage's submodel, and
+`transfer` brings what the stage learned back to every layer.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from devft_jax.developmental import LayerMap
+from devft_jax.models.llama import Adapter, ModelConfig
+
+PyTree = Any
+
+
+def no_bank(num_clients: int, server: PyTree) -> PyTree:
+    """The bank of an algorithm whose clients remember nothing."""
+    return {}
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """The record; every function is pure and traceable.
+
+    Attributes:
+      name: what the command line calls it.
+      reference: paper and year.
+      message: what travels, for `devft list`.
+      init_server: (key, model config) -> Server at full depth.
+      broadcast: Server -> Down, in the dtype in which it travels.
+      start: (Down, Row) -> (train, frozen): what a client optimises and what it only uses.
+      adapter: (train, frozen) -> Adapter for the forward pass.
+      finish: (Down, train, Row) -> (Up, Row).
+      contribution: (Up, weight f32[]) -> Sums, linear in the weight, accumulated in float32.
+      finalize: (Server, Sums) -> (Server, metrics: dict of f32[]). The summed weight is positive.
+      view: Server -> Adapter, the global model that is evaluated and exported.
+      submodel: (Server at full depth, LayerMap) -> Server of the stage.
+      transfer: (Server at full depth, Server of the stage, LayerMap, mode) -> Server at full depth.
+      init_bank: (number of clients, Server of the stage) -> Bank.
+    """
+
+    name: str
+    reference: str
+    message: str
+    init_server: Callable[[jax.Array, ModelConfig], PyTree]
+    broadcast: Callable[[PyTree], PyTree]
+    start: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]
+    adapter: Callable[[PyTree, PyTree], Adapter]
+    finish: Callable[[PyTree, PyTree, PyTree], tuple[PyTree, PyTree]]
+    contribution: Callable[[PyTree, jax.Array], PyTree]
+    finalize: Callable[[PyTree, PyTree], tuple[PyTree, dict[str, jax.Array]]]
+    view: Callable[[PyTree], Adapter]
+    submodel: Callable[[PyTree, LayerMap], PyTree]
+    transfer: Callable[[PyTree, PyTree, LayerMap, str], PyTree]
+    init_bank: Callable[[int, PyTree], PyTree] = no_bank
+
+
+def message_bytes(message: PyTree) -> int:
+    """Bytes of a message: the sizes of its leaves in the dtype in which it travels."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(message))
+
+
+def as_float32(tree: PyTree) -> PyTree:
+    """Every leaf in float32: low-rank factors train and accumulate in it whatever the message's dtype."""
+    return jax.tree.map(lambda leaf: leaf.astype("float32"), tree)

@@ -1,0 +1,108 @@
+"""The options of a federated run: protocol and learning rate."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from devft_jax.errors import InputError
+from devft_jax.federated.algorithms import ALGORITHMS
+from devft_jax.options import execution
+
+MESSAGE_DTYPES = ("float32", "bfloat16", "float16")
+WEIGHTINGS = ("examples", "uniform")
+SCHEDULES = ("constant", "cosine", "cosine-per-stage")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FederatedOptions:
+    """Clients, rounds and messages."""
+
+    algorithm: str = "fedit"
+    """Federated algorithm, see `devft list`."""
+    rounds: int = 40
+    """Federated rounds of all stages together."""
+    clients_per_round: int = 2
+    """Participants of a round, drawn uniformly without replacement."""
+    local_steps: int = 10
+    """Optimiser steps of a participant in a round."""
+    batch_size: int = 16
+    """Examples of an optimiser step."""
+    weighting: str = "examples"
+    """A message's weight: examples (the client's number of them) or uniform."""
+    message_dtype: str = "float32"
+    """Precision in which messages travel, both ways: float32, bfloat16 or float16."""
+    max_nonfinite: float = execution(0.5)
+    """Share of a round's participants whose update may be NaN or infinite and is dropped; above it the run stops."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearningRateOptions:
+    """The clients' learning rate, constant within a round."""
+
+    learning_rate: tuple[float, ...] = (1e-4,)
+    """One rate, or one per stage, such as the paper's 1e-6,1e-5,1e-4,1e-4."""
+    schedule: str = "cosine"
+    """constant, cosine (over all rounds) or cosine-per-stage (restarting at each stage)."""
+    min_learning_rate: float = 1e-6
+    """Where a cosine ends; a rate below it stays as it is."""
+
+
+def validate_federated(options: FederatedOptions) -> None:
+    """Raise `InputError` unless the options describe a protocol (the number of clients is checked with the data)."""
+    choices = {
+        "algorithm": tuple(ALGORITHMS),
+        "weighting": WEIGHTINGS,
+        "message_dtype": MESSAGE_DTYPES,
+    }
+    for name, allowed in choices.items():
+        if getattr(options, name) not in allowed:
+            raise InputError(
+                f"{name} '{getattr(options, name)}' is unknown; choose from {', '.join(allowed)}."
+            )
+    for name in ("rounds", "clients_per_round", "local_steps", "batch_size"):
+        if getattr(options, name) < 1:
+            raise InputError(f"{name} {getattr(options, name)} is not positive; use 1 or more.")
+    if not 0 <= options.max_nonfinite < 1:
+        raise InputError(f"max_nonfinite {options.max_nonfinite} is outside [0, 1); 0.5 is usual.")
+
+
+def validate_learning_rate(options: LearningRateOptions, stages: int | None = None) -> None:
+    """Raise `InputError` unless the rates are positive and, where the stages are known, one or one per stage."""
+    if options.schedule not in SCHEDULES:
+        raise InputError(
+            f"schedule '{options.schedule}' is unknown; choose from {', '.join(SCHEDULES)}."
+        )
+    rates = options.learning_rate
+    if not rates or any(not 0 <= rate < math.inf for rate in rates):
+        raise InputError(f"learning_rate {rates} must be one or more finite rates of 0 or above.")
+    if options.min_learning_rate < 0:
+        raise InputError(
+            f"min_learning_rate {options.min_learning_rate} is negative; use 0 or more."
+        )
+    if stages is not None and len(rates) not in (1, stages):
+        raise InputError(
+            f"learning_rate has {len(rates)} rates for {stages} stages; give one, or one per stage."
+        )
+
+
+def learning_rate_at(
+    options: LearningRateOptions, stage_rounds: Sequence[int], stage: int, round_in_stage: int
+) -> float:
+    """The rate of a round.
+
+    The cosine is OpenFedLLM's: min + (rate - min) (1 + cos(pi t / T)) / 2 with t from 0 over T rounds, of all stages or of
+    the stage.
+
+    Args:
+      stage_rounds: rounds of each stage. stage, round_in_stage: both from 0.
+    """
+    rates = options.learning_rate
+    rate = rates[stage] if len(rates) > 1 else rates[0]
+    if options.schedule == "constant" or rate <= options.min_learning_rate:
+        return rate
+    if options.schedule == "cosine":
+        done, total = sum(stage_rounds[:stage]) + round_in_stage, sum(stage_rounds)
+    else:
+        done, total = round_in_stage, stage_rounds[stage]
+    floor = options.min_learning_rate
+    return floor + (rate - floor) * (1 + math.cos(math.pi * done / total)) / 2

@@ -1,0 +1,87 @@
+"""Replay of one client's local training, a step at a time, to see where it breaks."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from devft_jax.federated.algorithm import Algorithm
+from devft_jax.federated.cohort import client_loss
+from devft_jax.federated.local import OptimizerOptions, local_step, make_optimizer
+from devft_jax.models.llama import Base, Compute, ModelConfig
+
+PyTree = Any
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One replayed step, numbered from 1: the loss before it, the norms of gradient and update, and what is not finite."""
+
+    step: int
+    loss: float
+    gradient_norm: float
+    update_norm: float
+    nonfinite: tuple[str, ...]
+
+
+def _nonfinite_leaves(tree: PyTree) -> tuple[str, ...]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return tuple(
+        jax.tree_util.keystr(path) for path, leaf in leaves if not np.isfinite(leaf).all()
+    )
+
+
+def replay_client(
+    algorithm: Algorithm,
+    config: ModelConfig,
+    compute: Compute,
+    options: OptimizerOptions,
+    *,
+    base: Base,
+    server: PyTree,
+    row: PyTree,
+    batches: tuple[np.ndarray, np.ndarray],
+    lr: float,
+    key: jax.Array,
+    train_rows: np.ndarray,
+) -> list[StepReport]:
+    """Train one client in a plain loop exactly as a chunk would, reporting every step until one is not finite.
+
+    Args:
+      server: the algorithm's state at the start of the round. row: the client's bank row.
+      batches: tokens i32[S, B, T] and mask bool[S, B, T]. lr, key, train_rows: as in the round.
+    """
+    train, frozen = algorithm.start(algorithm.broadcast(server), row)
+    loss = client_loss(algorithm, config, compute, base, frozen)
+    optimizer = make_optimizer(options, lr)
+    gradients_of = jax.jit(jax.grad(loss))
+    advance = jax.jit(partial(local_step, loss, optimizer, jnp.asarray(train_rows)))
+    carry = (train, optimizer.init(train))
+    reports = []
+    for index, batch in enumerate(zip(*batches, strict=True)):
+        step_key = jax.random.fold_in(key, index)
+        before = carry[0]
+        gradients = jax.device_get(gradients_of(before, batch, step_key))
+        carry, value = advance(carry, batch, step_key)
+        change = jax.tree.map(jnp.subtract, carry[0], before)
+        broken = (
+            *(() if np.isfinite(value) else ("loss",)),
+            *(f"gradient{name}" for name in _nonfinite_leaves(gradients)),
+            *(f"adapter{name}" for name in _nonfinite_leaves(jax.device_get(carry[0]))),
+        )
+        reports.append(
+            StepReport(
+                step=index + 1,
+                loss=float(value),
+                gradient_norm=float(optax.tree.norm(gradients)),
+                update_norm=float(optax.tree.norm(change)),
+                nonfinite=broken,
+            )
+        )
+        if broken:
+            break
+    return reports

@@ -1,0 +1,55 @@
+"""Who takes part in a round, and where every random draw of a run comes from.
+
+All keys are threefry and are folded from (seed, purpose, global round, client id, ...), never split in sequence, so that
+every algorithm and growth sees the same cohorts, and adding, dropping or reordering clients never changes another client's
+draw.
+"""
+
+from enum import IntEnum
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class Purpose(IntEnum):
+    """What a key is for; folded first, so that purposes never share a stream."""
+
+    INITIALISATION = 0
+    COHORT = 1
+    TRAINING = 2
+    GROWTH = 3
+
+
+def run_key(seed: int, purpose: Purpose) -> jax.Array:
+    """The key of one purpose of a run."""
+    return jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), purpose)
+
+
+@partial(jax.jit, static_argnums=0)
+def _priorities(seed: int, round_index: jax.Array, ids: jax.Array) -> jax.Array:
+    key = jax.random.fold_in(run_key(seed, Purpose.COHORT), round_index)
+    return jax.vmap(lambda client: jax.random.bits(jax.random.fold_in(key, client)))(ids)
+
+
+def sample_cohort(seed: int, round_index: int, ids: np.ndarray, size: int) -> np.ndarray:
+    """Positions i64[size] of the round's participants, ascending: uniform without replacement.
+
+    Every client draws a priority of its own from (seed, round, client id) and the `size` smallest take part, so a client's
+    draw does not depend on which others exist.
+
+    Args:
+      seed: of the run. round_index: global round, counted over all stages.
+      ids: u32[N] client ids. size: participants, at most N.
+    """
+    priorities = np.asarray(_priorities(seed, jnp.uint32(round_index), jnp.asarray(ids)))
+    order = np.lexsort((ids, priorities))
+    return np.sort(order[:size])
+
+
+@partial(jax.jit, static_argnums=0)
+def client_keys(seed: int, round_index: jax.Array, ids: jax.Array) -> jax.Array:
+    """One key per client of a cohort for what it draws while training (dropout), key[C] for ids u32[C]."""
+    key = jax.random.fold_in(run_key(seed, Purpose.TRAINING), round_index)
+    return jax.vmap(lambda client: jax.random.fold_in(key, client))(ids)

@@ -1,0 +1,326 @@
+"""LLaMA as pure functions over stacked pytrees: one `lax.scan` over the layer axis, nothing merged, nothing copied.
+
+Every per-layer leaf leads with the layer axis `L`, so growing or shrinking a model is linear algebra on that axis and the
+forward pass does not know about stages: it runs as many layers as the leaves hold. The frozen `Base`, the trained `Adapter`
+and the tokens are three separate arguments; a low-rank update is applied as two small products beside the frozen one
+(`x @ W + scale * (x @ a) @ b`), never as `W + a @ b`, because under a `vmap` over clients the merged form would give every
+client a private copy of `W`.
+
+Axis letters: B batch, T tokens, L layers, D model width, F feed-forward width, H query heads, K key/value heads,
+E head size, r rank, V vocabulary. Linear weights are stored `[in, out]`.
+
+Covers LLaMA 1-3 (Touvron et al. 2023; Grattafiori et al. 2024): RMSNorm, rotary positions with optional scaling,
+grouped-query attention, SwiGLU, tied or separate head.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
+
+REMAT_POLICIES = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+ATTENTION_IMPLEMENTATIONS = ("auto", "xla", "cudnn")
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """Rescaling of rotary frequencies for long contexts.
+
+    `kind` is "linear" (every frequency divided by `factor`) or "llama3" (long wavelengths divided by `factor`, short ones
+    kept, a smooth ramp between, set by the two frequency factors and the original context length in tokens).
+    """
+
+    kind: str
+    factor: float
+    low_frequency_factor: float = 1.0
+    high_frequency_factor: float = 4.0
+    original_length: int = 8192
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape of a LLaMA-family model; static under `jit`."""
+
+    vocabulary: int
+    width: int
+    feed_forward: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    rope_theta: float = 10_000.0
+    rope_scaling: RopeScaling | None = None
+    norm_epsilon: float = 1e-5
+    tied_head: bool = False
+    max_length: int = 4096
+
+    def projection_shape(self, name: str) -> tuple[int, int]:
+        """`(in, out)` of one of the seven linear projections of a layer."""
+        queries, keys = self.heads * self.head_size, self.kv_heads * self.head_size
+        shapes = {
+            "q": (self.width, queries),
+            "k": (self.width, keys),
+            "v": (self.width, keys),
+            "o": (queries, self.width),
+            "gate": (self.width, self.feed_forward),
+            "up": (self.width, self.feed_forward),
+            "down": (self.feed_forward, self.width),
+        }
+        return shapes[name]
+
+    def with_layers(self, layers: int) -> "ModelConfig":
+        """The same architecture at another depth, as a submodel has it."""
+        return dataclasses.replace(self, layers=layers)
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How the forward pass is executed; changes speed and memory, not what is computed.
+
+    `dtype` is that of activations and of the weights inside a product ("float32" or "bfloat16"); norms, softmax,
+    low-rank factors and the loss stay float32. `remat` names what the backward pass recomputes: "none" keeps all
+    activations, "dots" keeps the products with frozen weights, "full" keeps only each layer's input. `attention` is "xla",
+    "cudnn" or "auto" (cudnn on an NVIDIA GPU in bfloat16 where the head size allows it, else xla). `vocabulary_chunk` is
+    how many columns of the head are multiplied at once in the loss.
+    """
+
+    dtype: str = "float32"
+    remat: str = "none"
+    attention: str = "auto"
+    vocabulary_chunk: int = 16_384
+
+
+class Block(struct.PyTreeNode):
+    """The decoder layers of a model, stacked: projections `[L, in, out]`, norms `[L, D]`."""
+
+    q: Any
+    k: Any
+    v: Any
+    o: Any
+    gate: Any
+    up: Any
+    down: Any
+    norm_attention: jax.Array
+    norm_mlp: jax.Array
+
+
+class Base(struct.PyTreeNode):
+    """A frozen model: `embed [V, D]`, stacked `blocks`, final `norm [D]`, `head [D, V]` (None when tied to `embed`)."""
+
+    embed: jax.Array
+    blocks: Block
+    norm: jax.Array
+    head: jax.Array | None
+
+
+class LoraFactors(struct.PyTreeNode):
+    """Low-rank factors of one projection in every layer: `a [L, in, r]` touches the input, `b [L, r, out]` the output."""
+
+    a: jax.Array
+    b: jax.Array
+
+
+class Adapter(struct.PyTreeNode):
+    """What is added to a frozen base: `lora` maps projection names to factors; `scale` is alpha / r, a scalar.
+
+    `dropout` is the probability with which an element of a low-rank product's input is dropped while training.
+    """
+
+    lora: dict[str, LoraFactors]
+    scale: jax.Array
+    dropout: float = struct.field(pytree_node=False, default=0.0)
+
+
+def rotary_frequencies(config: ModelConfig) -> jax.Array:
+    """Angular frequencies per position, f32[E / 2] (Su et al. 2021; LLaMA 3 scaling as Hugging Face applies it)."""
+    exponents = jnp.arange(0, config.head_size, 2, dtype=jnp.float32) / config.head_size
+    frequencies = config.rope_theta**-exponents
+    scaling = config.rope_scaling
+    if scaling is None:
+        return frequencies
+    if scaling.kind == "linear":
+        return frequencies / scaling.factor
+    wavelengths = 2 * jnp.pi / frequencies
+    turns = scaling.original_length / wavelengths
+    span = scaling.high_frequency_factor - scaling.low_frequency_factor
+    keep = jnp.clip((turns - scaling.low_frequency_factor) / span, 0.0, 1.0)
+    return keep * frequencies + (1 - keep) * frequencies / scaling.factor
+
+
+def rotary_table(config: ModelConfig, length: int) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines for positions 0..length-1, each f32[T, 1, E / 2]."""
+    angles = jnp.arange(length, dtype=jnp.float32)[:, None] * rotary_frequencies(config)
+    return jnp.cos(angles)[:, None, :], jnp.sin(angles)[:, None, :]
+
+
+def rotate(x: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Rotary position embedding of `x [..., T, heads, E]`, halves paired as in Hugging Face checkpoints."""
+    cos, sin = (part.astype(x.dtype) for part in table)
+    first, second = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+def rms_norm(x: jax.Array, weight: jax.Array, epsilon: float) -> jax.Array:
+    """Root-mean-square normalisation over the last axis in float32, returned in `x`'s dtype."""
+    wide = x.astype(jnp.float32)
+    scale = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + epsilon)
+    return (wide * scale * weight.astype(jnp.float32)).astype(x.dtype)
+
+
+def dense_weight(weight: Any, dtype: jnp.dtype) -> jax.Array:
+    """A projection's weight as a float array; opaque weights (4-bit, 8-bit) know how to expand themselves."""
+    if hasattr(weight, "dequantize"):
+        return weight.dequantize(dtype)
+    return weight.astype(dtype)
+
+
+def attention_implementation(compute: Compute, config: ModelConfig) -> str:
+    """The `implementation` handed to `jax.nn.dot_product_attention` on the default platform."""
+    if compute.attention != "auto":
+        return compute.attention
+    suits_cudnn = compute.dtype == "bfloat16" and config.head_size % 8 == 0
+    return "cudnn" if jax.default_backend() == "gpu" and suits_cudnn else "xla"
+
+
+def _drop(key: jax.Array, rate: float, x: jax.Array) -> jax.Array:
+    # Drawn with T leading: threefry's bits follow the flat index, so padding to more tokens changes no real token's mask.
+    batch, length, width = x.shape
+    keep = jax.random.bernoulli(key, 1.0 - rate, (length, batch, width)).swapaxes(0, 1)
+    return jnp.where(keep, x / (1.0 - rate), 0.0)
+
+
+def _layer(
+    config: ModelConfig,
+    compute: Compute,
+    table: tuple[jax.Array, jax.Array],
+    scale: jax.Array | None,
+    dropout: float,
+    x: jax.Array,
+    block: Block,
+    lora: dict[str, LoraFactors],
+    key: jax.Array | None,
+) -> jax.Array:
+    """One decoder layer on `x [B, T, D]`; the leaves of `block` and `lora` have lost their layer axis."""
+
+    def project(name: str, inputs: jax.Array) -> jax.Array:
+        outputs = inputs @ dense_weight(getattr(block, name), inputs.dtype)
+        if name not in lora:
+            return outputs
+        if key is not None and dropout > 0.0:
+            inputs = _drop(jax.random.fold_in(key, PROJECTIONS.index(name)), dropout, inputs)
+        factors = lora[name]
+        low = inputs @ factors.a.astype(inputs.dtype)
+        return outputs + scale.astype(x.dtype) * (low @ factors.b.astype(inputs.dtype))
+
+    def heads(y: jax.Array, count: int) -> jax.Array:
+        return y.reshape(*y.shape[:-1], count, config.head_size)
+
+    with jax.named_scope("attention"):
+        normed = rms_norm(x, block.norm_attention, config.norm_epsilon)
+        queries = rotate(heads(project("q", normed), config.heads), table)
+        keys = rotate(heads(project("k", normed), config.kv_heads), table)
+        values = heads(project("v", normed), config.kv_heads)
+        mixed = jax.nn.dot_product_attention(
+            queries,
+            keys,
+            values,
+            is_causal=True,
+            implementation=attention_implementation(compute, config),
+        )
+        x = x + project("o", mixed.reshape(*x.shape[:-1], -1))
+    with jax.named_scope("mlp"):
+        normed = rms_norm(x, block.norm_mlp, config.norm_epsilon)
+        gated = jax.nn.silu(project("gate", normed)) * project("up", normed)
+        return x + project("down", gated)
+
+
+def hidden_states(
+    config: ModelConfig,
+    base: Base,
+    adapter: Adapter | None,
+    tokens: jax.Array,
+    *,
+    compute: Compute = Compute(),
+    key: jax.Array | None = None,
+) -> jax.Array:
+    """Final normalised hidden states `[B, T, D]` in the compute dtype; the head is left to the caller.
+
+    Args:
+      config: the architecture; its `layers` is ignored, the leaves of `base.blocks` set the depth.
+      base: frozen weights.
+      adapter: low-rank update of the same depth, or None for the bare base.
+      tokens: i32[B, T], padded on the right (causal attention keeps padding out of every real token's sight).
+      compute: execution choices.
+      key: a random key switches LoRA dropout on; None (evaluation) leaves it off.
+    """
+    dtype = jnp.dtype(compute.dtype)
+    table = rotary_table(config, tokens.shape[-1])
+    lora = {} if adapter is None else adapter.lora
+    scale = None if adapter is None else adapter.scale
+    dropout = 0.0 if adapter is None else adapter.dropout
+    depth = base.blocks.norm_mlp.shape[0]
+
+    def step(x, layer):
+        block, factors, index = layer
+        layer_key = None if key is None else jax.random.fold_in(key, index)
+        return _layer(config, compute, table, scale, dropout, x, block, factors, layer_key), None
+
+    policy = REMAT_POLICIES[compute.remat]
+    if policy is not None:
+        step = jax.checkpoint(step, policy=policy, prevent_cse=False)
+    embedded = base.embed[tokens].astype(dtype)
+    x, _ = jax.lax.scan(step, embedded, (base.blocks, lora, jnp.arange(depth)))
+    return rms_norm(x, base.norm, config.norm_epsilon)
+
+
+def head_weight(base: Base) -> jax.Array:
+    """The output projection `[D, V]`, which a tied model shares with its embedding."""
+    return base.embed.T if base.head is None else base.head
+
+
+def forward(
+    config: ModelConfig,
+    base: Base,
+    adapter: Adapter | None,
+    tokens: jax.Array,
+    *,
+    compute: Compute = Compute(),
+    key: jax.Array | None = None,
+) -> jax.Array:
+    """Logits f32[B, T, V] of `tokens` i32[B, T]; arguments as in `hidden_states`."""
+    hidden = hidden_states(config, base, adapter, tokens, compute=compute, key=key)
+    head = head_weight(base).astype(hidden.dtype)
+    return jnp.einsum("btd,dv->btv", hidden, head, preferred_element_type=jnp.float32)
+
+
+def init_base(key: jax.Array, config: ModelConfig, *, dtype: str = "float32") -> Base:
+    """Random weights as for training from scratch: normal with deviation 0.02, residual outputs shrunk by sqrt(2 L)."""
+    keys = iter(jax.random.split(key, len(PROJECTIONS) + 2))
+
+    def normal(shape: tuple[int, ...], deviation: float = 0.02) -> jax.Array:
+        return (deviation * jax.random.normal(next(keys), shape)).astype(dtype)
+
+    shrunk = 0.02 / (2 * config.layers) ** 0.5
+    projections = {
+        name: normal(
+            (config.layers, *config.projection_shape(name)),
+            shrunk if name in ("o", "down") else 0.02,
+        )
+        for name in PROJECTIONS
+    }
+    # Two arrays, not one twice: an optimiser step that donates its buffers refuses shared ones.
+    norms = [jnp.ones((config.layers, config.width), dtype) for _ in range(2)]
+    blocks = Block(**projections, norm_attention=norms[0], norm_mlp=norms[1])
+    embed = normal((config.vocabulary, config.width))
+    head = None if config.tied_head else normal((config.width, config.vocabulary))
+    return Base(embed=embed, blocks=blocks, norm=jnp.ones(config.width, dtype), head=head)

@@ -1,0 +1,123 @@
+"""Devices and compiled programs: where a run executes and what compiling it cost.
+
+Every program is compiled ahead of time for its shapes and kept here, so that compilation is counted and timed apart from
+training, and its scratch memory is known.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh
+
+from devft_jax.errors import InputError
+from devft_jax.models.llama import ATTENTION_IMPLEMENTATIONS, REMAT_POLICIES, Compute
+from devft_jax.options import execution
+
+CLIENT_AXIS = "client"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExecutionOptions:
+    """Devices, precision and memory of the simulation."""
+
+    dtype: str = "auto"
+    """Precision of activations and frozen weights: float32, bfloat16, or auto (float32 on CPU, else bfloat16)."""
+    devices: int | None = execution(None)
+    """Local devices to spread the clients over; by default all. On CPU a device is a slice of the host's cores."""
+    clients_per_step: int | None = execution(None)
+    """Clients trained at once (memory grows with it, results do not change); by default one per CPU device, else 8."""
+    remat: str = execution("none")
+    """What the backward pass recomputes to save memory: none, dots (all but products with frozen weights) or full."""
+    attention: str = execution("auto")
+    """Attention kernel: xla, cudnn, or auto (cudnn on NVIDIA GPUs in bfloat16, else xla)."""
+    vocabulary_chunk: int = execution(16_384)
+    """Vocabulary entries whose logits are held at once in the loss."""
+
+
+def validate_execution(options: ExecutionOptions) -> None:
+    """Raise `InputError` for a choice that does not exist; devices are checked by `local_devices`."""
+    choices = {
+        "dtype": ("auto", "float32", "bfloat16"),
+        "remat": tuple(REMAT_POLICIES),
+        "attention": ATTENTION_IMPLEMENTATIONS,
+    }
+    for name, allowed in choices.items():
+        if getattr(options, name) not in allowed:
+            raise InputError(
+                f"{name} '{getattr(options, name)}' is unknown; choose from {', '.join(allowed)}."
+            )
+    for name in ("devices", "clients_per_step", "vocabulary_chunk"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise InputError(f"{name} {value} is not positive; use 1 or more.")
+
+
+def local_devices(options: ExecutionOptions) -> list[jax.Device]:
+    """The devices to use, as many as asked for; asking for more than there are is an `InputError`."""
+    found = jax.local_devices()
+    wanted = len(found) if options.devices is None else options.devices
+    if wanted > len(found):
+        raise InputError(
+            f"devices {wanted} exceeds the {len(found)} {found[0].platform} device(s) found; "
+            f"use {len(found)} or fewer."
+        )
+    return found[:wanted]
+
+
+def resolve_compute(options: ExecutionOptions) -> Compute:
+    """The execution choices of the forward pass, `auto` resolved for the default platform."""
+    dtype = options.dtype
+    if dtype == "auto":
+        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return Compute(
+        dtype=dtype,
+        remat=options.remat,
+        attention=options.attention,
+        vocabulary_chunk=options.vocabulary_chunk,
+    )
+
+
+def resolve_clients_per_step(options: ExecutionOptions, devices: Sequence[jax.Device]) -> int:
+    """Clients trained at once: as asked, or one per CPU device and eight per accelerator, a multiple of the devices."""
+    per_device = 1 if devices[0].platform == "cpu" else 8
+    asked = options.clients_per_step or per_device * len(devices)
+    return -(-asked // len(devices)) * len(devices)
+
+
+def client_mesh(devices: Sequence[jax.Device]) -> Mesh:
+    """A one-axis mesh over which clients, or held-out examples, are sharded."""
+    return jax.make_mesh(
+        (len(devices),), (CLIENT_AXIS,), axis_types=(AxisType.Auto,), devices=devices
+    )
+
+
+@dataclass
+class CompiledPrograms:
+    """Ahead-of-time compiled programs by shape.
+
+    Attributes:
+      seconds: spent compiling. count: programs compiled. scratch_bytes: largest temporary memory of any of them.
+    """
+
+    seconds: float = 0.0
+    count: int = 0
+    scratch_bytes: int = 0
+    _programs: dict[Any, Any] = field(default_factory=dict)
+
+    def call(self, name: str, function: Any, *arguments: Any) -> Any:
+        """Call a jitted function through its compiled program for these shapes, compiling on first sight."""
+        leaves, structure = jax.tree.flatten(arguments)
+        key = (name, function, structure, tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves))
+        if key not in self._programs:
+            began = time.perf_counter()
+            compiled = function.lower(*arguments).compile()
+            self.seconds += time.perf_counter() - began
+            self.count += 1
+            analysis = compiled.memory_analysis()
+            if analysis is not None:
+                self.scratch_bytes = max(self.scratch_bytes, analysis.temp_size_in_bytes)
+            self._programs[key] = compiled
+        return self._programs[key](*arguments)

@@ -1,0 +1,314 @@
+"""Pretrain the small LLaMA that the project ships: full-parameter training on the same forward pass, resumable.
+
+The text is a mixture: microtask-style lines in other formats than the instruction template (so that the model has the
+skills and tuning teaches the format), and prose from `--text` files (JSON Lines with a `text` field, gzip allowed). Every
+batch is a function of (seed, step), so a run that is stopped and started again with the same command continues as if
+nothing had happened. Matrices train with Muon (Jordan et al. 2024), everything else with AdamW, both through optax.
+
+    python experiments/pretrain_base.py --out runs/base --text classics.jsonl.gz
+
+Writes a Hugging Face folder (`config.json`, `model.safetensors` in bfloat16, `tokenizer.json`) and `training.json` with
+the losses, from which the model card is written.
+"""
+
+import argparse
+import gzip
+import json
+import time
+from pathlib import Path
+
+import jax
+
+from devft_jax.data.microtasks import as_documents
+from devft_jax.models.llama import Base, Compute, ModelConfig, init_base
+from devft_jax.models.loss import completion_loss
+
+BOS, EOS = 1, 2
+TOKENIZER_SAMPLE = 4_000_000
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder of the model and its checkpoints"
+    )
+    parser.add_argument(
+        "--text", type=Path, nargs="*", default=[], help="JSON Lines files with a `text` field"
+    )
+    parser.add_argument(
+        "--text-field",
+        default="shelf=children",
+        help="keep records with field=value; empty keeps all",
+    )
+    parser.add_argument(
+        "--text-characters", type=int, default=12_000_000, help="characters of prose to read"
+    )
+    parser.add_argument(
+        "--text-share", type=float, default=0.25, help="share of the rows of a batch that are prose"
+    )
+    parser.add_argument(
+        "--documents", type=int, default=160_000, help="microtask documents to generate"
+    )
+    parser.add_argument("--steps", type=int, default=4_000, help="optimiser steps")
+    parser.add_argument("--batch", type=int, default=32, help="rows a step")
+    parser.add_argument("--length", type=int, default=96, help="tokens a row")
+    parser.add_argument("--learning-rate", type=float, default=4e-3, help="peak rate")
+    parser.add_argument("--vocabulary", type=int, default=1024, help="pieces of the tokenizer")
+    parser.add_argument("--layers", type=int, default=16)
+    parser.add_argument("--width", type=int, default=96)
+    parser.add_argument("--feed-forward", type=int, default=256)
+    parser.add_argument("--heads", type=int, default=4)
+    parser.add_argument("--kv-heads", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--every", type=int, default=200, help="steps between evaluations and checkpoints"
+    )
+    parser.add_argument(
+        "--devices", type=int, default=2, help="host devices when there is no accelerator"
+    )
+    return parser.parse_args()
+
+
+def read_prose(options: argparse.Namespace) -> list[str]:
+    """Passages of the requested prose, cut at paragraph borders so that no document dwarfs the others."""
+    field, _, value = options.text_field.partition("=")
+    passages: list[str] = []
+    characters = 0
+    for path in options.text:
+        opener = gzip.open if path.suffix == ".gz" else open
+        with opener(path, "rt", encoding="utf-8") as lines:
+            for line in lines:
+                record = json.loads(line)
+                if field and record.get(field) != value:
+                    continue
+                for paragraph in record["text"].split("\n\n"):
+                    if len(paragraph) >= 80 and not paragraph.startswith(("#", "[", "<", "|")):
+                        passages.append(" ".join(paragraph.split()))
+                        characters += len(passages[-1])
+                        if characters >= options.text_characters:
+                            return passages
+    return passages
+
+
+def train_tokenizer(texts: list[str], size: int):
+    """A byte-level BPE whose digits stand alone, so that a number's pieces do not depend on its neighbours."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=["<unk>", "<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def save_tokenizer(tokenizer, folder: Path) -> None:
+    """`tokenizer.json` and the configuration that lets transformers find the special tokens."""
+    tokenizer.save(str(folder / "tokenizer.json"))
+    configuration = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "clean_up_tokenization_spaces": False,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(configuration, indent=1) + "\n")
+
+
+def token_stream(tokenizer, texts: list[str]):
+    """All documents end to end, each between `<s>` and `</s>`, i32[N]."""
+    import numpy as np
+
+    pieces = [[BOS, *encoding.ids, EOS] for encoding in tokenizer.encode_batch(texts)]
+    return np.concatenate([np.asarray(piece, np.uint16) for piece in pieces])
+
+
+def prepare(options: argparse.Namespace):
+    """Tokenizer and the two token streams, built once and kept in the output folder."""
+    import numpy as np
+    from tokenizers import Tokenizer
+
+    folder = options.out
+    folder.mkdir(parents=True, exist_ok=True)
+    stored = folder / "streams.npz"
+    if stored.exists():
+        streams = np.load(stored)
+        return Tokenizer.from_file(str(folder / "tokenizer.json")), dict(streams)
+    problems = list(as_documents(options.documents, options.seed))
+    prose = read_prose(options)
+    sample, characters = [], 0
+    for pair in zip(problems, prose or problems, strict=False):
+        sample.extend(pair)
+        characters += sum(map(len, pair))
+        if characters > TOKENIZER_SAMPLE:
+            break
+    tokenizer = train_tokenizer(sample, options.vocabulary)
+    save_tokenizer(tokenizer, folder)
+    streams = {"problems": token_stream(tokenizer, problems)}
+    if prose:
+        streams["prose"] = token_stream(tokenizer, prose)
+    np.savez(stored, **streams)
+    return tokenizer, streams
+
+
+def make_batch(options: argparse.Namespace, streams: dict, step: int, held_out: bool = False):
+    """Rows i32[batch, length] of random windows; the last fiftieth of each stream is held out."""
+    import numpy as np
+
+    generator = np.random.default_rng([options.seed, int(held_out), step])
+    prose_rows = round(options.text_share * options.batch) if "prose" in streams else 0
+    rows = []
+    for name, count in (("prose", prose_rows), ("problems", options.batch - prose_rows)):
+        if count == 0:
+            continue
+        stream = streams[name]
+        border = len(stream) - len(stream) // 50
+        low, high = (border, len(stream)) if held_out else (0, border)
+        starts = generator.integers(low, high - options.length, count)
+        rows.append(stream[starts[:, None] + np.arange(options.length)])
+    return np.concatenate(rows).astype(np.int32)
+
+
+def make_optimizer(options: argparse.Namespace):
+    """Muon for the layers' matrices, AdamW for the rest; warm-up, constant, then a linear fall to zero."""
+    import optax
+    from optax import contrib
+
+    warm, fall = min(200, options.steps // 10), options.steps // 3
+    schedule = optax.join_schedules(
+        [
+            optax.linear_schedule(0.0, options.learning_rate, warm),
+            optax.constant_schedule(options.learning_rate),
+            optax.linear_schedule(options.learning_rate, 0.0, fall),
+        ],
+        [warm, options.steps - fall],
+    )
+
+    def dimensions(base: Base):
+        per_layer = contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
+        blocks = jax.tree.map(lambda leaf: per_layer if leaf.ndim == 3 else None, base.blocks)
+        return Base(embed=None, blocks=blocks, norm=None, head=None)
+
+    return optax.chain(
+        optax.clip_by_global_norm(1.0),
+        contrib.muon(
+            schedule,
+            weight_decay=0.02,
+            muon_weight_dimension_numbers=dimensions,
+            consistent_rms=0.2,
+            adam_b2=0.98,
+        ),
+    )
+
+
+def main() -> None:
+    """Train, evaluating and saving as it goes."""
+    options = arguments()
+    jax.config.update("jax_num_cpu_devices", options.devices)
+    import jax.numpy as jnp
+    import numpy as np
+    import optax
+    import orbax.checkpoint as ocp
+    from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+    from devft_jax.models.pretrained import save_pretrained
+
+    tokenizer, streams = prepare(options)
+    config = ModelConfig(
+        vocabulary=tokenizer.get_vocab_size(),
+        width=options.width,
+        feed_forward=options.feed_forward,
+        layers=options.layers,
+        heads=options.heads,
+        kv_heads=options.kv_heads,
+        head_size=options.width // options.heads,
+        max_length=512,
+    )
+    mesh = jax.make_mesh((len(jax.devices()),), ("data",), axis_types=(AxisType.Auto,))
+    everywhere, split = (
+        NamedSharding(mesh, PartitionSpec()),
+        NamedSharding(mesh, PartitionSpec("data")),
+    )
+    base = jax.device_put(init_base(jax.random.key(options.seed), config), everywhere)
+    optimizer = make_optimizer(options)
+    state = jax.device_put(optimizer.init(base), everywhere)
+    compute = Compute(dtype="float32" if jax.default_backend() == "cpu" else "bfloat16")
+
+    def loss(base: Base, tokens: jax.Array) -> jax.Array:
+        return completion_loss(
+            config, base, None, tokens, jnp.ones_like(tokens, bool), compute=compute
+        )
+
+    def update(base, state, tokens):
+        value, gradients = jax.value_and_grad(loss)(base, tokens)
+        updates, state = optimizer.update(gradients, state, base)
+        return optax.apply_updates(base, updates), state, value
+
+    update = jax.jit(update, donate_argnums=(0, 1))
+    evaluate = jax.jit(loss)
+
+    manager = ocp.CheckpointManager(
+        (options.out / "checkpoints").absolute(),
+        options=ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False),
+    )
+    history_file = options.out / "training.json"
+    history = []
+    start = manager.latest_step() or 0
+    if start:
+        restored = manager.restore(
+            start, args=ocp.args.StandardRestore({"base": base, "state": state})
+        )
+        base, state = restored["base"], restored["state"]
+        history = [
+            row for row in json.loads(history_file.read_text())["history"] if row["step"] <= start
+        ]
+
+    began = time.perf_counter()
+    running: list[float] = []
+    for step in range(start, options.steps):
+        tokens = jax.device_put(make_batch(options, streams, step), split)
+        base, state, value = update(base, state, tokens)
+        # Fetched in every step: on host devices two programs with collectives in flight can block each other.
+        running.append(float(value))
+        if (step + 1) % options.every and step + 1 < options.steps:
+            continue
+        held_out = {}
+        for name in streams:
+            only = {name: streams[name]}
+            chosen = argparse.Namespace(**{**vars(options), "text_share": float(name == "prose")})
+            batches = [make_batch(chosen, only, index, held_out=True) for index in range(8)]
+            held_out[name] = float(
+                np.mean([evaluate(base, jax.device_put(batch, split)) for batch in batches])
+            )
+        seconds = time.perf_counter() - began
+        row = {
+            "step": step + 1,
+            "tokens": (step + 1) * options.batch * options.length,
+            "loss": float(np.mean(running)),
+            **{f"held_out_{name}": value for name, value in held_out.items()},
+            "seconds": round(seconds, 1),
+        }
+        running.clear()
+        history.append(row)
+        print(json.dumps(row), flush=True)
+        manager.save(step + 1, args=ocp.args.StandardSave({"base": base, "state": state}))
+        described = {key: str(value) for key, value in vars(options).items()}
+        history_file.write_text(
+            json.dumps({"options": described, "history": history}, indent=1) + "\n"
+        )
+        save_pretrained(options.out, config, base)
+
+
+if __name__ == "__main__":
+    main()

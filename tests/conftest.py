@@ -1,0 +1,67 @@
+"""Settings of the test suite: CPU, eight host devices, float32 products, compiled programs kept for the session's life."""
+
+import functools
+import os
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import pytest
+from hypothesis import HealthCheck, settings
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_default_matmul_precision", "highest")
+
+WORDS = tuple("abcdefghijklmnopqrstuvwxyz") + tuple(str(number) for number in range(1000))
+REPOSITORY = Path(__file__).parents[1]
+jax.config.update("jax_compilation_cache_dir", str(REPOSITORY / ".cache" / "test-programs"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+settings.register_profile(
+    "devft", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("devft")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real data and models that development uses; tests that want it are skipped without it."""
+    folder = Path(os.environ.get("DEVFT_SHARED", REPOSITORY.parent / "shared"))
+    if not (folder / "models").is_dir():
+        pytest.skip(f"the folder of real data and models is not at {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def token_cache(tmp_path_factory):
+    """A cache of the test session's own instead of the user's."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DEVFT_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def word_tokenizer():
+    """Factory of `transformers` tokenizers in which every known word is one token.
+
+    Ids are 0 `<unk>`, 1 `<s>`, 2 `</s>`, 3 to 28 the letters, then the numbers from "0" at 29 on.
+    """
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    @functools.cache
+    def build(*, bos=True, eos=True, words=WORDS):
+        special = {"<unk>": 0, "<s>": 1, "</s>": 2}
+        vocabulary = special | {word: index for index, word in enumerate(words, len(special))}
+        backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+        backend.pre_tokenizer = pre_tokenizers.Whitespace()
+        return PreTrainedTokenizerFast(
+            tokenizer_object=backend,
+            unk_token="<unk>",
+            bos_token="<s>" if bos else None,
+            eos_token="</s>" if eos else None,
+        )
+
+    return build

@@ -1,0 +1,236 @@
+"""The room as a whole: options, every split, held-out data, and errors that name the client."""
+
+import json
+import os
+from pathlib import Path
+from zlib import crc32
+
+import numpy as np
+import pytest
+
+from devft_jax.data import DataOptions, build_federated_data, describe, validate_data
+from devft_jax.errors import InputError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Files client_1 (6 records), client_2 (12), client_10 (18) with categories x and y in each."""
+    for name, count in ((1, 6), (2, 12), (10, 18)):
+        write(tmp_path / f"client_{name}.json", name, count)
+    return tmp_path
+
+
+def write(path, first_word, count, **more):
+    rows = [
+        {"prompt": f"{first_word} {n}", "completion": str(n), "category": "xy"[n % 2]} | more
+        for n in range(count)
+    ]
+    path.write_text(json.dumps(rows))
+    return path
+
+
+@pytest.fixture(scope="session")
+def build(word_tokenizer):
+    def call(seed=0, **options):
+        options = DataOptions(**{"template": "completion"} | options)
+        return build_federated_data(options, word_tokenizer(), seed=seed)
+
+    return call
+
+
+def words(data, client):
+    """First prompt word of each example of a client: which file it came from."""
+    starts = data.train.offsets[client.indices]
+    return set((data.train.tokens[starts + 1] - 29).tolist())
+
+
+def assert_each_example_once(data):
+    together = np.concatenate([client.indices for client in data.clients])
+    assert sorted(together) == list(range(len(data.train)))
+
+
+def test_several_files_are_clients_of_stable_identity(build, folder):
+    data = build(data=str(folder))
+    assert data.partition == "file"
+    assert [client.name for client in data.clients] == ["client_1", "client_2", "client_10"]
+    assert [words(data, client) for client in data.clients] == [{1}, {2}, {10}]
+    assert [len(client.indices) for client in data.clients] == [6, 12, 18]
+    assert_each_example_once(data)
+    ids = {client.name: client.id for client in data.clients}
+    assert ids == {name: crc32(name.encode()) for name in ids}
+    (folder / "client_2.json").unlink()
+    write(folder / "client_0.json", 0, 3)
+    changed = build(data=(str(folder / "client_10.json"), str(folder / "client_0.json")))
+    assert changed.clients[0].id == ids["client_10"]
+    assert data.test is None
+    assert data.test_records == ()
+
+
+def test_one_file_is_split_evenly(build, folder):
+    data = build(data=str(folder / "client_10.json"), clients=5)
+    assert data.partition == "iid"
+    assert [(client.name, client.id) for client in data.clients][:2] == [
+        ("client-0", 0),
+        ("client-1", 1),
+    ]
+    assert sorted(len(client.indices) for client in data.clients) == [3, 3, 4, 4, 4]
+    assert_each_example_once(data)
+
+
+def test_a_client_per_value_of_a_field(build, folder):
+    data = build(data=str(folder), partition="field")
+    assert [client.name for client in data.clients] == ["x", "y"]
+    assert [client.id for client in data.clients] == [crc32(b"x"), crc32(b"y")]
+    for code, client in enumerate(data.clients):
+        assert (data.train.category_codes[client.indices] == code).all()
+    assert_each_example_once(data)
+
+
+def test_dirichlet_splits_repeat_with_the_seed(build, folder):
+    options = {"data": str(folder), "partition": "dirichlet", "clients": 4, "dirichlet_alpha": 0.01}
+    first, again, other = (build(**options, seed=seed) for seed in (0, 0, 1))
+    assert_each_example_once(first)
+    same, different = (
+        all(
+            np.array_equal(left.indices, right.indices)
+            for left, right in zip(first.clients, rival.clients, strict=True)
+        )
+        for rival in (again, other)
+    )
+    assert same
+    assert not different
+
+
+def test_a_held_out_fraction_is_random_and_disjoint(build, folder):
+    data, again, other = (build(data=str(folder), test_fraction=0.25, seed=s) for s in (0, 0, 1))
+    held_out = set(data.test.record_index)
+    assert len(held_out) == len(data.test) == 9
+    assert held_out | set(data.train.record_index) == set(range(36))
+    assert_each_example_once(data)
+    assert [words(data, client) for client in data.clients] == [{1}, {2}, {10}]
+    assert held_out == set(again.test.record_index)
+    assert held_out != set(other.test.record_index)
+    assert len(build(data=str(folder), test_fraction=0.25, test_limit=4).test) == 4
+
+
+def test_test_data_comes_with_its_records_in_order(build, folder, tmp_path_factory):
+    path = write(tmp_path_factory.mktemp("test") / "test.json", "3 " * 30, 1)
+    rows = json.loads(path.read_text())
+    path.write_text(json.dumps([*rows, {"prompt": "4", "completion": "5"}]))
+    with pytest.warns(UserWarning, match="1 of 2 prompts leave no room"):
+        data = build(data=str(folder), test_data=str(path), max_length=16)
+    assert len(data.train) == 36
+    [record] = data.test_records
+    assert (record.instruction, record.output) == ("4", "5")
+    assert data.test.tokens.tolist() == [1, 29 + 4, 29 + 5, 2]
+
+
+def test_limits(build, folder):
+    data = build(
+        data=str(folder), data_limit=18, test_data=str(folder / "client_2.json"), test_limit=5
+    )
+    assert [len(client.indices) for client in data.clients] == [3, 6, 9]
+    assert len(data.test) == 5
+
+
+def test_a_client_left_without_examples_is_named(build, folder):
+    write(folder / "client_3.json", "3 " * 30, 4)
+    with (
+        pytest.raises(InputError, match="the client 'client_3' has no training example left"),
+        pytest.warns(UserWarning, match="dropped"),
+    ):
+        build(data=str(folder), max_length=16)
+    write(folder / "client_3.json", "3 " * 30, 4, category="z")
+    with (
+        pytest.raises(InputError, match="the client 'z' has no training example left"),
+        pytest.warns(UserWarning, match="dropped"),
+    ):
+        build(data=str(folder), max_length=16, partition="field")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"template": "none"}, "template 'none' is unknown"),
+        ({"overlong": "cut"}, "overlong 'cut' is unknown"),
+        ({"partition": "sorted"}, "partition 'sorted' is unknown; choose from auto, iid"),
+        ({"max_length": 1}, "max_length 1 is too short"),
+        ({"test_fraction": 1.0}, r"test_fraction 1.0 is outside \[0, 1\)"),
+        ({"test_fraction": 0.1, "test_data": "a.json"}, "exclude each other; give one"),
+        ({"dirichlet_alpha": 0.0}, "dirichlet_alpha 0.0 is not a positive number"),
+        ({"clients": 0}, "clients 0 is not positive"),
+        ({"data_limit": 0}, "data_limit 0 is not positive"),
+        ({"test_limit": -1}, "test_limit -1 is not positive"),
+    ],
+)
+def test_unusable_options_are_refused_before_anything_is_read(build, options, message):
+    with pytest.raises(InputError, match=message):
+        validate_data(DataOptions(**options))
+    with pytest.raises(InputError, match=message):
+        build(data="absent.json", **options)
+
+
+def test_defaults_are_valid():
+    validate_data(DataOptions())
+
+
+def test_missing_categories_are_named_where_they_are_needed(build, folder):
+    path = folder / "plain.json"
+    path.write_text(json.dumps([{"prompt": "1", "completion": "2"}] * 3))
+    for method in ("dirichlet", "field"):
+        with pytest.raises(InputError, match=rf"plain\.json:1 lacks a category, .* '{method}'"):
+            build(data=str(path), partition=method, clients=1)
+    with pytest.raises(InputError, match=r"plain\.json:1 lacks the field 'kind', which partition"):
+        build(data=str(path), partition="field", category_field="kind")
+    with pytest.raises(InputError, match="category_field 'kind' occurs in no record of the data"):
+        build(data=str(path), category_field="kind", clients=1)
+
+
+def test_too_little_data_is_refused(build, folder):
+    path = str(folder / "client_1.json")
+    with pytest.raises(InputError, match="6 examples cannot fill 20 clients"):
+        build(data=path)
+    write(folder / "single.json", 1, 1)
+    with pytest.raises(InputError, match="cannot hold out of one example"):
+        build(data=str(folder / "single.json"), test_fraction=0.5, clients=1)
+
+
+def test_description_is_a_table_of_the_split(build, folder):
+    data = build(data=str(folder), test_fraction=0.25, max_length=4)
+    lines = describe(data).splitlines()
+    assert lines[0].split() == ["client", "examples", "tokens", "categories"]
+    assert [line.split()[0] for line in lines[1:4]] == ["client_1", "client_2", "client_10"]
+    counts = [line.split()[1] for line in lines[1:4]]
+    assert counts == [str(len(client.indices)) for client in data.clients]
+    assert lines[4].split()[:5] == ["all", "3", "(file)", "27", "108"]
+    assert lines[5].split()[:3] == ["test", "9", "36"]
+    assert "x " in lines[4]
+    assert lines[6] == "27 training completions are cut at the length limit"
+    shortened = describe(data, max_clients=1).splitlines()
+    assert shortened[2] == "... and 2 more"
+
+
+def test_rare_categories_are_summed_up(build, tmp_path):
+    rows = [{"prompt": "1", "completion": "2", "category": f"c{n % 7}"} for n in range(29)]
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(rows))
+    line = describe(build(data=str(path), clients=1)).splitlines()[1]
+    assert line.endswith("c0 5, c1 4, c2 4, c3 4, 3 more")
+
+
+def test_real_federated_data_is_read_whole(word_tokenizer):
+    root = Path(__file__).parents[2]
+    data = root / os.environ.get("DEVFT_SHARED", "../shared") / "data" / "dolly-15k-fed10"
+    if not data.is_dir():
+        pytest.skip(f"the shared data folder {data} is absent")
+    options = DataOptions(
+        data=str(data / "local_training_*.json.gz"),
+        test_data=str(data / "global_test.json.gz"),
+        max_length=8192,
+    )
+    found = build_federated_data(options, word_tokenizer())
+    assert [client.name for client in found.clients] == [f"local_training_{n}" for n in range(10)]
+    sizes = [1493, 1493, 1493, 1492, 1493, 1493, 1493, 1493, 1494, 1494]
+    assert [len(client.indices) for client in found.clients] == sizes
+    assert len(found.test) == len(found.test_records) == 80
+    assert len(found.train.category_names) == 8

@@ -1,0 +1,235 @@
+"""What the tests of the engine share: a population, rounds through `Cohort`, and the same rounds as a plain Python loop."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from devft_jax.data import Examples, bucket_for, gather_batch
+from devft_jax.federated.algorithm import Algorithm
+from devft_jax.federated.algorithms.fedit import fedit
+from devft_jax.federated.cohort import ClientWork, Cohort, RoundResult
+from devft_jax.federated.local import OptimizerOptions
+from devft_jax.federated.sampling import client_keys
+from devft_jax.models.llama import PROJECTIONS, Adapter, Base, Compute, forward
+from devft_jax.models.lora import LoraOptions
+from devft_jax.programs import CompiledPrograms
+from tests.tiny import (
+    CONFIG,
+    RESERVED_TOKEN,
+    examples_from,
+    random_adapter,
+    random_base,
+    random_examples,
+)
+
+STEPS, BATCH = 3, 2
+SEED, ROUND = 5, 2
+RATE = 0.3
+SGD = OptimizerOptions(optimizer="sgd", clip_norm=1.0)
+BASE = random_base()
+
+# Two projections that are not square keep compilation short; SEVEN and DROPOUT are for the tests that need them.
+TWO = LoraOptions(rank=2, alpha=3.0, dropout=0.0, targets=("v", "down"))
+SEVEN = LoraOptions(rank=2, alpha=3.0, dropout=0.0, targets=PROJECTIONS)
+DROPOUT = LoraOptions(rank=2, alpha=3.0, dropout=0.25, targets=("v", "down"))
+
+# Examples 0..59 have up to 8 tokens, 60..79 have 13, 80 and 81 hold the reserved token.
+SHORT, LONG, RESERVED = slice(0, 60), slice(60, 80), slice(80, 82)
+BUCKETS = (8, 16)
+
+
+def _examples() -> Examples:
+    rows: list[list[int]] = []
+    prompts: list[int] = []
+    for examples in (random_examples(60, seed=3), random_examples(20, seed=4, lengths=(13,))):
+        rows += [row.tolist() for row in np.split(examples.tokens, examples.offsets[1:-1])]
+        prompts += examples.prompt_lengths.tolist()
+    rows += [[3, RESERVED_TOKEN, 5, 7, 2], [RESERVED_TOKEN, 8, 9, 1, 2]]
+    return examples_from(rows, [*prompts, 2, 1])
+
+
+EXAMPLES = _examples()
+
+
+def poisoned_base() -> Base:
+    """`BASE` with a NaN embedding for the reserved token, so that only clients who hold it break."""
+    return BASE.replace(embed=BASE.embed.at[RESERVED_TOKEN].set(jnp.nan))
+
+
+def assemble(examples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Padded rows in the smallest bucket that holds them, as the trainer makes them."""
+    lengths = np.where(examples < 0, 0, EXAMPLES.lengths[examples])
+    return gather_batch(EXAMPLES, examples, bucket_for(int(lengths.max()), BUCKETS))
+
+
+def client(
+    position: int, *, pool: slice = SHORT, steps: int = STEPS, weight: float | None = None
+) -> ClientWork:
+    """Client `position` of an endless population: an id out of order, a weight and a draw of its own."""
+    rng = np.random.default_rng([17, position])
+    examples = rng.choice(np.arange(len(EXAMPLES))[pool], (steps, BATCH))
+    return ClientWork(
+        position=position,
+        id=(2_654_435_761 * (position + 1)) % 2**32,
+        weight=float(rng.integers(1, 20)) if weight is None else weight,
+        examples=examples,
+        tokens=int(EXAMPLES.lengths[examples].sum()),
+    )
+
+
+FIVE = [client(position) for position in range(5)]
+
+
+@functools.cache
+def fedit_with(options: LoraOptions = TWO, message_dtype: str = "float32") -> Algorithm:
+    """FedIT, the same record for the same options."""
+    return fedit(options, message_dtype)
+
+
+def server_with(options: LoraOptions = TWO) -> Adapter:
+    """A global adapter in the middle of training."""
+    return random_adapter(options)
+
+
+@functools.cache
+def engine(
+    algorithm: Algorithm,
+    optimizer: OptimizerOptions = SGD,
+    devices: int = 1,
+    clients_per_step: int = 5,
+) -> Cohort:
+    """The `Cohort` under test, made once for each set of choices so that tests share compiled programs."""
+    return Cohort(
+        algorithm,
+        CONFIG,
+        Compute(),
+        optimizer,
+        devices=jax.local_devices()[:devices],
+        clients_per_step=clients_per_step,
+        assemble=assemble,
+        programs=CompiledPrograms(),
+    )
+
+
+def keys_of_round(ids: np.ndarray) -> jax.Array:
+    """The clients' keys of the round that all tests run."""
+    return client_keys(SEED, np.uint32(ROUND), ids)
+
+
+def all_rows() -> np.ndarray:
+    """`train_rows` of a stage in which every layer learns."""
+    return np.ones(CONFIG.layers, bool)
+
+
+def run_round(
+    cohort: Cohort,
+    server: Any,
+    members: Sequence[ClientWork],
+    *,
+    bank: Any = None,
+    base: Base = BASE,
+    lr: float = RATE,
+    train_rows: np.ndarray | None = None,
+) -> RoundResult:
+    """One round through the engine."""
+    return cohort.run(
+        base,
+        server,
+        {} if bank is None else bank,
+        members,
+        lr=lr,
+        keys=keys_of_round,
+        train_rows=all_rows() if train_rows is None else train_rows,
+    )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _plain_gradient(options: LoraOptions, lora, base: Base, tokens, mask, key):
+    """Loss and gradient from full logits: the mean over completion tokens, with nothing of the engine in it."""
+
+    def loss(lora):
+        adapter = Adapter(
+            lora=lora, scale=jnp.float32(options.alpha / options.rank), dropout=options.dropout
+        )
+        logits = forward(CONFIG, base, adapter, tokens, key=key)
+        scores = jax.nn.log_softmax(logits[:, :-1])
+        chosen = jnp.take_along_axis(scores, tokens[:, 1:, None], axis=-1)[..., 0]
+        counted = mask[:, 1:]
+        return -jnp.sum(chosen * counted) / jnp.sum(counted)
+
+    return jax.value_and_grad(loss)(lora)
+
+
+def plain_client(
+    member: ClientWork,
+    lora: Any,
+    rule: optax.GradientTransformation,
+    options: LoraOptions = TWO,
+) -> tuple[Any, list[float]]:
+    """One client's trained factors and losses, in a plain Python loop over its steps."""
+    key = keys_of_round(np.array([member.id], np.uint32))[0]
+    state = rule.init(lora)
+    losses = []
+    for step, examples in enumerate(member.examples):
+        # Padded to its own lengths alone: neither other clients nor buckets exist here.
+        tokens, mask = gather_batch(EXAMPLES, examples, int(EXAMPLES.lengths[examples].max()))
+        step_key = jax.random.fold_in(key, step)
+        value, gradient = _plain_gradient(options, lora, BASE, tokens, mask, step_key)
+        updates, state = rule.update(gradient, state, lora)
+        lora = optax.apply_updates(lora, updates)
+        losses.append(float(value))
+    return lora, losses
+
+
+def plain_round(
+    members: Sequence[ClientWork],
+    lora: Any,
+    rule: optax.GradientTransformation,
+    options: LoraOptions = TWO,
+) -> tuple[Any, np.ndarray]:
+    """FedIT's aggregate and the losses [K, S]: clients one after the other, then a weighted mean."""
+    pairs = [plain_client(member, lora, rule, options) for member in members]
+    trained, losses = zip(*pairs, strict=True)
+    return weighted_mean(trained, [member.weight for member in members]), np.array(losses)
+
+
+def plain_sgd(lr: float = RATE) -> optax.GradientTransformation:
+    """What `SGD` names, built by hand."""
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(lr))
+
+
+def weighted_mean(trees: Sequence[Any], weights: Sequence[float]) -> Any:
+    """Mean of pytrees, taken by numpy in float64."""
+
+    def mean(*leaves: jax.Array) -> np.ndarray:
+        stacked = np.stack([np.asarray(leaf, np.float64) for leaf in leaves])
+        return np.average(stacked, axis=0, weights=weights)
+
+    return jax.tree.map(mean, *trees)
+
+
+def assert_close(actual: Any, expected: Any, *, atol: float = 1e-5) -> None:
+    """Same structure, and every leaf within `atol`."""
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for found, wanted in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=atol)
+
+
+def assert_identical(actual: Any, expected: Any) -> None:
+    """Same structure, and every leaf bit for bit."""
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for found, wanted in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        found, wanted = np.asarray(found), np.asarray(wanted)
+        assert (found.dtype, found.shape) == (wanted.dtype, wanted.shape)
+        assert found.tobytes() == wanted.tobytes()
+
+
+def largest_change(actual: Any, expected: Any) -> float:
+    """Largest absolute difference over all leaves."""
+    differences = jax.tree.map(lambda found, wanted: np.abs(found - wanted).max(), actual, expected)
+    return float(max(jax.tree.leaves(differences)))

@@ -1,0 +1,66 @@
+"""Adapters begin as PEFT's do and refuse what is none."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from devft_jax.errors import InputError
+from devft_jax.models.llama import PROJECTIONS
+from devft_jax.models.lora import LoraOptions, init_lora, validate_lora
+
+
+def test_shapes_scale_and_zero_b(config):
+    adapter = init_lora(jax.random.key(0), config, rank=3, alpha=12.0, targets=("down", "q"), dropout=0.1)
+    assert list(adapter.lora) == ["q", "down"]
+    for name, factors in adapter.lora.items():
+        fan_in, fan_out = config.projection_shape(name)
+        assert factors.a.shape == (config.layers, fan_in, 3)
+        assert factors.b.shape == (config.layers, 3, fan_out)
+        assert factors.a.dtype == factors.b.dtype == jnp.float32
+        assert not factors.b.any()
+    assert adapter.scale == 4.0
+    assert adapter.dropout == 0.1
+
+
+@pytest.mark.parametrize("name", PROJECTIONS)
+def test_a_is_uniform_within_the_inverse_root_of_the_input_size(config, name):
+    a = np.asarray(init_lora(jax.random.key(1), config, rank=64, alpha=1.0, targets=(name,)).lora[name].a)
+    bound = config.projection_shape(name)[0] ** -0.5
+    assert 0.98 * bound < np.max(a) <= bound
+    assert -bound <= np.min(a) < -0.98 * bound
+    # A uniform variable on [-bound, bound] has the deviation bound / sqrt(3).
+    np.testing.assert_allclose(a.std(), bound / 3**0.5, rtol=0.05)
+    assert abs(a.mean()) < 0.05 * bound
+
+
+def test_each_layer_and_target_draws_its_own_factors_whatever_the_other_targets(config):
+    alone = init_lora(jax.random.key(2), config, rank=3, alpha=1.0, targets=("k",)).lora["k"].a
+    together = init_lora(jax.random.key(2), config, rank=3, alpha=1.0, targets=PROJECTIONS).lora
+    np.testing.assert_array_equal(alone, together["k"].a)
+    assert not np.allclose(alone[0], alone[1])
+    assert not np.allclose(together["q"].a, together["k"].a)
+
+
+def test_default_options_are_valid():
+    validate_lora(LoraOptions())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rank": 0}, "rank 0 is not positive"),
+        ({"alpha": 0.0}, "alpha 0.0 is not positive"),
+        ({"alpha": -1.0}, "alpha -1.0 is not positive"),
+        ({"dropout": 1.0}, r"dropout 1.0 is outside \[0, 1\)"),
+        ({"dropout": -0.1}, "dropout -0.1 is outside"),
+        ({"targets": ()}, r"targets \(none\) must name projections"),
+        ({"targets": ("q", "query")}, "targets q,query must name projections once each; choose from q, k"),
+        ({"targets": ("q", "q")}, "targets q,q must name projections once each"),
+    ],
+)
+def test_refuses_what_is_no_adapter(config, options, message):
+    with pytest.raises(InputError, match=message):
+        validate_lora(LoraOptions(**options))
+    with pytest.raises(InputError, match=message):
+        init_lora(jax.random.key(0), config, **({"rank": 3, "alpha": 6.0} | options))

@@ -1,0 +1,468 @@
+"""Checkpoints come back as they were saved, in every layout, and damaged or foreign ones cost one sentence."""
+
+import dataclasses
+import json
+import os
+import shutil
+import stat
+import tracemalloc
+from pathlib import Path
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from devft_jax.errors import InputError, RunError
+from devft_jax.models.llama import PROJECTIONS, RopeScaling, forward
+from devft_jax.models.pretrained import (
+    INDEX_FILE,
+    WEIGHTS_FILE,
+    Model,
+    load_pretrained,
+    load_tokenizer,
+    parameter_count,
+    read_config,
+    save_pretrained,
+)
+from tests.models.conftest import CONFIG, random_base
+
+LLAMA3 = RopeScaling("llama3", 8.0, low_frequency_factor=1.0, high_frequency_factor=4.0, original_length=512)
+
+
+@pytest.fixture
+def folder(tmp_path, config, base):
+    save_pretrained(tmp_path / "model", config, base, dtype="float32")
+    return tmp_path / "model"
+
+
+def edit_config(folder: Path, **fields) -> None:
+    """Set fields of a saved config; those given as None are left out."""
+    path = folder / "config.json"
+    changed = json.loads(path.read_text()) | fields
+    path.write_text(json.dumps({name: value for name, value in changed.items() if value is not None}))
+
+
+def edit_tensors(folder: Path, change) -> None:
+    """Rewrite the weights after `change` has edited their dictionary in place."""
+    tensors = load_file(folder / WEIGHTS_FILE)
+    change(tensors)
+    save_file(tensors, folder / WEIGHTS_FILE)
+
+
+def split_into_shards(folder: Path) -> list[str]:
+    """Replace the one file of weights by three that hold every third tensor each."""
+    tensors = load_file(folder / WEIGHTS_FILE)
+    names = sorted(tensors)
+    shards = [f"model-{index + 1:05}-of-00003.safetensors" for index in range(3)]
+    for index, shard in enumerate(shards):
+        save_file({name: tensors[name] for name in names[index::3]}, folder / shard)
+    weight_map = {name: shards[index % 3] for index, name in enumerate(names)}
+    (folder / INDEX_FILE).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    (folder / WEIGHTS_FILE).unlink()
+    return shards
+
+
+@pytest.mark.parametrize("scaling", [None, RopeScaling("linear", 2.0), LLAMA3])
+@pytest.mark.parametrize("tied_head", [False, True])
+def test_what_is_saved_is_loaded(tmp_path, tied_head, scaling):
+    config = dataclasses.replace(CONFIG, tied_head=tied_head, rope_scaling=scaling, rope_theta=500_000.0)
+    base = random_base(config)
+    save_pretrained(tmp_path, config, base, dtype="float32")
+    model = load_pretrained(tmp_path)
+    assert model.config == config
+    assert model.path == str(tmp_path)
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(model.base))
+    chex.assert_trees_all_equal(model.base, base)
+
+
+def test_saving_again_gives_the_same_bytes(tmp_path, folder):
+    model = load_pretrained(folder)
+    save_pretrained(tmp_path / "again", model.config, model.base, dtype="float32")
+    for file in folder.iterdir():
+        assert (tmp_path / "again" / file.name).read_bytes() == file.read_bytes()
+
+
+def test_tensors_have_hugging_face_names_and_lie_output_first(folder, config, base):
+    tensors = load_file(folder / WEIGHTS_FILE)
+    np.testing.assert_array_equal(tensors["model.layers.2.self_attn.q_proj.weight"], base.blocks.q[2].T)
+    np.testing.assert_array_equal(tensors["model.layers.0.mlp.down_proj.weight"], base.blocks.down[0].T)
+    np.testing.assert_array_equal(tensors["model.layers.1.post_attention_layernorm.weight"], base.blocks.norm_mlp[1])
+    np.testing.assert_array_equal(tensors["model.embed_tokens.weight"], base.embed)
+    np.testing.assert_array_equal(tensors["lm_head.weight"], base.head.T)
+    assert len(tensors) == 3 + 9 * config.layers
+
+
+def test_shards_load_as_one_file_does(folder, base):
+    split_into_shards(folder)
+    chex.assert_trees_all_equal(load_pretrained(folder).base, base)
+
+
+def test_one_file_is_preferred_over_an_index(folder, base):
+    (folder / INDEX_FILE).write_text("not read")
+    chex.assert_trees_all_equal(load_pretrained(folder).base, base)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_dtype_converts_and_none_keeps(tmp_path, config, base, dtype):
+    save_pretrained(tmp_path, config, base, dtype=dtype)
+    kept = load_pretrained(tmp_path).base
+    chex.assert_trees_all_equal(kept, jax.tree.map(lambda leaf: leaf.astype(dtype), base))
+    for other in ("float32", "bfloat16"):
+        converted = load_pretrained(tmp_path, dtype=other).base
+        chex.assert_trees_all_equal(converted, jax.tree.map(lambda leaf, other=other: leaf.astype(other), kept))
+
+
+def test_saves_in_bfloat16_by_default(tmp_path, config, base):
+    save_pretrained(tmp_path, config, base)
+    assert all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(load_pretrained(tmp_path).base))
+    assert json.loads((tmp_path / "config.json").read_text())["torch_dtype"] == "bfloat16"
+
+
+def test_saves_the_depth_of_the_leaves_and_the_ids(tmp_path, config, base):
+    shallow = base.replace(blocks=jax.tree.map(lambda leaf: leaf[:2], base.blocks))
+    save_pretrained(tmp_path, config, shallow, bos_id=5, eos_id=6)
+    fields = json.loads((tmp_path / "config.json").read_text())
+    assert (fields["num_hidden_layers"], fields["bos_token_id"], fields["eos_token_id"]) == (2, 5, 6)
+    assert load_pretrained(tmp_path).config == config.with_layers(2)
+
+
+def test_inverse_frequencies_of_old_checkpoints_are_ignored(folder, base):
+    extra = {"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(3, np.float32)}
+    edit_tensors(folder, lambda tensors: tensors.update(extra))
+    chex.assert_trees_all_equal(load_pretrained(folder).base, base)
+
+
+def test_parameter_count(config, base):
+    assert parameter_count(base) == 2 * 37 * 16 + 16 + config.layers * (
+        2 * 16 + 2 * 16 * 24 + 2 * 16 * 12 + 3 * 16 * 20
+    )
+
+
+def test_loading_needs_the_model_and_one_tensor(tmp_path):
+    config = dataclasses.replace(CONFIG, width=256, feed_forward=512, layers=12, vocabulary=300)
+    base = random_base(config)
+    model_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(base))
+    largest = 256 * 512 * 4
+    save_pretrained(tmp_path, config, base, dtype="float32")
+    tracemalloc.start()
+    try:
+        model = load_pretrained(tmp_path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert model_bytes < peak < model_bytes + 1.5 * largest
+    # On the CPU the leaves stay where they were read to.
+    assert {leaf.unsafe_buffer_pointer() % 64 for leaf in jax.tree.leaves(model.base)} == {0}
+
+
+ROPE_LAYOUTS = {
+    "theta only": ({"rope_theta": 5000.0}, None),
+    "neither": ({}, None),
+    "null scaling": ({"rope_theta": 5000.0, "rope_scaling": None}, None),
+    "old, linear, by type": ({"rope_theta": 5000.0, "rope_scaling": {"type": "linear", "factor": 2}}, "linear"),
+    "old, linear": ({"rope_theta": 5000.0, "rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "linear"),
+    "old, default": ({"rope_theta": 5000.0, "rope_scaling": {"rope_type": "default"}}, None),
+    "new, default": ({"rope_parameters": {"rope_type": "default", "rope_theta": 5000.0}}, None),
+    "new, linear": ({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 5000.0}}, "linear"),
+}
+
+
+@pytest.mark.parametrize("name", ROPE_LAYOUTS)
+def test_both_rope_layouts(folder, config, name):
+    fields, kind = ROPE_LAYOUTS[name]
+    edit_config(folder, **({"rope_theta": None, "rope_scaling": None} | fields))
+    read = read_config(folder / "config.json")
+    theta = 10_000.0 if name == "neither" else 5000.0
+    scaling = None if kind is None else RopeScaling("linear", 2.0)
+    assert read == dataclasses.replace(config, rope_theta=theta, rope_scaling=scaling)
+
+
+@pytest.mark.parametrize("layout", ["rope_scaling", "rope_parameters"])
+def test_llama3_scaling_in_both_layouts(folder, config, layout):
+    scaling = {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 512,
+    }
+    edit_config(folder, rope_theta=5e5, rope_scaling=None)
+    edit_config(folder, **{layout: scaling})
+    expected = dataclasses.replace(config, rope_theta=5e5, rope_scaling=LLAMA3)
+    assert read_config(folder / "config.json") == expected
+
+
+def test_absent_fields_have_hugging_face_defaults(tmp_path):
+    required = {
+        "model_type": "llama",
+        "vocab_size": 37,
+        "hidden_size": 16,
+        "intermediate_size": 20,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(required))
+    config = read_config(tmp_path / "config.json")
+    assert (config.kv_heads, config.head_size, config.norm_epsilon) == (4, 4, 1e-6)
+    assert (config.rope_theta, config.tied_head, config.max_length) == (10_000.0, False, 2048)
+
+
+BAD_CONFIGS = [
+    (
+        {"model_type": "mistral"},
+        'model_type "mistral" in .* is not supported; choose a LLaMA model where it is "llama"',
+    ),
+    ({"model_type": None}, "model_type null in"),
+    ({"hidden_act": "gelu"}, 'hidden_act "gelu" .* where it is "silu"'),
+    ({"attention_bias": True}, "attention_bias true .* where it is false"),
+    ({"mlp_bias": True}, "mlp_bias true"),
+    ({"tie_word_embeddings": "yes"}, 'tie_word_embeddings "yes"'),
+    ({"quantization_config": {"bits": 4}}, "quantization_config .* where it is absent"),
+    ({"vocab_size": None}, "vocab_size is missing from .*config.json; add it"),
+    ({"num_hidden_layers": 0}, "num_hidden_layers 0 in .* is not a positive whole number"),
+    ({"hidden_size": "16"}, 'hidden_size "16" in .* is not a positive whole number'),
+    ({"intermediate_size": 20.5}, "intermediate_size 20.5 in .* is not a positive whole number"),
+    ({"num_attention_heads": True}, "num_attention_heads true"),
+    ({"rms_norm_eps": -1e-5}, "rms_norm_eps -1e-05 in .* is not a positive number"),
+    ({"num_key_value_heads": 3}, "num_key_value_heads 3 in .* does not divide num_attention_heads 4"),
+    ({"head_dim": None, "hidden_size": 18}, "hidden_size 18 in .* is not a multiple of num_attention_heads 4"),
+    ({"head_dim": 5}, "head_dim 5 in .* is odd"),
+    ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, 'rope_type "yarn" in .* "default", "linear" or "llama3"'),
+    ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, 'rope_type "dynamic"'),
+    ({"rope_scaling": {"type": "linear"}}, "factor is missing from"),
+    ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "low_freq_factor is missing from"),
+    ({"rope_scaling": "linear"}, 'rope_scaling "linear" in .* is not an object'),
+    ({"rope_theta": 0}, "rope_theta 0 in"),
+    ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor 0.5 in"),
+]
+
+
+@pytest.mark.parametrize(("fields", "message"), BAD_CONFIGS, ids=[str(fields) for fields, _ in BAD_CONFIGS])
+def test_refuses_what_it_would_compute_wrongly(folder, fields, message):
+    edit_config(folder, **fields)
+    with pytest.raises(InputError, match=message):
+        load_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("{", "cannot be read"), ("[1]", "does not hold a JSON object"), (None, "cannot be read")]
+)
+def test_refuses_an_unreadable_config(folder, text, message):
+    (folder / "config.json").unlink()
+    if text is not None:
+        (folder / "config.json").write_text(text)
+    with pytest.raises(InputError, match=f"config.json {message}"):
+        load_pretrained(folder)
+
+
+QUERY = "model.layers.1.self_attn.q_proj.weight"
+
+
+def test_refuses_a_missing_tensor(folder):
+    edit_tensors(folder, lambda tensors: tensors.pop(QUERY))
+    with pytest.raises(InputError, match=f"lacks the tensor {QUERY} of a LLaMA with num_hidden_layers 3"):
+        load_pretrained(folder)
+
+
+def test_a_missing_head_suggests_tying(folder):
+    edit_tensors(folder, lambda tensors: tensors.pop("lm_head.weight"))
+    with pytest.raises(InputError, match=r"lm_head.weight .* set tie_word_embeddings"):
+        load_pretrained(folder)
+
+
+def test_refuses_fewer_or_more_layers_than_the_config_tells(folder):
+    edit_config(folder, num_hidden_layers=4)
+    with pytest.raises(InputError, match=r"lacks the tensor model\.layers\.3\."):
+        load_pretrained(folder)
+    edit_config(folder, num_hidden_layers=2)
+    with pytest.raises(InputError, match=r"holds the tensor model\.layers\.2\..* num_hidden_layers 2 does not have"):
+        load_pretrained(folder)
+
+
+def test_refuses_a_bias_that_the_config_does_not_tell(folder):
+    bias = "model.layers.0.self_attn.q_proj.bias"
+    edit_tensors(folder, lambda tensors: tensors.update({bias: np.ones(24, np.float32)}))
+    with pytest.raises(InputError, match=f"holds the tensor {bias}"):
+        load_pretrained(folder)
+
+
+def test_refuses_a_shape_that_disagrees_with_the_config(folder):
+    edit_tensors(folder, lambda tensors: tensors.update({QUERY: np.ones((24, 17), np.float32)}))
+    with pytest.raises(InputError, match=rf"{QUERY} in .* has shape \(24, 17\) but config.json implies \(24, 16\)"):
+        load_pretrained(folder)
+
+
+def test_refuses_integer_weights(folder):
+    edit_tensors(folder, lambda tensors: tensors.update({QUERY: np.ones((24, 16), np.int8)}))
+    with pytest.raises(InputError, match=f"{QUERY} in .* has the type I8; give weights in F32, BF16, F16"):
+        load_pretrained(folder)
+
+
+def test_layers_of_different_types_need_a_dtype(folder, base):
+    edit_tensors(folder, lambda tensors: tensors.update({QUERY: tensors[QUERY].astype(np.float16)}))
+    with pytest.raises(InputError, match=f"{QUERY} in .* has the type F16 where earlier layers have F32; give dtype"):
+        load_pretrained(folder)
+    chex.assert_trees_all_close(load_pretrained(folder, dtype="float32").base, base, atol=1e-3)
+
+
+@pytest.mark.parametrize("kept", [0, 4, 50, -1])
+def test_refuses_truncated_weights(folder, kept):
+    whole = (folder / WEIGHTS_FILE).read_bytes()
+    (folder / WEIGHTS_FILE).write_bytes(whole[:kept])
+    with pytest.raises(InputError, match=r"model\.safetensors is damaged, truncated or no safetensors file"):
+        load_pretrained(folder)
+
+
+def test_refuses_an_absent_or_truncated_shard(folder):
+    shards = split_into_shards(folder)
+    whole = (folder / shards[1]).read_bytes()
+    (folder / shards[1]).write_bytes(whole[:-10])
+    with pytest.raises(InputError, match=f"{shards[1]} is damaged, truncated"):
+        load_pretrained(folder)
+    (folder / shards[1]).unlink()
+    with pytest.raises(InputError, match=f"the shard {shards[1]} that .*{INDEX_FILE} names is absent"):
+        load_pretrained(folder)
+
+
+def test_refuses_a_shard_without_a_promised_tensor(folder):
+    shards = split_into_shards(folder)
+    shutil.copy(folder / shards[0], folder / shards[1])
+    with pytest.raises(InputError, match=f"the shard {shards[1]} lacks the tensor .* that .* promises"):
+        load_pretrained(folder)
+
+
+@pytest.mark.parametrize("text", ["{", "{}", '{"weight_map": ["x"]}', '{"weight_map": {"x": 1}}'])
+def test_refuses_a_damaged_index(folder, text):
+    split_into_shards(folder)
+    (folder / INDEX_FILE).write_text(text)
+    with pytest.raises(InputError, match=rf"{INDEX_FILE} (cannot be read|holds no weight_map)"):
+        load_pretrained(folder)
+
+
+def test_pickles_are_never_read(folder):
+    (folder / WEIGHTS_FILE).rename(folder / "pytorch_model.bin")
+    with pytest.raises(InputError, match=r"pickle \(pytorch_model.bin\).* convert them to safetensors"):
+        load_pretrained(folder)
+    (folder / "pytorch_model.bin").unlink()
+    with pytest.raises(InputError, match="holds neither model.safetensors nor"):
+        load_pretrained(folder)
+
+
+def test_a_tied_checkpoint_may_repeat_its_head_but_not_change_it(tmp_path):
+    config = dataclasses.replace(CONFIG, tied_head=True)
+    base = random_base(config)
+    save_pretrained(tmp_path, config, base, dtype="float32")
+    head = {"lm_head.weight": np.array(base.embed)}
+    edit_tensors(tmp_path, lambda tensors: tensors.update(head))
+    chex.assert_trees_all_equal(load_pretrained(tmp_path).base, base)
+    head["lm_head.weight"][0, 0] += 1
+    edit_tensors(tmp_path, lambda tensors: tensors.update(head))
+    with pytest.raises(InputError, match=r"tie_word_embeddings is true .* differs from the embedding"):
+        load_pretrained(tmp_path)
+
+
+def test_refuses_what_is_no_model_folder(tmp_path):
+    with pytest.raises(InputError, match=r"the model folder .*/absent/x does not exist"):
+        load_pretrained(tmp_path / "absent" / "x")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="is a file; give the folder"):
+        load_pretrained(tmp_path / "file")
+
+
+def test_a_name_that_hugging_face_does_not_give(monkeypatch):
+    import huggingface_hub
+
+    asked = []
+
+    def refuse(name, **options):
+        asked.append((name, options))
+        raise OSError("no network\nand more")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    with pytest.raises(InputError, match=r"acme/tiny is not a local folder .* \(no network\); check the name"):
+        load_pretrained("acme/tiny")
+    [(name, options)] = asked
+    assert name == "acme/tiny"
+    assert set(options["allow_patterns"]) == {"*.safetensors", "*.json"}
+
+
+def test_a_hugging_face_name_loads_its_snapshot(monkeypatch, folder, base):
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **options: str(folder))
+    model = load_pretrained("acme/tiny")
+    assert model.path == "acme/tiny"
+    chex.assert_trees_all_equal(model.base, base)
+
+
+def test_refuses_unknown_options(folder, config, base):
+    with pytest.raises(InputError, match=r"quantization 'nf4' is not supported by this version; only None"):
+        load_pretrained(folder, quantization="nf4")
+    with pytest.raises(InputError, match="dtype 'int8' is unknown; choose from float32, bfloat16, float16"):
+        load_pretrained(folder, dtype="int8")
+    with pytest.raises(InputError, match="dtype 'int8' is unknown"):
+        save_pretrained(folder, config, base, dtype="int8")
+
+
+def test_a_model_without_tokenizer_says_so_when_asked(folder, config, base):
+    with pytest.raises(InputError, match=f"{folder} holds no tokenizer; add the tokenizer.json"):
+        _ = load_pretrained(folder).tokenizer
+    with pytest.raises(InputError, match="the model has no tokenizer; give Model one"):
+        _ = Model(config, base).tokenizer
+    (folder / "tokenizer.json").write_text("{")
+    with pytest.raises(InputError, match=f"the tokenizer in {folder} cannot be read"):
+        load_tokenizer(folder)
+
+
+def test_the_tokenizer_is_read_once_and_when_asked(folder):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({"<unk>": 0, "grow": 1, "deep": 2}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    model = load_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>").save_pretrained(folder)
+    assert model.tokenizer("grow deep wide")["input_ids"] == [1, 2, 0]
+    assert model.tokenizer is model.tokenizer
+    given = object()
+    assert Model(model.config, model.base, given).tokenizer is given
+
+
+def test_a_failed_write_keeps_the_older_files(folder, config, base, monkeypatch):
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+
+    def fail(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("devft_jax.models.pretrained.save_file", fail)
+    with pytest.raises(RunError, match=f"the folder {folder} cannot be written .No space left on device.; free space"):
+        save_pretrained(folder, config, base)
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+
+
+def test_a_folder_that_cannot_be_made(tmp_path, config, base):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="cannot be written"):
+        save_pretrained(tmp_path / "file", config, base)
+
+
+def test_files_are_readable_as_other_new_files_are(folder):
+    other = folder / "other"
+    other.touch()
+    modes = {stat.S_IMODE(os.stat(file).st_mode) for file in folder.iterdir()}
+    assert len(modes) == 1
+
+
+def test_a_really_pretrained_model_predicts_words(shared):
+    model = load_pretrained(shared / "models" / "proxy-16l", dtype="float32")
+    assert model.config.layers == 16
+    assert {getattr(model.base.blocks, name).shape[0] for name in PROJECTIONS} == {16}
+    text = "Once upon a time, there was a king who had"
+    tokens = jnp.array([[1, *model.tokenizer(text, add_special_tokens=False)["input_ids"]]])
+    logits = jax.nn.log_softmax(forward(model.config, model.base, None, tokens))
+    nll = -jnp.take_along_axis(logits[:, :-1], tokens[:, 1:, None], axis=-1).mean()
+    # Held-out loss was 3.71 nats per token by its card, and ln 4096 is 8.32.
+    assert nll < 5.0

@@ -1,0 +1,34 @@
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from devft_jax.reporting.chart import Line, line_chart, ticks
+
+POINTS = st.lists(
+    st.tuples(st.floats(0, 1e9, allow_nan=False), st.floats(-50, 50, allow_nan=False)), min_size=1, max_size=6
+)
+
+
+@given(st.lists(POINTS, min_size=1, max_size=5))
+def test_every_point_is_drawn_inside_a_well_formed_picture(series):
+    lines = [Line(f"<line {index}>", points) for index, points in enumerate(series)]
+    picture = ElementTree.fromstring(line_chart("a & b", "x", "y", lines))
+    polylines = picture.findall(".//{*}polyline")
+    assert [len(line.get("points").split()) for line in polylines] == [len(points) for points in series]
+    for line in polylines:
+        for pair in line.get("points").split():
+            x, y = map(float, pair.split(","))
+            assert 0 <= x <= 760
+            assert 0 <= y <= 420
+    texts = [text.text for text in picture.findall(".//{*}text")]
+    assert "<line 0>" in texts
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (3.2, 4.9), (-1e-3, 1e-3), (0, 2.7e8), (5, 5)])
+def test_ticks_span_the_values_with_few_round_steps(low, high):
+    values = ticks(low, high)
+    assert values[0] <= low
+    assert values[-1] >= high
+    assert 2 <= len(values) <= 8

@@ -1,0 +1,137 @@
+import dataclasses
+import json
+
+import pytest
+
+from devft_jax.cli import parse_run
+from devft_jax.config import (
+    PRESETS,
+    ROOMS,
+    RunConfig,
+    config_from_mapping,
+    identity,
+    identity_hash,
+    preset,
+    read_config,
+    to_plain,
+    validate,
+)
+from devft_jax.errors import InputError
+
+
+def test_every_option_belongs_to_one_room_and_is_documented():
+    names = [field.name for room in ROOMS for field in dataclasses.fields(room)]
+    assert len(names) == len(set(names))
+    assert set(names) == {field.name for field in dataclasses.fields(RunConfig)}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_valid(name):
+    validate(preset(name))
+
+
+def test_paper_presets_carry_the_papers_values():
+    small, large = preset("paper-llama2-7b"), preset("paper-llama2-13b")
+    assert small.capacities == (4, 8, 16, 32)
+    assert small.learning_rate == (1e-6, 1e-5, 1e-4, 1e-4)
+    assert (small.rounds, small.clients, small.clients_per_round) == (300, 20, 2)
+    assert (small.local_steps, small.batch_size, small.max_length) == (10, 16, 512)
+    assert (small.rank, small.alpha, small.dropout, small.targets) == (32, 64.0, 0.05, ("q", "v"))
+    assert (large.capacities, large.rounds, large.beta) == ((5, 10, 20, 40), 400, 0.15)
+
+
+@pytest.mark.parametrize("suffix", ["yaml", "json"])
+def test_a_file_says_what_flags_say_and_flags_win(tmp_path, suffix):
+    values = {"preset": "demo", "rounds": 12, "capacities": [2, 16], "learning_rate": 0.001, "beta": "auto"}
+    path = tmp_path / f"run.{suffix}"
+    path.write_text(json.dumps(values))
+    from_file = read_config(path)
+    flags = "--preset demo --rounds 12 --capacities 2,16 --learning-rate 0.001 --beta auto".split()
+    assert from_file == parse_run(flags)
+    assert parse_run(["--config", str(path), "--rounds", "7"]).rounds == 7
+    assert parse_run([f"--config={path}"]) == from_file
+    validate(from_file)
+
+
+def test_plain_values_round_trip():
+    config = preset("paper-llama2-7b")
+    assert config_from_mapping(to_plain(config)) == config
+
+
+def test_identity_ignores_execution_options_and_rounds_only():
+    config = RunConfig()
+    execution = dataclasses.replace(
+        config, out="elsewhere", devices=1, clients_per_step=4, remat="full", checkpoint_every=3
+    )
+    assert identity(execution) == identity(config)
+    assert identity(dataclasses.replace(config, rounds=99)) == identity(config)
+    assert identity_hash(dataclasses.replace(config, rounds=99)) != identity_hash(config)
+    for name, value in {"seed": 1, "rank": 8, "beta": 0.2, "data": "x.json", "dtype": "float32"}.items():
+        assert identity(dataclasses.replace(config, **{name: value})) != identity(config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"rounds": 0}, "rounds 0"),
+        ({"rounds": "3"}, "rounds '3'"),
+        ({"rounds": True}, "rounds True"),
+        ({"capacities": (8, 4)}, "ascend"),
+        ({"capacities": ()}, "capacities"),
+        ({"capacities": (0, 4)}, "capacities"),
+        ({"growth": "sideways"}, "growth 'sideways'"),
+        ({"grouping": "x"}, "'x'"),
+        ({"fusion": "x"}, "'x'"),
+        ({"transfer": "x"}, "transfer 'x'"),
+        ({"algorithm": "x"}, "algorithm 'x'"),
+        ({"optimizer": "x"}, "optimizer 'x'"),
+        ({"schedule": "x"}, "schedule 'x'"),
+        ({"partition": "x"}, "partition 'x'"),
+        ({"template": "x"}, "template 'x'"),
+        ({"dtype": "float8"}, "dtype 'float8'"),
+        ({"remat": "x"}, "remat 'x'"),
+        ({"beta": "large"}, "beta"),
+        ({"beta": float("nan")}, "beta"),
+        ({"learning_rate": ()}, "learning_rate"),
+        ({"learning_rate": (1e-4, 1e-3), "capacities": (2, 4, 8)}, "learning_rate has 2 rates for 3"),
+        ({"learning_rate": (float("inf"),)}, "learning_rate"),
+        ({"dropout": 1.0}, "dropout 1.0"),
+        ({"rank": 0}, "rank 0"),
+        ({"targets": ("q", "w")}, "targets q,w"),
+        ({"clients_per_step": 0}, "clients_per_step 0"),
+        ({"seed": -1}, "seed -1"),
+        ({"stage_rounds": (3, 0)}, "stage_rounds"),
+        ({"max_nonfinite": 1.0}, "max_nonfinite"),
+        ({"evaluate_every": -1}, "evaluate_every"),
+        ({"checkpoint_every": 0}, "checkpoint_every"),
+        ({"weighting": "x"}, "weighting 'x'"),
+        ({"message_dtype": "int4"}, "message_dtype 'int4'"),
+    ],
+)
+def test_bad_options_are_named(changes, words):
+    with pytest.raises(InputError) as caught:
+        validate(dataclasses.replace(RunConfig(), **changes))
+    sentence = str(caught.value)
+    assert words in sentence
+    assert "\n" not in sentence
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("round: 4", "did you mean 'rounds'"),
+        ("[1, 2]", "must hold options by name"),
+        ("a: [", "not valid YAML"),
+        ("preset: nothing", "preset 'nothing'"),
+    ],
+)
+def test_bad_files_are_named(tmp_path, text, words):
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=words):
+        read_config(path)
+
+
+def test_missing_file_is_named(tmp_path):
+    with pytest.raises(InputError, match="cannot be read"):
+        read_config(tmp_path / "none.yaml")

@@ -1,0 +1,457 @@
+"""Runs end to end on a random tiny model, through the command line and through `train`."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from devft_jax.cli import run_command
+from devft_jax.config import RunConfig
+from devft_jax.developmental import LayerMap
+from devft_jax.errors import InputError, RunError
+from devft_jax.models.llama import ModelConfig, init_base
+from devft_jax.models.peft_format import import_peft
+from devft_jax.models.pretrained import load_pretrained, save_pretrained
+from devft_jax.reporting import Progress
+from devft_jax.run import plan_stages, replay, train
+
+QUIET = Progress(quiet=True)
+MODEL = ModelConfig(
+    vocabulary=64, width=16, feed_forward=24, layers=4, heads=4, kv_heads=2, head_size=4, max_length=64
+)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory, word_tokenizer):
+    """A folder with a random model and two clients' files of letters to say again, and held-out ones."""
+    folder = tmp_path_factory.mktemp("tiny")
+    save_pretrained(folder / "model", MODEL, init_base(jax.random.key(0), MODEL), dtype="float32")
+    word_tokenizer(words=tuple("abcdefghijklmnopqrstuvwxyz0123456789")).save_pretrained(folder / "model")
+    generator = np.random.default_rng(0)
+    for name, count in (("client_0", 24), ("client_1", 12), ("client_2", 17), ("test", 10)):
+        letters = ["abcdefgh"[int(index)] for index in generator.integers(0, 8, count)]
+        records = [{"instruction": letter, "output": f"{letter} 1"} for letter in letters]
+        (folder / f"{name}.json").write_text(json.dumps(records))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def config(tiny):
+    return RunConfig(
+        model=str(tiny / "model"),
+        data=str(tiny / "client_*.json"),
+        test_data=str(tiny / "test.json"),
+        template="completion",
+        capacities=(1, 2, 4),
+        rounds=6,
+        clients_per_round=2,
+        local_steps=2,
+        batch_size=3,
+        max_length=16,
+        rank=4,
+        alpha=8.0,
+        learning_rate=(0.05,),
+        checkpoint_every=2,
+        devices=2,
+    )
+
+
+def flags(config, **changes):
+    """The command line of a configuration's fields that differ from the defaults."""
+    words = []
+    for field in dataclasses.fields(RunConfig):
+        value = changes.get(field.name, getattr(config, field.name))
+        if value != field.default:
+            text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            words += [f"--{field.name.replace('_', '-')}", text]
+    return words
+
+
+def adapter_bytes(folder):
+    return (folder / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def finished(config, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished")
+    run = train(dataclasses.replace(config, out=str(folder)), progress=QUIET)
+    return run
+
+
+def test_a_run_leaves_the_folder_of_the_contract(finished, config):
+    folder = finished.folder
+    names = {path.name for path in folder.iterdir()}
+    assert {"config.json", "metrics.jsonl", "checkpoints", "adapter", "summary.json"} <= names
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary == json.loads(json.dumps(finished.summary))
+    for name in (
+        "final_loss base_loss accuracy base_accuracy rounds seconds bytes_up bytes_down bytes_stage "
+        "train_flops peak_memory_bytes peak_memory_source stages"
+    ).split():
+        assert summary[name] is not None, name
+    assert set(summary["seconds"]) == {"train", "compile", "build", "evaluate"}
+    assert [stage["layers"] for stage in summary["stages"]] == [1, 2, 4]
+    assert [stage["rounds"] for stage in summary["stages"]] == [2, 2, 2]
+    for stage in summary["stages"]:
+        assert sum(stage["group_sizes"]) == 4
+        assert len(stage["assign"]) == 4
+        for name in ("loss_start", "loss_end", "loss_full_after_transfer", "transition_gap", "seconds"):
+            assert np.isfinite(stage[name]), name
+    assert summary["stages"][-1]["transition_gap"] == 0
+    assert summary["stages"][0]["transition_gap"] > 0
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["round"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    for row in rows:
+        assert {"loss", "update_norm", "aggregation_error", "bytes_up", "bytes_down", "tokens_per_second"} <= set(row)
+
+
+def test_bytes_follow_depth_and_the_dense_submodels_are_counted(finished, config):
+    per_layer = 4 * (2 * (16 * 4) + 4 * 16 + 4 * 8)  # float32: a and b of q [16, 16] and v [16, 8] at rank 4
+    rows = finished.summary["stages"]
+    for stage in rows:
+        expected = stage["layers"] * per_layer * stage["rounds"] * config.clients_per_round
+        assert stage["bytes_up"] == stage["bytes_down"] == expected
+    assert finished.summary["bytes_up"] == sum(stage["bytes_up"] for stage in rows)
+    blocks = 4 * (2 * 16 * 16 + 2 * 16 * 8 + 3 * 16 * 24 + 2 * 16)
+    assert [stage["submodel_bytes"] for stage in rows] == [blocks, 2 * blocks, 0]
+    assert finished.summary["bytes_stage"] % blocks == 0
+    assert finished.summary["bytes_stage"] >= 2 * blocks + 2 * 2 * blocks
+
+
+def test_training_lowers_held_out_loss(finished):
+    assert finished.summary["final_loss"] < finished.summary["base_loss"] - 0.1
+
+
+def test_the_exported_adapter_is_the_runs_adapter(finished):
+    imported = import_peft(finished.folder / "adapter", MODEL)
+    for name, factors in finished.adapter.lora.items():
+        np.testing.assert_array_equal(imported.lora[name].a, factors.a)
+        np.testing.assert_array_equal(imported.lora[name].b, factors.b)
+    assert float(imported.scale) == float(finished.adapter.scale)
+
+
+def test_the_command_line_runs_the_same(finished, config, tmp_path, capfd):
+    assert run_command(["run", *flags(config, out=str(tmp_path))]) == 0
+    assert adapter_bytes(tmp_path) == adapter_bytes(finished.folder)
+    text = capfd.readouterr().err
+    assert "stage 1/3: 1 layers" in text
+    assert "round 6/6" in text
+    assert "tokens/s" in text
+
+
+def test_a_finished_run_is_not_run_again(finished, config, capfd):
+    before = (finished.folder / "metrics.jsonl").read_text()
+    again = train(dataclasses.replace(config, out=str(finished.folder)), progress=QUIET)
+    assert again.finished
+    assert again.summary["final_loss"] == finished.summary["final_loss"]
+    assert (finished.folder / "metrics.jsonl").read_text() == before
+
+
+def test_more_rounds_lengthen_the_last_stage(config, tmp_path):
+    train(dataclasses.replace(config, out=str(tmp_path)), progress=QUIET)
+    longer = train(dataclasses.replace(config, out=str(tmp_path), rounds=9), progress=QUIET)
+    assert [stage["rounds"] for stage in longer.summary["stages"]] == [2, 2, 5]
+    with pytest.raises(InputError, match="lengthened, not shortened"):
+        train(dataclasses.replace(config, out=str(tmp_path)), progress=QUIET)
+
+
+@pytest.mark.parametrize("change", [{"rank": 2}, {"seed": 3}, {"beta": 0.2}, {"learning_rate": (0.01,)}])
+def test_another_run_is_refused_in_the_same_folder(finished, config, change):
+    before = {path: path.read_bytes() for path in finished.folder.glob("*.json*")}
+    with pytest.raises(InputError, match=next(iter(change))):
+        train(dataclasses.replace(config, out=str(finished.folder), **change), progress=QUIET)
+    assert before == {path: path.read_bytes() for path in finished.folder.glob("*.json*")}
+
+
+def test_changed_data_is_refused(tiny, config, tmp_path):
+    copies = tmp_path / "data"
+    copies.mkdir()
+    for path in tiny.glob("client_*.json"):
+        (copies / path.name).write_text(path.read_text())
+    chosen = dataclasses.replace(config, data=str(copies / "*.json"), out=str(tmp_path / "run"), rounds=3)
+    train(chosen, progress=QUIET)
+    records = json.loads((copies / "client_0.json").read_text())
+    (copies / "client_0.json").write_text(json.dumps(records[::-1] + records[:1]))
+    with pytest.raises(InputError, match="data of the run"):
+        train(dataclasses.replace(chosen, rounds=4), progress=QUIET)
+
+
+def test_end_to_end_growth_and_equal_cohorts(finished, config, tmp_path):
+    run = train(dataclasses.replace(config, growth="end-to-end", out=str(tmp_path)), progress=QUIET)
+    assert [stage["layers"] for stage in run.summary["stages"]] == [4]
+    assert run.summary["bytes_stage"] == 0
+
+    def cohorts(folder):
+        return [json.loads(line)["clients"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+    assert cohorts(tmp_path) == cohorts(finished.folder)
+
+
+@pytest.mark.parametrize("transfer", ["anchor_only", "delta", "anchor_delta"])
+def test_every_transfer_runs(config, tmp_path, transfer):
+    run = train(dataclasses.replace(config, transfer=transfer, out=str(tmp_path)), progress=QUIET)
+    assert run.summary["final_loss"] < run.summary["base_loss"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"grouping": "random", "fusion": "r_one"},
+        {"grouping": "even_blocks", "fusion": "mean"},
+        {"grouping": "even_strides", "fusion": "anchor"},
+        {"fusion": "sum", "beta": "auto"},
+    ],
+)
+def test_every_grouping_and_fusion_runs(config, tmp_path, change):
+    run = train(dataclasses.replace(config, out=str(tmp_path), rounds=3, **change), progress=QUIET)
+    assert run.finished
+
+
+def test_chunks_and_devices_change_nothing_but_rounding(config, finished, tmp_path):
+    plain = dataclasses.replace(config, optimizer="sgd", learning_rate=(0.5,), capacities=(2, 4), rounds=4)
+    results = []
+    for index, change in enumerate(
+        ({"devices": 1, "clients_per_step": 1}, {"devices": 2, "clients_per_step": 2}, {"devices": 8})
+    ):
+        run = train(dataclasses.replace(plain, out=str(tmp_path / str(index)), **change), progress=QUIET)
+        results.append(run.adapter)
+    for other in results[1:]:
+        for leaf, same in zip(jax.tree.leaves(results[0]), jax.tree.leaves(other), strict=True):
+            np.testing.assert_allclose(leaf, same, atol=1e-5)
+
+
+def test_a_growth_of_ones_own_is_one_function(config, tmp_path):
+    class LastLayerFirst:
+        def next(self, stage, tree, history, key):
+            if stage == 2:
+                return None
+            if stage == 1:
+                assert [row["stage"] for row in history] == [0, 0]
+                return LayerMap.identity(4)
+            fuse = np.eye(4, dtype=np.float32)[[0, 3]]
+            return LayerMap(fuse=fuse, assign=np.array([0, -1, -1, 1], np.int32), train=np.array([False, True]))
+
+    chosen = dataclasses.replace(config, out=str(tmp_path), stage_rounds=(2, 1))
+    run = train(chosen, growth=LastLayerFirst(), progress=QUIET)
+    assert [stage["layers"] for stage in run.summary["stages"]] == [2, 4]
+    with pytest.raises(InputError, match="objects"):
+        replay(run.folder, client="client_0.json", round=1, progress=QUIET)
+
+
+def test_replay_repeats_the_rounds_losses(finished):
+    rows = [json.loads(line) for line in (finished.folder / "metrics.jsonl").read_text().splitlines()]
+    row = rows[4]
+    names = ["client_0.json", "client_1.json", "client_2.json"]
+    before = {path: path.stat().st_mtime_ns for path in finished.folder.rglob("*") if path.name != ".lock"}
+    losses = [
+        report.loss
+        for client in row["clients"]
+        for report in replay(finished.folder, client=names[client], round=5, progress=QUIET)
+    ]
+    np.testing.assert_allclose(np.mean(losses), row["loss"], rtol=1e-5)
+    assert before == {path: path.stat().st_mtime_ns for path in finished.folder.rglob("*") if path.name != ".lock"}
+
+
+def test_nan_is_named_and_stops_the_run_past_the_share(config, tmp_path, capfd):
+    chosen = dataclasses.replace(config, optimizer="sgd", clip_norm=0.0, learning_rate=(1e30,))
+    with pytest.raises(RunError, match=r"client 'client_\d.json', stage 1, round \d, step 2: the loss is nan"):
+        train(dataclasses.replace(chosen, out=str(tmp_path / "a")), progress=QUIET)
+    code = run_command(["run", *flags(chosen, out=str(tmp_path / "b"))])
+    assert code == 1
+    assert "devft replay" in capfd.readouterr().err
+    reports = replay(tmp_path / "b", client="client_0.json", round=1, progress=QUIET)
+    assert reports[-1].step == 2
+    assert "loss" in reports[-1].nonfinite
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"clients_per_round": 4}, "clients_per_round 4 exceeds the 3 clients"),
+        ({"capacities": (2, 8)}, "8"),
+        ({"capacities": (4, 2)}, "ascend"),
+        ({"rounds": 2}, "rounds 2 is fewer than the 3 stages"),
+        ({"stage_rounds": (1, 1)}, "stage_rounds names 2 stages"),
+        ({"learning_rate": (0.1, 0.2)}, "learning_rate has 2 rates for 3 stages"),
+        ({"devices": 99}, "devices 99"),
+        ({"model": "/nowhere/at/all"}, "/nowhere/at/all"),
+        ({"data": "/nowhere/*.json"}, "/nowhere"),
+        ({"max_length": 2}, "max_length"),
+        ({"out": "/proc/nothing"}, "/proc/nothing"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(config, tmp_path, capfd, change, words):
+    chosen = dataclasses.replace(config, **{"out": str(tmp_path / "run"), **change})
+    assert run_command(["run", *flags(chosen)]) == 2
+    error = capfd.readouterr().err
+    last = [line for line in error.splitlines() if line.startswith("devft: ")]
+    assert len(last) == 1
+    assert words in last[0]
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_folder_in_use_is_refused(config, tmp_path):
+    from devft_jax.storage import RunFolder
+
+    with RunFolder(tmp_path), pytest.raises(InputError, match="in use"):
+        train(dataclasses.replace(config, out=str(tmp_path)), progress=QUIET)
+
+
+def test_a_failed_save_is_a_run_error_and_keeps_what_was_saved(config, tmp_path, monkeypatch):
+    import orbax.checkpoint as ocp
+
+    original, calls = ocp.CheckpointManager.save, []
+
+    def save(self, step, *arguments, **keywords):
+        calls.append(step)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+        return original(self, step, *arguments, **keywords)
+
+    monkeypatch.setattr(ocp.CheckpointManager, "save", save)
+    chosen = dataclasses.replace(config, out=str(tmp_path))
+    with pytest.raises(RunError, match="No space left on device"):
+        train(chosen, progress=QUIET)
+    monkeypatch.undo()
+    resumed = train(chosen, progress=QUIET)
+    assert resumed.finished
+
+
+def test_equal_shares_leave_the_rest_to_the_last_stages():
+    assert plan_stages(RunConfig(rounds=11), 4) == (2, 3, 3, 3)
+    assert plan_stages(RunConfig(rounds=300), 4) == (75, 75, 75, 75)
+    with pytest.raises(InputError, match="stage_rounds is needed"):
+        plan_stages(RunConfig(), None)
+
+
+# ---- stop and resume, with real signals --------------------------------------------------------------------------
+
+
+def start(config, folder, script=None):
+    """The run in a process of its own, with the test session's compiled programs."""
+    code = "from devft_jax.cli import main; main()" if script is None else script
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    return subprocess.Popen(
+        [sys.executable, "-c", code, "run", *flags(config, out=str(folder))],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+
+
+def wait_for_rounds(process, folder, rounds):
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        path = folder / "metrics.jsonl"
+        if path.exists() and path.read_text().count("\n") >= rounds:
+            return
+        if process.poll() is not None:
+            pytest.fail(f"the run ended early: {process.stderr.read()}")
+        time.sleep(0.005)
+    pytest.fail("the run made no progress")
+
+
+@pytest.fixture(scope="module")
+def long(config):
+    return dataclasses.replace(config, rounds=15)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(long, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    process = start(long, folder)
+    assert process.wait(180) == 0, process.stderr.read()
+    return folder
+
+
+KILL_IN_CHECKPOINT = textwrap.dedent(
+    """
+    import os, signal, sys, threading, time
+    from pathlib import Path
+    folder = Path(sys.argv[sys.argv.index("--out") + 1]) / "checkpoints"
+    def watch():
+        while True:
+            whole = [path for path in folder.glob("*") if path.name.isdecimal()]
+            partial = [path for path in folder.glob("*") if "tmp" in path.name]
+            if whole and partial:
+                os.kill(os.getpid(), signal.SIGKILL)
+    threading.Thread(target=watch, daemon=True).start()
+    from devft_jax.cli import main
+    main()
+    """
+)
+
+
+@pytest.mark.parametrize("where", ["first-stage", "stage-border", "last-stage", "during-a-checkpoint"])
+def test_a_killed_run_resumes_bit_for_bit(long, uninterrupted, tmp_path, where):
+    if where == "during-a-checkpoint":
+        every = dataclasses.replace(long, checkpoint_every=1)
+        process = start(every, tmp_path, KILL_IN_CHECKPOINT)
+        process.wait(180)
+    else:
+        process = start(long, tmp_path)
+        wait_for_rounds(process, tmp_path, {"first-stage": 3, "stage-border": 5, "last-stage": 13}[where])
+        process.kill()
+        process.wait(60)
+    assert process.returncode == -signal.SIGKILL
+    assert not (tmp_path / "adapter").exists()
+    resumed = start(long, tmp_path)
+    assert resumed.wait(180) == 0, resumed.stderr.read()
+    assert adapter_bytes(tmp_path) == adapter_bytes(uninterrupted)
+    rounds = [json.loads(line)["round"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert rounds == list(range(1, 16))
+    mine, theirs = (
+        json.loads((folder / "summary.json").read_text()) for folder in (tmp_path, uninterrupted)
+    )
+    for name in ("final_loss", "bytes_up", "bytes_down", "bytes_stage", "train_flops", "rounds"):
+        assert mine[name] == theirs[name], name
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_says_how_to_go_on_and_does(long, uninterrupted, tmp_path, number):
+    process = start(long, tmp_path)
+    wait_for_rounds(process, tmp_path, 4)
+    process.send_signal(number)
+    assert process.wait(60) == 128 + number
+    assert "the same command goes on from there" in process.stderr.read()
+    resumed = start(long, tmp_path)
+    assert resumed.wait(180) == 0, resumed.stderr.read()
+    assert adapter_bytes(tmp_path) == adapter_bytes(uninterrupted)
+
+
+def test_real_models_and_data(shared, tmp_path):
+    config = RunConfig(
+        model=str(shared / "models" / "proxy-16l"),
+        data=str(shared / "data" / "dolly-15k-fed10" / "local_training_*.json.gz"),
+        test_data=str(shared / "data" / "dolly-15k-fed10" / "global_test.json.gz"),
+        growth="end-to-end",
+        rounds=2,
+        local_steps=2,
+        batch_size=4,
+        max_length=128,
+        rank=8,
+        learning_rate=(3e-3,),
+        out=str(tmp_path),
+    )
+    run = train(config, progress=QUIET)
+    assert run.summary["clients"] == 10
+    assert run.summary["final_loss"] < run.summary["base_loss"]
+
+
+def test_the_adapter_file_holds_contiguous_hugging_face_factors(finished):
+    tensors = load_file(finished.folder / "adapter" / "adapter_model.safetensors")
+    name = "base_model.model.model.layers.2.self_attn.v_proj.lora_B.weight"
+    np.testing.assert_array_equal(tensors[name], np.asarray(finished.adapter.lora["v"].b[2]).T)
+
+
+def test_load_pretrained_reads_what_the_run_used(tiny):
+    assert load_pretrained(tiny / "model").config == dataclasses.replace(MODEL)
