@@ -44,7 +44,7 @@ def configure_jax() -> None:
     jax.config.update("jax_num_cpu_devices", cores or 1)
     cache = os.environ.get("DEVFT_CACHE", str(Path.home() / ".cache" / "devft_jax"))
     jax.config.update("jax_compilation_cache_dir", str(Path(cache) / "programs"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 COMMANDS = {

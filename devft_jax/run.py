@@ -748,7 +748,7 @@ def _open_run(config: RunConfig, folder: RunFolder, objects: dict[str, str]) -> 
 def _finish(trainer: Trainer, state: State, folder: RunFolder) -> dict[str, Any]:
     """Write the adapter and the summary."""
     adapter = trainer.algorithm.view(state.full)
-    export_peft(adapter, folder.fresh_subfolder("adapter"), base_model=str(trainer.model.path))
+    export_peft(adapter, folder.fresh_subfolder("adapter"), base_model=trainer.model.path)
     folder.publish("adapter")
     summary = trainer.summary(state)
     folder.write_json("summary.json", summary)

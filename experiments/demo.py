@@ -17,6 +17,7 @@ from devft_jax.cli import configure_jax
 from devft_jax.config import RunConfig, preset
 from devft_jax.data import FederatedData, build_federated_data
 from devft_jax.models.pretrained import Model, load_pretrained
+from devft_jax.reporting.chart import Line, line_chart
 from devft_jax.reporting.progress import Progress, readable_bytes, readable_seconds
 from devft_jax.run import Run, bundled_model, make_growth, plan_stages, train
 
@@ -74,6 +75,26 @@ def stage_rows(run: Run) -> list[list[str]]:
     return rows
 
 
+def loss_by_megabytes(run: Run) -> list[tuple[float, float]]:
+    """Held-out loss of the full model against megabytes sent up, from the untuned base on."""
+    points = [(0.0, run.summary["base_loss"])]
+    border = 0
+    ends = {}
+    for stage in run.summary["stages"]:
+        border += stage["rounds"]
+        ends[border] = stage["loss_full_after_transfer"]
+    growing = len(run.summary["stages"]) > 1
+    megabytes = 0.0
+    for line in (run.folder / "metrics.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        megabytes += row["bytes_up"] / 1e6
+        # Within a growing run's stage what is evaluated is the submodel, not the model that the picture is about.
+        loss = ends.get(row["round"], None if growing else row.get("held_out_loss"))
+        if loss is not None:
+            points.append((megabytes, loss))
+    return points
+
+
 def run_method(config: RunConfig, out: Path, model: Model, data: FederatedData) -> Run:
     """One of the three runs; ends the demo when it is asked to stop."""
     run = train(dataclasses.replace(config, out=str(out)), model=model, data=data)
@@ -114,9 +135,16 @@ def main() -> None:
     print(table(rows))
     print("\nDevFT, stage by stage (held-out loss)\n")
     print(table(stage_rows(runs["DevFT"])))
+    chart = line_chart(
+        "Held-out loss of the full model, demo",
+        "sent up by all clients (MB)",
+        "nats per token",
+        [Line(name, loss_by_megabytes(run)) for name, run in runs.items()],
+    )
+    (options.out / "demo.svg").write_text(chart)
     summaries = {name: run.summary for name, run in runs.items()}
     (options.out / "demo.json").write_text(json.dumps(summaries, indent=1) + "\n")
-    print(f"\n{readable_seconds(time.perf_counter() - began)} in all; details in {options.out}/demo.json")
+    print(f"\n{readable_seconds(time.perf_counter() - began)} in all; picture and details in {options.out}")
 
 
 if __name__ == "__main__":

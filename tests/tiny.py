@@ -58,9 +58,7 @@ def random_adapter(options: LoraOptions, config: ModelConfig = CONFIG, seed: int
             a=normal(config.layers, fan_in, options.rank),
             b=normal(config.layers, options.rank, fan_out),
         )
-    return Adapter(
-        lora=lora, scale=jnp.float32(options.alpha / options.rank), dropout=options.dropout
-    )
+    return Adapter(lora=lora, scale=jnp.float32(options.alpha / options.rank), dropout=options.dropout)
 
 
 def examples_from(rows: list[list[int]], prompt_lengths: list[int]) -> Examples:

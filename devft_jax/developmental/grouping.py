@@ -106,6 +106,7 @@ def _spectral_groups(similarity: jax.Array, num_groups: int, key: jax.Array) -> 
     return number_by_first_layer(labels, num_groups)
 
 
+@functools.partial(jax.jit, static_argnames=("num_groups", "restarts", "max_steps"))
 def kmeans(
     points: jax.Array,
     num_groups: int,

@@ -161,14 +161,13 @@ class Blocks:
     def of(cls, shape: tuple[int, ...], length: int | None = None) -> Self:
         """Blocks of a weight of `shape` `[L, ...]`, all L layers in each.
 
-        A block holds at most half a layer's worth of elements (so that it and a product of the same
-        size stay within one float32 layer), and between 0.25 and 8 MiB in float32: smaller ones would
-        cost more calls than arithmetic, larger ones would leave the caches. The cut is along the first
-        axis that is long enough, which keeps the reads contiguous. `length` tells that axis 1 can only
-        be cut into that many equal pieces.
+        A block holds at most a quarter of a layer's worth of elements, so that the block, its transpose and a product
+        of its size stay within one float32 layer, and between 0.25 and 8 MiB in float32: smaller ones would cost more
+        calls than arithmetic, larger ones would leave the caches. The cut is along the first axis that is long enough,
+        which keeps the reads contiguous. `length` tells that axis 1 can only be cut into that many equal pieces.
         """
         layers, columns = shape[0], math.prod(shape[1:])
-        elements = min(max(columns // 2, _SMALLEST_BLOCK), _LARGEST_BLOCK)
+        elements = min(max(columns // 4, _SMALLEST_BLOCK), _LARGEST_BLOCK)
         wanted = max(1, min(columns, elements // max(layers, 1)))
         pieces = math.ceil(columns / wanted)
         long_enough = (axis for axis in range(1, len(shape)) if shape[axis] >= pieces)
@@ -190,7 +189,7 @@ class Blocks:
 
 
 def _host_blocks(leaf: np.ndarray) -> tuple[np.ndarray, Blocks]:
-    leaf = leaf[:, None] if leaf.ndim == 1 else leaf
+    leaf = np.asarray(leaf[:, None] if leaf.ndim == 1 else leaf)
     return leaf, Blocks.of(leaf.shape)
 
 
@@ -203,12 +202,14 @@ def _on_threads(work: Callable[[Any], None], items: Any) -> None:
 def _host_gram(leaf: np.ndarray) -> np.ndarray:
     leaf, blocks = _host_blocks(leaf)
     total = np.zeros((leaf.shape[0],) * 2)
-    pending: list[jax.Array] = []
+    # One buffer for all blocks: fresh pages for each would take longer than filling them.
+    buffer = np.empty(leaf.size // max(blocks.length, 1) * blocks.size, np.float32)
     for index in blocks.indices():
-        pending.append(_block_gram(np.ascontiguousarray(leaf[:, *index])))
-        if len(pending) > 1:
-            total += np.asarray(pending.pop(0))
-    return sum(map(np.asarray, pending), total)
+        block = leaf[:, *index]
+        converted = buffer[: block.size].reshape(block.shape)
+        np.copyto(converted, block, casting="same_kind")
+        total += np.asarray(_block_gram(converted))
+    return total
 
 
 def _weighted_sum(weights: np.ndarray, leaf: np.ndarray, index: Index) -> np.ndarray:
@@ -265,15 +266,21 @@ def _host_shift(matrix: np.ndarray, source: np.ndarray, trained: np.ndarray, ful
 # The device: one compiled loop per leaf shape.
 
 
-def _product(left: jax.Array, right: jax.Array, axes: Any) -> jax.Array:
-    return jnp.tensordot(left, right, axes=axes, precision=lax.Precision.HIGHEST)
+def _flat(block: jax.Array) -> jax.Array:
+    # The barrier has the block in memory once, as a float32 matrix; XLA would else convert and transpose it inside the
+    # product, for each of its operands.
+    return lax.optimization_barrier(block.astype(jnp.float32).reshape(block.shape[0], -1))
 
 
 @jax.jit
 def _block_gram(block: jax.Array) -> jax.Array:
-    block = block.astype(jnp.float32)
-    trailing = tuple(range(1, block.ndim))
-    return _product(block, block, (trailing, trailing))
+    flat = _flat(block)
+    return lax.dot_general(flat, flat, (((1,), (1,)), ((), ())), precision=lax.Precision.HIGHEST)
+
+
+def _block_combine(matrix: jax.Array, block: jax.Array) -> jax.Array:
+    combined = jnp.matmul(matrix, _flat(block), precision=lax.Precision.HIGHEST)
+    return combined.reshape(matrix.shape[0], *block.shape[1:])
 
 
 def _cut(leaf: Any) -> tuple[Any, tuple[int, ...], Blocks]:
@@ -292,6 +299,9 @@ def _cut(leaf: Any) -> tuple[Any, tuple[int, ...], Blocks]:
 
 
 def _read(leaf: Any, axis: int, start: Any, size: int) -> jax.Array:
+    # XLA would turn "cut, then convert" round and convert the whole leaf ahead of the loop. A leaf that passed a barrier
+    # together with the loop's counter has to stay inside.
+    leaf, start = lax.optimization_barrier((leaf, jnp.asarray(start)))
     block = jax.tree.map(lambda array: lax.dynamic_slice_in_dim(array, start, size, axis), leaf)
     return block.dequantize(jnp.float32) if is_opaque(block) else block.astype(jnp.float32)
 
@@ -349,7 +359,7 @@ def _device_combine(matrix: jax.Array, leaf: Any) -> jax.Array:
     leaf, shape, blocks = _cut(leaf)
 
     def part(size: int, matrix: jax.Array, leaf: Any, start: Any) -> jax.Array:
-        return _product(matrix, _read(leaf, blocks.axis, start, size), 1)
+        return _block_combine(matrix, _read(leaf, blocks.axis, start, size))
 
     out = jnp.zeros((matrix.shape[0], *shape[1:]), dtype)
     return _fill(out, part, (matrix, leaf), shape, blocks).reshape(result_shape)
@@ -373,7 +383,7 @@ def _device_shift(matrix: jax.Array, source: jax.Array, trained: jax.Array, full
 
     def part(size: int, matrix: jax.Array, trained: Any, full: Any, start: Any) -> jax.Array:
         old = _read(full, blocks.axis, start, size)
-        change = _read(trained, blocks.axis, start, size) - _product(matrix, old, 1)
+        change = _read(trained, blocks.axis, start, size) - _block_combine(matrix, old)
         moved = old + jnp.take(change, jnp.maximum(source, 0), axis=0)
         return jnp.where(_per_layer(source >= 0, old), moved, old)
 

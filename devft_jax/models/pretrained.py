@@ -468,8 +468,7 @@ def _places(config: ModelConfig) -> dict[str, _Place]:
             shape = config.projection_shape(leaf)[::-1]
             places[f"model.layers.{layer}.{module}.weight"] = _Place(leaf, layer, shape, turned=True)
         for leaf, module in NORM_MODULES.items():
-            shape = (config.width,)
-            places[f"model.layers.{layer}.{module}.weight"] = _Place(leaf, layer, shape, turned=False)
+            places[f"model.layers.{layer}.{module}.weight"] = _Place(leaf, layer, (config.width,), turned=False)
     return places
 
 

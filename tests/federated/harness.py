@@ -1,4 +1,4 @@
-"""What the tests of the engine share: a population, rounds through `Cohort`, and the same rounds as a plain Python loop."""
+"""What the tests of the engine share: a population, rounds through `Cohort`, and the same rounds in a plain loop."""
 
 import functools
 from collections.abc import Sequence
@@ -67,9 +67,7 @@ def assemble(examples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return gather_batch(EXAMPLES, examples, bucket_for(int(lengths.max()), BUCKETS))
 
 
-def client(
-    position: int, *, pool: slice = SHORT, steps: int = STEPS, weight: float | None = None
-) -> ClientWork:
+def client(position: int, *, pool: slice = SHORT, steps: int = STEPS, weight: float | None = None) -> ClientWork:
     """Client `position` of an endless population: an id out of order, a weight and a draw of its own."""
     rng = np.random.default_rng([17, position])
     examples = rng.choice(np.arange(len(EXAMPLES))[pool], (steps, BATCH))
@@ -149,13 +147,11 @@ def run_round(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _plain_gradient(options: LoraOptions, lora, base: Base, tokens, mask, key):
+def plain_gradient(options: LoraOptions, lora, base: Base, tokens, mask, key):
     """Loss and gradient from full logits: the mean over completion tokens, with nothing of the engine in it."""
 
     def loss(lora):
-        adapter = Adapter(
-            lora=lora, scale=jnp.float32(options.alpha / options.rank), dropout=options.dropout
-        )
+        adapter = Adapter(lora=lora, scale=jnp.float32(options.alpha / options.rank), dropout=options.dropout)
         logits = forward(CONFIG, base, adapter, tokens, key=key)
         scores = jax.nn.log_softmax(logits[:, :-1])
         chosen = jnp.take_along_axis(scores, tokens[:, 1:, None], axis=-1)[..., 0]
@@ -175,11 +171,12 @@ def plain_client(
     key = keys_of_round(np.array([member.id], np.uint32))[0]
     state = rule.init(lora)
     losses = []
+    # Padded to its own lengths alone: neither other clients nor buckets exist here.
+    length = int(EXAMPLES.lengths[member.examples].max())
     for step, examples in enumerate(member.examples):
-        # Padded to its own lengths alone: neither other clients nor buckets exist here.
-        tokens, mask = gather_batch(EXAMPLES, examples, int(EXAMPLES.lengths[examples].max()))
+        tokens, mask = gather_batch(EXAMPLES, examples, length)
         step_key = jax.random.fold_in(key, step)
-        value, gradient = _plain_gradient(options, lora, BASE, tokens, mask, step_key)
+        value, gradient = plain_gradient(options, lora, BASE, tokens, mask, step_key)
         updates, state = rule.update(gradient, state, lora)
         lora = optax.apply_updates(lora, updates)
         losses.append(float(value))

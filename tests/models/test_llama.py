@@ -186,6 +186,13 @@ def test_dropout_needs_a_key_and_follows_it(config, base, adapter, tokens):
     assert jnp.max(jnp.abs(once - plain)) > 1e-2
 
 
+def test_padding_does_not_change_the_dropout_of_real_tokens(config, base, adapter, tokens):
+    dropping, key = adapter.replace(dropout=0.5), jax.random.key(0)
+    padded = jnp.pad(tokens, ((0, 0), (0, 4)))
+    short = forward(config, base, dropping, tokens, key=key)
+    np.testing.assert_allclose(forward(config, base, dropping, padded, key=key)[:, :7], short, atol=1e-5)
+
+
 def test_dropout_masks_differ_between_layers(config, base, tokens):
     """Where frozen layers add nothing, an update does the same in whichever layer it is, but for its mask."""
     silent = base.replace(blocks=jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[:1], leaf.shape), base.blocks))

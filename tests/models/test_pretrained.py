@@ -347,7 +347,7 @@ def test_pickles_are_never_read(folder):
     with pytest.raises(InputError, match=r"pickle \(pytorch_model.bin\).* convert them to safetensors"):
         load_pretrained(folder)
     (folder / "pytorch_model.bin").unlink()
-    with pytest.raises(InputError, match="holds neither model.safetensors nor"):
+    with pytest.raises(InputError, match=r"holds neither model.safetensors nor"):
         load_pretrained(folder)
 
 

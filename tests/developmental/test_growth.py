@@ -1,0 +1,142 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from devft_jax.developmental import (
+    DevFT,
+    EndToEnd,
+    LayerMap,
+    layer_gram,
+    layer_map,
+    layer_similarity,
+    next_stage,
+    planned_depths,
+    streaming,
+    transition_gap,
+)
+from tests.developmental.weights import assert_trees_equal, stack
+
+LAYERS = 8
+KEY = jax.random.key(3)
+
+
+@pytest.fixture
+def tree():
+    return (stack(0, LAYERS), stack(1, LAYERS))
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """Leaves read so far."""
+    seen = []
+    gram = streaming.gram
+    monkeypatch.setattr(streaming, "gram", lambda leaf: seen.append(leaf) or gram(leaf))
+    return seen
+
+
+class Prefixes:
+    """A growth as a user would write one: the first 2, then the first 4 layers, while the loss falls."""
+
+    def next(self, stage, tree, history, key):
+        if stage == 2 or (history and history[-1]["loss"] > 1):
+            return None
+        depth = (2, 4)[stage]
+        assign = jnp.where(jnp.arange(LAYERS) < depth, jnp.arange(LAYERS), -1)
+        return LayerMap(jnp.eye(depth, LAYERS), assign)
+
+
+def test_devft_grows_through_its_capacities_and_stops(tree):
+    growth = DevFT((2, 4, 8))
+    maps = [growth.next(stage, tree, (), KEY) for stage in range(4)]
+    assert [m and m.num_groups for m in maps] == [2, 4, 8, None]
+    assert maps[2].is_identity
+    assert planned_depths(growth, LAYERS) == (2, 4, 8)
+
+
+def test_devft_is_layer_map_with_its_choices(tree):
+    def base(path):
+        return path.startswith("[0]")
+
+    growth = DevFT((3,), grouping="dglg", fusion="r_one", select=base)
+    expected = layer_map(tree, 3, fusion="r_one", select=base, key=KEY)
+    assert_trees_equal(growth.next(0, tree, (), KEY), expected)
+    even = DevFT((4,), grouping="even_blocks", beta="auto").next(0, tree, (), KEY)
+    assert even.assign.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+def test_end_to_end_is_one_stage_of_everything(tree):
+    growth = EndToEnd()
+    assert growth.next(0, tree, (), KEY).is_identity
+    assert growth.next(1, tree, (), KEY) is None
+    assert planned_depths(growth, LAYERS) == (LAYERS,)
+
+
+def test_a_stage_change_is_measured_in_one_pass_over_the_weights(tree, reads):
+    growth = DevFT((3, 8))
+    step = next_stage(growth, 0, tree, (), KEY)
+    assert len(reads) == len(jax.tree.leaves(tree))
+    assert_trees_equal(step.layer_map, growth.next(0, tree, (), KEY))
+    np.testing.assert_allclose(step.similarity, layer_similarity(tree), atol=1e-6)
+    np.testing.assert_allclose(step.gap, transition_gap(layer_gram(tree), step.layer_map), rtol=1e-5)
+    assert step.gap > 0
+    assert step.spectrum.shape == (LAYERS,)
+    assert sum(step.group_sizes) == LAYERS
+    assert len(step.group_sizes) == 3
+
+
+def test_the_gap_is_of_all_parameters_and_the_similarity_of_the_selected(tree):
+    growth = DevFT((3,), select=lambda path: path == "[1]['odd']")
+    step = next_stage(growth, 0, tree, (), KEY)
+    np.testing.assert_allclose(step.similarity, layer_similarity(tree[1]["odd"]), atol=1e-6)
+    np.testing.assert_allclose(step.gap, transition_gap(layer_gram(tree), step.layer_map), rtol=1e-5)
+
+
+@pytest.mark.parametrize("growth", [DevFT((8,)), EndToEnd()])
+def test_the_full_model_is_reached_without_reading_it(growth, tree, reads):
+    step = next_stage(growth, 0, tree, (), KEY)
+    assert step.layer_map.is_identity
+    assert not reads
+    assert (step.similarity, step.spectrum) == (None, None)
+    assert step.gap == 0
+    assert step.group_sizes == (1,) * LAYERS
+    assert next_stage(growth, 1, tree, (), KEY) is None
+
+
+def test_a_growth_of_ones_own_needs_only_next_and_may_use_the_history(tree, reads):
+    growth = Prefixes()
+    step = next_stage(growth, 0, tree, (), KEY)
+    assert step.layer_map.num_groups == 2
+    assert step.gap == 0
+    assert step.group_sizes == (1, 1)
+    assert len(reads) == len(jax.tree.leaves(tree))
+    assert next_stage(growth, 1, tree, [{"loss": 0.5}], KEY).layer_map.num_groups == 4
+    assert next_stage(growth, 1, tree, [{"loss": 2.0}], KEY) is None
+    assert planned_depths(growth, LAYERS) is None
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"capacities": (4, 2)}, "do not ascend"),
+        ({"capacities": ()}, "empty"),
+        ({"capacities": (2,), "grouping": "all"}, "grouping method 'all' is unknown"),
+        ({"capacities": (2,), "fusion": "all"}, "fusion method 'all' is unknown"),
+        ({"capacities": (2,), "beta": "tenth"}, "beta 'tenth'"),
+    ],
+)
+def test_devft_refuses_when_it_is_made(options, words):
+    with pytest.raises(ValueError, match=words):
+        DevFT(**options)
+
+
+def test_devft_refuses_a_model_that_is_too_shallow(tree):
+    with pytest.raises(ValueError, match="beyond the model's 8 layers"):
+        DevFT((4, 16)).next(0, tree, (), KEY)
+    with pytest.raises(ValueError, match="beyond the model's 8 layers"):
+        planned_depths(DevFT((4, 16)), LAYERS)
+
+
+def test_growths_compare_and_hash_by_value():
+    assert DevFT([2, 4]) == DevFT((2, 4))
+    assert hash(DevFT((2, 4))) == hash(DevFT((2, 4)))

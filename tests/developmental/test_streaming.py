@@ -1,0 +1,149 @@
+import tracemalloc
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from devft_jax.developmental import streaming
+from devft_jax.developmental.streaming import Blocks
+from tests.developmental.weights import block_quantised, layer_quantised
+
+LLAMA2_7B_UP = (32, 4096, 11008)
+LLAMA2_13B_UP = (40, 5120, 13824)
+
+
+@settings(max_examples=200)
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=4), st.integers(1, 6), st.integers(1, 300))
+def test_blocks_cover_every_entry_once(trailing, layers, elements):
+    shape = (layers, *trailing)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(streaming, "_SMALLEST_BLOCK", 1)
+        patch.setattr(streaming, "_LARGEST_BLOCK", elements)
+        blocks = Blocks.of(shape)
+    visits = np.zeros(shape, int)
+    for index in blocks.indices():
+        visits[:, *index] += 1
+    assert (visits == 1).all()
+
+
+@pytest.mark.parametrize("shape", [LLAMA2_7B_UP, LLAMA2_13B_UP, (32, 4096, 4096), (32, 2, 2**23), (40, 2**24)])
+def test_a_block_and_its_product_fit_in_one_layer_and_in_the_caches(shape):
+    blocks = Blocks.of(shape)
+    elements = int(np.prod(shape)) // shape[blocks.axis] * blocks.size
+    assert 4 * elements <= np.prod(shape[1:])
+    assert 2**20 < elements <= 2**21
+
+
+def float32_layer(shape) -> int:
+    return 4 * int(np.prod(shape[1:]))
+
+
+@pytest.mark.parametrize("shape", [LLAMA2_7B_UP, LLAMA2_13B_UP])
+def test_compiled_scratch_stays_within_one_float32_layer(shape):
+    leaf = jax.ShapeDtypeStruct(shape, jnp.bfloat16)
+    small = jax.ShapeDtypeStruct((8, *shape[1:]), jnp.bfloat16)
+    matrix = jax.ShapeDtypeStruct((8, shape[0]), jnp.float32)
+    source = jax.ShapeDtypeStruct((shape[0],), jnp.int32)
+    lowered = {
+        "gram": streaming._device_gram.lower(leaf),
+        "combine": streaming._device_combine.lower(matrix, leaf),
+        "replace": streaming._device_replace.lower(source, small, leaf),
+        "shift": streaming._device_shift.lower(matrix, source, small, leaf),
+    }
+    for name, program in lowered.items():
+        scratch = program.compile().memory_analysis().temp_size_in_bytes
+        assert scratch <= float32_layer(shape), name
+
+
+def test_quantised_weights_are_dequantised_block_by_block():
+    def scratch(pieces: int) -> int:
+        code = jax.ShapeDtypeStruct((16, pieces, 64, 2048), jnp.int8)
+        scale = jax.ShapeDtypeStruct((16, pieces, 2048), jnp.float32)
+        leaf = type(block_quantised(0, 1))(code, scale)
+        return streaming._device_gram.lower(leaf).compile().memory_analysis().temp_size_in_bytes
+
+    assert scratch(64) <= 4 * 64 * 64 * 2048
+    assert scratch(128) <= 1.1 * scratch(64)
+
+
+def test_the_backward_pass_keeps_no_float32_copy_of_the_leaf():
+    leaf = jax.ShapeDtypeStruct((16, 1024, 2048), jnp.bfloat16)
+    gradient = jax.jit(jax.grad(lambda x: streaming.gram(x)[0, 1]))
+    scratch = gradient.lower(leaf).compile().memory_analysis().temp_size_in_bytes
+    assert scratch <= float32_layer(leaf.shape)
+
+
+def test_host_scratch_stays_within_one_float32_layer():
+    shape = (16, 1024, 1024)
+    leaf = np.random.default_rng(0).standard_normal(shape, np.float32).astype(ml_dtypes.bfloat16)
+    matrix = np.random.default_rng(1).standard_normal((4, 16)).astype(np.float32)
+    source = np.arange(16, dtype=np.int32) % 4
+    trained = leaf[:4].copy()
+    streaming.gram(leaf)
+    calls = {
+        "gram": (lambda: streaming.gram(leaf), 0),
+        "combine": (lambda: streaming.combine(matrix, leaf), trained.nbytes),
+        "replace": (lambda: streaming.replace(source, trained, leaf), leaf.nbytes),
+        "shift": (lambda: streaming.shift(matrix, source, trained, leaf), leaf.nbytes),
+    }
+    for name, (call, output) in calls.items():
+        tracemalloc.start()
+        call()
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak - output <= float32_layer(shape), name
+
+
+def test_a_memory_mapped_file_gives_the_numbers_of_the_array_it_holds(tmp_path):
+    array = np.random.default_rng(0).standard_normal((6, 50, 70)).astype(ml_dtypes.bfloat16)
+    array.tofile(tmp_path / "leaf")
+    mapped = np.memmap(tmp_path / "leaf", ml_dtypes.bfloat16, "r", shape=array.shape)
+    matrix = np.random.default_rng(1).standard_normal((2, 6)).astype(np.float32)
+    np.testing.assert_array_equal(streaming.gram(mapped), streaming.gram(array))
+    fused = streaming.combine(matrix, mapped)
+    assert type(fused) is np.ndarray
+    np.testing.assert_array_equal(fused, streaming.combine(matrix, array))
+
+
+def test_a_transposed_view_is_read_as_what_it_shows(small_blocks):
+    view = np.random.default_rng(0).standard_normal((5, 6, 7)).astype(np.float32).transpose(0, 2, 1)
+    plain = np.ascontiguousarray(view)
+    np.testing.assert_allclose(streaming.gram(view), streaming.gram(plain), rtol=1e-6)
+    matrix = np.eye(2, 5, dtype=np.float32) * 3
+    np.testing.assert_array_equal(streaming.combine(matrix, view), streaming.combine(matrix, plain))
+
+
+@pytest.mark.parametrize("make", [block_quantised, layer_quantised])
+def test_quantised_weights_are_used_at_their_dequantised_values(make, small_blocks):
+    leaf = make(3, 5)
+    dense = leaf.dequantize(jnp.float32)
+    matrix = jnp.asarray(np.random.default_rng(4).standard_normal((2, 5)), jnp.float32)
+    np.testing.assert_allclose(streaming.gram(leaf), streaming.gram(dense), rtol=1e-5)
+    fused = streaming.combine(matrix, leaf)
+    assert fused.dtype == jnp.float32
+    np.testing.assert_allclose(fused, jnp.einsum("gl,l...->g...", matrix, dense), rtol=1e-5, atol=1e-3)
+
+
+def test_leaves_without_columns_and_single_layers_pass(small_blocks):
+    for leaf in (np.zeros((4, 0), np.float32), jnp.zeros((4, 0))):
+        np.testing.assert_array_equal(streaming.gram(leaf), np.zeros((4, 4)))
+        assert streaming.combine(np.ones((2, 4), np.float32), leaf).shape == (2, 0)
+    assert streaming.gram(jnp.full((1, 3), 2.0)) == 12.0
+
+
+def test_leaves_that_cannot_be_layers_are_named():
+    good = jnp.zeros((4, 3))
+    with pytest.raises(ValueError, match=r"Leaf \['b'\] has shape \(5, 2\), but axis 0 must hold the 4 layers"):
+        streaming.count_layers({"a": good, "b": jnp.zeros((5, 2))})
+    with pytest.raises(ValueError, match=r"axis 0 must hold the 8 layers of the layer map"):
+        streaming.count_layers({"a": good}, expected=8)
+    with pytest.raises(ValueError, match=r"Leaf \['b'\] has shape \(\)"):
+        streaming.count_layers({"a": good, "b": 3.0})
+    with pytest.raises(ValueError, match=r"Leaf \['b'\] has dtype int32"):
+        streaming.count_layers({"a": good, "b": jnp.zeros((4, 2), jnp.int32)})
+    with pytest.raises(ValueError, match="no leaves"):
+        streaming.count_layers({})

@@ -1,0 +1,164 @@
+"""Laws that every algorithm of the registry obeys, each in its own words of one table."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from devft_jax.developmental import LayerMap
+from devft_jax.federated.algorithm import as_float32, message_bytes, no_bank
+from devft_jax.federated.algorithms import ALGORITHMS
+from devft_jax.federated.cohort import zero_sums
+from devft_jax.models.llama import PROJECTIONS, Adapter
+from tests.federated.harness import SEVEN, assert_close, assert_identical, largest_change
+from tests.tiny import CONFIG
+
+
+def built(name):
+    """The algorithm, its state somewhere in training, and one bank row."""
+    algorithm = ALGORITHMS[name](SEVEN, "float32")
+    server = algorithm.init_server(jax.random.key(3), CONFIG)
+    rng = np.random.default_rng(4)
+    # Every per-layer leaf, which leads with L; scalars such as an adapter's scale stay.
+    server = jax.tree.map(
+        lambda leaf: leaf + jnp.asarray(0.1 * rng.normal(size=leaf.shape), leaf.dtype) if leaf.ndim else leaf,
+        server,
+    )
+    row = jax.tree.map(lambda leaf: leaf[0], algorithm.init_bank(3, server))
+    return algorithm, server, row
+
+
+def message_of(algorithm, server, row, seed=None):
+    """What a client sends: trained by nothing, or moved at random."""
+    down = algorithm.broadcast(server)
+    train, _ = algorithm.start(down, row)
+    if seed is not None:
+        rng = np.random.default_rng(seed)
+        train = jax.tree.map(lambda leaf: leaf + 0.1 * rng.normal(size=leaf.shape), train)
+    return algorithm.finish(down, train, row)
+
+
+def per_layer(tree):
+    """The leaves that lead with the layer axis."""
+    return [leaf for leaf in jax.tree.leaves(tree) if leaf.ndim]
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_the_record_names_itself(name):
+    algorithm, _, _ = built(name)
+    assert algorithm.name == name
+    assert algorithm.reference
+    assert algorithm.message
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_clients_that_learn_nothing_change_nothing(name):
+    algorithm, server, row = built(name)
+    up, new_row = message_of(algorithm, server, row)
+    assert jax.tree.structure(new_row) == jax.tree.structure(row)
+    sums = jax.tree.map(
+        jnp.add, algorithm.contribution(up, jnp.float32(3.0)), algorithm.contribution(up, jnp.float32(8.0))
+    )
+    after, metrics = algorithm.finalize(server, sums)
+    assert_close(after, server, atol=1e-6)
+    assert all(np.isfinite(value) and value.shape == () for value in metrics.values())
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_contributions_are_linear_in_the_weight_and_float32(name):
+    algorithm, server, row = built(name)
+    up, _ = message_of(algorithm, server, row, seed=5)
+    one, seven = (algorithm.contribution(up, jnp.float32(weight)) for weight in (1.0, 7.0))
+    assert_close(seven, jax.tree.map(lambda leaf: 7 * leaf, one), atol=1e-4)
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(algorithm.contribution(up, jnp.float32(0))))
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(one))
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_zero_sums_are_the_neutral_element(name):
+    algorithm, server, row = built(name)
+    up, _ = message_of(algorithm, server, row, seed=6)
+    contribution = algorithm.contribution(up, jnp.float32(2.0))
+    zeros = zero_sums(algorithm, algorithm.broadcast(server), row, devices=3)
+    assert {leaf.shape[0] for leaf in jax.tree.leaves(zeros)} == {3}
+    first = jax.tree.map(lambda leaf: leaf[0], zeros)
+    assert_identical(jax.tree.map(jnp.add, first, contribution), contribution)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_one_client_moves_the_server_to_where_it_went(name):
+    algorithm, server, row = built(name)
+    up, _ = message_of(algorithm, server, row, seed=7)
+    after, _ = algorithm.finalize(server, algorithm.contribution(up, jnp.float32(5.0)))
+    again, _ = algorithm.finalize(server, algorithm.contribution(up, jnp.float32(0.25)))
+    assert_close(after, again, atol=1e-6)
+    assert largest_change(after, server) > 0.05
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_the_view_is_an_adapter_of_the_models_shapes(name):
+    algorithm, server, _ = built(name)
+    view = algorithm.view(server)
+    assert isinstance(view, Adapter)
+    assert set(view.lora) == set(PROJECTIONS)
+    for projection, factors in view.lora.items():
+        fan_in, fan_out = CONFIG.projection_shape(projection)
+        assert factors.a.shape == (CONFIG.layers, fan_in, SEVEN.rank)
+        assert factors.b.shape == (CONFIG.layers, SEVEN.rank, fan_out)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_the_identity_stage_is_the_full_model(name):
+    algorithm, server, _ = built(name)
+    identity = LayerMap.identity(CONFIG.layers)
+    stage = algorithm.submodel(server, identity)
+    assert_identical(stage, server)
+    moved = jax.tree.map(lambda leaf: leaf + 1 if leaf.ndim else leaf, stage)
+    assert_identical(algorithm.transfer(server, moved, identity, "copy"), moved)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_layers_that_are_absent_or_do_not_learn_keep_their_state(name):
+    algorithm, server, _ = built(name)
+    # Layers 0 and 1 form a group that learns, layer 2 one that does not, layer 3 is absent.
+    matrix = np.array([[0.9, 0.1, 0, 0], [0, 0, 1, 0]], np.float32)
+    layers = LayerMap(
+        fuse=jnp.asarray(matrix),
+        assign=jnp.array([0, 0, 1, -1], jnp.int32),
+        train=jnp.array([True, False]),
+    )
+    stage = algorithm.submodel(server, layers)
+    for fused, full in zip(per_layer(stage), per_layer(server), strict=True):
+        np.testing.assert_allclose(fused, np.tensordot(matrix, full, 1), atol=1e-6)
+    moved = jax.tree.map(lambda leaf: leaf + 1 if leaf.ndim else leaf, stage)
+    after = algorithm.transfer(server, moved, layers, "copy")
+    for new, old, trained in zip(per_layer(after), per_layer(server), per_layer(moved), strict=True):
+        assert_identical(new[2:], old[2:])
+        assert_identical(new[:2], jnp.stack([trained[0]] * 2))
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_a_state_constant_over_layers_is_a_fixed_point_of_a_stage(name):
+    algorithm, server, _ = built(name)
+    constant = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[:1], leaf.shape) if leaf.ndim else leaf, server)
+    matrix = jnp.array([[0.8, 0.1, 0.1, 0], [0, 0, 0, 1]], jnp.float32)
+    layers = LayerMap(fuse=matrix, assign=jnp.array([0, 0, 0, 1], jnp.int32), train=jnp.ones(2, bool))
+    stage = algorithm.submodel(constant, layers)
+    assert_close(algorithm.transfer(constant, stage, layers, "copy"), constant, atol=1e-6)
+
+
+def test_message_bytes_are_counted_in_the_dtype_that_travels():
+    message = {"a": jnp.zeros((3, 5), "bfloat16"), "b": [jnp.zeros(7), jnp.zeros((), "int8")]}
+    assert message_bytes(message) == 3 * 5 * 2 + 7 * 4 + 1
+    assert message_bytes(jax.eval_shape(lambda: message)) == message_bytes(message)
+    assert message_bytes({}) == 0
+
+
+def test_as_float32_widens_every_leaf():
+    tree = {"a": jnp.array([1.5, -2], "bfloat16"), "b": jnp.array([0.25], "float16")}
+    wide = as_float32(tree)
+    assert_identical(wide, {"a": np.array([1.5, -2], "f4"), "b": np.array([0.25], "f4")})
+
+
+def test_no_bank_is_empty():
+    assert no_bank(5, {"a": jnp.zeros(3)}) == {}

@@ -1,0 +1,195 @@
+"""One client's steps against optax on a loss small enough to differentiate by hand."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from devft_jax.errors import InputError
+from devft_jax.federated.local import (
+    OptimizerOptions,
+    local_step,
+    local_train,
+    make_optimizer,
+    validate_optimizer,
+)
+from tests.federated.harness import assert_close, assert_identical
+
+LAYERS, STEPS = 3, 4
+ALL = jnp.ones(LAYERS, bool)
+SOME = jnp.array([True, False, True])
+KEY = jax.random.key(4, impl="threefry2x32")
+ADAMW = OptimizerOptions(weight_decay=0.2, clip_norm=0.0, beta1=0.8, beta2=0.95, epsilon=1e-3)
+
+
+def start() -> dict[str, jax.Array]:
+    rng = np.random.default_rng(0)
+    return {
+        "a": jnp.asarray(rng.normal(size=(LAYERS, 2, 3)), jnp.float32),
+        "b": jnp.asarray(rng.normal(size=(LAYERS, 5)), jnp.float32),
+    }
+
+
+def batches() -> tuple[jax.Array, jax.Array]:
+    tokens = np.random.default_rng(1).integers(-3, 4, (STEPS, 2, 5))
+    return jnp.asarray(tokens, jnp.int32), jnp.ones((STEPS, 2, 5), bool)
+
+
+def loss(train, batch, key):
+    """Depends on every leaf, on the batch and on the step's key."""
+    tokens, mask = batch
+    noise = jax.random.normal(key, train["a"].shape)
+    target = jnp.sum(tokens * mask, axis=0)
+    return jnp.sum((train["a"] - noise) ** 2) + jnp.mean((train["b"] - target) ** 2)
+
+
+def by_hand(rule, train):
+    """The steps in a Python loop."""
+    state = rule.init(train)
+    losses = []
+    for step, batch in enumerate(zip(*batches(), strict=True)):
+        value, gradient = jax.value_and_grad(loss)(train, batch, jax.random.fold_in(KEY, step))
+        updates, state = rule.update(gradient, state, train)
+        train = optax.apply_updates(train, updates)
+        losses.append(value)
+    return train, np.array(losses)
+
+
+@pytest.mark.parametrize(
+    ("options", "rule"),
+    [
+        (OptimizerOptions(optimizer="sgd", clip_norm=0.0), optax.sgd(0.01)),
+        (
+            OptimizerOptions(optimizer="sgd", clip_norm=0.7),
+            optax.chain(optax.clip_by_global_norm(0.7), optax.sgd(0.01)),
+        ),
+        (ADAMW, optax.adamw(0.01, b1=0.8, b2=0.95, eps=1e-3, weight_decay=0.2)),
+        (
+            OptimizerOptions(),
+            optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(0.01, weight_decay=0.0)),
+        ),
+    ],
+    ids=["sgd", "sgd clipped", "adamw", "default"],
+)
+def test_local_training_is_the_optax_loop(options, rule):
+    wanted, losses = by_hand(rule, start())
+    # The rate may be traced, as it is in a chunk.
+    train = jax.jit(lambda rate: local_train(loss, make_optimizer(options, rate), start(), batches(), KEY, ALL))
+    trained, statistics = train(jnp.float32(0.01))
+    assert_close(trained, wanted)
+    np.testing.assert_allclose(statistics.loss, losses, rtol=1e-5)
+    moved = [np.ravel(new - old) for new, old in zip(wanted.values(), start().values(), strict=True)]
+    np.testing.assert_allclose(statistics.update_norm, np.linalg.norm(np.concatenate(moved)), rtol=1e-4)
+    assert statistics.finite
+
+
+def one_step(options: OptimizerOptions, train_rows=ALL, rate: float = 0.1):
+    rule = make_optimizer(options, rate)
+    batch = jax.tree.map(lambda leaf: leaf[0], batches())
+    (trained, _), _ = local_step(loss, rule, train_rows, (start(), rule.init(start())), batch, KEY)
+    gradient = jax.grad(loss)(start(), batch, KEY)
+    return jax.tree.map(jnp.subtract, trained, start()), gradient
+
+
+def test_clip_norm_bounds_a_step_and_zero_leaves_it_alone():
+    sgd = OptimizerOptions(optimizer="sgd", clip_norm=0.5)
+    clipped, gradient = one_step(sgd)
+    assert optax.tree.norm(gradient) > 5
+    np.testing.assert_allclose(optax.tree.norm(clipped), 0.1 * 0.5, rtol=1e-5)
+    unclipped, _ = one_step(dataclasses.replace(sgd, clip_norm=0.0))
+    assert_close(unclipped, jax.tree.map(lambda leaf: -0.1 * leaf, gradient))
+    loose, _ = one_step(dataclasses.replace(sgd, clip_norm=1e3))
+    assert_close(loose, unclipped)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [OptimizerOptions(optimizer="sgd"), OptimizerOptions(weight_decay=0.5)],
+    ids=["sgd", "adamw with weight decay"],
+)
+def test_rows_that_do_not_learn_stay_bit_identical(options):
+    rule = make_optimizer(options, 0.1)
+    trained, _ = local_train(loss, rule, start(), batches(), KEY, SOME)
+    for name, old in start().items():
+        assert_identical(trained[name][1], old[1])
+        assert np.abs(trained[name] - old)[np.array([0, 2])].min() > 0
+
+
+def test_rows_that_do_not_learn_take_no_part_in_clipping():
+    change, gradient = one_step(OptimizerOptions(optimizer="sgd", clip_norm=0.5), SOME)
+    learning = {name: leaf.at[1].set(0.0) for name, leaf in gradient.items()}
+    scale = 0.1 * 0.5 / optax.tree.norm(learning)
+    assert_close(change, jax.tree.map(lambda leaf: -scale * leaf, learning))
+
+
+def test_an_infinite_gradient_of_a_row_that_does_not_learn_breaks_nothing():
+    def steep(train, batch, key):
+        return jnp.sum(jnp.sqrt(train["a"])) + jnp.sum(train["b"])
+
+    train = {"a": jnp.ones((LAYERS, 2)).at[1].set(0.0), "b": jnp.ones((LAYERS, 2))}
+    rule = make_optimizer(OptimizerOptions(optimizer="sgd"), 0.1)
+    trained, statistics = local_train(steep, rule, train, batches(), KEY, SOME)
+    assert statistics.finite
+    assert_identical(trained["a"][1], train["a"][1])
+    assert np.isfinite(trained["a"]).all()
+    assert (trained["b"][0] < 1).all()
+
+
+def test_a_nan_in_any_step_is_reported():
+    def breaks_at(value):
+        def rule_of_loss(train, batch, key):
+            tokens, _ = batch
+            return jnp.sum(train["a"] ** 2) + jnp.where(tokens[0, 0] == value, jnp.nan, 0.0)
+
+        return rule_of_loss
+
+    tokens = jnp.zeros((STEPS, 2, 5), jnp.int32).at[2, 0, 0].set(1)
+    numbered = (tokens, jnp.ones((STEPS, 2, 5), bool))
+    rule = make_optimizer(OptimizerOptions(optimizer="sgd"), 0.1)
+    for value, finite in ((1, False), (2, True)):
+        _, statistics = local_train(breaks_at(value), rule, start(), numbered, KEY, ALL)
+        assert bool(statistics.finite) == finite
+        assert np.isfinite(statistics.loss[:2]).all()
+        assert np.isnan(statistics.loss[2]) == (not finite)
+
+
+def test_an_overflow_in_the_last_step_is_reported_though_every_loss_is_finite():
+    def flat(train, batch, key):
+        return jnp.sum(train["a"]) + jnp.sum(train["b"])
+
+    rule = make_optimizer(OptimizerOptions(optimizer="sgd", clip_norm=0.0), jnp.inf)
+    one = jax.tree.map(lambda leaf: leaf[:1], batches())
+    _, statistics = local_train(flat, rule, start(), one, KEY, ALL)
+    assert np.isfinite(statistics.loss).all()
+    assert not statistics.finite
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"optimizer": "adam"}, "optimizer 'adam' is unknown; choose from adamw, sgd."),
+        ({"weight_decay": -0.1}, "weight_decay -0.1 is negative; use 0 or more."),
+        ({"clip_norm": -1.0}, "clip_norm -1.0 is negative; use 0 or more."),
+        (
+            {"beta1": 1.0},
+            "beta1 1.0 is outside [0, 1); 0.9 for beta1 and 0.999 for beta2 are usual.",
+        ),
+        (
+            {"beta2": -0.5},
+            "beta2 -0.5 is outside [0, 1); 0.9 for beta1 and 0.999 for beta2 are usual.",
+        ),
+        ({"epsilon": 0.0}, "epsilon 0.0 is not positive; 1e-8 is usual."),
+    ],
+)
+def test_a_bad_option_is_named_with_its_remedy(options, sentence):
+    with pytest.raises(InputError) as caught:
+        validate_optimizer(OptimizerOptions(**options))
+    assert str(caught.value) == sentence
+
+
+def test_the_defaults_are_valid():
+    validate_optimizer(OptimizerOptions())
+    validate_optimizer(OptimizerOptions(optimizer="sgd", clip_norm=0.0, beta1=0.0))

@@ -1,0 +1,146 @@
+"""Learning rates by hand, and what each bad option is told."""
+
+import pytest
+
+from devft_jax.errors import InputError
+from devft_jax.federated.algorithms import ALGORITHMS
+from devft_jax.federated.options import (
+    FederatedOptions,
+    LearningRateOptions,
+    learning_rate_at,
+    validate_federated,
+    validate_learning_rate,
+)
+
+# Three stages of 2, 1 and 4 rounds.
+STAGES = (2, 1, 4)
+
+
+def rates(options: LearningRateOptions, stage_rounds=STAGES) -> list[float]:
+    """The rate of every round of a run."""
+    return [
+        learning_rate_at(options, stage_rounds, stage, index)
+        for stage, rounds in enumerate(stage_rounds)
+        for index in range(rounds)
+    ]
+
+
+def test_a_constant_rate_never_changes():
+    assert rates(LearningRateOptions(learning_rate=(3e-4,), schedule="constant")) == [3e-4] * 7
+
+
+def test_the_papers_ladder_has_a_rate_for_each_stage():
+    ladder = LearningRateOptions(learning_rate=(1e-6, 1e-5, 1e-4), schedule="constant")
+    assert rates(ladder) == [1e-6, 1e-6, 1e-5, 1e-4, 1e-4, 1e-4, 1e-4]
+
+
+def test_cosine_starts_at_the_rate_and_counts_from_zero():
+    options = LearningRateOptions(learning_rate=(1e-4,), schedule="cosine", min_learning_rate=1e-6)
+    # 1e-6 + 99e-6 (1 + cos(pi t / 4)) / 2 for t = 0, 1, 2, 3.
+    wanted = [1e-4, 8.5501786e-5, 5.05e-5, 1.5498214e-5]
+    assert rates(options, (4,)) == pytest.approx(wanted, rel=1e-7)
+    # The cosine runs over all rounds: where they are cut into stages does not matter.
+    assert rates(options, (1, 2, 1)) == pytest.approx(wanted, rel=1e-7)
+
+
+def test_cosine_per_stage_restarts():
+    options = LearningRateOptions(learning_rate=(2e-4,), schedule="cosine-per-stage", min_learning_rate=0.0)
+    half = [2e-4, 1e-4]
+    quarter = [2e-4, 1.7071068e-4, 1e-4, 2.9289322e-5]
+    assert rates(options) == pytest.approx([*half, 2e-4, *quarter], rel=1e-6)
+
+
+def test_a_ladder_takes_the_cosine_too():
+    options = LearningRateOptions(learning_rate=(1e-4, 2e-4), schedule="cosine-per-stage", min_learning_rate=0.0)
+    assert rates(options, (2, 2)) == pytest.approx([1e-4, 5e-5, 2e-4, 1e-4])
+
+
+def test_a_rate_at_or_below_the_floor_stays_as_it_is():
+    options = LearningRateOptions(learning_rate=(1e-7,), min_learning_rate=1e-6)
+    assert rates(options) == [1e-7] * 7
+    zero = LearningRateOptions(learning_rate=(0.0,), min_learning_rate=0.0)
+    assert rates(zero) == [0.0] * 7
+
+
+@pytest.mark.parametrize(
+    ("options", "stages", "sentence"),
+    [
+        (
+            {"schedule": "linear"},
+            None,
+            "schedule 'linear' is unknown; choose from constant, cosine, cosine-per-stage.",
+        ),
+        (
+            {"learning_rate": ()},
+            None,
+            "learning_rate () must be one or more finite rates of 0 or above.",
+        ),
+        (
+            {"learning_rate": (1e-4, -1e-4)},
+            2,
+            "learning_rate (0.0001, -0.0001) must be one or more finite rates of 0 or above.",
+        ),
+        (
+            {"learning_rate": (float("inf"),)},
+            1,
+            "learning_rate (inf,) must be one or more finite rates of 0 or above.",
+        ),
+        (
+            {"learning_rate": (float("nan"),)},
+            1,
+            "learning_rate (nan,) must be one or more finite rates of 0 or above.",
+        ),
+        (
+            {"min_learning_rate": -1e-6},
+            None,
+            "min_learning_rate -1e-06 is negative; use 0 or more.",
+        ),
+        (
+            {"learning_rate": (1e-6, 1e-5, 1e-4)},
+            4,
+            "learning_rate has 3 rates for 4 stages; give one, or one per stage.",
+        ),
+    ],
+)
+def test_a_bad_learning_rate_is_named_with_its_remedy(options, stages, sentence):
+    with pytest.raises(InputError) as caught:
+        validate_learning_rate(LearningRateOptions(**options), stages)
+    assert str(caught.value) == sentence
+
+
+def test_rates_fit_one_per_stage_or_one_for_all():
+    ladder = LearningRateOptions(learning_rate=(1e-6, 1e-5, 1e-4, 1e-4))
+    validate_learning_rate(ladder, 4)
+    validate_learning_rate(ladder)
+    validate_learning_rate(LearningRateOptions(), 4)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (
+            {"algorithm": "fedavgg"},
+            f"algorithm 'fedavgg' is unknown; choose from {', '.join(ALGORITHMS)}.",
+        ),
+        ({"weighting": "loss"}, "weighting 'loss' is unknown; choose from examples, uniform."),
+        (
+            {"message_dtype": "int8"},
+            "message_dtype 'int8' is unknown; choose from float32, bfloat16, float16.",
+        ),
+        ({"rounds": 0}, "rounds 0 is not positive; use 1 or more."),
+        ({"clients_per_round": -2}, "clients_per_round -2 is not positive; use 1 or more."),
+        ({"local_steps": 0}, "local_steps 0 is not positive; use 1 or more."),
+        ({"batch_size": 0}, "batch_size 0 is not positive; use 1 or more."),
+        ({"max_nonfinite": 1.0}, "max_nonfinite 1.0 is outside [0, 1); 0.5 is usual."),
+        ({"max_nonfinite": -0.1}, "max_nonfinite -0.1 is outside [0, 1); 0.5 is usual."),
+    ],
+)
+def test_a_bad_protocol_is_named_with_its_remedy(options, sentence):
+    with pytest.raises(InputError) as caught:
+        validate_federated(FederatedOptions(**options))
+    assert str(caught.value) == sentence
+
+
+def test_the_defaults_are_valid():
+    validate_federated(FederatedOptions())
+    validate_learning_rate(LearningRateOptions())

@@ -1,0 +1,104 @@
+"""Devices, rounding of clients per step, and compiled programs that are counted and never mixed up."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from devft_jax.errors import InputError
+from devft_jax.models.llama import Compute
+from devft_jax.programs import (
+    CLIENT_AXIS,
+    CompiledPrograms,
+    ExecutionOptions,
+    client_mesh,
+    local_devices,
+    resolve_clients_per_step,
+    resolve_compute,
+    validate_execution,
+)
+
+
+def test_all_devices_by_default_or_as_many_as_asked_for():
+    assert local_devices(ExecutionOptions()) == jax.local_devices()
+    assert local_devices(ExecutionOptions(devices=3)) == jax.local_devices()[:3]
+    with pytest.raises(InputError) as caught:
+        local_devices(ExecutionOptions(devices=9))
+    assert str(caught.value) == "devices 9 exceeds the 8 cpu device(s) found; use 8 or fewer."
+
+
+@pytest.mark.parametrize(
+    ("devices", "asked", "clients"),
+    [(1, None, 1), (8, None, 8), (1, 3, 3), (2, 3, 4), (8, 1, 8), (8, 16, 16), (8, 17, 24)],
+)
+def test_clients_per_step_are_a_multiple_of_the_devices(devices, asked, clients):
+    options = ExecutionOptions(clients_per_step=asked)
+    assert resolve_clients_per_step(options, jax.local_devices()[:devices]) == clients
+
+
+def test_auto_precision_is_float32_on_a_cpu():
+    assert resolve_compute(ExecutionOptions()) == Compute(dtype="float32")
+    options = ExecutionOptions(dtype="bfloat16", remat="full", attention="xla", vocabulary_chunk=100)
+    assert resolve_compute(options) == Compute(dtype="bfloat16", remat="full", attention="xla", vocabulary_chunk=100)
+
+
+def test_the_mesh_has_one_axis_of_clients():
+    mesh = client_mesh(jax.local_devices()[2:5])
+    assert mesh.axis_names == (CLIENT_AXIS,)
+    assert list(mesh.devices) == jax.local_devices()[2:5]
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"dtype": "float16"}, "dtype 'float16' is unknown; choose from auto, float32, bfloat16."),
+        ({"remat": "some"}, "remat 'some' is unknown; choose from none, full, dots."),
+        ({"attention": "flash"}, "attention 'flash' is unknown; choose from auto, xla, cudnn."),
+        ({"devices": 0}, "devices 0 is not positive; use 1 or more."),
+        ({"clients_per_step": -1}, "clients_per_step -1 is not positive; use 1 or more."),
+        ({"vocabulary_chunk": 0}, "vocabulary_chunk 0 is not positive; use 1 or more."),
+    ],
+)
+def test_a_bad_option_is_named_with_its_remedy(options, sentence):
+    with pytest.raises(InputError) as caught:
+        validate_execution(ExecutionOptions(**options))
+    assert str(caught.value) == sentence
+
+
+def test_the_defaults_are_valid():
+    validate_execution(ExecutionOptions())
+
+
+def test_a_program_is_compiled_once_for_its_shapes_dtypes_and_structure():
+    programs = CompiledPrograms()
+    add = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf + 1, tree))
+    for value in (1.0, 2.0):
+        found = programs.call("add", add, {"x": jnp.full(3, value)})
+        np.testing.assert_array_equal(found["x"], np.full(3, value + 1))
+    assert programs.count == 1
+    programs.call("add", add, {"x": jnp.zeros(4)})
+    programs.call("add", add, {"x": jnp.zeros(3, "int32")})
+    programs.call("add", add, {"y": jnp.zeros(3)})
+    assert programs.count == 4
+    programs.call("add", add, {"x": jnp.zeros(3)})
+    assert programs.count == 4
+    assert programs.seconds > 0
+
+
+def test_two_functions_of_one_name_are_two_programs():
+    programs = CompiledPrograms()
+    assert programs.call("scale", jax.jit(lambda x: 2 * x), jnp.float32(3)) == 6
+    assert programs.call("scale", jax.jit(lambda x: 5 * x), jnp.float32(3)) == 15
+    assert programs.count == 2
+
+
+def test_scratch_memory_is_that_of_the_largest_program():
+    programs = CompiledPrograms()
+    product = jax.jit(lambda x: jnp.sum(jnp.sin(x @ x) @ x))
+    programs.call("product", product, jnp.ones((64, 64)))
+    small = programs.scratch_bytes
+    programs.call("product", product, jnp.ones((256, 256)))
+    large = programs.scratch_bytes
+    programs.call("product", product, jnp.ones((32, 32)))
+    assert 0 < small < large == programs.scratch_bytes
+    assert large >= 256 * 256 * 4
