@@ -6,13 +6,14 @@
 
 Random bfloat16 weights are written layer by layer, so building needs no more memory than one layer. Every step runs
 once cold on compilation (and, for files, on whatever the page cache holds) and then `--repeat` times; the best is
-reported. Memory is anonymous memory (`RssAnon`) sampled every few milliseconds, so pages of the mapped input do not
-count, above what was there before the step; the output of a step is part of it and printed beside it. The issue of
-interest: peak minus output should stay within one float32 layer of the largest leaf.
+reported. Memory is anonymous memory (`RssAnon`) sampled every few milliseconds, above what was there before the step;
+pages of the mapped input do not count. The output of a step is part of its peak; the rest, its scratch, should stay
+within one float32 layer of the largest leaf. Linux only.
 """
 
 import argparse
 import contextlib
+import ctypes
 import gc
 import math
 import tempfile
@@ -83,6 +84,8 @@ def status(field: str) -> int:
 def peak_memory() -> Iterator[list[int]]:
     """A list that ends up holding by how many bytes anonymous memory rose at most."""
     gc.collect()
+    # Memory that malloc kept from earlier steps would hide what this one takes.
+    ctypes.CDLL(None).malloc_trim(0)
     before, peaks, done = status("RssAnon"), [0], threading.Event()
 
     def sample() -> None:

@@ -145,8 +145,8 @@ def parse_run(arguments: Sequence[str]) -> Any:
         ],
         frozen=True,
     )
-    parsed = tyro.cli(
-        tyro.conf.FlagConversionOff[rooms],
+    parsed: Any = tyro.cli(
+        rooms,
         prog="devft run",
         description=(
             "Train, or go on with an unfinished run of the same configuration.\n\n"

@@ -7,13 +7,13 @@ training, and its scratch memory is known.
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import jax
 from jax.sharding import AxisType, Mesh
 
 from devft_jax.errors import InputError
-from devft_jax.models.llama import ATTENTION_IMPLEMENTATIONS, REMAT_POLICIES, Compute
+from devft_jax.models.llama import REMAT_POLICIES, Compute
 from devft_jax.options import execution
 
 CLIENT_AXIS = "client"
@@ -31,7 +31,7 @@ class ExecutionOptions:
     """Clients trained at once (memory grows with it, results do not change); by default one per CPU device, else 8."""
     remat: str = execution("none")
     """What the backward pass recomputes to save memory: none, dots (all but products with frozen weights) or full."""
-    attention: str = execution("auto")
+    attention: Literal["auto", "xla", "cudnn"] = execution("auto")
     """Attention kernel: xla, cudnn, or auto (cudnn on NVIDIA GPUs in bfloat16, else xla)."""
     vocabulary_chunk: int = execution(16_384)
     """Vocabulary entries whose logits are held at once in the loss."""
@@ -42,7 +42,6 @@ def validate_execution(options: ExecutionOptions) -> None:
     choices = {
         "dtype": ("auto", "float32", "bfloat16"),
         "remat": tuple(REMAT_POLICIES),
-        "attention": ATTENTION_IMPLEMENTATIONS,
     }
     for name, allowed in choices.items():
         if getattr(options, name) not in allowed:

@@ -16,15 +16,17 @@ from typing import Any
 from devft_jax.cli import configure_jax
 from devft_jax.config import RunConfig, preset
 from devft_jax.data import FederatedData, build_federated_data
+from devft_jax.developmental import planned_depths
 from devft_jax.models.pretrained import Model, load_pretrained
 from devft_jax.reporting.chart import Line, line_chart
 from devft_jax.reporting.progress import Progress, readable_bytes, readable_seconds
-from devft_jax.run import Run, bundled_model, make_growth, plan_stages, train
+from devft_jax.run import Run, train
+from devft_jax.trainer import bundled_model, make_growth, plan_stages
 
 
 def equal_byte_rounds(config: RunConfig, num_layers: int) -> int:
     """Rounds in which the full model sends what the growing one sends: sum of rounds times depth, over the full depth."""
-    depths = make_growth(config, num_layers).depths(num_layers)
+    depths = planned_depths(make_growth(config, num_layers), num_layers) or ()
     sent = sum(rounds * depth for rounds, depth in zip(plan_stages(config, len(depths)), depths, strict=True))
     return max(1, round(sent / num_layers))
 

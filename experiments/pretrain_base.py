@@ -147,7 +147,8 @@ def prepare(options: argparse.Namespace):
         return Tokenizer.from_file(str(folder / "tokenizer.json")), dict(streams)
     problems = list(as_documents(options.documents, options.seed))
     prose = read_prose(options)
-    sample, characters = [], 0
+    sample: list[str] = []
+    characters = 0
     for pair in zip(problems, prose or problems, strict=False):
         sample.extend(pair)
         characters += sum(map(len, pair))
@@ -197,8 +198,9 @@ def make_optimizer(options: argparse.Namespace):
 
     def dimensions(base: Base):
         per_layer = contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
+        nothing = jax.tree.map(lambda leaf: None, base)
         blocks = jax.tree.map(lambda leaf: per_layer if leaf.ndim == 3 else None, base.blocks)
-        return Base(embed=None, blocks=blocks, norm=None, head=None)
+        return nothing.replace(blocks=blocks)
 
     return optax.chain(
         optax.clip_by_global_norm(1.0),

@@ -22,7 +22,8 @@ from devft_jax.models.llama import ModelConfig, init_base
 from devft_jax.models.peft_format import import_peft
 from devft_jax.models.pretrained import load_pretrained, save_pretrained
 from devft_jax.reporting import Progress
-from devft_jax.run import plan_stages, replay, train
+from devft_jax.run import replay, train
+from devft_jax.trainer import plan_stages
 
 QUIET = Progress(quiet=True)
 MODEL = ModelConfig(

@@ -173,7 +173,9 @@ def build_federated_data(
         method = "file" if len(sources) > 1 else "iid"
     _check_categories(records, method, options)
     examples = _tokenize(records, tokenizer, options)
-    train, test, test_records = examples, None, ()
+    train: Examples = examples
+    test: Examples | None = None
+    test_records: tuple[Record, ...] = ()
     if options.test_data is not None:
         test, test_records = _test_data(options.test_data, tokenizer, options)
     elif options.test_fraction:
@@ -272,7 +274,7 @@ def _clients(
 
 def describe(data: FederatedData, *, max_clients: int = 50) -> str:
     """A table of the split for the terminal: examples, tokens and categories of each client."""
-    rows = [("client", "examples", "tokens", "categories")]
+    rows: list[tuple[str, ...]] = [("client", "examples", "tokens", "categories")]
     rows += [_row(client.name, data.train, client.indices) for client in data.clients[:max_clients]]
     if len(data.clients) > max_clients:
         rows.append((f"... and {len(data.clients) - max_clients} more", "", "", ""))

@@ -13,6 +13,7 @@ here; `beta="auto"` = min(0.1, 1/m) per group, which is ours and not the paper's
 Every method is a row of a matrix over the layers, so that all of them share one `fuse`.
 """
 
+import functools
 import operator
 from typing import Any
 
@@ -48,7 +49,15 @@ def fusion_matrix(
     """
     check_fusion(method, beta, has_key=key is not None)
     num_groups = _count_groups(assign, num_groups)
-    assign = jnp.asarray(assign)
+    step = None if isinstance(beta, str) else jnp.float32(beta)
+    return _coefficients(jnp.asarray(assign), num_groups, method, step, key)
+
+
+@functools.partial(jax.jit, static_argnames=("num_groups", "method"))
+def _coefficients(
+    assign: jax.Array, num_groups: int, method: str, beta: jax.Array | None, key: jax.Array | None
+) -> jax.Array:
+    """`fusion_matrix` once its arguments are known to be sound; `beta` None is "auto"."""
     member = assign[None, :] == jnp.arange(num_groups)[:, None]
     size = member.sum(axis=1, keepdims=True, dtype=jnp.float32)
     if method == "sum":
@@ -62,7 +71,7 @@ def fusion_matrix(
     anchor = _one_hot(member.argmax(axis=1), member)
     if method == "anchor":
         return anchor
-    step = jnp.minimum(0.1, 1.0 / jnp.maximum(size, 1.0)) if beta == "auto" else jnp.float32(beta)
+    step = jnp.minimum(0.1, 1.0 / jnp.maximum(size, 1.0)) if beta is None else beta
     return jnp.where(anchor > 0, 1.0 - step * (size - 1.0), step * member)
 
 
@@ -78,6 +87,7 @@ def check_fusion(method: str, beta: Any, *, has_key: bool) -> None:
         raise ValueError(f"beta {beta} must be a finite number, such as 0.1, or 'auto'.")
 
 
+@functools.partial(jax.jit, static_argnames="num_groups")
 def anchors(assign: jax.Array, num_groups: int) -> jax.Array:
     """The first layer of every group: i32[G]. Groups without layers give 0."""
     member = jnp.asarray(assign)[None, :] == jnp.arange(num_groups)[:, None]

@@ -78,6 +78,7 @@ def check_grouping(method: str, num_groups: int, num_layers: int, *, has_key: bo
         raise ValueError("grouping method 'random' draws groups at random: give it a key.")
 
 
+@functools.partial(jax.jit, static_argnames="num_groups")
 def number_by_first_layer(labels: jax.Array, num_groups: int) -> jax.Array:
     """Renames the groups of i32[L] labels 0..G-1 so that they are ordered by their first layers."""
     layers = labels.shape[0]
@@ -90,17 +91,19 @@ def laplacian(similarity: jax.Array) -> jax.Array:
     return jnp.diag(similarity.sum(axis=1)) - similarity
 
 
+@jax.jit
 def laplacian_spectrum(similarity: jax.Array) -> jax.Array:
     """The eigenvalues of the Laplacian in ascending order: f32[L]. A gap after the G-th favours G groups."""
     return jnp.linalg.eigvalsh(laplacian(similarity))
 
 
+@functools.partial(jax.jit, static_argnames="num_groups")
 def spectral_embedding(similarity: jax.Array, num_groups: int) -> jax.Array:
     """E of Eq. 3, the eigenvectors of the G smallest eigenvalues of D - W as columns: f32[L, G]."""
     return jnp.linalg.eigh(laplacian(similarity))[1][:, :num_groups]
 
 
-@functools.partial(jax.jit, static_argnums=1)
+@functools.partial(jax.jit, static_argnames="num_groups")
 def _spectral_groups(similarity: jax.Array, num_groups: int, key: jax.Array) -> jax.Array:
     labels, _ = kmeans(spectral_embedding(similarity, num_groups), num_groups, key)
     return number_by_first_layer(labels, num_groups)

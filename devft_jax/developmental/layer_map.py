@@ -15,6 +15,7 @@ nothing; "anchor_only" updates the first layer of each group alone.
 """
 
 import dataclasses
+import functools
 from typing import Any, Self
 
 import jax
@@ -161,6 +162,7 @@ def inherit(layer_map: LayerMap, trained: Any, full: Any, *, mode: str = "copy")
     return streaming.map_leaves(lambda t, f: streaming.shift(before, source, t, f), trained, full)
 
 
+@jax.jit
 def transition_gap(gram: jax.Array, layer_map: LayerMap) -> jax.Array:
     """How far a stage's submodel is from its anchors, the quantity that Lemma 1 bounds: f32[].
 
@@ -172,7 +174,6 @@ def transition_gap(gram: jax.Array, layer_map: LayerMap) -> jax.Array:
     layers = jnp.arange(layer_map.num_layers)
     group = jnp.maximum(layer_map.assign, 0)
     anchor = anchors(layer_map.assign, layer_map.num_groups)[group]
-    gram = jnp.asarray(gram)
     squares = jnp.diagonal(gram)
     square = jnp.maximum(squares + squares[anchor] - 2 * gram[layers, anchor], 0.0)
     weight = jnp.where(layer_map.assign >= 0, jnp.abs(layer_map.fuse[group, layers]), 0.0)
@@ -180,6 +181,7 @@ def transition_gap(gram: jax.Array, layer_map: LayerMap) -> jax.Array:
     return jnp.sum(weight * distance)
 
 
+@functools.partial(jax.jit, static_argnames="anchors_only")
 def _sources(layer_map: LayerMap, anchor: jax.Array, *, anchors_only: bool) -> jax.Array:
     """The trained row that every layer takes, i32[L], -1 for none."""
     assign = jnp.asarray(layer_map.assign)

@@ -82,6 +82,7 @@ def layer_similarity(tree: Any, *, select: Select | None = None) -> jax.Array:
     return similarity_from_gram(layer_gram(tree, select=select))
 
 
+@jax.jit
 def similarity_from_gram(gram: jax.Array) -> jax.Array:
     """Cosine similarities f32[L, L] from inner products f32[L, L], zero where a norm is zero."""
     squares = jnp.diagonal(gram)

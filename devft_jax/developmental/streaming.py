@@ -24,6 +24,7 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 from typing import Any, Self
 
 import jax
@@ -36,6 +37,7 @@ Index = tuple[slice, ...]
 
 _SMALLEST_BLOCK = 2**16
 _LARGEST_BLOCK = 2**21
+_THREADS = min(16, os.cpu_count() or 1)
 
 
 def is_opaque(leaf: Any) -> bool:
@@ -158,16 +160,17 @@ class Blocks:
     size: int
 
     @classmethod
-    def of(cls, shape: tuple[int, ...], length: int | None = None) -> Self:
+    def of(cls, shape: tuple[int, ...], length: int | None = None, *, at_once: int = 1) -> Self:
         """Blocks of a weight of `shape` `[L, ...]`, all L layers in each.
 
         A block holds at most a quarter of a layer's worth of elements, so that the block, its transpose and a product
         of its size stay within one float32 layer, and between 0.25 and 8 MiB in float32: smaller ones would cost more
-        calls than arithmetic, larger ones would leave the caches. The cut is along the first axis that is long enough,
-        which keeps the reads contiguous. `length` tells that axis 1 can only be cut into that many equal pieces.
+        calls than arithmetic, larger ones would leave the caches. `at_once` blocks in memory together share that bound.
+        The cut is along the first axis that is long enough, which keeps the reads contiguous. `length` tells that axis
+        1 can only be cut into that many equal pieces.
         """
         layers, columns = shape[0], math.prod(shape[1:])
-        elements = min(max(columns // 4, _SMALLEST_BLOCK), _LARGEST_BLOCK)
+        elements = min(max(columns // 4, _SMALLEST_BLOCK), _LARGEST_BLOCK) // at_once
         wanted = max(1, min(columns, elements // max(layers, 1)))
         pieces = math.ceil(columns / wanted)
         long_enough = (axis for axis in range(1, len(shape)) if shape[axis] >= pieces)
@@ -193,30 +196,38 @@ def _host_blocks(leaf: np.ndarray) -> tuple[np.ndarray, Blocks]:
     return leaf, Blocks.of(leaf.shape)
 
 
-def _on_threads(work: Callable[[Any], None], items: Any) -> None:
-    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-        for _ in pool.map(work, items):
-            pass
+def _on_threads(work: Callable[[Any], Any], items: Any) -> Iterator[Any]:
+    """`map`, in order, on all threads."""
+    with ThreadPoolExecutor(_THREADS) as pool:
+        yield from pool.map(work, items)
 
 
 def _host_gram(leaf: np.ndarray) -> np.ndarray:
-    leaf, blocks = _host_blocks(leaf)
-    total = np.zeros((leaf.shape[0],) * 2)
-    # One buffer for all blocks: fresh pages for each would take longer than filling them.
-    buffer = np.empty(leaf.size // max(blocks.length, 1) * blocks.size, np.float32)
-    for index in blocks.indices():
-        block = leaf[:, *index]
-        converted = buffer[: block.size].reshape(block.shape)
-        np.copyto(converted, block, casting="same_kind")
-        total += np.asarray(_block_gram(converted))
-    return total
+    leaf, _ = _host_blocks(leaf)
+    blocks = Blocks.of(leaf.shape, at_once=_THREADS)
+    # Buffers are used again and again: fresh pages for every block would take longer than filling them.
+    size = leaf.size // max(blocks.length, 1) * blocks.size
+    buffers: SimpleQueue[np.ndarray] = SimpleQueue()
+    for _ in range(_THREADS):
+        buffers.put(np.empty(size, np.float32))
+
+    def part(index: Index) -> np.ndarray:
+        block, buffer = leaf[:, *index], buffers.get()
+        try:
+            flat = buffer[: block.size].reshape(block.shape[0], -1)
+            np.copyto(flat.reshape(block.shape), block, casting="same_kind")
+            return flat @ flat.T
+        finally:
+            buffers.put(buffer)
+
+    return sum(_on_threads(part, blocks.indices()), np.zeros((leaf.shape[0],) * 2))
 
 
 def _weighted_sum(weights: np.ndarray, leaf: np.ndarray, index: Index) -> np.ndarray:
     members = np.flatnonzero(weights)
     total = np.zeros(leaf[0][index].shape, np.float32)
     for layer in members:
-        total += weights[layer] * leaf[layer, *index].astype(np.float32)
+        total += weights[layer] * leaf[layer][index].astype(np.float32)
     return total
 
 
@@ -227,9 +238,9 @@ def _host_combine(matrix: np.ndarray, leaf: np.ndarray) -> np.ndarray:
 
     def fill(index: Index) -> None:
         for group, weights in enumerate(matrix):
-            out[group, *index] = _weighted_sum(weights, leaf, index)
+            out[group][index] = _weighted_sum(weights, leaf, index)
 
-    _on_threads(fill, blocks.indices())
+    list(_on_threads(fill, blocks.indices()))
     return out.reshape(shape)
 
 
@@ -240,7 +251,7 @@ def _host_replace(source: np.ndarray, trained: np.ndarray, full: np.ndarray) -> 
         group = source[layer]
         out[layer] = full[layer] if group < 0 else trained[group]
 
-    _on_threads(fill, range(len(full)))
+    list(_on_threads(fill, range(len(full))))
     return out
 
 
@@ -253,12 +264,12 @@ def _host_shift(matrix: np.ndarray, source: np.ndarray, trained: np.ndarray, ful
     def fill(index: Index) -> None:
         out[:, *index] = full[:, *index]
         for group in np.unique(source[source >= 0]):
-            change = trained[group, *index].astype(np.float32)
+            change = trained[group][index].astype(np.float32)
             change -= _weighted_sum(matrix[group], full, index)
             for layer in np.flatnonzero(source == group):
-                out[layer, *index] = full[layer, *index].astype(np.float32) + change
+                out[layer][index] = full[layer][index].astype(np.float32) + change
 
-    _on_threads(fill, blocks.indices())
+    list(_on_threads(fill, blocks.indices()))
     return out.reshape(shape)
 
 
@@ -299,8 +310,8 @@ def _cut(leaf: Any) -> tuple[Any, tuple[int, ...], Blocks]:
 
 
 def _read(leaf: Any, axis: int, start: Any, size: int) -> jax.Array:
-    # XLA would turn "cut, then convert" round and convert the whole leaf ahead of the loop. A leaf that passed a barrier
-    # together with the loop's counter has to stay inside.
+    # XLA would turn "cut, then convert" round and convert the whole leaf ahead of the loop. A leaf that passed a
+    # barrier together with the loop's counter has to stay inside.
     leaf, start = lax.optimization_barrier((leaf, jnp.asarray(start)))
     block = jax.tree.map(lambda array: lax.dynamic_slice_in_dim(array, start, size, axis), leaf)
     return block.dequantize(jnp.float32) if is_opaque(block) else block.astype(jnp.float32)

@@ -15,7 +15,7 @@ grouped-query attention, SwiGLU, tied or separate head.
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -28,8 +28,6 @@ REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
-
-ATTENTION_IMPLEMENTATIONS = ("auto", "xla", "cudnn")
 
 
 @dataclass(frozen=True)
@@ -96,8 +94,11 @@ class Compute:
 
     dtype: str = "float32"
     remat: str = "none"
-    attention: str = "auto"
+    attention: Literal["auto", "xla", "cudnn"] = "auto"
     vocabulary_chunk: int = 16_384
+
+
+DEFAULT_COMPUTE = Compute()
 
 
 class Block(struct.PyTreeNode):
@@ -184,7 +185,7 @@ def dense_weight(weight: Any, dtype: jnp.dtype) -> jax.Array:
     return weight.astype(dtype)
 
 
-def attention_implementation(compute: Compute, config: ModelConfig) -> str:
+def attention_implementation(compute: Compute, config: ModelConfig) -> Literal["xla", "cudnn"]:
     """The `implementation` handed to `jax.nn.dot_product_attention` on the default platform."""
     if compute.attention != "auto":
         return compute.attention
@@ -203,24 +204,24 @@ def _layer(
     config: ModelConfig,
     compute: Compute,
     table: tuple[jax.Array, jax.Array],
-    scale: jax.Array | None,
-    dropout: float,
+    adapter: Adapter,
     x: jax.Array,
     block: Block,
     lora: dict[str, LoraFactors],
     key: jax.Array | None,
 ) -> jax.Array:
-    """One decoder layer on `x [B, T, D]`; the leaves of `block` and `lora` have lost their layer axis."""
+    """One decoder layer on `x [B, T, D]`; the leaves of `block` and `lora` are those of one layer."""
 
     def project(name: str, inputs: jax.Array) -> jax.Array:
         outputs = inputs @ dense_weight(getattr(block, name), inputs.dtype)
         if name not in lora:
             return outputs
-        if key is not None and dropout > 0.0:
-            inputs = _drop(jax.random.fold_in(key, PROJECTIONS.index(name)), dropout, inputs)
+        if key is not None and adapter.dropout > 0.0:
+            target_key = jax.random.fold_in(key, PROJECTIONS.index(name))
+            inputs = _drop(target_key, adapter.dropout, inputs)
         factors = lora[name]
         low = inputs @ factors.a.astype(inputs.dtype)
-        return outputs + scale.astype(x.dtype) * (low @ factors.b.astype(inputs.dtype))
+        return outputs + adapter.scale.astype(x.dtype) * (low @ factors.b.astype(inputs.dtype))
 
     def heads(y: jax.Array, count: int) -> jax.Array:
         return y.reshape(*y.shape[:-1], count, config.head_size)
@@ -250,7 +251,7 @@ def hidden_states(
     adapter: Adapter | None,
     tokens: jax.Array,
     *,
-    compute: Compute = Compute(),
+    compute: Compute = DEFAULT_COMPUTE,
     key: jax.Array | None = None,
 ) -> jax.Array:
     """Final normalised hidden states `[B, T, D]` in the compute dtype; the head is left to the caller.
@@ -265,21 +266,19 @@ def hidden_states(
     """
     dtype = jnp.dtype(compute.dtype)
     table = rotary_table(config, tokens.shape[-1])
-    lora = {} if adapter is None else adapter.lora
-    scale = None if adapter is None else adapter.scale
-    dropout = 0.0 if adapter is None else adapter.dropout
+    adapter = adapter or Adapter(lora={}, scale=jnp.float32(1.0))
     depth = base.blocks.norm_mlp.shape[0]
 
     def step(x, layer):
         block, factors, index = layer
         layer_key = None if key is None else jax.random.fold_in(key, index)
-        return _layer(config, compute, table, scale, dropout, x, block, factors, layer_key), None
+        return _layer(config, compute, table, adapter, x, block, factors, layer_key), None
 
     policy = REMAT_POLICIES[compute.remat]
     if policy is not None:
         step = jax.checkpoint(step, policy=policy, prevent_cse=False)
     embedded = base.embed[tokens].astype(dtype)
-    x, _ = jax.lax.scan(step, embedded, (base.blocks, lora, jnp.arange(depth)))
+    x, _ = jax.lax.scan(step, embedded, (base.blocks, adapter.lora, jnp.arange(depth)))
     return rms_norm(x, base.norm, config.norm_epsilon)
 
 
@@ -294,7 +293,7 @@ def forward(
     adapter: Adapter | None,
     tokens: jax.Array,
     *,
-    compute: Compute = Compute(),
+    compute: Compute = DEFAULT_COMPUTE,
     key: jax.Array | None = None,
 ) -> jax.Array:
     """Logits f32[B, T, V] of `tokens` i32[B, T]; arguments as in `hidden_states`."""

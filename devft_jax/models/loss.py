@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from devft_jax.models.llama import (
+    DEFAULT_COMPUTE,
     Adapter,
     Base,
     Compute,
@@ -77,7 +78,7 @@ def completion_statistics(
     tokens: jax.Array,
     mask: jax.Array,
     *,
-    compute: Compute = Compute(),
+    compute: Compute = DEFAULT_COMPUTE,
     key: jax.Array | None = None,
 ) -> TokenStatistics:
     """`nll` and `hit` f32/bool[B, T-1] of tokens 1..T-1, zero and True where `mask` bool[B, T] is False.
@@ -101,7 +102,7 @@ def completion_loss(
     tokens: jax.Array,
     mask: jax.Array,
     *,
-    compute: Compute = Compute(),
+    compute: Compute = DEFAULT_COMPUTE,
     key: jax.Array | None = None,
 ) -> jax.Array:
     """Mean negative log-likelihood of the completion tokens of a batch, in nats; 0 for a batch without any."""

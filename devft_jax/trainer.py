@@ -1,0 +1,602 @@
+"""One run's machinery: stages, rounds and transfer over one `State`.
+
+    for every stage:   the growth gives a LayerMap; its submodel is fused; LoRA enters it
+        for every round:   a cohort trains and is aggregated
+        what the submodel learned returns to every layer of its group
+
+The trainer knows nothing of folders, progress files or signals; `devft_jax.run` does.
+"""
+
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from devft_jax.accounting import peak_memory, training_flops
+from devft_jax.config import RunConfig, validate
+from devft_jax.data import (
+    FederatedData,
+    bucket_for,
+    build_federated_data,
+    draw_examples,
+    gather_batch,
+    length_buckets,
+)
+from devft_jax.developmental import (
+    DevFT,
+    EndToEnd,
+    Growth,
+    LayerMap,
+    fuse,
+    geometric_schedule,
+    next_stage,
+    planned_depths,
+    validate_capacities,
+)
+from devft_jax.errors import InputError, RunError
+from devft_jax.evaluation import Evaluation, HeldOut
+from devft_jax.federated.algorithm import Algorithm, message_bytes
+from devft_jax.federated.algorithms import ALGORITHMS
+from devft_jax.federated.cohort import ClientWork, Cohort, RoundResult
+from devft_jax.federated.options import learning_rate_at, validate_learning_rate
+from devft_jax.federated.sampling import Purpose, client_keys, run_key, sample_cohort
+from devft_jax.models.llama import Adapter, Base
+from devft_jax.models.pretrained import Model, load_pretrained
+from devft_jax.programs import (
+    CompiledPrograms,
+    local_devices,
+    resolve_clients_per_step,
+    resolve_compute,
+)
+from devft_jax.reporting import Progress
+from devft_jax.storage import RunFolder
+
+PyTree = Any
+
+
+@dataclass
+class State:
+    """Everything that changes while a run goes on.
+
+    Attributes:
+      round: rounds finished, over all stages. stage: the one under way, from 0; -1 before the first.
+      rounds_in_stage: finished in it. full: the algorithm's state at full depth, as of the stage's start.
+      server, bank, layer_map: of the stage under way. record: JSON-ready totals and stage records.
+    """
+
+    full: PyTree
+    layer_map: LayerMap
+    server: PyTree = None
+    bank: PyTree = None
+    round: int = 0
+    stage: int = -1
+    rounds_in_stage: int = 0
+    record: dict[str, Any] = field(default_factory=dict)
+
+
+def bundled_model() -> Path:
+    """The folder of the small LLaMA that comes with the package."""
+    return Path(str(resources.files("devft_jax") / "assets" / "base"))
+
+
+def make_growth(config: RunConfig, num_layers: int) -> Growth:
+    """The growth that a configuration names, for a model of this depth."""
+    if config.growth == "end-to-end":
+        return EndToEnd()
+    capacities = config.capacities or geometric_schedule(num_layers, max(1, num_layers // 8), 2)
+    try:
+        validate_capacities(capacities, num_layers)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    return DevFT(
+        capacities=tuple(capacities),
+        grouping=config.grouping,
+        fusion=config.fusion,
+        beta=config.beta,
+    )
+
+
+def plan_stages(config: RunConfig, stages: int | None) -> tuple[int, ...]:
+    """Rounds of each stage: as configured, or equal shares with the remainder going to the last stages."""
+    if config.stage_rounds is not None:
+        if stages is not None and len(config.stage_rounds) != stages:
+            raise InputError(
+                f"stage_rounds names {len(config.stage_rounds)} stages and the growth has {stages}; "
+                "give one number of rounds per stage."
+            )
+        return config.stage_rounds
+    if stages is None:
+        raise InputError("stage_rounds is needed for a growth that does not tell its stages.")
+    if config.rounds < stages:
+        raise InputError(
+            f"rounds {config.rounds} is fewer than the {stages} stages; use {stages} or more."
+        )
+    share, rest = divmod(config.rounds, stages)
+    return tuple(share + (stage >= stages - rest) for stage in range(stages))
+
+
+def fingerprint(*arrays: np.ndarray) -> str:
+    """Sixteen hexadecimal digits that tell arrays apart by their bytes."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).view(np.uint8).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _sample_of(leaf: jax.Array) -> np.ndarray:
+    """Values spread over a leaf: enough to tell one base from another without reading it all."""
+    leaf = jnp.atleast_2d(leaf)
+    flat = leaf.reshape(leaf.shape[0], -1)
+    rows = np.linspace(0, flat.shape[0] - 1, min(16, flat.shape[0])).astype(int)
+    columns = np.linspace(0, flat.shape[1] - 1, min(256, flat.shape[1])).astype(int)
+    return np.asarray(flat[rows][:, columns])
+
+
+class Trainer:
+    """One run's machinery: fixed parts built once, and the `State` that its methods advance.
+
+    Args:
+      config: validated here. model, data, algorithm, growth: objects that take the place of what the config names.
+      progress: where progress is told.
+
+    Raises:
+      InputError: anything about the request that cannot work; nothing has been compiled or written by then.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        *,
+        model: Model | None = None,
+        data: FederatedData | None = None,
+        algorithm: Algorithm | None = None,
+        growth: Growth | None = None,
+        progress: Progress,
+    ):
+        validate(config)
+        self.config = config
+        self.progress = progress
+        self.devices = local_devices(config)
+        self.compute = resolve_compute(config)
+        self.clients_per_step = resolve_clients_per_step(config, self.devices)
+        self.programs = CompiledPrograms()
+        self.model = model or self._load_model()
+        layers = self.model.config.layers
+        self.growth = growth or make_growth(config, layers)
+        self.depths = planned_depths(self.growth, layers)
+        self.stage_rounds = plan_stages(config, None if self.depths is None else len(self.depths))
+        validate_learning_rate(config, len(self.stage_rounds))
+        self.data = data or build_federated_data(config, self.model.tokenizer, seed=config.seed)
+        self._check_cohort()
+        self.algorithm = algorithm or ALGORITHMS[config.algorithm](config, config.message_dtype)
+        self.buckets = length_buckets(config.max_length)
+        self.cohort = Cohort(
+            self.algorithm,
+            self.model.config,
+            self.compute,
+            config,
+            devices=self.devices,
+            clients_per_step=self.clients_per_step,
+            assemble=self.assemble,
+            programs=self.programs,
+        )
+        # Layers are compared and fused on one device; what clients use is replicated over all of them.
+        self.base = jax.device_put(self.model.base, self.cohort.shared)
+        self.held_out = None
+        if self.data.test is not None:
+            self.held_out = HeldOut(
+                self.model.config,
+                self.compute,
+                self.data.test,
+                buckets=self.buckets,
+                batch_size=config.evaluation_batch,
+                devices=self.devices,
+                programs=self.programs,
+            )
+        self.ids = np.array([client.id for client in self.data.clients], np.uint32)
+        self.stage_base: Base = self.base
+
+    def _load_model(self) -> Model:
+        path = bundled_model() if self.config.model == "bundled" else self.config.model
+        return load_pretrained(path, dtype=self.compute.dtype)
+
+    def _check_cohort(self) -> None:
+        clients, wanted = len(self.data.clients), self.config.clients_per_round
+        if wanted > clients:
+            raise InputError(
+                f"clients_per_round {wanted} exceeds the {clients} clients of the data; "
+                f"use {clients} or fewer."
+            )
+        for client in self.data.clients:
+            if len(client.indices) == 0:
+                raise InputError(f"the client '{client.name}' has no examples; leave it out.")
+
+    # ---- beginning and resuming ----------------------------------------------------------------------------------
+
+    def begin(self) -> State:
+        """The state before the first round, with the untuned base evaluated."""
+        state = State(full=self._init_server(), layer_map=LayerMap.identity(self.model.config.layers))
+        state.record = {
+            "seconds": dict.fromkeys(("train", "compile", "build", "evaluate"), 0.0),
+            "bytes_up": 0,
+            "bytes_down": 0,
+            "bytes_stage": 0,
+            "train_flops": 0,
+            "dropped": 0,
+            "stages": [],
+            "stage_rounds": list(self.stage_rounds),
+            "clients_per_step": self.clients_per_step,
+            "devices": len(self.devices),
+            "data": self.data_fingerprint(),
+            "base": self.base_fingerprint(),
+        }
+        base = self.evaluate(state, self.base, None)
+        state.record["base_loss"] = None if base is None else base.loss
+        state.record["base_accuracy"] = None if base is None else base.accuracy
+        return state
+
+    def _init_server(self) -> PyTree:
+        key = run_key(self.config.seed, Purpose.INITIALISATION)
+        return self.algorithm.init_server(key, self.model.config)
+
+    def data_fingerprint(self) -> str:
+        """Tells the tokenised data and its split apart."""
+        train = self.data.train
+        parts = [client.indices for client in self.data.clients]
+        return fingerprint(train.tokens, train.offsets, train.prompt_lengths, *parts)
+
+    def base_fingerprint(self) -> str:
+        """Tells base models apart by a sample of every leaf."""
+        return fingerprint(*map(_sample_of, jax.tree.leaves(self.model.base)))
+
+    def resume(self, folder: RunFolder, round_index: int) -> State:
+        """The state of a checkpoint, with the stage's submodel rebuilt from its LayerMap."""
+        record = folder.read_record(round_index)
+        for name, found in (("data", self.data_fingerprint()), ("base", self.base_fingerprint())):
+            if record[name] != found:
+                raise InputError(
+                    f"the {name} of the run in {folder.path} has changed since it was started; "
+                    "restore it, or start a new run in another folder."
+                )
+        self.stage_rounds = self._extended(tuple(record["stage_rounds"]), folder)
+        record["stage_rounds"] = list(self.stage_rounds)
+        for name, now in (
+            ("clients_per_step", self.clients_per_step),
+            ("devices", len(self.devices)),
+        ):
+            if record[name] != now:
+                self.progress.warn(
+                    f"{name} was {record[name]} and is {now}: the run goes on, equal up to rounding "
+                    "but not bit for bit."
+                )
+                record[name] = now
+        full = jax.eval_shape(self._init_server)
+        groups = record["groups"]
+        layers = self.model.config.layers
+        shaped = jax.eval_shape(
+            lambda: LayerMap(jnp.zeros((groups, layers)), jnp.zeros(layers, jnp.int32))
+        )
+        server = jax.eval_shape(self.algorithm.submodel, full, shaped)
+        bank = jax.eval_shape(lambda: self.algorithm.init_bank(len(self.data.clients), server))
+        arrays = folder.read_arrays(
+            round_index, {"full": full, "server": server, "bank": bank, "layer_map": shaped}
+        )
+        state = State(
+            full=arrays["full"],
+            server=arrays["server"],
+            bank=jax.device_get(arrays["bank"]),
+            layer_map=arrays["layer_map"],
+            round=record["round"],
+            stage=record["stage"],
+            rounds_in_stage=record["rounds_in_stage"],
+            record=record,
+        )
+        self._build_submodel(state)
+        return state
+
+    def _extended(self, planned: tuple[int, ...], folder: RunFolder) -> tuple[int, ...]:
+        """The stages of the interrupted run; a larger `rounds` lengthens the last of them."""
+        wanted = sum(self.stage_rounds)
+        if wanted < sum(planned):
+            raise InputError(
+                f"rounds {wanted} is fewer than the {sum(planned)} of the run in {folder.path}; "
+                "a run can be lengthened, not shortened."
+            )
+        return (*planned[:-1], planned[-1] + wanted - sum(planned))
+
+    def save(self, folder: RunFolder, state: State) -> None:
+        """One checkpoint of everything."""
+        record = {
+            **state.record,
+            "round": state.round,
+            "stage": state.stage,
+            "rounds_in_stage": state.rounds_in_stage,
+            "groups": state.layer_map.num_groups,
+        }
+        arrays = {
+            "full": state.full,
+            "server": state.server,
+            "bank": state.bank,
+            "layer_map": state.layer_map,
+        }
+        folder.save_checkpoint(state.round, arrays, record)
+
+    # ---- stages --------------------------------------------------------------------------------------------------
+
+    def begin_stage(self, state: State, history: Sequence[dict[str, Any]]) -> bool:
+        """Ask the growth for the next stage and enter it; False when there is none."""
+        stage = state.stage + 1
+        if stage >= len(self.stage_rounds):
+            return False
+        began = time.perf_counter()
+        tree = (self.model.base.blocks, self.algorithm.view(state.full).lora)
+        key = jax.random.fold_in(run_key(self.config.seed, Purpose.GROWTH), stage)
+        transition = next_stage(self.growth, stage, tree, history, key)
+        if transition is None:
+            return False
+        layer_map = transition.layer_map
+        identity_map = layer_map.is_identity
+        state.layer_map, state.stage, state.rounds_in_stage = layer_map, stage, 0
+        state.server = self.algorithm.submodel(state.full, layer_map)
+        state.bank = self.algorithm.init_bank(len(self.data.clients), state.server)
+        self._build_submodel(state)
+        jax.block_until_ready(self.stage_base)
+        assign = np.asarray(layer_map.assign)
+        groups = [np.flatnonzero(assign == group) for group in range(layer_map.num_groups)]
+        record = {
+            "layers": layer_map.num_groups,
+            "rounds": 0,
+            "seconds": 0.0,
+            "bytes_up": 0,
+            "bytes_down": 0,
+            "assign": assign.tolist(),
+            "group_sizes": [len(group) for group in groups],
+            "groups": None if identity_map else [group.tolist() for group in groups],
+            "anchor_coefficients": None if identity_map else _anchor_coefficients(layer_map),
+            "transition_gap": float(transition.gap),
+            "similarity": _rounded(transition.similarity),
+            "spectrum": _rounded(transition.spectrum),
+            "submodel_bytes": 0 if identity_map else message_bytes(self.stage_base.blocks),
+            "clients": [],
+        }
+        state.record["stages"].append(record)
+        state.record["seconds"]["build"] += time.perf_counter() - began
+        judged = self.evaluate(state, self.stage_base, self.algorithm.view(state.server))
+        record["loss_start"] = None if judged is None else judged.loss
+        self.progress.stage(stage, len(self.stage_rounds), record)
+        negative = [value for value in record["anchor_coefficients"] or () if value < 0]
+        if negative:
+            self.progress.warn(
+                f"{len(negative)} group(s) are so large that their anchor enters with a negative weight "
+                f"(down to {min(negative):.2f}); Eq. 5 says so, --beta auto avoids it."
+            )
+        return True
+
+    def _build_submodel(self, state: State) -> None:
+        """Fuse the stage's frozen layers; the identity map keeps the base itself."""
+        if state.layer_map.is_identity:
+            self.stage_base = self.base
+            return
+        blocks = fuse(state.layer_map, self.model.base.blocks)
+        self.stage_base = self.base.replace(blocks=jax.device_put(blocks, self.cohort.shared))
+
+    def end_stage(self, state: State) -> None:
+        """Return what the stage learned to every layer, and record whether it survived."""
+        record = state.record["stages"][-1]
+        submodel = self.evaluate(state, self.stage_base, self.algorithm.view(state.server))
+        began = time.perf_counter()
+        state.full = jax.block_until_ready(self.transferred(state))
+        state.record["seconds"]["build"] += time.perf_counter() - began
+        full = submodel
+        if not state.layer_map.is_identity:
+            full = self.evaluate(state, self.base, self.algorithm.view(state.full))
+        record["loss_end"] = None if submodel is None else submodel.loss
+        record["loss_full_after_transfer"] = None if full is None else full.loss
+        record["accuracy_full_after_transfer"] = None if full is None else full.accuracy
+        self.progress.stage_end(record)
+
+    def transferred(self, state: State) -> PyTree:
+        """The full-depth state with what the stage under way has learned so far."""
+        return self.algorithm.transfer(
+            state.full, state.server, state.layer_map, self.config.transfer
+        )
+
+    # ---- rounds --------------------------------------------------------------------------------------------------
+
+    def assemble(self, examples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Padded rows of the training examples in the smallest length bucket that fits; -1 gives padding."""
+        lengths = np.where(examples < 0, 0, self.data.train.lengths[examples])
+        return gather_batch(
+            self.data.train, examples, bucket_for(int(lengths.max()), self.buckets)
+        )
+
+    def work(self, position: int, round_index: int) -> ClientWork:
+        """What one client does in a round (rounds counted from 0)."""
+        client = self.data.clients[position]
+        examples = draw_examples(
+            client.indices,
+            seed=self.config.seed,
+            round=round_index,
+            client_id=client.id,
+            steps=self.config.local_steps,
+            batch_size=self.config.batch_size,
+        )
+        weight = float(len(client.indices)) if self.config.weighting == "examples" else 1.0
+        tokens = int(self.data.train.lengths[examples].sum())
+        return ClientWork(position, client.id, weight, examples, tokens)
+
+    def learning_rate(self, state: State) -> float:
+        """The rate of the next round."""
+        return learning_rate_at(
+            self.config, self.stage_rounds, state.stage, state.rounds_in_stage
+        )
+
+    def round(self, state: State) -> dict[str, Any]:
+        """One round; advances the state and returns its line of metrics."""
+        began, compiled = time.perf_counter(), self.programs.seconds
+        positions = sample_cohort(
+            self.config.seed, state.round, self.ids, self.config.clients_per_round
+        )
+        members = [self.work(int(position), state.round) for position in positions]
+        rate = self.learning_rate(state)
+        result = self.cohort.run(
+            self.stage_base,
+            state.server,
+            state.bank,
+            members,
+            lr=rate,
+            keys=lambda ids: client_keys(self.config.seed, np.uint32(state.round), ids),
+            train_rows=np.asarray(state.layer_map.train),
+        )
+        self._report_nonfinite(state, members, result)
+        state.server = jax.block_until_ready(result.server)
+        state.bank = _scatter(state.bank, positions, result)
+        compile_seconds = self.programs.seconds - compiled
+        seconds = time.perf_counter() - began - compile_seconds
+        state.round += 1
+        state.rounds_in_stage += 1
+        kept = result.finite
+        row = {
+            "round": state.round,
+            "stage": state.stage,
+            "layers": state.layer_map.num_groups,
+            "loss": float(result.losses[kept].mean()),
+            "learning_rate": rate,
+            **result.metrics,
+            "client_update_norm": float(result.update_norms[kept].mean()),
+            "tokens": result.tokens,
+            "seconds": seconds,
+            "tokens_per_second": result.tokens / seconds,
+            "bytes_up": result.bytes_up,
+            "bytes_down": result.bytes_down,
+            "dropped": int(np.count_nonzero(~kept)),
+            "clients": positions.tolist(),
+        }
+        self._account(state, row, result, compile_seconds)
+        return row
+
+    def _account(
+        self, state: State, row: dict[str, Any], result: RoundResult, compile_seconds: float
+    ) -> None:
+        totals, stage = state.record, state.record["stages"][-1]
+        for name in ("bytes_up", "bytes_down"):
+            totals[name] += row[name]
+            stage[name] += row[name]
+        totals["dropped"] += row["dropped"]
+        totals["seconds"]["train"] += row["seconds"]
+        totals["seconds"]["compile"] += compile_seconds
+        stage["seconds"] += row["seconds"]
+        stage["rounds"] += 1
+        newcomers = sorted(set(row["clients"]) - set(stage["clients"]))
+        stage["clients"] += newcomers
+        totals["bytes_stage"] += len(newcomers) * stage["submodel_bytes"]
+        totals["train_flops"] += sum(
+            rows
+            * length
+            * training_flops(
+                self.model.config,
+                layers=state.layer_map.num_groups,
+                rank=self.config.rank,
+                targets=self.config.targets,
+                length=length,
+            )
+            for length, rows in result.rows_by_length.items()
+        )
+
+    def _report_nonfinite(
+        self, state: State, members: Sequence[ClientWork], result: RoundResult
+    ) -> None:
+        """Name every participant whose update was dropped; too many of them end the run."""
+        broken = [
+            self._broken_client(state, members[index], result.losses[index])
+            for index in np.flatnonzero(~result.finite).tolist()
+        ]
+        for sentence in broken:
+            self.progress.warn(f"{sentence}; its update is dropped")
+        if len(broken) / len(members) > self.config.max_nonfinite:
+            raise RunError(
+                f"{len(broken)} of {len(members)} updates are not finite, more than max_nonfinite "
+                f"{self.config.max_nonfinite} allows ({broken[0]}); lower learning_rate, or look "
+                "at the client with `devft replay`."
+            )
+
+    def _broken_client(self, state: State, member: ClientWork, losses: np.ndarray) -> str:
+        bad = np.flatnonzero(~np.isfinite(losses))
+        step = int(bad[0]) + 1 if len(bad) else len(losses)
+        what = f"the loss is {losses[bad[0]]}" if len(bad) else "the update is not finite"
+        name = self.data.clients[member.position].name
+        return f"client '{name}', stage {state.stage + 1}, round {state.round + 1}, step {step}: {what}"
+
+    # ---- evaluation ----------------------------------------------------------------------------------------------
+
+    def evaluate(self, state: State, base: Base, adapter: Adapter | None) -> Evaluation | None:
+        """Held-out loss and exact match, timed; None without held-out data."""
+        if self.held_out is None:
+            return None
+        began, compiled = time.perf_counter(), self.programs.seconds
+        judged = self.held_out(base, adapter)
+        compile_seconds = self.programs.seconds - compiled
+        state.record["seconds"]["compile"] += compile_seconds
+        state.record["seconds"]["evaluate"] += time.perf_counter() - began - compile_seconds
+        return judged
+
+    def summary(self, state: State) -> dict[str, Any]:
+        """The figures of a finished run, as `summary.json` holds them."""
+        stages = [
+            {name: value for name, value in stage.items() if name not in ("clients", "groups")}
+            for stage in state.record["stages"]
+        ]
+        peak, source = peak_memory()
+        last = stages[-1]
+        return {
+            "final_loss": last["loss_full_after_transfer"],
+            "base_loss": state.record["base_loss"],
+            "accuracy": last["accuracy_full_after_transfer"],
+            "base_accuracy": state.record["base_accuracy"],
+            "held_out_examples": 0 if self.data.test is None else len(self.data.test),
+            "rounds": state.round,
+            "seconds": state.record["seconds"],
+            "programs_compiled": self.programs.count,
+            "bytes_up": state.record["bytes_up"],
+            "bytes_down": state.record["bytes_down"],
+            "bytes_stage": state.record["bytes_stage"],
+            "message_dtype": self.config.message_dtype,
+            "train_flops": state.record["train_flops"],
+            "peak_memory_bytes": peak,
+            "peak_memory_source": source,
+            "updates_dropped": state.record["dropped"],
+            "clients": len(self.data.clients),
+            "devices": len(self.devices),
+            "clients_per_step": self.clients_per_step,
+            "stages": stages,
+        }
+
+
+def _anchor_coefficients(layer_map: LayerMap) -> list[float]:
+    matrix, assign = np.asarray(layer_map.fuse), np.asarray(layer_map.assign)
+    return [
+        float(matrix[group, np.flatnonzero(assign == group)[0]])
+        for group in range(layer_map.num_groups)
+    ]
+
+
+def _rounded(values: jax.Array | None) -> list[Any] | None:
+    return None if values is None else np.round(np.asarray(values, float), 5).tolist()
+
+
+def _scatter(bank: PyTree, positions: np.ndarray, result: RoundResult) -> PyTree:
+    """The bank with the participants' new rows; everyone else's stay bit for bit."""
+
+    def one(leaf: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        updated = np.array(leaf)
+        updated[positions] = rows
+        return updated
+
+    return jax.tree.map(one, bank, result.bank_rows)
