@@ -53,7 +53,6 @@ def test_the_mesh_has_one_axis_of_clients():
     [
         ({"dtype": "float16"}, "dtype 'float16' is unknown; choose from auto, float32, bfloat16."),
         ({"remat": "some"}, "remat 'some' is unknown; choose from none, full, dots."),
-        ({"attention": "flash"}, "attention 'flash' is unknown; choose from auto, xla, cudnn."),
         ({"devices": 0}, "devices 0 is not positive; use 1 or more."),
         ({"clients_per_step": -1}, "clients_per_step -1 is not positive; use 1 or more."),
         ({"vocabulary_chunk": 0}, "vocabulary_chunk 0 is not positive; use 1 or more."),

@@ -6,12 +6,13 @@ float32 although the weights are stored in 16 or 4 bits. A float32 copy of one s
 every function here walks over the columns in blocks whose float32 scratch is a few megabytes and never
 more than about one float32 layer of that leaf.
 
-There are two routes behind each function, chosen by what the leaf is:
+There are two routes behind each function, chosen by where the leaf is:
 
-* a numpy array (a memory-mapped file included) is streamed on the host and gives a numpy array;
-* anything else, tracers included, goes through a `lax` loop over `dynamic_slice`. It jits,
-  differentiates and lowers for every platform, no huge leaf is ever reshaped (a reshape may copy it),
-  and all indices count along one axis, so they fit 32 bits at any model size.
+* In host memory (numpy, memory-mapped files included, and jax arrays on a CPU device) numpy works on it
+  with a few threads, without a copy of the leaf. What comes out is numpy or jax as what went in.
+* Anything else, tracers included, goes through a `lax` loop over `dynamic_slice`. It jits, differentiates
+  and lowers for every platform, no huge leaf is ever reshaped (a reshape may copy it), and all indices
+  count along one axis, so they fit 32 bits at any model size.
 
 A weight with a `dequantize(dtype)` method is one opaque leaf. It has to be a pytree whose arrays all
 lead with L (a `lax.scan` over layers asks the same). Where its arrays also agree on their second axis
@@ -102,14 +103,15 @@ def count_layers(tree: Any, *, expected: int | None = None) -> int:
 def gram(leaf: Any) -> jax.Array:
     """Inner products of the layers of one leaf `[L, ...]`: f32[L, L], exactly symmetric."""
     if isinstance(leaf, np.ndarray):
-        return jnp.asarray(_host_gram(leaf), jnp.float32)
+        return jnp.asarray(_host_gram(np.asarray(leaf)), jnp.float32)
     return _device_gram(leaf)
 
 
 def combine(matrix: Any, leaf: Any) -> Any:
     """`matrix` f32[G, L] times a leaf `[L, ...]`: `[G, ...]` in the leaf's dtype (f32 if opaque)."""
-    if isinstance(leaf, np.ndarray) and is_concrete(matrix):
-        return _host_combine(np.asarray(matrix), leaf)
+    view = _host_view(leaf)
+    if view is not None and is_concrete(matrix):
+        return _returned(_host_combine(np.asarray(matrix), view), leaf)
     return _device_combine(matrix, leaf)
 
 
@@ -126,8 +128,9 @@ def replace(source: Any, trained: Any, full: Any) -> Any:
     `source` i32[L], `trained` `[G, ...]`, `full` `[L, ...]`; the result has the dtype of `full`.
     """
     trained, full = _as_floats(trained), _as_floats(full)
-    if _all_on_host(source, trained, full):
-        return _host_replace(np.asarray(source), trained, full)
+    new, old = _host_view(trained), _host_view(full)
+    if new is not None and old is not None and is_concrete(source):
+        return _returned(_host_replace(np.asarray(source), new, old), full)
     return _device_replace(source, trained, full)
 
 
@@ -137,14 +140,27 @@ def shift(matrix: Any, source: Any, trained: Any, full: Any) -> Any:
     `matrix` f32[G, L], the rest as in `replace`. The sum is taken in float32.
     """
     trained, full = _as_floats(trained), _as_floats(full)
-    if _all_on_host(source, trained, full) and is_concrete(matrix):
-        return _host_shift(np.asarray(matrix), np.asarray(source), trained, full)
+    new, old = _host_view(trained), _host_view(full)
+    if new is not None and old is not None and is_concrete(source) and is_concrete(matrix):
+        return _returned(_host_shift(np.asarray(matrix), np.asarray(source), new, old), full)
     return _device_shift(matrix, source, trained, full)
 
 
-def _all_on_host(source: Any, trained: Any, full: Any) -> bool:
-    arrays = isinstance(trained, np.ndarray) and isinstance(full, np.ndarray)
-    return arrays and is_concrete(source)
+def _host_view(leaf: Any) -> np.ndarray | None:
+    """The leaf as a numpy array without a copy, if it is one array in host memory."""
+    if isinstance(leaf, np.ndarray):
+        return np.asarray(leaf)
+    if not isinstance(leaf, jax.Array) or not is_concrete(leaf) or len(leaf.devices()) > 1:
+        return None
+    (device,) = leaf.devices()
+    return np.asarray(leaf) if device.platform == "cpu" else None
+
+
+def _returned(out: np.ndarray, leaf: Any) -> Any:
+    """A result as the kind of array that the leaf is, on its device, without a copy."""
+    if isinstance(leaf, np.ndarray):
+        return out
+    return jax.device_put(out, leaf.sharding if leaf.committed else None)
 
 
 def _as_floats(leaf: Any) -> Any:
@@ -192,8 +208,16 @@ class Blocks:
 
 
 def _host_blocks(leaf: np.ndarray) -> tuple[np.ndarray, Blocks]:
-    leaf = np.asarray(leaf[:, None] if leaf.ndim == 1 else leaf)
+    leaf = leaf[:, None] if leaf.ndim == 1 else leaf
     return leaf, Blocks.of(leaf.shape)
+
+
+def _host_empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """`np.empty` at an address that XLA needs to take the array over without a copy."""
+    size, alignment = math.prod(shape) * np.dtype(dtype).itemsize, 64
+    memory = np.empty(size + alignment, np.uint8)
+    start = -memory.ctypes.data % alignment
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def _on_threads(work: Callable[[Any], Any], items: Any) -> Iterator[Any]:
@@ -234,7 +258,7 @@ def _weighted_sum(weights: np.ndarray, leaf: np.ndarray, index: Index) -> np.nda
 def _host_combine(matrix: np.ndarray, leaf: np.ndarray) -> np.ndarray:
     shape = (matrix.shape[0], *leaf.shape[1:])
     leaf, blocks = _host_blocks(leaf)
-    out = np.empty((matrix.shape[0], *leaf.shape[1:]), leaf.dtype)
+    out = _host_empty((matrix.shape[0], *leaf.shape[1:]), leaf.dtype)
 
     def fill(index: Index) -> None:
         for group, weights in enumerate(matrix):
@@ -245,7 +269,7 @@ def _host_combine(matrix: np.ndarray, leaf: np.ndarray) -> np.ndarray:
 
 
 def _host_replace(source: np.ndarray, trained: np.ndarray, full: np.ndarray) -> np.ndarray:
-    out = np.empty(full.shape, full.dtype)
+    out = _host_empty(full.shape, full.dtype)
 
     def fill(layer: int) -> None:
         group = source[layer]
@@ -259,7 +283,7 @@ def _host_shift(matrix: np.ndarray, source: np.ndarray, trained: np.ndarray, ful
     shape = full.shape
     trained, _ = _host_blocks(trained)
     full, blocks = _host_blocks(full)
-    out = np.empty(full.shape, full.dtype)
+    out = _host_empty(full.shape, full.dtype)
 
     def fill(index: Index) -> None:
         out[:, *index] = full[:, *index]
@@ -347,20 +371,23 @@ def _device_gram(leaf: Any) -> jax.Array:
 
 
 def _fill(
-    out: jax.Array,
-    part: Callable[..., jax.Array],
-    operands: tuple[Any, ...],
-    shape: tuple[int, ...],
-    blocks: Blocks,
+    part: Callable[..., jax.Array], operands: tuple[Any, ...], blocks: Blocks, shape: tuple[int, ...], dtype: Any
 ) -> jax.Array:
-    """Writes `part(size, *operands, start)` into `out` block by block."""
+    """`shape` in `dtype`, put together from `part(size, *operands, start)` for every block."""
     scale = shape[blocks.axis] // max(blocks.length, 1)
 
-    def step(out: jax.Array, start: Any, size: int) -> jax.Array:
-        block = _recomputed(part, size)(*operands, start).astype(out.dtype)
-        return lax.dynamic_update_slice_in_dim(out, block, start * scale, blocks.axis)
+    def write(carried: Any, *operands: Any) -> jax.Array:
+        def step(out: jax.Array, start: Any, size: int) -> jax.Array:
+            block = _recomputed(part, size)(*operands, start).astype(carried)
+            return lax.dynamic_update_slice_in_dim(out, block, start * scale, blocks.axis)
 
-    return _loop(step, out, blocks)
+        return _loop(step, jnp.zeros(shape, carried), blocks).astype(dtype)
+
+    if jnp.dtype(dtype).itemsize >= 4:
+        return write(dtype, *operands)
+    # XLA for CPU updates a slice of a 16-bit array by converting all of it to float32 and back, at every step.
+    wide, narrow = functools.partial(write, jnp.float32), functools.partial(write, dtype)
+    return lax.platform_dependent(*operands, cpu=wide, default=narrow)
 
 
 @jax.jit
@@ -372,8 +399,7 @@ def _device_combine(matrix: jax.Array, leaf: Any) -> jax.Array:
     def part(size: int, matrix: jax.Array, leaf: Any, start: Any) -> jax.Array:
         return _block_combine(matrix, _read(leaf, blocks.axis, start, size))
 
-    out = jnp.zeros((matrix.shape[0], *shape[1:]), dtype)
-    return _fill(out, part, (matrix, leaf), shape, blocks).reshape(result_shape)
+    return _fill(part, (matrix, leaf), blocks, (matrix.shape[0], *shape[1:]), dtype).reshape(result_shape)
 
 
 @jax.jit
@@ -398,5 +424,4 @@ def _device_shift(matrix: jax.Array, source: jax.Array, trained: jax.Array, full
         moved = old + jnp.take(change, jnp.maximum(source, 0), axis=0)
         return jnp.where(_per_layer(source >= 0, old), moved, old)
 
-    out = jnp.zeros(full.shape, dtype)
-    return _fill(out, part, (matrix, trained, full), shape, blocks).reshape(result_shape)
+    return _fill(part, (matrix, trained, full), blocks, shape, dtype).reshape(result_shape)

@@ -179,9 +179,10 @@ class RunFolder:
         try:
             yield
         except Exception as error:
-            free = shutil.disk_usage(self.path).free
+            reason = (str(error).splitlines() or ["no reason given"])[0]
+            if self.path.is_dir():
+                reason += f"; {shutil.disk_usage(self.path).free:,} bytes free"
             raise RunError(
-                f"{what} could not be saved in {self.path} ({type(error).__name__}: "
-                f"{str(error).splitlines()[0] if str(error) else 'no reason given'}; {free:,} bytes "
-                "free); the checkpoints saved before are whole: make room and run again to resume."
+                f"{what} could not be saved in {self.path} ({type(error).__name__}: {reason}); the "
+                "checkpoints saved before are whole: make room there and run again to resume."
             ) from error

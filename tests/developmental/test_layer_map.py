@@ -91,6 +91,8 @@ class TestFuse:
         assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(device))
         assert_trees_close(host, expected, tolerance)
         assert_trees_close(device, expected, tolerance)
+        # A traced tree goes through the compiled loops, numpy's or not.
+        assert_trees_close(jax.jit(fuse)(mapped, tree), expected, tolerance)
 
     def test_large_leaves_in_default_blocks(self):
         tree = {"w": np.random.default_rng(0).standard_normal((LAYERS, 301, 1001)).astype(np.float32)}

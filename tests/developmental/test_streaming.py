@@ -42,21 +42,37 @@ def float32_layer(shape) -> int:
     return 4 * int(np.prod(shape[1:]))
 
 
-@pytest.mark.parametrize("shape", [LLAMA2_7B_UP, LLAMA2_13B_UP])
-def test_compiled_scratch_stays_within_one_float32_layer(shape):
-    leaf = jax.ShapeDtypeStruct(shape, jnp.bfloat16)
-    small = jax.ShapeDtypeStruct((8, *shape[1:]), jnp.bfloat16)
+def lowered(shape, dtype) -> dict:
+    """Every compiled function, traced for a leaf of `shape` and a submodel of 8 layers."""
+    leaf, small = jax.ShapeDtypeStruct(shape, dtype), jax.ShapeDtypeStruct((8, *shape[1:]), dtype)
     matrix = jax.ShapeDtypeStruct((8, shape[0]), jnp.float32)
     source = jax.ShapeDtypeStruct((shape[0],), jnp.int32)
-    lowered = {
-        "gram": streaming._device_gram.lower(leaf),
-        "combine": streaming._device_combine.lower(matrix, leaf),
-        "replace": streaming._device_replace.lower(source, small, leaf),
-        "shift": streaming._device_shift.lower(matrix, source, small, leaf),
+    return {
+        "gram": (streaming._device_gram, (leaf,)),
+        "combine": (streaming._device_combine, (matrix, leaf)),
+        "replace": (streaming._device_replace, (source, small, leaf)),
+        "shift": (streaming._device_shift, (matrix, source, small, leaf)),
     }
-    for name, program in lowered.items():
-        scratch = program.compile().memory_analysis().temp_size_in_bytes
+
+
+@pytest.mark.parametrize("shape", [LLAMA2_7B_UP, LLAMA2_13B_UP])
+@pytest.mark.parametrize(
+    ("dtype", "names"), [(jnp.bfloat16, ("gram", "replace")), (jnp.float32, ("gram", "combine", "replace", "shift"))]
+)
+def test_compiled_scratch_stays_within_one_float32_layer(shape, dtype, names):
+    for name in names:
+        function, arguments = lowered(shape, dtype)[name]
+        scratch = function.lower(*arguments).compile().memory_analysis().temp_size_in_bytes
         assert scratch <= float32_layer(shape), name
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+def test_accelerators_hold_no_leaf_and_no_result_in_float32(platform):
+    for name, (function, arguments) in lowered(LLAMA2_7B_UP, jnp.bfloat16).items():
+        program = jax.export.export(function, platforms=[platform])(*arguments).mlir_module()
+        assert "x4096x11008xbf16>" in program, name
+        # `replace` selects in bfloat16; nothing of full width may appear in float32.
+        assert "x4096x11008xf32>" not in program, name
 
 
 def test_quantised_weights_are_dequantised_block_by_block():
@@ -77,13 +93,13 @@ def test_the_backward_pass_keeps_no_float32_copy_of_the_leaf():
     assert scratch < 16 * float32_layer(leaf.shape)
 
 
-def test_host_scratch_stays_within_one_float32_layer():
+@pytest.mark.parametrize("kind", [np.asarray, jnp.asarray])
+def test_host_scratch_stays_within_one_float32_layer(kind):
     shape = (16, 1024, 1024)
-    leaf = np.random.default_rng(0).standard_normal(shape, np.float32).astype(ml_dtypes.bfloat16)
+    leaf = kind(np.random.default_rng(0).standard_normal(shape, np.float32).astype(ml_dtypes.bfloat16))
     matrix = np.random.default_rng(1).standard_normal((4, 16)).astype(np.float32)
     source = np.arange(16, dtype=np.int32) % 4
     trained = leaf[:4].copy()
-    streaming.gram(leaf)
     calls = {
         "gram": (lambda: streaming.gram(leaf), 0),
         "combine": (lambda: streaming.combine(matrix, leaf), trained.nbytes),
@@ -91,11 +107,37 @@ def test_host_scratch_stays_within_one_float32_layer():
         "shift": (lambda: streaming.shift(matrix, source, trained, leaf), leaf.nbytes),
     }
     for name, (call, output) in calls.items():
+        call()
         tracemalloc.start()
         call()
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         assert peak - output <= float32_layer(shape), name
+
+
+def test_results_on_cpu_are_jax_arrays_where_the_leaf_was():
+    device = jax.devices()[-1]
+    leaf = jnp.ones((4, 3, 5), jnp.bfloat16)
+    matrix, source = np.ones((2, 4), np.float32), np.array([0, 1, -1, 0])
+    for placed, committed in ((leaf, False), (jax.device_put(leaf, device), True)):
+        for result in (streaming.combine(matrix, placed), streaming.replace(source, placed[:2], placed)):
+            assert isinstance(result, jax.Array)
+            assert result.devices() == placed.devices()
+            assert result.committed == committed
+
+
+def test_arrays_spread_over_devices_stay_there():
+    if len(jax.devices()) < 2:
+        pytest.skip("needs two devices")
+    mesh = jax.make_mesh((2,), ("x",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "x"))
+    leaf = np.random.default_rng(0).standard_normal((4, 6, 5)).astype(np.float32)
+    matrix = np.ones((2, 4), np.float32)
+    spread = jax.device_put(leaf, sharding)
+    result = streaming.combine(matrix, spread)
+    assert result.devices() == spread.devices()
+    np.testing.assert_allclose(result, streaming.combine(matrix, leaf), rtol=1e-5)
+    np.testing.assert_allclose(streaming.gram(spread), streaming.gram(leaf), rtol=1e-5)
 
 
 def test_a_memory_mapped_file_gives_the_numbers_of_the_array_it_holds(tmp_path):
