@@ -39,7 +39,7 @@ def run_command(arguments: Sequence[str]) -> int:
 
 
 def configure_jax() -> None:
-    """Set JAX up before it is first used: one host device per core, and compiled programs kept between runs; both before any back end exists."""
+    """Set JAX up before it is first used: one host device per core, compiled programs kept between runs."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     jax.config.update("jax_num_cpu_devices", cores or 1)
     cache = os.environ.get("DEVFT_CACHE", str(Path.home() / ".cache" / "devft_jax"))
@@ -139,10 +139,7 @@ def parse_run(arguments: Sequence[str]) -> Any:
 
     rooms = dataclasses.make_dataclass(
         "Flags",
-        [
-            (_title(room), Annotated[room, tyro.conf.OmitArgPrefixes], room_of(room))
-            for room in ROOMS
-        ],
+        [(_title(room), Annotated[room, tyro.conf.OmitArgPrefixes], room_of(room)) for room in ROOMS],
         frozen=True,
     )
     parsed: Any = tyro.cli(
@@ -198,10 +195,7 @@ def _replay(arguments: list[str]) -> int:
     print("step        loss   gradient     update")
     for report in reports:
         broken = f"  not finite: {', '.join(report.nonfinite)}" if report.nonfinite else ""
-        print(
-            f"{report.step:>4}  {report.loss:>10.5f}  {report.gradient_norm:>9.4g}  "
-            f"{report.update_norm:>9.4g}{broken}"
-        )
+        print(f"{report.step:>4}  {report.loss:>10.5f}  {report.gradient_norm:>9.4g}  {report.update_norm:>9.4g}{broken}")
     return 0
 
 
@@ -218,9 +212,7 @@ def _list(arguments: list[str]) -> int:
     tyro.cli(nothing, prog="devft list", args=arguments)
     algorithms = {name: make(RunConfig()) for name, make in ALGORITHMS.items()}
     sections = {
-        "algorithms (--algorithm)": {
-            name: f"{item.reference}; sends {item.message}" for name, item in algorithms.items()
-        },
+        "algorithms (--algorithm)": {name: f"{item.reference}; sends {item.message}" for name, item in algorithms.items()},
         "growths (--growth)": GROWTHS,
         "presets (--preset)": {
             name: ", ".join(f"{key} {_shown(values[key])}" for key in ("model", "rounds") if key in values)

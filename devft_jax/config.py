@@ -38,6 +38,8 @@ GROWTHS = {
     "devft": "fused submodels of growing depth (DevFT, Wu et al. 2025); sends the submodel's adapter",
     "end-to-end": "the full model throughout, which plain federated methods train",
 }
+
+
 @dataclass(frozen=True, kw_only=True)
 class JobOptions:
     """The model, the seed and the run's folder."""
@@ -155,9 +157,11 @@ def _matches(value: Any, annotation: Any) -> bool:
 
 
 def _readable(annotation: Any) -> str:
-    return getattr(annotation, "__name__", str(annotation)) if not typing.get_args(
-        annotation
-    ) else str(annotation).replace("typing.", "")
+    return (
+        getattr(annotation, "__name__", str(annotation))
+        if not typing.get_args(annotation)
+        else str(annotation).replace("typing.", "")
+    )
 
 
 def _from_plain(value: Any, annotation: Any) -> Any:
@@ -233,9 +237,7 @@ def _validate_growth(config: RunConfig) -> None:
     choices = {"growth": tuple(GROWTHS), "transfer": MODES}
     for name, allowed in choices.items():
         if getattr(config, name) not in allowed:
-            raise InputError(
-                f"{name} '{getattr(config, name)}' is unknown; choose from {', '.join(allowed)}."
-            )
+            raise InputError(f"{name} '{getattr(config, name)}' is unknown; choose from {', '.join(allowed)}.")
     try:
         check_grouping(config.grouping, 1, 1, has_key=True)
         check_fusion(config.fusion, config.beta, has_key=True)

@@ -45,9 +45,7 @@ def validate_execution(options: ExecutionOptions) -> None:
     }
     for name, allowed in choices.items():
         if getattr(options, name) not in allowed:
-            raise InputError(
-                f"{name} '{getattr(options, name)}' is unknown; choose from {', '.join(allowed)}."
-            )
+            raise InputError(f"{name} '{getattr(options, name)}' is unknown; choose from {', '.join(allowed)}.")
     for name in ("devices", "clients_per_step", "vocabulary_chunk"):
         value = getattr(options, name)
         if value is not None and value < 1:
@@ -60,8 +58,7 @@ def local_devices(options: ExecutionOptions) -> list[jax.Device]:
     wanted = len(found) if options.devices is None else options.devices
     if wanted > len(found):
         raise InputError(
-            f"devices {wanted} exceeds the {len(found)} {found[0].platform} device(s) found; "
-            f"use {len(found)} or fewer."
+            f"devices {wanted} exceeds the {len(found)} {found[0].platform} device(s) found; use {len(found)} or fewer."
         )
     return found[:wanted]
 
@@ -88,9 +85,7 @@ def resolve_clients_per_step(options: ExecutionOptions, devices: Sequence[jax.De
 
 def client_mesh(devices: Sequence[jax.Device]) -> Mesh:
     """A one-axis mesh over which clients, or held-out examples, are sharded."""
-    return jax.make_mesh(
-        (len(devices),), (CLIENT_AXIS,), axis_types=(AxisType.Auto,), devices=devices
-    )
+    return jax.make_mesh((len(devices),), (CLIENT_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
 
 
 @dataclass

@@ -151,9 +151,7 @@ def _open_run(config: RunConfig, folder: RunFolder, objects: dict[str, str]) -> 
     stored = folder.read_json("config.json")
     if stored is None:
         if (folder.path / "checkpoints").exists() or (folder.path / "metrics.jsonl").exists():
-            raise InputError(
-                f"out {folder.path} holds a run without its config.json; name another folder."
-            )
+            raise InputError(f"out {folder.path} holds a run without its config.json; name another folder.")
     else:
         theirs = {name: value for name, value in stored.items() if name in mine or name == "objects"}
         different = [name for name in {**theirs, **mine} if theirs.get(name) != mine.get(name)]
@@ -207,9 +205,7 @@ def train(
     given = {"model": model, "data": data, "algorithm": algorithm, "growth": growth}
     objects = {name: type(item).__qualname__ for name, item in given.items() if item is not None}
     with RunFolder(out) as folder, StopRequest().listening() as stop:
-        trainer = Trainer(
-            config, model=model, data=data, algorithm=algorithm, growth=growth, progress=progress
-        )
+        trainer = Trainer(config, model=model, data=data, algorithm=algorithm, growth=growth, progress=progress)
         checkpoint = _open_run(config, folder, objects)
         progress.say(describe(trainer.data))
         if checkpoint is None:
@@ -238,8 +234,7 @@ def _say_base(progress: Progress, state: State) -> None:
         progress.warn("no held-out data: give test_data or test_fraction to see what is learned.")
     else:
         progress.say(
-            f"untuned base: held-out loss {state.record['base_loss']:.4f}, "
-            f"exact match {state.record['base_accuracy']:.1%}"
+            f"untuned base: held-out loss {state.record['base_loss']:.4f}, exact match {state.record['base_accuracy']:.1%}"
         )
 
 

@@ -115,9 +115,7 @@ def plan_stages(config: RunConfig, stages: int | None) -> tuple[int, ...]:
     if stages is None:
         raise InputError("stage_rounds is needed for a growth that does not tell its stages.")
     if config.rounds < stages:
-        raise InputError(
-            f"rounds {config.rounds} is fewer than the {stages} stages; use {stages} or more."
-        )
+        raise InputError(f"rounds {config.rounds} is fewer than the {stages} stages; use {stages} or more.")
     share, rest = divmod(config.rounds, stages)
     return tuple(share + (stage >= stages - rest) for stage in range(stages))
 
@@ -211,8 +209,7 @@ class Trainer:
         clients, wanted = len(self.data.clients), self.config.clients_per_round
         if wanted > clients:
             raise InputError(
-                f"clients_per_round {wanted} exceeds the {clients} clients of the data; "
-                f"use {clients} or fewer."
+                f"clients_per_round {wanted} exceeds the {clients} clients of the data; use {clients} or fewer."
             )
         for client in self.data.clients:
             if len(client.indices) == 0:
@@ -273,21 +270,16 @@ class Trainer:
         ):
             if record[name] != now:
                 self.progress.warn(
-                    f"{name} was {record[name]} and is {now}: the run goes on, equal up to rounding "
-                    "but not bit for bit."
+                    f"{name} was {record[name]} and is {now}: the run goes on, equal up to rounding but not bit for bit."
                 )
                 record[name] = now
         full = jax.eval_shape(self._init_server)
         groups = record["groups"]
         layers = self.model.config.layers
-        shaped = jax.eval_shape(
-            lambda: LayerMap(jnp.zeros((groups, layers)), jnp.zeros(layers, jnp.int32))
-        )
+        shaped = jax.eval_shape(lambda: LayerMap(jnp.zeros((groups, layers)), jnp.zeros(layers, jnp.int32)))
         server = jax.eval_shape(self.algorithm.submodel, full, shaped)
         bank = jax.eval_shape(lambda: self.algorithm.init_bank(len(self.data.clients), server))
-        arrays = folder.read_arrays(
-            round_index, {"full": full, "server": server, "bank": bank, "layer_map": shaped}
-        )
+        arrays = folder.read_arrays(round_index, {"full": full, "server": server, "bank": bank, "layer_map": shaped})
         state = State(
             full=arrays["full"],
             server=arrays["server"],
@@ -404,18 +396,14 @@ class Trainer:
 
     def transferred(self, state: State) -> PyTree:
         """The full-depth state with what the stage under way has learned so far."""
-        return self.algorithm.transfer(
-            state.full, state.server, state.layer_map, self.config.transfer
-        )
+        return self.algorithm.transfer(state.full, state.server, state.layer_map, self.config.transfer)
 
     # ---- rounds --------------------------------------------------------------------------------------------------
 
     def assemble(self, examples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Padded rows of the training examples in the smallest length bucket that fits; -1 gives padding."""
         lengths = np.where(examples < 0, 0, self.data.train.lengths[examples])
-        return gather_batch(
-            self.data.train, examples, bucket_for(int(lengths.max()), self.buckets)
-        )
+        return gather_batch(self.data.train, examples, bucket_for(int(lengths.max()), self.buckets))
 
     def work(self, position: int, round_index: int) -> ClientWork:
         """What one client does in a round (rounds counted from 0)."""
@@ -434,16 +422,12 @@ class Trainer:
 
     def learning_rate(self, state: State) -> float:
         """The rate of the next round."""
-        return learning_rate_at(
-            self.config, self.stage_rounds, state.stage, state.rounds_in_stage
-        )
+        return learning_rate_at(self.config, self.stage_rounds, state.stage, state.rounds_in_stage)
 
     def round(self, state: State) -> dict[str, Any]:
         """One round; advances the state and returns its line of metrics."""
         began, compiled = time.perf_counter(), self.programs.seconds
-        positions = sample_cohort(
-            self.config.seed, state.round, self.ids, self.config.clients_per_round
-        )
+        positions = sample_cohort(self.config.seed, state.round, self.ids, self.config.clients_per_round)
         members = [self.work(int(position), state.round) for position in positions]
         rate = self.learning_rate(state)
         result = self.cohort.run(
@@ -482,9 +466,7 @@ class Trainer:
         self._account(state, row, result, compile_seconds)
         return row
 
-    def _account(
-        self, state: State, row: dict[str, Any], result: RoundResult, compile_seconds: float
-    ) -> None:
+    def _account(self, state: State, row: dict[str, Any], result: RoundResult, compile_seconds: float) -> None:
         totals, stage = state.record, state.record["stages"][-1]
         for name in ("bytes_up", "bytes_down"):
             totals[name] += row[name]
@@ -510,9 +492,7 @@ class Trainer:
             for length, rows in result.rows_by_length.items()
         )
 
-    def _report_nonfinite(
-        self, state: State, members: Sequence[ClientWork], result: RoundResult
-    ) -> None:
+    def _report_nonfinite(self, state: State, members: Sequence[ClientWork], result: RoundResult) -> None:
         """Name every participant whose update was dropped; too many of them end the run."""
         broken = [
             self._broken_client(state, members[index], result.losses[index])
@@ -581,10 +561,7 @@ class Trainer:
 
 def _anchor_coefficients(layer_map: LayerMap) -> list[float]:
     matrix, assign = np.asarray(layer_map.fuse), np.asarray(layer_map.assign)
-    return [
-        float(matrix[group, np.flatnonzero(assign == group)[0]])
-        for group in range(layer_map.num_groups)
-    ]
+    return [float(matrix[group, np.flatnonzero(assign == group)[0]]) for group in range(layer_map.num_groups)]
 
 
 def _rounded(values: jax.Array | None) -> list[Any] | None:

@@ -30,26 +30,16 @@ TOKENIZER_SAMPLE = 4_000_000
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--out", type=Path, required=True, help="folder of the model and its checkpoints"
-    )
-    parser.add_argument(
-        "--text", type=Path, nargs="*", default=[], help="JSON Lines files with a `text` field"
-    )
+    parser.add_argument("--out", type=Path, required=True, help="folder of the model and its checkpoints")
+    parser.add_argument("--text", type=Path, nargs="*", default=[], help="JSON Lines files with a `text` field")
     parser.add_argument(
         "--text-field",
         default="shelf=children",
         help="keep records with field=value; empty keeps all",
     )
-    parser.add_argument(
-        "--text-characters", type=int, default=12_000_000, help="characters of prose to read"
-    )
-    parser.add_argument(
-        "--text-share", type=float, default=0.25, help="share of the rows of a batch that are prose"
-    )
-    parser.add_argument(
-        "--documents", type=int, default=160_000, help="microtask documents to generate"
-    )
+    parser.add_argument("--text-characters", type=int, default=12_000_000, help="characters of prose to read")
+    parser.add_argument("--text-share", type=float, default=0.25, help="share of the rows of a batch that are prose")
+    parser.add_argument("--documents", type=int, default=160_000, help="microtask documents to generate")
     parser.add_argument("--steps", type=int, default=4_000, help="optimiser steps")
     parser.add_argument("--batch", type=int, default=32, help="rows a step")
     parser.add_argument("--length", type=int, default=96, help="tokens a row")
@@ -61,12 +51,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--heads", type=int, default=4)
     parser.add_argument("--kv-heads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--every", type=int, default=200, help="steps between evaluations and checkpoints"
-    )
-    parser.add_argument(
-        "--devices", type=int, default=2, help="host devices when there is no accelerator"
-    )
+    parser.add_argument("--every", type=int, default=200, help="steps between evaluations and checkpoints")
+    parser.add_argument("--devices", type=int, default=2, help="host devices when there is no accelerator")
     return parser.parse_args()
 
 
@@ -248,9 +234,7 @@ def main() -> None:
     compute = Compute(dtype="float32" if jax.default_backend() == "cpu" else "bfloat16")
 
     def loss(base: Base, tokens: jax.Array) -> jax.Array:
-        return completion_loss(
-            config, base, None, tokens, jnp.ones_like(tokens, bool), compute=compute
-        )
+        return completion_loss(config, base, None, tokens, jnp.ones_like(tokens, bool), compute=compute)
 
     def update(base, state, tokens):
         value, gradients = jax.value_and_grad(loss)(base, tokens)
@@ -268,13 +252,9 @@ def main() -> None:
     history = []
     start = manager.latest_step() or 0
     if start:
-        restored = manager.restore(
-            start, args=ocp.args.StandardRestore({"base": base, "state": state})
-        )
+        restored = manager.restore(start, args=ocp.args.StandardRestore({"base": base, "state": state}))
         base, state = restored["base"], restored["state"]
-        history = [
-            row for row in json.loads(history_file.read_text())["history"] if row["step"] <= start
-        ]
+        history = [row for row in json.loads(history_file.read_text())["history"] if row["step"] <= start]
 
     began = time.perf_counter()
     running: list[float] = []
@@ -290,9 +270,7 @@ def main() -> None:
             only = {name: streams[name]}
             chosen = argparse.Namespace(**{**vars(options), "text_share": float(name == "prose")})
             batches = [make_batch(chosen, only, index, held_out=True) for index in range(8)]
-            held_out[name] = float(
-                np.mean([evaluate(base, jax.device_put(batch, split)) for batch in batches])
-            )
+            held_out[name] = float(np.mean([evaluate(base, jax.device_put(batch, split)) for batch in batches]))
         seconds = time.perf_counter() - began
         row = {
             "step": step + 1,
@@ -306,9 +284,7 @@ def main() -> None:
         print(json.dumps(row), flush=True)
         manager.save(step + 1, args=ocp.args.StandardSave({"base": base, "state": state}))
         described = {key: str(value) for key, value in vars(options).items()}
-        history_file.write_text(
-            json.dumps({"options": described, "history": history}, indent=1) + "\n"
-        )
+        history_file.write_text(json.dumps({"options": described, "history": history}, indent=1) + "\n")
         save_pretrained(options.out, config, base)
 
 

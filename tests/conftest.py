@@ -18,9 +18,7 @@ REPOSITORY = Path(__file__).parents[1]
 jax.config.update("jax_compilation_cache_dir", str(REPOSITORY / ".cache" / "test-programs"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
-settings.register_profile(
-    "devft", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
-)
+settings.register_profile("devft", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("devft")
 
 

@@ -46,7 +46,7 @@ def test_a_file_says_what_flags_say_and_flags_win(tmp_path, suffix):
     path = tmp_path / f"run.{suffix}"
     path.write_text(json.dumps(values))
     from_file = read_config(path)
-    flags = "--preset demo --rounds 12 --capacities 2,16 --learning-rate 0.001 --beta auto".split()
+    flags = ["--preset", "demo", "--rounds", "12", "--capacities", "2,16", "--learning-rate", "0.001", "--beta", "auto"]
     assert from_file == parse_run(flags)
     assert parse_run(["--config", str(path), "--rounds", "7"]).rounds == 7
     assert parse_run([f"--config={path}"]) == from_file
@@ -60,9 +60,7 @@ def test_plain_values_round_trip():
 
 def test_identity_ignores_execution_options_and_rounds_only():
     config = RunConfig()
-    execution = dataclasses.replace(
-        config, out="elsewhere", devices=1, clients_per_step=4, remat="full", checkpoint_every=3
-    )
+    execution = dataclasses.replace(config, out="elsewhere", devices=1, clients_per_step=4, remat="full", checkpoint_every=3)
     assert identity(execution) == identity(config)
     assert identity(dataclasses.replace(config, rounds=99)) == identity(config)
     assert identity_hash(dataclasses.replace(config, rounds=99)) != identity_hash(config)

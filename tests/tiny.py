@@ -10,9 +10,7 @@ from devft_jax.models.llama import PROJECTIONS, Adapter, Base, Block, LoraFactor
 from devft_jax.models.lora import LoraOptions
 
 # Grouped queries make k and v [16, 8]; no projection but q and o is square.
-CONFIG = ModelConfig(
-    vocabulary=40, width=16, feed_forward=24, layers=4, heads=4, kv_heads=2, head_size=4, max_length=16
-)
+CONFIG = ModelConfig(vocabulary=40, width=16, feed_forward=24, layers=4, heads=4, kv_heads=2, head_size=4, max_length=16)
 # No random example contains it, so a test may poison its embedding.
 RESERVED_TOKEN = CONFIG.vocabulary - 1
 

@@ -12,9 +12,7 @@ from collections.abc import Sequence
 from devft_jax.models.llama import PROJECTIONS, ModelConfig
 
 
-def training_flops(
-    config: ModelConfig, *, layers: int, rank: int, targets: Sequence[str], length: int
-) -> int:
+def training_flops(config: ModelConfig, *, layers: int, rank: int, targets: Sequence[str], length: int) -> int:
     """Operations of one training step per token position.
 
     Args:

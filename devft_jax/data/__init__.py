@@ -119,37 +119,27 @@ def validate_data(options: DataOptions) -> None:
     """Raise `InputError` for an option that cannot be used, before anything is read."""
     find_template(options.template)
     if options.overlong not in OVERLONG:
-        raise InputError(
-            f"overlong {options.overlong!r} is unknown; choose from {', '.join(OVERLONG)}."
-        )
+        raise InputError(f"overlong {options.overlong!r} is unknown; choose from {', '.join(OVERLONG)}.")
     if options.partition not in ("auto", *METHODS):
-        raise InputError(
-            f"partition {options.partition!r} is unknown; choose from auto, {', '.join(METHODS)}."
-        )
+        raise InputError(f"partition {options.partition!r} is unknown; choose from auto, {', '.join(METHODS)}.")
     if options.max_length < 2:
         raise InputError(f"max_length {options.max_length} is too short; use 2 tokens or more.")
     if not 0 <= options.test_fraction < 1:
-        raise InputError(
-            f"test_fraction {options.test_fraction} is outside [0, 1); 0.1 holds out a tenth."
-        )
+        raise InputError(f"test_fraction {options.test_fraction} is outside [0, 1); 0.1 holds out a tenth.")
     if options.test_data is not None and options.test_fraction:
         raise InputError(
             f"test_data {options.test_data!r} and test_fraction {options.test_fraction} exclude "
             "each other; give one of them."
         )
     if not 0 < options.dirichlet_alpha < float("inf"):
-        raise InputError(
-            f"dirichlet_alpha {options.dirichlet_alpha} is not a positive number; 0.5 is usual."
-        )
+        raise InputError(f"dirichlet_alpha {options.dirichlet_alpha} is not a positive number; 0.5 is usual.")
     for name in ("clients", "data_limit", "test_limit"):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise InputError(f"{name} {value} is not positive; use 1 or more.")
 
 
-def build_federated_data(
-    options: DataOptions, tokenizer: object, *, seed: int = 0
-) -> FederatedData:
+def build_federated_data(options: DataOptions, tokenizer: object, *, seed: int = 0) -> FederatedData:
     """Read, tokenise, hold out and split the data that the options name.
 
     Args:
@@ -209,14 +199,11 @@ def _check_categories(records: Sequence[Record], method: str, options: DataOptio
         )
     if wanted is not None and all(record.category is None for record in records):
         raise InputError(
-            f"category_field {wanted!r} occurs in no record of the data; "
-            "name a field that does, or leave it out."
+            f"category_field {wanted!r} occurs in no record of the data; name a field that does, or leave it out."
         )
 
 
-def _test_data(
-    spec: str, tokenizer: object, options: DataOptions
-) -> tuple[Examples, tuple[Record, ...]]:
+def _test_data(spec: str, tokenizer: object, options: DataOptions) -> tuple[Examples, tuple[Record, ...]]:
     sources = load_sources(
         spec,
         fields=options.fields,
@@ -231,9 +218,7 @@ def _test_data(
 def _hold_out(examples: Examples, options: DataOptions, seed: int) -> tuple[Examples, Examples]:
     """Train and test part; the test part has at least one example and leaves at least one."""
     if len(examples) < 2:
-        raise InputError(
-            f"test_fraction {options.test_fraction} cannot hold out of one example; use more data."
-        )
+        raise InputError(f"test_fraction {options.test_fraction} cannot hold out of one example; use more data.")
     wanted = round(options.test_fraction * len(examples))
     if options.test_limit is not None:
         wanted = min(wanted, options.test_limit)
@@ -242,9 +227,7 @@ def _hold_out(examples: Examples, options: DataOptions, seed: int) -> tuple[Exam
     return examples.take(np.sort(order[count:])), examples.take(np.sort(order[:count]))
 
 
-def _clients(
-    train: Examples, method: str, sources: Sequence[Source], options: DataOptions, seed: int
-) -> tuple[Client, ...]:
+def _clients(train: Examples, method: str, sources: Sequence[Source], options: DataOptions, seed: int) -> tuple[Client, ...]:
     if method in ("iid", "dirichlet"):
         parts = partition(
             train.category_codes,
@@ -267,9 +250,7 @@ def _clients(
                 f"the client {name!r} has no training example left after limits, drops and the "
                 "held-out part; give it more data, raise max_length or data_limit, or leave it out."
             )
-    return tuple(
-        Client(name, crc32(name.encode()), part) for name, part in zip(names, parts, strict=True)
-    )
+    return tuple(Client(name, crc32(name.encode()), part) for name, part in zip(names, parts, strict=True))
 
 
 def describe(data: FederatedData, *, max_clients: int = 50) -> str:

@@ -70,9 +70,7 @@ def bucket_for(length: int, buckets: Sequence[int]) -> int:
     raise ValueError(f"an example of {length} tokens exceeds the longest bucket, {buckets[-1]}.")
 
 
-def gather_batch(
-    examples: Examples, index: np.ndarray, length: int, pad_id: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
+def gather_batch(examples: Examples, index: np.ndarray, length: int, pad_id: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Rows of examples, padded on the right.
 
     Args:

@@ -59,9 +59,7 @@ _OBJECT_TEXT = """
 _OBJECTS = tuple(_OBJECT_TEXT.split())
 WORDS: tuple[str, ...] = tuple(word for kind in _KINDS.values() for word in kind) + _OBJECTS
 
-_NOT_OF_KIND = {
-    kind: tuple(word for word in WORDS if word not in members) for kind, members in _KINDS.items()
-}
+_NOT_OF_KIND = {kind: tuple(word for word in WORDS if word not in members) for kind, members in _KINDS.items()}
 
 _NAME_TEXT = """
     Anna Ben Tom Kate John Mary Jack Lucy Sam Emma Paul Max Ella Leo Nina Adam Ruth Alice Peter
@@ -208,9 +206,7 @@ def _parity(rng: random.Random) -> Problem:
 def _addition(rng: random.Random) -> Problem:
     terms = [rng.randrange(80), rng.randrange(20)]
     rng.shuffle(terms)
-    return Problem(
-        _unordered(terms), {"a": str(terms[0]), "b": str(terms[1]), "answer": str(sum(terms))}
-    )
+    return Problem(_unordered(terms), {"a": str(terms[0]), "b": str(terms[1]), "answer": str(sum(terms))})
 
 
 def _subtraction(rng: random.Random) -> Problem:
@@ -578,16 +574,12 @@ def _records(category: str, split: Split, count: int, seed: int) -> list[Record]
         instruction, text = (part.format_map(problem.fields) for part in form)
         if (instruction, text) not in found:
             origin = f"microtasks/{category}/{split}/seed-{seed}:{len(found) + 1}"
-            found[instruction, text] = Record(
-                instruction, text, problem.fields["answer"], category, origin
-            )
+            found[instruction, text] = Record(instruction, text, problem.fields["answer"], category, origin)
             fruitless = 0
     return list(found.values())
 
 
-def generate(
-    split: Split, count: int, seed: int = 0, categories: Sequence[str] = CATEGORIES
-) -> list[Record]:
+def generate(split: Split, count: int, seed: int = 0, categories: Sequence[str] = CATEGORIES) -> list[Record]:
     """Distinct instruction records, balanced over the categories.
 
     Records of the categories alternate, so every prefix is balanced too; the categories named first
@@ -612,10 +604,7 @@ def generate(
         raise InputError(f"count: {count} microtask records were asked for; ask for at least 1.")
     _check_categories(categories)
     share, remainder = divmod(count, len(categories))
-    columns = [
-        _records(category, split, share + (index < remainder), seed)
-        for index, category in enumerate(categories)
-    ]
+    columns = [_records(category, split, share + (index < remainder), seed) for index, category in enumerate(categories)]
     return [columns[index % len(columns)][index // len(columns)] for index in range(count)]
 
 
@@ -624,13 +613,9 @@ def _check_categories(categories: Sequence[str]) -> None:
         raise InputError(f"categories: none were named; choose from {', '.join(CATEGORIES)}.")
     for category in categories:
         if category not in TABLE:
-            raise InputError(
-                f"categories: '{category}' is no microtask; choose from {', '.join(CATEGORIES)}."
-            )
+            raise InputError(f"categories: '{category}' is no microtask; choose from {', '.join(CATEGORIES)}.")
     if len(set(categories)) < len(categories):
-        raise InputError(
-            f"categories: {', '.join(categories)} names one twice; name each category once."
-        )
+        raise InputError(f"categories: {', '.join(categories)} names one twice; name each category once.")
 
 
 def as_documents(count: int, seed: int = 0) -> Iterator[str]:

@@ -88,10 +88,7 @@ def partition(
     if num_clients is None or num_clients < 1:
         raise InputError(f"clients {num_clients} is not a positive number; use 1 or more.")
     if len(codes) < num_clients:
-        raise InputError(
-            f"{len(codes)} examples cannot fill {num_clients} clients; "
-            "use fewer clients or more data."
-        )
+        raise InputError(f"{len(codes)} examples cannot fill {num_clients} clients; use fewer clients or more data.")
     stream = seed
     if not isinstance(stream, np.random.Generator):
         stream = random_stream(_PARTITION_STREAM, stream)
@@ -108,9 +105,7 @@ def _by_group(codes: np.ndarray, num_groups: int | None) -> list[np.ndarray]:
     return np.split(order, np.searchsorted(codes[order], np.arange(1, num_groups)))
 
 
-def _dirichlet(
-    codes: np.ndarray, num_clients: int, alpha: float, stream: np.random.Generator
-) -> list[np.ndarray]:
+def _dirichlet(codes: np.ndarray, num_clients: int, alpha: float, stream: np.random.Generator) -> list[np.ndarray]:
     if not 0 < alpha < np.inf:
         raise InputError(f"alpha {alpha} is not a positive number; 0.5 is usual.")
     owner = np.empty(len(codes), np.int64)

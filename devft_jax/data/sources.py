@@ -109,19 +109,13 @@ def load_sources(
     """
     unknown = sorted(set(fields or ()) - set(ROLES))
     if unknown:
-        raise InputError(
-            f"fields names an unknown role {unknown[0]!r}; the roles are {', '.join(ROLES)}."
-        )
+        raise InputError(f"fields names an unknown role {unknown[0]!r}; the roles are {', '.join(ROLES)}.")
     specs = (spec,) if isinstance(spec, str) else tuple(spec)
     if not specs:
         raise InputError("data is empty; name a file, a folder, a glob or a data set.")
     if limit is not None and limit < 1:
         raise InputError(f"a limit of {limit} records leaves no data; use 1 or more.")
-    sources = [
-        source
-        for one in specs
-        for source in _load(one, fields=fields or {}, category_field=category_field)
-    ]
+    sources = [source for one in specs for source in _load(one, fields=fields or {}, category_field=category_field)]
     _check_distinct_names(sources)
     return sources if limit is None else _limited(sources, limit)
 
@@ -134,10 +128,7 @@ def _load(spec: str, *, fields: Mapping[str, str], category_field: str | None) -
     if files is None:
         rows = _read_hub(spec)
         return [Source(spec, _to_records(spec, rows, fields, category_field))]
-    return [
-        Source(name, _to_records(str(path), _read_file(path), fields, category_field))
-        for name, path in files
-    ]
+    return [Source(name, _to_records(str(path), _read_file(path), fields, category_field)) for name, path in files]
 
 
 def _load_built_in(spec: str) -> Source:
@@ -210,8 +201,7 @@ def _read_file(path: Path) -> list[tuple[int, Any]]:
         text = content.decode("utf-8-sig")
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise InputError(
-            f"{path} cannot be read as JSON text, plain or gzipped ({error}); "
-            "replace it by a whole file."
+            f"{path} cannot be read as JSON text, plain or gzipped ({error}); replace it by a whole file."
         ) from error
     rows: list[tuple[int, Any]] = []
     if text.lstrip().startswith("["):
@@ -286,9 +276,7 @@ def _layout(present: set[str], fields: Mapping[str, str]) -> Mapping[str, str]:
     return {**(whole + enough + [LAYOUTS[0]])[0], **fields}
 
 
-def _to_record(
-    origin: str, row: Mapping[str, Any], layout: Mapping[str, str], category_field: str | None
-) -> Record:
+def _to_record(origin: str, row: Mapping[str, Any], layout: Mapping[str, str], category_field: str | None) -> Record:
     texts = {role: _text(origin, row, role, layout.get(role)) for role in ROLES}
     category = row.get(category_field) if category_field else None
     return Record(**texts, category=None if category is None else str(category), origin=origin)

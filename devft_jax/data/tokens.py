@@ -128,9 +128,7 @@ def tokenize(
     return examples
 
 
-def _tokenize(
-    texts: Sequence[tuple[str, str]], records: Sequence[Record], tokenizer: Any, max_length: int
-) -> Examples:
+def _tokenize(texts: Sequence[tuple[str, str]], records: Sequence[Record], tokenizer: Any, max_length: int) -> Examples:
     bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     eos = [tokenizer.eos_token_id]
     parts: list[np.ndarray] = []
@@ -170,9 +168,7 @@ def _token_ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     return encoded["input_ids"]
 
 
-def _report_overlong(
-    examples: Examples, records: Sequence[Record], max_length: int, overlong: str
-) -> None:
+def _report_overlong(examples: Examples, records: Sequence[Record], max_length: int, overlong: str) -> None:
     dropped = len(records) - len(examples)
     if not dropped:
         return
@@ -227,9 +223,7 @@ def _read_cache(path: Path) -> Examples | None:
 
 
 def _write_cache(path: Path, examples: Examples) -> None:
-    content: dict[str, Any] = {
-        field.name: getattr(examples, field.name) for field in fields(Examples)
-    }
+    content: dict[str, Any] = {field.name: getattr(examples, field.name) for field in fields(Examples)}
     content["category_names"] = np.array(examples.category_names, np.str_)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -27,9 +27,7 @@ from devft_jax.developmental.streaming import is_concrete
 METHODS = ("dglg", "random", "even_blocks", "even_strides")
 
 
-def group_layers(
-    similarity: jax.Array, num_groups: int, *, method: str = "dglg", key: jax.Array | None = None
-) -> jax.Array:
+def group_layers(similarity: jax.Array, num_groups: int, *, method: str = "dglg", key: jax.Array | None = None) -> jax.Array:
     """A group for every layer: i32[L], ids 0..G-1 in the order of each group's first layer, all used.
 
     * `dglg`: Eq. 3. `key` seeds k-means; without one a fixed key is used.

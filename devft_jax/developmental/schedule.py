@@ -40,9 +40,7 @@ def validate_capacities(capacities: Sequence[int], num_layers: int | None = None
         try:
             operator.index(capacity)
         except TypeError:
-            raise ValueError(
-                f"capacities {tuple(capacities)} hold {capacity!r}: give whole numbers of layers."
-            ) from None
+            raise ValueError(f"capacities {tuple(capacities)} hold {capacity!r}: give whole numbers of layers.") from None
         if capacity < 1:
             raise ValueError(f"capacities {tuple(capacities)} hold {capacity}: every stage needs at least one layer.")
         if capacity <= before:

@@ -76,9 +76,7 @@ class HeldOut:
         self.split = NamedSharding(mesh, PartitionSpec(CLIENT_AXIS))
 
         def score(base: Base, adapter: Adapter | None, tokens: jax.Array, mask: jax.Array):
-            statistics = completion_statistics(
-                config, base, adapter, tokens, mask, compute=compute
-            )
+            statistics = completion_statistics(config, base, adapter, tokens, mask, compute=compute)
             return jnp.sum(statistics.nll, axis=-1), jnp.all(statistics.hit, axis=-1)
 
         # Rows are scored apart, so devices need not talk to each other; shard_map says so.
@@ -101,9 +99,7 @@ class HeldOut:
         for index, tokens, mask in batches:
             inputs = jax.device_put((tokens, mask), self.split)
             tokens_counted += int(mask.sum())
-            pending.append(
-                (index, self.programs.call("evaluate", self._score, base, adapter, *inputs))
-            )
+            pending.append((index, self.programs.call("evaluate", self._score, base, adapter, *inputs)))
         nll = 0.0
         hits = np.zeros(len(self.examples), bool)
         for index, scores in pending:
@@ -117,4 +113,3 @@ class HeldOut:
             hits=hits,
             examples=len(self.examples),
         )
-

@@ -84,17 +84,13 @@ def make_chunk(
         finite = statistics.finite & all_finite((up, new_row))
         new_row = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new_row, row)
         # Zero times NaN is NaN: a broken client's contribution is replaced, not only given no weight.
-        contribution = jax.tree.map(
-            lambda leaf: jnp.where(finite, leaf, 0), algorithm.contribution(up, weight)
-        )
+        contribution = jax.tree.map(lambda leaf: jnp.where(finite, leaf, 0), algorithm.contribution(up, weight))
         return contribution, new_row, statistics.replace(finite=finite)
 
     def shard(base, down, rows, batches, weights, lr, keys, train_rows, sums):
         over_clients = jax.vmap(partial(client, base, down, lr, train_rows))
         contributions, rows, statistics = over_clients(rows, batches, weights, keys)
-        sums = jax.tree.map(
-            lambda total, parts: total + jnp.sum(parts, axis=0, keepdims=True), sums, contributions
-        )
+        sums = jax.tree.map(lambda total, parts: total + jnp.sum(parts, axis=0, keepdims=True), sums, contributions)
         return sums, rows, statistics
 
     shared, split = PartitionSpec(), PartitionSpec(CLIENT_AXIS)
@@ -267,9 +263,7 @@ class Cohort:
         bank_rows, statistics = joined
         metrics: dict[str, jax.Array] = {}
         if statistics.finite.any():
-            server, metrics = self.programs.call(
-                "finalize", self._finalize, server, add_over_devices(sums)
-            )
+            server, metrics = self.programs.call("finalize", self._finalize, server, add_over_devices(sums))
         train, _ = jax.eval_shape(self.algorithm.start, down, row)
         up, _ = jax.eval_shape(self.algorithm.finish, down, train, row)
         return RoundResult(

@@ -42,25 +42,20 @@ class OptimizerOptions:
 def validate_optimizer(options: OptimizerOptions) -> None:
     """Raise `InputError` unless the options describe an optimiser."""
     if options.optimizer not in OPTIMIZERS:
-        raise InputError(
-            f"optimizer '{options.optimizer}' is unknown; choose from {', '.join(OPTIMIZERS)}."
-        )
+        raise InputError(f"optimizer '{options.optimizer}' is unknown; choose from {', '.join(OPTIMIZERS)}.")
     for name in ("weight_decay", "clip_norm"):
         if getattr(options, name) < 0:
             raise InputError(f"{name} {getattr(options, name)} is negative; use 0 or more.")
     for name in ("beta1", "beta2"):
         if not 0 <= getattr(options, name) < 1:
             raise InputError(
-                f"{name} {getattr(options, name)} is outside [0, 1); "
-                "0.9 for beta1 and 0.999 for beta2 are usual."
+                f"{name} {getattr(options, name)} is outside [0, 1); 0.9 for beta1 and 0.999 for beta2 are usual."
             )
     if options.epsilon <= 0:
         raise InputError(f"epsilon {options.epsilon} is not positive; 1e-8 is usual.")
 
 
-def make_optimizer(
-    options: OptimizerOptions, learning_rate: jax.Array | float
-) -> optax.GradientTransformation:
+def make_optimizer(options: OptimizerOptions, learning_rate: jax.Array | float) -> optax.GradientTransformation:
     """The optax transform of one round at a learning rate that may be traced."""
     if options.optimizer == "sgd":
         rule = optax.sgd(learning_rate)

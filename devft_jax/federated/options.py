@@ -56,9 +56,7 @@ def validate_federated(options: FederatedOptions) -> None:
     }
     for name, allowed in choices.items():
         if getattr(options, name) not in allowed:
-            raise InputError(
-                f"{name} '{getattr(options, name)}' is unknown; choose from {', '.join(allowed)}."
-            )
+            raise InputError(f"{name} '{getattr(options, name)}' is unknown; choose from {', '.join(allowed)}.")
     for name in ("rounds", "clients_per_round", "local_steps", "batch_size"):
         if getattr(options, name) < 1:
             raise InputError(f"{name} {getattr(options, name)} is not positive; use 1 or more.")
@@ -69,25 +67,17 @@ def validate_federated(options: FederatedOptions) -> None:
 def validate_learning_rate(options: LearningRateOptions, stages: int | None = None) -> None:
     """Raise `InputError` unless the rates are positive and, where the stages are known, one or one per stage."""
     if options.schedule not in SCHEDULES:
-        raise InputError(
-            f"schedule '{options.schedule}' is unknown; choose from {', '.join(SCHEDULES)}."
-        )
+        raise InputError(f"schedule '{options.schedule}' is unknown; choose from {', '.join(SCHEDULES)}.")
     rates = options.learning_rate
     if not rates or any(not 0 <= rate < math.inf for rate in rates):
         raise InputError(f"learning_rate {rates} must be one or more finite rates of 0 or above.")
     if options.min_learning_rate < 0:
-        raise InputError(
-            f"min_learning_rate {options.min_learning_rate} is negative; use 0 or more."
-        )
+        raise InputError(f"min_learning_rate {options.min_learning_rate} is negative; use 0 or more.")
     if stages is not None and len(rates) not in (1, stages):
-        raise InputError(
-            f"learning_rate has {len(rates)} rates for {stages} stages; give one, or one per stage."
-        )
+        raise InputError(f"learning_rate has {len(rates)} rates for {stages} stages; give one, or one per stage.")
 
 
-def learning_rate_at(
-    options: LearningRateOptions, stage_rounds: Sequence[int], stage: int, round_in_stage: int
-) -> float:
+def learning_rate_at(options: LearningRateOptions, stage_rounds: Sequence[int], stage: int, round_in_stage: int) -> float:
     """The rate of a round.
 
     The cosine is OpenFedLLM's: min + (rate - min) (1 + cos(pi t / T)) / 2 with t from 0 over T rounds, of all stages or of

@@ -30,9 +30,7 @@ class StepReport:
 
 def _nonfinite_leaves(tree: PyTree) -> tuple[str, ...]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return tuple(
-        jax.tree_util.keystr(path) for path, leaf in leaves if not np.isfinite(leaf).all()
-    )
+    return tuple(jax.tree_util.keystr(path) for path, leaf in leaves if not np.isfinite(leaf).all())
 
 
 def replay_client(

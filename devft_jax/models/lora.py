@@ -63,8 +63,6 @@ def init_lora(
         fan_in, fan_out = config.projection_shape(name)
         bound = fan_in**-0.5
         target_key = jax.random.fold_in(key, PROJECTIONS.index(name))
-        a = jax.random.uniform(
-            target_key, (config.layers, fan_in, rank), minval=-bound, maxval=bound
-        )
+        a = jax.random.uniform(target_key, (config.layers, fan_in, rank), minval=-bound, maxval=bound)
         lora[name] = LoraFactors(a=a, b=jnp.zeros((config.layers, rank, fan_out)))
     return Adapter(lora=lora, scale=jnp.float32(alpha / rank), dropout=dropout)

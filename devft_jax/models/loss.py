@@ -27,9 +27,7 @@ class TokenStatistics(struct.PyTreeNode):
     hit: jax.Array
 
 
-def token_statistics(
-    hidden: jax.Array, head: jax.Array, targets: jax.Array, *, chunk: int = 16_384
-) -> TokenStatistics:
+def token_statistics(hidden: jax.Array, head: jax.Array, targets: jax.Array, *, chunk: int = 16_384) -> TokenStatistics:
     """Score `targets` i32[...] under `softmax(hidden @ head)`.
 
     Args:
@@ -86,13 +84,9 @@ def completion_statistics(
     `mask[b, t]` marks the completion tokens, those that a client learns to produce.
     """
     hidden = hidden_states(config, base, adapter, tokens, compute=compute, key=key)
-    statistics = token_statistics(
-        hidden[:, :-1], head_weight(base), tokens[:, 1:], chunk=compute.vocabulary_chunk
-    )
+    statistics = token_statistics(hidden[:, :-1], head_weight(base), tokens[:, 1:], chunk=compute.vocabulary_chunk)
     counted = mask[:, 1:]
-    return TokenStatistics(
-        nll=jnp.where(counted, statistics.nll, 0.0), hit=statistics.hit | ~counted
-    )
+    return TokenStatistics(nll=jnp.where(counted, statistics.nll, 0.0), hit=statistics.hit | ~counted)
 
 
 def completion_loss(
@@ -106,7 +100,5 @@ def completion_loss(
     key: jax.Array | None = None,
 ) -> jax.Array:
     """Mean negative log-likelihood of the completion tokens of a batch, in nats; 0 for a batch without any."""
-    statistics = completion_statistics(
-        config, base, adapter, tokens, mask, compute=compute, key=key
-    )
+    statistics = completion_statistics(config, base, adapter, tokens, mask, compute=compute, key=key)
     return jnp.sum(statistics.nll) / jnp.maximum(jnp.sum(mask[:, 1:]), 1)

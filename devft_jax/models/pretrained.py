@@ -39,9 +39,7 @@ WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 
-PROJECTION_MODULES = {
-    name: f"{'self_attn' if name in ('q', 'k', 'v', 'o') else 'mlp'}.{name}_proj" for name in PROJECTIONS
-}
+PROJECTION_MODULES = {name: f"{'self_attn' if name in ('q', 'k', 'v', 'o') else 'mlp'}.{name}_proj" for name in PROJECTIONS}
 """Where each projection sits inside a Hugging Face decoder layer, such as `self_attn.q_proj`."""
 
 NORM_MODULES = {"norm_attention": "input_layernorm", "norm_mlp": "post_attention_layernorm"}
@@ -285,9 +283,7 @@ def read_config(path: Path) -> ModelConfig:
         )
     head_size = count("head_dim", width // heads)
     if head_size % 2:
-        raise InputError(
-            f"head_dim {head_size} in {path} is odd, which rotary positions cannot pair; correct the config."
-        )
+        raise InputError(f"head_dim {head_size} in {path} is odd, which rotary positions cannot pair; correct the config.")
     rope_theta, rope_scaling = _rope(fields, path)
     return ModelConfig(
         vocabulary=count("vocab_size"),
@@ -339,8 +335,7 @@ def _rope(fields: Mapping[str, Any], path: Path) -> tuple[float, RopeScaling | N
     rotated = _positive(rope, "partial_rotary_factor", path, default=rotated)
     if rotated != 1.0:
         raise InputError(
-            f"partial_rotary_factor {rotated} in {path} is not supported; choose a LLaMA model "
-            "where it is 1.0 or absent."
+            f"partial_rotary_factor {rotated} in {path} is not supported; choose a LLaMA model where it is 1.0 or absent."
         )
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
@@ -557,9 +552,7 @@ def open_safetensors(file: Path) -> Iterator[Any]:
         with safe_open(file, framework="numpy") as tensors:
             yield tensors
     except (OSError, SafetensorError) as error:
-        raise InputError(
-            f"{file} is damaged, truncated or no safetensors file ({one_line(error)}); restore it."
-        ) from error
+        raise InputError(f"{file} is damaged, truncated or no safetensors file ({one_line(error)}); restore it.") from error
 
 
 def _header(file: Path) -> dict[str, _Stored]:

@@ -8,6 +8,7 @@ import html
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 WIDTH, HEIGHT = 760, 420
 LEFT, RIGHT, TOP, BOTTOM = 64, 176, 48, 56
@@ -63,7 +64,7 @@ def _spread(positions: Sequence[float]) -> list[float]:
     """Label heights moved apart so that none covers another."""
     order = sorted(range(len(positions)), key=lambda index: positions[index])
     placed = list(positions)
-    for before, after in zip(order, order[1:], strict=False):
+    for before, after in pairwise(order):
         placed[after] = max(placed[after], placed[before] + LABEL_GAP)
     return placed
 
@@ -99,21 +100,16 @@ def line_chart(title: str, x_label: str, y_label: str, lines: Sequence[Line]) ->
         parts.append(f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{floor}" y2="{floor + 5}"/>')
         parts.append(f'<text x="{x:.1f}" y="{floor + 20}" text-anchor="middle">{tick:g}</text>')
     parts.append(f'<line class="axis" x1="{LEFT}" x2="{wall}" y1="{floor}" y2="{floor}"/>')
+    parts.append(f'<text x="{(LEFT + wall) / 2}" y="{HEIGHT - 14}" text-anchor="middle">{html.escape(x_label)}</text>')
     parts.append(
-        f'<text x="{(LEFT + wall) / 2}" y="{HEIGHT - 14}" text-anchor="middle">{html.escape(x_label)}</text>'
-    )
-    parts.append(
-        f'<text transform="translate(18 {(TOP + floor) / 2}) rotate(-90)" text-anchor="middle">'
-        f"{html.escape(y_label)}</text>"
+        f'<text transform="translate(18 {(TOP + floor) / 2}) rotate(-90)" text-anchor="middle">{html.escape(y_label)}</text>'
     )
     heights = _spread([down(line.points[-1][1]) for line in lines])
     for index, (line, height) in enumerate(zip(lines, heights, strict=True)):
         colour, dash = COLOURS[index % len(COLOURS)], DASHES[index % len(DASHES)]
         places = [(across(x), down(y)) for x, y in line.points]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-        parts.append(
-            f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2" stroke-dasharray="{dash}"/>'
-        )
+        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2" stroke-dasharray="{dash}"/>')
         parts += [_marker(index, x, y, colour) for x, y in places]
         end = places[-1][0]
         parts.append(

@@ -39,7 +39,7 @@ class RunFolder:
         """Create the folder and hold it alone."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.path / ".lock", "w")  # noqa: SIM115
+            self._lock = open(self.path / ".lock", "w")
         except OSError as error:
             raise InputError(
                 f"out {self.path} cannot be written ({error.strerror}); name a folder you may write."
@@ -48,9 +48,7 @@ class RunFolder:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             self._lock.close()
-            raise InputError(
-                f"out {self.path} is in use by another run; wait for it or name another folder."
-            ) from error
+            raise InputError(f"out {self.path} is in use by another run; wait for it or name another folder.") from error
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -67,9 +65,7 @@ class RunFolder:
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
-            raise InputError(
-                f"{self.path / name} cannot be read ({error}); restore it or name another folder."
-            ) from error
+            raise InputError(f"{self.path / name} cannot be read ({error}); restore it or name another folder.") from error
 
     def write_json(self, name: str, value: Any) -> None:
         """Replace a JSON file of the folder as a whole."""
@@ -110,9 +106,7 @@ class RunFolder:
 
             self._manager = ocp.CheckpointManager(
                 self.path / "checkpoints",
-                options=ocp.CheckpointManagerOptions(
-                    max_to_keep=CHECKPOINTS_KEPT, enable_async_checkpointing=False
-                ),
+                options=ocp.CheckpointManagerOptions(max_to_keep=CHECKPOINTS_KEPT, enable_async_checkpointing=False),
             )
         return self._manager
 
@@ -132,9 +126,7 @@ class RunFolder:
         """Write arrays and a JSON record as the checkpoint of a round; it appears whole or not at all."""
         import orbax.checkpoint as ocp
 
-        arguments = ocp.args.Composite(
-            arrays=ocp.args.StandardSave(arrays), record=ocp.args.JsonSave(record)
-        )
+        arguments = ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), record=ocp.args.JsonSave(record))
         with self._saving(f"the checkpoint of round {round_index}"):
             self._checkpoints.save(round_index, args=arguments, force=True)
 
@@ -151,9 +143,7 @@ class RunFolder:
 
         device = jax.local_devices()[0]
         target = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(
-                leaf.shape, leaf.dtype, sharding=jax.sharding.SingleDeviceSharding(device)
-            ),
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=jax.sharding.SingleDeviceSharding(device)),
             like,
         )
         arguments = ocp.args.Composite(arrays=ocp.args.StandardRestore(target))

@@ -13,9 +13,7 @@ from devft_jax.models.loss import completion_loss
 
 # XLA counts the body of a scan once, so only one layer can be compared.
 ONE_LAYER = ModelConfig(vocabulary=1000, width=256, feed_forward=704, layers=1, heads=4, kv_heads=2, head_size=64)
-LLAMA2_13B = ModelConfig(
-    vocabulary=32000, width=5120, feed_forward=13824, layers=40, heads=40, kv_heads=40, head_size=128
-)
+LLAMA2_13B = ModelConfig(vocabulary=32000, width=5120, feed_forward=13824, layers=40, heads=40, kv_heads=40, head_size=128)
 
 
 @pytest.mark.parametrize(

@@ -39,9 +39,7 @@ def test_a_draw_goes_through_all_examples_before_any_comes_again(indices, place,
 
 @settings(max_examples=50, deadline=None)
 @given(index_sets, places, st.integers(1, 8), st.integers(1, 8))
-def test_a_draw_repeats_and_its_beginning_does_not_depend_on_its_length(
-    indices, place, steps, batch
-):
+def test_a_draw_repeats_and_its_beginning_does_not_depend_on_its_length(indices, place, steps, batch):
     indices = np.array(indices)
     short = draw_examples(indices, **place, steps=steps, batch_size=batch)
     longer = draw_examples(indices, **place, steps=3 * steps, batch_size=batch)
@@ -67,9 +65,7 @@ def test_a_second_epoch_is_shuffled_afresh():
 def test_every_example_is_as_likely():
     counts = np.zeros(20)
     for round in range(1000):
-        drawn = draw_examples(
-            np.arange(20), seed=1, round=round, client_id=7, steps=1, batch_size=5
-        )
+        drawn = draw_examples(np.arange(20), seed=1, round=round, client_id=7, steps=1, batch_size=5)
         counts[drawn.ravel()] += 1
     # Binomial(1000, 1/4): standard deviation 13.7.
     assert np.abs(counts - 250).max() < 5 * 13.7
@@ -92,9 +88,7 @@ def test_usual_buckets():
     assert length_buckets(512) == (32, 64, 128, 256, 512)
     assert length_buckets(500, smallest=100) == (104, 208, 416, 504)
     assert length_buckets(20) == (24,)
-    with pytest.raises(
-        ValueError, match="an example of 513 tokens exceeds the longest bucket, 512"
-    ):
+    with pytest.raises(ValueError, match="an example of 513 tokens exceeds the longest bucket, 512"):
         bucket_for(513, length_buckets(512))
 
 
@@ -115,9 +109,7 @@ def padded_by_hand(examples, n, length, pad_id):
 
 
 @settings(max_examples=50, deadline=None)
-@given(
-    st.sampled_from([(4,), (2, 3), (2, 1, 5), (0,)]), st.integers(0, 10**6), st.sampled_from([0, 7])
-)
+@given(st.sampled_from([(4,), (2, 3), (2, 1, 5), (0,)]), st.integers(0, 10**6), st.sampled_from([0, 7]))
 def test_gathered_rows_are_those_padded_by_hand(examples, shape, seed, pad_id):
     index = np.random.default_rng(seed).integers(-1, len(examples), shape)
     tokens, mask = gather_batch(examples, index, 24, pad_id)

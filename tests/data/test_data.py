@@ -21,10 +21,7 @@ def folder(tmp_path):
 
 
 def write(path, first_word, count, **more):
-    rows = [
-        {"prompt": f"{first_word} {n}", "completion": str(n), "category": "xy"[n % 2]} | more
-        for n in range(count)
-    ]
+    rows = [{"prompt": f"{first_word} {n}", "completion": str(n), "category": "xy"[n % 2]} | more for n in range(count)]
     path.write_text(json.dumps(rows))
     return path
 
@@ -91,10 +88,7 @@ def test_dirichlet_splits_repeat_with_the_seed(build, folder):
     first, again, other = (build(**options, seed=seed) for seed in (0, 0, 1))
     assert_each_example_once(first)
     same, different = (
-        all(
-            np.array_equal(left.indices, right.indices)
-            for left, right in zip(first.clients, rival.clients, strict=True)
-        )
+        all(np.array_equal(left.indices, right.indices) for left, right in zip(first.clients, rival.clients, strict=True))
         for rival in (again, other)
     )
     assert same
@@ -126,9 +120,7 @@ def test_test_data_comes_with_its_records_in_order(build, folder, tmp_path_facto
 
 
 def test_limits(build, folder):
-    data = build(
-        data=str(folder), data_limit=18, test_data=str(folder / "client_2.json"), test_limit=5
-    )
+    data = build(data=str(folder), data_limit=18, test_data=str(folder / "client_2.json"), test_limit=5)
     assert [len(client.indices) for client in data.clients] == [3, 6, 9]
     assert len(data.test) == 5
 

@@ -21,8 +21,7 @@ from devft_jax.errors import InputError
 KIND_OF = {
     word: kind
     for kind, words in {
-        "animal": "ant bear cat cow dog fox frog goat hen horse lion mouse pig sheep snake tiger "
-        "wolf",
+        "animal": "ant bear cat cow dog fox frog goat hen horse lion mouse pig sheep snake tiger wolf",
         "colour": "black blue brown green grey pink purple red white yellow",
         "food": "apple bean bread butter cake cheese corn meat milk pie rice soup",
         "body part": "arm ear eye foot hand head knee leg mouth neck nose toe",
@@ -61,13 +60,8 @@ def inverted(form: str) -> re.Pattern[str]:
 
 
 # An instruction and its input are joined by a tab, which no text holds.
-RECORD_FORMS = {
-    name: [inverted("\t".join(form)) for form in category.instructions]
-    for name, category in TABLE.items()
-}
-LINE_FORMS = {
-    name: [inverted(form) for form in category.documents] for name, category in TABLE.items()
-}
+RECORD_FORMS = {name: [inverted("\t".join(form)) for form in category.instructions] for name, category in TABLE.items()}
+LINE_FORMS = {name: [inverted(form) for form in category.documents] for name, category in TABLE.items()}
 
 
 def items(fields: dict[str, str]) -> list[str]:
@@ -285,12 +279,7 @@ def test_seeds_differ():
 
 def test_documents_are_right_and_hold_no_test_problem():
     tested = contents_of(
-        [
-            record
-            for seed in range(3)
-            for category in CATEGORIES
-            for record in generate("test", 250, seed, (category,))
-        ]
+        [record for seed in range(3) for category in CATEGORIES for record in generate("test", 250, seed, (category,))]
     )
     seen = Counter()
     for document in as_documents(600, seed=7):
@@ -325,11 +314,7 @@ def test_many_documents_repeat_one_form():
     same = 0
     for document in as_documents(200, seed=3):
         lines = document.split("\n")
-        same += any(
-            all(form.fullmatch(line) for line in lines)
-            for forms in LINE_FORMS.values()
-            for form in forms
-        )
+        same += any(all(form.fullmatch(line) for line in lines) for forms in LINE_FORMS.values() for form in forms)
     assert 0.4 * 200 < same < 0.8 * 200
 
 

@@ -77,9 +77,7 @@ def test_alpha_runs_from_one_client_per_category_to_even_shares():
 
 def test_repair_takes_single_examples_from_the_largest_only():
     groups = np.zeros(1000, int)
-    sizes = sorted(
-        len(part) for part in partition(groups, "dirichlet", num_clients=20, alpha=1e-9, seed=0)
-    )
+    sizes = sorted(len(part) for part in partition(groups, "dirichlet", num_clients=20, alpha=1e-9, seed=0))
     assert sizes == [1] * 19 + [981]
 
 

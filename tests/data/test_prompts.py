@@ -39,5 +39,5 @@ def test_braces_in_a_record_are_text(template):
 
 
 def test_an_unknown_template_is_refused():
-    with pytest.raises(InputError, match="template 'vicuna' is unknown; choose from alpaca, comp"):
+    with pytest.raises(InputError, match="template 'vicuna' is unknown; choose from alpaca, alpaca_short, comp"):
         render(record(), "vicuna")

@@ -90,9 +90,7 @@ def test_an_input_field_that_only_later_records_have_is_not_overlooked(tmp_path)
 
 def test_fields_override_what_is_found(tmp_path):
     row = {"instruction": "a", "input": "b", "output": "c", "short": "d", "kind": "e"}
-    record = only_record(
-        tmp_path / "a.json", row, fields={"output": "short"}, category_field="kind"
-    )
+    record = only_record(tmp_path / "a.json", row, fields={"output": "short"}, category_field="kind")
     assert (record.instruction, record.input, record.output) == ("a", "b", "d")
     assert record.category == "e"
 
@@ -226,9 +224,7 @@ def test_broken_content_is_named_by_file_and_place(tmp_path, name, text, message
         load_sources(write(tmp_path / name, text))
 
 
-@pytest.mark.parametrize(
-    "content", [gzip.compress(b'[{"a": 1}]' * 50)[:-9], b"\x1f\x8bnot gzip at all", b"\xff\xfe[]"]
-)
+@pytest.mark.parametrize("content", [gzip.compress(b'[{"a": 1}]' * 50)[:-9], b"\x1f\x8bnot gzip at all", b"\xff\xfe[]"])
 def test_unreadable_bytes_are_an_input_error(tmp_path, content):
     path = tmp_path / "a.json.gz"
     path.write_bytes(content)

@@ -153,9 +153,7 @@ class Untouchable:
         pytest.fail("the cache was not used")
 
 
-def test_a_cache_hit_equals_a_fresh_result_and_warns_alike(
-    encode, word_tokenizer, make_record, tmp_path
-):
+def test_a_cache_hit_equals_a_fresh_result_and_warns_alike(encode, word_tokenizer, make_record, tmp_path):
     records = [make_record(n % 9, n % 7, n, ("x", None, "y")[n % 3]) for n in range(30)]
     found = []
     for tokenizer in (word_tokenizer(), Untouchable(word_tokenizer())):
@@ -174,9 +172,7 @@ def test_a_cache_hit_equals_a_fresh_result_and_warns_alike(
         )
 
 
-def test_whatever_decides_the_ids_has_its_own_cache_file(
-    word_tokenizer, make_record, tmp_path, monkeypatch
-):
+def test_whatever_decides_the_ids_has_its_own_cache_file(word_tokenizer, make_record, tmp_path, monkeypatch):
     record = make_record(2, 3, category="x")
     cases = [
         ([record], word_tokenizer(), {}),
@@ -196,9 +192,7 @@ def test_whatever_decides_the_ids_has_its_own_cache_file(
     assert len(cache_files(tmp_path)) == len(cases) + 1
 
 
-def test_what_does_not_decide_the_ids_shares_a_cache_file(
-    encode, word_tokenizer, make_record, tmp_path
-):
+def test_what_does_not_decide_the_ids_shares_a_cache_file(encode, word_tokenizer, make_record, tmp_path):
     record = make_record(2, 3)
     encode([record], cache_dir=tmp_path)
     padded = word_tokenizer(words=(*"abcdefghijklmnopqrstuvwxyz", *map(str, range(1000))))
@@ -228,9 +222,7 @@ def test_a_damaged_cache_file_is_made_anew(encode, make_record, tmp_path, damage
     assert cache_files(tmp_path) == [path]
 
 
-def test_a_write_that_fails_leaves_nothing_and_costs_only_a_warning(
-    encode, make_record, tmp_path, monkeypatch
-):
+def test_a_write_that_fails_leaves_nothing_and_costs_only_a_warning(encode, make_record, tmp_path, monkeypatch):
     def full_disk(file, **_):
         file.write(b"half of it")
         raise OSError(28, "No space left on device")
@@ -250,9 +242,7 @@ def test_the_default_folder_comes_from_the_environment(encode, make_record, tmp_
     assert str(tokens.default_cache_dir()) == os.path.expanduser("~/.cache/devft_jax")
 
 
-def test_a_tokenizer_without_visible_content_is_not_cached(
-    encode, word_tokenizer, make_record, tmp_path
-):
+def test_a_tokenizer_without_visible_content_is_not_cached(encode, word_tokenizer, make_record, tmp_path):
     class Slow:
         bos_token_id, eos_token_id = 1, 2
 

@@ -58,9 +58,7 @@ def test_every_group_is_used_and_they_are_ordered_by_first_layer(method, num_gro
 
 @settings(max_examples=30)
 @given(
-    points=st.lists(
-        st.tuples(st.sampled_from([0.0, 1.0, 2.0, -5.0]), st.sampled_from([0.0, 1.0])), min_size=8, max_size=8
-    ),
+    points=st.lists(st.tuples(st.sampled_from([0.0, 1.0, 2.0, -5.0]), st.sampled_from([0.0, 1.0])), min_size=8, max_size=8),
     seed=st.integers(0, 1000),
 )
 def test_kmeans_leaves_no_group_empty_even_among_duplicates(points, seed):

@@ -56,9 +56,7 @@ def test_clients_that_learn_nothing_change_nothing(name):
     algorithm, server, row = built(name)
     up, new_row = message_of(algorithm, server, row)
     assert jax.tree.structure(new_row) == jax.tree.structure(row)
-    sums = jax.tree.map(
-        jnp.add, algorithm.contribution(up, jnp.float32(3.0)), algorithm.contribution(up, jnp.float32(8.0))
-    )
+    sums = jax.tree.map(jnp.add, algorithm.contribution(up, jnp.float32(3.0)), algorithm.contribution(up, jnp.float32(8.0)))
     after, metrics = algorithm.finalize(server, sums)
     assert_close(after, server, atol=1e-6)
     assert all(np.isfinite(value) and value.shape == () for value in metrics.values())

@@ -73,8 +73,7 @@ def test_a_round_is_the_plain_loop_for_any_chunk_and_devices(devices, asked):
     assert result.finite.all()
     # The round has moved every leaf by far more than the tolerance.
     assert all(
-        np.abs(new - old).max() > 1e-2
-        for new, old in zip(jax.tree.leaves(lora), jax.tree.leaves(start.lora), strict=True)
+        np.abs(new - old).max() > 1e-2 for new, old in zip(jax.tree.leaves(lora), jax.tree.leaves(start.lora), strict=True)
     )
 
 

@@ -87,8 +87,7 @@ def test_the_aggregation_error_is_zero_when_one_factor_is_shared(same):
 def test_one_client_has_no_aggregation_error_and_no_product_gives_zero():
     assert aggregate(clients_lora(1), [7.0])[1]["aggregation_error"] < 1e-5
     fresh = [
-        {name: factors.replace(b=jnp.zeros_like(factors.b)) for name, factors in tree.items()}
-        for tree in clients_lora(3)
+        {name: factors.replace(b=jnp.zeros_like(factors.b)) for name, factors in tree.items()} for tree in clients_lora(3)
     ]
     assert aggregate(fresh, [1.0, 2.0, 3.0])[1]["aggregation_error"] == 0
 
@@ -120,15 +119,9 @@ def test_messages_travel_in_their_dtype_and_train_in_float32(dtype):
     assert {leaf.dtype for leaf in jax.tree.leaves(sums)} == {jnp.dtype("float32")}
 
 
-LLAMA2_7B = ModelConfig(
-    vocabulary=32000, width=4096, feed_forward=11008, layers=32, heads=32, kv_heads=32, head_size=128
-)
-LLAMA2_13B = ModelConfig(
-    vocabulary=32000, width=5120, feed_forward=13824, layers=40, heads=40, kv_heads=40, head_size=128
-)
-LLAMA31_8B = ModelConfig(
-    vocabulary=128256, width=4096, feed_forward=14336, layers=32, heads=32, kv_heads=8, head_size=128
-)
+LLAMA2_7B = ModelConfig(vocabulary=32000, width=4096, feed_forward=11008, layers=32, heads=32, kv_heads=32, head_size=128)
+LLAMA2_13B = ModelConfig(vocabulary=32000, width=5120, feed_forward=13824, layers=40, heads=40, kv_heads=40, head_size=128)
+LLAMA31_8B = ModelConfig(vocabulary=128256, width=4096, feed_forward=14336, layers=32, heads=32, kv_heads=8, head_size=128)
 
 
 @pytest.mark.parametrize(("message_dtype", "size"), [("float32", 4), ("bfloat16", 2)])

@@ -240,9 +240,7 @@ class Halves(struct.PyTreeNode):
 
 def test_opaque_weights_are_expanded_inside_the_scan(config, base, adapter, tokens):
     opaque = base.replace(blocks=base.blocks.replace(q=Halves(base.blocks.q / 2), down=Halves(base.blocks.down / 2)))
-    np.testing.assert_allclose(
-        forward(config, opaque, adapter, tokens), forward(config, base, adapter, tokens), atol=1e-6
-    )
+    np.testing.assert_allclose(forward(config, opaque, adapter, tokens), forward(config, base, adapter, tokens), atol=1e-6)
     assert dense_weight(Halves(base.blocks.q), jnp.bfloat16).dtype == jnp.bfloat16
 
 

@@ -106,9 +106,7 @@ def test_the_config_holds_what_peft_needs(folder):
     assert sorted(os.listdir(folder)) == [ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE]
 
 
-@pytest.mark.parametrize(
-    ("alpha", "rank", "written"), [(64.0, 32, 64), (64.0, 3, 64), (0.1, 1, float(np.float32(0.1)))]
-)
+@pytest.mark.parametrize(("alpha", "rank", "written"), [(64.0, 32, 64), (64.0, 3, 64), (0.1, 1, float(np.float32(0.1)))])
 def test_alpha_is_whole_where_it_was(tmp_path, config, alpha, rank, written):
     adapter = random_adapter(config, ("q",), rank=rank).replace(scale=jnp.float32(alpha / rank))
     export_peft(adapter, tmp_path)

@@ -136,9 +136,7 @@ def test_inverse_frequencies_of_old_checkpoints_are_ignored(folder, base):
 
 
 def test_parameter_count(config, base):
-    assert parameter_count(base) == 2 * 37 * 16 + 16 + config.layers * (
-        2 * 16 + 2 * 16 * 24 + 2 * 16 * 12 + 3 * 16 * 20
-    )
+    assert parameter_count(base) == 2 * 37 * 16 + 16 + config.layers * (2 * 16 + 2 * 16 * 24 + 2 * 16 * 12 + 3 * 16 * 20)
 
 
 def test_loading_needs_the_model_and_one_tensor(tmp_path):

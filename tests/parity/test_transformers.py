@@ -74,9 +74,7 @@ def test_sharded_checkpoints_of_transformers(tmp_path):
     assert_same_logits(model, tmp_path)
 
 
-OURS = ModelConfig(
-    vocabulary=101, width=32, feed_forward=48, layers=3, heads=4, kv_heads=2, head_size=10, rope_theta=5e5
-)
+OURS = ModelConfig(vocabulary=101, width=32, feed_forward=48, layers=3, heads=4, kv_heads=2, head_size=10, rope_theta=5e5)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

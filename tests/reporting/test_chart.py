@@ -6,9 +6,7 @@ from hypothesis import strategies as st
 
 from devft_jax.reporting.chart import Line, line_chart, ticks
 
-POINTS = st.lists(
-    st.tuples(st.floats(0, 1e9, allow_nan=False), st.floats(-50, 50, allow_nan=False)), min_size=1, max_size=6
-)
+POINTS = st.lists(st.tuples(st.floats(0, 1e9, allow_nan=False), st.floats(-50, 50, allow_nan=False)), min_size=1, max_size=6)
 
 
 @given(st.lists(POINTS, min_size=1, max_size=5))

@@ -37,9 +37,7 @@ def probe(lora: dict[str, LoraFactors]) -> dict[str, jax.Array]:
     """`x a b` f32[G, PROBES, out] of each projection for its fixed Gaussian probes x."""
 
     def one(name: str, factors: LoraFactors) -> jax.Array:
-        key = jax.random.fold_in(
-            jax.random.key(0, impl="threefry2x32"), PROJECTIONS.index(name)
-        )
+        key = jax.random.fold_in(jax.random.key(0, impl="threefry2x32"), PROJECTIONS.index(name))
         vectors = jax.random.normal(key, (PROBES, factors.a.shape[-2]))
         return jnp.einsum("pi,gir,gro->gpo", vectors, factors.a, factors.b)
 
