@@ -8,6 +8,7 @@ import dataclasses
 import os
 import re
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,6 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run_command(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code."""
+    warnings.showwarning = _show_warning
     try:
         return _dispatch(list(arguments))
     except InputError as error:
@@ -33,9 +35,18 @@ def run_command(arguments: Sequence[str]) -> int:
     except RunError as error:
         print(f"devft: {error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:
+        # The reader of a pipe such as `devft list | head` has gone; Python would complain once more at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print("devft: interrupted; what was saved before stays whole.", file=sys.stderr)
         return 130
+
+
+def _show_warning(message: Warning | str, *where: Any, **more: Any) -> None:
+    """A warning as one line, without the source that raised it."""
+    print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
 def configure_jax() -> None:
@@ -113,8 +124,8 @@ def _take_option(arguments: list[str], flag: str) -> tuple[str | None, list[str]
     """The value of `--flag value` or `--flag=value`, and the arguments without it."""
     for index, word in enumerate(arguments):
         if word == flag:
-            if index + 1 == len(arguments):
-                raise InputError(f"{flag} needs a value.")
+            if index + 1 == len(arguments) or arguments[index + 1].startswith("--"):
+                raise InputError(f"{flag} needs a value; write it behind the flag.")
             return arguments[index + 1], arguments[:index] + arguments[index + 2 :]
         if word.startswith(f"{flag}="):
             return word.split("=", 1)[1], arguments[:index] + arguments[index + 1 :]
@@ -125,13 +136,14 @@ def parse_run(arguments: Sequence[str]) -> Any:
     """The `RunConfig` of a command line: a preset, then a file, then the flags, later ones winning."""
     import tyro
 
-    from devft_jax.config import ROOMS, RunConfig, preset, read_config
+    from devft_jax.config import ROOMS, RunConfig, preset, read_config, validate_types
 
     preset_name, rest = _take_option(list(arguments), "--preset")
     file_name, rest = _take_option(rest, "--config")
     start = RunConfig() if preset_name is None else preset(preset_name)
     if file_name is not None:
         start = read_config(file_name, start)
+        validate_types(start)
 
     def room_of(options: type) -> Any:
         names = [field.name for field in dataclasses.fields(options)]

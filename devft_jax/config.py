@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -131,7 +132,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 def preset(name: str) -> RunConfig:
     """A named configuration; its fields can be overridden with `dataclasses.replace`."""
-    if name not in PRESETS:
+    if not isinstance(name, str) or name not in PRESETS:
         raise InputError(f"preset '{name}' is unknown; choose from {', '.join(PRESETS)}.")
     return RunConfig(**PRESETS[name])
 
@@ -165,11 +166,25 @@ def _readable(annotation: Any) -> str:
 
 
 def _from_plain(value: Any, annotation: Any) -> Any:
-    """Lists become tuples, which is what YAML and JSON cannot say; one item stands for a tuple of one."""
+    """What YAML and JSON cannot say: tuples, tuples of one, and (in YAML) rates such as 1e-4, which it reads as text."""
+    arguments = typing.get_args(annotation)
+    kinds = [annotation, *arguments]
+    floats = float in kinds or tuple[float, ...] in kinds
     if isinstance(value, list):
-        return tuple(value)
-    accepts_tuple = annotation == tuple[float, ...] or annotation == tuple[int, ...]
-    return (value,) if accepts_tuple and isinstance(value, int | float) else value
+        return tuple(_number(item) if floats else item for item in value)
+    value = _number(value) if floats and value not in arguments else value
+    one = tuple[float, ...] in kinds or tuple[int, ...] in kinds
+    return (value,) if one and isinstance(value, int | float) else value
+
+
+def _number(value: Any) -> Any:
+    """Text that is a number, as one; anything else as it is."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return float(value)
+    except ValueError:
+        return value
 
 
 def config_from_mapping(values: Mapping[str, Any], start: RunConfig | None = None) -> RunConfig:
@@ -177,7 +192,7 @@ def config_from_mapping(values: Mapping[str, Any], start: RunConfig | None = Non
     annotations = field_types()
     for name in values:
         if name not in annotations:
-            close = difflib.get_close_matches(name, annotations, n=1)
+            close = difflib.get_close_matches(str(name), annotations, n=1)
             hint = f"; did you mean '{close[0]}'?" if close else "; see `devft run --help`."
             raise InputError(f"the option '{name}' does not exist{hint}")
     plain = {name: _from_plain(value, annotations[name]) for name, value in values.items()}
@@ -191,8 +206,8 @@ def read_config(path: str | Path, start: RunConfig | None = None) -> RunConfig:
     path = Path(path)
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"the configuration {path} cannot be read: {error.strerror}.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"the configuration {path} cannot be read ({error}); give a YAML or JSON text file.") from error
     except yaml.YAMLError as error:
         place = getattr(error, "problem_mark", None)
         where = f" line {place.line + 1}" if place else ""
@@ -210,12 +225,20 @@ def to_plain(config: RunConfig) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
-def validate(config: RunConfig) -> None:
-    """Raise `InputError` for anything that can be known to be wrong before model and data are read."""
+def validate_types(config: RunConfig) -> None:
+    """Raise `InputError` for a value of another type than its option's, or a number that is not finite."""
     for name, annotation in field_types().items():
         value = getattr(config, name)
         if not _matches(value, annotation):
             raise InputError(f"{name} {value!r} is not of the type {_readable(annotation)}.")
+        numbers = value if isinstance(value, tuple) else (value,)
+        if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+            raise InputError(f"{name} {value!r} is not a finite number; give one.")
+
+
+def validate(config: RunConfig) -> None:
+    """Raise `InputError` for anything that can be known to be wrong before model and data are read."""
+    validate_types(config)
     validate_data(config)
     validate_lora(config)
     validate_federated(config)

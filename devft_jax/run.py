@@ -141,8 +141,17 @@ def _work(
     return True
 
 
+def _describe_object(item: Any) -> str:
+    """What tells one given object from another in `config.json`: an algorithm's name, a growth's fields, else the class."""
+    if isinstance(item, Algorithm):
+        return item.name
+    shown = repr(item) if dataclasses.is_dataclass(item) and not isinstance(item, FederatedData) else ""
+    # A representation with an address in it would differ in every process.
+    return shown if shown and " at 0x" not in shown else type(item).__qualname__
+
+
 def _open_run(config: RunConfig, folder: RunFolder, objects: dict[str, str]) -> int | None:
-    """The round to resume from, or None for a new run, whose configuration is then written.
+    """The round to resume from, or None for a new run.
 
     Raises:
       InputError: the folder holds another run.
@@ -161,15 +170,14 @@ def _open_run(config: RunConfig, folder: RunFolder, objects: dict[str, str]) -> 
                 f"out {folder.path} holds another run: its {name} is {theirs.get(name)!r}, not "
                 f"{mine.get(name)!r}; name another folder, or give the same options to resume."
             )
-    folder.write_json("config.json", {**to_plain(config), **({"objects": objects} if objects else {})})
     return folder.latest_round()
 
 
 def _finish(trainer: Trainer, state: State, folder: RunFolder) -> dict[str, Any]:
     """Write the adapter and the summary."""
     adapter = trainer.algorithm.view(state.full)
-    export_peft(adapter, folder.fresh_subfolder("adapter"), base_model=trainer.model.path)
-    folder.publish("adapter")
+    with folder.replacing("adapter") as exported:
+        export_peft(adapter, exported, base_model=trainer.model.path)
     summary = trainer.summary(state)
     folder.write_json("summary.json", summary)
     return summary
@@ -203,17 +211,20 @@ def train(
     out = str(Path(config.out or default_folder(config)))
     config = dataclasses.replace(config, out=out)
     given = {"model": model, "data": data, "algorithm": algorithm, "growth": growth}
-    objects = {name: type(item).__qualname__ for name, item in given.items() if item is not None}
+    objects = {name: _describe_object(item) for name, item in given.items() if item is not None}
     with RunFolder(out) as folder, StopRequest().listening() as stop:
         trainer = Trainer(config, model=model, data=data, algorithm=algorithm, growth=growth, progress=progress)
         checkpoint = _open_run(config, folder, objects)
         progress.say(describe(trainer.data))
+        described = {**to_plain(config), **({"objects": objects} if objects else {})}
         if checkpoint is None:
+            folder.write_json("config.json", described)
             state = trainer.begin()
             history = folder.cut_metrics(0)
             _say_base(progress, state)
         else:
             state = trainer.resume(folder, checkpoint)
+            folder.write_json("config.json", described)
             history = folder.cut_metrics(checkpoint)
             progress.say(f"resuming {folder.path} after round {checkpoint}")
         finished = _work(trainer, state, folder, history, stop)
@@ -259,6 +270,8 @@ def replay(path: str | Path, *, client: str, round: int, progress: Progress | No
       InputError: the folder holds no run, or the run no such client or round.
     """
     progress = progress or Progress()
+    if not Path(path).is_dir():
+        raise InputError(f"the folder {path} does not exist; name one that `devft run` wrote.")
     with RunFolder(path) as folder:
         stored = folder.read_json("config.json")
         if stored is None:
@@ -275,6 +288,13 @@ def replay(path: str | Path, *, client: str, round: int, progress: Progress | No
             raise InputError(f"client '{client}' is not one of the run's: {', '.join(names[:8])}, ...")
         if not 1 <= round <= total:
             raise InputError(f"round {round} is outside 1 to {total}.")
+        latest = folder.latest_round()
+        lengthened = 0 if latest is None else folder.read_record(latest)["lengthened_after"]
+        if round <= lengthened:
+            raise InputError(
+                f"round {round} belongs to the run as it was before it was lengthened after round {lengthened}; "
+                "only later rounds can be replayed."
+            )
         checkpoint = folder.checkpoint_before(round)
         state = trainer.begin() if checkpoint is None else trainer.resume(folder, checkpoint)
         history = [row for row in folder.read_metrics() if row["round"] <= state.round]

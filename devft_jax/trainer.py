@@ -120,11 +120,14 @@ def plan_stages(config: RunConfig, stages: int | None) -> tuple[int, ...]:
     return tuple(share + (stage >= stages - rest) for stage in range(stages))
 
 
-def fingerprint(*arrays: np.ndarray) -> str:
-    """Sixteen hexadecimal digits that tell arrays apart by their bytes."""
+def fingerprint(*items: np.ndarray | str | int) -> str:
+    """Sixteen hexadecimal digits that tell sequences of arrays, names and numbers apart."""
     digest = hashlib.sha256()
-    for array in arrays:
-        digest.update(np.ascontiguousarray(array).view(np.uint8).tobytes())
+    for item in items:
+        array = item if isinstance(item, np.ndarray) else np.frombuffer(repr(item).encode(), np.uint8)
+        # The header keeps the borders between items: [0, 1] [2] is not [0] [1, 2].
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -173,6 +176,7 @@ class Trainer:
         validate_learning_rate(config, len(self.stage_rounds))
         self.data = data or build_federated_data(config, self.model.tokenizer, seed=config.seed)
         self._check_cohort()
+        self._check_tokens()
         self.algorithm = algorithm or ALGORITHMS[config.algorithm](config, config.message_dtype)
         self.buckets = length_buckets(config.max_length)
         self.cohort = Cohort(
@@ -207,6 +211,8 @@ class Trainer:
 
     def _check_cohort(self) -> None:
         clients, wanted = len(self.data.clients), self.config.clients_per_round
+        if clients == 0:
+            raise InputError("the data has no clients; give at least one client with an example.")
         if wanted > clients:
             raise InputError(
                 f"clients_per_round {wanted} exceeds the {clients} clients of the data; use {clients} or fewer."
@@ -214,6 +220,26 @@ class Trainer:
         for client in self.data.clients:
             if len(client.indices) == 0:
                 raise InputError(f"the client '{client.name}' has no examples; leave it out.")
+
+    def _check_tokens(self) -> None:
+        """The data fits the model: an id outside the vocabulary would silently become another token's."""
+        limit, context = self.config.max_length, self.model.config.max_length
+        for name, examples in (("training", self.data.train), ("held-out", self.data.test)):
+            if examples is None:
+                continue
+            if int(examples.tokens.max()) >= self.model.config.vocabulary:
+                raise InputError(
+                    f"the {name} data holds token {int(examples.tokens.max())} and the model's vocabulary ends at "
+                    f"{self.model.config.vocabulary - 1}; use the tokenizer that belongs to the model."
+                )
+            longest = int(examples.lengths.max())
+            if longest > limit:
+                raise InputError(f"the {name} data holds an example of {longest} tokens; raise max_length {limit} to it.")
+            if longest > context:
+                self.progress.warn(
+                    f"the {name} data holds an example of {longest} tokens and the model was made for {context}; "
+                    "lower max_length to stay inside."
+                )
 
     # ---- beginning and resuming ----------------------------------------------------------------------------------
 
@@ -229,6 +255,7 @@ class Trainer:
             "dropped": 0,
             "stages": [],
             "stage_rounds": list(self.stage_rounds),
+            "lengthened_after": 0,
             "clients_per_step": self.clients_per_step,
             "devices": len(self.devices),
             "data": self.data_fingerprint(),
@@ -244,10 +271,11 @@ class Trainer:
         return self.algorithm.init_server(key, self.model.config)
 
     def data_fingerprint(self) -> str:
-        """Tells the tokenised data and its split apart."""
-        train = self.data.train
-        parts = [client.indices for client in self.data.clients]
-        return fingerprint(train.tokens, train.offsets, train.prompt_lengths, *parts)
+        """Tells the tokenised training and held-out data and their split apart."""
+        parts = [part for part in (self.data.train, self.data.test) if part is not None]
+        arrays = [array for part in parts for array in (part.tokens, part.offsets, part.prompt_lengths)]
+        clients = [item for client in self.data.clients for item in (client.name, client.id, client.indices)]
+        return fingerprint(*arrays, *clients)
 
     def base_fingerprint(self) -> str:
         """Tells base models apart by a sample of every leaf."""
@@ -262,8 +290,11 @@ class Trainer:
                     f"the {name} of the run in {folder.path} has changed since it was started; "
                     "restore it, or start a new run in another folder."
                 )
-        self.stage_rounds = self._extended(tuple(record["stage_rounds"]), folder)
-        record["stage_rounds"] = list(self.stage_rounds)
+        planned = tuple(record["stage_rounds"])
+        self.stage_rounds = self._extended(planned, folder)
+        if self.stage_rounds != planned:
+            record["stage_rounds"] = list(self.stage_rounds)
+            record["lengthened_after"] = record["round"]
         for name, now in (
             ("clients_per_step", self.clients_per_step),
             ("devices", len(self.devices)),
@@ -330,7 +361,10 @@ class Trainer:
         began = time.perf_counter()
         tree = (self.model.base.blocks, self.algorithm.view(state.full).lora)
         key = jax.random.fold_in(run_key(self.config.seed, Purpose.GROWTH), stage)
-        transition = next_stage(self.growth, stage, tree, history, key)
+        try:
+            transition = next_stage(self.growth, stage, tree, history, key)
+        except ValueError as error:
+            raise RunError(f"stage {stage + 1} could not be built: {error}") from error
         if transition is None:
             return False
         layer_map = transition.layer_map
@@ -453,7 +487,7 @@ class Trainer:
             "layers": state.layer_map.num_groups,
             "loss": float(result.losses[kept].mean()),
             "learning_rate": rate,
-            **result.metrics,
+            **{name: value if np.isfinite(value) else None for name, value in result.metrics.items()},
             "client_update_norm": float(result.update_norms[kept].mean()),
             "tokens": result.tokens,
             "seconds": seconds,
@@ -501,10 +535,11 @@ class Trainer:
         for sentence in broken:
             self.progress.warn(f"{sentence}; its update is dropped")
         if len(broken) / len(members) > self.config.max_nonfinite:
+            name = self.data.clients[members[int(np.argmin(result.finite))].position].name
             raise RunError(
                 f"{len(broken)} of {len(members)} updates are not finite, more than max_nonfinite "
-                f"{self.config.max_nonfinite} allows ({broken[0]}); lower learning_rate, or look "
-                "at the client with `devft replay`."
+                f"{self.config.max_nonfinite} allows ({broken[0]}); lower learning_rate in a new folder, or look "
+                f"closer: devft replay {self.config.out} --client {name} --round {state.round + 1}"
             )
 
     def _broken_client(self, state: State, member: ClientWork, losses: np.ndarray) -> str:

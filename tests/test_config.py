@@ -103,6 +103,11 @@ def test_identity_ignores_execution_options_and_rounds_only():
         ({"evaluate_every": -1}, "evaluate_every"),
         ({"checkpoint_every": 0}, "checkpoint_every"),
         ({"weighting": "x"}, "weighting 'x'"),
+        ({"weight_decay": float("nan")}, "weight_decay nan"),
+        ({"clip_norm": float("nan")}, "clip_norm nan"),
+        ({"epsilon": float("inf")}, "epsilon inf"),
+        ({"min_learning_rate": float("nan")}, "min_learning_rate nan"),
+        ({"alpha": float("nan")}, "alpha nan"),
         ({"message_dtype": "int4"}, "message_dtype 'int4'"),
     ],
 )
@@ -121,6 +126,8 @@ def test_bad_options_are_named(changes, words):
         ("[1, 2]", "must hold options by name"),
         ("a: [", "not valid YAML"),
         ("preset: nothing", "preset 'nothing'"),
+        ("preset: [a]", "preset"),
+        ("1: 2", "option '1'"),
     ],
 )
 def test_bad_files_are_named(tmp_path, text, words):
@@ -128,6 +135,21 @@ def test_bad_files_are_named(tmp_path, text, words):
     path.write_text(text)
     with pytest.raises(InputError, match=words):
         read_config(path)
+
+
+def test_yaml_rates_and_single_values_are_understood(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("learning_rate: [1e-6, 1e-5]\ncapacities: 4\nbeta: auto\nmin_learning_rate: 1e-7\n")
+    config = read_config(path)
+    assert (config.learning_rate, config.capacities, config.beta) == ((1e-6, 1e-5), (4,), "auto")
+    assert config.min_learning_rate == 1e-7
+    path.write_text("learning_rate: 1e-3\n")
+    assert read_config(path).learning_rate == (1e-3,)
+
+
+def test_a_flag_is_not_taken_for_a_value():
+    with pytest.raises(InputError, match="--config needs a value"):
+        parse_run(["--config", "--rounds", "3"])
 
 
 def test_missing_file_is_named(tmp_path):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from safetensors.numpy import load_file
 
 from devft_jax.cli import run_command
 from devft_jax.config import RunConfig
-from devft_jax.developmental import LayerMap
+from devft_jax.developmental import DevFT, LayerMap
 from devft_jax.errors import InputError, RunError
 from devft_jax.models.llama import ModelConfig, init_base
 from devft_jax.models.peft_format import import_peft
@@ -324,6 +325,97 @@ def test_a_failed_save_is_a_run_error_and_keeps_what_was_saved(config, tmp_path,
     monkeypatch.undo()
     resumed = train(chosen, progress=QUIET)
     assert resumed.finished
+
+
+@pytest.mark.parametrize("change", ["border", "name", "test"])
+def test_a_changed_split_or_test_set_is_refused(tiny, config, tmp_path, change):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for path in [*tiny.glob("client_*.json"), tiny / "test.json"]:
+        (folder / path.name).write_text(path.read_text())
+    chosen = dataclasses.replace(
+        config,
+        data=str(folder / "client_*.json"),
+        test_data=str(folder / "test.json"),
+        out=str(tmp_path / "run"),
+        rounds=3,
+    )
+    train(chosen, progress=QUIET)
+    before = (tmp_path / "run" / "config.json").read_text()
+    first, second, test = (folder / name for name in ("client_0.json", "client_1.json", "test.json"))
+    if change == "border":
+        records = json.loads(first.read_text()), json.loads(second.read_text())
+        first.write_text(json.dumps(records[0][:-1]))
+        second.write_text(json.dumps(records[0][-1:] + records[1]))
+    elif change == "name":
+        first.rename(folder / "client_00.json")
+    else:
+        test.write_text(json.dumps(json.loads(test.read_text())[:4]))
+    with pytest.raises(InputError, match="data of the run"):
+        train(dataclasses.replace(chosen, rounds=4), progress=QUIET)
+    assert (tmp_path / "run" / "config.json").read_text() == before
+
+
+def test_tokens_outside_the_vocabulary_are_refused(tiny, config, tmp_path):
+    small = dataclasses.replace(MODEL, vocabulary=8)
+    save_pretrained(tmp_path / "model", small, init_base(jax.random.key(0), small), dtype="float32")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "model" / name).write_text((tiny / "model" / name).read_text())
+    with pytest.raises(InputError, match="vocabulary ends at 7"):
+        train(dataclasses.replace(config, model=str(tmp_path / "model"), out=str(tmp_path / "run")), progress=QUIET)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_damaged_checkpoint_names_the_way_on(config, tmp_path):
+    chosen = dataclasses.replace(config, out=str(tmp_path), checkpoint_every=3)
+    train(chosen, progress=QUIET)
+    checkpoints = tmp_path / "checkpoints"
+    for path in (checkpoints / "6").rglob("*"):
+        if path.is_file() and path.stat().st_size > 16:
+            path.write_bytes(path.read_bytes()[:8])
+    with pytest.raises(InputError, match="delete it to go on from round 3"):
+        train(chosen, progress=QUIET)
+    shutil.rmtree(checkpoints / "6")
+    assert train(chosen, progress=QUIET).finished
+
+
+@pytest.mark.parametrize(("name", "text"), [("metrics.jsonl", "3\n{}\n"), ("config.json", "[]"), ("config.json", "{")])
+def test_damaged_records_are_named(config, tmp_path, name, text):
+    chosen = dataclasses.replace(config, out=str(tmp_path), rounds=3)
+    train(chosen, progress=QUIET)
+    (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=name):
+        train(chosen, progress=QUIET)
+
+
+def test_a_broken_base_ends_with_one_sentence(tiny, config, tmp_path):
+    base = init_base(jax.random.key(0), MODEL)
+    broken = base.replace(blocks=base.blocks.replace(up=base.blocks.up.at[2, 0, 0].set(np.nan)))
+    save_pretrained(tmp_path / "model", MODEL, broken, dtype="float32")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "model" / name).write_text((tiny / "model" / name).read_text())
+    chosen = dataclasses.replace(config, model=str(tmp_path / "model"), out=str(tmp_path / "run"), capacities=(2, 4))
+    with pytest.raises(RunError, match="stage 1 could not be built"):
+        train(chosen, progress=QUIET)
+
+
+def test_rounds_before_a_lengthening_are_not_replayed(config, tmp_path):
+    chosen = dataclasses.replace(config, out=str(tmp_path))
+    train(chosen, progress=QUIET)
+    train(dataclasses.replace(chosen, rounds=8), progress=QUIET)
+    with pytest.raises(InputError, match="lengthened after round 6"):
+        replay(tmp_path, client="client_0", round=2, progress=QUIET)
+    assert replay(tmp_path, client="client_0", round=7, progress=QUIET)
+    with pytest.raises(InputError, match="does not exist"):
+        replay(tmp_path / "typo", client="client_0", round=1, progress=QUIET)
+    assert not (tmp_path / "typo").exists()
+
+
+def test_growth_objects_are_told_apart_by_their_fields(config, tmp_path):
+    chosen = dataclasses.replace(config, out=str(tmp_path), rounds=4)
+    train(chosen, growth=DevFT((2, 4)), progress=QUIET)
+    with pytest.raises(InputError, match="objects"):
+        train(dataclasses.replace(chosen, rounds=5), growth=DevFT((1, 4)), progress=QUIET)
 
 
 def test_equal_shares_leave_the_rest_to_the_last_stages():

@@ -218,6 +218,8 @@ def _read_file(path: Path) -> list[tuple[int, Any]]:
 def _parse(text: str, path: Path, first_line: int) -> Any:
     try:
         return json.loads(text)
+    except RecursionError as error:
+        raise InputError(f"{path}:{first_line} is nested too deeply to be a record; correct or remove it.") from error
     except json.JSONDecodeError as error:
         line = first_line + error.lineno - 1
         raise InputError(
@@ -296,7 +298,10 @@ def _text(origin: str, row: Mapping[str, Any], role: str, field: str | None) -> 
             f"{origin} has a {type(value).__name__} in the field {field!r}, where text is needed; "
             "correct the record, or name another field with the option fields."
         )
-    return str(value)
+    text = str(value)
+    if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise InputError(f"{origin} has half a character (a lone surrogate) in the field {field!r}; correct the record.")
+    return text
 
 
 def _check_distinct_names(sources: Sequence[Source]) -> None:

@@ -7,8 +7,10 @@ moment leaves a folder from which the run goes on. The checkpoint is the truth: 
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,21 +53,27 @@ class RunFolder:
             raise InputError(f"out {self.path} is in use by another run; wait for it or name another folder.") from error
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        """Let the folder go."""
+    def __exit__(self, kind: type | None, *exception: object) -> None:
+        """Let the folder go; one in which a refused run wrote nothing is removed."""
         if self._manager is not None:
             self._manager.close()
             self._manager = None
         self._lock.close()
+        if kind is not None and [path.name for path in self.path.iterdir()] == [".lock"]:
+            (self.path / ".lock").unlink()
+            self.path.rmdir()
 
     def read_json(self, name: str) -> dict[str, Any] | None:
         """A JSON file of the folder, or None where there is none."""
         try:
-            return json.loads((self.path / name).read_text(encoding="utf-8"))
+            value = json.loads((self.path / name).read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
             raise InputError(f"{self.path / name} cannot be read ({error}); restore it or name another folder.") from error
+        if not isinstance(value, dict):
+            raise InputError(f"{self.path / name} does not hold options by name; restore it or name another folder.")
+        return value
 
     def write_json(self, name: str, value: Any) -> None:
         """Replace a JSON file of the folder as a whole."""
@@ -80,14 +88,26 @@ class RunFolder:
             lines.write(json.dumps(row) + "\n")
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """All whole lines of metrics.jsonl; a line cut off by a kill is left out."""
+        """All lines of metrics.jsonl; a last line cut off by a kill is left out.
+
+        Raises:
+          InputError: the file or another line of it cannot be read.
+        """
         path = self.path / "metrics.jsonl"
-        if not path.exists():
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError:
             return []
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path} cannot be read ({error}); restore it or name another folder.") from error
         rows = []
-        for line in path.read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(ValueError):
-                rows.append(json.loads(line))
+        for number, line in enumerate(lines, 1):
+            try:
+                rows.append(dict(json.loads(line)))
+            except (ValueError, TypeError) as error:
+                if number == len(lines):
+                    break
+                raise InputError(f"{path}:{number} is not a line of metrics; restore it or name another folder.") from error
         return rows
 
     def cut_metrics(self, rounds: int) -> list[dict[str, Any]]:
@@ -135,44 +155,72 @@ class RunFolder:
         import orbax.checkpoint as ocp
 
         arguments = ocp.args.Composite(record=ocp.args.JsonRestore())
-        return self._checkpoints.restore(round_index, args=arguments)["record"]
+        with self._restoring(round_index):
+            return self._checkpoints.restore(round_index, args=arguments)["record"]
 
     def read_arrays(self, round_index: int, like: PyTree) -> PyTree:
         """The arrays of a checkpoint, in the structure, shapes and dtypes of `like`."""
         import orbax.checkpoint as ocp
 
-        device = jax.local_devices()[0]
-        target = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=jax.sharding.SingleDeviceSharding(device)),
-            like,
-        )
+        home = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=home), like)
         arguments = ocp.args.Composite(arrays=ocp.args.StandardRestore(target))
-        return self._checkpoints.restore(round_index, args=arguments)["arrays"]
-
-    def fresh_subfolder(self, name: str) -> Path:
-        """An empty subfolder to write an export into; `publish` puts it in place."""
-        temporary = self.path / f".{name}.partial"
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-        return temporary
-
-    def publish(self, name: str) -> Path:
-        """Put the subfolder written since `fresh_subfolder` in place of an older one."""
-        final = self.path / name
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(self.path / f".{name}.partial", final)
-        return final
+        with self._restoring(round_index):
+            return self._checkpoints.restore(round_index, args=arguments)["arrays"]
 
     @contextlib.contextmanager
-    def _saving(self, what: str):
+    def _restoring(self, round_index: int) -> Iterator[None]:
+        """Turn a checkpoint that cannot be read, whatever library says so, into one sentence with a way on."""
+        try:
+            with _quiet_libraries():
+                yield
+        except Exception as error:
+            before = self.checkpoint_before(round_index)
+            remedy = "start again in another folder" if before is None else f"delete it to go on from round {before}"
+            raise InputError(
+                f"the checkpoint {self.path / 'checkpoints' / str(round_index)} cannot be read "
+                f"({type(error).__name__}); {remedy}."
+            ) from error
+
+    @contextlib.contextmanager
+    def replacing(self, name: str) -> Iterator[Path]:
+        """An empty subfolder to write an export into, which then takes the place of an older one."""
+        temporary, old, final = self.path / f".{name}.partial", self.path / f".{name}.old", self.path / name
+        with self._saving(name):
+            for left_over in (temporary, old):
+                if left_over.is_dir():
+                    shutil.rmtree(left_over)
+                left_over.unlink(missing_ok=True)
+            temporary.mkdir()
+            yield temporary
+            if final.exists():
+                os.replace(final, old)
+            os.replace(temporary, final)
+            shutil.rmtree(old, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def _saving(self, what: str) -> Iterator[None]:
         """Turn a failed write, whatever library it happened in, into one sentence."""
         try:
-            yield
+            with _quiet_libraries():
+                yield
         except Exception as error:
             reason = (str(error).splitlines() or ["no reason given"])[0]
             if self.path.is_dir():
                 reason += f"; {shutil.disk_usage(self.path).free:,} bytes free"
             raise RunError(
-                f"{what} could not be saved in {self.path} ({type(error).__name__}: {reason}); the "
-                "checkpoints saved before are whole: make room there and run again to resume."
+                f"{what} could not be saved in {self.path} ({type(error).__name__}: {reason}); what "
+                "was saved before is whole: make room there and run again to go on."
             ) from error
+
+
+@contextlib.contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """Keep orbax from printing the traceback of an error that is about to be told in one sentence."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
