@@ -203,11 +203,12 @@ def _replay(arguments: list[str]) -> int:
         return folder, client, round
 
     folder, client, round_index = tyro.cli(options, prog="devft replay", args=arguments)
-    reports = replay(folder, client=client, round=round_index)
+    again = replay(folder, client=client, round=round_index)
+    print(f"client '{again.client}', stage {again.stage}, round {again.round}")
     print("step        loss   gradient     update")
-    for report in reports:
-        broken = f"  not finite: {', '.join(report.nonfinite)}" if report.nonfinite else ""
-        print(f"{report.step:>4}  {report.loss:>10.5f}  {report.gradient_norm:>9.4g}  {report.update_norm:>9.4g}{broken}")
+    for step in again.steps:
+        print(f"{step.step:>4}  {step.loss:>10.5f}  {step.gradient_norm:>9.4g}  {step.update_norm:>9.4g}")
+    print(again.first_break or "every value is finite")
     return 0
 
 

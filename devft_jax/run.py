@@ -258,7 +258,26 @@ def _say_summary(progress: Progress, summary: dict[str, Any], folder: RunFolder)
     progress.say(f"finished {summary['rounds']} rounds; everything is in {folder.path}")
 
 
-def replay(path: str | Path, *, client: str, round: int, progress: Progress | None = None) -> list[StepReport]:
+@dataclass(frozen=True)
+class Replay:
+    """A client's round, trained again: its steps, up to the first that is not finite. Stage and round count from 1."""
+
+    client: str
+    stage: int
+    round: int
+    steps: list[StepReport]
+
+    @property
+    def first_break(self) -> str | None:
+        """Where the first NaN or infinity appeared, in one sentence; None where all is finite."""
+        last = self.steps[-1]
+        if not last.nonfinite:
+            return None
+        place = f"client '{self.client}', stage {self.stage}, round {self.round}, step {last.step}"
+        return f"{place}: not finite first in {', '.join(last.nonfinite)}"
+
+
+def replay(path: str | Path, *, client: str, round: int, progress: Progress | None = None) -> Replay:
     """Replay one client of one round of a run, step by step, from the checkpoint before it.
 
     Rounds between that checkpoint (or the run's start) and the asked one are run again; nothing in the folder changes.
@@ -302,7 +321,7 @@ def replay(path: str | Path, *, client: str, round: int, progress: Progress | No
         history.append(trainer.round(state))
     member = trainer.work(names.index(client), state.round)
     keys = client_keys(trainer.config.seed, np.uint32(state.round), np.array([member.id], np.uint32))
-    return replay_client(
+    steps = replay_client(
         trainer.algorithm,
         trainer.model.config,
         trainer.compute,
@@ -315,3 +334,4 @@ def replay(path: str | Path, *, client: str, round: int, progress: Progress | No
         key=keys[0],
         train_rows=np.asarray(state.layer_map.train),
     )
+    return Replay(client, state.stage + 1, round, steps)

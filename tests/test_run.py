@@ -254,7 +254,7 @@ def test_replay_repeats_the_rounds_losses(finished):
     losses = [
         report.loss
         for client in row["clients"]
-        for report in replay(finished.folder, client=names[client], round=5, progress=QUIET)
+        for report in replay(finished.folder, client=names[client], round=5, progress=QUIET).steps
     ]
     np.testing.assert_allclose(np.mean(losses), row["loss"], rtol=1e-5)
     assert before == {path: path.stat().st_mtime_ns for path in finished.folder.rglob("*") if path.name != ".lock"}
@@ -267,7 +267,9 @@ def test_nan_is_named_and_stops_the_run_past_the_share(config, tmp_path, capfd):
     code = run_command(["run", *flags(chosen, out=str(tmp_path / "b"))])
     assert code == 1
     assert "devft replay" in capfd.readouterr().err
-    reports = replay(tmp_path / "b", client="client_1", round=1, progress=QUIET)
+    again = replay(tmp_path / "b", client="client_1", round=1, progress=QUIET)
+    assert again.first_break.startswith("client 'client_1', stage 1, round 1, step 2: not finite first in loss")
+    reports = again.steps
     assert [report.step for report in reports] == [1, 2]
     assert np.isfinite(reports[0].loss)
     assert reports[0].nonfinite == ()
@@ -405,7 +407,7 @@ def test_rounds_before_a_lengthening_are_not_replayed(config, tmp_path):
     train(dataclasses.replace(chosen, rounds=8), progress=QUIET)
     with pytest.raises(InputError, match="lengthened after round 6"):
         replay(tmp_path, client="client_0", round=2, progress=QUIET)
-    assert replay(tmp_path, client="client_0", round=7, progress=QUIET)
+    assert replay(tmp_path, client="client_0", round=7, progress=QUIET).first_break is None
     with pytest.raises(InputError, match="does not exist"):
         replay(tmp_path / "typo", client="client_0", round=1, progress=QUIET)
     assert not (tmp_path / "typo").exists()
