@@ -26,7 +26,7 @@ class RunFolder:
     """Reads and writes one run's folder.
 
     Args:
-      path: the folder; created with `create`.
+      path: the folder; created, and held alone, inside a `with` block.
 
     Raises:
       InputError: the folder cannot be written, or another process is using it.
