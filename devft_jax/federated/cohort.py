@@ -103,15 +103,20 @@ def make_chunk(
     )
 
 
+def uplink_shapes(algorithm: Algorithm, down: PyTree, row: PyTree) -> PyTree:
+    """Shapes and dtypes of the message that a client sends up."""
+
+    def untrained(down: PyTree, row: PyTree) -> PyTree:
+        train, _ = algorithm.start(down, row)
+        return algorithm.finish(down, train, row)[0]
+
+    return jax.eval_shape(untrained, down, row)
+
+
 def zero_sums(algorithm: Algorithm, down: PyTree, row: PyTree, devices: int) -> PyTree:
     """Sums of no client: zeros of the shapes that a contribution has, one for each device."""
-
-    def contribution(down, row):
-        train, _ = algorithm.start(down, row)
-        up, _ = algorithm.finish(down, train, row)
-        return algorithm.contribution(up, jnp.float32(1.0))
-
-    shapes = jax.eval_shape(contribution, down, row)
+    up = uplink_shapes(algorithm, down, row)
+    shapes = jax.eval_shape(algorithm.contribution, up, jnp.float32(1.0))
     return jax.tree.map(lambda leaf: jnp.zeros((devices, *leaf.shape), leaf.dtype), shapes)
 
 
@@ -264,8 +269,7 @@ class Cohort:
         metrics: dict[str, jax.Array] = {}
         if statistics.finite.any():
             server, metrics = self.programs.call("finalize", self._finalize, server, add_over_devices(sums))
-        train, _ = jax.eval_shape(self.algorithm.start, down, row)
-        up, _ = jax.eval_shape(self.algorithm.finish, down, train, row)
+        up = uplink_shapes(self.algorithm, down, row)
         return RoundResult(
             server=server,
             bank_rows=bank_rows,

@@ -59,7 +59,7 @@ class RunFolder:
             self._manager.close()
             self._manager = None
         self._lock.close()
-        if kind is not None and [path.name for path in self.path.iterdir()] == [".lock"]:
+        if kind is not None and self.path.is_dir() and [path.name for path in self.path.iterdir()] == [".lock"]:
             (self.path / ".lock").unlink()
             self.path.rmdir()
 
@@ -77,9 +77,12 @@ class RunFolder:
 
     def write_json(self, name: str, value: Any) -> None:
         """Replace a JSON file of the folder as a whole."""
+        self._replace_text(name, json.dumps(value, indent=1) + "\n")
+
+    def _replace_text(self, name: str, text: str) -> None:
         temporary = self.path / f".{name}.partial"
         with self._saving(name):
-            temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+            temporary.write_text(text, encoding="utf-8")
             os.replace(temporary, self.path / name)
 
     def append_metrics(self, row: dict[str, Any]) -> None:
@@ -113,10 +116,7 @@ class RunFolder:
     def cut_metrics(self, rounds: int) -> list[dict[str, Any]]:
         """Keep the lines of the first `rounds` rounds only and return them."""
         rows = [row for row in self.read_metrics() if row["round"] <= rounds]
-        temporary = self.path / ".metrics.partial"
-        with self._saving("metrics.jsonl"):
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-            os.replace(temporary, self.path / "metrics.jsonl")
+        self._replace_text("metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
         return rows
 
     @property
@@ -132,15 +132,15 @@ class RunFolder:
 
     def latest_round(self) -> int | None:
         """The round of the newest whole checkpoint, or None."""
-        if not (self.path / "checkpoints").exists():
-            return None
-        return self._checkpoints.latest_step()
+        return max(self._saved_rounds(), default=None)
 
     def checkpoint_before(self, round_index: int) -> int | None:
         """The newest checkpoint of a round before this one, or None."""
-        if not (self.path / "checkpoints").exists():
-            return None
-        return max((step for step in self._checkpoints.all_steps() if step < round_index), default=None)
+        return max((saved for saved in self._saved_rounds() if saved < round_index), default=None)
+
+    def _saved_rounds(self) -> list[int]:
+        """Rounds of all whole checkpoints; looking does not make the folder."""
+        return list(self._checkpoints.all_steps()) if (self.path / "checkpoints").exists() else []
 
     def save_checkpoint(self, round_index: int, arrays: PyTree, record: dict[str, Any]) -> None:
         """Write arrays and a JSON record as the checkpoint of a round; it appears whole or not at all."""
