@@ -9,11 +9,13 @@ client a private copy of `W`.
 Axis letters: B batch, T tokens, L layers, D model width, F feed-forward width, H query heads, K key/value heads,
 E head size, r rank, V vocabulary. Linear weights are stored `[in, out]`.
 
-Covers LLaMA 1-3 (Touvron et al. 2023; Grattafiori et al. 2024): RMSNorm, rotary positions with optional scaling,
-grouped-query attention, SwiGLU, tied or separate head.
+Covers LLaMA 1-3 (Touvron et al. 2023; Grattafiori et al. 2024) and its descendants: RMSNorm, rotary positions with
+optional scaling, grouped-query attention, SwiGLU, tied or separate head. What a family changes is a field of `ModelConfig`:
+`biases` (Qwen2), `qk_norm` (Qwen3), `sliding_window` (Mistral); `devft_jax.models.families` says which family has which.
 """
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -47,7 +49,12 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Shape of a LLaMA-family model; static under `jit`."""
+    """Shape of a LLaMA-family model; static under `jit`.
+
+    `family` is the name under which Hugging Face stores it. `biases` names the projections that add a bias. `qk_norm` tells
+    that every query and key head is RMS-normalised before its rotation. Under a `sliding_window` of w tokens a position
+    attends to itself and the w - 1 before it; None is full causal attention.
+    """
 
     vocabulary: int
     width: int
@@ -61,6 +68,10 @@ class ModelConfig:
     norm_epsilon: float = 1e-5
     tied_head: bool = False
     max_length: int = 4096
+    family: str = "llama"
+    biases: tuple[str, ...] = ()
+    qk_norm: bool = False
+    sliding_window: int | None = None
 
     def projection_shape(self, name: str) -> tuple[int, int]:
         """`(in, out)` of one of the seven linear projections of a layer."""
@@ -102,7 +113,11 @@ DEFAULT_COMPUTE = Compute()
 
 
 class Block(struct.PyTreeNode):
-    """The decoder layers of a model, stacked: projections `[L, in, out]`, norms `[L, D]`."""
+    """The decoder layers of a model, stacked: projections `[L, in, out]`, norms `[L, D]`.
+
+    `bias` maps the projections that have one to theirs, `[L, out]`; `norm_q` and `norm_k` are `[L, E]` where queries and
+    keys are normalised, else None.
+    """
 
     q: Any
     k: Any
@@ -113,6 +128,9 @@ class Block(struct.PyTreeNode):
     down: Any
     norm_attention: jax.Array
     norm_mlp: jax.Array
+    bias: dict[str, jax.Array] = struct.field(default_factory=dict)
+    norm_q: jax.Array | None = None
+    norm_k: jax.Array | None = None
 
 
 class Base(struct.PyTreeNode):
@@ -132,13 +150,15 @@ class LoraFactors(struct.PyTreeNode):
 
 
 class Adapter(struct.PyTreeNode):
-    """What is added to a frozen base: `lora` maps projection names to factors; `scale` is alpha / r, a scalar.
+    """What is added to a frozen base: `lora` maps projection names to factors, `scale` multiplies their product.
 
-    `dropout` is the probability with which an element of a low-rank product's input is dropped while training.
+    `scale` is alpha / r, one scalar for all, or a dict with one value per layer `[L]` for each projection, as adapters
+    whose rank or alpha varies need it (their factors are padded with zeros to the largest rank). `dropout` is the chance
+    of dropping an element of a low-rank product's input while training.
     """
 
     lora: dict[str, LoraFactors]
-    scale: jax.Array
+    scale: jax.Array | dict[str, jax.Array]
     dropout: float = struct.field(pytree_node=False, default=0.0)
 
 
@@ -158,10 +178,10 @@ def rotary_frequencies(config: ModelConfig) -> jax.Array:
     return keep * frequencies + (1 - keep) * frequencies / scaling.factor
 
 
-def rotary_table(config: ModelConfig, length: int) -> tuple[jax.Array, jax.Array]:
-    """Cosines and sines for positions 0..length-1, each f32[T, 1, E / 2]."""
-    angles = jnp.arange(length, dtype=jnp.float32)[:, None] * rotary_frequencies(config)
-    return jnp.cos(angles)[:, None, :], jnp.sin(angles)[:, None, :]
+def rotary_table(config: ModelConfig, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines for `positions` i32[..., T], each f32[..., T, 1, E / 2]."""
+    angles = positions[..., None, None].astype(jnp.float32) * rotary_frequencies(config)
+    return jnp.cos(angles), jnp.sin(angles)
 
 
 def rotate(x: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Array:
@@ -185,6 +205,17 @@ def dense_weight(weight: Any, dtype: jnp.dtype) -> jax.Array:
     return weight.astype(dtype)
 
 
+def frozen_product(x: jax.Array, weight: Any) -> jax.Array:
+    """`x [..., in] @ weight [in, out]` in `x`'s dtype.
+
+    An opaque weight is expanded again in the backward pass: kept from the forward pass, the expanded weights of all layers
+    would fill the memory that quantising them saved.
+    """
+    if hasattr(weight, "dequantize"):
+        return jax.checkpoint(lambda x, weight: x @ weight.dequantize(x.dtype), prevent_cse=False)(x, weight)
+    return x @ weight.astype(x.dtype)
+
+
 def attention_implementation(compute: Compute, config: ModelConfig) -> Literal["xla", "cudnn"]:
     """The `implementation` handed to `jax.nn.dot_product_attention` on the default platform."""
     if compute.attention != "auto":
@@ -200,49 +231,91 @@ def _drop(key: jax.Array, rate: float, x: jax.Array) -> jax.Array:
     return jnp.where(keep, x / (1.0 - rate), 0.0)
 
 
-def _layer(
-    config: ModelConfig,
-    compute: Compute,
-    table: tuple[jax.Array, jax.Array],
-    adapter: Adapter,
-    x: jax.Array,
-    block: Block,
-    lora: dict[str, LoraFactors],
-    key: jax.Array | None,
-) -> jax.Array:
-    """One decoder layer on `x [B, T, D]`; the leaves of `block` and `lora` are those of one layer."""
+Attention = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
+"""(queries [B, T, H, E], keys and values [B, T, K, E]) -> (mixed values [B, T, H, E], what the layer hands on)."""
 
-    def project(name: str, inputs: jax.Array) -> jax.Array:
-        outputs = inputs @ dense_weight(getattr(block, name), inputs.dtype)
-        if name not in lora:
-            return outputs
-        if key is not None and adapter.dropout > 0.0:
-            target_key = jax.random.fold_in(key, PROJECTIONS.index(name))
-            inputs = _drop(target_key, adapter.dropout, inputs)
-        factors = lora[name]
-        low = inputs @ factors.a.astype(inputs.dtype)
-        return outputs + adapter.scale.astype(x.dtype) * (low @ factors.b.astype(inputs.dtype))
 
-    def heads(y: jax.Array, count: int) -> jax.Array:
-        return y.reshape(*y.shape[:-1], count, config.head_size)
+def causal_attention(config: ModelConfig, compute: Compute, length: int) -> Attention:
+    """Attention over a whole sequence of `length` tokens; hands nothing on."""
+    window = config.sliding_window
+    # A window that nothing leaves would only keep kernels from their plain causal path.
+    local = None if window is None or window >= length else (window - 1, 0)
 
-    with jax.named_scope("attention"):
-        normed = rms_norm(x, block.norm_attention, config.norm_epsilon)
-        queries = rotate(heads(project("q", normed), config.heads), table)
-        keys = rotate(heads(project("k", normed), config.kv_heads), table)
-        values = heads(project("v", normed), config.kv_heads)
+    def attend(queries: jax.Array, keys: jax.Array, values: jax.Array) -> tuple[jax.Array, None]:
         mixed = jax.nn.dot_product_attention(
             queries,
             keys,
             values,
             is_causal=True,
+            local_window_size=local,
             implementation=attention_implementation(compute, config),
         )
+        return mixed, None
+
+    return attend
+
+
+def decoder_layer(
+    config: ModelConfig,
+    x: jax.Array,
+    block: Block,
+    lora: dict[str, LoraFactors],
+    scale: dict[str, jax.Array],
+    *,
+    table: tuple[jax.Array, jax.Array],
+    attend: Attention,
+    dropout: float = 0.0,
+    key: jax.Array | None = None,
+) -> tuple[jax.Array, Any]:
+    """One decoder layer.
+
+    Args:
+      config: the architecture.
+      x: [B, T, D].
+      block, lora, scale: of one layer, without the layer axis.
+      table: of the rotary positions of the T tokens.
+      attend: mixes the values.
+      dropout: probability of dropping an input element of a low-rank product. key: None leaves dropout off.
+
+    Returns:
+      The layer's output [B, T, D], and what `attend` hands on.
+    """
+
+    def project(name: str, inputs: jax.Array) -> jax.Array:
+        outputs = frozen_product(inputs, getattr(block, name))
+        if name in block.bias:
+            outputs = outputs + block.bias[name].astype(outputs.dtype)
+        if name not in lora:
+            return outputs
+        if key is not None and dropout > 0.0:
+            target_key = jax.random.fold_in(key, PROJECTIONS.index(name))
+            inputs = _drop(target_key, dropout, inputs)
+        factors = lora[name]
+        low = inputs @ factors.a.astype(inputs.dtype)
+        return outputs + scale[name].astype(x.dtype) * (low @ factors.b.astype(inputs.dtype))
+
+    def heads(y: jax.Array, count: int, norm: jax.Array | None = None) -> jax.Array:
+        split = y.reshape(*y.shape[:-1], count, config.head_size)
+        return split if norm is None else rms_norm(split, norm, config.norm_epsilon)
+
+    with jax.named_scope("attention"):
+        normed = rms_norm(x, block.norm_attention, config.norm_epsilon)
+        queries = rotate(heads(project("q", normed), config.heads, block.norm_q), table)
+        keys = rotate(heads(project("k", normed), config.kv_heads, block.norm_k), table)
+        values = heads(project("v", normed), config.kv_heads)
+        mixed, handed_on = attend(queries, keys, values)
         x = x + project("o", mixed.reshape(*x.shape[:-1], -1))
     with jax.named_scope("mlp"):
         normed = rms_norm(x, block.norm_mlp, config.norm_epsilon)
         gated = jax.nn.silu(project("gate", normed)) * project("up", normed)
-        return x + project("down", gated)
+        return x + project("down", gated), handed_on
+
+
+def layer_scales(adapter: Adapter, depth: int) -> dict[str, jax.Array]:
+    """The scale of every adapted projection in each of `depth` layers, f32[L]."""
+    if isinstance(adapter.scale, dict):
+        return adapter.scale
+    return {name: jnp.broadcast_to(adapter.scale, (depth,)) for name in adapter.lora}
 
 
 def hidden_states(
@@ -265,20 +338,25 @@ def hidden_states(
       key: a random key switches LoRA dropout on; None (evaluation) leaves it off.
     """
     dtype = jnp.dtype(compute.dtype)
-    table = rotary_table(config, tokens.shape[-1])
+    length = tokens.shape[-1]
+    table = rotary_table(config, jnp.arange(length))
+    attend = causal_attention(config, compute, length)
     adapter = adapter or Adapter(lora={}, scale=jnp.float32(1.0))
     depth = base.blocks.norm_mlp.shape[0]
 
     def step(x, layer):
-        block, factors, index = layer
+        block, factors, scales, index = layer
         layer_key = None if key is None else jax.random.fold_in(key, index)
-        return _layer(config, compute, table, adapter, x, block, factors, layer_key), None
+        return decoder_layer(
+            config, x, block, factors, scales, table=table, attend=attend, dropout=adapter.dropout, key=layer_key
+        )
 
     policy = REMAT_POLICIES[compute.remat]
     if policy is not None:
         step = jax.checkpoint(step, policy=policy, prevent_cse=False)
     embedded = base.embed[tokens].astype(dtype)
-    x, _ = jax.lax.scan(step, embedded, (base.blocks, adapter.lora, jnp.arange(depth)))
+    layers = (base.blocks, adapter.lora, layer_scales(adapter, depth), jnp.arange(depth))
+    x, _ = jax.lax.scan(step, embedded, layers)
     return rms_norm(x, base.norm, config.norm_epsilon)
 
 
@@ -303,7 +381,10 @@ def forward(
 
 
 def init_base(key: jax.Array, config: ModelConfig, *, dtype: str = "float32") -> Base:
-    """Random weights as for training from scratch: normal with deviation 0.02, residual outputs shrunk by sqrt(2 L)."""
+    """Random weights as for training from scratch: normal with deviation 0.02, residual outputs shrunk by sqrt(2 L).
+
+    Norms are one and biases zero.
+    """
     keys = iter(jax.random.split(key, len(PROJECTIONS) + 2))
 
     def normal(shape: tuple[int, ...], deviation: float = 0.02) -> jax.Array:
@@ -319,7 +400,15 @@ def init_base(key: jax.Array, config: ModelConfig, *, dtype: str = "float32") ->
     }
     # Two arrays, not one twice: an optimiser step that donates its buffers refuses shared ones.
     norms = [jnp.ones((config.layers, config.width), dtype) for _ in range(2)]
-    blocks = Block(**projections, norm_attention=norms[0], norm_mlp=norms[1])
+    head_norms = [jnp.ones((config.layers, config.head_size), dtype) if config.qk_norm else None for _ in range(2)]
+    blocks = Block(
+        **projections,
+        norm_attention=norms[0],
+        norm_mlp=norms[1],
+        bias={name: jnp.zeros((config.layers, config.projection_shape(name)[1]), dtype) for name in config.biases},
+        norm_q=head_norms[0],
+        norm_k=head_norms[1],
+    )
     embed = normal((config.vocabulary, config.width))
     head = None if config.tied_head else normal((config.width, config.vocabulary))
     return Base(embed=embed, blocks=blocks, norm=jnp.ones(config.width, dtype), head=head)

@@ -22,14 +22,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from devft_jax.errors import InputError
+from devft_jax.models.files import DTYPES, open_safetensors, read_json, write_files
 from devft_jax.models.llama import PROJECTIONS, Adapter, LoraFactors, ModelConfig
-from devft_jax.models.pretrained import (
-    DTYPES,
-    PROJECTION_MODULES,
-    open_safetensors,
-    read_json,
-    write_files,
-)
+from devft_jax.models.pretrained import PROJECTION_MODULES
 
 ADAPTER_CONFIG_FILE = "adapter_config.json"
 ADAPTER_WEIGHTS_FILE = "adapter_model.safetensors"
@@ -185,7 +180,7 @@ def _targets(factors: Mapping[str, np.ndarray], config: ModelConfig, file: Path)
         match = TENSOR_NAME.fullmatch(name)
         if match is None or match[2] not in projections:
             raise InputError(
-                f"the tensor {name} in {file} is not a LoRA factor of a LLaMA projection; give an adapter on "
+                f"the tensor {name} in {file} is not a LoRA factor of a projection; give an adapter on "
                 f"{', '.join(f'{name}_proj' for name in PROJECTIONS)} only."
             )
         if int(match[1]) >= config.layers:

@@ -1,38 +1,30 @@
-"""LLaMA checkpoints in Hugging Face's layout, in and out, without PyTorch.
+"""Checkpoints of the LLaMA family in Hugging Face's layout, in and out, without PyTorch.
 
 A folder holds `config.json`, the weights as one `model.safetensors` or as shards listed by
 `model.safetensors.index.json`, and the tokenizer's files. Every header is checked against `config.json` before the
 first weight is read, so that a wrong or damaged checkpoint costs one sentence and no time. Weights are then streamed:
-one tensor at a time is turned from Hugging Face's `[out, in]` into its layer of a preallocated `[L, in, out]` array, so
-that loading needs the memory of the model plus one tensor. Only safetensors are read as weights, because a pickle can
-run code.
+one tensor at a time is turned from Hugging Face's `[out, in]` into its layer of a preallocated `[L, in, out]` array, packed
+on the way where a quantised base is wanted, so that loading needs the memory of the model as it will be plus one tensor.
+Only safetensors are read as weights, because a pickle can run code.
 
 Axis letters: L layers, D model width, V vocabulary.
 """
 
-import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
-from devft_jax.errors import InputError, RunError
-from devft_jax.models.llama import (
-    PROJECTIONS,
-    Base,
-    Block,
-    ModelConfig,
-    RopeScaling,
-    dense_weight,
-)
+from devft_jax.errors import InputError
+from devft_jax.models.families import FAMILIES, config_fields, read_config
+from devft_jax.models.files import DTYPES, one_line, open_safetensors, read_json, write_files
+from devft_jax.models.llama import PROJECTIONS, Base, Block, ModelConfig, dense_weight
+from devft_jax.models.quantization import BITS, QTensor, quantize_projection
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -42,11 +34,13 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 PROJECTION_MODULES = {name: f"{'self_attn' if name in ('q', 'k', 'v', 'o') else 'mlp'}.{name}_proj" for name in PROJECTIONS}
 """Where each projection sits inside a Hugging Face decoder layer, such as `self_attn.q_proj`."""
 
-NORM_MODULES = {"norm_attention": "input_layernorm", "norm_mlp": "post_attention_layernorm"}
+NORM_MODULES = {
+    "norm_attention": "input_layernorm",
+    "norm_mlp": "post_attention_layernorm",
+    "norm_q": "self_attn.q_norm",
+    "norm_k": "self_attn.k_norm",
+}
 """Where each norm of a block sits inside a Hugging Face decoder layer."""
-
-DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-"""Weight types that are read and written, by the name that safetensors gives them."""
 
 HEAD = "lm_head.weight"
 
@@ -90,35 +84,49 @@ class Model:
 
 
 def parameter_count(base: Base) -> int:
-    """Number of parameters of a float base; a tied head counts once."""
-    return sum(leaf.size for leaf in jax.tree.leaves(base))
+    """Number of parameters of a base, packed ones counted as weights; a tied head counts once."""
+    weights = jax.tree.leaves(base, is_leaf=lambda leaf: isinstance(leaf, QTensor))
+    return sum(math.prod(weight.shape) for weight in weights)
 
 
 def load_pretrained(path: str | Path, *, quantization: str | None = None, dtype: str | None = None) -> Model:
-    """Read a LLaMA from a local folder or by its Hugging Face name.
+    """Read a model of the LLaMA family from a local folder or by its Hugging Face name.
 
     Args:
       path: a folder in Hugging Face's layout, or a name such as `meta-llama/Llama-2-7b-hf`, whose safetensors and JSON
         files are downloaded once into the Hugging Face cache.
-      quantization: None, which keeps float weights.
-      dtype: "float32", "bfloat16" or "float16" to convert every weight; None keeps the stored type.
+      quantization: "int8", "int4" or "nf4" to pack every projection as it is read (`devft_jax.models.quantization`);
+        None or "none" keeps floats.
+      dtype: "float32", "bfloat16" or "float16" to convert every weight that stays a float; None keeps the stored type.
 
     Returns:
       The model, its weights on the default device.
 
     Raises:
-      InputError: the model cannot be had, is damaged, disagrees with its config.json, or is not a LLaMA that this
-        package computes exactly.
+      InputError: the model cannot be had, is damaged, disagrees with its config.json, or is none that this package
+        computes exactly.
     """
-    if quantization is not None:
-        raise InputError(
-            f"quantization {quantization!r} is not supported by this version; only None is, which keeps float weights."
-        )
+    if quantization is not None and quantization not in ("none", *BITS):
+        raise InputError(f"quantization {quantization!r} is unknown; choose from none, {', '.join(BITS)}.")
     if dtype is not None:
         _float_dtype(dtype)
     folder = _model_folder(path)
     config = read_config(folder / CONFIG_FILE)
-    return Model(config, _read_base(folder, config, dtype), folder, str(path))
+    leaves = _read_leaves(folder, config, dtype, None if quantization == "none" else quantization)
+    on_device = {leaf: jax.device_put(leaves.pop(leaf)) for leaf in list(leaves)}
+    outside = {leaf: on_device.pop(leaf, None) for leaf in ("embed", "norm", "head")}
+    return Model(config, Base(blocks=_block(config, on_device), **outside), folder, str(path))
+
+
+def load_original_blocks(path: str | Path, *, dtype: str | None = None) -> Block:
+    """The layers of a model as floats in host memory (numpy), as `load_pretrained` finds them in its files.
+
+    A quantised run whose stages are fused from the original weights reads them so, at every stage.
+    """
+    folder = _model_folder(path)
+    config = read_config(folder / CONFIG_FILE)
+    leaves = _read_leaves(folder, config, dtype, None)
+    return _block(config, {leaf: value for leaf, value in leaves.items() if leaf not in ("embed", "norm", "head")})
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -172,14 +180,14 @@ def save_pretrained(
         return np.asarray(dense_weight(leaf, stored))
 
     tensors = {"model.embed_tokens.weight": tensor(base.embed)}
-    for leaf, module in (PROJECTION_MODULES | NORM_MODULES).items():
-        for layer, weight in enumerate(tensor(getattr(base.blocks, leaf))):
-            tensors[f"model.layers.{layer}.{module}.weight"] = weight.T
+    for leaf, (module, turned) in block_tensors(config).items():
+        for layer, weight in enumerate(tensor(_leaf(base.blocks, leaf))):
+            tensors[f"model.layers.{layer}.{module}"] = weight.T if turned else weight
     tensors["model.norm.weight"] = tensor(base.norm)
     if base.head is not None:
         tensors[HEAD] = tensor(base.head).T
 
-    fields = _config_fields(config) | {
+    fields = config_fields(config) | {
         "num_hidden_layers": base.blocks.norm_mlp.shape[0],
         "tie_word_embeddings": base.head is None,
         "bos_token_id": bos_id,
@@ -187,217 +195,6 @@ def save_pretrained(
         "torch_dtype": dtype,
     }
     write_files(Path(path), (WEIGHTS_FILE, tensors), (CONFIG_FILE, fields))
-
-
-def write_files(
-    folder: Path,
-    weights: tuple[str, Mapping[str, np.ndarray]],
-    config: tuple[str, Mapping[str, Any]],
-) -> None:
-    """Write a safetensors and a JSON file, given as (name, content), replacing older ones only when complete.
-
-    Raises:
-      RunError: the folder cannot be written.
-    """
-    # save_file stores memory as it lies, so it would scramble a transposed view.
-    tensors = {name: np.ascontiguousarray(tensor) for name, tensor in weights[1].items()}
-    text = json.dumps(config[1], indent=2) + "\n"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _replace(folder / weights[0], lambda new: save_file(tensors, new, metadata={"format": "pt"}))
-        _replace(folder / config[0], lambda new: new.write_text(text, encoding="utf-8"))
-    except (OSError, SafetensorError) as error:
-        raise RunError(
-            f"the folder {folder} cannot be written ({one_line(error)}); free space or choose another folder."
-        ) from error
-
-
-def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` fill a neighbouring file, then move it to `path`."""
-    new = path.with_name(path.name + ".new")
-    try:
-        # safetensors makes files that only their owner may read; an ordinary new file shows the user's default.
-        new.touch()
-        mode = new.stat().st_mode
-        write(new)
-        new.chmod(mode)
-        os.replace(new, path)
-    finally:
-        new.unlink(missing_ok=True)
-
-
-def _config_fields(config: ModelConfig) -> dict[str, Any]:
-    """An architecture as `config.json` has it, in the layout that transformers 4 and 5 both read."""
-    scaling = config.rope_scaling
-    rope_scaling: dict[str, Any] | None = None
-    if scaling is not None:
-        rope_scaling = {"rope_type": scaling.kind, "factor": scaling.factor}
-        if scaling.kind == "llama3":
-            rope_scaling |= {
-                "low_freq_factor": scaling.low_frequency_factor,
-                "high_freq_factor": scaling.high_frequency_factor,
-                "original_max_position_embeddings": scaling.original_length,
-            }
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "vocab_size": config.vocabulary,
-        "hidden_size": config.width,
-        "intermediate_size": config.feed_forward,
-        "num_hidden_layers": config.layers,
-        "num_attention_heads": config.heads,
-        "num_key_value_heads": config.kv_heads,
-        "head_dim": config.head_size,
-        "hidden_act": "silu",
-        "max_position_embeddings": config.max_length,
-        "rms_norm_eps": config.norm_epsilon,
-        "rope_theta": config.rope_theta,
-        "rope_scaling": rope_scaling,
-        "attention_bias": False,
-        "mlp_bias": False,
-    }
-
-
-def read_config(path: Path) -> ModelConfig:
-    """The architecture that a `config.json` describes; absent optional fields have Hugging Face's defaults.
-
-    Raises:
-      InputError: the file cannot be read, or describes anything but a LLaMA that this package computes exactly.
-    """
-    fields = read_json(path)
-    _refuse_other_architectures(fields, path)
-
-    def count(name: str, default: int | None = None) -> int:
-        return int(_positive(fields, name, path, default=default, whole=True))
-
-    width, heads = count("hidden_size"), count("num_attention_heads")
-    kv_heads = count("num_key_value_heads", heads)
-    if heads % kv_heads:
-        raise InputError(
-            f"num_key_value_heads {kv_heads} in {path} does not divide num_attention_heads {heads}; correct the config."
-        )
-    if fields.get("head_dim") is None and width % heads:
-        raise InputError(
-            f"hidden_size {width} in {path} is not a multiple of num_attention_heads {heads}; "
-            "correct the config or add head_dim."
-        )
-    head_size = count("head_dim", width // heads)
-    if head_size % 2:
-        raise InputError(f"head_dim {head_size} in {path} is odd, which rotary positions cannot pair; correct the config.")
-    rope_theta, rope_scaling = _rope(fields, path)
-    return ModelConfig(
-        vocabulary=count("vocab_size"),
-        width=width,
-        feed_forward=count("intermediate_size"),
-        layers=count("num_hidden_layers"),
-        heads=heads,
-        kv_heads=kv_heads,
-        head_size=head_size,
-        rope_theta=rope_theta,
-        rope_scaling=rope_scaling,
-        norm_epsilon=_positive(fields, "rms_norm_eps", path, default=1e-6),
-        tied_head=fields.get("tie_word_embeddings") or False,
-        max_length=count("max_position_embeddings", 2048),
-    )
-
-
-def _refuse_other_architectures(fields: Mapping[str, Any], path: Path) -> None:
-    """Raise `InputError` for what would be computed wrongly; an absent or null field has its usual value."""
-    accepted: dict[str, tuple[Any, ...]] = {
-        "model_type": ("llama",),
-        "hidden_act": ("silu", None),
-        "attention_bias": (False, None),
-        "mlp_bias": (False, None),
-        "tie_word_embeddings": (False, True, None),
-        "quantization_config": (None,),
-    }
-    for name, values in accepted.items():
-        if fields.get(name) not in values:
-            wanted = " or ".join(json.dumps(value) for value in values if value is not None)
-            raise InputError(
-                f"{name} {json.dumps(fields.get(name))} in {path} is not supported; choose a LLaMA "
-                f"model where it is {wanted or 'absent'}."
-            )
-
-
-def _rope(fields: Mapping[str, Any], path: Path) -> tuple[float, RopeScaling | None]:
-    """Base and scaling of the rotary positions.
-
-    Up to transformers 4 they are the number `rope_theta` and the object `rope_scaling`; from 5 on both lie in the
-    object `rope_parameters`. Where all are present, transformers 5 prefers `rope_scaling`, and so does this.
-    """
-    rope = fields.get("rope_scaling") or fields.get("rope_parameters") or {}
-    if not isinstance(rope, dict):
-        raise InputError(f"rope_scaling {json.dumps(rope)} in {path} is not an object; correct the config.")
-    theta = _positive(fields, "rope_theta", path, default=10_000.0)
-    theta = _positive(rope, "rope_theta", path, default=theta)
-    rotated = _positive(fields, "partial_rotary_factor", path, default=1.0)
-    rotated = _positive(rope, "partial_rotary_factor", path, default=rotated)
-    if rotated != 1.0:
-        raise InputError(
-            f"partial_rotary_factor {rotated} in {path} is not supported; choose a LLaMA model where it is 1.0 or absent."
-        )
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind == "default":
-        return theta, None
-    if kind == "linear":
-        return theta, RopeScaling("linear", _positive(rope, "factor", path))
-    if kind == "llama3":
-        return theta, RopeScaling(
-            "llama3",
-            _positive(rope, "factor", path),
-            low_frequency_factor=_positive(rope, "low_freq_factor", path),
-            high_frequency_factor=_positive(rope, "high_freq_factor", path),
-            original_length=int(_positive(rope, "original_max_position_embeddings", path, whole=True)),
-        )
-    raise InputError(
-        f"rope_type {json.dumps(kind)} in {path} is not supported; choose a LLaMA model where it is "
-        '"default", "linear" or "llama3".'
-    )
-
-
-def _positive(
-    fields: Mapping[str, Any],
-    name: str,
-    path: Path,
-    *,
-    default: float | None = None,
-    whole: bool = False,
-) -> float:
-    """A positive number of a config; `default` stands in where the field is absent or null."""
-    value = fields.get(name)
-    value = default if value is None else value
-    if value is None:
-        raise InputError(f"{name} is missing from {path}; add it.")
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not 0 < value < math.inf or (whole and value % 1):
-        raise InputError(
-            f"{name} {json.dumps(value)} in {path} is not a positive {'whole ' * whole}number; correct the config."
-        )
-    return value
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object that a file holds.
-
-    Raises:
-      InputError: the file cannot be read or holds something else.
-    """
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({one_line(error)}); restore it.") from error
-    if not isinstance(fields, dict):
-        raise InputError(f"{path} does not hold a JSON object; restore it.")
-    return fields
-
-
-def one_line(error: Exception) -> str:
-    """The first line of an error's text, to stand inside a sentence."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].rstrip(".:")
 
 
 def _float_dtype(name: str) -> np.dtype:
@@ -449,6 +246,38 @@ class _Place(NamedTuple):
     turned: bool
 
 
+BIAS = "bias_"
+"""Before a projection's name, the name of its bias as a leaf."""
+
+
+def block_tensors(config: ModelConfig) -> dict[str, tuple[str, bool]]:
+    """For every leaf of an architecture's blocks, its tensor's name within a layer and whether that is stored transposed."""
+    tensors = {leaf: (f"{module}.weight", True) for leaf, module in PROJECTION_MODULES.items()}
+    tensors |= {f"{BIAS}{leaf}": (f"{PROJECTION_MODULES[leaf]}.bias", False) for leaf in config.biases}
+    norms = NORM_MODULES if config.qk_norm else {leaf: NORM_MODULES[leaf] for leaf in ("norm_attention", "norm_mlp")}
+    return tensors | {leaf: (f"{module}.weight", False) for leaf, module in norms.items()}
+
+
+def _leaf_shape(config: ModelConfig, leaf: str) -> tuple[int, ...]:
+    """Shape of one layer of a leaf, as a `Block` holds it."""
+    if leaf in PROJECTIONS:
+        return config.projection_shape(leaf)
+    if leaf.startswith(BIAS):
+        return config.projection_shape(leaf.removeprefix(BIAS))[1:]
+    return (config.head_size,) if leaf in ("norm_q", "norm_k") else (config.width,)
+
+
+def _leaf(blocks: Block, leaf: str) -> Any:
+    """The leaf that `block_tensors` names."""
+    return blocks.bias[leaf.removeprefix(BIAS)] if leaf.startswith(BIAS) else getattr(blocks, leaf)
+
+
+def _block(config: ModelConfig, leaves: Mapping[str, Any]) -> Block:
+    """The blocks of the leaves that `block_tensors` names."""
+    plain = {leaf: value for leaf, value in leaves.items() if not leaf.startswith(BIAS)}
+    return Block(**plain, bias={name: leaves[f"{BIAS}{name}"] for name in config.biases})
+
+
 def _places(config: ModelConfig) -> dict[str, _Place]:
     """Every tensor that a checkpoint of this architecture holds."""
     vocabulary = (config.vocabulary, config.width)
@@ -458,33 +287,34 @@ def _places(config: ModelConfig) -> dict[str, _Place]:
     }
     if not config.tied_head:
         places[HEAD] = _Place("head", None, vocabulary, turned=True)
-    for layer in range(config.layers):
-        for leaf, module in PROJECTION_MODULES.items():
-            shape = config.projection_shape(leaf)[::-1]
-            places[f"model.layers.{layer}.{module}.weight"] = _Place(leaf, layer, shape, turned=True)
-        for leaf, module in NORM_MODULES.items():
-            places[f"model.layers.{layer}.{module}.weight"] = _Place(leaf, layer, (config.width,), turned=False)
+    for leaf, (name, turned) in block_tensors(config).items():
+        shape = _leaf_shape(config, leaf)
+        for layer in range(config.layers):
+            places[f"model.layers.{layer}.{name}"] = _Place(leaf, layer, shape[::-1] if turned else shape, turned)
     return places
 
 
-def _read_base(folder: Path, config: ModelConfig, dtype: str | None) -> Base:
-    """Stream the tensors of a checkpoint into the stacked leaves of a `Base`."""
+def _read_leaves(folder: Path, config: ModelConfig, dtype: str | None, quantization: str | None) -> dict[str, Any]:
+    """Stream the tensors of a checkpoint into stacked leaves in host memory, by name; packed projections are `QTensor`s."""
     places = _places(config)
     stored = _stored_tensors(folder)
     _check_tensors(folder, config, places, stored)
     if dtype is None:
         _check_one_dtype(folder, places, stored)
-    leaves: dict[str, np.ndarray] = {}
+    leaves: dict[str, Any] = {}
     for file, names in _names_by_file(places, stored).items():
         with open_safetensors(file) as tensors:
             for name in names:
                 place = places[name]
+                # The tensor is given no name here, so that it is freed before the next one is read.
+                if quantization is not None and place.leaf in PROJECTIONS:
+                    _pack(leaves, place, config.layers, tensors.get_tensor(name), name, quantization)
+                    continue
                 if place.leaf not in leaves:
                     shape = place.shape[::-1] if place.turned else place.shape
                     layers = () if place.layer is None else (config.layers,)
                     leaves[place.leaf] = _empty((*layers, *shape), dtype or DTYPES[stored[name].dtype])
                 leaf = leaves[place.leaf]
-                # The tensor is given no name here, so that it is freed before the next one is read.
                 _fill(
                     leaf if place.layer is None else leaf[place.layer],
                     tensors.get_tensor(name),
@@ -498,9 +328,19 @@ def _read_base(folder: Path, config: ModelConfig, dtype: str | None) -> Base:
                 f"tie_word_embeddings is true in {folder / CONFIG_FILE} but the stored {HEAD} "
                 "differs from the embedding; set it to false."
             )
-    on_device = {leaf: jax.device_put(leaves.pop(leaf)) for leaf in list(leaves)}
-    outside = {leaf: on_device.pop(leaf, None) for leaf in ("embed", "norm", "head")}
-    return Base(blocks=Block(**on_device), **outside)
+    return leaves
+
+
+def _pack(leaves: dict[str, Any], place: _Place, layers: int, tensor: np.ndarray, name: str, quantization: str) -> None:
+    """Quantise one layer of a projection on the host, into its place in the leaf."""
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        packed = quantize_projection(name, tensor.T, quantization)
+    if place.leaf not in leaves:
+        code, scale = (_empty((layers, *part.shape), part.dtype.name) for part in (packed.code, packed.scale))
+        leaves[place.leaf] = QTensor(code, scale, quantization)
+    leaf = leaves[place.leaf]
+    leaf.code[place.layer] = packed.code
+    leaf.scale[place.layer] = packed.scale
 
 
 def _names_by_file(places: Mapping[str, _Place], stored: Mapping[str, _Stored]) -> dict[Path, list[str]]:
@@ -541,20 +381,6 @@ def _stored_tensors(folder: Path) -> dict[str, _Stored]:
     return stored
 
 
-@contextmanager
-def open_safetensors(file: Path) -> Iterator[Any]:
-    """An open safetensors file that gives numpy tensors one at a time.
-
-    Raises:
-      InputError: the file cannot be read, is damaged or is truncated.
-    """
-    try:
-        with safe_open(file, framework="numpy") as tensors:
-            yield tensors
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{file} is damaged, truncated or no safetensors file ({one_line(error)}); restore it.") from error
-
-
 def _header(file: Path) -> dict[str, _Stored]:
     with open_safetensors(file) as tensors:
         slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118
@@ -568,11 +394,12 @@ def _check_tensors(
     stored: Mapping[str, _Stored],
 ) -> None:
     """Raise `InputError` unless the checkpoint holds exactly the architecture's tensors."""
+    title = FAMILIES[config.family].title
     for name, place in places.items():
         if name not in stored:
             remedy = "restore it or set tie_word_embeddings" if name == HEAD else "restore it"
             raise InputError(
-                f"the checkpoint in {folder} lacks the tensor {name} of a LLaMA with "
+                f"the checkpoint in {folder} lacks the tensor {name} of a {title} with "
                 f"num_hidden_layers {config.layers}; {remedy}."
             )
         found = stored[name]
@@ -589,7 +416,7 @@ def _check_tensors(
         ignored = name.endswith("rotary_emb.inv_freq") or (config.tied_head and name == HEAD)
         if name not in places and not ignored:
             raise InputError(
-                f"the checkpoint in {folder} holds the tensor {name}, which a LLaMA with "
+                f"the checkpoint in {folder} holds the tensor {name}, which a {title} with "
                 f"num_hidden_layers {config.layers} does not have; correct the config or choose "
                 "another model."
             )

@@ -256,7 +256,7 @@ def test_bfloat16_computes_the_same_within_its_precision(config, base, adapter, 
 
 def test_rotary_scores_depend_on_distance_only(config):
     query, key = jax.random.normal(jax.random.key(0), (2, 1, 1, 1, config.head_size))
-    table = rotary_table(config, 20)
+    table = rotary_table(config, jnp.arange(20))
     queries = rotate(jnp.broadcast_to(query, (1, 20, 1, config.head_size)), table)[0, :, 0]
     keys = rotate(jnp.broadcast_to(key, (1, 20, 1, config.head_size)), table)[0, :, 0]
     scores = queries @ keys.T

@@ -210,15 +210,15 @@ def test_absent_fields_have_hugging_face_defaults(tmp_path):
 
 BAD_CONFIGS = [
     (
-        {"model_type": "mistral"},
-        'model_type "mistral" in .* is not supported; choose a LLaMA model where it is "llama"',
+        {"model_type": "gpt2"},
+        r'model_type "gpt2" in .* is not supported; choose .* "llama" \(LLaMA\), "mistral" \(Mistral\), "qwen2"',
     ),
     ({"model_type": None}, "model_type null in"),
     ({"hidden_act": "gelu"}, 'hidden_act "gelu" .* where it is "silu"'),
-    ({"attention_bias": True}, "attention_bias true .* where it is false"),
-    ({"mlp_bias": True}, "mlp_bias true"),
+    ({"attention_bias": "yes"}, 'attention_bias "yes" .* a LLaMA model where it is false or true or absent'),
+    ({"attention_bias": True}, r"lacks the tensor model.layers.0.self_attn.q_proj.bias of a LLaMA"),
     ({"tie_word_embeddings": "yes"}, 'tie_word_embeddings "yes"'),
-    ({"quantization_config": {"bits": 4}}, "quantization_config .* where it is absent"),
+    ({"quantization_config": {"quant_method": "gptq"}}, 'stored quantised by "gptq", .* give the model.s 16-bit weights'),
     ({"vocab_size": None}, "vocab_size is missing from .*config.json; add it"),
     ({"num_hidden_layers": 0}, "num_hidden_layers 0 in .* is not a positive whole number"),
     ({"hidden_size": "16"}, 'hidden_size "16" in .* is not a positive whole number'),
@@ -397,8 +397,8 @@ def test_a_hugging_face_name_loads_its_snapshot(monkeypatch, folder, base):
 
 
 def test_refuses_unknown_options(folder, config, base):
-    with pytest.raises(InputError, match=r"quantization 'nf4' is not supported by this version; only None"):
-        load_pretrained(folder, quantization="nf4")
+    with pytest.raises(InputError, match=r"quantization 'int3' is unknown; choose from none, int8, int4, nf4"):
+        load_pretrained(folder, quantization="int3")
     with pytest.raises(InputError, match="dtype 'int8' is unknown; choose from float32, bfloat16, float16"):
         load_pretrained(folder, dtype="int8")
     with pytest.raises(InputError, match="dtype 'int8' is unknown"):
@@ -435,7 +435,7 @@ def test_a_failed_write_keeps_the_older_files(folder, config, base, monkeypatch)
     def fail(*arguments, **options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("devft_jax.models.pretrained.save_file", fail)
+    monkeypatch.setattr("devft_jax.models.files.save_file", fail)
     with pytest.raises(RunError, match=f"the folder {folder} cannot be written .No space left on device.; free space"):
         save_pretrained(folder, config, base)
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before

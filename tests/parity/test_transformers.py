@@ -11,9 +11,9 @@ import pytest
 pytest.importorskip("torch", reason="parity needs torch: pip install 'devft-jax[parity]'")
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from devft_jax.models.llama import ModelConfig, RopeScaling, forward, init_base
+from devft_jax.models.llama import PROJECTIONS, ModelConfig, RopeScaling, forward, init_base
 from devft_jax.models.pretrained import load_pretrained, save_pretrained
 
 pytestmark = pytest.mark.parity
@@ -41,6 +41,25 @@ ARCHITECTURES = {
     "linear scaling": {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10_000.0}},
     "own head size": {"head_dim": 14, "num_key_value_heads": 2},
     "32 layers": {"num_hidden_layers": 32, "num_key_value_heads": 2},
+    "llama with biases": {"attention_bias": True, "mlp_bias": True},
+    "tinyllama": {"num_key_value_heads": 1, "rms_norm_eps": 1e-5, "max_position_embeddings": 2048},
+    "mistral": {"model_type": "mistral", "num_key_value_heads": 2, "sliding_window": 8},
+    "mistral without a window": {"model_type": "mistral", "num_key_value_heads": 2, "sliding_window": None},
+    "qwen2": {"model_type": "qwen2", "num_key_value_heads": 2, "tie_word_embeddings": True},
+    "qwen2.5": {
+        "model_type": "qwen2",
+        "num_key_value_heads": 2,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+    },
+    "qwen2 with a window": {
+        "model_type": "qwen2",
+        "num_key_value_heads": 2,
+        "use_sliding_window": True,
+        "sliding_window": 8,
+        "max_window_layers": 0,
+    },
+    "qwen3": {"model_type": "qwen3", "num_key_value_heads": 2, "head_dim": 14, "tie_word_embeddings": True},
+    "qwen3 with biases": {"model_type": "qwen3", "num_key_value_heads": 2, "head_dim": 10, "attention_bias": True},
 }
 
 
@@ -58,17 +77,25 @@ def assert_same_logits(model: torch.nn.Module, folder) -> None:
     np.testing.assert_allclose(logits, expected, atol=1e-4)
 
 
+def random_model(**fields) -> torch.nn.Module:
+    """A model of transformers in which no parameter is one or zero, so that every norm and bias matters."""
+    torch.manual_seed(0)
+    fields = {"model_type": "llama", **TINY, **fields, "initializer_range": 0.08}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**fields))
+    for parameter in model.parameters():
+        parameter.data.add_(0.05 * torch.randn_like(parameter))
+    return model
+
+
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_checkpoints_of_transformers(tmp_path, name):
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(**(TINY | ARCHITECTURES[name]), initializer_range=0.08))
+    model = random_model(**ARCHITECTURES[name])
     model.save_pretrained(tmp_path)
     assert_same_logits(model, tmp_path)
 
 
 def test_sharded_checkpoints_of_transformers(tmp_path):
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(**TINY, initializer_range=0.08))
+    model = random_model()
     model.save_pretrained(tmp_path, max_shard_size="40KB")
     assert sum(file.endswith(".safetensors") for file in os.listdir(tmp_path)) > 2
     assert_same_logits(model, tmp_path)
@@ -85,11 +112,19 @@ OURS = ModelConfig(vocabulary=101, width=32, feed_forward=48, layers=3, heads=4,
         dataclasses.replace(OURS, tied_head=True),
         dataclasses.replace(OURS, rope_scaling=RopeScaling("linear", 4.0)),
         dataclasses.replace(OURS, rope_scaling=RopeScaling("llama3", 8.0, 1.0, 4.0, 16), max_length=64),
+        dataclasses.replace(OURS, biases=PROJECTIONS),
+        dataclasses.replace(OURS, family="mistral", sliding_window=8),
+        dataclasses.replace(OURS, family="qwen2", biases=("q", "k", "v"), tied_head=True),
+        dataclasses.replace(OURS, family="qwen2", biases=("q", "k", "v"), sliding_window=8),
+        dataclasses.replace(OURS, family="qwen3", qk_norm=True),
     ],
-    ids=["plain", "tied", "linear", "llama3"],
+    ids=["plain", "tied", "linear", "llama3", "biases", "mistral", "qwen2", "qwen2 window", "qwen3"],
 )
 def test_our_checkpoints_load_in_transformers(tmp_path, config, dtype):
-    base = jax.tree.map(lambda leaf: 4 * leaf, init_base(jax.random.key(0), config))
+    # Weights large enough to matter, biases and norms unequal, and attention not so sharp that float32 rounding shows.
+    ramp = lambda leaf: 0.3 * jnp.arange(leaf.shape[-1]) / leaf.shape[-1]  # noqa: E731
+    init = init_base(jax.random.key(0), config)
+    base = jax.tree.map(lambda leaf: leaf + ramp(leaf) if leaf.shape[-2:-1] in ((), (config.layers,)) else 4 * leaf, init)
     save_pretrained(tmp_path, config, base, dtype=dtype)
     model, report = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
