@@ -32,6 +32,7 @@ from devft_jax.federated.options import (
     validate_learning_rate,
 )
 from devft_jax.models.lora import LoraOptions, validate_lora
+from devft_jax.models.quantization import QuantizationOptions, validate_quantization
 from devft_jax.options import execution, identity_fields
 from devft_jax.programs import ExecutionOptions, validate_execution
 
@@ -59,6 +60,7 @@ class JobOptions:
 class RunConfig(
     JobOptions,
     DataOptions,
+    QuantizationOptions,
     LoraOptions,
     GrowthOptions,
     FederatedOptions,
@@ -240,6 +242,7 @@ def validate(config: RunConfig) -> None:
     """Raise `InputError` for anything that can be known to be wrong before model and data are read."""
     validate_types(config)
     validate_data(config)
+    validate_quantization(config)
     validate_lora(config)
     validate_federated(config)
     validate_learning_rate(config)

@@ -47,8 +47,9 @@ from devft_jax.federated.algorithms import ALGORITHMS
 from devft_jax.federated.cohort import ClientWork, Cohort, RoundResult
 from devft_jax.federated.options import learning_rate_at, validate_learning_rate
 from devft_jax.federated.sampling import Purpose, client_keys, run_key, sample_cohort
-from devft_jax.models.llama import Adapter, Base
-from devft_jax.models.pretrained import Model, load_pretrained
+from devft_jax.models.llama import Adapter, Base, Block
+from devft_jax.models.pretrained import Model, load_original_blocks, load_pretrained
+from devft_jax.models.quantization import QTensor, quantize_base, quantize_projection
 from devft_jax.programs import (
     CompiledPrograms,
     local_devices,
@@ -101,6 +102,28 @@ def make_growth(config: RunConfig, num_layers: int) -> Growth:
         fusion=config.fusion,
         beta=config.beta,
     )
+
+
+def fuse_blocks(layer_map: LayerMap, source: Block, base: Block, *, pack: str | None, dtype: Any) -> Block:
+    """The representative layers of a stage, fused one leaf at a time so that only one expanded leaf is held besides.
+
+    Args:
+      layer_map: not the identity.
+      source: [L, ...], what is fused: floats (numpy or JAX) or packed.
+      base: [L, ...], the base's own layers; what is a float there stays one, of that dtype.
+      pack: kind in which the other leaves are packed again, where layers that are only picked keep their codes; None
+        expands them to `dtype`.
+    """
+
+    def one(leaf: Any, own: Any) -> Any:
+        fused = fuse(layer_map, leaf)
+        if not isinstance(own, QTensor):
+            return fused.astype(own.dtype)
+        if pack is not None:
+            return fused if isinstance(fused, QTensor) else quantize_projection("a fused projection", fused, pack)
+        return fused.dequantize(dtype) if isinstance(fused, QTensor) else fused.astype(dtype)
+
+    return jax.tree.map(one, source, base, is_leaf=lambda leaf: isinstance(leaf, QTensor))
 
 
 def plan_stages(config: RunConfig, stages: int | None) -> tuple[int, ...]:
@@ -168,7 +191,7 @@ class Trainer:
         self.compute = resolve_compute(config)
         self.clients_per_step = resolve_clients_per_step(config, self.devices)
         self.programs = CompiledPrograms()
-        self.model = model or self._load_model()
+        self.model = self._quantized(model) if model else self._load_model()
         layers = self.model.config.layers
         self.growth = growth or make_growth(config, layers)
         self.depths = planned_depths(self.growth, layers)
@@ -206,8 +229,17 @@ class Trainer:
         self.stage_base: Base = self.base
 
     def _load_model(self) -> Model:
+        """The configured model; `original_blocks` gives its layers before they were packed."""
         path = bundled_model() if self.config.model == "bundled" else self.config.model
-        return load_pretrained(path, dtype=self.compute.dtype)
+        self.original_blocks = lambda: load_original_blocks(path)
+        return load_pretrained(path, dtype=self.compute.dtype, quantization=self.config.quantization)
+
+    def _quantized(self, model: Model) -> Model:
+        """A given model, packed if the configuration says so and it is not yet."""
+        self.original_blocks = lambda: model.base.blocks
+        if self.config.quantization == "none":
+            return model
+        return model.with_base(quantize_base(model.base, self.config.quantization))
 
     def _check_cohort(self) -> None:
         clients, wanted = len(self.data.clients), self.config.clients_per_round
@@ -321,7 +353,7 @@ class Trainer:
             rounds_in_stage=record["rounds_in_stage"],
             record=record,
         )
-        self._build_submodel(state)
+        self._build_submodel(state, self._blocks_to_fuse(state.stage))
         return state
 
     def _extended(self, planned: tuple[int, ...], folder: RunFolder) -> tuple[int, ...]:
@@ -359,7 +391,8 @@ class Trainer:
         if stage >= len(self.stage_rounds):
             return False
         began = time.perf_counter()
-        tree = (self.model.base.blocks, self.algorithm.view(state.full).lora)
+        blocks = self._blocks_to_fuse(stage)
+        tree = (blocks, self.algorithm.view(state.full).lora)
         key = jax.random.fold_in(run_key(self.config.seed, Purpose.GROWTH), stage)
         try:
             transition = next_stage(self.growth, stage, tree, history, key)
@@ -372,7 +405,7 @@ class Trainer:
         state.layer_map, state.stage, state.rounds_in_stage = layer_map, stage, 0
         state.server = self.algorithm.submodel(state.full, layer_map)
         state.bank = self.algorithm.init_bank(len(self.data.clients), state.server)
-        self._build_submodel(state)
+        self._build_submodel(state, blocks)
         jax.block_until_ready(self.stage_base)
         assign = np.asarray(layer_map.assign)
         groups = [np.flatnonzero(assign == group) for group in range(layer_map.num_groups)]
@@ -405,13 +438,21 @@ class Trainer:
             )
         return True
 
-    def _build_submodel(self, state: State) -> None:
+    def _blocks_to_fuse(self, stage: int) -> Block:
+        """The layers that a stage is grouped and fused from: the base's, or the original ones of a quantised base."""
+        full_depth = self.depths is not None and self.depths[stage : stage + 1] == (self.model.config.layers,)
+        # A stage at full depth fuses nothing, so that nothing need be read for it.
+        return self.model.base.blocks if self.config.fuse_from == "packed" or full_depth else self.original_blocks()
+
+    def _build_submodel(self, state: State, blocks: Block) -> None:
         """Fuse the stage's frozen layers; the identity map keeps the base itself."""
         if state.layer_map.is_identity:
             self.stage_base = self.base
             return
-        blocks = fuse(state.layer_map, self.model.base.blocks)
-        self.stage_base = self.base.replace(blocks=jax.device_put(blocks, self.cohort.shared))
+        pack = self.config.quantization if self.config.fused_precision == "packed" else None
+        own = self.model.base.blocks
+        fused = fuse_blocks(state.layer_map, blocks, own, pack=pack, dtype=self.compute.dtype)
+        self.stage_base = self.base.replace(blocks=jax.device_put(fused, self.cohort.shared))
 
     def end_stage(self, state: State) -> None:
         """Return what the stage learned to every layer, and record whether it survived."""
@@ -582,6 +623,7 @@ class Trainer:
             "bytes_up": state.record["bytes_up"],
             "bytes_down": state.record["bytes_down"],
             "bytes_stage": state.record["bytes_stage"],
+            "base_bytes": message_bytes(self.model.base),
             "message_dtype": self.config.message_dtype,
             "train_flops": state.record["train_flops"],
             "peak_memory_bytes": peak,

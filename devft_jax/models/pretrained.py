@@ -69,6 +69,10 @@ class Model:
         self.path = path
         self._tokenizer = tokenizer
 
+    def with_base(self, base: Base) -> "Model":
+        """The same model with other weights."""
+        return Model(self.config, base, self._tokenizer, self.path)
+
     @property
     def tokenizer(self) -> Any:
         """The Hugging Face tokenizer.

@@ -17,7 +17,7 @@ expanded one layer at a time inside the forward and again in the backward pass.
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -62,13 +62,31 @@ NF4_VALUES = np.array(
 class QuantizationOptions:
     """Storage of the frozen weights."""
 
-    quantization: Literal["none", "int8", "int4", "nf4"] = "none"
+    quantization: str = "none"
     """Storage of the frozen projections: none (floats), or packed int8, int4 or nf4 with a float16 scale per block of 64."""
-    fused_precision: Literal["packed", "float"] = "packed"
+    fused_precision: str = "packed"
     """A stage's fused layers where the base is quantised: packed like the base, or float (kept in `dtype`)."""
-    fuse_from: Literal["packed", "original"] = "packed"
+    fuse_from: str = "packed"
     """What a stage is grouped and fused from where the base is quantised: its packed weights, expanded, or the model's
     original weights, which are then read into host memory at every stage."""
+
+
+def validate_quantization(options: QuantizationOptions) -> None:
+    """Raise `InputError` for a choice that does not exist."""
+    choices = {
+        "quantization": ("none", *BITS),
+        "fused_precision": ("packed", "float"),
+        "fuse_from": ("packed", "original"),
+    }
+    for name, allowed in choices.items():
+        if getattr(options, name) not in allowed:
+            raise InputError(f"{name} '{getattr(options, name)}' is unknown; choose from {', '.join(allowed)}.")
+    for name in ("fused_precision", "fuse_from"):
+        if options.quantization == "none" and getattr(options, name) != "packed":
+            raise InputError(
+                f"{name} '{getattr(options, name)}' needs a quantised base and quantization is none; name a quantization, or "
+                f"leave {name} out."
+            )
 
 
 class QTensor(struct.PyTreeNode):
