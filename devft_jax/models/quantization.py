@@ -84,7 +84,7 @@ def validate_quantization(options: QuantizationOptions) -> None:
     for name in ("fused_precision", "fuse_from"):
         if options.quantization == "none" and getattr(options, name) != "packed":
             raise InputError(
-                f"{name} '{getattr(options, name)}' needs a quantised base and quantization is none; name a quantization, or "
+                f"{name} '{getattr(options, name)}' needs a quantised base and quantization is none; name one, or "
                 f"leave {name} out."
             )
 
