@@ -49,7 +49,7 @@ from devft_jax.federated.options import learning_rate_at, validate_learning_rate
 from devft_jax.federated.sampling import Purpose, client_keys, run_key, sample_cohort
 from devft_jax.models.llama import Adapter, Base, Block
 from devft_jax.models.pretrained import Model, load_original_blocks, load_pretrained
-from devft_jax.models.quantization import QTensor, quantize_base, quantize_projection
+from devft_jax.models.quantization import QTensor, is_quantized, quantize_base, quantize_projection
 from devft_jax.programs import (
     CompiledPrograms,
     local_devices,
@@ -237,6 +237,11 @@ class Trainer:
     def _quantized(self, model: Model) -> Model:
         """A given model, packed if the configuration says so and it is not yet."""
         self.original_blocks = lambda: model.base.blocks
+        if self.config.fuse_from == "original" and is_quantized(model.base):
+            raise InputError(
+                "fuse_from 'original' needs the model's float weights and the given model is packed; give a float model, "
+                "or fuse from 'packed'."
+            )
         if self.config.quantization == "none":
             return model
         return model.with_base(quantize_base(model.base, self.config.quantization))

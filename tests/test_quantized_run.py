@@ -1,0 +1,166 @@
+"""Runs on packed bases: what each of the two settings makes of a stage, and that resuming stays exact."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from devft_jax.config import RunConfig, to_plain
+from devft_jax.errors import InputError
+from devft_jax.models.llama import PROJECTIONS, ModelConfig, init_base
+from devft_jax.models.pretrained import Model, load_pretrained, save_pretrained
+from devft_jax.models.quantization import QTensor, quantize_base
+from devft_jax.reporting import Progress
+from devft_jax.run import train
+from devft_jax.storage import RunFolder
+from devft_jax.trainer import Trainer
+
+QUIET = Progress(quiet=True)
+MODEL = ModelConfig(
+    vocabulary=64,
+    width=16,
+    feed_forward=24,
+    layers=4,
+    heads=4,
+    kv_heads=2,
+    head_size=4,
+    max_length=64,
+    family="qwen2",
+    biases=("q", "k", "v"),
+)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory, word_tokenizer):
+    folder = tmp_path_factory.mktemp("packed")
+    base = jax.tree.map(lambda leaf: 3 * leaf, init_base(jax.random.key(0), MODEL))
+    save_pretrained(folder / "model", MODEL, base, dtype="float32")
+    word_tokenizer(words=tuple("abcdefghijklmnopqrstuvwxyz0123456789")).save_pretrained(folder / "model")
+    generator = np.random.default_rng(0)
+    for name in ("client_0", "client_1", "test"):
+        letters = ["abcdefgh"[int(index)] for index in generator.integers(0, 8, 12)]
+        (folder / f"{name}.json").write_text(json.dumps([{"instruction": one, "output": f"{one} 1"} for one in letters]))
+    return RunConfig(
+        model=str(folder / "model"),
+        data=str(folder / "client_*.json"),
+        test_data=str(folder / "test.json"),
+        template="completion",
+        capacities=(2, 4),
+        rounds=4,
+        clients_per_round=2,
+        local_steps=2,
+        batch_size=3,
+        max_length=16,
+        rank=4,
+        alpha=8.0,
+        learning_rate=(0.05,),
+        checkpoint_every=1,
+        devices=1,
+        quantization="nf4",
+    )
+
+
+def first_stage(config, **changes):
+    """The trainer inside its first stage, and that stage's layers."""
+    trainer = Trainer(dataclasses.replace(config, **changes), progress=QUIET)
+    state = trainer.begin()
+    trainer.begin_stage(state, [])
+    return trainer, state, trainer.stage_base.blocks
+
+
+def expanded(blocks):
+    return {name: np.asarray(getattr(blocks, name).dequantize("float32")) for name in PROJECTIONS}
+
+
+def fused(state, weight):
+    return np.einsum("gl,l...->g...", np.asarray(state.layer_map.fuse), np.asarray(weight))
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_stages_are_fused_from_expanded_weights_and_packed_again(config, kind):
+    trainer, state, blocks = first_stage(config, quantization=kind)
+    base = trainer.model.base.blocks
+    for name, weight in expanded(base).items():
+        leaf = getattr(blocks, name)
+        assert isinstance(leaf, QTensor)
+        assert leaf.kind == kind
+        again = quantize_base(trainer.base.replace(blocks=base.replace(**{name: fused(state, weight)})), kind)
+        np.testing.assert_allclose(leaf.dequantize("float32"), getattr(again.blocks, name).dequantize("float32"), atol=1e-3)
+    np.testing.assert_allclose(blocks.bias["q"], fused(state, base.bias["q"]), atol=1e-6)
+    assert state.record["stages"][0]["submodel_bytes"] == sum(leaf.nbytes for leaf in jax.tree.leaves(blocks))
+
+
+def test_fused_layers_may_stay_floats(config):
+    trainer, state, blocks = first_stage(config, fused_precision="float")
+    for name, weight in expanded(trainer.model.base.blocks).items():
+        assert getattr(blocks, name).dtype == "float32"
+        np.testing.assert_allclose(getattr(blocks, name), fused(state, weight), atol=1e-6)
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["from files", "given as an object"])
+def test_stages_may_be_fused_from_the_original_weights(config, given):
+    options = dataclasses.replace(config, fuse_from="original", fused_precision="float")
+    floats = load_pretrained(config.model)
+    trainer = Trainer(options, model=floats if given else None, progress=QUIET)
+    state = trainer.begin()
+    trainer.begin_stage(state, [])
+    assert isinstance(trainer.model.base.blocks.q, QTensor)
+    for name in PROJECTIONS:
+        original = getattr(floats.base.blocks, name)
+        np.testing.assert_allclose(getattr(trainer.stage_base.blocks, name), fused(state, original), atol=1e-6)
+
+
+def test_picked_layers_keep_their_codes(config):
+    trainer, _, blocks = first_stage(config, fusion="r_one")
+    base = trainer.model.base.blocks
+    codes = {layer.tobytes() for layer in np.asarray(base.up.code)}
+    assert {layer.tobytes() for layer in np.asarray(blocks.up.code)} <= codes
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{}, {"fused_precision": "float"}, {"fuse_from": "original"}, {"quantization": "int8"}],
+    ids=str,
+)
+def test_a_packed_run_learns_and_resumes_bit_for_bit(config, tmp_path, change):
+    options = dataclasses.replace(config, out=str(tmp_path / "whole"), **change)
+    finished = train(options, progress=QUIET)
+    assert finished.summary["final_loss"] < finished.summary["base_loss"] - 0.1
+    interrupted = dataclasses.replace(options, out=str(tmp_path / "interrupted"))
+    with RunFolder(interrupted.out) as folder:
+        trainer = Trainer(interrupted, progress=QUIET)
+        state = trainer.begin()
+        trainer.begin_stage(state, [])
+        row = trainer.round(state)
+        folder.write_json("config.json", to_plain(interrupted))
+        folder.append_metrics(row)
+        trainer.save(folder, state)
+    resumed = train(interrupted, progress=QUIET)
+    jax.tree.map(np.testing.assert_array_equal, resumed.adapter, finished.adapter)
+
+
+def test_a_packed_base_is_smaller_and_near_the_float_one(config, tmp_path):
+    runs = {
+        kind: train(dataclasses.replace(config, quantization=kind, out=str(tmp_path / kind)), progress=QUIET).summary
+        for kind in ("none", "int8")
+    }
+    assert runs["int8"]["base_bytes"] < 0.6 * runs["none"]["base_bytes"]
+    assert abs(runs["int8"]["base_loss"] - runs["none"]["base_loss"]) < 0.02
+
+
+def test_a_given_packed_model_is_taken_as_it_is(config):
+    packed = load_pretrained(config.model, quantization="int4")
+    trainer = Trainer(config, model=packed, progress=QUIET)
+    assert trainer.model.base.blocks.q is packed.base.blocks.q
+
+
+def test_original_weights_of_a_packed_object_are_refused(config):
+    packed = load_pretrained(config.model, quantization="int4")
+    with pytest.raises(InputError, match=r"fuse_from 'original' needs the model's float weights .* give a float"):
+        Trainer(
+            dataclasses.replace(config, fuse_from="original"),
+            model=Model(packed.config, packed.base, packed.tokenizer),
+            progress=QUIET,
+        )
