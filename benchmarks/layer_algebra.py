@@ -12,14 +12,10 @@ within one float32 layer of the largest leaf. Linux only.
 """
 
 import argparse
-import contextlib
-import ctypes
-import gc
 import math
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+from anonymous_memory import peak_memory, status
 
 from devft_jax.developmental import fuse, inherit, layer_map, layer_similarity
 
@@ -72,34 +69,6 @@ def plain_read(tree: Mapping[str, np.ndarray]) -> int:
         words = leaf.reshape(-1).view(np.uint16)
         total += sum(int(words[i : i + 2**20].max()) for i in range(0, words.size, 2**20))
     return total
-
-
-def status(field: str) -> int:
-    """Bytes of one field of /proc/self/status."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":"))
-
-
-@contextlib.contextmanager
-def peak_memory() -> Iterator[list[int]]:
-    """A list that ends up holding by how many bytes anonymous memory rose at most."""
-    gc.collect()
-    # Memory that malloc kept from earlier steps would hide what this one takes.
-    ctypes.CDLL(None).malloc_trim(0)
-    before, peaks, done = status("RssAnon"), [0], threading.Event()
-
-    def sample() -> None:
-        while not done.wait(0.002):
-            peaks[0] = max(peaks[0], status("RssAnon") - before)
-
-    sampler = threading.Thread(target=sample, daemon=True)
-    sampler.start()
-    try:
-        yield peaks
-    finally:
-        peaks[0] = max(peaks[0], status("RssAnon") - before)
-        done.set()
-        sampler.join()
 
 
 def measure(step: Callable[[], Any], repeat: int) -> tuple[float, float, int, int]:

@@ -633,6 +633,7 @@ class Trainer:
             "train_flops": state.record["train_flops"],
             "peak_memory_bytes": peak,
             "peak_memory_source": source,
+            "scratch_bytes": self.programs.scratch_bytes,
             "updates_dropped": state.record["dropped"],
             "clients": len(self.data.clients),
             "devices": len(self.devices),
