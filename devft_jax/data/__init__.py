@@ -5,9 +5,10 @@ that follows works on numpy arrays: `Examples` hold the token ids once, a `Clien
 stable id and indices into them, and `batches` turns a draw into padded rows.
 """
 
-from collections import Counter
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 from zlib import crc32
 
 import numpy as np
@@ -19,10 +20,12 @@ from devft_jax.data.batches import (
     gather_batch,
     length_buckets,
 )
-from devft_jax.data.partition import METHODS, partition, random_stream
+from devft_jax.data.groups import Groups, category_groups, content_keys, length_groups
+from devft_jax.data.partition import METHODS, NATURAL, partition, random_stream
 from devft_jax.data.prompts import TEMPLATES, find_template, render
 from devft_jax.data.sources import BUILT_IN, Record, Source, load_sources
 from devft_jax.data.tokens import OVERLONG, Examples, tokenize
+from devft_jax.data.topics import find_topics, require_scikit_learn
 from devft_jax.errors import InputError
 from devft_jax.options import execution
 
@@ -34,6 +37,7 @@ __all__ = [
     "DataOptions",
     "Examples",
     "FederatedData",
+    "Groups",
     "Record",
     "Source",
     "bucket_for",
@@ -46,6 +50,7 @@ __all__ = [
     "load_sources",
     "partition",
     "render",
+    "split_record",
     "tokenize",
     "validate_data",
 ]
@@ -74,13 +79,21 @@ class DataOptions:
     overlong: str = "drop"
     """What a prompt without room for a completion leads to: drop (with a warning) or error."""
     partition: str = "auto"
-    """Split over clients: iid, dirichlet, field, file, or auto (several files: file, else iid)."""
+    """Split over clients: iid; dirichlet, topic or length (skewed mixtures of categories, of topics found
+    in the texts, or of lengths); quantity (skewed sizes); field or file (one client per value or per
+    file); auto is file for several files, else iid."""
     clients: int = 20
-    """Number of clients of an iid or dirichlet split; the other splits give their own."""
+    """Number of clients; field and file splits give their own."""
     dirichlet_alpha: float = 0.5
-    """Concentration of a dirichlet split; smaller gives each category to fewer clients."""
+    """Concentration of a dirichlet, topic, length or quantity split; smaller is more skewed."""
+    partition_groups: int = 10
+    """Number of topics of a topic split, or of bins of equally many examples of a length split."""
+    min_examples: int = 0
+    """Fewest training examples of a client of a field or file split; clients with fewer are left out.
+    At 0 none is left out, and a client without any is an error."""
     category_field: str | None = None
-    """Field with a record's category; by default `category`, `template` or `task` where present."""
+    """Field with a record's category, or with its user for a field split, text or number; by default
+    `category`, `template` or `task` where present."""
     data_limit: int | None = None
     """Most training records used, a fixed random subset of each file pro rata; by default all."""
     test_limit: int | None = None
@@ -95,8 +108,8 @@ class Client:
 
     name: str
     id: int
-    """uint32 that other clients do not affect: the number of an iid or dirichlet part, otherwise
-    the CRC-32 of the name. Two names agree with chance 2^-32 and then only share random streams."""
+    """uint32 that other clients do not affect: the number of a drawn part, the CRC-32 of the name of
+    a field or file. Two names agree with chance 2^-32 and then only share random streams."""
     indices: np.ndarray
     """i64[n], sorted, the client's examples."""
 
@@ -113,6 +126,8 @@ class FederatedData:
     test: Examples | None
     test_records: tuple[Record, ...]
     """The record of each test example, in the same order, for graders that read text."""
+    groups: Groups | None = None
+    """Topics or bins of lengths of `train` that the split was drawn over; None for other splits."""
 
 
 def validate_data(options: DataOptions) -> None:
@@ -133,6 +148,12 @@ def validate_data(options: DataOptions) -> None:
         )
     if not 0 < options.dirichlet_alpha < float("inf"):
         raise InputError(f"dirichlet_alpha {options.dirichlet_alpha} is not a positive number; 0.5 is usual.")
+    if options.partition_groups < 2:
+        raise InputError(f"partition_groups {options.partition_groups} leaves nothing to skew; use 2 or more.")
+    if options.min_examples < 0:
+        raise InputError(f"min_examples {options.min_examples} is negative; use 0 or more.")
+    if options.partition == "topic":
+        require_scikit_learn()
     for name in ("clients", "data_limit", "test_limit"):
         value = getattr(options, name)
         if value is not None and value < 1:
@@ -171,8 +192,12 @@ def build_federated_data(options: DataOptions, tokenizer: object, *, seed: int =
     elif options.test_fraction:
         train, test = _hold_out(examples, options, seed)
         test_records = tuple(records[index] for index in test.record_index)
-    clients = _clients(train, method, sources, options, seed)
-    return FederatedData(train, clients, method, test, test_records)
+    if method in NATURAL:
+        train, clients = _natural_clients(train, method, sources, options)
+        return FederatedData(train, clients, method, test, test_records)
+    groups = _groups(train, records, method, options)
+    clients = _drawn_clients(train, groups, method, options, seed)
+    return FederatedData(train, clients, method, test, test_records, groups)
 
 
 def _tokenize(records: Sequence[Record], tokenizer: object, options: DataOptions) -> Examples:
@@ -227,45 +252,95 @@ def _hold_out(examples: Examples, options: DataOptions, seed: int) -> tuple[Exam
     return examples.take(np.sort(order[count:])), examples.take(np.sort(order[:count]))
 
 
-def _clients(train: Examples, method: str, sources: Sequence[Source], options: DataOptions, seed: int) -> tuple[Client, ...]:
-    if method in ("iid", "dirichlet"):
-        parts = partition(
-            train.category_codes,
-            method,
-            num_clients=options.clients,
-            alpha=options.dirichlet_alpha,
-            seed=seed,
-        )
-        return tuple(Client(f"client-{number}", number, part) for number, part in enumerate(parts))
+def _groups(train: Examples, records: Sequence[Record], method: str, options: DataOptions) -> Groups | None:
+    """What a split by topic or length is drawn over; other splits need nothing beyond the examples."""
+    if method == "length":
+        return length_groups(train.lengths, options.partition_groups)
+    if method == "topic":
+        chosen = (records[index] for index in train.record_index)
+        texts = [f"{record.instruction}\n{record.input}\n{record.output}" for record in chosen]
+        return find_topics(texts, options.partition_groups)
+    return None
+
+
+def _drawn_clients(
+    train: Examples, groups: Groups | None, method: str, options: DataOptions, seed: int
+) -> tuple[Client, ...]:
+    # Splits by iid and dirichlet follow the order of the records, so that those already measured stay as they are.
+    keys = None if method in ("iid", "dirichlet") else content_keys(train)
+    parts = partition(
+        (groups or category_groups(train)).codes,
+        method,
+        num_clients=options.clients,
+        alpha=options.dirichlet_alpha,
+        seed=seed,
+        keys=keys,
+    )
+    return tuple(Client(f"client-{number}", number, part) for number, part in enumerate(parts))
+
+
+def _natural_clients(
+    train: Examples, method: str, sources: Sequence[Source], options: DataOptions
+) -> tuple[Examples, tuple[Client, ...]]:
+    """The clients of a field or file split, and the examples of those with enough of them."""
     if method == "file":
         names = [source.name for source in sources]
-        sizes = [len(source.records) for source in sources]
-        groups = np.repeat(np.arange(len(sources)), sizes)[train.record_index]
+        codes = np.repeat(np.arange(len(sources)), [len(source.records) for source in sources])[train.record_index]
     else:
-        names, groups = list(train.category_names), train.category_codes
-    parts = partition(groups, method, num_clients=len(names))
-    for name, part in zip(names, parts, strict=True):
-        if not len(part):
+        names, codes = list(train.category_names), train.category_codes
+    sizes = np.bincount(codes, minlength=len(names))
+    if options.min_examples:
+        small = sizes < options.min_examples
+        if small.all():
             raise InputError(
-                f"the client {name!r} has no training example left after limits, drops and the "
-                "held-out part; give it more data, raise max_length or data_limit, or leave it out."
+                f"min_examples {options.min_examples} leaves no client, since the largest has {sizes.max()}; "
+                "lower it or give more data."
             )
-    return tuple(Client(name, crc32(name.encode()), part) for name, part in zip(names, parts, strict=True))
+        if small.any():
+            warnings.warn(
+                f"{small.sum():,} of {len(names):,} clients have fewer than {options.min_examples} training examples "
+                f"and are left out with their {sizes[small].sum():,} examples (min_examples).",
+                stacklevel=3,
+            )
+            train = train.take(np.flatnonzero(~small[codes]))
+            codes = (np.cumsum(~small) - 1)[codes[~small[codes]]]
+            names = [name for name, is_small in zip(names, small, strict=True) if not is_small]
+    elif not sizes.all():
+        raise InputError(
+            f"the client {names[int(np.argmin(sizes))]!r} has no training example left after limits, drops and the held-out "
+            "part; give it more data, raise max_length or data_limit, or set min_examples to leave small clients out."
+        )
+    parts = partition(codes, method, num_clients=len(names))
+    return train, tuple(Client(name, crc32(name.encode()), part) for name, part in zip(names, parts, strict=True))
+
+
+# What the groups of a kind are called in the table.
+_PLURALS = {"category": "categories", "topic": "topics", "length": "lengths in tokens"}
+
+
+def _shown_groups(data: FederatedData) -> Groups | None:
+    """What a client's examples are counted by: what the split was drawn over, else their categories, if any."""
+    if data.groups is not None:
+        return data.groups
+    # A client of a field split is its category.
+    return category_groups(data.train) if data.train.category_names and data.partition != "field" else None
 
 
 def describe(data: FederatedData, *, max_clients: int = 50) -> str:
-    """A table of the split for the terminal: examples, tokens and categories of each client."""
-    rows: list[tuple[str, ...]] = [("client", "examples", "tokens", "categories")]
-    rows += [_row(client.name, data.train, client.indices) for client in data.clients[:max_clients]]
+    """A table of the split for the terminal: examples, tokens and categories, topics or lengths of each client."""
+    groups = _shown_groups(data)
+    rows: list[tuple[str, ...]] = [("client", "examples", "tokens", _PLURALS[groups.kind] if groups else "")]
+    rows += [_row(client.name, data.train, groups, client.indices) for client in data.clients[:max_clients]]
     if len(data.clients) > max_clients:
-        rows.append((f"... and {len(data.clients) - max_clients} more", "", "", ""))
-    rows.append(_row(f"all {len(data.clients)} ({data.partition})", data.train))
+        rows.append((f"... and {len(data.clients) - max_clients:,} more", "", "", ""))
+    rows.append(_row(f"all {len(data.clients):,} ({data.partition})", data.train, groups, np.arange(len(data.train))))
     if data.test is not None:
-        rows.append(_row("test", data.test))
+        known = category_groups(data.test) if groups and groups.kind == "category" else None
+        rows.append(_row("test", data.test, known, np.arange(len(data.test))))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
-        f"{name:<{widths[0]}}  {count:>{widths[1]}}  {tokens:>{widths[2]}}  {categories}".rstrip()
-        for name, count, tokens, categories in rows
+        f"{name:<{widths[0]}}  {count:>{widths[1]}}  {tokens:>{widths[2]}}  {shown}".rstrip()
+        for name, count, tokens, shown in rows
     ]
     cut = int(data.train.truncated.sum())
     if cut:
@@ -273,12 +348,42 @@ def describe(data: FederatedData, *, max_clients: int = 50) -> str:
     return "\n".join(lines)
 
 
-def _row(name: str, examples: Examples, index: np.ndarray | None = None) -> tuple[str, ...]:
-    index = np.arange(len(examples)) if index is None else index
-    counts = Counter(examples.category_codes[index].tolist())
-    del counts[-1]
-    common = [f"{examples.category_names[code]} {count:,}" for code, count in counts.most_common(4)]
-    if len(counts) > 4:
-        common.append(f"{len(counts) - 4} more")
-    tokens = int(examples.lengths[index].sum())
-    return name, f"{len(index):,}", f"{tokens:,}", ", ".join(common)
+def _row(name: str, examples: Examples, groups: Groups | None, indices: np.ndarray) -> tuple[str, ...]:
+    counts = _counts_by_name(groups, indices) if groups else {}
+    common = [f"{group} {count:,}" for group, count in sorted(counts.items(), key=lambda item: -item[1])]
+    if len(common) > 4:
+        common[4:] = [f"{len(common) - 4} more"]
+    return name, f"{len(indices):,}", f"{int(examples.lengths[indices].sum()):,}", ", ".join(common)
+
+
+def _counts_by_name(groups: Groups, indices: np.ndarray) -> dict[str, int]:
+    """Examples of each group that occurs, in the groups' order."""
+    counts = groups.count(indices).tolist()
+    return {name: count for name, count in zip(groups.names, counts, strict=True) if count}
+
+
+def split_record(data: FederatedData) -> dict[str, Any]:
+    """The split as plain values for `split.json`: all groups in order, and what each client has.
+
+    `grouped_by` is category, topic, length, or None where examples have no groups beside their client; a client's
+    `groups` are counts of examples by name, without those it lacks and without examples that have no category.
+    """
+    groups = _shown_groups(data)
+    lengths = data.train.lengths
+    return {
+        "partition": data.partition,
+        "examples": len(data.train),
+        "tokens": int(lengths.sum()),
+        "grouped_by": groups.kind if groups else None,
+        "groups": _counts_by_name(groups, np.arange(len(data.train))) if groups else {},
+        "clients": [
+            {
+                "name": client.name,
+                "id": client.id,
+                "examples": len(client.indices),
+                "tokens": int(lengths[client.indices].sum()),
+                "groups": _counts_by_name(groups, client.indices) if groups else {},
+            }
+            for client in data.clients
+        ],
+    }
