@@ -379,7 +379,7 @@ def split_record(data: FederatedData) -> dict[str, Any]:
         "clients": [
             {
                 "name": client.name,
-                "id": client.id,
+                "id": int(client.id),
                 "examples": len(client.indices),
                 "tokens": int(lengths[client.indices].sum()),
                 "groups": _counts_by_name(groups, client.indices) if groups else {},

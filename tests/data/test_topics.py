@@ -9,8 +9,6 @@ from devft_jax.data import DataOptions, topics, validate_data
 from devft_jax.data.topics import find_topics
 from devft_jax.errors import InputError
 
-pytest.importorskip("sklearn")
-
 SUBJECTS = (
     ("garden", "flowers", "roses", "bloom", "soil", "sunshine", "seeds"),
     ("numbers", "addition", "multiply", "integer", "equation", "digits", "result"),
