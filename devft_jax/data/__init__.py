@@ -3,6 +3,9 @@
 `build_federated_data` composes the room: sources, records, tokens, held-out part, partition. All
 that follows works on numpy arrays: `Examples` hold the token ids once, a `Client` is a name, a
 stable id and indices into them, and `batches` turns a draw into padded rows.
+
+Splits by topic, length and quantity do not depend on the order of the records, only on their contents and the seed.
+The others that are drawn (iid, dirichlet) do, as does what `data_limit` keeps and `test_fraction` holds out.
 """
 
 import warnings
