@@ -2,7 +2,9 @@
 
 `build_federated_data` composes the room: sources, records, tokens, held-out part, partition. All
 that follows works on numpy arrays: `Examples` hold the token ids once, a `Client` is a name, a
-stable id and indices into them, and `batches` turns a draw into padded rows.
+stable id and indices into them, and `batches` turns a draw into padded rows. Records are read as a
+stream and token ids are mapped from disk, so that a data set may be larger than memory; only the
+records of held-out examples are kept as they are.
 """
 
 from collections import Counter
@@ -20,8 +22,8 @@ from devft_jax.data.batches import (
     length_buckets,
 )
 from devft_jax.data.partition import METHODS, partition, random_stream
-from devft_jax.data.prompts import TEMPLATES, find_template, render
-from devft_jax.data.sources import BUILT_IN, Record, Source, load_sources
+from devft_jax.data.prompts import TEMPLATES, Segment, find_template, render, resolve_template
+from devft_jax.data.sources import BUILT_IN, Record, Records, Source, Turn, held_out_files, load_sources
 from devft_jax.data.tokens import OVERLONG, Examples, tokenize
 from devft_jax.errors import InputError
 from devft_jax.options import execution
@@ -35,7 +37,10 @@ __all__ = [
     "Examples",
     "FederatedData",
     "Record",
+    "Records",
+    "Segment",
     "Source",
+    "Turn",
     "bucket_for",
     "build_federated_data",
     "describe",
@@ -59,18 +64,21 @@ class DataOptions:
     """The training and test data, their wording, and how they are split over clients."""
 
     data: str | tuple[str, ...] = "microtasks"
-    """Training data: JSON or JSONL files (gzipped or not), a folder, a quoted glob, a Hugging Face
-    name (owner/name[/configuration][:split]), or the built-in microtasks[:split[:count]]."""
+    """Training data: a file of JSON, JSONL, CSV, TSV (gzipped or not) or Parquet, a folder, a quoted
+    glob, a Hugging Face name (owner/name[/configuration][:split]), or the built-in
+    microtasks[:split[:count]]. Records are instructions or conversations (messages, conversations)."""
     test_data: str | None = None
-    """Held-out data, named like `data`; none by default."""
+    """Held-out data, named like `data`; by default the files of a data folder whose names say test,
+    eval, valid, dev or held_out, which are never trained on."""
     test_fraction: float = 0.0
-    """Share of the training examples, 0 to 1, held out at random where `test_data` is not given."""
+    """Share of the training examples, 0 to 1, held out at random instead, where `test_data` is not given."""
     fields: Mapping[str, str] | None = None
-    """Field names by role (instruction, input, output); by default found from the data."""
-    template: str = "alpaca"
-    """Wording of the prompt: alpaca, alpaca_short, or completion for the instruction as it is."""
+    """Field names by role (instruction, input, output, or messages); by default found from the data."""
+    template: str = "auto"
+    """Wording of the prompt: alpaca, alpaca_short, completion for the instruction as it is, chat for the
+    tokenizer's own template, or auto (chat for conversations where the tokenizer has one, else alpaca)."""
     max_length: int = 512
-    """Most tokens of an example, bos and eos included; longer completions are cut there."""
+    """Most tokens of an example, bos and eos included; longer ones are cut there."""
     overlong: str = "drop"
     """What a prompt without room for a completion leads to: drop (with a warning) or error."""
     partition: str = "auto"
@@ -113,6 +121,10 @@ class FederatedData:
     test: Examples | None
     test_records: tuple[Record, ...]
     """The record of each test example, in the same order, for graders that read text."""
+    template: str
+    """The template used, auto resolved."""
+    notes: tuple[str, ...] = ()
+    """What was decided on the way and the user should know, a sentence each."""
 
 
 def validate_data(options: DataOptions) -> None:
@@ -151,68 +163,70 @@ def build_federated_data(options: DataOptions, tokenizer: object, *, seed: int =
       InputError: an unusable option, unreadable data, or a client without an example.
     """
     validate_data(options)
-    sources = load_sources(
-        options.data,
-        fields=options.fields,
-        category_field=options.category_field,
-        limit=options.data_limit,
-    )
-    records = [record for source in sources for record in source.records]
+    sources = _load(options.data, options, options.data_limit)
+    records = Records(sources)
     method = options.partition
     if method == "auto":
         method = "file" if len(sources) > 1 else "iid"
     _check_categories(records, method, options)
-    examples = _tokenize(records, tokenizer, options)
+    template = resolve_template(
+        options.template, conversational=any(source.conversational for source in sources), tokenizer=tokenizer
+    )
+    examples = _tokenize(records, tokenizer, template, options)
+    set_aside = held_out_files(options.data)
     train: Examples = examples
     test: Examples | None = None
     test_records: tuple[Record, ...] = ()
-    if options.test_data is not None:
-        test, test_records = _test_data(options.test_data, tokenizer, options)
-    elif options.test_fraction:
+    notes: tuple[str, ...] = ()
+    if options.test_fraction:
         train, test = _hold_out(examples, options, seed)
-        test_records = tuple(records[index] for index in test.record_index)
+        test_records = tuple(records.at(test.record_index))
+    elif options.test_data is not None or set_aside:
+        held_out = Records(_load(options.test_data or options.data, options, options.test_limit, held_out=True))
+        test = _tokenize(held_out, tokenizer, template, options)
+        test_records = tuple(held_out.at(test.record_index))
+    if set_aside:
+        names = ", ".join(path.name for path in set_aside)
+        if options.test_data is None and not options.test_fraction:
+            notes = (f"held out because of the file name: {names}",)
+        else:
+            notes = (f"neither trained nor tested on because of the file name: {names}",)
     clients = _clients(train, method, sources, options, seed)
-    return FederatedData(train, clients, method, test, test_records)
+    return FederatedData(train, clients, method, test, test_records, template, notes)
 
 
-def _tokenize(records: Sequence[Record], tokenizer: object, options: DataOptions) -> Examples:
+def _load(spec: str | Sequence[str], options: DataOptions, limit: int | None, *, held_out: bool = False) -> list[Source]:
+    return load_sources(spec, fields=options.fields, category_field=options.category_field, limit=limit, held_out=held_out)
+
+
+def _tokenize(records: Records, tokenizer: object, template: str, options: DataOptions) -> Examples:
     return tokenize(
         records,
         tokenizer,
-        template=options.template,
+        template=template,
         max_length=options.max_length,
         overlong=options.overlong,
         cache_dir=options.cache_dir,
     )
 
 
-def _check_categories(records: Sequence[Record], method: str, options: DataOptions) -> None:
+def _check_categories(records: Records, method: str, options: DataOptions) -> None:
+    wanted = options.category_field
+    if method not in ("dirichlet", "field") and wanted is None:
+        return
     without = next((record for record in records if record.category is None), None)
     if without is None:
         return
-    wanted = options.category_field
     if method in ("dirichlet", "field"):
         field = f"the field {wanted!r}" if wanted else "a category"
         raise InputError(
             f"{without.origin} lacks {field}, which partition {method!r} needs of every record; "
             "name the field with category_field, or use another partition."
         )
-    if wanted is not None and all(record.category is None for record in records):
+    if all(record.category is None for record in records):
         raise InputError(
             f"category_field {wanted!r} occurs in no record of the data; name a field that does, or leave it out."
         )
-
-
-def _test_data(spec: str, tokenizer: object, options: DataOptions) -> tuple[Examples, tuple[Record, ...]]:
-    sources = load_sources(
-        spec,
-        fields=options.fields,
-        category_field=options.category_field,
-        limit=options.test_limit,
-    )
-    records = [record for source in sources for record in source.records]
-    test = _tokenize(records, tokenizer, options)
-    return test, tuple(records[index] for index in test.record_index)
 
 
 def _hold_out(examples: Examples, options: DataOptions, seed: int) -> tuple[Examples, Examples]:
@@ -239,7 +253,7 @@ def _clients(train: Examples, method: str, sources: Sequence[Source], options: D
         return tuple(Client(f"client-{number}", number, part) for number, part in enumerate(parts))
     if method == "file":
         names = [source.name for source in sources]
-        sizes = [len(source.records) for source in sources]
+        sizes = [len(source) for source in sources]
         groups = np.repeat(np.arange(len(sources)), sizes)[train.record_index]
     else:
         names, groups = list(train.category_names), train.category_codes
@@ -270,6 +284,8 @@ def describe(data: FederatedData, *, max_clients: int = 50) -> str:
     cut = int(data.train.truncated.sum())
     if cut:
         lines.append(f"{cut:,} training completions are cut at the length limit")
+    lines.append(f"template {data.template}")
+    lines += data.notes
     return "\n".join(lines)
 
 

@@ -37,7 +37,7 @@ def build(word_tokenizer):
 
 def words(data, client):
     """First prompt word of each example of a client: which file it came from."""
-    starts = data.train.offsets[client.indices]
+    starts = data.train.starts[client.indices]
     return set((data.train.tokens[starts + 1] - 29).tolist())
 
 
