@@ -2,14 +2,16 @@
 
 `build_federated_data` composes the room: sources, records, tokens, held-out part, partition. All
 that follows works on numpy arrays: `Examples` hold the token ids once, a `Client` is a name, a
-stable id and indices into them, and `batches` turns a draw into padded rows.
+stable id and indices into them, and `batches` turns a draw into padded rows. Records are read as a
+stream and token ids are mapped from disk, so that a data set may be larger than memory; only the
+records of held-out examples are kept as they are.
 
 Splits by topic, length and quantity do not depend on the order of the records, only on their contents and the seed.
 The others that are drawn (iid, dirichlet) do, as does what `data_limit` keeps and `test_fraction` holds out.
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from zlib import crc32
@@ -25,8 +27,8 @@ from devft_jax.data.batches import (
 )
 from devft_jax.data.groups import Groups, category_groups, content_keys, length_groups
 from devft_jax.data.partition import METHODS, NATURAL, partition, random_stream
-from devft_jax.data.prompts import TEMPLATES, find_template, render
-from devft_jax.data.sources import BUILT_IN, Record, Source, load_sources
+from devft_jax.data.prompts import TEMPLATES, Segment, find_template, render, resolve_template
+from devft_jax.data.sources import BUILT_IN, Record, Records, Source, Turn, held_out_files, load_sources
 from devft_jax.data.tokens import OVERLONG, Examples, tokenize
 from devft_jax.data.topics import find_topics, require_scikit_learn
 from devft_jax.errors import InputError
@@ -42,7 +44,10 @@ __all__ = [
     "FederatedData",
     "Groups",
     "Record",
+    "Records",
+    "Segment",
     "Source",
+    "Turn",
     "bucket_for",
     "build_federated_data",
     "describe",
@@ -67,18 +72,21 @@ class DataOptions:
     """The training and test data, their wording, and how they are split over clients."""
 
     data: str | tuple[str, ...] = "microtasks"
-    """Training data: JSON or JSONL files (gzipped or not), a folder, a quoted glob, a Hugging Face
-    name (owner/name[/configuration][:split]), or the built-in microtasks[:split[:count]]."""
+    """Training data: a file of JSON, JSONL, CSV, TSV (gzipped or not) or Parquet, a folder, a quoted
+    glob, a Hugging Face name (owner/name[/configuration][:split]), or the built-in
+    microtasks[:split[:count]]. Records are instructions or conversations (messages, conversations)."""
     test_data: str | None = None
-    """Held-out data, named like `data`; none by default."""
+    """Held-out data, named like `data`; by default the files of a data folder whose names say test,
+    eval, valid, dev or held_out, which are never trained on."""
     test_fraction: float = 0.0
-    """Share of the training examples, 0 to 1, held out at random where `test_data` is not given."""
+    """Share of the training examples, 0 to 1, held out at random instead, where `test_data` is not given."""
     fields: Mapping[str, str] | None = None
-    """Field names by role (instruction, input, output); by default found from the data."""
-    template: str = "alpaca"
-    """Wording of the prompt: alpaca, alpaca_short, or completion for the instruction as it is."""
+    """Field names by role (instruction, input, output, or messages); by default found from the data."""
+    template: str = "auto"
+    """Wording of the prompt: alpaca, alpaca_short, completion for the instruction as it is, chat for the
+    tokenizer's own template, or auto (chat for conversations where the tokenizer has one, else alpaca)."""
     max_length: int = 512
-    """Most tokens of an example, bos and eos included; longer completions are cut there."""
+    """Most tokens of an example, bos and eos included; longer ones are cut there."""
     overlong: str = "drop"
     """What a prompt without room for a completion leads to: drop (with a warning) or error."""
     partition: str = "auto"
@@ -129,6 +137,10 @@ class FederatedData:
     test: Examples | None
     test_records: tuple[Record, ...]
     """The record of each test example, in the same order, for graders that read text."""
+    template: str
+    """The template used, auto resolved."""
+    notes: tuple[str, ...] = ()
+    """What was decided on the way and the user should know, a sentence each."""
     groups: Groups | None = None
     """Topics or bins of lengths of `train` that the split was drawn over; None for other splits."""
 
@@ -175,72 +187,74 @@ def build_federated_data(options: DataOptions, tokenizer: object, *, seed: int =
       InputError: an unusable option, unreadable data, or a client without an example.
     """
     validate_data(options)
-    sources = load_sources(
-        options.data,
-        fields=options.fields,
-        category_field=options.category_field,
-        limit=options.data_limit,
-    )
-    records = [record for source in sources for record in source.records]
+    sources = _load(options.data, options, options.data_limit)
+    records = Records(sources)
     method = options.partition
     if method == "auto":
         method = "file" if len(sources) > 1 else "iid"
     _check_categories(records, method, options)
-    examples = _tokenize(records, tokenizer, options)
+    template = resolve_template(
+        options.template, conversational=any(source.conversational for source in sources), tokenizer=tokenizer
+    )
+    examples = _tokenize(records, tokenizer, template, options)
+    set_aside = held_out_files(options.data)
     train: Examples = examples
     test: Examples | None = None
     test_records: tuple[Record, ...] = ()
-    if options.test_data is not None:
-        test, test_records = _test_data(options.test_data, tokenizer, options)
-    elif options.test_fraction:
+    notes: tuple[str, ...] = ()
+    if options.test_fraction:
         train, test = _hold_out(examples, options, seed)
-        test_records = tuple(records[index] for index in test.record_index)
+        test_records = tuple(records.at(test.record_index))
+    elif options.test_data is not None or set_aside:
+        held_out = Records(_load(options.test_data or options.data, options, options.test_limit, held_out=True))
+        test = _tokenize(held_out, tokenizer, template, options)
+        test_records = tuple(held_out.at(test.record_index))
+    if set_aside:
+        names = ", ".join(path.name for path in set_aside)
+        if options.test_data is None and not options.test_fraction:
+            notes = (f"held out because of the file name: {names}",)
+        else:
+            notes = (f"neither trained nor tested on because of the file name: {names}",)
     if method in NATURAL:
         train, clients = _natural_clients(train, method, sources, options)
-        return FederatedData(train, clients, method, test, test_records)
+        return FederatedData(train, clients, method, test, test_records, template, notes)
     groups = _groups(train, records, method, options)
     clients = _drawn_clients(train, groups, method, options, seed)
-    return FederatedData(train, clients, method, test, test_records, groups)
+    return FederatedData(train, clients, method, test, test_records, template, notes, groups)
 
 
-def _tokenize(records: Sequence[Record], tokenizer: object, options: DataOptions) -> Examples:
+def _load(spec: str | Sequence[str], options: DataOptions, limit: int | None, *, held_out: bool = False) -> list[Source]:
+    return load_sources(spec, fields=options.fields, category_field=options.category_field, limit=limit, held_out=held_out)
+
+
+def _tokenize(records: Records, tokenizer: object, template: str, options: DataOptions) -> Examples:
     return tokenize(
         records,
         tokenizer,
-        template=options.template,
+        template=template,
         max_length=options.max_length,
         overlong=options.overlong,
         cache_dir=options.cache_dir,
     )
 
 
-def _check_categories(records: Sequence[Record], method: str, options: DataOptions) -> None:
+def _check_categories(records: Records, method: str, options: DataOptions) -> None:
+    wanted = options.category_field
+    if method not in ("dirichlet", "field") and wanted is None:
+        return
     without = next((record for record in records if record.category is None), None)
     if without is None:
         return
-    wanted = options.category_field
     if method in ("dirichlet", "field"):
         field = f"the field {wanted!r}" if wanted else "a category"
         raise InputError(
             f"{without.origin} lacks {field}, which partition {method!r} needs of every record; "
             "name the field with category_field, or use another partition."
         )
-    if wanted is not None and all(record.category is None for record in records):
+    if all(record.category is None for record in records):
         raise InputError(
             f"category_field {wanted!r} occurs in no record of the data; name a field that does, or leave it out."
         )
-
-
-def _test_data(spec: str, tokenizer: object, options: DataOptions) -> tuple[Examples, tuple[Record, ...]]:
-    sources = load_sources(
-        spec,
-        fields=options.fields,
-        category_field=options.category_field,
-        limit=options.test_limit,
-    )
-    records = [record for source in sources for record in source.records]
-    test = _tokenize(records, tokenizer, options)
-    return test, tuple(records[index] for index in test.record_index)
 
 
 def _hold_out(examples: Examples, options: DataOptions, seed: int) -> tuple[Examples, Examples]:
@@ -255,14 +269,23 @@ def _hold_out(examples: Examples, options: DataOptions, seed: int) -> tuple[Exam
     return examples.take(np.sort(order[count:])), examples.take(np.sort(order[:count]))
 
 
-def _groups(train: Examples, records: Sequence[Record], method: str, options: DataOptions) -> Groups | None:
+@dataclass(frozen=True)
+class _Texts:
+    """The text of each example, read anew on every pass."""
+
+    records: Records
+    index: np.ndarray
+
+    def __iter__(self) -> Iterator[str]:
+        return (record.text for record in self.records.at(self.index))
+
+
+def _groups(train: Examples, records: Records, method: str, options: DataOptions) -> Groups | None:
     """What a split by topic or length is drawn over; other splits need nothing beyond the examples."""
     if method == "length":
         return length_groups(train.lengths, options.partition_groups)
     if method == "topic":
-        chosen = (records[index] for index in train.record_index)
-        texts = [f"{record.instruction}\n{record.input}\n{record.output}" for record in chosen]
-        return find_topics(texts, options.partition_groups)
+        return find_topics(_Texts(records, train.record_index), options.partition_groups)
     return None
 
 
@@ -288,7 +311,7 @@ def _natural_clients(
     """The clients of a field or file split, and the examples of those with enough of them."""
     if method == "file":
         names = [source.name for source in sources]
-        codes = np.repeat(np.arange(len(sources)), [len(source.records) for source in sources])[train.record_index]
+        codes = np.repeat(np.arange(len(sources)), [len(source) for source in sources])[train.record_index]
     else:
         names, codes = list(train.category_names), train.category_codes
     sizes = np.bincount(codes, minlength=len(names))
@@ -348,6 +371,8 @@ def describe(data: FederatedData, *, max_clients: int = 50) -> str:
     cut = int(data.train.truncated.sum())
     if cut:
         lines.append(f"{cut:,} training completions are cut at the length limit")
+    lines.append(f"template {data.template}")
+    lines += data.notes
     return "\n".join(lines)
 
 

@@ -60,9 +60,9 @@ def content_keys(examples: Examples) -> np.ndarray:
     """u64[N], a digest of each example's tokens, prompt length and category, for `partition`."""
     names = (*examples.category_names, None)
     keys = np.empty(len(examples), "<u8")
-    for index, (start, stop) in enumerate(zip(examples.offsets[:-1], examples.offsets[1:], strict=True)):
+    for index in range(len(examples)):
         place = f"{examples.prompt_lengths[index]} {names[examples.category_codes[index]]!r}"
         digest = hashlib.blake2b(place.encode("utf-8", "surrogatepass"), digest_size=8)
-        digest.update(examples.tokens[start:stop].astype("<i4").tobytes())
+        digest.update(examples.row(index).astype("<i4").tobytes())
         keys[index] = int.from_bytes(digest.digest(), "little")
     return keys.astype(np.uint64)
