@@ -151,7 +151,7 @@ def test_thousands_of_users_known_by_numbers_are_clients(build, tmp_path):
     assert sizes == {str(number): 1 + number % 3 for number in range(3000)}
     table = describe(data).splitlines()
     assert table[0].split() == ["client", "examples", "tokens"]
-    assert table[-2:] == ["... and 2,950 more", "all 3,000 (field)      6,000  24,000"]
+    assert table[51:53] == ["... and 2,950 more", "all 3,000 (field)      6,000  24,000"]
     record = split_record(data)
     assert (record["grouped_by"], record["groups"], len(record["clients"])) == (None, {}, 3000)
 
