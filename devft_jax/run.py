@@ -24,7 +24,7 @@ from devft_jax.config import (
     to_plain,
     validate,
 )
-from devft_jax.data import FederatedData, describe
+from devft_jax.data import FederatedData, describe, split_record
 from devft_jax.developmental import Growth
 from devft_jax.errors import InputError
 from devft_jax.federated.algorithm import Algorithm
@@ -33,7 +33,7 @@ from devft_jax.federated.sampling import client_keys
 from devft_jax.models.llama import Adapter
 from devft_jax.models.peft_format import export_peft
 from devft_jax.models.pretrained import Model
-from devft_jax.reporting import Progress
+from devft_jax.reporting import Progress, split_chart
 from devft_jax.storage import RunFolder
 from devft_jax.trainer import State, Trainer
 
@@ -219,6 +219,9 @@ def train(
         described = {**to_plain(config), **({"objects": objects} if objects else {})}
         if checkpoint is None:
             folder.write_json("config.json", described)
+            split = split_record(trainer.data)
+            folder.write_json("split.json", split)
+            folder.write_text("split.svg", split_chart(split))
             state = trainer.begin()
             history = folder.cut_metrics(0)
             _say_base(progress, state)

@@ -150,7 +150,8 @@ def fingerprint(*items: np.ndarray | str | int) -> str:
         array = item if isinstance(item, np.ndarray) else np.frombuffer(repr(item).encode(), np.uint8)
         # The header keeps the borders between items: [0, 1] [2] is not [0] [1, 2].
         digest.update(f"{array.dtype}{array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
+        # Bytes are viewed, not copied: token arrays may be larger than memory.
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()[:16]
 
 
@@ -310,7 +311,9 @@ class Trainer:
     def data_fingerprint(self) -> str:
         """Tells the tokenised training and held-out data and their split apart."""
         parts = [part for part in (self.data.train, self.data.test) if part is not None]
-        arrays = [array for part in parts for array in (part.tokens, part.offsets, part.prompt_lengths)]
+        # A part held out shares its tokens with the part trained on.
+        tokens = {id(array): array for part in parts for array in (part.tokens, part.is_answer)}
+        arrays = [*tokens.values(), *(array for part in parts for array in (part.starts, part.lengths))]
         clients = [item for client in self.data.clients for item in (client.name, client.id, client.indices)]
         return fingerprint(*arrays, *clients)
 

@@ -22,7 +22,7 @@ from devft_jax.errors import InputError, RunError
 from devft_jax.models.llama import ModelConfig, init_base
 from devft_jax.models.peft_format import import_peft
 from devft_jax.models.pretrained import load_pretrained, save_pretrained
-from devft_jax.reporting import Progress
+from devft_jax.reporting import Progress, split_chart
 from devft_jax.run import replay, train
 from devft_jax.trainer import plan_stages
 
@@ -90,7 +90,11 @@ def finished(config, tmp_path_factory):
 def test_a_run_leaves_the_folder_of_the_contract(finished, config):
     folder = finished.folder
     names = {path.name for path in folder.iterdir()}
-    assert {"config.json", "metrics.jsonl", "checkpoints", "adapter", "summary.json"} <= names
+    assert {"config.json", "metrics.jsonl", "checkpoints", "adapter", "summary.json", "split.json", "split.svg"} <= names
+    split = json.loads((folder / "split.json").read_text())
+    assert [client["name"] for client in split["clients"]] == ["client_0", "client_1", "client_2"]
+    assert sum(client["examples"] for client in split["clients"]) == split["examples"]
+    assert (folder / "split.svg").read_text() == split_chart(split)
     summary = json.loads((folder / "summary.json").read_text())
     assert summary == json.loads(json.dumps(finished.summary))
     losses = {"final_loss", "base_loss", "accuracy", "base_accuracy", "rounds", "stages"}

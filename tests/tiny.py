@@ -60,11 +60,14 @@ def random_adapter(options: LoraOptions, config: ModelConfig = CONFIG, seed: int
 
 
 def examples_from(rows: list[list[int]], prompt_lengths: list[int]) -> Examples:
-    """Examples of given tokens."""
+    """Examples of given tokens, with the answer after each prompt."""
     count = len(rows)
+    lengths = np.array([len(row) for row in rows])
     return Examples(
         tokens=np.concatenate(rows).astype(np.int32),
-        offsets=np.cumsum([0, *map(len, rows)]),
+        is_answer=np.concatenate([np.arange(n) >= prompt for n, prompt in zip(lengths, prompt_lengths, strict=True)]),
+        starts=np.cumsum(lengths) - lengths,
+        lengths=lengths,
         prompt_lengths=np.array(prompt_lengths, np.int32),
         record_index=np.arange(count),
         category_codes=np.full(count, -1, np.int32),

@@ -2,12 +2,18 @@
 
 `build_federated_data` composes the room: sources, records, tokens, held-out part, partition. All
 that follows works on numpy arrays: `Examples` hold the token ids once, a `Client` is a name, a
-stable id and indices into them, and `batches` turns a draw into padded rows.
+stable id and indices into them, and `batches` turns a draw into padded rows. Records are read as a
+stream and token ids are mapped from disk, so that a data set may be larger than memory; only the
+records of held-out examples are kept as they are.
+
+Splits by topic, length and quantity do not depend on the order of the records, only on their contents and the seed.
+The others that are drawn (iid, dirichlet) do, as does what `data_limit` keeps and `test_fraction` holds out.
 """
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 from zlib import crc32
 
 import numpy as np
@@ -19,10 +25,12 @@ from devft_jax.data.batches import (
     gather_batch,
     length_buckets,
 )
-from devft_jax.data.partition import METHODS, partition, random_stream
-from devft_jax.data.prompts import TEMPLATES, find_template, render
-from devft_jax.data.sources import BUILT_IN, Record, Source, load_sources
+from devft_jax.data.groups import Groups, category_groups, content_keys, length_groups
+from devft_jax.data.partition import METHODS, NATURAL, partition, random_stream
+from devft_jax.data.prompts import TEMPLATES, Segment, find_template, render, resolve_template
+from devft_jax.data.sources import BUILT_IN, Record, Records, Source, Turn, held_out_files, load_sources
 from devft_jax.data.tokens import OVERLONG, Examples, tokenize
+from devft_jax.data.topics import find_topics, require_scikit_learn
 from devft_jax.errors import InputError
 from devft_jax.options import execution
 
@@ -34,8 +42,12 @@ __all__ = [
     "DataOptions",
     "Examples",
     "FederatedData",
+    "Groups",
     "Record",
+    "Records",
+    "Segment",
     "Source",
+    "Turn",
     "bucket_for",
     "build_federated_data",
     "describe",
@@ -46,6 +58,7 @@ __all__ = [
     "load_sources",
     "partition",
     "render",
+    "split_record",
     "tokenize",
     "validate_data",
 ]
@@ -59,28 +72,39 @@ class DataOptions:
     """The training and test data, their wording, and how they are split over clients."""
 
     data: str | tuple[str, ...] = "microtasks"
-    """Training data: JSON or JSONL files (gzipped or not), a folder, a quoted glob, a Hugging Face
-    name (owner/name[/configuration][:split]), or the built-in microtasks[:split[:count]]."""
+    """Training data: a file of JSON, JSONL, CSV, TSV (gzipped or not) or Parquet, a folder, a quoted
+    glob, a Hugging Face name (owner/name[/configuration][:split]), or the built-in
+    microtasks[:split[:count]]. Records are instructions or conversations (messages, conversations)."""
     test_data: str | None = None
-    """Held-out data, named like `data`; none by default."""
+    """Held-out data, named like `data`; by default the files of a data folder whose names say test,
+    eval, valid, dev or held_out, which are never trained on."""
     test_fraction: float = 0.0
-    """Share of the training examples, 0 to 1, held out at random where `test_data` is not given."""
+    """Share of the training examples, 0 to 1, held out at random instead, where `test_data` is not given."""
     fields: Mapping[str, str] | None = None
-    """Field names by role (instruction, input, output); by default found from the data."""
-    template: str = "alpaca"
-    """Wording of the prompt: alpaca, alpaca_short, or completion for the instruction as it is."""
+    """Field names by role (instruction, input, output, or messages); by default found from the data."""
+    template: str = "auto"
+    """Wording of the prompt: alpaca, alpaca_short, completion for the instruction as it is, chat for the
+    tokenizer's own template, or auto (chat for conversations where the tokenizer has one, else alpaca)."""
     max_length: int = 512
-    """Most tokens of an example, bos and eos included; longer completions are cut there."""
+    """Most tokens of an example, bos and eos included; longer ones are cut there."""
     overlong: str = "drop"
     """What a prompt without room for a completion leads to: drop (with a warning) or error."""
     partition: str = "auto"
-    """Split over clients: iid, dirichlet, field, file, or auto (several files: file, else iid)."""
+    """Split over clients: iid; dirichlet, topic or length (skewed mixtures of categories, of topics found
+    in the texts, or of lengths); quantity (skewed sizes); field or file (one client per value or per
+    file); auto is file for several files, else iid."""
     clients: int = 20
-    """Number of clients of an iid or dirichlet split; the other splits give their own."""
+    """Number of clients; field and file splits give their own."""
     dirichlet_alpha: float = 0.5
-    """Concentration of a dirichlet split; smaller gives each category to fewer clients."""
+    """Concentration of a dirichlet, topic, length or quantity split; smaller is more skewed."""
+    partition_groups: int = 10
+    """Number of topics of a topic split, or of bins of equally many examples of a length split."""
+    min_examples: int = 0
+    """Fewest training examples of a client of a field or file split; clients with fewer are left out.
+    At 0 none is left out, and a client without any is an error."""
     category_field: str | None = None
-    """Field with a record's category; by default `category`, `template` or `task` where present."""
+    """Field with a record's category, or with its user for a field split, text or number; by default
+    `category`, `template` or `task` where present."""
     data_limit: int | None = None
     """Most training records used, a fixed random subset of each file pro rata; by default all."""
     test_limit: int | None = None
@@ -95,8 +119,8 @@ class Client:
 
     name: str
     id: int
-    """uint32 that other clients do not affect: the number of an iid or dirichlet part, otherwise
-    the CRC-32 of the name. Two names agree with chance 2^-32 and then only share random streams."""
+    """uint32 that other clients do not affect: the number of a drawn part, the CRC-32 of the name of
+    a field or file. Two names agree with chance 2^-32 and then only share random streams."""
     indices: np.ndarray
     """i64[n], sorted, the client's examples."""
 
@@ -113,6 +137,12 @@ class FederatedData:
     test: Examples | None
     test_records: tuple[Record, ...]
     """The record of each test example, in the same order, for graders that read text."""
+    template: str
+    """The template used, auto resolved."""
+    notes: tuple[str, ...] = ()
+    """What was decided on the way and the user should know, a sentence each."""
+    groups: Groups | None = None
+    """Topics or bins of lengths of `train` that the split was drawn over; None for other splits."""
 
 
 def validate_data(options: DataOptions) -> None:
@@ -133,6 +163,12 @@ def validate_data(options: DataOptions) -> None:
         )
     if not 0 < options.dirichlet_alpha < float("inf"):
         raise InputError(f"dirichlet_alpha {options.dirichlet_alpha} is not a positive number; 0.5 is usual.")
+    if options.partition_groups < 2:
+        raise InputError(f"partition_groups {options.partition_groups} leaves nothing to skew; use 2 or more.")
+    if options.min_examples < 0:
+        raise InputError(f"min_examples {options.min_examples} is negative; use 0 or more.")
+    if options.partition == "topic":
+        require_scikit_learn()
     for name in ("clients", "data_limit", "test_limit"):
         value = getattr(options, name)
         if value is not None and value < 1:
@@ -151,68 +187,74 @@ def build_federated_data(options: DataOptions, tokenizer: object, *, seed: int =
       InputError: an unusable option, unreadable data, or a client without an example.
     """
     validate_data(options)
-    sources = load_sources(
-        options.data,
-        fields=options.fields,
-        category_field=options.category_field,
-        limit=options.data_limit,
-    )
-    records = [record for source in sources for record in source.records]
+    sources = _load(options.data, options, options.data_limit)
+    records = Records(sources)
     method = options.partition
     if method == "auto":
         method = "file" if len(sources) > 1 else "iid"
     _check_categories(records, method, options)
-    examples = _tokenize(records, tokenizer, options)
+    template = resolve_template(
+        options.template, conversational=any(source.conversational for source in sources), tokenizer=tokenizer
+    )
+    examples = _tokenize(records, tokenizer, template, options)
+    set_aside = held_out_files(options.data)
     train: Examples = examples
     test: Examples | None = None
     test_records: tuple[Record, ...] = ()
-    if options.test_data is not None:
-        test, test_records = _test_data(options.test_data, tokenizer, options)
-    elif options.test_fraction:
+    notes: tuple[str, ...] = ()
+    if options.test_fraction:
         train, test = _hold_out(examples, options, seed)
-        test_records = tuple(records[index] for index in test.record_index)
-    clients = _clients(train, method, sources, options, seed)
-    return FederatedData(train, clients, method, test, test_records)
+        test_records = tuple(records.at(test.record_index))
+    elif options.test_data is not None or set_aside:
+        held_out = Records(_load(options.test_data or options.data, options, options.test_limit, held_out=True))
+        test = _tokenize(held_out, tokenizer, template, options)
+        test_records = tuple(held_out.at(test.record_index))
+    if set_aside:
+        names = ", ".join(path.name for path in set_aside)
+        if options.test_data is None and not options.test_fraction:
+            notes = (f"held out because of the file name: {names}",)
+        else:
+            notes = (f"neither trained nor tested on because of the file name: {names}",)
+    if method in NATURAL:
+        train, clients = _natural_clients(train, method, sources, options)
+        return FederatedData(train, clients, method, test, test_records, template, notes)
+    groups = _groups(train, records, method, options)
+    clients = _drawn_clients(train, groups, method, options, seed)
+    return FederatedData(train, clients, method, test, test_records, template, notes, groups)
 
 
-def _tokenize(records: Sequence[Record], tokenizer: object, options: DataOptions) -> Examples:
+def _load(spec: str | Sequence[str], options: DataOptions, limit: int | None, *, held_out: bool = False) -> list[Source]:
+    return load_sources(spec, fields=options.fields, category_field=options.category_field, limit=limit, held_out=held_out)
+
+
+def _tokenize(records: Records, tokenizer: object, template: str, options: DataOptions) -> Examples:
     return tokenize(
         records,
         tokenizer,
-        template=options.template,
+        template=template,
         max_length=options.max_length,
         overlong=options.overlong,
         cache_dir=options.cache_dir,
     )
 
 
-def _check_categories(records: Sequence[Record], method: str, options: DataOptions) -> None:
+def _check_categories(records: Records, method: str, options: DataOptions) -> None:
+    wanted = options.category_field
+    if method not in ("dirichlet", "field") and wanted is None:
+        return
     without = next((record for record in records if record.category is None), None)
     if without is None:
         return
-    wanted = options.category_field
     if method in ("dirichlet", "field"):
         field = f"the field {wanted!r}" if wanted else "a category"
         raise InputError(
             f"{without.origin} lacks {field}, which partition {method!r} needs of every record; "
             "name the field with category_field, or use another partition."
         )
-    if wanted is not None and all(record.category is None for record in records):
+    if all(record.category is None for record in records):
         raise InputError(
             f"category_field {wanted!r} occurs in no record of the data; name a field that does, or leave it out."
         )
-
-
-def _test_data(spec: str, tokenizer: object, options: DataOptions) -> tuple[Examples, tuple[Record, ...]]:
-    sources = load_sources(
-        spec,
-        fields=options.fields,
-        category_field=options.category_field,
-        limit=options.test_limit,
-    )
-    records = [record for source in sources for record in source.records]
-    test = _tokenize(records, tokenizer, options)
-    return test, tuple(records[index] for index in test.record_index)
 
 
 def _hold_out(examples: Examples, options: DataOptions, seed: int) -> tuple[Examples, Examples]:
@@ -227,58 +269,149 @@ def _hold_out(examples: Examples, options: DataOptions, seed: int) -> tuple[Exam
     return examples.take(np.sort(order[count:])), examples.take(np.sort(order[:count]))
 
 
-def _clients(train: Examples, method: str, sources: Sequence[Source], options: DataOptions, seed: int) -> tuple[Client, ...]:
-    if method in ("iid", "dirichlet"):
-        parts = partition(
-            train.category_codes,
-            method,
-            num_clients=options.clients,
-            alpha=options.dirichlet_alpha,
-            seed=seed,
-        )
-        return tuple(Client(f"client-{number}", number, part) for number, part in enumerate(parts))
+@dataclass(frozen=True)
+class _Texts:
+    """The text of each example, read anew on every pass."""
+
+    records: Records
+    index: np.ndarray
+
+    def __iter__(self) -> Iterator[str]:
+        return (record.text for record in self.records.at(self.index))
+
+
+def _groups(train: Examples, records: Records, method: str, options: DataOptions) -> Groups | None:
+    """What a split by topic or length is drawn over; other splits need nothing beyond the examples."""
+    if method == "length":
+        return length_groups(train.lengths, options.partition_groups)
+    if method == "topic":
+        return find_topics(_Texts(records, train.record_index), options.partition_groups)
+    return None
+
+
+def _drawn_clients(
+    train: Examples, groups: Groups | None, method: str, options: DataOptions, seed: int
+) -> tuple[Client, ...]:
+    # Splits by iid and dirichlet follow the order of the records, so that those already measured stay as they are.
+    keys = None if method in ("iid", "dirichlet") else content_keys(train)
+    parts = partition(
+        (groups or category_groups(train)).codes,
+        method,
+        num_clients=options.clients,
+        alpha=options.dirichlet_alpha,
+        seed=seed,
+        keys=keys,
+    )
+    return tuple(Client(f"client-{number}", number, part) for number, part in enumerate(parts))
+
+
+def _natural_clients(
+    train: Examples, method: str, sources: Sequence[Source], options: DataOptions
+) -> tuple[Examples, tuple[Client, ...]]:
+    """The clients of a field or file split, and the examples of those with enough of them."""
     if method == "file":
         names = [source.name for source in sources]
-        sizes = [len(source.records) for source in sources]
-        groups = np.repeat(np.arange(len(sources)), sizes)[train.record_index]
+        codes = np.repeat(np.arange(len(sources)), [len(source) for source in sources])[train.record_index]
     else:
-        names, groups = list(train.category_names), train.category_codes
-    parts = partition(groups, method, num_clients=len(names))
-    for name, part in zip(names, parts, strict=True):
-        if not len(part):
+        names, codes = list(train.category_names), train.category_codes
+    sizes = np.bincount(codes, minlength=len(names))
+    if options.min_examples:
+        small = sizes < options.min_examples
+        if small.all():
             raise InputError(
-                f"the client {name!r} has no training example left after limits, drops and the "
-                "held-out part; give it more data, raise max_length or data_limit, or leave it out."
+                f"min_examples {options.min_examples} leaves no client, since the largest has {sizes.max()}; "
+                "lower it or give more data."
             )
-    return tuple(Client(name, crc32(name.encode()), part) for name, part in zip(names, parts, strict=True))
+        if small.any():
+            warnings.warn(
+                f"{small.sum():,} of {len(names):,} clients have fewer than {options.min_examples} training examples "
+                f"and are left out with their {sizes[small].sum():,} examples (min_examples).",
+                stacklevel=3,
+            )
+            train = train.take(np.flatnonzero(~small[codes]))
+            codes = (np.cumsum(~small) - 1)[codes[~small[codes]]]
+            names = [name for name, is_small in zip(names, small, strict=True) if not is_small]
+    elif not sizes.all():
+        raise InputError(
+            f"the client {names[int(np.argmin(sizes))]!r} has no training example left after limits, drops and the held-out "
+            "part; give it more data, raise max_length or data_limit, or set min_examples to leave small clients out."
+        )
+    parts = partition(codes, method, num_clients=len(names))
+    return train, tuple(Client(name, crc32(name.encode()), part) for name, part in zip(names, parts, strict=True))
+
+
+# What the groups of a kind are called in the table.
+_PLURALS = {"category": "categories", "topic": "topics", "length": "lengths in tokens"}
+
+
+def _shown_groups(data: FederatedData) -> Groups | None:
+    """What a client's examples are counted by: what the split was drawn over, else their categories, if any."""
+    if data.groups is not None:
+        return data.groups
+    # A client of a field split is its category.
+    return category_groups(data.train) if data.train.category_names and data.partition != "field" else None
 
 
 def describe(data: FederatedData, *, max_clients: int = 50) -> str:
-    """A table of the split for the terminal: examples, tokens and categories of each client."""
-    rows: list[tuple[str, ...]] = [("client", "examples", "tokens", "categories")]
-    rows += [_row(client.name, data.train, client.indices) for client in data.clients[:max_clients]]
+    """A table of the split for the terminal: examples, tokens and categories, topics or lengths of each client."""
+    groups = _shown_groups(data)
+    rows: list[tuple[str, ...]] = [("client", "examples", "tokens", _PLURALS[groups.kind] if groups else "")]
+    rows += [_row(client.name, data.train, groups, client.indices) for client in data.clients[:max_clients]]
     if len(data.clients) > max_clients:
-        rows.append((f"... and {len(data.clients) - max_clients} more", "", "", ""))
-    rows.append(_row(f"all {len(data.clients)} ({data.partition})", data.train))
+        rows.append((f"... and {len(data.clients) - max_clients:,} more", "", "", ""))
+    rows.append(_row(f"all {len(data.clients):,} ({data.partition})", data.train, groups, np.arange(len(data.train))))
     if data.test is not None:
-        rows.append(_row("test", data.test))
+        known = category_groups(data.test) if groups and groups.kind == "category" else None
+        rows.append(_row("test", data.test, known, np.arange(len(data.test))))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
-        f"{name:<{widths[0]}}  {count:>{widths[1]}}  {tokens:>{widths[2]}}  {categories}".rstrip()
-        for name, count, tokens, categories in rows
+        f"{name:<{widths[0]}}  {count:>{widths[1]}}  {tokens:>{widths[2]}}  {shown}".rstrip()
+        for name, count, tokens, shown in rows
     ]
     cut = int(data.train.truncated.sum())
     if cut:
         lines.append(f"{cut:,} training completions are cut at the length limit")
+    lines.append(f"template {data.template}")
+    lines += data.notes
     return "\n".join(lines)
 
 
-def _row(name: str, examples: Examples, index: np.ndarray | None = None) -> tuple[str, ...]:
-    index = np.arange(len(examples)) if index is None else index
-    counts = Counter(examples.category_codes[index].tolist())
-    del counts[-1]
-    common = [f"{examples.category_names[code]} {count:,}" for code, count in counts.most_common(4)]
-    if len(counts) > 4:
-        common.append(f"{len(counts) - 4} more")
-    tokens = int(examples.lengths[index].sum())
-    return name, f"{len(index):,}", f"{tokens:,}", ", ".join(common)
+def _row(name: str, examples: Examples, groups: Groups | None, indices: np.ndarray) -> tuple[str, ...]:
+    counts = _counts_by_name(groups, indices) if groups else {}
+    common = [f"{group} {count:,}" for group, count in sorted(counts.items(), key=lambda item: -item[1])]
+    if len(common) > 4:
+        common[4:] = [f"{len(common) - 4} more"]
+    return name, f"{len(indices):,}", f"{int(examples.lengths[indices].sum()):,}", ", ".join(common)
+
+
+def _counts_by_name(groups: Groups, indices: np.ndarray) -> dict[str, int]:
+    """Examples of each group that occurs, in the groups' order."""
+    counts = groups.count(indices).tolist()
+    return {name: count for name, count in zip(groups.names, counts, strict=True) if count}
+
+
+def split_record(data: FederatedData) -> dict[str, Any]:
+    """The split as plain values for `split.json`: all groups in order, and what each client has.
+
+    `grouped_by` is category, topic, length, or None where examples have no groups beside their client; a client's
+    `groups` are counts of examples by name, without those it lacks and without examples that have no category.
+    """
+    groups = _shown_groups(data)
+    lengths = data.train.lengths
+    return {
+        "partition": data.partition,
+        "examples": len(data.train),
+        "tokens": int(lengths.sum()),
+        "grouped_by": groups.kind if groups else None,
+        "groups": _counts_by_name(groups, np.arange(len(data.train))) if groups else {},
+        "clients": [
+            {
+                "name": client.name,
+                "id": int(client.id),
+                "examples": len(client.indices),
+                "tokens": int(lengths[client.indices].sum()),
+                "groups": _counts_by_name(groups, client.indices) if groups else {},
+            }
+            for client in data.clients
+        ],
+    }

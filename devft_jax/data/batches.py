@@ -80,23 +80,21 @@ def gather_batch(examples: Examples, index: np.ndarray, length: int, pad_id: int
       pad_id: token of the padding.
 
     Returns:
-      tokens i32[..., T], and mask bool[..., T] that is True where the token is one of the
-      completion, which the model predicts at the position before; False at position 0, which
-      nothing predicts.
+      tokens i32[..., T], and mask bool[..., T] that is True where the token is one of an answer,
+      which the model predicts at the position before; False at position 0, which nothing predicts.
 
     Raises:
       ValueError: an example named is longer than T.
     """
     index = np.asarray(index)
-    lengths = np.where(index < 0, 0, examples.offsets[index + 1] - examples.offsets[index])
+    lengths = np.where(index < 0, 0, examples.lengths[index])
     if lengths.max(initial=0) > length:
         raise ValueError(f"an example of {lengths.max()} tokens does not fit into {length}.")
     position = np.arange(length)
     inside = position < lengths[..., None]
-    flat = np.where(inside, examples.offsets[index][..., None] + position, 0)
+    flat = np.where(inside, examples.starts[index][..., None] + position, 0)
     tokens = np.where(inside, examples.tokens[flat], np.int32(pad_id))
-    first_predicted = np.maximum(examples.prompt_lengths[index], 1)
-    return tokens, inside & (position >= first_predicted[..., None])
+    return tokens, inside & (position > 0) & examples.is_answer[flat]
 
 
 def evaluation_batches(

@@ -1,14 +1,21 @@
 """Splits of a data set over clients, as pure functions of group codes and a seed.
 
 - `iid`: one shuffle, then parts whose sizes differ by at most one.
-- `dirichlet`: label skew after Hsu et al. 2019: for every category the shares of the clients are
-  one draw from a symmetric Dirichlet(alpha). Common implementations redraw until no client is
-  empty, which at small alpha may never end; here one draw is taken as it is and an empty client
-  is given one example of the largest, so that the function ends for every alpha.
+- `dirichlet`: label skew after Hsu et al. 2019 (arXiv:1909.06335): for every category the shares of
+  the clients are one draw from a symmetric Dirichlet(alpha). Common implementations redraw until no
+  client is empty, which at small alpha may never end; here one draw is taken as it is and an empty
+  client is given one example of the largest, so that the function ends for every alpha.
+- `topic` and `length`: the same draw over clusters of texts (as FedNLP does, Lin et al. 2022,
+  arXiv:2104.08815) or over bins of lengths, for data without labels.
+- `quantity`: quantity skew after Li et al., ICDE 2022 (arXiv:2102.02079): every client has the same
+  distribution, and sizes are in proportion to one Dirichlet(alpha) draw. Here the draw shares out
+  what remains after one example for each client.
 - `field` and `file`: natural splits, one client per value of a field or per file.
 
 Every example goes to exactly one client, and indices are sorted, so that a split is a set
-and not an order. The same seed gives the same split.
+and not an order. The same seed gives the same split of the same sequence. Where `keys` of the
+examples' contents are given, a drawn split is moreover a function of the multiset of
+(key, group): in whatever order the examples come, a client receives the same contents.
 """
 
 from collections.abc import Sequence
@@ -20,9 +27,14 @@ from devft_jax.errors import InputError
 METHODS: dict[str, str] = {
     "iid": "shuffled and dealt out evenly",
     "dirichlet": "every category spread over clients by a Dirichlet(alpha) draw",
+    "topic": "clusters of similar texts, each spread over clients by a Dirichlet(alpha) draw",
+    "length": "bins of example lengths, each spread over clients by a Dirichlet(alpha) draw",
+    "quantity": "shuffled, client sizes in proportion to a Dirichlet(alpha) draw",
     "field": "one client per value of the category field",
     "file": "one client per file",
 }
+
+NATURAL = ("field", "file")
 
 # First element of the random stream of partitions.
 _PARTITION_STREAM = 2
@@ -55,21 +67,26 @@ def partition(
     num_clients: int | None = None,
     alpha: float = 0.5,
     seed: int | np.random.Generator = 0,
+    keys: np.ndarray | None = None,
 ) -> list[np.ndarray]:
     """Give every example to one client.
 
     Args:
-      groups: i32[N], the group of each example: its category for `dirichlet` and `field`, its file
-        for `file`; only the length counts for `iid`.
+      groups: i32[N], the group of each example: its category for `dirichlet` and `field`, its topic
+        or bin for `topic` and `length`, its file for `file`; only the number of examples counts for
+        `iid` and `quantity`.
       method: one of `METHODS`.
-      num_clients: C, for `iid` and `dirichlet`; the natural splits have one client per group,
-        from 0 to the largest code, or to C - 1 where that is given and larger.
-      alpha: Dirichlet concentration; small values give each category to few clients.
+      num_clients: C, for the drawn splits; the natural splits have one client per group, from 0 to
+        the largest code, or to C - 1 where that is given and larger.
+      alpha: Dirichlet concentration; small values give each group to few clients, or most examples
+        to few clients under `quantity`.
       seed: an integer, or a generator that is then advanced. Natural splits draw nothing.
+      keys: u64[N], a digest of each example's content. Drawn splits then deal the examples in the
+        order of their keys instead of the one given.
 
     Returns:
-      C sorted arrays i64 that together hold 0..N-1 once each. Under `iid` and `dirichlet` none is
-      empty; under `field` and `file` a client is empty if no example has its code.
+      C sorted arrays i64 that together hold 0..N-1 once each. Under the drawn splits none is empty;
+      under `field` and `file` a client is empty if no example has its code.
 
     Raises:
       InputError: unknown method, fewer examples than clients, alpha not positive, or a negative
@@ -78,25 +95,30 @@ def partition(
     codes = np.asarray(groups)
     if method not in METHODS:
         raise InputError(f"partition {method!r} is unknown; choose from {', '.join(METHODS)}.")
-    if method != "iid" and (codes < 0).any():
+    if method not in ("iid", "quantity") and (codes < 0).any():
         raise InputError(
             f"partition {method!r} needs a group for every example and example "
             f"{int(np.argmax(codes < 0))} has none; use iid, or give it one."
         )
-    if method in ("field", "file"):
+    if method in NATURAL:
         return _by_group(codes, num_clients)
     if num_clients is None or num_clients < 1:
         raise InputError(f"clients {num_clients} is not a positive number; use 1 or more.")
     if len(codes) < num_clients:
         raise InputError(f"{len(codes)} examples cannot fill {num_clients} clients; use fewer clients or more data.")
+    if not 0 < alpha < np.inf:
+        raise InputError(f"alpha {alpha} is not a positive number; 0.5 is usual.")
     stream = seed
     if not isinstance(stream, np.random.Generator):
         stream = random_stream(_PARTITION_STREAM, stream)
+    order = np.arange(len(codes)) if keys is None else np.lexsort((codes, keys))
     if method == "iid":
         parts = np.array_split(stream.permutation(len(codes)), num_clients)
+    elif method == "quantity":
+        parts = _by_size(len(codes), num_clients, alpha, stream)
     else:
-        parts = _dirichlet(codes, num_clients, alpha, stream)
-    return [np.sort(part) for part in parts]
+        parts = _dirichlet(codes[order], num_clients, alpha, stream)
+    return [np.sort(order[part]) for part in parts]
 
 
 def _by_group(codes: np.ndarray, num_groups: int | None) -> list[np.ndarray]:
@@ -105,9 +127,13 @@ def _by_group(codes: np.ndarray, num_groups: int | None) -> list[np.ndarray]:
     return np.split(order, np.searchsorted(codes[order], np.arange(1, num_groups)))
 
 
+def _by_size(count: int, num_clients: int, alpha: float, stream: np.random.Generator) -> list[np.ndarray]:
+    shares = stream.dirichlet(np.full(num_clients, alpha))
+    sizes = 1 + apportion(count - num_clients, shares)
+    return np.split(stream.permutation(count), np.cumsum(sizes)[:-1])
+
+
 def _dirichlet(codes: np.ndarray, num_clients: int, alpha: float, stream: np.random.Generator) -> list[np.ndarray]:
-    if not 0 < alpha < np.inf:
-        raise InputError(f"alpha {alpha} is not a positive number; 0.5 is usual.")
     owner = np.empty(len(codes), np.int64)
     for category in np.unique(codes):
         members = stream.permutation(np.flatnonzero(codes == category))

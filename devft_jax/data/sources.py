@@ -2,30 +2,35 @@
 
 One option names the data: a local file, a folder, a glob, the name of a data set on Hugging Face or
 a built-in one. Whatever it names becomes a list of `Source`s, one per file, because in federated
-data a file is often a client. The shape of a record is found from its field names (Alpaca, Dolly,
-prompt/completion, question/answer) or told by the user, and every record keeps its origin
-(`path:line`), so that an error anywhere later can say which line of which file it means.
+data a file is often a client. The shape of a record is found from its field names (a conversation,
+Alpaca, Dolly, prompt/completion, question/answer) or told by the user, and every record keeps its
+origin (`path:line`), so that an error anywhere later can say which line of which file it means.
+
+A source is read as a stream, anew on every pass: once to count its records and to learn its fields,
+then as often as somebody iterates it. Memory therefore does not grow with the data, except under a
+JSON array, which can only be parsed whole.
+
+In a folder, files whose names say so are held-out data: see `is_held_out_name`.
 """
 
 import glob
-import gzip
 import importlib
-import json
 import re
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from devft_jax.data.files import SUFFIXES, Row, Scan, read_rows, scan_rows, stem, to_scan
 from devft_jax.data.partition import apportion, random_stream
 from devft_jax.errors import InputError
 
-SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
-
-ROLES = ("instruction", "input", "output")
+ROLES = ("instruction", "input", "output", "messages")
 
 # Field names in use, by role. The first layout whose fields all occur is taken, else the first
 # whose instruction and output occur, since files without inputs often leave that field out.
@@ -37,15 +42,59 @@ LAYOUTS: tuple[Mapping[str, str], ...] = (
     {"instruction": "question", "output": "answer"},  # GSM8K
 )
 
+# Where conversations are kept; such a field decides before the layouts above, because data sets of
+# conversations often repeat the first question in a field of its own.
+MESSAGES_FIELDS = ("messages", "conversations", "conversation")
+
+# A conversation's system text that stands beside its turns instead of among them.
+SYSTEM_FIELD = "system"
+
 CATEGORY_FIELDS = ("category", "template", "task")
+
+# The two forms of a turn, (speaker, content): OpenAI's and Hugging Face's, and ShareGPT's.
+TURN_FIELDS = (("role", "content"), ("from", "value"))
+
+SPEAKERS = {
+    "system": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bard": "assistant",
+    "bing": "assistant",
+    "model": "assistant",
+}
+
+_HELD_OUT_WORD = re.compile(r"(?<![a-z])(test|eval|evaluation|valid|validation|dev|held[^a-z]?out)(?![a-z])")
+_TRAINING_WORD = re.compile(r"(?<![a-z])(train|training)(?![a-z])")
+
+# Hugging Face's names of the parts of one split.
+_SHARD = re.compile(r"-\d{5}-of-\d{5}$")
+
+# What data sets keep beside their data.
+_METADATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 
 # First element of the random stream that picks the records kept under a limit.
 _LIMIT_STREAM = 1
 
 
 @dataclass(frozen=True, slots=True)
+class Turn:
+    """What one side of a conversation says at once."""
+
+    role: str
+    """system, user or assistant."""
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
-    """One instruction with its answer."""
+    """One instruction with its answer, or a conversation.
+
+    Whatever reads only `instruction`, `input` and `output` sees the last exchange of a
+    conversation; whatever reads `turns` sees an instruction as a conversation of two turns.
+    """
 
     instruction: str
     input: str
@@ -54,16 +103,81 @@ class Record:
     category: str | None
     """Kind of task, where the data says so: what non-IID splits are made from."""
     origin: str
-    """Where the record was read, as `path:number`: a line of JSONL or a record of an array."""
+    """Where the record was read, as `path:number`: a line of JSONL or CSV, a record elsewhere."""
+    conversation: tuple[Turn, ...] = ()
+    """Every turn of a record that was given as turns; empty for any other."""
+
+    @classmethod
+    def of_turns(cls, turns: Sequence[Turn], category: str | None, origin: str) -> "Record":
+        """A conversation, which must hold an assistant turn."""
+        last = max(index for index, turn in enumerate(turns) if turn.role == "assistant")
+        asked = next((turn.content for turn in reversed(turns[:last]) if turn.role == "user"), "")
+        return cls(asked, "", turns[last].content, category, origin, tuple(turns))
+
+    @property
+    def turns(self) -> tuple[Turn, ...]:
+        """The record as a conversation; input follows its instruction on a line of its own."""
+        if self.conversation:
+            return self.conversation
+        asked = f"{self.instruction}\n{self.input}" if self.input else self.instruction
+        return Turn("user", asked), Turn("assistant", self.output)
+
+    @property
+    def text(self) -> str:
+        """All that is said, without any template's wording."""
+        return "\n".join(turn.content for turn in self.turns)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Source:
-    """The records of one file (or of one split of a named data set)."""
+    """The records of one file (or of one split of a named data set), read anew by every iteration."""
 
     name: str
     """File name without folder and suffix, or the path below the folder that a glob starts from."""
-    records: tuple[Record, ...]
+    place: str
+    """The path or name it is read from."""
+    size: int
+    read: Callable[[], Iterator[Record]]
+    conversational: bool = False
+    """Whether its records are conversations."""
+
+    def __len__(self) -> int:
+        """Number of records."""
+        return self.size
+
+    def __iter__(self) -> Iterator[Record]:
+        """A pass over the records; `InputError` at the first that cannot be used."""
+        return self.read()
+
+
+class Records:
+    """The records of several sources, one after another, never all in memory."""
+
+    def __init__(self, sources: Sequence[Source]):
+        self.sources = tuple(sources)
+
+    def __len__(self) -> int:
+        """Number of records in all sources."""
+        return sum(map(len, self.sources))
+
+    def __iter__(self) -> Iterator[Record]:
+        """A pass over the records of all sources."""
+        return chain.from_iterable(self.sources)
+
+    def at(self, index: np.ndarray) -> Iterator[Record]:
+        """The records at ascending positions `index` i64[M], in one pass.
+
+        With the `record_index` of `Examples` it gives the record of every example, in their order:
+        what a split by content reads the texts from.
+        """
+        wanted = iter(np.asarray(index).tolist())
+        position = next(wanted, None)
+        for number, record in enumerate(self):
+            if position is None:
+                return
+            if number == position:
+                yield record
+                position = next(wanted, None)
 
 
 @dataclass(frozen=True)
@@ -90,22 +204,28 @@ def load_sources(
     fields: Mapping[str, str] | None = None,
     category_field: str | None = None,
     limit: int | None = None,
+    held_out: bool = False,
 ) -> list[Source]:
-    """Read the data that `spec` names.
+    """Find and check the data that `spec` names; its records are read when a source is iterated.
 
     Args:
-      spec: one or several of: a JSON or JSONL file, plain or gzipped (told apart by content); a
+      spec: one or several of: a file of JSON, JSONL, CSV, TSV (any of them gzipped) or Parquet; a
         folder of such files; a glob; `name[:split]` of a data set on Hugging Face (with
         `owner/name/configuration` where it has several; split `train` by default); a built-in
-        `name[:split[:count]]`. Files of a folder or glob come in natural order, 2 before 10.
-      fields: role (instruction, input, output) to field name, for records of another shape.
+        `name[:split[:count]]`. Files of a folder or glob come in natural order, 2 before 10, and
+        shards (`-00000-of-00002`) are one source.
+      fields: role (instruction, input, output, or messages for conversations) to field name, for
+        records of another shape.
       category_field: field that holds the category; otherwise the first of `category`, `template`
         and `task` that occurs, if any.
       limit: at most this many records in all, a random subset that is the same for every run;
         every source keeps its share.
+      held_out: what a folder that is the only spec gives where some of its files are named as
+        held-out data: those files instead of the others. Any other spec is taken literally.
 
     Raises:
-      InputError: nothing matches, or a file or record is unreadable; names the file and line.
+      InputError: nothing matches, or a file is unreadable; names the file and line. Iterating a
+        source raises it for a record that cannot be used.
     """
     unknown = sorted(set(fields or ()) - set(ROLES))
     if unknown:
@@ -115,20 +235,42 @@ def load_sources(
         raise InputError("data is empty; name a file, a folder, a glob or a data set.")
     if limit is not None and limit < 1:
         raise InputError(f"a limit of {limit} records leaves no data; use 1 or more.")
-    sources = [source for one in specs for source in _load(one, fields=fields or {}, category_field=category_field)]
+    part = None if len(specs) > 1 else "held-out" if held_out else "training"
+    load = partial(_load, fields=fields or {}, category_field=category_field, part=part)
+    sources = [source for one in specs for source in load(one)]
     _check_distinct_names(sources)
     return sources if limit is None else _limited(sources, limit)
 
 
-def _load(spec: str, *, fields: Mapping[str, str], category_field: str | None) -> list[Source]:
+def held_out_files(spec: str | Sequence[str]) -> tuple[Path, ...]:
+    """The files that a folder sets aside as held-out data by their names; empty for any other spec."""
+    folder = spec if isinstance(spec, str) else spec[0] if len(spec) == 1 else ""
+    path = Path(folder).expanduser()
+    if not folder or folder.partition(":")[0] in BUILT_IN or not path.is_dir():
+        return ()
+    training, held_out = _folder_files(path)
+    return tuple(held_out) if training else ()
+
+
+def is_held_out_name(name: str) -> bool:
+    """Whether a file's name, without suffix, says that it is not for training.
+
+    It does so by one of the words test, eval, evaluation, valid, validation, dev or held_out that no
+    other letter touches (`global_test`, `gpt4-eval`, `dev2`, but not `latest`), unless it says train
+    or training as well.
+    """
+    name = name.lower()
+    return bool(_HELD_OUT_WORD.search(name)) and not _TRAINING_WORD.search(name)
+
+
+def _load(spec: str, *, fields: Mapping[str, str], category_field: str | None, part: str | None) -> list[Source]:
     built_in = spec.partition(":")[0]
     if built_in in BUILT_IN:
         return [_load_built_in(spec)]
-    files = _local_files(spec)
-    if files is None:
-        rows = _read_hub(spec)
-        return [Source(spec, _to_records(spec, rows, fields, category_field))]
-    return [Source(name, _to_records(str(path), _read_file(path), fields, category_field)) for name, path in files]
+    named = _local_files(spec, part)
+    if named is None:
+        return [_load_hub(spec, fields, category_field)]
+    return [_load_files(name, paths, fields, category_field) for name, paths in named]
 
 
 def _load_built_in(spec: str) -> Source:
@@ -145,91 +287,24 @@ def _load_built_in(spec: str) -> Source:
     records = tuple(module.generate(split=split, count=int(count_text), seed=0))
     if not records:
         raise InputError(f"data {spec!r} asks for no record; use a count of 1 or more.")
-    return Source(f"{name}:{split}", records)
+    return Source(f"{name}:{split}", spec, len(records), lambda: iter(records))
 
 
-def _local_files(spec: str) -> list[tuple[str, Path]] | None:
-    """(name, path) of the files that `spec` means, or None when it can only be a hub name."""
-    path = Path(spec).expanduser()
-    if path.is_file():
-        return [(_stem(path.name), path)]
-    if path.is_dir():
-        found, root = [*path.iterdir()], path
-    elif glob.has_magic(spec):
-        found = [Path(match) for match in glob.glob(str(path), recursive=True)]
-        root = _glob_root(path)
-    elif spec.startswith((".", "/", "~")) or spec.endswith(SUFFIXES):
-        raise InputError(f"data {spec!r} does not exist; give an existing file, folder or glob.")
-    else:
-        return None
-    files = [match for match in found if match.is_file() and match.name.endswith(SUFFIXES)]
-    if not files:
-        raise InputError(
-            f"data {spec!r} matches no file that ends in {', '.join(SUFFIXES)}; "
-            "check the path, and quote a glob so that the shell leaves it alone."
-        )
-    named = [(_stem(match.relative_to(root).as_posix()), match) for match in files]
-    return sorted(named, key=lambda item: _natural(item[0]))
+def _load_files(name: str, paths: Sequence[Path], fields: Mapping[str, str], category_field: str | None) -> Source:
+    """One source out of a file or out of the shards of one."""
+    scans = [scan_rows(path) for path in paths]
+    present = {field: None for scan in scans for field in scan.fields}
+    reader = _Reader.of(str(paths[0]), list(present), fields, category_field)
+
+    def read() -> Iterator[Record]:
+        for path in paths:
+            yield from reader.records(str(path), read_rows(path))
+
+    return Source(name, str(paths[0]), sum(scan.count for scan in scans), read, reader.messages is not None)
 
 
-def _glob_root(pattern: Path) -> Path:
-    """The folder that a glob starts from: all leading parts without wildcards."""
-    fixed = Path(pattern.anchor)
-    for part in pattern.relative_to(pattern.anchor).parts:
-        if glob.has_magic(part):
-            break
-        fixed /= part
-    return fixed
-
-
-def _stem(name: str) -> str:
-    return name.removesuffix(".gz").removesuffix(".jsonl").removesuffix(".json")
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    """Sorting key under which numbers inside names count as numbers."""
-    parts = re.split(r"(\d+)", name)
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
-
-
-def _read_file(path: Path) -> list[tuple[int, Any]]:
-    """(number, value) of every record: lines count from 1 in JSONL, records in an array."""
-    try:
-        content = path.read_bytes()
-        if content.startswith(b"\x1f\x8b"):
-            content = gzip.decompress(content)
-        text = content.decode("utf-8-sig")
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{path} cannot be read as JSON text, plain or gzipped ({error}); replace it by a whole file."
-        ) from error
-    rows: list[tuple[int, Any]] = []
-    if text.lstrip().startswith("["):
-        rows.extend(enumerate(_parse(text, path, 1), 1))
-    else:
-        # Only "\n" ends a line of JSONL; str.splitlines would also break inside strings.
-        lines = enumerate(text.split("\n"), 1)
-        rows.extend((number, _parse(line, path, number)) for number, line in lines if line.strip())
-    if not rows:
-        raise InputError(f"{path} holds no record; fill it or leave it out.")
-    return rows
-
-
-def _parse(text: str, path: Path, first_line: int) -> Any:
-    try:
-        return json.loads(text)
-    except RecursionError as error:
-        raise InputError(f"{path}:{first_line} is nested too deeply to be a record; correct or remove it.") from error
-    except json.JSONDecodeError as error:
-        line = first_line + error.lineno - 1
-        raise InputError(
-            f"{path}:{line} is not valid JSON ({error.msg}, column {error.colno}); "
-            "a file is one array of objects, or one object on every line."
-        ) from error
-
-
-def _read_hub(spec: str) -> Iterable[tuple[int, Any]]:
-    """Rows of `owner/name[/configuration][:split]` on Hugging Face, by the `datasets` package."""
+def _load_hub(spec: str, fields: Mapping[str, str], category_field: str | None) -> Source:
+    """`owner/name[/configuration][:split]` on Hugging Face, by the `datasets` package."""
     import datasets
 
     name, _, split = spec.partition(":")
@@ -244,32 +319,115 @@ def _read_hub(spec: str) -> Iterable[tuple[int, Any]]:
         ) from error
     if not len(rows):
         raise InputError(f"data {spec!r} holds no record; choose another split.")
-    return enumerate(rows, 1)
+    columns = getattr(rows, "column_names", None)
+    scan = Scan(len(rows), tuple(columns)) if columns else to_scan(spec, enumerate(rows, 1))
+    reader = _Reader.of(spec, scan.fields, fields, category_field)
+    return Source(spec, spec, scan.count, lambda: reader.records(spec, enumerate(rows, 1)), reader.messages is not None)
 
 
-def _to_records(
-    place: str,
-    rows: Iterable[tuple[int, Any]],
-    fields: Mapping[str, str],
-    category_field: str | None,
-) -> tuple[Record, ...]:
-    addressed = [(f"{place}:{number}", row) for number, row in rows]
-    for origin, row in addressed:
-        if not isinstance(row, Mapping):
-            raise InputError(
-                f"{origin} is a {type(row).__name__}, not an object; "
-                "every record must be a JSON object with an instruction and an output."
-            )
-    present = set().union(*(row.keys() for _, row in addressed))
-    layout = _layout(present, fields)
-    if "input" in fields and fields["input"] not in present:
+def _local_files(spec: str, part: str | None) -> list[tuple[str, list[Path]]] | None:
+    """(name, paths) of the sources that `spec` means, or None when it can only be a hub name."""
+    path = Path(spec).expanduser()
+    if path.is_file():
+        return [(stem(path.name), [path])]
+    if path.is_dir():
+        training, held_out = _folder_files(path)
+        chosen = {"training": training, "held-out": held_out, None: []}[part]
+        files, root = chosen or training + held_out, path
+    elif glob.has_magic(spec):
+        found = [Path(match) for match in glob.glob(str(path), recursive=True)]
+        files = [match for match in found if match.is_file() and match.name.endswith(SUFFIXES)]
+        root = _glob_root(path)
+    elif spec.startswith((".", "/", "~")) or spec.endswith(SUFFIXES):
+        raise InputError(f"data {spec!r} does not exist; give an existing file, folder or glob.")
+    else:
+        return None
+    if not files:
         raise InputError(
-            f"fields maps input to {fields['input']!r}, which no record of {place} has; "
-            f"its fields are {', '.join(sorted(present))}."
+            f"data {spec!r} matches no file that ends in {', '.join(SUFFIXES)}; "
+            "check the path, and quote a glob so that the shell leaves it alone."
         )
-    if category_field is None:
-        category_field = next((name for name in CATEGORY_FIELDS if name in present), None)
-    return tuple(_to_record(origin, row, layout, category_field) for origin, row in addressed)
+    sources: list[tuple[str, list[Path]]] = []
+    shards: dict[str, list[Path]] = {}
+    by_name = [(stem(match.relative_to(root).as_posix()), match) for match in files]
+    for name, match in sorted(by_name, key=lambda item: _natural(item[0])):
+        whole = _SHARD.sub("", name)
+        if whole in shards:
+            shards[whole].append(match)
+            continue
+        sources.append((whole, [match]))
+        if whole != name:
+            shards[whole] = sources[-1][1]
+    return sources
+
+
+def _folder_files(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The training and the held-out files of a folder, by their names."""
+    files = [
+        path
+        for path in sorted(folder.iterdir())
+        if path.is_file()
+        and path.name.endswith(SUFFIXES)
+        and not path.name.startswith((".", "_"))
+        and path.name not in _METADATA
+    ]
+    held_out = [path for path in files if is_held_out_name(stem(path.name))]
+    return [path for path in files if path not in held_out], held_out
+
+
+def _glob_root(pattern: Path) -> Path:
+    """The folder that a glob starts from: all leading parts without wildcards."""
+    fixed = Path(pattern.anchor)
+    for part in pattern.relative_to(pattern.anchor).parts:
+        if glob.has_magic(part):
+            break
+        fixed /= part
+    return fixed
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sorting key under which numbers inside names count as numbers."""
+    parts = re.split(r"(\d+)", name)
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """How the rows of one source become records."""
+
+    layout: Mapping[str, str]
+    """Role to field of an instruction record."""
+    messages: str | None
+    """Field of the turns, where the records are conversations."""
+    category_field: str | None
+
+    @classmethod
+    def of(cls, place: str, present: Collection[str], fields: Mapping[str, str], category_field: str | None) -> "_Reader":
+        if "input" in fields and fields["input"] not in present:
+            raise InputError(
+                f"fields maps input to {fields['input']!r}, which no record of {place} has; "
+                f"its fields are {', '.join(sorted(present))}."
+            )
+        messages = fields.get("messages")
+        if "messages" not in fields and not {"instruction", "output"} & set(fields):
+            messages = next((name for name in MESSAGES_FIELDS if name in present), None)
+        if category_field is None:
+            category_field = next((name for name in CATEGORY_FIELDS if name in present), None)
+        return cls(_layout(set(present), fields), messages, category_field)
+
+    def records(self, place: str, rows: Iterable[Row]) -> Iterator[Record]:
+        for number, row in rows:
+            origin = f"{place}:{number}"
+            value = row.get(self.category_field) if self.category_field else None
+            # An empty cell is how CSV says that there is none.
+            category = None if value in (None, "") else str(value)
+            if self.messages is not None:
+                yield Record.of_turns(_turns(origin, row, self.messages), category, origin)
+            else:
+                instruction, input, output = (
+                    _role_text(origin, row, role, self.layout.get(role)) for role in ("instruction", "input", "output")
+                )
+                yield Record(instruction, input, output, category, origin)
 
 
 def _layout(present: set[str], fields: Mapping[str, str]) -> Mapping[str, str]:
@@ -278,52 +436,86 @@ def _layout(present: set[str], fields: Mapping[str, str]) -> Mapping[str, str]:
     return {**(whole + enough + [LAYOUTS[0]])[0], **fields}
 
 
-def _to_record(origin: str, row: Mapping[str, Any], layout: Mapping[str, str], category_field: str | None) -> Record:
-    texts = {role: _text(origin, row, role, layout.get(role)) for role in ROLES}
-    category = row.get(category_field) if category_field else None
-    return Record(**texts, category=None if category is None else str(category), origin=origin)
-
-
-def _text(origin: str, row: Mapping[str, Any], role: str, field: str | None) -> str:
+def _role_text(origin: str, row: Mapping[str, Any], role: str, field: str | None) -> str:
     value = row.get(field) if field else None
     if value is None and role == "input":
         return ""
     if value is None:
+        lacks = f"holds nothing in the field {field!r}" if field in row else f"has no field {field!r}"
         raise InputError(
-            f"{origin} has no field {field!r} for its {role} (it has {', '.join(row) or 'none'}); "
+            f"{origin} {lacks} for its {role} (it has {', '.join(map(str, row)) or 'none'}); "
             "correct the record, or name the fields of your data with the option fields."
         )
+    return _text(origin, f"in the field {field!r}", value)
+
+
+def _text(origin: str, where: str, value: Any) -> str:
     if not isinstance(value, str | int | float):
         raise InputError(
-            f"{origin} has a {type(value).__name__} in the field {field!r}, where text is needed; "
+            f"{origin} has a {type(value).__name__} {where}, where text is needed; "
             "correct the record, or name another field with the option fields."
         )
     text = str(value)
     if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise InputError(f"{origin} has half a character (a lone surrogate) in the field {field!r}; correct the record.")
+        raise InputError(f"{origin} has half a character (a lone surrogate) {where}; correct the record.")
     return text
+
+
+def _turns(origin: str, row: Mapping[str, Any], field: str) -> list[Turn]:
+    """The turns of a conversation, an outside system text first."""
+    messages = row.get(field)
+    if not isinstance(messages, list) or not messages:
+        found = "an empty list" if messages == [] else "nothing" if messages is None else f"a {type(messages).__name__}"
+        raise InputError(
+            f"{origin} has {found} in the field {field!r}, where the turns of a conversation are needed; "
+            "give objects with role and content or with from and value, or name another field with the option fields."
+        )
+    turns = [_turn(origin, number, message) for number, message in enumerate(messages, 1)]
+    if all(turn.role != "assistant" for turn in turns):
+        raise InputError(f"{origin} holds no assistant turn, so nothing can be learned from it; correct or remove it.")
+    system = row.get(SYSTEM_FIELD)
+    if system and all(turn.role != "system" for turn in turns):
+        turns.insert(0, Turn("system", _text(origin, f"in the field {SYSTEM_FIELD!r}", system)))
+    return turns
+
+
+def _turn(origin: str, number: int, message: Any) -> Turn:
+    form = next((form for form in TURN_FIELDS if isinstance(message, Mapping) and form[0] in message), None)
+    if form is None:
+        raise InputError(
+            f"{origin} has a turn {number} without a speaker; every turn must be an object with "
+            "role and content, or with from and value."
+        )
+    speaker, content = message[form[0]], message.get(form[1])
+    if not isinstance(speaker, str) or speaker not in SPEAKERS:
+        raise InputError(
+            f"{origin} has a turn {number} by {speaker!r}, which is not supported; the speakers are {', '.join(SPEAKERS)}."
+        )
+    if not isinstance(content, str):
+        found = "nothing" if content is None else f"a {type(content).__name__}"
+        raise InputError(f"{origin} has {found} as the content of turn {number}, where text is needed; correct the record.")
+    return Turn(SPEAKERS[speaker], _text(origin, f"in turn {number}", content))
 
 
 def _check_distinct_names(sources: Sequence[Source]) -> None:
     seen: dict[str, Source] = {}
     for source in sources:
         if source.name in seen:
-            first = seen[source.name].records[0].origin.rpartition(":")[0]
-            second = source.records[0].origin.rpartition(":")[0]
             raise InputError(
-                f"{first} and {second} would both be called {source.name!r}; name every file once, "
-                "or use one glob over their common folder, which names them by their paths."
+                f"{seen[source.name].place} and {source.place} would both be called {source.name!r}; name every "
+                "file once, or use one glob over their common folder, which names them by their paths."
             )
         seen[source.name] = source
 
 
 def _limited(sources: Sequence[Source], limit: int) -> list[Source]:
-    sizes = np.array([len(source.records) for source in sources])
+    sizes = np.array([len(source) for source in sources])
     if sizes.sum() <= limit:
         return list(sources)
     kept = []
     for source, count in zip(sources, apportion(limit, sizes), strict=True):
         stream = random_stream(_LIMIT_STREAM, zlib.crc32(source.name.encode()))
-        chosen = np.sort(stream.permutation(len(source.records))[:count])
-        kept.append(Source(source.name, tuple(source.records[index] for index in chosen)))
+        chosen = np.sort(stream.permutation(len(source))[:count])
+        read = partial(Records([source]).at, chosen)
+        kept.append(Source(source.name, source.place, len(chosen), read, source.conversational))
     return kept

@@ -1,80 +1,105 @@
-"""Records as token ids: tokenised once, kept flat, cached by content.
+"""Records as token ids: tokenised once, kept flat on disk, found again by content.
 
-An example is `bos + prompt | completion + eos`. Prompt and completion are tokenised apart, so that
-the boundary where the loss begins is exact and a prompt has the same ids as when the model
-generates from it. All examples lie end to end in one array with offsets, four bytes a token: a
-batch is one gather, and a cache file is a plain `.npz`.
+Under a text template an example is `bos`, then every prompt and every `answer + eos` in turn, each
+tokenised apart, so that the borders where the loss begins are exact and a prompt has the same ids
+as when the model generates from it. A chat template prints bos and the ends of turns itself; its
+text is tokenised as a whole where the tokenizer then keeps the borders, as it does with nearly every
+template, and apart where a token would reach across one. An eos follows the last answer only if
+the template ends it with no token of that kind.
 
-The cache key is a hash of all that decides the ids: the rendered texts, the tokenizer's own
-content, the length limit and this module's version. A file appears under its final name only when
-whole; one that cannot be read is made anew.
+All examples lie end to end in one array with a flag a token beside it, five bytes a token, in a
+store that is mapped into memory (`devft_jax.data.store`): neither the texts nor the ids are ever in
+memory as a whole. The store's name is a hash of all that decides the ids: the records, the template,
+the tokenizer's own content, the length limit and this module's version. A tokenizer that does not
+show its content is not looked up again: its store lasts as long as the process.
 """
 
+import dataclasses
 import hashlib
 import json
 import os
-import tempfile
 import warnings
-from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass, fields, replace
-from itertools import chain
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate, chain, islice, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from devft_jax.data.prompts import render
+from devft_jax.data.prompts import CHAT_DATE, Segment, TextTemplate, find_template, renderer, tokenizer_name
 from devft_jax.data.sources import Record
-from devft_jax.errors import InputError
+from devft_jax.data.store import StoreWriter, read_store
+from devft_jax.errors import InputError, RunError
 
 OVERLONG = ("drop", "error")
 
-# Raise it with every change of what the same texts become.
-_VERSION = 1
+# Raise it with every change of what the same records become.
+_VERSION = 2
 
 # Records tokenised at once: enough to keep a fast tokenizer's threads busy, few enough that the
-# Python lists it returns stay small beside the arrays.
+# Python lists it returns stay small.
 _RECORDS_PER_CALL = 1024
+
+_DTYPES = {
+    "tokens": np.dtype("<i4"),
+    "is_answer": np.dtype(bool),
+    "starts": np.dtype("<i8"),
+    "lengths": np.dtype("<i8"),
+    "prompt_lengths": np.dtype("<i4"),
+    "record_index": np.dtype("<i8"),
+    "category_codes": np.dtype("<i4"),
+    "truncated": np.dtype(bool),
+}
+
+
+class RecordStream(Protocol):
+    """Records that can be counted, and iterated as often as needed: a list, a `Source`, `Records`."""
+
+    def __len__(self) -> int:
+        """Number of records."""
+
+    def __iter__(self) -> Iterator[Record]:
+        """A pass over them, from the start."""
 
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """N tokenised examples of T_n tokens each, end to end in one array."""
+    """N tokenised examples of T_n tokens each, in one array that other examples may share."""
 
     tokens: np.ndarray
-    """i32[sum of T_n]."""
-    offsets: np.ndarray
-    """i64[N + 1]; example n is `tokens[offsets[n]:offsets[n + 1]]`."""
+    """i32[at least sum of T_n]."""
+    is_answer: np.ndarray
+    """bool, like `tokens`: whether the assistant says the token, so that the loss covers it."""
+    starts: np.ndarray
+    """i64[N]; example n is `tokens[starts[n]:starts[n] + lengths[n]]`."""
+    lengths: np.ndarray
+    """i64[N], tokens of each example."""
     prompt_lengths: np.ndarray
-    """i32[N], tokens before the completion, bos included."""
+    """i32[N], tokens before the first of an answer, bos included."""
     record_index: np.ndarray
-    """i64[N], which of the tokenised records each example came from."""
+    """i64[N], ascending, which of the tokenised records each example came from."""
     category_codes: np.ndarray
     """i32[N], index into `category_names`; -1 for a record without category."""
     category_names: tuple[str, ...]
     """The categories of all records, sorted, also those of records that were dropped."""
     truncated: np.ndarray
-    """bool[N], whether the completion was cut at the length limit."""
+    """bool[N], whether the example was cut at the length limit."""
 
     def __len__(self) -> int:
         """N."""
-        return len(self.prompt_lengths)
+        return len(self.lengths)
 
-    @property
-    def lengths(self) -> np.ndarray:
-        """i64[N], tokens of each example."""
-        return np.diff(self.offsets)
+    def row(self, n: int) -> np.ndarray:
+        """i32[T_n], the tokens of one example."""
+        return self.tokens[self.starts[n] : self.starts[n] + self.lengths[n]]
 
     def take(self, index: np.ndarray) -> "Examples":
-        """The examples at `index` i64[M], in that order, as examples of their own."""
-        lengths = self.lengths[index]
-        offsets = np.concatenate([[0], np.cumsum(lengths)])
-        positions = np.arange(offsets[-1]) + np.repeat(self.offsets[index] - offsets[:-1], lengths)
+        """The examples at `index` i64[M], in that order; they share the tokens with these."""
         return replace(
             self,
-            tokens=self.tokens[positions],
-            offsets=offsets,
+            starts=self.starts[index],
+            lengths=self.lengths[index],
             prompt_lengths=self.prompt_lengths[index],
             record_index=self.record_index[index],
             category_codes=self.category_codes[index],
@@ -83,7 +108,7 @@ class Examples:
 
 
 def tokenize(
-    records: Sequence[Record],
+    records: RecordStream,
     tokenizer: Any,
     *,
     template: str = "alpaca",
@@ -91,16 +116,16 @@ def tokenize(
     overlong: str = "drop",
     cache_dir: str | os.PathLike[str] | None = None,
 ) -> Examples:
-    """Tokenise records, or read what an earlier call made of the same ones.
+    """Tokenise records, or find what an earlier call made of the same ones.
 
-    A completion that runs past the limit is cut there and then has no eos. A prompt that leaves no
-    room for a single token of completion teaches nothing: such records are dropped with one
-    warning, or refused.
+    An example that runs past the limit is cut there: its last answer then has no end, or later turns
+    are missing. One whose first answer does not begin within the limit teaches nothing: such records
+    are dropped with one warning, or refused.
 
     Args:
-      records: what to tokenise; at least one.
+      records: what to tokenise; at least one. They are read twice, or three times for a warning.
       tokenizer: of `transformers`. It must have an eos token; without a bos token none is added.
-      template: name of a prompt template of `devft_jax.data.prompts`.
+      template: name of a prompt template of `devft_jax.data.prompts`, but not `auto`.
       max_length: most tokens of an example, bos and eos included.
       overlong: "drop" or "error", for prompts that leave no room.
       cache_dir: folder of the cache; by default that of the environment variable `DEVFT_CACHE`,
@@ -108,73 +133,162 @@ def tokenize(
 
     Raises:
       InputError: an unusable option or tokenizer, an overlong prompt under "error", no example.
+      RunError: the token ids cannot be stored, or the data changed between two readings.
     """
     if overlong not in OVERLONG:
         raise InputError(f"overlong {overlong!r} is unknown; choose from {', '.join(OVERLONG)}.")
     if tokenizer.eos_token_id is None:
-        name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
         raise InputError(
-            f"the tokenizer {name!r} has no eos token, so completions could not end; "
+            f"the tokenizer {tokenizer_name(tokenizer)!r} has no eos token, so completions could not end; "
             "set eos_token in its tokenizer_config.json."
         )
-    texts = [render(record, template) for record in records]
-    path = _cache_path(texts, records, tokenizer, max_length, cache_dir)
-    examples = _read_cache(path) if path else None
-    if examples is None:
-        examples = _tokenize(texts, records, tokenizer, max_length)
-        if path:
-            _write_cache(path, examples)
+    render = renderer(template, tokenizer)
+    survey = _Survey()
+    for record in records:
+        survey.add(record)
+    encode = _Encoder(tokenizer, render, max_length, joins=template == "chat")
+    path = _store_path(survey, tokenizer, template, max_length, cache_dir)
+    found = read_store(path, _DTYPES) if path else None
+    arrays, names = found or _fill_store(path, records, survey, encode)
+    examples = Examples(**arrays, category_names=tuple(names))
     _report_overlong(examples, records, max_length, overlong)
     return examples
 
 
-def _tokenize(texts: Sequence[tuple[str, str]], records: Sequence[Record], tokenizer: Any, max_length: int) -> Examples:
-    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    eos = [tokenizer.eos_token_id]
-    parts: list[np.ndarray] = []
-    prompt_lengths, lengths, kept, truncated = [], [], [], []
-    for start in range(0, len(texts), _RECORDS_PER_CALL):
-        some = texts[start : start + _RECORDS_PER_CALL]
-        prompts = _token_ids(tokenizer, [prompt for prompt, _ in some])
-        completions = _token_ids(tokenizer, [completion for _, completion in some])
-        rows = []
-        for index, (prompt, completion) in enumerate(zip(prompts, completions, strict=True), start):
-            prompt, completion = bos + prompt, completion + eos
-            room = max_length - len(prompt)
-            if room < 1:
-                continue
-            rows.append(prompt + completion[:room])
-            prompt_lengths.append(len(prompt))
-            lengths.append(len(rows[-1]))
-            kept.append(index)
-            truncated.append(len(completion) > room)
-        parts.append(np.fromiter(chain.from_iterable(rows), np.int32))
-    names = sorted({record.category for record in records if record.category is not None})
+class _Survey:
+    """What one pass over the records tells: their content's hash and the categories that occur."""
+
+    def __init__(self) -> None:
+        self.digest = hashlib.blake2b(digest_size=20)
+        self.categories: set[str] = set()
+
+    def add(self, record: Record) -> None:
+        turns = [[turn.role, turn.content] for turn in record.conversation]
+        content = [record.instruction, record.input, record.output, record.category, turns]
+        self.digest.update(json.dumps(content).encode())
+        if record.category is not None:
+            self.categories.add(record.category)
+
+
+class _Encoder:
+    """Batches of records to token ids and a flag for each, cut at the length limit."""
+
+    def __init__(self, tokenizer: Any, render: Callable[[Record], list[Segment]], max_length: int, *, joins: bool):
+        self.tokenizer = tokenizer
+        self.render = render
+        self.max_length = max_length
+        self.joins = joins
+        self.bos = [] if joins or tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+        self.eos = [tokenizer.eos_token_id]
+        self.ends = {tokenizer.eos_token_id}
+        if joins:
+            self.ends |= {*tokenizer.all_special_ids, *getattr(tokenizer, "added_tokens_decoder", {})}
+
+    def __call__(self, records: Sequence[Record]) -> Iterator[tuple[list[int], list[bool], bool]]:
+        """(tokens, whether each is an answer's, whether it was cut) of every record, empty where no answer fits."""
+        texts = [self.render(record) for record in records]
+        apart = iter(self._ids([segment.text for segments in texts for segment in segments]))
+        rows = [list(islice(apart, len(segments))) for segments in texts]
+        if self.joins:
+            rows = self._joined(texts, rows)
+        for segments, row in zip(texts, rows, strict=True):
+            if not self.joins:
+                row = [ids + self.eos if segment.is_answer else ids for segment, ids in zip(segments, row, strict=True)]
+            elif not row[-1] or row[-1][-1] not in self.ends:
+                row[-1] = row[-1] + self.eos
+            tokens = [*self.bos, *chain.from_iterable(row)]
+            flags = [False] * len(self.bos)
+            for segment, ids in zip(segments, row, strict=True):
+                flags += [segment.is_answer] * len(ids)
+            yield self._cut(tokens, flags)
+
+    def _cut(self, tokens: list[int], flags: list[bool]) -> tuple[list[int], list[bool], bool]:
+        cut = len(tokens) > self.max_length
+        # After the last answer token there is nothing to learn.
+        length = min(len(tokens), self.max_length)
+        while length and not flags[length - 1]:
+            length -= 1
+        return tokens[:length], flags[:length], cut
+
+    def _joined(self, texts: list[list[Segment]], apart: list[list[list[int]]]) -> list[list[list[int]]]:
+        """Ids by segment as in the tokens of the whole text, if it has a border between tokens where segments have."""
+        wholes = self._ids(["".join(segment.text for segment in segments) for segments in texts])
+        return [
+            ids if [*chain.from_iterable(ids)] == whole else self._split(segments, whole) or ids
+            for segments, ids, whole in zip(texts, apart, wholes, strict=True)
+        ]
+
+    def _split(self, segments: list[Segment], whole: list[int]) -> list[list[int]] | None:
+        # Each text up to a border, tokenised like a prompt, must give the ids that the whole begins with.
+        begun = self._ids([*accumulate(segment.text for segment in segments[:-1])])
+        borders = [0, *map(len, begun), len(whole)]
+        if any(whole[: len(ids)] != ids for ids in begun) or borders != sorted(borders):
+            return None
+        return [whole[start:stop] for start, stop in pairwise(borders)]
+
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        # verbose=False: lengths are dealt with here, the tokenizer need not warn about its own limit.
+        encoded = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
+        return encoded["input_ids"]
+
+
+def _fill_store(
+    path: Path | None, records: RecordStream, survey: _Survey, encode: _Encoder
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Tokenise into the store at `path`, or into one that nobody finds again where that cannot be written."""
+    try:
+        return _write_store(path, records, survey, encode)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        if path is None:
+            raise RunError(f"the token ids cannot be stored ({reason}); free space in the temporary folder.") from error
+        warnings.warn(
+            f"the token cache {path.parent} cannot be written ({reason}), so the data is tokenised anew every time; "
+            "name a writable cache_dir or DEVFT_CACHE.",
+            stacklevel=4,
+        )
+    return _fill_store(None, records, survey, encode)
+
+
+def _write_store(
+    path: Path | None, records: RecordStream, survey: _Survey, encode: _Encoder
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    names = sorted(survey.categories)
     code_of = {None: -1} | {name: code for code, name in enumerate(names)}
-    return Examples(
-        tokens=np.concatenate(parts) if parts else np.zeros(0, np.int32),
-        offsets=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]),
-        prompt_lengths=np.array(prompt_lengths, np.int32),
-        record_index=np.array(kept, np.int64),
-        category_codes=np.array([code_of[records[index].category] for index in kept], np.int32),
-        category_names=tuple(names),
-        truncated=np.array(truncated, bool),
-    )
+    again = _Survey()
+    start = first = 0
+    with StoreWriter(path, _DTYPES) as store:
+        stream = iter(records)
+        while some := list(islice(stream, _RECORDS_PER_CALL)):
+            for record in some:
+                again.add(record)
+            rows = [*enumerate(encode(some))]
+            kept = [(index, tokens, flags, cut) for index, (tokens, flags, cut) in rows if tokens]
+            lengths = np.array([len(tokens) for _, tokens, _, _ in kept], np.int64)
+            store.append(
+                tokens=np.fromiter(chain.from_iterable(tokens for _, tokens, _, _ in kept), np.int32),
+                is_answer=np.fromiter(chain.from_iterable(flags for _, _, flags, _ in kept), bool),
+                starts=start + np.cumsum(lengths) - lengths,
+                lengths=lengths,
+                prompt_lengths=np.array([flags.index(True) for _, _, flags, _ in kept], np.int32),
+                record_index=np.array([first + index for index, *_ in kept], np.int64),
+                category_codes=np.array([code_of.get(some[index].category, -1) for index, *_ in kept], np.int32),
+                truncated=np.array([cut for *_, cut in kept], bool),
+            )
+            start += int(lengths.sum())
+            first += len(some)
+        if again.digest.digest() != survey.digest.digest():
+            raise RunError("the data has changed while it was read; start again once its files are complete.")
+        return store.publish(names)
 
 
-def _token_ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
-    # verbose=False: lengths are dealt with here, the tokenizer need not warn about its own limit.
-    encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
-    return encoded["input_ids"]
-
-
-def _report_overlong(examples: Examples, records: Sequence[Record], max_length: int, overlong: str) -> None:
+def _report_overlong(examples: Examples, records: RecordStream, max_length: int, overlong: str) -> None:
     dropped = len(records) - len(examples)
     if not dropped:
         return
-    is_kept = np.zeros(len(records), bool)
-    is_kept[examples.record_index] = True
-    first = records[int(np.argmin(is_kept))].origin
+    # The first position where the ascending index has a gap.
+    gaps = np.flatnonzero(examples.record_index != np.arange(len(examples)))
+    first = next(islice(records, int(gaps[0]) if len(gaps) else len(examples), None)).origin
     finding = (
         f"{dropped} of {len(records)} prompts leave no room for a completion within max_length "
         f"{max_length}, the first is {first}"
@@ -190,12 +304,8 @@ def default_cache_dir() -> Path:
     return Path(os.environ.get("DEVFT_CACHE") or "~/.cache/devft_jax").expanduser()
 
 
-def _cache_path(
-    texts: Sequence[tuple[str, str]],
-    records: Sequence[Record],
-    tokenizer: Any,
-    max_length: int,
-    cache_dir: str | os.PathLike[str] | None,
+def _store_path(
+    survey: _Survey, tokenizer: Any, template: str, max_length: int, cache_dir: str | os.PathLike[str] | None
 ) -> Path | None:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
@@ -204,40 +314,11 @@ def _cache_path(
     # What an earlier call left set, not what the tokenizer is.
     content["truncation"] = content["padding"] = None
     special = [tokenizer.bos_token_id, tokenizer.eos_token_id]
-    digest = hashlib.blake2b(digest_size=20)
-    digest.update(json.dumps([_VERSION, content, special, max_length], sort_keys=True).encode())
-    for text, record in zip(texts, records, strict=True):
-        digest.update(json.dumps([*text, record.category]).encode())
+    wording = find_template(template)
+    if isinstance(wording, TextTemplate):
+        worded: Any = dataclasses.asdict(replace(wording, description=""))
+    else:
+        worded = [tokenizer.chat_template, tokenizer.special_tokens_map, str(CHAT_DATE)]
+    key = json.dumps([_VERSION, content, special, max_length, worded, survey.digest.hexdigest()], sort_keys=True)
     folder = Path(cache_dir).expanduser() if cache_dir is not None else default_cache_dir()
-    return folder / "tokens" / f"{digest.hexdigest()}.npz"
-
-
-def _read_cache(path: Path) -> Examples | None:
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            found = {field.name: stored[field.name] for field in fields(Examples)}
-    except Exception:  # absent, or whatever numpy makes of a damaged file: it is made anew
-        return None
-    names = tuple(found.pop("category_names").tolist())
-    return Examples(category_names=names, **found)
-
-
-def _write_cache(path: Path, examples: Examples) -> None:
-    content: dict[str, Any] = {field.name: getattr(examples, field.name) for field in fields(Examples)}
-    content["category_names"] = np.array(examples.category_names, np.str_)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                np.savez(file, **content)
-            os.replace(temporary, path)
-        finally:
-            with suppress(FileNotFoundError):
-                os.unlink(temporary)
-    except OSError as error:
-        warnings.warn(
-            f"the token cache {path.parent} cannot be written ({error.strerror or error}), so the "
-            "data is tokenised anew every time; name a writable cache_dir or DEVFT_CACHE.",
-            stacklevel=3,
-        )
+    return folder / "tokens" / hashlib.blake2b(key.encode(), digest_size=20).hexdigest()

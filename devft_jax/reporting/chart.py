@@ -1,31 +1,19 @@
 """A line chart as one self-contained SVG: no plotting package, readable in light and dark and without colour.
 
-Lines differ in dash and marker as well as in colour (the palette of Okabe and Ito, which colour-blind people can tell
-apart), and each is named beside its end.
+Lines differ in dash and marker as well as in colour, and each is named beside its end.
 """
 
-import html
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from devft_jax.reporting.svg import COLOURS, document, escape
+
 WIDTH, HEIGHT = 760, 420
 LEFT, RIGHT, TOP, BOTTOM = 64, 176, 48, 56
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 DASHES = ("", "7 4", "2 3", "9 3 2 3")
 LABEL_GAP = 17
-
-_STYLE = """
-  text { font: 13px system-ui, sans-serif; fill: #222 }
-  .title { font-size: 15px; font-weight: 600 }
-  .axis { stroke: #222; stroke-width: 1 }
-  .grid { stroke: #ddd; stroke-width: 1 }
-  .ground { fill: #fff }
-  @media (prefers-color-scheme: dark) {
-    text { fill: #eee } .axis { stroke: #eee } .grid { stroke: #444 } .ground { fill: #181818 }
-  }
-"""
 
 
 @dataclass(frozen=True)
@@ -84,13 +72,7 @@ def line_chart(title: str, x_label: str, y_label: str, lines: Sequence[Line]) ->
         return HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
 
     floor, wall = HEIGHT - BOTTOM, WIDTH - RIGHT
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'aria-label="{html.escape(title)}">',
-        f"<style>{_STYLE}</style>",
-        f'<rect class="ground" width="{WIDTH}" height="{HEIGHT}"/>',
-        f'<text class="title" x="{LEFT}" y="26">{html.escape(title)}</text>',
-    ]
+    parts = []
     for tick in y_ticks:
         y = down(tick)
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{wall}" y1="{y:.1f}" y2="{y:.1f}"/>')
@@ -100,9 +82,9 @@ def line_chart(title: str, x_label: str, y_label: str, lines: Sequence[Line]) ->
         parts.append(f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{floor}" y2="{floor + 5}"/>')
         parts.append(f'<text x="{x:.1f}" y="{floor + 20}" text-anchor="middle">{tick:g}</text>')
     parts.append(f'<line class="axis" x1="{LEFT}" x2="{wall}" y1="{floor}" y2="{floor}"/>')
-    parts.append(f'<text x="{(LEFT + wall) / 2}" y="{HEIGHT - 14}" text-anchor="middle">{html.escape(x_label)}</text>')
+    parts.append(f'<text x="{(LEFT + wall) / 2}" y="{HEIGHT - 14}" text-anchor="middle">{escape(x_label)}</text>')
     parts.append(
-        f'<text transform="translate(18 {(TOP + floor) / 2}) rotate(-90)" text-anchor="middle">{html.escape(y_label)}</text>'
+        f'<text transform="translate(18 {(TOP + floor) / 2}) rotate(-90)" text-anchor="middle">{escape(y_label)}</text>'
     )
     heights = _spread([down(line.points[-1][1]) for line in lines])
     for index, (line, height) in enumerate(zip(lines, heights, strict=True)):
@@ -116,5 +98,5 @@ def line_chart(title: str, x_label: str, y_label: str, lines: Sequence[Line]) ->
             f'<line x1="{end + 6:.1f}" y1="{places[-1][1]:.1f}" x2="{wall + 8}" y2="{height:.1f}" '
             f'stroke="{colour}" stroke-width="0.7" opacity="0.6"/>'
         )
-        parts.append(f'<text x="{wall + 12}" y="{height + 4:.1f}">{html.escape(line.name)}</text>')
-    return "\n".join([*parts, "</svg>"]) + "\n"
+        parts.append(f'<text x="{wall + 12}" y="{height + 4:.1f}">{escape(line.name)}</text>')
+    return document(title, WIDTH, HEIGHT, parts, left=LEFT)

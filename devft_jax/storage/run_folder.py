@@ -1,4 +1,5 @@
-"""A run is a folder: `config.json`, `metrics.jsonl`, `checkpoints/`, `adapter/` and `summary.json`.
+"""A run is a folder: `config.json`, the split over clients as `split.json` and `split.svg`, `metrics.jsonl`,
+`checkpoints/`, `adapter/` and `summary.json`.
 
 Everything in it is either appended to (metrics, a line a round) or replaced as a whole, so that a process killed at any
 moment leaves a folder from which the run goes on. The checkpoint is the truth: metrics that ran ahead of it are cut back.
@@ -77,9 +78,10 @@ class RunFolder:
 
     def write_json(self, name: str, value: Any) -> None:
         """Replace a JSON file of the folder as a whole."""
-        self._replace_text(name, json.dumps(value, indent=1) + "\n")
+        self.write_text(name, json.dumps(value, indent=1) + "\n")
 
-    def _replace_text(self, name: str, text: str) -> None:
+    def write_text(self, name: str, text: str) -> None:
+        """Replace a text file of the folder as a whole."""
         temporary = self.path / f".{name}.partial"
         with self._saving(name):
             temporary.write_text(text, encoding="utf-8")
@@ -116,7 +118,7 @@ class RunFolder:
     def cut_metrics(self, rounds: int) -> list[dict[str, Any]]:
         """Keep the lines of the first `rounds` rounds only and return them."""
         rows = [row for row in self.read_metrics() if row["round"] <= rounds]
-        self._replace_text("metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        self.write_text("metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
         return rows
 
     @property

@@ -101,9 +101,9 @@ def examples(word_tokenizer, make_record):
 def padded_by_hand(examples, n, length, pad_id):
     tokens, mask = [pad_id] * length, [False] * length
     if n >= 0:
-        start, stop = examples.offsets[n], examples.offsets[n + 1]
-        tokens[: stop - start] = examples.tokens[start:stop].tolist()
-        for position in range(examples.prompt_lengths[n], stop - start):
+        row = examples.row(n).tolist()
+        tokens[: len(row)] = row
+        for position in range(examples.prompt_lengths[n], len(row)):
             mask[position] = True
     return tokens, mask
 

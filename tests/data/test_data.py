@@ -8,7 +8,7 @@ from zlib import crc32
 import numpy as np
 import pytest
 
-from devft_jax.data import DataOptions, build_federated_data, describe, validate_data
+from devft_jax.data import DataOptions, build_federated_data, describe, split_record, validate_data
 from devft_jax.errors import InputError
 
 
@@ -37,7 +37,7 @@ def build(word_tokenizer):
 
 def words(data, client):
     """First prompt word of each example of a client: which file it came from."""
-    starts = data.train.offsets[client.indices]
+    starts = data.train.starts[client.indices]
     return set((data.train.tokens[starts + 1] - 29).tolist())
 
 
@@ -95,6 +95,82 @@ def test_dirichlet_splits_repeat_with_the_seed(build, folder):
     assert not different
 
 
+def contents(data):
+    """The token ids of each client's examples, as a multiset."""
+    ids = [data.train.row(index).tolist() for index in range(len(data.train))]
+    return {client.name: sorted(ids[index] for index in client.indices) for client in data.clients}
+
+
+@pytest.mark.parametrize("method", ["topic", "length", "quantity"])
+def test_splits_without_labels_do_not_depend_on_the_order_of_the_file(build, tmp_path, method):
+    subjects = ("garden flowers bloom", "sorted numbers ascend", "rivers reach oceans")
+    rows = [{"prompt": f"{subjects[n % 3]} {n}", "completion": "7 " * (1 + n % 11)} for n in range(90)]
+    path, shuffled = tmp_path / "a.json", tmp_path / "b.json"
+    path.write_text(json.dumps(rows))
+    shuffled.write_text(json.dumps([rows[index] for index in np.random.default_rng(0).permutation(90)]))
+    options = {"partition": method, "clients": 5, "dirichlet_alpha": 0.3, "partition_groups": 3}
+    first, again = (build(data=str(one), **options) for one in (path, shuffled))
+    assert_each_example_once(first)
+    assert contents(first) == contents(again)
+    assert contents(first) != contents(build(data=str(path), **options, seed=1))
+    assert split_record(first) == split_record(again)
+
+
+def test_a_topic_split_is_told_by_its_topics(build, tmp_path):
+    subjects = ("garden flowers bloom", "sorted numbers ascend")
+    rows = [{"prompt": f"{subjects[n % 3 > 0]} {n}", "completion": "7"} for n in range(30)]
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(rows))
+    data = build(data=str(path), partition="topic", clients=3, partition_groups=2, test_data=str(path))
+    assert data.groups.kind == "topic"
+    sizes = data.groups.count(np.arange(30))
+    assert sizes.tolist() == [20, 10]
+    lines = describe(data).splitlines()
+    assert lines[0].split()[-1] == "topics"
+    assert lines[4].endswith(f"{data.groups.names[0]} 20, {data.groups.names[1]} 10")
+    assert lines[5].split() == ["test", "30", str(data.test.lengths.sum())]
+    with pytest.raises(InputError, match="'topic' cannot make 31 topics of 30 distinct texts"):
+        build(data=str(path), partition="topic", clients=3, partition_groups=31)
+
+
+def users(tmp_path, counts):
+    path = tmp_path / "users.json"
+    rows = [
+        {"prompt": str(user), "completion": "7", "user_id": user} for user, count in counts.items() for _ in range(count)
+    ]
+    path.write_text(json.dumps(rows))
+    return {"data": str(path), "partition": "field", "category_field": "user_id"}
+
+
+def test_thousands_of_users_known_by_numbers_are_clients(build, tmp_path):
+    data = build(**users(tmp_path, {number: 1 + number % 3 for number in range(3000)}))
+    assert len(data.clients) == 3000
+    assert_each_example_once(data)
+    sizes = {client.name: len(client.indices) for client in data.clients}
+    assert sizes == {str(number): 1 + number % 3 for number in range(3000)}
+    table = describe(data).splitlines()
+    assert table[0].split() == ["client", "examples", "tokens"]
+    assert table[51:53] == ["... and 2,950 more", "all 3,000 (field)      6,000  24,000"]
+    record = split_record(data)
+    assert (record["grouped_by"], record["groups"], len(record["clients"])) == (None, {}, 3000)
+
+
+def test_small_natural_clients_can_be_left_out(build, tmp_path, folder):
+    counts = {7: 5, 8: 1, 9: 2, 10: 3}
+    with pytest.warns(UserWarning, match="2 of 4 clients have fewer than 3 training examples and are left out with their 3"):
+        data = build(**users(tmp_path, counts), min_examples=3)
+    assert [(client.name, client.id) for client in data.clients] == [(name, crc32(name.encode())) for name in ("10", "7")]
+    assert [words(data, client) for client in data.clients] == [{10}, {7}]
+    assert len(data.train) == 8
+    assert_each_example_once(data)
+    with pytest.raises(InputError, match="min_examples 6 leaves no client, since the largest has 5"):
+        build(**users(tmp_path, counts), min_examples=6)
+    (tmp_path / "users.json").unlink()
+    with pytest.warns(UserWarning, match="1 of 3 clients"):
+        data = build(data=str(folder), min_examples=7)
+    assert [words(data, client) for client in data.clients] == [{2}, {10}]
+
+
 def test_a_held_out_fraction_is_random_and_disjoint(build, folder):
     data, again, other = (build(data=str(folder), test_fraction=0.25, seed=s) for s in (0, 0, 1))
     held_out = set(data.test.record_index)
@@ -150,6 +226,8 @@ def test_a_client_left_without_examples_is_named(build, folder):
         ({"test_fraction": 1.0}, r"test_fraction 1.0 is outside \[0, 1\)"),
         ({"test_fraction": 0.1, "test_data": "a.json"}, "exclude each other; give one"),
         ({"dirichlet_alpha": 0.0}, "dirichlet_alpha 0.0 is not a positive number"),
+        ({"partition_groups": 1}, "partition_groups 1 leaves nothing to skew"),
+        ({"min_examples": -1}, "min_examples -1 is negative"),
         ({"clients": 0}, "clients 0 is not positive"),
         ({"data_limit": 0}, "data_limit 0 is not positive"),
         ({"test_limit": -1}, "test_limit -1 is not positive"),
@@ -200,6 +278,24 @@ def test_description_is_a_table_of_the_split(build, folder):
     assert lines[6] == "27 training completions are cut at the length limit"
     shortened = describe(data, max_clients=1).splitlines()
     assert shortened[2] == "... and 2 more"
+
+
+def test_the_record_of_a_split_adds_up(build, folder):
+    (folder / "plain.json").write_text(json.dumps([{"prompt": "1", "completion": "2"}] * 3))
+    data = build(data=str(folder))
+    record = json.loads(json.dumps(split_record(data)))
+    assert (record["partition"], record["examples"], record["grouped_by"]) == ("file", 39, "category")
+    assert record["groups"] == {"x": 18, "y": 18}
+    assert record["tokens"] == sum(client["tokens"] for client in record["clients"]) == len(data.train.tokens)
+    first, last = record["clients"][0], record["clients"][-1]
+    assert first == {
+        "name": "client_1",
+        "id": crc32(b"client_1"),
+        "examples": 6,
+        "tokens": 6 * 5,
+        "groups": {"x": 3, "y": 3},
+    }
+    assert (last["name"], last["examples"], last["groups"]) == ("plain", 3, {})
 
 
 def test_rare_categories_are_summed_up(build, tmp_path):

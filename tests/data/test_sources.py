@@ -25,9 +25,13 @@ def write_rows(path, rows):
     return write(path, "\n".join(map(json.dumps, rows)) if as_lines else json.dumps(rows))
 
 
+def everything(sources):
+    return [(source.name, list(source)) for source in sources]
+
+
 def only_record(path, row, **options):
     [source] = load_sources(write_rows(path, [row]), **options)
-    [record] = source.records
+    [record] = source
     return record
 
 
@@ -37,24 +41,24 @@ def test_every_file_form_gives_the_same_records(tmp_path, name):
     path = write_rows(tmp_path / name, rows)
     [source] = load_sources(path)
     assert source.name == "a"
-    assert source.records == (
+    assert list(source) == [
         Record("Add.", "1 2", "3", None, f"{path}:1"),
         Record("Add.", "1 2", "three", None, f"{path}:2"),
-    )
+    ]
 
 
 def test_content_and_not_suffix_decides_how_a_file_is_read(tmp_path):
     lines = tmp_path / "lines.json"
     lines.write_bytes(gzip.compress("\n".join([json.dumps(ALPACA)] * 2).encode()))
-    assert len(load_sources(str(lines))[0].records) == 2
+    assert len(list(load_sources(str(lines))[0])) == 2
 
 
 def test_blank_lines_count_but_hold_no_record_and_only_newlines_end_a_line(tmp_path):
     row = ALPACA | {"output": "a\u2028b"}
     text = "\ufeff\n" + json.dumps(row, ensure_ascii=False) + "\r\n\n" + json.dumps(ALPACA) + "\n"
     [source] = load_sources(write(tmp_path / "a.jsonl", text))
-    assert [record.origin.rpartition(":")[2] for record in source.records] == ["2", "4"]
-    assert source.records[0].output == "a\u2028b"
+    assert [record.origin.rpartition(":")[2] for record in source] == ["2", "4"]
+    assert next(iter(source)).output == "a\u2028b"
 
 
 @pytest.mark.parametrize(
@@ -85,7 +89,7 @@ def test_an_input_field_that_only_later_records_have_is_not_overlooked(tmp_path)
         {"instruction": "a", "context": "c", "response": "b"},
     ]
     [source] = load_sources(write_rows(tmp_path / "a.jsonl", rows))
-    assert [record.input for record in source.records] == ["", "c"]
+    assert [record.input for record in source] == ["", "c"]
 
 
 def test_fields_override_what_is_found(tmp_path):
@@ -121,12 +125,12 @@ def test_a_limit_takes_every_source_in_proportion_and_always_the_same_records(tm
         rows = [ALPACA | {"output": str(number)} for number in range(count)]
         write_rows(tmp_path / f"{name}.json", rows)
     limited = load_sources(str(tmp_path), limit=20)
-    assert [len(source.records) for source in limited] == [12, 6, 2]
-    assert limited == load_sources(str(tmp_path), limit=20)
-    outputs = [int(record.output) for record in limited[0].records]
+    assert [len(source) for source in limited] == [12, 6, 2]
+    assert everything(limited) == everything(load_sources(str(tmp_path), limit=20))
+    outputs = [int(record.output) for record in limited[0]]
     assert outputs == sorted(set(outputs))
     assert outputs != list(range(12))
-    assert load_sources(str(tmp_path), limit=100) == load_sources(str(tmp_path))
+    assert everything(load_sources(str(tmp_path), limit=100)) == everything(load_sources(str(tmp_path)))
 
 
 def test_built_in_data_has_splits_and_counts(monkeypatch):
@@ -146,15 +150,15 @@ def test_built_in_data_has_splits_and_counts(monkeypatch):
         ("train", 7, 0),
     ]
     assert (train.name, test.name) == ("microtasks:train", "microtasks:test")
-    assert len(few.records) == 7
+    assert len(list(few)) == len(few) == 7
 
 
 def test_the_built_in_defaults_can_be_generated():
     pytest.importorskip("devft_jax.data.microtasks")
     for split, count in BUILT_IN["microtasks"].counts.items():
         [source] = load_sources(f"microtasks:{split}")
-        assert len(source.records) == count
-        assert all(isinstance(record, Record) for record in source.records)
+        assert len(source) == count
+        assert all(isinstance(record, Record) for record in source)
 
 
 def fake_hub(monkeypatch, load_dataset):
@@ -178,7 +182,7 @@ def test_a_hugging_face_name_is_loaded(monkeypatch, spec, arguments, split):
     fake_hub(monkeypatch, load_dataset)
     [source] = load_sources(spec)
     assert asked == [(arguments, split)]
-    assert source.records == (Record("a", "", "b", None, f"{spec}:1"),)
+    assert list(source) == [Record("a", "", "b", None, f"{spec}:1")]
 
 
 def test_an_unreachable_or_empty_hub_data_set_is_an_input_error(monkeypatch):
@@ -221,14 +225,14 @@ def test_an_unreachable_or_empty_hub_data_set_is_an_input_error(monkeypatch):
 )
 def test_broken_content_is_named_by_file_and_place(tmp_path, name, text, message):
     with pytest.raises(InputError, match=message):
-        load_sources(write(tmp_path / name, text))
+        everything(load_sources(write(tmp_path / name, text)))
 
 
 @pytest.mark.parametrize("content", [gzip.compress(b'[{"a": 1}]' * 50)[:-9], b"\x1f\x8bnot gzip at all", b"\xff\xfe[]"])
 def test_unreadable_bytes_are_an_input_error(tmp_path, content):
     path = tmp_path / "a.json.gz"
     path.write_bytes(content)
-    with pytest.raises(InputError, match=r"a\.json\.gz cannot be read as JSON text"):
+    with pytest.raises(InputError, match=r"a\.json\.gz cannot be read as UTF-8 text"):
         load_sources(str(path))
 
 

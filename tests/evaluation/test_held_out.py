@@ -38,7 +38,7 @@ def decode(adapter, prompt: list[int], count: int) -> list[int]:
 def examples():
     """Nine random examples, and five whose completion is what the adapted model would write itself."""
     random = random_examples(9, seed=6, lengths=(5, 13))
-    rows = [row.tolist() for row in np.split(random.tokens, random.offsets[1:-1])]
+    rows = [random.row(n).tolist() for n in range(len(random))]
     prompts = random.prompt_lengths.tolist()
     for index in range(5):
         prompt = rows[index][: 2 + index % 2]
@@ -53,10 +53,7 @@ def examples():
 def row(index: int) -> tuple[np.ndarray, int]:
     """One example's tokens, unpadded, and the length of its prompt."""
     held = examples()
-    return (
-        held.tokens[held.offsets[index] : held.offsets[index + 1]],
-        int(held.prompt_lengths[index]),
-    )
+    return held.row(index), int(held.prompt_lengths[index])
 
 
 def score(adapter=ADAPTER, batch_size=4, devices=1, programs=None):

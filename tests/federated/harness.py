@@ -47,7 +47,7 @@ def _examples() -> Examples:
     rows: list[list[int]] = []
     prompts: list[int] = []
     for examples in (random_examples(60, seed=3), random_examples(20, seed=4, lengths=(13,))):
-        rows += [row.tolist() for row in np.split(examples.tokens, examples.offsets[1:-1])]
+        rows += [examples.row(n).tolist() for n in range(len(examples))]
         prompts += examples.prompt_lengths.tolist()
     rows += [[3, RESERVED_TOKEN, 5, 7, 2], [RESERVED_TOKEN, 8, 9, 1, 2]]
     return examples_from(rows, [*prompts, 2, 1])

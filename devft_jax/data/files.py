@@ -1,0 +1,195 @@
+"""Rows of a data file as a stream: JSON, JSONL, CSV, TSV and Parquet, the text formats also gzipped.
+
+A row is a number, counted from 1, and an object of named values. The number is what an editor shows
+where there are lines: JSONL gives the line, CSV and TSV (RFC 4180 quotes, so that a value may hold
+line breaks) the line on which the row starts; a JSON array and Parquet give the record. Text is
+UTF-8 with or without a byte order mark. Gzip, Parquet and a JSON array against JSONL are told by
+content, CSV and TSV by the suffix. All but a JSON array, which is parsed whole, are read piece by
+piece; Parquet by parts of row groups.
+"""
+
+import csv
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from devft_jax.errors import InputError
+
+_PLAIN = (".json", ".jsonl", ".csv", ".tsv")
+SUFFIXES = (*_PLAIN, *(f"{suffix}.gz" for suffix in _PLAIN), ".parquet")
+
+Row = tuple[int, Mapping[str, Any]]
+
+# Rows of Parquet turned into Python objects at once.
+_PARQUET_ROWS = 1024
+
+# The csv module refuses longer values by default (131,072 characters), and answers may be longer.
+_LONGEST_VALUE = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What a pass over all rows tells."""
+
+    count: int
+    fields: tuple[str, ...]
+    """Names that occur in any row."""
+
+
+def stem(name: str) -> str:
+    """A file's name, or a path, without the suffix of its format."""
+    name = name.removesuffix(".gz")
+    suffix = next((suffix for suffix in SUFFIXES if name.endswith(suffix)), "")
+    return name.removesuffix(suffix)
+
+
+def scan_rows(path: Path) -> Scan:
+    """Count the rows of a file and collect their fields; of Parquet only the footer is read.
+
+    Raises:
+      InputError: the file is unreadable, damaged, empty or holds something else than objects.
+    """
+    if _begins_with(path, b"PAR1"):
+        file = _parquet(path)
+        scan = Scan(file.metadata.num_rows, tuple(file.schema_arrow.names))
+    else:
+        scan = to_scan(str(path), _text_rows(path))
+    if not scan.count:
+        raise InputError(f"{path} holds no record; fill it or leave it out.")
+    return scan
+
+
+def to_scan(place: str, rows: Iterable[tuple[int, Any]]) -> Scan:
+    """Count rows and collect their fields."""
+    count, present = 0, dict[str, None]()
+    for number, row in rows:
+        if not isinstance(row, Mapping):
+            raise InputError(
+                f"{place}:{number} is a {type(row).__name__}, not an object; every record must be an "
+                "object with an instruction and an output, or with the turns of a conversation."
+            )
+        count += 1
+        present.update(dict.fromkeys(row))
+    return Scan(count, tuple(present))
+
+
+def read_rows(path: Path) -> Iterator[Row]:
+    """The rows of a file that `scan_rows` has accepted."""
+    return _parquet_rows(path) if _begins_with(path, b"PAR1") else _text_rows(path)
+
+
+def _begins_with(path: Path, mark: bytes) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(mark)) == mark
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror or error}); check its permissions.") from error
+
+
+def _parquet(path: Path) -> Any:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        return pyarrow.parquet.ParquetFile(path)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise _unreadable(path, "Parquet", error) from error
+
+
+def _parquet_rows(path: Path) -> Iterator[Row]:
+    import pyarrow
+
+    number = 0
+    try:
+        for batch in _parquet(path).iter_batches(batch_size=_PARQUET_ROWS):
+            for row in batch.to_pylist():
+                number += 1
+                yield number, row
+    except (OSError, pyarrow.ArrowException) as error:
+        raise _unreadable(path, f"Parquet after record {number}", error) from error
+
+
+def _unreadable(path: Path, kind: str, error: Exception) -> InputError:
+    reason = str(error).strip().split("\n")[0].rstrip(".")
+    return InputError(f"{path} cannot be read as {kind} ({reason}); replace it by a whole file.")
+
+
+def _text_rows(path: Path) -> Iterator[Row]:
+    kind = Path(path.name.removesuffix(".gz")).suffix
+    try:
+        if kind in (".csv", ".tsv"):
+            yield from _csv_rows(path, "," if kind == ".csv" else "\t")
+        else:
+            yield from _json_rows(path)
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise _unreadable(path, "UTF-8 text, plain or gzipped", error) from error
+
+
+def _open(path: Path, newline: str) -> io.TextIOWrapper:
+    binary = gzip.open(path) if _begins_with(path, b"\x1f\x8b") else path.open("rb")  # noqa: SIM115
+    return io.TextIOWrapper(binary, encoding="utf-8-sig", newline=newline)
+
+
+def _json_rows(path: Path) -> Iterator[Row]:
+    # Only "\n" ends a line of JSONL: other line ends may stand inside strings.
+    with _open(path, "\n") as file:
+        is_first = True
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            if is_first and line.lstrip().startswith("["):
+                yield from enumerate(_parse(line + file.read(), path, number), 1)
+                return
+            is_first = False
+            yield number, _parse(line, path, number)
+
+
+def _parse(text: str, path: Path, first_line: int) -> Any:
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise InputError(f"{path}:{first_line} is nested too deeply to be a record; correct or remove it.") from error
+    except json.JSONDecodeError as error:
+        line = first_line + error.lineno - 1
+        raise InputError(
+            f"{path}:{line} is not valid JSON ({error.msg}, column {error.colno}); "
+            "a file is one array of objects, or one object on every line."
+        ) from error
+
+
+def _csv_rows(path: Path, delimiter: str) -> Iterator[Row]:
+    csv.field_size_limit(_LONGEST_VALUE)
+    with _open(path, "") as file:
+        reader = csv.reader(file, delimiter=delimiter, strict=True)
+        header: list[str] | None = None
+        line = 1
+        try:
+            for values in reader:
+                start, line = line, reader.line_num + 1
+                if not values:
+                    continue
+                if header is None:
+                    header = _header(values, path, start)
+                elif len(values) != len(header):
+                    raise InputError(
+                        f"{path}:{start} has {len(values)} values and the header names {len(header)} columns; "
+                        "correct the row, with quotes around values that hold a separator or a line break."
+                    )
+                else:
+                    # A column without a name is the row number that pandas writes.
+                    yield start, {name: value for name, value in zip(header, values, strict=True) if name}
+        except csv.Error as error:
+            raise InputError(f"{path}:{line} is not valid CSV ({error}); correct the quotes of the row there.") from error
+
+
+def _header(names: list[str], path: Path, line: int) -> list[str]:
+    names = [name.strip() for name in names]
+    twice = next((name for name in names if name and names.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(f"{path}:{line} names the column {twice!r} twice; the first row must name every column once.")
+    return names

@@ -1,0 +1,112 @@
+"""Token examples as a folder of raw arrays, written in pieces and mapped into memory.
+
+A store holds one file per array of `Examples` (little-endian, nothing but the values) and
+`store.json` with every file's length and checksum. It is filled under another name and renamed when
+whole, so that a half-written one never counts and two processes that fill the same one do no harm:
+the second finds the first's. What is read from it are pages of the files, which the system drops
+again under pressure, so a data set may be larger than memory.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+import zlib
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import numpy as np
+
+_INDEX = "store.json"
+
+# Bytes read at once where a whole file is checked.
+_PIECE = 1 << 24
+
+
+class StoreWriter:
+    """Appends to the arrays of a new store; `publish` makes it the one at `path`.
+
+    Args:
+      path: where the store will be; None for one that vanishes when its arrays are let go.
+      dtypes: of each array by name.
+
+    Leaving the context without `publish` removes what was written.
+    """
+
+    def __init__(self, path: Path | None, dtypes: Mapping[str, np.dtype]):
+        self.path = path
+        self._dtypes = dtypes
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        self._folder = Path(tempfile.mkdtemp(dir=path and path.parent, prefix="devft-", suffix=".tmp"))
+        self._files: dict[str, BinaryIO] = {name: (self._folder / name).open("wb") for name in dtypes}
+        self._checksums = dict.fromkeys(dtypes, 0)
+
+    def __enter__(self) -> "StoreWriter":
+        """Itself."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Close the files and remove the folder where it was not published."""
+        for file in self._files.values():
+            with suppress(OSError):
+                file.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def append(self, **parts: np.ndarray) -> None:
+        """Add values to the ends of the arrays named; OSError if they cannot be written."""
+        for name, part in parts.items():
+            content = np.ascontiguousarray(part, self._dtypes[name]).tobytes()
+            self._files[name].write(content)
+            self._checksums[name] = zlib.crc32(content, self._checksums[name])
+
+    def publish(self, note: Any) -> tuple[dict[str, np.ndarray], Any]:
+        """Finish the store and map it; `note` is any JSON value kept with it. OSError if it cannot be written."""
+        for file in self._files.values():
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()
+        sizes = {name: (self._folder / name).stat().st_size for name in self._dtypes}
+        index = {"bytes": sizes, "crc32": self._checksums, "note": note}
+        (self._folder / _INDEX).write_text(json.dumps(index))
+        if self.path is None:
+            # On POSIX systems a mapping outlives the name of its file.
+            return _map(self._folder, self._dtypes), note
+        if read_store(self.path, self._dtypes) is None:
+            shutil.rmtree(self.path, ignore_errors=True)
+            # Where this fails another process has published the same store in the meantime.
+            with suppress(OSError):
+                self._folder.rename(self.path)
+        return _map(self.path, self._dtypes), note
+
+
+def read_store(path: Path, dtypes: Mapping[str, np.dtype]) -> tuple[dict[str, np.ndarray], Any] | None:
+    """The arrays, read-only and mapped, and the note of a whole and undamaged store; None for any other."""
+    try:
+        index = json.loads((path / _INDEX).read_bytes())
+        sound = all(
+            (path / name).stat().st_size == index["bytes"][name] and _checksum(path / name) == index["crc32"][name]
+            for name in dtypes
+        )
+        return (_map(path, dtypes), index["note"]) if sound else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _checksum(path: Path) -> int:
+    found = 0
+    with path.open("rb") as file:
+        while piece := file.read(_PIECE):
+            found = zlib.crc32(piece, found)
+    return found
+
+
+def _map(folder: Path, dtypes: Mapping[str, np.dtype]) -> dict[str, np.ndarray]:
+    return {
+        # An empty file cannot be mapped.
+        name: np.asarray(np.memmap(folder / name, dtype, "r")) if (folder / name).stat().st_size else np.zeros(0, dtype)
+        for name, dtype in dtypes.items()
+    }

@@ -1,0 +1,23 @@
+from xml.etree import ElementTree
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from devft_jax.reporting.svg import document, escape
+
+# Lone surrogates and control characters too: names come from users' files.
+ANYTHING = st.text(st.characters(codec=None, exclude_categories=()), max_size=30)
+
+
+@given(ANYTHING)
+def test_any_text_is_well_formed_content_and_attribute(text):
+    picture = ElementTree.fromstring(document(text, 20, 10, [f"<g>{escape(text)}</g>"], left=3).encode())
+    shown = picture.find("{*}g").text or ""
+    assert shown == picture.get("aria-label")
+    assert "\n" not in shown
+    assert len(shown) <= len(text)
+
+
+def test_what_can_be_shown_is_kept():
+    assert escape("ż & 文 <b> \"'") == "ż &amp; 文 &lt;b&gt; &quot;&#x27;"
+    assert escape("a\x00b\n\tc\ud800") == "a\ufffdb c\ufffd"
