@@ -189,6 +189,24 @@ def test_clients_share_the_packed_base_and_backward_expands_it_again():
     assert not re.search(r"f32\[6,(128,96|96,128|128,20)\]", text)
 
 
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+@pytest.mark.parametrize("kind", BITS)
+def test_training_through_packed_weights_lowers_for_accelerators(kind, platform):
+    base = quantize_base(random_base(WIDE), kind)
+    adapter = random_adapter(WIDE, ("q", "v"))
+    tokens = jnp.zeros((3, 2, 8), jnp.int32)
+
+    def loss(lora, tokens, base):
+        compute = Compute(dtype="bfloat16", remat="full")
+        mask = jnp.ones(tokens.shape, bool)
+        return completion_loss(WIDE, base, adapter.replace(lora=lora), tokens, mask, compute=compute)
+
+    gradient = jax.jit(jax.vmap(jax.grad(loss), in_axes=(None, 0, None)))
+    assert jax.export.export(gradient, platforms=[platform])(adapter.lora, tokens, base).platforms == (platform,)
+    packed = jax.export.export(jax.jit(quantize, static_argnums=1), platforms=[platform])(jnp.ones((64, 8)), kind)
+    assert packed.platforms == (platform,)
+
+
 @pytest.mark.parametrize("kind", BITS)
 def test_layers_are_compared_and_fused_as_their_expanded_weights(kind):
     blocks = quantize_base(random_base(WIDE), kind).blocks
