@@ -64,10 +64,17 @@ def local_devices(options: ExecutionOptions) -> list[jax.Device]:
 
 
 def resolve_compute(options: ExecutionOptions) -> Compute:
-    """The execution choices of the forward pass, `auto` resolved for the default platform."""
+    """The execution choices of the forward pass, `auto` resolved for the default platform.
+
+    Raises:
+      InputError: the platform lacks the attention kernel asked for.
+    """
+    platform = jax.default_backend()
+    if options.attention == "cudnn" and platform != "gpu":
+        raise InputError(f"attention 'cudnn' needs an NVIDIA GPU and JAX runs on {platform}; use auto or xla.")
     dtype = options.dtype
     if dtype == "auto":
-        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+        dtype = "float32" if platform == "cpu" else "bfloat16"
     return Compute(
         dtype=dtype,
         remat=options.remat,

@@ -42,6 +42,11 @@ def test_auto_precision_is_float32_on_a_cpu():
     assert resolve_compute(options) == Compute(dtype="bfloat16", remat="full", attention="xla", vocabulary_chunk=100)
 
 
+def test_an_attention_kernel_that_the_platform_lacks_is_refused():
+    with pytest.raises(InputError, match="attention 'cudnn' needs an NVIDIA GPU and JAX runs on cpu; use auto or xla"):
+        resolve_compute(ExecutionOptions(attention="cudnn"))
+
+
 def test_the_mesh_has_one_axis_of_clients():
     mesh = client_mesh(jax.local_devices()[2:5])
     assert mesh.axis_names == (CLIENT_AXIS,)
