@@ -1,57 +1,106 @@
 """Safetensors and JSON files, in and out: read with one clear sentence where they are damaged, replaced only when whole."""
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from devft_jax.errors import InputError, RunError
 
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 """Weight types that are read and written, by the name that safetensors gives them."""
 
+HEADER_ALIGNMENT = 8
+WAITING = ".new"
+"""Ending of a file that is written but not yet in its place."""
 
-def write_files(
+
+class PlannedTensor(NamedTuple):
+    """A tensor to be written: its `shape` and `dtype` (a value of `DTYPES`) now, its values when `make` is called."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    make: Callable[[], np.ndarray]
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+
+def write_safetensors(file: Path, tensors: Mapping[str, PlannedTensor]) -> None:
+    """Write a safetensors file, making one tensor at a time.
+
+    The library's own writer wants all tensors of a file at once and copies them, which doubles the memory of a shard.
+    """
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, tensor in tensors.items():
+        begin, end = end, end + tensor.nbytes
+        header[name] = {"dtype": names[tensor.dtype], "shape": tensor.shape, "data_offsets": (begin, end)}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % HEADER_ALIGNMENT)
+    with open(file, "wb") as out:
+        out.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors.values():
+            # Written as it lies in memory, a transposed view would be scrambled; bfloat16 has no buffer of its own.
+            values = np.ascontiguousarray(tensor.make(), tensor.dtype)
+            out.write(values.reshape(-1).view(np.uint8).data)
+
+
+def replace_files(
     folder: Path,
-    weights: tuple[str, Mapping[str, np.ndarray]],
-    config: tuple[str, Mapping[str, Any]],
+    files: Mapping[str, Callable[[Path], Any]],
+    *,
+    key_file: str,
+    stale: Callable[[str], bool] = lambda name: False,
 ) -> None:
-    """Write a safetensors and a JSON file, given as (name, content), replacing older ones only when complete.
+    """Replace files that belong together, so that old and new ones can never be read as one.
+
+    All are first written beside their places, and a failure until then changes nothing. Then the old key file, without
+    which no reader opens the folder, is removed; the others are moved to their places, older files that are `stale` are
+    removed, and the new key file comes last. Killed in between, the folder is one that nothing loads.
+
+    Args:
+      folder: made if absent; other files in it stay.
+      files: by name, what writes each to the path it is given.
+      key_file: name of the key file, one of `files`.
+      stale: tells the names of older files that must not survive; asked for none of `files`.
 
     Raises:
       RunError: the folder cannot be written.
     """
-    # save_file stores memory as it lies, so it would scramble a transposed view.
-    tensors = {name: np.ascontiguousarray(tensor) for name, tensor in weights[1].items()}
-    text = json.dumps(config[1], indent=2) + "\n"
+    waiting = {name: folder / f"{name}{WAITING}" for name in files}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _replace(folder / weights[0], lambda new: save_file(tensors, new, metadata={"format": "pt"}))
-        _replace(folder / config[0], lambda new: new.write_text(text, encoding="utf-8"))
-    except (OSError, SafetensorError) as error:
+        for name, write in files.items():
+            write(waiting[name])
+        (folder / key_file).unlink(missing_ok=True)
+        for old in folder.iterdir():
+            if old not in waiting.values() and old.name not in files and stale(old.name.removesuffix(WAITING)):
+                old.unlink()
+        for name in sorted(files, key=lambda name: name == key_file):
+            os.replace(waiting[name], folder / name)
+    except OSError as error:
         raise RunError(
             f"the folder {folder} cannot be written ({one_line(error)}); free space or choose another folder."
         ) from error
-
-
-def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` fill a neighbouring file, then move it to `path`."""
-    new = path.with_name(path.name + ".new")
-    try:
-        # safetensors makes files that only their owner may read; an ordinary new file shows the user's default.
-        new.touch()
-        mode = new.stat().st_mode
-        write(new)
-        new.chmod(mode)
-        os.replace(new, path)
     finally:
-        new.unlink(missing_ok=True)
+        for path in waiting.values():
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+
+
+def write_json(path: Path, fields: Mapping[str, Any]) -> None:
+    """Write a JSON object, one field a line."""
+    path.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> dict[str, Any]:

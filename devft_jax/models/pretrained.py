@@ -5,15 +5,18 @@ A folder holds `config.json`, the weights as one `model.safetensors` or as shard
 first weight is read, so that a wrong or damaged checkpoint costs one sentence and no time. Weights are then streamed:
 one tensor at a time is turned from Hugging Face's `[out, in]` into its layer of a preallocated `[L, in, out]` array, packed
 on the way where a quantised base is wanted, so that loading needs the memory of the model as it will be plus one tensor.
-Only safetensors are read as weights, because a pickle can run code.
+Only safetensors are read as weights, because a pickle can run code. Saving streams too: a tensor is made, merged with its
+adapter where one is given, and written before the next, in as many files as their size asks for.
 
 Axis letters: L layers, D model width, V vocabulary.
 """
 
+import functools
 import math
 import os
 import re
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,14 +25,41 @@ import numpy as np
 
 from devft_jax.errors import InputError
 from devft_jax.models.families import FAMILIES, config_fields, read_config
-from devft_jax.models.files import DTYPES, one_line, open_safetensors, read_json, write_files
-from devft_jax.models.llama import PROJECTIONS, Base, Block, ModelConfig, dense_weight
+from devft_jax.models.files import (
+    DTYPES,
+    PlannedTensor,
+    one_line,
+    open_safetensors,
+    read_json,
+    replace_files,
+    write_json,
+    write_safetensors,
+)
+from devft_jax.models.llama import PROJECTIONS, Adapter, Base, Block, ModelConfig, dense_weight, layer_scales
 from devft_jax.models.quantization import BITS, QTensor, quantize_projection
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
+
+COMPANION_FILES = (
+    *TOKENIZER_FILES,
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+"""Files that travel with a model's weights into a folder made from it."""
+
+SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+WEIGHT_FILES = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
+"""Names of the files that hold a model's weights in safetensors, and of their index."""
+
+MAX_SHARD_BYTES = 5_000_000_000
 
 PROJECTION_MODULES = {name: f"{'self_attn' if name in ('q', 'k', 'v', 'o') else 'mlp'}.{name}_proj" for name in PROJECTIONS}
 """Where each projection sits inside a Hugging Face decoder layer, such as `self_attn.q_proj`."""
@@ -52,7 +82,10 @@ ALIGNMENT_BYTES = 64
 
 
 class Model:
-    """A pretrained model: its `config`, frozen `base`, `tokenizer`, and the `path` by which it was asked for."""
+    """A pretrained model: its `config`, frozen `base`, `tokenizer`, and the `path` by which it was asked for.
+
+    `folder` is where its files lie, None where it was put together from objects.
+    """
 
     def __init__(self, config: ModelConfig, base: Base, tokenizer: Any = None, path: str | None = None) -> None:
         """Put a model together.
@@ -67,6 +100,7 @@ class Model:
         self.config = config
         self.base = base
         self.path = path
+        self.folder = tokenizer if isinstance(tokenizer, Path) else None
         self._tokenizer = tokenizer
 
     def with_base(self, base: Base) -> "Model":
@@ -158,47 +192,163 @@ def save_pretrained(
     config: ModelConfig,
     base: Base,
     *,
+    adapter: Adapter | None = None,
     dtype: str = "bfloat16",
-    bos_id: int = 1,
-    eos_id: int = 2,
-) -> None:
-    """Write `config.json` and `model.safetensors`, which transformers and `load_pretrained` read; no tokenizer.
+    source: str | Path | None = None,
+    bos_id: int | None = None,
+    eos_id: int | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> int:
+    """Write a model folder that transformers and `load_pretrained` read: config.json, weights, the source's tokenizer.
 
-    Older files are replaced only by complete ones, weights first. Weights are gathered in host memory on the way.
+    Weights are made and written one tensor at a time. Older weights and config.json are replaced, whatever their number of
+    files, once all new files are complete; config.json comes last, so that a folder left half replaced does not load.
 
     Args:
-      path: the folder, made if absent; other files in it stay.
+      path: the folder, made if absent; files that are not part of a model stay.
       config: the architecture; the depth and whether the head is tied are taken from `base`.
       base: weights; quantised projections are written dequantised.
+      adapter: merged into the projections, W + scale * a @ b in float32 of every layer. Quantised projections are
+        dequantised for it, so that the merged model is what the adapter computes beside them. Layers that it leaves
+        unchanged keep their bits.
       dtype: stored type, "bfloat16", "float32" or "float16".
-      bos_id: id of the token that begins a document.
-      eos_id: id of the token that ends a document.
+      source: folder of the model that the weights come from. Its tokenizer's and generation settings' files are copied,
+        in place of older ones, and config.json gets the ids of its special tokens.
+      bos_id: id of the token that begins a document; None takes the source's, and without one writes none.
+      eos_id: id of the token that ends a document, as `bos_id`.
+      max_shard_bytes: a file of weights gets no larger, unless one tensor is; several files are listed by an index.
+
+    Returns:
+      Bytes of the weights.
 
     Raises:
-      InputError: `dtype` is none of the three.
+      InputError: `dtype` is none of the three, `max_shard_bytes` is not positive, the adapter does not fit the base, or
+        the source's config.json or tokenizer cannot be read.
       RunError: the folder cannot be written.
     """
-    stored = _float_dtype(dtype)
-
-    def tensor(leaf: Any) -> np.ndarray:
-        return np.asarray(dense_weight(leaf, stored))
-
-    tensors = {"model.embed_tokens.weight": tensor(base.embed)}
-    for leaf, (module, turned) in block_tensors(config).items():
-        for layer, weight in enumerate(tensor(_leaf(base.blocks, leaf))):
-            tensors[f"model.layers.{layer}.{module}"] = weight.T if turned else weight
-    tensors["model.norm.weight"] = tensor(base.norm)
-    if base.head is not None:
-        tensors[HEAD] = tensor(base.head).T
-
+    _float_dtype(dtype)
+    if max_shard_bytes < 1:
+        raise InputError(f"max_shard_bytes {max_shard_bytes} is not positive; use {MAX_SHARD_BYTES} as Hugging Face does.")
+    depth = base.blocks.norm_mlp.shape[0]
+    if adapter is not None:
+        _check_adapter(config, adapter, depth)
+    given = {"bos_token_id": bos_id, "eos_token_id": eos_id}
+    ids = ({} if source is None else _special_ids(Path(source))) | {
+        name: value for name, value in given.items() if value is not None
+    }
     fields = config_fields(config) | {
-        "num_hidden_layers": base.blocks.norm_mlp.shape[0],
+        "num_hidden_layers": depth,
         "tie_word_embeddings": base.head is None,
-        "bos_token_id": bos_id,
-        "eos_token_id": eos_id,
+        **ids,
         "torch_dtype": dtype,
     }
-    write_files(Path(path), (WEIGHTS_FILE, tensors), (CONFIG_FILE, fields))
+    tensors = _planned_tensors(config, base, adapter, dtype)
+    shards = _shards(tensors, max_shard_bytes)
+    total = sum(tensor.nbytes for tensor in tensors.values())
+
+    folder = Path(path).expanduser()
+    files: dict[str, Callable[[Path], Any]] = {
+        name: functools.partial(write_safetensors, tensors=shard) for name, shard in shards.items()
+    }
+    if len(shards) > 1:
+        shard_of = {tensor: name for name, shard in shards.items() for tensor in shard}
+        index = {"metadata": {"total_size": total}, "weight_map": shard_of}
+        files[INDEX_FILE] = functools.partial(write_json, fields=index)
+    copied = source is not None and Path(source).expanduser().resolve() != folder.resolve()
+    if copied:
+        for name in COMPANION_FILES:
+            file = Path(source or "").expanduser() / name
+            if file.is_file():
+                files[name] = functools.partial(shutil.copyfile, file)
+    files[CONFIG_FILE] = functools.partial(write_json, fields=fields)
+
+    def stale(name: str) -> bool:
+        return WEIGHT_FILES.fullmatch(name) is not None or (copied and name in COMPANION_FILES)
+
+    replace_files(folder, files, key_file=CONFIG_FILE, stale=stale)
+    return total
+
+
+def _planned_tensors(config: ModelConfig, base: Base, adapter: Adapter | None, dtype: str) -> dict[str, PlannedTensor]:
+    """Every tensor of a checkpoint in Hugging Face's names and shapes, not yet made."""
+    depth = base.blocks.norm_mlp.shape[0]
+    scales = {} if adapter is None else layer_scales(adapter, depth)
+
+    def outside(weight: jax.Array, turned: bool = False) -> PlannedTensor:
+        shape = weight.shape[::-1] if turned else weight.shape
+
+        def make() -> np.ndarray:
+            array = np.asarray(dense_weight(weight, np.dtype(dtype)))
+            return array.T if turned else array
+
+        return PlannedTensor(shape, dtype, make)
+
+    def within(leaf: str, layer: int, turned: bool) -> PlannedTensor:
+        stack = _leaf(base.blocks, leaf)
+        shape = stack.shape[1:]
+
+        def make() -> np.ndarray:
+            weight = jax.tree.map(lambda part: part[layer], stack)
+            if adapter is not None and leaf in adapter.lora:
+                factors = adapter.lora[leaf]
+                a, b = (np.asarray(part[layer], np.float32) for part in (factors.a, factors.b))
+                dense = np.asarray(dense_weight(weight, np.dtype(np.float32)))
+                update = np.float32(scales[leaf][layer]) * (a @ b)
+                # Adding zero would turn -0.0 into 0.0.
+                weight = np.where(update == 0, dense, dense + update)
+            array = np.asarray(dense_weight(weight, np.dtype(dtype)))
+            return array.T if turned else array
+
+        return PlannedTensor(shape[::-1] if turned else shape, dtype, make)
+
+    tensors = {"model.embed_tokens.weight": outside(base.embed)}
+    for layer in range(depth):
+        for leaf, (module, turned) in block_tensors(config).items():
+            tensors[f"model.layers.{layer}.{module}"] = within(leaf, layer, turned)
+    tensors["model.norm.weight"] = outside(base.norm)
+    if base.head is not None:
+        tensors[HEAD] = outside(base.head, turned=True)
+    return tensors
+
+
+def _shards(tensors: Mapping[str, PlannedTensor], most: int) -> dict[str, dict[str, PlannedTensor]]:
+    """The tensors by file: in their order, each file filled until the next tensor would exceed `most` bytes."""
+    shards: list[dict[str, PlannedTensor]] = []
+    size = 0
+    for name, tensor in tensors.items():
+        if not shards or size + tensor.nbytes > most:
+            shards.append({})
+            size = 0
+        shards[-1][name] = tensor
+        size += tensor.nbytes
+    if len(shards) == 1:
+        return {WEIGHTS_FILE: shards[0]}
+    return {f"model-{index:05}-of-{len(shards):05}.safetensors": shard for index, shard in enumerate(shards, 1)}
+
+
+def _check_adapter(config: ModelConfig, adapter: Adapter, depth: int) -> None:
+    """Raise `InputError` unless the adapter's factors have the shapes of a base of this depth."""
+    for name, factors in adapter.lora.items():
+        fan_in, fan_out = config.projection_shape(name)
+        rank = factors.a.shape[-1]
+        if factors.a.shape != (depth, fan_in, rank) or factors.b.shape != (depth, rank, fan_out):
+            raise InputError(
+                f"the adapter's factors of {name}_proj have the shapes {factors.a.shape} and {factors.b.shape} but the base "
+                f"of {depth} layers needs {(depth, fan_in, rank)} and {(depth, rank, fan_out)}; merge an adapter of this "
+                "base."
+            )
+
+
+def _special_ids(source: Path) -> dict[str, Any]:
+    """Ids of the special tokens as the source's config.json gives them, or else its tokenizer."""
+    fields = read_json(source.expanduser() / CONFIG_FILE)
+    ids = {name: fields[name] for name in SPECIAL_IDS if fields.get(name) is not None}
+    missing = [name for name in SPECIAL_IDS[:2] if name not in ids]
+    if missing and any((source / name).is_file() for name in TOKENIZER_FILES):
+        tokenizer = load_tokenizer(source)
+        found = {name: getattr(tokenizer, name) for name in missing}
+        ids |= {name: value for name, value in found.items() if value is not None}
+    return ids
 
 
 def _float_dtype(name: str) -> np.dtype:

@@ -1,5 +1,7 @@
 """A small LLaMA whose every size differs, so that a swapped axis cannot pass, with weights large enough to matter."""
 
+import os
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -29,6 +31,19 @@ def random_adapter(
         for index, (name, factors) in enumerate(adapter.lora.items())
     }
     return adapter.replace(lora=lora)
+
+
+def interrupt_replacing(monkeypatch: pytest.MonkeyPatch, *, after: int) -> None:
+    """Let the next replacement of files be killed once it has moved `after` of them to their places."""
+    replace, moved = os.replace, []
+
+    def killed(source, target):
+        if len(moved) == after:
+            raise KeyboardInterrupt
+        moved.append(target)
+        replace(source, target)
+
+    monkeypatch.setattr("devft_jax.models.files.os.replace", killed)
 
 
 @pytest.fixture(scope="session")

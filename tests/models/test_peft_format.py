@@ -1,5 +1,6 @@
 """Adapters survive PEFT's format unchanged, under PEFT's names and shapes; anything but plain LoRA is refused."""
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -15,14 +16,14 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from devft_jax.errors import InputError, RunError
-from devft_jax.models.llama import PROJECTIONS, Adapter, LoraFactors
+from devft_jax.models.llama import PROJECTIONS, Adapter, LoraFactors, forward, layer_scales
 from devft_jax.models.peft_format import (
     ADAPTER_CONFIG_FILE,
     ADAPTER_WEIGHTS_FILE,
     export_peft,
     import_peft,
 )
-from tests.models.conftest import CONFIG, random_adapter
+from tests.models.conftest import CONFIG, interrupt_replacing, random_adapter
 
 
 @pytest.fixture
@@ -141,7 +142,7 @@ def test_other_peft_defaults_are_accepted(folder, config, adapter):
         modules_to_save=None,
         peft_version="0.21.2",
         qalora_group_size=16,
-        target_modules=["v_proj", "q_proj"],
+        target_modules=["v_proj", "q_proj", "down_proj", "o_proj", "up_proj", "k_proj", "gate_proj"],
         use_dora=False,
         use_rslora=False,
     )
@@ -150,10 +151,20 @@ def test_other_peft_defaults_are_accepted(folder, config, adapter):
 
 REFUSED = [
     ({"peft_type": "IA3"}, 'peft_type "IA3" in'),
-    ({"use_rslora": True}, "use_rslora true in .* is not supported; give an adapter of plain LoRA"),
-    ({"use_dora": True}, "use_dora true"),
-    ({"rank_pattern": {"q_proj": 4}}, "rank_pattern"),
-    ({"alpha_pattern": {"q_proj": 4}}, "alpha_pattern"),
+    ({"use_dora": True}, "use_dora true in .* is not supported; give an adapter of plain LoRA"),
+    ({"rank_pattern": {"q_proj": 4}}, r"shape \(3, 16\) but the model and the adapter's r and rank_pattern imply \(4, 16\)"),
+    ({"rank_pattern": {"q_proj": 0}}, "rank_pattern of q_proj 0 in .* is not a positive number"),
+    ({"rank_pattern": {"(": 3}}, r'rank_pattern "\(" in .* is no regular expression'),
+    ({"rank_pattern": [3]}, r"rank_pattern \[3\] in .* does not map modules to numbers"),
+    ({"alpha_pattern": {"q_proj": "much"}}, 'alpha_pattern of q_proj "much" in .* is not a finite number'),
+    ({"lora_alpha": float("nan")}, "lora_alpha NaN in .* is not a finite number"),
+    ({"layers_pattern": "blocks"}, 'layers_pattern "blocks"'),
+    ({"layers_to_transform": [0, "1"]}, "layers_to_transform .* is no list of layers"),
+    ({"layers_to_transform": [0, 1]}, r"layers\.2\..* belongs to a module that target_modules, .* leave out"),
+    ({"target_modules": ["q_proj"]}, "belongs to a module that target_modules, .* leave out"),
+    ({"target_modules": "[qv"}, r'target_modules "\[qv" in .* is no regular expression'),
+    ({"target_modules": [1]}, "target_modules .* does not name modules"),
+    ({"exclude_modules": "model.layers.1.*"}, r"layers\.1\..* belongs to a module that"),
     ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
     ({"bias": "all"}, 'bias "all"'),
     ({"fan_in_fan_out": True}, "fan_in_fan_out true"),
@@ -176,9 +187,15 @@ def test_refuses_what_it_would_compute_otherwise(folder, config, fields, message
 
 
 def test_refuses_other_depths(folder, config):
-    with pytest.raises(InputError, match=r"of layer 2 but the model has 2 layers numbered from 0"):
+    made_for = "the adapter was made for acme/tiny: give that model"
+    with pytest.raises(InputError, match=f"of layer 2 but the model has 2 layers numbered from 0; {made_for}"):
         import_peft(folder, config.with_layers(2))
-    with pytest.raises(InputError, match=r"lacks the tensor .*layers\.3\.self_attn\.q_proj\.lora_A\.weight"):
+    with pytest.raises(InputError, match=made_for):
+        import_peft(folder, dataclasses.replace(config, width=18))
+    with pytest.raises(InputError, match=rf"lacks the tensor .*layers\.3\.self_attn\.q_proj\.lora_A\.weight.*{made_for}"):
+        import_peft(folder, config.with_layers(4))
+    edit_config(folder, base_model_name_or_path=None)
+    with pytest.raises(InputError, match="give the model that the adapter was made for"):
         import_peft(folder, config.with_layers(4))
 
 
@@ -222,10 +239,166 @@ def test_refuses_damaged_and_absent_files(folder, config):
         import_peft(folder / "absent", config)
 
 
-def test_refuses_to_export_several_ranks(tmp_path, config):
-    one, other = random_adapter(config, ("q",), rank=2), random_adapter(config, ("v",), rank=3)
-    with pytest.raises(InputError, match=r"ranks \{'q': 2, 'v': 3\} differ"):
-        export_peft(one.replace(lora=one.lora | other.lora), tmp_path)
+def ragged_adapter(ranks: dict[str, list[int]], alphas: dict[str, list[float]], seed: int = 0) -> Adapter:
+    """Factors whose rank and alpha are given for every layer, padded with zeros."""
+    random = np.random.default_rng(seed)
+    lora, scale = {}, {}
+    for name, of_layers in ranks.items():
+        fan_in, fan_out = CONFIG.projection_shape(name)
+        a = random.standard_normal((CONFIG.layers, fan_in, max(of_layers)))
+        b = random.standard_normal((CONFIG.layers, max(of_layers), fan_out))
+        for layer, rank in enumerate(of_layers):
+            a[layer, :, rank:] = 0
+            b[layer, rank:] = 0
+        lora[name] = LoraFactors(a=jnp.asarray(a, jnp.float32), b=jnp.asarray(b, jnp.float32))
+        scale[name] = jnp.asarray(np.array(alphas[name]) / np.array(of_layers), jnp.float32)
+    return Adapter(lora=lora, scale=scale)
+
+
+def logits(adapter: Adapter, base, tokens) -> np.ndarray:
+    return np.asarray(forward(CONFIG, base, adapter, tokens))
+
+
+@settings(max_examples=25)
+@given(data=st.data(), targets=st.sets(st.sampled_from(PROJECTIONS), min_size=1), seed=st.integers(0, 9))
+def test_ranks_and_alphas_that_vary_come_back(tmp_path_factory, data, targets, seed):
+    def of_layers(values):
+        return data.draw(st.lists(values, min_size=CONFIG.layers, max_size=CONFIG.layers))
+
+    targets = sorted(targets)
+    ranks = {name: of_layers(st.integers(1, 4)) for name in targets}
+    alphas = {name: of_layers(st.sampled_from((0.3, 1.0, 8.0, -2.0))) for name in targets}
+    adapter = ragged_adapter(ranks, alphas, seed)
+    folder = tmp_path_factory.mktemp("adapter")
+    export_peft(adapter, folder / "one")
+    imported = import_peft(folder / "one", CONFIG)
+    chex.assert_trees_all_equal(imported.lora, adapter.lora)
+    chex.assert_trees_all_equal(layer_scales(imported, CONFIG.layers), adapter.scale)
+    export_peft(imported, folder / "two")
+    for file in (ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE):
+        assert (folder / "one" / file).read_bytes() == (folder / "two" / file).read_bytes()
+
+
+def test_patterns_name_projections_where_uniform_and_modules_where_not(tmp_path, base, tokens):
+    ranks = {"q": [2, 2, 2], "v": [4, 4, 4], "up": [2, 1, 2]}
+    adapter = ragged_adapter(ranks, {"q": [4.0] * 3, "v": [8.0] * 3, "up": [4.0, 4.0, 6.0]})
+    export_peft(adapter, tmp_path, base_model="acme/tiny")
+    fields = json.loads((tmp_path / ADAPTER_CONFIG_FILE).read_text())
+    assert (fields["r"], fields["lora_alpha"]) == (2, 4)
+    assert fields["rank_pattern"] == {"v_proj": 4, "model.layers.1.mlp.up_proj": 1}
+    assert fields["alpha_pattern"] == {"v_proj": 8, "model.layers.2.mlp.up_proj": 6}
+    shapes = {name: tensor.shape for name, tensor in load_file(tmp_path / ADAPTER_WEIGHTS_FILE).items()}
+    assert shapes["base_model.model.model.layers.1.mlp.up_proj.lora_A.weight"] == (1, 16)
+    assert shapes["base_model.model.model.layers.0.mlp.up_proj.lora_B.weight"] == (20, 2)
+    np.testing.assert_array_equal(logits(import_peft(tmp_path, CONFIG), base, tokens), logits(adapter, base, tokens))
+
+
+def test_only_trailing_columns_that_are_zero_in_both_factors_are_trimmed(tmp_path, config, adapter):
+    factors = adapter.lora["q"]
+    fresh = factors.replace(b=jnp.zeros_like(factors.b))
+    inner = factors.replace(a=factors.a.at[:, :, 0].set(0), b=factors.b.at[:, 0].set(0))
+    half = factors.replace(a=factors.a.at[:, :, 2].set(0))
+    nothing = jax.tree.map(jnp.zeros_like, factors)
+    chosen = adapter.replace(lora={"q": fresh, "o": nothing, "k": inner, "v": half})
+    chosen = chosen.replace(lora={name: resize(factors, name, config) for name, factors in chosen.lora.items()})
+    export_peft(chosen, tmp_path)
+    fields = json.loads((tmp_path / ADAPTER_CONFIG_FILE).read_text())
+    assert (fields["r"], fields["rank_pattern"]) == (3, {"o_proj": 1})
+    imported = import_peft(tmp_path, config)
+    assert imported.lora["o"].a.shape == (config.layers, 24, 1)
+    assert imported.scale == adapter.scale
+    for name in "qkv":
+        chex.assert_trees_all_equal(imported.lora[name], chosen.lora[name])
+
+
+def resize(factors: LoraFactors, name: str, config) -> LoraFactors:
+    """The same pattern of zeros in another projection's shape."""
+    fan_in, fan_out = config.projection_shape(name)
+    layers, _, rank = factors.a.shape
+    return LoraFactors(
+        a=jnp.broadcast_to(factors.a[:, :1], (layers, fan_in, rank)),
+        b=jnp.broadcast_to(factors.b[:, :, :1], (layers, rank, fan_out)),
+    )
+
+
+def test_patterns_are_regular_expressions_for_the_end_of_a_path(folder, config, adapter):
+    edit_config(
+        folder,
+        alpha_pattern={"layers.1.self_attn.q_proj": 3, r".*\.0\..*(gate|up)_proj": 9, "roj": 100, "q_pro": 100},
+    )
+    scale = layer_scales(import_peft(folder, config), config.layers)
+    expected = {name: np.full(config.layers, 2.0, np.float32) for name in PROJECTIONS}
+    expected["q"][1] = 1.0
+    expected["gate"][0] = expected["up"][0] = 3.0
+    chex.assert_trees_all_equal(scale, expected)
+
+
+def test_the_first_key_that_matches_wins(folder, config):
+    edit_config(folder, alpha_pattern={"q_proj": 3, "model.layers.1.self_attn.q_proj": 9})
+    np.testing.assert_array_equal(layer_scales(import_peft(folder, config), config.layers)["q"], np.ones(3))
+
+
+def test_rank_stabilised_scales_divide_by_the_root(folder, config, adapter):
+    edit_config(folder, use_rslora=True)
+    imported = import_peft(folder, config)
+    assert float(imported.scale) == np.float32(6 / np.sqrt(3))
+    export_peft(imported, folder.parent / "again")
+    assert not json.loads((folder.parent / "again" / ADAPTER_CONFIG_FILE).read_text()).get("use_rslora")
+    chex.assert_trees_all_equal(import_peft(folder.parent / "again", config), imported)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"layers_to_transform": [0, 2]},
+        {"layers_to_transform": [0, 2], "layers_pattern": "layers"},
+        {"exclude_modules": r"model\.layers\.1\..*"},
+        {"target_modules": r".*\.[02]\..*_proj"},
+        {"target_modules": [f"layers.{layer}.self_attn.{name}_proj" for layer in (0, 2) for name in "qkvo"]},
+    ],
+    ids=str,
+)
+def test_layers_that_are_left_out_have_zero_factors(folder, config, adapter, fields):
+    names = "qkvo" if isinstance(fields.get("target_modules"), list) else PROJECTIONS
+
+    def leave_out(tensors):
+        for name in list(tensors):
+            if ".layers.1." in name or ("mlp" in name and "gate" not in names):
+                del tensors[name]
+
+    edit_tensors(folder, leave_out)
+    edit_config(folder, **fields)
+    imported = import_peft(folder, config)
+    expected = {
+        name: jax.tree.map(lambda leaf: leaf.at[1].set(0), factors)
+        for name, factors in adapter.lora.items()
+        if name in names
+    }
+    chex.assert_trees_all_equal(imported, adapter.replace(lora=expected))
+    export_peft(imported, folder.parent / "again")
+    chex.assert_trees_all_equal(import_peft(folder.parent / "again", config), imported)
+
+
+def test_one_layer_may_be_given_as_a_number(folder, config):
+    edit_tensors(folder, lambda t: [t.pop(name) for name in list(t) if ".layers.1." not in name])
+    edit_config(folder, layers_to_transform=1)
+    assert np.flatnonzero(np.asarray(import_peft(folder, config).lora["q"].b).any(axis=(1, 2))).tolist() == [1]
+
+
+def test_a_half_replaced_adapter_does_not_load(folder, config, adapter, monkeypatch):
+    """Weights of one adapter are never read with the scale of another."""
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    other = adapter.replace(scale=jnp.float32(7.0))
+    for calls in range(2):
+        interrupt_replacing(monkeypatch, after=calls)
+        with pytest.raises(KeyboardInterrupt):
+            export_peft(other, folder)
+        monkeypatch.undo()
+        with pytest.raises(InputError, match=f"{ADAPTER_CONFIG_FILE} cannot be read"):
+            import_peft(folder, config)
+    export_peft(other, folder)
+    assert import_peft(folder, config).scale == 7.0
+    assert {file.name for file in folder.iterdir()} == before.keys()
 
 
 def test_an_unwritable_folder_fails_with_one_sentence(tmp_path, adapter):
