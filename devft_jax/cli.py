@@ -61,6 +61,7 @@ def configure_jax() -> None:
 COMMANDS = {
     "run": "train, or go on with an unfinished run",
     "replay": "train one client of one round again, step by step, to see where it breaks",
+    "export": "a run's adapter, merged model or stage's submodel, as PEFT and transformers load it",
     "list": "algorithms, growths, presets, data sets and templates",
 }
 
@@ -87,7 +88,7 @@ def _dispatch(arguments: list[str]) -> int:
     command, rest = arguments[0], arguments[1:]
     if command not in COMMANDS:
         raise InputError(f"the command '{command}' does not exist; choose from {', '.join(COMMANDS)}.")
-    return {"run": _run, "replay": _replay, "list": _list}[command](rest)
+    return {"run": _run, "replay": _replay, "export": _export, "list": _list}[command](rest)
 
 
 def _comma_tuples() -> Any:
@@ -209,6 +210,36 @@ def _replay(arguments: list[str]) -> int:
     for step in again.steps:
         print(f"{step.step:>4}  {step.loss:>10.5f}  {step.gradient_norm:>9.4g}  {step.update_norm:>9.4g}")
     print(again.first_break or "every value is finite")
+    return 0
+
+
+def _export(arguments: list[str]) -> int:
+    import tyro
+
+    from devft_jax.export import Form, export
+
+    def options(
+        source: tyro.conf.Positional[str],
+        out: str,
+        form: Form = "adapter",
+        stage: int | None = None,
+        model: str | None = None,
+        dtype: str = "bfloat16",
+    ) -> str:
+        """Write a run, or a PEFT adapter with its base, as a folder that PEFT or transformers loads.
+
+        Args:
+          source: the run's folder, of an unfinished run too; or a PEFT adapter's, for the form merged.
+          out: the folder to write; absent, empty, or an earlier export of the same request.
+          form: adapter (PEFT, full depth), merged (the model with the adapter in its weights), submodel (a stage's fused
+            layers merged with its adapter) or submodel-adapter (the bare submodel, its adapter in the subfolder adapter).
+          stage: the stage, from 1, as of its newest checkpoint; by default the run's newest checkpoint.
+          model: the base, as for `devft run`; by default the one that the run or the adapter names.
+          dtype: stored type of a model's weights: bfloat16, float32 or float16.
+        """
+        return str(export(source, out, form=form, stage=stage, model=model, dtype=dtype))
+
+    print(tyro.cli(options, prog="devft export", args=arguments))
     return 0
 
 

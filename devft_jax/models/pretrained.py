@@ -105,7 +105,7 @@ class Model:
 
     def with_base(self, base: Base) -> "Model":
         """The same model with other weights."""
-        return Model(self.config, base, self._tokenizer, self.path)
+        return Model(self.config, base, self.folder or self._tokenizer, self.path)
 
     @property
     def tokenizer(self) -> Any:
@@ -148,7 +148,7 @@ def load_pretrained(path: str | Path, *, quantization: str | None = None, dtype:
         raise InputError(f"quantization {quantization!r} is unknown; choose from none, {', '.join(BITS)}.")
     if dtype is not None:
         _float_dtype(dtype)
-    folder = _model_folder(path)
+    folder = model_folder(path)
     config = read_config(folder / CONFIG_FILE)
     leaves = _read_leaves(folder, config, dtype, None if quantization == "none" else quantization)
     on_device = {leaf: jax.device_put(leaves.pop(leaf)) for leaf in list(leaves)}
@@ -161,7 +161,7 @@ def load_original_blocks(path: str | Path, *, dtype: str | None = None) -> Block
 
     A quantised run whose stages are fused from the original weights reads them so, at every stage.
     """
-    folder = _model_folder(path)
+    folder = model_folder(path)
     config = read_config(folder / CONFIG_FILE)
     leaves = _read_leaves(folder, config, dtype, None)
     return _block(config, {leaf: value for leaf, value in leaves.items() if leaf not in ("embed", "norm", "head")})
@@ -357,8 +357,12 @@ def _float_dtype(name: str) -> np.dtype:
     return np.dtype(name)
 
 
-def _model_folder(path: str | Path) -> Path:
-    """The local folder of a model, downloaded where `path` is a Hugging Face name."""
+def model_folder(path: str | Path) -> Path:
+    """The local folder of a model, downloaded where `path` is a Hugging Face name.
+
+    Raises:
+      InputError: there is no such folder, and Hugging Face does not give it.
+    """
     folder = Path(path).expanduser()
     if folder.is_dir():
         return folder

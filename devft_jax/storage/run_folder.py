@@ -3,6 +3,9 @@
 
 Everything in it is either appended to (metrics, a line a round) or replaced as a whole, so that a process killed at any
 moment leaves a folder from which the run goes on. The checkpoint is the truth: metrics that ran ahead of it are cut back.
+
+Of the checkpoints the newest two are kept, the last one of every stage, from which the stage can be exported, and the one
+after which the run was lengthened, because rounds from there on are replayed from it.
 """
 
 import contextlib
@@ -37,6 +40,7 @@ class RunFolder:
         self.path = Path(path).absolute()
         self._lock: Any = None
         self._manager: Any = None
+        self._stages: dict[int, int | None] = {}
 
     def __enter__(self) -> "RunFolder":
         """Create the folder and hold it alone."""
@@ -128,7 +132,7 @@ class RunFolder:
 
             self._manager = ocp.CheckpointManager(
                 self.path / "checkpoints",
-                options=ocp.CheckpointManagerOptions(max_to_keep=CHECKPOINTS_KEPT, enable_async_checkpointing=False),
+                options=ocp.CheckpointManagerOptions(max_to_keep=None, enable_async_checkpointing=False),
             )
         return self._manager
 
@@ -145,12 +149,38 @@ class RunFolder:
         return list(self._checkpoints.all_steps()) if (self.path / "checkpoints").exists() else []
 
     def save_checkpoint(self, round_index: int, arrays: PyTree, record: dict[str, Any]) -> None:
-        """Write arrays and a JSON record as the checkpoint of a round; it appears whole or not at all."""
+        """Write arrays and a JSON record as the checkpoint of a round; it appears whole or not at all.
+
+        Then older checkpoints are removed, except those that are kept for the reasons above. The record's `stage` and
+        `lengthened_after` tell which.
+        """
         import orbax.checkpoint as ocp
 
         arguments = ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), record=ocp.args.JsonSave(record))
         with self._saving(f"the checkpoint of round {round_index}"):
             self._checkpoints.save(round_index, args=arguments, force=True)
+            self._stages[round_index] = record["stage"]
+            kept = {
+                *self.last_rounds().values(),
+                record["lengthened_after"],
+                *sorted(self._saved_rounds())[-CHECKPOINTS_KEPT:],
+            }
+            for old in set(self._saved_rounds()) - kept:
+                self._checkpoints.delete(old)
+
+    def last_rounds(self) -> dict[int, int]:
+        """For every stage that has a whole checkpoint, from 0, the round of its newest."""
+        stages = {saved: self._stage_of(saved) for saved in sorted(self._saved_rounds())}
+        return {stage: saved for saved, stage in stages.items() if stage is not None}
+
+    def _stage_of(self, round_index: int) -> int | None:
+        """The stage of a checkpoint; None where it cannot be read, as when its removal was interrupted."""
+        if round_index not in self._stages:
+            try:
+                self._stages[round_index] = self.read_record(round_index)["stage"]
+            except InputError:
+                self._stages[round_index] = None
+        return self._stages[round_index]
 
     def read_record(self, round_index: int) -> dict[str, Any]:
         """The JSON record of a checkpoint."""
@@ -164,11 +194,34 @@ class RunFolder:
         """The arrays of a checkpoint, in the structure, shapes and dtypes of `like`."""
         import orbax.checkpoint as ocp
 
-        home = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=home), like)
-        arguments = ocp.args.Composite(arrays=ocp.args.StandardRestore(target))
+        arguments = ocp.args.Composite(arrays=ocp.args.StandardRestore(_on_first_device(like)))
         with self._restoring(round_index):
             return self._checkpoints.restore(round_index, args=arguments)["arrays"]
+
+    def read_some_arrays(self, round_index: int, like: PyTree) -> PyTree:
+        """As `read_arrays`, but what `like` lacks of the checkpoint is left out, as an export does without the bank.
+
+        Raises:
+          InputError: the checkpoint cannot be read, or is of another model.
+        """
+        import orbax.checkpoint as ocp
+
+        path = self.path / "checkpoints" / str(round_index) / "arrays"
+        target = _on_first_device(like)
+        wanted = ocp.checkpoint_utils.construct_restore_args(target)
+        arguments = ocp.args.PyTreeRestore(target, restore_args=wanted, partial_restore=True)
+        # The manager reads whole items only.
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            with self._restoring(round_index):
+                stored = ocp.tree.to_flat_dict(reader.metadata(path).item_metadata.tree)
+            for name, leaf in ocp.tree.to_flat_dict(like).items():
+                if name in stored and stored[name].shape != leaf.shape:
+                    raise InputError(
+                        f"the checkpoint {path.parent} is of a model of other shapes ({'.'.join(name)} is "
+                        f"{stored[name].shape}, not {leaf.shape}); give the model that the run was started with."
+                    )
+            with self._restoring(round_index):
+                return reader.restore(path, args=arguments)
 
     @contextlib.contextmanager
     def _restoring(self, round_index: int) -> Iterator[None]:
@@ -214,6 +267,12 @@ class RunFolder:
                 f"{what} could not be saved in {self.path} ({type(error).__name__}: {reason}); what "
                 "was saved before is whole: make room there and run again to go on."
             ) from error
+
+
+def _on_first_device(like: PyTree) -> PyTree:
+    """What orbax restores to: the shapes and dtypes of `like`, on one device."""
+    home = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=home), like)
 
 
 @contextlib.contextmanager

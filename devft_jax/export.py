@@ -1,0 +1,321 @@
+"""What a run or an adapter becomes for other tools: folders that PEFT and transformers load.
+
+    adapter            the global adapter at full depth, in PEFT's format
+    merged             the model with that adapter merged into its weights, in Hugging Face's layout
+    submodel           a stage's submodel, its fused layers merged with its adapter, as a model of that depth
+    submodel-adapter   the bare submodel as a model, and its adapter in the subfolder `adapter`
+
+A run is read from its checkpoints, never trained or given its data: a checkpoint holds the server's state at full depth as
+of the stage's start, the stage's own, and the stage's LayerMap, so the adapter at full depth is `transfer` of the three and
+the submodel is `fuse` of the base. Everything is computed in host memory.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+
+from devft_jax.config import RunConfig, config_from_mapping
+from devft_jax.developmental import LayerMap
+from devft_jax.errors import InputError
+from devft_jax.federated.algorithms import ALGORITHMS
+from devft_jax.federated.sampling import Purpose, run_key
+from devft_jax.models.families import read_config
+from devft_jax.models.files import DTYPES, read_json, write_json
+from devft_jax.models.llama import Adapter, ModelConfig
+from devft_jax.models.peft_format import (
+    ADAPTER_CONFIG_FILE,
+    ADAPTER_WEIGHTS_FILE,
+    export_peft,
+    import_peft,
+    read_adapter_config,
+)
+from devft_jax.models.pretrained import (
+    CONFIG_FILE,
+    MAX_SHARD_BYTES,
+    Model,
+    load_original_blocks,
+    load_pretrained,
+    model_folder,
+    save_pretrained,
+)
+from devft_jax.reporting.progress import readable_bytes
+from devft_jax.storage import RunFolder
+from devft_jax.trainer import bundled_model, fuse_blocks
+
+Form = Literal["adapter", "merged", "submodel", "submodel-adapter"]
+
+RECORD_FILE = "devft_export.json"
+"""Says where an export comes from; a folder that holds it may be written again by the same request."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A finished export.
+
+    Attributes:
+      folder: where it lies. what: what it is, in words. size: bytes of its weights. how: how to load it.
+    """
+
+    folder: Path
+    what: str
+    size: int
+    how: str
+
+    def __str__(self) -> str:
+        """All of it in one line."""
+        return f"wrote {self.what} ({readable_bytes(self.size)}) to {self.folder}; {self.how}"
+
+
+@dataclass(frozen=True)
+class _Checkpoint:
+    """What a run knew at one of its checkpoints.
+
+    Attributes:
+      full: the adapter at full depth, with what the stage under way had learned. submodel: the stage's own.
+      layer_map: of the stage. stage: from 1.
+    """
+
+    full: Adapter
+    submodel: Adapter
+    layer_map: LayerMap
+    stage: int
+
+
+def export(
+    source: str | Path,
+    out: str | Path,
+    *,
+    form: Form = "adapter",
+    stage: int | None = None,
+    model: str | None = None,
+    dtype: str = "bfloat16",
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> Exported:
+    """Write a run, or a PEFT adapter with its base, as a folder that PEFT or transformers loads.
+
+    The newest checkpoint is taken, of an unfinished run too. A quantised run's base is packed as the run had it and written
+    dequantised, so that what is exported is what was trained.
+
+    Args:
+      source: a run's folder; or a PEFT adapter's, for the form merged.
+      out: the folder to write; absent, empty, or an earlier export of the same request.
+      form: one of the four above.
+      stage: from 1; takes the newest checkpoint of that stage, adapter, merged and submodel then being as of that moment.
+      model: the base, a folder, Hugging Face name or "bundled"; by default what the run or the adapter names.
+      dtype: stored type of a model's weights, "bfloat16", "float32" or "float16"; adapters are float32.
+      max_shard_bytes: a model's weights are split into files of at most this size.
+
+    Returns:
+      What was written.
+
+    Raises:
+      InputError: the request cannot be met; nothing has been written. RunError: the folder cannot be written.
+    """
+    if form not in get_args(Form):
+        raise InputError(f"form '{form}' is unknown; choose from {', '.join(get_args(Form))}.")
+    if dtype not in DTYPES.values():
+        raise InputError(f"dtype {dtype!r} is unknown; choose from {', '.join(DTYPES.values())}.")
+    source, out = Path(source).expanduser(), Path(out).expanduser().absolute()
+    if not source.is_dir():
+        raise InputError(f"the folder {source} does not exist; name a run's folder or a PEFT adapter's.")
+    request = {"source": str(source.resolve()), "form": form, "stage": stage, "model": model}
+    _check_out(out, request)
+    job = _Job(out, form, dtype, max_shard_bytes, request)
+    # Weights pass through host memory on their way from file to file; an accelerator may be too small for them.
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        if (source / ADAPTER_CONFIG_FILE).is_file():
+            return _export_adapter_folder(job, source, stage, model)
+        return _export_run(job, source, stage, model)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Where and how to write."""
+
+    out: Path
+    form: Form
+    dtype: str
+    max_shard_bytes: int
+    request: dict[str, Any]
+
+    def write_adapter(self, adapter: Adapter, what: str, base: str | None) -> Exported:
+        """A PEFT folder."""
+        self._begin()
+        export_peft(adapter, self.out, base_model=base)
+        how = f"load it with PEFT: AutoPeftModelForCausalLM.from_pretrained('{self.out}')"
+        return Exported(self.out, what, (self.out / ADAPTER_WEIGHTS_FILE).stat().st_size, how)
+
+    def write_model(self, model: Model, adapter: Adapter | None, what: str) -> Exported:
+        """A model's folder, the adapter merged in."""
+        self._begin()
+        size = save_pretrained(
+            self.out,
+            model.config,
+            model.base,
+            adapter=adapter,
+            dtype=self.dtype,
+            source=model.folder,
+            max_shard_bytes=self.max_shard_bytes,
+        )
+        how = f"load it with transformers: AutoModelForCausalLM.from_pretrained('{self.out}')"
+        return Exported(self.out, what, size, how)
+
+    def write_both(self, model: Model, adapter: Adapter, what: str) -> Exported:
+        """A model's folder, and its adapter within."""
+        folder = self.out / "adapter"
+        # The adapter of an earlier export is never beside another model.
+        (folder / ADAPTER_CONFIG_FILE).unlink(missing_ok=True)
+        written = self.write_model(model, None, what)
+        export_peft(adapter, folder, base_model=str(self.out))
+        size = written.size + (folder / ADAPTER_WEIGHTS_FILE).stat().st_size
+        how = f"load both with PEFT: AutoPeftModelForCausalLM.from_pretrained('{folder}')"
+        return Exported(self.out, what, size, how)
+
+    def _begin(self) -> None:
+        self.out.mkdir(parents=True, exist_ok=True)
+        write_json(self.out / RECORD_FILE, self.request)
+
+
+def _check_out(out: Path, request: dict[str, Any]) -> None:
+    """Raise `InputError` unless the folder is free, or holds an export of the same request."""
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise InputError(f"out {out} is a file; name an absent or empty folder.")
+    found = sorted(path.name for path in out.iterdir())
+    if not found:
+        return
+    if RECORD_FILE not in found:
+        raise InputError(f"out {out} holds something else ({found[0]}); name an absent or empty folder.")
+    if read_json(out / RECORD_FILE) != request:
+        raise InputError(f"out {out} holds another export; name an absent or empty folder.")
+
+
+def _resolved(model: str) -> str:
+    """A base's folder as a path that holds from anywhere, or its Hugging Face name."""
+    if model == "bundled":
+        return str(bundled_model())
+    folder = Path(model).expanduser()
+    return str(folder.resolve()) if folder.is_dir() else model
+
+
+# ---- a PEFT adapter --------------------------------------------------------------------------------------------------
+
+
+def _export_adapter_folder(job: _Job, source: Path, stage: int | None, model: str | None) -> Exported:
+    if job.form != "merged" or stage is not None:
+        raise InputError(
+            f"{source} is a PEFT adapter, which can be exported merged and without a stage; give --form merged alone, or "
+            "a run's folder."
+        )
+    named = model or read_adapter_config(source).get("base_model_name_or_path")
+    if not isinstance(named, str) or not named:
+        raise InputError(f"{source / ADAPTER_CONFIG_FILE} does not name the adapter's base; name it with --model.")
+    path = _resolved(named)
+    adapter = import_peft(source, read_config(model_folder(path) / CONFIG_FILE))
+    return job.write_model(load_pretrained(path), adapter, f"{path} merged with the adapter {source}")
+
+
+# ---- a run -----------------------------------------------------------------------------------------------------------
+
+
+def _export_run(job: _Job, source: Path, stage: int | None, model: str | None) -> Exported:
+    config = _run_config(source, model)
+    path = _resolved(model or config.model)
+    finished = source / "adapter"
+    with RunFolder(source) as folder:
+        rounds = folder.last_rounds()
+        if not rounds and stage is None and job.form in ("adapter", "merged") and (finished / ADAPTER_CONFIG_FILE).is_file():
+            adapter = import_peft(finished, read_config(model_folder(path) / CONFIG_FILE))
+            return _write_full(job, config, path, adapter, f"the adapter of {source} as it finished")
+        chosen = _chosen_round(folder, rounds, stage)
+        total = sum(folder.read_record(max(rounds.values()))["stage_rounds"])
+        checkpoint = _read_checkpoint(folder, chosen, config, read_config(model_folder(path) / CONFIG_FILE))
+    when = f"of {source} after round {chosen} of {total}"
+    if job.form in ("adapter", "merged"):
+        return _write_full(job, config, path, checkpoint.full, f"the adapter {when}")
+    small = _submodel(config, path, checkpoint.layer_map)
+    what = f"the submodel of stage {checkpoint.stage} {when}, {small.config.layers} layers"
+    if job.form == "submodel":
+        return job.write_model(small, checkpoint.submodel, f"{what}, merged with its adapter")
+    return job.write_both(small, checkpoint.submodel, f"{what}, and its adapter")
+
+
+def _write_full(job: _Job, config: RunConfig, path: str, adapter: Adapter, what: str) -> Exported:
+    """The adapter at full depth, alone or in its base."""
+    if job.form == "adapter":
+        return job.write_adapter(adapter, what, path)
+    return job.write_model(load_pretrained(path, quantization=config.quantization), adapter, f"{path} merged with {what}")
+
+
+def _run_config(source: Path, model: str | None) -> RunConfig:
+    """The configuration of a run that can be rebuilt from its folder."""
+    stored = RunFolder(source).read_json("config.json")
+    if stored is None or "model_type" in stored:
+        raise InputError(f"{source} holds neither a run nor a PEFT adapter; name a folder that `devft run` or PEFT wrote.")
+    given = stored.pop("objects", {})
+    if "algorithm" in given:
+        raise InputError(
+            f"the run in {source} was given its algorithm as an object in Python, which its folder does not hold; write "
+            "the adapter of its Run with export_peft."
+        )
+    if "model" in given and model is None:
+        raise InputError(f"the run in {source} was given its model as an object in Python; name its folder with --model.")
+    return config_from_mapping(stored)
+
+
+def _chosen_round(folder: RunFolder, rounds: dict[int, int], stage: int | None) -> int:
+    """The round of the newest checkpoint, of a stage (from 1) where one is asked for."""
+    if not rounds:
+        raise InputError(f"the run in {folder.path} has no checkpoint yet; let it train up to its first one.")
+    newest = max(rounds.values())
+    if stage is None:
+        return newest
+    record = folder.read_record(newest)
+    stages = len(record["stage_rounds"])
+    if not 1 <= stage <= stages:
+        raise InputError(f"stage {stage} is outside 1 to {stages}, the stages of the run in {folder.path}.")
+    if stage - 1 in rounds:
+        return rounds[stage - 1]
+    kept = ", ".join(str(other + 1) for other in rounds)
+    if stage - 1 > record["stage"]:
+        raise InputError(f"the run in {folder.path} has not saved stage {stage} yet; choose from {kept}, or let it go on.")
+    raise InputError(
+        f"the run in {folder.path} keeps no checkpoint of stage {stage}, as where checkpoint_every is longer than the "
+        f"stage; choose from {kept}."
+    )
+
+
+def _read_checkpoint(folder: RunFolder, round_index: int, config: RunConfig, architecture: ModelConfig) -> _Checkpoint:
+    """One checkpoint's adapters and LayerMap; what its clients remember is not read."""
+    algorithm = ALGORITHMS[config.algorithm](config, config.message_dtype)
+    record = folder.read_record(round_index)
+    key = run_key(config.seed, Purpose.INITIALISATION)
+    shapes = jax.eval_shape(lambda: algorithm.init_server(key, architecture))
+    groups, layers = record["groups"], architecture.layers
+    shaped = jax.eval_shape(lambda: LayerMap(jnp.zeros((groups, layers)), jnp.zeros(layers, jnp.int32)))
+    like = {"full": shapes, "server": jax.eval_shape(algorithm.submodel, shapes, shaped), "layer_map": shaped}
+    arrays = jax.tree.map(jnp.asarray, jax.device_get(folder.read_some_arrays(round_index, like)))
+    full, server, layer_map = (arrays[name] for name in ("full", "server", "layer_map"))
+    return _Checkpoint(
+        full=algorithm.view(algorithm.transfer(full, server, layer_map, config.transfer)),
+        submodel=algorithm.view(server),
+        layer_map=layer_map,
+        stage=record["stage"] + 1,
+    )
+
+
+def _submodel(config: RunConfig, path: str, layer_map: LayerMap) -> Model:
+    """The bare submodel of a stage, fused as the run fused it but kept in float32 where it stays a float."""
+    model = load_pretrained(path, quantization=config.quantization, dtype="float32")
+    if layer_map.is_identity:
+        return model
+    own = model.base.blocks
+    source = own if config.fuse_from == "packed" else load_original_blocks(path)
+    pack = config.quantization if config.fused_precision == "packed" else None
+    blocks = fuse_blocks(layer_map, source, own, pack=pack, dtype=jnp.float32)
+    config_of_stage = model.config.with_layers(layer_map.num_groups)
+    return Model(config_of_stage, model.base.replace(blocks=blocks), model.folder)

@@ -1,0 +1,330 @@
+"""Runs come out as adapters, merged models and submodels that compute what was trained, through the command line."""
+
+import dataclasses
+import json
+import re
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from devft_jax.cli import run_command
+from devft_jax.config import RunConfig, to_plain
+from devft_jax.errors import InputError, RunError
+from devft_jax.export import RECORD_FILE, export
+from devft_jax.models.llama import PROJECTIONS, ModelConfig, forward, init_base
+from devft_jax.models.lora import init_lora
+from devft_jax.models.peft_format import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, export_peft, import_peft
+from devft_jax.models.pretrained import load_pretrained, save_pretrained
+from devft_jax.reporting import Progress
+from devft_jax.run import train
+from devft_jax.storage import RunFolder
+from devft_jax.trainer import Trainer, bundled_model
+
+QUIET = Progress(quiet=True)
+MODEL = ModelConfig(vocabulary=64, width=16, feed_forward=24, layers=4, heads=4, kv_heads=2, head_size=4, max_length=64)
+TOKENS = jnp.asarray(np.random.default_rng(0).integers(3, 38, (2, 9)))
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory, word_tokenizer):
+    """A folder with a random model with a tokenizer, two clients' files, and none held out."""
+    folder = tmp_path_factory.mktemp("tiny")
+    base = jax.tree.map(lambda leaf: 4 * leaf, init_base(jax.random.key(0), MODEL))
+    save_pretrained(folder / "model", MODEL, base, dtype="float32", bos_id=1, eos_id=2)
+    word_tokenizer(words=tuple("abcdefghijklmnopqrstuvwxyz0123456789")).save_pretrained(folder / "model")
+    for name in ("client_0", "client_1"):
+        records = [{"instruction": letter, "output": f"{letter} 1"} for letter in "abcdefgh"]
+        (folder / f"{name}.json").write_text(json.dumps(records))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def config(tiny):
+    return RunConfig(
+        model=str(tiny / "model"),
+        data=str(tiny / "client_*.json"),
+        template="completion",
+        capacities=(2, 4),
+        rounds=6,
+        clients_per_round=2,
+        local_steps=2,
+        batch_size=3,
+        max_length=16,
+        rank=4,
+        alpha=8.0,
+        targets=("q", "v", "down"),
+        learning_rate=(0.05,),
+        checkpoint_every=1,
+        devices=2,
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(config, tmp_path_factory):
+    """A run of two stages of three rounds, whose data have gone since."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    data = folder.parent / "data"
+    data.mkdir()
+    for path in Path(config.data).parent.glob("client_*.json"):
+        shutil.copy(path, data)
+    run = train(dataclasses.replace(config, data=str(data / "*.json"), out=str(folder)), progress=QUIET)
+    shutil.rmtree(data)
+    return run
+
+
+@pytest.fixture(scope="module")
+def first_stage(config, tmp_path_factory):
+    """The trainer and state of the same run, as it was at the end of its first stage."""
+    trainer = Trainer(config, progress=QUIET)
+    state = trainer.begin()
+    trainer.begin_stage(state, [])
+    for _ in range(3):
+        trainer.round(state)
+    return trainer, state
+
+
+def logits(folder, adapter=None):
+    model = load_pretrained(folder, dtype="float32")
+    return np.asarray(forward(model.config, model.base, adapter, TOKENS))
+
+
+def command(*words) -> int:
+    return run_command(["export", *map(str, words)])
+
+
+def test_a_run_keeps_the_last_checkpoint_of_every_stage(finished):
+    with RunFolder(finished.folder) as folder:
+        assert folder.last_rounds() == {0: 3, 1: 6}
+    assert {path.name for path in (finished.folder / "checkpoints").iterdir()} == {"3", "5", "6"}
+
+
+def test_the_adapter_is_the_runs_own(finished, config, tmp_path, capfd):
+    assert command(finished.folder, "--out", tmp_path / "out") == 0
+    said = capfd.readouterr().out
+    assert f"wrote the adapter of {finished.folder} after round 6 of 6 (" in said
+    assert f" kB) to {tmp_path / 'out'}; load it with PEFT: AutoPeftModelForCausalLM.from_pretrained(" in said
+    assert said.count("\n") == 1
+    for name in (ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE):
+        assert (tmp_path / "out" / name).read_bytes() == (finished.folder / "adapter" / name).read_bytes()
+
+
+def test_the_merged_model_computes_what_was_trained(finished, tiny, tmp_path, capfd):
+    assert command(finished.folder, "--out", tmp_path / "out", "--form", "merged", "--dtype", "float32") == 0
+    said = capfd.readouterr().out
+    assert said.startswith(f"wrote {tiny / 'model'} merged with the adapter of {finished.folder} after round 6 of 6")
+    assert "load it with transformers: AutoModelForCausalLM.from_pretrained(" in said
+    expected = logits(tiny / "model", finished.adapter)
+    assert np.abs(expected - logits(tiny / "model")).max() > 0.1
+    np.testing.assert_allclose(logits(tmp_path / "out"), expected, atol=1e-4)
+    assert load_pretrained(tmp_path / "out").config == MODEL
+    assert load_pretrained(tmp_path / "out").tokenizer("a b")["input_ids"] == [3, 4]
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["eos_token_id"] == 2
+
+
+def test_a_stages_submodel_computes_what_its_clients_trained(finished, first_stage, tmp_path):
+    trainer, state = first_stage
+    view = trainer.algorithm.view(state.server)
+    expected = np.asarray(forward(MODEL, jax.device_get(trainer.stage_base), jax.device_get(view), TOKENS))
+    bare = np.asarray(forward(MODEL, jax.device_get(trainer.stage_base), None, TOKENS))
+    assert np.abs(expected - bare).max() > 0.1
+    words = ("--stage", 1, "--dtype", "float32")
+    assert command(finished.folder, "--out", tmp_path / "merged", "--form", "submodel", *words) == 0
+    assert load_pretrained(tmp_path / "merged").config == MODEL.with_layers(2)
+    np.testing.assert_allclose(logits(tmp_path / "merged"), expected, atol=1e-4)
+    assert command(finished.folder, "--out", tmp_path / "both", "--form", "submodel-adapter", *words) == 0
+    np.testing.assert_allclose(logits(tmp_path / "both"), bare, atol=1e-5)
+    adapter = import_peft(tmp_path / "both" / "adapter", MODEL.with_layers(2))
+    np.testing.assert_allclose(logits(tmp_path / "both", adapter), expected, atol=1e-4)
+    fields = json.loads((tmp_path / "both" / "adapter" / ADAPTER_CONFIG_FILE).read_text())
+    assert fields["base_model_name_or_path"] == str(tmp_path / "both")
+
+
+def test_the_full_adapter_as_of_a_stage(finished, first_stage, tmp_path):
+    trainer, state = first_stage
+    export(finished.folder, tmp_path / "out", stage=1)
+    expected = trainer.algorithm.view(trainer.transferred(state))
+    imported = import_peft(tmp_path / "out", MODEL)
+    for name, factors in expected.lora.items():
+        np.testing.assert_allclose(imported.lora[name].a, factors.a, atol=1e-6)
+        np.testing.assert_allclose(imported.lora[name].b, factors.b, atol=1e-6)
+        assert np.abs(imported.lora[name].b - finished.adapter.lora[name].b).max() > 1e-3
+
+
+def test_the_last_stage_is_the_model_itself(finished, tiny, tmp_path):
+    said = str(export(finished.folder, tmp_path / "out", form="submodel", dtype="float32"))
+    assert f"the submodel of stage 2 of {finished.folder} after round 6 of 6, 4 layers" in said
+    np.testing.assert_allclose(logits(tmp_path / "out"), logits(tiny / "model", finished.adapter), atol=1e-4)
+
+
+def test_an_unfinished_run_and_one_without_checkpoints(finished, config, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(finished.folder, copy)
+    shutil.rmtree(copy / "adapter")
+    shutil.rmtree(copy / "checkpoints" / "6")
+    assert "after round 5 of 6" in str(export(copy, tmp_path / "five"))
+    shutil.rmtree(copy / "checkpoints" / "5")
+    with pytest.raises(InputError, match=r"the run in .* has not saved stage 2 yet; choose from 1, or let it go on"):
+        export(copy, tmp_path / "none", form="submodel", stage=2)
+    shutil.rmtree(copy / "checkpoints")
+    for form in ("adapter", "submodel"):
+        with pytest.raises(InputError, match="has no checkpoint yet; let it train up to its first one"):
+            export(copy, tmp_path / "none", form=form)
+    shutil.copytree(finished.folder / "adapter", copy / "adapter")
+    assert "as it finished" in str(export(copy, tmp_path / "finished"))
+    name = ADAPTER_WEIGHTS_FILE
+    assert (tmp_path / "finished" / name).read_bytes() == (finished.folder / "adapter" / name).read_bytes()
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_stage_shorter_than_the_distance_of_checkpoints(config, finished, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(finished.folder, copy)
+    shutil.rmtree(copy / "checkpoints" / "3")
+    with pytest.raises(InputError, match=r"keeps no checkpoint of stage 1, as where checkpoint_every is longer .* from 2"):
+        export(copy, tmp_path / "out", stage=1)
+
+
+@pytest.mark.parametrize("change", [{"fused_precision": "packed"}, {"fused_precision": "float", "fuse_from": "original"}])
+def test_a_quantised_run_is_exported_as_it_was_trained(config, tmp_path, change):
+    chosen = dataclasses.replace(config, quantization="int8", **change)
+    trainer = Trainer(chosen, progress=QUIET)
+    state = trainer.begin()
+    trainer.begin_stage(state, [])
+    state.server = jax.tree.map(lambda leaf: leaf + 0.1 if leaf.ndim else leaf, state.server)
+    with RunFolder(tmp_path / "run") as folder:
+        folder.write_json("config.json", to_plain(chosen))
+        trainer.save(folder, state)
+    view = trainer.algorithm.view(state.server)
+    expected = np.asarray(forward(MODEL, jax.device_get(trainer.stage_base), view, TOKENS))
+    export(tmp_path / "run", tmp_path / "sub", form="submodel", stage=1, dtype="float32")
+    np.testing.assert_allclose(logits(tmp_path / "sub"), expected, atol=1e-4)
+    full = trainer.algorithm.view(trainer.transferred(state))
+    export(tmp_path / "run", tmp_path / "merged", form="merged", dtype="float32")
+    expected = np.asarray(forward(MODEL, trainer.model.base, full, TOKENS))
+    np.testing.assert_allclose(logits(tmp_path / "merged"), expected, atol=1e-4)
+
+
+def test_a_peft_adapter_is_merged_into_its_base(tiny, tmp_path, capfd):
+    adapter = init_lora(jax.random.key(1), MODEL, rank=3, alpha=6.0, targets=PROJECTIONS)
+    lora = {name: factors.replace(b=factors.b + 0.1) for name, factors in adapter.lora.items()}
+    adapter = adapter.replace(lora=lora)
+    export_peft(adapter, tmp_path / "adapter", base_model=str(tiny / "model"))
+    words = (tmp_path / "adapter", "--form", "merged", "--dtype", "float32")
+    assert command(*words, "--out", tmp_path / "out") == 0
+    assert f"merged with the adapter {tmp_path / 'adapter'} (" in capfd.readouterr().out
+    np.testing.assert_allclose(logits(tmp_path / "out"), logits(tiny / "model", adapter), atol=1e-4)
+    export_peft(adapter, tmp_path / "adapter")
+    assert command(*words, "--out", tmp_path / "other") == 2
+    assert "does not name the adapter's base; name it with --model" in capfd.readouterr().err
+    assert command(*words, "--out", tmp_path / "other", "--model", tiny / "model") == 0
+    for more in ({"form": "adapter"}, {"form": "merged", "stage": 1}):
+        with pytest.raises(InputError, match="is a PEFT adapter, which can be exported merged and without a stage"):
+            export(tmp_path / "adapter", tmp_path / "third", **more)
+    with pytest.raises(InputError, match=r"lacks the tensor .* the adapter was made for|has shape .*; give the model"):
+        export(tmp_path / "adapter", tmp_path / "third", form="merged", model="bundled")
+    assert not (tmp_path / "third").exists()
+
+
+def test_the_bundled_base_has_a_path_that_tools_load(finished, tmp_path):
+    config = load_pretrained(bundled_model()).config
+    export_peft(init_lora(jax.random.key(0), config, rank=2, alpha=4.0), tmp_path / "adapter", base_model="bundled")
+    said = str(export(tmp_path / "adapter", tmp_path / "out", form="merged"))
+    assert str(bundled_model()) in said
+    for name in ("model.safetensors", "tokenizer.json"):
+        assert (tmp_path / "out" / name).exists()
+    base, merged = load_pretrained(bundled_model()).base, load_pretrained(tmp_path / "out").base
+    jax.tree.map(np.testing.assert_array_equal, base, merged)
+
+
+def test_out_may_be_written_again_by_the_same_request_only(finished, tmp_path):
+    out = tmp_path / "out"
+    for _ in range(2):
+        export(finished.folder, out, form="submodel-adapter", stage=1)
+    names = {path.name for path in out.iterdir()}
+    assert {RECORD_FILE, "config.json", "model.safetensors", "tokenizer.json", "adapter"} <= names
+    for more in ({"form": "merged"}, {"form": "submodel-adapter", "stage": 2}):
+        with pytest.raises(InputError, match="holds another export; name an absent or empty folder"):
+            export(finished.folder, out, **more)
+    assert {path.name for path in out.iterdir()} == names
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("")
+    with pytest.raises(InputError, match=r"holds something else \(notes.txt\)"):
+        export(finished.folder, tmp_path / "mine")
+    with pytest.raises(InputError, match="is a file; name an absent or empty folder"):
+        export(finished.folder, tmp_path / "mine" / "notes.txt")
+    with pytest.raises(InputError, match="holds something else"):
+        export(finished.folder, finished.folder)
+
+
+def test_a_failed_export_can_be_written_again(finished, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    export(finished.folder, out, form="submodel-adapter", stage=1)
+
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    # The model has been replaced by then, so the older adapter must not stay beside it.
+    monkeypatch.setattr("devft_jax.models.peft_format.write_safetensors", full)
+    with pytest.raises(RunError, match="No space left on device"):
+        export(finished.folder, out, form="submodel-adapter", stage=1)
+    with pytest.raises(InputError, match="cannot be read"):
+        import_peft(out / "adapter", MODEL.with_layers(2))
+    monkeypatch.undo()
+    export(finished.folder, out, form="submodel-adapter", stage=1)
+    import_peft(out / "adapter", MODEL.with_layers(2))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--form", "submodel", "--stage", 3), "stage 3 is outside 1 to 2, the stages of the run in"),
+        (("--stage", 0), "stage 0 is outside 1 to 2"),
+        (("--dtype", "int8"), "dtype 'int8' is unknown; choose from float32, bfloat16, float16"),
+        (("--model", "/nowhere/at/all"), "the model folder /nowhere/at/all does not exist"),
+        (
+            ("--model", "bundled"),
+            r"the checkpoint .* is of a model of other shapes \(full.lora.down.a is \(4, 24, 4\), not \(16, 256, 4\)\)",
+        ),
+    ],
+)
+def test_requests_that_cannot_be_met_are_one_sentence(finished, tmp_path, capfd, words, message):
+    assert command(finished.folder, "--out", tmp_path / "out", *words) == 2
+    error = capfd.readouterr().err
+    assert len([line for line in error.splitlines() if line.startswith("devft: ")]) == 1
+    assert re.search(message, error)
+    assert not (tmp_path / "out").exists()
+
+
+def test_sources_that_are_none(finished, tiny, tmp_path):
+    with pytest.raises(InputError, match=r"the folder .*absent does not exist; name a run's folder"):
+        export(tmp_path / "absent", tmp_path / "out")
+    for folder in (tmp_path, tiny / "model"):
+        with pytest.raises(InputError, match="holds neither a run nor a PEFT adapter"):
+            export(folder, tmp_path / "out")
+    with pytest.raises(InputError, match="form 'gguf' is unknown; choose from adapter, merged, submodel, submodel-adapter"):
+        export(finished.folder, tmp_path / "out", form="gguf")
+    with RunFolder(finished.folder), pytest.raises(InputError, match="in use"):
+        export(finished.folder, tmp_path / "out")
+
+
+def test_runs_given_objects(finished, tiny, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(finished.folder, copy)
+    stored = json.loads((copy / "config.json").read_text())
+
+    def given(**objects):
+        (copy / "config.json").write_text(json.dumps(stored | {"objects": objects}))
+
+    given(algorithm="mine")
+    with pytest.raises(InputError, match="was given its algorithm as an object in Python"):
+        export(copy, tmp_path / "out")
+    given(model="Model", growth="Mine")
+    with pytest.raises(InputError, match="was given its model as an object in Python; name its folder with --model"):
+        export(copy, tmp_path / "out")
+    export(copy, tmp_path / "out", model=str(tiny / "model"))
+    given(growth="Mine")
+    export(copy, tmp_path / "other")
