@@ -88,6 +88,89 @@ def test_adapters_of_peft_load_here(tmp_path, base, initialisation):
     np.testing.assert_allclose(forward(CONFIG, base, adapter, jnp.asarray(TOKENS)), torch_logits(model), atol=1e-4)
 
 
+FAMILIES = {
+    "llama": {},
+    "llama with biases": {"biases": PROJECTIONS},
+    "mistral": {"family": "mistral", "sliding_window": 8},
+    "qwen2": {"family": "qwen2", "biases": ("q", "k", "v"), "tied_head": True},
+    "qwen3": {"family": "qwen3", "qk_norm": True},
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("varied", [False, True], ids=["one rank", "patterns"])
+def test_adapters_of_every_family_on_all_targets(tmp_path, family, varied):
+    config = dataclasses.replace(CONFIG, **FAMILIES[family])
+    base = jax.tree.map(lambda leaf: 4 * leaf if leaf.ndim > 2 else leaf, init_base(jax.random.key(0), config))
+    save_pretrained(tmp_path / "base", config, base, dtype="float32")
+    adapter = trained_adapter(config, PROJECTIONS)
+    if varied:
+        adapter = with_ranks_of_layers(adapter)
+    export_peft(adapter, tmp_path / "adapter", base_model=str(tmp_path / "base"))
+    model = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter")
+    expected = np.asarray(forward(config, base, adapter, jnp.asarray(TOKENS)))
+    assert np.abs(expected - forward(config, base, None, jnp.asarray(TOKENS))).max() > 0.05
+    np.testing.assert_allclose(torch_logits(model), expected, atol=1e-4)
+    np.testing.assert_array_equal(
+        forward(config, base, import_peft(tmp_path / "adapter", config), jnp.asarray(TOKENS)), expected
+    )
+
+
+def with_ranks_of_layers(adapter: Adapter) -> Adapter:
+    """Ranks and scales that differ by layer and by projection, and for one projection not by layer."""
+    lora, scale = {}, {}
+    for index, (name, factors) in enumerate(adapter.lora.items()):
+        ranks = [2, 2, 2] if name == "v" else [1 + (index + layer) % 4 for layer in range(3)]
+        keep = jnp.arange(4) < jnp.array(ranks)[:, None]
+        lora[name] = factors.replace(a=factors.a * keep[:, None, :], b=factors.b * keep[:, :, None])
+        scale[name] = jnp.array([3.0, 3.0, 3.0 + index % 2])
+    return adapter.replace(lora=lora, scale=scale)
+
+
+IMPORTED = {
+    "rank and alpha patterns": {
+        "rank_pattern": {"q_proj": 2, r".*\.1\.mlp\.(up|gate)_proj": 6, "model.layers.2.self_attn.v_proj": 1},
+        "alpha_pattern": {"layers.0.mlp.down_proj": 30, "o_proj": 3},
+    },
+    # A smaller alpha: at scale 5 attention is so sharp that float32 rounding alone nears the tolerance.
+    "rank-stabilised": {"use_rslora": True, "lora_alpha": 5},
+    "rank-stabilised with patterns": {
+        "use_rslora": True,
+        "rank_pattern": {"layers.1.*": 2},
+        "alpha_pattern": {r"model\.layers\.[02].*": 5},
+    },
+    "some layers": {"layers_to_transform": [0, 2]},
+    "one layer": {"layers_to_transform": 1, "layers_pattern": "layers"},
+    "without some modules": {"exclude_modules": ["layers.1.mlp.up_proj", "model.layers.0.self_attn.k_proj"]},
+    "a regular expression": {"target_modules": r".*layers\.[01]\.(self_attn\.[qv]|mlp\.down)_proj"},
+    "all linear": {"target_modules": "all-linear"},
+    "a negative alpha": {"lora_alpha": -10},
+}
+
+
+@pytest.mark.parametrize("name", IMPORTED)
+def test_adapters_of_peft_whose_modules_differ(tmp_path, base, name):
+    torch.manual_seed(0)
+    fields = {"target_modules": [f"{projection}_proj" for projection in PROJECTIONS], "lora_alpha": 10, **IMPORTED[name]}
+    settings = LoraConfig(r=4, task_type="CAUSAL_LM", **fields)
+    bare = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    plain = torch_logits(bare)
+    model = get_peft_model(bare, settings)
+    for parameter_name, parameter in model.named_parameters():
+        if "lora_B" in parameter_name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    model.save_pretrained(tmp_path / "adapter")
+    adapter = import_peft(tmp_path / "adapter", CONFIG)
+    ours = np.asarray(forward(CONFIG, base, adapter, jnp.asarray(TOKENS)))
+    assert np.abs(ours - plain).max() > 0.05
+    np.testing.assert_allclose(ours, torch_logits(model), atol=1e-4)
+    # Out again, in the plain scale and the full names, and PEFT still computes the same.
+    export_peft(adapter, tmp_path / "again", base_model=str(tmp_path / "base"))
+    again = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "again")
+    np.testing.assert_allclose(torch_logits(again), ours, atol=1e-4)
+    np.testing.assert_array_equal(forward(CONFIG, base, import_peft(tmp_path / "again", CONFIG), jnp.asarray(TOKENS)), ours)
+
+
 def test_fresh_adapters_are_drawn_as_peft_draws_them(tmp_path):
     """Same bounds and spread for every projection, and a zero b; the generators differ, so the draws do."""
     config = dataclasses.replace(CONFIG, width=64, heads=8, feed_forward=96)

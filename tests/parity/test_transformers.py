@@ -125,7 +125,7 @@ def test_our_checkpoints_load_in_transformers(tmp_path, config, dtype):
     ramp = lambda leaf: 0.3 * jnp.arange(leaf.shape[-1]) / leaf.shape[-1]  # noqa: E731
     init = init_base(jax.random.key(0), config)
     base = jax.tree.map(lambda leaf: leaf + ramp(leaf) if leaf.shape[-2:-1] in ((), (config.layers,)) else 4 * leaf, init)
-    save_pretrained(tmp_path, config, base, dtype=dtype)
+    save_pretrained(tmp_path, config, base, dtype=dtype, bos_id=1, eos_id=2)
     model, report = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert model.dtype == getattr(torch, dtype)
