@@ -82,8 +82,11 @@ def export_peft(adapter: Adapter, path: str | Path, *, base_model: str | None = 
       base_model: folder or Hugging Face name of the base that the adapter belongs to.
 
     Raises:
+      InputError: the adapter has no factors.
       RunError: the folder cannot be written.
     """
+    if not adapter.lora:
+        raise InputError("the adapter adapts no projection; give one with factors.")
     tensors: dict[str, PlannedTensor] = {}
     ranks: dict[Module, int] = {}
     alphas: dict[Module, float] = {}
@@ -136,14 +139,14 @@ def _shared_and_pattern(values: Mapping[Module, T]) -> tuple[T, dict[str, T]]:
     A projection with one value in all layers is named once for all of them, otherwise module by module.
     """
     shared = Counter(values.values()).most_common(1)[0][0]
-    pattern = {}
+    pattern: dict[str, T] = {}
     for name in dict.fromkeys(name for _, name in values):
         layers = {layer: value for (layer, other), value in values.items() if other == name}
         if len(set(layers.values())) == 1:
-            layers = {-1: layers[0]}
-        for layer, value in layers.items():
-            if value != shared:
-                pattern[f"{name}_proj" if layer < 0 else _module_name(layer, name)] = value
+            named = {f"{name}_proj": layers[0]}
+        else:
+            named = {_module_name(layer, name): value for layer, value in layers.items()}
+        pattern |= {module: value for module, value in named.items() if value != shared}
     return shared, pattern
 
 
@@ -276,6 +279,12 @@ class _Settings:
             return False
         return self.targets in (None, "all-linear") or _names(self.targets, module)
 
+    def asks_for(self, projection: str, depth: int) -> bool:
+        """Whether some layer's projection is adapted by name, so that its factors must be there."""
+        if self.targets in (None, "all-linear"):
+            return False
+        return any(self.adapts(layer, _module_name(layer, projection)) for layer in range(depth))
+
     @property
     def remedy(self) -> str:
         """What to do about an adapter that does not fit the model."""
@@ -380,6 +389,7 @@ def _targets(factors: Mapping[str, np.ndarray], config: ModelConfig, file: Path,
         found.add(projections[match[2]])
     if not found:
         raise InputError(f"{file} holds no LoRA factors; give a trained adapter.")
+    found |= {name for name in PROJECTIONS if settings.asks_for(name, config.layers)}
     return sorted(found, key=PROJECTIONS.index)
 
 

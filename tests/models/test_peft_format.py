@@ -222,6 +222,11 @@ def test_refuses_a_missing_factor_and_an_empty_file(folder, config):
     edit_tensors(folder, lambda tensors: tensors.pop(NAME))
     with pytest.raises(InputError, match=f"lacks the tensor {NAME}"):
         import_peft(folder, config)
+    edit_tensors(folder, lambda tensors: [tensors.pop(name) for name in list(tensors) if "q_proj" in name])
+    with pytest.raises(InputError, match=f"lacks the tensor {NAME}"):
+        import_peft(folder, config)
+    edit_config(folder, target_modules=None)
+    assert "q" not in import_peft(folder, config).lora
     edit_tensors(folder, dict.clear)
     with pytest.raises(InputError, match="holds no LoRA factors"):
         import_peft(folder, config)
@@ -399,6 +404,11 @@ def test_a_half_replaced_adapter_does_not_load(folder, config, adapter, monkeypa
     export_peft(other, folder)
     assert import_peft(folder, config).scale == 7.0
     assert {file.name for file in folder.iterdir()} == before.keys()
+
+
+def test_an_adapter_of_nothing_is_refused(tmp_path, adapter):
+    with pytest.raises(InputError, match="the adapter adapts no projection"):
+        export_peft(adapter.replace(lora={}), tmp_path / "adapter")
 
 
 def test_an_unwritable_folder_fails_with_one_sentence(tmp_path, adapter):
