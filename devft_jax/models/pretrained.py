@@ -110,7 +110,7 @@ def load_pretrained(path: str | Path, *, quantization: str | None = None, dtype:
         raise InputError(f"quantization {quantization!r} is unknown; choose from none, {', '.join(BITS)}.")
     if dtype is not None:
         _float_dtype(dtype)
-    folder = _model_folder(path)
+    folder = model_folder(path)
     config = read_config(folder / CONFIG_FILE)
     leaves = _read_leaves(folder, config, dtype, None if quantization == "none" else quantization)
     on_device = {leaf: jax.device_put(leaves.pop(leaf)) for leaf in list(leaves)}
@@ -123,7 +123,7 @@ def load_original_blocks(path: str | Path, *, dtype: str | None = None) -> Block
 
     A quantised run whose stages are fused from the original weights reads them so, at every stage.
     """
-    folder = _model_folder(path)
+    folder = model_folder(path)
     config = read_config(folder / CONFIG_FILE)
     leaves = _read_leaves(folder, config, dtype, None)
     return _block(config, {leaf: value for leaf, value in leaves.items() if leaf not in ("embed", "norm", "head")})
@@ -203,7 +203,7 @@ def _float_dtype(name: str) -> np.dtype:
     return np.dtype(name)
 
 
-def _model_folder(path: str | Path) -> Path:
+def model_folder(path: str | Path) -> Path:
     """The local folder of a model, downloaded where `path` is a Hugging Face name."""
     folder = Path(path).expanduser()
     if folder.is_dir():
