@@ -61,6 +61,7 @@ def configure_jax() -> None:
 COMMANDS = {
     "run": "train, or go on with an unfinished run",
     "replay": "train one client of one round again, step by step, to see where it breaks",
+    "generate": "answer prompts with a run's model, or any other, with and without its adapter",
     "list": "algorithms, growths, presets, data sets and templates",
 }
 
@@ -87,7 +88,7 @@ def _dispatch(arguments: list[str]) -> int:
     command, rest = arguments[0], arguments[1:]
     if command not in COMMANDS:
         raise InputError(f"the command '{command}' does not exist; choose from {', '.join(COMMANDS)}.")
-    return {"run": _run, "replay": _replay, "list": _list}[command](rest)
+    return {"run": _run, "replay": _replay, "generate": _generate, "list": _list}[command](rest)
 
 
 def _comma_tuples() -> Any:
@@ -210,6 +211,12 @@ def _replay(arguments: list[str]) -> int:
         print(f"{step.step:>4}  {step.loss:>10.5f}  {step.gradient_norm:>9.4g}  {step.update_norm:>9.4g}")
     print(again.first_break or "every value is finite")
     return 0
+
+
+def _generate(arguments: list[str]) -> int:
+    from devft_jax.generate import command
+
+    return command(arguments)
 
 
 def _list(arguments: list[str]) -> int:
