@@ -62,6 +62,7 @@ COMMANDS = {
     "run": "train, or go on with an unfinished run",
     "replay": "train one client of one round again, step by step, to see where it breaks",
     "export": "a run's adapter, merged model or stage's submodel, as PEFT and transformers load it",
+    "generate": "answer prompts with a run's model, or any other, with and without its adapter",
     "list": "algorithms, growths, presets, data sets and templates",
 }
 
@@ -88,7 +89,8 @@ def _dispatch(arguments: list[str]) -> int:
     command, rest = arguments[0], arguments[1:]
     if command not in COMMANDS:
         raise InputError(f"the command '{command}' does not exist; choose from {', '.join(COMMANDS)}.")
-    return {"run": _run, "replay": _replay, "export": _export, "list": _list}[command](rest)
+    commands = {"run": _run, "replay": _replay, "export": _export, "generate": _generate, "list": _list}
+    return commands[command](rest)
 
 
 def _comma_tuples() -> Any:
@@ -241,6 +243,12 @@ def _export(arguments: list[str]) -> int:
 
     print(tyro.cli(options, prog="devft export", args=arguments))
     return 0
+
+
+def _generate(arguments: list[str]) -> int:
+    from devft_jax.generate import command
+
+    return command(arguments)
 
 
 def _list(arguments: list[str]) -> int:

@@ -231,17 +231,18 @@ def _drop(key: jax.Array, rate: float, x: jax.Array) -> jax.Array:
     return jnp.where(keep, x / (1.0 - rate), 0.0)
 
 
-Attention = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
-"""(queries [B, T, H, E], keys and values [B, T, K, E]) -> (mixed values [B, T, H, E], what the layer hands on)."""
+Attention = Callable[[jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
+"""(queries [B, T, H, E], keys and values [B, T, K, E], what the layer remembers) -> (mixed values [B, T, H, E], what the
+layer hands on)."""
 
 
 def causal_attention(config: ModelConfig, compute: Compute, length: int) -> Attention:
-    """Attention over a whole sequence of `length` tokens; hands nothing on."""
+    """Attention over a whole sequence of `length` tokens; remembers nothing and hands nothing on."""
     window = config.sliding_window
     # A window that nothing leaves would only keep kernels from their plain causal path.
     local = None if window is None or window >= length else (window - 1, 0)
 
-    def attend(queries: jax.Array, keys: jax.Array, values: jax.Array) -> tuple[jax.Array, None]:
+    def attend(queries: jax.Array, keys: jax.Array, values: jax.Array, memory: None) -> tuple[jax.Array, None]:
         mixed = jax.nn.dot_product_attention(
             queries,
             keys,
@@ -264,6 +265,7 @@ def decoder_layer(
     *,
     table: tuple[jax.Array, jax.Array],
     attend: Attention,
+    memory: Any = None,
     dropout: float = 0.0,
     key: jax.Array | None = None,
 ) -> tuple[jax.Array, Any]:
@@ -274,7 +276,7 @@ def decoder_layer(
       x: [B, T, D].
       block, lora, scale: of one layer, without the layer axis.
       table: of the rotary positions of the T tokens.
-      attend: mixes the values.
+      attend: mixes the values. memory: what it is told of this layer besides.
       dropout: probability of dropping an input element of a low-rank product. key: None leaves dropout off.
 
     Returns:
@@ -303,7 +305,7 @@ def decoder_layer(
         queries = rotate(heads(project("q", normed), config.heads, block.norm_q), table)
         keys = rotate(heads(project("k", normed), config.kv_heads, block.norm_k), table)
         values = heads(project("v", normed), config.kv_heads)
-        mixed, handed_on = attend(queries, keys, values)
+        mixed, handed_on = attend(queries, keys, values, memory)
         x = x + project("o", mixed.reshape(*x.shape[:-1], -1))
     with jax.named_scope("mlp"):
         normed = rms_norm(x, block.norm_mlp, config.norm_epsilon)
@@ -337,27 +339,60 @@ def hidden_states(
       compute: execution choices.
       key: a random key switches LoRA dropout on; None (evaluation) leaves it off.
     """
-    dtype = jnp.dtype(compute.dtype)
     length = tokens.shape[-1]
-    table = rotary_table(config, jnp.arange(length))
     attend = causal_attention(config, compute, length)
+    hidden, _ = run_layers(config, base, adapter, tokens, jnp.arange(length), attend=attend, compute=compute, key=key)
+    return hidden
+
+
+def run_layers(
+    config: ModelConfig,
+    base: Base,
+    adapter: Adapter | None,
+    tokens: jax.Array,
+    positions: jax.Array,
+    *,
+    attend: Attention,
+    memory: Any = None,
+    compute: Compute = DEFAULT_COMPUTE,
+    key: jax.Array | None = None,
+) -> tuple[jax.Array, Any]:
+    """`hidden_states` under any attention, which may remember something of every layer and hand something on.
+
+    Args:
+      positions: of the tokens, i32[T] or i32[B, T].
+      attend: mixes the values. memory: pytree, leaves [L, ...], whose layers it is given; None for none.
+
+    Returns:
+      Hidden states [B, T, D] and what the layers hand on, stacked [L, ...].
+    """
+    table = rotary_table(config, positions)
     adapter = adapter or Adapter(lora={}, scale=jnp.float32(1.0))
     depth = base.blocks.norm_mlp.shape[0]
 
     def step(x, layer):
-        block, factors, scales, index = layer
+        block, factors, scales, remembered, index = layer
         layer_key = None if key is None else jax.random.fold_in(key, index)
         return decoder_layer(
-            config, x, block, factors, scales, table=table, attend=attend, dropout=adapter.dropout, key=layer_key
+            config,
+            x,
+            block,
+            factors,
+            scales,
+            table=table,
+            attend=attend,
+            memory=remembered,
+            dropout=adapter.dropout,
+            key=layer_key,
         )
 
     policy = REMAT_POLICIES[compute.remat]
     if policy is not None:
         step = jax.checkpoint(step, policy=policy, prevent_cse=False)
-    embedded = base.embed[tokens].astype(dtype)
-    layers = (base.blocks, adapter.lora, layer_scales(adapter, depth), jnp.arange(depth))
-    x, _ = jax.lax.scan(step, embedded, layers)
-    return rms_norm(x, base.norm, config.norm_epsilon)
+    embedded = base.embed[tokens].astype(jnp.dtype(compute.dtype))
+    layers = (base.blocks, adapter.lora, layer_scales(adapter, depth), memory, jnp.arange(depth))
+    x, handed_on = jax.lax.scan(step, embedded, layers)
+    return rms_norm(x, base.norm, config.norm_epsilon), handed_on
 
 
 def head_weight(base: Base) -> jax.Array:
@@ -375,9 +410,13 @@ def forward(
     key: jax.Array | None = None,
 ) -> jax.Array:
     """Logits f32[B, T, V] of `tokens` i32[B, T]; arguments as in `hidden_states`."""
-    hidden = hidden_states(config, base, adapter, tokens, compute=compute, key=key)
+    return logits_of(base, hidden_states(config, base, adapter, tokens, compute=compute, key=key))
+
+
+def logits_of(base: Base, hidden: jax.Array) -> jax.Array:
+    """Logits f32[..., V] of hidden states `[..., D]`."""
     head = head_weight(base).astype(hidden.dtype)
-    return jnp.einsum("btd,dv->btv", hidden, head, preferred_element_type=jnp.float32)
+    return jnp.einsum("...d,dv->...v", hidden, head, preferred_element_type=jnp.float32)
 
 
 def init_base(key: jax.Array, config: ModelConfig, *, dtype: str = "float32") -> Base:

@@ -1,0 +1,386 @@
+"""Asking a model: `devft generate` on a run's folder, a model's folder or a Hugging Face name, with and without an adapter.
+
+A run knows its model, its prompt template and its adapter; other models are asked as the flags say. A prompt is worded and
+tokenised as in training: bos, then the template's text, with no special tokens added in between.
+"""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TextIO
+
+from devft_jax.config import RunConfig, config_from_mapping
+from devft_jax.data import Record, find_template, render
+from devft_jax.data.sources import LAYOUTS
+from devft_jax.errors import InputError
+from devft_jax.models.files import one_line, read_json
+from devft_jax.models.generation import (
+    Completion,
+    GenerationOptions,
+    Listener,
+    end_token_ids,
+    generate,
+    validate_generation,
+)
+from devft_jax.models.llama import Adapter, Compute
+from devft_jax.models.peft_format import import_peft
+from devft_jax.models.pretrained import Model, load_pretrained, model_folder
+from devft_jax.programs import ExecutionOptions, resolve_compute, validate_execution
+from devft_jax.trainer import bundled_model
+
+BATCHES_AT_ONCE = 8
+"""Batches whose prompts are sorted by length together, and whose answers are written before the next are drawn."""
+
+INTERACTIVE_LOOK = 4
+"""Tokens decoded before an interactive answer shows more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptOptions:
+    """What is asked, and of which model."""
+
+    prompt: str | None = None
+    """One prompt. With neither this nor `file`, lines of standard input are the prompts."""
+    input: str = ""
+    """What `prompt` refers to, such as a text to shorten; worded as a record's input is in training."""
+    file: str | None = None
+    """Prompts from a file: a line each, or, in .jsonl and .json, records with instruction and input as training data has."""
+    adapter: str | None = None
+    """Folder of a PEFT adapter; by default the run's own, none for other models."""
+    compare: bool = False
+    """Also show what the model says without the adapter."""
+    template: str | None = None
+    """Wording of the prompt; by default the run's template, completion (the prompt as it is) for other models."""
+    quantization: Literal["none", "int8", "int4", "nf4"] | None = None
+    """Storage of the frozen projections; by default as in the run, none for other models."""
+    dtype: Literal["auto", "float32", "bfloat16"] | None = None
+    """Precision of activations and frozen weights; by default as in the run, auto (float32 on CPU) for other models."""
+    out: str | None = None
+    """File that gets a JSON object for every prompt besides; an older one is replaced."""
+
+
+@dataclass(frozen=True)
+class Respondent:
+    """A loaded model that answers records.
+
+    Attributes:
+      adapter: None for the bare base. template: how records are worded. fields: names of a record's fields by role.
+      eos_ids: tokens that end its answers.
+    """
+
+    model: Model
+    adapter: Adapter | None
+    template: str
+    fields: Mapping[str, str]
+    eos_ids: tuple[int, ...]
+    compute: Compute
+
+    @property
+    def bare(self) -> "Respondent":
+        """The same without its adapter."""
+        return dataclasses.replace(self, adapter=None)
+
+    def prompt(self, record: Record) -> str:
+        """What the model is given of a record."""
+        text, _ = render(record, self.template)
+        return text
+
+    def tokens(self, record: Record) -> list[int]:
+        """The prompt's token ids, bos included where the tokenizer has one."""
+        tokenizer = self.model.tokenizer
+        encoded = tokenizer(self.prompt(record), add_special_tokens=False, return_attention_mask=False, verbose=False)
+        bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+        return [*bos, *encoded["input_ids"]]
+
+    def answer(
+        self,
+        records: Sequence[Record],
+        options: GenerationOptions,
+        *,
+        first: int = 0,
+        listen: Listener | None = None,
+    ) -> list[Completion]:
+        """A completion for every record; `first` is the number of the first, which its random draws follow."""
+        return generate(
+            self.model.config,
+            self.model.base,
+            self.adapter,
+            [self.tokens(record) for record in records],
+            options=options,
+            eos_ids=self.eos_ids,
+            tokenizer=self.model.tokenizer,
+            compute=self.compute,
+            row_ids=range(first, first + len(records)),
+            listen=listen,
+        )
+
+
+def open_respondent(source: str, asked: PromptOptions) -> Respondent:
+    """Load what `devft generate SOURCE` asks.
+
+    Args:
+      source: a run's folder, a model's folder, a Hugging Face name, or "bundled".
+      asked: flags that win over what the run's folder says.
+
+    Raises:
+      InputError: `source` is neither, cannot be read, or does not fit the flags.
+    """
+    folder = Path(source).expanduser()
+    fields = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    is_run = bool(fields) and "model_type" not in fields
+    run = _run_config(folder, fields) if is_run else RunConfig(model=source, template="completion")
+    adapter_folder = folder / "adapter" if is_run else None
+    if asked.adapter is not None:
+        adapter_folder = Path(asked.adapter)
+    elif is_run and not (folder / "adapter").is_dir():
+        raise InputError(
+            f"the run in {folder} has no adapter yet; finish it with the command that started it, or name one with adapter."
+        )
+    if asked.compare and adapter_folder is None:
+        raise InputError(f"compare needs an adapter and {source} is a bare model; name one with adapter.")
+    template = asked.template or run.template
+    find_template(template)
+    execution = ExecutionOptions(dtype=asked.dtype or run.dtype)
+    validate_execution(execution)
+    compute = resolve_compute(execution)
+    path = bundled_model() if run.model == "bundled" else model_folder(run.model)
+    model = load_pretrained(path, quantization=asked.quantization or fields.get("quantization"), dtype=compute.dtype)
+    adapter = None if adapter_folder is None else import_peft(adapter_folder, model.config)
+    eos_ids = end_token_ids(path, model.tokenizer)
+    return Respondent(model, adapter, template, run.fields or {}, eos_ids, compute)
+
+
+def _run_config(folder: Path, fields: Mapping[str, Any]) -> RunConfig:
+    """The configuration of the run that a folder holds."""
+    if "model" not in fields:
+        raise InputError(f"{folder / 'config.json'} describes neither a run nor a model; name another folder.")
+    if "model" in fields.get("objects", {}):
+        raise InputError(
+            f"the run in {folder} was given its model as an object in Python; name the model's folder and add "
+            f"--adapter {folder / 'adapter'}."
+        )
+    return config_from_mapping({name: value for name, value in fields.items() if name != "objects"})
+
+
+# ---- prompts ---------------------------------------------------------------------------------------------------------
+
+
+def to_record(text: str, origin: str, input: str = "") -> Record:
+    """A prompt as typed."""
+    return Record(instruction=text, input=input, output="", category=None, origin=origin)
+
+
+def read_prompts(path: str | Path, fields: Mapping[str, str]) -> list[Record]:
+    """The prompts of a file.
+
+    Args:
+      path: `.jsonl` (an object a line) or `.json` (an array) of records that need no output; any other is text, a prompt a
+        line. Empty lines are left out.
+      fields: names of a record's fields by role, for records of another shape than training data usually has.
+
+    Raises:
+      InputError: the file cannot be read, holds no prompt, or a record without an instruction; names the line.
+    """
+    path = Path(path).expanduser()
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"the prompts {path} cannot be read ({one_line(error)}); give a UTF-8 text file.") from error
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    if path.suffix == ".json":
+        rows = _parsed(text, path, 1)
+        if not isinstance(rows, list):
+            raise InputError(f"{path} does not hold an array of records; write them in brackets, or a line each in .jsonl.")
+        records = [_record(row, f"{path}:{number}", fields) for number, row in enumerate(rows, 1)]
+    elif path.suffix == ".jsonl":
+        records = [_record(_parsed(line, path, number), f"{path}:{number}", fields) for number, line in lines]
+    else:
+        records = [to_record(line.rstrip("\r"), f"{path}:{number}") for number, line in lines]
+    if not records:
+        raise InputError(f"{path} holds no prompt; write one a line.")
+    return records
+
+
+def _parsed(text: str, path: Path, line: int) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise InputError(f"{path}:{line} is not valid JSON ({one_line(error)}); correct it.") from error
+
+
+def _record(row: Any, origin: str, fields: Mapping[str, str]) -> Record:
+    if not isinstance(row, Mapping):
+        raise InputError(f"{origin} is a {type(row).__name__}, not an object with an instruction; correct it.")
+
+    def text(role: str) -> str | None:
+        names = [fields[role]] if role in fields else [layout[role] for layout in LAYOUTS if role in layout]
+        return next((str(row[name]) for name in names if row.get(name) is not None), None)
+
+    instruction = text("instruction")
+    if instruction is None:
+        named = fields.get("instruction", "instruction, prompt or question")
+        raise InputError(f"{origin} has no field {named} (it has {', '.join(map(str, row)) or 'none'}); add it.")
+    return to_record(instruction, origin, text("input") or "")
+
+
+# ---- the command -----------------------------------------------------------------------------------------------------
+
+
+def command(arguments: Sequence[str]) -> int:
+    """`devft generate`."""
+    source, asked, options = parse(arguments)
+    validate_generation(options)
+    if asked.prompt is not None and asked.file is not None:
+        raise InputError("prompt and file exclude each other; give one of them.")
+    if asked.input and asked.prompt is None:
+        raise InputError("input belongs to a prompt; give prompt besides.")
+    if asked.file is not None and not Path(asked.file).expanduser().is_file():
+        raise InputError(f"file {asked.file} does not exist; name a file of prompts.")
+    respondent = open_respondent(source, asked)
+    voices = {"base": respondent.bare, "adapter": respondent} if asked.compare else {"answer": respondent}
+    if asked.prompt is not None:
+        records = [to_record(asked.prompt, "prompt", asked.input)]
+    elif asked.file is not None:
+        records = read_prompts(asked.file, respondent.fields)
+    elif sys.stdin.isatty():
+        with _writing(asked.out) as written:
+            converse(voices, options, written)
+        return 0
+    else:
+        records = [
+            to_record(line.rstrip("\r\n"), f"line {number}") for number, line in enumerate(sys.stdin, 1) if line.strip()
+        ]
+        if not records:
+            raise InputError("standard input holds no prompt; write one a line, or give --prompt or --file.")
+    with _writing(asked.out) as written:
+        answer_all(voices, records, options, written)
+    return 0
+
+
+def parse(arguments: Sequence[str]) -> tuple[str, PromptOptions, GenerationOptions]:
+    """The source and the options of a command line."""
+    import tyro
+
+    def options(
+        source: tyro.conf.Positional[str],
+        *,
+        prompts: Annotated[PromptOptions, tyro.conf.OmitArgPrefixes],
+        generation: Annotated[GenerationOptions, tyro.conf.OmitArgPrefixes],
+    ) -> tuple[str, PromptOptions, GenerationOptions]:
+        """Answer prompts: one, those of a file or of standard input, or, at a terminal, one after the other.
+
+        Args:
+          source: A run's folder, a model's folder, a Hugging Face name, or bundled for the small model of this package.
+        """
+        return source, prompts, generation
+
+    return tyro.cli(
+        options,
+        prog="devft generate",
+        args=list(arguments),
+        config=(tyro.conf.UseAppendAction, tyro.conf.FlagCreatePairsOff),
+    )
+
+
+Writer = Callable[[dict[str, Any]], None]
+
+
+@contextmanager
+def _writing(path: str | None) -> Iterator[Writer]:
+    """A function that adds a line to the file; one that does nothing where there is no file."""
+    if path is None:
+        yield lambda row: None
+        return
+    try:
+        file: TextIO = Path(path).expanduser().open("w", encoding="utf-8")
+    except OSError as error:
+        raise InputError(
+            f"out {path} cannot be written ({one_line(error)}); name a file in a folder you may write."
+        ) from error
+    with file:
+
+        def write(row: dict[str, Any]) -> None:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.flush()
+
+        yield write
+
+
+def answer_all(
+    voices: Mapping[str, Respondent], records: Sequence[Record], options: GenerationOptions, write: Writer
+) -> None:
+    """Answer records in their order, on standard output and through `write`.
+
+    Args:
+      voices: one respondent, or several to compare, by the heading under which each answers.
+    """
+    together = BATCHES_AT_ONCE * options.generation_batch
+    for start in range(0, len(records), together):
+        some = records[start : start + together]
+        answers = {name: voice.answer(some, options, first=start) for name, voice in voices.items()}
+        for index, record in enumerate(some):
+            said = {name: completions[index] for name, completions in answers.items()}
+            _show(record, said, start + index + 1, alone=len(records) == 1)
+            write(to_row(voices, record, said))
+
+
+def _show(record: Record, said: Mapping[str, Completion], number: int, *, alone: bool) -> None:
+    """Prompt and answers for a reader; a single answer to a single prompt stands by itself, fit for a pipe."""
+    if alone and len(said) == 1:
+        print(*(completion.text for completion in said.values()))
+        return
+    if not alone:
+        print(f"--- prompt {number}")
+        print("\n".join(part for part in (record.instruction, record.input) if part))
+    for name, completion in said.items():
+        print(f"--- {name}")
+        print(completion.text)
+    print(flush=True)
+
+
+def to_row(voices: Mapping[str, Respondent], record: Record, said: Mapping[str, Completion]) -> dict[str, Any]:
+    """A prompt and its answers as the `--out` file has them; compared answers are objects of their own."""
+    answers = {
+        name: {"completion": answer.text, "finish_reason": answer.finish_reason, "tokens": list(answer.tokens)}
+        for name, answer in said.items()
+    }
+    respondent = next(iter(voices.values()))
+    asked = {"instruction": record.instruction, "input": record.input, "prompt": respondent.prompt(record)}
+    return asked | (answers if len(answers) > 1 else next(iter(answers.values())))
+
+
+def converse(voices: Mapping[str, Respondent], options: GenerationOptions, write: Writer) -> None:
+    """Answer what is typed, line by line, text appearing as it is drawn; Ctrl-D ends."""
+    options = dataclasses.replace(options, tokens_per_look=min(options.tokens_per_look, INTERACTIVE_LOOK))
+    print("A line is a prompt; Ctrl-D ends.", file=sys.stderr)
+    number = 0
+    while True:
+        try:
+            line = input("> ")
+        except EOFError:
+            print()
+            return
+        if not line.strip():
+            continue
+        record = to_record(line, f"line {number + 1}")
+        said = {}
+        try:
+            for name, voice in voices.items():
+                if len(voices) > 1:
+                    print(f"--- {name}")
+                [said[name]] = voice.answer([record], options, first=number, listen=_say)
+                print(flush=True)
+        except InputError as error:
+            # A prompt that does not fit ends its answer, not the conversation.
+            print(f"devft: {error}", file=sys.stderr)
+            continue
+        write(to_row(voices, record, said))
+        number += 1
+
+
+def _say(index: int, text: str) -> None:
+    print(text, end="", flush=True)

@@ -1,0 +1,240 @@
+"""`devft generate`: which model answers, how prompts come in and answers go out."""
+
+import io
+import json
+import sys
+
+import jax
+import pytest
+
+from devft_jax.cli import run_command
+from devft_jax.config import RunConfig, to_plain
+from devft_jax.data import Record, tokenize
+from devft_jax.errors import InputError
+from devft_jax.evaluation import HeldOut
+from devft_jax.generate import PromptOptions, converse, open_respondent, read_prompts, to_record
+from devft_jax.models.generation import GenerationOptions
+from devft_jax.models.llama import Compute, ModelConfig
+from devft_jax.models.peft_format import export_peft
+from devft_jax.models.pretrained import save_pretrained
+from devft_jax.programs import CompiledPrograms
+from tests.models.conftest import random_adapter, random_base
+
+MODEL = ModelConfig(vocabulary=64, width=16, feed_forward=24, layers=2, heads=4, kv_heads=2, head_size=4, max_length=64)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory, word_tokenizer):
+    """A model's folder, an adapter's, and that of a finished run of both."""
+    root = tmp_path_factory.mktemp("folders")
+    model, run = root / "model", root / "run"
+    save_pretrained(model, MODEL, random_base(MODEL), dtype="float32")
+    word_tokenizer(words=tuple("abcdefghijklmnopqrstuvwxyz") + tuple(map(str, range(35)))).save_pretrained(model)
+    export_peft(random_adapter(MODEL, ("q", "v")), run / "adapter")
+    config = RunConfig(model=str(model), template="completion", rank=3, alpha=6.0)
+    (run / "config.json").write_text(json.dumps(to_plain(config)))
+    return {"model": str(model), "run": str(run), "adapter": str(run / "adapter")}
+
+
+def ask(capsys, *words):
+    """Exit code and standard output of `devft generate` with short answers."""
+    code = run_command(["generate", *words, "--max-new-tokens", "6"])
+    return code, capsys.readouterr().out
+
+
+def rows(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_one_prompt_gives_the_answer_alone(capsys, folders):
+    code, text = ask(capsys, folders["run"], "--prompt", "a b c")
+    assert code == 0
+    respondent = open_respondent(folders["run"], PromptOptions())
+    [answer] = respondent.answer([to_record("a b c", "here")], GenerationOptions(max_new_tokens=6))
+    assert text == f"{answer.text}\n"
+    assert answer.text
+
+
+def test_a_run_is_its_model_with_its_adapter(capsys, folders):
+    _, run = ask(capsys, folders["run"], "--prompt", "a b c")
+    _, both = ask(capsys, folders["model"], "--adapter", folders["adapter"], "--prompt", "a b c")
+    _, bare = ask(capsys, folders["model"], "--prompt", "a b c")
+    assert run == both != bare
+
+
+def test_comparing_shows_both_under_headings(capsys, folders, tmp_path):
+    out = tmp_path / "answers.jsonl"
+    _, text = ask(capsys, folders["run"], "--prompt", "a b c", "--compare", "--out", str(out))
+    _, bare = ask(capsys, folders["model"], "--prompt", "a b c")
+    _, tuned = ask(capsys, folders["run"], "--prompt", "a b c")
+    assert text == f"--- base\n{bare}--- adapter\n{tuned}\n"
+    [row] = rows(out)
+    assert (row["base"]["completion"], row["adapter"]["completion"]) == (bare.strip(), tuned.strip())
+    assert set(row["base"]) == {"completion", "finish_reason", "tokens"}
+
+
+def test_prompts_of_files(capsys, folders, tmp_path):
+    text, lines = tmp_path / "prompts.txt", tmp_path / "prompts.jsonl"
+    text.write_text("a b\n\nc d e\r\n")
+    records = [{"instruction": "a b"}, {"prompt": "c d", "output": "f"}, {"instruction": "c", "context": "d", "input": None}]
+    lines.write_text("\n".join(map(json.dumps, records)))
+    out = tmp_path / "answers.jsonl"
+    code, shown = ask(capsys, folders["run"], "--file", str(text), "--out", str(out))
+    assert code == 0
+    answers = rows(out)
+    assert [row["instruction"] for row in answers] == ["a b", "c d e"]
+    assert shown.startswith(f"--- prompt 1\na b\n--- answer\n{answers[0]['completion']}\n\n--- prompt 2\n")
+    assert all(len(row["tokens"]) == 6 and row["finish_reason"] == "length" for row in answers)
+    ask(capsys, folders["run"], "--file", str(lines), "--out", str(out))
+    again = rows(out)
+    assert again[0] == answers[0]
+    assert [row["prompt"] for row in again] == ["a b", "c d", "c\nd"]
+    assert (again[2]["instruction"], again[2]["input"]) == ("c", "d")
+
+
+def test_an_array_and_fields_of_other_names(tmp_path):
+    path = tmp_path / "prompts.json"
+    path.write_text(json.dumps([{"ask": "a", "about": 3, "instruction": "no"}]))
+    [record] = read_prompts(path, {"instruction": "ask", "input": "about"})
+    assert (record.instruction, record.input) == ("a", "3")
+
+
+def test_lines_of_a_pipe(capsys, folders, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("a b c\n\n"))
+    _, piped = ask(capsys, folders["run"])
+    _, asked = ask(capsys, folders["run"], "--prompt", "a b c")
+    assert piped == asked
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n"))
+    assert ask(capsys, folders["run"])[0] == 2
+
+
+def test_a_conversation_goes_on_after_a_prompt_that_is_too_long(capsys, folders, monkeypatch):
+    lines = iter(["a b c", "", "a " * 80, "d"])
+
+    def read(prompt):
+        line = next(lines, None)
+        if line is None:
+            raise EOFError
+        return line
+
+    monkeypatch.setattr("builtins.input", read)
+    respondent = open_respondent(folders["run"], PromptOptions())
+    written = []
+    converse({"answer": respondent}, GenerationOptions(max_new_tokens=6), written.append)
+    shown = capsys.readouterr()
+    assert [row["instruction"] for row in written] == ["a b c", "d"]
+    assert shown.out == f"{written[0]['completion']}\n{written[1]['completion']}\n\n"
+    assert "prompt 1 has 81 tokens" in shown.err
+
+
+def test_input_and_template_word_the_prompt(capsys, folders, tmp_path):
+    out = tmp_path / "answers.jsonl"
+    ask(capsys, folders["run"], "--prompt", "a", "--input", "b", "--template", "alpaca_short", "--out", str(out))
+    assert rows(out)[0]["prompt"] == "### Instruction:\na\n\n### Input:\nb\n\n### Response:\n"
+
+
+def test_draws_follow_the_number_of_the_prompt(capsys, folders, tmp_path, monkeypatch):
+    """Answers do not depend on how many prompts are worked on together."""
+    path, out = tmp_path / "prompts.txt", tmp_path / "answers.jsonl"
+    path.write_text("a b\n" * 5)
+    words = (folders["run"], "--file", str(path), "--out", str(out), "--temperature", "1", "--generation-batch", "2")
+    ask(capsys, *words)
+    together = rows(out)
+    assert len({tuple(row["tokens"]) for row in together}) > 1
+    monkeypatch.setattr("devft_jax.generate.BATCHES_AT_ONCE", 1)
+    ask(capsys, *words)
+    assert rows(out) == together
+
+
+def test_a_packed_base(capsys, folders):
+    code, text = ask(capsys, folders["run"], "--prompt", "a b c", "--quantization", "int8", "--dtype", "bfloat16")
+    assert code == 0
+    assert text.strip()
+
+
+def test_greedy_answers_are_right_exactly_where_exact_match_says_so(folders):
+    """Held-out evaluation claims to know what greedy decoding would say without decoding."""
+    respondent = open_respondent(folders["run"], PromptOptions())
+    prompts = [Record(instruction=letter, input="", output="", category=None, origin="") for letter in "abcdefgh"]
+    options = GenerationOptions(max_new_tokens=8)
+    # Half of the references are what the model says, so that there is something to get right.
+    eos = respondent.model.tokenizer.eos_token_id
+    said = respondent.answer(prompts, options)
+    records = [
+        Record(instruction=prompt.instruction, input="", output=answer.text if index % 2 else "b", category=None, origin="")
+        for index, (prompt, answer) in enumerate(zip(prompts, said, strict=True))
+    ]
+    # Longer references are cut where the answers end: bos, one letter and 8 tokens.
+    examples = tokenize(records, respondent.model.tokenizer, template="completion", max_length=10)
+    held_out = HeldOut(
+        MODEL, Compute(), examples, buckets=(16,), batch_size=8, devices=jax.devices()[:1], programs=CompiledPrograms()
+    )
+    hits = held_out(respondent.model.base, respondent.adapter).hits
+    assert 0 < hits.sum() < len(hits)
+    for record, answer, hit, index in zip(records, said, hits, range(8), strict=True):
+        reference = examples.tokens[examples.offsets[index] + examples.prompt_lengths[index] : examples.offsets[index + 1]]
+        ended = (*answer.tokens, eos) if answer.finish_reason == "eos" else answer.tokens
+        assert hit == (tuple(reference.tolist()) == ended), record
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["run", "--prompt", "a", "--file", "x"], "prompt and file exclude each other"),
+        (["run", "--file", "/nowhere.txt"], "file /nowhere.txt does not exist"),
+        (["run", "--input", "a"], "input belongs to a prompt"),
+        (["model", "--prompt", "a", "--compare"], "compare needs an adapter"),
+        (["model", "--prompt", "a", "--adapter", "/nowhere"], "/nowhere"),
+        (["run", "--prompt", "a", "--template", "x"], "template 'x' is unknown"),
+        (["run", "--prompt", "a", "--top-p", "0"], "top_p 0.0 is outside"),
+        (["run", "--prompt", "a " * 60], "prompt 1 has 61 tokens"),
+        (["run", "--prompt", "a", "--out", "/nowhere/out.jsonl"], "out /nowhere/out.jsonl cannot be written"),
+        (["/nowhere/at/all", "--prompt", "a"], "/nowhere/at/all"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(capsys, folders, words, sentence):
+    assert run_command(["generate", folders.get(words[0], words[0]), *words[1:], "--max-new-tokens", "6"]) == 2
+    error = capsys.readouterr().err
+    assert sentence in error
+    assert error.startswith("devft: ")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"rounds": 3}, "describes neither a run nor a model"),
+        ({"model": "bundled"}, "has no adapter yet"),
+        ({"model": "bundled", "objects": {"model": "Model"}}, "its model as an object"),
+        ({"model": "bundled", "speed": 3}, "option 'speed' does not exist"),
+    ],
+    ids=str,
+)
+def test_folders_that_cannot_be_asked(tmp_path, fields, sentence):
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    with pytest.raises(InputError, match=sentence):
+        open_respondent(str(tmp_path), PromptOptions())
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "sentence"),
+    [
+        ("a.jsonl", '{"instruction": "a"}\n{"instruction"', r"a.jsonl:2 is not valid JSON"),
+        ("a.jsonl", '{"text": "a"}', r"a.jsonl:1 has no field instruction, prompt or question \(it has text\)"),
+        ("a.jsonl", "3", "a.jsonl:1 is a int, not an object"),
+        ("a.json", "{}", "does not hold an array"),
+        ("a.json", "[]", "holds no prompt"),
+        ("a.txt", "\n\n", "holds no prompt"),
+        ("a.txt", "\udcff", "cannot be read"),
+    ],
+)
+def test_files_that_hold_no_prompts(tmp_path, name, text, sentence):
+    (tmp_path / name).write_text(text, encoding="utf-8", errors="surrogateescape")
+    with pytest.raises(InputError, match=sentence):
+        read_prompts(tmp_path / name, {})
+
+
+def test_the_bundled_model_speaks(capsys):
+    code, text = ask(capsys, "bundled", "--prompt", "Once upon a time")
+    assert code == 0
+    assert text.strip()
