@@ -166,7 +166,7 @@ def test_auto_is_the_chat_template_only_for_conversations_and_where_there_is_one
     assert resolve_template("auto", conversational=False, tokenizer=chat) == "alpaca"
     assert resolve_template("auto", conversational=True, tokenizer=word_tokenizer()) == "alpaca"
     assert resolve_template("completion", conversational=True, tokenizer=chat) == "completion"
-    with pytest.raises(InputError, match="has none; add chat_template to its tokenizer_config.json, or use another"):
+    with pytest.raises(InputError, match=r"has none; add chat_template to its tokenizer_config\.json, or use another"):
         render(record(), "chat", word_tokenizer())
     with pytest.raises(InputError, match="template 'auto' depends on the data"):
         render(record(), "auto", chat)
