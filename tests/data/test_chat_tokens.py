@@ -88,9 +88,7 @@ def prompt_ids(tokenizer, turns):
     return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
 
 
-WORDS = st.lists(st.sampled_from(["the", "cat", "sat", "mat", "12", "=", "ok"]), min_size=1, max_size=6).map(
-    " ".join
-)
+WORDS = st.lists(st.sampled_from(["the", "cat", "sat", "mat", "12", "=", "ok"]), min_size=1, max_size=6).map(" ".join)
 
 
 @pytest.mark.parametrize(
