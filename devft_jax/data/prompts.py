@@ -20,6 +20,7 @@ import datetime
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -29,6 +30,14 @@ from devft_jax.errors import InputError
 # Templates such as LLaMA 3.2's print today's date, under which no run could be repeated. This is the
 # day that LLaMA 3.1's template names.
 CHAT_DATE = datetime.date(2024, 7, 26)
+
+# The function by which templates ask for the date, with that day's values; no value holds a percent
+# sign, so the order does not matter. The plus sign keeps a line break that the template begins with.
+_DATE_MACRO = (
+    "{% macro strftime_now(format) %}{{ format"
+    + "".join(f" | replace('%{letter}', '{CHAT_DATE.strftime('%' + letter)}')" for letter in "aAbBdjmyYHIMSp")
+    + " }}{% endmacro +%}"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +160,8 @@ def renderer(template: str, tokenizer: Any = None) -> Callable[[Record], list[Se
         )
     specials = "|".join(re.escape(text) for text in sorted(special_texts(tokenizer), key=len, reverse=True))
     end_of_turn = re.compile(rf"({specials})(?:\s|{specials})*\Z") if specials else None
-    return lambda record: list(_chat_segments(record, tokenizer, end_of_turn))
+    apply = partial(_apply, tokenizer, _DATE_MACRO + tokenizer.get_chat_template())
+    return lambda record: list(_chat_segments(record, apply, end_of_turn))
 
 
 def _text_segments(record: Record, wording: TextTemplate) -> Iterator[Segment]:
@@ -180,14 +190,14 @@ def _exchanges(record: Record, separator: str) -> Iterator[tuple[str, str, str, 
             said[role] = separator.join(filter(None, [said[role], text]))
 
 
-def _chat_segments(record: Record, tokenizer: Any, end_of_turn: re.Pattern[str] | None) -> Iterator[Segment]:
+def _chat_segments(record: Record, apply: Callable[..., str], end_of_turn: re.Pattern[str] | None) -> Iterator[Segment]:
     turns = record.turns
     done = ""
     for index, turn in enumerate(turns):
         if turn.role != "assistant":
             continue
-        asked = _apply(turns[:index], tokenizer, record.origin, ask=True)
-        answered = _apply(turns[: index + 1], tokenizer, record.origin, ask=False)
+        asked = apply(turns[:index], record.origin, ask=True)
+        answered = apply(turns[: index + 1], record.origin, ask=False)
         if not asked.startswith(done) or not answered.startswith(asked):
             raise InputError(
                 f"the tokenizer's chat template words what comes before turn {index + 1} of {record.origin} otherwise "
@@ -210,14 +220,13 @@ def special_texts(tokenizer: Any) -> set[str]:
     return {*tokenizer.all_special_tokens, *(token.content for token in added.values())}
 
 
-def _apply(turns: tuple[Turn, ...], tokenizer: Any, origin: str, *, ask: bool) -> str:
+def _apply(tokenizer: Any, chat_template: str, turns: tuple[Turn, ...], origin: str, *, ask: bool) -> str:
     try:
         return tokenizer.apply_chat_template(
             [{"role": turn.role, "content": turn.content} for turn in turns],
+            chat_template=chat_template,
             tokenize=False,
             add_generation_prompt=ask,
-            date_string=CHAT_DATE.strftime("%d %b %Y"),
-            strftime_now=CHAT_DATE.strftime,
         )
     except Exception as error:  # a template is a program: it may raise anything, and some refuse by raising
         reason = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__

@@ -456,8 +456,10 @@ def _text(origin: str, where: str, value: Any) -> str:
             "correct the record, or name another field with the option fields."
         )
     text = str(value)
-    if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise InputError(f"{origin} has half a character (a lone surrogate) {where}; correct the record.")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{origin} has half a character (a lone surrogate) {where}; correct the record.") from error
     return text
 
 

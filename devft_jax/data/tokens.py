@@ -318,7 +318,7 @@ def _store_path(
     if isinstance(wording, TextTemplate):
         worded: Any = dataclasses.asdict(replace(wording, description=""))
     else:
-        worded = [tokenizer.chat_template, tokenizer.special_tokens_map, str(CHAT_DATE)]
+        worded = [tokenizer.get_chat_template(), tokenizer.special_tokens_map, str(CHAT_DATE)]
     key = json.dumps([_VERSION, content, special, max_length, worded, survey.digest.hexdigest()], sort_keys=True)
     folder = Path(cache_dir).expanduser() if cache_dir is not None else default_cache_dir()
     return folder / "tokens" / hashlib.blake2b(key.encode(), digest_size=20).hexdigest()

@@ -37,6 +37,7 @@ from devft_jax.models.files import (
 )
 from devft_jax.models.llama import PROJECTIONS, Adapter, Base, Block, ModelConfig, dense_weight, layer_scales
 from devft_jax.models.quantization import BITS, QTensor, quantize_projection
+from devft_jax.models.sentencepiece_model import MODEL_FILE, read_sentencepiece
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -168,10 +169,10 @@ def load_original_blocks(path: str | Path, *, dtype: str | None = None) -> Block
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer stored in a model's folder.
+    """The tokenizer stored in a model's folder; `tokenizer.model` alone needs the extra `sentencepiece`.
 
     Raises:
-      InputError: the folder holds no tokenizer or an unreadable one.
+      InputError: the folder holds no tokenizer, an unreadable one, or one of a form that is not read.
     """
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise InputError(
@@ -179,6 +180,9 @@ def load_tokenizer(folder: Path) -> Any:
         )
     # On import transformers advises to install PyTorch, which this package does without.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    if (folder / MODEL_FILE).is_file() and not (folder / "tokenizer.json").is_file():
+        # transformers reads these too, but numbers some texts otherwise than the original does.
+        return read_sentencepiece(folder)
     from transformers import AutoTokenizer
 
     try:

@@ -1,8 +1,6 @@
 """The room as a whole: options, every split, held-out data, and errors that name the client."""
 
 import json
-import os
-from pathlib import Path
 from zlib import crc32
 
 import numpy as np
@@ -275,7 +273,7 @@ def test_description_is_a_table_of_the_split(build, folder):
     assert lines[4].split()[:5] == ["all", "3", "(file)", "27", "108"]
     assert lines[5].split()[:3] == ["test", "9", "36"]
     assert "x " in lines[4]
-    assert lines[6] == "27 training completions are cut at the length limit"
+    assert lines[6:] == ["27 training completions are cut at the length limit", "template completion"]
     shortened = describe(data, max_clients=1).splitlines()
     assert shortened[2] == "... and 2 more"
 
@@ -306,16 +304,61 @@ def test_rare_categories_are_summed_up(build, tmp_path):
     assert line.endswith("c0 5, c1 4, c2 4, c3 4, 3 more")
 
 
-def test_real_federated_data_is_read_whole(word_tokenizer):
-    root = Path(__file__).parents[2]
-    data = root / os.environ.get("DEVFT_SHARED", "../shared") / "data" / "dolly-15k-fed10"
-    if not data.is_dir():
-        pytest.skip(f"the shared data folder {data} is absent")
-    options = DataOptions(
-        data=str(data / "local_training_*.json.gz"),
-        test_data=str(data / "global_test.json.gz"),
-        max_length=8192,
-    )
+def test_a_folder_brings_its_held_out_data(build, folder):
+    write(folder / "test.json", 7, 4)
+    data = build(data=str(folder))
+    assert [client.name for client in data.clients] == ["client_1", "client_2", "client_10"]
+    assert len(data.train) == 36
+    assert len(data.test) == 4
+    assert [record.instruction for record in data.test_records] == ["7 0", "7 1", "7 2", "7 3"]
+    assert describe(data).splitlines()[-1] == "held out because of the file name: test.json"
+    assert len(build(data=str(folder), test_limit=2).test) == 2
+
+
+def test_held_out_data_that_is_asked_for_takes_the_place_of_the_folders(build, folder):
+    write(folder / "test.json", 7, 4)
+    unused = "neither trained nor tested on because of the file name: test.json"
+    fraction = build(data=str(folder), test_fraction=0.25)
+    assert (len(fraction.train), len(fraction.test), fraction.notes) == (27, 9, (unused,))
+    named = build(data=str(folder), test_data=str(folder / "client_1.json"))
+    assert (len(named.train), len(named.test), named.notes) == (36, 6, (unused,))
+    # As test data a folder means its test files, and as one of several names it means all its files.
+    assert len(build(data=str(folder / "client_1.json"), test_data=str(folder), clients=2).test) == 4
+    both = build(data=(str(folder), str(write(folder.parent / "other.json", 1, 2))))
+    assert "test" in [client.name for client in both.clients]
+    assert both.test is None
+
+
+def test_held_out_examples_share_the_tokens(build, folder):
+    data = build(data=str(folder), test_fraction=0.25)
+    assert data.train.tokens is data.test.tokens
+    assert [record.output for record in data.test_records] == [str(data.test.row(n)[-2] - 29) for n in range(len(data.test))]
+
+
+@pytest.fixture(scope="module")
+def real_tokenizer(shared):
+    from devft_jax.models.pretrained import load_tokenizer
+
+    return load_tokenizer(shared / "models" / "proxy-16l")
+
+
+@pytest.mark.parametrize(
+    ("name", "clients", "held_out"),
+    [("alpaca-52k", 20, 0), ("dolly-15k-fed10", 10, 80), ("alpaca-gpt4-2k", 20, 60), ("gsm8k", 20, 60), ("gpteacher", 2, 0)],
+)
+def test_real_folders_load_by_their_name_alone(shared, real_tokenizer, name, clients, held_out):
+    options = DataOptions(data=str(shared / "data" / name), data_limit=200, test_limit=held_out or None)
+    data = build_federated_data(options, real_tokenizer)
+    assert len(data.clients) == clients
+    assert 150 <= len(data.train) <= 200
+    assert data.template == "alpaca"
+    assert (0 if data.test is None else len(data.test_records)) >= 0.8 * held_out
+    assert (data.test is None) == (held_out == 0)
+    assert all("README" not in client.name for client in data.clients)
+
+
+def test_real_federated_data_is_read_whole(shared, word_tokenizer):
+    options = DataOptions(data=str(shared / "data" / "dolly-15k-fed10"), max_length=8192)
     found = build_federated_data(options, word_tokenizer())
     assert [client.name for client in found.clients] == [f"local_training_{n}" for n in range(10)]
     sizes = [1493, 1493, 1493, 1492, 1493, 1493, 1493, 1493, 1494, 1494]

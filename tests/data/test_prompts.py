@@ -2,8 +2,8 @@
 
 import pytest
 
-from devft_jax.data.prompts import render
-from devft_jax.data.sources import Record
+from devft_jax.data.prompts import render, resolve_template
+from devft_jax.data.sources import Record, Turn
 from devft_jax.errors import InputError
 
 
@@ -47,3 +47,126 @@ def test_braces_in_a_record_are_text(template):
 def test_an_unknown_template_is_refused():
     with pytest.raises(InputError, match="template 'vicuna' is unknown; choose from auto, alpaca, alpaca_short, comp"):
         render(record(), "vicuna")
+
+
+def conversation(*turns):
+    return Record.of_turns([Turn(role, content) for role, content in turns], None, "a.jsonl:4")
+
+
+TALK = conversation(("system", "Be brief."), ("user", "Hi"), ("assistant", "Hello"), ("user", "1 + 1?"), ("assistant", "2"))
+
+
+def test_a_conversation_repeats_the_headings_and_says_the_system_text_once():
+    assert texts(TALK) == (
+        "Be brief.\n\n### Instruction:\nHi\n\n### Response:",
+        "Hello",
+        "\n\n### Instruction:\n1 + 1?\n\n### Response:",
+        "2",
+    )
+    assert texts(TALK, "completion") == ("Be brief.\nHi", "Hello", "\n1 + 1?", "2")
+    one = conversation(("user", "Add."), ("assistant", "3"))
+    for template in ("alpaca", "alpaca_short", "completion"):
+        assert texts(one, template) == texts(record(), template)
+
+
+@pytest.mark.parametrize(
+    ("roles", "expected"),
+    [
+        ("ua u", ("0", "1")),
+        ("uua", ("0\n1", "2")),
+        ("uaa", ("0", "1\n2")),
+        ("a", ("", "0")),
+        ("aua", ("", "0", "\n1", "2")),
+        ("usa", ("1\n0", "2")),
+        ("uasua", ("0", "1", "\n2\n3", "4")),
+        ("s a", ("0\n", "1")),
+    ],
+)
+def test_turns_in_any_order_have_a_wording(roles, expected):
+    names = {"u": "user", "a": "assistant", "s": "system"}
+    turns = [(names[letter], str(number)) for number, letter in enumerate(roles.replace(" ", ""))]
+    assert texts(conversation(*turns), "completion") == expected
+
+
+def test_the_last_exchange_of_a_conversation_is_its_instruction():
+    assert (TALK.instruction, TALK.input, TALK.output) == ("1 + 1?", "", "2")
+    assert TALK.text == "Be brief.\nHi\nHello\n1 + 1?\n2"
+    assert record(input="1 2").turns == (Turn("user", "Add.\n1 2"), Turn("assistant", "3"))
+    assert conversation(("assistant", "3"), ("user", "?")).instruction == ""
+
+
+class FakeTokenizer:
+    """Renders a chat as a function of its messages says; `<end>` is its only special token."""
+
+    name_or_path = "fake"
+    chat_template = "given"
+    all_special_tokens = ("<end>",)
+
+    def __init__(self, rendering):
+        self.rendering = rendering
+
+    def get_chat_template(self):
+        return self.chat_template
+
+    def apply_chat_template(self, messages, *, chat_template, tokenize, add_generation_prompt):
+        assert chat_template.endswith(self.chat_template)
+        assert not tokenize
+        return self.rendering(messages, add_generation_prompt)
+
+
+def plain_rendering(messages, ask):
+    said = "".join(f"{message['role'][0]}:{message['content']}<end>\n" for message in messages)
+    return f"{said}a:" if ask else said
+
+
+def test_a_chat_is_cut_where_the_assistant_begins_and_ends():
+    segments = render(TALK, "chat", FakeTokenizer(plain_rendering))
+    assert [segment.text for segment in segments] == [
+        "s:Be brief.<end>\nu:Hi<end>\na:",
+        "Hello<end>",
+        "\nu:1 + 1?<end>\na:",
+        "2<end>",
+    ]
+    instruction = render(record(input="1 2"), "chat", FakeTokenizer(plain_rendering))
+    assert [segment.text for segment in instruction] == ["u:Add.\n1 2<end>\na:", "3<end>"]
+
+
+def test_a_second_end_that_only_the_last_turn_has_is_left_out():
+    def rendering(messages, ask):
+        return plain_rendering(messages, ask) + ("" if ask else "<end>")
+
+    segments = render(TALK, "chat", FakeTokenizer(rendering))
+    assert [segment.text for segment in segments][1::2] == ["Hello<end>", "2<end>"]
+
+
+def test_a_template_that_rewrites_earlier_turns_is_refused():
+    def forgetful(messages, ask):
+        kept = [
+            message | {"content": "..."} if message["role"] == "assistant" and number < len(messages) - 1 else message
+            for number, message in enumerate(messages)
+        ]
+        return plain_rendering(kept, ask)
+
+    with pytest.raises(InputError, match=r"before turn 5 of a\.jsonl:4 otherwise .* use another template such as alpaca"):
+        render(TALK, "chat", FakeTokenizer(forgetful))
+    assert len(render(record(), "chat", FakeTokenizer(forgetful))) == 2
+
+
+def test_a_conversation_that_the_chat_template_refuses_is_named():
+    def strict(messages, ask):
+        raise ValueError("Roles must alternate.\nand a trace")
+
+    with pytest.raises(InputError, match=r"refuses the conversation a\.jsonl:4 \(Roles must alternate\); correct or"):
+        render(TALK, "chat", FakeTokenizer(strict))
+
+
+def test_auto_is_the_chat_template_only_for_conversations_and_where_there_is_one(word_tokenizer):
+    chat = FakeTokenizer(plain_rendering)
+    assert resolve_template("auto", conversational=True, tokenizer=chat) == "chat"
+    assert resolve_template("auto", conversational=False, tokenizer=chat) == "alpaca"
+    assert resolve_template("auto", conversational=True, tokenizer=word_tokenizer()) == "alpaca"
+    assert resolve_template("completion", conversational=True, tokenizer=chat) == "completion"
+    with pytest.raises(InputError, match=r"has none; add chat_template to its tokenizer_config\.json, or use another"):
+        render(record(), "chat", word_tokenizer())
+    with pytest.raises(InputError, match="template 'auto' depends on the data"):
+        render(record(), "auto", chat)

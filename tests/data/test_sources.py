@@ -7,7 +7,7 @@ import types
 
 import pytest
 
-from devft_jax.data.sources import BUILT_IN, Record, load_sources
+from devft_jax.data.sources import BUILT_IN, Record, Records, Turn, held_out_files, is_held_out_name, load_sources
 from devft_jax.errors import InputError
 
 ALPACA = {"instruction": "Add.", "input": "1 2", "output": "3"}
@@ -260,3 +260,253 @@ def test_a_mapped_input_that_never_occurs_and_doubled_names_are_refused(tmp_path
         load_sources(path, fields={"input": "contxt"})
     with pytest.raises(InputError, match=r"would both be called 'a'; name every file once"):
         load_sources([path, path])
+
+
+def write_parquet(path, rows, **options):
+    import pyarrow
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path, **options)
+    return str(path)
+
+
+def read(path, **options):
+    return [record for source in load_sources(str(path), **options) for record in source]
+
+
+# ---- CSV and TSV -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "between"), [("a.csv", ","), ("a.tsv", "\t"), ("a.csv.gz", ","), ("a.tsv.gz", "\t")])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_separated_values_with_quotes_line_breaks_and_a_byte_order_mark(tmp_path, name, between, end):
+    lines = [
+        ("instruction", "output", "category"),
+        ('"Say ""hi"", 你好\nthen\tstop"', "ok", "x"),
+        ("", "", ""),
+        ('"a, b"', '" c "', "y"),
+    ]
+    path = write(tmp_path / name, "\ufeff" + end.join(between.join(line) for line in lines) + end + end)
+    first, empty, last = read(path)
+    assert first == Record('Say "hi", 你好\nthen\tstop', "", "ok", "x", f"{path}:2")
+    assert (empty.instruction, empty.output, empty.category) == ("", "", None)
+    assert (last.instruction, last.output, last.origin) == ("a, b", " c ", f"{path}:5")
+
+
+def test_a_value_may_be_long_and_the_row_numbers_of_pandas_are_left_out(tmp_path):
+    path = write(tmp_path / "a.csv", f",prompt,completion\n0,{'a' * 200_000},b\n")
+    [record] = read(path)
+    assert len(record.instruction) == 200_000
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", r"a\.csv holds no record"),
+        ("instruction,output\n", r"a\.csv holds no record"),
+        ('instruction,output\n"a\nb",c\na,b,c\n', r"a\.csv:4 has 3 values and the header names 2 columns; correct"),
+        ("instruction,output\na\n", r"a\.csv:2 has 1 values and the header names 2"),
+        ('instruction,output\na,b\n"c"d,e\n', r"a\.csv:3 is not valid CSV"),
+        ('instruction,output\na,b\n"c,d\n', r"a\.csv:3 is not valid CSV \(unexpected end of data\)"),
+        ("output,output\na,b\n", r"a\.csv:1 names the column 'output' twice"),
+        ("a,b\nc,d\n", r"a\.csv:2 has no field 'instruction' .*it has a, b"),
+        ('messages\n"[]"\n', r"a\.csv:2 has a str in the field 'messages', where the turns"),
+    ],
+)
+def test_broken_separated_values_are_named_by_line(tmp_path, text, message):
+    with pytest.raises(InputError, match=message):
+        read(write(tmp_path / "a.csv", text))
+
+
+# ---- Parquet ---------------------------------------------------------------------------------------------------------
+
+
+def test_parquet_is_read_over_row_groups_whatever_its_suffix(tmp_path):
+    rows = [{"question": f"q{n}", "answer": f"a{n}\u2028é", "task": "t"} for n in range(25)]
+    path = write_parquet(tmp_path / "a.parquet", rows, row_group_size=10)
+    [source] = load_sources(path)
+    assert len(source) == 25
+    records = list(source)
+    assert records[17] == Record("q17", "", "a17\u2028é", "t", f"{path}:18")
+    assert list(source) == records
+    renamed = tmp_path / "data.bin"
+    renamed.write_bytes((tmp_path / "a.parquet").read_bytes())
+    assert [record.output for record in read(renamed)] == [record.output for record in records]
+
+
+def test_parquet_holds_conversations_too(tmp_path):
+    row = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ok"}]}
+    [record] = read(write_parquet(tmp_path / "a.parquet", [row]))
+    assert record.turns == (Turn("user", "hi"), Turn("assistant", "ok"))
+
+
+def test_broken_parquet_is_named(tmp_path):
+    for rows, message in (
+        ([{"instruction": "a", "text": "b"}], r"a\.parquet:1 has no field 'output'"),
+        ([{"instruction": "a", "output": "b"}, {"instruction": "c", "output": None}], r":2 holds nothing in the field 'out"),
+        ([{"instruction": "a", "output": b"b"}], r":1 has a bytes in the field 'output', where text"),
+    ):
+        with pytest.raises(InputError, match=message):
+            read(write_parquet(tmp_path / "a.parquet", rows))
+    whole = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "a.parquet").write_bytes(whole[:-20])
+    with pytest.raises(InputError, match=r"a\.parquet cannot be read as Parquet \(.*; replace it by a whole file"):
+        read(tmp_path / "a.parquet")
+    write_parquet(tmp_path / "b.parquet", [])
+    with pytest.raises(InputError, match=r"b\.parquet holds no record"):
+        read(tmp_path / "b.parquet")
+
+
+# ---- conversations ---------------------------------------------------------------------------------------------------
+
+ASKED = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ok"}]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": ASKED},
+        {"conversations": ASKED, "id": 3},
+        {"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "ok"}]},
+        {"conversation": [{"from": "user", "value": "hi"}, {"from": "assistant", "value": "ok"}]},
+        {"messages": ASKED, "prompt": "hi", "completion": "other"},
+    ],
+)
+def test_forms_of_conversations(tmp_path, row):
+    [source] = load_sources(write_rows(tmp_path / "a.jsonl", [row]))
+    [record] = source
+    assert source.conversational
+    assert record.turns == record.conversation == (Turn("user", "hi"), Turn("assistant", "ok"))
+    assert (record.instruction, record.input, record.output) == ("hi", "", "ok")
+
+
+def test_a_system_text_beside_the_turns_comes_first(tmp_path):
+    row = {"system": "Be brief.", "messages": ASKED, "category": "x"}
+    record = only_record(tmp_path / "a.jsonl", row)
+    assert record.turns[0] == Turn("system", "Be brief.")
+    assert record.category == "x"
+    row["messages"] = [{"role": "system", "content": "Be long."}, *ASKED]
+    assert only_record(tmp_path / "b.jsonl", row).turns[0] == Turn("system", "Be long.")
+
+
+def test_unusual_orders_are_kept(tmp_path):
+    said = [("gpt", "welcome"), ("human", "a"), ("human", "b"), ("gpt", "c"), ("gpt", "d"), ("human", "e")]
+    row = {"conversations": [{"from": speaker, "value": text} for speaker, text in said]}
+    record = only_record(tmp_path / "a.jsonl", row)
+    assert [turn.content for turn in record.turns] == [text for _, text in said]
+    assert (record.instruction, record.output) == ("b", "d")
+
+
+def test_fields_say_which_form_is_meant(tmp_path):
+    row = {"messages": ASKED, "talk": [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y"}], "q": "1", "a": "2"}
+    assert only_record(tmp_path / "a.jsonl", row, fields={"messages": "talk"}).output == "y"
+    assert only_record(tmp_path / "b.jsonl", row, fields={"instruction": "q", "output": "a"}).output == "2"
+
+
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        ([], r"a\.jsonl:2 has an empty list in the field 'messages', where the turns"),
+        (None, r"a\.jsonl:2 has nothing in the field 'messages'"),
+        ("hi", r"a\.jsonl:2 has a str in the field 'messages'"),
+        (ASKED[:1], r"a\.jsonl:2 holds no assistant turn, so nothing can be learned from it"),
+        ([*ASKED, {"role": "tool", "content": "3"}], r"a\.jsonl:2 has a turn 3 by 'tool', .* the speakers are system, user"),
+        ([{"role": None, "content": "3"}], r"turn 1 by None, which is not supported"),
+        ([ASKED[0], {"role": "assistant", "content": None}], r"has nothing as the content of turn 2, where text"),
+        ([ASKED[0], {"role": "assistant"}], r"has nothing as the content of turn 2"),
+        ([ASKED[0], {"role": "assistant", "content": [{"type": "text"}]}], r"has a list as the content of turn 2"),
+        (["hi"], r"has a turn 1 without a speaker"),
+        ([{"content": "hi"}], r"has a turn 1 without a speaker; every turn must be an object with role and content"),
+        ([ASKED[0], {"role": "assistant", "content": "\ud800"}], r"half a character \(a lone surrogate\) in turn 2"),
+    ],
+)
+def test_broken_conversations_are_named_by_line_and_turn(tmp_path, messages, message):
+    with pytest.raises(InputError, match=message):
+        read(write_rows(tmp_path / "a.jsonl", [{"messages": ASKED}, {"messages": messages}]))
+
+
+# ---- folders ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("test", True),
+        ("global_test", True),
+        ("alpaca_gpt4_eval", True),
+        ("Valid", True),
+        ("validation-00000-of-00001", True),
+        ("dev2", True),
+        ("held_out", True),
+        ("my.heldout.data", True),
+        ("held-out", True),
+        ("train", False),
+        ("latest", False),
+        ("contest", False),
+        ("evaluations", False),
+        ("device_3", False),
+        ("train_dev", False),
+        ("training-test", False),
+    ],
+)
+def test_names_of_held_out_files(name, expected):
+    assert is_held_out_name(name) == expected
+
+
+def test_a_folder_sets_its_test_files_aside_and_nothing_else_does(tmp_path):
+    for name in ("train.csv", "more.jsonl", "test.json", "dataset_info.json", ".hidden.json", "README.md"):
+        text = "instruction,output\na,b\n" if name.endswith("csv") else json.dumps(ALPACA)
+        write(tmp_path / name, text)
+    folder = str(tmp_path)
+    assert [source.name for source in load_sources(folder)] == ["more", "train"]
+    assert [source.name for source in load_sources(folder, held_out=True)] == ["test"]
+    assert held_out_files(folder) == held_out_files((folder,)) == (tmp_path / "test.json",)
+    for literal in (f"{folder}/*t*.json", f"{folder}/test.json", (folder, "microtasks"), "microtasks"):
+        assert held_out_files(literal) == ()
+    assert "test" in [source.name for source in load_sources((folder, "microtasks::5"))]
+    write_rows(tmp_path / "only" / "eval_1.json", [ALPACA])
+    assert held_out_files(f"{folder}/only") == ()
+    assert [source.name for source in load_sources(f"{folder}/only")] == ["eval_1"]
+
+
+def test_the_shards_of_one_split_are_one_source(tmp_path):
+    for number in range(3):
+        write_parquet(tmp_path / f"train-{number:05}-of-00003.parquet", [ALPACA | {"output": str(number)}] * 2)
+    write_parquet(tmp_path / "test-00000-of-00001.parquet", [ALPACA])
+    [source] = load_sources(str(tmp_path))
+    assert (source.name, len(source)) == ("train", 6)
+    assert [record.output for record in source] == list("001122")
+    assert [source.name for source in load_sources(str(tmp_path), held_out=True)] == ["test"]
+
+
+def test_a_source_is_read_anew_each_time_and_picked_from_in_one_pass(tmp_path):
+    for name in "ab":
+        write_rows(tmp_path / f"{name}.jsonl", [ALPACA | {"output": f"{name}{n}"} for n in range(4)])
+    records = Records(load_sources(str(tmp_path)))
+    assert len(records) == 8
+    assert [record.output for record in records] == [record.output for record in records]
+    assert [record.output for record in records.at([1, 4, 7])] == ["a1", "b0", "b3"]
+    assert list(records.at([])) == []
+
+
+@pytest.mark.parametrize(
+    ("folder", "training", "held_out"),
+    [
+        ("alpaca-52k", {"alpaca_52k": 51924}, {}),
+        (
+            "dolly-15k-fed10",
+            {f"local_training_{n}": size for n, size in enumerate([1493] * 3 + [1492] + [1493] * 4 + [1494] * 2)},
+            {"global_test": 80},
+        ),
+        ("alpaca-gpt4-2k", {"alpaca_en_demo": 999}, {"alpaca_gpt4_eval": 1000}),
+        ("gsm8k", {"train": 7473}, {"test": 1319}),
+        ("gpteacher", {"codegen-instruct": 4535, "roleplay-instruct": 1923}, {}),
+    ],
+)
+def test_real_folders_hold_what_their_cards_say(shared, folder, training, held_out):
+    path = str(shared / "data" / folder)
+    assert {source.name: len(source) for source in load_sources(path)} == training
+    aside = load_sources(path, held_out=True) if held_out_files(path) else []
+    assert {source.name: len(source) for source in aside} == held_out
+    for source in aside or load_sources(path, limit=200):
+        assert all(record.instruction and record.output for record in source)
