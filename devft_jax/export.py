@@ -284,8 +284,7 @@ def _chosen_round(folder: RunFolder, rounds: dict[int, int], stage: int | None) 
     if stage - 1 > record["stage"]:
         raise InputError(f"the run in {folder.path} has not saved stage {stage} yet; choose from {kept}, or let it go on.")
     raise InputError(
-        f"the run in {folder.path} keeps no checkpoint of stage {stage}, as where checkpoint_every is longer than the "
-        f"stage; choose from {kept}."
+        f"the run in {folder.path} has no readable checkpoint of stage {stage} any more; restore it, or choose from {kept}."
     )
 
 

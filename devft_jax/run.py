@@ -134,7 +134,8 @@ def _work(
         history.append(row)
         progress.round(row, total, stages, _seconds_left(trainer, state, row))
         stopping = stop.signal is not None and state.round < total
-        if state.round % config.checkpoint_every == 0 or state.round == total or stopping:
+        # A stage's last round is always saved: from it the stage can be exported.
+        if state.round % config.checkpoint_every == 0 or last_of_stage or stopping:
             trainer.save(folder, state)
         if stopping:
             return False

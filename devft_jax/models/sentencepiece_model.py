@@ -43,13 +43,13 @@ def read_sentencepiece(folder: Path) -> Any:
         raise InputError(f"{path} is a tokenizer in tiktoken's form, which is not read; {remedy}.")
     try:
         import sentencepiece
-        from sentencepiece import sentencepiece_model_pb2
+        from sentencepiece import sentencepiece_model_pb2 as protocol
     except ImportError as error:
         raise InputError(
             f'{path} is a SentencePiece model, which needs another package; pip install "devft-jax[sentencepiece]", '
             f"or {remedy}."
         ) from error
-    model = sentencepiece_model_pb2.ModelProto()
+    model = protocol.ModelProto()  # type: ignore[attr-defined]
     try:
         content = path.read_bytes()
         model.ParseFromString(content)
