@@ -358,7 +358,9 @@ def generate(
         rows = [row_ids[index] if index is not None else 0 for index in batch]
         tokens, lengths = _padded([prompts[index] if index is not None else (0,) for index in batch], config)
         members = [None if index is None else answers[index] for index in batch]
-        for drawn in _decoded(config, base, adapter, tokens, lengths, members, rows, options=options, compute=compute):
+        for drawn in _decoded(
+            config, base, adapter, tokens, lengths, members, rows, endings.ids, options=options, compute=compute
+        ):
             for answer, row in zip(members, drawn.T.tolist(), strict=True):
                 if answer is not None and answer.reason is None:
                     answer.extend(row)
@@ -422,13 +424,13 @@ def _decoded(
     lengths: np.ndarray,
     members: Sequence["_Answer | None"],
     rows: Sequence[int],
+    ends: np.ndarray,
     *,
     options: GenerationOptions,
     compute: Compute,
 ) -> Iterator[np.ndarray]:
     """Drawn tokens of a batch, i32[n, B] at a time, until every member has its finish reason."""
     method: Method = "greedy" if options.temperature == 0 else "all" if options.top_p == 1 else "nucleus"
-    ends = next((answer.endings.ids for answer in members if answer is not None), np.zeros(0, np.int32))
     drawing = {
         "ends": ends,
         "temperature": np.float32(options.temperature),
