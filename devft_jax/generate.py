@@ -1,7 +1,7 @@
 """Asking a model: `devft generate` on a run's folder, a model's folder or a Hugging Face name, with and without an adapter.
 
 A run knows its model, its prompt template and its adapter; other models are asked as the flags say. A prompt is worded and
-tokenised as in training: bos, then the template's text, with no special tokens added in between.
+tokenised as in training, by the tokenizer's chat template too.
 """
 
 import dataclasses
@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TextIO
 
 from devft_jax.config import RunConfig, config_from_mapping
-from devft_jax.data import Record, find_template, render
+from devft_jax.data import Record
+from devft_jax.data.prompts import find_template, prompt_text, renderer, resolve_template
 from devft_jax.data.sources import LAYOUTS
+from devft_jax.data.tokens import prompt_tokens
 from devft_jax.errors import InputError
 from devft_jax.models.files import one_line, read_json
 from devft_jax.models.generation import (
@@ -54,7 +56,8 @@ class PromptOptions:
     compare: bool = False
     """Also show what the model says without the adapter."""
     template: str | None = None
-    """Wording of the prompt; by default the run's template, completion (the prompt as it is) for other models."""
+    """Wording of the prompt: a template of `devft list`, or auto (chat where the tokenizer has a chat template, else
+    alpaca); by default the run's, completion (the prompt as it is) for other models."""
     quantization: Literal["none", "int8", "int4", "nf4"] | None = None
     """Storage of the frozen projections; by default as in the run, none for other models."""
     dtype: Literal["auto", "float32", "bfloat16"] | None = None
@@ -86,15 +89,11 @@ class Respondent:
 
     def prompt(self, record: Record) -> str:
         """What the model is given of a record."""
-        text, _ = render(record, self.template)
-        return text
+        return prompt_text(record, self.template, self.model.tokenizer)
 
     def tokens(self, record: Record) -> list[int]:
-        """The prompt's token ids, bos included where the tokenizer has one."""
-        tokenizer = self.model.tokenizer
-        encoded = tokenizer(self.prompt(record), add_special_tokens=False, return_attention_mask=False, verbose=False)
-        bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-        return [*bos, *encoded["input_ids"]]
+        """The prompt's token ids, as in training."""
+        return prompt_tokens(record, self.model.tokenizer, self.template)
 
     def answer(
         self,
@@ -142,13 +141,15 @@ def open_respondent(source: str, asked: PromptOptions) -> Respondent:
         )
     if asked.compare and adapter_folder is None:
         raise InputError(f"compare needs an adapter and {source} is a bare model; name one with adapter.")
-    template = asked.template or run.template
-    find_template(template)
+    find_template(asked.template or run.template)
     execution = ExecutionOptions(dtype=asked.dtype or run.dtype)
     validate_execution(execution)
     compute = resolve_compute(execution)
     path = bundled_model() if run.model == "bundled" else model_folder(run.model)
-    model = load_pretrained(path, quantization=asked.quantization or fields.get("quantization"), dtype=compute.dtype)
+    model = load_pretrained(path, quantization=asked.quantization or run.quantization, dtype=compute.dtype)
+    template = asked.template or (_template_of_run(folder, run) if is_run else run.template)
+    template = resolve_template(template, conversational=True, tokenizer=model.tokenizer)
+    renderer(template, model.tokenizer)  # refuses a chat template that is not there, before anything is asked
     adapter = None if adapter_folder is None else import_peft(adapter_folder, model.config)
     eos_ids = end_token_ids(path, model.tokenizer)
     return Respondent(model, adapter, template, run.fields or {}, eos_ids, compute)
@@ -164,6 +165,11 @@ def _run_config(folder: Path, fields: Mapping[str, Any]) -> RunConfig:
             f"--adapter {folder / 'adapter'}."
         )
     return config_from_mapping({name: value for name, value in fields.items() if name != "objects"})
+
+
+def _template_of_run(folder: Path, run: RunConfig) -> str:
+    """The template that a run trained with; what `auto` stood for depended on its data, and is kept with the split."""
+    return run.template if run.template != "auto" else read_json(folder / "split.json").get("template", "alpaca")
 
 
 # ---- prompts ---------------------------------------------------------------------------------------------------------

@@ -1,7 +1,9 @@
 """`devft generate`: which model answers, how prompts come in and answers go out."""
 
+import dataclasses
 import io
 import json
+import shutil
 import sys
 
 import jax
@@ -10,6 +12,8 @@ import pytest
 from devft_jax.cli import run_command
 from devft_jax.config import RunConfig, to_plain
 from devft_jax.data import Record, tokenize
+from devft_jax.data.prompts import prompt_text
+from devft_jax.data.tokens import prompt_tokens
 from devft_jax.errors import InputError
 from devft_jax.evaluation import HeldOut
 from devft_jax.generate import PromptOptions, converse, open_respondent, read_prompts, to_record
@@ -172,7 +176,7 @@ def test_greedy_answers_are_right_exactly_where_exact_match_says_so(folders):
     hits = held_out(respondent.model.base, respondent.adapter).hits
     assert 0 < hits.sum() < len(hits)
     for record, answer, hit, index in zip(records, said, hits, range(8), strict=True):
-        reference = examples.tokens[examples.offsets[index] + examples.prompt_lengths[index] : examples.offsets[index + 1]]
+        reference = examples.row(index)[examples.prompt_lengths[index] :]
         ended = (*answer.tokens, eos) if answer.finish_reason == "eos" else answer.tokens
         assert hit == (tuple(reference.tolist()) == ended), record
 
@@ -238,3 +242,32 @@ def test_the_bundled_model_speaks(capsys):
     code, text = ask(capsys, "bundled", "--prompt", "Once upon a time")
     assert code == 0
     assert text.strip()
+
+
+CHAT = (
+    "{% for m in messages %}<{{ m.role }}> {{ m.content }} {% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def test_a_chat_template_words_prompts_as_in_training(word_tokenizer):
+    tokenizer = word_tokenizer()
+    tokenizer.chat_template = CHAT
+    record = to_record("a b", "prompt")
+    examples = tokenize([dataclasses.replace(record, output="c")], tokenizer, template="chat", max_length=32)
+    prompt = prompt_tokens(record, tokenizer, "chat")
+    assert prompt == examples.row(0)[: len(prompt)].tolist()
+    assert examples.prompt_lengths[0] == len(prompt)
+    assert prompt_text(record, "chat", tokenizer) == "<user> a b <assistant>"
+
+
+def test_a_run_that_chose_its_template_is_asked_in_that(folders, tmp_path):
+    """`auto` is decided by the data of the run, which generation has not got: the split says what it was."""
+    run = tmp_path / "run"
+    shutil.copytree(folders["run"], run)
+    config = json.loads((run / "config.json").read_text()) | {"template": "auto"}
+    (run / "config.json").write_text(json.dumps(config))
+    (run / "split.json").write_text(json.dumps({"template": "alpaca_short"}))
+    assert open_respondent(str(run), PromptOptions()).template == "alpaca_short"
+    with pytest.raises(InputError, match="template 'chat' needs a chat template"):
+        open_respondent(str(run), PromptOptions(template="chat"))
+    assert open_respondent(str(run), PromptOptions(template="auto")).template == "alpaca"

@@ -391,7 +391,7 @@ def _counts_by_name(groups: Groups, indices: np.ndarray) -> dict[str, int]:
 
 
 def split_record(data: FederatedData) -> dict[str, Any]:
-    """The split as plain values for `split.json`: all groups in order, and what each client has.
+    """The split as plain values for `split.json`: all groups in order, what each client has, and the prompts' template.
 
     `grouped_by` is category, topic, length, or None where examples have no groups beside their client; a client's
     `groups` are counts of examples by name, without those it lacks and without examples that have no category.
@@ -400,6 +400,7 @@ def split_record(data: FederatedData) -> dict[str, Any]:
     lengths = data.train.lengths
     return {
         "partition": data.partition,
+        "template": data.template,
         "examples": len(data.train),
         "tokens": int(lengths.sum()),
         "grouped_by": groups.kind if groups else None,

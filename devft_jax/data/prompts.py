@@ -151,6 +151,25 @@ def renderer(template: str, tokenizer: Any = None) -> Callable[[Record], list[Se
     wording = find_template(template)
     if isinstance(wording, TextTemplate):
         return lambda record: list(_text_segments(record, wording))
+    apply = _chat(template, tokenizer)
+    specials = "|".join(re.escape(text) for text in sorted(special_texts(tokenizer), key=len, reverse=True))
+    end_of_turn = re.compile(rf"({specials})(?:\s|{specials})*\Z") if specials else None
+    return lambda record: list(_chat_segments(record, apply, end_of_turn))
+
+
+def prompt_text(record: Record, template: str, tokenizer: Any = None) -> str:
+    """What the model is given of an instruction whose answer it is asked for: the first segment that `render` gives.
+
+    `template` and `tokenizer` are those of `renderer`, and so are the errors.
+    """
+    wording = find_template(template)
+    if isinstance(wording, TextTemplate):
+        return next(_text_segments(record, wording)).text
+    return _chat(template, tokenizer)(record.turns[:-1], record.origin, ask=True)
+
+
+def _chat(template: str, tokenizer: Any) -> Callable[..., str]:
+    """The tokenizer's chat template: a function of turns, their record's origin, and whether to `ask` for an answer."""
     if template == "auto":
         raise InputError("template 'auto' depends on the data; name the template that it stands for.")
     if getattr(tokenizer, "chat_template", None) is None:
@@ -158,10 +177,7 @@ def renderer(template: str, tokenizer: Any = None) -> Callable[[Record], list[Se
             f"template 'chat' needs a chat template and the tokenizer {tokenizer_name(tokenizer)!r} has none; "
             "add chat_template to its tokenizer_config.json, or use another template such as alpaca."
         )
-    specials = "|".join(re.escape(text) for text in sorted(special_texts(tokenizer), key=len, reverse=True))
-    end_of_turn = re.compile(rf"({specials})(?:\s|{specials})*\Z") if specials else None
-    apply = partial(_apply, tokenizer, _DATE_MACRO + tokenizer.get_chat_template())
-    return lambda record: list(_chat_segments(record, apply, end_of_turn))
+    return partial(_apply, tokenizer, _DATE_MACRO + tokenizer.get_chat_template())
 
 
 def _text_segments(record: Record, wording: TextTemplate) -> Iterator[Segment]:

@@ -27,7 +27,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from devft_jax.data.prompts import CHAT_DATE, Segment, TextTemplate, find_template, renderer, tokenizer_name
+from devft_jax.data.prompts import CHAT_DATE, Segment, TextTemplate, find_template, prompt_text, renderer, tokenizer_name
 from devft_jax.data.sources import Record
 from devft_jax.data.store import StoreWriter, read_store
 from devft_jax.errors import InputError, RunError
@@ -155,6 +155,12 @@ def tokenize(
     return examples
 
 
+def prompt_tokens(record: Record, tokenizer: Any, template: str) -> list[int]:
+    """Token ids of an instruction's prompt, as `tokenize` makes them: bos included, unless a chat template decides it."""
+    encode = _Encoder(tokenizer, lambda record: [], 0, joins=template == "chat")
+    return encode.prompt(prompt_text(record, template, tokenizer))
+
+
 class _Survey:
     """What one pass over the records tells: their content's hash and the categories that occur."""
 
@@ -201,6 +207,10 @@ class _Encoder:
             for segment, ids in zip(segments, row, strict=True):
                 flags += [segment.is_answer] * len(ids)
             yield self._cut(tokens, flags)
+
+    def prompt(self, text: str) -> list[int]:
+        """Ids of text that comes first and asks for an answer."""
+        return [*self.bos, *self._ids([text])[0]]
 
     def _cut(self, tokens: list[int], flags: list[bool]) -> tuple[list[int], list[bool], bool]:
         cut = len(tokens) > self.max_length
