@@ -7,6 +7,7 @@ character map come from the file's own settings. Since the ids decide what a mod
 is compared with the original on texts made to tell them apart, and refused if they differ.
 """
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -43,13 +44,14 @@ def read_sentencepiece(folder: Path) -> Any:
         raise InputError(f"{path} is a tokenizer in tiktoken's form, which is not read; {remedy}.")
     try:
         import sentencepiece
-        from sentencepiece import sentencepiece_model_pb2 as protocol
+
+        messages: Any = importlib.import_module("sentencepiece.sentencepiece_model_pb2")
     except ImportError as error:
         raise InputError(
             f'{path} is a SentencePiece model, which needs another package; pip install "devft-jax[sentencepiece]", '
             f"or {remedy}."
         ) from error
-    model = protocol.ModelProto()  # type: ignore[attr-defined]
+    model = messages.ModelProto()
     try:
         content = path.read_bytes()
         model.ParseFromString(content)
