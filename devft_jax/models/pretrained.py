@@ -75,6 +75,9 @@ NORM_MODULES = {
 
 HEAD = "lm_head.weight"
 
+DOWNLOADED = ["*.safetensors", "*.json", "tokenizer.model", "merges.txt", "vocab.txt", "*.jinja"]
+"""What is fetched of a model on Hugging Face: weights, configuration, and the files of a tokenizer in any form."""
+
 # Turning a whole matrix at once touches a new cache line with every element.
 STRIP_ROWS = 64
 
@@ -378,7 +381,7 @@ def model_folder(path: str | Path) -> Path:
 
     try:
         # Subfolders hold the same weights in other formats.
-        snapshot = snapshot_download(str(path), allow_patterns=["*.safetensors", "*.json"], ignore_patterns=["*/*"])
+        snapshot = snapshot_download(str(path), allow_patterns=DOWNLOADED, ignore_patterns=["*/*"])
     except (OSError, ValueError) as error:
         raise InputError(
             f"the model {path} is not a local folder and Hugging Face does not give it "

@@ -6,6 +6,7 @@ import os
 import shutil
 import stat
 import tracemalloc
+from fnmatch import fnmatch
 from pathlib import Path
 
 import chex
@@ -387,7 +388,11 @@ def test_a_name_that_hugging_face_does_not_give(monkeypatch):
         load_pretrained("acme/tiny")
     [(name, options)] = asked
     assert name == "acme/tiny"
-    assert set(options["allow_patterns"]) == {"*.safetensors", "*.json"}
+    wanted = ("model-00001-of-00002.safetensors", "config.json", "tokenizer.model", "merges.txt", "chat_template.jinja")
+    fetched = [name for name in wanted if any(fnmatch(name, pattern) for pattern in options["allow_patterns"])]
+    assert fetched == list(wanted)
+    pickles = ("pytorch_model.bin", "model.pth", "modeling_custom.py")
+    assert not [name for name in pickles if any(fnmatch(name, pattern) for pattern in options["allow_patterns"])]
 
 
 def test_a_hugging_face_name_loads_its_snapshot(monkeypatch, folder, base):
