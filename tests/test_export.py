@@ -12,55 +12,35 @@ import numpy as np
 import pytest
 
 from devft_jax.cli import run_command
-from devft_jax.config import RunConfig, to_plain
+from devft_jax.config import to_plain
 from devft_jax.errors import InputError, RunError
 from devft_jax.export import RECORD_FILE, export
-from devft_jax.models.llama import PROJECTIONS, ModelConfig, forward, init_base
+from devft_jax.models.llama import PROJECTIONS, forward, init_base
 from devft_jax.models.lora import init_lora
 from devft_jax.models.peft_format import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, export_peft, import_peft
-from devft_jax.models.pretrained import load_pretrained, save_pretrained
+from devft_jax.models.pretrained import load_pretrained
 from devft_jax.reporting import Progress
 from devft_jax.run import train
 from devft_jax.storage import RunFolder
 from devft_jax.trainer import Trainer, bundled_model
+from tests.tiny_run import MODEL, write_run_inputs
 
 QUIET = Progress(quiet=True)
-MODEL = ModelConfig(vocabulary=64, width=16, feed_forward=24, layers=4, heads=4, kv_heads=2, head_size=4, max_length=64)
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(3, 38, (2, 9)))
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory, word_tokenizer):
-    """A folder with a random model with a tokenizer, two clients' files, and none held out."""
-    folder = tmp_path_factory.mktemp("tiny")
+def config(tmp_path_factory, word_tokenizer):
+    """Two stages, with nothing held out."""
     base = jax.tree.map(lambda leaf: 4 * leaf, init_base(jax.random.key(0), MODEL))
-    save_pretrained(folder / "model", MODEL, base, dtype="float32", bos_id=1, eos_id=2)
-    word_tokenizer(words=tuple("abcdefghijklmnopqrstuvwxyz0123456789")).save_pretrained(folder / "model")
-    for name in ("client_0", "client_1"):
-        records = [{"instruction": letter, "output": f"{letter} 1"} for letter in "abcdefgh"]
-        (folder / f"{name}.json").write_text(json.dumps(records))
-    return folder
+    config = write_run_inputs(tmp_path_factory.mktemp("tiny"), word_tokenizer, base=base)
+    return dataclasses.replace(config, test_data=None, capacities=(2, 4), targets=("q", "v", "down"), checkpoint_every=1)
 
 
 @pytest.fixture(scope="module")
-def config(tiny):
-    return RunConfig(
-        model=str(tiny / "model"),
-        data=str(tiny / "client_*.json"),
-        template="completion",
-        capacities=(2, 4),
-        rounds=6,
-        clients_per_round=2,
-        local_steps=2,
-        batch_size=3,
-        max_length=16,
-        rank=4,
-        alpha=8.0,
-        targets=("q", "v", "down"),
-        learning_rate=(0.05,),
-        checkpoint_every=1,
-        devices=2,
-    )
+def tiny(config):
+    """The folder of the run's model and data."""
+    return Path(config.model).parent
 
 
 @pytest.fixture(scope="module")

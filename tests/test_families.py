@@ -13,69 +13,41 @@ import numpy as np
 import pytest
 
 from devft_jax.cli import run_command
-from devft_jax.config import RunConfig
-from devft_jax.models.llama import ModelConfig, forward, init_base
+from devft_jax.models.llama import PROJECTIONS, forward, init_base
 from devft_jax.models.peft_format import import_peft
-from devft_jax.models.pretrained import load_pretrained, save_pretrained
+from devft_jax.models.pretrained import load_pretrained
 from devft_jax.models.quantization import is_quantized
 from tests.test_run import flags
+from tests.tiny_run import MODEL, write_run_inputs
 
-SMALL = ModelConfig(vocabulary=64, width=16, feed_forward=24, layers=4, heads=4, kv_heads=2, head_size=4, max_length=64)
 FAMILIES = {
-    "llama": dataclasses.replace(SMALL, family="llama"),
-    "mistral": dataclasses.replace(SMALL, family="mistral", sliding_window=6),
-    "qwen2": dataclasses.replace(SMALL, family="qwen2", biases=("q", "k", "v"), tied_head=True),
-    "qwen3": dataclasses.replace(SMALL, family="qwen3", qk_norm=True),
+    "llama": dataclasses.replace(MODEL, family="llama"),
+    "mistral": dataclasses.replace(MODEL, family="mistral", sliding_window=6),
+    "qwen2": dataclasses.replace(MODEL, family="qwen2", biases=("q", "k", "v"), tied_head=True),
+    "qwen3": dataclasses.replace(MODEL, family="qwen3", qk_norm=True),
 }
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
-def model(request, tmp_path_factory, word_tokenizer):
-    """A random model of the family with a tokenizer, in Hugging Face's layout."""
-    folder = tmp_path_factory.mktemp(request.param) / "model"
-    config = FAMILIES[request.param]
-    base = init_base(jax.random.key(0), config)
+def run(request, tmp_path_factory, word_tokenizer):
+    """The configuration of a finished run of two stages on a packed random model of the family."""
+    folder = tmp_path_factory.mktemp(request.param)
+    model = FAMILIES[request.param]
+    base = init_base(jax.random.key(0), model)
     # Fresh weights are too small for an adapter to make anything likely.
     grown = {"embed": 20 * base.embed, "head": None if base.head is None else 20 * base.head}
     base = base.replace(**grown, blocks=jax.tree.map(lambda leaf: 3 * leaf if leaf.ndim == 3 else leaf, base.blocks))
-    save_pretrained(folder, config, base, dtype="float32")
-    word_tokenizer(words=tuple("abcdefghijklmnopqrstuvwxyz0123456789")).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def clients(tmp_path_factory):
-    """Two clients' files of letters to say again, and held-out ones."""
-    folder = tmp_path_factory.mktemp("letters")
-    generator = np.random.default_rng(0)
-    for name in ("client_0", "client_1", "test"):
-        letters = ["abcdefgh"[int(index)] for index in generator.integers(0, 8, 16)]
-        (folder / f"{name}.json").write_text(json.dumps([{"instruction": one, "output": f"{one} 1"} for one in letters]))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def run(model, clients, tmp_path_factory):
-    """A finished run of two stages on the packed base."""
-    config = RunConfig(
-        model=str(model),
-        data=str(clients / "client_*.json"),
-        test_data=str(clients / "test.json"),
-        template="completion",
+    config = dataclasses.replace(
+        write_run_inputs(folder, word_tokenizer, model, base),
         quantization="nf4",
         capacities=(2, 4),
         rounds=10,
         stage_rounds=(2, 8),
-        clients_per_round=2,
         local_steps=4,
         batch_size=4,
-        max_length=16,
-        rank=4,
-        alpha=8.0,
-        targets=("q", "k", "v", "o", "gate", "up", "down"),
-        learning_rate=(0.05,),
+        targets=PROJECTIONS,
         devices=1,
-        out=str(tmp_path_factory.mktemp("run") / "run"),
+        out=str(folder / "run"),
     )
     assert run_command(["run", *flags(config)]) == 0
     return config
@@ -92,8 +64,8 @@ def test_it_trains(run):
     assert summary["final_loss"] < summary["base_loss"] - 0.3
 
 
-def test_it_is_packed(run, model):
-    loaded = load_pretrained(model, quantization=run.quantization)
+def test_it_is_packed(run):
+    loaded = load_pretrained(run.model, quantization=run.quantization)
     assert is_quantized(loaded.base)
     assert summary_of(run)["base_bytes"] == sum(leaf.nbytes for leaf in jax.tree.leaves(loaded.base))
 

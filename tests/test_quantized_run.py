@@ -1,65 +1,32 @@
 """Runs on packed bases: what each of the two settings makes of a stage, and that resuming stays exact."""
 
 import dataclasses
-import json
 
 import jax
 import numpy as np
 import pytest
 
-from devft_jax.config import RunConfig, to_plain
+from devft_jax.config import to_plain
 from devft_jax.errors import InputError
-from devft_jax.models.llama import PROJECTIONS, ModelConfig, init_base
-from devft_jax.models.pretrained import Model, load_pretrained, save_pretrained
+from devft_jax.models.llama import PROJECTIONS, init_base
+from devft_jax.models.pretrained import Model, load_pretrained
 from devft_jax.models.quantization import QTensor, quantize_base
 from devft_jax.reporting import Progress
 from devft_jax.run import train
 from devft_jax.storage import RunFolder
 from devft_jax.trainer import Trainer
+from tests import tiny_run
 
 QUIET = Progress(quiet=True)
-MODEL = ModelConfig(
-    vocabulary=64,
-    width=16,
-    feed_forward=24,
-    layers=4,
-    heads=4,
-    kv_heads=2,
-    head_size=4,
-    max_length=64,
-    family="qwen2",
-    biases=("q", "k", "v"),
-)
+MODEL = dataclasses.replace(tiny_run.MODEL, family="qwen2", biases=("q", "k", "v"))
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory, word_tokenizer):
-    folder = tmp_path_factory.mktemp("packed")
+    """Two stages on a packed base with biases."""
     base = jax.tree.map(lambda leaf: 3 * leaf, init_base(jax.random.key(0), MODEL))
-    save_pretrained(folder / "model", MODEL, base, dtype="float32")
-    word_tokenizer(words=tuple("abcdefghijklmnopqrstuvwxyz0123456789")).save_pretrained(folder / "model")
-    generator = np.random.default_rng(0)
-    for name in ("client_0", "client_1", "test"):
-        letters = ["abcdefgh"[int(index)] for index in generator.integers(0, 8, 12)]
-        (folder / f"{name}.json").write_text(json.dumps([{"instruction": one, "output": f"{one} 1"} for one in letters]))
-    return RunConfig(
-        model=str(folder / "model"),
-        data=str(folder / "client_*.json"),
-        test_data=str(folder / "test.json"),
-        template="completion",
-        capacities=(2, 4),
-        rounds=4,
-        clients_per_round=2,
-        local_steps=2,
-        batch_size=3,
-        max_length=16,
-        rank=4,
-        alpha=8.0,
-        learning_rate=(0.05,),
-        checkpoint_every=1,
-        devices=1,
-        quantization="nf4",
-    )
+    config = tiny_run.write_run_inputs(tmp_path_factory.mktemp("packed"), word_tokenizer, MODEL, base)
+    return dataclasses.replace(config, quantization="nf4", capacities=(2, 4), rounds=4, checkpoint_every=1, devices=1)
 
 
 def first_stage(config, **changes):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -19,50 +20,26 @@ from devft_jax.cli import run_command
 from devft_jax.config import RunConfig
 from devft_jax.developmental import DevFT, LayerMap
 from devft_jax.errors import InputError, RunError
-from devft_jax.models.llama import ModelConfig, init_base
+from devft_jax.models.llama import init_base
 from devft_jax.models.peft_format import import_peft
 from devft_jax.models.pretrained import load_pretrained, save_pretrained
 from devft_jax.reporting import Progress, split_chart
 from devft_jax.run import replay, train
 from devft_jax.trainer import plan_stages
+from tests.tiny_run import MODEL, write_run_inputs
 
 QUIET = Progress(quiet=True)
-MODEL = ModelConfig(vocabulary=64, width=16, feed_forward=24, layers=4, heads=4, kv_heads=2, head_size=4, max_length=64)
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory, word_tokenizer):
-    """A folder with a random model and two clients' files of letters to say again, and held-out ones."""
-    folder = tmp_path_factory.mktemp("tiny")
-    save_pretrained(folder / "model", MODEL, init_base(jax.random.key(0), MODEL), dtype="float32")
-    word_tokenizer(words=tuple("abcdefghijklmnopqrstuvwxyz0123456789")).save_pretrained(folder / "model")
-    generator = np.random.default_rng(0)
-    for name, count in (("client_0", 24), ("client_1", 12), ("client_2", 17), ("test", 10)):
-        letters = ["abcdefgh"[int(index)] for index in generator.integers(0, 8, count)]
-        records = [{"instruction": letter, "output": f"{letter} 1"} for letter in letters]
-        (folder / f"{name}.json").write_text(json.dumps(records))
-    return folder
+def config(tmp_path_factory, word_tokenizer):
+    return write_run_inputs(tmp_path_factory.mktemp("tiny"), word_tokenizer)
 
 
 @pytest.fixture(scope="module")
-def config(tiny):
-    return RunConfig(
-        model=str(tiny / "model"),
-        data=str(tiny / "client_*.json"),
-        test_data=str(tiny / "test.json"),
-        template="completion",
-        capacities=(1, 2, 4),
-        rounds=6,
-        clients_per_round=2,
-        local_steps=2,
-        batch_size=3,
-        max_length=16,
-        rank=4,
-        alpha=8.0,
-        learning_rate=(0.05,),
-        checkpoint_every=2,
-        devices=2,
-    )
+def tiny(config):
+    """The folder of the run's model and data."""
+    return Path(config.model).parent
 
 
 def flags(config, **changes):

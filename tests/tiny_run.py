@@ -1,0 +1,47 @@
+"""A run small enough for a test: a random tiny model, three clients with letters to say again, and held-out ones."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from devft_jax.config import RunConfig
+from devft_jax.models.llama import Base, ModelConfig, init_base
+from devft_jax.models.pretrained import save_pretrained
+
+MODEL = ModelConfig(vocabulary=64, width=16, feed_forward=24, layers=4, heads=4, kv_heads=2, head_size=4, max_length=64)
+WORDS = tuple("abcdefghijklmnopqrstuvwxyz0123456789")
+
+
+def write_run_inputs(folder: Path, word_tokenizer: Any, model: ModelConfig = MODEL, base: Base | None = None) -> RunConfig:
+    """Fill `folder` with model/, client_0.json to client_2.json and test.json, and give the configuration of a run on them.
+
+    `word_tokenizer` is the fixture of tests/conftest.py; `base` are the model's weights, fresh ones by default.
+    """
+    base = init_base(jax.random.key(0), model) if base is None else base
+    save_pretrained(folder / "model", model, base, dtype="float32", bos_id=1, eos_id=2)
+    word_tokenizer(words=WORDS).save_pretrained(folder / "model")
+    generator = np.random.default_rng(0)
+    for name, count in (("client_0", 24), ("client_1", 12), ("client_2", 17), ("test", 10)):
+        letters = ["abcdefgh"[int(index)] for index in generator.integers(0, 8, count)]
+        records = [{"instruction": letter, "output": f"{letter} 1"} for letter in letters]
+        (folder / f"{name}.json").write_text(json.dumps(records))
+    return RunConfig(
+        model=str(folder / "model"),
+        data=str(folder / "client_*.json"),
+        test_data=str(folder / "test.json"),
+        template="completion",
+        capacities=(1, 2, 4),
+        rounds=6,
+        clients_per_round=2,
+        local_steps=2,
+        batch_size=3,
+        max_length=16,
+        rank=4,
+        alpha=8.0,
+        learning_rate=(0.05,),
+        checkpoint_every=2,
+        devices=2,
+    )
