@@ -346,7 +346,7 @@ def _local_files(spec: str, part: str | None) -> list[tuple[str, list[Path]]] | 
     if not files:
         raise InputError(
             f"data {spec!r} matches no file that ends in {', '.join(SUFFIXES)}; check the path, "
-            "and quote a glob so that the shell leaves it alone; only a glob such as 'folder/**/*.jsonl' looks into subfolders."
+            "and quote a glob so that the shell leaves it alone; a folder's subfolders need one, such as 'folder/**/*.jsonl'."
         )
     sources: list[tuple[str, list[Path]]] = []
     shards: dict[str, list[Path]] = {}
