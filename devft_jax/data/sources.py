@@ -339,14 +339,14 @@ def _local_files(spec: str, part: str | None) -> list[tuple[str, list[Path]]] | 
         found = [Path(match) for match in glob.glob(str(path), recursive=True)]
         root = _glob_root(path)
         files = [match for match in found if _is_data_file(match) and not _in_a_circle(match, root)]
-    elif spec.startswith((".", "/", "~")) or spec.lower().endswith(SUFFIXES):
+    elif spec.startswith((".", "/", "~")) or spec.endswith("/") or spec.lower().endswith(SUFFIXES):
         raise InputError(f"data {spec!r} does not exist; give an existing file, folder or glob.")
     else:
         return None
     if not files:
         raise InputError(
             f"data {spec!r} matches no file that ends in {', '.join(SUFFIXES)}; check the path, "
-            "and quote a glob so that the shell leaves it alone; a folder's subfolders need one, such as 'folder/**/*.jsonl'."
+            "and quote a glob so that the shell leaves it alone; subfolders need one, such as 'folder/**/*.jsonl'."
         )
     sources: list[tuple[str, list[Path]]] = []
     shards: dict[str, list[Path]] = {}

@@ -279,6 +279,7 @@ def test_a_glob_takes_a_file_once_where_links_go_in_a_circle(tmp_path):
     ("spec", "options", "message"),
     [
         ("./absent", {}, r"'\./absent' does not exist"),
+        ("absent/", {}, r"'absent/' does not exist"),
         ("absent.jsonl", {}, r"'absent\.jsonl' does not exist"),
         ("absent_*.json", {}, r"'absent_\*\.json' matches no file .*quote a glob"),
         ((), {}, r"data is empty"),
