@@ -140,7 +140,9 @@ def open_respondent(source: str, asked: PromptOptions) -> Respondent:
             f"the run in {folder} has no adapter yet; finish it with the command that started it, or name one with adapter."
         )
     if asked.compare and adapter_folder is None:
-        raise InputError(f"compare needs an adapter and {source} is a bare model; name one with adapter.")
+        raise InputError(
+            f"compare needs an adapter and {source} is no folder of a run; name a run's folder, or an adapter with adapter."
+        )
     find_template(asked.template or run.template)
     execution = ExecutionOptions(dtype=asked.dtype or run.dtype)
     validate_execution(execution)

@@ -136,7 +136,9 @@ def plan_stages(config: RunConfig, stages: int | None) -> tuple[int, ...]:
             )
         return config.stage_rounds
     if stages is None:
-        raise InputError("stage_rounds is needed for a growth that does not tell its stages.")
+        raise InputError(
+            "stage_rounds is needed for a growth that does not tell its stages; give the rounds of each, such as (20, 20)."
+        )
     if config.rounds < stages:
         raise InputError(f"rounds {config.rounds} is fewer than the {stages} stages; use {stages} or more.")
     share, rest = divmod(config.rounds, stages)

@@ -404,7 +404,7 @@ def test_growth_objects_are_told_apart_by_their_fields(config, tmp_path):
 def test_equal_shares_leave_the_rest_to_the_last_stages():
     assert plan_stages(RunConfig(rounds=11), 4) == (2, 3, 3, 3)
     assert plan_stages(RunConfig(rounds=300), 4) == (75, 75, 75, 75)
-    with pytest.raises(InputError, match="stage_rounds is needed"):
+    with pytest.raises(InputError, match=r"stage_rounds is needed .*give the rounds of each, such as"):
         plan_stages(RunConfig(), None)
 
 

@@ -81,7 +81,8 @@ class DataOptions:
     test_fraction: float = 0.0
     """Share of the training examples, 0 to 1, held out at random instead, where `test_data` is not given."""
     fields: Mapping[str, str] | None = None
-    """Field names by role (instruction, input, output, or messages); by default found from the data."""
+    """Field names by role (instruction, input, output, or messages), such as `--fields instruction Question
+    output Answer`; by default found from the data."""
     template: str = "auto"
     """Wording of the prompt: alpaca, alpaca_short, completion for the instruction as it is, chat for the
     tokenizer's own template, or auto (chat for conversations where the tokenizer has one, else alpaca)."""

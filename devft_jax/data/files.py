@@ -4,7 +4,7 @@ A row is a number, counted from 1, and an object of named values. The number is 
 where there are lines: JSONL gives the line, CSV and TSV (RFC 4180 quotes, so that a value may hold
 line breaks) the line on which the row starts; a JSON array and Parquet give the record. Text is
 UTF-8 with or without a byte order mark. Gzip, Parquet and a JSON array against JSONL are told by
-content, CSV and TSV by the suffix. All but a JSON array, which is parsed whole, are read piece by
+content, CSV and TSV by the suffix, in either case. All but a JSON array, which is parsed whole, are read piece by
 piece; Parquet by parts of row groups.
 """
 
@@ -13,14 +13,16 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from devft_jax.errors import InputError
 
-_PLAIN = (".json", ".jsonl", ".csv", ".tsv")
+_TABLES = (".csv", ".tsv")
+_PLAIN = (".json", ".jsonl", *_TABLES)
 SUFFIXES = (*_PLAIN, *(f"{suffix}.gz" for suffix in _PLAIN), ".parquet")
 
 Row = tuple[int, Mapping[str, Any]]
@@ -43,9 +45,8 @@ class Scan:
 
 def stem(name: str) -> str:
     """A file's name, or a path, without the suffix of its format."""
-    name = name.removesuffix(".gz")
-    suffix = next((suffix for suffix in SUFFIXES if name.endswith(suffix)), "")
-    return name.removesuffix(suffix)
+    suffix = max((suffix for suffix in (*SUFFIXES, ".gz") if name.lower().endswith(suffix)), key=len, default="")
+    return name[: len(name) - len(suffix)]
 
 
 def scan_rows(path: Path) -> Scan:
@@ -56,7 +57,9 @@ def scan_rows(path: Path) -> Scan:
     """
     if _begins_with(path, b"PAR1"):
         file = _parquet(path)
-        scan = Scan(file.metadata.num_rows, tuple(file.schema_arrow.names))
+        names = file.schema_arrow.names
+        _check_distinct(names, str(path), "the file")
+        scan = Scan(file.metadata.num_rows, tuple(names))
     else:
         scan = to_scan(str(path), _text_rows(path))
     if not scan.count:
@@ -120,14 +123,23 @@ def _unreadable(path: Path, kind: str, error: Exception) -> InputError:
 
 
 def _text_rows(path: Path) -> Iterator[Row]:
-    kind = Path(path.name.removesuffix(".gz")).suffix
+    kind = Path(path.name.lower().removesuffix(".gz")).suffix
     try:
-        if kind in (".csv", ".tsv"):
+        if kind in _TABLES:
             yield from _csv_rows(path, "," if kind == ".csv" else "\t")
         else:
             yield from _json_rows(path)
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise _unreadable(path, "UTF-8 text, plain or gzipped", error) from error
+    except UnicodeDecodeError as error:
+        raise _not_utf8(path, f"byte 0x{error.object[error.start]:02x}, {error.reason}") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise _unreadable(path, "text, plain or gzipped", error) from error
+
+
+def _not_utf8(path: Path, reason: str) -> InputError:
+    return InputError(
+        f"{path} is not UTF-8 text, plain or gzipped ({reason}); save it as UTF-8, "
+        f"or give a file that ends in {', '.join(SUFFIXES)}."
+    )
 
 
 def _open(path: Path, newline: str) -> io.TextIOWrapper:
@@ -157,8 +169,8 @@ def _parse(text: str, path: Path, first_line: int) -> Any:
     except json.JSONDecodeError as error:
         line = first_line + error.lineno - 1
         raise InputError(
-            f"{path}:{line} is not valid JSON ({error.msg}, column {error.colno}); "
-            "a file is one array of objects, or one object on every line."
+            f"{path}:{line} is not valid JSON ({error.msg}, column {error.colno}); a JSON file is one array of objects "
+            f"or one object on every line, and the names of others must end in {', '.join(_TABLES)}."
         ) from error
 
 
@@ -189,7 +201,13 @@ def _csv_rows(path: Path, delimiter: str) -> Iterator[Row]:
 
 def _header(names: list[str], path: Path, line: int) -> list[str]:
     names = [name.strip() for name in names]
-    twice = next((name for name in names if name and names.count(name) > 1), None)
-    if twice is not None:
-        raise InputError(f"{path}:{line} names the column {twice!r} twice; the first row must name every column once.")
+    if any("\0" in name for name in names):
+        raise _not_utf8(path, "NUL characters in the names of the columns, as in UTF-16")
+    _check_distinct([name for name in names if name], f"{path}:{line}", "the first row")
     return names
+
+
+def _check_distinct(names: Sequence[str], place: str, where: str) -> None:
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
+    if twice is not None:
+        raise InputError(f"{place} names the column {twice!r} twice; {where} must name every column once.")

@@ -177,7 +177,14 @@ def _chat(template: str, tokenizer: Any) -> Callable[..., str]:
             f"template 'chat' needs a chat template and the tokenizer {tokenizer_name(tokenizer)!r} has none; "
             "add chat_template to its tokenizer_config.json, or use another template such as alpaca."
         )
-    return partial(_apply, tokenizer, _DATE_MACRO + tokenizer.get_chat_template())
+    try:
+        chosen = tokenizer.get_chat_template()
+    except ValueError as error:
+        raise InputError(
+            f"the tokenizer {tokenizer_name(tokenizer)!r} has several chat templates and none is called default; "
+            "name the one to use default in its files, or use another template such as alpaca."
+        ) from error
+    return partial(_apply, tokenizer, _DATE_MACRO + chosen)
 
 
 def _text_segments(record: Record, wording: TextTemplate) -> Iterator[Segment]:

@@ -15,6 +15,7 @@ In a folder, files whose names say so are held-out data: see `is_held_out_name`.
 
 import glob
 import importlib
+import math
 import re
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -336,16 +337,16 @@ def _local_files(spec: str, part: str | None) -> list[tuple[str, list[Path]]] | 
         files, root = chosen or training + held_out, path
     elif glob.has_magic(spec):
         found = [Path(match) for match in glob.glob(str(path), recursive=True)]
-        files = [match for match in found if match.is_file() and match.name.endswith(SUFFIXES)]
         root = _glob_root(path)
-    elif spec.startswith((".", "/", "~")) or spec.endswith(SUFFIXES):
+        files = [match for match in found if _is_data_file(match) and not _in_a_circle(match, root)]
+    elif spec.startswith((".", "/", "~")) or spec.endswith("/") or spec.lower().endswith(SUFFIXES):
         raise InputError(f"data {spec!r} does not exist; give an existing file, folder or glob.")
     else:
         return None
     if not files:
         raise InputError(
-            f"data {spec!r} matches no file that ends in {', '.join(SUFFIXES)}; "
-            "check the path, and quote a glob so that the shell leaves it alone."
+            f"data {spec!r} matches no file that ends in {', '.join(SUFFIXES)}; check the path, "
+            "and quote a glob so that the shell leaves it alone; subfolders need one, such as 'folder/**/*.jsonl'."
         )
     sources: list[tuple[str, list[Path]]] = []
     shards: dict[str, list[Path]] = {}
@@ -366,13 +367,20 @@ def _folder_files(folder: Path) -> tuple[list[Path], list[Path]]:
     files = [
         path
         for path in sorted(folder.iterdir())
-        if path.is_file()
-        and path.name.endswith(SUFFIXES)
-        and not path.name.startswith((".", "_"))
-        and path.name not in _METADATA
+        if _is_data_file(path) and not path.name.startswith((".", "_")) and path.name not in _METADATA
     ]
     held_out = [path for path in files if is_held_out_name(stem(path.name))]
     return [path for path in files if path not in held_out], held_out
+
+
+def _is_data_file(path: Path) -> bool:
+    return path.name.lower().endswith(SUFFIXES) and path.is_file()
+
+
+def _in_a_circle(path: Path, root: Path) -> bool:
+    """Whether a link leads the path below root to a folder that it has been in: the same file has a shorter path."""
+    folders = [folder.resolve() for folder in path.parents if folder == root or root in folder.parents]
+    return len(folders) > len(set(folders))
 
 
 def _glob_root(pattern: Path) -> Path:
@@ -418,7 +426,7 @@ class _Reader:
     def records(self, place: str, rows: Iterable[Row]) -> Iterator[Record]:
         for number, row in rows:
             origin = f"{place}:{number}"
-            value = row.get(self.category_field) if self.category_field else None
+            value = _value(row, self.category_field)
             # An empty cell is how CSV says that there is none.
             category = None if value in (None, "") else str(value)
             if self.messages is not None:
@@ -436,8 +444,14 @@ def _layout(present: set[str], fields: Mapping[str, str]) -> Mapping[str, str]:
     return {**(whole + enough + [LAYOUTS[0]])[0], **fields}
 
 
-def _role_text(origin: str, row: Mapping[str, Any], role: str, field: str | None) -> str:
+def _value(row: Mapping[str, Any], field: str | None) -> Any:
+    """A field's value; None where there is none, which pandas also writes as NaN."""
     value = row.get(field) if field else None
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _role_text(origin: str, row: Mapping[str, Any], role: str, field: str | None) -> str:
+    value = _value(row, field)
     if value is None and role == "input":
         return ""
     if value is None:
@@ -465,7 +479,7 @@ def _text(origin: str, where: str, value: Any) -> str:
 
 def _turns(origin: str, row: Mapping[str, Any], field: str) -> list[Turn]:
     """The turns of a conversation, an outside system text first."""
-    messages = row.get(field)
+    messages = _value(row, field)
     if not isinstance(messages, list) or not messages:
         found = "an empty list" if messages == [] else "nothing" if messages is None else f"a {type(messages).__name__}"
         raise InputError(
@@ -475,14 +489,16 @@ def _turns(origin: str, row: Mapping[str, Any], field: str) -> list[Turn]:
     turns = [_turn(origin, number, message) for number, message in enumerate(messages, 1)]
     if all(turn.role != "assistant" for turn in turns):
         raise InputError(f"{origin} holds no assistant turn, so nothing can be learned from it; correct or remove it.")
-    system = row.get(SYSTEM_FIELD)
+    system = _value(row, SYSTEM_FIELD)
     if system and all(turn.role != "system" for turn in turns):
         turns.insert(0, Turn("system", _text(origin, f"in the field {SYSTEM_FIELD!r}", system)))
     return turns
 
 
 def _turn(origin: str, number: int, message: Any) -> Turn:
-    form = next((form for form in TURN_FIELDS if isinstance(message, Mapping) and form[0] in message), None)
+    forms = [form for form in TURN_FIELDS if isinstance(message, Mapping) and form[0] in message]
+    # In Parquet every turn has the fields of all turns, null where they are not its own.
+    form = next((form for form in forms if message[form[0]] is not None), forms[0] if forms else None)
     if form is None:
         raise InputError(
             f"{origin} has a turn {number} without a speaker; every turn must be an object with "

@@ -3,7 +3,8 @@
 A store holds one file per array of `Examples` (little-endian, nothing but the values) and
 `store.json` with every file's length and checksum. It is filled under another name and renamed when
 whole, so that a half-written one never counts and two processes that fill the same one do no harm:
-the second finds the first's. What is read from it are pages of the files, which the system drops
+the second finds the first's. What a killed process left half-written is removed by a later
+writer, a day on. What is read from it are pages of the files, which the system drops
 again under pressure, so a data set may be larger than memory.
 """
 
@@ -11,6 +12,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 import zlib
 from collections.abc import Mapping
 from contextlib import suppress
@@ -21,6 +23,9 @@ from typing import Any, BinaryIO
 import numpy as np
 
 _INDEX = "store.json"
+
+# Names of stores that are being written, and the seconds without a write after which nobody writes one any more.
+_PREFIX, _SUFFIX, _ABANDONED = "devft-", ".tmp", 24 * 3600
 
 # Bytes read at once where a whole file is checked.
 _PIECE = 1 << 24
@@ -41,7 +46,8 @@ class StoreWriter:
         self._dtypes = dtypes
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-        self._folder = Path(tempfile.mkdtemp(dir=path and path.parent, prefix="devft-", suffix=".tmp"))
+            _remove_abandoned(path.parent)
+        self._folder = Path(tempfile.mkdtemp(dir=path and path.parent, prefix=_PREFIX, suffix=_SUFFIX))
         self._files: dict[str, BinaryIO] = {name: (self._folder / name).open("wb") for name in dtypes}
         self._checksums = dict.fromkeys(dtypes, 0)
 
@@ -94,6 +100,14 @@ def read_store(path: Path, dtypes: Mapping[str, np.dtype]) -> tuple[dict[str, np
         return (_map(path, dtypes), index["note"]) if sound else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove what killed processes left half-written."""
+    for store in folder.glob(f"{_PREFIX}*{_SUFFIX}"):
+        with suppress(OSError):  # another process removes or publishes it
+            if time.time() - max(path.stat().st_mtime for path in (store, *store.iterdir())) > _ABANDONED:
+                shutil.rmtree(store, ignore_errors=True)
 
 
 def _checksum(path: Path) -> int:

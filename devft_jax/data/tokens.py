@@ -152,6 +152,12 @@ def tokenize(
     arrays, names = found or _fill_store(path, records, survey, encode)
     examples = Examples(**arrays, category_names=tuple(names))
     _report_overlong(examples, records, max_length, overlong)
+    if survey.silent:
+        warnings.warn(
+            f"{survey.silent:,} of {len(records):,} records have an empty answer, which teaches the model to say nothing; "
+            f"the first is {survey.first_silent}.",
+            stacklevel=2,
+        )
     return examples
 
 
@@ -162,11 +168,13 @@ def prompt_tokens(record: Record, tokenizer: Any, template: str) -> list[int]:
 
 
 class _Survey:
-    """What one pass over the records tells: their content's hash and the categories that occur."""
+    """What one pass over the records tells: their content's hash, the categories that occur and empty answers."""
 
     def __init__(self) -> None:
         self.digest = hashlib.blake2b(digest_size=20)
         self.categories: set[str] = set()
+        self.silent = 0
+        self.first_silent = ""
 
     def add(self, record: Record) -> None:
         turns = [[turn.role, turn.content] for turn in record.conversation]
@@ -174,6 +182,9 @@ class _Survey:
         self.digest.update(json.dumps(content).encode())
         if record.category is not None:
             self.categories.add(record.category)
+        if not record.output.strip():
+            self.silent += 1
+            self.first_silent = self.first_silent or record.origin
 
 
 class _Encoder:

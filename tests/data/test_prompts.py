@@ -1,5 +1,7 @@
 """Prompt templates: wording letter for letter, and content that looks like a pattern."""
 
+import copy
+
 import pytest
 
 from devft_jax.data.prompts import render, resolve_template
@@ -170,3 +172,10 @@ def test_auto_is_the_chat_template_only_for_conversations_and_where_there_is_one
         render(record(), "chat", word_tokenizer())
     with pytest.raises(InputError, match="template 'auto' depends on the data"):
         render(record(), "auto", chat)
+
+
+def test_several_chat_templates_without_a_default_are_an_input_error(word_tokenizer):
+    tokenizer = copy.copy(word_tokenizer())
+    tokenizer.chat_template = {"rag": "a", "tool_use": "b"}
+    with pytest.raises(InputError, match="has several chat templates and none is called default; name the one to use"):
+        render(record(), "chat", tokenizer)

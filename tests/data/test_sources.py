@@ -228,18 +228,58 @@ def test_broken_content_is_named_by_file_and_place(tmp_path, name, text, message
         everything(load_sources(write(tmp_path / name, text)))
 
 
-@pytest.mark.parametrize("content", [gzip.compress(b'[{"a": 1}]' * 50)[:-9], b"\x1f\x8bnot gzip at all", b"\xff\xfe[]"])
+@pytest.mark.parametrize("content", [gzip.compress(b'[{"a": 1}]' * 50)[:-9], b"\x1f\x8bnot gzip at all"])
 def test_unreadable_bytes_are_an_input_error(tmp_path, content):
     path = tmp_path / "a.json.gz"
     path.write_bytes(content)
-    with pytest.raises(InputError, match=r"a\.json\.gz cannot be read as UTF-8 text"):
+    with pytest.raises(InputError, match=r"a\.json\.gz cannot be read as text, plain or gzipped"):
         load_sources(str(path))
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "latin-1"])
+def test_another_encoding_is_named(tmp_path, encoding):
+    path = tmp_path / "a.csv"
+    path.write_bytes("prompt,completion\né,b\n".encode(encoding))
+    with pytest.raises(InputError, match=r"a\.csv is not UTF-8 text, .*; save it as UTF-8"):
+        load_sources(str(path))
+
+
+def test_a_file_of_another_format_is_told_the_formats(tmp_path):
+    with pytest.raises(InputError, match=r"a\.txt:1 is not valid JSON .*the names of others must end in \.csv, \.tsv"):
+        load_sources(write(tmp_path / "a.txt", "prompt;completion\n"))
+
+
+def test_a_suffix_may_be_in_capitals(tmp_path):
+    write(tmp_path / "Part.CSV", "prompt,completion\na,b\n")
+    (tmp_path / "Other.JSONL.GZ").write_bytes(gzip.compress(b'{"prompt": "c", "completion": "d"}\n'))
+    for spec in (str(tmp_path), str(tmp_path / "*")):
+        sources = load_sources(spec)
+        assert [(source.name, [record.output for record in source]) for source in sources] == [
+            ("Other", ["d"]),
+            ("Part", ["b"]),
+        ]
+
+
+def test_what_pandas_writes_for_a_missing_value_is_none(tmp_path):
+    [record] = read(write(tmp_path / "a.jsonl", '{"instruction": "a", "input": NaN, "output": "b", "category": NaN}'))
+    assert (record.input, record.category) == ("", None)
+    with pytest.raises(InputError, match=r"b\.jsonl:1 holds nothing in the field 'output'"):
+        read(write(tmp_path / "b.jsonl", '{"instruction": "a", "output": NaN}'))
+
+
+def test_a_glob_takes_a_file_once_where_links_go_in_a_circle(tmp_path):
+    (tmp_path / "folder").mkdir()
+    write(tmp_path / "folder" / "a.jsonl", '{"prompt": "a", "completion": "b"}')
+    (tmp_path / "folder" / "again").symlink_to(tmp_path)
+    (tmp_path / "b.jsonl").symlink_to(tmp_path / "b.jsonl")
+    assert [source.name for source in load_sources(str(tmp_path / "**/*.jsonl"))] == ["folder/a"]
 
 
 @pytest.mark.parametrize(
     ("spec", "options", "message"),
     [
         ("./absent", {}, r"'\./absent' does not exist"),
+        ("absent/", {}, r"'absent/' does not exist"),
         ("absent.jsonl", {}, r"'absent\.jsonl' does not exist"),
         ("absent_*.json", {}, r"'absent_\*\.json' matches no file .*quote a glob"),
         ((), {}, r"data is empty"),
@@ -319,6 +359,23 @@ def test_broken_separated_values_are_named_by_line(tmp_path, text, message):
 
 
 # ---- Parquet ---------------------------------------------------------------------------------------------------------
+
+
+def test_parquet_with_two_columns_of_one_name_is_refused(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    table = pyarrow.Table.from_arrays([pyarrow.array(["a"])] * 3, names=["prompt", "completion", "completion"])
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=r"a\.parquet names the column 'completion' twice"):
+        load_sources(str(tmp_path / "a.parquet"))
+
+
+def test_turns_in_both_forms_share_a_parquet_column(tmp_path):
+    turns = [{"role": None, "content": None, "from": "human", "value": "hi"}]
+    turns += [{"role": "assistant", "content": "hello", "from": None, "value": None}]
+    [record] = read(write_parquet(tmp_path / "a.parquet", [{"messages": turns}]))
+    assert record.turns == (Turn("user", "hi"), Turn("assistant", "hello"))
 
 
 def test_parquet_is_read_over_row_groups_whatever_its_suffix(tmp_path):

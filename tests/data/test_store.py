@@ -1,8 +1,10 @@
 """Stores of arrays: whole or absent, whoever else writes; and a data set that memory need not hold."""
 
 import json
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +68,18 @@ os._exit(9)
     assert subprocess.run([sys.executable, "-c", program, tmp_path / "store"], cwd=root).returncode == 9
     assert read_store(tmp_path / "store", DTYPES) is None
     assert_holds(fill(tmp_path / "store"))
+
+
+def test_what_a_killed_writer_left_is_removed_a_day_on(tmp_path):
+    abandoned, busy = tmp_path / "devft-a.tmp", tmp_path / "devft-b.tmp"
+    two_days_ago = time.time() - 2 * 24 * 3600
+    for folder in (abandoned, busy):
+        folder.mkdir()
+        (folder / "ids").write_bytes(b"1234")
+        os.utime(folder, (two_days_ago, two_days_ago))
+    os.utime(abandoned / "ids", (two_days_ago, two_days_ago))
+    fill(tmp_path / "store")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["devft-b.tmp", "store"]
 
 
 def test_the_second_of_two_writers_finds_the_firsts(tmp_path):

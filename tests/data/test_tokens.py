@@ -79,7 +79,7 @@ def test_the_length_limit(encode, make_record, sizes, max_length):
                 encode(records, max_length=max_length)
             return
         examples = encode(records, max_length=max_length)
-    assert len(caught) == (len(fitting) < len(records))
+    assert sum("dropped" in str(warning.message) for warning in caught) == (len(fitting) < len(records))
     assert examples.record_index.tolist() == fitting
     for row, number, cut in zip(rows(examples), fitting, examples.truncated, strict=True):
         prompt, completion = sizes[number]
@@ -99,6 +99,13 @@ def test_overlong_prompts_are_reported_once_or_refused(encode, make_record):
         encode(records, max_length=8, overlong="error")
     with pytest.raises(InputError, match="overlong 'cut' is unknown; choose from drop, error"):
         encode(records, overlong="cut")
+
+
+def test_empty_answers_are_reported_once(encode, make_record):
+    records = [make_record(1, size, number) for number, size in enumerate((1, 0, 2, 0))]
+    with pytest.warns(UserWarning, match=r"2 of 4 records have an empty answer, .*; the first is toy\.json:2\.") as caught:
+        assert len(encode(records)) == 4
+    assert len(caught) == 1
 
 
 def test_categories_are_named_in_order_and_none_has_no_code(encode, make_record):
@@ -155,7 +162,7 @@ class Untouchable:
 
 
 def test_a_cache_hit_equals_a_fresh_result_and_warns_alike(encode, word_tokenizer, make_record, tmp_path):
-    records = [make_record(n % 9, n % 7, n, ("x", None, "y")[n % 3]) for n in range(30)]
+    records = [make_record(n % 9, 1 + n % 7, n, ("x", None, "y")[n % 3]) for n in range(30)]
     found = []
     for tokenizer in (word_tokenizer(), Untouchable(word_tokenizer())):
         with pytest.warns(UserWarning, match="dropped") as caught:
