@@ -19,11 +19,11 @@ import jax.numpy as jnp
 
 from devft_jax.config import RunConfig, config_from_mapping
 from devft_jax.developmental import LayerMap
-from devft_jax.errors import InputError
+from devft_jax.errors import InputError, RunError
 from devft_jax.federated.algorithms import ALGORITHMS
 from devft_jax.federated.sampling import Purpose, run_key
 from devft_jax.models.families import read_config
-from devft_jax.models.files import DTYPES, read_json, write_json
+from devft_jax.models.files import DTYPES, one_line, read_json, write_json
 from devft_jax.models.llama import Adapter, ModelConfig
 from devft_jax.models.peft_format import (
     ADAPTER_CONFIG_FILE,
@@ -166,6 +166,7 @@ class _Job:
     def write_both(self, model: Model, adapter: Adapter, what: str) -> Exported:
         """A model's folder, and its adapter within."""
         folder = self.out / "adapter"
+        self._begin()
         # The adapter of an earlier export is never beside another model.
         (folder / ADAPTER_CONFIG_FILE).unlink(missing_ok=True)
         written = self.write_model(model, None, what)
@@ -175,8 +176,11 @@ class _Job:
         return Exported(self.out, what, size, how)
 
     def _begin(self) -> None:
-        self.out.mkdir(parents=True, exist_ok=True)
-        write_json(self.out / RECORD_FILE, self.request)
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            write_json(self.out / RECORD_FILE, self.request)
+        except OSError as error:
+            raise RunError(f"the folder {self.out} cannot be written ({one_line(error)}); choose another folder.") from error
 
 
 def _check_out(out: Path, request: dict[str, Any]) -> None:
@@ -314,7 +318,7 @@ def _submodel(config: RunConfig, path: str, layer_map: LayerMap) -> Model:
         return model
     own = model.base.blocks
     source = own if config.fuse_from == "packed" else load_original_blocks(path)
-    pack = config.quantization if config.fused_precision == "packed" else None
-    blocks = fuse_blocks(layer_map, source, own, pack=pack, dtype=jnp.float32)
+    repack = config.fused_precision == "packed"
+    blocks = fuse_blocks(layer_map, source, own, repack=repack, dtype=jnp.float32)
     config_of_stage = model.config.with_layers(layer_map.num_groups)
     return Model(config_of_stage, model.base.replace(blocks=blocks), model.folder)

@@ -104,23 +104,23 @@ def make_growth(config: RunConfig, num_layers: int) -> Growth:
     )
 
 
-def fuse_blocks(layer_map: LayerMap, source: Block, base: Block, *, pack: str | None, dtype: Any) -> Block:
+def fuse_blocks(layer_map: LayerMap, source: Block, base: Block, *, repack: bool, dtype: Any) -> Block:
     """The representative layers of a stage, fused one leaf at a time so that only one expanded leaf is held besides.
 
     Args:
       layer_map: not the identity.
       source: [L, ...], what is fused: floats (numpy or JAX) or packed.
       base: [L, ...], the base's own layers; what is a float there stays one, of that dtype.
-      pack: kind in which the other leaves are packed again, where layers that are only picked keep their codes; None
-        expands them to `dtype`.
+      repack: pack the other leaves again, each in its own kind, where layers that are only picked keep their codes;
+        otherwise they are expanded to `dtype`.
     """
 
     def one(leaf: Any, own: Any) -> Any:
         fused = fuse(layer_map, leaf)
         if not isinstance(own, QTensor):
             return fused.astype(own.dtype)
-        if pack is not None:
-            return fused if isinstance(fused, QTensor) else quantize_projection("a fused projection", fused, pack)
+        if repack:
+            return fused if isinstance(fused, QTensor) else quantize_projection("a fused projection", fused, own.kind)
         return fused.dequantize(dtype) if isinstance(fused, QTensor) else fused.astype(dtype)
 
     return jax.tree.map(one, source, base, is_leaf=lambda leaf: isinstance(leaf, QTensor))
@@ -459,9 +459,8 @@ class Trainer:
         if state.layer_map.is_identity:
             self.stage_base = self.base
             return
-        pack = self.config.quantization if self.config.fused_precision == "packed" else None
-        own = self.model.base.blocks
-        fused = fuse_blocks(state.layer_map, blocks, own, pack=pack, dtype=self.compute.dtype)
+        own, repack = self.model.base.blocks, self.config.fused_precision == "packed"
+        fused = fuse_blocks(state.layer_map, blocks, own, repack=repack, dtype=self.compute.dtype)
         self.stage_base = self.base.replace(blocks=jax.device_put(fused, self.cohort.shared))
 
     def end_stage(self, state: State) -> None:

@@ -245,6 +245,13 @@ def test_out_may_be_written_again_by_the_same_request_only(finished, tmp_path):
         export(finished.folder, finished.folder)
 
 
+@pytest.mark.parametrize("form", ["adapter", "merged", "submodel-adapter"])
+def test_an_out_that_cannot_be_made(finished, tmp_path, form):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match=r"the folder .*file/out cannot be written \(Not a directory\); choose another"):
+        export(finished.folder, tmp_path / "file" / "out", form=form)
+
+
 def test_a_failed_export_can_be_written_again(finished, tmp_path, monkeypatch):
     out = tmp_path / "out"
     export(finished.folder, out, form="submodel-adapter", stage=1)

@@ -123,6 +123,14 @@ def test_a_given_packed_model_is_taken_as_it_is(config):
     assert trainer.model.base.blocks.q is packed.base.blocks.q
 
 
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_stages_of_a_given_packed_model_are_packed_like_it(config, quantization):
+    packed = load_pretrained(config.model, quantization="int4")
+    trainer = Trainer(dataclasses.replace(config, quantization=quantization), model=packed, progress=QUIET)
+    trainer.begin_stage(trainer.begin(), [])
+    assert {getattr(trainer.stage_base.blocks, name).kind for name in PROJECTIONS} == {"int4"}
+
+
 def test_original_weights_of_a_packed_object_are_refused(config):
     packed = load_pretrained(config.model, quantization="int4")
     with pytest.raises(InputError, match=r"fuse_from 'original' needs the model's float weights .* give a float"):

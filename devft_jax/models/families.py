@@ -222,9 +222,18 @@ def _sliding_window(fields: Mapping[str, Any], family: Family, layers: int, path
     if family.window == "always":
         return window
     kinds = fields.get("layer_types")
+    if kinds is not None and not (
+        isinstance(kinds, list) and len(kinds) == layers and all(isinstance(kind, str) for kind in kinds)
+    ):
+        raise InputError(
+            f"layer_types {json.dumps(kinds)} in {path} does not name the kind of each of the {layers} layers; correct the "
+            "config."
+        )
     if kinds is None:
         first = fields.get("max_window_layers")
         first = 28 if first is None else first
+        if type(first) is not int:
+            raise InputError(f"max_window_layers {json.dumps(first)} in {path} is not a whole number; correct the config.")
         kinds = ["full_attention" if layer < first else "sliding_attention" for layer in range(layers)]
     if len(set(kinds)) > 1:
         raise InputError(
@@ -265,7 +274,7 @@ def _rope(fields: Mapping[str, Any], path: Path) -> tuple[float, RopeScaling | N
             original_length=int(_positive(rope, "original_max_position_embeddings", path, whole=True)),
         )
     raise InputError(
-        f"rope_type {json.dumps(kind)} in {path} is not supported; choose a LLaMA model where it is "
+        f"rope_type {json.dumps(kind)} in {path} is not supported; choose a model where it is "
         '"default", "linear" or "llama3".'
     )
 

@@ -45,6 +45,7 @@ from devft_jax.models.llama import (
 from devft_jax.options import execution
 
 SMALLEST_BUCKET = 32
+FLOAT32 = np.finfo(np.float32)
 
 Method = Literal["greedy", "all", "nucleus"]
 """What a token is drawn from: the most likely one, all tokens, or the nucleus."""
@@ -221,7 +222,8 @@ def draw_tokens(
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
     def draw(logits: jax.Array, key: jax.Array) -> jax.Array:
-        logits = logits / temperature
+        # The likeliest token's quotient is 0, so that none overflows however small the temperature.
+        logits = (logits - jnp.max(logits)) / temperature
         noise = jax.random.gumbel(jax.random.fold_in(key, step), logits.shape)
         if method == "all":
             return jnp.argmax(logits + noise)
@@ -338,7 +340,8 @@ def generate(
       prompts: token ids, bos included.
       eos_ids: tokens that end an answer.
       tokenizer: a Hugging Face tokenizer that turns answers into text; None gives tokens only.
-      row_ids: number of each prompt, which with the seed decides its random draws; by default its place in `prompts`.
+      row_ids: number of each prompt from 0, which with the seed decides its random draws and by which errors, counting
+        from 1, name it; by default its place in `prompts`.
       listen: told of text as it becomes certain; needs a tokenizer.
 
     Returns:
@@ -348,10 +351,10 @@ def generate(
       InputError: an option that cannot be used, an empty prompt, one too long for the model, or a token it lacks.
     """
     validate_generation(options)
-    _check_prompts(config, prompts, options)
+    row_ids = range(len(prompts)) if row_ids is None else row_ids
+    _check_prompts(config, prompts, row_ids, options)
     if tokenizer is None and options.stop:
         raise InputError(f"stop {options.stop[0]!r} needs a tokenizer to turn tokens into text; give one.")
-    row_ids = range(len(prompts)) if row_ids is None else row_ids
     endings = _Endings.of(eos_ids, options, tokenizer)
     answers = [_Answer(endings, None if listen is None else partial(listen, index)) for index in range(len(prompts))]
     for batch in _batches(prompts, options.generation_batch):
@@ -367,14 +370,17 @@ def generate(
     return [answer.completion() for answer in answers]
 
 
-def _check_prompts(config: ModelConfig, prompts: Sequence[Sequence[int]], options: GenerationOptions) -> None:
+def _check_prompts(
+    config: ModelConfig, prompts: Sequence[Sequence[int]], row_ids: Sequence[int], options: GenerationOptions
+) -> None:
     room = config.max_length - options.max_new_tokens
     if room < 1:
         raise InputError(
             f"max_new_tokens {options.max_new_tokens} leaves no room for a prompt in the model's {config.max_length} "
             f"tokens; use {config.max_length - 1} or fewer."
         )
-    for number, prompt in enumerate(prompts, 1):
+    for row_id, prompt in zip(row_ids, prompts, strict=True):
+        number = row_id + 1
         if not len(prompt):
             raise InputError(f"prompt {number} is empty and the tokenizer has no bos token to begin with; write a prompt.")
         if len(prompt) > room:
@@ -433,7 +439,7 @@ def _decoded(
     method: Method = "greedy" if options.temperature == 0 else "all" if options.top_p == 1 else "nucleus"
     drawing = {
         "ends": ends,
-        "temperature": np.float32(options.temperature),
+        "temperature": np.float32(np.clip(options.temperature, FLOAT32.tiny, FLOAT32.max)),
         "top_p": np.float32(options.top_p),
         "config": config,
         "compute": compute,

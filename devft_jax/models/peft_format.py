@@ -295,7 +295,11 @@ class _Settings:
 
 def _look_up(pattern: Mapping[str, T], module: str, default: T) -> T:
     """The value of the first key that is, as a regular expression, the end of a module's path (from a dot on)."""
-    return next((value for key, value in pattern.items() if re.match(rf"(.*\.)?({key})$", module)), default)
+    return next((value for key, value in pattern.items() if re.match(_path_end(key), module)), default)
+
+
+def _path_end(key: str) -> str:
+    return rf"(.*\.)?({key})$"
 
 
 def _names(chosen: Sequence[str] | str, module: str) -> bool:
@@ -340,7 +344,7 @@ def _checked_pattern(
     if not isinstance(pattern, dict):
         raise InputError(f"{name} {json.dumps(pattern)} in {path} does not map modules to numbers; correct it.")
     for key in pattern:
-        _check_expression(name, key, path)
+        _check_expression(name, key, path, used=_path_end(key))
     return {key: checked(f"{name} of {key}", value, path) for key, value in pattern.items()}
 
 
@@ -355,9 +359,10 @@ def _checked_names(fields: Mapping[str, Any], name: str, path: Path) -> Sequence
     return names
 
 
-def _check_expression(name: str, expression: str, path: Path) -> None:
+def _check_expression(name: str, expression: str, path: Path, used: str | None = None) -> None:
+    """Raise `InputError` unless an expression can be used; `used` is what it becomes a part of."""
     try:
-        re.compile(expression)
+        re.compile(expression if used is None else used)
     except re.error as error:
         raise InputError(
             f"{name} {json.dumps(expression)} in {path} is no regular expression ({error}); correct it."

@@ -348,7 +348,8 @@ def _check_adapter(config: ModelConfig, adapter: Adapter, depth: int) -> None:
 
 def _special_ids(source: Path) -> dict[str, Any]:
     """Ids of the special tokens as the source's config.json gives them, or else its tokenizer."""
-    fields = read_json(source.expanduser() / CONFIG_FILE)
+    source = source.expanduser()
+    fields = read_json(source / CONFIG_FILE)
     ids = {name: fields[name] for name in SPECIAL_IDS if fields.get(name) is not None}
     missing = [name for name in SPECIAL_IDS[:2] if name not in ids]
     if missing and any((source / name).is_file() for name in TOKENIZER_FILES):

@@ -93,6 +93,22 @@ def test_a_mixture_of_sliding_and_full_layers_is_refused(tmp_path):
         read_config(written(tmp_path / "config.json", **SMALL, **fields))
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"layer_types": 5}, "layer_types 5 in .* does not name the kind of each of the 3 layers"),
+        ({"layer_types": []}, r"layer_types \[\] in .* does not name"),
+        ({"layer_types": ["sliding_attention"]}, "does not name the kind of each of the 3 layers; correct the config"),
+        ({"layer_types": [["full_attention"]] * 3}, "does not name the kind of each"),
+        ({"max_window_layers": "x"}, 'max_window_layers "x" in .* is not a whole number'),
+    ],
+    ids=str,
+)
+def test_kinds_of_layers_that_say_nothing_are_refused(tmp_path, fields, message):
+    with pytest.raises(InputError, match=message):
+        read_config(written(tmp_path / "config.json", **SMALL, model_type="qwen2", use_sliding_window=True, **fields))
+
+
 def naive_window(config: ModelConfig, base, tokens: np.ndarray) -> np.ndarray:
     """Logits of the last position when the model is shown only what a one-layer model's window holds."""
     return np.asarray(forward(config, base, None, jnp.asarray(tokens[:, -config.sliding_window :])))[:, -1]

@@ -218,6 +218,20 @@ def test_a_vanishing_nucleus_is_greedy_and_a_full_one_is_everything(logits, seed
     assert draw("nucleus", 2.0) == draw("all", 1.0)
 
 
+@pytest.mark.parametrize("temperature", [1e-50, 1e-45, 1e-38, 1e-20])
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+def test_a_vanishing_temperature_is_greedy(base, temperature, top_p):
+    cold = dataclasses.replace(greedy(), temperature=temperature, top_p=top_p)
+    assert generate(CONFIG, base, None, PROMPTS, options=cold) == generate(CONFIG, base, None, PROMPTS, options=greedy())
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_temperature_beyond_float32_is_the_largest(base):
+    hot = dataclasses.replace(greedy(), temperature=1e300)
+    hottest = dataclasses.replace(hot, temperature=3e38)
+    assert generate(CONFIG, base, None, PROMPTS, options=hot) == generate(CONFIG, base, None, PROMPTS, options=hottest)
+
+
 # ---- text ------------------------------------------------------------------------------------------------------------
 
 
@@ -330,6 +344,11 @@ def test_options_that_cannot_be_used(base, change, words):
 def test_prompts_that_cannot_be_answered(base, prompt, words):
     with pytest.raises(InputError, match=re.escape(words)):
         generate(CONFIG, base, None, [[1], prompt], options=greedy())
+
+
+def test_a_prompt_is_named_by_its_own_number(base):
+    with pytest.raises(InputError, match="prompt 130 is empty"):
+        generate(CONFIG, base, None, [[1], []], options=greedy(), row_ids=range(128, 130))
 
 
 def test_no_prompts_no_answers(base):

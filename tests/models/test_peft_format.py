@@ -155,6 +155,7 @@ REFUSED = [
     ({"rank_pattern": {"q_proj": 4}}, r"shape \(3, 16\) but the model and the adapter's r and rank_pattern imply \(4, 16\)"),
     ({"rank_pattern": {"q_proj": 0}}, "rank_pattern of q_proj 0 in .* is not a positive number"),
     ({"rank_pattern": {"(": 3}}, r'rank_pattern "\(" in .* is no regular expression'),
+    ({"alpha_pattern": {"(?i)Q_PROJ": 3}}, r'alpha_pattern "\(\?i\)Q_PROJ" in .* is no regular expression'),
     ({"rank_pattern": [3]}, r"rank_pattern \[3\] in .* does not map modules to numbers"),
     ({"alpha_pattern": {"q_proj": "much"}}, 'alpha_pattern of q_proj "much" in .* is not a finite number'),
     ({"lora_alpha": float("nan")}, "lora_alpha NaN in .* is not a finite number"),
