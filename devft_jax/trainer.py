@@ -25,6 +25,7 @@ from devft_jax.data import (
     FederatedData,
     bucket_for,
     build_federated_data,
+    check_data_found,
     draw_examples,
     gather_batch,
     length_buckets,
@@ -188,6 +189,8 @@ class Trainer:
         progress: Progress,
     ):
         validate(config)
+        if data is None:
+            check_data_found(config)
         self.config = config
         self.progress = progress
         self.devices = local_devices(config)

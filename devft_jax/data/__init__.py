@@ -28,7 +28,7 @@ from devft_jax.data.batches import (
 from devft_jax.data.groups import Groups, category_groups, content_keys, length_groups
 from devft_jax.data.partition import METHODS, NATURAL, partition, random_stream
 from devft_jax.data.prompts import TEMPLATES, Segment, find_template, render, resolve_template
-from devft_jax.data.sources import BUILT_IN, Record, Records, Source, Turn, held_out_files, load_sources
+from devft_jax.data.sources import BUILT_IN, Record, Records, Source, Turn, check_found, held_out_files, load_sources
 from devft_jax.data.tokens import OVERLONG, Examples, tokenize
 from devft_jax.data.topics import find_topics, require_scikit_learn
 from devft_jax.errors import InputError
@@ -50,6 +50,7 @@ __all__ = [
     "Turn",
     "bucket_for",
     "build_federated_data",
+    "check_data_found",
     "describe",
     "draw_examples",
     "evaluation_batches",
@@ -174,6 +175,13 @@ def validate_data(options: DataOptions) -> None:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise InputError(f"{name} {value} is not positive; use 1 or more.")
+
+
+def check_data_found(options: DataOptions) -> None:
+    """Raise `InputError` for a local path that is not there, before a model is fetched for the data's sake."""
+    for spec in (options.data, options.test_data):
+        if spec is not None:
+            check_found(spec)
 
 
 def build_federated_data(options: DataOptions, tokenizer: object, *, seed: int = 0) -> FederatedData:

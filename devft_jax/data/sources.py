@@ -243,6 +243,13 @@ def load_sources(
     return sources if limit is None else _limited(sources, limit)
 
 
+def check_found(spec: str | Sequence[str]) -> None:
+    """Raise `InputError` where `spec` means local files that are not there; reads nothing, and asks no network."""
+    for one in (spec,) if isinstance(spec, str) else spec:
+        if one.partition(":")[0] not in BUILT_IN:
+            _local_files(one, None)
+
+
 def held_out_files(spec: str | Sequence[str]) -> tuple[Path, ...]:
     """The files that a folder sets aside as held-out data by their names; empty for any other spec."""
     folder = spec if isinstance(spec, str) else spec[0] if len(spec) == 1 else ""
