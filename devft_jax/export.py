@@ -10,6 +10,7 @@ of the stage's start, the stage's own, and the stage's LayerMap, so the adapter 
 the submodel is `fuse` of the base. Everything is computed in host memory.
 """
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -17,7 +18,7 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 
-from devft_jax.config import RunConfig, config_from_mapping
+from devft_jax.config import RunConfig, config_from_mapping, validate
 from devft_jax.developmental import LayerMap
 from devft_jax.errors import InputError, RunError
 from devft_jax.federated.algorithms import ALGORITHMS
@@ -43,7 +44,7 @@ from devft_jax.models.pretrained import (
 )
 from devft_jax.reporting.progress import readable_bytes
 from devft_jax.storage import RunFolder
-from devft_jax.trainer import bundled_model, fuse_blocks
+from devft_jax.trainer import base_fingerprint, bundled_model, fuse_blocks
 
 Form = Literal["adapter", "merged", "submodel", "submodel-adapter"]
 
@@ -75,13 +76,14 @@ class _Checkpoint:
 
     Attributes:
       full: the adapter at full depth, with what the stage under way had learned. submodel: the stage's own.
-      layer_map: of the stage. stage: from 1.
+      layer_map: of the stage. stage: from 1. base: fingerprint of the run's base.
     """
 
     full: Adapter
     submodel: Adapter
     layer_map: LayerMap
     stage: int
+    base: str
 
 
 def export(
@@ -122,7 +124,7 @@ def export(
     if not source.is_dir():
         raise InputError(f"the folder {source} does not exist; name a run's folder or a PEFT adapter's.")
     request = {"source": str(source.resolve()), "form": form, "stage": stage, "model": model}
-    _check_out(out, request)
+    _check_out(out, source, request)
     job = _Job(out, form, dtype, max_shard_bytes, request)
     # Weights pass through host memory on their way from file to file; an accelerator may be too small for them.
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
@@ -183,8 +185,13 @@ class _Job:
             raise RunError(f"the folder {self.out} cannot be written ({one_line(error)}); choose another folder.") from error
 
 
-def _check_out(out: Path, request: dict[str, Any]) -> None:
+def _check_out(out: Path, source: Path, request: dict[str, Any]) -> None:
     """Raise `InputError` unless the folder is free, or holds an export of the same request."""
+    for own in ("adapter", "checkpoints"):
+        if out.resolve().is_relative_to((source / own).resolve()):
+            raise InputError(
+                f"out {out} lies inside {source / own}, which the run replaces as it goes on; name another folder."
+            )
     if not out.exists():
         return
     if not out.is_dir():
@@ -234,31 +241,44 @@ def _export_run(job: _Job, source: Path, stage: int | None, model: str | None) -
         rounds = folder.last_rounds()
         if not rounds and stage is None and job.form in ("adapter", "merged") and (finished / ADAPTER_CONFIG_FILE).is_file():
             adapter = import_peft(finished, read_config(model_folder(path) / CONFIG_FILE))
-            return _write_full(job, config, path, adapter, f"the adapter of {source} as it finished")
+            return _write_full(job, config, path, adapter, f"the adapter of {source} as it finished", None)
         chosen = _chosen_round(folder, rounds, stage)
         total = sum(folder.read_record(max(rounds.values()))["stage_rounds"])
         checkpoint = _read_checkpoint(folder, chosen, config, read_config(model_folder(path) / CONFIG_FILE))
     when = f"of {source} after round {chosen} of {total}"
     if job.form in ("adapter", "merged"):
-        return _write_full(job, config, path, checkpoint.full, f"the adapter {when}")
-    small = _submodel(config, path, checkpoint.layer_map)
+        return _write_full(job, config, path, checkpoint.full, f"the adapter {when}", checkpoint.base)
+    small = _submodel(config, path, checkpoint)
     what = f"the submodel of stage {checkpoint.stage} {when}, {small.config.layers} layers"
     if job.form == "submodel":
         return job.write_model(small, checkpoint.submodel, f"{what}, merged with its adapter")
     return job.write_both(small, checkpoint.submodel, f"{what}, and its adapter")
 
 
-def _write_full(job: _Job, config: RunConfig, path: str, adapter: Adapter, what: str) -> Exported:
-    """The adapter at full depth, alone or in its base."""
+def _write_full(job: _Job, config: RunConfig, path: str, adapter: Adapter, what: str, trained_on: str | None) -> Exported:
+    """The adapter at full depth, alone or in its base, which is compared with the fingerprint of what it was trained on."""
     if job.form == "adapter":
         return job.write_adapter(adapter, what, path)
-    return job.write_model(load_pretrained(path, quantization=config.quantization), adapter, f"{path} merged with {what}")
+    model = load_pretrained(path, quantization=config.quantization)
+    _warn_of_another_base(model, trained_on)
+    return job.write_model(model, adapter, f"{path} merged with {what}")
+
+
+def _warn_of_another_base(model: Model, trained_on: str | None) -> None:
+    """Warn where the weights are not those that a run was trained on, in whichever precision it held them."""
+    known = trained_on is None or trained_on in [base_fingerprint(model.base, dtype) for dtype in (None, *DTYPES.values())]
+    if not known:
+        warnings.warn(
+            f"the weights of {model.path} are not those that the run was trained on; "
+            "what is exported computes something else.",
+            stacklevel=2,
+        )
 
 
 def _run_config(source: Path, model: str | None) -> RunConfig:
     """The configuration of a run that can be rebuilt from its folder."""
     stored = RunFolder(source).read_json("config.json")
-    if stored is None or "model_type" in stored:
+    if stored is None or "model" not in stored:
         raise InputError(f"{source} holds neither a run nor a PEFT adapter; name a folder that `devft run` or PEFT wrote.")
     given = stored.pop("objects", {})
     if "algorithm" in given:
@@ -268,7 +288,9 @@ def _run_config(source: Path, model: str | None) -> RunConfig:
         )
     if "model" in given and model is None:
         raise InputError(f"the run in {source} was given its model as an object in Python; name its folder with --model.")
-    return config_from_mapping(stored)
+    config = config_from_mapping(stored)
+    validate(config)
+    return config
 
 
 def _chosen_round(folder: RunFolder, rounds: dict[int, int], stage: int | None) -> int:
@@ -308,12 +330,15 @@ def _read_checkpoint(folder: RunFolder, round_index: int, config: RunConfig, arc
         submodel=algorithm.view(server),
         layer_map=layer_map,
         stage=record["stage"] + 1,
+        base=record["base"],
     )
 
 
-def _submodel(config: RunConfig, path: str, layer_map: LayerMap) -> Model:
+def _submodel(config: RunConfig, path: str, checkpoint: _Checkpoint) -> Model:
     """The bare submodel of a stage, fused as the run fused it but kept in float32 where it stays a float."""
+    layer_map = checkpoint.layer_map
     model = load_pretrained(path, quantization=config.quantization, dtype="float32")
+    _warn_of_another_base(model, checkpoint.base)
     if layer_map.is_identity:
         return model
     own = model.base.blocks

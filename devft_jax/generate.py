@@ -248,6 +248,8 @@ def command(arguments: Sequence[str]) -> int:
         raise InputError("input belongs to a prompt; give prompt besides.")
     if asked.file is not None and not Path(asked.file).expanduser().is_file():
         raise InputError(f"file {asked.file} does not exist; name a file of prompts.")
+    if asked.out and asked.file and Path(asked.out).expanduser().resolve() == Path(asked.file).expanduser().resolve():
+        raise InputError(f"out {asked.out} is the file of prompts and would replace it; name another.")
     respondent = open_respondent(source, asked)
     voices = {"base": respondent.bare, "adapter": respondent} if asked.compare else {"answer": respondent}
     if asked.prompt is not None:

@@ -167,6 +167,17 @@ def _sample_of(leaf: jax.Array) -> np.ndarray:
     return np.asarray(flat[rows][:, columns])
 
 
+def base_fingerprint(base: Base, dtype: str | None = None) -> str:
+    """Tells base models apart by a sample of every leaf; as if floats were of `dtype`, packed weights as they are."""
+
+    def sampled(leaf: Any) -> list[np.ndarray]:
+        samples = map(_sample_of, jax.tree.leaves(leaf))
+        return [sample if dtype is None or isinstance(leaf, QTensor) else sample.astype(dtype) for sample in samples]
+
+    leaves = jax.tree.leaves(base, is_leaf=lambda leaf: isinstance(leaf, QTensor))
+    return fingerprint(*(sample for leaf in leaves for sample in sampled(leaf)))
+
+
 class Trainer:
     """One run's machinery: fixed parts built once, and the `State` that its methods advance.
 
@@ -302,7 +313,7 @@ class Trainer:
             "clients_per_step": self.clients_per_step,
             "devices": len(self.devices),
             "data": self.data_fingerprint(),
-            "base": self.base_fingerprint(),
+            "base": base_fingerprint(self.model.base),
         }
         base = self.evaluate(state, self.base, None)
         state.record["base_loss"] = None if base is None else base.loss
@@ -322,14 +333,10 @@ class Trainer:
         clients = [item for client in self.data.clients for item in (client.name, client.id, client.indices)]
         return fingerprint(*arrays, *clients)
 
-    def base_fingerprint(self) -> str:
-        """Tells base models apart by a sample of every leaf."""
-        return fingerprint(*map(_sample_of, jax.tree.leaves(self.model.base)))
-
     def resume(self, folder: RunFolder, round_index: int) -> State:
         """The state of a checkpoint, with the stage's submodel rebuilt from its LayerMap."""
         record = folder.read_record(round_index)
-        for name, found in (("data", self.data_fingerprint()), ("base", self.base_fingerprint())):
+        for name, found in (("data", self.data_fingerprint()), ("base", base_fingerprint(self.model.base))):
             if record[name] != found:
                 raise InputError(
                     f"the {name} of the run in {folder.path} has changed since it was started; "

@@ -303,6 +303,38 @@ def test_sources_that_are_none(finished, tiny, tmp_path):
         export(finished.folder, tmp_path / "out")
 
 
+def test_a_configuration_that_is_none(finished, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(finished.folder, copy)
+    stored = json.loads((copy / "config.json").read_text())
+    for fields, message in (({"a": 1}, "holds neither a run nor a PEFT adapter"), (stored | {"model": 5}, "model 5 is not")):
+        (copy / "config.json").write_text(json.dumps(fields))
+        with pytest.raises(InputError, match=message):
+            export(copy, tmp_path / "out")
+
+
+@pytest.mark.parametrize("inside", ["adapter/export", "checkpoints/9"])
+def test_no_export_into_what_a_run_replaces(finished, tmp_path, inside):
+    with pytest.raises(InputError, match=r"lies inside .*, which the run replaces as it goes on; name another folder"):
+        export(finished.folder, finished.folder / inside)
+    assert not (finished.folder / inside).exists()
+
+
+@pytest.mark.parametrize("form", ["merged", "submodel"])
+@pytest.mark.parametrize("stored", ["float32", "bfloat16"])
+def test_weights_that_the_run_was_not_trained_on(config, tiny, tmp_path, form, stored, recwarn):
+    """The run's own base says nothing, in whichever precision it is stored; another one of the same shapes is told."""
+    model, other = tmp_path / "model", tmp_path / "other"
+    for folder, seed in ((model, 1), (other, 2)):
+        save_pretrained(folder, MODEL, init_base(jax.random.key(seed), MODEL), dtype=stored, source=tiny / "model")
+    out = tmp_path / "run"
+    train(dataclasses.replace(config, model=str(model), rounds=2, dtype="bfloat16", out=str(out)), progress=QUIET)
+    export(out, tmp_path / "own", form=form)
+    assert not [warning for warning in recwarn if "trained on" in str(warning.message)]
+    with pytest.warns(UserWarning, match=f"the weights of {other} are not those that the run was trained on"):
+        export(out, tmp_path / "others", form=form, model=str(other))
+
+
 def test_runs_given_objects(finished, tiny, tmp_path):
     copy = tmp_path / "run"
     shutil.copytree(finished.folder, copy)

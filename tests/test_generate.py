@@ -96,6 +96,13 @@ def test_prompts_of_files(capsys, folders, tmp_path):
     assert (again[2]["instruction"], again[2]["input"]) == ("c", "d")
 
 
+def test_prompts_are_never_replaced_by_their_answers(capsys, folders, tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text("a b")
+    assert ask(capsys, folders["run"], "--file", str(path), "--out", str(tmp_path / "." / "prompts.txt"))[0] == 2
+    assert path.read_text() == "a b"
+
+
 def test_an_array_and_fields_of_other_names(tmp_path):
     path = tmp_path / "prompts.json"
     path.write_text(json.dumps([{"ask": "a", "about": 3, "instruction": "no"}]))
@@ -128,7 +135,7 @@ def test_a_conversation_goes_on_after_a_prompt_that_is_too_long(capsys, folders,
     shown = capsys.readouterr()
     assert [row["instruction"] for row in written] == ["a b c", "d"]
     assert shown.out == f"{written[0]['completion']}\n{written[1]['completion']}\n\n"
-    assert "prompt 1 has 81 tokens" in shown.err
+    assert "prompt 2 has 81 tokens" in shown.err
 
 
 def test_input_and_template_word_the_prompt(capsys, folders, tmp_path):
