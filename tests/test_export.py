@@ -18,7 +18,7 @@ from devft_jax.export import RECORD_FILE, export
 from devft_jax.models.llama import PROJECTIONS, forward, init_base
 from devft_jax.models.lora import init_lora
 from devft_jax.models.peft_format import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, export_peft, import_peft
-from devft_jax.models.pretrained import load_pretrained
+from devft_jax.models.pretrained import load_pretrained, save_pretrained
 from devft_jax.reporting import Progress
 from devft_jax.run import train
 from devft_jax.storage import RunFolder
