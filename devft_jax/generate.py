@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TextIO
 
-from devft_jax.config import RunConfig, config_from_mapping
+from devft_jax.config import RunConfig, config_from_mapping, validate
 from devft_jax.data import Record
 from devft_jax.data.prompts import find_template, prompt_text, renderer, resolve_template
 from devft_jax.data.sources import LAYOUTS
@@ -166,7 +166,9 @@ def _run_config(folder: Path, fields: Mapping[str, Any]) -> RunConfig:
             f"the run in {folder} was given its model as an object in Python; name the model's folder and add "
             f"--adapter {folder / 'adapter'}."
         )
-    return config_from_mapping({name: value for name, value in fields.items() if name != "objects"})
+    config = config_from_mapping({name: value for name, value in fields.items() if name != "objects"})
+    validate(config)
+    return config
 
 
 def _template_of_run(folder: Path, run: RunConfig) -> str:

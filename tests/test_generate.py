@@ -278,3 +278,12 @@ def test_a_run_that_chose_its_template_is_asked_in_that(folders, tmp_path):
     with pytest.raises(InputError, match="template 'chat' needs a chat template"):
         open_respondent(str(run), PromptOptions(template="chat"))
     assert open_respondent(str(run), PromptOptions(template="auto")).template == "alpaca"
+
+
+def test_a_damaged_configuration_is_one_sentence(folders, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(folders["run"], run)
+    config = json.loads((run / "config.json").read_text()) | {"model": 5}
+    (run / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="model 5 is not of the type str"):
+        open_respondent(str(run), PromptOptions())

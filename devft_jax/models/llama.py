@@ -294,7 +294,8 @@ def decoder_layer(
             inputs = _drop(target_key, dropout, inputs)
         factors = lora[name]
         low = inputs @ factors.a.astype(inputs.dtype)
-        return outputs + scale[name].astype(x.dtype) * (low @ factors.b.astype(inputs.dtype))
+        # A scale such as 0.7 has no exact half-precision form: it multiplies in float32.
+        return outputs + (scale[name] * (low @ factors.b.astype(inputs.dtype))).astype(x.dtype)
 
     def heads(y: jax.Array, count: int, norm: jax.Array | None = None) -> jax.Array:
         split = y.reshape(*y.shape[:-1], count, config.head_size)

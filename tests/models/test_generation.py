@@ -351,5 +351,21 @@ def test_a_prompt_is_named_by_its_own_number(base):
         generate(CONFIG, base, None, [[1], []], options=greedy(), row_ids=range(128, 130))
 
 
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+def test_decoding_lowers_for_accelerators(base, platform):
+    """Reading a prompt, a step beside the cache, and a draw from the nucleus; the base packed, in half precision."""
+    packed, adapter, compute = quantize_base(base, "nf4"), random_adapter(CONFIG), Compute(dtype="bfloat16", attention="xla")
+    tokens, lengths = jnp.ones((2, 8), jnp.int32), jnp.array([3, 8])
+
+    def answer(base, adapter, tokens, lengths, keys):
+        _, cache = prefill(CONFIG, base, adapter, tokens, lengths, slots=16, compute=compute)
+        logits, cache = decode_step(CONFIG, base, adapter, cache, tokens[:, 0], lengths, compute=compute)
+        return draw_tokens("nucleus", logits, keys, jnp.int32(1), jnp.float32(0.7), jnp.float32(0.9)), cache
+
+    keys = sampling_keys(np.uint32(0), np.arange(2, dtype=np.uint32))
+    exported = jax.export.export(jax.jit(answer), platforms=[platform])(packed, adapter, tokens, lengths, keys)
+    assert exported.platforms == (platform,)
+
+
 def test_no_prompts_no_answers(base):
     assert generate(CONFIG, base, None, [], options=greedy()) == []

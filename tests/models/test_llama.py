@@ -327,3 +327,17 @@ def test_initial_weights_have_their_deviations():
         deviation = 0.02 / 4 if name in ("o", "down") else 0.02
         np.testing.assert_allclose(jnp.std(getattr(base.blocks, name).astype(jnp.float32)), deviation, rtol=0.05)
     assert init_base(jax.random.key(0), dataclasses.replace(config, tied_head=True)).head is None
+
+
+def test_an_adapters_scale_is_exact_in_half_precision(config, base, adapter, tokens):
+    """0.7 has no form in bfloat16, where it would be taken for 0.69921875."""
+    silent = jax.tree.map(jnp.zeros_like, base.blocks).replace(
+        norm_attention=base.blocks.norm_attention, norm_mlp=base.blocks.norm_mlp
+    )
+    only = adapter.replace(lora={"down": adapter.lora["down"]}, scale=jnp.float32(0.7))
+    pushed = base.replace(blocks=silent.replace(gate=base.blocks.gate, up=base.blocks.up))
+    compute = Compute(dtype="bfloat16")
+    low, high = (
+        hidden_states(config, pushed, only.replace(scale=jnp.float32(s)), tokens, compute=compute) for s in (0.69921875, 0.7)
+    )
+    assert (low != high).any()
