@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import jax
 
 from devft_jax.errors import InputError, RunError
+from devft_jax.options import flags_of
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -148,13 +149,10 @@ def parse_run(arguments: Sequence[str]) -> Any:
         start = read_config(file_name, start)
         validate_types(start)
 
-    def room_of(options: type) -> Any:
-        names = [field.name for field in dataclasses.fields(options)]
-        return options(**{name: getattr(start, name) for name in names})
-
+    flags = {_title(room): flags_of(room, start) for room in ROOMS}
     rooms = dataclasses.make_dataclass(
         "Flags",
-        [(_title(room), Annotated[room, tyro.conf.OmitArgPrefixes], room_of(room)) for room in ROOMS],
+        [(title, Annotated[options, tyro.conf.OmitArgPrefixes], options()) for title, options in flags.items()],
         frozen=True,
     )
     parsed: Any = tyro.cli(
@@ -169,8 +167,8 @@ def parse_run(arguments: Sequence[str]) -> Any:
         registry=_comma_tuples(),
     )
     values: dict[str, Any] = {}
-    for room in ROOMS:
-        values.update(vars(getattr(parsed, _title(room))))
+    for title in flags:
+        values.update(vars(getattr(parsed, title)))
     return RunConfig(**values)
 
 
@@ -233,8 +231,7 @@ def _export(arguments: list[str]) -> int:
         Args:
           source: the run's folder, of an unfinished run too; or a PEFT adapter's, for the form merged.
           out: the folder to write; absent, empty, or an earlier export of the same request.
-          form: adapter (PEFT, full depth), merged (the model with the adapter in its weights), submodel (a stage's fused
-            layers merged with its adapter) or submodel-adapter (the bare submodel, its adapter in the subfolder adapter).
+          form: adapter (PEFT), merged (the model with it), submodel (a stage's, merged) or submodel-adapter (both apart).
           stage: the stage, from 1, as of its newest checkpoint; by default the run's newest checkpoint.
           model: the base, as for `devft run`; by default the one that the run or the adapter names.
           dtype: stored type of a model's weights: bfloat16, float32 or float16.

@@ -31,6 +31,7 @@ from devft_jax.models.generation import (
 from devft_jax.models.llama import Adapter, Compute
 from devft_jax.models.peft_format import import_peft
 from devft_jax.models.pretrained import Model, load_pretrained, model_folder
+from devft_jax.options import flags_of
 from devft_jax.programs import ExecutionOptions, resolve_compute, validate_execution
 from devft_jax.trainer import bundled_model
 
@@ -277,18 +278,21 @@ def parse(arguments: Sequence[str]) -> tuple[str, PromptOptions, GenerationOptio
     """The source and the options of a command line."""
     import tyro
 
+    prompt_flags = flags_of(PromptOptions, PromptOptions())
+    generation_flags = flags_of(GenerationOptions, GenerationOptions())
+
     def options(
         source: tyro.conf.Positional[str],
         *,
-        prompts: Annotated[PromptOptions, tyro.conf.OmitArgPrefixes],
-        generation: Annotated[GenerationOptions, tyro.conf.OmitArgPrefixes],
+        prompts: Annotated[prompt_flags, tyro.conf.OmitArgPrefixes],  # type: ignore[valid-type]
+        generation: Annotated[generation_flags, tyro.conf.OmitArgPrefixes],  # type: ignore[valid-type]
     ) -> tuple[str, PromptOptions, GenerationOptions]:
         """Answer prompts: one, those of a file or of standard input, or, at a terminal, one after the other.
 
         Args:
           source: A run's folder, a model's folder, a Hugging Face name, or bundled for the small model of this package.
         """
-        return source, prompts, generation
+        return source, PromptOptions(**vars(prompts)), GenerationOptions(**vars(generation))
 
     return tyro.cli(
         options,

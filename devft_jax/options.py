@@ -2,11 +2,16 @@
 
 Every room owns its options as a frozen dataclass whose fields become command-line flags and keys of a configuration file.
 A field is *identity* by default: it decides what is computed, and a folder may only be resumed by a run that agrees on it.
-`execution(default)` marks the others (devices, chunk sizes, logging), which may change between a stop and a resume.
+`execution(default)` marks the others (devices, chunk sizes, logging), which may change between a stop and a resume. The
+docstring under a field is its text in `--help`.
 """
 
+import ast
 import dataclasses
-from typing import Any
+import inspect
+import textwrap
+import typing
+from typing import Annotated, Any
 
 
 def execution(default: Any) -> Any:
@@ -21,3 +26,33 @@ def identity_fields(options: Any) -> dict[str, Any]:
         for field in dataclasses.fields(options)
         if not field.metadata.get("execution", False)
     }
+
+
+def option_texts(room: type) -> dict[str, str]:
+    """What the docstring under each field of an options dataclass says, by name, in one line each."""
+    [definition] = ast.parse(textwrap.dedent(inspect.getsource(room))).body
+    assert isinstance(definition, ast.ClassDef)
+    texts = {}
+    for statement, following in zip(definition.body, definition.body[1:], strict=False):
+        if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.target, ast.Name):
+            continue
+        if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
+            texts[statement.target.id] = " ".join(str(following.value.value).split())
+    return texts
+
+
+def flags_of(room: type, start: Any) -> Any:
+    """An options dataclass as the parser takes it: the fields of `room` with `start`'s values as their defaults.
+
+    Its texts are handed over whole, because a parser that reads them from the source keeps the source's line ends.
+    """
+    import tyro
+
+    texts, kinds = option_texts(room), typing.get_type_hints(room)
+
+    def default_of(name: str) -> Any:
+        # A mapping out of a configuration file may not be a plain default.
+        return dataclasses.field(default_factory=lambda: getattr(start, name))
+
+    fields = [(name, Annotated[kind, tyro.conf.arg(help=texts[name])], default_of(name)) for name, kind in kinds.items()]
+    return dataclasses.make_dataclass(room.__name__, fields, frozen=True, kw_only=True, namespace={"__doc__": room.__doc__})
