@@ -1,6 +1,7 @@
 """Settings of the test suite: CPU, eight host devices, float32 products, compiled programs kept for the session's life."""
 
 import functools
+import gc
 import os
 from pathlib import Path
 
@@ -29,6 +30,14 @@ def shared() -> Path:
     if not (folder / "models").is_dir():
         pytest.skip(f"the folder of real data and models is not at {folder}")
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forgotten_programs():
+    """Compiled programs are dropped after every module: each maps memory, and a process may hold 65,530 mappings."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope="session", autouse=True)
