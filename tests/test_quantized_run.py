@@ -88,7 +88,12 @@ def test_picked_layers_keep_their_codes(config):
 
 @pytest.mark.parametrize(
     "change",
-    [{}, {"fused_precision": "float"}, {"fuse_from": "original"}, {"quantization": "int8"}],
+    [
+        {},
+        pytest.param({"fused_precision": "float"}, marks=pytest.mark.slow),
+        pytest.param({"fuse_from": "original"}, marks=pytest.mark.slow),
+        pytest.param({"quantization": "int8"}, marks=pytest.mark.slow),
+    ],
     ids=str,
 )
 def test_a_packed_run_learns_and_resumes_bit_for_bit(config, tmp_path, change):

@@ -196,6 +196,7 @@ def test_every_grouping_and_fusion_runs(config, tmp_path, change):
     assert run.finished
 
 
+@pytest.mark.slow
 def test_chunks_and_devices_change_nothing_but_rounding(config, finished, tmp_path):
     plain = dataclasses.replace(config, optimizer="sgd", learning_rate=(0.5,), capacities=(2, 4), rounds=4)
     results = []
@@ -467,7 +468,12 @@ KILL_IN_CHECKPOINT = textwrap.dedent(
 )
 
 
-@pytest.mark.parametrize("where", ["first-stage", "stage-border", "last-stage", "during-a-checkpoint"])
+def slow(value):
+    """One more case of what the default suite tries once."""
+    return pytest.param(value, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("where", [slow("first-stage"), "stage-border", slow("last-stage"), "during-a-checkpoint"])
 def test_a_killed_run_resumes_bit_for_bit(long, uninterrupted, tmp_path, where):
     if where == "during-a-checkpoint":
         every = dataclasses.replace(long, checkpoint_every=1)
@@ -490,7 +496,7 @@ def test_a_killed_run_resumes_bit_for_bit(long, uninterrupted, tmp_path, where):
         assert mine[name] == theirs[name], name
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, slow(signal.SIGTERM)])
 def test_a_stopped_run_says_how_to_go_on_and_does(long, uninterrupted, tmp_path, number):
     process = start(long, tmp_path)
     wait_for_rounds(process, tmp_path, 4)
@@ -502,6 +508,7 @@ def test_a_stopped_run_says_how_to_go_on_and_does(long, uninterrupted, tmp_path,
     assert adapter_bytes(tmp_path) == adapter_bytes(uninterrupted)
 
 
+@pytest.mark.slow
 def test_real_models_and_data(shared, tmp_path):
     config = RunConfig(
         model=str(shared / "models" / "proxy-16l"),
