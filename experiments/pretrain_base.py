@@ -1,9 +1,11 @@
 """Pretrain the small LLaMA that the project ships: full-parameter training on the same forward pass, resumable.
 
 The text is a mixture: microtask-style lines in other formats than the instruction template (so that the model has the
-skills and tuning teaches the format), and prose from `--text` files (JSON Lines with a `text` field, gzip allowed). Every
-batch is a function of (seed, step), so a run that is stopped and started again with the same command continues as if
-nothing had happened. Matrices train with Muon (Jordan et al. 2024), everything else with AdamW, both through optax.
+skills and tuning teaches the format), and prose from `--text` files (JSON Lines with a `text` field, gzip allowed). The
+words of a microtask are drawn at random and teach nothing but noise, so only one in `--question-stride` of those counts in
+the loss; answers and prose count in full. Every batch is a function of (seed, step), so a run that is stopped and started
+again with the same command continues as if nothing had happened. Matrices train with Muon (Jordan et al. 2024), everything
+else with AdamW, both through optax.
 
     python experiments/pretrain_base.py --out runs/base --text classics.jsonl.gz
 
@@ -19,7 +21,7 @@ from pathlib import Path
 
 import jax
 
-from devft_jax.data.microtasks import as_documents
+from devft_jax.data.microtasks import Document, solved_documents
 from devft_jax.models.llama import Base, Compute, ModelConfig, init_base
 from devft_jax.models.loss import completion_loss
 
@@ -39,19 +41,23 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--text-characters", type=int, default=12_000_000, help="characters of prose to read")
     parser.add_argument("--text-share", type=float, default=0.25, help="share of the rows of a batch that are prose")
+    parser.add_argument(
+        "--question-stride", type=int, default=5, help="one token in so many of a microtask's question counts in the loss"
+    )
     parser.add_argument("--documents", type=int, default=160_000, help="microtask documents to generate")
     parser.add_argument("--steps", type=int, default=4_000, help="optimiser steps")
     parser.add_argument("--batch", type=int, default=32, help="rows a step")
-    parser.add_argument("--length", type=int, default=96, help="tokens a row")
+    parser.add_argument("--length", type=int, default=128, help="tokens a row")
     parser.add_argument("--learning-rate", type=float, default=4e-3, help="peak rate")
-    parser.add_argument("--vocabulary", type=int, default=1024, help="pieces of the tokenizer")
+    parser.add_argument("--vocabulary", type=int, default=4096, help="pieces of the tokenizer")
     parser.add_argument("--layers", type=int, default=16)
-    parser.add_argument("--width", type=int, default=96)
-    parser.add_argument("--feed-forward", type=int, default=256)
+    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--feed-forward", type=int, default=352)
     parser.add_argument("--heads", type=int, default=4)
     parser.add_argument("--kv-heads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--every", type=int, default=200, help="steps between evaluations and checkpoints")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="of activations and products")
     parser.add_argument("--devices", type=int, default=2, help="host devices when there is no accelerator")
     return parser.parse_args()
 
@@ -112,59 +118,76 @@ def save_tokenizer(tokenizer, folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(configuration, indent=1) + "\n")
 
 
-def token_stream(tokenizer, texts: list[str]):
-    """All documents end to end, each between `<s>` and `</s>`, i32[N]."""
+def token_stream(tokenizer, documents: list[Document]):
+    """All documents end to end, each between `<s>` and `</s>`: tokens u16[N] and which of them count in full, bool[N]."""
     import numpy as np
 
-    pieces = [[BOS, *encoding.ids, EOS] for encoding in tokenizer.encode_batch(texts)]
-    return np.concatenate([np.asarray(piece, np.uint16) for piece in pieces])
+    tokens, counts = [], []
+    for document, encoding in zip(documents, tokenizer.encode_batch([text for text, _ in documents]), strict=True):
+        ends = np.asarray([end for _, end in encoding.offsets])
+        full = np.zeros(len(ends), bool)
+        for start, end in document.answers:
+            full |= (start < ends) & (ends <= end)
+        tokens.append(np.asarray([BOS, *encoding.ids, EOS], np.uint16))
+        counts.append(np.concatenate([[False], full, [True]]))
+    return np.concatenate(tokens), np.concatenate(counts)
 
 
 def prepare(options: argparse.Namespace):
-    """Tokenizer and the two token streams, built once and kept in the output folder."""
+    """Tokenizer and, per stream, its tokens and which of them count in full; built once and kept in the output folder."""
     import numpy as np
     from tokenizers import Tokenizer
 
     folder = options.out
     folder.mkdir(parents=True, exist_ok=True)
     stored = folder / "streams.npz"
-    if stored.exists():
-        streams = np.load(stored)
-        return Tokenizer.from_file(str(folder / "tokenizer.json")), dict(streams)
-    problems = list(as_documents(options.documents, options.seed))
-    prose = read_prose(options)
-    sample: list[str] = []
-    characters = 0
-    for pair in zip(problems, prose or problems, strict=False):
-        sample.extend(pair)
-        characters += sum(map(len, pair))
-        if characters > TOKENIZER_SAMPLE:
-            break
-    tokenizer = train_tokenizer(sample, options.vocabulary)
-    save_tokenizer(tokenizer, folder)
-    streams = {"problems": token_stream(tokenizer, problems)}
-    if prose:
-        streams["prose"] = token_stream(tokenizer, prose)
-    np.savez(stored, **streams)
-    return tokenizer, streams
+    if not stored.exists():
+        problems = list(solved_documents(options.documents, options.seed))
+        prose = [Document(text, ((0, len(text)),)) for text in read_prose(options)]
+        sample: list[str] = []
+        characters = 0
+        for pair in zip(problems, prose or problems, strict=False):
+            sample.extend(document.text for document in pair)
+            characters += sum(len(document.text) for document in pair)
+            if characters > TOKENIZER_SAMPLE:
+                break
+        tokenizer = train_tokenizer(sample, options.vocabulary)
+        save_tokenizer(tokenizer, folder)
+        arrays = {}
+        for name, documents in (("problems", problems), ("prose", prose)):
+            if documents:
+                arrays[name], arrays[f"{name}_full"] = token_stream(tokenizer, documents)
+        np.savez(stored, **arrays)
+    arrays = dict(np.load(stored))
+    streams = {name: (arrays[name], arrays[f"{name}_full"]) for name in ("problems", "prose") if name in arrays}
+    return Tokenizer.from_file(str(folder / "tokenizer.json")), streams
 
 
-def make_batch(options: argparse.Namespace, streams: dict, step: int, held_out: bool = False):
-    """Rows i32[batch, length] of random windows; the last fiftieth of each stream is held out."""
+def make_batch(options: argparse.Namespace, streams: dict, step: int, *, held_out: bool = False):
+    """Random windows: tokens i32[batch, length], which count in full and which count in this step, both bool.
+
+    The last fiftieth of each stream is held out. Every prose row counts in full.
+    """
     import numpy as np
 
     generator = np.random.default_rng([options.seed, int(held_out), step])
     prose_rows = round(options.text_share * options.batch) if "prose" in streams else 0
-    rows = []
+    rows, full = [], []
     for name, count in (("prose", prose_rows), ("problems", options.batch - prose_rows)):
         if count == 0:
             continue
-        stream = streams[name]
-        border = len(stream) - len(stream) // 50
-        low, high = (border, len(stream)) if held_out else (0, border)
-        starts = generator.integers(low, high - options.length, count)
-        rows.append(stream[starts[:, None] + np.arange(options.length)])
-    return np.concatenate(rows).astype(np.int32)
+        tokens, counts = streams[name]
+        border = len(tokens) - len(tokens) // 50
+        low, high = (border, len(tokens)) if held_out else (0, border)
+        windows = generator.integers(low, high - options.length, count)[:, None] + np.arange(options.length)
+        rows.append(tokens[windows])
+        full.append(counts[windows])
+    answers = np.concatenate(full)
+    return (
+        np.concatenate(rows).astype(np.int32),
+        answers,
+        answers | (generator.random(answers.shape) * options.question_stride < 1),
+    )
 
 
 def make_optimizer(options: argparse.Namespace):
@@ -204,7 +227,6 @@ def main() -> None:
     """Train, evaluating and saving as it goes."""
     options = arguments()
     jax.config.update("jax_num_cpu_devices", options.devices)
-    import jax.numpy as jnp
     import numpy as np
     import optax
     import orbax.checkpoint as ocp
@@ -231,13 +253,13 @@ def main() -> None:
     base = jax.device_put(init_base(jax.random.key(options.seed), config), everywhere)
     optimizer = make_optimizer(options)
     state = jax.device_put(optimizer.init(base), everywhere)
-    compute = Compute(dtype="float32" if jax.default_backend() == "cpu" else "bfloat16")
+    compute = Compute(dtype=options.dtype)
 
-    def loss(base: Base, tokens: jax.Array) -> jax.Array:
-        return completion_loss(config, base, None, tokens, jnp.ones_like(tokens, bool), compute=compute)
+    def loss(base: Base, tokens: jax.Array, counted: jax.Array) -> jax.Array:
+        return completion_loss(config, base, None, tokens, counted, compute=compute)
 
-    def update(base, state, tokens):
-        value, gradients = jax.value_and_grad(loss)(base, tokens)
+    def update(base, state, tokens, counted):
+        value, gradients = jax.value_and_grad(loss)(base, tokens, counted)
         updates, state = optimizer.update(gradients, state, base)
         return optax.apply_updates(base, updates), state, value
 
@@ -259,24 +281,27 @@ def main() -> None:
     began = time.perf_counter()
     running: list[float] = []
     for step in range(start, options.steps):
-        tokens = jax.device_put(make_batch(options, streams, step), split)
-        base, state, value = update(base, state, tokens)
+        tokens, _, counted = jax.device_put(make_batch(options, streams, step), split)
+        base, state, value = update(base, state, tokens, counted)
         # Fetched in every step: on host devices two programs with collectives in flight can block each other.
         running.append(float(value))
         if (step + 1) % options.every and step + 1 < options.steps:
             continue
-        held_out = {}
+        held_out: dict[str, list[float]] = {}
         for name in streams:
-            only = {name: streams[name]}
-            chosen = argparse.Namespace(**{**vars(options), "text_share": float(name == "prose")})
-            batches = [make_batch(chosen, only, index, held_out=True) for index in range(8)]
-            held_out[name] = float(np.mean([evaluate(base, jax.device_put(batch, split)) for batch in batches]))
+            only = argparse.Namespace(**{**vars(options), "text_share": float(name == "prose")})
+            for index in range(8):
+                tokens, full, _ = make_batch(only, streams, index, held_out=True)
+                kinds = {name: np.ones_like(full)} | ({"answers": full} if name == "problems" else {})
+                for kind, counted in kinds.items():
+                    value = evaluate(base, *jax.device_put((tokens, counted), split))
+                    held_out.setdefault(kind, []).append(float(value))
         seconds = time.perf_counter() - began
         row = {
             "step": step + 1,
             "tokens": (step + 1) * options.batch * options.length,
             "loss": float(np.mean(running)),
-            **{f"held_out_{name}": value for name, value in held_out.items()},
+            **{f"held_out_{name}": float(np.mean(values)) for name, values in held_out.items()},
             "seconds": round(seconds, 1),
         }
         running.clear()

@@ -9,7 +9,7 @@ paper defines them and no data set is read.
 A category is a function that draws a problem and two lists of surface forms for it:
 
 - `instructions`, the (instruction, input) paraphrases that `generate` turns into records;
-- `documents`, single lines in other formats that `as_documents` strings together, answer last. A
+- `documents`, single lines in other formats that `solved_documents` strings together, answer last. A
   base model that read those has the skills and the vocabulary without ever having seen the
   instruction format, which is what tuning then teaches.
 
@@ -88,6 +88,13 @@ class Problem(NamedTuple):
 
     identity: str
     fields: dict[str, str]
+
+
+class Document(NamedTuple):
+    """Pretraining text and the (start, end) characters of each answer in it."""
+
+    text: str
+    answers: tuple[tuple[int, int], ...]
 
 
 class Category(NamedTuple):
@@ -618,7 +625,7 @@ def _check_categories(categories: Sequence[str]) -> None:
         raise InputError(f"categories: {', '.join(categories)} names one twice; name each category once.")
 
 
-def as_documents(count: int, seed: int = 0) -> Iterator[str]:
+def solved_documents(count: int, seed: int = 0) -> Iterator[Document]:
     """Pretraining text of the train split: the same skills in other formats than the instructions.
 
     A document is 4 to 10 solved problems, one a line. Six in ten documents repeat one form of one
@@ -637,14 +644,18 @@ def as_documents(count: int, seed: int = 0) -> Iterator[str]:
         style = rng.random()
         category = rng.choice(CATEGORIES)
         form = rng.choice(TABLE[category].documents)
-        document = []
+        text, answers = "", []
         for _ in range(lines):
             if style >= 0.8:
                 category = rng.choice(CATEGORIES)
             if style >= 0.6:
                 form = rng.choice(TABLE[category].documents)
-            document.append(form.format_map(_train_problem(category, rng).fields))
-        yield "\n".join(document)
+            fields = _train_problem(category, rng).fields
+            before, after = form.split("{answer}")
+            text += ("\n" if text else "") + before.format_map(fields)
+            answers.append((len(text), len(text) + len(fields["answer"])))
+            text += fields["answer"] + after
+        yield Document(text, tuple(answers))
 
 
 def _train_problem(category: str, rng: random.Random) -> Problem:

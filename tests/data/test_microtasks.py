@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from devft_jax.data import microtasks
-from devft_jax.data.microtasks import CATEGORIES, TABLE, as_documents, generate, grade
+from devft_jax.data.microtasks import CATEGORIES, TABLE, generate, grade, solved_documents
 from devft_jax.data.sources import Record
 from devft_jax.errors import InputError
 
@@ -272,9 +272,13 @@ def test_a_category_does_not_depend_on_its_company():
     assert alone == [record for record in together if record.category == "dates"]
 
 
+def texts(count, seed):
+    return [document.text for document in solved_documents(count, seed)]
+
+
 def test_seeds_differ():
     assert generate("train", 64, 0) != generate("train", 64, 1)
-    assert list(as_documents(8, 0)) != list(as_documents(8, 1))
+    assert texts(8, 0) != texts(8, 1)
 
 
 def test_documents_are_right_and_hold_no_test_problem():
@@ -282,27 +286,28 @@ def test_documents_are_right_and_hold_no_test_problem():
         [record for seed in range(3) for category in CATEGORIES for record in generate("test", 250, seed, (category,))]
     )
     seen = Counter()
-    for document in as_documents(600, seed=7):
-        lines = document.split("\n")
-        assert 4 <= len(lines) <= 10
-        for line in lines:
+    for document in solved_documents(600, seed=7):
+        lines = document.text.split("\n")
+        assert 4 <= len(lines) == len(document.answers) <= 10
+        for line, (start, end) in zip(lines, document.answers, strict=True):
             category, fields = read_line(line)
+            assert document.text[start:end] == fields["answer"]
             assert content(category, fields) not in tested, line
             seen[category] += 1
     assert set(seen) == set(CATEGORIES)
 
 
 def test_documents_do_not_show_the_instruction_format():
-    text = "\n".join(as_documents(3000, seed=1))
+    text = "\n".join(texts(3000, seed=1))
     for record in generate("train", 2000) + generate("test", 800):
         assert record.instruction not in text
     assert not re.search(r"###|[Ii]nstruction|[Rr]esponse", text)
 
 
 def test_every_document_form_is_used_and_documents_are_reproducible():
-    documents = list(as_documents(1500, seed=2))
-    assert documents == list(as_documents(1500, seed=2))
-    assert documents[:40] == list(as_documents(40, seed=2))
+    documents = texts(1500, seed=2)
+    assert documents == texts(1500, seed=2)
+    assert documents[:40] == texts(40, seed=2)
     text = "\n".join(documents)
     for forms in LINE_FORMS.values():
         for form in forms:
@@ -312,7 +317,7 @@ def test_every_document_form_is_used_and_documents_are_reproducible():
 def test_many_documents_repeat_one_form():
     """Few-shot documents: every line of one form, as in-context copying needs."""
     same = 0
-    for document in as_documents(200, seed=3):
+    for document in texts(200, seed=3):
         lines = document.split("\n")
         same += any(all(form.fullmatch(line) for line in lines) for forms in LINE_FORMS.values() for form in forms)
     assert 0.4 * 200 < same < 0.8 * 200
