@@ -55,7 +55,8 @@ def test_a_stopped_pretraining_ends_where_an_unstopped_one_does(tmp_path):
     assert [row["step"] for row in whole] == [3, 6]
     one, other = (load_pretrained(tmp_path / name) for name in ("whole", "parts"))
     jax.tree.map(np.testing.assert_array_equal, one.base, other.base)
-    assert one.config.layers == 2 and one.config.vocabulary == 300
+    assert one.config.layers == 2
+    assert one.config.vocabulary == 300
     pieces = one.tokenizer.encode("The boat cost 42.", add_special_tokens=False)
     assert one.tokenizer.decode(pieces) == "The boat cost 42."
     assert [one.tokenizer.decode([piece]).strip() for piece in pieces][-3:] == ["4", "2", "."]
