@@ -450,7 +450,7 @@ class Trainer:
         judged = self.evaluate(state, self.stage_base, self.algorithm.view(state.server))
         record["loss_start"] = None if judged is None else judged.loss
         self.progress.stage(stage, len(self.stage_rounds), record)
-        negative = [value for value in record["anchor_coefficients"] or () if value < 0]
+        negative = [value for value in record["anchor_coefficients"] or () if value is not None and value < 0]
         if negative:
             self.progress.warn(
                 f"{len(negative)} group(s) are so large that their anchor enters with a negative weight "
@@ -656,9 +656,11 @@ class Trainer:
         }
 
 
-def _anchor_coefficients(layer_map: LayerMap) -> list[float]:
+def _anchor_coefficients(layer_map: LayerMap) -> list[float | None]:
+    """The coefficient of every group's first layer; None for a group that is computed for no layer of its own."""
     matrix, assign = np.asarray(layer_map.fuse), np.asarray(layer_map.assign)
-    return [float(matrix[group, np.flatnonzero(assign == group)[0]]) for group in range(layer_map.num_groups)]
+    members = [np.flatnonzero(assign == group) for group in range(layer_map.num_groups)]
+    return [float(row[layers[0]]) if len(layers) else None for row, layers in zip(matrix, members, strict=True)]
 
 
 def _rounded(values: jax.Array | None) -> list[Any] | None:

@@ -228,6 +228,24 @@ def test_a_growth_of_ones_own_is_one_function(config, tmp_path):
         replay(run.folder, client="client_0", round=1, progress=QUIET)
 
 
+def test_a_wrong_map_ends_with_one_sentence_and_a_frozen_row_of_no_layer_runs(config, tmp_path):
+    class Doubled:
+        def __init__(self, train):
+            self.train = train
+
+        def next(self, stage, tree, history, key):
+            fuse = np.eye(4, dtype=np.float32)[[0, 0, 3]]
+            assign = np.array([0, -1, -1, 2], np.int32)
+            return None if stage else LayerMap(fuse=fuse, assign=assign, train=np.array(self.train))
+
+    chosen = dataclasses.replace(config, stage_rounds=(1,))
+    with pytest.raises(RunError, match="stage 1 could not be built: group 1 trains and no layer is assigned"):
+        train(dataclasses.replace(chosen, out=str(tmp_path / "a")), growth=Doubled([True, True, True]), progress=QUIET)
+    right = Doubled([True, False, True])
+    run = train(dataclasses.replace(chosen, out=str(tmp_path / "b")), growth=right, progress=QUIET)
+    assert run.summary["stages"][0]["anchor_coefficients"] == [1.0, None, 1.0]
+
+
 def test_replay_repeats_the_rounds_losses(finished):
     rows = [json.loads(line) for line in (finished.folder / "metrics.jsonl").read_text().splitlines()]
     row = rows[4]

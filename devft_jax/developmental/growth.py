@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from devft_jax.developmental import fusion as fusions
 from devft_jax.developmental import grouping as groupings
 from devft_jax.developmental.grouping import laplacian_spectrum
-from devft_jax.developmental.layer_map import LayerMap, layer_map, transition_gap
+from devft_jax.developmental.layer_map import LayerMap, check_layer_map, layer_map, transition_gap
 from devft_jax.developmental.schedule import validate_capacities
 from devft_jax.developmental.similarity import LayerGrams, Select, similarity_from_gram
 
@@ -151,7 +151,10 @@ class Transition:
 
 
 def next_stage(growth: Growth, stage: int, tree: Any, history: Sequence[Any], key: jax.Array) -> Transition | None:
-    """`growth.next` together with the measurements of a stage change, in one pass over the weights."""
+    """`growth.next` together with the measurements of a stage change, in one pass over the weights.
+
+    Raises ValueError when the growth gives something else than a `LayerMap` for the tree's layers.
+    """
     grams = LayerGrams(tree)
     if isinstance(growth, GramGrowth):
         chosen = growth.from_grams(stage, grams, history, key)
@@ -159,6 +162,7 @@ def next_stage(growth: Growth, stage: int, tree: Any, history: Sequence[Any], ke
         chosen = growth.next(stage, tree, history, key)
     if chosen is None:
         return None
+    check_layer_map(chosen, grams.num_layers)
     if chosen.is_identity:
         return Transition(chosen, None, jnp.float32(0))
     similarity = similarity_from_gram(grams.gram(getattr(growth, "select", None)))

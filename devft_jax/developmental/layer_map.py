@@ -84,6 +84,38 @@ class LayerMap:
         return fuse.argmax(axis=1) if one_hot else None
 
 
+def check_layer_map(layer_map: Any, num_layers: int) -> None:
+    """Raises ValueError unless a concrete `layer_map` describes a submodel of a model of `num_layers` layers.
+
+    A group that no layer is assigned to may be computed, but not trained: what it learned would be lost.
+    """
+    if not isinstance(layer_map, LayerMap):
+        raise ValueError(f"the growth gave a {type(layer_map).__name__}: give a LayerMap, or None to end.")
+    fuse, assign, train = (np.asarray(array) for array in (layer_map.fuse, layer_map.assign, layer_map.train))
+    if fuse.ndim != 2 or fuse.shape[0] < 1 or fuse.shape[1] != num_layers:
+        raise ValueError(f"fuse has shape {fuse.shape}: give one coefficient per group and layer, [G, {num_layers}].")
+    if not np.isfinite(fuse).all():
+        raise ValueError("fuse holds NaN or infinite coefficients: give finite ones.")
+    groups = len(fuse)
+    if assign.shape != (num_layers,) or not np.issubdtype(assign.dtype, np.integer):
+        raise ValueError(
+            f"assign has shape {assign.shape} and dtype {assign.dtype}: give one group per layer, i32[{num_layers}]."
+        )
+    if assign.min() < -1 or assign.max() >= groups:
+        raise ValueError(
+            f"assign holds groups from {assign.min()} to {assign.max()} and fuse has {groups} rows: "
+            f"use 0..{groups - 1}, or -1 for an absent layer."
+        )
+    if train.shape != (groups,) or train.dtype != bool:
+        raise ValueError(f"train has shape {train.shape} and dtype {train.dtype}: give one flag per group, bool[{groups}].")
+    lost = sorted(set(np.flatnonzero(train).tolist()) - set(assign.tolist()))
+    if lost:
+        raise ValueError(
+            f"group {lost[0]} trains and no layer is assigned to it, so what it learns would be lost: "
+            "assign it a layer, or do not train it."
+        )
+
+
 def layer_map(
     tree: Any,
     num_groups: int,

@@ -140,3 +140,39 @@ def test_devft_refuses_a_model_that_is_too_shallow(tree):
 def test_growths_compare_and_hash_by_value():
     assert DevFT([2, 4]) == DevFT((2, 4))
     assert hash(DevFT((2, 4))) == hash(DevFT((2, 4)))
+
+
+@pytest.mark.parametrize(
+    ("chosen", "words"),
+    [
+        (4, "the growth gave a int: give a LayerMap, or None to end"),
+        (LayerMap(jnp.eye(2, 16), jnp.zeros(16, int)), r"fuse has shape \(2, 16\): .* \[G, 8\]"),
+        (LayerMap(jnp.full((1, LAYERS), jnp.nan), jnp.zeros(LAYERS, int)), "fuse holds NaN"),
+        (LayerMap(jnp.eye(2, LAYERS), jnp.array([0, 1])), r"assign has shape \(2,\) .* i32\[8\]"),
+        (LayerMap(jnp.eye(2, LAYERS), jnp.zeros(LAYERS)), "assign has .* dtype float32"),
+        (LayerMap(jnp.eye(2, LAYERS), jnp.arange(LAYERS)), "assign holds groups from 0 to 7 .* use 0..1"),
+        (LayerMap(jnp.eye(1, LAYERS), jnp.full(LAYERS, -2)), "assign holds groups from -2"),
+        (LayerMap(jnp.eye(2, LAYERS), jnp.arange(LAYERS) % 2, jnp.ones(1, bool)), r"train has shape \(1,\) .* bool\[2\]"),
+        (LayerMap(jnp.eye(2, LAYERS), jnp.zeros(LAYERS, int)), "group 1 trains and no layer is assigned to it"),
+    ],
+)
+def test_a_map_that_does_not_fit_the_model_is_refused_in_words(tree, chosen, words):
+    class Wrong:
+        def next(self, stage, tree, history, key):
+            return chosen
+
+    with pytest.raises(ValueError, match=words):
+        next_stage(Wrong(), 0, tree, (), KEY)
+
+
+def test_a_group_of_no_layer_may_be_computed_if_it_does_not_train(tree):
+    class Doubled:
+        """Layer 0 twice: once to train, once as it is."""
+
+        def next(self, stage, tree, history, key):
+            assign = jnp.where(jnp.arange(LAYERS) == 0, 0, -1)
+            return LayerMap(jnp.eye(LAYERS)[jnp.array([0, 0])], assign, jnp.array([True, False]))
+
+    transition = next_stage(Doubled(), 0, tree, (), KEY)
+    assert transition.group_sizes == (1, 0)
+    assert transition.gap == 0
