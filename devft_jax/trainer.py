@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from devft_jax.accounting import peak_memory, training_flops
+from devft_jax.accounting import EnergyMeter, energy_summary, peak_memory, training_flops
 from devft_jax.config import RunConfig, validate
 from devft_jax.data import (
     FederatedData,
@@ -208,6 +208,7 @@ class Trainer:
         self.compute = resolve_compute(config)
         self.clients_per_step = resolve_clients_per_step(config, self.devices)
         self.programs = CompiledPrograms()
+        self.energy = EnergyMeter(config, self.devices)
         self.model = self._quantized(model) if model else self._load_model()
         layers = self.model.config.layers
         self.growth = growth or make_growth(config, layers)
@@ -306,6 +307,7 @@ class Trainer:
             "bytes_down": 0,
             "bytes_stage": 0,
             "train_flops": 0,
+            "joules": {},
             "dropped": 0,
             "stages": [],
             "stage_rounds": list(self.stage_rounds),
@@ -521,6 +523,7 @@ class Trainer:
     def round(self, state: State) -> dict[str, Any]:
         """One round; advances the state and returns its line of metrics."""
         began, compiled = time.perf_counter(), self.programs.seconds
+        counters, flops_before = self.energy.read(), state.record["train_flops"]
         positions = sample_cohort(self.config.seed, state.round, self.ids, self.config.clients_per_round)
         members = [self.work(int(position), state.round) for position in positions]
         rate = self.learning_rate(state)
@@ -558,6 +561,8 @@ class Trainer:
             "clients": positions.tolist(),
         }
         self._account(state, row, result, compile_seconds)
+        joules, flops = state.record["joules"], state.record["train_flops"] - flops_before
+        joules[self.energy.source] = joules.get(self.energy.source, 0.0) + self.energy.joules_since(counters, flops)
         return row
 
     def _account(self, state: State, row: dict[str, Any], result: RoundResult, compile_seconds: float) -> None:
@@ -645,6 +650,7 @@ class Trainer:
             "base_bytes": message_bytes(self.model.base),
             "message_dtype": self.config.message_dtype,
             "train_flops": state.record["train_flops"],
+            "energy": energy_summary(state.record["joules"], self.config, self.energy.joules_per_flop),
             "peak_memory_bytes": peak,
             "peak_memory_source": source,
             "scratch_bytes": self.programs.scratch_bytes,

@@ -37,6 +37,7 @@ def test_paper_presets_carry_the_papers_values():
     assert (small.rounds, small.clients, small.clients_per_round) == (300, 20, 2)
     assert (small.local_steps, small.batch_size, small.max_length) == (10, 16, 512)
     assert (small.rank, small.alpha, small.dropout, small.targets) == (32, 64.0, 0.05, ("q", "v"))
+    assert small.quantization == large.quantization == "nf4"
     assert (large.capacities, large.rounds, large.beta) == ((5, 10, 20, 40), 400, 0.15)
 
 

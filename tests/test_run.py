@@ -79,6 +79,8 @@ def test_a_run_leaves_the_folder_of_the_contract(finished, config):
     for name in losses | costs:
         assert summary[name] is not None, name
     assert set(summary["seconds"]) == {"train", "compile", "build", "evaluate"}
+    assert summary["energy"]["kwh"] > 0
+    assert summary["energy"]["kgco2e"] == summary["energy"]["kwh"] * summary["energy"]["grid_kgco2e_per_kwh"]
     assert [stage["layers"] for stage in summary["stages"]] == [1, 2, 4]
     assert [stage["rounds"] for stage in summary["stages"]] == [2, 2, 2]
     for stage in summary["stages"]:
@@ -512,6 +514,8 @@ def test_a_killed_run_resumes_bit_for_bit(long, uninterrupted, tmp_path, where):
     mine, theirs = (json.loads((folder / "summary.json").read_text()) for folder in (tmp_path, uninterrupted))
     for name in ("final_loss", "bytes_up", "bytes_down", "bytes_stage", "train_flops", "rounds"):
         assert mine[name] == theirs[name], name
+    if mine["energy"]["source"] == theirs["energy"]["source"] == "estimate from FLOPs":
+        assert mine["energy"]["kwh"] == pytest.approx(theirs["energy"]["kwh"], rel=1e-12)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, slow(signal.SIGTERM)])

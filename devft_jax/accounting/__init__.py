@@ -1,6 +1,16 @@
 """Arithmetic on shapes and measurements of the process: what a run costs."""
 
-from devft_jax.accounting.flops import training_flops
+from devft_jax.accounting.energy import EnergyMeter, EnergyOptions, energy_summary
+from devft_jax.accounting.flops import evaluation_flops, forward_breakdown, training_breakdown, training_flops
 from devft_jax.accounting.memory import peak_memory
 
-__all__ = ["peak_memory", "training_flops"]
+__all__ = [
+    "EnergyMeter",
+    "EnergyOptions",
+    "energy_summary",
+    "evaluation_flops",
+    "forward_breakdown",
+    "peak_memory",
+    "training_breakdown",
+    "training_flops",
+]

@@ -11,18 +11,44 @@ from collections.abc import Sequence
 
 from devft_jax.models.llama import PROJECTIONS, ModelConfig
 
+# Products of one training step for each product of a forward pass: see the module's docstring.
+TRAINING_PRODUCTS = {"frozen": 2, "low_rank": 3, "attention": 3, "head": 2}
 
-def training_flops(config: ModelConfig, *, layers: int, rank: int, targets: Sequence[str], length: int) -> int:
-    """Operations of one training step per token position.
+
+def forward_breakdown(
+    config: ModelConfig, *, layers: int, rank: int, targets: Sequence[str], length: int
+) -> dict[str, int]:
+    """Operations of one forward pass per token position, by what they are spent on.
 
     Args:
-      config: the base's architecture. layers: of the (sub)model that is trained.
+      config: the base's architecture. layers: of the (sub)model that runs.
       rank, targets: of the adapter. length: positions T of a row, padding included.
+
+    Returns:
+      `frozen` (the projections' weights), `low_rank` (x a b), `attention` (scores and mixtures) and `head`.
     """
     shapes = {name: config.projection_shape(name) for name in PROJECTIONS}
-    frozen = sum(fan_in * fan_out for fan_in, fan_out in shapes.values())
-    low_rank = sum(rank * sum(shapes[name]) for name in targets)
-    attention = 2 * length * config.heads * config.head_size
-    per_layer = 2 * 2 * frozen + 3 * 2 * low_rank + 3 * 2 * attention
-    head = 2 * 2 * config.width * config.vocabulary
-    return layers * per_layer + head
+    return {
+        "frozen": layers * 2 * sum(fan_in * fan_out for fan_in, fan_out in shapes.values()),
+        "low_rank": layers * 2 * rank * sum(sum(shapes[name]) for name in targets),
+        "attention": layers * 4 * length * config.heads * config.head_size,
+        "head": 2 * config.width * config.vocabulary,
+    }
+
+
+def training_breakdown(
+    config: ModelConfig, *, layers: int, rank: int, targets: Sequence[str], length: int
+) -> dict[str, int]:
+    """Operations of one training step per token position, forward and backward; as `forward_breakdown`."""
+    forward = forward_breakdown(config, layers=layers, rank=rank, targets=targets, length=length)
+    return {name: TRAINING_PRODUCTS[name] * count for name, count in forward.items()}
+
+
+def training_flops(config: ModelConfig, *, layers: int, rank: int, targets: Sequence[str], length: int) -> int:
+    """Operations of one training step per token position; as `training_breakdown`, summed."""
+    return sum(training_breakdown(config, layers=layers, rank=rank, targets=targets, length=length).values())
+
+
+def evaluation_flops(config: ModelConfig, *, layers: int, rank: int, targets: Sequence[str], length: int) -> int:
+    """Operations of scoring one held-out token position, a forward pass alone; as `forward_breakdown`, summed."""
+    return sum(forward_breakdown(config, layers=layers, rank=rank, targets=targets, length=length).values())

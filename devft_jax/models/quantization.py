@@ -25,7 +25,7 @@ import numpy as np
 from flax import struct
 
 from devft_jax.errors import InputError
-from devft_jax.models.llama import PROJECTIONS, Base
+from devft_jax.models.llama import PROJECTIONS, Base, ModelConfig, init_base
 
 BLOCK = 64
 
@@ -197,3 +197,21 @@ _quantize = jax.jit(quantize, static_argnums=1)
 def is_quantized(base: Base) -> bool:
     """Whether a base's projections are packed."""
     return any(isinstance(getattr(base.blocks, name), QTensor) for name in PROJECTIONS)
+
+
+def base_shapes(config: ModelConfig, *, dtype: str, quantization: str = "none") -> Base:
+    """A base's leaves as shapes and dtypes, as `load_pretrained` stores them; takes milliseconds at any size.
+
+    Raises:
+      InputError: a projection cannot be packed so.
+    """
+    base = jax.eval_shape(lambda: init_base(jax.random.key(0), config, dtype=dtype))
+    if quantization == "none":
+        return base
+    packed = {}
+    for name in PROJECTIONS:
+        try:
+            packed[name] = jax.eval_shape(lambda weight: quantize(weight, quantization), getattr(base.blocks, name))
+        except ValueError as error:
+            raise InputError(f"{name}: {error}") from error
+    return base.replace(blocks=base.blocks.replace(**packed))

@@ -1,0 +1,113 @@
+"""What travels between the server and its clients, as shapes: messages, dense submodels, group lists, catch-up.
+
+Nothing here is a formula of a method. The messages are those that the algorithm's own `broadcast` and `finish` produce,
+traced on shapes (`jax.eval_shape`), so that they are exact for any algorithm, depth and message dtype and cost milliseconds
+at 70 billion parameters. Bytes are the sizes of their leaves.
+
+At a stage change a client needs the stage's representative layers. Either the server fuses them and every client that takes
+part in the stage receives them once, in the form in which they are stored (`submodel_bytes`); or clients hold the whole base
+model, fuse by themselves, and receive only what the fusion matrix is made from (`fusion_recipe_bytes`). At full depth nothing
+is fused and nothing travels beyond the base model itself, which every method hands out once and which is not counted.
+
+Catch-up is of two kinds. A newcomer, a client that first takes part when a stage is under way, receives its submodel then. An
+absentee returns after rounds without it; where a message carries the whole state, as FedIT's does, the next one is all that it
+needs, while a method whose messages add to what clients hold (a changed base, stacked adapters) owes it every message it
+missed (`missed_messages`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from devft_jax.developmental import LayerMap
+from devft_jax.federated.algorithm import Algorithm, message_bytes
+from devft_jax.federated.cohort import uplink_shapes
+from devft_jax.models.llama import ModelConfig
+from devft_jax.models.quantization import base_shapes
+
+PyTree = Any
+
+
+@dataclass(frozen=True)
+class Messages:
+    """What one client receives and sends in a round, as pytrees of `jax.ShapeDtypeStruct`.
+
+    Attributes:
+      down: the server's message. up: the client's. row: what the client keeps between rounds, which does not travel.
+    """
+
+    down: PyTree
+    up: PyTree
+    row: PyTree
+
+    @property
+    def bytes_down(self) -> int:
+        """Bytes of the server's message to one client."""
+        return message_bytes(self.down)
+
+    @property
+    def bytes_up(self) -> int:
+        """Bytes of one client's message."""
+        return message_bytes(self.up)
+
+
+def round_messages(algorithm: Algorithm, config: ModelConfig, layers: int) -> Messages:
+    """The messages of one client and round at a depth.
+
+    Args:
+      algorithm: whose messages. config: the base's architecture at full depth. layers: of the stage's submodel.
+    """
+    full = jax.eval_shape(lambda: algorithm.init_server(jax.random.key(0), config))
+    layer_map = jax.eval_shape(lambda: LayerMap(jnp.zeros((layers, config.layers)), jnp.zeros(config.layers, jnp.int32)))
+    server = jax.eval_shape(algorithm.submodel, full, layer_map)
+    bank = jax.eval_shape(lambda: algorithm.init_bank(1, server))
+    row = jax.eval_shape(lambda bank: jax.tree.map(lambda leaf: leaf[0], bank), bank)
+    down = jax.eval_shape(algorithm.broadcast, server)
+    return Messages(down, uplink_shapes(algorithm, down, row), row)
+
+
+def message_elements(message: PyTree, leaf_name: str | None = None) -> int:
+    """Number of elements of a message, or of its leaves of one field name alone, such as the factors `a`."""
+    leaves = jax.tree_util.tree_leaves_with_path(message)
+    return sum(leaf.size for path, leaf in leaves if leaf_name is None or getattr(path[-1], "name", None) == leaf_name)
+
+
+def submodel_bytes(config: ModelConfig, layers: int, *, dtype: str, quantization: str = "none") -> int:
+    """Bytes of a stage's dense layers as they are stored and would travel; 0 at full depth, where nothing is fused."""
+    if layers == config.layers:
+        return 0
+    return message_bytes(base_shapes(config.with_layers(layers), dtype=dtype, quantization=quantization).blocks)
+
+
+def fusion_recipe_bytes(config: ModelConfig, layers: int) -> int:
+    """Bytes from which a client that holds the base fuses a stage itself: each layer's group and beta; 0 at full depth."""
+    groups, beta = jax.ShapeDtypeStruct((config.layers,), jnp.int32), jax.ShapeDtypeStruct((), jnp.float32)
+    return 0 if layers == config.layers else message_bytes((groups, beta))
+
+
+def newcomers(cohorts: Sequence[np.ndarray]) -> list[int]:
+    """For each round of a stage, how many of its participants have not been in the stage before."""
+    seen: set[int] = set()
+    counts = []
+    for cohort in cohorts:
+        new = set(cohort.tolist()) - seen
+        seen |= new
+        counts.append(len(new))
+    return counts
+
+
+def missed_messages(cohorts: Sequence[np.ndarray]) -> list[int]:
+    """For each round of a run, the earlier rounds' messages that its participants have not received, all together.
+
+    A participant that was last there d rounds ago has missed d - 1, one that never was, all.
+    """
+    last: dict[int, int] = {}
+    counts = []
+    for index, cohort in enumerate(cohorts):
+        counts.append(sum(index - 1 - last.get(client, -1) for client in cohort.tolist()))
+        last.update(dict.fromkeys(cohort.tolist(), index))
+    return counts

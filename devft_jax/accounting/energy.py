@@ -1,0 +1,188 @@
+"""Energy of the training rounds: measured by the hardware's own counters where it has them, else estimated from FLOPs.
+
+    nvml                   the total-energy counters of the NVIDIA GPUs in use, through the package `pynvml`: whole boards
+    rapl                   the package and memory counters of Intel and AMD CPUs under /sys/class/powercap, where they may be
+                           read (many systems let only root): whole sockets, other processes on them included
+    estimate from FLOPs    counted operations x joules per operation; no measurement, and marked as an estimate
+
+A counter measures all that happens between two readings, the host's waiting included; the estimate counts products alone. On
+a GPU the host's own consumption is left out. Rounds are covered, with the compilation inside them; building stages and
+evaluation are not. Emissions are the energy times the carbon intensity of the grid, which is stated beside them.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax
+
+from devft_jax.errors import InputError
+from devft_jax.options import execution
+
+POWERCAP = Path("/sys/class/powercap")
+ESTIMATE = "estimate from FLOPs"
+JOULES_PER_KWH = 3.6e6
+
+JOULES_PER_FLOP = {"cpu": 1e-9, "accelerator": 5e-12}
+"""Stated defaults of the estimate: 10 W for a CPU core that does 10 GFLOP/s, 500 W for an accelerator at 100 TFLOP/s."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnergyOptions:
+    """How energy is turned into emissions, and estimated where nothing measures it."""
+
+    grid_kgco2e_per_kwh: float = execution(0.475)
+    """Carbon intensity of the grid, kg of CO2 equivalent per kWh; the default is about the world's average."""
+    joules_per_flop: float | None = execution(None)
+    """Energy of one floating-point operation in joules, for the estimate where no counter can be read; by default 1e-9 on a
+    CPU and 5e-12 on an accelerator."""
+
+
+def validate_energy(options: EnergyOptions) -> None:
+    """Raise `InputError` for a factor that is negative."""
+    for name in ("grid_kgco2e_per_kwh", "joules_per_flop"):
+        value = getattr(options, name)
+        if value is not None and value < 0:
+            raise InputError(f"{name} {value} is negative; use 0 or more.")
+
+
+def resolve_joules_per_flop(options: EnergyOptions, platform: str) -> float:
+    """Joules of one operation: as asked, or the default of the platform ("cpu", "gpu", "tpu")."""
+    if options.joules_per_flop is not None:
+        return options.joules_per_flop
+    return JOULES_PER_FLOP["cpu" if platform == "cpu" else "accelerator"]
+
+
+def emissions(joules: float, options: EnergyOptions) -> dict[str, float]:
+    """`kwh`, `kgco2e` and the grid's factor behind it."""
+    kwh = joules / JOULES_PER_KWH
+    factor = options.grid_kgco2e_per_kwh
+    return {"kwh": kwh, "kgco2e": kwh * factor, "grid_kgco2e_per_kwh": factor}
+
+
+@dataclass(frozen=True)
+class _Counter:
+    """A counter of the hardware: `name` for messages, `joules` so far, and the `span` after which it begins again at 0."""
+
+    name: str
+    joules: float
+    span: float | None = None
+
+
+class EnergyMeter:
+    """Joules between two readings, from the best source that these devices have.
+
+    Args:
+      options: factors. devices: the local devices in use.
+      powercap: the folder of the kernel's power zones. nvml: a module with pynvml's functions; by default pynvml itself.
+
+    Attributes:
+      source: "nvml", "rapl" or "estimate from FLOPs".
+    """
+
+    def __init__(
+        self,
+        options: EnergyOptions,
+        devices: Sequence[jax.Device],
+        *,
+        powercap: Path = POWERCAP,
+        nvml: ModuleType | Any | None = None,
+    ):
+        platform = devices[0].platform
+        self.joules_per_flop = resolve_joules_per_flop(options, platform)
+        self._nvml = None
+        self._handles: list[Any] = []
+        self._zones: list[Path] = []
+        if platform == "gpu":
+            self._open_nvml(devices, nvml)
+        elif platform == "cpu":
+            self._zones = readable_zones(powercap)
+        self.source = "nvml" if self._handles else "rapl" if self._zones else ESTIMATE
+
+    def _open_nvml(self, devices: Sequence[jax.Device], nvml: Any) -> None:
+        if nvml is None:
+            try:
+                import pynvml as nvml
+            except ImportError:
+                return
+        try:
+            nvml.nvmlInit()
+            handles = [_nvml_handle(nvml, device) for device in devices]
+            # Boards before Volta have no such counter.
+            for handle in handles:
+                nvml.nvmlDeviceGetTotalEnergyConsumption(handle)
+        except nvml.NVMLError:
+            return
+        self._nvml, self._handles = nvml, handles
+
+    def read(self) -> tuple[_Counter, ...]:
+        """The counters as they stand; nothing where energy is estimated."""
+        if self._nvml is not None:
+            millijoules = [self._nvml.nvmlDeviceGetTotalEnergyConsumption(handle) for handle in self._handles]
+            return tuple(_Counter(str(index), value / 1e3) for index, value in enumerate(millijoules))
+        return tuple(_read_zone(zone) for zone in self._zones)
+
+    def joules_since(self, before: tuple[_Counter, ...], flops: int) -> float:
+        """Joules since a reading; from the `flops` counted since then where nothing measures.
+
+        A counter that has begun again is followed over one return to 0; a large server's comes back after half an hour or
+        more, which no interval between readings may exceed.
+        """
+        if self.source == ESTIMATE:
+            return flops * self.joules_per_flop
+        total = 0.0
+        for earlier, later in zip(before, self.read(), strict=True):
+            spent = later.joules - earlier.joules
+            total += spent + later.span if spent < 0 and later.span is not None else max(spent, 0.0)
+        return total
+
+
+def _nvml_handle(nvml: Any, device: jax.Device) -> Any:
+    """NVML's handle of a JAX device; JAX counts the visible GPUs alone, NVML all."""
+    index = getattr(device, "local_hardware_id", None) or 0
+    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    name = visible[index] if index < len(visible) else str(index)
+    return nvml.nvmlDeviceGetHandleByIndex(int(name)) if name.isdecimal() else nvml.nvmlDeviceGetHandleByUUID(name)
+
+
+def readable_zones(powercap: Path) -> list[Path]:
+    """The zones that together count each socket and its memory once; none where any of them cannot be read.
+
+    A socket is `intel-rapl:0`, on AMD too. Its zone "dram" (`intel-rapl:0:1`) is counted apart from it; its zones "core" and
+    "uncore" are part of it, and the top zone "psys" is the whole platform, sockets included.
+    """
+    wanted = []
+    try:
+        for zone in sorted(powercap.glob("intel-rapl:*")):
+            name = (zone / "name").read_text().strip()
+            if name.startswith("package") or name == "dram":
+                _read_zone(zone)
+                wanted.append(zone)
+    except (OSError, ValueError):
+        return []
+    return wanted
+
+
+def _read_zone(zone: Path) -> _Counter:
+    microjoules, span = ((zone / name).read_text() for name in ("energy_uj", "max_energy_range_uj"))
+    return _Counter(zone.name, int(microjoules) / 1e6, int(span) / 1e6)
+
+
+def energy_summary(joules: dict[str, float], options: EnergyOptions, joules_per_flop: float) -> dict[str, Any]:
+    """What `summary.json` holds as `energy`.
+
+    Args:
+      joules: of all rounds by their source; several where a run went on in another place.
+      options: factors. joules_per_flop: behind the part that is estimated.
+    """
+    summary = {
+        **emissions(sum(joules.values()), options),
+        "source": " + ".join(joules),
+        "covers": "training rounds",
+    }
+    if ESTIMATE in joules:
+        summary["joules_per_flop"] = joules_per_flop
+    return summary
