@@ -487,7 +487,7 @@ class Trainer:
         state.record["seconds"]["build"] += time.perf_counter() - began
         judged = self.judge_stage(state)
         record["loss_start"] = None if judged is None else judged.loss
-        self.progress.stage(stage, len(self.stage_rounds), record)
+        self.progress.stage(stage, len(self.stage_rounds), record, self._loss_before(state))
         negative = [value for value in record["anchor_coefficients"] or () if value < 0]
         if negative:
             self.progress.warn(
@@ -495,6 +495,11 @@ class Trainer:
                 f"(down to {min(negative):.2f}); Eq. 5 says so, --beta auto avoids it."
             )
         return True
+
+    def _loss_before(self, state: State) -> float | None:
+        """Held-out loss of the full model before the stage that has just begun."""
+        earlier = state.record["stages"][:-1]
+        return earlier[-1]["loss_full_after_transfer"] if earlier else state.record["base_loss"]
 
     def _blocks_to_fuse(self, stage: int) -> Block:
         """The layers that a stage is grouped and fused from: the base's, or the original ones of a quantised base."""
