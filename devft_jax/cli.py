@@ -223,6 +223,7 @@ def _export(arguments: list[str]) -> int:
         out: str,
         form: Form = "adapter",
         stage: int | None = None,
+        client: str | None = None,
         model: str | None = None,
         dtype: str = "bfloat16",
     ) -> str:
@@ -233,10 +234,11 @@ def _export(arguments: list[str]) -> int:
           out: the folder to write; absent, empty, or an earlier export of the same request.
           form: adapter (PEFT), merged (the model with it), submodel (a stage's, merged) or submodel-adapter (both apart).
           stage: the stage, from 1, as of its newest checkpoint; by default the run's newest checkpoint.
+          client: whose model, in a run where every client has its own, such as one of local-only.
           model: the base, as for `devft run`; by default the one that the run or the adapter names.
           dtype: stored type of a model's weights: bfloat16, float32 or float16.
         """
-        return str(export(source, out, form=form, stage=stage, model=model, dtype=dtype))
+        return str(export(source, out, form=form, stage=stage, client=client, model=model, dtype=dtype))
 
     print(tyro.cli(options, prog="devft export", args=arguments))
     return 0

@@ -1,13 +1,14 @@
 """What a run or an adapter becomes for other tools: folders that PEFT and transformers load.
 
-    adapter            the global adapter at full depth, in PEFT's format
+    adapter            the adapter at full depth, in PEFT's format
     merged             the model with that adapter merged into its weights, in Hugging Face's layout
     submodel           a stage's submodel, its fused layers merged with its adapter, as a model of that depth
     submodel-adapter   the bare submodel as a model, and its adapter in the subfolder `adapter`
 
 A run is read from its checkpoints, never trained or given its data: a checkpoint holds the server's state at full depth as
 of the stage's start, the stage's own, and the stage's LayerMap, so the adapter at full depth is `transfer` of the three and
-the submodel is `fuse` of the base. Everything is computed in host memory.
+the submodel is `fuse` of the base. Where every client has a model of its own, the adapters are those of one client, from
+the bank. Everything is computed in host memory.
 """
 
 import warnings
@@ -44,7 +45,7 @@ from devft_jax.models.pretrained import (
 )
 from devft_jax.reporting.progress import readable_bytes
 from devft_jax.storage import RunFolder
-from devft_jax.trainer import base_fingerprint, bundled_model, fuse_blocks
+from devft_jax.trainer import base_fingerprint, bundled_model, fuse_blocks, stage_bank_shapes
 
 Form = Literal["adapter", "merged", "submodel", "submodel-adapter"]
 
@@ -75,7 +76,8 @@ class _Checkpoint:
     """What a run knew at one of its checkpoints.
 
     Attributes:
-      full: the adapter at full depth, with what the stage under way had learned. submodel: the stage's own.
+      full: the adapter at full depth, with what the stage under way had learned. submodel: the stage's own. Both are a
+        client's where models are personal.
       layer_map: of the stage. stage: from 1. base: fingerprint of the run's base.
     """
 
@@ -92,6 +94,7 @@ def export(
     *,
     form: Form = "adapter",
     stage: int | None = None,
+    client: str | None = None,
     model: str | None = None,
     dtype: str = "bfloat16",
     max_shard_bytes: int = MAX_SHARD_BYTES,
@@ -106,6 +109,7 @@ def export(
       out: the folder to write; absent, empty, or an earlier export of the same request.
       form: one of the four above.
       stage: from 1; takes the newest checkpoint of that stage, adapter, merged and submodel then being as of that moment.
+      client: whose model, by the name in the run's split; where every client has its own, and only there.
       model: the base, a folder, Hugging Face name or "bundled"; by default what the run or the adapter names.
       dtype: stored type of a model's weights, "bfloat16", "float32" or "float16"; adapters are float32.
       max_shard_bytes: a model's weights are split into files of at most this size.
@@ -123,14 +127,16 @@ def export(
     source, out = Path(source).expanduser(), Path(out).expanduser().absolute()
     if not source.is_dir():
         raise InputError(f"the folder {source} does not exist; name a run's folder or a PEFT adapter's.")
-    request = {"source": str(source.resolve()), "form": form, "stage": stage, "model": model}
+    request = {"source": str(source.resolve()), "form": form, "stage": stage, "client": client, "model": model}
     _check_out(out, source, request)
     job = _Job(out, form, dtype, max_shard_bytes, request)
     # Weights pass through host memory on their way from file to file; an accelerator may be too small for them.
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
         if (source / ADAPTER_CONFIG_FILE).is_file():
+            if client is not None:
+                raise InputError(f"{source} is a PEFT adapter, which belongs to no client; leave client out.")
             return _export_adapter_folder(job, source, stage, model)
-        return _export_run(job, source, stage, model)
+        return _export_run(job, source, stage, client, model)
 
 
 @dataclass(frozen=True)
@@ -233,8 +239,9 @@ def _export_adapter_folder(job: _Job, source: Path, stage: int | None, model: st
 # ---- a run -----------------------------------------------------------------------------------------------------------
 
 
-def _export_run(job: _Job, source: Path, stage: int | None, model: str | None) -> Exported:
+def _export_run(job: _Job, source: Path, stage: int | None, client: str | None, model: str | None) -> Exported:
     config = _run_config(source, model)
+    position = _client_position(source, config, client)
     path = _resolved(model or config.model)
     finished = source / "adapter"
     with RunFolder(source) as folder:
@@ -244,8 +251,10 @@ def _export_run(job: _Job, source: Path, stage: int | None, model: str | None) -
             return _write_full(job, config, path, adapter, f"the adapter of {source} as it finished", None)
         chosen = _chosen_round(folder, rounds, stage)
         total = sum(folder.read_record(max(rounds.values()))["stage_rounds"])
-        checkpoint = _read_checkpoint(folder, chosen, config, read_config(model_folder(path) / CONFIG_FILE))
+        checkpoint = _read_checkpoint(folder, chosen, config, read_config(model_folder(path) / CONFIG_FILE), position)
     when = f"of {source} after round {chosen} of {total}"
+    if client is not None:
+        when = f"of client '{client}' {when}"
     if job.form in ("adapter", "merged"):
         return _write_full(job, config, path, checkpoint.full, f"the adapter {when}", checkpoint.base)
     small = _submodel(config, path, checkpoint)
@@ -293,6 +302,27 @@ def _run_config(source: Path, model: str | None) -> RunConfig:
     return config
 
 
+def _client_position(source: Path, config: RunConfig, client: str | None) -> tuple[int, int] | None:
+    """The client's position and the number of clients, where every client has a model of its own; None elsewhere."""
+    algorithm = ALGORITHMS[config.algorithm](config, config.message_dtype)
+    if algorithm.personal is None:
+        if client is not None:
+            raise InputError(
+                f"the run in {source} ({config.algorithm}) has one model for all clients; leave client '{client}' out."
+            )
+        return None
+    names = [item["name"] for item in read_json(source / "split.json")["clients"]]
+    shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+    if client is None:
+        raise InputError(
+            f"the run in {source} ({config.algorithm}) has no global model, but one for each client; choose one with "
+            f"--client: {shown}."
+        )
+    if client not in names:
+        raise InputError(f"client '{client}' is not one of the run's: {shown}.")
+    return names.index(client), len(names)
+
+
 def _chosen_round(folder: RunFolder, rounds: dict[int, int], stage: int | None) -> int:
     """The round of the newest checkpoint, of a stage (from 1) where one is asked for."""
     if not rounds:
@@ -314,8 +344,10 @@ def _chosen_round(folder: RunFolder, rounds: dict[int, int], stage: int | None) 
     )
 
 
-def _read_checkpoint(folder: RunFolder, round_index: int, config: RunConfig, architecture: ModelConfig) -> _Checkpoint:
-    """One checkpoint's adapters and LayerMap; what its clients remember is not read."""
+def _read_checkpoint(
+    folder: RunFolder, round_index: int, config: RunConfig, architecture: ModelConfig, position: tuple[int, int] | None
+) -> _Checkpoint:
+    """One checkpoint's adapters and LayerMap; what its clients remember is read only for the model of one of them."""
     algorithm = ALGORITHMS[config.algorithm](config, config.message_dtype)
     record = folder.read_record(round_index)
     key = run_key(config.seed, Purpose.INITIALISATION)
@@ -323,11 +355,24 @@ def _read_checkpoint(folder: RunFolder, round_index: int, config: RunConfig, arc
     groups, layers = record["groups"], architecture.layers
     shaped = jax.eval_shape(lambda: LayerMap(jnp.zeros((groups, layers)), jnp.zeros(layers, jnp.int32)))
     like = {"full": shapes, "server": jax.eval_shape(algorithm.submodel, shapes, shaped), "layer_map": shaped}
-    arrays = jax.tree.map(jnp.asarray, jax.device_get(folder.read_some_arrays(round_index, like)))
+    if position is not None:
+        like["full_bank"] = jax.eval_shape(lambda full: algorithm.init_bank(position[1], full), shapes)
+        like["bank"] = stage_bank_shapes(algorithm, like["full_bank"], shaped)
+    arrays = jax.device_get(folder.read_some_arrays(round_index, like))
+    if position is not None:
+        for bank in ("full_bank", "bank"):
+            arrays[bank] = jax.tree.map(lambda leaf: leaf[position[0]], arrays[bank])
+    arrays = jax.tree.map(jnp.asarray, arrays)
     full, server, layer_map = (arrays[name] for name in ("full", "server", "layer_map"))
+    deep = algorithm.transfer(full, server, layer_map, config.transfer)
+    if algorithm.personal is not None:
+        row = algorithm.transfer_row(arrays["full_bank"], arrays["bank"], layer_map, config.transfer)
+        adapters = algorithm.personal(deep, row), algorithm.personal(server, arrays["bank"])
+    else:
+        adapters = algorithm.view(deep), algorithm.view(server)
     return _Checkpoint(
-        full=algorithm.view(algorithm.transfer(full, server, layer_map, config.transfer)),
-        submodel=algorithm.view(server),
+        full=adapters[0],
+        submodel=adapters[1],
         layer_map=layer_map,
         stage=record["stage"] + 1,
         base=record["base"],

@@ -19,6 +19,7 @@ from devft_jax.data.prompts import find_template, prompt_text, renderer, resolve
 from devft_jax.data.sources import LAYOUTS
 from devft_jax.data.tokens import prompt_tokens
 from devft_jax.errors import InputError
+from devft_jax.federated.algorithms import ALGORITHMS
 from devft_jax.models.files import one_line, read_json
 from devft_jax.models.generation import (
     Completion,
@@ -136,6 +137,11 @@ def open_respondent(source: str, asked: PromptOptions) -> Respondent:
     adapter_folder = folder / "adapter" if is_run else None
     if asked.adapter is not None:
         adapter_folder = Path(asked.adapter)
+    elif is_run and ALGORITHMS[run.algorithm](run, run.message_dtype).personal is not None:
+        raise InputError(
+            f"the run in {folder} ({run.algorithm}) has no global model, but one for each client; write a client's with "
+            "`devft export --client NAME` and name its folder with adapter."
+        )
     elif is_run and not (folder / "adapter").is_dir():
         raise InputError(
             f"the run in {folder} has no adapter yet; finish it with the command that started it, or name one with adapter."

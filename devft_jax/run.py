@@ -43,14 +43,15 @@ class Run:
     """A finished or stopped run.
 
     Attributes:
-      config: resolved. folder: where it lies. adapter: the global model at full depth.
+      config: resolved. folder: where it lies.
+      adapter: the global model at full depth; None where every client has its own, which `export` takes from the folder.
       summary: what `summary.json` holds; empty while unfinished.
       stopped_by: the signal that stopped the run before its last round; None when it finished.
     """
 
     config: RunConfig
     folder: Path
-    adapter: Adapter
+    adapter: Adapter | None
     summary: dict[str, Any]
     stopped_by: int | None = None
 
@@ -126,8 +127,7 @@ def _work(
         last_of_stage = state.rounds_in_stage == trainer.stage_rounds[state.stage]
         due = config.evaluate_every and state.round % config.evaluate_every == 0
         if due and not last_of_stage:
-            view = trainer.algorithm.view(state.server)
-            judged = trainer.evaluate(state, trainer.stage_base, view)
+            judged = trainer.judge_stage(state)
             if judged is not None:
                 row["held_out_loss"], row["held_out_accuracy"] = judged.loss, judged.accuracy
         folder.append_metrics(row)
@@ -174,11 +174,17 @@ def _open_run(config: RunConfig, folder: RunFolder, objects: dict[str, str]) -> 
     return folder.latest_round()
 
 
+def _global_adapter(trainer: Trainer, full: Any) -> Adapter | None:
+    """The one adapter of all clients in a state at full depth; None where each has its own."""
+    return None if trainer.algorithm.personal else trainer.algorithm.view(full)
+
+
 def _finish(trainer: Trainer, state: State, folder: RunFolder) -> dict[str, Any]:
-    """Write the adapter and the summary."""
-    adapter = trainer.algorithm.view(state.full)
-    with folder.replacing("adapter") as exported:
-        export_peft(adapter, exported, base_model=trainer.model.path)
+    """Write the adapter, where there is one for all clients, and the summary."""
+    adapter = _global_adapter(trainer, state.full)
+    if adapter is not None:
+        with folder.replacing("adapter") as exported:
+            export_peft(adapter, exported, base_model=trainer.model.path)
     summary = trainer.summary(state)
     folder.write_json("summary.json", summary)
     return summary
@@ -237,11 +243,11 @@ def train(
                 f"stopped after round {state.round} of {sum(trainer.stage_rounds)}; saved in "
                 f"{folder.path}: the same command goes on from there."
             )
-            adapter = trainer.algorithm.view(trainer.transferred(state))
+            adapter = _global_adapter(trainer, trainer.transferred(state))
             return Run(config, folder.path, adapter, {}, stop.signal)
         summary = _finish(trainer, state, folder)
         _say_summary(progress, summary, folder)
-        return Run(config, folder.path, trainer.algorithm.view(state.full), summary)
+        return Run(config, folder.path, _global_adapter(trainer, state.full), summary)
 
 
 def _say_base(progress: Progress, state: State) -> None:
@@ -258,6 +264,12 @@ def _say_summary(progress: Progress, summary: dict[str, Any], folder: RunFolder)
         progress.say(
             f"held-out loss {summary['base_loss']:.4f} -> {summary['final_loss']:.4f}, "
             f"exact match {summary['base_accuracy']:.1%} -> {summary['accuracy']:.1%}"
+        )
+    if summary["personal"] is not None:
+        spread = summary["personal"]
+        progress.say(
+            f"  means over {summary['clients']} clients' own models; standard deviations over clients "
+            f"{spread['loss_spread']:.4f} and {spread['accuracy_spread']:.1%}"
         )
     progress.say(f"finished {summary['rounds']} rounds; everything is in {folder.path}")
 

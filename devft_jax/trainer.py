@@ -9,7 +9,7 @@ The trainer knows nothing of folders, progress files or signals; `devft_jax.run`
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -29,6 +29,7 @@ from devft_jax.data import (
     draw_examples,
     gather_batch,
     length_buckets,
+    pool,
 )
 from devft_jax.developmental import (
     DevFT,
@@ -70,11 +71,13 @@ class State:
     Attributes:
       round: rounds finished, over all stages. stage: the one under way, from 0; -1 before the first.
       rounds_in_stage: finished in it. full: the algorithm's state at full depth, as of the stage's start.
+      full_bank: what clients keep, at full depth, as of the stage's start; on the host.
       server, bank, layer_map: of the stage under way. record: JSON-ready totals and stage records.
     """
 
     full: PyTree
     layer_map: LayerMap
+    full_bank: PyTree
     server: PyTree = None
     bank: PyTree = None
     round: int = 0
@@ -178,6 +181,22 @@ def base_fingerprint(base: Base, dtype: str | None = None) -> str:
     return fingerprint(*(sample for leaf in leaves for sample in sampled(leaf)))
 
 
+@dataclass(frozen=True)
+class Judgement:
+    """What held-out data says of a run's model, or of its clients' own models.
+
+    Attributes:
+      loss: nats per completion token. accuracy: share of examples answered exactly. Means over clients where models are
+        personal.
+      personal: then, JSON-ready, `losses` and `accuracies` by client and their standard deviations over clients,
+        `loss_spread` and `accuracy_spread`; None for a global model.
+    """
+
+    loss: float
+    accuracy: float
+    personal: dict[str, Any] | None = None
+
+
 class Trainer:
     """One run's machinery: fixed parts built once, and the `State` that its methods advance.
 
@@ -206,7 +225,6 @@ class Trainer:
         self.progress = progress
         self.devices = local_devices(config)
         self.compute = resolve_compute(config)
-        self.clients_per_step = resolve_clients_per_step(config, self.devices)
         self.programs = CompiledPrograms()
         self.energy = EnergyMeter(config, self.devices)
         self.model = self._quantized(model) if model else self._load_model()
@@ -219,13 +237,21 @@ class Trainer:
         self._check_cohort()
         self._check_tokens()
         self.algorithm = algorithm or ALGORITHMS[config.algorithm](config, config.message_dtype)
+        self.participants, self.local_steps = config.clients_per_round, config.local_steps
+        if self.algorithm.pools:
+            self.data = pool(self.data)
+            self.participants, self.local_steps = 1, config.clients_per_round * config.local_steps
+        # Beyond the participants there would only be padding, which costs as much as a client.
+        training_devices = self.devices[: self.participants]
+        most = -(-self.participants // len(training_devices)) * len(training_devices)
+        self.clients_per_step = min(resolve_clients_per_step(config, training_devices), most)
         self.buckets = length_buckets(config.max_length)
         self.cohort = Cohort(
             self.algorithm,
             self.model.config,
             self.compute,
             config,
-            devices=self.devices,
+            devices=training_devices,
             clients_per_step=self.clients_per_step,
             assemble=self.assemble,
             programs=self.programs,
@@ -300,7 +326,12 @@ class Trainer:
 
     def begin(self) -> State:
         """The state before the first round, with the untuned base evaluated."""
-        state = State(full=self._init_server(), layer_map=LayerMap.identity(self.model.config.layers))
+        full = self._init_server()
+        identity = LayerMap.identity(self.model.config.layers)
+        # Banks live in host memory: an accelerator may be too small for every client's row at once.
+        with jax.default_device(jax.local_devices(backend="cpu")[0]):
+            full_bank = jax.device_get(self._init_bank(full))
+        state = State(full=full, full_bank=full_bank, layer_map=identity)
         state.record = {
             "seconds": dict.fromkeys(("train", "compile", "build", "evaluate"), 0.0),
             "bytes_up": 0,
@@ -325,6 +356,9 @@ class Trainer:
     def _init_server(self) -> PyTree:
         key = run_key(self.config.seed, Purpose.INITIALISATION)
         return self.algorithm.init_server(key, self.model.config)
+
+    def _init_bank(self, full: PyTree) -> PyTree:
+        return self.algorithm.init_bank(len(self.data.clients), full)
 
     def data_fingerprint(self) -> str:
         """Tells the tokenised training and held-out data and their split apart."""
@@ -363,10 +397,13 @@ class Trainer:
         layers = self.model.config.layers
         shaped = jax.eval_shape(lambda: LayerMap(jnp.zeros((groups, layers)), jnp.zeros(layers, jnp.int32)))
         server = jax.eval_shape(self.algorithm.submodel, full, shaped)
-        bank = jax.eval_shape(lambda: self.algorithm.init_bank(len(self.data.clients), server))
-        arrays = folder.read_arrays(round_index, {"full": full, "server": server, "bank": bank, "layer_map": shaped})
+        full_bank = jax.eval_shape(self._init_bank, full)
+        bank = stage_bank_shapes(self.algorithm, full_bank, shaped)
+        shapes = {"full": full, "full_bank": full_bank, "server": server, "bank": bank, "layer_map": shaped}
+        arrays = folder.read_arrays(round_index, shapes)
         state = State(
             full=arrays["full"],
+            full_bank=jax.device_get(arrays["full_bank"]),
             server=arrays["server"],
             bank=jax.device_get(arrays["bank"]),
             layer_map=arrays["layer_map"],
@@ -399,6 +436,7 @@ class Trainer:
         }
         arrays = {
             "full": state.full,
+            "full_bank": state.full_bank,
             "server": state.server,
             "bank": state.bank,
             "layer_map": state.layer_map,
@@ -426,7 +464,7 @@ class Trainer:
         identity_map = layer_map.is_identity
         state.layer_map, state.stage, state.rounds_in_stage = layer_map, stage, 0
         state.server = self.algorithm.submodel(state.full, layer_map)
-        state.bank = self.algorithm.init_bank(len(self.data.clients), state.server)
+        state.bank = map_rows(lambda row: self.algorithm.submodel_row(row, layer_map), state.full_bank)
         self._build_submodel(state, blocks)
         jax.block_until_ready(self.stage_base)
         assign = np.asarray(layer_map.assign)
@@ -449,9 +487,9 @@ class Trainer:
         }
         state.record["stages"].append(record)
         state.record["seconds"]["build"] += time.perf_counter() - began
-        judged = self.evaluate(state, self.stage_base, self.algorithm.view(state.server))
+        judged = self.judge_stage(state)
         record["loss_start"] = None if judged is None else judged.loss
-        self.progress.stage(stage, len(self.stage_rounds), record)
+        self.progress.stage(stage, len(self.stage_rounds), record, self._loss_before(state))
         negative = [value for value in record["anchor_coefficients"] or () if value is not None and value < 0]
         if negative:
             self.progress.warn(
@@ -459,6 +497,11 @@ class Trainer:
                 f"(down to {min(negative):.2f}); Eq. 5 says so, --beta auto avoids it."
             )
         return True
+
+    def _loss_before(self, state: State) -> float | None:
+        """Held-out loss of the full model before the stage that has just begun."""
+        earlier = state.record["stages"][:-1]
+        return earlier[-1]["loss_full_after_transfer"] if earlier else state.record["base_loss"]
 
     def _blocks_to_fuse(self, stage: int) -> Block:
         """The layers that a stage is grouped and fused from: the base's, or the original ones of a quantised base."""
@@ -478,16 +521,21 @@ class Trainer:
     def end_stage(self, state: State) -> None:
         """Return what the stage learned to every layer, and record whether it survived."""
         record = state.record["stages"][-1]
-        submodel = self.evaluate(state, self.stage_base, self.algorithm.view(state.server))
+        submodel = self.judge_stage(state)
         began = time.perf_counter()
+        mode = self.config.transfer
         state.full = jax.block_until_ready(self.transferred(state))
+        state.full_bank = map_rows(
+            lambda full, row: self.algorithm.transfer_row(full, row, state.layer_map, mode), state.full_bank, state.bank
+        )
         state.record["seconds"]["build"] += time.perf_counter() - began
         full = submodel
         if not state.layer_map.is_identity:
-            full = self.evaluate(state, self.base, self.algorithm.view(state.full))
+            full = self._judge(state, self.base, state.full, state.full_bank)
         record["loss_end"] = None if submodel is None else submodel.loss
         record["loss_full_after_transfer"] = None if full is None else full.loss
         record["accuracy_full_after_transfer"] = None if full is None else full.accuracy
+        record["personal"] = None if full is None else full.personal
         self.progress.stage_end(record)
 
     def transferred(self, state: State) -> PyTree:
@@ -509,7 +557,7 @@ class Trainer:
             seed=self.config.seed,
             round=round_index,
             client_id=client.id,
-            steps=self.config.local_steps,
+            steps=self.local_steps,
             batch_size=self.config.batch_size,
         )
         weight = float(len(client.indices)) if self.config.weighting == "examples" else 1.0
@@ -524,7 +572,7 @@ class Trainer:
         """One round; advances the state and returns its line of metrics."""
         began, compiled = time.perf_counter(), self.programs.seconds
         counters, flops_before = self.energy.read(), state.record["train_flops"]
-        positions = sample_cohort(self.config.seed, state.round, self.ids, self.config.clients_per_round)
+        positions = sample_cohort(self.config.seed, state.round, self.ids, self.participants)
         members = [self.work(int(position), state.round) for position in positions]
         rate = self.learning_rate(state)
         result = self.cohort.run(
@@ -555,8 +603,8 @@ class Trainer:
             "tokens": result.tokens,
             "seconds": seconds,
             "tokens_per_second": result.tokens / seconds,
-            "bytes_up": result.bytes_up,
-            "bytes_down": result.bytes_down,
+            "bytes_up": 0 if self.algorithm.pools else result.bytes_up,
+            "bytes_down": 0 if self.algorithm.pools else result.bytes_down,
             "dropped": int(np.count_nonzero(~kept)),
             "clients": positions.tolist(),
         }
@@ -577,7 +625,8 @@ class Trainer:
         stage["rounds"] += 1
         newcomers = sorted(set(row["clients"]) - set(stage["clients"]))
         stage["clients"] += newcomers
-        totals["bytes_stage"] += len(newcomers) * stage["submodel_bytes"]
+        if not self.algorithm.pools:
+            totals["bytes_stage"] += len(newcomers) * stage["submodel_bytes"]
         totals["train_flops"] += sum(
             rows
             * length
@@ -627,6 +676,36 @@ class Trainer:
         state.record["seconds"]["evaluate"] += time.perf_counter() - began - compile_seconds
         return judged
 
+    def judge_stage(self, state: State) -> Judgement | None:
+        """The stage's model, or the clients' own models, on held-out data; None without it."""
+        return self._judge(state, self.stage_base, state.server, state.bank)
+
+    def _judge(self, state: State, base: Base, server: PyTree, bank: PyTree) -> Judgement | None:
+        personal = self.algorithm.personal
+        if personal is None:
+            judged = self.evaluate(state, base, self.algorithm.view(server))
+            return None if judged is None else Judgement(judged.loss, judged.accuracy)
+        # Rows that are equal, as those of clients that have not trained yet, make one model; it is scored once.
+        scores: dict[str, Evaluation] = {}
+        names = []
+        for position in range(len(self.data.clients)):
+            row = jax.tree.map(lambda leaf, where=position: leaf[where], bank)
+            names.append(fingerprint(*jax.tree.leaves(row)))
+            if names[-1] not in scores:
+                judged = self.evaluate(state, base, personal(server, row))
+                if judged is None:
+                    return None
+                scores[names[-1]] = judged
+        losses = np.array([scores[name].loss for name in names])
+        accuracies = np.array([scores[name].accuracy for name in names])
+        record = {
+            "losses": losses.tolist(),
+            "accuracies": accuracies.tolist(),
+            "loss_spread": float(losses.std()),
+            "accuracy_spread": float(accuracies.std()),
+        }
+        return Judgement(float(losses.mean()), float(accuracies.mean()), record)
+
     def summary(self, state: State) -> dict[str, Any]:
         """The figures of a finished run, as `summary.json` holds them."""
         stages = [
@@ -640,6 +719,7 @@ class Trainer:
             "base_loss": state.record["base_loss"],
             "accuracy": last["accuracy_full_after_transfer"],
             "base_accuracy": state.record["base_accuracy"],
+            "personal": last["personal"],
             "held_out_examples": 0 if self.data.test is None else len(self.data.test),
             "rounds": state.round,
             "seconds": state.record["seconds"],
@@ -671,6 +751,27 @@ def _anchor_coefficients(layer_map: LayerMap) -> list[float | None]:
 
 def _rounded(values: jax.Array | None) -> list[Any] | None:
     return None if values is None else np.round(np.asarray(values, float), 5).tolist()
+
+
+def stage_bank_shapes(algorithm: Algorithm, full_bank: PyTree, layer_map: LayerMap) -> PyTree:
+    """Shapes and dtypes of a stage's bank from those of the bank at full depth."""
+
+    def sized(leaf: Any, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, leaf.dtype)
+
+    clients = {leaf.shape[0] for leaf in jax.tree.leaves(full_bank)}
+    row = jax.tree.map(lambda leaf: sized(leaf, leaf.shape[1:]), full_bank)
+    staged = jax.eval_shape(algorithm.submodel_row, row, layer_map)
+    return jax.tree.map(lambda leaf: sized(leaf, (*clients, *leaf.shape)), staged)
+
+
+def map_rows(function: Callable[..., PyTree], *banks: PyTree) -> PyTree:
+    """`function` of every client's rows, on the host, one client at a time; a bank that is empty stays so."""
+    leaves = jax.tree.leaves(banks)
+    if not leaves:
+        return banks[0]
+    rows = [function(*jax.tree.map(lambda leaf, where=client: leaf[where], banks)) for client in range(len(leaves[0]))]
+    return jax.tree.map(lambda *parts: np.stack(parts), *rows)
 
 
 def _scatter(bank: PyTree, positions: np.ndarray, result: RoundResult) -> PyTree:

@@ -125,7 +125,7 @@ def test_the_command_line_runs_the_same(finished, config, tmp_path, capfd):
     assert run_command(["run", *flags(config, out=str(tmp_path))]) == 0
     assert adapter_bytes(tmp_path) == adapter_bytes(finished.folder)
     text = capfd.readouterr().err
-    assert "stage 1/3: 1 layers" in text
+    assert "stage 1/3  1 layer <- 4:  [0-3]\n" in text
     assert "round 6/6" in text
     assert "tokens/s" in text
 

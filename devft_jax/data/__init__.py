@@ -10,6 +10,7 @@ Splits by topic, length and quantity do not depend on the order of the records, 
 The others that are drawn (iid, dirichlet) do, as does what `data_limit` keeps and `test_fraction` holds out.
 """
 
+import dataclasses
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -58,6 +59,7 @@ __all__ = [
     "length_buckets",
     "load_sources",
     "partition",
+    "pool",
     "render",
     "split_record",
     "tokenize",
@@ -230,6 +232,12 @@ def build_federated_data(options: DataOptions, tokenizer: object, *, seed: int =
     groups = _groups(train, records, method, options)
     clients = _drawn_clients(train, groups, method, options, seed)
     return FederatedData(train, clients, method, test, test_records, template, notes, groups)
+
+
+def pool(data: FederatedData) -> FederatedData:
+    """The same data with one client, which holds the examples of all; its name is pool and its id 0."""
+    everything = np.sort(np.concatenate([client.indices for client in data.clients]))
+    return dataclasses.replace(data, clients=(Client("pool", 0, everything),), partition="pooled")
 
 
 def _load(spec: str | Sequence[str], options: DataOptions, limit: int | None, *, held_out: bool = False) -> list[Source]:

@@ -13,7 +13,11 @@ clients N; most algorithms keep none and use `{}`). One round is
 `down` and `up` are exactly what travels: their leaves' sizes are the bytes that are reported. Aggregation is a plain sum
 of contributions, so it streams over chunks of clients and over devices in any order; `finalize` divides by the weight that
 the sums carry. At a stage change `submodel` carries the full-depth server state into the new stage's submodel, and
-`transfer` brings what the stage learned back to every layer.
+`transfer` brings what the stage learned back to every layer; `submodel_row` and `transfer_row` do the same for what each
+client keeps, without a message.
+
+What is judged is `view(server)`, the one global model, or, where an algorithm gives `personal`, every client's own model
+`personal(server, row)`: all of them on the same held-out data, as the mean and the spread over clients.
 """
 
 from collections.abc import Callable
@@ -33,6 +37,16 @@ def no_bank(num_clients: int, server: PyTree) -> PyTree:
     return {}
 
 
+def same_row(row: PyTree, layer_map: LayerMap) -> PyTree:
+    """The row of a stage where nothing in it belongs to a layer."""
+    return row
+
+
+def newest_row(full: PyTree, stage: PyTree, layer_map: LayerMap, mode: str) -> PyTree:
+    """The row after a stage where nothing in it belongs to a layer."""
+    return stage
+
+
 @dataclass(frozen=True)
 class Algorithm:
     """The record; every function is pure and traceable.
@@ -48,10 +62,17 @@ class Algorithm:
       finish: (Down, train, Row) -> (Up, Row).
       contribution: (Up, weight f32[]) -> Sums, linear in the weight, accumulated in float32.
       finalize: (Server, Sums) -> (Server, metrics: dict of f32[]). The summed weight is positive.
-      view: Server -> Adapter, the global model that is evaluated and exported.
+      view: Server -> Adapter, the global model that is evaluated and exported; where models are personal, the part that
+        the server knows. Growth sees its layers.
       submodel: (Server at full depth, LayerMap) -> Server of the stage.
       transfer: (Server at full depth, Server of the stage, LayerMap, mode) -> Server at full depth.
-      init_bank: (number of clients, Server of the stage) -> Bank.
+      init_bank: (number of clients, Server at full depth) -> Bank at full depth.
+      submodel_row: (Row at full depth, LayerMap) -> Row of the stage.
+      transfer_row: (Row at full depth, Row of the stage, LayerMap, mode) -> Row at full depth.
+      personal: (Server, Row) -> Adapter, a client's own model, of a stage or at full depth; None where the global model is
+        what clients use.
+      pools: whether one participant holds all clients' examples and trains a round's steps of all its clients one after
+        the other. It is the server itself, so nothing travels and no byte is counted.
     """
 
     name: str
@@ -68,6 +89,10 @@ class Algorithm:
     submodel: Callable[[PyTree, LayerMap], PyTree]
     transfer: Callable[[PyTree, PyTree, LayerMap, str], PyTree]
     init_bank: Callable[[int, PyTree], PyTree] = no_bank
+    submodel_row: Callable[[PyTree, LayerMap], PyTree] = same_row
+    transfer_row: Callable[[PyTree, PyTree, LayerMap, str], PyTree] = newest_row
+    personal: Callable[[PyTree, PyTree], Adapter] | None = None
+    pools: bool = False
 
 
 def message_bytes(message: PyTree) -> int:

@@ -1,6 +1,9 @@
 """Progress of a run as plain lines, one a round, readable in a terminal and in a log file alike."""
 
+import os
 import sys
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any, TextIO
 
 
@@ -39,13 +42,27 @@ class Progress:
         """A line that is never left out."""
         print(f"warning: {text}", file=self.stream, flush=True)
 
-    def stage(self, stage: int, stages: int, record: dict[str, Any]) -> None:
-        """A stage begins: its depth and which layers were fused."""
-        start = record.get("loss_start")
-        judged = "" if start is None else f", held-out loss {start:.4f}"
-        self.say(f"stage {stage + 1}/{stages}: {record['layers']} layers{judged}")
-        if record["groups"] is not None:
-            self.say("  groups " + " ".join(_group(group) for group in record["groups"]))
+    def stage(self, stage: int, stages: int, record: dict[str, Any], before: float | None) -> None:
+        """A stage begins: which layers were fused, and what that does to held-out loss.
+
+        Args:
+          stage: from 0. stages: of the run. record: the stage's. before: held-out loss of the full model, None if unknown.
+        """
+        groups, layers, start = record["groups"], len(record["assign"]), record["loss_start"]
+        name = f"stage {stage + 1}/{stages}"
+        if groups is None:
+            self.say(f"{name}  all {layers} layers" + ("" if start is None else f";  held-out loss {start:.4f}"))
+            return
+        head = f"{name}  {len(groups)} layer{'s' if len(groups) > 1 else ''} <- {layers}:"
+        self.say(fill([head, *shown_groups(groups, record["assign"])], _columns(self.stream), indent=4))
+        said = []
+        weights = shown_weights(groups, record["anchor_coefficients"])
+        if weights:
+            said.append(weights)
+        if start is not None and before is not None:
+            said.append(f"held-out loss {before:.4f} with all {layers} layers -> {start:.4f} fused")
+        if said:
+            self.say("  " + ";  ".join(said))
 
     def round(self, row: dict[str, Any], rounds: int, stages: int, seconds_left: float) -> None:
         """A round has ended."""
@@ -59,21 +76,77 @@ class Progress:
 
     def stage_end(self, record: dict[str, Any]) -> None:
         """A stage has ended: how its submodel did, and the full model after transfer."""
-        if record.get("loss_end") is None:
+        end, full = record["loss_end"], record["loss_full_after_transfer"]
+        if end is None:
+            return
+        if record["groups"] is None:
+            self.say(f"  end of stage: held-out loss {end:.4f}")
             return
         self.say(
-            f"  end of stage: submodel {record['loss_end']:.4f}, "
-            f"full model after transfer {record['loss_full_after_transfer']:.4f}"
+            f"  end of stage: held-out loss {end:.4f} fused -> {full:.4f} with all {len(record['assign'])} layers after transfer"
         )
 
 
-def _group(layers: list[int]) -> str:
-    """A group of layers, runs written as a range: {0-3,7}."""
+def _columns(stream: TextIO) -> int:
+    """Width of the terminal behind a stream; that of a log file, which nothing limits, is 120."""
+    try:
+        return os.get_terminal_size(stream.fileno()).columns
+    except (OSError, ValueError, AttributeError):
+        return 120
+
+
+def fill(words: Sequence[str], width: int, *, indent: int) -> str:
+    """Words in lines of at most `width` characters where they fit, all but the first indented."""
+    lines = [words[0]]
+    for word in words[1:]:
+        # Two blanks set the groups off from what stands before them.
+        gap = "  " if lines[-1] is words[0] else " "
+        if len(lines[-1]) + len(gap) + len(word) <= width:
+            lines[-1] += gap + word
+        else:
+            lines.append(" " * indent + word)
+    return "\n".join(lines)
+
+
+def shown_layers(layers: Sequence[int]) -> str:
+    """Ascending layers, runs of them as ranges: 0 3-9 11-15."""
     runs: list[list[int]] = []
     for layer in layers:
         if runs and layer == runs[-1][-1] + 1:
             runs[-1].append(layer)
         else:
             runs.append([layer])
-    texts = [str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs]
-    return "{" + ",".join(texts) + "}"
+    return " ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+def shown_groups(groups: Sequence[Sequence[int]], assign: Sequence[int]) -> list[str]:
+    """Every group of layers in brackets, and the layers that are in none.
+
+    Three or more groups in a row that are adjacent blocks of one size are written as the first and the last of them:
+    `[1]..[9]` are nine single layers, `[0-1]..[6-7]` four pairs.
+    """
+    rows: list[list[Sequence[int]]] = []
+    for group in groups:
+        before = rows[-1][-1] if rows else ()
+        adjacent = rows and len(group) == len(before) and group[0] == before[-1] + 1
+        block = group[-1] - group[0] == len(group) - 1 and before and before[-1] - before[0] == len(before) - 1
+        if adjacent and block:
+            rows[-1].append(group)
+        else:
+            rows.append([group])
+    shown = []
+    for row in rows:
+        names = [f"[{shown_layers(group)}]" for group in row]
+        shown += [f"{names[0]}..{names[-1]}"] if len(row) > 2 else names
+    absent = [layer for layer, group in enumerate(assign) if group < 0]
+    return [*shown, *([f"absent: {shown_layers(absent)}"] if absent else [])]
+
+
+def shown_weights(groups: Sequence[Sequence[int]], coefficients: Sequence[float]) -> str:
+    """The anchors' weights in the groups of more than one layer, as `anchor's weight 0.70` or `... 0.90 x 3, -0.20`."""
+    pairs = zip(groups, coefficients, strict=True)
+    counts = Counter(f"{coefficient:.2f}" for group, coefficient in pairs if len(group) > 1)
+    if not counts:
+        return ""
+    shown = [weight if count == 1 else f"{weight} x {count}" for weight, count in counts.items()]
+    return ("anchor's weight " if counts.total() == 1 else "anchors' weights ") + ", ".join(shown)

@@ -13,6 +13,9 @@ from devft_jax.models.llama import PROJECTIONS, Adapter
 from tests.federated.harness import SEVEN, assert_close, assert_identical, largest_change
 from tests.tiny import CONFIG
 
+PERSONAL = [name for name, make in ALGORITHMS.items() if make(SEVEN).personal]
+GLOBAL = [name for name in ALGORITHMS if name not in PERSONAL]
+
 
 def built(name):
     """The algorithm, its state somewhere in training, and one bank row."""
@@ -41,6 +44,13 @@ def message_of(algorithm, server, row, seed=None):
 def per_layer(tree):
     """The leaves that lead with the layer axis."""
     return [leaf for leaf in jax.tree.leaves(tree) if leaf.ndim]
+
+
+def partial_map():
+    """Layers 0 and 1 form a group that learns, layer 2 one that does not, layer 3 is absent; and the matrix."""
+    matrix = np.array([[0.9, 0.1, 0, 0], [0, 0, 1, 0]], np.float32)
+    assign, train = jnp.array([0, 0, 1, -1], jnp.int32), jnp.array([True, False])
+    return LayerMap(fuse=jnp.asarray(matrix), assign=assign, train=train), matrix
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
@@ -78,12 +88,12 @@ def test_zero_sums_are_the_neutral_element(name):
     up, _ = message_of(algorithm, server, row, seed=6)
     contribution = algorithm.contribution(up, jnp.float32(2.0))
     zeros = zero_sums(algorithm, algorithm.broadcast(server), row, devices=3)
-    assert {leaf.shape[0] for leaf in jax.tree.leaves(zeros)} == {3}
+    assert {leaf.shape[0] for leaf in jax.tree.leaves(zeros)} <= {3}
     first = jax.tree.map(lambda leaf: leaf[0], zeros)
     assert_identical(jax.tree.map(jnp.add, first, contribution), contribution)
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", GLOBAL)
 def test_one_client_moves_the_server_to_where_it_went(name):
     algorithm, server, row = built(name)
     up, _ = message_of(algorithm, server, row, seed=7)
@@ -118,19 +128,30 @@ def test_the_identity_stage_is_the_full_model(name):
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_layers_that_are_absent_or_do_not_learn_keep_their_state(name):
     algorithm, server, _ = built(name)
-    # Layers 0 and 1 form a group that learns, layer 2 one that does not, layer 3 is absent.
-    matrix = np.array([[0.9, 0.1, 0, 0], [0, 0, 1, 0]], np.float32)
-    layers = LayerMap(
-        fuse=jnp.asarray(matrix),
-        assign=jnp.array([0, 0, 1, -1], jnp.int32),
-        train=jnp.array([True, False]),
-    )
+    layers, matrix = partial_map()
     stage = algorithm.submodel(server, layers)
     for fused, full in zip(per_layer(stage), per_layer(server), strict=True):
         np.testing.assert_allclose(fused, np.tensordot(matrix, full, 1), atol=1e-6)
     moved = jax.tree.map(lambda leaf: leaf + 1 if leaf.ndim else leaf, stage)
     after = algorithm.transfer(server, moved, layers, "copy")
     for new, old, trained in zip(per_layer(after), per_layer(server), per_layer(moved), strict=True):
+        assert_identical(new[2:], old[2:])
+        assert_identical(new[:2], jnp.stack([trained[0]] * 2))
+
+
+@pytest.mark.parametrize("name", PERSONAL)
+def test_rows_follow_the_stages_as_the_server_does(name):
+    algorithm, server, row = built(name)
+    identity = LayerMap.identity(CONFIG.layers)
+    assert_identical(algorithm.submodel_row(row, identity), row)
+    layers, matrix = partial_map()
+    stage = algorithm.submodel_row(row, layers)
+    assert isinstance(algorithm.personal(algorithm.submodel(server, layers), stage), Adapter)
+    moved = jax.tree.map(lambda leaf: leaf + 1 if leaf.ndim else leaf, stage)
+    after = algorithm.transfer_row(row, moved, layers, "copy")
+    assert isinstance(algorithm.personal(server, after), Adapter)
+    for fused, trained, new, old in zip(*map(per_layer, (stage, moved, after, row)), strict=True):
+        np.testing.assert_allclose(fused, np.tensordot(matrix, old, 1), atol=1e-6)
         assert_identical(new[2:], old[2:])
         assert_identical(new[:2], jnp.stack([trained[0]] * 2))
 

@@ -1,9 +1,15 @@
-"""The registry: what the command line's `--algorithm` may name."""
+"""The registry: what the command line's `--algorithm` may name.
+
+`local-only` and `central` are controls, between which a federated algorithm should end: what clients reach without each
+other, and what could be reached if their data lay in one place.
+"""
 
 from collections.abc import Callable
 
 from devft_jax.federated.algorithm import Algorithm
+from devft_jax.federated.algorithms.central import central
 from devft_jax.federated.algorithms.fedit import fedit
+from devft_jax.federated.algorithms.local_only import local_only
 
 # Each takes the adapter's options and the dtype in which messages travel.
-ALGORITHMS: dict[str, Callable[..., Algorithm]] = {"fedit": fedit}
+ALGORITHMS: dict[str, Callable[..., Algorithm]] = {"fedit": fedit, "local-only": local_only, "central": central}

@@ -1,0 +1,40 @@
+"""Central training, a control: what could be reached if all clients' examples lay in one place.
+
+One participant holds the examples of all clients and takes as many optimiser steps in a round as a cohort does together,
+
+    (a, b) <- K S steps of local training of (a, b) on the pool,    K clients per round, S local steps,
+
+each on a batch drawn uniformly from the pool, without replacement within the round. So it sees as many examples as FedIT
+and does as many steps, but one after the other instead of S of them in parallel K times. Its optimiser is rebuilt in every
+round, as a client's is, and the learning rates are those of the rounds: what is left to compare is where the data lies.
+
+Nothing travels. The server state is FedIT's, so that any growth works on it in the same way, and central training with
+DevFT shows what growing costs or brings without federation.
+"""
+
+import dataclasses
+
+import jax
+
+from devft_jax.federated.algorithm import Algorithm, PyTree
+from devft_jax.federated.algorithms.fedit import fedit
+from devft_jax.models.lora import LoraOptions
+
+
+def central(options: LoraOptions, message_dtype: str = "float32") -> Algorithm:
+    """Central training with adapters as `options` say; `message_dtype` does not matter, as there is no message."""
+    federated = fedit(options)
+
+    def finalize(server: PyTree, sums: PyTree) -> tuple[PyTree, dict[str, jax.Array]]:
+        server, metrics = federated.finalize(server, sums)
+        # One participant has no aggregation error.
+        return server, {"update_norm": metrics["update_norm"]}
+
+    return dataclasses.replace(
+        federated,
+        name="central",
+        reference="control: all examples in one place, as many steps a round as a cohort has",
+        message="nothing",
+        finalize=finalize,
+        pools=True,
+    )

@@ -1,0 +1,66 @@
+"""Local-only training, a control: what the clients reach without each other.
+
+Every client i starts from the common initialisation (a_0, b_0) and trains both factors on its own examples whenever it is
+sampled, from where it stopped the last time:
+
+    (a_i, b_i) <- local training of (a_i, b_i) on the examples of client i.
+
+The cohorts, the examples, their order and the learning rates are those of FedIT with the same seed. Nothing is sent: the
+common initialisation follows from the seed. Each client keeps its own factors between rounds, while its optimiser is
+rebuilt in every round, as in FedIT.
+
+There is no global model. What is judged are the clients' own models on the common held-out data, as the mean over all
+clients; one that has not been sampled yet still has the initial adapter, which is the untuned base.
+
+With a growth the clients' factors are mapped over layers as LoRA is, each by itself, and the server, which knows no
+client's factors, groups layers by the base and the common initialisation.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from devft_jax.developmental import LayerMap, fuse, inherit
+from devft_jax.federated.algorithm import Algorithm, PyTree
+from devft_jax.federated.algorithms.fedit import fedit
+from devft_jax.models.llama import Adapter
+from devft_jax.models.lora import LoraOptions
+
+
+def local_only(options: LoraOptions, message_dtype: str = "float32") -> Algorithm:
+    """Local-only training with adapters as `options` say; `message_dtype` does not matter, as there is no message.
+
+    Server: the common initialisation, which never changes. Row: the client's factors, {projection: LoraFactors [G, ...]}.
+    """
+    federated = fedit(options)
+
+    def start(down: PyTree, row: PyTree) -> tuple[PyTree, PyTree]:
+        return row, ()
+
+    def finish(down: PyTree, train: PyTree, row: PyTree) -> tuple[PyTree, PyTree]:
+        return {}, train
+
+    def init_bank(num_clients: int, server: Adapter) -> PyTree:
+        return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (num_clients, *leaf.shape)), server.lora)
+
+    def transfer_row(full: PyTree, stage: PyTree, layer_map: LayerMap, mode: str) -> PyTree:
+        return inherit(layer_map, stage, full, mode=mode)
+
+    return Algorithm(
+        name="local-only",
+        reference="control: every client alone, judged by the mean over clients",
+        message="nothing",
+        init_server=federated.init_server,
+        broadcast=lambda server: {},
+        start=start,
+        adapter=federated.adapter,
+        finish=finish,
+        contribution=lambda up, weight: {},
+        finalize=lambda server, sums: (server, {}),
+        view=federated.view,
+        submodel=federated.submodel,
+        transfer=federated.transfer,
+        init_bank=init_bank,
+        submodel_row=lambda row, layer_map: fuse(layer_map, row),
+        transfer_row=transfer_row,
+        personal=lambda server, row: server.replace(lora=row),
+    )
