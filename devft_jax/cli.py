@@ -62,6 +62,7 @@ def configure_jax() -> None:
 COMMANDS = {
     "run": "train, or go on with an unfinished run",
     "replay": "train one client of one round again, step by step, to see where it breaks",
+    "report": "a run's folder, finished or not, as one page: report.html",
     "export": "a run's adapter, merged model or stage's submodel, as PEFT and transformers load it",
     "generate": "answer prompts with a run's model, or any other, with and without its adapter",
     "list": "algorithms, growths, presets, data sets and templates",
@@ -90,7 +91,7 @@ def _dispatch(arguments: list[str]) -> int:
     command, rest = arguments[0], arguments[1:]
     if command not in COMMANDS:
         raise InputError(f"the command '{command}' does not exist; choose from {', '.join(COMMANDS)}.")
-    commands = {"run": _run, "replay": _replay, "export": _export, "generate": _generate, "list": _list}
+    commands = {"run": _run, "replay": _replay, "report": _report, "export": _export, "generate": _generate, "list": _list}
     return commands[command](rest)
 
 
@@ -210,6 +211,24 @@ def _replay(arguments: list[str]) -> int:
     for step in again.steps:
         print(f"{step.step:>4}  {step.loss:>10.5f}  {step.gradient_norm:>9.4g}  {step.update_norm:>9.4g}")
     print(again.first_break or "every value is finite")
+    return 0
+
+
+def _report(arguments: list[str]) -> int:
+    import tyro
+
+    from devft_jax.report import write_report
+
+    def options(folder: tyro.conf.Positional[str], out: str | None = None) -> str:
+        """Write a run's report as one self-contained page; the run may be finished, stopped or under way.
+
+        Args:
+          folder: the run's folder; nothing else in it is changed.
+          out: the file to write; by default report.html in the folder.
+        """
+        return str(write_report(folder, out))
+
+    print(tyro.cli(options, prog="devft report", args=arguments))
     return 0
 
 

@@ -101,12 +101,15 @@ class CompiledPrograms:
 
     Attributes:
       seconds: spent compiling. count: programs compiled. scratch_bytes: largest temporary memory of any of them.
+      peak_bytes: largest memory of a program called since this was last set to 0, on each device, as XLA's analysis gives
+        it: arguments, outputs and temporaries, less what outputs share with arguments.
     """
 
     seconds: float = 0.0
     count: int = 0
     scratch_bytes: int = 0
-    _programs: dict[Any, Any] = field(default_factory=dict)
+    peak_bytes: int = 0
+    _programs: dict[Any, tuple[Any, int]] = field(default_factory=dict)
 
     def call(self, name: str, function: Any, *arguments: Any) -> Any:
         """Call a jitted function through its compiled program for these shapes, compiling on first sight."""
@@ -120,5 +123,13 @@ class CompiledPrograms:
             analysis = compiled.memory_analysis()
             if analysis is not None:
                 self.scratch_bytes = max(self.scratch_bytes, analysis.temp_size_in_bytes)
-            self._programs[key] = compiled
-        return self._programs[key](*arguments)
+            self._programs[key] = compiled, 0 if analysis is None else _total_bytes(analysis)
+        compiled, size = self._programs[key]
+        self.peak_bytes = max(self.peak_bytes, size)
+        return compiled(*arguments)
+
+
+def _total_bytes(analysis: Any) -> int:
+    """What a program needs at once."""
+    whole = analysis.argument_size_in_bytes + analysis.output_size_in_bytes + analysis.temp_size_in_bytes
+    return whole - analysis.alias_size_in_bytes

@@ -2,7 +2,8 @@
 
 `train(config)` is what `devft run` calls. All that it computes lies in the trainer's `State`, written as one checkpoint
 every few rounds, so a run that stops goes on from the last one and ends with the same adapter, bit for bit on the same
-devices, chunk size and versions.
+devices, chunk size and versions. While it goes on, `record.json` holds what `summary.json` will hold, as it stands after
+the last round; however it ends, `report.html` shows it.
 """
 
 import contextlib
@@ -33,6 +34,7 @@ from devft_jax.federated.sampling import client_keys
 from devft_jax.models.llama import Adapter
 from devft_jax.models.peft_format import export_peft
 from devft_jax.models.pretrained import Model
+from devft_jax.report import write_report
 from devft_jax.reporting import Progress, split_chart
 from devft_jax.storage import RunFolder
 from devft_jax.trainer import State, Trainer
@@ -123,6 +125,8 @@ def _work(
     config, progress = trainer.config, trainer.progress
     total, stages = sum(trainer.stage_rounds), len(trainer.stage_rounds)
     while _advance(trainer, state, history):
+        if not state.rounds_in_stage:
+            folder.write_json("record.json", trainer.summary(state))
         row = trainer.round(state)
         last_of_stage = state.rounds_in_stage == trainer.stage_rounds[state.stage]
         due = config.evaluate_every and state.round % config.evaluate_every == 0
@@ -131,6 +135,7 @@ def _work(
             if judged is not None:
                 row["held_out_loss"], row["held_out_accuracy"] = judged.loss, judged.accuracy
         folder.append_metrics(row)
+        folder.write_json("record.json", trainer.summary(state))
         history.append(row)
         progress.round(row, total, stages, _seconds_left(trainer, state, row))
         stopping = stop.signal is not None and state.round < total
@@ -180,13 +185,14 @@ def _global_adapter(trainer: Trainer, full: Any) -> Adapter | None:
 
 
 def _finish(trainer: Trainer, state: State, folder: RunFolder) -> dict[str, Any]:
-    """Write the adapter, where there is one for all clients, and the summary."""
+    """Write the adapter, where there is one for all clients, and the summary, which takes the record's place."""
     adapter = _global_adapter(trainer, state.full)
     if adapter is not None:
         with folder.replacing("adapter") as exported:
             export_peft(adapter, exported, base_model=trainer.model.path)
     summary = trainer.summary(state)
     folder.write_json("summary.json", summary)
+    (folder.path / "record.json").unlink(missing_ok=True)
     return summary
 
 
@@ -236,9 +242,12 @@ def train(
             state = trainer.resume(folder, checkpoint)
             folder.write_json("config.json", described)
             history = folder.cut_metrics(checkpoint)
+            folder.write_json("record.json", trainer.summary(state))
             progress.say(f"resuming {folder.path} after round {checkpoint}")
         finished = _work(trainer, state, folder, history, stop)
         if not finished:
+            folder.write_json("record.json", {**trainer.summary(state), "stopped_by": stop.signal})
+            write_report(folder.path)
             progress.say(
                 f"stopped after round {state.round} of {sum(trainer.stage_rounds)}; saved in "
                 f"{folder.path}: the same command goes on from there."
@@ -246,6 +255,7 @@ def train(
             adapter = _global_adapter(trainer, trainer.transferred(state))
             return Run(config, folder.path, adapter, {}, stop.signal)
         summary = _finish(trainer, state, folder)
+        write_report(folder.path)
         _say_summary(progress, summary, folder)
         return Run(config, folder.path, _global_adapter(trainer, state.full), summary)
 
@@ -271,7 +281,7 @@ def _say_summary(progress: Progress, summary: dict[str, Any], folder: RunFolder)
             f"  means over {summary['clients']} clients' own models; standard deviations over clients "
             f"{spread['loss_spread']:.4f} and {spread['accuracy_spread']:.1%}"
         )
-    progress.say(f"finished {summary['rounds']} rounds; everything is in {folder.path}")
+    progress.say(f"finished {summary['rounds']} rounds; everything is in {folder.path}, report.html shows it")
 
 
 @dataclass(frozen=True)

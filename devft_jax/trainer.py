@@ -8,10 +8,11 @@ The trainer knows nothing of folders, progress files or signals; `devft_jax.run`
 """
 
 import hashlib
+import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from importlib import resources
+from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ from devft_jax.federated.cohort import ClientWork, Cohort, RoundResult
 from devft_jax.federated.options import learning_rate_at, validate_learning_rate
 from devft_jax.federated.sampling import Purpose, client_keys, run_key, sample_cohort
 from devft_jax.models.llama import Adapter, Base, Block
+from devft_jax.models.lora import adapter_norms
 from devft_jax.models.pretrained import Model, load_original_blocks, load_pretrained
 from devft_jax.models.quantization import QTensor, is_quantized, quantize_base, quantize_projection
 from devft_jax.programs import (
@@ -197,6 +199,22 @@ class Judgement:
     personal: dict[str, Any] | None = None
 
 
+def versions(device: jax.Device) -> dict[str, str]:
+    """What a run's figures depend on besides its configuration: software, system and the kind of device."""
+    try:
+        package = metadata.version("devft-jax")
+    except metadata.PackageNotFoundError:
+        package = "not installed, run from source"
+    return {
+        "devft_jax": package,
+        "jax": jax.__version__,
+        "jaxlib": metadata.version("jaxlib"),
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "device": f"{device.platform}, {device.device_kind}",
+    }
+
+
 class Trainer:
     """One run's machinery: fixed parts built once, and the `State` that its methods advance.
 
@@ -271,6 +289,8 @@ class Trainer:
             )
         self.ids = np.array([client.id for client in self.data.clients], np.uint32)
         self.stage_base: Base = self.base
+        self.versions = versions(self.devices[0])
+        self._norms = jax.jit(lambda server: adapter_norms(self.algorithm.view(server)))
 
     def _load_model(self) -> Model:
         """The configured model; `original_blocks` gives its layers before they were packed."""
@@ -343,6 +363,7 @@ class Trainer:
             "stages": [],
             "stage_rounds": list(self.stage_rounds),
             "lengthened_after": 0,
+            "resumed_after": [],
             "clients_per_step": self.clients_per_step,
             "devices": len(self.devices),
             "data": self.data_fingerprint(),
@@ -383,6 +404,8 @@ class Trainer:
         if self.stage_rounds != planned:
             record["stage_rounds"] = list(self.stage_rounds)
             record["lengthened_after"] = record["round"]
+        if record["round"] < sum(self.stage_rounds):
+            record["resumed_after"].append(record["round"])
         for name, now in (
             ("clients_per_step", self.clients_per_step),
             ("devices", len(self.devices)),
@@ -571,7 +594,8 @@ class Trainer:
     def round(self, state: State) -> dict[str, Any]:
         """One round; advances the state and returns its line of metrics."""
         began, compiled = time.perf_counter(), self.programs.seconds
-        counters, flops_before = self.energy.read(), state.record["train_flops"]
+        self.programs.peak_bytes = 0
+        counters = self.energy.read()
         positions = sample_cohort(self.config.seed, state.round, self.ids, self.participants)
         members = [self.work(int(position), state.round) for position in positions]
         rate = self.learning_rate(state)
@@ -587,8 +611,9 @@ class Trainer:
         self._report_nonfinite(state, members, result)
         state.server = jax.block_until_ready(result.server)
         state.bank = _scatter(state.bank, positions, result)
-        compile_seconds = self.programs.seconds - compiled
-        seconds = time.perf_counter() - began - compile_seconds
+        seconds = time.perf_counter() - began - (self.programs.seconds - compiled)
+        program_bytes = self.programs.peak_bytes
+        norms = np.asarray(self.programs.call("adapter_norms", self._norms, state.server), float)
         state.round += 1
         state.rounds_in_stage += 1
         kept = result.finite
@@ -605,29 +630,20 @@ class Trainer:
             "tokens_per_second": result.tokens / seconds,
             "bytes_up": 0 if self.algorithm.pools else result.bytes_up,
             "bytes_down": 0 if self.algorithm.pools else result.bytes_down,
+            "train_flops": self._flops(state, result),
+            "program_bytes": program_bytes,
+            "adapter_norms": [float(f"{norm:.6g}") if np.isfinite(norm) else None for norm in norms],
             "dropped": int(np.count_nonzero(~kept)),
             "clients": positions.tolist(),
         }
-        self._account(state, row, result, compile_seconds)
-        joules, flops = state.record["joules"], state.record["train_flops"] - flops_before
-        joules[self.energy.source] = joules.get(self.energy.source, 0.0) + self.energy.joules_since(counters, flops)
+        self._account(state, row, self.programs.seconds - compiled)
+        joules, used = state.record["joules"], self.energy.joules_since(counters, row["train_flops"])
+        joules[self.energy.source] = joules.get(self.energy.source, 0.0) + used
         return row
 
-    def _account(self, state: State, row: dict[str, Any], result: RoundResult, compile_seconds: float) -> None:
-        totals, stage = state.record, state.record["stages"][-1]
-        for name in ("bytes_up", "bytes_down"):
-            totals[name] += row[name]
-            stage[name] += row[name]
-        totals["dropped"] += row["dropped"]
-        totals["seconds"]["train"] += row["seconds"]
-        totals["seconds"]["compile"] += compile_seconds
-        stage["seconds"] += row["seconds"]
-        stage["rounds"] += 1
-        newcomers = sorted(set(row["clients"]) - set(stage["clients"]))
-        stage["clients"] += newcomers
-        if not self.algorithm.pools:
-            totals["bytes_stage"] += len(newcomers) * stage["submodel_bytes"]
-        totals["train_flops"] += sum(
+    def _flops(self, state: State, result: RoundResult) -> int:
+        """Operations of a round's training, over all participants."""
+        return sum(
             rows
             * length
             * training_flops(
@@ -639,6 +655,22 @@ class Trainer:
             )
             for length, rows in result.rows_by_length.items()
         )
+
+    def _account(self, state: State, row: dict[str, Any], compile_seconds: float) -> None:
+        totals, stage = state.record, state.record["stages"][-1]
+        for name in ("bytes_up", "bytes_down"):
+            totals[name] += row[name]
+            stage[name] += row[name]
+        totals["train_flops"] += row["train_flops"]
+        totals["dropped"] += row["dropped"]
+        totals["seconds"]["train"] += row["seconds"]
+        totals["seconds"]["compile"] += compile_seconds
+        stage["seconds"] += row["seconds"]
+        stage["rounds"] += 1
+        newcomers = sorted(set(row["clients"]) - set(stage["clients"]))
+        stage["clients"] += newcomers
+        if not self.algorithm.pools:
+            totals["bytes_stage"] += len(newcomers) * stage["submodel_bytes"]
 
     def _report_nonfinite(self, state: State, members: Sequence[ClientWork], result: RoundResult) -> None:
         """Name every participant whose update was dropped; too many of them end the run."""
@@ -707,7 +739,7 @@ class Trainer:
         return Judgement(float(losses.mean()), float(accuracies.mean()), record)
 
     def summary(self, state: State) -> dict[str, Any]:
-        """The figures of a finished run, as `summary.json` holds them."""
+        """The figures of a run, finished or as it stands, as `summary.json` and `record.json` hold them."""
         stages = [
             {name: value for name, value in stage.items() if name not in ("clients", "groups")}
             for stage in state.record["stages"]
@@ -715,13 +747,15 @@ class Trainer:
         peak, source = peak_memory()
         last = stages[-1]
         return {
-            "final_loss": last["loss_full_after_transfer"],
+            "final_loss": last.get("loss_full_after_transfer"),
             "base_loss": state.record["base_loss"],
-            "accuracy": last["accuracy_full_after_transfer"],
+            "accuracy": last.get("accuracy_full_after_transfer"),
             "base_accuracy": state.record["base_accuracy"],
             "personal": last["personal"],
             "held_out_examples": 0 if self.data.test is None else len(self.data.test),
             "rounds": state.round,
+            "stage_rounds": list(self.stage_rounds),
+            "resumed_after": state.record["resumed_after"],
             "seconds": state.record["seconds"],
             "programs_compiled": self.programs.count,
             "bytes_up": state.record["bytes_up"],
@@ -738,6 +772,7 @@ class Trainer:
             "clients": len(self.data.clients),
             "devices": len(self.devices),
             "clients_per_step": self.clients_per_step,
+            "versions": self.versions,
             "stages": stages,
         }
 

@@ -66,3 +66,20 @@ def init_lora(
         a = jax.random.uniform(target_key, (config.layers, fan_in, rank), minval=-bound, maxval=bound)
         lora[name] = LoraFactors(a=a, b=jnp.zeros((config.layers, rank, fan_out)))
     return Adapter(lora=lora, scale=jnp.float32(alpha / rank), dropout=dropout)
+
+
+def adapter_norms(adapter: Adapter) -> jax.Array:
+    """Size of the update of each layer, f32[L]: the root of the sum over targets of ||scale a b||_F^2.
+
+    The product [in, out] is never formed: ||a b||_F^2 is the sum of the elementwise product of a^T a and b b^T, both [r, r].
+    """
+
+    def squared(name: str, factors: LoraFactors) -> jax.Array:
+        a, b = factors.a.astype(jnp.float32), factors.b.astype(jnp.float32)
+        inner = jnp.einsum("lir,lis->lrs", a, a, precision="highest")
+        outer = jnp.einsum("lro,lso->lrs", b, b, precision="highest")
+        scale = adapter.scale[name] if isinstance(adapter.scale, dict) else adapter.scale
+        return scale**2 * jnp.sum(inner * outer, axis=(1, 2))
+
+    # Rounding may leave a product of Gram matrices just below zero.
+    return jnp.sqrt(jnp.maximum(sum(squared(name, factors) for name, factors in adapter.lora.items()), 0))

@@ -1,14 +1,14 @@
 """A line chart as one self-contained SVG: no plotting package, readable in light and dark and without colour.
 
-Lines differ in dash and marker as well as in colour, and each is named beside its end.
+Lines differ in dash and marker as well as in colour, and each is named beside its end or in a legend.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 
-from devft_jax.reporting.svg import COLOURS, document, escape
+from devft_jax.reporting.svg import COLOURS, TITLE_HEIGHT, Picture, escape
 
 WIDTH, HEIGHT = 760, 420
 LEFT, RIGHT, TOP, BOTTOM = 64, 176, 48, 56
@@ -18,25 +18,73 @@ LABEL_GAP = 17
 
 @dataclass(frozen=True)
 class Line:
-    """A named series of (x, y) points, in order."""
+    """A named series of (x, y) points, in order. Lines of one name are pieces of one: one look and one label."""
 
     name: str
     points: Sequence[tuple[float, float]]
+    markers: bool = True
 
 
-def ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Two or more round values that span [low, high], about as many as asked for."""
+@dataclass(frozen=True)
+class Band:
+    """A shaded stretch of the x axis; of its `labels` the first that fits is written above it."""
+
+    start: float
+    end: float
+    labels: Sequence[str]
+    shaded: bool = True
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A thin line across the chart at x; `text` says why."""
+
+    x: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Where a chart lies and what surrounds its lines.
+
+    Attributes:
+      width, height: of the picture. named: lines are named beside their ends, else nowhere (a legend does).
+      whole: the x axis counts. bands, marks: see there. x_names: names that stand for the ticks of the x axis, at 0, 1, ...
+      low: a value that the y axis reaches down to at least. values: every point with a marker tells its y.
+    """
+
+    width: int = WIDTH
+    height: int = HEIGHT
+    named: bool = True
+    whole: bool = False
+    bands: Sequence[Band] = ()
+    marks: Sequence[Mark] = ()
+    x_names: Sequence[str] = ()
+    low: float | None = None
+    values: bool = False
+    right: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Leaves room for names at the right."""
+        object.__setattr__(self, "right", RIGHT if self.named else 18)
+
+
+def ticks(low: float, high: float, about: int = 5, *, whole: bool = False) -> list[float]:
+    """Two or more round values that span [low, high], about as many as asked for; integers if `whole`."""
     if high - low <= 1e-9 * max(abs(low), abs(high)):
         margin = abs(low) / 10 or 1.0
         low, high = low - margin, high + margin
     span = high - low
     magnitude = 10.0 ** math.floor(math.log10(span / about))
-    step = next(unit * magnitude for unit in (1, 2, 2.5, 5, 10) if span / (unit * magnitude) <= about)
+    units = (1, 2, 5, 10) if whole else (1, 2, 2.5, 5, 10)
+    step = next(unit * magnitude for unit in units if span / (unit * magnitude) <= about)
+    step = max(1.0, step) if whole else step
     first, last = math.floor(low / step), math.ceil(high / step)
     return [index * step for index in range(first, last + 1)]
 
 
-def _marker(index: int, x: float, y: float, colour: str) -> str:
+def marker(index: int, x: float, y: float, colour: str) -> str:
+    """The shape of the line of this index: circle, square, triangle or diamond."""
     size = 4.0
     shapes = (
         f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{size}" fill="{colour}"/>',
@@ -57,46 +105,132 @@ def _spread(positions: Sequence[float]) -> list[float]:
     return placed
 
 
+@dataclass(frozen=True)
+class _Scales:
+    """From values to pixels."""
+
+    x_span: tuple[float, float]
+    y_span: tuple[float, float]
+    frame: Frame
+
+    @property
+    def floor(self) -> float:
+        return self.frame.height - BOTTOM
+
+    @property
+    def wall(self) -> float:
+        return self.frame.width - self.frame.right
+
+    def across(self, x: float) -> float:
+        return LEFT + (x - self.x_span[0]) / (self.x_span[1] - self.x_span[0]) * (self.wall - LEFT)
+
+    def down(self, y: float) -> float:
+        return self.floor - (y - self.y_span[0]) / (self.y_span[1] - self.y_span[0]) * (self.floor - TOP)
+
+
+def _bands(scales: _Scales, bands: Sequence[Band]) -> Iterator[str]:
+    for band in bands:
+        start, end = scales.across(band.start), scales.across(band.end)
+        if band.shaded:
+            yield (
+                f'<rect class="band" x="{start:.1f}" y="{TOP - 18}" width="{end - start:.1f}" '
+                f'height="{scales.floor - TOP + 18}"/>'
+            )
+        label = next((text for text in band.labels if 6.2 * len(text) < end - start - 2), "")
+        if label:
+            middle = (start + end) / 2
+            yield f'<text class="note soft" x="{middle:.1f}" y="{TOP - 5}" text-anchor="middle">{escape(label)}</text>'
+
+
+def _marks(scales: _Scales, marks: Sequence[Mark]) -> Iterator[str]:
+    for mark in marks:
+        x, floor = scales.across(mark.x), scales.floor
+        yield (
+            f'<g class="resume"><title>{escape(mark.text)}</title>'
+            f'<path class="aside" stroke-dasharray="1 3" d="M{x:.1f} {TOP}V{floor}"/>'
+            f'<path class="aside" d="M{x - 4:.1f} {floor + 7}l4 -7l4 7z"/></g>'
+        )
+
+
+def _axes(scales: _Scales, x_ticks: Sequence[float], y_ticks: Sequence[float], x_label: str, y_label: str) -> Iterator[str]:
+    floor, wall, names = scales.floor, scales.wall, scales.frame.x_names
+    for tick in y_ticks:
+        y = scales.down(tick)
+        yield f'<line class="grid" x1="{LEFT}" x2="{wall}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        yield f'<text class="tick" x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>'
+    for tick in x_ticks:
+        x = scales.across(tick)
+        name = escape(names[int(tick)]) if names else f"{tick:g}"
+        yield f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{floor}" y2="{floor + 5}"/>'
+        yield f'<text class="tick" x="{x:.1f}" y="{floor + 20}" text-anchor="middle">{name}</text>'
+    yield f'<line class="axis" x1="{LEFT}" x2="{wall}" y1="{floor}" y2="{floor}"/>'
+    yield f'<text x="{(LEFT + wall) / 2}" y="{scales.frame.height - 14}" text-anchor="middle">{escape(x_label)}</text>'
+    middle = (TOP + floor) / 2
+    yield f'<text transform="translate(18 {middle}) rotate(-90)" text-anchor="middle">{escape(y_label)}</text>'
+
+
+def look(index: int) -> tuple[str, str]:
+    """Colour and dash of the line of this index."""
+    return COLOURS[index % len(COLOURS)], DASHES[index % len(DASHES)]
+
+
+def _line(scales: _Scales, line: Line, index: int) -> Iterator[str]:
+    colour, dash = look(index)
+    places = [(scales.across(x), scales.down(y)) for x, y in line.points]
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+    yield f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2" stroke-dasharray="{dash}"/>'
+    if line.markers:
+        yield from (marker(index, x, y, colour) for x, y in places)
+    if line.markers and scales.frame.values:
+        for (x, y), (_, value) in zip(places, line.points, strict=True):
+            # Beneath the end of a line that falls, where nothing is drawn.
+            under = (x, y) == places[-1] and y > places[0][1] and y < scales.floor - 24
+            height = y + 20 if under else y - 10
+            yield f'<text class="note" x="{x:.1f}" y="{height:.1f}" text-anchor="middle">{value:.2f}</text>'
+
+
+def plot_lines(title: str, x_label: str, y_label: str, lines: Sequence[Line], frame: Frame | None = None) -> Picture:
+    """The picture of one or more lines, each with at least one point."""
+    frame = frame or Frame()
+    xs = [x for line in lines for x, _ in line.points] + [x for band in frame.bands for x in (band.start, band.end)]
+    ys = [y for line in lines for _, y in line.points] + ([] if frame.low is None else [frame.low])
+    about = max(2, min(5, (frame.width - LEFT - frame.right) // 60))
+    y_ticks, x_ticks = ticks(min(ys), max(ys)), ticks(min(xs), max(xs), about, whole=frame.whole)
+    x_span = (min(xs), max(xs)) if max(xs) > min(xs) else (x_ticks[0], x_ticks[-1])
+    if frame.x_names:
+        x_ticks, x_span = [float(index) for index in range(len(frame.x_names))], (-0.3, len(frame.x_names) - 0.7)
+    scales = _Scales(x_span, (y_ticks[0], y_ticks[-1]), frame)
+    slack = 1e-9 * (x_span[1] - x_span[0])
+    shown = [tick for tick in x_ticks if x_span[0] - slack <= tick <= x_span[1] + slack]
+    parts = [*_bands(scales, frame.bands), *_axes(scales, shown, y_ticks, x_label, y_label), *_marks(scales, frame.marks)]
+    names = list(dict.fromkeys(line.name for line in lines))
+    for line in lines:
+        parts += _line(scales, line, names.index(line.name))
+    if frame.named:
+        last = {line.name: line for line in lines}
+        heights = _spread([scales.down(last[name].points[-1][1]) for name in names])
+        for index, (name, height) in enumerate(zip(names, heights, strict=True)):
+            x, y = last[name].points[-1]
+            parts.append(
+                f'<line x1="{scales.across(x) + 6:.1f}" y1="{scales.down(y):.1f}" x2="{scales.wall + 8}" y2="{height:.1f}" '
+                f'stroke="{look(index)[0]}" stroke-width="0.7" opacity="0.6"/>'
+            )
+            parts.append(f'<text x="{scales.wall + 12}" y="{height + 4:.1f}">{escape(name)}</text>')
+    return Picture(title, frame.width, frame.height, parts, left=LEFT)
+
+
 def line_chart(title: str, x_label: str, y_label: str, lines: Sequence[Line]) -> str:
     """The chart of one or more lines, each with at least one point, as SVG text."""
-    xs = [x for line in lines for x, _ in line.points]
-    ys = [y for line in lines for _, y in line.points]
-    x_ticks, y_ticks = ticks(min(xs), max(xs)), ticks(min(ys), max(ys))
+    return plot_lines(title, x_label, y_label, lines).document()
 
-    def across(x: float) -> float:
-        share = (x - x_ticks[0]) / (x_ticks[-1] - x_ticks[0])
-        return LEFT + share * (WIDTH - LEFT - RIGHT)
 
-    def down(y: float) -> float:
-        share = (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
-        return HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
-
-    floor, wall = HEIGHT - BOTTOM, WIDTH - RIGHT
-    parts = []
-    for tick in y_ticks:
-        y = down(tick)
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{wall}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>')
-    for tick in x_ticks:
-        x = across(tick)
-        parts.append(f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{floor}" y2="{floor + 5}"/>')
-        parts.append(f'<text x="{x:.1f}" y="{floor + 20}" text-anchor="middle">{tick:g}</text>')
-    parts.append(f'<line class="axis" x1="{LEFT}" x2="{wall}" y1="{floor}" y2="{floor}"/>')
-    parts.append(f'<text x="{(LEFT + wall) / 2}" y="{HEIGHT - 14}" text-anchor="middle">{escape(x_label)}</text>')
-    parts.append(
-        f'<text transform="translate(18 {(TOP + floor) / 2}) rotate(-90)" text-anchor="middle">{escape(y_label)}</text>'
-    )
-    heights = _spread([down(line.points[-1][1]) for line in lines])
-    for index, (line, height) in enumerate(zip(lines, heights, strict=True)):
-        colour, dash = COLOURS[index % len(COLOURS)], DASHES[index % len(DASHES)]
-        places = [(across(x), down(y)) for x, y in line.points]
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2" stroke-dasharray="{dash}"/>')
-        parts += [_marker(index, x, y, colour) for x, y in places]
-        end = places[-1][0]
-        parts.append(
-            f'<line x1="{end + 6:.1f}" y1="{places[-1][1]:.1f}" x2="{wall + 8}" y2="{height:.1f}" '
-            f'stroke="{colour}" stroke-width="0.7" opacity="0.6"/>'
-        )
-        parts.append(f'<text x="{wall + 12}" y="{height + 4:.1f}">{escape(line.name)}</text>')
-    return document(title, WIDTH, HEIGHT, parts, left=LEFT)
+def legend(lines: Sequence[Line]) -> list[tuple[Picture, str]]:
+    """The look and name of each of these lines."""
+    marked = {line.name: line.markers for line in reversed(lines)}
+    entries = []
+    for index, name in enumerate(dict.fromkeys(line.name for line in lines)):
+        colour, dash = look(index)
+        parts = [f'<path d="M3 {TITLE_HEIGHT + 9}h38" stroke="{colour}" stroke-width="2" stroke-dasharray="{dash}"/>']
+        parts += [marker(index, 22, TITLE_HEIGHT + 9, colour)] if marked[name] else []
+        entries.append((Picture("", 44, TITLE_HEIGHT + 18, parts), name))
+    return entries

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from devft_jax.reporting.svg import document, escape
+from devft_jax.reporting.svg import Picture, escape
 
 # What is drawn at most: the first clients, and the most frequent groups beside a column for the others.
 MAX_CLIENTS, MAX_GROUPS = 100, 24
@@ -26,17 +26,12 @@ CLIENT_LETTERS, GROUP_LETTERS = 22, 30
 
 _KINDS = {"category": "by category", "topic": "by topic", "length": "by length in tokens"}
 
-_STYLE = """
-  .note { font-size: 11px }
-  .small { font-size: 9px }
-  .count { font-size: 10px }
-  .empty { fill: #f4f4f4 } .bar { fill: #666 }
+STYLE = """
   .s1 { fill: #d0e2f2 } .s2 { fill: #a0c9e4 } .s3 { fill: #62a3d0 } .s4 { fill: #2872b2 } .s5 { fill: #083b75 }
-  .on4, .on5 { fill: #fff }
-  @media (prefers-color-scheme: dark) {
-    .empty { fill: #222 } .bar { fill: #aaa }
+  svg .on4, svg .on5 { fill: #fff }
+  @media screen and (prefers-color-scheme: dark) {
     .s1 { fill: #233f5c } .s2 { fill: #2a5b88 } .s3 { fill: #3c7cb5 } .s4 { fill: #7db8e3 } .s5 { fill: #dceefc }
-    .on3 { fill: #fff } .on4, .on5 { fill: #111 }
+    svg .on3 { fill: #fff } svg .on4, svg .on5 { fill: #111 }
   }
 """
 
@@ -126,7 +121,12 @@ def _legend(left: float, y: float) -> list[str]:
 
 
 def split_chart(split: Mapping[str, Any]) -> str:
-    """The picture of a split as SVG text.
+    """The picture of a split as SVG text; see `split_picture`."""
+    return split_picture(split).document()
+
+
+def split_picture(split: Mapping[str, Any]) -> Picture:
+    """The picture of a split.
 
     Args:
       split: what `split.json` holds (`devft_jax.data.split_record`); at least one client.
@@ -175,7 +175,7 @@ def split_chart(split: Mapping[str, Any]) -> str:
     parts.append(f'<text class="note" x="16" y="{bottom:.0f}">{_note(clients, shown)}</text>')
     title = f"{split['partition']} split of {split['examples']:,} examples over {len(clients):,} clients"
     full_width = max(bars + longest_bar + COUNT_WIDTH, right + header + 8, MIN_WIDTH)
-    return document(title, round(full_width), round(bottom + 16), parts, left=16, style=_STYLE)
+    return Picture(title, round(full_width), round(bottom + 16), parts, style=STYLE)
 
 
 def _note(clients: Sequence[Mapping[str, Any]], shown: int) -> str:

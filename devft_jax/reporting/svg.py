@@ -1,19 +1,29 @@
-"""What the charts share: one self-contained SVG document that follows the reader's light or dark setting."""
+"""What the charts share: self-contained SVG, and the same picture as part of a page, in light, dark and print."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 # The palette of Okabe and Ito, which colour-blind people can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 
-_STYLE = """
-  text { font: 13px system-ui, sans-serif; fill: #222 }
-  .title { font-size: 15px; font-weight: 600 }
-  .axis { stroke: #222; stroke-width: 1 }
-  .grid { stroke: #ddd; stroke-width: 1 }
-  .ground { fill: #fff }
-  @media (prefers-color-scheme: dark) {
-    text { fill: #eee } .axis { stroke: #eee } .grid { stroke: #444 } .ground { fill: #181818 }
+# Room for the title of a picture that stands alone; within a page a heading says it.
+TITLE_HEIGHT = 32
+
+STYLE = """
+  svg text { font: 13px system-ui, sans-serif; fill: #222 }
+  svg .title { font-size: 15px; font-weight: 600 }
+  svg .note { font-size: 11px } svg .small { font-size: 9px } svg .count { font-size: 10px }
+  svg .strong { font-weight: 600 } svg .soft { fill: #555 } svg .alert { fill: #a63c00; font-weight: 600 }
+  svg .axis { stroke: #222; stroke-width: 1 } svg .grid { stroke: #ddd; stroke-width: 1 }
+  svg .ground { fill: #fff } svg .band { fill: #000; fill-opacity: .045 } svg .bar { fill: #666 }
+  svg .outline { fill: none; stroke: #222; stroke-width: 1.4 } svg .empty { fill: #f4f4f4 }
+  svg .aside { stroke: #555; stroke-width: 1.2; fill: none }
+  @media screen and (prefers-color-scheme: dark) {
+    svg text { fill: #eee } svg .soft { fill: #b4b4b4 } svg .alert { fill: #ffa366 }
+    svg .axis { stroke: #eee } svg .grid { stroke: #3d3d3d } svg .ground { fill: #181818 }
+    svg .band { fill: #fff; fill-opacity: .07 } svg .bar { fill: #aaa }
+    svg .outline { stroke: #eee } svg .empty { fill: #222 } svg .aside { stroke: #b4b4b4 }
   }
 """
 
@@ -28,14 +38,42 @@ def escape(text: str) -> str:
     return "".join(_MARKUP.get(letter, letter) for letter in whole)
 
 
-def document(title: str, width: int, height: int, body: Iterable[str], *, left: int, style: str = "") -> str:
-    """An SVG of these elements under a title that begins at `left`; `style` is CSS besides the common one."""
-    name = escape(title)
-    opening = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" aria-label="{name}">'
-    parts = [
-        opening,
-        f"<style>{_STYLE}{style}</style>",
-        f'<rect class="ground" width="{width}" height="{height}"/>',
-        f'<text class="title" x="{left}" y="26">{name}</text>',
-    ]
-    return "\n".join([*parts, *body, "</svg>"]) + "\n"
+@dataclass(frozen=True)
+class Picture:
+    """A drawing.
+
+    Attributes:
+      title: plain text. width, height: in pixels, with `TITLE_HEIGHT` at the top left free. body: SVG elements.
+      left: where the title begins. style: CSS of its own besides the common one.
+    """
+
+    title: str
+    width: int
+    height: int
+    body: Sequence[str]
+    left: int = 16
+    style: str = ""
+
+    def document(self) -> str:
+        """The picture as a file of its own."""
+        name = escape(self.title)
+        parts = [
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {self.width} {self.height}" role="img" '
+            f'aria-label="{name}">',
+            f"<style>{STYLE}{self.style}</style>",
+            f'<rect class="ground" width="{self.width}" height="{self.height}"/>',
+            f'<text class="title" x="{self.left}" y="26">{name}</text>',
+        ]
+        return "\n".join([*parts, *self.body, "</svg>"]) + "\n"
+
+    def inline(self, *, decoration: bool = False) -> str:
+        """The picture without title and style, for a page that has both; a `decoration` is not read aloud."""
+        role = 'aria-hidden="true"' if decoration else f'role="img" aria-label="{escape(self.title)}"'
+        height = self.height - TITLE_HEIGHT
+        return "\n".join(
+            [
+                f'<svg viewBox="0 {TITLE_HEIGHT} {self.width} {height}" width="{self.width}" height="{height}" {role}>',
+                *self.body,
+                "</svg>",
+            ]
+        )

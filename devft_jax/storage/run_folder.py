@@ -1,5 +1,5 @@
 """A run is a folder: `config.json`, the split over clients as `split.json` and `split.svg`, `metrics.jsonl`,
-`checkpoints/`, `adapter/` and `summary.json`.
+`checkpoints/`, `adapter/`, `summary.json` (`record.json` until the run is finished) and `report.html`.
 
 Everything in it is either appended to (metrics, a line a round) or replaced as a whole, so that a process killed at any
 moment leaves a folder from which the run goes on. The checkpoint is the truth: metrics that ran ahead of it are cut back.
@@ -102,11 +102,15 @@ class RunFolder:
         Raises:
           InputError: the file or another line of it cannot be read.
         """
+        return self.read_metrics_so_far()[0]
+
+    def read_metrics_so_far(self) -> tuple[list[dict[str, Any]], bool]:
+        """As `read_metrics`, and whether the last line was incomplete, as while it is being written or after a kill."""
         path = self.path / "metrics.jsonl"
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
         except FileNotFoundError:
-            return []
+            return [], False
         except (OSError, ValueError) as error:
             raise InputError(f"{path} cannot be read ({error}); restore it or name another folder.") from error
         rows = []
@@ -115,9 +119,9 @@ class RunFolder:
                 rows.append(dict(json.loads(line)))
             except (ValueError, TypeError) as error:
                 if number == len(lines):
-                    break
+                    return rows, True
                 raise InputError(f"{path}:{number} is not a line of metrics; restore it or name another folder.") from error
-        return rows
+        return rows, False
 
     def cut_metrics(self, rounds: int) -> list[dict[str, Any]]:
         """Keep the lines of the first `rounds` rounds only and return them."""

@@ -3,7 +3,7 @@ from xml.etree import ElementTree
 from hypothesis import given
 from hypothesis import strategies as st
 
-from devft_jax.reporting.svg import document, escape
+from devft_jax.reporting.svg import Picture, escape
 
 # Lone surrogates and control characters too: names come from users' files.
 ANYTHING = st.text(st.characters(codec=None, exclude_categories=()), max_size=30)
@@ -11,7 +11,7 @@ ANYTHING = st.text(st.characters(codec=None, exclude_categories=()), max_size=30
 
 @given(ANYTHING)
 def test_any_text_is_well_formed_content_and_attribute(text):
-    picture = ElementTree.fromstring(document(text, 20, 10, [f"<g>{escape(text)}</g>"], left=3).encode())
+    picture = ElementTree.fromstring(Picture(text, 20, 10, [f"<g>{escape(text)}</g>"]).document().encode())
     shown = picture.find("{*}g").text or ""
     assert shown == picture.get("aria-label")
     assert "\n" not in shown

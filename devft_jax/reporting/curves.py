@@ -1,0 +1,229 @@
+"""What was learned: loss and exact match against rounds, time, bytes and operations, and across each stage change."""
+
+from collections.abc import Callable, Sequence
+
+from devft_jax.reporting import page
+from devft_jax.reporting.chart import Band, Frame, Line, Mark, legend, plot_lines
+from devft_jax.reporting.page import Cell
+from devft_jax.reporting.story import Axis, Evaluated, Stage, Story
+
+FULL, SUBMODEL, TRAINING = "full model, held-out", "stage's submodel, held-out", "training, mean over clients"
+# More points than this are drawn without a marker each.
+MARKED = 60
+# Rows of the table of rounds; of longer runs it shows every second, third ... round.
+TABLE_ROWS = 400
+
+
+def stage_bands(story: Story, axis: Axis) -> list[Band]:
+    """The stages along an axis, every second one shaded."""
+    return [
+        Band(
+            axis.values[stage.first],
+            axis.values[stage.last],
+            (f"stage {stage.number}: {stage.layers} layers", f"{stage.layers} layers", str(stage.layers)),
+            shaded=stage.number % 2 == 1,
+        )
+        for stage in story.stages
+        if stage.rows
+    ]
+
+
+def resume_marks(story: Story, axis: Axis) -> list[Mark]:
+    """Where the run was resumed."""
+    return [Mark(axis.values[after], f"resumed after round {after}") for after in story.resumes]
+
+
+def _pieces(
+    name: str, pieces: Sequence[Sequence[Evaluated]], axis: Axis, value: Callable[[Evaluated], float | None]
+) -> list[Line]:
+    known = [[(point, value(point)) for point in piece] for piece in pieces]
+    drawn = [[(axis.values[point.round], y) for point, y in piece if y is not None] for piece in known]
+    markers = sum(map(len, drawn)) <= MARKED
+    return [Line(name, points, markers) for points in drawn if points]
+
+
+def training_losses(story: Story, axis: Axis) -> list[Line]:
+    """The mean loss of each round's steps, a piece for each stage: another stage trains another submodel."""
+    drawn = [
+        [(axis.values[row["round"]], row["loss"]) for row in stage.rows if row["loss"] == row["loss"]]
+        for stage in story.stages
+    ]
+    return [Line(TRAINING, points, markers=False) for points in drawn if points]
+
+
+def loss_lines(story: Story, axis: Axis) -> list[Line]:
+    """All losses along an axis."""
+    return [
+        *_pieces(FULL, story.full_model, axis, lambda point: point.loss),
+        *_pieces(SUBMODEL, story.submodels, axis, lambda point: point.loss),
+        *training_losses(story, axis),
+    ]
+
+
+def accuracy_lines(story: Story, axis: Axis) -> list[Line]:
+    """Exact match along an axis, in per cent."""
+
+    def percent(point: Evaluated) -> float | None:
+        return None if point.accuracy is None else 100 * point.accuracy
+
+    return [
+        *_pieces(FULL, story.full_model, axis, percent),
+        *_pieces(SUBMODEL, story.submodels, axis, percent),
+    ]
+
+
+def _charts(story: Story, name: str, y_label: str, lines_of: Callable[[Story, Axis], list[Line]], low: float | None) -> str:
+    """One quantity against rounds, large, and against every cost, small."""
+    rounds, *costs = story.axes
+    lines = lines_of(story, rounds)
+    if not lines:
+        return ""
+    parts = []
+    for axis, large in ((rounds, True), (rounds, False), *((axis, False) for axis in costs)):
+        frame = Frame(
+            width=1000 if large else 340,
+            height=360 if large else 260,
+            named=False,
+            whole=axis is rounds,
+            bands=stage_bands(story, axis),
+            marks=resume_marks(story, axis),
+            low=low,
+        )
+        picture = plot_lines(f"{name} against {axis.label}", axis.label, y_label, lines_of(story, axis), frame)
+        kind = "" if axis is not rounds else "broad" if large else "narrow"
+        parts.append(page.figure(picture, "", wide=large, kind=kind))
+    return page.heading(name) + page.legend(legend(lines)) + parts[0] + page.side_by_side(*parts[1:])
+
+
+def learning(story: Story) -> str:
+    """The section."""
+    words = []
+    if story.is_grown:
+        words.append(
+            "Every second stage is shaded. Within a stage the model that is trained and evaluated is its submodel; the full "
+            "model is known before the first round and at the end of each stage, when what the submodel learned has been "
+            "carried back to every layer. In a stage at full depth the two are one."
+        )
+    if story.record["base_loss"] is None:
+        words.append("There was no held-out data, so only the training loss is known.")
+    if story.resumes:
+        after = ", ".join(map(str, story.resumes))
+        words.append(f"A dotted line with \u25b2 beneath marks where the run was resumed (after round {after}).")
+    return page.section(
+        "learning",
+        "What was learned",
+        *map(page.paragraph, words),
+        _charts(story, "Loss", "loss", loss_lines, None),
+        _charts(story, "Exact match", "exact match, %", accuracy_lines, 0.0),
+        _round_table(story),
+    )
+
+
+def _round_table(story: Story) -> str:
+    every = -(-story.rounds // TABLE_ROWS)
+    full = {point.round: point for piece in story.full_model for point in piece}
+    axes = story.axes[1:]
+
+    def line(index: int) -> list[Cell]:
+        row = story.rows[index]
+        number = row["round"]
+        known = full.get(number)
+        totals = [axis.values[number] for axis in axes]
+        held_out = row.get("held_out_loss")
+        loss = row["loss"] if row["loss"] == row["loss"] else None
+        return [
+            number,
+            row["stage"] + 1,
+            row["layers"],
+            loss,
+            held_out,
+            known and known.loss,
+            known and known.accuracy,
+            *totals,
+        ]
+
+    rounds = [index for index in range(story.rounds) if (index + 1) % every == 0 or index == story.rounds - 1]
+    part = "" if every == 1 else f", every {every}th round; metrics.jsonl has all"
+    header = ["round", "stage", "layers", "training loss", "held-out loss within the stage", "full model's loss"]
+    header += ["full model's exact match", *(axis.label for axis in axes)]
+    return page.folded("Data: every round", page.table(f"Running totals after each round{part}", header, map(line, rounds)))
+
+
+def stage_changes(story: Story) -> str:
+    """The section on what happens to the loss at each stage change."""
+    names: list[str] = []
+    full: list[list[tuple[float, float]]] = []
+    bands: list[Band] = []
+    trained: list[Line] = []
+    carried: list[tuple[float, float]] = []
+    pieces: list[Line] = []
+
+    def place(name: str, loss: float) -> tuple[float, float]:
+        names.append(name)
+        return len(names) - 1.0, loss
+
+    if story.record["base_loss"] is None or not story.is_grown:
+        return ""
+    full.append([place("base", story.record["base_loss"])])
+    carried.append(full[-1][0])
+    for stage in story.stages:
+        start, end = stage.record["loss_start"], stage.record.get("loss_end")
+        points = [place(f"start {stage.number}", start)]
+        if end is not None:
+            points.append(place(f"end {stage.number}", end))
+        labels = (f"stage {stage.number}: {stage.layers} layers", f"{stage.layers} layers", str(stage.layers))
+        bands.append(Band(points[0][0] - 0.3, points[-1][0] + 0.3, labels))
+        if stage.is_full:
+            full.append(points)
+            pieces.append(Line(_CARRIED, [*carried, points[0]], markers=False))
+            carried = []
+            continue
+        trained.append(Line(_SUBMODEL, points))
+        pieces.append(Line(_CARRIED, [*carried, points[0]], markers=False))
+        carried = [points[-1]] if end is not None else []
+        if end is not None:
+            full.append([place("full", stage.record["loss_full_after_transfer"])])
+            carried.append(full[-1][0])
+    if len(carried) > 1:
+        pieces.append(Line(_CARRIED, carried, markers=False))
+    lines = [*(Line(_FULL, points) for points in full), *trained, *(piece for piece in pieces if len(piece.points) > 1)]
+    frame = Frame(width=max(1000, 62 * len(names)), height=360, named=False, bands=bands, x_names=names, values=True)
+    picture = plot_lines("Held-out loss across the stage changes", "", "held-out loss", lines, frame)
+    words = (
+        "Each stage trains its submodel from start to end; then its adapter is carried back to all layers of its groups "
+        "(full), and the next submodel is fused from them. Dotted steps train nothing: where they rise, the stage change "
+        "costs what was learned; where they fall, the deeper model is better at once."
+    )
+    data = page.folded("Data: stage changes", _change_table(story.stages))
+    return page.section(
+        "changes",
+        "Across the stage changes",
+        page.paragraph(words),
+        page.legend(legend(lines)),
+        page.figure(picture, "", data),
+    )
+
+
+_FULL, _SUBMODEL, _CARRIED = "full model", "submodel, trained from start to end", "carried over, nothing trained"
+
+
+def _change_table(stages: Sequence[Stage]) -> str:
+    header = ["stage", "layers", "rounds", "start", "end", "full model after transfer", "exact match after transfer"]
+    rows = [
+        [
+            stage.number,
+            stage.layers,
+            len(stage.rows),
+            stage.record["loss_start"],
+            stage.record.get("loss_end"),
+            stage.record.get("loss_full_after_transfer"),
+            stage.record.get("accuracy_full_after_transfer"),
+            stage.record["transition_gap"],
+        ]
+        for stage in stages
+    ]
+    caption = (
+        "Held-out loss. The transition gap is the quantity that the paper's Lemma 1 bounds: how far, over all weights, the "
+        "submodel lies from its groups' anchors; 0 where nothing is fused"
+    )
+    return page.table(caption, [*header, "transition gap"], rows)

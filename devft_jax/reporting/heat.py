@@ -1,0 +1,185 @@
+"""Heat maps: the similarity of layers, the size of each layer's adapter over rounds, and who took part when.
+
+A value is one of nine shades of a single hue, told apart by lightness alone. The cells of one shade are one path, so that
+a matrix of thousands of cells stays small.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from devft_jax.reporting.svg import COLOURS, TITLE_HEIGHT, Picture, escape
+
+STEPS = 9
+# In light and in dark, the shade of the least and of the most, and one between.
+_STOPS = {"light": ("#e3eef8", "#5a9fd0", "#08306b"), "dark": ("#1b2c3d", "#3f82bb", "#e2f0fd")}
+
+Cells = Mapping[tuple[int, int], float]
+
+
+def mixed(first: str, second: str, share: float) -> str:
+    """The colour between two, #rrggbb."""
+    parts = [(int(first[at : at + 2], 16), int(second[at : at + 2], 16)) for at in (1, 3, 5)]
+    return "#" + "".join(f"{round(low + (high - low) * share):02x}" for low, high in parts)
+
+
+def ramp(stops: tuple[str, str, str], position: float) -> str:
+    """The colour at a position from 0 to 1 along three stops."""
+    return mixed(stops[0], stops[1], 2 * position) if position < 0.5 else mixed(stops[1], stops[2], 2 * position - 1)
+
+
+def _rules(stops: tuple[str, str, str]) -> str:
+    return " ".join(f".h{step} {{ fill: {ramp(stops, step / (STEPS - 1))} }}" for step in range(STEPS))
+
+
+STYLE = f"""
+  {_rules(_STOPS["light"])}
+  @media screen and (prefers-color-scheme: dark) {{ {_rules(_STOPS["dark"])} }}
+"""
+
+
+def step_of(value: float, low: float, high: float) -> int:
+    """The shade of a value in [low, high], 0 to STEPS - 1."""
+    return 0 if high <= low else min(STEPS - 1, max(0, math.floor((value - low) / (high - low) * STEPS)))
+
+
+def cells_of(values: Cells, low: float, high: float, left: float, top: float, width: float, height: float) -> list[str]:
+    """The paths of cells by (row, column); neighbours of one shade in a row are drawn as one."""
+    runs: list[list[str]] = [[] for _ in range(STEPS)]
+    start: tuple[int, int] | None = None
+    ordered = sorted(values)
+    for index, (row, column) in enumerate(ordered):
+        step = step_of(values[row, column], low, high)
+        start = start or (row, column)
+        following = ordered[index + 1] if index + 1 < len(ordered) else None
+        if following == (row, column + 1) and step_of(values[following], low, high) == step:
+            continue
+        x, end = left + start[1] * width, left + (column + 1) * width
+        runs[step].append(f"M{x:.4g} {top + row * height:.4g}H{end:.4g}v{height:.4g}H{x:.4g}z")
+        start = None
+    return [f'<path class="h{step}" d="{"".join(paths)}"/>' for step, paths in enumerate(runs) if paths]
+
+
+def scale(low: float, high: float, left: float, y: float, label: str, form: str = "{:.3g}") -> list[str]:
+    """The shades in order with the values where they begin and end."""
+    parts = [f'<rect class="h{step}" x="{left + 22 * step}" y="{y}" width="22" height="12"/>' for step in range(STEPS)]
+    for share, value, anchor in ((0, low, "start"), (0.5, (low + high) / 2, "middle"), (1, high, "end")):
+        x, text = left + 22 * STEPS * share, form.format(value)
+        parts.append(f'<text class="note" x="{x:.0f}" y="{y + 25}" text-anchor="{anchor}">{text}</text>')
+    parts.append(f'<text class="note soft" x="{left + 22 * STEPS + 10}" y="{y + 10}">{escape(label)}</text>')
+    return parts
+
+
+def every(count: int, room: float) -> int:
+    """Every how many of `count` entries a number fits, of `room` pixels each."""
+    return next((step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500) if step * room >= 20), max(1, count))
+
+
+def similarity_range(matrix: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """Least and largest value off the diagonal."""
+    values = [value for row, line in enumerate(matrix) for column, value in enumerate(line) if row != column]
+    return (min(values), max(values)) if values else (0.0, 1.0)
+
+
+def similarity_map(
+    title: str, matrix: Sequence[Sequence[float]], assign: Sequence[int], bounds: tuple[float, float]
+) -> Picture:
+    """Cosine similarity of layers [L, L], groups outlined; the diagonal, always 1, is left out and tells the group.
+
+    `bounds` are the values of the least and the most shade, of what lies off the diagonal.
+    """
+    size, (low, high) = len(matrix), bounds
+    cell = max(4.0, min(26.0, 380 / size))
+    left, top = 44, TITLE_HEIGHT + 26
+    values = {(row, column): matrix[row][column] for row in range(size) for column in range(size) if row != column}
+    parts = cells_of(values, low, high, left, top, cell, cell)
+    diagonal = "".join(
+        f"M{left + i * cell:.4g} {top + i * cell:.4g}h{cell:.4g}v{cell:.4g}h{-cell:.4g}z" for i in range(size)
+    )
+    parts.append(f'<path class="empty" d="{diagonal}"/>')
+    parts.append(f'<path class="outline" d="{_borders(assign, left, top, cell)}"/>')
+    step = every(size, cell)
+    for index in range(size):
+        middle = index * cell + cell / 2
+        x, y = left + middle, top + middle + 3.5
+        if cell >= 15:
+            name = "\u2013" if assign[index] < 0 else str(assign[index] + 1)
+            parts.append(f'<text class="count" x="{x:.1f}" y="{y:.1f}" text-anchor="middle">{name}</text>')
+        if index % step == 0:
+            parts.append(f'<text class="count soft" x="{left - 6}" y="{y:.1f}" text-anchor="end">{index}</text>')
+            parts.append(f'<text class="count soft" x="{x:.1f}" y="{top - 5}" text-anchor="middle">{index}</text>')
+    edge = left + size * cell
+    parts.append(f'<text class="note soft" x="{left}" y="{top - 18}">layer</text>')
+    bottom = top + size * cell + 14
+    parts += scale(low, high, left, bottom, "cosine similarity")
+    return Picture(title, round(max(edge + 12, left + 22 * STEPS + 130)), round(bottom + 32), parts)
+
+
+def _borders(assign: Sequence[int], left: float, top: float, cell: float) -> str:
+    """Lines around the cells whose two layers are of one group."""
+    size = len(assign)
+
+    def together(row: int, column: int) -> bool:
+        inside = 0 <= row < size and 0 <= column < size
+        return inside and assign[row] == assign[column] >= 0
+
+    pieces = []
+    for row in range(size + 1):
+        for column in range(size + 1):
+            x, y = left + column * cell, top + row * cell
+            if together(row - 1, column) != together(row, column):
+                pieces.append(f"M{x:.4g} {y:.4g}h{cell:.4g}")
+            if together(row, column - 1) != together(row, column):
+                pieces.append(f"M{x:.4g} {y:.4g}v{cell:.4g}")
+    return "".join(pieces)
+
+
+def time_map(
+    title: str,
+    values: Cells,
+    rows: Sequence[str],
+    columns: int,
+    bounds: tuple[float, float],
+    *,
+    rounds: int,
+    borders: Sequence[int],
+    label: str,
+    row_label: str,
+    form: str = "{:.3g}",
+    apart: bool = False,
+) -> Picture:
+    """Values by (row, column) where the columns are equal stretches of `rounds`; `borders` are rounds that end a stage.
+
+    Cells that are `apart` all have one colour and stand each for itself; the others have a scale beneath.
+    """
+    left, top, wide = 74, TITLE_HEIGHT + 8, 880.0
+    height = max(3.0, min(18.0, 460 / len(rows)))
+    width = wide / columns
+    if apart:
+        gap = 2.0 if min(width, height) > 6 else 0.5
+        size = f'width="{width - gap:.4g}" height="{height - gap:.4g}"'
+        places = [(left + column * width + gap / 2, top + row * height + gap / 2) for row, column in values]
+        parts = [f'<rect fill="{COLOURS[0]}" x="{x:.5g}" y="{y:.5g}" {size}/>' for x, y in places]
+        parts += [f'<path class="grid" d="M{left} {top + row * height:.5g}h{wide}"/>' for row in range(len(rows) + 1)]
+    else:
+        parts = cells_of(values, *bounds, left, top, width, height)
+    bottom = top + height * len(rows)
+    step = every(len(rows), height * 1.4)
+    for index, name in enumerate(rows):
+        if index % step == 0:
+            y = top + (index + 0.5) * height + 3.5
+            parts.append(f'<text class="count soft" x="{left - 6}" y="{y:.1f}" text-anchor="end">{escape(name)}</text>')
+    for border in borders:
+        x = left + wide * border / rounds
+        parts.append(f'<path class="outline" d="M{x:.1f} {top}V{bottom:.1f}"/>')
+    shown = every(rounds, wide / rounds)
+    for number in [1, *range(shown, rounds + 1, shown)]:
+        x = left + wide * (number - 0.5) / rounds
+        parts.append(f'<text class="count soft" x="{x:.1f}" y="{bottom + 14:.1f}" text-anchor="middle">{number}</text>')
+    middle = (top + bottom) / 2
+    turned = f'transform="translate(16 {middle:.0f}) rotate(-90)" text-anchor="middle"'
+    parts.append(f'<text class="note soft" {turned}>{escape(row_label)}</text>')
+    parts.append(f'<text class="note soft" x="{left + wide / 2}" y="{bottom + 30:.0f}" text-anchor="middle">round</text>')
+    if apart:
+        return Picture(title, round(left + wide + 12), round(bottom + 38), parts)
+    parts += scale(*bounds, left, bottom + 42, label, form)
+    return Picture(title, round(left + wide + 12), round(bottom + 76), parts)

@@ -1,0 +1,173 @@
+"""`report.html`: one run on one page that needs nothing else, for those who did not watch it.
+
+First what was run and what came of it, then how it learned and grew, what it cost, who took part, and how to repeat it. The
+sections lie in modules of their own; this one has the headline and puts them together.
+"""
+
+from typing import Any
+
+from devft_jax.reporting import heat, page, split, strip
+from devft_jax.reporting.costs import costs
+from devft_jax.reporting.curves import learning, stage_changes
+from devft_jax.reporting.participation import clients
+from devft_jax.reporting.settings import Settings, settings
+from devft_jax.reporting.stages import growth
+from devft_jax.reporting.story import Story
+from devft_jax.reporting.svg import escape
+from devft_jax.reporting.units import BYTES, FLOPS, SECONDS, readable
+
+
+def report_html(story: Story, configured: Settings) -> str:
+    """The page."""
+    sections = [
+        learning(story),
+        growth(story),
+        stage_changes(story),
+        costs(story),
+        clients(story),
+        settings(story, configured),
+    ]
+    title = _title(story)
+    return page.page(title, (heat.STYLE, split.STYLE, strip.STYLE), [_headline(story, title), *sections])
+
+
+def _named(story: Story, name: str) -> str:
+    """What took a part in the run: the object that was given, or what the configuration names."""
+    return story.objects.get(name, str(story.config[name]))
+
+
+def _title(story: Story) -> str:
+    return f"{_named(story, 'growth')} with {_named(story, 'algorithm')} on {_model(story)}"
+
+
+def _model(story: Story) -> str:
+    name = _named(story, "model")
+    return "the bundled model" if name == "bundled" else name
+
+
+def _state(story: Story) -> tuple[str, str]:
+    """The kind and the words of the run's state."""
+    resumed = f", resumed after round {', '.join(map(str, story.resumes))}" if story.resumes else ""
+    if story.finished:
+        return "done", f"finished: {story.rounds} rounds{resumed}"
+    how = "stopped" if story.record.get("stopped_by") else "under way or interrupted"
+    return "open", f"{how} after round {story.rounds} of {story.planned}{resumed}"
+
+
+def _what(story: Story) -> str:
+    """What was run, in one sentence."""
+    depths = [str(stage.layers) for stage in story.stages]
+    stages = f"in {len(depths)} stages of {', '.join(depths)} layers" if story.is_grown else "at full depth"
+    if story.is_grown and not story.finished:
+        stages = f"in stages so far of {', '.join(depths)} layers"
+    data, examples = _named(story, "data"), story.split["examples"]
+    return (
+        f"{_model(story)[:1].upper()}{_model(story)[1:]}, of {story.depth} layers, tuned {stages} over {story.planned} "
+        f"rounds with {story.config['clients_per_round']:,} of {len(story.split['clients']):,} clients a round, on {data} "
+        f"({examples:,} examples, {story.split['partition']} split)."
+    )
+
+
+def _moved(before: float, after: float) -> str:
+    return "fell" if after < before else "rose" if after > before else "stayed"
+
+
+def _result(story: Story) -> str:
+    """What came of it, in plain words."""
+    points = [point for piece in story.full_model for point in piece]
+    losses = [row["loss"] for row in story.rows if row["loss"] == row["loss"]]
+    training = (
+        f"The training loss went from {losses[0]:.4f} in the first round to {losses[-1]:.4f} in the last." if losses else ""
+    )
+    if not points:
+        return f"No held-out data was given, so what was learned is not measured. {training}"
+    base, last = points[0], points[-1]
+    if last.round == 0:
+        return f"The full model has not been evaluated since the start. {training}"
+    when = "" if story.finished else f", as of round {last.round}, when the full model was last evaluated"
+    text = f"Held-out loss {_moved(base.loss, last.loss)} from {base.loss:.4f} to {last.loss:.4f}"
+    if base.accuracy is not None and last.accuracy is not None:
+        text += f" and exact match {_moved(base.accuracy, last.accuracy)} from {base.accuracy:.1%} to {last.accuracy:.1%}"
+    return f"{text}{when}."
+
+
+def _tile(name: str, value: str, note: str = "", before: str = "") -> str:
+    arrow = f'<span class="from">{escape(before)} \u2192 </span>' if before else ""
+    return (
+        f'<div class="tile"><dt>{escape(name)}</dt><dd class="figure">{arrow}{escape(value)}</dd>'
+        f'<dd class="note">{escape(note)}</dd></div>'
+    )
+
+
+def _tiles(story: Story) -> list[str]:
+    record = story.record
+    points = [point for piece in story.full_model for point in piece]
+    tiles = []
+    if len(points) > 1:
+        base, last = points[0], points[-1]
+        examples = f"{record['held_out_examples']:,} held-out examples, full model"
+        tiles.append(_tile("Held-out loss", f"{last.loss:.3f}", examples, f"{base.loss:.3f}"))
+        if base.accuracy is not None and last.accuracy is not None:
+            tiles.append(
+                _tile(
+                    "Exact match",
+                    f"{last.accuracy:.1%}",
+                    "answers of which every token is the likeliest",
+                    f"{base.accuracy:.1%}",
+                )
+            )
+    spent = record["seconds"]
+    others = ", ".join(f"{name} {readable(spent[name], SECONDS)}" for name in ("compile", "build", "evaluate"))
+    tiles.append(_tile("Training time", readable(story.total("seconds")[-1], SECONDS), f"besides: {others}"))
+    up, down = story.total("bytes_up")[-1], story.total("bytes_down")[-1]
+    dense = f"; fused submodels {readable(record['bytes_stage'], BYTES)}" if record["bytes_stage"] else ""
+    tiles.append(
+        _tile("Messages", readable(up + down, BYTES), f"up {readable(up, BYTES)}, down {readable(down, BYTES)}{dense}")
+    )
+    flops = story.total("train_flops")[-1]
+    tiles.append(_tile("Training operations", readable(flops, FLOPS), "counted from shapes"))
+    if record.get("energy"):
+        tiles.append(_energy(record["energy"]))
+    tiles.append(_tile("Peak memory", readable(record["peak_memory_bytes"], BYTES), record["peak_memory_source"]))
+    return tiles
+
+
+def _energy(energy: dict[str, Any]) -> str:
+    grams = 1000 * energy["kgco2e"]
+    note = f"{grams:.3g} g CO2e at {energy['grid_kgco2e_per_kwh']:g} kg/kWh; source: {energy['source']}"
+    return _tile("Energy", f"{1000 * energy['kwh']:.3g} Wh", note)
+
+
+def _headline(story: Story, title: str) -> str:
+    kind, state = _state(story)
+    parts = [
+        f'<p class="kicker">Report of the run in {escape(story.name)}/</p>',
+        f"<h1>{escape(title)}</h1>",
+        f'<p><span class="state {kind}">{escape(state)}</span></p>',
+        page.paragraph(_what(story)),
+        page.paragraph(_result(story), "lead"),
+    ]
+    if story.cut_off:
+        parts.append(
+            page.paragraph(
+                "The last line of metrics.jsonl is incomplete and left out: the run is writing it, or was killed as it did.",
+                "alert",
+            )
+        )
+    if story.record.get("updates_dropped"):
+        parts.append(
+            page.paragraph(f"{story.record['updates_dropped']:,} updates were not finite and were dropped.", "alert")
+        )
+    links = {
+        "learning": "What was learned",
+        "growth": "How the model grew",
+        "changes": "Stage changes",
+        "costs": "Costs",
+        "clients": "Clients",
+        "settings": "Configuration",
+    }
+    if not story.is_grown or story.record["base_loss"] is None:
+        del links["changes"]
+    items = "".join(f'<li><a href="#{name}">{text}</a></li>' for name, text in links.items())
+    parts.append(f'<nav aria-label="Sections"><ul>{items}</ul></nav>')
+    return f'<header>{"".join(parts)}<dl class="tiles">{"".join(_tiles(story))}</dl></header>'

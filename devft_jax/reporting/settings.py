@@ -1,0 +1,107 @@
+"""How the run was configured, the command that says so again, and the versions that it ran on."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from devft_jax.reporting import page
+from devft_jax.reporting.page import Cell
+from devft_jax.reporting.story import Story
+from devft_jax.reporting.svg import escape
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of the configuration: its value, the one it would start from, its text, and whether it only executes."""
+
+    name: str
+    value: Any
+    start: Any
+    text: str
+    execution: bool
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The configuration as the report tells it.
+
+    Attributes:
+      start: what `devft run` starts from: a preset by name, or the defaults (None).
+      command: the command line that says the configuration; None where flags cannot.
+      file_command: the same through the folder's `config.json`.
+    """
+
+    options: Sequence[Option]
+    start: str | None
+    command: str | None
+    file_command: str
+
+
+def shown(value: Any) -> str:
+    """A value as text, tuples as the command line writes them."""
+    if isinstance(value, list | tuple):
+        return ",".join(map(str, value))
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {item}" for key, item in value.items())
+    return "\u2013" if value is None else str(value)
+
+
+def settings(story: Story, configured: Settings) -> str:
+    """The section."""
+    start = "the defaults" if configured.start is None else f"the preset {configured.start}"
+    changed = [option for option in configured.options if option.value != option.start]
+    same = [option for option in configured.options if option.value == option.start]
+    return page.section(
+        "settings",
+        "Configuration and reproduction",
+        page.heading("The command"),
+        *_command(story, configured),
+        page.heading(f"What differs from {start}"),
+        _options("What is computed", [option for option in changed if not option.execution], start, story.objects),
+        _options("How it is executed, without effect on the result", [o for o in changed if o.execution], start, {}),
+        page.folded(
+            f"The {len(same)} options that are as in {start}",
+            _options("What is computed", [option for option in same if not option.execution], start, story.objects),
+            _options("How it is executed, without effect on the result", [o for o in same if o.execution], start, {}),
+        ),
+        page.heading("Versions"),
+        page.table("What the run was last executed with", ["", "version"], list(story.record["versions"].items())),
+    )
+
+
+def _command(story: Story, configured: Settings) -> list[str]:
+    parts = []
+    if story.objects:
+        given = ", ".join(f"{name} ({text})" for name, text in story.objects.items())
+        parts.append(
+            page.paragraph(
+                f"This run was started from Python with objects: {given}. A command alone cannot reproduce it; the one "
+                "below says everything else, to be given to train() together with the same objects.",
+                "alert",
+            )
+        )
+    if configured.command is None:
+        parts.append(page.paragraph("Flags cannot say this configuration; the run's config.json can:"))
+        command = configured.file_command
+    else:
+        command = configured.command
+        parts.append(
+            page.paragraph("Name another folder after --out to run it anew; in the same folder it goes on or is done.")
+        )
+    parts.append(f"<pre><code>{escape(command)}</code></pre>")
+    return parts
+
+
+def _options(title: str, options: Sequence[Option], start: str, objects: Mapping[str, str]) -> str:
+    if not options:
+        return ""
+    rows: list[list[Cell]] = []
+    for option in options:
+        value = shown(option.value)
+        if option.name in objects:
+            value = f"object {objects[option.name]} in place of {value}"
+        row = [option.name, value, *([shown(option.start)] if option.value != option.start else []), option.text]
+        rows.append(list(row))
+    differs = options[0].value != options[0].start
+    header = ["option", "value", *([f"in {start}"] if differs else []), "meaning"]
+    return page.table(title, header, rows)

@@ -1,0 +1,169 @@
+"""How the model grew: which layers were fused at each stage, and the similarity and spectrum that the groups come from."""
+
+from itertools import pairwise
+
+from devft_jax.reporting import page
+from devft_jax.reporting.chart import Band, Frame, Line, plot_lines
+from devft_jax.reporting.heat import similarity_map, similarity_range, time_map
+from devft_jax.reporting.page import Cell
+from devft_jax.reporting.story import Stage, Story
+from devft_jax.reporting.strip import group_name, layer_strip
+
+# Columns of a map over rounds.
+MAX_COLUMNS = 120
+
+
+def growth(story: Story) -> str:
+    """The section."""
+    if not story.is_grown:
+        words = f"All {story.depth} layers were trained throughout: there are no groups and no stage changes."
+        return page.section("growth", "How the model grew", page.paragraph(words), _norms(story))
+    strip = layer_strip("Which layers were fused into which group at each stage", story.stages)
+    fused = [stage for stage in story.stages if stage.record["similarity"] is not None]
+    bounds = [similarity_range(stage.record["similarity"]) for stage in fused]
+    low, high = (min((low for low, _ in bounds), default=0.0), max((high for _, high in bounds), default=1.0))
+    sentences = [
+        f"Each narrow column is one of the model's {story.depth} layers, dark to light from first to last; a box is a "
+        "group, whose layers are fused into one layer of the stage's submodel and get the same adapter back.",
+    ]
+    negative = [
+        (stage.number, value) for stage in story.stages for value in stage.record["anchor_coefficients"] or () if value < 0
+    ]
+    if negative:
+        where = ", ".join(f"stage {number} (\u2212{-value:.2f})" for number, value in negative)
+        sentences.append(
+            f"\u25bc In {where} a group is so large that its first layer, the anchor, enters with a negative weight: it is "
+            "subtracted from the others instead of leading them. Eq. 5 of the paper says so; beta auto avoids it."
+        )
+    similarity = [
+        page.heading("Why these groups"),
+        page.paragraph(
+            "The matrices show the similarity of each pair of layers (Eq. 1), on one scale for all stages, chosen from the "
+            f"values off the diagonal alone ({low:.3f} to {high:.3f}): layers of a trained model are nearly at right angles "
+            "to each other, and on a scale up to 1 nothing would be seen. Outlines enclose the layers of a group, numbers "
+            "on the diagonal name it. Beside them, the eigenvalues of the Laplacian (Eq. 3): the eigenvectors of the shaded "
+            "ones, as many as there are groups, are what the layers are grouped by."
+        ),
+    ]
+    return page.section(
+        "growth",
+        "How the model grew",
+        *map(page.paragraph, sentences),
+        page.figure(strip, "", page.folded("Data: groups and anchor weights", _group_table(story))),
+        *(similarity if fused else []),
+        *(_why(stage, (low, high)) for stage in fused),
+        _norms(story),
+    )
+
+
+def _group_table(story: Story) -> str:
+    rows: list[list[Cell]] = []
+    for stage in story.stages:
+        coefficients = stage.record["anchor_coefficients"]
+        for group, layers in enumerate(stage.groups):
+            weight = None if coefficients is None else coefficients[group]
+            note = "\u25bc negative" if weight is not None and weight < 0 else ""
+            shown = None if weight is None else round(weight, 4)
+            rows.append([f"stage {stage.number}, group {group + 1}", group_name(layers), len(layers), shown, note])
+    return page.table(
+        "The anchor is a group's first layer; its weight in the fused layer is 1 \u2212 beta (layers \u2212 1) with DBLF",
+        ["group", "layers", "size", "anchor weight", ""],
+        rows,
+    )
+
+
+def _why(stage: Stage, bounds: tuple[float, float]) -> str:
+    """A stage's similarity and spectrum beside each other."""
+    matrix, spectrum = stage.record["similarity"], stage.record["spectrum"]
+    title = f"Stage {stage.number}: similarity of the layers"
+    heat = similarity_map(title, matrix, stage.record["assign"], bounds)
+    rows: list[list[Cell]] = [[str(index), *(f"{value:.3f}" for value in line)] for index, line in enumerate(matrix)]
+    header = ["layer", *map(str, range(len(matrix)))]
+    values = page.folded("Data: similarity", page.table("Cosine similarity of the layers", header, rows, "matrix"))
+    return (
+        f'<div class="keep"><h3>Stage {stage.number}: {stage.layers} groups</h3>'
+        + page.side_by_side(page.figure(heat, "", values, wide=False), _spectrum(stage, spectrum))
+        + "</div>"
+    )
+
+
+def _spectrum(stage: Stage, spectrum: list[float]) -> str:
+    size, kept = len(spectrum), stage.layers
+    bands = [Band(0.5, kept + 0.5, (f"the {kept} smallest", str(kept)))]
+    bands += [Band(kept + 0.5, size + 0.5, (), shaded=False)] if kept < size else []
+    points = [(index + 1.0, value) for index, value in enumerate(spectrum)]
+    frame = Frame(width=470, height=360, named=False, whole=True, bands=bands)
+    title = f"Stage {stage.number}: eigenvalues of the layers' Laplacian"
+    picture = plot_lines(title, "eigenvalue, ascending", "value", [Line("eigenvalue", points)], frame)
+    gaps = [after - before for before, after in pairwise(spectrum)]
+    # The first eigenvalue is 0 for any graph: the gap behind it says only that the layers hang together.
+    widest = max(range(1, len(gaps)), key=gaps.__getitem__, default=None)
+    caption = ""
+    if kept < size:
+        caption = f"Cut after eigenvalue {kept}, where the gap to the next is {gaps[kept - 1]:.4f}."
+        if widest is not None and kept > 1:
+            same = widest == kept - 1
+            caption += (
+                " It is the widest gap" if same else f" The widest is after eigenvalue {widest + 1} ({gaps[widest]:.4f})"
+            )
+            caption += ", the first aside, which any graph has."
+    rows: list[list[Cell]] = [[index + 1, round(value, 5)] for index, value in enumerate(spectrum)]
+    data = page.folded("Data: spectrum", page.table("Eigenvalues", ["number", "value"], rows))
+    return page.figure(picture, caption, data, wide=False)
+
+
+def bins_of(stages: list[Stage], most: int) -> list[tuple[int, int]]:
+    """Equal stretches of rounds (first, last), from 1, at most `most` of them."""
+    rounds = stages[-1].last
+    count = min(rounds, most)
+    edges = [round(index * rounds / count) for index in range(count + 1)]
+    return [(before + 1, after) for before, after in pairwise(edges)]
+
+
+def _norms(story: Story) -> str:
+    """How far each layer's adapter has moved, over rounds: a layer has the norm of its group's."""
+    bins = bins_of(story.stages, MAX_COLUMNS)
+    assigns = [stage.record["assign"] for stage in story.stages]
+    cells: dict[tuple[int, int], float] = {}
+    for column, (_, last) in enumerate(bins):
+        row = story.rows[last - 1]
+        for layer, group in enumerate(assigns[row["stage"]]):
+            if group >= 0 and row["adapter_norms"][group] is not None:
+                cells[layer, column] = row["adapter_norms"][group]
+    if not cells:
+        return ""
+    borders = [stage.last for stage in story.stages if stage.last < story.rounds and stage.rows]
+    picture = time_map(
+        "Size of each layer's low-rank update over rounds",
+        cells,
+        [str(layer) for layer in range(story.depth)],
+        len(bins),
+        (0.0, max(cells.values())),
+        rounds=story.rounds,
+        borders=borders,
+        label="norm of the update",
+        row_label="layer of the full model",
+    )
+    ends = [(stage, stage.rows[-1]["adapter_norms"]) for stage in story.stages if stage.rows]
+    rows: list[list[Cell]] = [
+        [
+            str(layer),
+            *(None if stage.record["assign"][layer] < 0 else norms[stage.record["assign"][layer]] for stage, norms in ends),
+        ]
+        for layer in range(story.depth)
+    ]
+    table = page.table("Norm at the end of each stage", ["layer", *(f"stage {stage.number}" for stage, _ in ends)], rows)
+    words = (
+        "How much of the update each layer carries: the Frobenius norm of scale \u00d7 a \u00d7 b over its adapted "
+        "projections. Layers of a group share one adapter, so they share its norm"
+        + (
+            f"; a column is the last of up to {-(-story.rounds // MAX_COLUMNS)} rounds."
+            if story.rounds > MAX_COLUMNS
+            else "."
+        )
+    )
+    return (
+        page.heading("Where the update lies")
+        + page.paragraph(words)
+        + page.figure(picture, "", page.folded("Data: norms", table))
+    )

@@ -1,0 +1,242 @@
+"""What a run's folder tells: its records, checked to fit together, and running totals over all of its rounds.
+
+Within a stage of a growing run what is evaluated is the submodel. The full model is known before the first round and where
+a stage ended, after transfer; in a stage at full depth the two are one.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate, groupby
+from typing import Any
+
+from devft_jax.errors import InputError
+from devft_jax.reporting.units import BYTES, FLOPS, SECONDS, unit_for
+
+# What the report reads of each record, besides what may be absent.
+_ROW = (
+    "round",
+    "stage",
+    "layers",
+    "loss",
+    "seconds",
+    "bytes_up",
+    "bytes_down",
+    "train_flops",
+    "program_bytes",
+    "adapter_norms",
+    "clients",
+)
+_RECORD = ("base_loss", "base_accuracy", "rounds", "stage_rounds", "resumed_after", "seconds", "bytes_stage", "versions")
+_STAGE = ("layers", "assign", "group_sizes", "anchor_coefficients", "similarity", "spectrum", "transition_gap", "loss_start")
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A running total, in a unit that suits it: `values[k]` after k rounds, from 0."""
+
+    name: str
+    unit: str
+    values: Sequence[float]
+
+    @property
+    def label(self) -> str:
+        """The axis's label."""
+        return f"{self.name}, {self.unit}" if self.unit else self.name
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage: its record and the lines of its rounds so far."""
+
+    number: int
+    record: Mapping[str, Any]
+    rows: Sequence[Mapping[str, Any]]
+    first: int
+    """Rounds of the run before it."""
+
+    @property
+    def layers(self) -> int:
+        """Depth of its submodel."""
+        return self.record["layers"]
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the submodel is the model itself."""
+        return self.record["anchor_coefficients"] is None
+
+    @property
+    def last(self) -> int:
+        """Rounds of the run up to its end, or so far."""
+        return self.first + len(self.rows)
+
+    @property
+    def groups(self) -> list[list[int]]:
+        """The layers of each group."""
+        assign = self.record["assign"]
+        return [[layer for layer, group in enumerate(assign) if group == own] for own in range(self.layers)]
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A held-out measurement after `round` rounds; `stage` from 1, 0 before the first."""
+
+    round: int
+    stage: int
+    loss: float
+    accuracy: float | None
+
+
+@dataclass(frozen=True)
+class Story:
+    """A run as its folder tells it.
+
+    Attributes:
+      name: of the folder. config: `config.json`. record: `summary.json`, or `record.json` while unfinished.
+      rows: the lines of `metrics.jsonl`, at least one. split: `split.json`.
+      finished: whether all rounds are done. cut_off: whether the last line of `metrics.jsonl` is incomplete.
+    """
+
+    name: str
+    config: Mapping[str, Any]
+    record: Mapping[str, Any]
+    rows: Sequence[Mapping[str, Any]]
+    split: Mapping[str, Any]
+    finished: bool
+    cut_off: bool
+
+    @property
+    def rounds(self) -> int:
+        """Rounds done."""
+        return len(self.rows)
+
+    @property
+    def planned(self) -> int:
+        """Rounds of the whole run."""
+        return sum(self.record["stage_rounds"])
+
+    @property
+    def depth(self) -> int:
+        """Layers of the full model."""
+        return len(self.record["stages"][0]["assign"])
+
+    @property
+    def objects(self) -> Mapping[str, str]:
+        """What was given as objects in Python, by name."""
+        return self.config.get("objects", {})
+
+    @property
+    def resumes(self) -> list[int]:
+        """After which rounds the run was resumed."""
+        return [after for after in self.record["resumed_after"] if after <= self.rounds]
+
+    @cached_property
+    def stages(self) -> list[Stage]:
+        """All stages begun, in order."""
+        rows = {number: list(part) for number, part in groupby(self.rows, key=lambda row: row["stage"])}
+        firsts = accumulate((len(rows.get(number, ())) for number in range(len(self.record["stages"]))), initial=0)
+        records = zip(self.record["stages"], firsts, strict=False)
+        return [Stage(number + 1, record, rows.get(number, ()), first) for number, (record, first) in enumerate(records)]
+
+    @property
+    def is_grown(self) -> bool:
+        """Whether any stage trains a submodel."""
+        return any(not stage.is_full for stage in self.stages)
+
+    def total(self, *names: str) -> list[float]:
+        """The running total of these columns: [rounds + 1], from 0."""
+        return list(accumulate((sum(row[name] for name in names) for row in self.rows), initial=0))
+
+    @cached_property
+    def axes(self) -> list[Axis]:
+        """What learning is drawn against: rounds, seconds of training, bytes of messages and operations."""
+        drawn = [Axis("rounds", "", list(range(self.rounds + 1)))]
+        for name, columns, units in (
+            ("training time", ("seconds",), SECONDS),
+            ("messages up and down", ("bytes_up", "bytes_down"), BYTES),
+            ("training operations", ("train_flops",), FLOPS),
+        ):
+            totals = self.total(*columns)
+            size, unit = unit_for(totals[-1], units)
+            drawn.append(Axis(name, unit, [value / size for value in totals]))
+        return drawn
+
+    @cached_property
+    def full_model(self) -> list[list[Evaluated]]:
+        """Measurements of the full model, in pieces that a line may join: base and borders, and each stage at full depth."""
+        points = []
+        if self.record["base_loss"] is not None:
+            points.append(Evaluated(0, 0, self.record["base_loss"], self.record["base_accuracy"]))
+        for stage in self.stages:
+            if stage.is_full:
+                points += _within(stage)
+            if stage.record.get("loss_full_after_transfer") is not None:
+                accuracy = stage.record["accuracy_full_after_transfer"]
+                points.append(Evaluated(stage.last, stage.number, stage.record["loss_full_after_transfer"], accuracy))
+        return [points] if points else []
+
+    @cached_property
+    def submodels(self) -> list[list[Evaluated]]:
+        """Measurements of the submodels, a piece for each stage that has any."""
+        pieces = []
+        for stage in self.stages:
+            if stage.is_full:
+                continue
+            piece = [] if stage.record["loss_start"] is None else [_start(stage)]
+            piece += _within(stage)
+            if stage.record.get("loss_end") is not None:
+                piece.append(Evaluated(stage.last, stage.number, stage.record["loss_end"], None))
+            pieces.append(piece)
+        return [piece for piece in pieces if piece]
+
+    @property
+    def deepest(self) -> Stage:
+        """The deepest stage that has rounds, the last one of several."""
+        return max((stage for stage in self.stages if stage.rows), key=lambda stage: (stage.layers, stage.number))
+
+
+def _start(stage: Stage) -> Evaluated:
+    return Evaluated(stage.first, stage.number, stage.record["loss_start"], None)
+
+
+def _within(stage: Stage) -> Iterator[Evaluated]:
+    """What was evaluated between the stage's rounds."""
+    for row in stage.rows:
+        if row.get("held_out_loss") is not None:
+            yield Evaluated(row["round"], stage.number, row["held_out_loss"], row["held_out_accuracy"])
+
+
+def check(story: Story, path: str) -> None:
+    """Raise `InputError` unless the records have what the report reads and fit together.
+
+    Args:
+      path: of the folder, for the sentence.
+    """
+    parts = [("metrics.jsonl", _ROW, story.rows), ("its record", _RECORD, [story.record])]
+    parts.append(("a stage of its record", _STAGE, story.record.get("stages", [])))
+    for where, names, records in parts:
+        for record in records:
+            missing = [name for name in names if name not in record]
+            if missing:
+                raise InputError(
+                    f"the run in {path} was written by another version of devft or damaged ({where} lacks {missing[0]}); "
+                    "run it again in another folder to report on it."
+                )
+    stages, clients = story.record.get("stages", []), len(story.split.get("clients", []))
+    rounds = [row["round"] for row in story.rows]
+    problems = {
+        "metrics.jsonl is not one line for each round": rounds != list(range(1, len(rounds) + 1)),
+        "metrics.jsonl has rounds of stages that its record lacks": any(
+            row["stage"] not in range(len(stages)) or row["layers"] != stages[row["stage"]]["layers"] for row in story.rows
+        ),
+        "its stages are of models of different depths": len({len(stage["assign"]) for stage in stages}) > 1,
+        "metrics.jsonl names clients that split.json lacks": any(
+            max(row["clients"], default=0) >= clients for row in story.rows
+        ),
+        "metrics.jsonl has norms for another number of layers": any(
+            len(row["adapter_norms"]) != row["layers"] for row in story.rows
+        ),
+    }
+    for problem, found in problems.items():
+        if found:
+            raise InputError(f"the records in {path} do not fit together ({problem}); run it again in another folder.")

@@ -1,0 +1,32 @@
+"""Quantities in the unit that suits them: of one figure as text, and of an axis as a factor."""
+
+SECONDS = ((1.0, "s"), (60.0, "min"), (3600.0, "h"))
+BYTES = ((1.0, "B"), (1e3, "kB"), (1e6, "MB"), (1e9, "GB"), (1e12, "TB"))
+FLOPS = tuple(
+    (10.0 ** (3 * power), f"{prefix}FLOPs") for power, prefix in enumerate(("", "k", "M", "G", "T", "P", "E", "Z"))
+)
+
+Units = tuple[tuple[float, str], ...]
+
+
+def unit_for(largest: float, units: Units) -> tuple[float, str]:
+    """The largest unit of which `largest` is at least one (for an axis up to there), as (size, name)."""
+    return next((unit for unit in reversed(units) if largest >= unit[0]), units[0])
+
+
+def readable(value: float, units: Units) -> str:
+    """A figure with three significant digits and its unit; seconds up to a minute and a half are told in seconds."""
+    size, name = (1.0, "s") if units is SECONDS and value < 90 else unit_for(value, units)
+    scaled = value / size
+    digits = 0 if scaled >= 99.95 or name == "B" else 1 if scaled >= 9.995 else 2
+    return f"{scaled:,.{digits}f} {name}"
+
+
+def readable_ratio(part: float, whole: float) -> str:
+    """How much smaller or larger `part` is: 8.2x less, 1.3x more, or the same."""
+    if not part or not whole:
+        return ""
+    times = whole / part
+    if 0.995 < times < 1.005:
+        return "the same"
+    return f"{times:.3g}\u00d7 less" if times > 1 else f"{1 / times:.3g}\u00d7 more"
