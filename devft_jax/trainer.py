@@ -751,7 +751,7 @@ class Trainer:
             "base_loss": state.record["base_loss"],
             "accuracy": last.get("accuracy_full_after_transfer"),
             "base_accuracy": state.record["base_accuracy"],
-            "personal": last["personal"],
+            "personal": last.get("personal"),
             "held_out_examples": 0 if self.data.test is None else len(self.data.test),
             "rounds": state.round,
             "stage_rounds": list(self.stage_rounds),
