@@ -1,0 +1,212 @@
+"""The documentation runs: its Python blocks are executed, its commands parsed, its links followed."""
+
+import inspect
+import json
+import re
+import shlex
+import sys
+import types
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from devft_jax import cli, trainer
+from devft_jax.config import validate
+from devft_jax.developmental import next_stage
+from devft_jax.federated.algorithms import ALGORITHMS
+from tests.conftest import REPOSITORY
+from tests.federated import test_algorithm as laws
+from tests.tiny_run import write_run_inputs
+
+PAGES = ("README.md", "docs/algorithm.md", "docs/extending.md", "docs/reproducing.md")
+
+# Commands that take a run's options; `plan` may have some of its own, which the pages leave alone.
+AS_RUN = ("run", "plan")
+# Commands that take the folder of a run and options of their own.
+OF_A_FOLDER = {"export": "devft_jax.export.export", "replay": "devft_jax.run.replay"}
+
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\[([^\]]+)\]\(([^)#\s]+)\)|^\[(\w+)\]: (\S+)$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Fenced:
+    """A fenced block: its language, its text and the line of the page on which the text begins."""
+
+    language: str
+    text: str
+    line: int
+
+
+def page_text(page: str) -> str:
+    return (REPOSITORY / page).read_text(encoding="utf-8")
+
+
+def fenced(page: str) -> list[Fenced]:
+    text = page_text(page)
+    return [Fenced(found[1], found[2], text[: found.start(2)].count("\n") + 1) for found in FENCE.finditer(text)]
+
+
+def python_of(page: str) -> list[Fenced]:
+    return [block for block in fenced(page) if block.language == "python"]
+
+
+def commands_of(page: str) -> list[str]:
+    lines = [line for block in fenced(page) if block.language != "python" for line in block.text.splitlines()]
+    return [line.split(" #")[0] for line in lines if line.startswith("devft ")]
+
+
+def run_blocks(page: str, **given: object) -> types.ModuleType:
+    """The page's Python as one module, its test functions called; an error shows the page and its line."""
+    module = types.ModuleType(Path(page).stem)
+    vars(module).update(given)
+    # Dataclasses look their module up.
+    sys.modules[module.__name__] = module
+    try:
+        for block in python_of(page):
+            source = "\n" * (block.line - 1) + block.text
+            exec(compile(source, str(REPOSITORY / page), "exec"), vars(module))
+        for name, test in list(vars(module).items()):
+            if name.startswith("test_") and inspect.isfunction(test):
+                test()
+    finally:
+        del sys.modules[module.__name__]
+    return module
+
+
+def laws_of(name: str) -> list[Callable[[str], None]]:
+    """The tests of tests/federated/test_algorithm.py that an algorithm of the registry goes through."""
+    tests = [law for _, law in inspect.getmembers(laws, inspect.isfunction) if hasattr(law, "pytestmark")]
+    found = [law for law in tests for mark in law.pytestmark if mark.args[0] == "name" and name in mark.args[1]]
+    assert found
+    return found
+
+
+@pytest.fixture
+def room(tmp_path, word_tokenizer, monkeypatch) -> Path:
+    """A folder to work in, with data as the README names it; `bundled` is a tiny model there."""
+    write_run_inputs(tmp_path, word_tokenizer)
+    (tmp_path / "clients").mkdir()
+    for path in tmp_path.glob("client_*.json"):
+        records = json.loads(path.read_text())
+        (tmp_path / "clients" / f"{path.stem}.jsonl").write_text("\n".join(map(json.dumps, records)))
+    (tmp_path / "my_run.yaml").write_text("rounds: 8\n")
+    monkeypatch.setattr(trainer, "bundled_model", lambda: tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_blocks_of_the_algorithms_page_run(room, capsys):
+    run_blocks("docs/algorithm.md")
+    assert capsys.readouterr().out
+
+
+def test_the_blocks_on_extending_run_and_what_they_say_holds(room, capsys, monkeypatch):
+    page = run_blocks("docs/extending.md")
+    grown, adaptive, sent, _ = capsys.readouterr().out.splitlines()
+    assert grown.startswith("[2, 4] ")
+    assert adaptive == "[2, 2, 4]"
+    up, down = map(int, sent.split())
+    assert 0 < up < down
+    monkeypatch.setitem(ALGORITHMS, "fedit-b", page.fedit_b)
+    for law in laws_of("fedit"):
+        law("fedit-b")
+
+
+def test_the_blocks_of_the_readme_run_up_to_their_training(monkeypatch):
+    blocks = {"weight": jnp.ones((16, 3))}
+
+    def train(config, growth=None):
+        validate(config)
+        if growth is not None:
+            assert next_stage(growth, 0, blocks, (), jax.random.key(0)) is not None
+        return types.SimpleNamespace(summary={"final_loss": 0.0}, folder="")
+
+    monkeypatch.setattr("devft_jax.run.train", train)
+    run_blocks("README.md", blocks=blocks, trained={"weight": jnp.zeros((8, 3))})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["docs/algorithm.md", "docs/extending.md"])
+def test_the_blocks_run_on_the_bundled_model_as_they_stand(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run_blocks(page)
+
+
+def test_a_block_that_fails_names_the_page_and_its_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "REPOSITORY", tmp_path)
+    (tmp_path / "page.md").write_text("One\n\n```python\nfine = 1\n1 / 0\n```\n")
+    with pytest.raises(ZeroDivisionError) as caught:
+        run_blocks("page.md")
+    last = caught.traceback[-1]
+    assert (last.path, last.lineno + 1) == (tmp_path / "page.md", 5)
+
+
+def check_command(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parses a command as the command line does, without starting it."""
+    program, command, *rest = shlex.split(line)
+    assert program == "devft"
+    if command in AS_RUN:
+        validate(cli.parse_run(rest))
+    elif command in OF_A_FOLDER:
+        asked: list[object] = []
+
+        def note(*arguments: object, **options: object) -> None:
+            asked.extend(arguments)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(OF_A_FOLDER[command], note)
+        assert cli.run_command([command, *rest]) == 130
+        assert asked
+    elif command == "generate":
+        from devft_jax.generate import parse
+
+        parse(rest)
+    else:
+        # `report` takes the folders of runs, `list` nothing.
+        assert command in ("report", "list")
+        assert not [word for word in rest if word.startswith("-")]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_of_a_page_parses(page, room, monkeypatch):
+    for line in commands_of(page):
+        with monkeypatch.context() as patch:
+            try:
+                check_command(line, patch)
+            except (Exception, SystemExit) as error:
+                pytest.fail(f"{page}: {line}: {error}")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "devft run --grouth devft",
+        "devft run --preset paper-llama2-70b",
+        "devft run --capacities 4,2",
+        "devft plan --preset paper-llama2-7b --rank 0",
+        "devft export runs/x --form zip --out x",
+        "devft walk",
+    ],
+)
+def test_a_command_that_does_not_parse_is_found(line, room, monkeypatch, capsys):
+    with pytest.raises((Exception, SystemExit, AssertionError)):
+        check_command(line, monkeypatch)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_to_files_and_names_to_what_they_name(page):
+    for text, target, label, reference in LINK.findall(page_text(page)):
+        target = target or reference
+        if target.startswith("http"):
+            continue
+        path = (REPOSITORY / page).parent / target
+        assert path.exists(), f"{page}: [{text or label}]({target})"
+        name = re.fullmatch(r"`(\w+)`", text)
+        if name and path.suffix == ".py":
+            defined = re.compile(rf"^(def |class |){name[1]}\b", re.MULTILINE)
+            assert defined.search(path.read_text()), f"{page}: {name[1]} is not defined in {target}"
