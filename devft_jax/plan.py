@@ -286,11 +286,14 @@ class _Planner:
         tokens = participations * config.local_steps * config.batch_size * self.work.length
         flops = tokens * sum(per_token.values())
         choices: dict[str, Any] = {
+            "algorithm": self.algorithm,
+            "config": architecture,
+            "compute": self.compute,
+            "optimizer": config,
             "layers": layers,
             "quantization": config.quantization,
             "fused_precision": config.fused_precision,
         }
-        device: tuple[Any, ...] = (self.algorithm, architecture, self.compute, config)
         alone = dataclasses.replace(self.work, clients=1)
         return StagePlan(
             layers=layers,
@@ -311,9 +314,9 @@ class _Planner:
             flops_per_token=per_token,
             evaluation_flops=self.work.length * evaluation_flops(architecture, **shape),
             seconds=flops / self.options.flops_per_second,
-            simulator=stage_memory(*device, self.work, **choices),
-            client=stage_memory(*device, alone, **choices, simulator=False),
-            compiled=compiled_memory(*device, self.work, **choices) if self.options.compile else None,
+            simulator=stage_memory(work=self.work, **choices),
+            client=stage_memory(work=alone, simulator=False, **choices),
+            compiled=compiled_memory(work=self.work, **choices) if self.options.compile else None,
         )
 
 

@@ -11,7 +11,8 @@ The formula. A device that trains C clients at once on batches of B rows of T to
     lora                the trained leaves in float32, per client
     gradients           theirs
     moments             the optimiser's state: two of them under adamw, none under sgd
-    updates             two more copies per client: the optimiser's updates, and the message on its way out
+    updates             three more copies per client: the optimiser's updates, the change since the start of the round, and
+                        the message on its way out
     activations         what each layer keeps for the backward pass under the remat policy, times the layers
     layer_workspace     what one layer needs while its backward pass runs: all its intermediate values, kept, sliced or
                         recomputed, and the expansion of its largest packed weight
@@ -221,7 +222,7 @@ def stage_memory(
         lora=trained,
         gradients=trained,
         moments=work.clients * message_bytes(state),
-        updates=2 * trained,
+        updates=3 * trained,
         activations=layers * kept,
         layer_workspace=intermediate + expanded_bytes(config, compute, base),
         loss_chunk=2 * 4 * predicted * min(compute.vocabulary_chunk, config.vocabulary),
