@@ -410,6 +410,10 @@ def readable_count(count: float, unit: str = "") -> str:
     return f"{count:.2f} Z{unit}"
 
 
+def _projected(seconds: float) -> str:
+    return (readable_seconds(seconds) if seconds >= 10 else f"{seconds:.2g}s") + "*"
+
+
 def table(rows: Sequence[Sequence[str]]) -> list[str]:
     """Rows of texts as aligned lines, the first column to the left and the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -451,7 +455,7 @@ def _stage_table(plan: Plan) -> list[str]:
             readable_bytes(stage.bytes_down),
             readable_bytes(stage.bytes_stage),
             readable_count(stage.train_flops, "FLOP"),
-            readable_seconds(stage.seconds) + "*",
+            _projected(stage.seconds),
         )
 
     def ratio(name: str) -> str:
@@ -459,7 +463,7 @@ def _stage_table(plan: Plan) -> list[str]:
         return f"1/{full / own:.2f}" if own and full else ""
 
     total = tuple(readable_bytes(plan.total(name)) for name in ("bytes_up", "bytes_down", "bytes_stage"))
-    flops, seconds = readable_count(plan.total("train_flops"), "FLOP"), readable_seconds(plan.total("seconds")) + "*"
+    flops, seconds = readable_count(plan.total("train_flops"), "FLOP"), _projected(plan.total("seconds"))
     rows = [
         ("stage", "layers", "rounds", "parameters", "trained", "up", "down", "submodels", "training", "time"),
         *(row(str(index), stage) for index, stage in enumerate(plan.stages, 1)),
@@ -482,23 +486,25 @@ def _traffic(plan: Plan) -> list[str]:
         amounts = (stage.message_up, stage.message_down, stage.submodel, stage.recipe)
         rows.append((f"stage {index}", *map(readable_bytes, amounts)))
     fused = [stage for stage in plan.stages if stage.submodel]
-    lines = table(rows)
+    clients, besides = plan.config.clients, []
     if fused:
-        dense = plan.total("bytes_stage")
-        late = sum(stage.late * stage.submodel for stage in fused)
-        everyone = plan.config.clients * sum(stage.submodel for stage in fused)
-        recipes = sum(stage.clients * stage.recipe for stage in fused)
-        lines += [
-            f"submodels: {readable_bytes(dense)} to the clients that take part in a stage, of it {readable_bytes(late)} as "
-            f"catch-up of newcomers after its first round;",
-            f"  {readable_bytes(everyone)} if all {plan.config.clients} clients receive each one; "
-            f"{readable_bytes(recipes)} if clients hold the base model and fuse it themselves",
+        besides = [
+            ("submodels, to the clients that take part in their stage", plan.total("bytes_stage")),
+            ("  of it catch-up: to newcomers after a stage's first round", sum(each.late * each.submodel for each in fused)),
+            (f"  instead, if all {clients} clients get each one", clients * sum(each.submodel for each in fused)),
+            (
+                "  instead, if clients hold the base model and fuse it themselves",
+                sum(each.clients * each.recipe for each in fused),
+            ),
         ]
+    besides += [
+        ("messages that absentees missed; owed only if messages add up, unlike FedIT's", plan.total("bytes_missed")),
+        ("the base model, once to every client under any method; not counted above", clients * plan.base_bytes),
+    ]
     return [
-        *lines,
-        f"absentees: nothing is owed where a message carries the whole state, as FedIT's; where messages add up, "
-        f"{readable_bytes(plan.total('bytes_missed'))} in all",
-        f"not counted: the base model itself, {readable_bytes(plan.base_bytes)} a client, once, under any method",
+        *table(rows),
+        "",
+        *table([("besides messages, all clients", "bytes"), *((text, readable_bytes(count)) for text, count in besides)]),
     ]
 
 
