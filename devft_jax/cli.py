@@ -61,6 +61,7 @@ def configure_jax() -> None:
 
 COMMANDS = {
     "run": "train, or go on with an unfinished run",
+    "plan": "what a run would cost: bytes, FLOPs, memory, time; without weights or data",
     "replay": "train one client of one round again, step by step, to see where it breaks",
     "report": "a run's folder, finished or not, as one page: report.html",
     "export": "a run's adapter, merged model or stage's submodel, as PEFT and transformers load it",
@@ -91,7 +92,15 @@ def _dispatch(arguments: list[str]) -> int:
     command, rest = arguments[0], arguments[1:]
     if command not in COMMANDS:
         raise InputError(f"the command '{command}' does not exist; choose from {', '.join(COMMANDS)}.")
-    commands = {"run": _run, "replay": _replay, "report": _report, "export": _export, "generate": _generate, "list": _list}
+    commands = {
+        "run": _run,
+        "plan": _plan,
+        "replay": _replay,
+        "report": _report,
+        "export": _export,
+        "generate": _generate,
+        "list": _list,
+    }
     return commands[command](rest)
 
 
@@ -137,8 +146,31 @@ def _take_option(arguments: list[str], flag: str) -> tuple[str | None, list[str]
     return None, arguments
 
 
+START = (
+    "--preset NAME starts from a preset, --config FILE from a YAML or JSON file of the same names; flags given besides win."
+)
+
+
 def parse_run(arguments: Sequence[str]) -> Any:
     """The `RunConfig` of a command line: a preset, then a file, then the flags, later ones winning."""
+    description = f"Train, or go on with an unfinished run of the same configuration.\n\n{START}"
+    return _parse(arguments, prog="devft run", description=description)[0]
+
+
+def parse_plan(arguments: Sequence[str]) -> tuple[Any, Any]:
+    """The `RunConfig` and the `PlanOptions` of a command line."""
+    from devft_jax.plan import PlanOptions
+
+    description = (
+        "What a run would cost, from shapes alone: bytes, FLOPs, memory and time of every stage, beside end-to-end "
+        "training.\n\n"
+        f"Takes every option of `devft run`. {START}"
+    )
+    return _parse(arguments, PlanOptions, prog="devft plan", description=description)
+
+
+def _parse(arguments: Sequence[str], extra: type | None = None, *, prog: str, description: str) -> tuple[Any, Any]:
+    """The `RunConfig` of a command line, and the options of the dataclass `extra`, whose flags come first."""
     import tyro
 
     from devft_jax.config import ROOMS, RunConfig, preset, read_config, validate_types
@@ -151,6 +183,8 @@ def parse_run(arguments: Sequence[str]) -> Any:
         validate_types(start)
 
     flags = {_title(room): flags_of(room, start) for room in ROOMS}
+    if extra is not None:
+        flags = {_title(extra): flags_of(extra, extra()), **flags}
     rooms = dataclasses.make_dataclass(
         "Flags",
         [(title, Annotated[options, tyro.conf.OmitArgPrefixes], options()) for title, options in flags.items()],
@@ -158,19 +192,19 @@ def parse_run(arguments: Sequence[str]) -> Any:
     )
     parsed: Any = tyro.cli(
         rooms,
-        prog="devft run",
-        description=(
-            "Train, or go on with an unfinished run of the same configuration.\n\n"
-            "--preset NAME starts from a preset, --config FILE from a YAML or JSON file of the same "
-            "names; flags given besides win."
-        ),
+        prog=prog,
+        description=description,
         args=rest,
         registry=_comma_tuples(),
+        config=(tyro.conf.FlagCreatePairsOff,),
     )
     values: dict[str, Any] = {}
     for title in flags:
         values.update(vars(getattr(parsed, title)))
-    return RunConfig(**values)
+    if extra is None:
+        return RunConfig(**values), None
+    others = {field.name: values.pop(field.name) for field in dataclasses.fields(extra)}
+    return RunConfig(**values), extra(**others)
 
 
 def _title(room: type) -> str:
@@ -183,6 +217,17 @@ def _run(arguments: list[str]) -> int:
 
     run = train(parse_run(arguments))
     return 0 if run.stopped_by is None else 128 + run.stopped_by
+
+
+def _plan(arguments: list[str]) -> int:
+    import json
+
+    from devft_jax.plan import make_plan, to_plain, to_text
+
+    config, options = parse_plan(arguments)
+    plan = make_plan(config, options)
+    print(json.dumps(to_plain(plan), indent=1) if options.json else to_text(plan))
+    return 0
 
 
 def _replay(arguments: list[str]) -> int:

@@ -4,15 +4,16 @@ Nothing here is a formula of a method. The messages are those that the algorithm
 traced on shapes (`jax.eval_shape`), so that they are exact for any algorithm, depth and message dtype and cost milliseconds
 at 70 billion parameters. Bytes are the sizes of their leaves.
 
-At a stage change a client needs the stage's representative layers. Either the server fuses them and every client that takes
-part in the stage receives them once, in the form in which they are stored (`submodel_bytes`); or clients hold the whole base
-model, fuse by themselves, and receive only what the fusion matrix is made from (`fusion_recipe_bytes`). At full depth nothing
-is fused and nothing travels beyond the base model itself, which every method hands out once and which is not counted.
+At a stage change a client needs the stage's representative layers. Either the server fuses them and every client that
+takes part in the stage receives them once, in the form in which they are stored (`submodel_bytes`); or clients hold the
+whole base model, fuse by themselves, and receive only what the fusion matrix is made from (`fusion_recipe_bytes`). At full
+depth nothing is fused, and nothing travels beyond the base model itself, which every method hands out once and which is not
+counted.
 
-Catch-up is of two kinds. A newcomer, a client that first takes part when a stage is under way, receives its submodel then. An
-absentee returns after rounds without it; where a message carries the whole state, as FedIT's does, the next one is all that it
-needs, while a method whose messages add to what clients hold (a changed base, stacked adapters) owes it every message it
-missed (`missed_messages`).
+Catch-up is of two kinds. A newcomer, a client that first takes part when a stage is under way, receives its submodel then.
+An absentee returns after rounds without it; where a message carries the whole state, as FedIT's does, the next one is all
+that it needs, while a method whose messages add to what clients hold (a changed base, stacked adapters) owes it every
+message that it missed (`missed_bytes`).
 """
 
 from collections.abc import Sequence
@@ -100,14 +101,16 @@ def newcomers(cohorts: Sequence[np.ndarray]) -> list[int]:
     return counts
 
 
-def missed_messages(cohorts: Sequence[np.ndarray]) -> list[int]:
-    """For each round of a run, the earlier rounds' messages that its participants have not received, all together.
+def missed_bytes(cohorts: Sequence[np.ndarray], sizes: Sequence[int]) -> list[int]:
+    """For each round of a run, bytes of the earlier rounds' messages that its participants have not received yet.
 
-    A participant that was last there d rounds ago has missed d - 1, one that never was, all.
+    Args:
+      cohorts: positions of each round's participants. sizes: bytes of each round's message to one client.
     """
+    sent = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
     last: dict[int, int] = {}
-    counts = []
+    owed = []
     for index, cohort in enumerate(cohorts):
-        counts.append(sum(index - 1 - last.get(client, -1) for client in cohort.tolist()))
+        owed.append(sum(int(sent[index] - sent[last.get(client, -1) + 1]) for client in cohort.tolist()))
         last.update(dict.fromkeys(cohort.tolist(), index))
-    return counts
+    return owed

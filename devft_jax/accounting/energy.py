@@ -10,6 +10,7 @@ a GPU the host's own consumption is left out. Rounds are covered, with the compi
 evaluation are not. Emissions are the energy times the carbon intensity of the grid, which is stated beside them.
 """
 
+import importlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -105,7 +106,7 @@ class EnergyMeter:
     def _open_nvml(self, devices: Sequence[jax.Device], nvml: Any) -> None:
         if nvml is None:
             try:
-                import pynvml as nvml
+                nvml = importlib.import_module("pynvml")
             except ImportError:
                 return
         try:

@@ -15,9 +15,7 @@ from devft_jax.models.llama import PROJECTIONS, ModelConfig
 TRAINING_PRODUCTS = {"frozen": 2, "low_rank": 3, "attention": 3, "head": 2}
 
 
-def forward_breakdown(
-    config: ModelConfig, *, layers: int, rank: int, targets: Sequence[str], length: int
-) -> dict[str, int]:
+def forward_breakdown(config: ModelConfig, *, layers: int, rank: int, targets: Sequence[str], length: int) -> dict[str, int]:
     """Operations of one forward pass per token position, by what they are spent on.
 
     Args:

@@ -103,6 +103,13 @@ def make_chunk(
     )
 
 
+def jit_chunk(
+    algorithm: Algorithm, config: ModelConfig, compute: Compute, optimizer: OptimizerOptions, mesh: Mesh
+) -> jax.stages.Wrapped:
+    """`make_chunk`, ready to be compiled; the sums (argument 8) are donated, base and down serve the next chunk too."""
+    return jax.jit(make_chunk(algorithm, config, compute, optimizer, mesh), donate_argnums=8)
+
+
 def uplink_shapes(algorithm: Algorithm, down: PyTree, row: PyTree) -> PyTree:
     """Shapes and dtypes of the message that a client sends up."""
 
@@ -200,9 +207,7 @@ class Cohort:
         self.programs = programs
         self.shared = NamedSharding(self.mesh, PartitionSpec())
         self.split = NamedSharding(self.mesh, PartitionSpec(CLIENT_AXIS))
-        chunk = make_chunk(algorithm, config, compute, optimizer, self.mesh)
-        # Only the sums (argument 8) are donated: base and down are used again by the next chunk.
-        self._chunk = jax.jit(chunk, donate_argnums=8)
+        self._chunk = jit_chunk(algorithm, config, compute, optimizer, self.mesh)
         self._broadcast = jax.jit(algorithm.broadcast)
         self._finalize = jax.jit(algorithm.finalize)
 

@@ -16,7 +16,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ import jax
 import numpy as np
 
 from devft_jax.errors import InputError
+from devft_jax.models.architectures import ARCHITECTURES
 from devft_jax.models.families import FAMILIES, config_fields, read_config
 from devft_jax.models.files import (
     DTYPES,
@@ -365,8 +366,23 @@ def _float_dtype(name: str) -> np.dtype:
     return np.dtype(name)
 
 
-def model_folder(path: str | Path) -> Path:
-    """The local folder of a model, downloaded where `path` is a Hugging Face name.
+def model_architecture(path: str | Path) -> ModelConfig:
+    """The architecture of a model without its weights.
+
+    Args:
+      path: a folder that holds a config.json, a name in `ARCHITECTURES`, which needs no network, or any other Hugging Face
+        name, whose config.json alone is downloaded.
+
+    Raises:
+      InputError: the config.json cannot be had, or describes a model that this package does not compute exactly.
+    """
+    if str(path) in ARCHITECTURES and not Path(path).exists():
+        return ARCHITECTURES[str(path)]
+    return read_config(model_folder(path, files=[CONFIG_FILE]) / CONFIG_FILE)
+
+
+def model_folder(path: str | Path, *, files: Sequence[str] = DOWNLOADED) -> Path:
+    """The local folder of a model; where `path` is a Hugging Face name, one with its `files` downloaded.
 
     Raises:
       InputError: there is no such folder, and Hugging Face does not give it.
@@ -382,7 +398,7 @@ def model_folder(path: str | Path) -> Path:
 
     try:
         # Subfolders hold the same weights in other formats.
-        snapshot = snapshot_download(str(path), allow_patterns=DOWNLOADED, ignore_patterns=["*/*"])
+        snapshot = snapshot_download(str(path), allow_patterns=list(files), ignore_patterns=["*/*"])
     except (OSError, ValueError) as error:
         raise InputError(
             f"the model {path} is not a local folder and Hugging Face does not give it "

@@ -15,6 +15,7 @@ Embedding, head, norms and biases stay floats. Low-rank factors are trained besi
 expanded one layer at a time inside the forward and again in the backward pass.
 """
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -199,6 +200,7 @@ def is_quantized(base: Base) -> bool:
     return any(isinstance(getattr(base.blocks, name), QTensor) for name in PROJECTIONS)
 
 
+@functools.lru_cache(maxsize=64)
 def base_shapes(config: ModelConfig, *, dtype: str, quantization: str = "none") -> Base:
     """A base's leaves as shapes and dtypes, as `load_pretrained` stores them; takes milliseconds at any size.
 

@@ -1,41 +1,80 @@
 """Counted operations against the compiler's count, and against the paper's figure."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from devft_jax.accounting import training_flops
+from devft_jax.accounting import evaluation_flops, forward_breakdown, training_breakdown, training_flops
 from devft_jax.models.llama import PROJECTIONS, Adapter, ModelConfig, init_base
 from devft_jax.models.lora import init_lora
-from devft_jax.models.loss import completion_loss
+from devft_jax.models.loss import completion_loss, completion_statistics
 
 # XLA counts the body of a scan once, so only one layer can be compared.
 ONE_LAYER = ModelConfig(vocabulary=1000, width=256, feed_forward=704, layers=1, heads=4, kv_heads=2, head_size=64)
 LLAMA2_13B = ModelConfig(vocabulary=32000, width=5120, feed_forward=13824, layers=40, heads=40, kv_heads=40, head_size=128)
 
 
-@pytest.mark.parametrize(
-    ("targets", "rank", "rows", "length"),
-    [(PROJECTIONS, 16, 2, 128), (("q", "v"), 8, 1, 512)],
-)
-def test_the_count_is_the_compilers(targets, rank, rows, length):
+def shapes_of(config, targets, rank, rows, length):
+    """Base, factors, tokens and mask of one step."""
+    key = jax.random.key(0)
+    base = jax.eval_shape(lambda: init_base(key, config))
+    lora = jax.eval_shape(lambda: init_lora(key, config, rank=rank, alpha=1.0, targets=targets)).lora
+    return base, lora, jax.ShapeDtypeStruct((rows, length), "int32"), jax.ShapeDtypeStruct((rows, length), "bool")
+
+
+def training_step(config):
     def step(base, lora, tokens, mask):
         def loss(lora):
-            adapter = Adapter(lora=lora, scale=jnp.float32(2.0))
-            return completion_loss(ONE_LAYER, base, adapter, tokens, mask)
+            return completion_loss(config, base, Adapter(lora=lora, scale=jnp.float32(2.0)), tokens, mask)
 
         return jax.value_and_grad(loss)(lora)
 
-    key = jax.random.key(0)
-    base = jax.eval_shape(lambda: init_base(key, ONE_LAYER))
-    lora = jax.eval_shape(lambda: init_lora(key, ONE_LAYER, rank=rank, alpha=1.0, targets=targets)).lora
-    shape = (rows, length)
-    lowered = jax.jit(step).lower(base, lora, jax.ShapeDtypeStruct(shape, "int32"), jax.ShapeDtypeStruct(shape, "bool"))
+    return step
+
+
+CASES = pytest.mark.parametrize(
+    ("targets", "rank", "rows", "length"),
+    [(PROJECTIONS, 16, 2, 128), (("q", "v"), 8, 1, 512)],
+)
+
+
+@CASES
+def test_the_count_is_the_compilers(targets, rank, rows, length):
+    lowered = jax.jit(training_step(ONE_LAYER)).lower(*shapes_of(ONE_LAYER, targets, rank, rows, length))
     counted = training_flops(ONE_LAYER, layers=1, rank=rank, targets=targets, length=length)
     # The rest is norms, activations and softmax, which the count leaves out.
     assert lowered.cost_analysis()["flops"] == pytest.approx(counted * rows * length, rel=0.03)
+
+
+@CASES
+def test_the_count_of_several_layers_is_the_compilers_where_they_are_unrolled(monkeypatch, targets, rank, rows, length):
+    monkeypatch.setattr(jax.lax, "scan", functools.partial(jax.lax.scan, unroll=True))
+    config = ONE_LAYER.with_layers(3)
+    lowered = jax.jit(training_step(config)).lower(*shapes_of(config, targets, rank, rows, length))
+    counted = training_flops(config, layers=3, rank=rank, targets=targets, length=length)
+    assert lowered.cost_analysis()["flops"] == pytest.approx(counted * rows * length, rel=0.03)
+
+
+@CASES
+def test_the_count_of_an_evaluation_is_the_compilers(targets, rank, rows, length):
+    def score(base, lora, tokens, mask):
+        return completion_statistics(ONE_LAYER, base, Adapter(lora=lora, scale=jnp.float32(2.0)), tokens, mask)
+
+    lowered = jax.jit(score).lower(*shapes_of(ONE_LAYER, targets, rank, rows, length))
+    counted = evaluation_flops(ONE_LAYER, layers=1, rank=rank, targets=targets, length=length)
+    assert lowered.cost_analysis()["flops"] == pytest.approx(counted * rows * length, rel=0.05)
+
+
+def test_the_breakdown_adds_up_and_names_what_training_adds():
+    choices = {"layers": 3, "rank": 8, "targets": ("q", "down"), "length": 64}
+    forward, training = forward_breakdown(ONE_LAYER, **choices), training_breakdown(ONE_LAYER, **choices)
+    assert sum(training.values()) == training_flops(ONE_LAYER, **choices)
+    assert sum(forward.values()) == evaluation_flops(ONE_LAYER, **choices)
+    ratios = {name: training[name] / forward[name] for name in forward}
+    assert ratios == {"frozen": 2, "low_rank": 3, "attention": 3, "head": 2}
 
 
 def test_layers_add_and_the_head_is_counted_once():

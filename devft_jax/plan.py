@@ -1,0 +1,564 @@
+"""A run on paper: what a configuration will cost, from shapes alone, in seconds and without weights or data.
+
+Exact are counts that follow from the configuration: depths, rounds, parameters, the messages (those of the algorithm itself,
+traced on shapes) and who takes part when, because cohorts are drawn from the seed. A run of the same configuration measures
+the same bytes. Upper bounds are FLOPs, because examples are taken to be as long as `max_length`, padded; a run has shorter
+ones. Projections, marked with *, are times at a stated rate, energy at stated joules, and memory by the formula of
+`devft_jax.accounting.memory`.
+
+What only the data could tell comes from the configuration: the number of clients is `clients`, which a split by field or
+file overrides with its own.
+
+Beside these the plan states communication as the paper does (Table 4 and Figure 6 of Wu et al. 2025): low-rank parameters x
+rounds x 1 byte, in one direction, for one client. FedSA-LoRA's rows are arithmetic on the shapes of the factors `a`, the
+only ones that it shares.
+"""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from devft_jax.accounting.communication import (
+    Messages,
+    fusion_recipe_bytes,
+    message_elements,
+    missed_bytes,
+    newcomers,
+    round_messages,
+    submodel_bytes,
+)
+from devft_jax.accounting.energy import emissions, resolve_joules_per_flop
+from devft_jax.accounting.flops import evaluation_flops, training_breakdown
+from devft_jax.accounting.memory import (
+    CompiledMemory,
+    MemoryTerms,
+    Work,
+    compiled_memory,
+    stage_memory,
+    stage_quantization,
+)
+from devft_jax.config import RunConfig, validate
+from devft_jax.data import length_buckets
+from devft_jax.developmental import planned_depths
+from devft_jax.errors import InputError
+from devft_jax.federated.algorithm import Algorithm, message_bytes
+from devft_jax.federated.algorithms import ALGORITHMS
+from devft_jax.federated.options import validate_learning_rate
+from devft_jax.federated.sampling import sample_cohort
+from devft_jax.models.llama import Compute, ModelConfig, attention_implementation
+from devft_jax.models.pretrained import model_architecture, parameter_count
+from devft_jax.models.quantization import base_shapes
+from devft_jax.programs import resolve_clients_per_step, resolve_compute
+from devft_jax.reporting.progress import readable_bytes, readable_seconds
+from devft_jax.trainer import bundled_model, make_growth, plan_stages
+
+TOTALS = ("rounds", "bytes_up", "bytes_down", "bytes_stage", "bytes_missed", "train_flops", "seconds")
+"""Fields of a stage that add up over stages."""
+
+UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+
+PAPER_GIGABYTES = {
+    "meta-llama/Llama-2-7b-hf": {"FedIT": 5.03, "FedIT + DevFT": 2.36, "FedSA-LoRA": 2.52, "FedSA-LoRA + DevFT": 1.18},
+    "meta-llama/Llama-2-13b-hf": {"FedIT": 8.39, "FedIT + DevFT": 3.93, "FedSA-LoRA": 4.20, "FedSA-LoRA + DevFT": 1.97},
+}
+"""Communication in GB as Table 4 of the paper prints it, for rank 32 on q and v and stages of an eighth to all layers."""
+
+PAPER_ROUNDS = {"meta-llama/Llama-2-7b-hf": 300, "meta-llama/Llama-2-13b-hf": 400}
+"""Rounds that the paper states for them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions:
+    """What the plan assumes and shows besides the run's own options."""
+
+    flops_per_second: float = 1e14
+    """Rate at which training is assumed to run, floating-point operations per second of all devices together; the default
+    is a data-centre GPU at an ordinary share of its peak."""
+    memory: str | None = None
+    """Memory of a device, such as 24GB or 80GiB: the plan then says which stages fit into it."""
+    compile: bool = False
+    """Compile every stage's program from its shapes, which takes from seconds to minutes, and show the memory that XLA
+    gives for it beside the formula's."""
+    json: bool = False
+    """Print the plan as JSON."""
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage; bytes and FLOPs are of all its participants and rounds together unless named otherwise.
+
+    Attributes:
+      layers: of the submodel. rounds: of the stage. parameters: of the submodel, frozen ones. trained: low-rank parameters
+        that a client trains.
+      message_up, message_down: bytes of one client's round.
+      bytes_up, bytes_down: of all messages.
+      clients: that take part in the stage at least once; late: of them, those that were not in its first round.
+      submodel: bytes of the dense representative layers, 0 at full depth. bytes_stage: sent once to each of `clients`.
+      recipe: bytes from which a client that holds the base fuses the submodel itself.
+      bytes_missed: of messages that returning clients were absent for; owed only by methods whose messages add up.
+      train_flops: upper bound. flops_per_token: of a training step, by what they are spent on.
+      evaluation_flops: of one held-out example of full length. seconds: projected.
+      simulator, client: memory of one device of the simulator, and of a client's own. compiled: XLA's figure for the first.
+    """
+
+    layers: int
+    rounds: int
+    parameters: int
+    trained: int
+    message_up: int
+    message_down: int
+    bytes_up: int
+    bytes_down: int
+    clients: int
+    late: int
+    submodel: int
+    bytes_stage: int
+    recipe: int
+    bytes_missed: int
+    train_flops: int
+    flops_per_token: dict[str, int]
+    evaluation_flops: int
+    seconds: float
+    simulator: MemoryTerms
+    client: MemoryTerms
+    compiled: CompiledMemory | None
+
+
+@dataclass(frozen=True)
+class Convention:
+    """A method's communication as the paper counts it.
+
+    Attributes:
+      bytes: at this plan's rounds. paper_gigabytes: what the paper prints, None where it gives no figure.
+      paper_rounds: the rounds that the paper's figures imply. paper_bytes: this convention at those rounds.
+    """
+
+    bytes: int
+    paper_gigabytes: float | None = None
+    paper_rounds: int | None = None
+    paper_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A configuration's costs; see the module's docstring for what is exact, bounded and projected.
+
+    Attributes:
+      config, options: what was planned. architecture: of the base at full depth.
+      parameters: of the base. base_bytes: its size as stored.
+      compute: execution choices. devices: of the simulator. work: what one of them trains at once. length: T, padded.
+      stages: in order. end_to_end: the same rounds at full depth.
+      convention: communication as the paper counts it, by method.
+    """
+
+    config: RunConfig
+    options: PlanOptions
+    architecture: ModelConfig
+    parameters: int
+    base_bytes: int
+    compute: Compute
+    devices: int
+    work: Work
+    stages: tuple[StagePlan, ...]
+    end_to_end: StagePlan
+    convention: dict[str, Convention]
+
+    def total(self, name: str) -> Any:
+        """A field of the stages, summed."""
+        return sum(getattr(stage, name) for stage in self.stages)
+
+    @property
+    def energy(self) -> dict[str, float]:
+        """Projected `kwh` and `kgco2e` with the stated factors behind them."""
+        joules = resolve_joules_per_flop(self.config, "accelerator")
+        return {**emissions(self.total("train_flops") * joules, self.config), "joules_per_flop": joules}
+
+    def fitting(self, kind: str) -> list[bool]:
+        """For each stage, whether `kind` ("simulator" or "client") fits into the memory asked about."""
+        limit = parse_memory(self.options.memory or "")
+        return [getattr(stage, kind).total <= limit for stage in self.stages]
+
+
+def parse_memory(text: str) -> int:
+    """Bytes of a size such as 24GB (powers of 1000), 80GiB (powers of 1024) or 16000000000.
+
+    Raises:
+      InputError: it is none.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]I?)?B?\s*", text.upper())
+    if found is None or float(found[1]) == 0:
+        raise InputError(f"memory '{text}' is not a size; write one such as 24GB or 80GiB.")
+    return int(float(found[1]) * UNITS[found[2] or ""])
+
+
+def make_plan(config: RunConfig, options: PlanOptions | None = None, *, architecture: ModelConfig | None = None) -> Plan:
+    """Plan a run.
+
+    Args:
+      config: what would be run. options: assumptions.
+      architecture: of the model, in place of the one that `config.model` names.
+
+    Raises:
+      InputError: the configuration could not be run, as far as that can be known without weights and data.
+    """
+    options = options or PlanOptions()
+    validate(config)
+    if not options.flops_per_second > 0:
+        raise InputError(f"flops_per_second {options.flops_per_second} is not positive; 1e14 suits a data-centre GPU.")
+    if options.memory is not None:
+        parse_memory(options.memory)
+    if config.clients_per_round > config.clients:
+        raise InputError(
+            f"clients_per_round {config.clients_per_round} exceeds the {config.clients} clients planned for; use "
+            f"{config.clients} or fewer, or give --clients the number that the data has."
+        )
+    if architecture is None:
+        architecture = model_architecture(bundled_model() if config.model == "bundled" else config.model)
+    depths = planned_depths(make_growth(config, architecture.layers), architecture.layers)
+    rounds = plan_stages(config, None if depths is None else len(depths))
+    validate_learning_rate(config, len(rounds))
+    assert depths is not None  # of every growth that a configuration can name
+    planner = _Planner(config, options, architecture)
+    ids = np.arange(config.clients, dtype=np.uint32)
+    cohorts = [sample_cohort(config.seed, index, ids, config.clients_per_round) for index in range(sum(rounds))]
+    sizes = {layers: planner.messages(layers).bytes_down for layers in {*depths, architecture.layers}}
+    missed = missed_bytes(cohorts, np.repeat([sizes[layers] for layers in depths], rounds).tolist())
+    stages: list[StagePlan] = []
+    for layers, count in zip(depths, rounds, strict=True):
+        done = sum(stage.rounds for stage in stages)
+        stages.append(planner.stage(layers, cohorts[done : done + count], sum(missed[done : done + count])))
+    whole = architecture.layers
+    end_to_end = planner.stage(whole, cohorts, sum(missed_bytes(cohorts, [sizes[whole]] * len(cohorts))))
+    return Plan(
+        config=config,
+        options=options,
+        architecture=architecture,
+        parameters=parameter_count(planner.base),
+        base_bytes=message_bytes(planner.base),
+        compute=planner.compute,
+        devices=planner.devices,
+        work=planner.work,
+        stages=tuple(stages),
+        end_to_end=end_to_end,
+        convention=paper_convention(config, architecture, depths, rounds),
+    )
+
+
+class _Planner:
+    """What all stages of a plan share."""
+
+    def __init__(self, config: RunConfig, options: PlanOptions, architecture: ModelConfig):
+        self.config, self.options, self.architecture = config, options, architecture
+        self.algorithm: Algorithm = ALGORITHMS[config.algorithm](config, config.message_dtype)
+        self.compute = resolve_compute(config)
+        found = jax.local_devices()
+        # A plan may be for more devices than the machine has that it is made on.
+        self.devices = config.devices or len(found)
+        at_once = resolve_clients_per_step(config, found[:1] * self.devices)
+        per_device = min(at_once // self.devices, -(-config.clients_per_round // self.devices))
+        self.work = Work(per_device, config.local_steps, config.batch_size, length_buckets(config.max_length)[-1])
+        self.base = base_shapes(architecture, dtype=self.compute.dtype, quantization=config.quantization)
+
+    def messages(self, layers: int) -> Messages:
+        """What a client receives and sends in a round."""
+        return round_messages(self.algorithm, self.architecture, layers)
+
+    def stage(self, layers: int, cohorts: Sequence[np.ndarray], missed: int) -> StagePlan:
+        config, architecture = self.config, self.architecture
+        messages = self.messages(layers)
+        train, _ = jax.eval_shape(self.algorithm.start, messages.down, messages.row)
+        participations = sum(len(cohort) for cohort in cohorts)
+        new = newcomers(cohorts)
+        stored = stage_quantization(architecture, layers, config.quantization, config.fused_precision)
+        submodel = submodel_bytes(architecture, layers, dtype=self.compute.dtype, quantization=stored)
+        shape: dict[str, Any] = {
+            "layers": layers,
+            "rank": config.rank,
+            "targets": config.targets,
+            "length": self.work.length,
+        }
+        per_token = training_breakdown(architecture, **shape)
+        tokens = participations * config.local_steps * config.batch_size * self.work.length
+        flops = tokens * sum(per_token.values())
+        choices: dict[str, Any] = {
+            "algorithm": self.algorithm,
+            "config": architecture,
+            "compute": self.compute,
+            "optimizer": config,
+            "layers": layers,
+            "quantization": config.quantization,
+            "fused_precision": config.fused_precision,
+        }
+        alone = dataclasses.replace(self.work, clients=1)
+        return StagePlan(
+            layers=layers,
+            rounds=len(cohorts),
+            parameters=parameter_count(base_shapes(architecture.with_layers(layers), dtype=self.compute.dtype)),
+            trained=message_elements(train),
+            message_up=messages.bytes_up,
+            message_down=messages.bytes_down,
+            bytes_up=participations * messages.bytes_up,
+            bytes_down=participations * messages.bytes_down,
+            clients=sum(new),
+            late=sum(new[1:]),
+            submodel=submodel,
+            bytes_stage=sum(new) * submodel,
+            recipe=fusion_recipe_bytes(architecture, layers),
+            bytes_missed=missed,
+            train_flops=flops,
+            flops_per_token=per_token,
+            evaluation_flops=self.work.length * evaluation_flops(architecture, **shape),
+            seconds=flops / self.options.flops_per_second,
+            simulator=stage_memory(work=self.work, **choices),
+            client=stage_memory(work=alone, simulator=False, **choices),
+            compiled=compiled_memory(work=self.work, **choices) if self.options.compile else None,
+        )
+
+
+def paper_convention(
+    config: RunConfig, architecture: ModelConfig, depths: Sequence[int], rounds: Sequence[int]
+) -> dict[str, Convention]:
+    """Low-rank parameters x rounds x 1 byte of FedIT and FedSA-LoRA, end to end and through the stages."""
+    algorithm = ALGORITHMS["fedit"](config, config.message_dtype)
+    messages = {layers: round_messages(algorithm, architecture, layers).up for layers in {*depths, architecture.layers}}
+    methods: dict[str, tuple[Sequence[int], str | None]] = {
+        "FedIT": ((architecture.layers,), None),
+        "FedIT + DevFT": (depths, None),
+        "FedSA-LoRA": ((architecture.layers,), "a"),
+        "FedSA-LoRA + DevFT": (depths, "a"),
+    }
+    if tuple(depths) == (architecture.layers,):
+        methods = {name: method for name, method in methods.items() if method[0] is not depths}
+
+    def charged(stages: Sequence[int], leaf: str | None, counts: Sequence[int]) -> int:
+        counts = (sum(counts),) if len(stages) == 1 else counts
+        pairs = zip(stages, counts, strict=True)
+        return sum(count * message_elements(messages[layers], leaf) for layers, count in pairs)
+
+    eighths = tuple(architecture.layers // part for part in (8, 4, 2, 1))
+    printed = PAPER_GIGABYTES.get(config.model, {})
+    if config.rank != 32 or sorted(config.targets) != ["q", "v"] or tuple(depths) != eighths:
+        printed = {}
+    rows = {}
+    for name, (stages, leaf) in methods.items():
+        own = charged(stages, leaf, rounds)
+        if name not in printed:
+            rows[name] = Convention(own)
+            continue
+        implied = round(printed["FedIT"] * 1e9 / message_elements(messages[architecture.layers]))
+        shared = plan_stages(dataclasses.replace(config, rounds=implied, stage_rounds=None), len(depths))
+        rows[name] = Convention(own, printed[name], implied, charged(stages, leaf, shared))
+    return rows
+
+
+def to_plain(plan: Plan) -> dict[str, Any]:
+    """The plan as JSON-ready values, with totals, ratios to end-to-end training, and which figures are what."""
+
+    def stage_values(stage: StagePlan) -> dict[str, Any]:
+        values = dataclasses.asdict(stage)
+        for kind in ("simulator", "client"):
+            values[kind]["total"] = getattr(stage, kind).total
+        if stage.compiled is not None:
+            values["compiled"]["total"] = stage.compiled.total
+        return values
+
+    totals = {name: plan.total(name) for name in TOTALS}
+    values: dict[str, Any] = {
+        "model": plan.config.model,
+        "architecture": dataclasses.asdict(plan.architecture),
+        "parameters": plan.parameters,
+        "base_bytes": plan.base_bytes,
+        "devices": plan.devices,
+        "dtype": plan.compute.dtype,
+        "message_dtype": plan.config.message_dtype,
+        "work": dataclasses.asdict(plan.work),
+        "flops_per_second": plan.options.flops_per_second,
+        "stages": [stage_values(stage) for stage in plan.stages],
+        "total": totals,
+        "end_to_end": stage_values(plan.end_to_end),
+        "ratio_to_end_to_end": {
+            name: totals[name] / getattr(plan.end_to_end, name) for name in TOTALS if getattr(plan.end_to_end, name)
+        },
+        "energy": plan.energy,
+        "paper_convention": {name: dataclasses.asdict(row) for name, row in plan.convention.items()},
+        "projected": ["seconds", "energy", "simulator", "client"],
+        "upper_bounds": ["train_flops", "flops_per_token", "evaluation_flops"],
+    }
+    if plan.options.memory is not None:
+        fitting = {kind: plan.fitting(kind) for kind in ("simulator", "client")}
+        values["fits"] = {"memory": parse_memory(plan.options.memory), **fitting}
+    return values
+
+
+def to_text(plan: Plan) -> str:
+    """The plan for reading, lines of at most 120 characters."""
+    sections = [_heading(plan), _stage_table(plan), _traffic(plan), _memory(plan), _convention(plan)]
+    return "\n\n".join("\n".join(lines) for lines in sections)
+
+
+def readable_count(count: float, unit: str = "") -> str:
+    """A number in the prefix that suits it (powers of 1000), such as 6.74 G or 41.5 PFLOP."""
+    for prefix in ("", "k", "M", "G", "T", "P", "E"):
+        if count < 1000:
+            return f"{count:.0f} {unit}".rstrip() if not prefix else f"{count:.2f} {prefix}{unit}"
+        count /= 1000
+    return f"{count:.2f} Z{unit}"
+
+
+def _projected(seconds: float) -> str:
+    return (readable_seconds(seconds) if seconds >= 10 else f"{seconds:.2g}s") + "*"
+
+
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of texts as aligned lines, the first column to the left and the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+
+    def line(row: Sequence[str]) -> str:
+        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        return "  ".join(cells).rstrip()
+
+    return [line(row) for row in rows]
+
+
+def _heading(plan: Plan) -> list[str]:
+    config, work = plan.config, plan.work
+    stored = plan.compute.dtype if config.quantization == "none" else f"{config.quantization} and {plan.compute.dtype}"
+    lines = [
+        "From shapes alone: neither weights nor data are read. FLOPs are upper bounds; * marks a projection.",
+        "",
+        f"model   {config.model}: {plan.architecture.layers} layers, {readable_count(plan.parameters)} parameters, "
+        f"{readable_bytes(plan.base_bytes)} in {stored}",
+        f"method  {config.growth} with {config.algorithm}, rank {config.rank} on {','.join(config.targets)}, "
+        f"messages in {config.message_dtype}",
+        f"work    {plan.total('rounds')} rounds of {config.clients_per_round} out of {config.clients} clients, "
+        f"{config.local_steps} steps of {config.batch_size} examples of {work.length} tokens",
+    ]
+    if config.partition in ("field", "file", "auto"):
+        lines.append("        (data that is split by field or file has its own number of clients: give it as --clients)")
+    return lines
+
+
+def _stage_table(plan: Plan) -> list[str]:
+    def row(title: str, stage: StagePlan) -> tuple[str, ...]:
+        return (
+            title,
+            str(stage.layers),
+            str(stage.rounds),
+            readable_count(stage.parameters),
+            readable_count(stage.trained),
+            readable_bytes(stage.bytes_up),
+            readable_bytes(stage.bytes_down),
+            readable_bytes(stage.bytes_stage),
+            readable_count(stage.train_flops, "FLOP"),
+            _projected(stage.seconds),
+        )
+
+    def ratio(name: str) -> str:
+        own, full = plan.total(name), getattr(plan.end_to_end, name)
+        return f"1/{full / own:.2f}" if own and full else ""
+
+    total = tuple(readable_bytes(plan.total(name)) for name in ("bytes_up", "bytes_down", "bytes_stage"))
+    flops, seconds = readable_count(plan.total("train_flops"), "FLOP"), _projected(plan.total("seconds"))
+    rows = [
+        ("stage", "layers", "rounds", "parameters", "trained", "up", "down", "submodels", "training", "time"),
+        *(row(str(index), stage) for index, stage in enumerate(plan.stages, 1)),
+        ("total", "", str(plan.total("rounds")), "", "", *total, flops, seconds),
+        row("end-to-end", plan.end_to_end),
+        ("ratio", "", "", "", "", ratio("bytes_up"), ratio("bytes_down"), "", ratio("train_flops"), ratio("seconds")),
+    ]
+    energy = plan.energy
+    return [
+        *table(rows),
+        f"time at {readable_count(plan.options.flops_per_second, 'FLOP')}/s in all (--flops-per-second); energy* "
+        f"{energy['kwh']:.3g} kWh, {energy['kgco2e']:.3g} kgCO2e at {energy['joules_per_flop']:.3g} J a FLOP",
+    ]
+
+
+def _traffic(plan: Plan) -> list[str]:
+    """What one client receives and sends, and what besides the messages has to travel."""
+    rows: list[tuple[str, ...]] = [("per client", "round up", "round down", "submodel, once", "or group list and beta")]
+    for index, stage in enumerate(plan.stages, 1):
+        amounts = (stage.message_up, stage.message_down, stage.submodel, stage.recipe)
+        rows.append((f"stage {index}", *map(readable_bytes, amounts)))
+    fused = [stage for stage in plan.stages if stage.submodel]
+    clients, besides = plan.config.clients, []
+    if fused:
+        besides = [
+            ("submodels, to the clients that take part in their stage", plan.total("bytes_stage")),
+            ("  of it catch-up: to newcomers after a stage's first round", sum(each.late * each.submodel for each in fused)),
+            (f"  instead, if all {clients} clients get each one", clients * sum(each.submodel for each in fused)),
+            (
+                "  instead, if clients hold the base model and fuse it themselves",
+                sum(each.clients * each.recipe for each in fused),
+            ),
+        ]
+    besides += [
+        ("messages that absentees missed; owed only if messages add up, unlike FedIT's", plan.total("bytes_missed")),
+        ("the base model, once to every client under any method; not counted above", clients * plan.base_bytes),
+    ]
+    return [
+        *table(rows),
+        "",
+        *table([("besides messages, all clients", "bytes"), *((text, readable_bytes(count)) for text, count in besides)]),
+    ]
+
+
+def _memory(plan: Plan) -> list[str]:
+    heads = ("weights", "training state", "activations", "workspace", "peak")
+
+    def cells(memory: MemoryTerms) -> tuple[str, ...]:
+        state = memory.lora + memory.gradients + memory.moments + memory.updates
+        workspace = max(memory.layer_workspace, memory.loss_chunk)
+        amounts = (memory.weights, state, memory.activations, workspace, memory.total)
+        return (*map(readable_bytes, amounts[:-1]), readable_bytes(memory.total) + "*")
+
+    compiled = plan.options.compile
+    lines = []
+    for kind, title in (
+        ("client", "memory of a client's device"),
+        ("simulator", f"memory of each of the simulator's {plan.devices} device(s), {plan.work.clients} client(s) at once"),
+    ):
+        checked = plan.fitting(kind) if plan.options.memory is not None else []
+        with_program = compiled and kind == "simulator"
+        rows = [("stage", *heads, *(("program", "XLA's") if with_program else ()), *(("fits",) if checked else ()))]
+        for index, stage in enumerate(plan.stages):
+            memory: MemoryTerms = getattr(stage, kind)
+            row = (str(index + 1), *cells(memory))
+            if with_program:
+                xla = "unknown" if stage.compiled is None else readable_bytes(stage.compiled.total)
+                row += (readable_bytes(memory.program) + "*", xla)
+            rows.append((*row, *(("yes" if checked[index] else "no",) if checked else ())))
+        lines += [title + (f", against {plan.options.memory}" if checked else ""), *table(rows)]
+        if kind == "client":
+            lines += ["at full depth it is that of end-to-end training: growth saves average memory, not peak memory", ""]
+    kernel = attention_implementation(plan.compute, plan.architecture)
+    return [*lines, f"in {plan.compute.dtype}, remat {plan.compute.remat}, attention {kernel} as on this machine"]
+
+
+def _convention(plan: Plan) -> list[str]:
+    """The paper's way of counting, beside its own figures where it has them for this model."""
+    rounds = plan.total("rounds")
+    rows: list[tuple[str, ...]] = [("low-rank parameters x rounds x 1 byte", f"{rounds} rounds")]
+    known = [row for row in plan.convention.values() if row.paper_gigabytes is not None]
+    implied = known[0].paper_rounds if known else None
+    differs = known and implied != rounds
+    if known:
+        rows[0] += (f"{implied} rounds", "the paper") if differs else ("the paper",)
+    for name, row in plan.convention.items():
+        cells = [name, readable_bytes(row.bytes)]
+        if known:
+            cells += [readable_bytes(row.paper_bytes or 0)] if differs else []
+            cells += [f"{row.paper_gigabytes:.2f} GB"]
+        rows.append(tuple(cells))
+    lines = ["communication as the paper counts it: one client, one direction, no submodels", *table(rows)]
+    stated = PAPER_ROUNDS.get(plan.config.model)
+    if known and implied != stated:
+        lines.append(f"the paper states {stated} rounds for this model, and its figures are those of {implied}")
+    if not known:
+        lines.append("the paper gives no figures for this configuration: a prediction by its rule")
+    return [*lines, "FedSA-LoRA shares the factors a alone: arithmetic on their shapes"]
