@@ -24,6 +24,14 @@ class Line:
     points: Sequence[tuple[float, float]]
 
 
+@dataclass(frozen=True)
+class Level:
+    """A named horizontal line across the chart: a bound, or a result to compare the lines with."""
+
+    name: str
+    y: float
+
+
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
     """Two or more round values that span [low, high], about as many as asked for."""
     if high - low <= 1e-9 * max(abs(low), abs(high)):
@@ -54,13 +62,17 @@ def _spread(positions: Sequence[float]) -> list[float]:
     placed = list(positions)
     for before, after in pairwise(order):
         placed[after] = max(placed[after], placed[before] + LABEL_GAP)
+    lowest = HEIGHT - LABEL_GAP / 2
+    for index in reversed(order):
+        placed[index] = min(placed[index], lowest)
+        lowest = placed[index] - LABEL_GAP
     return placed
 
 
-def line_chart(title: str, x_label: str, y_label: str, lines: Sequence[Line]) -> str:
-    """The chart of one or more lines, each with at least one point, as SVG text."""
+def line_chart(title: str, x_label: str, y_label: str, lines: Sequence[Line], *, levels: Sequence[Level] = ()) -> str:
+    """The chart of one or more lines, each with at least one point, and of levels, as SVG text."""
     xs = [x for line in lines for x, _ in line.points]
-    ys = [y for line in lines for _, y in line.points]
+    ys = [*(y for line in lines for _, y in line.points), *(level.y for level in levels)]
     x_ticks, y_ticks = ticks(min(xs), max(xs)), ticks(min(ys), max(ys))
 
     def across(x: float) -> float:
@@ -86,8 +98,15 @@ def line_chart(title: str, x_label: str, y_label: str, lines: Sequence[Line]) ->
     parts.append(
         f'<text transform="translate(18 {(TOP + floor) / 2}) rotate(-90)" text-anchor="middle">{escape(y_label)}</text>'
     )
-    heights = _spread([down(line.points[-1][1]) for line in lines])
-    for index, (line, height) in enumerate(zip(lines, heights, strict=True)):
+    ends = [*(line.points[-1][1] for line in lines), *(level.y for level in levels)]
+    heights = _spread([down(y) for y in ends])
+    for level, height in zip(levels, heights[len(lines) :], strict=True):
+        y = down(level.y)
+        parts.append(
+            f'<path class="axis" d="M{LEFT} {y:.1f}H{wall}L{wall + 8} {height:.1f}" fill="none" stroke-dasharray="1 4"/>'
+        )
+        parts.append(f'<text x="{wall + 12}" y="{height + 4:.1f}">{escape(level.name)}</text>')
+    for index, (line, height) in enumerate(zip(lines, heights, strict=False)):
         colour, dash = COLOURS[index % len(COLOURS)], DASHES[index % len(DASHES)]
         places = [(across(x), down(y)) for x, y in line.points]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)

@@ -83,7 +83,8 @@ class Progress:
             self.say(f"  end of stage: held-out loss {end:.4f}")
             return
         self.say(
-            f"  end of stage: held-out loss {end:.4f} fused -> {full:.4f} with all {len(record['assign'])} layers after transfer"
+            f"  end of stage: held-out loss {end:.4f} fused -> {full:.4f} with all {len(record['assign'])} layers "
+            "after transfer"
         )
 
 
