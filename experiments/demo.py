@@ -8,7 +8,7 @@ Every method sees the same non-IID clients, cohorts and number of examples:
     FedIT                      federated, the full model throughout
     DevFT                      federated, the model grows
     FedIT at DevFT's bytes     FedIT with as many rounds as send what DevFT sends
-    central                    all examples in one place: what could be had at most
+    central                    all examples in one place: what is to be had without keeping them apart
 
 The choices are those of the preset `demo`. A demo that is stopped goes on when the command is given again, and each run is
 a folder that `devft generate`, `export` and `replay` take.
@@ -120,16 +120,15 @@ def stage_rows(summary: Mapping[str, Any]) -> list[list[str]]:
 
 
 def comparison(first: str, second: str, summaries: Mapping[str, Mapping[str, Any]]) -> str:
-    """Which of two methods ends at the lower held-out loss, and whether exact match agrees."""
-    losses = {name: summaries[name]["final_loss"] for name in (first, second)}
-    matches = {name: summaries[name]["accuracy"] for name in (first, second)}
-    if f"{losses[first]:.3f}" == f"{losses[second]:.3f}":
-        return f"{first} and {second} end at the same held-out loss, {losses[first]:.3f}"
-    better, worse = sorted(losses, key=lambda name: losses[name])
-    said = f"{better} ends at a lower held-out loss than {worse}, {losses[better]:.3f} against {losses[worse]:.3f}"
-    if matches[better] >= matches[worse]:
-        return f"{said}, with {matches[better]:.1%} against {matches[worse]:.1%} exact match"
-    return f"{said}, but at a lower exact match, {matches[better]:.1%} against {matches[worse]:.1%}"
+    """Which of two methods ends at the lower held-out loss, and whether exact match agrees; what is equal is told before."""
+    names = {FEDIT: "FedIT", EQUAL_BYTES: "FedIT"}
+    better, worse = sorted((first, second), key=lambda name: summaries[name]["final_loss"])
+    low, high = (f"{summaries[name]['final_loss']:.3f}" for name in (better, worse))
+    if low == high:
+        return f"{names.get(first, first)} and {names.get(second, second)} end at the same held-out loss, {low}"
+    said = f"{names.get(better, better)} ends at a lower held-out loss than {names.get(worse, worse)}, {low} against {high}"
+    more, less = summaries[better]["accuracy"], summaries[worse]["accuracy"]
+    return f"{said}, {'with' if more >= less else 'but with'} {more:.1%} against {less:.1%} exact match"
 
 
 def verdict(summaries: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -143,12 +142,13 @@ def verdict(summaries: Mapping[str, Mapping[str, Any]]) -> list[str]:
         f"At equal bytes {comparison(EQUAL_BYTES, DEVFT, summaries)}.",
     ]
     if ceiling < base:
-        reached = [
-            f"{name} {(base - summaries[name]['final_loss']) / (base - ceiling):.0%}" for name in (LOCAL, FEDIT, DEVFT)
-        ]
-        sentences.append(f"Of what central training takes off the untuned base's loss they reach: {', '.join(reached)}.")
+        reached = {name: (base - summaries[name]["final_loss"]) / (base - ceiling) for name in (LOCAL, FEDIT, DEVFT)}
+        shown = ", ".join(f"{name} {share:.0%}" for name, share in reached.items())
+        sentences.append(f"Of what central training takes off the untuned base's loss they reach: {shown}.")
+        if max(reached.values()) > 1:
+            sentences.append("At this learning rate central training is no upper bound.")
     else:
-        sentences.append("Central training does not improve on the untuned base here, so it is no ceiling.")
+        sentences.append("Central training does not improve on the untuned base here.")
     sentences.append("This is one seed; how far other seeds lie apart it does not tell.")
     return sentences
 

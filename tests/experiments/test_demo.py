@@ -80,7 +80,7 @@ def test_equal_bytes_are_the_mean_depth_of_the_stages():
         (summary(1.5, 0.4), "DevFT ends at a lower held-out loss than FedIT, 1.500 against 2.000, with 40.0% against 30.0%"),
         (
             summary(1.5, 0.2),
-            "DevFT ends at a lower held-out loss than FedIT, 1.500 against 2.000, but at a lower exact",
+            "DevFT ends at a lower held-out loss than FedIT, 1.500 against 2.000, but with 20.0%",
         ),
         (summary(2.0001, 0.2), "FedIT and DevFT end at the same held-out loss, 2.000"),
     ],
@@ -91,14 +91,16 @@ def test_a_comparison_follows_the_numbers(devft, expected):
 
 def test_the_verdict_is_computed():
     at_rounds, at_bytes, reached, seed = verdict(results())
+    assert not any("upper bound" in sentence for sentence in verdict(results()))
+    assert "no upper bound" in verdict(results(**{FEDIT: summary(0.9)}))[3]
     assert at_rounds.startswith("At equal rounds FedIT ends at a lower held-out loss than DevFT")
     assert at_rounds.endswith("DevFT sends 47% of FedIT's bytes and computes 50% of its FLOPs.")
-    assert at_bytes.startswith("At equal bytes FedIT at DevFT's bytes ends at a lower held-out loss than DevFT")
+    assert at_bytes.startswith("At equal bytes FedIT ends at a lower held-out loss than DevFT, 2.500")
     assert reached.endswith("they reach: local-only 25%, FedIT 75%, DevFT 50%.")
     assert "one seed" in seed
     better = verdict(results(**{DEVFT: summary(1.5)}))
-    assert better[1].startswith("At equal bytes DevFT ends at a lower held-out loss than FedIT at DevFT's bytes")
-    assert "no ceiling" in verdict(results(**{CENTRAL: summary(6.0)}))[2]
+    assert better[1].startswith("At equal bytes DevFT ends at a lower held-out loss than FedIT, 1.500")
+    assert "does not improve" in verdict(results(**{CENTRAL: summary(6.0)}))[2]
 
 
 def test_tables_are_aligned():
