@@ -10,7 +10,7 @@ Every method sees the same non-IID clients, cohorts and number of examples:
     FedIT at DevFT's bytes     FedIT with as many rounds as send what DevFT sends
     central                    all examples in one place: what is to be had without keeping them apart
 
-The choices are those of the preset `demo`. A demo that is stopped goes on when the command is given again, and each run is
+The choices are those of the preset `demo`; central training has a learning rate of its own. A demo that is stopped goes on when the command is given again, and each run is
 a folder that `devft generate`, `export` and `replay` take.
 """
 
@@ -32,6 +32,10 @@ from devft_jax.reporting.progress import Progress, readable_bytes, readable_seco
 from devft_jax.run import Run, train
 from devft_jax.trainer import bundled_model, make_growth, plan_stages
 
+CENTRAL_LEARNING_RATE = 2e-3
+"""Central training's own: its noisy steps follow one another where clients' are averaged, and at the preset's rate it ends
+above FedIT."""
+
 LOCAL, FEDIT, DEVFT, EQUAL_BYTES, CENTRAL = "local-only", "FedIT", "DevFT", "FedIT at DevFT's bytes", "central"
 
 
@@ -50,7 +54,7 @@ def methods(config: RunConfig, num_layers: int) -> dict[str, Method]:
     # Twenty clients' models are judged twenty times as long as one, so they are judged at the end only.
     local = dataclasses.replace(full, algorithm="local-only", evaluate_every=0)
     fewer = dataclasses.replace(full, rounds=equal_byte_rounds(config, num_layers))
-    central = dataclasses.replace(full, algorithm="central")
+    central = dataclasses.replace(full, algorithm="central", learning_rate=(CENTRAL_LEARNING_RATE,))
     return {
         LOCAL: Method("every client trains alone and keeps what it learns", "local-only", local),
         FEDIT: Method("clients train the full model's adapter and the server averages it", "fedit", full),
