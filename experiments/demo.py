@@ -10,8 +10,8 @@ Every method sees the same non-IID clients, cohorts and number of examples:
     FedIT at DevFT's bytes     FedIT with as many rounds as send what DevFT sends
     central                    all examples in one place: what is to be had without keeping them apart
 
-The choices are those of the preset `demo`; central training has a learning rate of its own. A demo that is stopped goes on when the command is given again, and each run is
-a folder that `devft generate`, `export` and `replay` take.
+The choices are those of the preset `demo`; central training has a learning rate of its own. A demo that is stopped goes on
+when the command is given again, and each run is a folder that `devft generate`, `export` and `replay` take.
 """
 
 import argparse
