@@ -28,7 +28,8 @@ class ExecutionOptions:
     devices: int | None = execution(None)
     """Local devices to spread the clients over; by default all. On CPU a device is a slice of the host's cores."""
     clients_per_step: int | None = execution(None)
-    """Clients trained at once (memory grows with it, results do not change); by default 1 a CPU device, 8 an accelerator."""
+    """Clients trained at once (memory grows with it, results do not change), at most a round's participants; by default
+    one per CPU device, 8 per accelerator."""
     remat: str = execution("none")
     """What the backward pass recomputes to save memory: none, dots (all but products with frozen weights) or full."""
     attention: Literal["auto", "xla", "cudnn"] = execution("auto")

@@ -516,8 +516,8 @@ class Trainer:
         negative = [value for value in record["anchor_coefficients"] or () if value is not None and value < 0]
         if negative:
             self.progress.warn(
-                f"{len(negative)} group(s) are so large that their anchor enters with a negative weight "
-                f"(down to {min(negative):.2f}); Eq. 5 says so, --beta auto avoids it."
+                f"an anchor's weight is negative ({min(negative):.2f}), as Eq. 5 has it for a group this large; "
+                "--beta auto avoids it."
             )
         return True
 

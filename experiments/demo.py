@@ -1,27 +1,67 @@
-"""The demo: DevFT beside end-to-end FedIT on the bundled model and data, at equal rounds and at equal bytes.
+"""The demo: what DevFT does to the bundled model, between the controls that say what to expect of it.
 
     python experiments/demo.py --out runs/demo
 
-Three runs see the same clients, cohorts and examples. A run that is stopped goes on when the command is given again.
+Every method sees the same non-IID clients, cohorts and number of examples:
+
+    local-only                 every client alone: what is to be had without federating
+    FedIT                      federated, the full model throughout
+    DevFT                      federated, the model grows
+    FedIT at DevFT's bytes     FedIT with as many rounds as send what DevFT sends
+    central                    all examples in one place: what is to be had without keeping them apart
+
+The choices are those of the preset `demo`; central training has a learning rate of its own. A demo that is stopped goes on
+when the command is given again, and each run is a folder that `devft generate`, `export` and `replay` take.
 """
 
 import argparse
 import dataclasses
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from devft_jax.cli import configure_jax
 from devft_jax.config import RunConfig, preset
-from devft_jax.data import FederatedData, build_federated_data
 from devft_jax.developmental import planned_depths
-from devft_jax.models.pretrained import Model, load_pretrained
-from devft_jax.reporting.chart import Line, line_chart
+from devft_jax.models.families import read_config
+from devft_jax.reporting.chart import Level, Line, line_chart
 from devft_jax.reporting.progress import Progress, readable_bytes, readable_seconds
 from devft_jax.run import Run, train
 from devft_jax.trainer import bundled_model, make_growth, plan_stages
+
+CENTRAL_LEARNING_RATE = 2e-3
+"""Central training's own: its noisy steps follow one another where clients' are averaged, and at the preset's rate it ends
+above FedIT."""
+
+LOCAL, FEDIT, DEVFT, EQUAL_BYTES, CENTRAL = "local-only", "FedIT", "DevFT", "FedIT at DevFT's bytes", "central"
+
+
+@dataclass(frozen=True)
+class Method:
+    """One run of the demo: what it is in a line, its folder and its configuration."""
+
+    what: str
+    folder: str
+    config: RunConfig
+
+
+def methods(config: RunConfig, num_layers: int) -> dict[str, Method]:
+    """The demo's runs by name, in the order in which they tell the story; `config` is DevFT's."""
+    full = dataclasses.replace(config, growth="end-to-end")
+    # Twenty clients' models are judged twenty times as long as one, so they are judged at the end only.
+    local = dataclasses.replace(full, algorithm="local-only", evaluate_every=0)
+    fewer = dataclasses.replace(full, rounds=equal_byte_rounds(config, num_layers))
+    central = dataclasses.replace(full, algorithm="central", learning_rate=(CENTRAL_LEARNING_RATE,))
+    return {
+        LOCAL: Method("every client trains alone and keeps what it learns", "local-only", local),
+        FEDIT: Method("clients train the full model's adapter and the server averages it", "fedit", full),
+        DEVFT: Method("the same on a model that grows from a few fused layers to all", "devft", config),
+        EQUAL_BYTES: Method(f"FedIT for the {fewer.rounds} rounds that send what DevFT sends", "fedit-equal-bytes", fewer),
+        CENTRAL: Method("the examples of all clients in one place", "central", central),
+    }
 
 
 def equal_byte_rounds(config: RunConfig, num_layers: int) -> int:
@@ -38,43 +78,83 @@ def table(rows: Sequence[Sequence[str]]) -> str:
         "  ".join(
             cell.ljust(width) if index == 0 else cell.rjust(width)
             for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
+        ).rstrip()
         for row in rows
     )
 
 
-def result_row(name: str, run: Run) -> list[str]:
-    """One method's line of the table."""
-    summary = run.summary
-    seconds = summary["seconds"]
-    return [
-        name,
-        str(summary["rounds"]),
-        f"{summary['final_loss']:.3f}",
-        f"{summary['accuracy']:.1%}",
-        readable_bytes(summary["bytes_up"]),
-        readable_bytes(summary["bytes_stage"]),
-        f"{summary['train_flops'] / 1e12:.2f} T",
-        readable_seconds(seconds["train"]),
-        readable_seconds(seconds["compile"]),
-    ]
+def result_rows(summaries: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """The table of results, with the untuned base first."""
+    heads = ["", "rounds", "held-out loss", "exact match", "sent up", "stages down", "FLOPs", "training", "compiling"]
+    base = next(iter(summaries.values()))
+    rows = [heads, ["untuned base", "", f"{base['base_loss']:.3f}", f"{base['base_accuracy']:.1%}", *[""] * 5]]
+    for name, summary in summaries.items():
+        seconds = summary["seconds"]
+        rows.append(
+            [
+                name,
+                str(summary["rounds"]),
+                f"{summary['final_loss']:.3f}",
+                f"{summary['accuracy']:.1%}",
+                readable_bytes(summary["bytes_up"]),
+                readable_bytes(summary["bytes_stage"]),
+                f"{summary['train_flops'] / 1e12:.2f} T",
+                readable_seconds(seconds["train"]),
+                readable_seconds(seconds["compile"]),
+            ]
+        )
+    return rows
 
 
-def stage_rows(run: Run) -> list[list[str]]:
+def stage_rows(summary: Mapping[str, Any]) -> list[list[str]]:
     """What each stage of a growing run did to held-out loss."""
     rows = [["layers", "groups", "loss at start", "at end", "full model after transfer"]]
-    for stage in run.summary["stages"]:
-        sizes = ",".join(map(str, stage["group_sizes"]))
+    for stage in summary["stages"]:
+        grows = stage["layers"] < len(stage["assign"])
         rows.append(
             [
                 str(stage["layers"]),
-                sizes if stage["layers"] < 16 else "each layer",
+                ",".join(map(str, stage["group_sizes"])) if grows else "each layer",
                 f"{stage['loss_start']:.3f}",
                 f"{stage['loss_end']:.3f}",
                 f"{stage['loss_full_after_transfer']:.3f}",
             ]
         )
     return rows
+
+
+def comparison(first: str, second: str, summaries: Mapping[str, Mapping[str, Any]]) -> str:
+    """Which of two methods ends at the lower held-out loss, and whether exact match agrees; what is equal is told before."""
+    names = {FEDIT: "FedIT", EQUAL_BYTES: "FedIT"}
+    better, worse = sorted((first, second), key=lambda name: summaries[name]["final_loss"])
+    low, high = (f"{summaries[name]['final_loss']:.3f}" for name in (better, worse))
+    if low == high:
+        return f"{names.get(first, first)} and {names.get(second, second)} end at the same held-out loss, {low}"
+    said = f"{names.get(better, better)} ends at a lower held-out loss than {names.get(worse, worse)}, {low} against {high}"
+    more, less = summaries[better]["accuracy"], summaries[worse]["accuracy"]
+    return f"{said}, {'with' if more >= less else 'but with'} {more:.1%} against {less:.1%} exact match"
+
+
+def verdict(summaries: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What the numbers say, in sentences; one seed says nothing of chance, and so they do."""
+    devft, fedit = summaries[DEVFT], summaries[FEDIT]
+    share = {name: devft[name] / fedit[name] for name in ("bytes_up", "train_flops")}
+    base, ceiling = devft["base_loss"], summaries[CENTRAL]["final_loss"]
+    sentences = [
+        f"At equal rounds {comparison(FEDIT, DEVFT, summaries)}; DevFT sends {share['bytes_up']:.0%} of FedIT's bytes and "
+        f"computes {share['train_flops']:.0%} of its FLOPs.",
+        f"At equal bytes {comparison(EQUAL_BYTES, DEVFT, summaries)}.",
+    ]
+    if ceiling < base:
+        reached = {name: (base - summaries[name]["final_loss"]) / (base - ceiling) for name in (LOCAL, FEDIT, DEVFT)}
+        shown = ", ".join(f"{name} {share:.0%}" for name, share in reached.items())
+        sentences.append(f"Of what central training takes off the untuned base's loss they reach: {shown}.")
+        if max(reached.values()) > 1:
+            sentences.append("At this learning rate central training is no upper bound.")
+    else:
+        sentences.append("Central training does not improve on the untuned base here.")
+    sentences.append("This is one seed; how far other seeds lie apart it does not tell.")
+    return sentences
 
 
 def loss_by_megabytes(run: Run) -> list[tuple[float, float]]:
@@ -97,56 +177,49 @@ def loss_by_megabytes(run: Run) -> list[tuple[float, float]]:
     return points
 
 
-def run_method(config: RunConfig, out: Path, model: Model, data: FederatedData) -> Run:
-    """One of the three runs; ends the demo when it is asked to stop."""
-    run = train(dataclasses.replace(config, out=str(out)), model=model, data=data)
-    if not run.finished:
-        raise SystemExit(130)
-    return run
+def picture(runs: Mapping[str, Run]) -> str:
+    """Loss against bytes of the methods that send, between levels for what sends nothing."""
+    levels = [Level("untuned base", runs[FEDIT].summary["base_loss"])]
+    levels += [Level(name, runs[name].summary["final_loss"]) for name in (LOCAL, CENTRAL)]
+    lines = [Line(name, loss_by_megabytes(runs[name])) for name in (DEVFT, FEDIT, EQUAL_BYTES)]
+    return line_chart(
+        "Held-out loss of the full model, demo", "sent up by all clients (MB)", "nats per token", lines, levels=levels
+    )
 
 
 def main() -> None:
-    """Run the three methods and print the table."""
+    """Run the methods; print what came out, and leave the picture."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of the three runs")
-    options = parser.parse_args()
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of the runs")
+    out = parser.parse_args().out
     began = time.perf_counter()
     configure_jax()
     progress = Progress()
-    config = preset("demo")
-    model = load_pretrained(bundled_model())
-    data = build_federated_data(config, model.tokenizer, seed=config.seed)
-    fedit = dataclasses.replace(config, growth="end-to-end")
-    fewer = dataclasses.replace(fedit, rounds=equal_byte_rounds(config, model.config.layers))
-    methods = {
-        "DevFT": (config, "devft"),
-        "FedIT, equal rounds": (fedit, "fedit"),
-        "FedIT, equal bytes": (fewer, "fedit-equal-bytes"),
-    }
     runs: dict[str, Run] = {}
-    for name, (chosen, folder) in methods.items():
-        progress.say(f"\n== {name} ==")
-        runs[name] = run_method(chosen, options.out / folder, model, data)
-    base: dict[str, Any] = runs["DevFT"].summary
-    rows = [
-        ["", "rounds", "held-out loss", "exact match", "sent up", "stages down", "FLOPs", "training", "compiling"],
-        ["untuned base", "", f"{base['base_loss']:.3f}", f"{base['base_accuracy']:.1%}", *[""] * 5],
-        *[result_row(name, run) for name, run in runs.items()],
-    ]
-    print(f"\n{base['held_out_examples']} held-out items, {base['clients']} clients, one seed\n")
-    print(table(rows))
-    print("\nDevFT, stage by stage (held-out loss)\n")
-    print(table(stage_rows(runs["DevFT"])))
-    chart = line_chart(
-        "Held-out loss of the full model, demo",
-        "sent up by all clients (MB)",
-        "nats per token",
-        [Line(name, loss_by_megabytes(run)) for name, run in runs.items()],
-    )
-    (options.out / "demo.svg").write_text(chart)
+    for name, method in methods(preset("demo"), read_config(bundled_model() / "config.json").layers).items():
+        progress.say(f"\n== {name}: {method.what} ==")
+        runs[name] = train(dataclasses.replace(method.config, out=str(out / method.folder)), progress=progress)
+        if not runs[name].finished:
+            raise SystemExit(130)
     summaries = {name: run.summary for name, run in runs.items()}
-    (options.out / "demo.json").write_text(json.dumps(summaries, indent=1) + "\n")
-    print(f"\n{readable_seconds(time.perf_counter() - began)} in all; picture and details in {options.out}")
+    (out / "demo.svg").write_text(picture(runs))
+    (out / "demo.json").write_text(json.dumps(summaries, indent=1) + "\n")
+    local = summaries[LOCAL]
+    print(f"\n{local['held_out_examples']} held-out items, {local['clients']} non-IID clients, one seed\n")
+    print(table(result_rows(summaries)))
+    print(
+        f"\nlocal-only is the mean over the {local['clients']} clients' own models; standard deviations over clients are "
+        f"{local['personal']['loss_spread']:.3f} in loss and {local['personal']['accuracy_spread']:.1%} in exact match"
+    )
+    print("\nDevFT, stage by stage (held-out loss)\n")
+    print(table(stage_rows(summaries[DEVFT])))
+    print("\n" + "\n".join(verdict(summaries)))
+    seconds = readable_seconds(time.perf_counter() - began)
+    print(f"\n{seconds} in all; picture {out / 'demo.svg'}, details {out / 'demo.json'}")
+    reports = [str(run.folder / "report.html") for run in runs.values() if (run.folder / "report.html").exists()]
+    if reports:
+        print("reports: " + "  ".join(reports))
+    print(f"ask a run: devft generate {out / 'fedit'} --compare")
 
 
 if __name__ == "__main__":

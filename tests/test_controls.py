@@ -159,6 +159,17 @@ def test_central_training_draws_from_the_pool(config):
         Trainer(dataclasses.replace(config, algorithm="central", clients_per_round=4), progress=QUIET)
 
 
+@pytest.mark.parametrize(
+    ("algorithm", "participants", "devices", "expected"),
+    [("fedit", 2, 1, 2), ("fedit", 3, 2, 4), ("fedit", 1, 2, 1), ("central", 3, 2, 1)],
+)
+def test_no_more_clients_are_in_flight_than_take_part(config, algorithm, participants, devices, expected):
+    chosen = dataclasses.replace(config, algorithm=algorithm, clients_per_round=participants)
+    trainer = Trainer(dataclasses.replace(chosen, devices=devices, clients_per_step=8), progress=QUIET)
+    assert trainer.clients_per_step == trainer.cohort.clients_per_step == expected
+    assert trainer.cohort.mesh.size == min(devices, expected)
+
+
 def test_a_run_without_a_global_model_says_so(runs, tmp_path, capfd):
     run = runs["local-only"]
     assert run.adapter is None

@@ -23,7 +23,7 @@ from devft_jax.programs import CLIENT_AXIS, CompiledPrograms, client_mesh
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationOptions:
-    """When and how the global model is judged on the held-out data."""
+    """When and how the model is judged on the held-out data; where every client has its own, all of them are."""
 
     evaluate_every: int = execution(0)
     """Rounds between evaluations within a stage; 0 evaluates at the borders of stages only."""

@@ -44,12 +44,20 @@ class Mark:
 
 
 @dataclass(frozen=True)
+class Level:
+    """A named horizontal line across the chart: a bound, or a result to compare the lines with."""
+
+    name: str
+    y: float
+
+
+@dataclass(frozen=True)
 class Frame:
     """Where a chart lies and what surrounds its lines.
 
     Attributes:
       width, height: of the picture. named: lines are named beside their ends, else nowhere (a legend does).
-      whole: the x axis counts. bands, marks: see there. x_names: names that stand for the ticks of the x axis, at 0, 1, ...
+      whole: the x axis counts. bands, marks, levels: see there. x_names: names in place of the ticks at 0, 1, ...
       low: a value that the y axis reaches down to at least. values: every point with a marker tells its y.
     """
 
@@ -59,6 +67,7 @@ class Frame:
     whole: bool = False
     bands: Sequence[Band] = ()
     marks: Sequence[Mark] = ()
+    levels: Sequence[Level] = ()
     x_names: Sequence[str] = ()
     low: float | None = None
     values: bool = False
@@ -96,12 +105,15 @@ def marker(index: int, x: float, y: float, colour: str) -> str:
     return shapes[index % len(shapes)]
 
 
-def _spread(positions: Sequence[float]) -> list[float]:
-    """Label heights moved apart so that none covers another."""
+def _spread(positions: Sequence[float], lowest: float) -> list[float]:
+    """Label heights moved apart so that none covers another, and none lies beneath `lowest`."""
     order = sorted(range(len(positions)), key=lambda index: positions[index])
     placed = list(positions)
     for before, after in pairwise(order):
         placed[after] = max(placed[after], placed[before] + LABEL_GAP)
+    for index in reversed(order):
+        placed[index] = min(placed[index], lowest)
+        lowest = placed[index] - LABEL_GAP
     return placed
 
 
@@ -193,7 +205,8 @@ def plot_lines(title: str, x_label: str, y_label: str, lines: Sequence[Line], fr
     """The picture of one or more lines, each with at least one point."""
     frame = frame or Frame()
     xs = [x for line in lines for x, _ in line.points] + [x for band in frame.bands for x in (band.start, band.end)]
-    ys = [y for line in lines for _, y in line.points] + ([] if frame.low is None else [frame.low])
+    ys = [y for line in lines for _, y in line.points] + [level.y for level in frame.levels]
+    ys += [] if frame.low is None else [frame.low]
     about = max(2, min(5, (frame.width - LEFT - frame.right) // 60))
     y_ticks, x_ticks = ticks(min(ys), max(ys)), ticks(min(xs), max(xs), about, whole=frame.whole)
     x_span = (min(xs), max(xs)) if max(xs) > min(xs) else (x_ticks[0], x_ticks[-1])
@@ -206,22 +219,26 @@ def plot_lines(title: str, x_label: str, y_label: str, lines: Sequence[Line], fr
     names = list(dict.fromkeys(line.name for line in lines))
     for line in lines:
         parts += _line(scales, line, names.index(line.name))
+    for level in frame.levels:
+        y = scales.down(level.y)
+        parts.append(f'<path class="axis level" d="M{LEFT} {y:.1f}H{scales.wall}" fill="none" stroke-dasharray="1 4"/>')
     if frame.named:
         last = {line.name: line for line in lines}
-        heights = _spread([scales.down(last[name].points[-1][1]) for name in names])
-        for index, (name, height) in enumerate(zip(names, heights, strict=True)):
-            x, y = last[name].points[-1]
+        ends = [(name, *last[name].points[-1], f'stroke="{look(index)[0]}"') for index, name in enumerate(names)]
+        ends += [(level.name, x_span[1], level.y, 'class="axis"') for level in frame.levels]
+        heights = _spread([scales.down(y) for _, _, y, _ in ends], frame.height - LABEL_GAP / 2)
+        for (name, x, y, style), height in zip(ends, heights, strict=True):
             parts.append(
-                f'<line x1="{scales.across(x) + 6:.1f}" y1="{scales.down(y):.1f}" x2="{scales.wall + 8}" y2="{height:.1f}" '
-                f'stroke="{look(index)[0]}" stroke-width="0.7" opacity="0.6"/>'
+                f'<line {style} x1="{scales.across(x) + 6:.1f}" y1="{scales.down(y):.1f}" x2="{scales.wall + 8}" '
+                f'y2="{height:.1f}" stroke-width="0.7" opacity="0.6"/>'
             )
             parts.append(f'<text x="{scales.wall + 12}" y="{height + 4:.1f}">{escape(name)}</text>')
     return Picture(title, frame.width, frame.height, parts, left=LEFT)
 
 
-def line_chart(title: str, x_label: str, y_label: str, lines: Sequence[Line]) -> str:
-    """The chart of one or more lines, each with at least one point, as SVG text."""
-    return plot_lines(title, x_label, y_label, lines).document()
+def line_chart(title: str, x_label: str, y_label: str, lines: Sequence[Line], *, levels: Sequence[Level] = ()) -> str:
+    """The chart of one or more lines, each with at least one point, and of levels, as SVG text."""
+    return plot_lines(title, x_label, y_label, lines, Frame(levels=levels)).document()
 
 
 def legend(lines: Sequence[Line]) -> list[tuple[Picture, str]]:

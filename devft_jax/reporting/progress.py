@@ -83,7 +83,8 @@ class Progress:
             self.say(f"  end of stage: held-out loss {end:.4f}")
             return
         self.say(
-            f"  end of stage: held-out loss {end:.4f} fused -> {full:.4f} with all {len(record['assign'])} layers after transfer"
+            f"  end of stage: held-out loss {end:.4f} fused -> {full:.4f} with all {len(record['assign'])} layers "
+            "after transfer"
         )
 
 
@@ -122,7 +123,7 @@ def shown_layers(layers: Sequence[int]) -> str:
 def shown_groups(groups: Sequence[Sequence[int]], assign: Sequence[int]) -> list[str]:
     """Every group of layers in brackets, and the layers that are in none.
 
-    Three or more groups in a row that are adjacent blocks of one size are written as the first and the last of them:
+    More than three groups in a row that are adjacent blocks of one size are written as the first and the last of them:
     `[1]..[9]` are nine single layers, `[0-1]..[6-7]` four pairs.
     """
     rows: list[list[Sequence[int]]] = []
@@ -137,7 +138,7 @@ def shown_groups(groups: Sequence[Sequence[int]], assign: Sequence[int]) -> list
     shown = []
     for row in rows:
         names = [f"[{shown_layers(group)}]" for group in row]
-        shown += [f"{names[0]}..{names[-1]}"] if len(row) > 2 else names
+        shown += [f"{names[0]}..{names[-1]}"] if len(row) > 3 else names
     absent = [layer for layer, group in enumerate(assign) if group < 0]
     return [*shown, *([f"absent: {shown_layers(absent)}"] if absent else [])]
 

@@ -6,7 +6,7 @@ from zlib import crc32
 import numpy as np
 import pytest
 
-from devft_jax.data import DataOptions, build_federated_data, describe, split_record, validate_data
+from devft_jax.data import DataOptions, build_federated_data, describe, pool, split_record, validate_data
 from devft_jax.errors import InputError
 
 
@@ -59,6 +59,17 @@ def test_several_files_are_clients_of_stable_identity(build, folder):
     assert changed.clients[0].id == ids["client_10"]
     assert data.test is None
     assert data.test_records == ()
+
+
+def test_a_pool_is_one_client_with_everything(build, folder):
+    data = build(data=str(folder))
+    pooled = pool(data)
+    assert [(client.name, client.id) for client in pooled.clients] == [("pool", 0)]
+    np.testing.assert_array_equal(pooled.clients[0].indices, np.arange(36))
+    assert pooled.train is data.train
+    assert describe(pooled).splitlines()[1].split()[:2] == ["pool", "36"]
+    assert split_record(pooled)["clients"][0]["groups"] == {"x": 18, "y": 18}
+    assert [client.name for client in data.clients] == ["client_1", "client_2", "client_10"]
 
 
 def test_one_file_is_split_evenly(build, folder):

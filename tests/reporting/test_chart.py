@@ -1,10 +1,11 @@
+from itertools import pairwise
 from xml.etree import ElementTree
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from devft_jax.reporting.chart import Line, line_chart, ticks
+from devft_jax.reporting.chart import Level, Line, line_chart, ticks
 
 POINTS = st.lists(st.tuples(st.floats(0, 1e9, allow_nan=False), st.floats(-50, 50, allow_nan=False)), min_size=1, max_size=6)
 
@@ -22,6 +23,25 @@ def test_every_point_is_drawn_inside_a_well_formed_picture(series):
             assert 0 <= y <= 420
     texts = [text.text for text in picture.findall(".//{*}text")]
     assert "<line 0>" in texts
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 99), st.integers(-9, 9)), min_size=1, max_size=6),
+    st.lists(st.integers(-20, 20), min_size=1, max_size=5),
+)
+def test_levels_cross_the_chart_and_every_name_is_inside_and_apart(points, heights):
+    levels = [Level(f"level {index}", y) for index, y in enumerate(heights)]
+    picture = ElementTree.fromstring(line_chart("a", "x", "y", [Line("line", points)], levels=levels))
+    drawn = [path.get("d") for path in picture.findall(".//{*}path[@class='axis level']")]
+    assert len(drawn) == len(levels)
+    names = {text.text: float(text.get("y", 0)) for text in picture.findall(".//{*}text")}
+    placed = sorted(y for name, y in names.items() if name == "line" or name.startswith("level"))
+    assert len(placed) == len(levels) + 1
+    assert all(0 < y < 420 for y in placed)
+    assert all(after - before > 16 for before, after in pairwise(placed))
+    for level, path in zip(levels, drawn, strict=True):
+        start = float(path.removeprefix("M64 ").split("H")[0])
+        assert 48 - 0.1 <= start <= 364 + 0.1, level
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (3.2, 4.9), (-1e-3, 1e-3), (0, 2.7e8), (5, 5)])

@@ -7,6 +7,8 @@ One participant holds the examples of all clients and takes as many optimiser st
 each on a batch drawn uniformly from the pool, without replacement within the round. So it sees as many examples as FedIT
 and does as many steps, but one after the other instead of S of them in parallel K times. Its optimiser is rebuilt in every
 round, as a client's is, and the learning rates are those of the rounds: what is left to compare is where the data lies.
+A rate that suits clients whose updates are averaged may be too high for steps that nothing averages; as an upper bound,
+central training needs a rate of its own.
 
 Nothing travels. The server state is FedIT's, so that any growth works on it in the same way, and central training with
 DevFT shows what growing costs or brings without federation.

@@ -1,0 +1,138 @@
+"""What the demo compares and what it says of the numbers; the runs themselves are `make demo`."""
+
+import json
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from devft_jax.config import identity, preset, validate
+from devft_jax.run import Run
+from experiments.demo import (
+    CENTRAL,
+    DEVFT,
+    EQUAL_BYTES,
+    FEDIT,
+    LOCAL,
+    comparison,
+    equal_byte_rounds,
+    loss_by_megabytes,
+    methods,
+    picture,
+    result_rows,
+    stage_rows,
+    table,
+    verdict,
+)
+
+LAYERS = 16
+
+
+def summary(loss, accuracy=0.1, *, bytes_up=1000, flops=10**12, stages=None):
+    return {
+        "final_loss": loss,
+        "accuracy": accuracy,
+        "base_loss": 5.0,
+        "base_accuracy": 0.0,
+        "rounds": 4,
+        "bytes_up": bytes_up,
+        "bytes_stage": 0,
+        "train_flops": flops,
+        "seconds": {"train": 61, "compile": 2},
+        "stages": stages or [{"rounds": 4, "loss_full_after_transfer": loss}],
+    }
+
+
+def results(**changes):
+    found = {
+        LOCAL: summary(4.0, 0.01, bytes_up=0),
+        FEDIT: summary(2.0, 0.3),
+        DEVFT: summary(3.0, 0.1, bytes_up=470, flops=5 * 10**11),
+        EQUAL_BYTES: summary(2.5, 0.2, bytes_up=470),
+        CENTRAL: summary(1.0, 0.5, bytes_up=0),
+    }
+    return {**found, **changes}
+
+
+def test_every_method_is_valid_and_differs_only_in_what_it_is_about():
+    config = preset("demo")
+    found = methods(config, LAYERS)
+    assert list(found) == [LOCAL, FEDIT, DEVFT, EQUAL_BYTES, CENTRAL]
+    assert len({method.folder for method in found.values()}) == 5
+    for name, method in found.items():
+        validate(method.config)
+        mine, theirs = identity(method.config), identity(config)
+        own = {"growth", "algorithm", "learning_rate"} if name == CENTRAL else {"growth", "algorithm"}
+        assert {field for field in mine if mine[field] != theirs[field]} <= own
+    rounds = {name: method.config.rounds for name, method in found.items()}
+    assert rounds.pop(EQUAL_BYTES) == equal_byte_rounds(config, LAYERS)
+    assert set(rounds.values()) == {config.rounds}
+
+
+def test_equal_bytes_are_the_mean_depth_of_the_stages():
+    # 2, 4, 8 and 16 layers for a quarter of the rounds each, of 16.
+    assert equal_byte_rounds(preset("demo"), LAYERS) == round(preset("demo").rounds * (2 + 4 + 8 + 16) / 4 / 16)
+
+
+@pytest.mark.parametrize(
+    ("devft", "expected"),
+    [
+        (summary(3.0, 0.1), "FedIT ends at a lower held-out loss than DevFT, 2.000 against 3.000, with 30.0% against 10.0%"),
+        (summary(1.5, 0.4), "DevFT ends at a lower held-out loss than FedIT, 1.500 against 2.000, with 40.0% against 30.0%"),
+        (
+            summary(1.5, 0.2),
+            "DevFT ends at a lower held-out loss than FedIT, 1.500 against 2.000, but with 20.0%",
+        ),
+        (summary(2.0001, 0.2), "FedIT and DevFT end at the same held-out loss, 2.000"),
+    ],
+)
+def test_a_comparison_follows_the_numbers(devft, expected):
+    assert expected in comparison(FEDIT, DEVFT, results(**{DEVFT: devft}))
+
+
+def test_the_verdict_is_computed():
+    at_rounds, at_bytes, reached, seed = verdict(results())
+    assert not any("upper bound" in sentence for sentence in verdict(results()))
+    assert "no upper bound" in verdict(results(**{FEDIT: summary(0.9)}))[3]
+    assert at_rounds.startswith("At equal rounds FedIT ends at a lower held-out loss than DevFT")
+    assert at_rounds.endswith("DevFT sends 47% of FedIT's bytes and computes 50% of its FLOPs.")
+    assert at_bytes.startswith("At equal bytes FedIT ends at a lower held-out loss than DevFT, 2.500")
+    assert reached.endswith("they reach: local-only 25%, FedIT 75%, DevFT 50%.")
+    assert "one seed" in seed
+    better = verdict(results(**{DEVFT: summary(1.5)}))
+    assert better[1].startswith("At equal bytes DevFT ends at a lower held-out loss than FedIT, 1.500")
+    assert "does not improve" in verdict(results(**{CENTRAL: summary(6.0)}))[2]
+
+
+def test_tables_are_aligned():
+    lines = table(result_rows(results())).splitlines()
+    assert len(lines) == 7
+    assert lines[1].startswith("untuned base")
+    assert lines[1].endswith("5.000         0.0%")
+    assert len({line.index(loss) for line, loss in zip(lines[2:4], ("4.000", "2.000"), strict=True)}) == 1
+    stages = [
+        {"layers": 2, "assign": [0, 0, 1], "group_sizes": [2, 1], "loss_start": 4, "loss_end": 3},
+        {"layers": 3, "assign": [0, 1, 2], "group_sizes": [1, 1, 1], "loss_start": 3, "loss_end": 2},
+    ]
+    rows = stage_rows({"stages": [{**stage, "loss_full_after_transfer": 2.5} for stage in stages]})
+    assert [row[1] for row in rows] == ["groups", "2,1", "each layer"]
+
+
+def fake_run(folder: Path, found, rows):
+    folder.mkdir()
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return Run(preset("demo"), folder, None, found)
+
+
+def test_the_picture_shows_the_full_model_only(tmp_path):
+    rows = [{"round": number, "bytes_up": 2_000_000, "held_out_loss": 9.0 - number} for number in (1, 2, 3, 4)]
+    stages = [{"rounds": 2, "loss_full_after_transfer": 4.5}, {"rounds": 2, "loss_full_after_transfer": 3.0}]
+    found = results(**{DEVFT: summary(3.0, stages=stages)})
+    runs = {name: fake_run(tmp_path / str(index), each, rows) for index, (name, each) in enumerate(found.items())}
+    # The submodel's losses within a stage are not the model's.
+    assert loss_by_megabytes(runs[DEVFT]) == [(0, 5.0), (4, 4.5), (8, 3.0)]
+    assert loss_by_megabytes(runs[FEDIT]) == [(0, 5.0), (2, 8.0), (4, 7.0), (6, 6.0), (8, 2.0)]
+    drawn = ElementTree.fromstring(picture(runs))
+    names = {text.text for text in drawn.findall(".//{*}text")}
+    assert {*found, "untuned base"} <= names
+    assert len(drawn.findall(".//{*}polyline")) == 3
