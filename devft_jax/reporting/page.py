@@ -44,7 +44,8 @@ figure { margin: .8rem 0 .4rem } figcaption { font-size: .9rem; max-width: 46rem
   font-size: .9rem }
 .legend svg { vertical-align: -4px; margin-right: .4rem } .narrow { display: none }
 details { margin: .5rem 0 } summary { cursor: pointer; color: var(--accent); font-size: .92rem }
-table { border-collapse: collapse; min-width: min(100%, 26rem); font-size: .88rem; font-variant-numeric: tabular-nums; margin: .4rem 0 }
+table { border-collapse: collapse; min-width: min(100%, 26rem); font-size: .88rem;
+  font-variant-numeric: tabular-nums; margin: .4rem 0 }
 caption { text-align: left; padding: .2rem 0 .4rem; font-size: .88rem }
 th, td { padding: .22rem .7rem .22rem 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top }
 th { font-weight: 600 } tbody th { font-weight: 500 } .number { text-align: right }
@@ -59,7 +60,8 @@ code { font-family: ui-monospace, monospace } td code { overflow-wrap: anywhere 
 @media print {
   @page { margin: 14mm }
   body { background: #fff; font-size: 11pt } main { max-width: none; padding: 0 } nav, details { display: none }
-  section { border: 0; border-radius: 0; padding: 0; margin-top: 10mm } h2, h3 { break-after: avoid }
+  section { border: 0; border-radius: 0; padding: 0; margin-top: 10mm } h2, h3, .legend, p:has(+ figure), p:has(+ .pair) { break-after: avoid }
+  .pair { grid-template-columns: repeat(auto-fit, minmax(210px, 1fr)) }
   figure, .tile, .keep, tr { break-inside: avoid } .scroll { overflow: visible } .wide > svg { min-width: 0 }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact } }
 """
@@ -70,8 +72,8 @@ def page(title: str, styles: Iterable[str], body: Iterable[str]) -> str:
     return "\n".join(
         [
             "<!DOCTYPE html>",
-            '<html lang="en"><head><meta charset="utf-8">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            '<html lang="en"><head><meta charset="utf-8"/>',
+            '<meta name="viewport" content="width=device-width, initial-scale=1"/>',
             f"<title>{escape(title)}</title>",
             f"<style>{STYLE}{svg.STYLE}{''.join(styles)}</style>",
             "</head><body><main>",

@@ -16,8 +16,8 @@ MAX_COLUMNS = 120
 def growth(story: Story) -> str:
     """The section."""
     if not story.is_grown:
-        words = f"All {story.depth} layers were trained throughout: there are no groups and no stage changes."
-        return page.section("growth", "How the model grew", page.paragraph(words), _norms(story))
+        words = f"The full model of {story.depth} layers was trained throughout: nothing was grouped, fused or carried over."
+        return page.section("growth", "The layers", page.paragraph(words), _norms(story))
     strip = layer_strip("Which layers were fused into which group at each stage", story.stages)
     fused = [stage for stage in story.stages if stage.record["similarity"] is not None]
     bounds = [similarity_range(stage.record["similarity"]) for stage in fused]
@@ -153,17 +153,15 @@ def _norms(story: Story) -> str:
         for layer in range(story.depth)
     ]
     table = page.table("Norm at the end of each stage", ["layer", *(f"stage {stage.number}" for stage, _ in ends)], rows)
-    words = (
-        "How much of the update each layer carries: the Frobenius norm of scale \u00d7 a \u00d7 b over its adapted "
-        "projections. Layers of a group share one adapter, so they share its norm"
-        + (
-            f"; a column is the last of up to {-(-story.rounds // MAX_COLUMNS)} rounds."
-            if story.rounds > MAX_COLUMNS
-            else "."
-        )
-    )
+    words = [
+        "How much of the update a layer carries: the Frobenius norm of scale \u00d7 a \u00d7 b over its adapted projections."
+    ]
+    if story.is_grown:
+        words.append("Layers of a group share one adapter, so they share its norm.")
+    if len(bins) < story.rounds:
+        words.append(f"A column is the last of up to {-(-story.rounds // len(bins))} rounds.")
     return (
         page.heading("Where the update lies")
-        + page.paragraph(words)
+        + page.paragraph(" ".join(words))
         + page.figure(picture, "", page.folded("Data: norms", table))
     )
