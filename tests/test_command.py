@@ -73,7 +73,9 @@ def test_usual_values_are_said_by_flags():
 
 
 @pytest.mark.parametrize(
-    "change", [{"data": ("a.json", "b.json")}, {"out": "-a"}, {"out": ""}, {"model": "None"}, {"capacities": ()}], ids=str
+    "change",
+    [{"data": ("a.json", "b.json")}, {"out": "-a"}, {"out": ""}, {"model": "None"}, {"data": "a\tb"}, {"capacities": ()}],
+    ids=str,
 )
 def test_what_flags_cannot_say_is_left_to_a_file(change):
     assert command_line(dataclasses.replace(RunConfig(), **change)) is None

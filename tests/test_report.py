@@ -4,6 +4,7 @@ import json
 import re
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,7 +14,7 @@ from devft_jax.errors import InputError
 from devft_jax.report import read_settings, read_story, write_report
 from devft_jax.reporting.report import report_html
 from devft_jax.storage import RunFolder
-from tests.reporting.stories import write_story
+from tests.reporting.stories import stage_record, write_story
 
 DASH, MINUS, TIMES = "\u2013", "\u2212", "\u00d7"
 
@@ -186,6 +187,18 @@ def test_a_run_under_way_is_read_without_its_lock_or_a_trace(tmp_path):
     assert len([group for group in tree_of(html).iter("g") if group.get("class") == "resume"]) == 10
 
 
+def test_a_stage_that_has_only_begun_is_told(tmp_path):
+    folder = write_story(tmp_path, depth=8, depths=(2, 8), rounds=3, planned=6)
+    begun = stage_record(8, 8, np.random.default_rng(0), finished=False)
+    stages = json.loads((folder / "record.json").read_text())["stages"]
+    edit(folder, "record.json", stages=[*stages, begun], stopped_by=2)
+    words = text_of(page_of(folder))
+    assert "stopped after round 3 of 6" in words
+    assert "so far in stages of 2, 8 layers" in words
+    [full] = read_story(folder).full_model
+    assert [point.round for point in full] == [0, 3]
+
+
 def test_a_resume_is_marked_once_on_each_axis_and_changes_nothing_else(tmp_path):
     plain = page_of(write_story(tmp_path, rounds=12))
     resumed = page_of(write_story(tmp_path, rounds=12, resumed=[7]))
@@ -213,6 +226,9 @@ def test_the_command_and_what_differs_come_first(tmp_path):
     }
     first = [row.find("th").text for row in tables["What is computed"].findall("tbody/tr")]
     assert first == ["rank", "rounds"]
+    spaced = write_story(tmp_path / "a  b")
+    [command] = check_page(page_of(spaced)).findall(".//pre/code")
+    assert command.text == f"devft run --rounds 12 --out '{spaced}'"
     other = write_story(tmp_path / "b", data=("a.json", "b.json"))
     [command] = check_page(page_of(other)).findall(".//pre/code")
     assert command.text == f"devft run --config {other}/config.json"

@@ -7,7 +7,7 @@ picture lie under a fold, which browsers open from the keyboard.
 from collections.abc import Iterable, Sequence
 
 from devft_jax.reporting import svg
-from devft_jax.reporting.svg import Picture, escape
+from devft_jax.reporting.svg import Picture, escape, exactly
 
 Cell = str | int | float | None
 
@@ -60,9 +60,10 @@ code { font-family: ui-monospace, monospace } td code { overflow-wrap: anywhere 
 @media print {
   @page { margin: 14mm }
   body { background: #fff; font-size: 11pt } main { max-width: none; padding: 0 } nav, details { display: none }
-  section { border: 0; border-radius: 0; padding: 0; margin-top: 10mm } h2, h3, .legend, p:has(+ figure), p:has(+ .pair) { break-after: avoid }
-  .pair { grid-template-columns: repeat(auto-fit, minmax(210px, 1fr)) }
-  figure, .tile, .keep, tr { break-inside: avoid } .scroll { overflow: visible } .wide > svg { min-width: 0 }
+  section { border: 0; border-radius: 0; padding: 0; margin-top: 10mm }
+  h2, h3, .legend, p:has(+ figure), p:has(+ .pair), p:has(+ .legend) { break-after: avoid }
+  .pair { grid-template-columns: repeat(auto-fit, minmax(calc(.66 * var(--least)), 1fr)) }
+  figure, .tile, .keep, .legend, p, tr { break-inside: avoid } .scroll { overflow: visible } .wide > svg { min-width: 0 }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact } }
 """
 
@@ -116,6 +117,11 @@ def figure(picture: Picture, caption: str, *below: str, wide: bool = True, kind:
 def side_by_side(*parts: str, least: int = 300) -> str:
     """Parts beside each other where each has `least` pixels."""
     return f'<div class="pair" style="--least: {least}px">{_joined(parts)}</div>'
+
+
+def code(text: str) -> str:
+    """Text to be copied, kept letter by letter."""
+    return f"<pre><code>{exactly(text)}</code></pre>"
 
 
 def legend(entries: Iterable[tuple[Picture, str]]) -> str:

@@ -32,10 +32,14 @@ _MARKUP = {"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#x27;"}
 _FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
+def exactly(text: str) -> str:
+    """Any text as content or attribute of XML, letter by letter; what XML cannot hold becomes U+FFFD."""
+    return "".join(_MARKUP.get(letter, letter) for letter in _FORBIDDEN.sub("\ufffd", text))
+
+
 def escape(text: str) -> str:
-    """Any text as content or attribute of XML, on one line; what XML cannot hold becomes U+FFFD."""
-    whole = " ".join(_FORBIDDEN.sub("\ufffd", text).split())
-    return "".join(_MARKUP.get(letter, letter) for letter in whole)
+    """As `exactly`, on one line and without double spaces."""
+    return exactly(" ".join(_FORBIDDEN.sub("\ufffd", text).split()))
 
 
 @dataclass(frozen=True)
