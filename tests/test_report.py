@@ -13,6 +13,8 @@ from devft_jax.cli import run_command
 from devft_jax.errors import InputError
 from devft_jax.report import read_settings, read_story, write_report
 from devft_jax.reporting.report import report_html
+from devft_jax.reporting.stages import bins_of
+from devft_jax.reporting.story import Stage
 from devft_jax.storage import RunFolder
 from tests.reporting.stories import stage_record, write_story
 
@@ -284,3 +286,10 @@ def test_a_folder_or_file_that_cannot_be_is_named(tmp_path):
     folder = write_story(tmp_path / "run")
     with pytest.raises(InputError, match=r"page.html cannot be written \(No such file or directory\); name another file"):
         write_report(folder, tmp_path / "absent" / "page.html")
+
+
+@given(st.integers(1, 400), st.integers(1, 150))
+def test_columns_of_a_map_cover_all_rounds_once(rounds, most):
+    bins = bins_of([Stage(1, {}, [{}] * rounds, 0)], most)
+    assert len(bins) == min(rounds, most)
+    assert [number for first, last in bins for number in range(first, last + 1)] == list(range(1, rounds + 1))

@@ -9,8 +9,8 @@ from devft_jax.reporting.page import Cell
 from devft_jax.reporting.story import Stage, Story
 from devft_jax.reporting.strip import group_name, layer_strip
 
-# Columns of a map over rounds.
-MAX_COLUMNS = 120
+# Columns of a map over rounds, and eigenvalues that have a marker each.
+MAX_COLUMNS, MARKED = 120, 40
 
 
 def growth(story: Story) -> str:
@@ -94,13 +94,15 @@ def _spectrum(stage: Stage, spectrum: list[float]) -> str:
     points = [(index + 1.0, value) for index, value in enumerate(spectrum)]
     frame = Frame(width=470, height=360, named=False, whole=True, bands=bands)
     title = f"Stage {stage.number}: eigenvalues of the layers' Laplacian"
-    picture = plot_lines(title, "eigenvalue, ascending", "value", [Line("eigenvalue", points)], frame)
+    lines = [Line("eigenvalue", points, markers=size <= MARKED)]
+    lines += [Line("gap at the cut", points[kept - 1 : kept + 1])] if kept < size else []
+    picture = plot_lines(title, "eigenvalue, ascending", "value", lines, frame)
     gaps = [after - before for before, after in pairwise(spectrum)]
     # The first eigenvalue is 0 for any graph: the gap behind it says only that the layers hang together.
     widest = max(range(1, len(gaps)), key=gaps.__getitem__, default=None)
     caption = ""
     if kept < size:
-        caption = f"Cut after eigenvalue {kept}, where the gap to the next is {gaps[kept - 1]:.4f}."
+        caption = f"Cut after eigenvalue {kept} (dashed), where the gap to the next is {gaps[kept - 1]:.4f}."
         if widest is not None and kept > 1:
             same = widest == kept - 1
             caption += (

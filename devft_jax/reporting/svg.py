@@ -17,6 +17,7 @@ STYLE = """
   svg .strong { font-weight: 600 } svg .soft { fill: #555 } svg .alert { fill: #a63c00; font-weight: 600 }
   svg .axis { stroke: #222; stroke-width: 1 } svg .grid { stroke: #ddd; stroke-width: 1 }
   svg .ground { fill: #fff } svg .band { fill: #000; fill-opacity: .045 } svg .bar { fill: #666 }
+  svg .border { fill: none; stroke: #D55E00; stroke-width: 1.8 }
   svg .outline { fill: none; stroke: #222; stroke-width: 1.4 } svg .empty { fill: #f4f4f4 }
   svg .aside { stroke: #555; stroke-width: 1.2; fill: none }
   @media screen and (prefers-color-scheme: dark) {
