@@ -189,6 +189,13 @@ def test_a_run_under_way_is_read_without_its_lock_or_a_trace(tmp_path):
     assert len([group for group in tree_of(html).iter("g") if group.get("class") == "resume"]) == 10
 
 
+@pytest.mark.parametrize("change", [{"grouping": "random"}, {"objects": {"growth": "MyGrowth"}}, {}], ids=str)
+def test_groups_are_said_to_come_from_the_spectrum_only_where_they_do(tmp_path, change):
+    words = text_of(page_of(write_story(tmp_path, **change)))
+    assert ("are what the layers are grouped by" in words) == (not change)
+    assert ("This run's groups do not come from it" in words) == bool(change)
+
+
 def test_a_stage_that_has_only_begun_is_told(tmp_path):
     folder = write_story(tmp_path, depth=8, depths=(2, 8), rounds=3, planned=6)
     begun = stage_record(8, 8, np.random.default_rng(0), finished=False)

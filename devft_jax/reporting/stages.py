@@ -35,14 +35,17 @@ def growth(story: Story) -> str:
             f"\u25bc In {where} a group is so large that its first layer, the anchor, enters with a negative weight: it is "
             "subtracted from the others instead of leading them. Eq. 5 of the paper says so; beta auto avoids it."
         )
+    spectral = "This run's groups do not come from it: it shows what Eq. 3 would have gone by."
+    if story.config["grouping"] == "dglg" and "growth" not in story.objects:
+        spectral = "The eigenvectors of the shaded ones, as many as there are groups, are what the layers are grouped by."
+    faint = ": the layers are nearly at right angles to each other, and on a scale up to 1 nothing would be seen"
     similarity = [
         page.heading("Why these groups"),
         page.paragraph(
             "The matrices show the similarity of each pair of layers (Eq. 1), on one scale for all stages, chosen from the "
-            f"values off the diagonal alone ({low:.3f} to {high:.3f}): layers of a trained model are nearly at right angles "
-            "to each other, and on a scale up to 1 nothing would be seen. Outlines enclose the layers of a group, numbers "
-            "on the diagonal name it. Beside them, the eigenvalues of the Laplacian (Eq. 3): the eigenvectors of the shaded "
-            "ones, as many as there are groups, are what the layers are grouped by."
+            f"values off the diagonal alone ({low:.3f} to {high:.3f}){faint if low > -0.2 and high < 0.2 else ''}. Outlines "
+            "enclose the layers of a group, numbers on the diagonal name it. Beside them, the eigenvalues of the Laplacian "
+            f"(Eq. 3). {spectral}"
         ),
     ]
     return page.section(
@@ -102,7 +105,7 @@ def _spectrum(stage: Stage, spectrum: list[float]) -> str:
     widest = max(range(1, len(gaps)), key=gaps.__getitem__, default=None)
     caption = ""
     if kept < size:
-        caption = f"Cut after eigenvalue {kept} (dashed), where the gap to the next is {gaps[kept - 1]:.4f}."
+        caption = f"Cut after eigenvalue {kept} (between the squares), where the gap to the next is {gaps[kept - 1]:.4f}."
         if widest is not None and kept > 1:
             same = widest == kept - 1
             caption += (
