@@ -32,8 +32,8 @@ def differing(config: RunConfig, start: RunConfig) -> dict[str, Any]:
 def command_line(config: RunConfig) -> str | None:
     """The shell command whose parsing gives this configuration; None where flags cannot say it.
 
-    What flags cannot say: several data sets by name, an empty tuple, an empty text, and a text that begins like a flag or
-    reads `None` where that means the absence of a value. A configuration file can.
+    What flags cannot say: several data sets by name, an empty tuple, an empty text, and a text that begins like a
+    flag, reads `None` as if there were no value, or cannot be printed and copied. A configuration file can.
     """
     name = nearest_preset(config)
     changes = differing(config, start_of(name))
@@ -60,6 +60,5 @@ def _words(value: Any) -> list[str]:
 
 
 def _misread(part: str, value: Any) -> bool:
-    """Whether a parser would take the word for a flag, or text for no value or another line."""
-    text = isinstance(value, str | Mapping)
-    return text and (part.startswith("-") or part == "None" or "\n" in part)
+    """Whether a parser would take the word for a flag or for no value, or a reader not see what it is."""
+    return isinstance(value, str | Mapping) and (part.startswith("-") or part == "None" or not part.isprintable())

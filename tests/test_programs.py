@@ -106,3 +106,20 @@ def test_scratch_memory_is_that_of_the_largest_program():
     programs.call("product", product, jnp.ones((32, 32)))
     assert 0 < small < large == programs.scratch_bytes
     assert large >= 256 * 256 * 4
+
+
+def test_peak_memory_is_that_of_the_programs_called_since_it_was_reset():
+    programs = CompiledPrograms()
+    add = jax.jit(lambda x: x + 1)
+    for size in (100_000, 1_000):
+        programs.call("add", add, jnp.ones(size))
+    assert 2 * 4 * 100_000 <= programs.peak_bytes < 3 * 4 * 100_000
+    programs.peak_bytes = 0
+    programs.call("add", add, jnp.ones(1_000))
+    assert 2 * 4 * 1_000 <= programs.peak_bytes < 4 * 100_000
+
+
+def test_memory_shared_with_a_donated_argument_is_counted_once():
+    programs = CompiledPrograms()
+    programs.call("add", jax.jit(lambda x: x + 1, donate_argnums=0), jnp.ones(100_000))
+    assert 4 * 100_000 <= programs.peak_bytes < 2 * 4 * 100_000

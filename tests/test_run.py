@@ -1,6 +1,7 @@
 """Runs end to end on a random tiny model, through the command line and through `train`."""
 
 import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -21,9 +22,12 @@ from devft_jax.config import RunConfig
 from devft_jax.developmental import DevFT, LayerMap
 from devft_jax.errors import InputError, RunError
 from devft_jax.models.llama import init_base
+from devft_jax.models.lora import adapter_norms
 from devft_jax.models.peft_format import import_peft
 from devft_jax.models.pretrained import load_pretrained, save_pretrained
+from devft_jax.report import read_settings, read_story, write_report
 from devft_jax.reporting import Progress, split_chart
+from devft_jax.reporting.report import report_html
 from devft_jax.run import replay, train
 from devft_jax.trainer import plan_stages
 from tests.tiny_run import MODEL, write_run_inputs
@@ -94,6 +98,24 @@ def test_a_run_leaves_the_folder_of_the_contract(finished, config):
     assert [row["round"] for row in rows] == [1, 2, 3, 4, 5, 6]
     for row in rows:
         assert {"loss", "update_norm", "aggregation_error", "bytes_up", "bytes_down", "tokens_per_second"} <= set(row)
+        assert len(row["adapter_norms"]) == row["layers"]
+        assert min(row["adapter_norms"]) > 0
+    assert sum(row["train_flops"] for row in rows) == summary["train_flops"]
+    by_depth = [row["program_bytes"] for row in rows[::2]]
+    assert 0 < by_depth[0] < by_depth[1] < by_depth[2]
+    norms = adapter_norms(finished.adapter)
+    np.testing.assert_allclose(rows[-1]["adapter_norms"], norms, rtol=1e-5)
+
+
+def test_a_run_leaves_its_report(finished):
+    folder = finished.folder
+    assert not (folder / "record.json").exists()
+    assert write_report(folder, folder / "again.html").read_text() == (folder / "report.html").read_text()
+    page = (folder / "report.html").read_text()
+    assert f"{finished.summary['base_loss']:.4f} to {finished.summary['final_loss']:.4f}" in page
+    assert "finished: 6 rounds" in page
+    assert finished.summary["versions"]["jax"] == jax.__version__
+    assert finished.summary["resumed_after"] == []
 
 
 def test_bytes_follow_depth_and_the_dense_submodels_are_counted(finished, config):
@@ -525,9 +547,38 @@ def test_a_stopped_run_says_how_to_go_on_and_does(long, uninterrupted, tmp_path,
     process.send_signal(number)
     assert process.wait(60) == 128 + number
     assert "the same command goes on from there" in process.stderr.read()
+    done = len((tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert f"stopped after round {done} of 15" in (tmp_path / "report.html").read_text()
     resumed = start(long, tmp_path)
     assert resumed.wait(180) == 0, resumed.stderr.read()
     assert adapter_bytes(tmp_path) == adapter_bytes(uninterrupted)
+    assert f"finished: 15 rounds, resumed after round {done}<" in (tmp_path / "report.html").read_text()
+    story = read_story(tmp_path)
+    assert story.resumes == [done]
+    for axis in story.axes:
+        assert len(axis.values) == 16
+        assert all(before < after for before, after in itertools.pairwise(axis.values))
+    assert timeless_page(tmp_path) == timeless_page(uninterrupted)
+
+
+def timeless_page(folder):
+    """The report without what two equal runs differ in: times, memory, the folder's name and where it was resumed."""
+
+    def without_times(record):
+        return {**record, "seconds": 1.0, "tokens_per_second": 1.0}
+
+    story = read_story(folder)
+    record = {
+        **story.record,
+        "resumed_after": [],
+        "peak_memory_bytes": 1,
+        "seconds": dict.fromkeys(story.record["seconds"], 1),
+    }
+    record["stages"] = [without_times(stage) for stage in record["stages"]]
+    rows = [without_times(row) for row in story.rows]
+    config = {**story.config, "out": "run"}
+    story = dataclasses.replace(story, name="run", config=config, record=record, rows=rows)
+    return report_html(story, read_settings(story, "run"))
 
 
 @pytest.mark.slow

@@ -28,18 +28,21 @@ MEASURES: tuple[tuple[str, Units, Measure], ...] = (
 def costs(story: Story) -> str:
     """The section."""
     stages = [stage for stage in story.stages if stage.rows]
+    words = (
+        "Compilation and evaluation are not counted. Memory is what XLA's analysis of the largest program gives for one "
+        "device: its arguments, the base model among them, its results and its scratch space."
+    )
+    if len(stages) == 1:
+        return page.section(
+            "costs", "What a round costs", page.paragraph(words), f'<div class="scroll">{_table(stages)}</div>'
+        )
     deepest = story.deepest
     pictures = []
     for name, units, measure in MEASURES:
         bars = [Bar(f"{stage.layers} layers", measure(stage)) for stage in stages]
         picture = ratio_bars(f"{name}, by stage", bars, measure(deepest), units)
         pictures.append(page.figure(picture, name, wide=False))
-    words = (
-        "Compilation and evaluation are not counted. Memory is what XLA's analysis of the largest program gives for one "
-        "device: its arguments, the base model among them, its results and its scratch space."
-    )
-    if len(stages) > 1:
-        words = f"The dashed line is the deepest stage so far, {deepest.layers} layers. " + words
+    words = f"The dashed line is the deepest stage so far, {deepest.layers} layers. " + words
     return page.section(
         "costs",
         "What a round costs at each stage",

@@ -1,5 +1,7 @@
 """What was learned: loss and exact match against rounds, time, bytes and operations, and across each stage change."""
 
+import dataclasses
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from devft_jax.reporting import page
@@ -8,7 +10,7 @@ from devft_jax.reporting.page import Cell
 from devft_jax.reporting.story import Axis, Evaluated, Stage, Story
 
 FULL, SUBMODEL, TRAINING = "full model, held-out", "stage's submodel, held-out", "training, mean over clients"
-# More points than this are drawn without a marker each.
+# More points than this in the width of a large chart are drawn without a marker each.
 MARKED = 60
 # Rows of the table of rounds; of longer runs it shows every second, third ... round.
 TABLE_ROWS = 400
@@ -38,8 +40,7 @@ def _pieces(
 ) -> list[Line]:
     known = [[(point, value(point)) for point in piece] for piece in pieces]
     drawn = [[(axis.values[point.round], y) for point, y in piece if y is not None] for piece in known]
-    markers = sum(map(len, drawn)) <= MARKED
-    return [Line(name, points, markers) for points in drawn if points]
+    return [Line(name, points) for points in drawn if points]
 
 
 def training_losses(story: Story, axis: Axis) -> list[Line]:
@@ -49,6 +50,14 @@ def training_losses(story: Story, axis: Axis) -> list[Line]:
         for stage in story.stages
     ]
     return [Line(TRAINING, points, markers=False) for points in drawn if points]
+
+
+def _sparsely_marked(lines: Sequence[Line], most: int) -> list[Line]:
+    """The lines, without markers where there would be more than `most`."""
+    counts = Counter({line.name: 0 for line in lines})
+    for line in lines:
+        counts[line.name] += len(line.points)
+    return [dataclasses.replace(line, markers=line.markers and counts[line.name] <= most) for line in lines]
 
 
 def loss_lines(story: Story, axis: Axis) -> list[Line]:
@@ -89,7 +98,13 @@ def _charts(story: Story, name: str, y_label: str, lines_of: Callable[[Story, Ax
             marks=resume_marks(story, axis),
             low=low,
         )
-        picture = plot_lines(f"{name} against {axis.label}", axis.label, y_label, lines_of(story, axis), frame)
+        picture = plot_lines(
+            f"{name} against {axis.label}",
+            axis.label,
+            y_label,
+            _sparsely_marked(lines_of(story, axis), MARKED if large else MARKED // 3),
+            frame,
+        )
         kind = "" if axis is not rounds else "broad" if large else "narrow"
         parts.append(page.figure(picture, "", wide=large, kind=kind))
     return page.heading(name) + page.legend(legend(lines)) + parts[0] + page.side_by_side(*parts[1:])

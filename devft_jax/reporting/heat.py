@@ -96,7 +96,7 @@ def similarity_map(
         f"M{left + i * cell:.4g} {top + i * cell:.4g}h{cell:.4g}v{cell:.4g}h{-cell:.4g}z" for i in range(size)
     )
     parts.append(f'<path class="empty" d="{diagonal}"/>')
-    parts.append(f'<path class="outline" d="{_borders(assign, left, top, cell)}"/>')
+    parts.append(f'<path class="border" d="{_borders(assign, left, top, cell)}"/>')
     step = every(size, cell)
     for index in range(size):
         middle = index * cell + cell / 2
@@ -170,7 +170,7 @@ def time_map(
             parts.append(f'<text class="count soft" x="{left - 6}" y="{y:.1f}" text-anchor="end">{escape(name)}</text>')
     for border in borders:
         x = left + wide * border / rounds
-        parts.append(f'<path class="outline" d="M{x:.1f} {top}V{bottom:.1f}"/>')
+        parts.append(f'<path class="border" d="M{x:.1f} {top}V{bottom:.1f}"/>')
     shown = every(rounds, wide / rounds)
     for number in [1, *range(shown, rounds + 1, shown)]:
         x = left + wide * (number - 0.5) / rounds

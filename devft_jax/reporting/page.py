@@ -7,7 +7,7 @@ picture lie under a fold, which browsers open from the keyboard.
 from collections.abc import Iterable, Sequence
 
 from devft_jax.reporting import svg
-from devft_jax.reporting.svg import Picture, escape
+from devft_jax.reporting.svg import Picture, escape, exactly
 
 Cell = str | int | float | None
 
@@ -44,7 +44,8 @@ figure { margin: .8rem 0 .4rem } figcaption { font-size: .9rem; max-width: 46rem
   font-size: .9rem }
 .legend svg { vertical-align: -4px; margin-right: .4rem } .narrow { display: none }
 details { margin: .5rem 0 } summary { cursor: pointer; color: var(--accent); font-size: .92rem }
-table { border-collapse: collapse; min-width: min(100%, 26rem); font-size: .88rem; font-variant-numeric: tabular-nums; margin: .4rem 0 }
+table { border-collapse: collapse; min-width: min(100%, 26rem); font-size: .88rem;
+  font-variant-numeric: tabular-nums; margin: .4rem 0 }
 caption { text-align: left; padding: .2rem 0 .4rem; font-size: .88rem }
 th, td { padding: .22rem .7rem .22rem 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top }
 th { font-weight: 600 } tbody th { font-weight: 500 } .number { text-align: right }
@@ -59,8 +60,10 @@ code { font-family: ui-monospace, monospace } td code { overflow-wrap: anywhere 
 @media print {
   @page { margin: 14mm }
   body { background: #fff; font-size: 11pt } main { max-width: none; padding: 0 } nav, details { display: none }
-  section { border: 0; border-radius: 0; padding: 0; margin-top: 10mm } h2, h3 { break-after: avoid }
-  figure, .tile, .keep, tr { break-inside: avoid } .scroll { overflow: visible } .wide > svg { min-width: 0 }
+  section { border: 0; border-radius: 0; padding: 0; margin-top: 10mm }
+  h2, h3, .legend, p:has(+ figure), p:has(+ .pair), p:has(+ .legend) { break-after: avoid }
+  .pair { grid-template-columns: repeat(auto-fit, minmax(calc(.66 * var(--least)), 1fr)) }
+  figure, .tile, .keep, .legend, p, tr { break-inside: avoid } .scroll { overflow: visible } .wide > svg { min-width: 0 }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact } }
 """
 
@@ -70,8 +73,8 @@ def page(title: str, styles: Iterable[str], body: Iterable[str]) -> str:
     return "\n".join(
         [
             "<!DOCTYPE html>",
-            '<html lang="en"><head><meta charset="utf-8">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            '<html lang="en"><head><meta charset="utf-8"/>',
+            '<meta name="viewport" content="width=device-width, initial-scale=1"/>',
             f"<title>{escape(title)}</title>",
             f"<style>{STYLE}{svg.STYLE}{''.join(styles)}</style>",
             "</head><body><main>",
@@ -114,6 +117,11 @@ def figure(picture: Picture, caption: str, *below: str, wide: bool = True, kind:
 def side_by_side(*parts: str, least: int = 300) -> str:
     """Parts beside each other where each has `least` pixels."""
     return f'<div class="pair" style="--least: {least}px">{_joined(parts)}</div>'
+
+
+def code(text: str) -> str:
+    """Text to be copied, kept letter by letter."""
+    return f"<pre><code>{exactly(text)}</code></pre>"
 
 
 def legend(entries: Iterable[tuple[Picture, str]]) -> str:

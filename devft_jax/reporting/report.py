@@ -59,7 +59,7 @@ def _what(story: Story) -> str:
     depths = [str(stage.layers) for stage in story.stages]
     stages = f"in {len(depths)} stages of {', '.join(depths)} layers" if story.is_grown else "at full depth"
     if story.is_grown and not story.finished:
-        stages = f"in stages so far of {', '.join(depths)} layers"
+        stages = f"so far in stages of {', '.join(depths)} layers,"
     data, examples = _named(story, "data"), story.split["examples"]
     return (
         f"{_model(story)[:1].upper()}{_model(story)[1:]}, of {story.depth} layers, tuned {stages} over {story.planned} "
@@ -68,8 +68,12 @@ def _what(story: Story) -> str:
     )
 
 
-def _moved(before: float, after: float) -> str:
-    return "fell" if after < before else "rose" if after > before else "stayed"
+def _moved(before: float, after: float, form: str) -> str:
+    """How a figure changed, as far as its shown digits tell."""
+    first, last = form.format(before), form.format(after)
+    if first == last:
+        return f"stayed at {last}"
+    return f"{'fell' if after < before else 'rose'} from {first} to {last}"
 
 
 def _result(story: Story) -> str:
@@ -85,9 +89,9 @@ def _result(story: Story) -> str:
     if last.round == 0:
         return f"The full model has not been evaluated since the start. {training}"
     when = "" if story.finished else f", as of round {last.round}, when the full model was last evaluated"
-    text = f"Held-out loss {_moved(base.loss, last.loss)} from {base.loss:.4f} to {last.loss:.4f}"
+    text = f"Held-out loss {_moved(base.loss, last.loss, '{:.4f}')}"
     if base.accuracy is not None and last.accuracy is not None:
-        text += f" and exact match {_moved(base.accuracy, last.accuracy)} from {base.accuracy:.1%} to {last.accuracy:.1%}"
+        text += f" and exact match {_moved(base.accuracy, last.accuracy, '{:.1%}')}"
     return f"{text}{when}."
 
 
@@ -160,7 +164,7 @@ def _headline(story: Story, title: str) -> str:
         )
     links = {
         "learning": "What was learned",
-        "growth": "How the model grew",
+        "growth": "How the model grew" if story.is_grown else "Layers",
         "changes": "Stage changes",
         "costs": "Costs",
         "clients": "Clients",

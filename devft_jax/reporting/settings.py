@@ -7,7 +7,6 @@ from typing import Any
 from devft_jax.reporting import page
 from devft_jax.reporting.page import Cell
 from devft_jax.reporting.story import Story
-from devft_jax.reporting.svg import escape
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ def _command(story: Story, configured: Settings) -> list[str]:
         parts.append(
             page.paragraph("Name another folder after --out to run it anew; in the same folder it goes on or is done.")
         )
-    parts.append(f"<pre><code>{escape(command)}</code></pre>")
+    parts.append(page.code(command))
     return parts
 
 

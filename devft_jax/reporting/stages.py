@@ -9,15 +9,15 @@ from devft_jax.reporting.page import Cell
 from devft_jax.reporting.story import Stage, Story
 from devft_jax.reporting.strip import group_name, layer_strip
 
-# Columns of a map over rounds.
-MAX_COLUMNS = 120
+# Columns of a map over rounds, and eigenvalues that have a marker each.
+MAX_COLUMNS, MARKED = 120, 40
 
 
 def growth(story: Story) -> str:
     """The section."""
     if not story.is_grown:
-        words = f"All {story.depth} layers were trained throughout: there are no groups and no stage changes."
-        return page.section("growth", "How the model grew", page.paragraph(words), _norms(story))
+        words = f"The full model of {story.depth} layers was trained throughout: nothing was grouped, fused or carried over."
+        return page.section("growth", "The layers", page.paragraph(words), _norms(story))
     strip = layer_strip("Which layers were fused into which group at each stage", story.stages)
     fused = [stage for stage in story.stages if stage.record["similarity"] is not None]
     bounds = [similarity_range(stage.record["similarity"]) for stage in fused]
@@ -35,14 +35,17 @@ def growth(story: Story) -> str:
             f"\u25bc In {where} a group is so large that its first layer, the anchor, enters with a negative weight: it is "
             "subtracted from the others instead of leading them. Eq. 5 of the paper says so; beta auto avoids it."
         )
+    spectral = "This run's groups do not come from it: it shows what Eq. 3 would have gone by."
+    if story.config["grouping"] == "dglg" and "growth" not in story.objects:
+        spectral = "The eigenvectors of the shaded ones, as many as there are groups, are what the layers are grouped by."
+    faint = ": the layers are nearly at right angles to each other, and on a scale up to 1 nothing would be seen"
     similarity = [
         page.heading("Why these groups"),
         page.paragraph(
             "The matrices show the similarity of each pair of layers (Eq. 1), on one scale for all stages, chosen from the "
-            f"values off the diagonal alone ({low:.3f} to {high:.3f}): layers of a trained model are nearly at right angles "
-            "to each other, and on a scale up to 1 nothing would be seen. Outlines enclose the layers of a group, numbers "
-            "on the diagonal name it. Beside them, the eigenvalues of the Laplacian (Eq. 3): the eigenvectors of the shaded "
-            "ones, as many as there are groups, are what the layers are grouped by."
+            f"values off the diagonal alone ({low:.3f} to {high:.3f}){faint if low > -0.2 and high < 0.2 else ''}. Outlines "
+            "enclose the layers of a group, numbers on the diagonal name it. Beside them, the eigenvalues of the Laplacian "
+            f"(Eq. 3). {spectral}"
         ),
     ]
     return page.section(
@@ -94,13 +97,15 @@ def _spectrum(stage: Stage, spectrum: list[float]) -> str:
     points = [(index + 1.0, value) for index, value in enumerate(spectrum)]
     frame = Frame(width=470, height=360, named=False, whole=True, bands=bands)
     title = f"Stage {stage.number}: eigenvalues of the layers' Laplacian"
-    picture = plot_lines(title, "eigenvalue, ascending", "value", [Line("eigenvalue", points)], frame)
+    lines = [Line("eigenvalue", points, markers=size <= MARKED)]
+    lines += [Line("gap at the cut", points[kept - 1 : kept + 1])] if kept < size else []
+    picture = plot_lines(title, "eigenvalue, ascending", "value", lines, frame)
     gaps = [after - before for before, after in pairwise(spectrum)]
     # The first eigenvalue is 0 for any graph: the gap behind it says only that the layers hang together.
     widest = max(range(1, len(gaps)), key=gaps.__getitem__, default=None)
     caption = ""
     if kept < size:
-        caption = f"Cut after eigenvalue {kept}, where the gap to the next is {gaps[kept - 1]:.4f}."
+        caption = f"Cut after eigenvalue {kept} (between the squares), where the gap to the next is {gaps[kept - 1]:.4f}."
         if widest is not None and kept > 1:
             same = widest == kept - 1
             caption += (
@@ -153,17 +158,15 @@ def _norms(story: Story) -> str:
         for layer in range(story.depth)
     ]
     table = page.table("Norm at the end of each stage", ["layer", *(f"stage {stage.number}" for stage, _ in ends)], rows)
-    words = (
-        "How much of the update each layer carries: the Frobenius norm of scale \u00d7 a \u00d7 b over its adapted "
-        "projections. Layers of a group share one adapter, so they share its norm"
-        + (
-            f"; a column is the last of up to {-(-story.rounds // MAX_COLUMNS)} rounds."
-            if story.rounds > MAX_COLUMNS
-            else "."
-        )
-    )
+    words = [
+        "How much of the update a layer carries: the Frobenius norm of scale \u00d7 a \u00d7 b over its adapted projections."
+    ]
+    if story.is_grown:
+        words.append("Layers of a group share one adapter, so they share its norm.")
+    if len(bins) < story.rounds:
+        words.append(f"A column is the last of up to {-(-story.rounds // len(bins))} rounds.")
     return (
         page.heading("Where the update lies")
-        + page.paragraph(words)
+        + page.paragraph(" ".join(words))
         + page.figure(picture, "", page.folded("Data: norms", table))
     )

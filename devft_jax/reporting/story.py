@@ -13,22 +13,30 @@ from typing import Any
 from devft_jax.errors import InputError
 from devft_jax.reporting.units import BYTES, FLOPS, SECONDS, unit_for
 
-# What the report reads of each record, besides what may be absent.
-_ROW = (
-    "round",
-    "stage",
-    "layers",
-    "loss",
-    "seconds",
-    "bytes_up",
-    "bytes_down",
-    "train_flops",
-    "program_bytes",
-    "adapter_norms",
-    "clients",
-)
-_RECORD = ("base_loss", "base_accuracy", "rounds", "stage_rounds", "resumed_after", "seconds", "bytes_stage", "versions")
-_STAGE = ("layers", "assign", "group_sizes", "anchor_coefficients", "similarity", "spectrum", "transition_gap", "loss_start")
+Kinds = dict[str, Any]
+_NUMBER, _KNOWN = (int, float), (int, float, type(None))
+
+# What the report reads of each record, besides what may be absent, and the types that it has in JSON.
+_ROW: Kinds = {
+    **dict.fromkeys(("round", "stage", "layers", "bytes_up", "bytes_down", "train_flops", "program_bytes"), int),
+    **dict.fromkeys(("loss", "seconds"), _NUMBER),
+    **dict.fromkeys(("adapter_norms", "clients"), list),
+}
+_RECORD: Kinds = {
+    **dict.fromkeys(("base_loss", "base_accuracy"), _KNOWN),
+    **dict.fromkeys(("bytes_stage", "held_out_examples", "peak_memory_bytes"), int),
+    **dict.fromkeys(("stages", "stage_rounds", "resumed_after"), list),
+    **dict.fromkeys(("seconds", "versions"), dict),
+    "peak_memory_source": str,
+}
+_STAGE: Kinds = {
+    "layers": int,
+    "transition_gap": _NUMBER,
+    "loss_start": _KNOWN,
+    **dict.fromkeys(("assign", "group_sizes"), list),
+    **dict.fromkeys(("anchor_coefficients", "similarity", "spectrum"), (list, type(None))),
+}
+_CLIENT: Kinds = {"name": str, "examples": int, "tokens": int, "groups": dict}
 
 
 @dataclass(frozen=True)
@@ -212,17 +220,21 @@ def check(story: Story, path: str) -> None:
     Args:
       path: of the folder, for the sentence.
     """
-    parts = [("metrics.jsonl", _ROW, story.rows), ("its record", _RECORD, [story.record])]
-    parts.append(("a stage of its record", _STAGE, story.record.get("stages", [])))
-    for where, names, records in parts:
-        for record in records:
-            missing = [name for name in names if name not in record]
-            if missing:
+    stages: Any = story.record.get("stages")
+    clients: Any = story.split.get("clients")
+    for where, kinds, records in (
+        ("metrics.jsonl", _ROW, story.rows),
+        ("its record", _RECORD, [story.record]),
+        ("a stage of its record", _STAGE, stages),
+        ("a client of its split", _CLIENT, clients),
+    ):
+        for record in records if isinstance(records, list) else []:
+            wrong = [name for name, kind in kinds.items() if not isinstance(record.get(name, ...), kind)]
+            if wrong:
                 raise InputError(
-                    f"the run in {path} was written by another version of devft or damaged ({where} lacks {missing[0]}); "
-                    "run it again in another folder to report on it."
+                    f"the run in {path} was written by another version of devft or is damaged ({where} lacks a usable "
+                    f"{wrong[0]}); run it again in another folder to report on it."
                 )
-    stages, clients = story.record.get("stages", []), len(story.split.get("clients", []))
     rounds = [row["round"] for row in story.rows]
     problems = {
         "metrics.jsonl is not one line for each round": rounds != list(range(1, len(rounds) + 1)),
@@ -230,9 +242,8 @@ def check(story: Story, path: str) -> None:
             row["stage"] not in range(len(stages)) or row["layers"] != stages[row["stage"]]["layers"] for row in story.rows
         ),
         "its stages are of models of different depths": len({len(stage["assign"]) for stage in stages}) > 1,
-        "metrics.jsonl names clients that split.json lacks": any(
-            max(row["clients"], default=0) >= clients for row in story.rows
-        ),
+        "metrics.jsonl names clients that split.json lacks": not isinstance(clients, list)
+        or any(max(row["clients"], default=0) >= len(clients) for row in story.rows),
         "metrics.jsonl has norms for another number of layers": any(
             len(row["adapter_norms"]) != row["layers"] for row in story.rows
         ),

@@ -17,6 +17,7 @@ STYLE = """
   svg .strong { font-weight: 600 } svg .soft { fill: #555 } svg .alert { fill: #a63c00; font-weight: 600 }
   svg .axis { stroke: #222; stroke-width: 1 } svg .grid { stroke: #ddd; stroke-width: 1 }
   svg .ground { fill: #fff } svg .band { fill: #000; fill-opacity: .045 } svg .bar { fill: #666 }
+  svg .border { fill: none; stroke: #D55E00; stroke-width: 1.8 }
   svg .outline { fill: none; stroke: #222; stroke-width: 1.4 } svg .empty { fill: #f4f4f4 }
   svg .aside { stroke: #555; stroke-width: 1.2; fill: none }
   @media screen and (prefers-color-scheme: dark) {
@@ -32,10 +33,14 @@ _MARKUP = {"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#x27;"}
 _FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
+def exactly(text: str) -> str:
+    """Any text as content or attribute of XML, letter by letter; what XML cannot hold becomes U+FFFD."""
+    return "".join(_MARKUP.get(letter, letter) for letter in _FORBIDDEN.sub("\ufffd", text))
+
+
 def escape(text: str) -> str:
-    """Any text as content or attribute of XML, on one line; what XML cannot hold becomes U+FFFD."""
-    whole = " ".join(_FORBIDDEN.sub("\ufffd", text).split())
-    return "".join(_MARKUP.get(letter, letter) for letter in whole)
+    """As `exactly`, on one line and without double spaces."""
+    return exactly(" ".join(_FORBIDDEN.sub("\ufffd", text).split()))
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from devft_jax.errors import InputError
 from devft_jax.models.llama import PROJECTIONS
-from devft_jax.models.lora import LoraOptions, init_lora, validate_lora
+from devft_jax.models.lora import LoraOptions, adapter_norms, init_lora, validate_lora
+from tests.tiny import CONFIG, random_adapter
 
 
 def test_shapes_scale_and_zero_b(config):
@@ -64,3 +67,22 @@ def test_refuses_what_is_no_adapter(config, options, message):
         validate_lora(LoraOptions(**options))
     with pytest.raises(InputError, match=message):
         init_lora(jax.random.key(0), config, **({"rank": 3, "alpha": 6.0} | options))
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 6), st.sampled_from([("q",), ("q", "v"), PROJECTIONS]), st.booleans())
+def test_norms_are_those_of_the_products(seed, rank, targets, scaled):
+    adapter = random_adapter(LoraOptions(rank=rank, alpha=3.0, targets=targets), CONFIG, seed)
+    scale = dict.fromkeys(targets, adapter.scale)
+    if scaled:
+        scale = {name: jnp.linspace(0.0, 2.0, CONFIG.layers) * (index + 1) for index, name in enumerate(targets)}
+        adapter = adapter.replace(scale=scale)
+    squares = sum(
+        np.linalg.norm(np.broadcast_to(scale[name], CONFIG.layers)[:, None, None] * np.asarray(part.a @ part.b), axis=(1, 2))
+        ** 2
+        for name, part in adapter.lora.items()
+    )
+    np.testing.assert_allclose(adapter_norms(adapter), np.sqrt(squares), rtol=1e-4)
+
+
+def test_an_untrained_adapter_has_norm_zero(config):
+    np.testing.assert_array_equal(adapter_norms(init_lora(jax.random.key(0), config, rank=4, alpha=8.0, targets=("q",))), 0)

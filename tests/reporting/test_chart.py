@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from devft_jax.reporting.chart import Level, Line, line_chart, ticks
+from devft_jax.reporting.chart import Band, Frame, Level, Line, Mark, legend, line_chart, plot_lines, ticks
 
 POINTS = st.lists(st.tuples(st.floats(0, 1e9, allow_nan=False), st.floats(-50, 50, allow_nan=False)), min_size=1, max_size=6)
 
@@ -50,3 +50,34 @@ def test_ticks_span_the_values_with_few_round_steps(low, high):
     assert values[0] <= low
     assert values[-1] >= high
     assert 2 <= len(values) <= 8
+
+
+@given(POINTS, st.integers(2, 6))
+def test_bands_and_marks_lie_between_the_axes_and_pieces_of_a_line_look_alike(points, count):
+    edges = [index * 10.0 for index in range(count)]
+    bands = [Band(start, end, ("a long name of a band", "x")) for start, end in pairwise(edges)]
+    inside = [(x % edges[-1], y) for x, y in points]
+    frame = Frame(width=340, height=260, named=False, bands=bands, marks=[Mark(5.0, "<why>")])
+    lines = [Line("a", inside), Line("b", inside, markers=False), Line("a", inside)]
+    picture = ElementTree.fromstring(plot_lines("t", "x", "y", lines, frame).document())
+    drawn = picture.findall(".//{*}rect[@class='band']")
+    assert len(drawn) == count - 1
+    for rect in drawn:
+        assert 0 <= float(rect.get("x")) <= float(rect.get("x")) + float(rect.get("width")) <= 340 - 17
+    assert picture.find(".//{*}g[@class='resume']/{*}title").text == "<why>"
+    looks = [(line.get("stroke"), line.get("stroke-dasharray")) for line in picture.findall(".//{*}polyline")]
+    assert looks[0] == looks[2] != looks[1]
+    assert len(picture.findall(".//{*}circle")) == 2 * len(inside)
+    assert [name for _, name in legend(lines)] == ["a", "b"]
+
+
+def test_whole_ticks_are_integers():
+    for last in range(1, 40):
+        assert all(tick == round(tick) for tick in ticks(0, last, whole=True))
+
+
+def test_a_picture_within_a_page_has_no_title_of_its_own():
+    picture = plot_lines("about this", "x", "y", [Line("a", [(0, 1), (1, 2)])])
+    assert ElementTree.fromstring(picture.inline()).get("aria-label") == "about this"
+    assert "about this</text>" not in picture.inline()
+    assert "about this</text>" in picture.document()

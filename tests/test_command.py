@@ -1,0 +1,81 @@
+"""The command line of a configuration says it: parsing it gives the same configuration again."""
+
+import dataclasses
+import shlex
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from devft_jax.cli import parse_run
+from devft_jax.command import command_line, differing, nearest_preset
+from devft_jax.config import PRESETS, RunConfig, preset
+
+TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_size=12)
+CHANGES = st.fixed_dictionaries(
+    {},
+    optional={
+        "rounds": st.integers(1, 500),
+        "out": TEXT,
+        "data": TEXT,
+        "test_data": st.none() | TEXT,
+        "learning_rate": st.lists(st.floats(1e-9, 1.0), min_size=1, max_size=3).map(tuple),
+        "capacities": st.none() | st.lists(st.integers(1, 40), max_size=3).map(tuple),
+        "beta": st.just("auto") | st.floats(0, 1),
+        "attention": st.sampled_from(["auto", "xla"]),
+        "devices": st.none() | st.integers(1, 8),
+        "targets": st.just(("q", "k", "v")),
+        "fields": st.none() | st.dictionaries(TEXT, TEXT, max_size=2),
+    },
+)
+
+
+def parsed(command):
+    words = shlex.split(command)
+    assert words[:2] == ["devft", "run"]
+    return parse_run(words[2:])
+
+
+@settings(max_examples=20)
+@given(st.sampled_from([None, *PRESETS]), CHANGES)
+def test_a_command_parses_back_to_its_configuration(name, changes):
+    config = dataclasses.replace(RunConfig() if name is None else preset(name), **changes)
+    command = command_line(config)
+    if command is not None:
+        assert parsed(command) == config
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_found_again(name):
+    config = dataclasses.replace(preset(name), rounds=7, seed=3, out="runs/a b")
+    assert nearest_preset(config) == name
+    command = command_line(config)
+    assert command == f"devft run --preset {name} --seed 3 --rounds 7 --out 'runs/a b'"
+    assert parsed(command) == config
+
+
+def test_the_defaults_need_no_flags():
+    assert nearest_preset(RunConfig()) is None
+    assert command_line(RunConfig()) == "devft run"
+    assert differing(RunConfig(rank=4), RunConfig()) == {"rank": 4}
+
+
+def test_usual_values_are_said_by_flags():
+    config = RunConfig(
+        data="my data.json",
+        capacities=(2, 4),
+        beta="auto",
+        learning_rate=(1e-06, 0.003),
+        fields={"instruction": "ask it", "output": "say"},
+        stage_rounds=(3, 4),
+    )
+    assert parsed(command_line(config)) == config
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"data": ("a.json", "b.json")}, {"out": "-a"}, {"out": ""}, {"model": "None"}, {"data": "a\tb"}, {"capacities": ()}],
+    ids=str,
+)
+def test_what_flags_cannot_say_is_left_to_a_file(change):
+    assert command_line(dataclasses.replace(RunConfig(), **change)) is None

@@ -1,0 +1,302 @@
+"""The report of a run's folder: well formed and self-contained whatever the run, honest about what is known."""
+
+import json
+import re
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from devft_jax.cli import run_command
+from devft_jax.errors import InputError
+from devft_jax.report import read_settings, read_story, write_report
+from devft_jax.reporting.report import report_html
+from devft_jax.reporting.stages import bins_of
+from devft_jax.reporting.story import Stage
+from devft_jax.storage import RunFolder
+from tests.reporting.stories import stage_record, write_story
+
+DASH, MINUS, TIMES = "\u2013", "\u2212", "\u00d7"
+
+
+def page_of(folder):
+    story = read_story(folder)
+    return report_html(story, read_settings(story, folder))
+
+
+def tree_of(html):
+    assert html.startswith("<!DOCTYPE html>\n")
+    return ElementTree.fromstring(html.split("\n", 1)[1])
+
+
+def text_of(html):
+    return " ".join(" ".join(tree_of(html).find("body").itertext()).split())
+
+
+def check_page(html):
+    """What holds of every report: well formed, nothing loaded, no script, and readable without eyes or colour."""
+    tree = tree_of(html)
+    assert tree.find(".//{*}script") is None
+    links = [element.get(name) for element in tree.iter() for name in ("href", "src", "data") if element.get(name)]
+    assert all(link.startswith("#") for link in links)
+    assert "url(" not in html
+    assert "@import" not in html
+    assert "http" not in html
+    named = [element.get("id") for element in tree.iter() if element.get("id")]
+    assert len(set(named)) == len(named)
+    assert {link[1:] for link in links} <= set(named)
+    for svg in tree.iter("svg"):
+        assert svg.get("aria-hidden") == "true" or (svg.get("role") == "img" and svg.get("aria-label"))
+        width, height = map(float, svg.get("viewBox").split()[2:])
+        assert width > 0
+        assert height > 0
+        for element in svg.iter():
+            for name in ("d", "points", "x", "y", "width", "height", "cx", "cy"):
+                assert not re.search("nan|inf|e", element.get(name, ""))
+    for table in tree.iter("table"):
+        assert table.find("caption").text
+        columns = len(table.findall("thead/tr/th"))
+        assert {len(list(row)) for row in table.findall("tbody/tr")} == {columns}
+    assert next(element.tag for element in tree.iter() if re.fullmatch("h[1-6]", element.tag)) == "h1"
+    return tree
+
+
+@settings(max_examples=12)
+@given(
+    depth=st.integers(1, 24),
+    stages=st.integers(1, 4),
+    rounds=st.integers(1, 30),
+    more=st.sampled_from([0, 0, 5]),
+    clients=st.sampled_from([1, 3, 70]),
+    held_out=st.booleans(),
+    evaluate_every=st.sampled_from([0, 1, 4]),
+    seed=st.integers(0, 99),
+)
+def test_every_run_has_a_page(tmp_path_factory, depth, stages, rounds, more, clients, held_out, evaluate_every, seed):
+    depths = tuple(sorted({max(1, depth * part // stages) for part in range(1, stages + 1)}))
+    folder = write_story(
+        tmp_path_factory.mktemp("run"),
+        depth=depth,
+        depths=depths[: rounds + more],
+        rounds=rounds,
+        planned=rounds + more,
+        clients=clients,
+        held_out=held_out,
+        evaluate_every=evaluate_every,
+        resumed=[rounds // 2] if seed % 2 else [],
+        seed=seed,
+        clients_per_round=min(2, clients),
+    )
+    html = page_of(folder)
+    check_page(html)
+    words = text_of(html)
+    assert ("was not measured" in words or "not measured" in words) == (not held_out)
+    assert (f"after round {rounds} of {rounds + more}" in words) == bool(more)
+    assert (f"finished: {rounds} rounds" in words) == (not more)
+
+
+def test_the_headline_tells_what_was_run_and_what_came_of_it(tmp_path):
+    folder = write_story(tmp_path / "my run")
+    words = text_of(page_of(folder))
+    record = json.loads((folder / "summary.json").read_text())
+    assert f"Held-out loss fell from 5.5000 to {record['final_loss']:.4f}" in words
+    assert "exact match rose from 0.0% to 25.0%" in words
+    assert "Report of the run in my run/" in words
+    assert "in 4 stages of 1, 2, 4, 8 layers over 12 rounds with 2 of 5 clients a round" in words
+    assert "besides: compile 2.00 s, build 1.00 s, evaluate 3.00 s" in words
+    assert "1.00 GB process peak resident set" in words
+
+
+def test_energy_is_told_where_the_summary_has_it(tmp_path):
+    folder = write_story(tmp_path)
+    assert "Energy" not in text_of(page_of(folder))
+    record = json.loads((folder / "summary.json").read_text())
+    energy = {"kwh": 0.0123, "kgco2e": 0.005, "grid_kgco2e_per_kwh": 0.4, "source": "estimate from FLOPs"}
+    (folder / "summary.json").write_text(json.dumps({**record, "energy": energy}))
+    assert "Energy 12.3 Wh 5 g CO2e at 0.4 kg/kWh; source: estimate from FLOPs" in text_of(page_of(folder))
+
+
+NASTY = "<script>alert({})</script>&\"'\x07\ud800{}"
+
+
+def test_what_comes_from_data_is_text(tmp_path):
+    folder = write_story(tmp_path, names="<script>{}</script>", model="<img src=x>", data="</style><b>", clients=70)
+    split = json.loads((folder / "split.json").read_text())
+    split["clients"][0]["name"] = NASTY
+    split["clients"][1]["groups"] = {"</svg><script>": 4}
+    split["groups"]["</svg><script>"] = 4
+    (folder / "split.json").write_text(json.dumps(split))
+    objects = {"growth": "<iframe>", "algorithm": "</pre>"}
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "objects": objects}))
+    html = write_report(folder).read_text(encoding="utf-8")
+    tree = check_page(html)
+    assert tree.find(".//{*}img") is None
+    assert tree.find(".//{*}iframe") is None
+    assert "<script>69</script>" in text_of(html)
+    assert "<iframe> with </pre> on <img src=x>" in tree.find(".//h1").text
+
+
+def test_the_full_model_is_known_at_the_borders_only(tmp_path):
+    story = read_story(write_story(tmp_path, depth=8, depths=(2, 8), rounds=8, evaluate_every=1))
+    [full] = story.full_model
+    assert [point.round for point in full] == [0, 4, 5, 6, 7, 8]
+    [submodel] = story.submodels
+    assert [point.round for point in submodel] == [0, 1, 2, 3, 4]
+    assert submodel[-1].loss == story.record["stages"][0]["loss_end"]
+    assert full[1].loss == story.record["stages"][0]["loss_full_after_transfer"]
+
+
+def test_totals_run_over_all_rounds(tmp_path):
+    story = read_story(write_story(tmp_path, depth=8, depths=(2, 8), rounds=8))
+    rounds, seconds, messages, operations = story.axes
+    assert list(rounds.values) == list(range(9))
+    assert seconds.values[-1] == pytest.approx(4 * 0.2 + 4 * 0.8)
+    assert (messages.unit, messages.values[4], messages.values[8]) == ("kB", 1.6, 8.0)
+    assert (operations.unit, operations.values[8]) == ("GFLOPs", 40.0)
+
+
+def test_negative_anchors_are_named_and_marked(tmp_path):
+    folder = write_story(tmp_path, depth=16, depths=(1, 16), rounds=4)
+    words = text_of(page_of(folder))
+    assert f"In stage 1 ({MINUS}0.50) a group is so large" in words
+    assert f"16 layers in one ▼ anchor weight {MINUS}0.50" in words
+    assert f"stage 1, group 1 0{DASH}15 16 -0.5 ▼ negative" in words
+
+
+def test_costs_are_ratios_to_the_deepest_stage(tmp_path):
+    words = text_of(page_of(write_story(tmp_path, depth=8, depths=(2, 8), rounds=8)))
+    assert f"0.20 s, 4{TIMES} less" in words
+    assert f"3.00 MB, 3{TIMES} less" in words
+    assert f"4.00 s instead of 6.40 s (1.6{TIMES} less) of training, 8.00 kB instead of 12.8 kB (1.6{TIMES} less)" in words
+
+
+def test_a_run_under_way_is_read_without_its_lock_or_a_trace(tmp_path):
+    folder = write_story(tmp_path / "run", rounds=7, planned=12, resumed=[3])
+    with open(folder / "metrics.jsonl", "a") as lines:
+        lines.write('{"round": 8, "sta')
+    with RunFolder(folder):
+        before = {path: path.read_bytes() for path in folder.iterdir()}
+        assert run_command(["report", str(folder), "--out", str(tmp_path / "page.html")]) == 0
+        assert before == {path: path.read_bytes() for path in folder.iterdir()}
+    html = (tmp_path / "page.html").read_text()
+    words = text_of(html)
+    assert "under way or interrupted after round 7 of 12, resumed after round 3" in words
+    assert "The last line of metrics.jsonl is incomplete and left out" in words
+    assert "as of round 6, when the full model was last evaluated" in words
+    assert len([group for group in tree_of(html).iter("g") if group.get("class") == "resume"]) == 10
+
+
+@pytest.mark.parametrize("change", [{"grouping": "random"}, {"objects": {"growth": "MyGrowth"}}, {}], ids=str)
+def test_groups_are_said_to_come_from_the_spectrum_only_where_they_do(tmp_path, change):
+    words = text_of(page_of(write_story(tmp_path, **change)))
+    assert ("are what the layers are grouped by" in words) == (not change)
+    assert ("This run's groups do not come from it" in words) == bool(change)
+
+
+def test_a_stage_that_has_only_begun_is_told(tmp_path):
+    folder = write_story(tmp_path, depth=8, depths=(2, 8), rounds=3, planned=6)
+    begun = stage_record(8, 8, np.random.default_rng(0), finished=False)
+    stages = json.loads((folder / "record.json").read_text())["stages"]
+    edit(folder, "record.json", stages=[*stages, begun], stopped_by=2)
+    words = text_of(page_of(folder))
+    assert "stopped after round 3 of 6" in words
+    assert "so far in stages of 2, 8 layers" in words
+    [full] = read_story(folder).full_model
+    assert [point.round for point in full] == [0, 3]
+
+
+def test_a_resume_is_marked_once_on_each_axis_and_changes_nothing_else(tmp_path):
+    plain = page_of(write_story(tmp_path, rounds=12))
+    resumed = page_of(write_story(tmp_path, rounds=12, resumed=[7]))
+    assert "resumed" not in text_of(plain)
+    without = re.sub(r'<g class="resume">.*?</g>\n', "", resumed)
+    without = without.replace(", resumed after round 7", "")
+    without = re.sub(r"<p>A dotted line with ▲.*?</p>\n", "", without)
+    assert without == plain
+
+
+def test_objects_are_named_and_the_command_does_not_claim_to_reproduce_them(tmp_path):
+    words = text_of(page_of(write_story(tmp_path, objects={"growth": "LastLayerFirst", "data": "FederatedData"})))
+    assert "with objects: growth (LastLayerFirst), data (FederatedData). A command alone cannot reproduce it" in words
+    assert "growth object LastLayerFirst in place of devft" in words
+    assert "LastLayerFirst with fedit on the bundled model" in words
+
+
+def test_the_command_and_what_differs_come_first(tmp_path):
+    folder = write_story(tmp_path, rank=4, devices=2)
+    tree = check_page(page_of(folder))
+    [command] = tree.findall(".//pre/code")
+    assert command.text == f"devft run --rank 4 --rounds 12 --devices 2 --out {folder}"
+    tables = {
+        table.find("caption").text: table for table in reversed(list(tree.find(".//section[@id='settings']").iter("table")))
+    }
+    first = [row.find("th").text for row in tables["What is computed"].findall("tbody/tr")]
+    assert first == ["rank", "rounds"]
+    spaced = write_story(tmp_path / "a  b")
+    [command] = check_page(page_of(spaced)).findall(".//pre/code")
+    assert command.text == f"devft run --rounds 12 --out '{spaced}'"
+    other = write_story(tmp_path / "b", data=("a.json", "b.json"))
+    [command] = check_page(page_of(other)).findall(".//pre/code")
+    assert command.text == f"devft run --config {other}/config.json"
+
+
+def test_a_long_wide_run_with_many_clients_stays_small(tmp_path):
+    folder = write_story(tmp_path, depth=32, rounds=300, clients=1_000, evaluate_every=5)
+    html = page_of(folder)
+    check_page(html)
+    assert len(html.encode()) < 1_500_000
+    words = text_of(html)
+    assert "The first 100 clients are drawn." in words
+    assert "a row is 17 clients and a column is up to 3 rounds, and the shade counts participations" in words
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), "holds no run; name a folder that `devft run` wrote"),
+        (lambda folder: (folder / "summary.json").unlink(), "has not finished a round yet"),
+        (lambda folder: (folder / "metrics.jsonl").unlink(), "has not finished a round yet"),
+        (lambda folder: (folder / "metrics.jsonl").write_text('{"round": 1}\n'), r"another version .*lacks a usable stage"),
+        (lambda folder: (folder / "summary.json").write_text("{}"), r"another version .*lacks a usable base_loss"),
+        (lambda folder: (folder / "summary.json").write_text("["), r"summary.json cannot be read"),
+        (lambda folder: edit(folder, "summary.json", stages=[]), "rounds of stages that its record lacks"),
+        (lambda folder: edit(folder, "summary.json", stages=3), r"damaged \(its record lacks a usable stages\)"),
+        (lambda folder: edit(folder, "split.json", clients=[]), "names clients that split.json lacks"),
+        (lambda folder: edit(folder, "config.json", no_such_option=1), "the option 'no_such_option' does not exist"),
+        (lambda folder: cut_first_line(folder), "not one line for each round"),
+    ],
+)
+def test_a_damaged_folder_gives_one_sentence(tmp_path, capfd, damage, sentence):
+    folder = write_story(tmp_path)
+    damage(folder)
+    with pytest.raises(InputError, match=sentence):
+        write_report(folder)
+    assert run_command(["report", str(folder)]) == 2
+    assert capfd.readouterr().err.count("\n") == 1
+    assert not (folder / "report.html").exists()
+
+
+def edit(folder, name, **values):
+    (folder / name).write_text(json.dumps({**json.loads((folder / name).read_text()), **values}))
+
+
+def cut_first_line(folder):
+    (folder / "metrics.jsonl").write_text((folder / "metrics.jsonl").read_text().split("\n", 1)[1])
+
+
+def test_a_folder_or_file_that_cannot_be_is_named(tmp_path):
+    with pytest.raises(InputError, match="typo does not exist; name one that `devft run` wrote"):
+        write_report(tmp_path / "typo")
+    folder = write_story(tmp_path / "run")
+    with pytest.raises(InputError, match=r"page.html cannot be written \(No such file or directory\); name another file"):
+        write_report(folder, tmp_path / "absent" / "page.html")
+
+
+@given(st.integers(1, 400), st.integers(1, 150))
+def test_columns_of_a_map_cover_all_rounds_once(rounds, most):
+    bins = bins_of([Stage(1, {}, [{}] * rounds, 0)], most)
+    assert len(bins) == min(rounds, most)
+    assert [number for first, last in bins for number in range(first, last + 1)] == list(range(1, rounds + 1))
