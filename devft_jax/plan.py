@@ -151,6 +151,7 @@ class Plan:
     Attributes:
       config, options: what was planned. architecture: of the base at full depth.
       parameters: of the base. base_bytes: its size as stored.
+      pools: whether one participant holds all clients' examples, so that nothing travels.
       compute: execution choices. devices: of the simulator. work: what one of them trains at once. length: T, padded.
       stages: in order. end_to_end: the same rounds at full depth.
       convention: communication as the paper counts it, by method.
@@ -161,6 +162,7 @@ class Plan:
     architecture: ModelConfig
     parameters: int
     base_bytes: int
+    pools: bool
     compute: Compute
     devices: int
     work: Work
@@ -224,9 +226,9 @@ def make_plan(config: RunConfig, options: PlanOptions | None = None, *, architec
     validate_learning_rate(config, len(rounds))
     assert depths is not None  # of every growth that a configuration can name
     planner = _Planner(config, options, architecture)
-    ids = np.arange(config.clients, dtype=np.uint32)
-    cohorts = [sample_cohort(config.seed, index, ids, config.clients_per_round) for index in range(sum(rounds))]
-    sizes = {layers: planner.messages(layers).bytes_down for layers in {*depths, architecture.layers}}
+    ids = np.arange(1 if planner.algorithm.pools else config.clients, dtype=np.uint32)
+    cohorts = [sample_cohort(config.seed, index, ids, planner.participants) for index in range(sum(rounds))]
+    sizes = {layers: planner.sent * planner.messages(layers).bytes_down for layers in {*depths, architecture.layers}}
     missed = missed_bytes(cohorts, np.repeat([sizes[layers] for layers in depths], rounds).tolist())
     stages: list[StagePlan] = []
     for layers, count in zip(depths, rounds, strict=True):
@@ -240,6 +242,7 @@ def make_plan(config: RunConfig, options: PlanOptions | None = None, *, architec
         architecture=architecture,
         parameters=parameter_count(planner.base),
         base_bytes=message_bytes(planner.base),
+        pools=planner.algorithm.pools,
         compute=planner.compute,
         devices=planner.devices,
         work=planner.work,
@@ -255,13 +258,18 @@ class _Planner:
     def __init__(self, config: RunConfig, options: PlanOptions, architecture: ModelConfig):
         self.config, self.options, self.architecture = config, options, architecture
         self.algorithm: Algorithm = ALGORITHMS[config.algorithm](config, config.message_dtype)
+        # One participant that holds everyone's examples trains for all of them, and is the server itself.
+        pools = self.algorithm.pools
+        self.participants, steps = (1 if pools else config.clients_per_round), config.local_steps
+        self.local_steps = config.clients_per_round * steps if pools else steps
+        self.sent = 0 if pools else 1
         self.compute = resolve_compute(config)
         found = jax.local_devices()
         # A plan may be for more devices than the machine has that it is made on.
         self.devices = config.devices or len(found)
         at_once = resolve_clients_per_step(config, found[:1] * self.devices)
-        per_device = min(at_once // self.devices, -(-config.clients_per_round // self.devices))
-        self.work = Work(per_device, config.local_steps, config.batch_size, length_buckets(config.max_length)[-1])
+        per_device = min(at_once // self.devices, -(-self.participants // self.devices))
+        self.work = Work(per_device, self.local_steps, config.batch_size, length_buckets(config.max_length)[-1])
         self.base = base_shapes(architecture, dtype=self.compute.dtype, quantization=config.quantization)
 
     def messages(self, layers: int) -> Messages:
@@ -275,7 +283,7 @@ class _Planner:
         participations = sum(len(cohort) for cohort in cohorts)
         new = newcomers(cohorts)
         stored = stage_quantization(architecture, layers, config.quantization, config.fused_precision)
-        submodel = submodel_bytes(architecture, layers, dtype=self.compute.dtype, quantization=stored)
+        submodel = self.sent * submodel_bytes(architecture, layers, dtype=self.compute.dtype, quantization=stored)
         shape: dict[str, Any] = {
             "layers": layers,
             "rank": config.rank,
@@ -283,7 +291,7 @@ class _Planner:
             "length": self.work.length,
         }
         per_token = training_breakdown(architecture, **shape)
-        tokens = participations * config.local_steps * config.batch_size * self.work.length
+        tokens = participations * self.local_steps * config.batch_size * self.work.length
         flops = tokens * sum(per_token.values())
         choices: dict[str, Any] = {
             "algorithm": self.algorithm,
@@ -300,15 +308,15 @@ class _Planner:
             rounds=len(cohorts),
             parameters=parameter_count(base_shapes(architecture.with_layers(layers), dtype=self.compute.dtype)),
             trained=message_elements(train),
-            message_up=messages.bytes_up,
-            message_down=messages.bytes_down,
-            bytes_up=participations * messages.bytes_up,
-            bytes_down=participations * messages.bytes_down,
+            message_up=self.sent * messages.bytes_up,
+            message_down=self.sent * messages.bytes_down,
+            bytes_up=self.sent * participations * messages.bytes_up,
+            bytes_down=self.sent * participations * messages.bytes_down,
             clients=sum(new),
             late=sum(new[1:]),
             submodel=submodel,
             bytes_stage=sum(new) * submodel,
-            recipe=fusion_recipe_bytes(architecture, layers),
+            recipe=self.sent * fusion_recipe_bytes(architecture, layers),
             bytes_missed=missed,
             train_flops=flops,
             flops_per_token=per_token,
@@ -481,6 +489,8 @@ def _stage_table(plan: Plan) -> list[str]:
 
 def _traffic(plan: Plan) -> list[str]:
     """What one client receives and sends, and what besides the messages has to travel."""
+    if plan.pools:
+        return ["nothing travels: one participant holds the examples of all clients and trains for all of them"]
     rows: list[tuple[str, ...]] = [("per client", "round up", "round down", "submodel, once", "or group list and beta")]
     for index, stage in enumerate(plan.stages, 1):
         amounts = (stage.message_up, stage.message_down, stage.submodel, stage.recipe)

@@ -505,7 +505,7 @@ class Trainer:
             "transition_gap": float(transition.gap),
             "similarity": _rounded(transition.similarity),
             "spectrum": _rounded(transition.spectrum),
-            "submodel_bytes": 0 if identity_map else message_bytes(self.stage_base.blocks),
+            "submodel_bytes": 0 if identity_map or self.algorithm.pools else message_bytes(self.stage_base.blocks),
             "clients": [],
         }
         state.record["stages"].append(record)
@@ -669,8 +669,7 @@ class Trainer:
         stage["rounds"] += 1
         newcomers = sorted(set(row["clients"]) - set(stage["clients"]))
         stage["clients"] += newcomers
-        if not self.algorithm.pools:
-            totals["bytes_stage"] += len(newcomers) * stage["submodel_bytes"]
+        totals["bytes_stage"] += len(newcomers) * stage["submodel_bytes"]
 
     def _report_nonfinite(self, state: State, members: Sequence[ClientWork], result: RoundResult) -> None:
         """Name every participant whose update was dropped; too many of them end the run."""

@@ -88,6 +88,8 @@ def test_every_preset_can_be_planned_offline(name):
     [
         {"quantization": "nf4", "message_dtype": "bfloat16", "clients": 7},
         pytest.param({"growth": "end-to-end", "devices": 2}, marks=pytest.mark.slow),
+        pytest.param({"algorithm": "local-only"}, marks=pytest.mark.slow),
+        pytest.param({"algorithm": "central"}, marks=pytest.mark.slow),
         pytest.param(
             {"quantization": "int8", "fused_precision": "float", "clients": 9, "rounds": 7}, marks=pytest.mark.slow
         ),

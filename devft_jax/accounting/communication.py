@@ -65,8 +65,9 @@ def round_messages(algorithm: Algorithm, config: ModelConfig, layers: int) -> Me
     full = jax.eval_shape(lambda: algorithm.init_server(jax.random.key(0), config))
     layer_map = jax.eval_shape(lambda: LayerMap(jnp.zeros((layers, config.layers)), jnp.zeros(config.layers, jnp.int32)))
     server = jax.eval_shape(algorithm.submodel, full, layer_map)
-    bank = jax.eval_shape(lambda: algorithm.init_bank(1, server))
+    bank = jax.eval_shape(lambda full: algorithm.init_bank(1, full), full)
     row = jax.eval_shape(lambda bank: jax.tree.map(lambda leaf: leaf[0], bank), bank)
+    row = jax.eval_shape(algorithm.submodel_row, row, layer_map)
     down = jax.eval_shape(algorithm.broadcast, server)
     return Messages(down, uplink_shapes(algorithm, down, row), row)
 

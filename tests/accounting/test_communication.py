@@ -17,7 +17,7 @@ from devft_jax.accounting.communication import (
     round_messages,
     submodel_bytes,
 )
-from devft_jax.developmental import LayerMap
+from devft_jax.developmental import LayerMap, fuse
 from devft_jax.errors import InputError
 from devft_jax.federated.algorithm import message_bytes
 from devft_jax.federated.algorithms.fedit import fedit
@@ -59,6 +59,7 @@ def test_an_algorithm_whose_clients_keep_a_factor_sends_the_other_alone():
         init_bank=lambda clients, server: {
             name: jnp.zeros((clients, *factors.b.shape)) for name, factors in server.lora.items()
         },
+        submodel_row=lambda row, layer_map: fuse(layer_map, row),
     )
     messages = round_messages(keeping, CONFIG, 2)
     assert messages.bytes_up == 4 * message_elements(round_messages(whole, CONFIG, 2).up, "a")
