@@ -290,7 +290,7 @@ class Trainer:
         self.ids = np.array([client.id for client in self.data.clients], np.uint32)
         self.stage_base: Base = self.base
         self.versions = versions(self.devices[0])
-        self._norms = jax.jit(lambda server: adapter_norms(self.algorithm.view(server)))
+        self._norms = jax.jit(self._adapter_norms)
 
     def _load_model(self) -> Model:
         """The configured model; `original_blocks` gives its layers before they were packed."""
@@ -613,7 +613,7 @@ class Trainer:
         state.bank = _scatter(state.bank, positions, result)
         seconds = time.perf_counter() - began - (self.programs.seconds - compiled)
         program_bytes = self.programs.peak_bytes
-        norms = np.asarray(self.programs.call("adapter_norms", self._norms, state.server), float)
+        norms = np.asarray(self.programs.call("adapter_norms", self._norms, state.server, result.bank_rows), float)
         state.round += 1
         state.rounds_in_stage += 1
         kept = result.finite
@@ -640,6 +640,13 @@ class Trainer:
         joules, used = state.record["joules"], self.energy.joules_since(counters, row["train_flops"])
         joules[self.energy.source] = joules.get(self.energy.source, 0.0) + used
         return row
+
+    def _adapter_norms(self, server: PyTree, rows: PyTree) -> jax.Array:
+        """Norms f32[G] of the global model's update, or their means over the participants' own models."""
+        personal = self.algorithm.personal
+        if personal is None:
+            return adapter_norms(self.algorithm.view(server))
+        return jax.vmap(lambda row: adapter_norms(personal(server, row)))(rows).mean(axis=0)
 
     def _flops(self, state: State, result: RoundResult) -> int:
         """Operations of a round's training, over all participants."""

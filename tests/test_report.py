@@ -111,11 +111,41 @@ def test_the_headline_tells_what_was_run_and_what_came_of_it(tmp_path):
 
 def test_energy_is_told_where_the_summary_has_it(tmp_path):
     folder = write_story(tmp_path)
-    assert "Energy" not in text_of(page_of(folder))
+    assert " kg/kWh; source" not in text_of(page_of(folder))
     record = json.loads((folder / "summary.json").read_text())
     energy = {"kwh": 0.0123, "kgco2e": 0.005, "grid_kgco2e_per_kwh": 0.4, "source": "estimate from FLOPs"}
     (folder / "summary.json").write_text(json.dumps({**record, "energy": energy}))
     assert "Energy 12.3 Wh 5 g CO2e at 0.4 kg/kWh; source: estimate from FLOPs" in text_of(page_of(folder))
+
+
+def test_clients_own_models_are_told_as_a_mean_and_one_by_one(tmp_path):
+    folder = write_story(tmp_path, clients=3, rounds=4, depths=(8,))
+    assert "own models" not in text_of(page_of(folder))
+    losses = {"losses": [1.25, 2.5, 3.75], "accuracies": [0.5, 0.25, 0.125]}
+    edit(folder, "summary.json", personal={**losses, "loss_spread": 1.0206, "accuracy_spread": 0.1559})
+    html = page_of(folder)
+    words = text_of(html)
+    assert "On average over the clients' own models, held-out loss fell from 5.5000" in words
+    assert "mean of 3 clients' own models, standard deviation 1.021" in words
+    assert "the mean over the round's participants" in words
+    table = next(item for item in check_page(html).iter("table") if item.find("caption").text.startswith("Clients"))
+    rows = [[cell.text for cell in row] for row in table.findall("tbody/tr")]
+    assert [(row[0], *row[-2:]) for row in rows] == [
+        ("client-0", "1.25", "0.5"),
+        ("client-1", "2.5", "0.25"),
+        ("client-2", "3.75", "0.125"),
+    ]
+
+
+def test_pooled_training_has_no_messages_and_one_client(tmp_path):
+    folder = write_story(tmp_path, clients=1, rounds=4, depths=(8,))
+    assert "messages up and down" in text_of(page_of(folder))
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    silent = [json.dumps({**line, "bytes_up": 0, "bytes_down": 0}) for line in lines]
+    (folder / "metrics.jsonl").write_text("\n".join(silent) + "\n")
+    words = text_of(page_of(folder))
+    assert "over 4 rounds by one client that holds all data, on" in words
+    assert "messages up and down" not in words
 
 
 NASTY = "<script>alert({})</script>&\"'\x07\ud800{}"

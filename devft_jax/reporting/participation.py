@@ -22,16 +22,19 @@ def clients(story: Story) -> str:
     counts = [taken[position] for position in range(len(members))]
     never = counts.count(0)
     words = (
-        f"{story.config['clients_per_round']:,} of {len(members):,} clients took part in a round. Over {story.rounds:,} "
+        f"{story.participants:,} of {len(members):,} clients took part in a round. Over {story.rounds:,} "
         f"rounds a client took part {min(counts):,} to {max(counts):,} times, median {median(counts):g}"
         + (f"; {never:,} of them never." if never else ".")
     )
+    columns = [members, counts]
+    if story.personal:
+        columns += [story.personal["losses"], story.personal["accuracies"]]
     rows: list[list[Cell]] = [
-        [client["name"], client["examples"], client["tokens"], count]
-        for client, count in list(zip(members, counts, strict=True))[:TABLE_ROWS]
+        [client["name"], client["examples"], client["tokens"], *rest]
+        for client, *rest in list(zip(*columns, strict=True))[:TABLE_ROWS]
     ]
     part = f", the first {TABLE_ROWS:,} of {len(members):,}" if len(members) > TABLE_ROWS else ""
-    header = ["client", "examples", "tokens", "rounds"]
+    header = ["client", "examples", "tokens", "rounds", *(["held-out loss", "exact match"] if story.personal else [])]
     caption = f"Clients{part}; split.json and metrics.jsonl have all of it"
     capped = f"The first {MAX_CLIENTS} clients are drawn." if len(members) > MAX_CLIENTS else ""
     return page.section(

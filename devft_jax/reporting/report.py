@@ -60,11 +60,14 @@ def _what(story: Story) -> str:
     stages = f"in {len(depths)} stages of {', '.join(depths)} layers" if story.is_grown else "at full depth"
     if story.is_grown and not story.finished:
         stages = f"so far in stages of {', '.join(depths)} layers,"
-    data, examples = _named(story, "data"), story.split["examples"]
+    data, examples, clients = _named(story, "data"), story.split["examples"], len(story.split["clients"])
+    who = (
+        f"with {story.participants:,} of {clients:,} clients a round" if clients > 1 else "by one client that holds all data"
+    )
+    split = f", {story.split['partition']} split" if clients > 1 else ""
     return (
         f"{_model(story)[:1].upper()}{_model(story)[1:]}, of {story.depth} layers, tuned {stages} over {story.planned} "
-        f"rounds with {story.config['clients_per_round']:,} of {len(story.split['clients']):,} clients a round, on {data} "
-        f"({examples:,} examples, {story.split['partition']} split)."
+        f"rounds {who}, on {data} ({examples:,} examples{split})."
     )
 
 
@@ -89,7 +92,8 @@ def _result(story: Story) -> str:
     if last.round == 0:
         return f"The full model has not been evaluated since the start. {training}"
     when = "" if story.finished else f", as of round {last.round}, when the full model was last evaluated"
-    text = f"Held-out loss {_moved(base.loss, last.loss, '{:.4f}')}"
+    whose = "Held-out loss" if story.personal is None else "On average over the clients' own models, held-out loss"
+    text = f"{whose} {_moved(base.loss, last.loss, '{:.4f}')}"
     if base.accuracy is not None and last.accuracy is not None:
         text += f" and exact match {_moved(base.accuracy, last.accuracy, '{:.1%}')}"
     return f"{text}{when}."
@@ -103,13 +107,21 @@ def _tile(name: str, value: str, note: str = "", before: str = "") -> str:
     )
 
 
+def _judged(story: Story) -> str:
+    """Whose figures the headline gives."""
+    if story.personal is None:
+        return "full model"
+    spread = story.personal["loss_spread"]
+    return f"mean of {len(story.personal['losses']):,} clients' own models, standard deviation {spread:.3f}"
+
+
 def _tiles(story: Story) -> list[str]:
     record = story.record
     points = [point for piece in story.full_model for point in piece]
     tiles = []
     if len(points) > 1:
         base, last = points[0], points[-1]
-        examples = f"{record['held_out_examples']:,} held-out examples, full model"
+        examples = f"{record['held_out_examples']:,} held-out examples, {_judged(story)}"
         tiles.append(_tile("Held-out loss", f"{last.loss:.3f}", examples, f"{base.loss:.3f}"))
         if base.accuracy is not None and last.accuracy is not None:
             tiles.append(

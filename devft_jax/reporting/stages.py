@@ -161,6 +161,8 @@ def _norms(story: Story) -> str:
     words = [
         "How much of the update a layer carries: the Frobenius norm of scale \u00d7 a \u00d7 b over its adapted projections."
     ]
+    if story.personal:
+        words.append("Here it is the mean over the round's participants.")
     if story.is_grown:
         words.append("Layers of a group share one adapter, so they share its norm.")
     if len(bins) < story.rounds:

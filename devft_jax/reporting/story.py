@@ -134,6 +134,16 @@ class Story:
         return self.config.get("objects", {})
 
     @property
+    def participants(self) -> int:
+        """Clients in a round; one where it holds the examples of all."""
+        return len(self.rows[0]["clients"])
+
+    @property
+    def personal(self) -> Mapping[str, Any] | None:
+        """Held-out `losses` and `accuracies` of the clients' own models and their spreads; None for a global model."""
+        return self.record.get("personal")
+
+    @property
     def resumes(self) -> list[int]:
         """After which rounds the run was resumed."""
         return [after for after in self.record["resumed_after"] if after <= self.rounds]
@@ -157,7 +167,7 @@ class Story:
 
     @cached_property
     def axes(self) -> list[Axis]:
-        """What learning is drawn against: rounds, seconds of training, bytes of messages and operations."""
+        """What learning is drawn against: rounds, seconds of training, bytes of messages, if any, and operations."""
         drawn = [Axis("rounds", "", list(range(self.rounds + 1)))]
         for name, columns, units in (
             ("training time", ("seconds",), SECONDS),
@@ -165,6 +175,8 @@ class Story:
             ("training operations", ("train_flops",), FLOPS),
         ):
             totals = self.total(*columns)
+            if not totals[-1]:
+                continue
             size, unit = unit_for(totals[-1], units)
             drawn.append(Axis(name, unit, [value / size for value in totals]))
         return drawn
