@@ -24,6 +24,7 @@ from devft_jax.developmental import LayerMap
 from devft_jax.errors import InputError, RunError
 from devft_jax.federated.algorithms import ALGORITHMS
 from devft_jax.federated.sampling import Purpose, run_key
+from devft_jax.fingerprints import base_fingerprint
 from devft_jax.models.families import read_config
 from devft_jax.models.files import DTYPES, one_line, read_json, write_json
 from devft_jax.models.llama import Adapter, ModelConfig
@@ -44,8 +45,8 @@ from devft_jax.models.pretrained import (
     save_pretrained,
 )
 from devft_jax.reporting.progress import readable_bytes
-from devft_jax.storage import RunFolder
-from devft_jax.trainer import base_fingerprint, bundled_model, fuse_blocks, stage_bank_shapes
+from devft_jax.storage import RunFolder, mapped_shapes
+from devft_jax.trainer import bundled_model, fuse_blocks
 
 Form = Literal["adapter", "merged", "submodel", "submodel-adapter"]
 
@@ -357,7 +358,7 @@ def _read_checkpoint(
     like = {"full": shapes, "server": jax.eval_shape(algorithm.submodel, shapes, shaped), "layer_map": shaped}
     if position is not None:
         like["full_bank"] = jax.eval_shape(lambda full: algorithm.init_bank(position[1], full), shapes)
-        like["bank"] = stage_bank_shapes(algorithm, like["full_bank"], shaped)
+        like["bank"] = mapped_shapes(algorithm.submodel_row, like["full_bank"], shaped)
     arrays = jax.device_get(folder.read_some_arrays(round_index, like))
     if position is not None:
         for bank in ("full_bank", "bank"):

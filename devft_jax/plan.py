@@ -55,6 +55,7 @@ from devft_jax.models.pretrained import model_architecture, parameter_count
 from devft_jax.models.quantization import base_shapes
 from devft_jax.programs import resolve_clients_per_step, resolve_compute
 from devft_jax.reporting.progress import readable_bytes, readable_seconds
+from devft_jax.reporting.table import table
 from devft_jax.trainer import bundled_model, make_growth, plan_stages
 
 TOTALS = ("rounds", "bytes_up", "bytes_down", "bytes_stage", "bytes_missed", "train_flops", "seconds")
@@ -420,17 +421,6 @@ def readable_count(count: float, unit: str = "") -> str:
 
 def _projected(seconds: float) -> str:
     return (readable_seconds(seconds) if seconds >= 10 else f"{seconds:.2g}s") + "*"
-
-
-def table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows of texts as aligned lines, the first column to the left and the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-
-    def line(row: Sequence[str]) -> str:
-        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        return "  ".join(cells).rstrip()
-
-    return [line(row) for row in rows]
 
 
 def _heading(plan: Plan) -> list[str]:

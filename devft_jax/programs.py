@@ -4,9 +4,11 @@ Every program is compiled ahead of time for its shapes and kept here, so that co
 training, and its scratch memory is known.
 """
 
+import platform
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib import metadata
 from typing import Any, Literal
 
 import jax
@@ -89,6 +91,22 @@ def resolve_clients_per_step(options: ExecutionOptions, devices: Sequence[jax.De
     per_device = 1 if devices[0].platform == "cpu" else 8
     asked = options.clients_per_step or per_device * len(devices)
     return -(-asked // len(devices)) * len(devices)
+
+
+def versions(device: jax.Device) -> dict[str, str]:
+    """What a run's figures depend on besides its configuration: software, system and the kind of device."""
+    try:
+        package = metadata.version("devft-jax")
+    except metadata.PackageNotFoundError:
+        package = "not installed, run from source"
+    return {
+        "devft_jax": package,
+        "jax": jax.__version__,
+        "jaxlib": metadata.version("jaxlib"),
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "device": f"{device.platform}, {device.device_kind}",
+    }
 
 
 def client_mesh(devices: Sequence[jax.Device]) -> Mesh:

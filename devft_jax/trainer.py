@@ -7,12 +7,10 @@
 The trainer knows nothing of folders, progress files or signals; `devft_jax.run` does.
 """
 
-import hashlib
-import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib import metadata, resources
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +42,13 @@ from devft_jax.developmental import (
     validate_capacities,
 )
 from devft_jax.errors import InputError, RunError
-from devft_jax.evaluation import Evaluation, HeldOut
+from devft_jax.evaluation import Evaluation, HeldOut, Judgement
 from devft_jax.federated.algorithm import Algorithm, message_bytes
 from devft_jax.federated.algorithms import ALGORITHMS
 from devft_jax.federated.cohort import ClientWork, Cohort, RoundResult
 from devft_jax.federated.options import learning_rate_at, validate_learning_rate
 from devft_jax.federated.sampling import Purpose, client_keys, run_key, sample_cohort
+from devft_jax.fingerprints import base_fingerprint, fingerprint
 from devft_jax.models.llama import Adapter, Base, Block
 from devft_jax.models.lora import adapter_norms
 from devft_jax.models.pretrained import Model, load_original_blocks, load_pretrained
@@ -59,9 +58,10 @@ from devft_jax.programs import (
     local_devices,
     resolve_clients_per_step,
     resolve_compute,
+    versions,
 )
 from devft_jax.reporting import Progress
-from devft_jax.storage import RunFolder
+from devft_jax.storage import RunFolder, map_rows, mapped_shapes, scatter_rows
 
 PyTree = Any
 
@@ -149,70 +149,6 @@ def plan_stages(config: RunConfig, stages: int | None) -> tuple[int, ...]:
         raise InputError(f"rounds {config.rounds} is fewer than the {stages} stages; use {stages} or more.")
     share, rest = divmod(config.rounds, stages)
     return tuple(share + (stage >= stages - rest) for stage in range(stages))
-
-
-def fingerprint(*items: np.ndarray | str | int) -> str:
-    """Sixteen hexadecimal digits that tell sequences of arrays, names and numbers apart."""
-    digest = hashlib.sha256()
-    for item in items:
-        array = item if isinstance(item, np.ndarray) else np.frombuffer(repr(item).encode(), np.uint8)
-        # The header keeps the borders between items: [0, 1] [2] is not [0] [1, 2].
-        digest.update(f"{array.dtype}{array.shape}".encode())
-        # Bytes are viewed, not copied: token arrays may be larger than memory.
-        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()[:16]
-
-
-def _sample_of(leaf: jax.Array) -> np.ndarray:
-    """Values spread over a leaf: enough to tell one base from another without reading it all."""
-    leaf = jnp.atleast_2d(leaf)
-    flat = leaf.reshape(leaf.shape[0], -1)
-    rows = np.linspace(0, flat.shape[0] - 1, min(16, flat.shape[0])).astype(int)
-    columns = np.linspace(0, flat.shape[1] - 1, min(256, flat.shape[1])).astype(int)
-    return np.asarray(flat[rows][:, columns])
-
-
-def base_fingerprint(base: Base, dtype: str | None = None) -> str:
-    """Tells base models apart by a sample of every leaf; as if floats were of `dtype`, packed weights as they are."""
-
-    def sampled(leaf: Any) -> list[np.ndarray]:
-        samples = map(_sample_of, jax.tree.leaves(leaf))
-        return [sample if dtype is None or isinstance(leaf, QTensor) else sample.astype(dtype) for sample in samples]
-
-    leaves = jax.tree.leaves(base, is_leaf=lambda leaf: isinstance(leaf, QTensor))
-    return fingerprint(*(sample for leaf in leaves for sample in sampled(leaf)))
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """What held-out data says of a run's model, or of its clients' own models.
-
-    Attributes:
-      loss: nats per completion token. accuracy: share of examples answered exactly. Means over clients where models are
-        personal.
-      personal: then, JSON-ready, `losses` and `accuracies` by client and their standard deviations over clients,
-        `loss_spread` and `accuracy_spread`; None for a global model.
-    """
-
-    loss: float
-    accuracy: float
-    personal: dict[str, Any] | None = None
-
-
-def versions(device: jax.Device) -> dict[str, str]:
-    """What a run's figures depend on besides its configuration: software, system and the kind of device."""
-    try:
-        package = metadata.version("devft-jax")
-    except metadata.PackageNotFoundError:
-        package = "not installed, run from source"
-    return {
-        "devft_jax": package,
-        "jax": jax.__version__,
-        "jaxlib": metadata.version("jaxlib"),
-        "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "device": f"{device.platform}, {device.device_kind}",
-    }
 
 
 class Trainer:
@@ -421,7 +357,7 @@ class Trainer:
         shaped = jax.eval_shape(lambda: LayerMap(jnp.zeros((groups, layers)), jnp.zeros(layers, jnp.int32)))
         server = jax.eval_shape(self.algorithm.submodel, full, shaped)
         full_bank = jax.eval_shape(self._init_bank, full)
-        bank = stage_bank_shapes(self.algorithm, full_bank, shaped)
+        bank = mapped_shapes(self.algorithm.submodel_row, full_bank, shaped)
         shapes = {"full": full, "full_bank": full_bank, "server": server, "bank": bank, "layer_map": shaped}
         arrays = folder.read_arrays(round_index, shapes)
         state = State(
@@ -610,7 +546,7 @@ class Trainer:
         )
         self._report_nonfinite(state, members, result)
         state.server = jax.block_until_ready(result.server)
-        state.bank = _scatter(state.bank, positions, result)
+        state.bank = scatter_rows(state.bank, positions, result.bank_rows)
         seconds = time.perf_counter() - began - (self.programs.seconds - compiled)
         program_bytes = self.programs.peak_bytes
         norms = np.asarray(self.programs.call("adapter_norms", self._norms, state.server, result.bank_rows), float)
@@ -734,15 +670,7 @@ class Trainer:
                 if judged is None:
                     return None
                 scores[names[-1]] = judged
-        losses = np.array([scores[name].loss for name in names])
-        accuracies = np.array([scores[name].accuracy for name in names])
-        record = {
-            "losses": losses.tolist(),
-            "accuracies": accuracies.tolist(),
-            "loss_spread": float(losses.std()),
-            "accuracy_spread": float(accuracies.std()),
-        }
-        return Judgement(float(losses.mean()), float(accuracies.mean()), record)
+        return Judgement.over_clients([scores[name] for name in names])
 
     def summary(self, state: State) -> dict[str, Any]:
         """The figures of a run, finished or as it stands, as `summary.json` and `record.json` hold them."""
@@ -792,35 +720,3 @@ def _anchor_coefficients(layer_map: LayerMap) -> list[float | None]:
 
 def _rounded(values: jax.Array | None) -> list[Any] | None:
     return None if values is None else np.round(np.asarray(values, float), 5).tolist()
-
-
-def stage_bank_shapes(algorithm: Algorithm, full_bank: PyTree, layer_map: LayerMap) -> PyTree:
-    """Shapes and dtypes of a stage's bank from those of the bank at full depth."""
-
-    def sized(leaf: Any, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, leaf.dtype)
-
-    clients = {leaf.shape[0] for leaf in jax.tree.leaves(full_bank)}
-    row = jax.tree.map(lambda leaf: sized(leaf, leaf.shape[1:]), full_bank)
-    staged = jax.eval_shape(algorithm.submodel_row, row, layer_map)
-    return jax.tree.map(lambda leaf: sized(leaf, (*clients, *leaf.shape)), staged)
-
-
-def map_rows(function: Callable[..., PyTree], *banks: PyTree) -> PyTree:
-    """`function` of every client's rows, on the host, one client at a time; a bank that is empty stays so."""
-    leaves = jax.tree.leaves(banks)
-    if not leaves:
-        return banks[0]
-    rows = [function(*jax.tree.map(lambda leaf, where=client: leaf[where], banks)) for client in range(len(leaves[0]))]
-    return jax.tree.map(lambda *parts: np.stack(parts), *rows)
-
-
-def _scatter(bank: PyTree, positions: np.ndarray, result: RoundResult) -> PyTree:
-    """The bank with the participants' new rows; everyone else's stay bit for bit."""
-
-    def one(leaf: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        updated = np.array(leaf)
-        updated[positions] = rows
-        return updated
-
-    return jax.tree.map(one, bank, result.bank_rows)

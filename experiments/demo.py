@@ -18,7 +18,7 @@ import argparse
 import dataclasses
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from devft_jax.developmental import planned_depths
 from devft_jax.models.families import read_config
 from devft_jax.reporting.chart import Level, Line, line_chart
 from devft_jax.reporting.progress import Progress, readable_bytes, readable_seconds
+from devft_jax.reporting.table import table
 from devft_jax.run import Run, train
 from devft_jax.trainer import bundled_model, make_growth, plan_stages
 
@@ -69,18 +70,6 @@ def equal_byte_rounds(config: RunConfig, num_layers: int) -> int:
     depths = planned_depths(make_growth(config, num_layers), num_layers) or ()
     sent = sum(rounds * depth for rounds, depth in zip(plan_stages(config, len(depths)), depths, strict=True))
     return max(1, round(sent / num_layers))
-
-
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Columns aligned, the first to the left."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if index == 0 else cell.rjust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )
 
 
 def result_rows(summaries: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
@@ -206,13 +195,13 @@ def main() -> None:
     (out / "demo.json").write_text(json.dumps(summaries, indent=1) + "\n")
     local = summaries[LOCAL]
     print(f"\n{local['held_out_examples']} held-out items, {local['clients']} non-IID clients, one seed\n")
-    print(table(result_rows(summaries)))
+    print(*table(result_rows(summaries)), sep="\n")
     print(
         f"\nlocal-only is the mean over the {local['clients']} clients' own models; standard deviations over clients are "
         f"{local['personal']['loss_spread']:.3f} in loss and {local['personal']['accuracy_spread']:.1%} in exact match"
     )
     print("\nDevFT, stage by stage (held-out loss)\n")
-    print(table(stage_rows(summaries[DEVFT])))
+    print(*table(stage_rows(summaries[DEVFT])), sep="\n")
     print("\n" + "\n".join(verdict(summaries)))
     seconds = readable_seconds(time.perf_counter() - began)
     print(f"\n{seconds} in all; picture {out / 'demo.svg'}, details {out / 'demo.json'}")

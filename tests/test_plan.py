@@ -9,7 +9,7 @@ from devft_jax.accounting.memory import MemoryTerms
 from devft_jax.cli import parse_plan, run_command
 from devft_jax.config import RunConfig, preset
 from devft_jax.errors import InputError
-from devft_jax.plan import PlanOptions, make_plan, parse_memory, readable_count, table, to_plain, to_text
+from devft_jax.plan import PlanOptions, make_plan, parse_memory, readable_count, to_plain, to_text
 from devft_jax.reporting import Progress
 from devft_jax.run import train
 from tests.tiny_run import write_run_inputs
@@ -207,7 +207,3 @@ def test_counts_are_readable():
     counts = [(0, "0"), (999, "999"), (6_738_415_616, "6.74 G"), (1.5e21, "1.50 Z")]
     assert [readable_count(count) for count, _ in counts] == [text for _, text in counts]
     assert readable_count(415.2e12, "FLOP") == "415.20 TFLOP"
-
-
-def test_tables_align_numbers_to_the_right():
-    assert table([("a", "b"), ("long", "12"), ("x", "3")]) == ["a      b", "long  12", "x      3"]

@@ -7,6 +7,7 @@ from xml.etree import ElementTree
 import pytest
 
 from devft_jax.config import identity, preset, validate
+from devft_jax.reporting.table import table
 from devft_jax.run import Run
 from experiments.demo import (
     CENTRAL,
@@ -21,7 +22,6 @@ from experiments.demo import (
     picture,
     result_rows,
     stage_rows,
-    table,
     verdict,
 )
 
@@ -105,7 +105,7 @@ def test_the_verdict_is_computed():
 
 
 def test_tables_are_aligned():
-    lines = table(result_rows(results())).splitlines()
+    lines = table(result_rows(results()))
     assert len(lines) == 7
     assert lines[1].startswith("untuned base")
     assert lines[1].endswith("5.000         0.0%")

@@ -1,0 +1,43 @@
+"""Short names for arrays, by which a resumed run knows that its data and its base are still what they were."""
+
+import hashlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from devft_jax.models.llama import Base
+from devft_jax.models.quantization import QTensor
+
+
+def fingerprint(*items: np.ndarray | str | int) -> str:
+    """Sixteen hexadecimal digits that tell sequences of arrays, names and numbers apart."""
+    digest = hashlib.sha256()
+    for item in items:
+        array = item if isinstance(item, np.ndarray) else np.frombuffer(repr(item).encode(), np.uint8)
+        # The header keeps the borders between items: [0, 1] [2] is not [0] [1, 2].
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        # Bytes are viewed, not copied: token arrays may be larger than memory.
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()[:16]
+
+
+def _sample_of(leaf: jax.Array) -> np.ndarray:
+    """Values spread over a leaf: enough to tell one base from another without reading it all."""
+    leaf = jnp.atleast_2d(leaf)
+    flat = leaf.reshape(leaf.shape[0], -1)
+    rows = np.linspace(0, flat.shape[0] - 1, min(16, flat.shape[0])).astype(int)
+    columns = np.linspace(0, flat.shape[1] - 1, min(256, flat.shape[1])).astype(int)
+    return np.asarray(flat[rows][:, columns])
+
+
+def base_fingerprint(base: Base, dtype: str | None = None) -> str:
+    """Tells base models apart by a sample of every leaf; as if floats were of `dtype`, packed weights as they are."""
+
+    def sampled(leaf: Any) -> list[np.ndarray]:
+        samples = map(_sample_of, jax.tree.leaves(leaf))
+        return [sample if dtype is None or isinstance(leaf, QTensor) else sample.astype(dtype) for sample in samples]
+
+    leaves = jax.tree.leaves(base, is_leaf=lambda leaf: isinstance(leaf, QTensor))
+    return fingerprint(*(sample for leaf in leaves for sample in sampled(leaf)))
