@@ -180,12 +180,17 @@ def main() -> None:
     """Run the methods; print what came out, and leave the picture."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of the runs")
-    out = parser.parse_args().out
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the split, the cohorts, the data order and the initialisation"
+    )
+    options = parser.parse_args()
+    out = options.out
     began = time.perf_counter()
     configure_jax()
     progress = Progress()
+    config = dataclasses.replace(preset("demo"), seed=options.seed)
     runs: dict[str, Run] = {}
-    for name, method in methods(preset("demo"), read_config(bundled_model() / "config.json").layers).items():
+    for name, method in methods(config, read_config(bundled_model() / "config.json").layers).items():
         progress.say(f"\n== {name}: {method.what} ==")
         runs[name] = train(dataclasses.replace(method.config, out=str(out / method.folder)), progress=progress)
         if not runs[name].finished:
@@ -194,7 +199,7 @@ def main() -> None:
     (out / "demo.svg").write_text(picture(runs))
     (out / "demo.json").write_text(json.dumps(summaries, indent=1) + "\n")
     local = summaries[LOCAL]
-    print(f"\n{local['held_out_examples']} held-out items, {local['clients']} non-IID clients, one seed\n")
+    print(f"\n{local['held_out_examples']} held-out items, {local['clients']} non-IID clients, seed {options.seed}\n")
     print(*table(result_rows(summaries)), sep="\n")
     print(
         f"\nlocal-only is the mean over the {local['clients']} clients' own models; standard deviations over clients are "
