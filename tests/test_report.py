@@ -273,6 +273,10 @@ def test_negative_anchors_are_named_and_marked(tmp_path):
     folder = write_story(tmp_path, depth=16, depths=(1, 16), rounds=4)
     words = text_of(page_of(folder))
     assert f"In stage 1 ({MINUS}0.50) a group is so large" in words
+    assert "Eq. 5 of the paper says so" in words
+    given = text_of(page_of(write_story(tmp_path, depth=16, depths=(1, 16), rounds=4, objects={"growth": "Mine()"})))
+    assert f"In stage 1 ({MINUS}0.50) a group's first layer, the anchor, enters with a negative weight" in given
+    assert "Eq. 5 of the paper" not in given
     assert f"16 layers in one ▼ anchor weight {MINUS}0.50" in words
     assert f"stage 1, group 1 0{DASH}15 16 -0.5 ▼ negative" in words
 

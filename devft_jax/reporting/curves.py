@@ -216,8 +216,8 @@ def stage_changes(story: Story) -> str:
     picture = plot_lines("Held-out loss across the stage changes", "", "held-out loss", lines, frame)
     words = (
         "Each stage trains its submodel from start to end; then its adapter is carried back to all layers of its groups "
-        "(full), and the next submodel is fused from them. Dotted steps train nothing: where they rise, the stage change "
-        "costs what was learned; where they fall, the deeper model is better at once."
+        "(full), and the next submodel is fused from them. Dotted steps train nothing: where they rise, the change of depth "
+        "costs held-out loss; where they fall, the model of the other depth is better at once."
     )
     data = page.folded("Data: stage changes", _change_table(story.stages))
     return page.section(

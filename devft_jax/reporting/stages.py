@@ -34,9 +34,11 @@ def growth(story: Story) -> str:
     ]
     if negative:
         where = ", ".join(f"stage {number} (\u2212{-value:.2f})" for number, value in negative)
+        size = "a group's" if "growth" in story.objects else "a group is so large that its"
+        reason = "" if "growth" in story.objects else " Eq. 5 of the paper says so; beta auto avoids it."
         sentences.append(
-            f"\u25bc In {where} a group is so large that its first layer, the anchor, enters with a negative weight: it is "
-            "subtracted from the others instead of leading them. Eq. 5 of the paper says so; beta auto avoids it."
+            f"\u25bc In {where} {size} first layer, the anchor, enters with a negative weight: it is subtracted from the "
+            f"others instead of leading them.{reason}"
         )
     spectral = "This run's groups do not come from it: it shows what Eq. 3 would have gone by."
     if "growth" in story.objects:
