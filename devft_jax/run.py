@@ -3,7 +3,7 @@
 `train(config)` is what `devft run` calls. All that it computes lies in the trainer's `State`, written as one checkpoint
 every few rounds, so a run that stops goes on from the last one and ends with the same adapter, bit for bit on the same
 devices, chunk size and versions. While it goes on, `record.json` holds what `summary.json` will hold, as it stands after
-the last round; however it ends, `report.html` shows it.
+the last round; `report.html` shows it where the run ends or is stopped, and `devft report` at any time.
 """
 
 import contextlib

@@ -134,6 +134,11 @@ def verdict(summaries: Mapping[str, Mapping[str, Any]]) -> list[str]:
         f"computes {share['train_flops']:.0%} of its FLOPs.",
         f"At equal bytes {comparison(EQUAL_BYTES, DEVFT, summaries)}.",
     ]
+    if devft["bytes_stage"]:
+        sentences.append(
+            f"These are bytes of adapters, up. DevFT's fused submodels are {readable_bytes(devft['bytes_stage'])} more, "
+            "down, unless clients keep the base model and fuse it themselves."
+        )
     if ceiling < base:
         reached = {name: (base - summaries[name]["final_loss"]) / (base - ceiling) for name in (LOCAL, FEDIT, DEVFT)}
         shown = ", ".join(f"{name} {share:.0%}" for name, share in reached.items())

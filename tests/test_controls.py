@@ -94,6 +94,11 @@ def test_what_is_judged_are_the_clients_own_models(runs, config, tmp_path):
     assert personal["loss_spread"] == pytest.approx(np.std(personal["losses"]))
     assert run.summary["accuracy"] == pytest.approx(np.mean(personal["accuracies"]))
     assert runs["fedit"].summary["personal"] is None
+    assert {name: run.summary["personal_models"] for name, run in runs.items()} == {
+        "fedit": False,
+        "local-only": True,
+        "central": False,
+    }
 
 
 def test_clients_that_have_not_trained_count_as_the_untuned_base(config, tmp_path, monkeypatch):

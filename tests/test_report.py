@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from devft_jax.cli import run_command
 from devft_jax.errors import InputError
 from devft_jax.report import read_settings, read_story, write_report
+from devft_jax.reporting.curves import training_losses
 from devft_jax.reporting.report import report_html
 from devft_jax.reporting.stages import bins_of
 from devft_jax.reporting.story import Stage
@@ -94,7 +95,7 @@ def test_every_run_has_a_page(tmp_path_factory, depth, stages, rounds, more, cli
     words = text_of(html)
     assert ("was not measured" in words or "not measured" in words) == (not held_out)
     assert (f"after round {rounds} of {rounds + more}" in words) == bool(more)
-    assert (f"finished: {rounds} rounds" in words) == (not more)
+    assert (f"finished: {rounds} round" in words) == (not more)
 
 
 def test_the_headline_tells_what_was_run_and_what_came_of_it(tmp_path):
@@ -135,6 +136,86 @@ def test_clients_own_models_are_told_as_a_mean_and_one_by_one(tmp_path):
         ("client-1", "2.5", "0.25"),
         ("client-2", "3.75", "0.125"),
     ]
+
+
+def test_a_run_of_personal_models_under_way_claims_no_global_model(tmp_path):
+    folder = write_story(tmp_path, clients=3, rounds=6, planned=9, depths=(8,))
+    edit(folder, "record.json", personal=None, personal_models=True)
+    words = text_of(page_of(folder))
+    assert "On average over the clients' own models, held-out loss fell from 5.5000" in words
+    assert "40 held-out examples, mean of the clients' own models" in words
+    assert "40 held-out examples, full model" not in words
+    assert "Held-out figures are means over all clients' own models" in words
+    assert "the mean over the round's participants" in words
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    "name", ["base_loss", "loss_start", "loss_end", "loss_full_after_transfer", "held_out_loss", "loss"]
+)
+def test_a_run_that_diverged_has_a_page(tmp_path, name, value):
+    folder = write_story(tmp_path, depths=(2, 8), rounds=8)
+    record = json.loads((folder / "summary.json").read_text())
+    for place in (record, *record["stages"]):
+        place.update({name: value} if name in place else {})
+    (folder / "summary.json").write_text(json.dumps(record))
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.dumps({**line, **({name: value} if name in line else {})}) for line in lines]
+    (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    html = page_of(folder)
+    check_page(html)
+    if name == "loss_full_after_transfer":
+        assert f"Held-out loss went from 5.5000 to {value:.4f}" in text_of(html)
+
+
+def test_a_row_that_no_layer_is_assigned_to_has_no_anchor(tmp_path):
+    folder = write_story(tmp_path, depth=8, depths=(2, 8), rounds=4)
+    stages = json.loads((folder / "summary.json").read_text())["stages"]
+    stages[0] |= {"assign": [0] * 8, "group_sizes": [8, 0], "anchor_coefficients": [0.3, None]}
+    edit(folder, "summary.json", stages=stages)
+    words = text_of(page_of(folder))
+    check_page(page_of(folder))
+    assert f"stage 1, group 2 0 {DASH}" in words
+
+
+def test_a_growth_that_ends_early_and_one_stage_are_counted_as_they_are(tmp_path):
+    folder = write_story(tmp_path, depths=(4,), rounds=1)
+    edit(folder, "summary.json", stage_rounds=[1, 5])
+    words = text_of(page_of(folder))
+    assert "finished: 1 round The" in words
+    assert "tuned in one stage of 4 layers over 1 round with" in words
+
+
+def test_without_held_out_data_no_evaluation_is_claimed(tmp_path):
+    words = text_of(page_of(write_story(tmp_path, held_out=False)))
+    assert "not measured. The training loss went from 4.0000" in words
+    assert "the two need not be of one model" in words
+    assert "evaluated" not in words[: words.index("How the model grew Each")]
+
+
+def test_stages_of_one_round_show_their_training_loss(tmp_path):
+    story = read_story(write_story(tmp_path, depths=(2, 8), rounds=5, planned=5))
+    assert [line.markers for line in training_losses(story, story.axes[0])] == [False, False]
+    story = read_story(write_story(tmp_path, depths=(2, 8), rounds=2))
+    assert [line.markers for line in training_losses(story, story.axes[0])] == [True, True]
+
+
+def test_several_data_sets_are_named_without_brackets(tmp_path):
+    assert "on a.json,b.json (" in text_of(page_of(write_story(tmp_path, data=("a.json", "b.json"))))
+
+
+def test_a_lengthened_run_is_not_said_to_be_repeated_by_its_command(tmp_path):
+    folder = write_story(tmp_path, resumed=[9])
+    assert "planned for fewer rounds" not in text_of(page_of(folder))
+    edit(folder, "summary.json", lengthened_after=9)
+    assert "planned for fewer rounds and lengthened after round 9" in text_of(page_of(folder))
+
+
+def test_objects_have_no_command_where_flags_cannot_say_the_rest(tmp_path):
+    folder = write_story(tmp_path, data=("a.json", "b.json"), objects={"growth": "Mine(1)"})
+    html = page_of(folder)
+    assert tree_of(html).find(".//pre") is None
+    assert "the run's config.json has it" in text_of(html)
 
 
 def test_pooled_training_has_no_messages_and_one_client(tmp_path):
@@ -192,6 +273,10 @@ def test_negative_anchors_are_named_and_marked(tmp_path):
     folder = write_story(tmp_path, depth=16, depths=(1, 16), rounds=4)
     words = text_of(page_of(folder))
     assert f"In stage 1 ({MINUS}0.50) a group is so large" in words
+    assert "Eq. 5 of the paper says so" in words
+    given = text_of(page_of(write_story(tmp_path, depth=16, depths=(1, 16), rounds=4, objects={"growth": "Mine()"})))
+    assert f"In stage 1 ({MINUS}0.50) a group's first layer, the anchor, enters with a negative weight" in given
+    assert "Eq. 5 of the paper" not in given
     assert f"16 layers in one ▼ anchor weight {MINUS}0.50" in words
     assert f"stage 1, group 1 0{DASH}15 16 -0.5 ▼ negative" in words
 
@@ -201,6 +286,14 @@ def test_costs_are_ratios_to_the_deepest_stage(tmp_path):
     assert f"0.20 s, 4{TIMES} less" in words
     assert f"3.00 MB, 3{TIMES} less" in words
     assert f"4.00 s instead of 6.40 s (1.6{TIMES} less) of training, 8.00 kB instead of 12.8 kB (1.6{TIMES} less)" in words
+
+
+def test_what_sends_nothing_saves_no_messages(tmp_path):
+    folder = write_story(tmp_path, depth=8, depths=(2, 8), rounds=8)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    silent = [json.dumps({**line, "bytes_up": 0, "bytes_down": 0}) for line in lines]
+    (folder / "metrics.jsonl").write_text("\n".join(silent) + "\n")
+    assert "of training, no messages and" in text_of(page_of(folder))
 
 
 def test_a_run_under_way_is_read_without_its_lock_or_a_trace(tmp_path):
@@ -223,7 +316,8 @@ def test_a_run_under_way_is_read_without_its_lock_or_a_trace(tmp_path):
 def test_groups_are_said_to_come_from_the_spectrum_only_where_they_do(tmp_path, change):
     words = text_of(page_of(write_story(tmp_path, **change)))
     assert ("are what the layers are grouped by" in words) == (not change)
-    assert ("This run's groups do not come from it" in words) == bool(change)
+    assert ("This run's groups do not come from it" in words) == ("grouping" in change)
+    assert ("This run's growth was an object, which may group otherwise" in words) == ("objects" in change)
 
 
 def test_a_stage_that_has_only_begun_is_told(tmp_path):

@@ -164,6 +164,8 @@ def test_more_rounds_lengthen_the_last_stage(config, tmp_path):
     train(dataclasses.replace(config, out=str(tmp_path)), progress=QUIET)
     longer = train(dataclasses.replace(config, out=str(tmp_path), rounds=9), progress=QUIET)
     assert [stage["rounds"] for stage in longer.summary["stages"]] == [2, 2, 5]
+    assert longer.summary["lengthened_after"] == 6
+    assert "planned for fewer rounds and lengthened after round 6" in (tmp_path / "report.html").read_text()
     with pytest.raises(InputError, match="lengthened, not shortened"):
         train(dataclasses.replace(config, out=str(tmp_path)), progress=QUIET)
 

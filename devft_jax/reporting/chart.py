@@ -80,7 +80,7 @@ class Frame:
 
 def ticks(low: float, high: float, about: int = 5, *, whole: bool = False) -> list[float]:
     """Two or more round values that span [low, high], about as many as asked for; integers if `whole`."""
-    if high - low <= 1e-9 * max(abs(low), abs(high)):
+    if high - low <= max(1e-300, 1e-9 * max(abs(low), abs(high))):
         margin = abs(low) / 10 or 1.0
         low, high = low - margin, high + margin
     span = high - low
@@ -206,7 +206,9 @@ def plot_lines(title: str, x_label: str, y_label: str, lines: Sequence[Line], fr
     frame = frame or Frame()
     xs = [x for line in lines for x, _ in line.points] + [x for band in frame.bands for x in (band.start, band.end)]
     ys = [y for line in lines for _, y in line.points] + [level.y for level in frame.levels]
-    ys += [] if frame.low is None else [frame.low]
+    if frame.low is not None:
+        # A line along the least value that there can be has room above it, none below.
+        ys += [frame.low] if max(ys) > frame.low else [frame.low, frame.low + 1]
     about = max(2, min(5, (frame.width - LEFT - frame.right) // 60))
     y_ticks, x_ticks = ticks(min(ys), max(ys)), ticks(min(xs), max(xs), about, whole=frame.whole)
     x_span = (min(xs), max(xs)) if max(xs) > min(xs) else (x_ticks[0], x_ticks[-1])

@@ -63,11 +63,12 @@ def _saving(story: Story, deepest: Stage) -> str:
     ):
         spent, full = story.total(*columns)[-1], measure(deepest) * story.rounds
         parts.append(f"{readable(spent, units)} instead of {readable(full, units)} ({readable_ratio(spent, full)})")
+    messages = f"{parts[1]} of messages" if story.total("bytes_up", "bytes_down")[-1] else "no messages"
     dense = story.record["bytes_stage"]
     text = (
-        f"Its {story.rounds} rounds took {parts[0]} of training, {parts[1]} of messages and {parts[2]}, had all been at "
-        "full depth. That is arithmetic from the last stage's rounds, not a measurement, and tells nothing of how much each "
-        "would learn."
+        f"The {story.rounds} rounds took {parts[0]} of training, {messages} and {parts[2]}. The second figures are what as "
+        "many rounds at full depth would take: arithmetic from those of this run, not a measurement, and tells nothing of "
+        "how much each would learn."
     )
     if dense:
         text += (

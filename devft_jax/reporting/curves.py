@@ -1,6 +1,7 @@
 """What was learned: loss and exact match against rounds, time, bytes and operations, and across each stage change."""
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 
@@ -39,17 +40,18 @@ def _pieces(
     name: str, pieces: Sequence[Sequence[Evaluated]], axis: Axis, value: Callable[[Evaluated], float | None]
 ) -> list[Line]:
     known = [[(point, value(point)) for point in piece] for piece in pieces]
-    drawn = [[(axis.values[point.round], y) for point, y in piece if y is not None] for piece in known]
+    drawn = [[(axis.values[point.round], y) for point, y in piece if y is not None and math.isfinite(y)] for piece in known]
     return [Line(name, points) for points in drawn if points]
 
 
 def training_losses(story: Story, axis: Axis) -> list[Line]:
     """The mean loss of each round's steps, a piece for each stage: another stage trains another submodel."""
     drawn = [
-        [(axis.values[row["round"]], row["loss"]) for row in stage.rows if row["loss"] == row["loss"]]
+        [(axis.values[row["round"]], row["loss"]) for row in stage.rows if math.isfinite(row["loss"])]
         for stage in story.stages
     ]
-    return [Line(TRAINING, points, markers=False) for points in drawn if points]
+    # A single point is no line: without a marker it would not be seen.
+    return [Line(TRAINING, points, markers=len(points) == 1) for points in drawn if points]
 
 
 def _sparsely_marked(lines: Sequence[Line], most: int) -> list[Line]:
@@ -114,10 +116,16 @@ def learning(story: Story) -> str:
     """The section."""
     words = []
     if story.is_grown:
+        words.append("Every second stage is shaded. Within a stage the model that is trained is its submodel.")
+    if story.is_grown and story.record["base_loss"] is not None:
+        words[-1] += (
+            " It is the one that is evaluated there, too; the full model is evaluated before the first round and at the end "
+            "of each stage, when what the submodel learned has been carried back to every layer. In a stage at full depth "
+            "the two are one."
+        )
+    if story.is_personal:
         words.append(
-            "Every second stage is shaded. Within a stage the model that is trained and evaluated is its submodel; the full "
-            "model is known before the first round and at the end of each stage, when what the submodel learned has been "
-            "carried back to every layer. In a stage at full depth the two are one."
+            "Held-out figures are means over all clients' own models; one that has not trained yet is the untuned base."
         )
     if story.record["base_loss"] is None:
         words.append("There was no held-out data, so only the training loss is known.")
@@ -202,12 +210,14 @@ def stage_changes(story: Story) -> str:
     if len(carried) > 1:
         pieces.append(Line(_CARRIED, carried, markers=False))
     lines = [*(Line(_FULL, points) for points in full), *trained, *(piece for piece in pieces if len(piece.points) > 1)]
+    lines = [dataclasses.replace(line, points=[point for point in line.points if math.isfinite(point[1])]) for line in lines]
+    lines = [line for line in lines if line.points]
     frame = Frame(width=max(1000, 62 * len(names)), height=360, named=False, bands=bands, x_names=names, values=True)
     picture = plot_lines("Held-out loss across the stage changes", "", "held-out loss", lines, frame)
     words = (
         "Each stage trains its submodel from start to end; then its adapter is carried back to all layers of its groups "
-        "(full), and the next submodel is fused from them. Dotted steps train nothing: where they rise, the stage change "
-        "costs what was learned; where they fall, the deeper model is better at once."
+        "(full), and the next submodel is fused from them. Dotted steps train nothing: where they rise, the change of depth "
+        "costs held-out loss; where they fall, the model of the other depth is better at once."
     )
     data = page.folded("Data: stage changes", _change_table(story.stages))
     return page.section(

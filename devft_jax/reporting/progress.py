@@ -129,9 +129,8 @@ def shown_groups(groups: Sequence[Sequence[int]], assign: Sequence[int]) -> list
     rows: list[list[Sequence[int]]] = []
     for group in groups:
         before = rows[-1][-1] if rows else ()
-        adjacent = rows and len(group) == len(before) and group[0] == before[-1] + 1
-        block = group[-1] - group[0] == len(group) - 1 and before and before[-1] - before[0] == len(before) - 1
-        if adjacent and block:
+        adjacent = group and len(group) == len(before) and group[0] == before[-1] + 1
+        if adjacent and group[-1] - group[0] == before[-1] - before[0] == len(group) - 1:
             rows[-1].append(group)
         else:
             rows.append([group])

@@ -4,13 +4,14 @@ First what was run and what came of it, then how it learned and grew, what it co
 sections lie in modules of their own; this one has the headline and puts them together.
 """
 
+import math
 from typing import Any
 
 from devft_jax.reporting import heat, page, split, strip
 from devft_jax.reporting.costs import costs
 from devft_jax.reporting.curves import learning, stage_changes
 from devft_jax.reporting.participation import clients
-from devft_jax.reporting.settings import Settings, settings
+from devft_jax.reporting.settings import Settings, settings, shown
 from devft_jax.reporting.stages import growth
 from devft_jax.reporting.story import Story
 from devft_jax.reporting.svg import escape
@@ -33,7 +34,7 @@ def report_html(story: Story, configured: Settings) -> str:
 
 def _named(story: Story, name: str) -> str:
     """What took a part in the run: the object that was given, or what the configuration names."""
-    return story.objects.get(name, str(story.config[name]))
+    return story.objects.get(name, shown(story.config[name]))
 
 
 def _title(story: Story) -> str:
@@ -49,7 +50,7 @@ def _state(story: Story) -> tuple[str, str]:
     """The kind and the words of the run's state."""
     resumed = f", resumed after round {', '.join(map(str, story.resumes))}" if story.resumes else ""
     if story.finished:
-        return "done", f"finished: {story.rounds} rounds{resumed}"
+        return "done", f"finished: {story.rounds} round{'s' if story.rounds > 1 else ''}{resumed}"
     how = "stopped" if story.record.get("stopped_by") else "under way or interrupted"
     return "open", f"{how} after round {story.rounds} of {story.planned}{resumed}"
 
@@ -57,23 +58,28 @@ def _state(story: Story) -> tuple[str, str]:
 def _what(story: Story) -> str:
     """What was run, in one sentence."""
     depths = [str(stage.layers) for stage in story.stages]
-    stages = f"in {len(depths)} stages of {', '.join(depths)} layers" if story.is_grown else "at full depth"
+    count = "one stage" if len(depths) == 1 else f"{len(depths)} stages"
+    stages = f"in {count} of {', '.join(depths)} layers" if story.is_grown else "at full depth"
     if story.is_grown and not story.finished:
         stages = f"so far in stages of {', '.join(depths)} layers,"
+    # A growth may end before the rounds that it was given.
+    rounds = story.rounds if story.finished else story.planned
     data, examples, clients = _named(story, "data"), story.split["examples"], len(story.split["clients"])
     who = (
         f"with {story.participants:,} of {clients:,} clients a round" if clients > 1 else "by one client that holds all data"
     )
     split = f", {story.split['partition']} split" if clients > 1 else ""
     return (
-        f"{_model(story)[:1].upper()}{_model(story)[1:]}, of {story.depth} layers, tuned {stages} over {story.planned} "
-        f"rounds {who}, on {data} ({examples:,} examples{split})."
+        f"{_model(story)[:1].upper()}{_model(story)[1:]}, of {story.depth} layers, tuned {stages} over {rounds} "
+        f"{'round' if rounds == 1 else 'rounds'} {who}, on {data} ({examples:,} examples{split})."
     )
 
 
 def _moved(before: float, after: float, form: str) -> str:
     """How a figure changed, as far as its shown digits tell."""
     first, last = form.format(before), form.format(after)
+    if not (math.isfinite(before) and math.isfinite(after)):
+        return f"went from {first} to {last}"
     if first == last:
         return f"stayed at {last}"
     return f"{'fell' if after < before else 'rose'} from {first} to {last}"
@@ -86,13 +92,15 @@ def _result(story: Story) -> str:
     training = (
         f"The training loss went from {losses[0]:.4f} in the first round to {losses[-1]:.4f} in the last." if losses else ""
     )
+    if training and story.is_grown:
+        training += " Each stage's is its own submodel's, so the two need not be of one model."
     if not points:
         return f"No held-out data was given, so what was learned is not measured. {training}"
     base, last = points[0], points[-1]
     if last.round == 0:
         return f"The full model has not been evaluated since the start. {training}"
     when = "" if story.finished else f", as of round {last.round}, when the full model was last evaluated"
-    whose = "Held-out loss" if story.personal is None else "On average over the clients' own models, held-out loss"
+    whose = "Held-out loss" if not story.is_personal else "On average over the clients' own models, held-out loss"
     text = f"{whose} {_moved(base.loss, last.loss, '{:.4f}')}"
     if base.accuracy is not None and last.accuracy is not None:
         text += f" and exact match {_moved(base.accuracy, last.accuracy, '{:.1%}')}"
@@ -109,8 +117,10 @@ def _tile(name: str, value: str, note: str = "", before: str = "") -> str:
 
 def _judged(story: Story) -> str:
     """Whose figures the headline gives."""
-    if story.personal is None:
+    if not story.is_personal:
         return "full model"
+    if story.personal is None:
+        return "mean of the clients' own models"
     spread = story.personal["loss_spread"]
     return f"mean of {len(story.personal['losses']):,} clients' own models, standard deviation {spread:.3f}"
 

@@ -74,11 +74,23 @@ def _command(story: Story, configured: Settings) -> list[str]:
         given = ", ".join(f"{name} ({text})" for name, text in story.objects.items())
         parts.append(
             page.paragraph(
-                f"This run was started from Python with objects: {given}. A command alone cannot reproduce it; the one "
-                "below says everything else, to be given to train() together with the same objects.",
+                f"This run was started from Python with objects: {given}. A command alone cannot reproduce it; what "
+                "is below says everything else, to be given to train() together with the same objects.",
                 "alert",
             )
         )
+    if story.lengthened_after:
+        parts.append(
+            page.paragraph(
+                f"This run was planned for fewer rounds and lengthened after round {story.lengthened_after}. The command "
+                "goes on with it in its own folder; in another it starts a run that is planned for all rounds from its "
+                "beginning, with other stages or learning rates.",
+                "alert",
+            )
+        )
+    if configured.command is None and story.objects:
+        parts.append(page.paragraph("Flags cannot say this configuration; the run's config.json has it."))
+        return parts
     if configured.command is None:
         parts.append(page.paragraph("Flags cannot say this configuration; the run's config.json can:"))
         command = configured.file_command

@@ -174,6 +174,8 @@ def split_picture(split: Mapping[str, Any]) -> Picture:
         bottom += 22
     parts.append(f'<text class="note" x="16" y="{bottom:.0f}">{_note(clients, shown)}</text>')
     title = f"{split['partition']} split of {split['examples']:,} examples over {len(clients):,} clients"
+    if len(clients) == 1:
+        title = f"{split['examples']:,} examples of one client"
     full_width = max(bars + longest_bar + COUNT_WIDTH, right + header + 8, MIN_WIDTH)
     return Picture(title, round(full_width), round(bottom + 16), parts, style=STYLE)
 

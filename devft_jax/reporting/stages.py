@@ -27,16 +27,23 @@ def growth(story: Story) -> str:
         "group, whose layers are fused into one layer of the stage's submodel and get the same adapter back.",
     ]
     negative = [
-        (stage.number, value) for stage in story.stages for value in stage.record["anchor_coefficients"] or () if value < 0
+        (stage.number, value)
+        for stage in story.stages
+        for value in stage.record["anchor_coefficients"] or ()
+        if value is not None and value < 0
     ]
     if negative:
         where = ", ".join(f"stage {number} (\u2212{-value:.2f})" for number, value in negative)
+        size = "a group's" if "growth" in story.objects else "a group is so large that its"
+        reason = "" if "growth" in story.objects else " Eq. 5 of the paper says so; beta auto avoids it."
         sentences.append(
-            f"\u25bc In {where} a group is so large that its first layer, the anchor, enters with a negative weight: it is "
-            "subtracted from the others instead of leading them. Eq. 5 of the paper says so; beta auto avoids it."
+            f"\u25bc In {where} {size} first layer, the anchor, enters with a negative weight: it is subtracted from the "
+            f"others instead of leading them.{reason}"
         )
     spectral = "This run's groups do not come from it: it shows what Eq. 3 would have gone by."
-    if story.config["grouping"] == "dglg" and "growth" not in story.objects:
+    if "growth" in story.objects:
+        spectral = "This run's growth was an object, which may group otherwise: the shaded ones are those Eq. 3 goes by."
+    elif story.config["grouping"] == "dglg":
         spectral = "The eigenvectors of the shaded ones, as many as there are groups, are what the layers are grouped by."
     faint = ": the layers are nearly at right angles to each other, and on a scale up to 1 nothing would be seen"
     similarity = [
@@ -161,7 +168,7 @@ def _norms(story: Story) -> str:
     words = [
         "How much of the update a layer carries: the Frobenius norm of scale \u00d7 a \u00d7 b over its adapted projections."
     ]
-    if story.personal:
+    if story.is_personal:
         words.append("Here it is the mean over the round's participants.")
     if story.is_grown:
         words.append("Layers of a group share one adapter, so they share its norm.")

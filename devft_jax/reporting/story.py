@@ -140,8 +140,18 @@ class Story:
 
     @property
     def personal(self) -> Mapping[str, Any] | None:
-        """Held-out `losses` and `accuracies` of the clients' own models and their spreads; None for a global model."""
+        """Held-out `losses` and `accuracies` of the clients' own models and their spreads, as of the last stage's end."""
         return self.record.get("personal")
+
+    @property
+    def is_personal(self) -> bool:
+        """Whether every client has a model of its own, whose means are the held-out figures."""
+        return self.personal is not None or bool(self.record.get("personal_models"))
+
+    @property
+    def lengthened_after(self) -> int:
+        """The last round of the run as it was planned before it was lengthened; 0 if it was not."""
+        return self.record.get("lengthened_after", 0)
 
     @property
     def resumes(self) -> list[int]:

@@ -24,8 +24,6 @@ from tests.tiny_run import write_run_inputs
 
 PAGES = ("README.md", "docs/algorithm.md", "docs/extending.md", "docs/reproducing.md")
 
-# Commands that take a run's options; `plan` may have some of its own, which the pages leave alone.
-AS_RUN = ("run", "plan")
 # Commands that take the folder of a run and options of their own.
 OF_A_FOLDER = {"export": "devft_jax.export.export", "replay": "devft_jax.run.replay"}
 
@@ -150,8 +148,10 @@ def check_command(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Parses a command as the command line does, without starting it."""
     program, command, *rest = shlex.split(line)
     assert program == "devft"
-    if command in AS_RUN:
+    if command == "run":
         validate(cli.parse_run(rest))
+    elif command == "plan":
+        validate(cli.parse_plan(rest)[0])
     elif command in OF_A_FOLDER:
         asked: list[object] = []
 
@@ -189,6 +189,7 @@ def test_every_command_of_a_page_parses(page, room, monkeypatch):
         "devft run --preset paper-llama2-70b",
         "devft run --capacities 4,2",
         "devft plan --preset paper-llama2-7b --rank 0",
+        "devft plan --preset paper-llama2-7b --memoria 24GB",
         "devft export runs/x --form zip --out x",
         "devft walk",
     ],

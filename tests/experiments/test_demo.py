@@ -99,6 +99,9 @@ def test_the_verdict_is_computed():
     assert at_bytes.startswith("At equal bytes FedIT ends at a lower held-out loss than DevFT, 2.500")
     assert reached.endswith("they reach: local-only 25%, FedIT 75%, DevFT 50%.")
     assert "one seed" in seed
+    dense = verdict(results(**{DEVFT: {**summary(3.0), "bytes_stage": 37_000_000}}))
+    assert len(dense) == 5
+    assert "DevFT's fused submodels are 37.00 MB more, down, unless clients keep the base model" in dense[2]
     better = verdict(results(**{DEVFT: summary(1.5)}))
     assert better[1].startswith("At equal bytes DevFT ends at a lower held-out loss than FedIT, 1.500")
     assert "does not improve" in verdict(results(**{CENTRAL: summary(6.0)}))[2]

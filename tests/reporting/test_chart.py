@@ -81,3 +81,9 @@ def test_a_picture_within_a_page_has_no_title_of_its_own():
     assert ElementTree.fromstring(picture.inline()).get("aria-label") == "about this"
     assert "about this</text>" not in picture.inline()
     assert "about this</text>" in picture.document()
+
+
+def test_a_line_along_its_least_value_has_nothing_below():
+    assert len(ticks(0.0, 5e-324)) >= 2
+    picture = plot_lines("title", "x", "y", [Line("zero", [(0.0, 0.0), (1.0, 0.0)])], Frame(low=0.0))
+    assert ">-" not in "".join(picture.body)

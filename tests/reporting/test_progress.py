@@ -69,6 +69,11 @@ def test_groups_are_short_however_many_layers(assign, shown):
     assert " ".join(shown_groups(record(assign)["groups"], assign)) == shown
 
 
+def test_rows_that_no_layer_is_assigned_to_are_empty_brackets():
+    assert shown_groups([[0, 1], [], [], [2]], [0, 0, 3]) == ["[0-1]", "[]", "[]", "[2]"]
+    assert shown_groups([[], []], [-1, -1]) == ["[]", "[]", "absent: 0-1"]
+
+
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=48))
 def test_every_layer_is_told_once_in_its_group(labels):
     order = list(dict.fromkeys(labels))

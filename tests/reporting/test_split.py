@@ -133,3 +133,8 @@ def test_the_picture_is_self_contained():
     assert "by topic" in svg
     assert "href" not in svg
     assert "<script" not in svg
+
+
+def test_one_client_is_not_called_a_split():
+    label = drawn(split_of([[3, 4]])).get("aria-label")
+    assert label == "7 examples of one client"
