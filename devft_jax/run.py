@@ -247,7 +247,7 @@ def train(
         finished = _work(trainer, state, folder, history, stop)
         if not finished:
             folder.write_json("record.json", {**trainer.summary(state), "stopped_by": stop.signal})
-            write_report(folder.path)
+            _report(progress, folder)
             progress.say(
                 f"stopped after round {state.round} of {sum(trainer.stage_rounds)}; saved in "
                 f"{folder.path}: the same command goes on from there."
@@ -258,6 +258,14 @@ def train(
         write_report(folder.path)
         _say_summary(progress, summary, folder)
         return Run(config, folder.path, _global_adapter(trainer, state.full), summary)
+
+
+def _report(progress: Progress, folder: RunFolder) -> None:
+    """Write report.html; the run is saved by then, so a page that cannot be written is no reason to fail it."""
+    try:
+        write_report(folder.path)
+    except InputError as error:
+        progress.warn(f"{error} The run itself is saved.")
 
 
 def _say_base(progress: Progress, state: State) -> None:

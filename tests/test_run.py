@@ -1,6 +1,7 @@
 """Runs end to end on a random tiny model, through the command line and through `train`."""
 
 import dataclasses
+import io
 import itertools
 import json
 import os
@@ -617,3 +618,15 @@ def test_load_pretrained_reads_what_the_run_used(tiny):
 def test_data_that_is_not_there_is_told_before_a_model_is_fetched(config, change):
     with pytest.raises(InputError, match=r"data '(absent/\*|./absent)\.json' (matches no file|does not exist)"):
         train(dataclasses.replace(config, model="somebody/no-such-model", **change), progress=QUIET)
+
+
+def test_a_page_that_cannot_be_written_does_not_fail_a_run_that_is_saved(tiny, tmp_path, monkeypatch):
+    def refuse(path):
+        raise InputError("the report cannot be written; name another file.")
+
+    monkeypatch.setattr("devft_jax.run.write_report", refuse)
+    told = io.StringIO()
+    run = train(dataclasses.replace(tiny, out=str(tmp_path), rounds=2, growth="end-to-end"), progress=Progress(told))
+    assert run.finished
+    assert (tmp_path / "summary.json").exists()
+    assert "the report cannot be written; name another file. The run itself is saved." in told.getvalue()

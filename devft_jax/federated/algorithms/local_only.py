@@ -5,7 +5,7 @@ sampled, from where it stopped the last time:
 
     (a_i, b_i) <- local training of (a_i, b_i) on the examples of client i.
 
-The cohorts, the examples, their order and the learning rates are those of FedIT with the same seed. Nothing is sent: the
+The cohorts, the examples, their order and the learning rates are those of FedIT with the same seed. No message is sent: the
 common initialisation follows from the seed. Each client keeps its own factors between rounds, while its optimiser is
 rebuilt in every round, as in FedIT.
 
@@ -13,7 +13,8 @@ There is no global model. What is judged are the clients' own models on the comm
 clients; one that has not been sampled yet still has the initial adapter, which is the untuned base.
 
 With a growth the clients' factors are mapped over layers as LoRA is, each by itself, and the server, which knows no
-client's factors, groups layers by the base and the common initialisation.
+client's factors, groups layers by the base and the common initialisation. A stage's fused base layers are then the server's
+work and are counted like any growth's.
 """
 
 import jax
