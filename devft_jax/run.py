@@ -255,7 +255,7 @@ def train(
             adapter = _global_adapter(trainer, trainer.transferred(state))
             return Run(config, folder.path, adapter, {}, stop.signal)
         summary = _finish(trainer, state, folder)
-        write_report(folder.path)
+        _report(progress, folder)
         _say_summary(progress, summary, folder)
         return Run(config, folder.path, _global_adapter(trainer, state.full), summary)
 

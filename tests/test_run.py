@@ -620,13 +620,13 @@ def test_data_that_is_not_there_is_told_before_a_model_is_fetched(config, change
         train(dataclasses.replace(config, model="somebody/no-such-model", **change), progress=QUIET)
 
 
-def test_a_page_that_cannot_be_written_does_not_fail_a_run_that_is_saved(tiny, tmp_path, monkeypatch):
+def test_a_page_that_cannot_be_written_does_not_fail_a_run_that_is_saved(config, tmp_path, monkeypatch):
     def refuse(path):
         raise InputError("the report cannot be written; name another file.")
 
     monkeypatch.setattr("devft_jax.run.write_report", refuse)
     told = io.StringIO()
-    run = train(dataclasses.replace(tiny, out=str(tmp_path), rounds=2, growth="end-to-end"), progress=Progress(told))
+    run = train(dataclasses.replace(config, out=str(tmp_path), rounds=2, growth="end-to-end"), progress=Progress(told))
     assert run.finished
     assert (tmp_path / "summary.json").exists()
     assert "the report cannot be written; name another file. The run itself is saved." in told.getvalue()
