@@ -7,7 +7,8 @@ ones. Projections, marked with *, are times at a stated rate, energy at stated j
 `devft_jax.accounting.memory`.
 
 What only the data could tell comes from the configuration: the number of clients is `clients`, which a split by field or
-file overrides with its own.
+file overrides with its own. It also draws its cohorts by the clients' names, so that who takes part when, and with it the
+bytes of submodels and of catch-up, is then one draw like those of the run.
 
 Beside these the plan states communication as the paper does (Table 4 and Figure 6 of Wu et al. 2025): low-rank parameters x
 rounds x 1 byte, in one direction, for one client. FedSA-LoRA's rows are arithmetic on the shapes of the factors `a`, the
@@ -15,6 +16,7 @@ only ones that it shares.
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -43,6 +45,7 @@ from devft_jax.accounting.memory import (
     stage_quantization,
 )
 from devft_jax.config import RunConfig, validate
+from devft_jax.config import to_plain as config_to_plain
 from devft_jax.data import length_buckets
 from devft_jax.developmental import planned_depths
 from devft_jax.errors import InputError
@@ -50,6 +53,7 @@ from devft_jax.federated.algorithm import Algorithm, message_bytes
 from devft_jax.federated.algorithms import ALGORITHMS
 from devft_jax.federated.options import validate_learning_rate
 from devft_jax.federated.sampling import sample_cohort
+from devft_jax.models.architectures import ARCHITECTURES
 from devft_jax.models.llama import Compute, ModelConfig, attention_implementation
 from devft_jax.models.pretrained import model_architecture, parameter_count
 from devft_jax.models.quantization import base_shapes
@@ -60,6 +64,9 @@ from devft_jax.trainer import bundled_model, make_growth, plan_stages
 
 TOTALS = ("rounds", "bytes_up", "bytes_down", "bytes_stage", "bytes_missed", "train_flops", "seconds")
 """Fields of a stage that add up over stages."""
+
+SMALLEST_MEMORY = 10**6
+"""Bytes below which a size is taken for one whose unit was forgotten."""
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 
@@ -191,12 +198,15 @@ def parse_memory(text: str) -> int:
     """Bytes of a size such as 24GB (powers of 1000), 80GiB (powers of 1024) or 16000000000.
 
     Raises:
-      InputError: it is none.
+      InputError: it is none, or below a megabyte, which no device has and a bare 24 would mean.
     """
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]I?)?B?\s*", text.upper())
-    if found is None or float(found[1]) == 0:
+    size = math.nan if found is None else float(found[1]) * UNITS[found[2] or ""]
+    if not 0 < size < math.inf:
         raise InputError(f"memory '{text}' is not a size; write one such as 24GB or 80GiB.")
-    return int(float(found[1]) * UNITS[found[2] or ""])
+    if size < SMALLEST_MEMORY:
+        raise InputError(f"memory '{text}' is less than a megabyte; give its unit, such as 24GB or 80GiB.")
+    return int(size)
 
 
 def make_plan(config: RunConfig, options: PlanOptions | None = None, *, architecture: ModelConfig | None = None) -> Plan:
@@ -211,8 +221,10 @@ def make_plan(config: RunConfig, options: PlanOptions | None = None, *, architec
     """
     options = options or PlanOptions()
     validate(config)
-    if not options.flops_per_second > 0:
-        raise InputError(f"flops_per_second {options.flops_per_second} is not positive; 1e14 suits a data-centre GPU.")
+    if not 0 < options.flops_per_second < math.inf:
+        raise InputError(
+            f"flops_per_second {options.flops_per_second} is not a positive, finite rate; 1e14 suits a data-centre GPU."
+        )
     if options.memory is not None:
         parse_memory(options.memory)
     if config.clients_per_round > config.clients:
@@ -329,6 +341,11 @@ class _Planner:
         )
 
 
+def paper_model(architecture: ModelConfig) -> str | None:
+    """The name of the paper's model of this architecture, wherever its files lie; None where it prints no figures."""
+    return next((name for name in PAPER_GIGABYTES if ARCHITECTURES[name] == architecture), None)
+
+
 def paper_convention(
     config: RunConfig, architecture: ModelConfig, depths: Sequence[int], rounds: Sequence[int]
 ) -> dict[str, Convention]:
@@ -350,9 +367,12 @@ def paper_convention(
         return sum(count * message_elements(messages[layers], leaf) for layers, count in pairs)
 
     eighths = tuple(architecture.layers // part for part in (8, 4, 2, 1))
-    printed = PAPER_GIGABYTES.get(config.model, {})
-    if config.rank != 32 or sorted(config.targets) != ["q", "v"] or tuple(depths) != eighths:
+    printed = dict(PAPER_GIGABYTES.get(paper_model(architecture) or "", {}))
+    if config.rank != 32 or sorted(config.targets) != ["q", "v"]:
         printed = {}
+    elif tuple(depths) != eighths:
+        # End-to-end training has no stages, so its figures stand beside any growth.
+        printed = {name: printed[name] for name in printed if "DevFT" not in name}
     rows = {}
     for name, (stages, leaf) in methods.items():
         own = charged(stages, leaf, rounds)
@@ -379,9 +399,11 @@ def to_plain(plan: Plan) -> dict[str, Any]:
     totals = {name: plan.total(name) for name in TOTALS}
     values: dict[str, Any] = {
         "model": plan.config.model,
+        "config": config_to_plain(plan.config),
         "architecture": dataclasses.asdict(plan.architecture),
         "parameters": plan.parameters,
         "base_bytes": plan.base_bytes,
+        "pools": plan.pools,
         "devices": plan.devices,
         "dtype": plan.compute.dtype,
         "message_dtype": plan.config.message_dtype,
@@ -395,7 +417,7 @@ def to_plain(plan: Plan) -> dict[str, Any]:
         },
         "energy": plan.energy,
         "paper_convention": {name: dataclasses.asdict(row) for name, row in plan.convention.items()},
-        "projected": ["seconds", "energy", "simulator", "client"],
+        "projected": ["seconds", "energy", "simulator", "client", "fits"],
         "upper_bounds": ["train_flops", "flops_per_token", "evaluation_flops"],
     }
     if plan.options.memory is not None:
@@ -426,18 +448,24 @@ def _projected(seconds: float) -> str:
 def _heading(plan: Plan) -> list[str]:
     config, work = plan.config, plan.work
     stored = plan.compute.dtype if config.quantization == "none" else f"{config.quantization} and {plan.compute.dtype}"
+    sent = f"messages in {config.message_dtype}" if plan.total("bytes_up") else "no messages"
+    who = f"{config.clients_per_round} out of {config.clients} clients"
+    if plan.pools:
+        who = f"one participant with the examples of all {config.clients} clients"
     lines = [
         "From shapes alone: neither weights nor data are read. FLOPs are upper bounds; * marks a projection.",
         "",
         f"model   {config.model}: {plan.architecture.layers} layers, {readable_count(plan.parameters)} parameters, "
         f"{readable_bytes(plan.base_bytes)} in {stored}",
-        f"method  {config.growth} with {config.algorithm}, rank {config.rank} on {','.join(config.targets)}, "
-        f"messages in {config.message_dtype}",
-        f"work    {plan.total('rounds')} rounds of {config.clients_per_round} out of {config.clients} clients, "
-        f"{config.local_steps} steps of {config.batch_size} examples of {work.length} tokens",
+        f"method  {config.growth} with {config.algorithm}, rank {config.rank} on {','.join(config.targets)}, {sent}",
+        f"work    {plan.total('rounds')} rounds of {who}, "
+        f"{work.steps} steps of {config.batch_size} examples of {work.length} tokens",
     ]
     if config.partition in ("field", "file", "auto"):
-        lines.append("        (data that is split by field or file has its own number of clients: give it as --clients)")
+        lines += [
+            "        (data that is split by field or file has its own number of clients: give it as --clients; who of them",
+            "        takes part follows from their names, so that bytes of submodels and of catch-up differ a little)",
+        ]
     return lines
 
 
@@ -458,7 +486,7 @@ def _stage_table(plan: Plan) -> list[str]:
 
     def ratio(name: str) -> str:
         own, full = plan.total(name), getattr(plan.end_to_end, name)
-        return f"1/{full / own:.2f}" if own and full else ""
+        return f"1/{full / own:.2f}" + "*" * (name == "seconds") if own and full else ""
 
     total = tuple(readable_bytes(plan.total(name)) for name in ("bytes_up", "bytes_down", "bytes_stage"))
     flops, seconds = readable_count(plan.total("train_flops"), "FLOP"), _projected(plan.total("seconds"))
@@ -469,9 +497,11 @@ def _stage_table(plan: Plan) -> list[str]:
         row("end-to-end", plan.end_to_end),
         ("ratio", "", "", "", "", ratio("bytes_up"), ratio("bytes_down"), "", ratio("train_flops"), ratio("seconds")),
     ]
-    energy = plan.energy
+    energy, remat = plan.energy, plan.compute.remat
+    recomputed = [f"training is the work of the method: what remat {remat} computes again is not counted"]
     return [
         *table(rows),
+        *(recomputed if remat != "none" else ()),
         f"time at {readable_count(plan.options.flops_per_second, 'FLOP')}/s in all (--flops-per-second); energy* "
         f"{energy['kwh']:.3g} kWh, {energy['kgco2e']:.3g} kgCO2e at {energy['joules_per_flop']:.3g} J a FLOP",
     ]
@@ -509,29 +539,28 @@ def _traffic(plan: Plan) -> list[str]:
 
 
 def _memory(plan: Plan) -> list[str]:
-    heads = ("weights", "training state", "activations", "workspace", "peak")
+    heads = ("weights", "training state*", "activations*", "workspace*", "peak*")
 
     def cells(memory: MemoryTerms) -> tuple[str, ...]:
         state = memory.lora + memory.gradients + memory.moments + memory.updates
         workspace = max(memory.layer_workspace, memory.loss_chunk)
-        amounts = (memory.weights, state, memory.activations, workspace, memory.total)
-        return (*map(readable_bytes, amounts[:-1]), readable_bytes(memory.total) + "*")
+        return tuple(map(readable_bytes, (memory.weights, state, memory.activations, workspace, memory.total)))
 
     compiled = plan.options.compile
     lines = []
     for kind, title in (
-        ("client", "memory of a client's device"),
+        ("client", "memory of the participant's device" if plan.pools else "memory of a client's device"),
         ("simulator", f"memory of each of the simulator's {plan.devices} device(s), {plan.work.clients} client(s) at once"),
     ):
         checked = plan.fitting(kind) if plan.options.memory is not None else []
         with_program = compiled and kind == "simulator"
-        rows = [("stage", *heads, *(("program", "XLA's") if with_program else ()), *(("fits",) if checked else ()))]
+        rows = [("stage", *heads, *(("program*", "XLA's") if with_program else ()), *(("fits*",) if checked else ()))]
         for index, stage in enumerate(plan.stages):
             memory: MemoryTerms = getattr(stage, kind)
-            row = (str(index + 1), *cells(memory))
+            row: tuple[str, ...] = (str(index + 1), *cells(memory))
             if with_program:
                 xla = "unknown" if stage.compiled is None else readable_bytes(stage.compiled.total)
-                row += (readable_bytes(memory.program) + "*", xla)
+                row += (readable_bytes(memory.program), xla)
             rows.append((*row, *(("yes" if checked[index] else "no",) if checked else ())))
         lines += [title + (f", against {plan.options.memory}" if checked else ""), *table(rows)]
         if kind == "client":
@@ -552,11 +581,11 @@ def _convention(plan: Plan) -> list[str]:
     for name, row in plan.convention.items():
         cells = [name, readable_bytes(row.bytes)]
         if known:
-            cells += [readable_bytes(row.paper_bytes or 0)] if differs else []
-            cells += [f"{row.paper_gigabytes:.2f} GB"]
+            cells += ["" if row.paper_bytes is None else readable_bytes(row.paper_bytes)] if differs else []
+            cells += ["" if row.paper_gigabytes is None else f"{row.paper_gigabytes:.2f} GB"]
         rows.append(tuple(cells))
     lines = ["communication as the paper counts it: one client, one direction, no submodels", *table(rows)]
-    stated = PAPER_ROUNDS.get(plan.config.model)
+    stated = PAPER_ROUNDS.get(paper_model(plan.architecture) or "")
     if known and implied != stated:
         lines.append(f"the paper states {stated} rounds for this model, and its figures are those of {implied}")
     if not known:

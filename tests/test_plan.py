@@ -9,6 +9,8 @@ from devft_jax.accounting.memory import MemoryTerms
 from devft_jax.cli import parse_plan, run_command
 from devft_jax.config import RunConfig, preset
 from devft_jax.errors import InputError
+from devft_jax.models.architectures import ARCHITECTURES
+from devft_jax.models.families import config_fields
 from devft_jax.plan import PlanOptions, make_plan, parse_memory, readable_count, to_plain, to_text
 from devft_jax.reporting import Progress
 from devft_jax.run import train
@@ -39,6 +41,28 @@ def test_the_papers_figures_follow_from_its_convention(name, rounds, printed):
         # The paper halves the rounded 8.39 for its 4.20.
         assert row.paper_bytes / 1e9 == pytest.approx(row.paper_gigabytes, abs=0.0061)
         assert row.bytes * rounds == row.paper_bytes * plan.total("rounds")
+
+
+@pytest.mark.parametrize(
+    ("change", "printed"),
+    [
+        ({"growth": "end-to-end", "learning_rate": (1e-4,)}, [5.03, 2.52]),
+        ({"capacities": (8, 32), "learning_rate": (1e-4,)}, [5.03, None, 2.52, None]),
+        ({"rank": 16}, [None, None, None, None]),
+    ],
+    ids=str,
+)
+def test_the_papers_figures_stand_only_beside_what_they_are_of(change, printed):
+    plan = make_plan(dataclasses.replace(preset("paper-llama2-7b"), rounds=30, **change))
+    assert [row.paper_gigabytes for row in plan.convention.values()] == printed
+    assert ("5.03 GB" in to_text(plan)) == (5.03 in printed)
+
+
+def test_the_papers_model_is_known_in_a_local_folder(tmp_path):
+    fields = config_fields(ARCHITECTURES["meta-llama/Llama-2-7b-hf"])
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    plan = make_plan(dataclasses.replace(preset("paper-llama2-7b"), model=str(tmp_path)))
+    assert plan.convention["FedIT + DevFT"].paper_gigabytes == 2.36
 
 
 def test_for_8b_the_plan_predicts():
@@ -122,6 +146,21 @@ def test_end_to_end_training_is_one_stage_without_submodels():
     assert "submodels, to" not in to_text(plan)
 
 
+def test_what_is_pooled_is_told_as_one_participant():
+    text = to_text(make_plan(RunConfig(algorithm="central")))
+    assert "rounds of one participant with the examples of all 20 clients, 20 steps of 16 examples" in text
+    assert "memory of the participant's device" in text
+    assert "no messages" in text
+    assert "no messages" not in to_text(make_plan(RunConfig()))
+
+
+def test_every_projection_is_marked(seven):
+    text = to_text(seven)
+    for marked in ("training state*", "activations*", "workspace*", "peak*", "fits*", "1/2.09*", "energy*"):
+        assert marked in text
+    assert "what remat full computes again is not counted" in text
+
+
 def test_compiled_memory_stands_beside_the_formulas():
     plan = make_plan(RunConfig(growth="end-to-end", local_steps=1, batch_size=1, max_length=32), PlanOptions(compile=True))
     assert plan.stages[0].compiled.total > plan.stages[0].simulator.weights
@@ -146,7 +185,9 @@ def test_the_command_line_gives_json(capsys):
     assert plan["total"]["rounds"] == 8
     assert plan["flops_per_second"] == 1e9
     assert plan["energy"]["grid_kgco2e_per_kwh"] == 0.1
-    assert plan["projected"] == ["seconds", "energy", "simulator", "client"]
+    assert plan["config"]["algorithm"] == "fedit"
+    assert plan["config"]["clients_per_round"] == 4
+    assert plan["projected"] == ["seconds", "energy", "simulator", "client", "fits"]
     assert set(plan["stages"][0]["client"]) == {field.name for field in dataclasses.fields(MemoryTerms)} | {"total"}
 
 
@@ -171,7 +212,8 @@ def test_help_explains_the_plans_options_and_the_runs(capsys):
     ("flags", "sentence"),
     [
         (["--memory", "lots"], "memory 'lots' is not a size; write one such as 24GB or 80GiB."),
-        (["--flops-per-second", "0"], "flops_per_second 0.0 is not positive"),
+        (["--flops-per-second", "0"], "flops_per_second 0.0 is not a positive, finite rate"),
+        (["--flops-per-second", "inf"], "flops_per_second inf is not a positive, finite rate"),
         (["--clients-per-round", "30"], "clients_per_round 30 exceeds the 20 clients planned for"),
         (["--capacities", "4,64"], "64"),
         (["--rounds", "2"], "rounds 2 is fewer than the 4 stages"),
@@ -191,15 +233,21 @@ def test_bad_input_is_one_sentence(capsys, flags, sentence):
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("24GB", 24e9), ("80GiB", 80 * 2**30), ("1.5 tb", 1.5e12), ("512M", 512e6), ("1000", 1000), ("16 gib", 2**34)],
+    [("24GB", 24e9), ("80GiB", 80 * 2**30), ("1.5 tb", 1.5e12), ("512M", 512e6), ("16000000000", 16e9), ("16 gib", 2**34)],
 )
 def test_sizes_are_read_in_either_unit(text, size):
     assert parse_memory(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "0GB", "-1GB", "24 apples", "GB", "1e9"])
+@pytest.mark.parametrize("text", ["", "0GB", "-1GB", "24 apples", "GB", "1e9", "9" * 400])
 def test_what_is_no_size_is_refused(text):
     with pytest.raises(InputError, match="is not a size"):
+        parse_memory(text)
+
+
+@pytest.mark.parametrize("text", ["24", "0.0001B", "999kB"])
+def test_a_size_whose_unit_was_forgotten_is_refused(text):
+    with pytest.raises(InputError, match=f"memory '{text}' is less than a megabyte; give its unit, such as 24GB"):
         parse_memory(text)
 
 

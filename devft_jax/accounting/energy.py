@@ -129,8 +129,9 @@ class EnergyMeter:
     def joules_since(self, before: tuple[_Counter, ...], flops: int) -> float:
         """Joules since a reading; from the `flops` counted since then where nothing measures.
 
-        A counter that has begun again is followed over one return to 0; a large server's comes back after half an hour or
-        more, which no interval between readings may exceed.
+        A counter that has begun again is followed over one return to 0, which no interval between readings may exceed:
+        Intel's usually hold 262 kJ, a quarter of an hour at 300 W, and AMD's 65 kJ, under four minutes. Of a longer round
+        too little is counted.
         """
         if self.source == ESTIMATE:
             return flops * self.joules_per_flop
@@ -144,7 +145,7 @@ class EnergyMeter:
 def _nvml_handle(nvml: Any, device: jax.Device) -> Any:
     """NVML's handle of a JAX device; JAX counts the visible GPUs alone, NVML all."""
     index = getattr(device, "local_hardware_id", None) or 0
-    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
     name = visible[index] if index < len(visible) else str(index)
     return nvml.nvmlDeviceGetHandleByIndex(int(name)) if name.isdecimal() else nvml.nvmlDeviceGetHandleByUUID(name)
 
@@ -181,7 +182,7 @@ def energy_summary(joules: dict[str, float], options: EnergyOptions, joules_per_
     """
     summary = {
         **emissions(sum(joules.values()), options),
-        "source": " + ".join(joules),
+        "source": " + ".join(joules) or "no round yet",
         "covers": "training rounds",
     }
     if ESTIMATE in joules:

@@ -22,11 +22,13 @@ The last two are not needed at the same time: the peak has the larger of them. W
 either: its backward pass is traced on shapes and the values that it holds are summed, so that families, dropout, targets,
 attention kernels and remat policies are as they are. Weights and factors themselves are counted once, above.
 
-How good it is. Against XLA's own analysis of the chunk program on CPU in float32 (`compiled_memory`: arguments, outputs
-and temporaries less what is aliased), the formula gave 0.86 to 1.18 of it over small models of 2 to 16 layers, all remat
+How good it is. Against XLA's own analysis of the chunk program on CPU in float32 (`compiled_memory`: arguments, outputs and
+temporaries less what is aliased), the formula gave 0.86 to 1.18 of it over small models of 2 to 16 layers, all remat
 policies, 1 to 8 clients, packed and float weights, and ranks 8 to 64, and 0.87 and 0.94 for 4 and 32 layers of LLaMA2-7B;
-tests hold it to 0.85 to 1.2. In bfloat16 the CPU's compiler keeps float32 copies beside the halves and needs up to twice the
-formula, which describes an accelerator there. It has not been compared with a GPU's or TPU's compiler.
+tests hold it to 0.85 to 1.2. It is worse where one thing dominates a small model: 1.3 to 1.4 with remat none and attention
+scores of 8 heads over 256 to 1,024 tokens; 0.78 with remat full and dropout on all seven targets; 0.84 with a head of 60,000
+entries. In bfloat16 the CPU's compiler keeps float32 copies beside the halves and needs up to twice the formula, which
+describes an accelerator there. It has not been compared with a GPU's or TPU's compiler.
 
 The attention kernel is the one of the platform that plans: `xla` holds scores of all pairs of tokens, cudnn does not.
 Memory of the process around the devices, of compilation, and the allocator's fragmentation are not counted.

@@ -98,7 +98,7 @@ def gpu(index):
 
 @pytest.mark.parametrize(
     ("visible", "devices", "board"),
-    [(None, [gpu(1)], 1), ("1", [gpu(0)], 1), ("1,0", [gpu(1)], 0), ("0,GPU-b", [gpu(1)], "GPU-b")],
+    [(None, [gpu(1)], 1), ("1", [gpu(0)], 1), ("1,0", [gpu(1)], 0), ("0,GPU-b", [gpu(1)], "GPU-b"), ("0, 1", [gpu(1)], 1)],
 )
 def test_the_boards_in_use_are_the_ones_that_are_read(monkeypatch, powercap, visible, devices, board):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -137,6 +137,7 @@ def test_emissions_follow_the_grid():
 
 
 def test_a_summary_names_every_source_and_marks_the_estimate():
+    assert energy_summary({}, EnergyOptions(), 1e-9)["source"] == "no round yet"
     measured = energy_summary({"rapl": 3.6e6}, EnergyOptions(), 1e-9)
     assert (measured["kwh"], measured["source"]) == (1.0, "rapl")
     assert "joules_per_flop" not in measured
