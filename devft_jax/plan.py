@@ -502,7 +502,7 @@ def _stage_table(plan: Plan) -> list[str]:
     return [
         *table(rows),
         *(recomputed if remat != "none" else ()),
-        f"time at {readable_count(plan.options.flops_per_second, 'FLOP')}/s in all (--flops-per-second); energy* "
+        f"time at {readable_count(plan.options.flops_per_second, 'FLOP')}/s in all, whatever this machine is (--flops-per-second); energy* "
         f"{energy['kwh']:.3g} kWh, {energy['kgco2e']:.3g} kgCO2e at {energy['joules_per_flop']:.3g} J a FLOP",
     ]
 
@@ -564,7 +564,9 @@ def _memory(plan: Plan) -> list[str]:
             rows.append((*row, *(("yes" if checked[index] else "no",) if checked else ())))
         lines += [title + (f", against {plan.options.memory}" if checked else ""), *table(rows)]
         if kind == "client":
-            lines += ["at full depth it is that of end-to-end training: growth saves average memory, not peak memory", ""]
+            grown = plan.stages[0].layers < plan.stages[-1].layers == plan.architecture.layers
+            note = ["at full depth it is that of end-to-end training: growth saves average memory, not peak memory"]
+            lines += [*(note if grown else ()), ""]
     kernel = attention_implementation(plan.compute, plan.architecture)
     return [*lines, f"in {plan.compute.dtype}, remat {plan.compute.remat}, attention {kernel} as on this machine"]
 

@@ -573,8 +573,8 @@ class Trainer:
             "clients": positions.tolist(),
         }
         self._account(state, row, self.programs.seconds - compiled)
-        joules, used = state.record["joules"], self.energy.joules_since(counters, row["train_flops"])
-        joules[self.energy.source] = joules.get(self.energy.source, 0.0) + used
+        source, joules = self.energy.spent_since(counters, row["train_flops"])
+        state.record["joules"][source] = state.record["joules"].get(source, 0.0) + joules
         return row
 
     def _adapter_norms(self, server: PyTree, rows: PyTree) -> jax.Array:

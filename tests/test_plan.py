@@ -178,6 +178,12 @@ def test_the_command_line_prints_the_papers_figures_and_marks_projections(capsys
     assert max(map(len, text.splitlines())) <= 125
 
 
+def test_growth_is_said_to_save_no_peak_memory_only_where_it_ends_at_full_depth(capsys):
+    for flags, said in (((), True), (("--growth", "end-to-end"), False), (("--capacities", "4,8"), False)):
+        assert run_command(["plan", "--preset", "demo", *flags]) == 0
+        assert ("growth saves average memory" in capsys.readouterr().out) == said, flags
+
+
 def test_the_command_line_gives_json(capsys):
     flags = ["--preset", "demo", "--rounds", "8", "--json", "--flops-per-second", "1e9", "--grid-kgco2e-per-kwh", "0.1"]
     assert run_command(["plan", *flags]) == 0

@@ -119,27 +119,36 @@ class EnergyMeter:
             return
         self._nvml, self._handles = nvml, handles
 
-    def read(self) -> tuple[_Counter, ...]:
-        """The counters as they stand; nothing where energy is estimated."""
-        if self._nvml is not None:
+    def read(self) -> tuple[_Counter, ...] | None:
+        """The counters as they stand; None where energy is estimated, or a counter cannot be read any more."""
+        if self.source == ESTIMATE:
+            return None
+        if self._nvml is None:
+            try:
+                return tuple(_read_zone(zone) for zone in self._zones)
+            except (OSError, ValueError):
+                return None
+        try:
             millijoules = [self._nvml.nvmlDeviceGetTotalEnergyConsumption(handle) for handle in self._handles]
-            return tuple(_Counter(str(index), value / 1e3) for index, value in enumerate(millijoules))
-        return tuple(_read_zone(zone) for zone in self._zones)
+        except self._nvml.NVMLError:
+            return None
+        return tuple(_Counter(str(index), value / 1e3) for index, value in enumerate(millijoules))
 
-    def joules_since(self, before: tuple[_Counter, ...], flops: int) -> float:
-        """Joules since a reading; from the `flops` counted since then where nothing measures.
+    def spent_since(self, before: tuple[_Counter, ...] | None, flops: int) -> tuple[str, float]:
+        """The source and the joules since a reading; from the `flops` counted since then where nothing measured.
 
         A counter that has begun again is followed over one return to 0, which no interval between readings may exceed:
         Intel's usually hold 262 kJ, a quarter of an hour at 300 W, and AMD's 65 kJ, under four minutes. Of a longer round
         too little is counted.
         """
-        if self.source == ESTIMATE:
-            return flops * self.joules_per_flop
+        after = self.read()
+        if before is None or after is None:
+            return ESTIMATE, flops * self.joules_per_flop
         total = 0.0
-        for earlier, later in zip(before, self.read(), strict=True):
+        for earlier, later in zip(before, after, strict=True):
             spent = later.joules - earlier.joules
             total += spent + later.span if spent < 0 and later.span is not None else max(spent, 0.0)
-        return total
+        return self.source, total
 
 
 def _nvml_handle(nvml: Any, device: jax.Device) -> Any:

@@ -37,14 +37,14 @@ def test_sockets_and_memory_are_counted_once_and_what_contains_or_is_part_of_the
     write_zone(powercap, "intel-rapl:0:1", "dram", 600_000)
     write_zone(powercap, "intel-rapl:2", "psys", 9_000_000)
     assert meter.source == "rapl"
-    assert meter.joules_since(before, flops=10**15) == pytest.approx(2.0 + 0.5)
+    assert meter.spent_since(before, flops=10**15)[1] == pytest.approx(2.0 + 0.5)
 
 
 def test_a_counter_that_begins_again_is_followed(powercap):
     meter = EnergyMeter(EnergyOptions(), CPU, powercap=powercap)
     before = meter.read()
     write_zone(powercap, "intel-rapl:1", "package-1", 500_000)
-    assert meter.joules_since(before, flops=0) == pytest.approx(10.0 - 9.0 + 0.5)
+    assert meter.spent_since(before, flops=0)[1] == pytest.approx(10.0 - 9.0 + 0.5)
 
 
 @pytest.mark.parametrize("broken", ["unreadable", "nonsense", "absent"])
@@ -58,13 +58,13 @@ def test_counters_that_cannot_be_read_give_way_to_the_estimate(powercap, broken)
         file.mkdir()
     meter = EnergyMeter(EnergyOptions(), CPU, powercap=powercap)
     assert meter.source == ESTIMATE
-    assert meter.joules_since(meter.read(), flops=10**12) == pytest.approx(1e12 * 1e-9)
+    assert meter.spent_since(meter.read(), flops=10**12)[1] == pytest.approx(1e12 * 1e-9)
 
 
 def test_without_zones_energy_is_estimated_with_the_stated_joules(tmp_path):
     meter = EnergyMeter(EnergyOptions(joules_per_flop=2e-10), jax.local_devices(), powercap=tmp_path / "absent")
     assert meter.source == ESTIMATE
-    assert meter.joules_since(meter.read(), flops=10**10) == pytest.approx(2.0)
+    assert meter.spent_since(meter.read(), flops=10**10)[1] == pytest.approx(2.0)
 
 
 class FakeNvml:
@@ -109,7 +109,7 @@ def test_the_boards_in_use_are_the_ones_that_are_read(monkeypatch, powercap, vis
     before = meter.read()
     nvml.millijoules = {name: value + (2_500 if name == board else 40_000) for name, value in nvml.millijoules.items()}
     assert meter.source == "nvml"
-    assert meter.joules_since(before, flops=0) == pytest.approx(2.5)
+    assert meter.spent_since(before, flops=0)[1] == pytest.approx(2.5)
 
 
 def test_all_boards_in_use_are_added(monkeypatch):
@@ -118,14 +118,14 @@ def test_all_boards_in_use_are_added(monkeypatch):
     meter = EnergyMeter(EnergyOptions(), [gpu(0), gpu(1)], nvml=nvml)
     before = meter.read()
     nvml.millijoules = {0: 6_000, 1: 9_000}
-    assert meter.joules_since(before, flops=0) == pytest.approx(3.0)
+    assert meter.spent_since(before, flops=0)[1] == pytest.approx(3.0)
 
 
 def test_a_board_without_a_counter_gives_way_to_the_estimate_and_never_to_the_hosts_counters(monkeypatch, powercap):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     meter = EnergyMeter(EnergyOptions(), [gpu(0), gpu(1)], powercap=powercap, nvml=FakeNvml(old=True))
     assert meter.source == ESTIMATE
-    assert meter.joules_since((), flops=10**12) == pytest.approx(5.0)
+    assert meter.spent_since(meter.read(), flops=10**12)[1] == pytest.approx(5.0)
 
 
 def test_emissions_follow_the_grid():
@@ -151,3 +151,19 @@ def test_a_summary_names_every_source_and_marks_the_estimate():
 def test_a_negative_factor_is_refused(name):
     with pytest.raises(InputError, match=f"{name} -1.0 is negative; use 0 or more."):
         validate_energy(EnergyOptions(**{name: -1.0}))
+
+
+def test_a_round_whose_counters_fail_is_estimated_and_said_to_be(monkeypatch, tmp_path):
+    write_zone(tmp_path, "intel-rapl:0", "package-0", 1_000_000)
+    meter = EnergyMeter(EnergyOptions(joules_per_flop=1e-9), jax.local_devices(), powercap=tmp_path)
+    before = meter.read()
+    (tmp_path / "intel-rapl:0" / "energy_uj").write_text("3000000")
+    assert meter.spent_since(before, flops=0) == ("rapl", pytest.approx(2.0))
+    (tmp_path / "intel-rapl:0" / "energy_uj").unlink()
+    assert meter.spent_since(before, flops=10**9) == (ESTIMATE, pytest.approx(1.0))
+    assert meter.read() is None
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    nvml = FakeNvml()
+    meter = EnergyMeter(EnergyOptions(), [gpu(0), gpu(1)], nvml=nvml)
+    before, nvml.old = meter.read(), True
+    assert meter.spent_since(before, flops=10**12) == (ESTIMATE, pytest.approx(5.0))
