@@ -502,8 +502,9 @@ def _stage_table(plan: Plan) -> list[str]:
     return [
         *table(rows),
         *(recomputed if remat != "none" else ()),
-        f"time at {readable_count(plan.options.flops_per_second, 'FLOP')}/s in all, whatever this machine is (--flops-per-second); energy* "
-        f"{energy['kwh']:.3g} kWh, {energy['kgco2e']:.3g} kgCO2e at {energy['joules_per_flop']:.3g} J a FLOP",
+        f"time at {readable_count(plan.options.flops_per_second, 'FLOP')}/s in all, whatever this machine is "
+        f"(--flops-per-second); energy* {energy['kwh']:.3g} kWh, {energy['kgco2e']:.3g} kgCO2e at "
+        f"{energy['joules_per_flop']:.3g} J a FLOP",
     ]
 
 
