@@ -116,6 +116,7 @@ def test_clients_that_have_not_trained_count_as_the_untuned_base(config, tmp_pat
     assert len(judged) == 1 + 1 + 2
 
 
+@pytest.mark.slow
 def test_any_clients_per_step_is_the_same_run(runs, config, tmp_path):
     chosen = dataclasses.replace(config, algorithm="local-only", devices=2, clients_per_step=2, out=str(tmp_path))
     other = train(chosen, progress=QUIET)
@@ -123,7 +124,7 @@ def test_any_clients_per_step_is_the_same_run(runs, config, tmp_path):
     np.testing.assert_allclose(other.summary["personal"]["losses"], expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["local-only", "central"])
+@pytest.mark.parametrize("name", ["local-only", pytest.param("central", marks=pytest.mark.slow)])
 def test_a_run_goes_on_bit_for_bit(runs, config, tmp_path, name):
     whole, cut = runs[name], tmp_path / "cut"
     chosen = dataclasses.replace(config, algorithm=name, out=str(cut), checkpoint_every=1)

@@ -28,7 +28,11 @@ FAMILIES = {
 }
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+# One family with biases and a tied head and one with normalised queries by default; the slow suite has all.
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=[pytest.mark.slow] if name in ("llama", "mistral") else []) for name in FAMILIES],
+)
 def run(request, tmp_path_factory, word_tokenizer):
     """The configuration of a finished run of two stages on a packed random model of the family."""
     folder = tmp_path_factory.mktemp(request.param)

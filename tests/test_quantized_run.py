@@ -128,7 +128,7 @@ def test_a_given_packed_model_is_taken_as_it_is(config):
     assert trainer.model.base.blocks.q is packed.base.blocks.q
 
 
-@pytest.mark.parametrize("quantization", ["none", "nf4"])
+@pytest.mark.parametrize("quantization", [pytest.param("none", marks=pytest.mark.slow), "nf4"])
 def test_stages_of_a_given_packed_model_are_packed_like_it(config, quantization):
     packed = load_pretrained(config.model, quantization="int4")
     trainer = Trainer(dataclasses.replace(config, quantization=quantization), model=packed, progress=QUIET)

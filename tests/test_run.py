@@ -203,7 +203,9 @@ def test_end_to_end_growth_and_equal_cohorts(finished, config, tmp_path):
     assert cohorts(tmp_path) == cohorts(finished.folder)
 
 
-@pytest.mark.parametrize("transfer", ["anchor_only", "delta", "anchor_delta"])
+@pytest.mark.parametrize(
+    "transfer", ["anchor_delta", *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("anchor_only", "delta"))]
+)
 def test_every_transfer_runs(config, tmp_path, transfer):
     run = train(dataclasses.replace(config, transfer=transfer, out=str(tmp_path)), progress=QUIET)
     assert run.summary["final_loss"] < run.summary["base_loss"]
@@ -213,9 +215,9 @@ def test_every_transfer_runs(config, tmp_path, transfer):
     "change",
     [
         {"grouping": "random", "fusion": "r_one"},
-        {"grouping": "even_blocks", "fusion": "mean"},
-        {"grouping": "even_strides", "fusion": "anchor"},
-        {"fusion": "sum", "beta": "auto"},
+        pytest.param({"grouping": "even_blocks", "fusion": "mean"}, marks=pytest.mark.slow),
+        pytest.param({"grouping": "even_strides", "fusion": "anchor"}, marks=pytest.mark.slow),
+        pytest.param({"fusion": "sum", "beta": "auto"}, marks=pytest.mark.slow),
     ],
 )
 def test_every_grouping_and_fusion_runs(config, tmp_path, change):
@@ -356,7 +358,7 @@ def test_a_failed_save_is_a_run_error_and_keeps_what_was_saved(config, tmp_path,
     assert resumed.finished
 
 
-@pytest.mark.parametrize("change", ["border", "name", "test"])
+@pytest.mark.parametrize("change", ["border", *(pytest.param(name, marks=pytest.mark.slow) for name in ("name", "test"))])
 def test_a_changed_split_or_test_set_is_refused(tiny, config, tmp_path, change):
     folder = tmp_path / "data"
     folder.mkdir()

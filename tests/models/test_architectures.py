@@ -3,6 +3,7 @@
 import pytest
 
 from devft_jax.models.architectures import ARCHITECTURES
+from devft_jax.models.families import read_config
 from devft_jax.models.pretrained import model_architecture, parameter_count
 from devft_jax.models.quantization import base_shapes
 
@@ -49,5 +50,5 @@ def test_of_an_unknown_name_the_config_alone_is_fetched(monkeypatch, tmp_path):
         return str(bundled_model())
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
-    assert model_architecture("somebody/a-model").width == 96
+    assert model_architecture("somebody/a-model") == read_config(bundled_model() / "config.json")
     assert asked == [("somebody/a-model", ["config.json"])]
