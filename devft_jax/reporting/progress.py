@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, TextIO
 
+from devft_jax.reporting.layers import layer_runs
+
 
 def readable_bytes(count: float) -> str:
     """A number of bytes in the unit that suits it (powers of 1000)."""
@@ -111,13 +113,7 @@ def fill(words: Sequence[str], width: int, *, indent: int) -> str:
 
 def shown_layers(layers: Sequence[int]) -> str:
     """Ascending layers, runs of them as ranges: 0 3-9 11-15."""
-    runs: list[list[int]] = []
-    for layer in layers:
-        if runs and layer == runs[-1][-1] + 1:
-            runs[-1].append(layer)
-        else:
-            runs.append([layer])
-    return " ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+    return " ".join(layer_runs(layers, "-"))
 
 
 def shown_groups(groups: Sequence[Sequence[int]], assign: Sequence[int]) -> list[str]:

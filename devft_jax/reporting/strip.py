@@ -8,6 +8,7 @@ neighbouring layers the streams fall straight down, and one sees a few wide boxe
 from collections.abc import Sequence
 
 from devft_jax.reporting.heat import every, ramp
+from devft_jax.reporting.layers import layer_runs
 from devft_jax.reporting.story import Stage
 from devft_jax.reporting.svg import TITLE_HEIGHT, Picture, escape
 
@@ -28,13 +29,7 @@ STYLE = """
 
 def group_name(layers: Sequence[int]) -> str:
     """Layers as runs: 0-3, 7."""
-    runs: list[list[int]] = []
-    for layer in layers:
-        if runs and layer == runs[-1][-1] + 1:
-            runs[-1].append(layer)
-        else:
-            runs.append([layer])
-    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}\u2013{run[-1]}" for run in runs)
+    return ", ".join(layer_runs(layers, "\u2013"))
 
 
 def _columns(stage: Stage) -> dict[int, int]:
