@@ -354,7 +354,7 @@ def _read_checkpoint(
     key = run_key(config.seed, Purpose.INITIALISATION)
     shapes = jax.eval_shape(lambda: algorithm.init_server(key, architecture))
     groups, layers = record["groups"], architecture.layers
-    shaped = jax.eval_shape(lambda: LayerMap(jnp.zeros((groups, layers)), jnp.zeros(layers, jnp.int32)))
+    shaped = LayerMap.shapes(groups, layers)
     like = {"full": shapes, "server": jax.eval_shape(algorithm.submodel, shapes, shaped), "layer_map": shaped}
     if position is not None:
         like["full_bank"] = jax.eval_shape(lambda full: algorithm.init_bank(position[1], full), shapes)

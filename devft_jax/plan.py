@@ -37,7 +37,6 @@ from devft_jax.accounting.communication import (
 from devft_jax.accounting.energy import emissions, resolve_joules_per_flop
 from devft_jax.accounting.flops import evaluation_flops, training_breakdown
 from devft_jax.accounting.memory import (
-    CompiledMemory,
     MemoryTerms,
     Work,
     compiled_memory,
@@ -57,7 +56,7 @@ from devft_jax.models.architectures import ARCHITECTURES
 from devft_jax.models.llama import Compute, ModelConfig, attention_implementation
 from devft_jax.models.pretrained import model_architecture, parameter_count
 from devft_jax.models.quantization import base_shapes
-from devft_jax.programs import resolve_clients_per_step, resolve_compute
+from devft_jax.programs import CompiledMemory, resolve_clients_per_step, resolve_compute
 from devft_jax.reporting.progress import readable_bytes, readable_seconds
 from devft_jax.reporting.table import table
 from devft_jax.trainer import bundled_model, make_growth, plan_stages

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import jax
 from jax.sharding import AxisType, Mesh
@@ -114,6 +114,34 @@ def client_mesh(devices: Sequence[jax.Device]) -> Mesh:
     return jax.make_mesh((len(devices),), (CLIENT_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
 
 
+@dataclass(frozen=True)
+class CompiledMemory:
+    """XLA's analysis of a compiled program, bytes on one device; `aliased` outputs reuse the memory of arguments."""
+
+    arguments: int
+    outputs: int
+    temporaries: int
+    aliased: int
+
+    @property
+    def total(self) -> int:
+        """Arguments, outputs and temporaries, what is aliased counted once."""
+        return self.arguments + self.outputs + self.temporaries - self.aliased
+
+    @classmethod
+    def of(cls, compiled: jax.stages.Compiled) -> Self | None:
+        """The analysis of a program; None where the platform's compiler gives none."""
+        analysis = compiled.memory_analysis()
+        if analysis is None:
+            return None
+        return cls(
+            arguments=analysis.argument_size_in_bytes,
+            outputs=analysis.output_size_in_bytes,
+            temporaries=analysis.temp_size_in_bytes,
+            aliased=analysis.alias_size_in_bytes,
+        )
+
+
 @dataclass
 class CompiledPrograms:
     """Ahead-of-time compiled programs by shape.
@@ -139,16 +167,10 @@ class CompiledPrograms:
             compiled = function.lower(*arguments).compile()
             self.seconds += time.perf_counter() - began
             self.count += 1
-            analysis = compiled.memory_analysis()
-            if analysis is not None:
-                self.scratch_bytes = max(self.scratch_bytes, analysis.temp_size_in_bytes)
-            self._programs[key] = compiled, 0 if analysis is None else _total_bytes(analysis)
+            memory = CompiledMemory.of(compiled)
+            if memory is not None:
+                self.scratch_bytes = max(self.scratch_bytes, memory.temporaries)
+            self._programs[key] = compiled, 0 if memory is None else memory.total
         compiled, size = self._programs[key]
         self.peak_bytes = max(self.peak_bytes, size)
         return compiled(*arguments)
-
-
-def _total_bytes(analysis: Any) -> int:
-    """What a program needs at once."""
-    whole = analysis.argument_size_in_bytes + analysis.output_size_in_bytes + analysis.temp_size_in_bytes
-    return whole - analysis.alias_size_in_bytes

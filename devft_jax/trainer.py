@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from devft_jax.accounting import EnergyMeter, energy_summary, peak_memory, training_flops
@@ -354,7 +353,7 @@ class Trainer:
         full = jax.eval_shape(self._init_server)
         groups = record["groups"]
         layers = self.model.config.layers
-        shaped = jax.eval_shape(lambda: LayerMap(jnp.zeros((groups, layers)), jnp.zeros(layers, jnp.int32)))
+        shaped = LayerMap.shapes(groups, layers)
         server = jax.eval_shape(self.algorithm.submodel, full, shaped)
         full_bank = jax.eval_shape(self._init_bank, full)
         bank = mapped_shapes(self.algorithm.submodel_row, full_bank, shaped)

@@ -63,7 +63,7 @@ def round_messages(algorithm: Algorithm, config: ModelConfig, layers: int) -> Me
       algorithm: whose messages. config: the base's architecture at full depth. layers: of the stage's submodel.
     """
     full = jax.eval_shape(lambda: algorithm.init_server(jax.random.key(0), config))
-    layer_map = jax.eval_shape(lambda: LayerMap(jnp.zeros((layers, config.layers)), jnp.zeros(config.layers, jnp.int32)))
+    layer_map = LayerMap.shapes(layers, config.layers)
     server = jax.eval_shape(algorithm.submodel, full, layer_map)
     bank = jax.eval_shape(lambda full: algorithm.init_bank(1, full), full)
     row = jax.eval_shape(lambda bank: jax.tree.map(lambda leaf: leaf[0], bank), bank)

@@ -61,7 +61,7 @@ from devft_jax.models.llama import (
     rotary_table,
 )
 from devft_jax.models.quantization import base_shapes
-from devft_jax.programs import client_mesh
+from devft_jax.programs import CompiledMemory, client_mesh
 
 PyTree = Any
 # A position of a batch: its token id i32, and whether it is one of an answer.
@@ -109,21 +109,6 @@ class MemoryTerms:
     def weights(self) -> int:
         """Frozen weights alone."""
         return self.embedding_and_head + self.stage_layers + self.full_layers
-
-
-@dataclass(frozen=True)
-class CompiledMemory:
-    """XLA's analysis of a compiled program, bytes on one device; `aliased` outputs reuse the memory of arguments."""
-
-    arguments: int
-    outputs: int
-    temporaries: int
-    aliased: int
-
-    @property
-    def total(self) -> int:
-        """Arguments, outputs and temporaries, what is aliased counted once."""
-        return self.arguments + self.outputs + self.temporaries - self.aliased
 
 
 def kept_for_backward(function: Callable[..., jax.Array], x: PyTree, trained: PyTree, given: PyTree) -> int:
@@ -269,7 +254,7 @@ def compiled_memory(
     rows = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((work.clients, *leaf.shape), leaf.dtype), messages.row)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0, impl="threefry2x32"), work.clients))
     chunk = jit_chunk(algorithm, config, compute, optimizer, client_mesh(jax.local_devices()[:1]))
-    compiled = chunk.lower(
+    lowered = chunk.lower(
         base,
         messages.down,
         rows,
@@ -279,16 +264,8 @@ def compiled_memory(
         keys,
         jax.ShapeDtypeStruct((layers,), "bool"),
         sums,
-    ).compile()
-    analysis = compiled.memory_analysis()
-    if analysis is None:
-        return None
-    return CompiledMemory(
-        arguments=analysis.argument_size_in_bytes,
-        outputs=analysis.output_size_in_bytes,
-        temporaries=analysis.temp_size_in_bytes,
-        aliased=analysis.alias_size_in_bytes,
     )
+    return CompiledMemory.of(lowered.compile())
 
 
 def peak_memory() -> tuple[int, str]:

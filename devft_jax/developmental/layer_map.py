@@ -56,6 +56,11 @@ class LayerMap:
         """The full model: every layer represents itself."""
         return cls(jnp.eye(num_layers, dtype=jnp.float32), jnp.arange(num_layers, dtype=jnp.int32))
 
+    @classmethod
+    def shapes(cls, num_groups: int, num_layers: int) -> Self:
+        """Shapes and dtypes of any map from `num_layers` layers to `num_groups` groups, for tracing and for reading one."""
+        return jax.eval_shape(lambda: cls(jnp.zeros((num_groups, num_layers)), jnp.zeros(num_layers, jnp.int32)))
+
     @property
     def num_groups(self) -> int:
         """G, the depth of the submodel."""
