@@ -131,9 +131,7 @@ def _work(
         last_of_stage = state.rounds_in_stage == trainer.stage_rounds[state.stage]
         due = config.evaluate_every and state.round % config.evaluate_every == 0
         if due and not last_of_stage:
-            judged = trainer.judge_stage(state)
-            if judged is not None:
-                row["held_out_loss"], row["held_out_accuracy"] = judged.loss, judged.accuracy
+            row |= _evaluated(trainer, state)
         folder.append_metrics(row)
         folder.write_json("record.json", trainer.summary(state))
         history.append(row)
@@ -145,6 +143,18 @@ def _work(
         if stopping:
             return False
     return True
+
+
+def _evaluated(trainer: Trainer, state: State) -> dict[str, float]:
+    """What held-out data says within a stage: of its own model and, where that is asked for, of the full one."""
+    judged = {"held_out": trainer.judge_stage(state)}
+    if trainer.config.evaluate_full:
+        judged["full"] = judged["held_out"] if state.layer_map.is_identity else trainer.judge_full(state)
+    values = {}
+    for name, found in judged.items():
+        if found is not None:
+            values |= {f"{name}_loss": found.loss, f"{name}_accuracy": found.accuracy}
+    return values
 
 
 def _describe_object(item: Any) -> str:

@@ -481,11 +481,8 @@ class Trainer:
         record = state.record["stages"][-1]
         submodel = self.judge_stage(state)
         began = time.perf_counter()
-        mode = self.config.transfer
         state.full = jax.block_until_ready(self.transferred(state))
-        state.full_bank = map_rows(
-            lambda full, row: self.algorithm.transfer_row(full, row, state.layer_map, mode), state.full_bank, state.bank
-        )
+        state.full_bank = self._transferred_bank(state)
         state.record["seconds"]["build"] += time.perf_counter() - began
         full = submodel
         if not state.layer_map.is_identity:
@@ -499,6 +496,13 @@ class Trainer:
     def transferred(self, state: State) -> PyTree:
         """The full-depth state with what the stage under way has learned so far."""
         return self.algorithm.transfer(state.full, state.server, state.layer_map, self.config.transfer)
+
+    def _transferred_bank(self, state: State) -> PyTree:
+        """What clients keep, at full depth, with what the stage under way has learned so far."""
+        mode = self.config.transfer
+        return map_rows(
+            lambda full, row: self.algorithm.transfer_row(full, row, state.layer_map, mode), state.full_bank, state.bank
+        )
 
     # ---- rounds --------------------------------------------------------------------------------------------------
 
@@ -652,6 +656,13 @@ class Trainer:
     def judge_stage(self, state: State) -> Judgement | None:
         """The stage's model, or the clients' own models, on held-out data; None without it."""
         return self._judge(state, self.stage_base, state.server, state.bank)
+
+    def judge_full(self, state: State) -> Judgement | None:
+        """The full model, or the clients' own, as if the stage under way ended now; None without held-out data."""
+        began = time.perf_counter()
+        full, bank = jax.block_until_ready(self.transferred(state)), self._transferred_bank(state)
+        state.record["seconds"]["evaluate"] += time.perf_counter() - began
+        return self._judge(state, self.base, full, bank)
 
     def _judge(self, state: State, base: Base, server: PyTree, bank: PyTree) -> Judgement | None:
         personal = self.algorithm.personal
