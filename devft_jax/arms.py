@@ -214,6 +214,10 @@ def configure(arms: Sequence[Arm], common: RunConfig) -> list[Configured]:
             assert arm.target is not None
             with _naming(arm):
                 found[arm.name] = _control(found[arm.name], found[arm.target])
+    for each in found.values():
+        with _naming(each.arm):
+            # Planning finds what does not fit the model or its stages, before anything is run.
+            Costs(each.config)
     return [found[arm.name] for arm in arms]
 
 
@@ -250,7 +254,9 @@ def _control(own: Configured, target: Configured) -> Configured:
         rounds = closest(lambda count: costs.of(name, count), wanted, costs.stages, most)
         share = costs.of(name, rounds) / wanted
         config = dataclasses.replace(config, rounds=rounds, stage_rounds=None)
-        note = f"{rounds} of {total_rounds(own.config)} rounds compute {share:.0%} of what '{name_of_target}' does, as planned"
+        note = (
+            f"{rounds} of {total_rounds(own.config)} rounds compute {share:.0%} of what '{name_of_target}' does, as planned"
+        )
         return Configured(own.arm, config, note)
 
     def at_rank(rank: int) -> RunConfig:
@@ -260,10 +266,14 @@ def _control(own: Configured, target: Configured) -> Configured:
         return Costs(at_rank(rank)).of(name)
 
     if sent(1) == sent(2):
-        raise InputError(f"what {config.algorithm} sends does not follow rank, so no rank sends what '{name_of_target}' does.")
+        raise InputError(
+            f"what {config.algorithm} sends does not follow rank, so no rank sends what '{name_of_target}' does."
+        )
     rank = closest(sent, wanted, 1, LARGEST_RANK)
     share = sent(rank) / wanted
-    return Configured(own.arm, at_rank(rank), f"rank {rank} instead of {config.rank} sends {share:.0%} of '{name_of_target}'")
+    return Configured(
+        own.arm, at_rank(rank), f"rank {rank} instead of {config.rank} sends {share:.0%} of '{name_of_target}'"
+    )
 
 
 def leanest(arms: Sequence[Configured]) -> str:
@@ -299,7 +309,9 @@ def _cut(own: Configured, costs: Costs, budget: float, of: str) -> Configured:
     if not sent:
         return dataclasses.replace(own, note=noted("sends nothing, so it has its full length"))
     if sent <= budget:
-        return dataclasses.replace(own, note=noted(f"full length: its {rounds} rounds send {sent / budget:.0%} of the budget"))
+        return dataclasses.replace(
+            own, note=noted(f"full length: its {rounds} rounds send {sent / budget:.0%} of the budget")
+        )
     with _naming(own.arm):
         if own.config.stage_rounds is not None:
             raise InputError("stage_rounds fixes its length, which a budget of bytes must cut; leave it out.")

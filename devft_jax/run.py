@@ -150,7 +150,7 @@ def _evaluated(trainer: Trainer, state: State) -> dict[str, float]:
     judged = {"held_out": trainer.judge_stage(state)}
     if trainer.config.evaluate_full:
         judged["full"] = judged["held_out"] if state.layer_map.is_identity else trainer.judge_full(state)
-    values = {}
+    values: dict[str, float] = {}
     for name, found in judged.items():
         if found is not None:
             values |= {f"{name}_loss": found.loss, f"{name}_accuracy": found.accuracy}
