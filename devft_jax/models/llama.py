@@ -154,12 +154,22 @@ class Adapter(struct.PyTreeNode):
 
     `scale` is alpha / r, one scalar for all, or a dict with one value per layer `[L]` for each projection, as adapters
     whose rank or alpha varies need it (their factors are padded with zeros to the largest rank). `dropout` is the chance
-    of dropping an element of a low-rank product's input while training.
+    of dropping an element of a low-rank product's input while training. `delta` maps projections to dense corrections of
+    their frozen weights, f32[L, in, out], for methods that change these from round to round; they are kept beside the
+    weights because a packed or half-precision weight would lose a change that is small against it.
+
+    An adapter of fewer layers than its base belongs to the last of them.
     """
 
     lora: dict[str, LoraFactors]
     scale: jax.Array | dict[str, jax.Array]
     dropout: float = struct.field(pytree_node=False, default=0.0)
+    delta: dict[str, jax.Array] = struct.field(default_factory=dict)
+
+    def depth(self, otherwise: int) -> int:
+        """The layers that it has factors or corrections for; `otherwise` for one that has neither."""
+        leaves = jax.tree.leaves((self.lora, self.delta))
+        return leaves[0].shape[0] if leaves else otherwise
 
 
 def rotary_frequencies(config: ModelConfig) -> jax.Array:
@@ -262,6 +272,7 @@ def decoder_layer(
     block: Block,
     lora: dict[str, LoraFactors],
     scale: dict[str, jax.Array],
+    delta: dict[str, jax.Array],
     *,
     table: tuple[jax.Array, jax.Array],
     attend: Attention,
@@ -274,7 +285,7 @@ def decoder_layer(
     Args:
       config: the architecture.
       x: [B, T, D].
-      block, lora, scale: of one layer, without the layer axis.
+      block, lora, scale, delta: of one layer, without the layer axis.
       table: of the rotary positions of the T tokens.
       attend: mixes the values. memory: what it is told of this layer besides.
       dropout: probability of dropping an input element of a low-rank product. key: None leaves dropout off.
@@ -287,6 +298,8 @@ def decoder_layer(
         outputs = frozen_product(inputs, getattr(block, name))
         if name in block.bias:
             outputs = outputs + block.bias[name].astype(outputs.dtype)
+        if name in delta:
+            outputs = outputs + inputs @ delta[name].astype(inputs.dtype)
         if name not in lora:
             return outputs
         if key is not None and dropout > 0.0:
@@ -335,7 +348,7 @@ def hidden_states(
     Args:
       config: the architecture; its `layers` is ignored, the leaves of `base.blocks` set the depth.
       base: frozen weights.
-      adapter: low-rank update of the same depth, or None for the bare base.
+      adapter: of the same depth, or of the last layers alone; None for the bare base.
       tokens: i32[B, T], padded on the right (causal attention keeps padding out of every real token's sight).
       compute: execution choices.
       key: a random key switches LoRA dropout on; None (evaluation) leaves it off.
@@ -370,9 +383,13 @@ def run_layers(
     table = rotary_table(config, positions)
     adapter = adapter or Adapter(lora={}, scale=jnp.float32(1.0))
     depth = base.blocks.norm_mlp.shape[0]
+    adapted = adapter.depth(otherwise=depth)
+    bare = depth - adapted
+    if bare < 0:
+        raise ValueError(f"the adapter has {adapted} layers and the base {depth}; give an adapter of at most as many.")
 
     def step(x, layer):
-        block, factors, scales, remembered, index = layer
+        block, factors, scales, delta, remembered, index = layer
         layer_key = None if key is None else jax.random.fold_in(key, index)
         return decoder_layer(
             config,
@@ -380,6 +397,7 @@ def run_layers(
             block,
             factors,
             scales,
+            delta,
             table=table,
             attend=attend,
             memory=remembered,
@@ -387,12 +405,33 @@ def run_layers(
             key=layer_key,
         )
 
+    def part_of(tree: Any, index: jax.Array) -> Any:
+        return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), tree)
+
+    def bare_step(x, index):
+        block, remembered = part_of((base.blocks, memory), index)
+        return step(x, (block, {}, {}, {}, remembered, index))
+
+    def adapted_step(x, layer):
+        # Taken by their number: a slice of the stacked weights would be a copy of them.
+        *adaptation, index = layer
+        block, remembered = part_of((base.blocks, memory), index)
+        return step(x, (block, *adaptation, remembered, index))
+
     policy = REMAT_POLICIES[compute.remat]
-    if policy is not None:
-        step = jax.checkpoint(step, policy=policy, prevent_cse=False)
-    embedded = base.embed[tokens].astype(jnp.dtype(compute.dtype))
-    layers = (base.blocks, adapter.lora, layer_scales(adapter, depth), memory, jnp.arange(depth))
-    x, handed_on = jax.lax.scan(step, embedded, layers)
+
+    def saving(function: Callable[..., Any]) -> Callable[..., Any]:
+        return function if policy is None else jax.checkpoint(function, policy=policy, prevent_cse=False)
+
+    x = base.embed[tokens].astype(jnp.dtype(compute.dtype))
+    adaptation = (adapter.lora, layer_scales(adapter, adapted), adapter.delta)
+    if bare:
+        # Nothing below the first adapted layer depends on what trains, so it has no backward pass.
+        x, below = jax.lax.scan(bare_step, x, jnp.arange(bare))
+        x, above = jax.lax.scan(saving(adapted_step), x, (*adaptation, jnp.arange(bare, depth)))
+        handed_on = jax.tree.map(lambda *parts: jnp.concatenate(parts), below, above)
+    else:
+        x, handed_on = jax.lax.scan(saving(step), x, (base.blocks, *adaptation, memory, jnp.arange(depth)))
     return rms_norm(x, base.norm, config.norm_epsilon), handed_on
 
 
