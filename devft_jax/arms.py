@@ -170,10 +170,10 @@ class Costs:
     def __init__(self, config: RunConfig):
         # The plan refuses more participants than clients; how many there are may only be known from the data.
         clients = max(config.clients, config.clients_per_round)
-        stages = make_plan(dataclasses.replace(config, clients=clients)).stages
-        self.config = config
+        plan = make_plan(dataclasses.replace(config, clients=clients))
+        self.config, self.pools = config, plan.pools
         self.rates = {
-            name: [getattr(stage, name) / stage.rounds for stage in stages] for name in dict.fromkeys(CONTROLS.values())
+            name: [getattr(stage, name) / stage.rounds for stage in plan.stages] for name in dict.fromkeys(CONTROLS.values())
         }
 
     @property

@@ -29,6 +29,7 @@ from typing import Any
 from devft_jax.arms import (
     END_TO_END,
     Configured,
+    Costs,
     configure,
     leanest,
     parse_arm,
@@ -174,7 +175,9 @@ def _checked(common: RunConfig, options: CompareOptions) -> _Request:
     budgets: dict[str, tuple[str, Sequence[Configured]]] = {}
     for kind in options.budget:
         if kind == "rounds":
-            budgets[kind] = (f"Equal rounds: {common.rounds} for all but controls of equal FLOPs", arms_of)
+            others = [each.arm.name for each in arms_of if total_rounds(each.config) != common.rounds]
+            but = f", but for {', '.join(others)}" if others else ""
+            budgets[kind] = (f"Equal rounds: {common.rounds}{but}", arms_of)
             continue
         of = options.budget_of or leanest(arms_of)
         count, fitting = within_bytes(arms_of, of)
@@ -229,7 +232,7 @@ class _Runs:
         known = {name: read_outcome(job) for name, job in wanted.items()}
         found = {name: outcome for name, outcome in known.items() if outcome is not None}
         if found:
-            self.progress.say(f"{len(found)} of {len(wanted)} {what} are finished already")
+            self.progress.say(f"{what}s finished before: {len(found)} of {len(wanted)}")
         missing = [job for name, job in wanted.items() if name not in found]
         for index, job in enumerate(missing):
             if self.stop.signal is not None:
@@ -412,7 +415,7 @@ def _compared(request: _Request, out: Path, progress: Progress, stop: StopReques
             jobs[kind, each.arm.name, seed] = runs.job(
                 dataclasses.replace(each.config, seed=seed, learning_rate=rates), each.arm.name
             )
-    outcomes = runs.make(list(jobs.values()), "runs")
+    outcomes = runs.make(list(jobs.values()), "run")
     check_splits(list(outcomes.values()))
     budgets = []
     for kind, (text, arms) in request.budgets.items():
@@ -459,7 +462,7 @@ def _tuned(
     }
     if not jobs:
         return {}
-    outcomes = runs.make(list(jobs.values()), "runs to find learning rates")
+    outcomes = runs.make(list(jobs.values()), "run for learning rates")
     check_splits(list(outcomes.values()))
     if all(outcome.finished and outcome.summary["final_loss"] is None for outcome in outcomes.values()):
         raise InputError("learning_rates needs held-out data to choose by; give --test-data or --test-fraction.")
@@ -485,7 +488,8 @@ def _result(
     plain = to_plain(config)
     changes = {name: plain[name] for name in each.arm.overrides if plain[name] != to_plain(common)[name]}
     shown = {name: value for name, value in plain.items() if name not in ("seed", "out")}
-    return ArmResult(each.arm.name, shown, changes, each.note, outcomes, tuning)
+    pools = Costs(each.config).pools
+    return ArmResult(each.arm.name, shown, changes, each.note, outcomes, pools, tuning)
 
 
 def write_files(comparison: Comparison, folder: RunFolder) -> None:

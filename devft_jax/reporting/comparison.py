@@ -8,13 +8,14 @@ the reference's run with the same seed. A seed that failed or did not reach the 
 """
 
 import dataclasses
+import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from devft_jax.reporting.statistics import Estimate, estimate, paired_difference
 from devft_jax.reporting.table import table
-from devft_jax.reporting.units import BYTES, FLOPS, SECONDS, Units, unit_for
+from devft_jax.reporting.units import BYTES, ENERGY, FLOPS, SECONDS, Units, unit_for
 
 WIDTH = 140
 """Columns that tables as text keep to, by going on beneath."""
@@ -62,6 +63,7 @@ class ArmResult:
     Attributes:
       config: plain options of its runs, the seed apart. changes: those that are not the common ones, besides `algorithm`,
         `growth` and what `note` tells of. note: how its rounds or rank came about. outcomes: a run for each seed.
+      pools: whether it holds all clients' examples in one place, so that nothing has to travel.
       tuning: held-out loss on the tuning seed by learning rate, None where the run failed; None where nothing was tuned.
     """
 
@@ -70,6 +72,7 @@ class ArmResult:
     changes: Mapping[str, Any]
     note: str
     outcomes: Sequence[Outcome]
+    pools: bool = False
     tuning: Mapping[float, float | None] | None = None
 
     @property
@@ -149,7 +152,6 @@ class Form:
 
 
 LOSS, SHARE, COUNT = Form(digits=3), Form(digits=1, factor=100, suffix="%"), Form(digits=1)
-WHOLE = Form(digits=0)
 
 
 @dataclass(frozen=True)
@@ -192,6 +194,12 @@ def _at_target(name: str) -> Callable[[Outcome, float | None], float | None]:
     return of
 
 
+def _own_loss(outcome: Outcome, target: float | None) -> float | None:
+    """The mean loss of the clients' own models, where there is a global one besides."""
+    personal = outcome.summary.get("personal")
+    return None if personal is None or outcome.summary.get("personal_models") else statistics.fmean(personal["losses"])
+
+
 def _kwh(outcome: Outcome, target: float | None) -> float | None:
     return (outcome.summary.get("energy") or {}).get("kwh")
 
@@ -199,7 +207,7 @@ def _kwh(outcome: Outcome, target: float | None) -> float | None:
 LEARNED = (
     Measure("final_loss", "held-out loss", _summary("final_loss"), LOSS),
     Measure("accuracy", "exact match", _summary("accuracy"), SHARE),
-    Measure("global_loss", "global model's loss", _summary("global_loss"), LOSS, optional=True),
+    Measure("own_loss", "clients' own models", _own_loss, LOSS, optional=True),
 )
 COSTS = (
     Measure("bytes_up", "sent up", _summary("bytes_up"), Form(BYTES)),
@@ -209,7 +217,7 @@ COSTS = (
     Measure("seconds_train", "training", _seconds("train"), Form(SECONDS)),
     Measure("seconds_total", "with compiling", _seconds("train", "compile", "build"), Form(SECONDS)),
     Measure("peak_memory_bytes", "peak memory", _summary("peak_memory_bytes"), Form(BYTES)),
-    Measure("kwh", "energy, kWh", _kwh, Form(digits=5), optional=True),
+    Measure("kwh", "energy", _kwh, Form(ENERGY), optional=True),
 )
 TO_TARGET = (
     Measure("rounds_to_target", "rounds", _at_target("round"), COUNT),
@@ -452,7 +460,7 @@ def _verdict(comparison: Comparison, budget: Budget) -> list[str]:
 def _best(comparison: Comparison, budget: Budget) -> Iterator[str]:
     """Who ends lowest, and at what cost beside the reference."""
     means = {arm.name: mean_of(arm, LEARNED[0]) for arm in budget.arms}
-    known = {name: found for name, found in means.items() if found is not None}
+    known = {name: found for name, found in means.items() if found is not None and not budget.arm(name).pools}
     if len(known) < 2:
         return
     name = min(known, key=lambda each: known[each].mean)
@@ -462,7 +470,8 @@ def _best(comparison: Comparison, budget: Budget) -> Iterator[str]:
         if mine is not None and theirs is not None and theirs.mean and name != comparison.reference:
             shares.append(f"{mine.mean / theirs.mean:.0%} of {comparison.reference}'s {what}")
     cost = f", with {' and '.join(shares)}" if shares else ""
-    yield f"The lowest mean at equal {budget.kind} is that of {name}, {_cell(known[name], LEARNED[0].form)}{cost}."
+    among = "" if len(known) == len(budget.arms) else " of those that keep data apart"
+    yield f"The lowest mean at equal {budget.kind}{among} is that of {name}, {_cell(known[name], LEARNED[0].form)}{cost}."
 
 
 def front_points(budget: Budget, measure: Measure) -> dict[str, tuple[float, float]]:
@@ -475,12 +484,17 @@ def front_points(budget: Budget, measure: Measure) -> dict[str, tuple[float, flo
     return points
 
 
+def fronts(budget: Budget, measure: Measure) -> list[str]:
+    """The arms on the Pareto front of mean loss and mean cost; what holds all data in one place is no rival in bytes."""
+    rivals = {name: point for name, point in front_points(budget, measure).items() if not budget.arm(name).pools}
+    return pareto(rivals)
+
+
 def _fronts(budget: Budget) -> Iterator[str]:
     for measure, what in ((COSTS[0], "bytes sent up"), (COSTS[3], "training work")):
-        points = front_points(budget, measure)
-        if len(points) > 2:
-            front = _listed(pareto(points))
-            yield f"By their means, none has both less loss and less {what} than {front} (equal {budget.kind})."
+        front = fronts(budget, measure)
+        if len(budget.arms) > 2 and front:
+            yield f"On the Pareto front of mean loss and {what} at equal {budget.kind}: {_listed(front)}."
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -517,15 +531,16 @@ def fairness(comparison: Comparison) -> list[str]:
         )
     every = common["evaluate_every"]
     said.append(
-        f"The full model was judged every {every} round{'s' if every > 1 else ''} and at the end of each stage; what it "
-        "took to reach a loss is known as exactly."
+        f"The full model was judged every {f'{every} rounds' if every > 1 else 'round'} and at the end of each stage; what "
+        "it took to reach a loss is known as exactly."
         if every
         else "The full model was judged at the ends of stages alone (evaluate_every 0); what it took to reach a loss is "
         "known no better."
     )
     said.append(
         "Runs were made one at a time, each in a process of its own; training time leaves compiling, evaluation and stage "
-        "changes out, and 'with compiling' adds compiling and stage changes."
+        "changes out, and 'with compiling' adds compiling and stage changes. What was compiled before is read from a "
+        "cache, so that first runs compile longer and need more memory than later ones."
     )
     sources = {outcome.summary.get("peak_memory_source") for _, outcome in _runs(comparison)}
     said.append(f"Peak memory: {_listed(sorted(str(source) for source in sources))}." if sources else "")

@@ -20,9 +20,9 @@ from devft_jax.reporting.comparison import (
     cost_table,
     fairness,
     front_points,
+    fronts,
     learned_table,
     mean_of,
-    pareto,
     run_rows,
     sections,
     shortened,
@@ -37,7 +37,8 @@ from devft_jax.reporting.units import BYTES, FLOPS, unit_for
 
 STYLE = """
 .results th { text-align: right; white-space: nowrap } .results td { text-align: right; white-space: nowrap }
-.results thead th:first-child, .results tbody th { text-align: left; white-space: normal; overflow-wrap: anywhere }
+.results thead th:first-child, .results tbody th { text-align: left; white-space: normal; overflow-wrap: anywhere;
+  min-width: 11rem }
 """
 
 SPENT = ((COSTS[0], "bytes_up", "sent up by all clients", BYTES), (COSTS[3], "train_flops", "training work", FLOPS))
@@ -108,13 +109,13 @@ def _spots(budget: Budget) -> list[str]:
             cost, loss = (mean_of(budget.arm(name), each) for each in (measure, LEARNED[0]))
             if cost is not None and loss is not None:
                 spots.append(Spot(name, cost.mean / size, loss.mean, (cost.half or 0.0) / size, loss.half or 0.0))
-        front = [(points[name][0] / size, points[name][1]) for name in pareto(points)]
+        front = [(points[name][0] / size, points[name][1]) for name in fronts(budget, measure)]
         title = f"Held-out loss against {label}, equal {budget.kind}"
         picture = plot_spots(title, f"{label}, {unit}", "held-out loss", spots, front=front)
         pictures.append(page.figure(picture, "", wide=False))
     caption = (
         "Means over seeds with their intervals. The dashed line is the Pareto front: whatever lies above and to the right "
-        "of it is matched or beaten in both by an arm on it."
+        "of it is matched or beaten in both by an arm on it; what holds all data in one place takes no part in it."
     )
     looks = legend([Line(name, [(0, 0)]) for name in names])
     return [
