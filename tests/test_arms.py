@@ -176,7 +176,7 @@ def test_budgets_that_cannot_be_are_refused():
     with pytest.raises(InputError, match="budget_of 'central' sends nothing"):
         within_bytes(alone, "central")
     arms = list(configured("fedit:rank=1", "fedit+devft:rank=64").values())
-    with pytest.raises(InputError, match="one round of each of its 4 stages sends .* more than the budget"):
+    with pytest.raises(InputError, match=r"one round of each of its 4 stages sends .* more than the budget"):
         within_bytes(arms, "fedit:rank=1")
     fixed = list(configured("fedit+devft:stage_rounds=1/1/1/13", "fedit:rank=4").values())
     with pytest.raises(InputError, match="stage_rounds fixes its length, which a budget of bytes must cut"):

@@ -264,7 +264,9 @@ def plot_lines(
         parts.append(f'<path class="axis level" d="M{LEFT} {y:.1f}H{scales.wall}" fill="none" stroke-dasharray="1 4"/>')
     if frame.named:
         last = {line.name: line for line in lines}
-        ends = [(name, *last[name].points[-1], f'stroke="{look(index)[0]}"') for index, name in enumerate(names)]
+        ends = [
+            (name, *last[name].points[-1], f'stroke="{look(index)[0]}"') for index, name in enumerate(names) if name in last
+        ]
         ends += [(level.name, x_span[1], level.y, 'class="axis"') for level in frame.levels]
         heights = _spread([scales.down(y) for _, _, y, _ in ends], frame.height - LABEL_GAP / 2)
         for (name, x, y, style), height in zip(ends, heights, strict=True):

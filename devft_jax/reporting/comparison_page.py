@@ -103,6 +103,8 @@ def _spots(budget: Budget) -> list[str]:
     pictures = []
     for measure, _, label, units in SPENT:
         points = front_points(budget, measure)
+        if not points:
+            continue
         size, unit = unit_for(max(x for x, _ in points.values()), units)
         spots = []
         for name in names:
