@@ -29,17 +29,7 @@ from devft_jax.data import (
     length_buckets,
     pool,
 )
-from devft_jax.developmental import (
-    DevFT,
-    EndToEnd,
-    Growth,
-    LayerMap,
-    fuse,
-    geometric_schedule,
-    next_stage,
-    planned_depths,
-    validate_capacities,
-)
+from devft_jax.developmental import Growth, LayerMap, fuse, next_stage, planned_depths
 from devft_jax.errors import InputError, RunError
 from devft_jax.evaluation import Evaluation, HeldOut, Judgement
 from devft_jax.federated.algorithm import Algorithm, message_bytes
@@ -60,6 +50,7 @@ from devft_jax.programs import (
     versions,
 )
 from devft_jax.reporting import Progress
+from devft_jax.stages import named_growth, plan_stages
 from devft_jax.storage import RunFolder, map_rows, mapped_shapes, scatter_rows
 
 PyTree = Any
@@ -92,23 +83,6 @@ def bundled_model() -> Path:
     return Path(str(resources.files("devft_jax") / "assets" / "base"))
 
 
-def make_growth(config: RunConfig, num_layers: int) -> Growth:
-    """The growth that a configuration names, for a model of this depth."""
-    if config.growth == "end-to-end":
-        return EndToEnd()
-    capacities = config.capacities or geometric_schedule(num_layers, max(1, num_layers // 8), 2)
-    try:
-        validate_capacities(capacities, num_layers)
-    except ValueError as error:
-        raise InputError(str(error)) from error
-    return DevFT(
-        capacities=tuple(capacities),
-        grouping=config.grouping,
-        fusion=config.fusion,
-        beta=config.beta,
-    )
-
-
 def fuse_blocks(layer_map: LayerMap, source: Block, base: Block, *, repack: bool, dtype: Any) -> Block:
     """The representative layers of a stage, fused one leaf at a time so that only one expanded leaf is held besides.
 
@@ -129,25 +103,6 @@ def fuse_blocks(layer_map: LayerMap, source: Block, base: Block, *, repack: bool
         return fused.dequantize(dtype) if isinstance(fused, QTensor) else fused.astype(dtype)
 
     return jax.tree.map(one, source, base, is_leaf=lambda leaf: isinstance(leaf, QTensor))
-
-
-def plan_stages(config: RunConfig, stages: int | None) -> tuple[int, ...]:
-    """Rounds of each stage: as configured, or equal shares with the remainder going to the last stages."""
-    if config.stage_rounds is not None:
-        if stages is not None and len(config.stage_rounds) != stages:
-            raise InputError(
-                f"stage_rounds names {len(config.stage_rounds)} stages and the growth has {stages}; "
-                "give one number of rounds per stage."
-            )
-        return config.stage_rounds
-    if stages is None:
-        raise InputError(
-            "stage_rounds is needed for a growth that does not tell its stages; give the rounds of each, such as (20, 20)."
-        )
-    if config.rounds < stages:
-        raise InputError(f"rounds {config.rounds} is fewer than the {stages} stages; use {stages} or more.")
-    share, rest = divmod(config.rounds, stages)
-    return tuple(share + (stage >= stages - rest) for stage in range(stages))
 
 
 class Trainer:
@@ -182,9 +137,9 @@ class Trainer:
         self.energy = EnergyMeter(config, self.devices)
         self.model = self._quantized(model) if model else self._load_model()
         layers = self.model.config.layers
-        self.growth = growth or make_growth(config, layers)
+        self.growth = growth or named_growth(config, layers)
         self.depths = planned_depths(self.growth, layers)
-        self.stage_rounds = plan_stages(config, None if self.depths is None else len(self.depths))
+        self.stage_rounds = plan_stages(config, self.growth, layers)
         validate_learning_rate(config, len(self.stage_rounds))
         self.data = data or build_federated_data(config, self.model.tokenizer, seed=config.seed)
         self._check_cohort()

@@ -4,17 +4,21 @@ import numpy as np
 import pytest
 
 from devft_jax.developmental import (
+    GROWTHS,
     DevFT,
     EndToEnd,
     LayerMap,
     layer_gram,
     layer_map,
     layer_similarity,
+    make_growth,
     next_stage,
     planned_depths,
+    proposed_rounds,
     streaming,
     transition_gap,
 )
+from devft_jax.developmental.options import GrowthOptions
 from tests.developmental.weights import assert_trees_equal, stack
 
 LAYERS = 8
@@ -63,6 +67,27 @@ def test_devft_is_layer_map_with_its_choices(tree):
     assert_trees_equal(growth.next(0, tree, (), KEY), expected)
     even = DevFT((4,), grouping="even_blocks", beta="auto").next(0, tree, (), KEY)
     assert even.assign.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+def test_the_widest_gap_chooses_the_depth_within_its_window():
+    clear = np.kron(np.eye(3, dtype=np.float32), np.ones((1, 4), np.float32))[[0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]]
+    tree = {"weight": clear}
+    growth = DevFT((4, 12), eigengap=True)
+    assert growth.next(0, tree, (), KEY).num_groups == 3
+    assert growth.next(0, tree, (), KEY).assign.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert growth.next(1, tree, (), KEY).is_identity
+    assert growth.next(2, tree, (), KEY) is None
+    assert planned_depths(growth, 12) is None
+    assert proposed_rounds(growth, 7, 12) == (3, 4)
+    assert DevFT((5, 12)).next(0, tree, (), KEY).num_groups == 5
+
+
+def test_every_named_growth_says_what_it_is():
+    for name, kind in GROWTHS.items():
+        assert all((kind.reference, kind.message, kind.state))
+        growth = make_growth(GrowthOptions(growth=name), LAYERS)
+        assert hash(growth) == hash(make_growth(GrowthOptions(growth=name), LAYERS))
+        assert sum(proposed_rounds(growth, 12, LAYERS)) == 12
 
 
 def test_end_to_end_is_one_stage_of_everything(tree):
