@@ -22,7 +22,7 @@ from devft_jax.developmental import GROWTHS, validate_capacities
 from devft_jax.developmental.fusion import check_fusion
 from devft_jax.developmental.grouping import check_grouping
 from devft_jax.developmental.layer_map import MODES
-from devft_jax.developmental.options import CAPACITY_SCHEDULES, GrowthOptions
+from devft_jax.developmental.options import CAPACITY_SCHEDULES, PROGFED_SCHEDULES, STAGE_ENDS, GrowthOptions
 from devft_jax.errors import InputError
 from devft_jax.evaluation import EvaluationOptions
 from devft_jax.federated.local import OptimizerOptions, validate_optimizer
@@ -268,7 +268,13 @@ def validate(config: RunConfig) -> None:
 
 
 def _validate_growth(config: RunConfig) -> None:
-    choices = {"growth": tuple(GROWTHS), "transfer": MODES, "capacity_schedule": CAPACITY_SCHEDULES}
+    choices = {
+        "growth": tuple(GROWTHS),
+        "transfer": MODES,
+        "capacity_schedule": CAPACITY_SCHEDULES,
+        "stage_end": STAGE_ENDS,
+        "progfed_schedule": PROGFED_SCHEDULES,
+    }
     for name, allowed in choices.items():
         if getattr(config, name) not in allowed:
             raise InputError(f"{name} '{getattr(config, name)}' is unknown; choose from {', '.join(allowed)}.")
@@ -283,8 +289,14 @@ def _validate_growth(config: RunConfig) -> None:
         validate_learning_rate(config, len(config.capacities))
     if config.capacity_schedule == "eigengap" and config.growth != "devft":
         raise InputError(f"capacity_schedule 'eigengap' is of growth devft, not {config.growth}; use geometric or linear.")
-    if config.stages is not None and config.stages < 1:
-        raise InputError(f"stages {config.stages} is not positive; use 1 or more.")
+    for name in ("stages", "plateau_rounds", "min_stage_rounds"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise InputError(f"{name} {value} is not positive; use 1 or more.")
+    if config.warmup_rounds < 0:
+        raise InputError(f"warmup_rounds {config.warmup_rounds} is negative; use 0 for none.")
+    if not 0 <= config.plateau_improvement < 1:
+        raise InputError(f"plateau_improvement {config.plateau_improvement} is outside [0, 1); 0.01 is one per cent.")
     if config.stage_rounds is not None and min(config.stage_rounds, default=0) < 1:
         raise InputError(f"stage_rounds {config.stage_rounds} must be 1 or more for every stage.")
 

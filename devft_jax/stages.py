@@ -1,4 +1,15 @@
-"""The stages of a run as its configuration names them: the growth, and how many rounds each stage gets."""
+"""The stages of a run as its configuration names them: the growth, how many rounds each stage gets, and when it ends.
+
+With `stage_end` plateau a stage but the last ends early once the mean training loss of its participants has flattened. With
+m(n) the mean of the losses of rounds n - w + 1 .. n of the stage, w = `plateau_rounds`, that is at the first round n with
+
+    m(n) > (1 - `plateau_improvement`) m(n - w),    n >= 2 w,  n >= `min_stage_rounds`.
+
+Losses of single rounds are those of the few clients drawn, hence the means. The rule reads nothing but the rounds so far, so
+a resumed run ends its stages where an uninterrupted one does.
+"""
+
+from collections.abc import Sequence
 
 from devft_jax.config import RunConfig
 from devft_jax.developmental import Growth, make_growth, proposed_rounds
@@ -33,3 +44,26 @@ def plan_stages(config: RunConfig, growth: Growth, num_layers: int) -> tuple[int
             "stage_rounds is needed for a growth that does not tell its stages; give the rounds of each, such as (20, 20)."
         )
     return proposed
+
+
+def has_flattened(losses: Sequence[float], *, window: int, improvement: float) -> bool:
+    """Whether the mean of the last `window` losses is less than `improvement`, relatively, below that of as many before."""
+    if len(losses) < 2 * window:
+        return False
+    last, before = sum(losses[-window:]), sum(losses[-2 * window : -window])
+    return last > (1 - improvement) * before
+
+
+def after_round(config: RunConfig, planned: Sequence[int], stage: int, losses: Sequence[float]) -> tuple[int, ...]:
+    """The rounds of each stage as they stand after a round: the present stage is cut short if it ends here.
+
+    Args:
+      planned: as they stood before, of all stages. stage: the present one, from 0. losses: of its rounds so far.
+    """
+    done, last = len(losses), len(planned) - 1
+    if config.stage_end == "fixed" or stage == last or not config.min_stage_rounds <= done < planned[stage]:
+        return tuple(planned)
+    if not has_flattened(losses, window=config.plateau_rounds, improvement=config.plateau_improvement):
+        return tuple(planned)
+    left = planned[stage] - done
+    return (*planned[:stage], done, *planned[stage + 1 : last], planned[last] + left)

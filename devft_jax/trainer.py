@@ -18,6 +18,7 @@ import jax
 import numpy as np
 
 from devft_jax.accounting import EnergyMeter, energy_summary, peak_memory, training_flops
+from devft_jax.accounting.communication import picked_layers_bytes
 from devft_jax.config import RunConfig, validate
 from devft_jax.data import (
     FederatedData,
@@ -50,7 +51,7 @@ from devft_jax.programs import (
     versions,
 )
 from devft_jax.reporting import Progress
-from devft_jax.stages import named_growth, plan_stages
+from devft_jax.stages import after_round, named_growth, plan_stages
 from devft_jax.storage import RunFolder, map_rows, mapped_shapes, scatter_rows
 
 PyTree = Any
@@ -384,6 +385,8 @@ class Trainer:
         groups = [np.flatnonzero(assign == group) for group in range(layer_map.num_groups)]
         record = {
             "layers": layer_map.num_groups,
+            "trained": None if np.all(layer_map.train) else np.flatnonzero(layer_map.train).tolist(),
+            "planned_rounds": self.stage_rounds[stage],
             "rounds": 0,
             "seconds": 0.0,
             "bytes_up": 0,
@@ -395,7 +398,7 @@ class Trainer:
             "transition_gap": float(transition.gap),
             "similarity": _rounded(transition.similarity),
             "spectrum": _rounded(transition.spectrum),
-            "submodel_bytes": 0 if identity_map or self.algorithm.pools else message_bytes(self.stage_base.blocks),
+            "submodel_bytes": 0 if self.algorithm.pools else self._submodel_bytes(layer_map),
             "clients": [],
         }
         state.record["stages"].append(record)
@@ -430,6 +433,25 @@ class Trainer:
         own, repack = self.model.base.blocks, self.config.fused_precision == "packed"
         fused = fuse_blocks(state.layer_map, blocks, own, repack=repack, dtype=self.compute.dtype)
         self.stage_base = self.base.replace(blocks=jax.device_put(fused, self.cohort.shared))
+
+    def _submodel_bytes(self, layer_map: LayerMap) -> int:
+        """What a client that holds the base needs besides: nothing, the numbers of the layers picked, or fused layers."""
+        if layer_map.is_identity:
+            return 0
+        if layer_map.selected() is not None:
+            return picked_layers_bytes(layer_map.num_groups)
+        return message_bytes(self.stage_base.blocks)
+
+    def shorten_stage(self, state: State, history: Sequence[dict[str, Any]]) -> None:
+        """End the stage here if its loss has flattened; the rounds that it leaves go to the last stage."""
+        losses = [row["loss"] for row in history if row["stage"] == state.stage]
+        planned, self.stage_rounds = self.stage_rounds, after_round(self.config, self.stage_rounds, state.stage, losses)
+        if self.stage_rounds != planned:
+            state.record["stage_rounds"] = list(self.stage_rounds)
+            self.progress.say(
+                f"  the mean loss has flattened: stage {state.stage + 1} ends after {len(losses)} of "
+                f"{planned[state.stage]} rounds, the rest goes to the last stage"
+            )
 
     def end_stage(self, state: State) -> None:
         """Return what the stage learned to every layer, and record whether it survived."""

@@ -21,15 +21,18 @@ from devft_jax.developmental.grouping import (
     spectral_embedding,
 )
 from devft_jax.developmental.growth import (
+    FixedGrowth,
     GramGrowth,
     Growth,
     NamedGrowth,
+    StageShape,
     Transition,
     next_stage,
     planned_depths,
+    planned_stages,
     proposed_rounds,
 )
-from devft_jax.developmental.growths import GROWTHS, DevFT, EndToEnd, make_growth
+from devft_jax.developmental.growths import GROWTHS, DevFT, EndToEnd, ProgFed, TopGrow, make_growth
 from devft_jax.developmental.layer_map import LayerMap, fuse, inherit, layer_map, transition_gap
 from devft_jax.developmental.schedule import geometric_schedule, validate_capacities
 from devft_jax.developmental.similarity import (
@@ -43,11 +46,15 @@ __all__ = [
     "GROWTHS",
     "DevFT",
     "EndToEnd",
+    "FixedGrowth",
     "GramGrowth",
     "Growth",
     "LayerGrams",
     "LayerMap",
     "NamedGrowth",
+    "ProgFed",
+    "StageShape",
+    "TopGrow",
     "Transition",
     "align_factors",
     "anchors",
@@ -65,6 +72,7 @@ __all__ = [
     "make_growth",
     "next_stage",
     "planned_depths",
+    "planned_stages",
     "proposed_rounds",
     "similarity_from_gram",
     "spectral_embedding",

@@ -17,12 +17,14 @@ kind. One that trains the first 4 of 16 layers and then, while the loss falls, t
 stage change wants to show. The growths that can be named are in `devft_jax.developmental.growths`.
 """
 
+import abc
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, Self, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from devft_jax.developmental.grouping import laplacian_spectrum
 from devft_jax.developmental.layer_map import LayerMap, check_layer_map, transition_gap
@@ -40,9 +42,9 @@ class Growth(Protocol):
         Called once at the start of each stage, 0, 1, ... `tree` is (base blocks, LoRA) at full depth,
         every leaf `[L, ...]`; `history` holds the records so far, oldest first; `key` depends on the
         seed and the stage. What a growth knows in advance it may tell by further methods, which let a
-        trainer plan: `depths(num_layers) -> tuple[int, ...] | None`, the depth of every stage, see
-        `planned_depths`; `stage_rounds(rounds, num_layers) -> tuple[int, ...]`, how it would share out
-        the rounds, see `proposed_rounds`.
+        trainer plan: `depths(num_layers) -> tuple[int, ...] | None`, the depth of every stage, or
+        `shapes(num_layers)`, which says more, see `planned_stages`; `stage_rounds(rounds, num_layers) ->
+        tuple[int, ...]`, how it would share out the rounds, see `proposed_rounds`.
         """
         ...
 
@@ -57,6 +59,55 @@ class GramGrowth(Protocol):
     def from_grams(self, stage: int, grams: LayerGrams, history: Sequence[Any], key: jax.Array) -> LayerMap | None:
         """The map of this stage, as `next` would give it."""
         ...
+
+
+@dataclasses.dataclass(frozen=True)
+class StageShape:
+    """What is known of a stage before weights are read.
+
+    Attributes:
+        layers: rows G of the submodel.
+        trained: rows that learn and travel. frozen: rows below the lowest of them, which need no backward pass.
+        picks: whether every row is one layer of the model as it is stored, so that no fused layer need be sent.
+    """
+
+    layers: int
+    trained: int
+    frozen: int = 0
+    picks: bool = False
+
+    @classmethod
+    def of(cls, layer_map: LayerMap) -> Self:
+        """The shape of a concrete map."""
+        train = np.asarray(layer_map.train)
+        return cls(layer_map.num_groups, int(train.sum()), layer_map.frozen_rows, layer_map.selected() is not None)
+
+
+class FixedGrowth(abc.ABC):
+    """A growth whose maps depend on nothing but the depth of the model."""
+
+    @abc.abstractmethod
+    def stage_map(self, stage: int, num_layers: int) -> LayerMap | None:
+        """The map of a stage, None beyond the last; ValueError if the growth does not fit the model."""
+
+    def next(self, stage: int, tree: Any, history: Sequence[Any], key: jax.Array) -> LayerMap | None:
+        """See `Growth.next`."""
+        return self.from_grams(stage, LayerGrams(tree), history, key)
+
+    def from_grams(self, stage: int, grams: LayerGrams, history: Sequence[Any], key: jax.Array) -> LayerMap | None:
+        """See `GramGrowth.from_grams`; reads no weights."""
+        return self.stage_map(stage, grams.num_layers)
+
+    def depths(self, num_layers: int) -> tuple[int, ...]:
+        """The depth of every stage."""
+        return tuple(shape.layers for shape in self.shapes(num_layers))
+
+    def shapes(self, num_layers: int) -> tuple[StageShape, ...]:
+        """The shape of every stage; see `planned_stages`."""
+        shapes: list[StageShape] = []
+        while (found := self.stage_map(len(shapes), num_layers)) is not None:
+            shapes.append(StageShape.of(found))
+        return tuple(shapes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +176,15 @@ def planned_depths(growth: Growth, num_layers: int) -> tuple[int, ...] | None:
     """The depth of every stage if the growth announces them through `depths`, else None."""
     announce = getattr(growth, "depths", None)
     return None if announce is None else announce(num_layers)
+
+
+def planned_stages(growth: Growth, num_layers: int) -> tuple[StageShape, ...] | None:
+    """The shape of every stage as far as the growth announces them: its `shapes`, else from its depths, else None."""
+    announce = getattr(growth, "shapes", None)
+    if announce is not None:
+        return announce(num_layers)
+    depths = planned_depths(growth, num_layers)
+    return None if depths is None else tuple(StageShape(depth, depth, picks=depth == num_layers) for depth in depths)
 
 
 def proposed_rounds(growth: Growth, rounds: int, num_layers: int) -> tuple[int, ...] | None:

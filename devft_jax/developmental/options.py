@@ -11,6 +11,8 @@ from devft_jax.developmental.schedule import (
 )
 
 CAPACITY_SCHEDULES = ("geometric", "linear", "eigengap")
+PROGFED_SCHEDULES = ("halving", "equal")
+STAGE_ENDS = ("fixed", "plateau")
 # Stages where neither they nor capacities are given and the schedule does not tell.
 DEFAULT_STAGES = 4
 
@@ -31,6 +33,19 @@ class GrowthOptions:
     """Number of stages of a schedule; by default 4, or as many as doubling from an eighth of the model takes."""
     stage_rounds: tuple[int, ...] | None = None
     """Rounds of each stage; by default `rounds` in the growth's own shares, for most equal ones."""
+    stage_end: str = "fixed"
+    """When a stage ends: fixed (after its rounds) or plateau (as soon as its mean training loss has flattened; what it
+    leaves of its rounds goes to the last stage, so that the run stays as long)."""
+    plateau_rounds: int = 5
+    """Rounds over which a plateau is seen: the mean loss of the last so many is compared with that of as many before."""
+    plateau_improvement: float = 0.01
+    """Relative fall of that mean loss below which it counts as flat."""
+    min_stage_rounds: int = 1
+    """Rounds that a stage lasts even on a plateau; those that it was given are the most it may last."""
+    progfed_schedule: str = "halving"
+    """Rounds of progfed's stages: halving (a half of an equal share for every stage but the last) or equal."""
+    warmup_rounds: int = 0
+    """Rounds after each growth of progfed in which only the newest block learns; they are rounds of the run."""
     grouping: str = "dglg"
     """Which layers form a group: dglg (Eqs. 1-3), random, even_blocks or even_strides."""
     fusion: str = "dblf"

@@ -1,31 +1,18 @@
 """End-to-end training: one stage of the full model, the identity on the layer axis. What FedIT and the others do."""
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
 
-import jax
-
-from devft_jax.developmental.growth import NamedGrowth
+from devft_jax.developmental.growth import FixedGrowth, NamedGrowth
 from devft_jax.developmental.layer_map import LayerMap
-from devft_jax.developmental.similarity import LayerGrams
 
 
 @dataclasses.dataclass(frozen=True)
-class EndToEnd:
-    """One stage of the full model: what FedIT and the other rivals do."""
+class EndToEnd(FixedGrowth):
+    """One stage of the full model."""
 
-    def depths(self, num_layers: int) -> tuple[int, ...]:
-        """One stage of all layers."""
-        return (num_layers,)
-
-    def next(self, stage: int, tree: Any, history: Sequence[Any], key: jax.Array) -> LayerMap | None:
-        """The identity at stage 0, then None; see `Growth.next`."""
-        return self.from_grams(stage, LayerGrams(tree), history, key)
-
-    def from_grams(self, stage: int, grams: LayerGrams, history: Sequence[Any], key: jax.Array) -> LayerMap | None:
-        """See `GramGrowth.from_grams`; reads no weights."""
-        return None if stage else LayerMap.identity(grams.num_layers)
+    def stage_map(self, stage: int, num_layers: int) -> LayerMap | None:
+        """The identity at stage 0, then None."""
+        return None if stage else LayerMap.identity(num_layers)
 
 
 GROWTH = NamedGrowth(
