@@ -100,13 +100,15 @@ class Compute:
     low-rank factors and the loss stay float32. `remat` names what the backward pass recomputes: "none" keeps all
     activations, "dots" keeps the products with frozen weights, "full" keeps only each layer's input. `attention` is "xla",
     "cudnn" or "auto" (cudnn on an NVIDIA GPU in bfloat16 where the head size allows it, else xla). `vocabulary_chunk` is
-    how many columns of the head are multiplied at once in the loss.
+    how many columns of the head are multiplied at once in the loss. `frozen_layers` is the number of lowest layers whose
+    low-rank factors take no gradient, so that nothing is kept of them for a backward pass and none is run through them.
     """
 
     dtype: str = "float32"
     remat: str = "none"
     attention: Literal["auto", "xla", "cudnn"] = "auto"
     vocabulary_chunk: int = 16_384
+    frozen_layers: int = 0
 
 
 DEFAULT_COMPUTE = Compute()
@@ -203,6 +205,22 @@ def dense_weight(weight: Any, dtype: jnp.dtype) -> jax.Array:
     if hasattr(weight, "dequantize"):
         return weight.dequantize(dtype)
     return weight.astype(dtype)
+
+
+def read_layer(stacked: Any, index: jax.Array) -> Any:
+    """Layer `index` of a tree of leaves [L, ...]."""
+    return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), stacked)
+
+
+class StackedWeight(struct.PyTreeNode):
+    """A projection of one layer, read out of the stack `[L, in, out]` of all layers when it is used: an opaque weight."""
+
+    stack: Any
+    index: jax.Array
+
+    def dequantize(self, dtype: jnp.dtype) -> jax.Array:
+        """The layer's weight [in, out] as a float array."""
+        return dense_weight(read_layer(self.stack, self.index), dtype)
 
 
 def frozen_product(x: jax.Array, weight: Any) -> jax.Array:
@@ -371,8 +389,8 @@ def run_layers(
     adapter = adapter or Adapter(lora={}, scale=jnp.float32(1.0))
     depth = base.blocks.norm_mlp.shape[0]
 
-    def step(x, layer):
-        block, factors, scales, remembered, index = layer
+    def layer(x, block, rest):
+        factors, scales, remembered, index = rest
         layer_key = None if key is None else jax.random.fold_in(key, index)
         return decoder_layer(
             config,
@@ -387,13 +405,51 @@ def run_layers(
             key=layer_key,
         )
 
-    policy = REMAT_POLICIES[compute.remat]
-    if policy is not None:
-        step = jax.checkpoint(step, policy=policy, prevent_cse=False)
+    def step(x, given):
+        return layer(x, *given)
+
     embedded = base.embed[tokens].astype(jnp.dtype(compute.dtype))
-    layers = (base.blocks, adapter.lora, layer_scales(adapter, depth), memory, jnp.arange(depth))
-    x, handed_on = jax.lax.scan(step, embedded, layers)
+    rest = (adapter.lora, layer_scales(adapter, depth), memory, jnp.arange(depth))
+    policy = REMAT_POLICIES[compute.remat]
+    if compute.frozen_layers:
+        x, handed_on = _split_scan(layer, compute.frozen_layers, policy, embedded, base.blocks, rest)
+    else:
+        if policy is not None:
+            step = jax.checkpoint(step, policy=policy, prevent_cse=False)
+        x, handed_on = jax.lax.scan(step, embedded, (base.blocks, rest))
     return rms_norm(x, base.norm, config.norm_epsilon), handed_on
+
+
+def _split_scan(
+    layer: Callable[[jax.Array, Block, Any], tuple[jax.Array, Any]],
+    frozen: int,
+    policy: Any,
+    x: jax.Array,
+    blocks: Block,
+    rest: Any,
+) -> tuple[jax.Array, Any]:
+    """A scan over layers in two parts, of which the lower one takes no gradient.
+
+    Cutting the stacked weights in two would copy them: both parts read the layers out of the whole stack, and the backward
+    pass reads them there again. Only `rest`, which is small, is cut.
+
+    Args:
+      layer: (x, block, rest of one layer) -> (x, what it hands on). frozen: layers of the lower part, 1 or more.
+      policy: what the upper part may keep for its backward pass. blocks, rest: leaves [L, ...]; the last of `rest` counts.
+    """
+
+    def step(x, given):
+        block = read_layer(blocks, given[-1])
+        if policy is None:
+            # Kept for the backward pass, the layers read would be that copy; read again by every product, they are not.
+            block = block.replace(**{name: StackedWeight(getattr(blocks, name), given[-1]) for name in PROJECTIONS})
+        return layer(x, block, given)
+
+    lower, upper = (jax.tree.map(lambda leaf, cut=cut: leaf[cut], rest) for cut in (slice(frozen), slice(frozen, None)))
+    x, handed_on = jax.lax.scan(step, x, jax.lax.stop_gradient(lower))
+    kept = step if policy is None else jax.checkpoint(step, policy=policy, prevent_cse=False)
+    x, handed_on_above = jax.lax.scan(kept, x, upper)
+    return x, jax.tree.map(lambda *parts: jnp.concatenate(parts), handed_on, handed_on_above)
 
 
 def head_weight(base: Base) -> jax.Array:
