@@ -25,6 +25,8 @@ from devft_jax.developmental.layer_map import MODES
 from devft_jax.developmental.options import CAPACITY_SCHEDULES, PROGFED_SCHEDULES, STAGE_ENDS, GrowthOptions
 from devft_jax.errors import InputError
 from devft_jax.evaluation import EvaluationOptions
+from devft_jax.federated.algorithms import ALGORITHMS
+from devft_jax.federated.algorithms.options import AlgorithmOptions, MethodConfig, validate_algorithm
 from devft_jax.federated.local import OptimizerOptions, validate_optimizer
 from devft_jax.federated.options import (
     FederatedOptions,
@@ -57,9 +59,8 @@ class RunConfig(
     JobOptions,
     DataOptions,
     QuantizationOptions,
-    LoraOptions,
     GrowthOptions,
-    FederatedOptions,
+    MethodConfig,
     LearningRateOptions,
     OptimizerOptions,
     EvaluationOptions,
@@ -69,12 +70,25 @@ class RunConfig(
     """Everything that describes a run; see the rooms' dataclasses for the fields."""
 
 
-ROOMS: tuple[type, ...] = RunConfig.__bases__
+ROOMS: tuple[type, ...] = (
+    JobOptions,
+    DataOptions,
+    QuantizationOptions,
+    LoraOptions,
+    GrowthOptions,
+    FederatedOptions,
+    AlgorithmOptions,
+    LearningRateOptions,
+    OptimizerOptions,
+    EvaluationOptions,
+    ExecutionOptions,
+    EnergyOptions,
+)
 
 _NAMES = [field.name for room in ROOMS for field in dataclasses.fields(room)]
-if len(set(_NAMES)) < len(_NAMES):
+if sorted(_NAMES) != sorted(field.name for field in dataclasses.fields(RunConfig)):
     # Inheritance would silently merge two rooms' options of one name.
-    raise TypeError(f"two rooms share an option name: {sorted(_NAMES)}")
+    raise TypeError(f"two rooms share an option name, or a room is missing: {sorted(_NAMES)}")
 
 # Shared by the paper's three models; 4 bits are its INT4, in the form of the framework that it follows.
 _PAPER: dict[str, Any] = {
@@ -251,7 +265,10 @@ def validate(config: RunConfig) -> None:
     validate_data(config)
     validate_quantization(config)
     validate_lora(config)
+    if config.algorithm not in ALGORITHMS:
+        raise InputError(f"algorithm '{config.algorithm}' is unknown; choose from {', '.join(ALGORITHMS)}.")
     validate_federated(config)
+    validate_algorithm(config)
     validate_learning_rate(config)
     validate_optimizer(config)
     validate_execution(config)

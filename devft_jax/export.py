@@ -22,12 +22,14 @@ import jax.numpy as jnp
 from devft_jax.config import RunConfig, config_from_mapping, validate
 from devft_jax.developmental import LayerMap
 from devft_jax.errors import InputError, RunError
+from devft_jax.federated.algorithm import Clients
 from devft_jax.federated.algorithms import ALGORITHMS
 from devft_jax.federated.sampling import Purpose, run_key
 from devft_jax.fingerprints import base_fingerprint
 from devft_jax.models.families import read_config
 from devft_jax.models.files import DTYPES, one_line, read_json, write_json
 from devft_jax.models.llama import Adapter, ModelConfig
+from devft_jax.models.lora import as_low_rank
 from devft_jax.models.peft_format import (
     ADAPTER_CONFIG_FILE,
     ADAPTER_WEIGHTS_FILE,
@@ -45,7 +47,7 @@ from devft_jax.models.pretrained import (
     save_pretrained,
 )
 from devft_jax.reporting.progress import readable_bytes
-from devft_jax.storage import RunFolder, mapped_shapes
+from devft_jax.storage import RunFolder, map_rows, mapped_shapes
 from devft_jax.trainer import bundled_model, fuse_blocks
 
 Form = Literal["adapter", "merged", "submodel", "submodel-adapter"]
@@ -303,14 +305,16 @@ def _run_config(source: Path, model: str | None) -> RunConfig:
     return config
 
 
-def _client_position(source: Path, config: RunConfig, client: str | None) -> tuple[int, int] | None:
-    """The client's position and the number of clients, where every client has a model of its own; None elsewhere."""
-    algorithm = ALGORITHMS[config.algorithm](config, config.message_dtype)
+def _client_position(source: Path, config: RunConfig, client: str | None) -> int | None:
+    """The client's position, where a client's own model is asked for; None for the global one."""
+    algorithm = ALGORITHMS[config.algorithm](config)
     if algorithm.personal is None:
         if client is not None:
             raise InputError(
                 f"the run in {source} ({config.algorithm}) has one model for all clients; leave client '{client}' out."
             )
+        return None
+    if client is None and algorithm.has_global_model:
         return None
     names = [item["name"] for item in read_json(source / "split.json")["clients"]]
     shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
@@ -321,7 +325,7 @@ def _client_position(source: Path, config: RunConfig, client: str | None) -> tup
         )
     if client not in names:
         raise InputError(f"client '{client}' is not one of the run's: {shown}.")
-    return names.index(client), len(names)
+    return names.index(client)
 
 
 def _chosen_round(folder: RunFolder, rounds: dict[int, int], stage: int | None) -> int:
@@ -346,34 +350,42 @@ def _chosen_round(folder: RunFolder, rounds: dict[int, int], stage: int | None) 
 
 
 def _read_checkpoint(
-    folder: RunFolder, round_index: int, config: RunConfig, architecture: ModelConfig, position: tuple[int, int] | None
+    folder: RunFolder, round_index: int, config: RunConfig, architecture: ModelConfig, position: int | None
 ) -> _Checkpoint:
-    """One checkpoint's adapters and LayerMap; what its clients remember is read only for the model of one of them."""
-    algorithm = ALGORITHMS[config.algorithm](config, config.message_dtype)
+    """One checkpoint's adapters and LayerMap; what its clients remember is read only where a model is made from it."""
+    algorithm = ALGORITHMS[config.algorithm](config)
     record = folder.read_record(round_index)
     key = run_key(config.seed, Purpose.INITIALISATION)
-    shapes = jax.eval_shape(lambda: algorithm.init_server(key, architecture))
+    clients = Clients(len(read_json(folder.path / "split.json")["clients"]))
+    shapes = jax.eval_shape(lambda: algorithm.init_server(key, architecture, clients))
     groups, layers = record["groups"], architecture.layers
     shaped = LayerMap.shapes(groups, layers)
     like = {"full": shapes, "server": jax.eval_shape(algorithm.submodel, shapes, shaped), "layer_map": shaped}
-    if position is not None:
-        like["full_bank"] = jax.eval_shape(lambda full: algorithm.init_bank(position[1], full), shapes)
+    if algorithm.personal is not None:
+        like["full_bank"] = jax.eval_shape(lambda full: algorithm.init_bank(clients, full), shapes)
         like["bank"] = mapped_shapes(algorithm.submodel_row, like["full_bank"], shaped)
     arrays = jax.device_get(folder.read_some_arrays(round_index, like))
     if position is not None:
         for bank in ("full_bank", "bank"):
-            arrays[bank] = jax.tree.map(lambda leaf: leaf[position[0]], arrays[bank])
+            arrays[bank] = jax.tree.map(lambda leaf: leaf[position], arrays[bank])
     arrays = jax.tree.map(jnp.asarray, arrays)
     full, server, layer_map = (arrays[name] for name in ("full", "server", "layer_map"))
     deep = algorithm.transfer(full, server, layer_map, config.transfer)
-    if algorithm.personal is not None:
+    if algorithm.personal is None:
+        adapters = algorithm.view(deep), algorithm.view(server)
+    elif position is not None:
         row = algorithm.transfer_row(arrays["full_bank"], arrays["bank"], layer_map, config.transfer)
         adapters = algorithm.personal(deep, row), algorithm.personal(server, arrays["bank"])
     else:
-        adapters = algorithm.view(deep), algorithm.view(server)
+
+        def returned(full: Any, row: Any) -> Any:
+            return algorithm.transfer_row(full, row, layer_map, config.transfer)
+
+        bank = map_rows(returned, arrays["full_bank"], arrays["bank"])
+        adapters = algorithm.global_model(deep, bank), algorithm.global_model(server, arrays["bank"])
     return _Checkpoint(
-        full=adapters[0],
-        submodel=adapters[1],
+        full=as_low_rank(adapters[0]),
+        submodel=as_low_rank(adapters[1]),
         layer_map=layer_map,
         stage=record["stage"] + 1,
         base=record["base"],

@@ -137,7 +137,7 @@ def open_respondent(source: str, asked: PromptOptions) -> Respondent:
     adapter_folder = folder / "adapter" if is_run else None
     if asked.adapter is not None:
         adapter_folder = Path(asked.adapter)
-    elif is_run and ALGORITHMS[run.algorithm](run, run.message_dtype).personal is not None:
+    elif is_run and not ALGORITHMS[run.algorithm](run).has_global_model:
         raise InputError(
             f"the run in {folder} ({run.algorithm}) has no global model, but one for each client; write a client's with "
             "`devft export --client NAME` and name its folder with adapter."

@@ -49,8 +49,9 @@ from devft_jax.data import length_buckets
 from devft_jax.developmental import planned_depths
 from devft_jax.developmental.schedule import equal_shares
 from devft_jax.errors import InputError
-from devft_jax.federated.algorithm import Algorithm, message_bytes
+from devft_jax.federated.algorithm import Algorithm
 from devft_jax.federated.algorithms import ALGORITHMS
+from devft_jax.federated.messages import message_bytes
 from devft_jax.federated.options import validate_learning_rate
 from devft_jax.federated.sampling import sample_cohort
 from devft_jax.models.architectures import ARCHITECTURES
@@ -275,7 +276,7 @@ class _Planner:
 
     def __init__(self, config: RunConfig, options: PlanOptions, architecture: ModelConfig):
         self.config, self.options, self.architecture = config, options, architecture
-        self.algorithm: Algorithm = ALGORITHMS[config.algorithm](config, config.message_dtype)
+        self.algorithm: Algorithm = ALGORITHMS[config.algorithm](config)
         # One participant that holds everyone's examples trains for all of them, and is the server itself.
         pools = self.algorithm.pools
         self.participants, steps = (1 if pools else config.clients_per_round), config.local_steps
@@ -297,7 +298,7 @@ class _Planner:
     def stage(self, layers: int, cohorts: Sequence[np.ndarray], missed: int) -> StagePlan:
         config, architecture = self.config, self.architecture
         messages = self.messages(layers)
-        train, _ = jax.eval_shape(self.algorithm.start, messages.down, messages.row)
+        train, _ = jax.eval_shape(self.algorithm.start, messages.participant)
         participations = sum(len(cohort) for cohort in cohorts)
         new = newcomers(cohorts)
         stored = stage_quantization(architecture, layers, config.quantization, config.fused_precision)
@@ -355,7 +356,7 @@ def paper_convention(
     config: RunConfig, architecture: ModelConfig, depths: Sequence[int], rounds: Sequence[int]
 ) -> dict[str, Convention]:
     """Low-rank parameters x rounds x 1 byte of FedIT and FedSA-LoRA, end to end and through the stages."""
-    algorithm = ALGORITHMS["fedit"](config, config.message_dtype)
+    algorithm = ALGORITHMS["fedit"](config)
     messages = {layers: round_messages(algorithm, architecture, layers).up for layers in {*depths, architecture.layers}}
     methods: dict[str, tuple[Sequence[int], str | None]] = {
         "FedIT": ((architecture.layers,), None),

@@ -32,6 +32,7 @@ from devft_jax.federated.algorithm import Algorithm
 from devft_jax.federated.replay import StepReport, replay_client
 from devft_jax.federated.sampling import client_keys
 from devft_jax.models.llama import Adapter
+from devft_jax.models.lora import as_low_rank
 from devft_jax.models.peft_format import export_peft
 from devft_jax.models.pretrained import Model
 from devft_jax.report import write_report
@@ -186,17 +187,18 @@ def _open_run(config: RunConfig, folder: RunFolder, objects: dict[str, str]) -> 
     return folder.latest_round()
 
 
-def _global_adapter(trainer: Trainer, full: Any) -> Adapter | None:
-    """The one adapter of all clients in a state at full depth; None where each has its own."""
-    return None if trainer.algorithm.personal else trainer.algorithm.view(full)
+def _final_adapter(trainer: Trainer, state: State) -> Adapter | None:
+    """The adapter of all clients after the last stage has ended; None where each only has its own."""
+    algorithm = trainer.algorithm
+    return algorithm.global_model(state.full, state.full_bank) if algorithm.has_global_model else None
 
 
 def _finish(trainer: Trainer, state: State, folder: RunFolder) -> dict[str, Any]:
     """Write the adapter, where there is one for all clients, and the summary, which takes the record's place."""
-    adapter = _global_adapter(trainer, state.full)
+    adapter = _final_adapter(trainer, state)
     if adapter is not None:
         with folder.replacing("adapter") as exported:
-            export_peft(adapter, exported, base_model=trainer.model.path)
+            export_peft(as_low_rank(adapter), exported, base_model=trainer.model.path)
     summary = trainer.summary(state)
     folder.write_json("summary.json", summary)
     (folder.path / "record.json").unlink(missing_ok=True)
@@ -259,12 +261,11 @@ def train(
                 f"stopped after round {state.round} of {sum(trainer.stage_rounds)}; saved in "
                 f"{folder.path}: the same command goes on from there."
             )
-            adapter = _global_adapter(trainer, trainer.transferred(state))
-            return Run(config, folder.path, adapter, {}, stop.signal)
+            return Run(config, folder.path, trainer.global_adapter(state), {}, stop.signal)
         summary = _finish(trainer, state, folder)
         _report(progress, folder)
         _say_summary(progress, summary, folder)
-        return Run(config, folder.path, _global_adapter(trainer, state.full), summary)
+        return Run(config, folder.path, _final_adapter(trainer, state), summary)
 
 
 def _report(progress: Progress, folder: RunFolder) -> None:
@@ -291,10 +292,13 @@ def _say_summary(progress: Progress, summary: dict[str, Any], folder: RunFolder)
             f"exact match {summary['base_accuracy']:.1%} -> {summary['accuracy']:.1%}"
         )
     if summary["personal"] is not None:
-        spread = summary["personal"]
+        own = summary["personal"]
+        if summary["personal_models"]:
+            whose = f"means over {summary['clients']} clients' own models"
+        else:
+            whose = f"the {summary['clients']} clients' own models: on average {own['loss']:.4f} and {own['accuracy']:.1%}"
         progress.say(
-            f"  means over {summary['clients']} clients' own models; standard deviations over clients "
-            f"{spread['loss_spread']:.4f} and {spread['accuracy_spread']:.1%}"
+            f"  {whose}; standard deviations over clients {own['loss_spread']:.4f} and {own['accuracy_spread']:.1%}"
         )
     progress.say(f"finished {summary['rounds']} rounds; everything is in {folder.path}, report.html shows it")
 

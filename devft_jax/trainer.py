@@ -7,6 +7,7 @@
 The trainer knows nothing of folders, progress files or signals; `devft_jax.run` does.
 """
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -33,9 +34,10 @@ from devft_jax.data import (
 from devft_jax.developmental import Growth, LayerMap, fuse, next_stage, planned_depths
 from devft_jax.errors import InputError, RunError
 from devft_jax.evaluation import Evaluation, HeldOut, Judgement
-from devft_jax.federated.algorithm import Algorithm, message_bytes
+from devft_jax.federated.algorithm import Algorithm, Clients
 from devft_jax.federated.algorithms import ALGORITHMS
 from devft_jax.federated.cohort import ClientWork, Cohort, RoundResult
+from devft_jax.federated.messages import message_bytes
 from devft_jax.federated.options import learning_rate_at, validate_learning_rate
 from devft_jax.federated.sampling import Purpose, client_keys, run_key, sample_cohort
 from devft_jax.fingerprints import base_fingerprint, fingerprint
@@ -145,7 +147,7 @@ class Trainer:
         self.data = data or build_federated_data(config, self.model.tokenizer, seed=config.seed)
         self._check_cohort()
         self._check_tokens()
-        self.algorithm = algorithm or ALGORITHMS[config.algorithm](config, config.message_dtype)
+        self.algorithm = algorithm or ALGORITHMS[config.algorithm](config)
         self.participants, self.local_steps = config.clients_per_round, config.local_steps
         if self.algorithm.pools:
             self.data = pool(self.data)
@@ -178,6 +180,7 @@ class Trainer:
                 devices=self.devices,
                 programs=self.programs,
             )
+        self.clients = Clients(len(self.data.clients))
         self.ids = np.array([client.id for client in self.data.clients], np.uint32)
         self.stage_base: Base = self.base
         self.versions = versions(self.devices[0])
@@ -248,6 +251,8 @@ class Trainer:
             "bytes_up": 0,
             "bytes_down": 0,
             "bytes_stage": 0,
+            "bytes_missed": 0,
+            "catch_up": {"sent": 0, "received": {}},
             "train_flops": 0,
             "joules": {},
             "dropped": 0,
@@ -267,10 +272,10 @@ class Trainer:
 
     def _init_server(self) -> PyTree:
         key = run_key(self.config.seed, Purpose.INITIALISATION)
-        return self.algorithm.init_server(key, self.model.config)
+        return self.algorithm.init_server(key, self.model.config, self.clients)
 
     def _init_bank(self, full: PyTree) -> PyTree:
-        return self.algorithm.init_bank(len(self.data.clients), full)
+        return self.algorithm.init_bank(self.clients, full)
 
     def data_fingerprint(self) -> str:
         """Tells the tokenised training and held-out data and their split apart."""
@@ -366,7 +371,8 @@ class Trainer:
             return False
         began = time.perf_counter()
         blocks = self._blocks_to_fuse(stage)
-        tree = (blocks, self.algorithm.view(state.full).lora)
+        adapter = self.algorithm.view(state.full)
+        tree = (blocks, adapter.lora, adapter.delta)
         key = jax.random.fold_in(run_key(self.config.seed, Purpose.GROWTH), stage)
         try:
             transition = next_stage(self.growth, stage, tree, history, key)
@@ -380,7 +386,10 @@ class Trainer:
         state.server = self.algorithm.submodel(state.full, layer_map)
         state.bank = map_rows(lambda row: self.algorithm.submodel_row(row, layer_map), state.full_bank)
         self._build_submodel(state, blocks)
-        jax.block_until_ready(self.stage_base)
+        # The base may be replicated over devices; what an algorithm derives from it is computed on the first.
+        base = jax.tree.map(lambda leaf: leaf.addressable_data(0), self.stage_base)
+        state.server = self.algorithm.enter(state.server, base)
+        jax.block_until_ready((self.stage_base, state.server))
         assign = np.asarray(layer_map.assign)
         groups = [np.flatnonzero(assign == group) for group in range(layer_map.num_groups)]
         record = {
@@ -458,24 +467,29 @@ class Trainer:
         record = state.record["stages"][-1]
         submodel = self.judge_stage(state)
         began = time.perf_counter()
-        mode = self.config.transfer
-        state.full = jax.block_until_ready(self.transferred(state))
-        state.full_bank = map_rows(
-            lambda full, row: self.algorithm.transfer_row(full, row, state.layer_map, mode), state.full_bank, state.bank
-        )
+        full, bank = jax.block_until_ready(self.transferred(state)), self.transferred_bank(state)
+        state.full, state.full_bank = full, bank
         state.record["seconds"]["build"] += time.perf_counter() - began
-        full = submodel
-        if not state.layer_map.is_identity:
-            full = self._judge(state, self.base, state.full, state.full_bank)
+        ends = state.stage + 1 == len(self.stage_rounds)
+        whole = state.layer_map.is_identity and not (ends and self.algorithm.consensus)
+        judged = submodel if whole else self.judge_full(state)
         record["loss_end"] = None if submodel is None else submodel.loss
-        record["loss_full_after_transfer"] = None if full is None else full.loss
-        record["accuracy_full_after_transfer"] = None if full is None else full.accuracy
-        record["personal"] = None if full is None else full.personal
+        record["loss_full_after_transfer"] = None if judged is None else judged.loss
+        record["accuracy_full_after_transfer"] = None if judged is None else judged.accuracy
+        record["personal"] = None if judged is None else judged.personal
         self.progress.stage_end(record)
 
     def transferred(self, state: State) -> PyTree:
         """The full-depth state with what the stage under way has learned so far."""
         return self.algorithm.transfer(state.full, state.server, state.layer_map, self.config.transfer)
+
+    def transferred_bank(self, state: State) -> PyTree:
+        """What clients keep, at full depth, with what the stage under way has taught them so far."""
+
+        def one(full: PyTree, row: PyTree) -> PyTree:
+            return self.algorithm.transfer_row(full, row, state.layer_map, self.config.transfer)
+
+        return map_rows(one, state.full_bank, state.bank)
 
     # ---- rounds --------------------------------------------------------------------------------------------------
 
@@ -495,7 +509,8 @@ class Trainer:
             steps=self.local_steps,
             batch_size=self.config.batch_size,
         )
-        weight = float(len(client.indices)) if self.config.weighting == "examples" else 1.0
+        weighting = self.algorithm.weighting if self.config.weighting == "method" else self.config.weighting
+        weight = float(len(client.indices)) if weighting == "examples" else 1.0
         tokens = int(self.data.train.lengths[examples].sum())
         return ClientWork(position, client.id, weight, examples, tokens)
 
@@ -542,6 +557,7 @@ class Trainer:
             "tokens_per_second": result.tokens / seconds,
             "bytes_up": 0 if self.algorithm.pools else result.bytes_up,
             "bytes_down": 0 if self.algorithm.pools else result.bytes_down,
+            "bytes_missed": self._missed(state, positions, result.bytes_down),
             "train_flops": self._flops(state, result),
             "program_bytes": program_bytes,
             "adapter_norms": [float(f"{norm:.6g}") if np.isfinite(norm) else None for norm in norms],
@@ -575,11 +591,22 @@ class Trainer:
             for length, rows in result.rows_by_length.items()
         )
 
+    def _missed(self, state: State, positions: np.ndarray, bytes_down: int) -> int:
+        """Bytes of earlier messages that this round's participants sat out and need, where messages add up."""
+        if not self.algorithm.cumulative:
+            return 0
+        record = state.record["catch_up"]
+        owed = sum(record["sent"] - record["received"].get(str(client), 0) for client in positions.tolist())
+        record["sent"] += bytes_down // len(positions)
+        record["received"].update({str(client): record["sent"] for client in positions.tolist()})
+        return owed
+
     def _account(self, state: State, row: dict[str, Any], compile_seconds: float) -> None:
         totals, stage = state.record, state.record["stages"][-1]
         for name in ("bytes_up", "bytes_down"):
             totals[name] += row[name]
             stage[name] += row[name]
+        totals["bytes_missed"] += row["bytes_missed"]
         totals["train_flops"] += row["train_flops"]
         totals["dropped"] += row["dropped"]
         totals["seconds"]["train"] += row["seconds"]
@@ -630,11 +657,31 @@ class Trainer:
         """The stage's model, or the clients' own models, on held-out data; None without it."""
         return self._judge(state, self.stage_base, state.server, state.bank)
 
+    def judge_full(self, state: State) -> Judgement | None:
+        """The full model at a stage's end; at the run's end each client's own one too, where there are any."""
+        judged = self._judge(state, self.base, state.full, state.full_bank)
+        ends = state.stage + 1 == len(self.stage_rounds)
+        if judged is None or not ends or self.algorithm.consensus is None:
+            return judged
+        own = self._judge_clients(state, self.base, state.full, state.full_bank)
+        return None if own is None else dataclasses.replace(judged, personal=own.personal)
+
+    def global_adapter(self, state: State) -> Adapter | None:
+        """The adapter of all clients at full depth, with what was learned so far; None where each only has its own."""
+        if not self.algorithm.has_global_model:
+            return None
+        return self.algorithm.global_model(self.transferred(state), self.transferred_bank(state))
+
     def _judge(self, state: State, base: Base, server: PyTree, bank: PyTree) -> Judgement | None:
+        if not self.algorithm.has_global_model:
+            return self._judge_clients(state, base, server, bank)
+        judged = self.evaluate(state, base, self.algorithm.global_model(server, bank))
+        return None if judged is None else Judgement(judged.loss, judged.accuracy)
+
+    def _judge_clients(self, state: State, base: Base, server: PyTree, bank: PyTree) -> Judgement | None:
+        """Every client's own model."""
         personal = self.algorithm.personal
-        if personal is None:
-            judged = self.evaluate(state, base, self.algorithm.view(server))
-            return None if judged is None else Judgement(judged.loss, judged.accuracy)
+        assert personal is not None
         # Rows that are equal, as those of clients that have not trained yet, make one model; it is scored once.
         scores: dict[str, Evaluation] = {}
         names = []
@@ -662,7 +709,7 @@ class Trainer:
             "accuracy": last.get("accuracy_full_after_transfer"),
             "base_accuracy": state.record["base_accuracy"],
             "personal": last.get("personal"),
-            "personal_models": self.algorithm.personal is not None,
+            "personal_models": not self.algorithm.has_global_model,
             "held_out_examples": 0 if self.data.test is None else len(self.data.test),
             "rounds": state.round,
             "stage_rounds": list(self.stage_rounds),
@@ -673,6 +720,7 @@ class Trainer:
             "bytes_up": state.record["bytes_up"],
             "bytes_down": state.record["bytes_down"],
             "bytes_stage": state.record["bytes_stage"],
+            "bytes_missed": state.record["bytes_missed"],
             "base_bytes": message_bytes(self.model.base),
             "message_dtype": self.config.message_dtype,
             "train_flops": state.record["train_flops"],

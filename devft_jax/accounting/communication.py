@@ -18,6 +18,7 @@ message that it missed (`missed_bytes`).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -25,8 +26,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from devft_jax.developmental import LayerMap
-from devft_jax.federated.algorithm import Algorithm, message_bytes
-from devft_jax.federated.cohort import uplink_shapes
+from devft_jax.federated.algorithm import Algorithm, Clients, Participant
+from devft_jax.federated.cohort import broadcast_of, participant_shapes, uplink_shapes
+from devft_jax.federated.messages import message_bytes
 from devft_jax.models.llama import ModelConfig
 from devft_jax.models.quantization import base_shapes
 
@@ -38,21 +40,22 @@ class Messages:
     """What one client receives and sends in a round, as pytrees of `jax.ShapeDtypeStruct`.
 
     Attributes:
-      down: the server's message. up: the client's. row: what the client keeps between rounds, which does not travel.
+      broadcast: what the server sends to all, and what is known without a message. participant: one client at the start of
+        its round. up: its message.
     """
 
-    down: PyTree
+    broadcast: tuple[PyTree, PyTree]
+    participant: Participant
     up: PyTree
-    row: PyTree
 
     @property
     def bytes_down(self) -> int:
-        """Bytes of the server's message to one client."""
-        return message_bytes(self.down)
+        """Bytes of the server's message to one client; the most, where clients differ in rank."""
+        return message_bytes(self.participant.down)
 
     @property
     def bytes_up(self) -> int:
-        """Bytes of one client's message."""
+        """Bytes of one client's message; the most, where clients differ in rank."""
         return message_bytes(self.up)
 
 
@@ -62,14 +65,16 @@ def round_messages(algorithm: Algorithm, config: ModelConfig, layers: int) -> Me
     Args:
       algorithm: whose messages. config: the base's architecture at full depth. layers: of the stage's submodel.
     """
-    full = jax.eval_shape(lambda: algorithm.init_server(jax.random.key(0), config))
+    clients = Clients(1)
+    full = jax.eval_shape(lambda: algorithm.init_server(jax.random.key(0), config, clients))
     layer_map = LayerMap.shapes(layers, config.layers)
     server = jax.eval_shape(algorithm.submodel, full, layer_map)
-    bank = jax.eval_shape(lambda full: algorithm.init_bank(1, full), full)
+    bank = jax.eval_shape(lambda full: algorithm.init_bank(clients, full), full)
     row = jax.eval_shape(lambda bank: jax.tree.map(lambda leaf: leaf[0], bank), bank)
     row = jax.eval_shape(algorithm.submodel_row, row, layer_map)
-    down = jax.eval_shape(algorithm.broadcast, server)
-    return Messages(down, uplink_shapes(algorithm, down, row), row)
+    broadcast = jax.eval_shape(partial(broadcast_of, algorithm), server)
+    participant = participant_shapes(algorithm, broadcast, row)
+    return Messages(broadcast, participant, uplink_shapes(algorithm, participant))
 
 
 def message_elements(message: PyTree, leaf_name: str | None = None) -> int:

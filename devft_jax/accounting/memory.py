@@ -46,9 +46,10 @@ import jax
 import jax.numpy as jnp
 
 from devft_jax.accounting.communication import Messages, round_messages
-from devft_jax.federated.algorithm import Algorithm, message_bytes
+from devft_jax.federated.algorithm import Algorithm, Share
 from devft_jax.federated.cohort import CHUNKS_IN_FLIGHT, jit_chunk, zero_sums
 from devft_jax.federated.local import OptimizerOptions, make_optimizer
+from devft_jax.federated.messages import message_bytes
 from devft_jax.models.llama import (
     PROJECTIONS,
     REMAT_POLICIES,
@@ -149,7 +150,7 @@ def layer_kept(
         scale = {name: jnp.float32(1.0) for name in lora}
         attend = causal_attention(config, compute, length)
         options: dict[str, Any] = {"table": table, "attend": attend, "dropout": adapter.dropout, "key": key}
-        return decoder_layer(config, x, block, lora, scale, **options)[0]
+        return decoder_layer(config, x, block, lora, scale, {}, **options)[0]
 
     policy = REMAT_POLICIES[compute.remat]
     if policy is not None:
@@ -162,7 +163,7 @@ def layer_kept(
 
 def adapter_shapes(algorithm: Algorithm, messages: Messages) -> Adapter:
     """Shapes of the adapter that a client trains."""
-    train, frozen = jax.eval_shape(algorithm.start, messages.down, messages.row)
+    train, frozen = jax.eval_shape(algorithm.start, messages.participant)
     return jax.eval_shape(algorithm.adapter, train, frozen)
 
 
@@ -190,9 +191,9 @@ def stage_memory(
     stored = stage_quantization(config, layers, quantization, fused_precision)
     base = base_shapes(config.with_layers(layers), dtype=compute.dtype, quantization=stored)
     messages = round_messages(algorithm, config, layers)
-    train, _ = jax.eval_shape(algorithm.start, messages.down, messages.row)
+    train, _ = jax.eval_shape(algorithm.start, messages.participant)
     state = jax.eval_shape(lambda train: make_optimizer(optimizer, 1.0).init(train), train)
-    sums = jax.eval_shape(algorithm.contribution, messages.up, jnp.float32(1.0))
+    sums = jax.eval_shape(lambda: zero_sums(algorithm, messages.up, 1))
     rows = work.clients * work.batch
     architecture = config.with_layers(1)
     kept, intermediate = (
@@ -249,17 +250,19 @@ def compiled_memory(
     stored = stage_quantization(config, layers, quantization, fused_precision)
     base = base_shapes(config.with_layers(layers), dtype=compute.dtype, quantization=stored)
     messages = round_messages(algorithm, config, layers)
-    sums = jax.eval_shape(lambda: zero_sums(algorithm, messages.down, messages.row, 1))
+    sums = jax.eval_shape(lambda: zero_sums(algorithm, messages.up, 1))
     shape = (work.clients, work.steps, work.batch, work.length)
-    rows = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((work.clients, *leaf.shape), leaf.dtype), messages.row)
+    row = messages.participant.row
+    rows = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((work.clients, *leaf.shape), leaf.dtype), row)
+    shares = jax.eval_shape(lambda: Share(jnp.zeros(work.clients), jnp.zeros(work.clients, "int32")))
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0, impl="threefry2x32"), work.clients))
     chunk = jit_chunk(algorithm, config, compute, optimizer, client_mesh(jax.local_devices()[:1]))
     lowered = chunk.lower(
         base,
-        messages.down,
+        messages.broadcast,
         rows,
         (jax.ShapeDtypeStruct(shape, "int32"), jax.ShapeDtypeStruct(shape, "bool")),
-        jax.ShapeDtypeStruct((work.clients,), "float32"),
+        shares,
         jax.ShapeDtypeStruct((), "float32"),
         keys,
         jax.ShapeDtypeStruct((layers,), "bool"),

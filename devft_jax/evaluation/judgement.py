@@ -15,9 +15,9 @@ class Judgement:
 
     Attributes:
       loss: nats per completion token. accuracy: share of examples answered exactly. Means over clients where models are
-        personal.
-      personal: then, JSON-ready, `losses` and `accuracies` by client and their standard deviations over clients,
-        `loss_spread` and `accuracy_spread`; None for a global model.
+        personal and none stands for all of them.
+      personal: of clients' own models, JSON-ready: `losses` and `accuracies` by client, their means `loss` and `accuracy`
+        and standard deviations over clients, `loss_spread` and `accuracy_spread`; None where only a global one was judged.
     """
 
     loss: float
@@ -30,6 +30,8 @@ class Judgement:
         losses = np.array([evaluation.loss for evaluation in evaluations])
         accuracies = np.array([evaluation.accuracy for evaluation in evaluations])
         personal = {
+            "loss": float(losses.mean()),
+            "accuracy": float(accuracies.mean()),
             "losses": losses.tolist(),
             "accuracies": accuracies.tolist(),
             "loss_spread": float(losses.std()),

@@ -4,37 +4,132 @@
 clients N; most algorithms keep none and use `{}`). One round is
 
     down          = broadcast(server)                               the downlink message
-    train, frozen = start(down, row)                                per client, under vmap
-    train         = local training on adapter(train, frozen)
-    up, row       = finish(down, train, row)                        the uplink message
-    sums         += contribution(up, weight)                        over clients, devices and chunks
+    known         = known(server)                                   what every client has without a message
+    participant   = a client with its message, its row, its key     per client, under vmap
+    train, frozen = start(participant)
+    train         = local training on adapter(train, frozen), its loss with penalty(train, frozen) added,
+                    by optimizer(the run's optimiser, frozen, learning rate)
+    up, row       = finish(participant, train)                      the uplink message
+    sums         += contribution(up, share)                         over clients, devices and chunks
     server        = finalize(server, sums)
 
-`down` and `up` are exactly what travels: their leaves' sizes are the bytes that are reported. Aggregation is a plain sum
-of contributions, so it streams over chunks of clients and over devices in any order; `finalize` divides by the weight that
-the sums carry. At a stage change `submodel` carries the full-depth server state into the new stage's submodel, and
-`transfer` brings what the stage learned back to every layer; `submodel_row` and `transfer_row` do the same for what each
-client keeps, without a message.
+`address(down, row)` and `up` are exactly what travels to and from one client: their leaves' sizes are the bytes that are
+reported. `known` is for what a client computes by itself, from the seed, from the stage's groups or from earlier messages;
+an algorithm whose clients have to have had every earlier message for that is `cumulative`, and is charged for the messages
+that returning clients have missed. Aggregation is a plain sum of contributions, so it streams over chunks of clients and
+over devices in any order; `finalize` divides by the weight that the sums carry. A method whose server needs its
+participants' messages apart puts each into its own slot of the sums (`Share.slot`), whose memory then grows with the cohort.
 
-What is judged is `view(server)`, the one global model, or, where an algorithm gives `personal`, every client's own model
-`personal(server, row)`: all of them on the same held-out data, as the mean and the spread over clients.
+At a stage change `submodel` carries the full-depth server state into the new stage's submodel, `enter` completes it from
+the stage's frozen weights where a method looks at them, and `transfer` brings what the stage learned back to every layer;
+`submodel_row` and `transfer_row` do the same for what each client keeps, without a message.
+
+What is judged is `view(server)`, the one global model; or, where an algorithm gives `personal`, every client's own model
+`personal(server, row)`, all of them on the same held-out data, as the mean and the spread over clients. `consensus` is then
+the one model that stands for all of theirs, if there is one.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
 
 from devft_jax.developmental import LayerMap
-from devft_jax.models.llama import Adapter, ModelConfig
+from devft_jax.models.llama import Adapter, Base, ModelConfig
 
 PyTree = Any
 
 
-def no_bank(num_clients: int, server: PyTree) -> PyTree:
-    """The bank of an algorithm whose clients remember nothing."""
+class Participant(struct.PyTreeNode):
+    """A client at the start of its round.
+
+    Attributes:
+      down: the message that it received. known: what it has without one. row: what it kept.
+      key: for the draws of its algorithm; training draws its dropout from another.
+      learning_rate: f32[], of the round. steps: S, that it will take.
+    """
+
+    down: PyTree
+    known: PyTree
+    row: PyTree
+    key: jax.Array
+    learning_rate: jax.Array
+    steps: int = struct.field(pytree_node=False)
+
+
+class Share(struct.PyTreeNode):
+    """A message's part in the aggregation.
+
+    Attributes:
+      weight: f32[], such as the client's number of examples; positive, and zero for the padding of a chunk.
+      slot: i32[], the client's place in the cohort, 0 to K - 1.
+    """
+
+    weight: jax.Array
+    slot: jax.Array
+
+    @property
+    def count(self) -> jax.Array:
+        """f32[]: one for a participant and zero for padding, for sums over clients that are all alike."""
+        return jnp.where(self.weight > 0, 1.0, 0.0)
+
+
+@dataclass(frozen=True)
+class Clients:
+    """The population, as far as an algorithm may look at it before training.
+
+    Attributes:
+      size: N.
+      domains: (J) -> i32[N], a division of the clients into J groups by their instructions.
+      histograms: (C) -> f32[N, C], the shares of each client's examples in C clusters of instructions.
+
+    What is known of clients without data, as in a plan, is their number: they then fall into the groups in turn, and their
+    histograms are flat.
+    """
+
+    size: int
+    domains: Callable[[int], np.ndarray] = field(default=None)  # type: ignore[assignment]
+    histograms: Callable[[int], np.ndarray] = field(default=None)  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        """Fills in what is known without data."""
+        if self.domains is None:
+            object.__setattr__(self, "domains", lambda count: np.arange(self.size, dtype=np.int32) % count)
+        if self.histograms is None:
+            flat = lambda count: np.full((self.size, count), 1 / count, np.float32)  # noqa: E731
+            object.__setattr__(self, "histograms", flat)
+
+
+def empty(*_: Any) -> dict[str, Any]:
+    """No state and no message, whatever it might have been made from."""
     return {}
+
+
+def same_message(down: PyTree, row: PyTree) -> PyTree:
+    """Every client receives the same."""
+    return down
+
+
+def no_penalty(train: PyTree, frozen: PyTree) -> float:
+    """Nothing is added to the loss."""
+    return 0.0
+
+
+def same_optimizer(
+    rule: optax.GradientTransformation, frozen: PyTree, learning_rate: jax.Array
+) -> optax.GradientTransformation:
+    """The run's own optimiser."""
+    return rule
+
+
+def same_server(server: PyTree, base: Base) -> PyTree:
+    """A stage's state that does not look at the frozen weights."""
+    return server
 
 
 def same_row(row: PyTree, layer_map: LayerMap) -> PyTree:
@@ -54,23 +149,32 @@ class Algorithm:
     Attributes:
       name: what the command line calls it.
       reference: paper and year.
-      message: what travels, for `devft list`.
-      init_server: (key, model config) -> Server at full depth.
+      message: what travels. state: what the server and the clients keep beside the adapter; both for `devft list`.
+      init_server: (key, model config, Clients) -> Server at full depth.
       broadcast: Server -> Down, in the dtype in which it travels.
-      start: (Down, Row) -> (train, frozen): what a client optimises and what it only uses.
+      start: Participant -> (train, frozen): what a client optimises and what it only uses.
       adapter: (train, frozen) -> Adapter for the forward pass.
-      finish: (Down, train, Row) -> (Up, Row).
-      contribution: (Up, weight f32[]) -> Sums, linear in the weight, accumulated in float32.
-      finalize: (Server, Sums) -> (Server, metrics: dict of f32[]). The summed weight is positive.
+      finish: (Participant, train) -> (Up, Row).
+      contribution: (Up, Share) -> Sums in float32, all zero at weight zero.
+      finalize: (Server, Sums) -> (Server, metrics: dict of f32[]). At least one participant has contributed.
       view: Server -> Adapter, the global model that is evaluated and exported; where models are personal, the part that
         the server knows. Growth sees its layers.
       submodel: (Server at full depth, LayerMap) -> Server of the stage.
       transfer: (Server at full depth, Server of the stage, LayerMap, mode) -> Server at full depth.
-      init_bank: (number of clients, Server at full depth) -> Bank at full depth.
+      enter: (Server of the stage, the stage's Base) -> Server of the stage, called once at its start.
+      known: Server -> what every client has without a message.
+      address: (Down, Row) -> the message to one client, where clients receive different ones.
+      penalty: (train, frozen) -> f32[], added to the loss that is reduced, not to the one that is reported.
+      optimizer: (optax rule, frozen, learning rate) -> optax rule, where steps are corrected.
+      init_bank: (Clients, Server at full depth) -> Bank at full depth.
       submodel_row: (Row at full depth, LayerMap) -> Row of the stage.
       transfer_row: (Row at full depth, Row of the stage, LayerMap, mode) -> Row at full depth.
       personal: (Server, Row) -> Adapter, a client's own model, of a stage or at full depth; None where the global model is
         what clients use.
+      consensus: (Server, Bank) -> Adapter, the one model that stands for all personal ones; None where there is none.
+      weighting: the weight of a message unless the run says otherwise: its client's "examples", or "uniform".
+      cumulative: whether a client needs every earlier message, also of rounds that it sat out.
+      layered: whether every leaf that trains leads with the stage's layers, so that some of them can be kept from learning.
       pools: whether one participant holds all clients' examples and trains a round's steps of all its clients one after
         the other. It is the server itself, so nothing travels and no byte is counted.
     """
@@ -78,28 +182,50 @@ class Algorithm:
     name: str
     reference: str
     message: str
-    init_server: Callable[[jax.Array, ModelConfig], PyTree]
+    state: str
+    init_server: Callable[[jax.Array, ModelConfig, Clients], PyTree]
     broadcast: Callable[[PyTree], PyTree]
-    start: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]
+    start: Callable[[Participant], tuple[PyTree, PyTree]]
     adapter: Callable[[PyTree, PyTree], Adapter]
-    finish: Callable[[PyTree, PyTree, PyTree], tuple[PyTree, PyTree]]
-    contribution: Callable[[PyTree, jax.Array], PyTree]
+    finish: Callable[[Participant, PyTree], tuple[PyTree, PyTree]]
+    contribution: Callable[[PyTree, Share], PyTree]
     finalize: Callable[[PyTree, PyTree], tuple[PyTree, dict[str, jax.Array]]]
     view: Callable[[PyTree], Adapter]
     submodel: Callable[[PyTree, LayerMap], PyTree]
     transfer: Callable[[PyTree, PyTree, LayerMap, str], PyTree]
-    init_bank: Callable[[int, PyTree], PyTree] = no_bank
+    enter: Callable[[PyTree, Base], PyTree] = same_server
+    known: Callable[[PyTree], PyTree] = empty
+    address: Callable[[PyTree, PyTree], PyTree] = same_message
+    penalty: Callable[[PyTree, PyTree], jax.Array | float] = no_penalty
+    optimizer: Callable[[optax.GradientTransformation, PyTree, jax.Array], optax.GradientTransformation] = same_optimizer
+    init_bank: Callable[[Clients, PyTree], PyTree] = empty
     submodel_row: Callable[[PyTree, LayerMap], PyTree] = same_row
     transfer_row: Callable[[PyTree, PyTree, LayerMap, str], PyTree] = newest_row
     personal: Callable[[PyTree, PyTree], Adapter] | None = None
+    consensus: Callable[[PyTree, PyTree], Adapter] | None = None
+    weighting: Literal["examples", "uniform"] = "examples"
+    cumulative: bool = False
+    layered: bool = True
     pools: bool = False
 
+    @property
+    def has_global_model(self) -> bool:
+        """Whether one model stands for all clients."""
+        return self.personal is None or self.consensus is not None
 
-def message_bytes(message: PyTree) -> int:
-    """Bytes of a message: the sizes of its leaves in the dtype in which it travels."""
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(message))
+    def global_model(self, server: PyTree, bank: PyTree) -> Adapter:
+        """The one model that stands for all clients; only for an algorithm that has one."""
+        if self.personal is None:
+            return self.view(server)
+        assert self.consensus is not None
+        return self.consensus(server, bank)
 
 
 def as_float32(tree: PyTree) -> PyTree:
     """Every leaf in float32: low-rank factors train and accumulate in it whatever the message's dtype."""
     return jax.tree.map(lambda leaf: leaf.astype("float32"), tree)
+
+
+def travelling(tree: PyTree, dtype: str) -> PyTree:
+    """Every leaf in the dtype in which messages travel."""
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), tree)

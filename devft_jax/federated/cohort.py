@@ -2,7 +2,7 @@
 
 The compiled unit is
 
-    chunk(base, down, rows, batches, weights, lr, keys, sums) -> (sums, rows, statistics)
+    chunk(base, (down, known), rows, batches, shares, lr, keys, train_rows, sums) -> (sums, rows, statistics, ranks)
 
 with `clients_per_step` clients under `vmap`, their local steps under `scan`, and the client axis sharded over the local
 devices. Memory follows `clients_per_step`, not the cohort and not the population; the base is an argument shared by all
@@ -27,33 +27,43 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from devft_jax.federated.algorithm import Algorithm, message_bytes
+from devft_jax.federated.algorithm import Algorithm, Participant, PyTree, Share
 from devft_jax.federated.local import (
     LocalStatistics,
+    Loss,
     OptimizerOptions,
     local_train,
     make_optimizer,
 )
+from devft_jax.federated.messages import messages_bytes, ranks_of
 from devft_jax.models.llama import Base, Compute, ModelConfig
 from devft_jax.models.loss import completion_loss
 from devft_jax.programs import CLIENT_AXIS, CompiledPrograms, client_mesh
 
-PyTree = Any
 # Chunks whose inputs may wait on the device at once: one that runs and one that is ready.
 CHUNKS_IN_FLIGHT = 2
 
 
-def client_loss(
-    algorithm: Algorithm, config: ModelConfig, compute: Compute, base: Base, frozen: PyTree
-) -> Callable[..., jax.Array]:
-    """The loss (train, (tokens, mask), key) -> f32[] that a client's steps reduce."""
+def client_loss(algorithm: Algorithm, config: ModelConfig, compute: Compute, base: Base, frozen: PyTree) -> Loss:
+    """The loss (train, (tokens, mask), key) that a client's steps reduce, and the one without penalty that is reported."""
 
-    def loss(train: PyTree, batch: tuple[jax.Array, jax.Array], key: jax.Array) -> jax.Array:
+    def loss(train: PyTree, batch: tuple[jax.Array, jax.Array], key: jax.Array) -> tuple[jax.Array, jax.Array]:
         tokens, mask = batch
         adapter = algorithm.adapter(train, frozen)
-        return completion_loss(config, base, adapter, tokens, mask, compute=compute, key=key)
+        value = completion_loss(config, base, adapter, tokens, mask, compute=compute, key=key)
+        return value + algorithm.penalty(train, frozen), value
 
     return loss
+
+
+def participant_of(
+    algorithm: Algorithm, broadcast: tuple[PyTree, PyTree], row: PyTree, key: jax.Array, lr: jax.Array, steps: int
+) -> Participant:
+    """One client at the start of its round; `broadcast` is what the server sends and what is known without a message."""
+    down, known = broadcast
+    # A stream of its own: training folds the step's number into the same key.
+    own_key = jax.random.fold_in(key, np.uint32(2**32 - 1))
+    return Participant(algorithm.address(down, row), known, row, own_key, lr, steps)
 
 
 def all_finite(tree: PyTree) -> jax.Array:
@@ -67,38 +77,41 @@ def make_chunk(
     compute: Compute,
     optimizer: OptimizerOptions,
     mesh: Mesh,
-) -> Callable[..., tuple[PyTree, PyTree, LocalStatistics]]:
+) -> Callable[..., tuple[PyTree, PyTree, LocalStatistics, PyTree]]:
     """The chunk as a traceable function over `mesh`; see the module's docstring.
 
-    Its arguments: base and down (shared), rows [C, ...], batches = (tokens i32[C, S, B, T], mask bool[C, S, B, T]), weights
-    f32[C], lr f32[], keys key[C], train_rows bool[G], sums [devices, ...].
+    Its arguments: base and broadcast = (down, known) (shared), rows [C, ...], batches = (tokens i32[C, S, B, T], mask
+    bool[C, S, B, T]), shares (weights f32[C], slots i32[C]), lr f32[], keys key[C], train_rows bool[G], sums [devices, ...].
+    It gives the sums, the rows, the statistics, and the ranks of messages down and up where these differ, i32[C] each.
     """
 
-    def client(base, down, lr, train_rows, row, batches, weight, key):
-        start, frozen = algorithm.start(down, row)
+    def client(base, broadcast, lr, train_rows, row, batches, share, key):
+        participant = participant_of(algorithm, broadcast, row, key, lr, batches[0].shape[0])
+        start, frozen = algorithm.start(participant)
         loss = client_loss(algorithm, config, compute, base, frozen)
-        rule = make_optimizer(optimizer, lr)
-        trained, statistics = local_train(loss, rule, start, batches, key, train_rows)
-        up, new_row = algorithm.finish(down, trained, row)
+        rule = algorithm.optimizer(make_optimizer(optimizer, lr), frozen, lr)
+        trained, statistics = local_train(loss, rule, start, batches, key, train_rows if algorithm.layered else None)
+        up, new_row = algorithm.finish(participant, trained)
         # What float32 holds may overflow the dtype in which it travels.
         finite = statistics.finite & all_finite((up, new_row))
         new_row = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new_row, row)
         # Zero times NaN is NaN: a broken client's contribution is replaced, not only given no weight.
-        contribution = jax.tree.map(lambda leaf: jnp.where(finite, leaf, 0), algorithm.contribution(up, weight))
-        return contribution, new_row, statistics.replace(finite=finite)
+        contribution = jax.tree.map(lambda leaf: jnp.where(finite, leaf, 0), algorithm.contribution(up, share))
+        ranks = ranks_of(participant.down), ranks_of(up)
+        return contribution, new_row, statistics.replace(finite=finite), ranks
 
-    def shard(base, down, rows, batches, weights, lr, keys, train_rows, sums):
-        over_clients = jax.vmap(partial(client, base, down, lr, train_rows))
-        contributions, rows, statistics = over_clients(rows, batches, weights, keys)
+    def shard(base, broadcast, rows, batches, shares, lr, keys, train_rows, sums):
+        over_clients = jax.vmap(partial(client, base, broadcast, lr, train_rows))
+        contributions, rows, statistics, ranks = over_clients(rows, batches, shares, keys)
         sums = jax.tree.map(lambda total, parts: total + jnp.sum(parts, axis=0, keepdims=True), sums, contributions)
-        return sums, rows, statistics
+        return sums, rows, statistics, ranks
 
     shared, split = PartitionSpec(), PartitionSpec(CLIENT_AXIS)
     return jax.shard_map(
         shard,
         mesh=mesh,
         in_specs=(shared, shared, split, split, split, shared, split, shared, split),
-        out_specs=(split, split, split),
+        out_specs=(split, split, split, split),
         check_vma=False,
     )
 
@@ -106,24 +119,39 @@ def make_chunk(
 def jit_chunk(
     algorithm: Algorithm, config: ModelConfig, compute: Compute, optimizer: OptimizerOptions, mesh: Mesh
 ) -> jax.stages.Wrapped:
-    """`make_chunk`, ready to be compiled; the sums (argument 8) are donated, base and down serve the next chunk too."""
+    """`make_chunk`, ready to be compiled; the sums (argument 8) are donated, base and broadcast serve the next chunk too."""
     return jax.jit(make_chunk(algorithm, config, compute, optimizer, mesh), donate_argnums=8)
 
 
-def uplink_shapes(algorithm: Algorithm, down: PyTree, row: PyTree) -> PyTree:
+def broadcast_of(algorithm: Algorithm, server: PyTree) -> tuple[PyTree, PyTree]:
+    """What the server sends, before it is addressed, and what is known without a message."""
+    return algorithm.broadcast(server), algorithm.known(server)
+
+
+def participant_shapes(algorithm: Algorithm, broadcast: tuple[PyTree, PyTree], row: PyTree) -> Participant:
+    """Shapes and dtypes of one client at the start of its round."""
+    return jax.eval_shape(
+        lambda broadcast, row: participant_of(
+            algorithm, broadcast, row, jax.random.key(0, impl="threefry2x32"), jnp.float32(0), 1
+        ),
+        broadcast,
+        row,
+    )
+
+
+def uplink_shapes(algorithm: Algorithm, participant: Participant) -> PyTree:
     """Shapes and dtypes of the message that a client sends up."""
 
-    def untrained(down: PyTree, row: PyTree) -> PyTree:
-        train, _ = algorithm.start(down, row)
-        return algorithm.finish(down, train, row)[0]
+    def untrained(participant: Participant) -> PyTree:
+        train, _ = algorithm.start(participant)
+        return algorithm.finish(participant, train)[0]
 
-    return jax.eval_shape(untrained, down, row)
+    return jax.eval_shape(untrained, participant)
 
 
-def zero_sums(algorithm: Algorithm, down: PyTree, row: PyTree, devices: int) -> PyTree:
-    """Sums of no client: zeros of the shapes that a contribution has, one for each device."""
-    up = uplink_shapes(algorithm, down, row)
-    shapes = jax.eval_shape(algorithm.contribution, up, jnp.float32(1.0))
+def zero_sums(algorithm: Algorithm, up: PyTree, devices: int) -> PyTree:
+    """Sums of no client: zeros of the shapes that the contribution of a message `up` has, one for each device."""
+    shapes = jax.eval_shape(algorithm.contribution, up, Share(jnp.float32(1.0), jnp.int32(0)))
     return jax.tree.map(lambda leaf: jnp.zeros((devices, *leaf.shape), leaf.dtype), shapes)
 
 
@@ -208,11 +236,11 @@ class Cohort:
         self.shared = NamedSharding(self.mesh, PartitionSpec())
         self.split = NamedSharding(self.mesh, PartitionSpec(CLIENT_AXIS))
         self._chunk = jit_chunk(algorithm, config, compute, optimizer, self.mesh)
-        self._broadcast = jax.jit(algorithm.broadcast)
+        self._broadcast = jax.jit(partial(broadcast_of, algorithm))
         self._finalize = jax.jit(algorithm.finalize)
 
     def _chunks(self, cohort: Sequence[ClientWork], bank: PyTree) -> Iterator[tuple[Any, ...]]:
-        """Host arrays of each chunk: rows, tokens, mask, weights, ids; the last one padded with weight zero."""
+        """Host arrays of each chunk: rows, tokens, mask, weights, slots, ids; the last one padded with weight zero."""
         size = self.clients_per_step
         for first in range(0, len(cohort), size):
             members = list(cohort[first : first + size])
@@ -224,7 +252,9 @@ class Cohort:
                 examples[slot], weights[slot] = member.examples, member.weight
                 ids[slot], positions[slot] = member.id, member.position
             rows = jax.tree.map(lambda leaf, where=positions: leaf[where], bank)
-            yield (rows, *self.assemble(examples), weights, ids)
+            # Padding has no slot of its own and adds zero to the one it names.
+            slots = np.minimum(np.arange(first, first + size, dtype=np.int32), len(cohort) - 1)
+            yield (rows, *self.assemble(examples), weights, slots, ids)
 
     def run(
         self,
@@ -247,34 +277,34 @@ class Cohort:
 
         Where no participant's update is finite there is nothing to aggregate: the server state comes back as it was.
         """
-        down = self.programs.call("broadcast", self._broadcast, server)
+        broadcast = self.programs.call("broadcast", self._broadcast, server)
         row = jax.tree.map(lambda leaf: leaf[0], bank)
-        sums = zero_sums(self.algorithm, down, row, self.mesh.size)
-        sums = jax.device_put(sums, self.split)
-        shared_down = jax.device_put(down, self.shared)
+        participant = participant_shapes(self.algorithm, broadcast, row)
+        up = uplink_shapes(self.algorithm, participant)
+        sums = jax.device_put(zero_sums(self.algorithm, up, self.mesh.size), self.split)
+        shared_broadcast = jax.device_put(broadcast, self.shared)
         rate = jax.device_put(jnp.float32(lr), self.shared)
         learning = jax.device_put(train_rows, self.shared)
-        pending: list[tuple[PyTree, LocalStatistics]] = []
+        pending: list[tuple[PyTree, LocalStatistics, PyTree]] = []
         rows_by_length: Counter[int] = Counter()
-        for rows, tokens, mask, weights, ids in self._chunks(cohort, bank):
+        for rows, tokens, mask, weights, slots, ids in self._chunks(cohort, bank):
             rows_by_length[tokens.shape[-1]] += int(np.count_nonzero(weights)) * tokens[0, ..., 0].size
-            inputs = jax.device_put((rows, (tokens, mask), weights, keys(ids)), self.split)
-            rows, batches, weights, client_keys = inputs
-            sums, new_rows, statistics = self.programs.call(
+            inputs = jax.device_put((rows, (tokens, mask), weights, slots, keys(ids)), self.split)
+            rows, batches, weights, slots, client_keys = inputs
+            sums, new_rows, statistics, ranks = self.programs.call(
                 "chunk",
                 self._chunk,
-                base, shared_down, rows, batches, weights, rate, client_keys, learning, sums,
+                base, shared_broadcast, rows, batches, Share(weights, slots), rate, client_keys, learning, sums,
             )  # fmt: skip
-            pending.append((new_rows, statistics))
+            pending.append((new_rows, statistics, ranks))
             if len(pending) > CHUNKS_IN_FLIGHT:
                 jax.block_until_ready(pending[-1 - CHUNKS_IN_FLIGHT][1].loss)
         fetched = jax.device_get(pending)
         joined = jax.tree.map(lambda *parts: np.concatenate(parts)[: len(cohort)], *fetched)
-        bank_rows, statistics = joined
+        bank_rows, statistics, (down_ranks, up_ranks) = joined
         metrics: dict[str, jax.Array] = {}
         if statistics.finite.any():
             server, metrics = self.programs.call("finalize", self._finalize, server, add_over_devices(sums))
-        up = uplink_shapes(self.algorithm, down, row)
         return RoundResult(
             server=server,
             bank_rows=bank_rows,
@@ -282,8 +312,8 @@ class Cohort:
             update_norms=statistics.update_norm,
             finite=statistics.finite,
             metrics={name: float(value) for name, value in metrics.items()},
-            bytes_up=message_bytes(up) * len(cohort),
-            bytes_down=message_bytes(down) * len(cohort),
+            bytes_up=messages_bytes(up, up_ranks, len(cohort)),
+            bytes_down=messages_bytes(participant.down, down_ranks, len(cohort)),
             tokens=sum(member.tokens for member in cohort),
             rows_by_length=dict(rows_by_length),
         )

@@ -17,6 +17,8 @@ from devft_jax.errors import InputError
 
 PyTree = Any
 Batch = tuple[jax.Array, jax.Array]
+Loss = Callable[[PyTree, Batch, jax.Array], tuple[jax.Array, jax.Array]]
+"""(trained leaves, batch, key) -> (what is reduced f32[], the mean loss that is reported f32[])."""
 
 OPTIMIZERS = ("adamw", "sgd")
 
@@ -97,38 +99,41 @@ def _keep_rows(updates: PyTree, train_rows: jax.Array) -> PyTree:
 
 
 def local_step(
-    loss: Callable[[PyTree, Batch, jax.Array], jax.Array],
+    loss: Loss,
     optimizer: optax.GradientTransformation,
-    train_rows: jax.Array,
+    train_rows: jax.Array | None,
     carry: tuple[PyTree, PyTree],
     batch: Batch,
     key: jax.Array,
 ) -> tuple[tuple[PyTree, PyTree], jax.Array]:
     """One optimiser step; `carry` is (trained leaves, optimiser state). Returns the carry and the loss before the step."""
     train, state = carry
-    value, gradients = jax.value_and_grad(loss)(train, batch, key)
+    (_, value), gradients = jax.value_and_grad(loss, has_aux=True)(train, batch, key)
+    if train_rows is None:
+        updates, state = optimizer.update(gradients, state, train)
+        return (optax.apply_updates(train, updates), state), value
     # Masked before and after the optimiser: neither clipping nor weight decay may see or move a frozen row.
     updates, state = optimizer.update(_keep_rows(gradients, train_rows), state, train)
     return (optax.apply_updates(train, _keep_rows(updates, train_rows)), state), value
 
 
 def local_train(
-    loss: Callable[[PyTree, Batch, jax.Array], jax.Array],
+    loss: Loss,
     optimizer: optax.GradientTransformation,
     train: PyTree,
     batches: Batch,
     key: jax.Array,
-    train_rows: jax.Array,
+    train_rows: jax.Array | None,
 ) -> tuple[PyTree, LocalStatistics]:
     """Train one client for S steps.
 
     Args:
-      loss: (trained leaves, batch, key) -> mean loss f32[].
+      loss: what is reduced, and the mean loss that is reported.
       optimizer: built for this round.
-      train: the leaves to optimise, each leading with the stage's layers G.
+      train: the leaves to optimise.
       batches: tokens i32[S, B, T] and mask bool[S, B, T].
       key: the client's key for this round; step s uses fold_in(key, s).
-      train_rows: bool[G], the layers that learn.
+      train_rows: bool[G], the layers that learn, where every leaf leads with the stage's layers; None lets everything learn.
     """
 
     def step(carry, inputs):

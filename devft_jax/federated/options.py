@@ -5,11 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from devft_jax.errors import InputError
-from devft_jax.federated.algorithms import ALGORITHMS
 from devft_jax.options import execution
 
 MESSAGE_DTYPES = ("float32", "bfloat16", "float16")
-WEIGHTINGS = ("examples", "uniform")
+WEIGHTINGS = ("method", "examples", "uniform")
 SCHEDULES = ("constant", "cosine", "cosine-per-stage")
 
 
@@ -27,8 +26,8 @@ class FederatedOptions:
     """Optimiser steps of a participant in a round."""
     batch_size: int = 16
     """Examples of an optimiser step."""
-    weighting: str = "examples"
-    """A message's weight: examples (the client's number of them) or uniform."""
+    weighting: str = "method"
+    """A message's weight: examples (the client's number of them), uniform, or what the algorithm's authors take."""
     message_dtype: str = "float32"
     """Precision in which messages travel, both ways: float32, bfloat16 or float16."""
     max_nonfinite: float = execution(0.5)
@@ -48,9 +47,8 @@ class LearningRateOptions:
 
 
 def validate_federated(options: FederatedOptions) -> None:
-    """Raise `InputError` unless the options describe a protocol (the number of clients is checked with the data)."""
+    """Raise `InputError` unless the options describe a protocol; algorithm and number of clients are checked elsewhere."""
     choices = {
-        "algorithm": tuple(ALGORITHMS),
         "weighting": WEIGHTINGS,
         "message_dtype": MESSAGE_DTYPES,
     }

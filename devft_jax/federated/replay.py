@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from devft_jax.federated.algorithm import Algorithm
-from devft_jax.federated.cohort import client_loss
+from devft_jax.federated.cohort import broadcast_of, client_loss, participant_of
 from devft_jax.federated.local import OptimizerOptions, local_step, make_optimizer
 from devft_jax.models.llama import Base, Compute, ModelConfig
 
@@ -53,11 +53,13 @@ def replay_client(
       server: the algorithm's state at the start of the round. row: the client's bank row.
       batches: tokens i32[S, B, T] and mask bool[S, B, T]. lr, key, train_rows: as in the round.
     """
-    train, frozen = algorithm.start(algorithm.broadcast(server), row)
+    participant = participant_of(algorithm, broadcast_of(algorithm, server), row, key, jnp.float32(lr), len(batches[0]))
+    train, frozen = algorithm.start(participant)
     loss = client_loss(algorithm, config, compute, base, frozen)
-    optimizer = make_optimizer(options, lr)
-    gradients_of = jax.jit(jax.grad(loss))
-    advance = jax.jit(partial(local_step, loss, optimizer, jnp.asarray(train_rows)))
+    optimizer = algorithm.optimizer(make_optimizer(options, lr), frozen, jnp.float32(lr))
+    gradients_of = jax.jit(lambda *arguments: jax.grad(loss, has_aux=True)(*arguments)[0])
+    learning = jnp.asarray(train_rows) if algorithm.layered else None
+    advance = jax.jit(partial(local_step, loss, optimizer, learning))
     carry = (train, optimizer.init(train))
     reports = []
     for index, batch in enumerate(zip(*batches, strict=True)):

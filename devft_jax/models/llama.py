@@ -100,8 +100,8 @@ class Compute:
     low-rank factors and the loss stay float32. `remat` names what the backward pass recomputes: "none" keeps all
     activations, "dots" keeps the products with frozen weights, "full" keeps only each layer's input. `attention` is "xla",
     "cudnn" or "auto" (cudnn on an NVIDIA GPU in bfloat16 where the head size allows it, else xla). `vocabulary_chunk` is
-    how many columns of the head are multiplied at once in the loss. `frozen_layers` is the number of lowest layers whose
-    low-rank factors take no gradient, so that nothing is kept of them for a backward pass and none is run through them.
+    how many columns of the head are multiplied at once in the loss. `frozen_layers` is the number of an adapter's
+    lowest layers that take no gradient, so that nothing is kept of them for a backward pass and none is run through them.
     """
 
     dtype: str = "float32"
@@ -156,12 +156,22 @@ class Adapter(struct.PyTreeNode):
 
     `scale` is alpha / r, one scalar for all, or a dict with one value per layer `[L]` for each projection, as adapters
     whose rank or alpha varies need it (their factors are padded with zeros to the largest rank). `dropout` is the chance
-    of dropping an element of a low-rank product's input while training.
+    of dropping an element of a low-rank product's input while training. `delta` maps projections to dense corrections of
+    their frozen weights, f32[L, in, out], for methods that change these from round to round; they are kept beside the
+    weights because a packed or half-precision weight would lose a change that is small against it.
+
+    An adapter of fewer layers than its base belongs to the last of them.
     """
 
     lora: dict[str, LoraFactors]
     scale: jax.Array | dict[str, jax.Array]
     dropout: float = struct.field(pytree_node=False, default=0.0)
+    delta: dict[str, jax.Array] = struct.field(default_factory=dict)
+
+    def depth(self, otherwise: int) -> int:
+        """The layers that it has factors or corrections for; `otherwise` for one that has neither."""
+        leaves = jax.tree.leaves((self.lora, self.delta))
+        return leaves[0].shape[0] if leaves else otherwise
 
 
 def rotary_frequencies(config: ModelConfig) -> jax.Array:
@@ -280,6 +290,7 @@ def decoder_layer(
     block: Block,
     lora: dict[str, LoraFactors],
     scale: dict[str, jax.Array],
+    delta: dict[str, jax.Array],
     *,
     table: tuple[jax.Array, jax.Array],
     attend: Attention,
@@ -292,7 +303,7 @@ def decoder_layer(
     Args:
       config: the architecture.
       x: [B, T, D].
-      block, lora, scale: of one layer, without the layer axis.
+      block, lora, scale, delta: of one layer, without the layer axis.
       table: of the rotary positions of the T tokens.
       attend: mixes the values. memory: what it is told of this layer besides.
       dropout: probability of dropping an input element of a low-rank product. key: None leaves dropout off.
@@ -305,6 +316,8 @@ def decoder_layer(
         outputs = frozen_product(inputs, getattr(block, name))
         if name in block.bias:
             outputs = outputs + block.bias[name].astype(outputs.dtype)
+        if name in delta:
+            outputs = outputs + inputs @ delta[name].astype(inputs.dtype)
         if name not in lora:
             return outputs
         if key is not None and dropout > 0.0:
@@ -353,7 +366,7 @@ def hidden_states(
     Args:
       config: the architecture; its `layers` is ignored, the leaves of `base.blocks` set the depth.
       base: frozen weights.
-      adapter: low-rank update of the same depth, or None for the bare base.
+      adapter: of the same depth, or of the last layers alone; None for the bare base.
       tokens: i32[B, T], padded on the right (causal attention keeps padding out of every real token's sight).
       compute: execution choices.
       key: a random key switches LoRA dropout on; None (evaluation) leaves it off.
@@ -388,9 +401,13 @@ def run_layers(
     table = rotary_table(config, positions)
     adapter = adapter or Adapter(lora={}, scale=jnp.float32(1.0))
     depth = base.blocks.norm_mlp.shape[0]
+    adapted = adapter.depth(otherwise=depth)
+    bare = depth - adapted
+    if bare < 0:
+        raise ValueError(f"the adapter has {adapted} layers and the base {depth}; give an adapter of at most as many.")
 
-    def layer(x, block, rest):
-        factors, scales, remembered, index = rest
+    def layer(x, block, adaptation, remembered, index):
+        factors, scales, delta = adaptation
         layer_key = None if key is None else jax.random.fold_in(key, index)
         return decoder_layer(
             config,
@@ -398,6 +415,7 @@ def run_layers(
             block,
             factors,
             scales,
+            delta,
             table=table,
             attend=attend,
             memory=remembered,
@@ -405,51 +423,45 @@ def run_layers(
             key=layer_key,
         )
 
+    policy = REMAT_POLICIES[compute.remat]
+
+    def saving(function: Callable[..., Any]) -> Callable[..., Any]:
+        return function if policy is None else jax.checkpoint(function, policy=policy, prevent_cse=False)
+
     def step(x, given):
         return layer(x, *given)
 
-    embedded = base.embed[tokens].astype(jnp.dtype(compute.dtype))
-    rest = (adapter.lora, layer_scales(adapter, depth), memory, jnp.arange(depth))
-    policy = REMAT_POLICIES[compute.remat]
-    if compute.frozen_layers:
-        x, handed_on = _split_scan(layer, compute.frozen_layers, policy, embedded, base.blocks, rest)
-    else:
-        if policy is not None:
-            step = jax.checkpoint(step, policy=policy, prevent_cse=False)
-        x, handed_on = jax.lax.scan(step, embedded, (base.blocks, rest))
-    return rms_norm(x, base.norm, config.norm_epsilon), handed_on
-
-
-def _split_scan(
-    layer: Callable[[jax.Array, Block, Any], tuple[jax.Array, Any]],
-    frozen: int,
-    policy: Any,
-    x: jax.Array,
-    blocks: Block,
-    rest: Any,
-) -> tuple[jax.Array, Any]:
-    """A scan over layers in two parts, of which the lower one takes no gradient.
-
-    Cutting the stacked weights in two would copy them: both parts read the layers out of the whole stack, and the backward
-    pass reads them there again. Only `rest`, which is small, is cut.
-
-    Args:
-      layer: (x, block, rest of one layer) -> (x, what it hands on). frozen: layers of the lower part, 1 or more.
-      policy: what the upper part may keep for its backward pass. blocks, rest: leaves [L, ...]; the last of `rest` counts.
-    """
-
-    def step(x, given):
-        block = read_layer(blocks, given[-1])
+    def read_step(x, given):
+        # The stack is read by number and the adaptation alone is cut: a slice of the stacked weights would be a copy.
+        adaptation, index = given
+        block, remembered = read_layer((base.blocks, memory), index)
         if policy is None:
             # Kept for the backward pass, the layers read would be that copy; read again by every product, they are not.
-            block = block.replace(**{name: StackedWeight(getattr(blocks, name), given[-1]) for name in PROJECTIONS})
-        return layer(x, block, given)
+            block = block.replace(**{name: StackedWeight(getattr(base.blocks, name), index) for name in PROJECTIONS})
+        return layer(x, block, adaptation, remembered, index)
 
-    lower, upper = (jax.tree.map(lambda leaf, cut=cut: leaf[cut], rest) for cut in (slice(frozen), slice(frozen, None)))
-    x, handed_on = jax.lax.scan(step, x, jax.lax.stop_gradient(lower))
-    kept = step if policy is None else jax.checkpoint(step, policy=policy, prevent_cse=False)
-    x, handed_on_above = jax.lax.scan(kept, x, upper)
-    return x, jax.tree.map(lambda *parts: jnp.concatenate(parts), handed_on, handed_on_above)
+    x = base.embed[tokens].astype(jnp.dtype(compute.dtype))
+    adaptation = (adapter.lora, layer_scales(adapter, adapted), adapter.delta)
+    if bare + compute.frozen_layers == 0:
+        x, handed_on = jax.lax.scan(saving(step), x, (base.blocks, adaptation, memory, jnp.arange(depth)))
+    else:
+        # Nothing below the first layer that learns depends on what trains, so it has no backward pass.
+        first, numbers = bare + compute.frozen_layers, jnp.arange(depth)
+        frozen, learning = (
+            jax.tree.map(lambda leaf, cut=cut: leaf[cut], adaptation)
+            for cut in (slice(compute.frozen_layers), slice(compute.frozen_layers, None))
+        )
+        parts = []
+        for run, adapted_by, part in (
+            (read_step, ({}, {}, {}), numbers[:bare]),
+            (read_step, jax.lax.stop_gradient(frozen), numbers[bare:first]),
+            (saving(read_step), learning, numbers[first:]),
+        ):
+            if part.size:
+                x, handed_on = jax.lax.scan(run, x, (adapted_by, part))
+                parts.append(handed_on)
+        handed_on = jax.tree.map(lambda *pieces: jnp.concatenate(pieces), *parts)
+    return rms_norm(x, base.norm, config.norm_epsilon), handed_on
 
 
 def head_weight(base: Base) -> jax.Array:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from devft_jax.errors import InputError
 from devft_jax.models.llama import PROJECTIONS, Adapter, LoraFactors, ModelConfig
@@ -69,9 +70,10 @@ def init_lora(
 
 
 def adapter_norms(adapter: Adapter) -> jax.Array:
-    """Size of the update of each layer, f32[L]: the root of the sum over targets of ||scale a b||_F^2.
+    """Size of the update of each layer, f32[L]: the root of the sum over targets of ||delta + scale a b||_F^2.
 
-    The product [in, out] is never formed: ||a b||_F^2 is the sum of the elementwise product of a^T a and b b^T, both [r, r].
+    The product a b [in, out] is never formed: ||a b||_F^2 is the sum of the elementwise product of a^T a and b b^T, both
+    [r, r], and <delta, a b> that of a^T delta and b.
     """
 
     def squared(name: str, factors: LoraFactors) -> jax.Array:
@@ -79,7 +81,43 @@ def adapter_norms(adapter: Adapter) -> jax.Array:
         inner = jnp.einsum("lir,lis->lrs", a, a, precision="highest")
         outer = jnp.einsum("lro,lso->lrs", b, b, precision="highest")
         scale = adapter.scale[name] if isinstance(adapter.scale, dict) else adapter.scale
-        return scale**2 * jnp.sum(inner * outer, axis=(1, 2))
+        total = scale**2 * jnp.sum(inner * outer, axis=(1, 2))
+        if name in adapter.delta:
+            across = jnp.einsum("lir,lio->lro", a, adapter.delta[name], precision="highest")
+            total += 2 * scale * jnp.sum(across * b, axis=(1, 2))
+        return total
 
+    layers = [squared(name, factors) for name, factors in adapter.lora.items()]
+    layers += [jnp.sum(delta**2, axis=(1, 2)) for delta in adapter.delta.values()]
     # Rounding may leave a product of Gram matrices just below zero.
-    return jnp.sqrt(jnp.maximum(sum(squared(name, factors) for name, factors in adapter.lora.items()), 0))
+    return jnp.sqrt(jnp.maximum(sum(layers), 0))
+
+
+def as_low_rank(adapter: Adapter) -> Adapter:
+    """The same update in low-rank factors alone, with scale 1, for formats that know no dense correction.
+
+    Each layer's delta + scale a b is factored by its singular values, down to those below float32's rounding, so that
+    the rank is what the correction needs: at most the sum of the ranks that entered it. An adapter without corrections is
+    returned as it is.
+    """
+    if not adapter.delta:
+        return adapter
+    lora: dict[str, LoraFactors] = {}
+    for name in sorted({*adapter.lora, *adapter.delta}, key=PROJECTIONS.index):
+        layers = []
+        for layer in range(adapter.depth(otherwise=0)):
+            weight = np.zeros(()) if name not in adapter.delta else np.asarray(adapter.delta[name][layer], np.float64)
+            if name in adapter.lora:
+                scale = adapter.scale[name][layer] if isinstance(adapter.scale, dict) else adapter.scale
+                factors = adapter.lora[name]
+                product = np.asarray(factors.a[layer], np.float64) @ np.asarray(factors.b[layer], np.float64)
+                weight = weight + float(scale) * product
+            left, values, right = np.linalg.svd(weight, full_matrices=False)
+            rank = int(np.count_nonzero(values > values[0] * max(weight.shape) * np.finfo(np.float32).eps))
+            root = np.sqrt(values[:rank])
+            layers.append((left[:, :rank] * root, root[:, None] * right[:rank]))
+        widest = max(1, *(a.shape[1] for a, _ in layers))
+        a = np.stack([np.pad(a, ((0, 0), (0, widest - a.shape[1]))) for a, _ in layers])
+        b = np.stack([np.pad(b, ((0, widest - b.shape[0]), (0, 0))) for _, b in layers])
+        lora[name] = LoraFactors(a=jnp.asarray(a, jnp.float32), b=jnp.asarray(b, jnp.float32))
+    return Adapter(lora=lora, scale=jnp.float32(1.0), dropout=adapter.dropout)

@@ -146,7 +146,7 @@ class Story:
     @property
     def is_personal(self) -> bool:
         """Whether every client has a model of its own, whose means are the held-out figures."""
-        return self.personal is not None or bool(self.record.get("personal_models"))
+        return bool(self.record.get("personal_models"))
 
     @property
     def lengthened_after(self) -> int:

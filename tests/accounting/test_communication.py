@@ -19,30 +19,30 @@ from devft_jax.accounting.communication import (
 )
 from devft_jax.developmental import LayerMap, fuse
 from devft_jax.errors import InputError
-from devft_jax.federated.algorithm import message_bytes
 from devft_jax.federated.algorithms.fedit import fedit
+from devft_jax.federated.algorithms.options import MethodConfig
+from devft_jax.federated.messages import message_bytes
 from devft_jax.models.architectures import ARCHITECTURES
 from devft_jax.models.llama import init_base
-from devft_jax.models.lora import LoraOptions
 from devft_jax.models.quantization import base_shapes, quantize_base
 from devft_jax.trainer import fuse_blocks
+from tests.federated.harness import init, participant
 from tests.tiny import CONFIG
 
-OPTIONS = LoraOptions(rank=3, alpha=6.0, targets=("q", "v", "down"))
+OPTIONS = MethodConfig(rank=3, alpha=6.0, targets=("q", "v", "down"))
 COHORTS = st.lists(st.sets(st.integers(0, 9), min_size=1), min_size=1, max_size=12)
 
 
 @pytest.mark.parametrize("message_dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("layers", [1, 3, 4])
 def test_messages_on_shapes_are_the_real_ones(layers, message_dtype):
-    algorithm = fedit(OPTIONS, message_dtype)
+    algorithm = fedit(dataclasses.replace(OPTIONS, message_dtype=message_dtype))
     messages = round_messages(algorithm, CONFIG, layers)
-    full = algorithm.init_server(jax.random.key(0), CONFIG)
     layer_map = LayerMap(jnp.full((layers, 4), 0.25), jnp.minimum(jnp.arange(4), layers - 1))
-    down = algorithm.broadcast(algorithm.submodel(full, layer_map))
-    train, _ = algorithm.start(down, {})
-    up, _ = algorithm.finish(down, train, {})
-    assert messages.bytes_down == message_bytes(down) > 0
+    at_start = participant(algorithm, algorithm.submodel(init(algorithm), layer_map))
+    train, _ = algorithm.start(at_start)
+    up, _ = algorithm.finish(at_start, train)
+    assert messages.bytes_down == message_bytes(at_start.down) > 0
     assert messages.bytes_up == message_bytes(up)
     assert jax.tree.map(jnp.shape, messages.up) == jax.tree.map(jnp.shape, up)
 
@@ -55,15 +55,15 @@ def test_an_algorithm_whose_clients_keep_a_factor_sends_the_other_alone():
 
     keeping = dataclasses.replace(
         whole,
-        finish=lambda down, train, row: (only_a(train), {name: factors.b for name, factors in train.items()}),
+        finish=lambda client, train: (only_a(train), {name: factors.b for name, factors in train.items()}),
         init_bank=lambda clients, server: {
-            name: jnp.zeros((clients, *factors.b.shape)) for name, factors in server.lora.items()
+            name: jnp.zeros((clients.size, *factors.b.shape)) for name, factors in server.lora.items()
         },
         submodel_row=lambda row, layer_map: fuse(layer_map, row),
     )
     messages = round_messages(keeping, CONFIG, 2)
     assert messages.bytes_up == 4 * message_elements(round_messages(whole, CONFIG, 2).up, "a")
-    assert messages.row["v"].shape == (2, 3, 8)
+    assert messages.participant.row["v"].shape == (2, 3, 8)
 
 
 def test_elements_are_counted_by_field():
@@ -76,7 +76,7 @@ def test_elements_are_counted_by_field():
 
 def test_seventy_billion_parameters_take_no_memory():
     config = ARCHITECTURES["meta-llama/Llama-2-70b-hf"]
-    messages = round_messages(fedit(LoraOptions()), config, 40)
+    messages = round_messages(fedit(MethodConfig()), config, 40)
     assert messages.bytes_up == 4 * 40 * 32 * (8192 + 8192 + 8192 + 1024)
     assert submodel_bytes(config, 40, dtype="bfloat16", quantization="nf4") > 10**10
 

@@ -8,16 +8,16 @@ import jax.numpy as jnp
 import pytest
 
 from devft_jax.accounting.memory import Work, compiled_memory, kept_for_backward, layer_kept, stage_memory
-from devft_jax.federated.algorithm import message_bytes
 from devft_jax.federated.algorithms.fedit import fedit
+from devft_jax.federated.algorithms.options import MethodConfig
 from devft_jax.federated.local import OptimizerOptions
+from devft_jax.federated.messages import message_bytes
 from devft_jax.models.architectures import ARCHITECTURES
 from devft_jax.models.llama import PROJECTIONS, Compute, ModelConfig
-from devft_jax.models.lora import LoraOptions
 from devft_jax.models.quantization import base_shapes
 
 SMALL = ModelConfig(vocabulary=1000, width=256, feed_forward=704, layers=9, heads=4, kv_heads=2, head_size=64)
-LORA = LoraOptions(rank=8, dropout=0.0)
+LORA = MethodConfig(rank=8, dropout=0.0)
 WORK = Work(clients=2, steps=3, batch=2, length=128)
 
 
@@ -38,7 +38,7 @@ def named(case):
 
 
 SEVERAL = {"remat": "none", "layers": 8}
-ALL_TARGETS = LoraOptions(rank=64, dropout=0.0, targets=PROJECTIONS)
+ALL_TARGETS = MethodConfig(rank=64, dropout=0.0, targets=PROJECTIONS)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ ALL_TARGETS = LoraOptions(rank=64, dropout=0.0, targets=PROJECTIONS)
         slow(remat="none", quantization="nf4"),
         slow(remat="none", work=Work(1, 3, 2, 256)),
         slow(remat="none", lora=ALL_TARGETS),
-        slow(remat="none", lora=LoraOptions(rank=8, dropout=0.05)),
+        slow(remat="none", lora=MethodConfig(rank=8, dropout=0.05)),
         slow(remat="none", layers=8, quantization="int8"),
         slow(remat="dots", layers=8),
         slow(remat="dots", work=Work(1, 3, 2, 256)),
@@ -59,8 +59,8 @@ ALL_TARGETS = LoraOptions(rank=64, dropout=0.0, targets=PROJECTIONS)
         slow(remat="full"),
         slow(remat="full", layers=8),
         slow(remat="full", lora=ALL_TARGETS),
-        slow(remat="full", lora=LoraOptions(rank=8, dropout=0.05)),
-        slow(remat="full", optimizer="sgd", lora=LoraOptions(rank=64, dropout=0.0)),
+        slow(remat="full", lora=MethodConfig(rank=8, dropout=0.05)),
+        slow(remat="full", optimizer="sgd", lora=MethodConfig(rank=64, dropout=0.0)),
         slow(remat="full", config=dataclasses.replace(SMALL, vocabulary=8000)),
         slow(
             config=dataclasses.replace(SMALL, vocabulary=8000),
@@ -126,7 +126,7 @@ def test_on_a_clients_device_the_last_stage_is_end_to_end_training_and_earlier_o
         memory(
             stage_memory,
             config=seven,
-            lora=LoraOptions(),
+            lora=MethodConfig(),
             compute=compute,
             work=Work(1, 10, 16, 512),
             layers=layers,

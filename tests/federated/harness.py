@@ -1,5 +1,6 @@
 """What the tests of the engine share: a population, rounds through `Cohort`, and the same rounds in a plain loop."""
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -10,12 +11,13 @@ import numpy as np
 import optax
 
 from devft_jax.data import Examples, bucket_for, gather_batch
-from devft_jax.federated.algorithm import Algorithm
+from devft_jax.federated.algorithm import Algorithm, Clients, Participant, Share
 from devft_jax.federated.algorithms.fedit import fedit
-from devft_jax.federated.cohort import ClientWork, Cohort, RoundResult
+from devft_jax.federated.algorithms.options import MethodConfig
+from devft_jax.federated.cohort import ClientWork, Cohort, RoundResult, broadcast_of, participant_of
 from devft_jax.federated.local import OptimizerOptions
 from devft_jax.federated.sampling import client_keys
-from devft_jax.models.llama import PROJECTIONS, Adapter, Base, Compute, forward
+from devft_jax.models.llama import PROJECTIONS, Adapter, Base, Compute, ModelConfig, forward
 from devft_jax.models.lora import LoraOptions
 from devft_jax.programs import CompiledPrograms
 from tests.tiny import (
@@ -34,9 +36,9 @@ SGD = OptimizerOptions(optimizer="sgd", clip_norm=1.0)
 BASE = random_base()
 
 # Two projections that are not square keep compilation short; SEVEN and DROPOUT are for the tests that need them.
-TWO = LoraOptions(rank=2, alpha=3.0, dropout=0.0, targets=("v", "down"))
-SEVEN = LoraOptions(rank=2, alpha=3.0, dropout=0.0, targets=PROJECTIONS)
-DROPOUT = LoraOptions(rank=2, alpha=3.0, dropout=0.25, targets=("v", "down"))
+TWO = MethodConfig(rank=2, alpha=3.0, dropout=0.0, targets=("v", "down"))
+SEVEN = MethodConfig(rank=2, alpha=3.0, dropout=0.0, targets=PROJECTIONS)
+DROPOUT = MethodConfig(rank=2, alpha=3.0, dropout=0.25, targets=("v", "down"))
 
 # Examples 0..59 have up to 8 tokens, 60..79 have 13, 80 and 81 hold the reserved token.
 SHORT, LONG, RESERVED = slice(0, 60), slice(60, 80), slice(80, 82)
@@ -84,9 +86,9 @@ FIVE = [client(position) for position in range(5)]
 
 
 @functools.cache
-def fedit_with(options: LoraOptions = TWO, message_dtype: str = "float32") -> Algorithm:
+def fedit_with(options: MethodConfig = TWO, message_dtype: str = "float32") -> Algorithm:
     """FedIT, the same record for the same options."""
-    return fedit(options, message_dtype)
+    return fedit(dataclasses.replace(options, message_dtype=message_dtype))
 
 
 def server_with(options: LoraOptions = TWO) -> Adapter:
@@ -230,3 +232,46 @@ def largest_change(actual: Any, expected: Any) -> float:
     """Largest absolute difference over all leaves."""
     differences = jax.tree.map(lambda found, wanted: np.abs(found - wanted).max(), actual, expected)
     return float(max(jax.tree.leaves(differences)))
+
+
+# ---------------------------------------------------------------------------------------------------
+# One round of a record by hand
+
+
+def init(algorithm: Algorithm, *, clients: int = 5, seed: int = 3, config: ModelConfig = CONFIG) -> Any:
+    """The algorithm's first state."""
+    return algorithm.init_server(jax.random.key(seed), config, Clients(clients))
+
+
+def participant(algorithm: Algorithm, server: Any, row: Any = None, *, seed: int = 0, steps: int = STEPS) -> Participant:
+    """A client with its message at the start of its round."""
+    key = jax.random.key(seed, impl="threefry2x32")
+    return participant_of(
+        algorithm, broadcast_of(algorithm, server), {} if row is None else row, key, jnp.float32(RATE), steps
+    )
+
+
+def trained_messages(algorithm: Algorithm, server: Any, rows: Sequence[Any], *, move: Any) -> tuple[list[Any], list[Any]]:
+    """Messages and new rows of clients whose trained leaves `move(index, leaf)` has changed."""
+    ups, new_rows = [], []
+    for index, row in enumerate(rows):
+        at_start = participant(algorithm, server, row, seed=index)
+        train, _ = algorithm.start(at_start)
+        up, new_row = algorithm.finish(at_start, jax.tree.map(lambda leaf, who=index: move(who, leaf), train))
+        ups.append(up)
+        new_rows.append(new_row)
+    return ups, new_rows
+
+
+def contributed(algorithm: Algorithm, ups: Sequence[Any], weights: Sequence[float]) -> Any:
+    """The sums of these messages."""
+    parts = [
+        algorithm.contribution(up, Share(jnp.float32(weight), jnp.int32(slot)))
+        for slot, (up, weight) in enumerate(zip(ups, weights, strict=True))
+    ]
+    return jax.tree.map(lambda *leaves: sum(leaves), *parts)
+
+
+def aggregated(algorithm: Algorithm, server: Any, ups: Sequence[Any], weights: Sequence[float]) -> tuple[Any, dict]:
+    """The server's round on these messages."""
+    return algorithm.finalize(server, contributed(algorithm, ups, weights))

@@ -6,39 +6,49 @@ import numpy as np
 import pytest
 
 from devft_jax.developmental import LayerMap
-from devft_jax.federated.algorithm import as_float32, message_bytes, no_bank
+from devft_jax.federated.algorithm import Clients, as_float32, empty
 from devft_jax.federated.algorithms import ALGORITHMS
 from devft_jax.federated.cohort import zero_sums
+from devft_jax.federated.messages import message_bytes
 from devft_jax.models.llama import PROJECTIONS, Adapter
-from tests.federated.harness import SEVEN, assert_close, assert_identical, largest_change
+from tests.federated.harness import (
+    SEVEN,
+    aggregated,
+    assert_close,
+    assert_identical,
+    contributed,
+    init,
+    largest_change,
+    participant,
+)
 from tests.tiny import CONFIG
 
 PERSONAL = [name for name, make in ALGORITHMS.items() if make(SEVEN).personal]
-GLOBAL = [name for name in ALGORITHMS if name not in PERSONAL]
+GLOBAL = [name for name, make in ALGORITHMS.items() if make(SEVEN).has_global_model]
 
 
 def built(name):
     """The algorithm, its state somewhere in training, and one bank row."""
-    algorithm = ALGORITHMS[name](SEVEN, "float32")
-    server = algorithm.init_server(jax.random.key(3), CONFIG)
+    algorithm = ALGORITHMS[name](SEVEN)
+    server = init(algorithm)
     rng = np.random.default_rng(4)
     # Every per-layer leaf, which leads with L; scalars such as an adapter's scale stay.
     server = jax.tree.map(
         lambda leaf: leaf + jnp.asarray(0.1 * rng.normal(size=leaf.shape), leaf.dtype) if leaf.ndim else leaf,
         server,
     )
-    row = jax.tree.map(lambda leaf: leaf[0], algorithm.init_bank(3, server))
+    row = jax.tree.map(lambda leaf: leaf[0], algorithm.init_bank(Clients(3), server))
     return algorithm, server, row
 
 
 def message_of(algorithm, server, row, seed=None):
     """What a client sends: trained by nothing, or moved at random."""
-    down = algorithm.broadcast(server)
-    train, _ = algorithm.start(down, row)
+    at_start = participant(algorithm, server, row)
+    train, _ = algorithm.start(at_start)
     if seed is not None:
         rng = np.random.default_rng(seed)
         train = jax.tree.map(lambda leaf: leaf + 0.1 * rng.normal(size=leaf.shape), train)
-    return algorithm.finish(down, train, row)
+    return algorithm.finish(at_start, train)
 
 
 def per_layer(tree):
@@ -59,6 +69,7 @@ def test_the_record_names_itself(name):
     assert algorithm.name == name
     assert algorithm.reference
     assert algorithm.message
+    assert algorithm.state
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
@@ -66,8 +77,7 @@ def test_clients_that_learn_nothing_change_nothing(name):
     algorithm, server, row = built(name)
     up, new_row = message_of(algorithm, server, row)
     assert jax.tree.structure(new_row) == jax.tree.structure(row)
-    sums = jax.tree.map(jnp.add, algorithm.contribution(up, jnp.float32(3.0)), algorithm.contribution(up, jnp.float32(8.0)))
-    after, metrics = algorithm.finalize(server, sums)
+    after, metrics = aggregated(algorithm, server, [up, up], [3.0, 8.0])
     assert_close(after, server, atol=1e-6)
     assert all(np.isfinite(value) and value.shape == () for value in metrics.values())
 
@@ -76,9 +86,9 @@ def test_clients_that_learn_nothing_change_nothing(name):
 def test_contributions_are_linear_in_the_weight_and_float32(name):
     algorithm, server, row = built(name)
     up, _ = message_of(algorithm, server, row, seed=5)
-    one, seven = (algorithm.contribution(up, jnp.float32(weight)) for weight in (1.0, 7.0))
+    one, seven = (contributed(algorithm, [up], [weight]) for weight in (1.0, 7.0))
     assert_close(seven, jax.tree.map(lambda leaf: 7 * leaf, one), atol=1e-4)
-    assert not any(np.any(leaf) for leaf in jax.tree.leaves(algorithm.contribution(up, jnp.float32(0))))
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(contributed(algorithm, [up], [0.0])))
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(one))
 
 
@@ -86,8 +96,8 @@ def test_contributions_are_linear_in_the_weight_and_float32(name):
 def test_zero_sums_are_the_neutral_element(name):
     algorithm, server, row = built(name)
     up, _ = message_of(algorithm, server, row, seed=6)
-    contribution = algorithm.contribution(up, jnp.float32(2.0))
-    zeros = zero_sums(algorithm, algorithm.broadcast(server), row, devices=3)
+    contribution = contributed(algorithm, [up], [2.0])
+    zeros = zero_sums(algorithm, up, devices=3)
     assert {leaf.shape[0] for leaf in jax.tree.leaves(zeros)} <= {3}
     first = jax.tree.map(lambda leaf: leaf[0], zeros)
     assert_identical(jax.tree.map(jnp.add, first, contribution), contribution)
@@ -97,8 +107,8 @@ def test_zero_sums_are_the_neutral_element(name):
 def test_one_client_moves_the_server_to_where_it_went(name):
     algorithm, server, row = built(name)
     up, _ = message_of(algorithm, server, row, seed=7)
-    after, _ = algorithm.finalize(server, algorithm.contribution(up, jnp.float32(5.0)))
-    again, _ = algorithm.finalize(server, algorithm.contribution(up, jnp.float32(0.25)))
+    after, _ = aggregated(algorithm, server, [up], [5.0])
+    again, _ = aggregated(algorithm, server, [up], [0.25])
     assert_close(after, again, atol=1e-6)
     assert largest_change(after, server) > 0.05
 
@@ -180,4 +190,4 @@ def test_as_float32_widens_every_leaf():
 
 
 def test_no_bank_is_empty():
-    assert no_bank(5, {"a": jnp.zeros(3)}) == {}
+    assert empty(Clients(5), {"a": jnp.zeros(3)}) == {}

@@ -13,11 +13,18 @@ import optax
 import pytest
 
 from devft_jax.federated import cohort as cohort_module
-from devft_jax.federated.algorithm import Algorithm
-from devft_jax.federated.cohort import Cohort, make_chunk, zero_sums
+from devft_jax.federated.algorithm import Algorithm, Clients, Share
+from devft_jax.federated.algorithms.options import MethodConfig
+from devft_jax.federated.cohort import (
+    Cohort,
+    broadcast_of,
+    make_chunk,
+    participant_shapes,
+    uplink_shapes,
+    zero_sums,
+)
 from devft_jax.federated.local import OptimizerOptions
 from devft_jax.models.llama import PROJECTIONS, Base, Compute, LoraFactors, ModelConfig
-from devft_jax.models.lora import LoraOptions
 from devft_jax.models.loss import completion_loss
 from devft_jax.programs import (
     CompiledPrograms,
@@ -41,6 +48,7 @@ from tests.federated.harness import (
     client,
     engine,
     fedit_with,
+    init,
     largest_change,
     plain_client,
     plain_round,
@@ -225,21 +233,21 @@ def personal_b() -> Algorithm:
     """FedIT whose clients keep their own b and count their rounds: the smallest algorithm with a bank."""
     shared = fedit_with()
 
-    def start(down, row):
-        lora, frozen = shared.start(down, row)
-        return {name: LoraFactors(a=lora[name].a, b=row["b"][name]) for name in lora}, frozen
+    def start(client):
+        lora, frozen = shared.start(client)
+        return {name: LoraFactors(a=lora[name].a, b=client.row["b"][name]) for name in lora}, frozen
 
-    def finish(down, train, row):
-        up, _ = shared.finish(down, train, row)
-        return up, {"b": {name: train[name].b for name in train}, "rounds": row["rounds"] + 1}
+    def finish(client, train):
+        up, _ = shared.finish(client, train)
+        return up, {"b": {name: train[name].b for name in train}, "rounds": client.row["rounds"] + 1}
 
-    def init_bank(num_clients, server):
+    def init_bank(clients, server):
         rng = np.random.default_rng(8)
         own = {
-            name: rng.normal(size=(num_clients, *factors.b.shape)).astype(np.float32)
+            name: rng.normal(size=(clients.size, *factors.b.shape)).astype(np.float32)
             for name, factors in server.lora.items()
         }
-        return {"b": own, "rounds": np.zeros(num_clients, np.int32)}
+        return {"b": own, "rounds": np.zeros(clients.size, np.int32)}
 
     return dataclasses.replace(shared, start=start, finish=finish, init_bank=init_bank)
 
@@ -255,7 +263,7 @@ def own_start(bank, member):
 @pytest.mark.parametrize(("devices", "clients_per_step"), [(1, 2), (8, 8)])
 def test_a_bank_row_follows_its_client_and_no_other(devices, clients_per_step):
     members = [client(position) for position in (7, 2, 5)]
-    bank = personal_b().init_bank(9, server_with())
+    bank = personal_b().init_bank(Clients(9), server_with())
     before = jax.tree.map(np.copy, bank)
     rounds = engine(personal_b(), SGD, devices, clients_per_step)
     result = run_round(rounds, server_with(), members, bank=bank)
@@ -270,7 +278,7 @@ def test_a_bank_row_follows_its_client_and_no_other(devices, clients_per_step):
 
 def test_the_row_of_a_broken_client_is_untouched():
     members = [client(4), client(1, pool=RESERVED)]
-    bank = personal_b().init_bank(9, server_with())
+    bank = personal_b().init_bank(Clients(9), server_with())
     rounds = engine(personal_b(), SGD, 1, 2)
     result = run_round(rounds, server_with(), members, bank=bank, base=poisoned_base())
     np.testing.assert_array_equal(result.finite, [True, False])
@@ -286,7 +294,7 @@ def test_the_row_of_a_broken_client_is_untouched():
 def test_rows_that_do_not_learn_leave_the_client_as_they_came():
     learn = np.array([False, True, False, True])
     # The bank holds what a client trained, before any mean is taken.
-    members, bank = [client(4), client(1)], personal_b().init_bank(9, server_with())
+    members, bank = [client(4), client(1)], personal_b().init_bank(Clients(9), server_with())
     result = run_round(engine(personal_b(), SGD, 1, 2), server_with(), members, bank=bank, train_rows=learn)
     for name, rows in result.bank_rows["b"].items():
         start = bank["b"][name][[4, 1]]
@@ -310,15 +318,16 @@ def test_weight_decay_moves_no_row_that_does_not_learn():
 # No two sizes coincide, so that a shape in the program tells what it holds. k and v are narrower than q.
 DISTINCT = ModelConfig(vocabulary=52, width=28, feed_forward=44, layers=3, heads=4, kv_heads=2, head_size=6)
 PER_DEVICE = 5
-ALL_RANK_3 = LoraOptions(rank=3, alpha=3.0, dropout=0.0, targets=PROJECTIONS)
+ALL_RANK_3 = MethodConfig(rank=3, alpha=3.0, dropout=0.0, targets=PROJECTIONS)
 
 
 def chunk_arguments(algorithm: Algorithm, config: ModelConfig, devices: int, dtype="float32"):
     """Shapes of a chunk's arguments: 5 clients per device, 2 steps of 2 rows of 10 tokens."""
     clients = PER_DEVICE * devices
-    server = jax.eval_shape(lambda: algorithm.init_server(jax.random.key(0), config))
+    server = jax.eval_shape(lambda: init(algorithm, config=config))
     base = jax.eval_shape(lambda: jax.tree.map(lambda leaf: leaf.astype(dtype), random_base(config)))
-    down = jax.eval_shape(algorithm.broadcast, server)
+    broadcast = jax.eval_shape(functools.partial(broadcast_of, algorithm), server)
+    up = uplink_shapes(algorithm, participant_shapes(algorithm, broadcast, {}))
     shape = (clients, 2, 2, 10)
 
     def of(shape, dtype):
@@ -326,12 +335,13 @@ def chunk_arguments(algorithm: Algorithm, config: ModelConfig, devices: int, dty
 
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0, impl="threefry2x32"), clients))
     batches = (of(shape, "int32"), of(shape, "bool"))
-    sums = jax.eval_shape(lambda: zero_sums(algorithm, down, {}, devices))
-    weights, lr, rows = of((clients,), "float32"), of((), "float32"), of((config.layers,), "bool")
-    return base, down, {}, batches, weights, lr, keys, rows, sums
+    sums = jax.eval_shape(lambda: zero_sums(algorithm, up, devices))
+    shares = Share(of((clients,), "float32"), of((clients,), "int32"))
+    lr, rows = of((), "float32"), of((config.layers,), "bool")
+    return base, broadcast, {}, batches, shares, lr, keys, rows, sums
 
 
-def chunk_program(devices: int, options: LoraOptions, compute: Compute):
+def chunk_program(devices: int, options: MethodConfig, compute: Compute):
     """The chunk as it would be jitted, and its arguments' shapes."""
     algorithm = fedit_with(options)
     mesh = client_mesh(jax.local_devices()[:devices])
@@ -382,7 +392,7 @@ def test_a_merged_adapter_would_be_seen_as_a_copy_per_client(monkeypatch):
 
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])
 def test_the_chunk_lowers_for_accelerators(platform):
-    options = LoraOptions(rank=3, alpha=3.0, dropout=0.1, targets=("q", "down"))
+    options = MethodConfig(rank=3, alpha=3.0, dropout=0.1, targets=("q", "down"))
     compute = Compute(dtype="bfloat16", remat="dots", vocabulary_chunk=20)
     chunk, arguments = chunk_program(8, options, compute)
     exported = jax.export.export(chunk, platforms=[platform])(*arguments)

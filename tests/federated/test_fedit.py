@@ -5,12 +5,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from devft_jax.federated.algorithm import message_bytes
 from devft_jax.federated.algorithms.fedit import fedit
+from devft_jax.federated.algorithms.options import MethodConfig
 from devft_jax.federated.cohort import zero_sums
+from devft_jax.federated.messages import message_bytes
 from devft_jax.models.llama import PROJECTIONS, LoraFactors, ModelConfig
-from devft_jax.models.lora import LoraOptions
-from tests.federated.harness import SEVEN, assert_close, fedit_with, server_with, weighted_mean
+from tests.federated.harness import (
+    SEVEN,
+    aggregated,
+    assert_close,
+    fedit_with,
+    init,
+    participant,
+    server_with,
+    weighted_mean,
+)
 from tests.tiny import random_adapter
 
 
@@ -25,10 +34,7 @@ def clients_lora(count: int, *, seed: int = 0, same: str = "") -> list[dict[str,
 
 def aggregate(trees, weights):
     """The server's round on these uploads."""
-    algorithm = fedit_with(SEVEN)
-    parts = [algorithm.contribution(tree, jnp.float32(weight)) for tree, weight in zip(trees, weights, strict=True)]
-    sums = jax.tree.map(lambda *leaves: sum(leaves), *parts)
-    return algorithm.finalize(server_with(SEVEN), sums)
+    return aggregated(fedit_with(SEVEN), server_with(SEVEN), trees, weights)
 
 
 def stacked(trees, name):
@@ -105,9 +111,10 @@ def test_identical_clients_and_their_order_change_nothing():
 def test_messages_travel_in_their_dtype_and_train_in_float32(dtype):
     algorithm = fedit_with(SEVEN, dtype)
     server = server_with(SEVEN)
-    down = algorithm.broadcast(server)
-    train, frozen = algorithm.start(down, {})
-    up, _ = algorithm.finish(down, train, {})
+    at_start = participant(algorithm, server)
+    down = at_start.down
+    train, frozen = algorithm.start(at_start)
+    up, _ = algorithm.finish(at_start, train)
     assert {leaf.dtype for leaf in jax.tree.leaves((down, up))} == {jnp.dtype(dtype)}
     assert {leaf.dtype for leaf in jax.tree.leaves(train)} == {jnp.dtype("float32")}
     rounded = jax.tree.map(lambda leaf: leaf.astype(dtype).astype("float32"), server.lora)
@@ -115,7 +122,7 @@ def test_messages_travel_in_their_dtype_and_train_in_float32(dtype):
     adapter = algorithm.adapter(train, frozen)
     assert adapter.scale == SEVEN.alpha / SEVEN.rank
     assert adapter.dropout == SEVEN.dropout
-    sums = zero_sums(algorithm, down, {}, devices=1)
+    sums = zero_sums(algorithm, up, devices=1)
     assert {leaf.dtype for leaf in jax.tree.leaves(sums)} == {jnp.dtype("float32")}
 
 
@@ -136,15 +143,15 @@ LLAMA31_8B = ModelConfig(vocabulary=128256, width=4096, feed_forward=14336, laye
     ids=["llama2-7b", "llama2-13b", "llama3.1-8b"],
 )
 def test_bytes_of_the_papers_models(config, a, b, message_dtype, size):
-    algorithm = fedit(LoraOptions(rank=32, alpha=64.0, targets=("q", "v")), message_dtype)
-    server = jax.eval_shape(lambda: algorithm.init_server(jax.random.key(0), config))
+    algorithm = fedit(MethodConfig(rank=32, alpha=64.0, targets=("q", "v"), message_dtype=message_dtype))
+    server = jax.eval_shape(lambda: init(algorithm, config=config))
     assert sum(factors.a.size for factors in server.lora.values()) == a
     assert sum(factors.b.size for factors in server.lora.values()) == b
 
     def both_ways(server):
-        down = algorithm.broadcast(server)
-        train, _ = algorithm.start(down, {})
-        return down, algorithm.finish(down, train, {})[0]
+        at_start = participant(algorithm, server)
+        train, _ = algorithm.start(at_start)
+        return at_start.down, algorithm.finish(at_start, train)[0]
 
     down, up = jax.eval_shape(both_ways, server)
     assert message_bytes(down) == message_bytes(up) == size * (a + b)

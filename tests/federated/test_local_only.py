@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from devft_jax.federated.algorithm import Clients
 from devft_jax.federated.algorithms.local_only import local_only
 from tests.federated.harness import (
     DROPOUT,
@@ -43,7 +44,7 @@ algorithm = functools.cache(lambda: local_only(DROPOUT))
 def two_rounds(devices, clients_per_step):
     """The bank after both rounds, the server, and the rounds' results."""
     server = server_with(DROPOUT)
-    bank = jax.device_get(algorithm().init_bank(POPULATION, server))
+    bank = jax.device_get(algorithm().init_bank(Clients(POPULATION), server))
     results = []
     for members in ROUNDS:
         result = run_round(engine(algorithm(), SGD, devices, clients_per_step), server, members, bank=bank)

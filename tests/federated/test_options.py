@@ -3,7 +3,6 @@
 import pytest
 
 from devft_jax.errors import InputError
-from devft_jax.federated.algorithms import ALGORITHMS
 from devft_jax.federated.options import (
     FederatedOptions,
     LearningRateOptions,
@@ -118,11 +117,7 @@ def test_rates_fit_one_per_stage_or_one_for_all():
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (
-            {"algorithm": "fedavgg"},
-            f"algorithm 'fedavgg' is unknown; choose from {', '.join(ALGORITHMS)}.",
-        ),
-        ({"weighting": "loss"}, "weighting 'loss' is unknown; choose from examples, uniform."),
+        ({"weighting": "loss"}, "weighting 'loss' is unknown; choose from method, examples, uniform."),
         (
             {"message_dtype": "int8"},
             "message_dtype 'int8' is unknown; choose from float32, bfloat16, float16.",

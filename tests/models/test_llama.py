@@ -15,6 +15,7 @@ from devft_jax.models import llama
 from devft_jax.models.llama import (
     PROJECTIONS,
     REMAT_POLICIES,
+    Adapter,
     Compute,
     RopeScaling,
     attention_implementation,
@@ -171,8 +172,39 @@ def test_depth_is_that_of_the_leaves(config, base, adapter, tokens):
     shallow = base.replace(blocks=first(base.blocks))
     expected = forward(config.with_layers(2), shallow, adapter.replace(lora=first(adapter.lora)), tokens)
     np.testing.assert_array_equal(forward(config, shallow, adapter.replace(lora=first(adapter.lora)), tokens), expected)
-    with pytest.raises(ValueError, match="scan"):
+    with pytest.raises(ValueError, match="the adapter has 3 layers and the base 2"):
         forward(config, shallow, adapter, tokens)
+
+
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_an_adapter_of_the_last_layers_is_a_full_one_whose_lower_layers_do_nothing(config, base, adapter, tokens, remat):
+    bare = 2
+    upper = adapter.replace(lora=jax.tree.map(lambda leaf: leaf[bare:], adapter.lora))
+    padded = adapter.replace(
+        lora={name: factors.replace(b=factors.b.at[:bare].set(0)) for name, factors in adapter.lora.items()}
+    )
+    compute = Compute(remat=remat)
+
+    def loss(adapter):
+        logits = forward(config, base, adapter, tokens, compute=compute)
+        return jnp.mean(jax.nn.log_softmax(logits)[..., 0])
+
+    np.testing.assert_allclose(loss(upper), loss(padded), rtol=1e-6)
+    gradient, full = jax.grad(loss)(upper), jax.grad(loss)(padded)
+    for part, whole in zip(jax.tree.leaves(gradient.lora), jax.tree.leaves(full.lora), strict=True):
+        np.testing.assert_allclose(part, whole[bare:], atol=1e-6)
+
+
+def test_a_dense_correction_is_added_to_the_frozen_weight(config, base, adapter, tokens):
+    shape = (config.layers, *config.projection_shape("v"))
+    delta = {"v": 0.1 * jax.random.normal(jax.random.key(5), shape)}
+    changed = base.replace(blocks=base.blocks.replace(v=base.blocks.v + delta["v"]))
+    np.testing.assert_allclose(
+        forward(config, base, adapter.replace(delta=delta), tokens), forward(config, changed, adapter, tokens), atol=1e-4
+    )
+    upper = Adapter(lora={}, scale=jnp.float32(1.0), delta={"v": delta["v"][2:]})
+    above = base.replace(blocks=base.blocks.replace(v=base.blocks.v.at[2:].add(delta["v"][2:])))
+    np.testing.assert_allclose(forward(config, base, upper, tokens), forward(config, above, None, tokens), atol=1e-5)
 
 
 def test_dropout_needs_a_key_and_follows_it(config, base, adapter, tokens):

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from devft_jax.errors import InputError
-from devft_jax.models.llama import PROJECTIONS
-from devft_jax.models.lora import LoraOptions, adapter_norms, init_lora, validate_lora
+from devft_jax.models.llama import PROJECTIONS, Adapter
+from devft_jax.models.lora import LoraOptions, adapter_norms, as_low_rank, init_lora, validate_lora
 from tests.tiny import CONFIG, random_adapter
 
 
@@ -86,3 +86,43 @@ def test_norms_are_those_of_the_products(seed, rank, targets, scaled):
 
 def test_an_untrained_adapter_has_norm_zero(config):
     np.testing.assert_array_equal(adapter_norms(init_lora(jax.random.key(0), config, rank=4, alpha=8.0, targets=("q",))), 0)
+
+
+def corrected(seed: int) -> Adapter:
+    """An adapter on q and v with a dense correction of v and of down."""
+    adapter = random_adapter(LoraOptions(rank=3, alpha=4.0, targets=("q", "v")), CONFIG, seed)
+    rng = np.random.default_rng(seed)
+    delta = {
+        name: jnp.asarray(rng.normal(size=(CONFIG.layers, *CONFIG.projection_shape(name))), jnp.float32)
+        for name in ("v", "down")
+    }
+    return adapter.replace(delta=delta)
+
+
+def update(adapter: Adapter, name: str) -> np.ndarray:
+    """What an adapter adds to a projection, [L, in, out]."""
+    total = np.zeros((CONFIG.layers, *CONFIG.projection_shape(name)))
+    if name in adapter.lora:
+        total = total + float(adapter.scale) * np.asarray(adapter.lora[name].a @ adapter.lora[name].b, float)
+    return total + np.asarray(adapter.delta.get(name, 0.0), float)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_norms_count_dense_corrections(seed):
+    adapter = corrected(seed)
+    squares = sum(np.sum(update(adapter, name) ** 2, axis=(1, 2)) for name in ("q", "v", "down"))
+    np.testing.assert_allclose(adapter_norms(adapter), np.sqrt(squares), rtol=1e-4)
+
+
+def test_a_correction_becomes_factors_of_the_rank_it_needs():
+    adapter = corrected(2)
+    low = jnp.einsum("lir,lro->lio", adapter.lora["q"].a, adapter.lora["q"].b)
+    adapter = adapter.replace(delta={**adapter.delta, "q": 0.5 * low})
+    plain = as_low_rank(adapter)
+    assert not plain.delta
+    assert float(plain.scale) == 1.0
+    for name in ("q", "v", "down"):
+        np.testing.assert_allclose(update(plain, name), update(adapter, name), atol=1e-4)
+    assert plain.lora["q"].a.shape[-1] == 3
+    assert plain.lora["v"].a.shape[-1] == min(CONFIG.projection_shape("v"))
+    assert as_low_rank(plain) is plain

@@ -11,5 +11,5 @@ from devft_jax.federated.algorithms.central import central
 from devft_jax.federated.algorithms.fedit import fedit
 from devft_jax.federated.algorithms.local_only import local_only
 
-# Each takes the adapter's options and the dtype in which messages travel.
+# Each takes the run's configuration.
 ALGORITHMS: dict[str, Callable[..., Algorithm]] = {"fedit": fedit, "local-only": local_only, "central": central}

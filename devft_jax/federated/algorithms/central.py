@@ -20,12 +20,12 @@ import jax
 
 from devft_jax.federated.algorithm import Algorithm, PyTree
 from devft_jax.federated.algorithms.fedit import fedit
-from devft_jax.models.lora import LoraOptions
+from devft_jax.federated.algorithms.options import MethodConfig
 
 
-def central(options: LoraOptions, message_dtype: str = "float32") -> Algorithm:
-    """Central training with adapters as `options` say; `message_dtype` does not matter, as there is no message."""
-    federated = fedit(options)
+def central(config: MethodConfig) -> Algorithm:
+    """Central training with adapters as the configuration says; `message_dtype` does not matter, as there is no message."""
+    federated = fedit(dataclasses.replace(config, message_dtype="float32"))
 
     def finalize(server: PyTree, sums: PyTree) -> tuple[PyTree, dict[str, jax.Array]]:
         server, metrics = federated.finalize(server, sums)

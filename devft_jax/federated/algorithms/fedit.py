@@ -9,20 +9,18 @@ The mean of products is not the product of means: with a_m, b_m the weighted mea
     sum_i w_i a_i b_i - a_m b_m = sum_i w_i (a_i - a_m)(b_i - b_m).
 
 The share of that error in the mean product is reported every round. Its Frobenius norms are estimated from
-`PROBES` fixed Gaussian vectors x per projection, E ||x M||^2 = ||M||_F^2, because x a_i b_i is a small thing to sum over
-any number of clients, while the products themselves are as large as the base model.
+a few fixed Gaussian vectors x per projection (`probe`).
 """
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import struct
 
-from devft_jax.developmental import LayerMap, fuse, inherit
-from devft_jax.federated.algorithm import Algorithm, PyTree, as_float32
-from devft_jax.models.llama import PROJECTIONS, Adapter, LoraFactors, ModelConfig
-from devft_jax.models.lora import LoraOptions, init_lora
-
-PROBES = 16
+from devft_jax.federated.adapters import adapter_of, initial_adapter, probe, returned_adapter, stage_adapter
+from devft_jax.federated.algorithm import Algorithm, Participant, PyTree, Share, as_float32, travelling
+from devft_jax.federated.algorithms.options import MethodConfig
+from devft_jax.models.llama import Adapter, LoraFactors
 
 
 class Sums(struct.PyTreeNode):
@@ -33,87 +31,47 @@ class Sums(struct.PyTreeNode):
     weight: jax.Array
 
 
-def probe(lora: dict[str, LoraFactors]) -> dict[str, jax.Array]:
-    """`x a b` f32[G, PROBES, out] of each projection for its fixed Gaussian probes x."""
-
-    def one(name: str, factors: LoraFactors) -> jax.Array:
-        key = jax.random.fold_in(jax.random.key(0, impl="threefry2x32"), PROJECTIONS.index(name))
-        vectors = jax.random.normal(key, (PROBES, factors.a.shape[-2]))
-        return jnp.einsum("pi,gir,gro->gpo", vectors, factors.a, factors.b)
-
-    return {name: one(name, factors) for name, factors in lora.items()}
-
-
-def _norm(tree: PyTree) -> jax.Array:
-    return jnp.sqrt(sum(jnp.sum(leaf * leaf) for leaf in jax.tree.leaves(tree)))
-
-
-def fedit(options: LoraOptions, message_dtype: str = "float32") -> Algorithm:
-    """FedIT with adapters as `options` say.
+def fedit(config: MethodConfig) -> Algorithm:
+    """FedIT with adapters as the configuration says.
 
     `message_dtype` is the dtype in which factors travel both ways; they train and accumulate in float32. Scale and dropout
     are known to everyone beforehand and are no part of a message.
     """
 
-    def init_server(key: jax.Array, config: ModelConfig) -> Adapter:
-        return init_lora(
-            key,
-            config,
-            rank=options.rank,
-            alpha=options.alpha,
-            targets=options.targets,
-            dropout=options.dropout,
-        )
+    def start(participant: Participant) -> tuple[PyTree, PyTree]:
+        return as_float32(participant.down), ()
 
-    def travel(lora: PyTree) -> PyTree:
-        return jax.tree.map(lambda leaf: leaf.astype(message_dtype), lora)
+    def finish(participant: Participant, train: PyTree) -> tuple[PyTree, PyTree]:
+        return travelling(train, config.message_dtype), participant.row
 
-    def broadcast(server: Adapter) -> PyTree:
-        return travel(server.lora)
-
-    def start(down: PyTree, row: PyTree) -> tuple[PyTree, PyTree]:
-        return as_float32(down), ()
-
-    def adapter(train: PyTree, frozen: PyTree) -> Adapter:
-        scale = jnp.float32(options.alpha / options.rank)
-        return Adapter(lora=train, scale=scale, dropout=options.dropout)
-
-    def finish(down: PyTree, train: PyTree, row: PyTree) -> tuple[PyTree, PyTree]:
-        return travel(train), row
-
-    def contribution(up: PyTree, weight: jax.Array) -> Sums:
+    def contribution(up: PyTree, share: Share) -> Sums:
         lora = as_float32(up)
-        weighted = jax.tree.map(lambda leaf: weight * leaf, (lora, probe(lora)))
-        return Sums(lora=weighted[0], probed=weighted[1], weight=weight)
+        weighted = jax.tree.map(lambda leaf: share.weight * leaf, (lora, probe(lora)))
+        return Sums(lora=weighted[0], probed=weighted[1], weight=share.weight)
 
     def finalize(server: Adapter, sums: Sums) -> tuple[Adapter, dict[str, jax.Array]]:
         lora, probed = jax.tree.map(lambda leaf: leaf / sums.weight, (sums.lora, sums.probed))
         error = jax.tree.map(jnp.subtract, probed, probe(lora))
-        product = _norm(probed)
+        product = optax.tree.norm(probed)
         metrics = {
-            "update_norm": _norm(jax.tree.map(jnp.subtract, lora, server.lora)),
-            "aggregation_error": jnp.where(product > 0, _norm(error) / product, 0.0),
+            "update_norm": optax.tree.norm(jax.tree.map(jnp.subtract, lora, server.lora)),
+            "aggregation_error": jnp.where(product > 0, optax.tree.norm(error) / product, 0.0),
         }
         return server.replace(lora=lora), metrics
-
-    def submodel(server: Adapter, layer_map: LayerMap) -> Adapter:
-        return server.replace(lora=fuse(layer_map, server.lora))
-
-    def transfer(full: Adapter, stage: Adapter, layer_map: LayerMap, mode: str) -> Adapter:
-        return full.replace(lora=inherit(layer_map, stage.lora, full.lora, mode=mode))
 
     return Algorithm(
         name="fedit",
         reference="Zhang et al., Towards Building the Federated GPT, ICASSP 2024",
         message="a and b of every adapted layer, both ways",
-        init_server=init_server,
-        broadcast=broadcast,
+        state="none",
+        init_server=lambda key, model, clients: initial_adapter(key, model, config),
+        broadcast=lambda server: travelling(server.lora, config.message_dtype),
         start=start,
-        adapter=adapter,
+        adapter=lambda train, frozen: adapter_of(train, config),
         finish=finish,
         contribution=contribution,
         finalize=finalize,
         view=lambda server: server,
-        submodel=submodel,
-        transfer=transfer,
+        submodel=stage_adapter,
+        transfer=returned_adapter,
     )

@@ -21,27 +21,26 @@ import jax
 import jax.numpy as jnp
 
 from devft_jax.developmental import LayerMap, fuse, inherit
-from devft_jax.federated.algorithm import Algorithm, PyTree
-from devft_jax.federated.algorithms.fedit import fedit
+from devft_jax.federated.adapters import adapter_of, initial_adapter, returned_adapter, stage_adapter
+from devft_jax.federated.algorithm import Algorithm, Clients, Participant, PyTree, empty
+from devft_jax.federated.algorithms.options import MethodConfig
 from devft_jax.models.llama import Adapter
-from devft_jax.models.lora import LoraOptions
 
 
-def local_only(options: LoraOptions, message_dtype: str = "float32") -> Algorithm:
-    """Local-only training with adapters as `options` say; `message_dtype` does not matter, as there is no message.
+def local_only(config: MethodConfig) -> Algorithm:
+    """Local-only training with adapters as the configuration says; `message_dtype` does not matter without a message.
 
     Server: the common initialisation, which never changes. Row: the client's factors, {projection: LoraFactors [G, ...]}.
     """
-    federated = fedit(options)
 
-    def start(down: PyTree, row: PyTree) -> tuple[PyTree, PyTree]:
-        return row, ()
+    def start(participant: Participant) -> tuple[PyTree, PyTree]:
+        return participant.row, ()
 
-    def finish(down: PyTree, train: PyTree, row: PyTree) -> tuple[PyTree, PyTree]:
+    def finish(participant: Participant, train: PyTree) -> tuple[PyTree, PyTree]:
         return {}, train
 
-    def init_bank(num_clients: int, server: Adapter) -> PyTree:
-        return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (num_clients, *leaf.shape)), server.lora)
+    def init_bank(clients: Clients, server: Adapter) -> PyTree:
+        return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (clients.size, *leaf.shape)), server.lora)
 
     def transfer_row(full: PyTree, stage: PyTree, layer_map: LayerMap, mode: str) -> PyTree:
         return inherit(layer_map, stage, full, mode=mode)
@@ -50,16 +49,17 @@ def local_only(options: LoraOptions, message_dtype: str = "float32") -> Algorith
         name="local-only",
         reference="control: every client alone, judged by the mean over clients",
         message="nothing",
-        init_server=federated.init_server,
-        broadcast=lambda server: {},
+        state="clients: their own a and b",
+        init_server=lambda key, model, clients: initial_adapter(key, model, config),
+        broadcast=empty,
         start=start,
-        adapter=federated.adapter,
+        adapter=lambda train, frozen: adapter_of(train, config),
         finish=finish,
-        contribution=lambda up, weight: {},
+        contribution=empty,
         finalize=lambda server, sums: (server, {}),
-        view=federated.view,
-        submodel=federated.submodel,
-        transfer=federated.transfer,
+        view=lambda server: server,
+        submodel=stage_adapter,
+        transfer=returned_adapter,
         init_bank=init_bank,
         submodel_row=lambda row, layer_map: fuse(layer_map, row),
         transfer_row=transfer_row,

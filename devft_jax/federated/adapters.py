@@ -1,0 +1,59 @@
+"""What most algorithms do with an adapter: begin it, carry it through a stage, hold it against the clients' mean."""
+
+import jax
+import jax.numpy as jnp
+
+from devft_jax.developmental import LayerMap, fuse, inherit
+from devft_jax.models.llama import PROJECTIONS, Adapter, LoraFactors, ModelConfig
+from devft_jax.models.lora import LoraOptions, init_lora
+
+PROBES = 16
+
+
+def initial_adapter(key: jax.Array, model: ModelConfig, options: LoraOptions) -> Adapter:
+    """The adapter before the first round, as `options` say; it leaves the base unchanged."""
+    return init_lora(
+        key,
+        model,
+        rank=options.rank,
+        alpha=options.alpha,
+        targets=options.targets,
+        dropout=options.dropout,
+    )
+
+
+def adapter_of(lora: dict[str, LoraFactors], options: LoraOptions, delta: dict[str, jax.Array] | None = None) -> Adapter:
+    """The adapter of these factors (and dense corrections): scale and dropout are known to everyone beforehand."""
+    return Adapter(lora=lora, scale=jnp.float32(options.alpha / options.rank), dropout=options.dropout, delta=delta or {})
+
+
+def stage_adapter(adapter: Adapter, layer_map: LayerMap) -> Adapter:
+    """The adapter of a stage's submodel: factors and dense corrections fused like the layers they belong to."""
+    lora, delta = fuse(layer_map, (adapter.lora, adapter.delta))
+    return adapter.replace(lora=lora, delta=delta)
+
+
+def returned_adapter(full: Adapter, stage: Adapter, layer_map: LayerMap, mode: str) -> Adapter:
+    """The full-depth adapter after a stage.
+
+    Factors return as `mode` says. A dense correction belongs to a frozen layer rather than to its adapter, so that what
+    returns to each layer of a group is always the change that the stage made to it.
+    """
+    lora = inherit(layer_map, stage.lora, full.lora, mode=mode)
+    delta = inherit(layer_map, stage.delta, full.delta, mode="delta") if full.delta else {}
+    return full.replace(lora=lora, delta=delta)
+
+
+def probe(lora: dict[str, LoraFactors]) -> dict[str, jax.Array]:
+    """`x a b` f32[G, PROBES, out] of each projection for its fixed Gaussian probes x.
+
+    E ||x M||^2 = ||M||_F^2: a small thing to sum over any number of clients, where the products themselves are as large as
+    the base model.
+    """
+
+    def one(name: str, factors: LoraFactors) -> jax.Array:
+        key = jax.random.fold_in(jax.random.key(0, impl="threefry2x32"), PROJECTIONS.index(name))
+        vectors = jax.random.normal(key, (PROBES, factors.a.shape[-2]))
+        return jnp.einsum("pi,gir,gro->gpo", vectors, factors.a, factors.b)
+
+    return {name: one(name, factors) for name, factors in lora.items()}

@@ -1,0 +1,71 @@
+"""Messages between the server and a client, and their size: what is counted is what travels.
+
+A message is a pytree. Its bytes are the sizes of its leaves in the dtype in which they travel. Clients of one cohort are
+trained together under `vmap`, so that their messages have one shape; where clients differ in rank, the factors of a smaller
+one are padded with zeros that do not travel. Such a message says so by being `Ranked`.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import struct
+
+from devft_jax.models.llama import LoraFactors
+
+PyTree = Any
+
+
+class Ranked(struct.PyTreeNode):
+    """Low-rank factors padded to a common rank, of which the first `rank` directions travel.
+
+    Attributes:
+      lora: factors of rank `most` [L, in, most], [L, most, out].
+      rank: i32[], at most `most`; it travels too.
+      most: the rank that the factors are padded to.
+    """
+
+    lora: dict[str, LoraFactors]
+    rank: jax.Array
+    most: int = struct.field(pytree_node=False)
+
+
+def _parts(message: PyTree) -> list[Any]:
+    return jax.tree.leaves(message, is_leaf=lambda node: isinstance(node, Ranked))
+
+
+def _size(leaf: Any) -> int:
+    return leaf.size * leaf.dtype.itemsize
+
+
+def message_bytes(message: PyTree, ranks: Sequence[int] | None = None) -> int:
+    """Bytes of one message, arrays or their shapes.
+
+    Args:
+      message: what travels. ranks: of its `Ranked` parts in their order; without them these count in full, which is the most
+        that they can be.
+    """
+    parts = _parts(message)
+    ranked = [part for part in parts if isinstance(part, Ranked)]
+    chosen = iter([part.most for part in ranked] if ranks is None else ranks)
+    total = 0
+    for part in parts:
+        if isinstance(part, Ranked):
+            full = sum(map(_size, jax.tree.leaves(part.lora)))
+            total += full * int(next(chosen)) // part.most + _size(part.rank)
+        else:
+            total += _size(part)
+    return total
+
+
+def ranks_of(message: PyTree) -> tuple[jax.Array, ...]:
+    """The ranks of a message's `Ranked` parts, in their order; empty for a message whose shape says all."""
+    return tuple(part.rank for part in _parts(message) if isinstance(part, Ranked))
+
+
+def messages_bytes(message: PyTree, ranks: Sequence[np.ndarray], count: int) -> int:
+    """Bytes of `count` messages of one shape whose `Ranked` parts have ranks i32[count] each."""
+    if not ranks:
+        return count * message_bytes(message)
+    return sum(message_bytes(message, [int(part[index]) for part in ranks]) for index in range(count))
