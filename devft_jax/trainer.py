@@ -380,7 +380,7 @@ class Trainer:
             raise RunError(f"stage {stage + 1} could not be built: {error}") from error
         if transition is None:
             return False
-        layer_map = transition.layer_map
+        layer_map = dataclasses.replace(transition.layer_map, align=self.config.gauge_alignment)
         identity_map = layer_map.is_identity
         state.layer_map, state.stage, state.rounds_in_stage = layer_map, stage, 0
         state.server = self.algorithm.submodel(state.full, layer_map)

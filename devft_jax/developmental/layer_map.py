@@ -40,11 +40,13 @@ class LayerMap:
         assign: i32[L], the group each layer gets its LoRA back from; -1 for a layer that is absent from
             this stage and keeps its own.
         train: bool[G], the rows that learn and travel; the others are computed but stay. Default all.
+        align: whether low-rank factors are rotated to their anchor's before they are fused (`align_factors`).
     """
 
     fuse: jax.Array
     assign: jax.Array
     train: jax.Array = None  # type: ignore[assignment]
+    align: bool = dataclasses.field(default=False, metadata={"static": True})
 
     def __post_init__(self) -> None:
         """Lets every row train unless told otherwise."""
