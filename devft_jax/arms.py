@@ -25,12 +25,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from devft_jax.config import GROWTHS, RunConfig, config_from_mapping, field_types, validate
+from devft_jax.config import RunConfig, config_from_mapping, field_types, validate
 from devft_jax.data import DataOptions
+from devft_jax.developmental import GROWTHS
 from devft_jax.errors import InputError
 from devft_jax.federated.algorithms import ALGORITHMS
+from devft_jax.federated.options import validate_learning_rate
+from devft_jax.models.pretrained import model_architecture
 from devft_jax.plan import make_plan
-from devft_jax.trainer import plan_stages
+from devft_jax.stages import named_growth, plan_stages
+from devft_jax.trainer import bundled_model
 
 END_TO_END = "end-to-end"
 CONTROLS = {"bytes": "bytes_up", "flops": "train_flops"}
@@ -164,36 +168,60 @@ def check_arms(arms: Sequence[Arm]) -> None:
             )
 
 
+def check_stages(config: RunConfig) -> None:
+    """Raise `InputError` for stages that do not fit the model, or rates that do not fit the stages, before any run."""
+    layers = model_architecture(bundled_model() if config.model == "bundled" else config.model).layers
+    validate_learning_rate(config, len(plan_stages(config, named_growth(config, layers), layers)))
+
+
 class Costs:
-    """What a configuration sends and computes, before it is run: per round of each stage, over all clients."""
+    """What a configuration sends and computes, before it is run: per round of each stage, over all clients.
+
+    Raises:
+      InputError: the plan cannot tell, because stages end or layers are chosen by what is found while training.
+    """
 
     def __init__(self, config: RunConfig):
         # The plan refuses more participants than clients; how many there are may only be known from the data.
         clients = max(config.clients, config.clients_per_round)
         plan = make_plan(dataclasses.replace(config, clients=clients))
-        self.config, self.pools = config, plan.pools
+        if len(plan.stages) > 1 and config.stage_end != "fixed":
+            raise InputError(
+                f"stage_end '{config.stage_end}' ends stages by the loss, so that what it sends and computes is not known "
+                "beforehand; give --stage-end fixed, or compare by rounds alone."
+            )
+        self.config, self.layers = config, plan.architecture.layers
+        self.growth = named_growth(config, self.layers)
         self.rates = {
             name: [getattr(stage, name) / stage.rounds for stage in plan.stages] for name in dict.fromkeys(CONTROLS.values())
         }
 
-    @property
-    def stages(self) -> int:
-        """Of the growth, each of which takes at least a round."""
-        return len(self.rates["bytes_up"])
-
-    def of(self, name: str, rounds: int | None = None) -> float:
-        """A figure of the plan over this many rounds, by default the configuration's own."""
-        config = self.config
-        if rounds is not None:
-            config = dataclasses.replace(config, rounds=rounds, stage_rounds=None)
-        shares = plan_stages(config, self.stages)
+    def _of(self, name: str, config: RunConfig) -> float:
+        shares = plan_stages(config, self.growth, self.layers)
         return sum(share * rate for share, rate in zip(shares, self.rates[name], strict=True))
 
+    def of(self, name: str) -> float:
+        """A figure of the plan over the configuration's own rounds."""
+        return self._of(name, self.config)
 
-def closest(cost: Callable[[int], float], wanted: float, low: int, high: int) -> int:
-    """The whole number in [low, high] whose cost, which rises with it, is closest to `wanted`; of two, the larger."""
-    reached = low + bisect.bisect_left(range(low, high + 1), wanted, key=cost)
-    return min((number for number in (reached, reached - 1) if low <= number <= high), key=lambda n: abs(cost(n) - wanted))
+    def by_rounds(self, name: str, most: int) -> dict[int, float]:
+        """A figure of the plan over 1 to `most` rounds; numbers that are too few for the stages are left out."""
+        found = {}
+        for rounds in range(1, most + 1):
+            with contextlib.suppress(InputError):
+                found[rounds] = self._of(name, dataclasses.replace(self.config, rounds=rounds, stage_rounds=None))
+        return found
+
+
+def nearest(costs: Mapping[int, float], wanted: float) -> int:
+    """The number whose cost is closest to `wanted`; of two, the larger."""
+    return min(costs, key=lambda number: (abs(costs[number] - wanted), -number))
+
+
+def nearest_rank(cost: Callable[[int], float], wanted: float, most: int = LARGEST_RANK) -> int:
+    """As `nearest`, over ranks up to `most`, whose costs rise."""
+    reached = 1 + bisect.bisect_left(range(1, most + 1), wanted, key=cost)
+    return nearest({rank: cost(rank) for rank in (reached - 1, reached) if 1 <= rank <= most}, wanted)
 
 
 def total_rounds(config: RunConfig) -> int:
@@ -216,8 +244,7 @@ def configure(arms: Sequence[Arm], common: RunConfig) -> list[Configured]:
                 found[arm.name] = _control(found[arm.name], found[arm.target])
     for each in found.values():
         with _naming(each.arm):
-            # Planning finds what does not fit the model or its stages, before anything is run.
-            Costs(each.config)
+            check_stages(each.config)
     return [found[arm.name] for arm in arms]
 
 
@@ -250,12 +277,14 @@ def _control(own: Configured, target: Configured) -> Configured:
         raise InputError(f"'{name_of_target}' sends nothing, so no rank sends as much.")
     if own.arm.control == "flops":
         costs = Costs(config)
-        most = costs.stages + int(wanted / min(costs.rates[name])) + 1
-        rounds = closest(lambda count: costs.of(name, count), wanted, costs.stages, most)
-        share = costs.of(name, rounds) / wanted
+        found = costs.by_rounds(name, 1 + int(wanted / min(costs.rates[name])))
+        if not found:
+            raise InputError(f"'{name_of_target}' computes less than one round of each of its stages does; leave it out.")
+        rounds = nearest(found, wanted)
         config = dataclasses.replace(config, rounds=rounds, stage_rounds=None)
         note = (
-            f"{rounds} of {total_rounds(own.config)} rounds compute {share:.0%} of what '{name_of_target}' does, as planned"
+            f"{rounds} of {total_rounds(own.config)} rounds compute {found[rounds] / wanted:.0%} of what '{name_of_target}' "
+            "does, as planned"
         )
         return Configured(own.arm, config, note)
 
@@ -269,7 +298,7 @@ def _control(own: Configured, target: Configured) -> Configured:
         raise InputError(
             f"what {config.algorithm} sends does not follow rank, so no rank sends what '{name_of_target}' does."
         )
-    rank = closest(sent, wanted, 1, LARGEST_RANK)
+    rank = nearest_rank(sent, wanted)
     share = sent(rank) / wanted
     return Configured(
         own.arm, at_rank(rank), f"rank {rank} instead of {config.rank} sends {share:.0%} of '{name_of_target}'"
@@ -315,14 +344,14 @@ def _cut(own: Configured, costs: Costs, budget: float, of: str) -> Configured:
     with _naming(own.arm):
         if own.config.stage_rounds is not None:
             raise InputError("stage_rounds fixes its length, which a budget of bytes must cut; leave it out.")
-        least = costs.stages
-        fitting = bisect.bisect_right(range(least, rounds + 1), budget, key=lambda count: costs.of("bytes_up", count))
+        found = costs.by_rounds("bytes_up", rounds)
+        fitting = [count for count, bytes_up in found.items() if bytes_up <= budget]
         if not fitting:
             raise InputError(
-                f"one round of each of its {least} stages sends {costs.of('bytes_up', least):,.0f} bytes, more than the "
-                f"budget of {budget:,.0f}; leave it out, or name another arm as --budget-of."
+                f"its shortest run sends {min(found.values()):,.0f} bytes, more than the budget of {budget:,.0f}; leave it "
+                "out, or name another arm as --budget-of."
             )
-    fewer = least + fitting - 1
-    share = costs.of("bytes_up", fewer) / budget
+    fewer = max(fitting)
+    share = found[fewer] / budget
     config = dataclasses.replace(own.config, rounds=fewer)
     return Configured(own.arm, config, noted(f"{fewer} of {rounds} rounds fit: {share:.0%} of the budget"))

@@ -29,7 +29,6 @@ from typing import Any
 from devft_jax.arms import (
     END_TO_END,
     Configured,
-    Costs,
     configure,
     leanest,
     parse_arm,
@@ -40,6 +39,7 @@ from devft_jax.arms import (
 from devft_jax.config import RunConfig, identity, to_plain, validate
 from devft_jax.data import check_data_found
 from devft_jax.errors import InputError
+from devft_jax.federated.algorithms import ALGORITHMS
 from devft_jax.report import read_story
 from devft_jax.reporting import Progress
 from devft_jax.reporting import comparison as told
@@ -488,7 +488,7 @@ def _result(
     plain = to_plain(config)
     changes = {name: plain[name] for name in each.arm.overrides if plain[name] != to_plain(common)[name]}
     shown = {name: value for name, value in plain.items() if name not in ("seed", "out")}
-    pools = Costs(each.config).pools
+    pools = ALGORITHMS[config.algorithm](config).pools
     return ArmResult(each.arm.name, shown, changes, each.note, outcomes, pools, tuning)
 
 

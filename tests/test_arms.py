@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from devft_jax.arms import (
     Arm,
     Costs,
-    closest,
     configure,
     leanest,
+    nearest,
+    nearest_rank,
     parse_arm,
     read_arms,
     total_rounds,
@@ -109,16 +110,16 @@ def test_bad_arms_files_are_refused(tmp_path, text, words):
         read_arms(path)
 
 
-@given(st.integers(1, 9), st.integers(0, 30), st.floats(0.5, 9), st.floats(-3, 300))
-def test_the_closest_number_is_that_of_a_search(low, more, step, wanted):
-    high = low + more
-    found = closest(lambda number: step * number, wanted, low, high)
-    distances = {number: abs(step * number - wanted) for number in range(low, high + 1)}
-    assert distances[found] == min(distances.values())
+@given(st.integers(1, 30), st.floats(0.5, 9), st.floats(-3, 300))
+def test_the_nearest_rank_is_that_of_a_search(most, step, wanted):
+    costs = {rank: step * rank for rank in range(1, most + 1)}
+    found = nearest_rank(costs.__getitem__, wanted, most)
+    assert abs(costs[found] - wanted) == min(abs(cost - wanted) for cost in costs.values())
+    assert found == nearest(costs, wanted)
 
 
 def test_of_two_equally_close_the_larger_is_taken():
-    assert closest(float, 7.5, 1, 20) == 8
+    assert nearest_rank(float, 7.5, 20) == nearest({7: 7.0, 8: 8.0}, 7.5) == 8
 
 
 def test_the_controls_have_the_bytes_and_the_work_of_their_target():
@@ -140,13 +141,28 @@ def test_the_controls_have_the_bytes_and_the_work_of_their_target():
     assert "as planned" in same_work.note
 
 
-@pytest.mark.parametrize("rounds", [4, 7, 16, 33])
-def test_costs_at_other_lengths_are_those_of_plans(rounds):
-    config = configured("fedit+devft")["fedit+devft"].config
-    plan = make_plan(dataclasses.replace(config, rounds=rounds))
+@pytest.mark.parametrize("text", ["fedit+devft", "fedit+progfed"])
+def test_costs_at_other_lengths_are_those_of_plans(text):
+    config = configured(text)[text].config
     costs = Costs(config)
-    assert costs.of("bytes_up", rounds) == plan.total("bytes_up")
-    assert costs.of("train_flops", rounds) == pytest.approx(plan.total("train_flops"))
+    sent, computed = (costs.by_rounds(name, 33) for name in ("bytes_up", "train_flops"))
+    assert min(sent) == {"fedit+devft": 4, "fedit+progfed": 8}[text]
+    for rounds in (9, 33):
+        plan = make_plan(dataclasses.replace(config, rounds=rounds))
+        assert sent[rounds] == plan.total("bytes_up")
+        assert computed[rounds] == pytest.approx(plan.total("train_flops"))
+
+
+def test_what_is_only_known_while_training_is_no_budget_and_no_target():
+    for text in ("fedit+devft:stage_end=plateau", "fedit+devft:capacity_schedule=eigengap"):
+        # By rounds it is compared like any other.
+        found = configured("fedit", text)
+        with pytest.raises(InputError, match=r"not known beforehand|does not read"):
+            within_bytes(list(found.values()), "fedit")
+        with pytest.raises(
+            InputError, match=r"the arm 'fedit@bytes=.*' cannot be run: .*(not known beforehand|does not read)"
+        ):
+            configured(text, f"fedit@bytes={text}")
 
 
 def test_a_budget_of_bytes_cuts_what_sends_more_and_leaves_the_rest():
@@ -155,10 +171,10 @@ def test_a_budget_of_bytes_cuts_what_sends_more_and_leaves_the_rest():
     assert leanest(arms) == "fedit+devft"
     budget, cut = within_bytes(arms, "fedit+devft")
     for before, each in zip(arms, cut, strict=True):
-        costs = Costs(before.config)
         rounds, full = total_rounds(each.config), total_rounds(before.config)
-        assert costs.of("bytes_up", rounds) <= budget
-        assert rounds == full or costs.of("bytes_up", rounds + 1) > budget
+        sent = Costs(before.config).by_rounds("bytes_up", full)
+        assert sent[rounds] <= budget
+        assert rounds == full or sent[rounds + 1] > budget
         assert each.config == dataclasses.replace(before.config, rounds=rounds)
     notes = [each.note for each in cut]
     assert notes[0] == "7 of 16 rounds fit: 93% of the budget"
@@ -176,7 +192,9 @@ def test_budgets_that_cannot_be_are_refused():
     with pytest.raises(InputError, match="budget_of 'central' sends nothing"):
         within_bytes(alone, "central")
     arms = list(configured("fedit:rank=1", "fedit+devft:rank=64").values())
-    with pytest.raises(InputError, match=r"one round of each of its 4 stages sends .* more than the budget"):
+    with pytest.raises(
+        InputError, match=r"'fedit\+devft:rank=64' cannot be run: its shortest run sends .* bytes, more than the budget"
+    ):
         within_bytes(arms, "fedit:rank=1")
     fixed = list(configured("fedit+devft:stage_rounds=1/1/1/13", "fedit:rank=4").values())
     with pytest.raises(InputError, match="stage_rounds fixes its length, which a budget of bytes must cut"):
