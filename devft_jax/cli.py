@@ -356,34 +356,11 @@ def _generate(arguments: list[str]) -> int:
 def _list(arguments: list[str]) -> int:
     import tyro
 
-    from devft_jax.config import PRESETS, RunConfig
-    from devft_jax.data import BUILT_IN, METHODS, TEMPLATES
-    from devft_jax.developmental import GROWTHS
-    from devft_jax.federated.algorithms import ALGORITHMS
+    from devft_jax.listing import listing
 
     def nothing() -> None:
-        """Algorithms, growths, presets, data sets and templates."""
+        """Algorithms and growths with what they send and keep; presets, data sets, templates and partitions."""
 
     tyro.cli(nothing, prog="devft list", args=arguments)
-    algorithms = {name: make(RunConfig()) for name, make in ALGORITHMS.items()}
-    sections = {
-        "algorithms (--algorithm)": {name: f"{item.reference}; sends {item.message}" for name, item in algorithms.items()},
-        "growths (--growth)": {name: f"{item.reference}; sends {item.message}" for name, item in GROWTHS.items()},
-        "presets (--preset)": {
-            name: ", ".join(f"{key} {_shown(values[key])}" for key in ("model", "rounds") if key in values)
-            for name, values in PRESETS.items()
-        },
-        "data sets (--data)": {name: item.description for name, item in BUILT_IN.items()},
-        "templates (--template)": {name: item.description for name, item in TEMPLATES.items()},
-        "partitions (--partition)": METHODS,
-    }
-    for title, entries in sections.items():
-        print(title)
-        for name, text in entries.items():
-            print(f"  {name:<18} {text}")
-        print()
+    print(listing())
     return 0
-
-
-def _shown(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
