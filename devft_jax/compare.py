@@ -46,6 +46,7 @@ from devft_jax.reporting import comparison as told
 from devft_jax.reporting.comparison import ArmResult, Budget, Comparison, Outcome, Point
 from devft_jax.reporting.comparison_page import comparison_html
 from devft_jax.reporting.progress import readable_seconds
+from devft_jax.reporting.story import Story
 from devft_jax.reporting.units import BYTES, readable
 from devft_jax.run import StopRequest
 from devft_jax.storage import RunFolder
@@ -345,10 +346,14 @@ def read_outcome(job: Job) -> Outcome | None:
         story = read_story(path)
     except InputError as error:
         return Outcome(job.config.seed, str(path), error=str(error))
+    return Outcome(job.config.seed, str(path), story.record, full_model_curve(story))
+
+
+def full_model_curve(story: Story) -> list[Point]:
+    """The full model's held-out losses along a run, and what had been spent by then."""
     seconds, sent, work = (story.total(name) for name in ("seconds", "bytes_up", "train_flops"))
     points = [point for piece in story.full_model for point in piece]
-    curve = [Point(at.round, seconds[at.round], sent[at.round], work[at.round], at.loss) for at in points]
-    return Outcome(job.config.seed, str(path), story.record, curve)
+    return [Point(at.round, seconds[at.round], sent[at.round], work[at.round], at.loss) for at in points]
 
 
 def check_splits(outcomes: Sequence[Outcome]) -> None:
