@@ -380,6 +380,11 @@ class Trainer:
             raise RunError(f"stage {stage + 1} could not be built: {error}") from error
         if transition is None:
             return False
+        if not self.algorithm.layered and not np.all(transition.layer_map.train):
+            raise InputError(
+                f"{self.algorithm.name} trains weights that all layers share, so no layer of stage {stage + 1} can be kept "
+                f"from learning as growth '{self.config.growth}' wants; choose another growth or algorithm."
+            )
         layer_map = dataclasses.replace(transition.layer_map, align=self.config.gauge_alignment)
         identity_map = layer_map.is_identity
         state.layer_map, state.stage, state.rounds_in_stage = layer_map, stage, 0
