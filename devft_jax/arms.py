@@ -33,6 +33,7 @@ from devft_jax.federated.algorithms import ALGORITHMS
 from devft_jax.federated.options import validate_learning_rate
 from devft_jax.models.pretrained import model_architecture
 from devft_jax.plan import make_plan
+from devft_jax.reporting.units import BYTES, readable
 from devft_jax.stages import named_growth, plan_stages
 from devft_jax.trainer import bundled_model
 
@@ -314,20 +315,40 @@ def leanest(arms: Sequence[Configured]) -> str:
     return min(sending, key=lambda name: sending[name])
 
 
-def within_bytes(arms: Sequence[Configured], of: str) -> tuple[float, list[Configured]]:
-    """The bytes that the arm `of` sends up in all its rounds, and every arm with as many rounds as fit into them.
+@dataclass(frozen=True)
+class Fitting:
+    """Arms within a budget of bytes: every one with as many rounds as fit, and a sentence on each for which none do."""
+
+    budget: float
+    arms: Sequence[Configured]
+    left_out: Sequence[str]
+
+
+def within_bytes(arms: Sequence[Configured], of: str) -> Fitting:
+    """The arms within the bytes that the arm `of` sends up in all its rounds.
 
     Raises:
-      InputError: the arm sends nothing, or another needs more for one round of each of its stages.
+      InputError: the arm sends nothing, or what another sends cannot be known or cut.
     """
-    costs = {each.arm.name: Costs(each.config) for each in arms}
+    costs = {}
+    for each in arms:
+        with _naming(each.arm):
+            costs[each.arm.name] = Costs(each.config)
     budget = costs[of].of("bytes_up")
     if not budget:
         raise InputError(f"budget_of '{of}' sends nothing, so its bytes are no budget; name an arm that sends.")
-    return budget, [_cut(each, costs[each.arm.name], budget, of) for each in arms]
+    fitting, left_out = [], []
+    for each in arms:
+        found = _cut(each, costs[each.arm.name], budget, of)
+        if isinstance(found, str):
+            left_out.append(found)
+        else:
+            fitting.append(found)
+    return Fitting(budget, fitting, left_out)
 
 
-def _cut(own: Configured, costs: Costs, budget: float, of: str) -> Configured:
+def _cut(own: Configured, costs: Costs, budget: float, of: str) -> Configured | str:
+    """The arm with the rounds that fit, or why none do."""
     rounds, sent = total_rounds(own.config), costs.of("bytes_up")
 
     def noted(text: str) -> str:
@@ -344,13 +365,11 @@ def _cut(own: Configured, costs: Costs, budget: float, of: str) -> Configured:
     with _naming(own.arm):
         if own.config.stage_rounds is not None:
             raise InputError("stage_rounds fixes its length, which a budget of bytes must cut; leave it out.")
-        found = costs.by_rounds("bytes_up", rounds)
-        fitting = [count for count, bytes_up in found.items() if bytes_up <= budget]
-        if not fitting:
-            raise InputError(
-                f"its shortest run sends {min(found.values()):,.0f} bytes, more than the budget of {budget:,.0f}; leave it "
-                "out, or name another arm as --budget-of."
-            )
+    found = costs.by_rounds("bytes_up", rounds)
+    fitting = [count for count, bytes_up in found.items() if bytes_up <= budget]
+    if not fitting:
+        least = readable(min(found.values()), BYTES)
+        return f"{own.arm.name} is left out: its shortest run sends {least}, more than the budget."
     fewer = max(fitting)
     share = found[fewer] / budget
     config = dataclasses.replace(own.config, rounds=fewer)

@@ -137,12 +137,22 @@ def run_name(config: RunConfig) -> str:
 
 
 @dataclass(frozen=True)
+class _Terms:
+    """A budget as it was asked for: the arms with the rounds that it leaves them; see `Budget`."""
+
+    kind: str
+    text: str
+    arms: Sequence[Configured]
+    left_out: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
 class _Request:
     """A checked request: the arms under every budget, the seeds and the reference."""
 
     common: RunConfig
     options: CompareOptions
-    budgets: Mapping[str, tuple[str, Sequence[Configured]]]
+    budgets: Sequence["_Terms"]
     seeds: tuple[int, ...]
     reference: str
 
@@ -173,18 +183,24 @@ def _checked(common: RunConfig, options: CompareOptions) -> _Request:
     # Arms have their stages; the common rounds are what the configuration's own growth would take.
     common = dataclasses.replace(common, rounds=total_rounds(common))
     arms_of = configure(arms, common)
-    budgets: dict[str, tuple[str, Sequence[Configured]]] = {}
+    reference = options.reference or names[0]
+    budgets = []
     for kind in options.budget:
         if kind == "rounds":
             others = [each.arm.name for each in arms_of if total_rounds(each.config) != common.rounds]
             but = f", but for {', '.join(others)}" if others else ""
-            budgets[kind] = (f"Equal rounds: {common.rounds}{but}", arms_of)
+            budgets.append(_Terms(kind, f"Equal rounds: {common.rounds}{but}", arms_of))
             continue
         of = options.budget_of or leanest(arms_of)
-        count, fitting = within_bytes(arms_of, of)
-        text = f"Equal bytes: {readable(count, BYTES)} sent up by all clients, as {of} does; at most {common.rounds} rounds"
-        budgets[kind] = (text, fitting)
-    return _Request(common, options, budgets, tuple(seeds), options.reference or names[0])
+        found = within_bytes(arms_of, of)
+        if reference not in [each.arm.name for each in found.arms]:
+            raise InputError(
+                f"the reference does not fit: {' '.join(found.left_out)} Name another --reference or --budget-of."
+            )
+        sent = readable(found.budget, BYTES)
+        text = f"Equal bytes: {sent} sent up by all clients, as {of} does; at most {common.rounds} rounds"
+        budgets.append(_Terms(kind, text, found.arms, found.left_out))
+    return _Request(common, options, budgets, tuple(seeds), reference)
 
 
 def _check_rates(options: CompareOptions, seeds: Sequence[int], fixed: Sequence[str]) -> None:
@@ -405,7 +421,7 @@ def compare(common: RunConfig, options: CompareOptions, *, progress: Progress | 
 
 def _compared(request: _Request, out: Path, progress: Progress, stop: StopRequest, command: str) -> Comparison:
     options = request.options
-    entries = [(kind, each) for kind, (_, arms) in request.budgets.items() for each in arms]
+    entries = [(terms.kind, each) for terms in request.budgets for each in terms.arms]
     rounds = len(request.seeds) * sum({run_name(each.config): total_rounds(each.config) for _, each in entries}.values())
     runs = _Runs(out, progress, stop, later=rounds if options.learning_rates else 0)
     tuning = _tuned(entries, options, runs)
@@ -423,9 +439,9 @@ def _compared(request: _Request, out: Path, progress: Progress, stop: StopReques
     outcomes = runs.make(list(jobs.values()), "run")
     check_splits(list(outcomes.values()))
     budgets = []
-    for kind, (text, arms) in request.budgets.items():
-        results = []
-        for each in arms:
+    for terms in request.budgets:
+        kind, results = terms.kind, []
+        for each in terms.arms:
             mine = {seed: jobs.get((kind, each.arm.name, seed)) for seed in request.seeds}
             found = [
                 Outcome(seed, "", error="no learning rate of the search came to an end.")
@@ -435,7 +451,7 @@ def _compared(request: _Request, out: Path, progress: Progress, stop: StopReques
             ]
             config = next((job.config for job in mine.values() if job is not None), each.config)
             results.append(_result(request.common, each, config, found, tuning.get((kind, each.arm.name))))
-        budgets.append(Budget(kind, text, results))
+        budgets.append(Budget(kind, terms.text, results, terms.left_out))
     target = options.target_loss
     if target is None:
         standard = told.mean_of(budgets[0].arm(request.reference), told.LEARNED[0])

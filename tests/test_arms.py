@@ -169,7 +169,9 @@ def test_a_budget_of_bytes_cuts_what_sends_more_and_leaves_the_rest():
     arms = list(configured("fedit", "fedit+devft", "fedit+devft:capacities=1/16", "local-only").values())
     # The least is sent by the stages of 1 and 16 layers: 8.5 / 16 is more than 7.5 / 16.
     assert leanest(arms) == "fedit+devft"
-    budget, cut = within_bytes(arms, "fedit+devft")
+    found = within_bytes(arms, "fedit+devft")
+    budget, cut = found.budget, found.arms
+    assert not found.left_out
     for before, each in zip(arms, cut, strict=True):
         rounds, full = total_rounds(each.config), total_rounds(before.config)
         sent = Costs(before.config).by_rounds("bytes_up", full)
@@ -180,9 +182,16 @@ def test_a_budget_of_bytes_cuts_what_sends_more_and_leaves_the_rest():
     assert notes[0] == "7 of 16 rounds fit: 93% of the budget"
     assert notes[1] == "its bytes are the budget"
     assert notes[3] == "sends nothing, so it has its full length"
-    _, within_fedit = within_bytes(arms, "fedit")
+    within_fedit = within_bytes(arms, "fedit").arms
     assert [total_rounds(each.config) for each in within_fedit] == [16] * 4
     assert within_fedit[1].note == "full length: its 16 rounds send 47% of the budget"
+
+
+def test_an_arm_whose_shortest_run_sends_more_is_left_out_and_told_of():
+    arms = list(configured("fedit:rank=1", "fedit+devft:rank=64", "fedit").values())
+    found = within_bytes(arms, "fedit:rank=1")
+    assert [each.arm.name for each in found.arms] == ["fedit:rank=1", "fedit"]
+    assert found.left_out == ["fedit+devft:rank=64 is left out: its shortest run sends 13.8 MB, more than the budget."]
 
 
 def test_budgets_that_cannot_be_are_refused():
@@ -191,11 +200,6 @@ def test_budgets_that_cannot_be_are_refused():
         leanest(alone)
     with pytest.raises(InputError, match="budget_of 'central' sends nothing"):
         within_bytes(alone, "central")
-    arms = list(configured("fedit:rank=1", "fedit+devft:rank=64").values())
-    with pytest.raises(
-        InputError, match=r"'fedit\+devft:rank=64' cannot be run: its shortest run sends .* bytes, more than the budget"
-    ):
-        within_bytes(arms, "fedit:rank=1")
     fixed = list(configured("fedit+devft:stage_rounds=1/1/1/13", "fedit:rank=4").values())
     with pytest.raises(InputError, match="stage_rounds fixes its length, which a budget of bytes must cut"):
         within_bytes(fixed, "fedit:rank=4")

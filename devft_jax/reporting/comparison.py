@@ -93,11 +93,12 @@ class ArmResult:
 
 @dataclass(frozen=True)
 class Budget:
-    """All methods under one budget: `kind` is rounds or bytes, `text` says what it is."""
+    """All methods under one budget: `kind` is rounds or bytes, `text` says what it is, `left_out` what does not fit."""
 
     kind: str
     text: str
     arms: Sequence[ArmResult]
+    left_out: Sequence[str] = ()
 
     def arm(self, name: str) -> ArmResult:
         """The arm of this name."""
@@ -309,10 +310,8 @@ def learned_table(comparison: Comparison, budget: Budget) -> Table:
     for arm in budget.arms:
         row = [arm.name, str(arm.rounds), str(arm.config["rank"]), _rate(arm), _counted(arm)]
         for measure in measures:
-            difference_ = difference(comparison, budget, arm, measure)
-            told = _cell(difference_, measure.form, sign=True) + (
-                "*" if difference_ is not None and difference_.sign else ""
-            )
+            found = difference(comparison, budget, arm, measure)
+            told = _cell(found, measure.form, sign=True) + ("*" if found is not None and found.sign else "")
             row += [
                 _cell(mean_of(arm, measure), measure.form),
                 "reference" if arm.name == comparison.reference else told,
@@ -392,20 +391,22 @@ def sections(comparison: Comparison) -> list[Section]:
             target_table(comparison, budget),
             tuning_table(comparison, budget),
         ]
-        notes = [f"{arm.name}: {arm.note}." for arm in budget.arms if arm.note]
-        failed = [f"{arm.name}, seed {outcome.seed}, failed: {outcome.error}" for arm, outcome in _failures(budget)]
-        paragraphs = [*notes, *dict.fromkeys(failed)]
-        told.append(Section(budget.text, [each for each in found if each is not None], paragraphs))
+        told.append(Section(budget.text, [each for each in found if each is not None], notes(budget)))
     told.append(Section("What can be said", paragraphs=verdict(comparison)))
     told.append(Section("How it was compared", paragraphs=fairness(comparison)))
     return told
 
 
-def _failures(budget: Budget) -> Iterator[tuple[ArmResult, Outcome]]:
-    for arm in budget.arms:
-        for outcome in arm.outcomes:
-            if not outcome.finished:
-                yield arm, outcome
+def notes(budget: Budget) -> list[str]:
+    """How arms came by their rounds or rank, and which runs failed and why, in sentences."""
+    own = [f"{arm.name}: {arm.note}." for arm in budget.arms if arm.note]
+    failed = [
+        f"{arm.name}, seed {outcome.seed}, failed: {outcome.error}"
+        for arm in budget.arms
+        for outcome in arm.outcomes
+        if not outcome.finished
+    ]
+    return [*own, *budget.left_out, *failed]
 
 
 # ---- sentences -------------------------------------------------------------------------------------------------------
@@ -689,7 +690,7 @@ def to_plain(comparison: Comparison) -> dict[str, Any]:
                     "measures": measures,
                 }
             )
-        budgets.append({"kind": budget.kind, "text": budget.text, "arms": arms})
+        budgets.append({"kind": budget.kind, "text": budget.text, "left_out": list(budget.left_out), "arms": arms})
     plain = {each.name: getattr(comparison, each.name) for each in dataclasses.fields(comparison) if each.name != "budgets"}
     return {**plain, "budgets": budgets, "verdict": verdict(comparison), "notes": fairness(comparison)}
 

@@ -23,8 +23,8 @@ from devft_jax.reporting.comparison import (
     fronts,
     learned_table,
     mean_of,
+    notes,
     run_rows,
-    sections,
     shortened,
     target_table,
     tuning_table,
@@ -81,7 +81,6 @@ def _table(found: Table | None) -> str:
 
 
 def _budget(comparison: Comparison, budget: Budget) -> str:
-    told = next(section for section in sections(comparison) if section.title == budget.text)
     return page.section(
         budget.kind,
         budget.text,
@@ -91,7 +90,7 @@ def _budget(comparison: Comparison, budget: Budget) -> str:
         _table(target_table(comparison, budget)),
         *_curves(comparison, budget),
         _table(tuning_table(comparison, budget)),
-        *map(page.paragraph, told.paragraphs),
+        *map(page.paragraph, notes(budget)),
     )
 
 
