@@ -35,7 +35,7 @@ from devft_jax.accounting.communication import (
     submodel_bytes,
 )
 from devft_jax.accounting.energy import emissions, resolve_joules_per_flop
-from devft_jax.accounting.flops import evaluation_flops, training_breakdown
+from devft_jax.accounting.flops import Adaptation, evaluation_flops, training_breakdown
 from devft_jax.accounting.memory import (
     MemoryTerms,
     Work,
@@ -292,15 +292,15 @@ class _Planner:
     def stage(self, layers: int, cohorts: Sequence[np.ndarray], missed: int) -> StagePlan:
         config, architecture = self.config, self.architecture
         messages = self.messages(layers)
-        train, _ = jax.eval_shape(self.algorithm.start, messages.participant)
+        train, frozen = jax.eval_shape(self.algorithm.start, messages.participant)
+        adapter = jax.eval_shape(self.algorithm.adapter, train, frozen)
         participations = sum(len(cohort) for cohort in cohorts)
         new = newcomers(cohorts)
         stored = stage_quantization(architecture, layers, config.quantization, config.fused_precision)
         submodel = self.sent * submodel_bytes(architecture, layers, dtype=self.compute.dtype, quantization=stored)
         shape: dict[str, Any] = {
             "layers": layers,
-            "rank": config.rank,
-            "targets": config.targets,
+            "adaptation": Adaptation.of(adapter, train, layers),
             "length": self.work.length,
         }
         per_token = training_breakdown(architecture, **shape)

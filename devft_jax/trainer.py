@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from devft_jax.accounting import EnergyMeter, energy_summary, peak_memory, training_flops
+from devft_jax.accounting import Adaptation, EnergyMeter, energy_summary, peak_memory, training_flops
 from devft_jax.config import RunConfig, validate
 from devft_jax.data import (
     FederatedData,
@@ -601,14 +601,14 @@ class Trainer:
 
     def _flops(self, state: State, result: RoundResult) -> int:
         """Operations of a round's training, over all participants."""
+        layers = state.layer_map.num_groups
         return sum(
             rows
             * length
             * training_flops(
                 self.model.config,
-                layers=state.layer_map.num_groups,
-                rank=self.config.rank,
-                targets=self.config.targets,
+                layers=layers,
+                adaptation=Adaptation.of(result.adapter, result.train, layers),
                 length=length,
             )
             for length, rows in result.rows_by_length.items()

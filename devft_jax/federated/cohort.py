@@ -36,7 +36,7 @@ from devft_jax.federated.local import (
     make_optimizer,
 )
 from devft_jax.federated.messages import messages_bytes, ranks_of
-from devft_jax.models.llama import Base, Compute, ModelConfig
+from devft_jax.models.llama import Adapter, Base, Compute, ModelConfig
 from devft_jax.models.loss import completion_loss
 from devft_jax.programs import CLIENT_AXIS, CompiledPrograms, client_mesh
 
@@ -192,6 +192,7 @@ class RoundResult:
       losses: f32[K, S] per participant and step. update_norms: f32[K]. finite: bool[K].
       metrics: the algorithm's own numbers. bytes_up, bytes_down: of all participants' messages together.
       tokens: processed, padding not counted. rows_by_length: how many rows of each padded length were trained on.
+      adapter, train: shapes of one client's adapter and of what trains of it.
     """
 
     server: PyTree
@@ -204,6 +205,8 @@ class RoundResult:
     bytes_down: int
     tokens: int
     rows_by_length: dict[int, int]
+    adapter: Adapter
+    train: PyTree
 
 
 class Cohort:
@@ -281,6 +284,8 @@ class Cohort:
         row = jax.tree.map(lambda leaf: leaf[0], bank)
         participant = participant_shapes(self.algorithm, broadcast, row)
         up = uplink_shapes(self.algorithm, participant)
+        train, frozen = jax.eval_shape(self.algorithm.start, participant)
+        adapter = jax.eval_shape(self.algorithm.adapter, train, frozen)
         sums = jax.device_put(zero_sums(self.algorithm, up, self.mesh.size), self.split)
         shared_broadcast = jax.device_put(broadcast, self.shared)
         rate = jax.device_put(jnp.float32(lr), self.shared)
@@ -316,4 +321,6 @@ class Cohort:
             bytes_down=messages_bytes(participant.down, down_ranks, len(cohort)),
             tokens=sum(member.tokens for member in cohort),
             rows_by_length=dict(rows_by_length),
+            adapter=adapter,
+            train=train,
         )
