@@ -8,8 +8,14 @@ from collections.abc import Callable
 
 from devft_jax.federated.algorithm import Algorithm
 from devft_jax.federated.algorithms.central import central
+from devft_jax.federated.algorithms.dofit import dofit
 from devft_jax.federated.algorithms.fedit import fedit
 from devft_jax.federated.algorithms.local_only import local_only
 
 # Each takes the run's configuration.
-ALGORITHMS: dict[str, Callable[..., Algorithm]] = {"fedit": fedit, "local-only": local_only, "central": central}
+ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
+    "fedit": fedit,
+    "dofit": dofit,
+    "local-only": local_only,
+    "central": central,
+}
