@@ -80,6 +80,11 @@ class LayerMap:
             and self.num_groups == self.num_layers
         )
 
+    @property
+    def frozen_rows(self) -> int:
+        """How many rows lie below the lowest that trains, for a concrete map; 0 where none trains."""
+        return frozen_below(np.asarray(self.train))
+
     def selected(self) -> np.ndarray | None:
         """The layers i64[G] that the rows pick, if every row only picks one; None else or if traced."""
         if not streaming.is_concrete(self.fuse):
@@ -87,6 +92,11 @@ class LayerMap:
         fuse = np.asarray(self.fuse)
         one_hot = ((fuse == 0) | (fuse == 1)).all() and (fuse.sum(axis=1) == 1).all()
         return fuse.argmax(axis=1) if one_hot else None
+
+
+def frozen_below(train: np.ndarray) -> int:
+    """How many rows lie below the lowest that trains, of flags bool[G]; 0 where none trains."""
+    return int(train.argmax())
 
 
 def check_layer_map(layer_map: Any, num_layers: int) -> None:
