@@ -7,6 +7,7 @@ other, and what could be reached if their data lay in one place.
 from collections.abc import Callable
 
 from devft_jax.federated.algorithm import Algorithm
+from devft_jax.federated.algorithms.c2a import c2a
 from devft_jax.federated.algorithms.central import central
 from devft_jax.federated.algorithms.dofit import dofit
 from devft_jax.federated.algorithms.fedit import fedit
@@ -16,6 +17,7 @@ from devft_jax.federated.algorithms.local_only import local_only
 ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
     "fedit": fedit,
     "dofit": dofit,
+    "c2a": c2a,
     "local-only": local_only,
     "central": central,
 }
