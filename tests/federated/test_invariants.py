@@ -78,8 +78,15 @@ def nothing(a: int, b: int, participants: int) -> int:
     return 0
 
 
+def hypernetwork(a: int, b: int, participants: int) -> int:
+    """C2A's, whose size follows the model's width and depth alone, and its gate."""
+    return 4 * ({8_388_608: 237_936, 13_107_200: 296_368}[a] + 1)
+
+
 TRAITS = {
     "fedit": Traits(both, both, mean="factors", neutral={}),
+    "dofit": Traits(both, both, neutral={"domains": 1}),
+    "c2a": Traits(hypernetwork, hypernetwork),
     "local-only": Traits(nothing, nothing, shares=False),
     "central": Traits(both, both, mean="factors", neutral={}),
 }
