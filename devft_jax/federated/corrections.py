@@ -9,8 +9,8 @@ low-rank factors or dense. Server and clients add the same one, rounded to the d
 them know the same D; what a client knows before the message of a round is D_{t-1}.
 
 At a stage's end every layer of a group gets the change that the stage made to the group's D. The last increment, which no
-message of the stage has carried, is kept apart at full depth too and travels in the next stage if that one has the same
-layers; a stage that fuses layers receives them with all of D in them.
+message of the stage has carried, is kept apart at full depth too. It travels in the next stage if the layers of that one are
+layers of the model; a stage that fuses layers hands them out with all of D in them.
 """
 
 from collections.abc import Mapping
@@ -64,10 +64,15 @@ def no_delta(model: ModelConfig, targets: tuple[str, ...]) -> dict[str, jax.Arra
     return {name: jnp.zeros((model.layers, *model.projection_shape(name))) for name in targets}
 
 
+def keeps_increment(layer_map: LayerMap) -> bool:
+    """Whether an increment that has not travelled yet can do so in this stage, whose layers are layers of the model."""
+    return layer_map.selected() is not None
+
+
 def stage_correction(full: Correction, layer_map: LayerMap) -> Correction:
-    """The correction of a stage's submodel; an increment that has not travelled yet is part of the fused layers."""
-    if layer_map.is_identity:
-        return full
+    """The correction of a stage's submodel."""
+    if keeps_increment(layer_map):
+        return fuse(layer_map, full)
     depth = layer_map.num_groups
     increment = jax.tree.map(lambda leaf: jnp.zeros((depth, *leaf.shape[1:]), leaf.dtype), full.increment)
     return Correction(delta=fuse(layer_map, full.total()), increment=increment)

@@ -9,7 +9,8 @@ replaced by an orthonormal basis of the same columns (orthonormal, a^T a = I), w
 alike. Half of the adapter learns nothing, so that the method needs a larger rank or learning rate than FedIT.
 
 With a growth, a is fused and returned with b, since b means nothing without it. It follows from the seed and from the
-stages' groups, and does not travel.
+stages' groups, and does not travel. Factors are fused as they are, never rotated towards each other first, since a would
+then depend on what only the server knows, every layer's b.
 """
 
 import jax
@@ -17,15 +18,9 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
+from devft_jax.developmental import fuse
 from devft_jax.errors import InputError
-from devft_jax.federated.adapters import (
-    adapter_of,
-    both_factors,
-    initial_adapter,
-    one_factor,
-    returned_adapter,
-    stage_adapter,
-)
+from devft_jax.federated.adapters import adapter_of, both_factors, initial_adapter, one_factor, returned_adapter
 from devft_jax.federated.algorithm import Algorithm, Clients, Participant, PyTree, Share, as_float32, travelling
 from devft_jax.federated.algorithms.options import MethodConfig
 from devft_jax.models.llama import Adapter, ModelConfig
@@ -87,7 +82,7 @@ def ffa_lora(config: MethodConfig) -> Algorithm:
         contribution=contribution,
         finalize=finalize,
         view=lambda server: server,
-        submodel=stage_adapter,
+        submodel=lambda server, layer_map: server.replace(lora=fuse(layer_map, server.lora)),
         transfer=returned_adapter,
         known=lambda server: one_factor(server.lora, "a"),
     )

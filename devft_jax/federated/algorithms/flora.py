@@ -34,6 +34,7 @@ from devft_jax.federated.algorithms.options import MethodConfig
 from devft_jax.federated.corrections import (
     Correction,
     corrected,
+    keeps_increment,
     no_delta,
     returned_correction,
     stage_correction,
@@ -118,7 +119,7 @@ def flora(config: MethodConfig) -> Algorithm:
         return {"rank": jnp.asarray(np.resize(ranks, clients.size), jnp.int32)} if mixed else {}
 
     def submodel(full: Server, layer_map: LayerMap) -> Server:
-        rank = full.rank if layer_map.is_identity else jnp.zeros_like(full.rank)
+        rank = full.rank if keeps_increment(layer_map) else jnp.zeros_like(full.rank)
         return Server(stage_correction(full.correction, layer_map), rank)
 
     def transfer(full: Server, stage: Server, layer_map: LayerMap, mode: str) -> Server:
