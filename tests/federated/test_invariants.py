@@ -83,10 +83,36 @@ def hypernetwork(a: int, b: int, participants: int) -> int:
     return 4 * ({8_388_608: 237_936, 13_107_200: 296_368}[a] + 1)
 
 
+def only_a(a: int, b: int, participants: int) -> int:
+    """a in float32."""
+    return 4 * a
+
+
+def only_b(a: int, b: int, participants: int) -> int:
+    """b in float32."""
+    return 4 * b
+
+
+def of_all(a: int, b: int, participants: int) -> int:
+    """a and b of every participant in float32, or factors of as many directions."""
+    return participants * 4 * (a + b)
+
+
+def of_all_and_rank(a: int, b: int, participants: int) -> int:
+    """a and b of every participant in float32, and how many directions they have."""
+    return of_all(a, b, participants) + 4
+
+
 TRAITS = {
     "fedit": Traits(both, both, mean="factors", neutral={}),
     "dofit": Traits(both, both, neutral={"domains": 1}),
     "c2a": Traits(hypernetwork, hypernetwork),
+    "flora": Traits(of_all_and_rank, both, mean="products"),
+    "fedsa-lora": Traits(only_a, only_a),
+    "ffa-lora": Traits(only_b, only_b, mean="products"),
+    "federa": Traits(both, both, mean="factors"),
+    "fedex-lora": Traits(of_all, both, mean="products"),
+    "fedrot-lora": Traits(both, both, neutral={"rotation": 0.0}),
     "local-only": Traits(nothing, nothing, shares=False),
     "central": Traits(both, both, mean="factors", neutral={}),
 }

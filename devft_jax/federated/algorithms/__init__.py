@@ -10,7 +10,13 @@ from devft_jax.federated.algorithm import Algorithm
 from devft_jax.federated.algorithms.c2a import c2a
 from devft_jax.federated.algorithms.central import central
 from devft_jax.federated.algorithms.dofit import dofit
+from devft_jax.federated.algorithms.federa import federa
+from devft_jax.federated.algorithms.fedex_lora import fedex_lora
 from devft_jax.federated.algorithms.fedit import fedit
+from devft_jax.federated.algorithms.fedrot_lora import fedrot_lora
+from devft_jax.federated.algorithms.fedsa_lora import fedsa_lora
+from devft_jax.federated.algorithms.ffa_lora import ffa_lora
+from devft_jax.federated.algorithms.flora import flora
 from devft_jax.federated.algorithms.local_only import local_only
 
 # Each takes the run's configuration.
@@ -18,6 +24,12 @@ ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
     "fedit": fedit,
     "dofit": dofit,
     "c2a": c2a,
+    "flora": flora,
+    "fedsa-lora": fedsa_lora,
+    "ffa-lora": ffa_lora,
+    "federa": federa,
+    "fedex-lora": fedex_lora,
+    "fedrot-lora": fedrot_lora,
     "local-only": local_only,
     "central": central,
 }
