@@ -32,12 +32,18 @@ def with_mu(mu, options=TWO):
     return fedprox(dataclasses.replace(options, prox_mu=mu))
 
 
+def leaves_of(*trees):
+    return map(jax.tree.leaves, trees)
+
+
 def test_the_term_is_half_mu_times_the_squared_distance_from_the_rounds_start():
     algorithm = with_mu(0.3, SEVEN)
     train, frozen = algorithm.start(participant(algorithm, server_with(SEVEN)))
     assert algorithm.penalty(train, frozen) == 0
     moved = random_adapter(SEVEN, seed=9).lora
-    squared = sum(np.sum((np.array(x, "f8") - np.array(y, "f8")) ** 2) for x, y in zip(*map(jax.tree.leaves, (moved, train))))
+    squared = sum(
+        np.sum((np.array(x, "f8") - np.array(y, "f8")) ** 2) for x, y in zip(*map(jax.tree.leaves, (moved, train)))
+    )
     assert algorithm.penalty(moved, frozen) == pytest.approx(0.15 * squared, rel=1e-5)
     gradient = jax.grad(algorithm.penalty)(moved, frozen)
     assert_close(gradient, jax.tree.map(lambda x, y: 0.3 * (x - y), moved, train))
@@ -64,7 +70,7 @@ def test_the_term_holds_clients_back_and_is_not_in_the_reported_loss():
 def test_layers_that_do_not_learn_stay():
     rows = np.array([True, False, True, False])
     result = run_round(engine(with_mu(0.5)), server_with(), FIVE, train_rows=rows)
-    for new, old in zip(*map(jax.tree.leaves, (result.server.lora, server_with().lora)), strict=True):
+    for new, old in zip(*leaves_of(result.server.lora, server_with().lora), strict=True):
         assert_close(new[~rows], old[~rows], atol=1e-6)
         assert largest_change(new[rows], old[rows]) > 1e-3
 
