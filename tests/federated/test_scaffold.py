@@ -107,10 +107,10 @@ def test_a_round_of_plain_sgd_is_the_authors():
     members = [ALL[2], ALL[0]]
     found = run_round(engine(made(), PLAIN), server, members, bank=bank)
     rows = [row_of(bank, member.position) for member in members]
-    trained, renewed = zip(
-        *(plain_scaffold(member, server.adapter.lora, server.control, row) for member, row in zip(members, rows)),
-        strict=True,
-    )
+    pairs = [
+        plain_scaffold(member, server.adapter.lora, server.control, row) for member, row in zip(members, rows, strict=True)
+    ]
+    trained, renewed = zip(*pairs, strict=True)
     assert_close(found.server.adapter.lora, weighted_mean(trained, [member.weight for member in members]))
     for index, row in enumerate(renewed):
         assert_close(row_of(found.bank_rows, index), row)
