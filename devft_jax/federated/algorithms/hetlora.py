@@ -146,4 +146,5 @@ def masked(factors: LoraFactors, mask: jax.Array) -> LoraFactors:
 def _norms(leaf: jax.Array) -> jax.Array:
     """Frobenius norms f32[L] of matrices [L, ., .], with gradient zero where they are zero."""
     squares = jnp.sum(leaf**2, axis=(1, 2))
-    return jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0)
+    zero = squares == 0
+    return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, squares)))
