@@ -317,8 +317,9 @@ def _generate(arguments: list[str]) -> int:
 def _list(arguments: list[str]) -> int:
     import tyro
 
-    from devft_jax.config import GROWTHS, PRESETS, RunConfig
+    from devft_jax.config import PRESETS, RunConfig
     from devft_jax.data import BUILT_IN, METHODS, TEMPLATES
+    from devft_jax.developmental import GROWTHS
     from devft_jax.federated.algorithms import ALGORITHMS
 
     def nothing() -> None:
@@ -328,7 +329,7 @@ def _list(arguments: list[str]) -> int:
     algorithms = {name: make(RunConfig()) for name, make in ALGORITHMS.items()}
     sections = {
         "algorithms (--algorithm)": {name: f"{item.reference}; sends {item.message}" for name, item in algorithms.items()},
-        "growths (--growth)": GROWTHS,
+        "growths (--growth)": {name: f"{item.reference}; sends {item.message}" for name, item in GROWTHS.items()},
         "presets (--preset)": {
             name: ", ".join(f"{key} {_shown(values[key])}" for key in ("model", "rounds") if key in values)
             for name, values in PRESETS.items()

@@ -18,11 +18,11 @@ from typing import Any, Literal
 
 from devft_jax.accounting.energy import EnergyOptions, validate_energy
 from devft_jax.data import DataOptions, validate_data
-from devft_jax.developmental import validate_capacities
+from devft_jax.developmental import GROWTHS, validate_capacities
 from devft_jax.developmental.fusion import check_fusion
 from devft_jax.developmental.grouping import check_grouping
 from devft_jax.developmental.layer_map import MODES
-from devft_jax.developmental.options import GrowthOptions
+from devft_jax.developmental.options import CAPACITY_SCHEDULES, PROGFED_SCHEDULES, STAGE_ENDS, GrowthOptions
 from devft_jax.errors import InputError
 from devft_jax.evaluation import EvaluationOptions
 from devft_jax.federated.algorithms import ALGORITHMS
@@ -38,11 +38,6 @@ from devft_jax.models.lora import LoraOptions, validate_lora
 from devft_jax.models.quantization import QuantizationOptions, validate_quantization
 from devft_jax.options import execution, identity_fields
 from devft_jax.programs import ExecutionOptions, validate_execution
-
-GROWTHS = {
-    "devft": "fused submodels of growing depth (DevFT, Wu et al. 2025); sends the submodel's adapter",
-    "end-to-end": "the full model throughout, which plain federated methods train",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -290,7 +285,13 @@ def validate(config: RunConfig) -> None:
 
 
 def _validate_growth(config: RunConfig) -> None:
-    choices = {"growth": tuple(GROWTHS), "transfer": MODES}
+    choices = {
+        "growth": tuple(GROWTHS),
+        "transfer": MODES,
+        "capacity_schedule": CAPACITY_SCHEDULES,
+        "stage_end": STAGE_ENDS,
+        "progfed_schedule": PROGFED_SCHEDULES,
+    }
     for name, allowed in choices.items():
         if getattr(config, name) not in allowed:
             raise InputError(f"{name} '{getattr(config, name)}' is unknown; choose from {', '.join(allowed)}.")
@@ -301,8 +302,18 @@ def _validate_growth(config: RunConfig) -> None:
             validate_capacities(config.capacities)
     except ValueError as error:
         raise InputError(str(error)) from error
-    if config.capacities is not None:
-        validate_learning_rate(config, len(config.capacities) if config.growth == "devft" else 1)
+    if config.capacities is not None and config.growth == "devft":
+        validate_learning_rate(config, len(config.capacities))
+    if config.capacity_schedule == "eigengap" and config.growth != "devft":
+        raise InputError(f"capacity_schedule 'eigengap' is of growth devft, not {config.growth}; use geometric or linear.")
+    for name in ("stages", "plateau_rounds", "min_stage_rounds"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise InputError(f"{name} {value} is not positive; use 1 or more.")
+    if config.warmup_rounds < 0:
+        raise InputError(f"warmup_rounds {config.warmup_rounds} is negative; use 0 for none.")
+    if not 0 <= config.plateau_improvement < 1:
+        raise InputError(f"plateau_improvement {config.plateau_improvement} is outside [0, 1); 0.01 is one per cent.")
     if config.stage_rounds is not None and min(config.stage_rounds, default=0) < 1:
         raise InputError(f"stage_rounds {config.stage_rounds} must be 1 or more for every stage.")
 

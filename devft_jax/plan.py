@@ -47,6 +47,7 @@ from devft_jax.config import RunConfig, validate
 from devft_jax.config import to_plain as config_to_plain
 from devft_jax.data import length_buckets
 from devft_jax.developmental import planned_depths
+from devft_jax.developmental.schedule import equal_shares
 from devft_jax.errors import InputError
 from devft_jax.federated.algorithm import Algorithm
 from devft_jax.federated.algorithms import ALGORITHMS
@@ -60,7 +61,8 @@ from devft_jax.models.quantization import base_shapes
 from devft_jax.programs import CompiledMemory, resolve_clients_per_step, resolve_compute
 from devft_jax.reporting.progress import readable_bytes, readable_seconds
 from devft_jax.reporting.table import table
-from devft_jax.trainer import bundled_model, make_growth, plan_stages
+from devft_jax.stages import named_growth, plan_stages
+from devft_jax.trainer import bundled_model
 
 TOTALS = ("rounds", "bytes_up", "bytes_down", "bytes_stage", "bytes_missed", "train_flops", "seconds")
 """Fields of a stage that add up over stages."""
@@ -234,10 +236,14 @@ def make_plan(config: RunConfig, options: PlanOptions | None = None, *, architec
         )
     if architecture is None:
         architecture = model_architecture(bundled_model() if config.model == "bundled" else config.model)
-    depths = planned_depths(make_growth(config, architecture.layers), architecture.layers)
-    rounds = plan_stages(config, None if depths is None else len(depths))
+    growth = named_growth(config, architecture.layers)
+    depths, rounds = planned_depths(growth, architecture.layers), plan_stages(config, growth, architecture.layers)
     validate_learning_rate(config, len(rounds))
-    assert depths is not None  # of every growth that a configuration can name
+    if depths is None:
+        raise InputError(
+            f"capacity_schedule '{config.capacity_schedule}' chooses the layers of a stage from the weights, which a plan "
+            "does not read; give --capacities to plan with."
+        )
     planner = _Planner(config, options, architecture)
     ids = np.arange(1 if planner.algorithm.pools else config.clients, dtype=np.uint32)
     cohorts = [sample_cohort(config.seed, index, ids, planner.participants) for index in range(sum(rounds))]
@@ -380,7 +386,7 @@ def paper_convention(
             rows[name] = Convention(own)
             continue
         implied = round(printed["FedIT"] * 1e9 / message_elements(messages[architecture.layers]))
-        shared = plan_stages(dataclasses.replace(config, rounds=implied, stage_rounds=None), len(depths))
+        shared = equal_shares(implied, len(depths))
         rows[name] = Convention(own, printed[name], implied, charged(stages, leaf, shared))
     return rows
 

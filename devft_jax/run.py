@@ -115,6 +115,14 @@ def _advance(trainer: Trainer, state: State, history: list[dict[str, Any]]) -> b
     return trainer.begin_stage(state, history)
 
 
+def _round(trainer: Trainer, state: State, history: list[dict[str, Any]]) -> dict[str, Any]:
+    """One round, put into the history, after which the stage may be over early."""
+    row = trainer.round(state)
+    history.append(row)
+    trainer.shorten_stage(state, history)
+    return row
+
+
 def _work(
     trainer: Trainer,
     state: State,
@@ -128,7 +136,7 @@ def _work(
     while _advance(trainer, state, history):
         if not state.rounds_in_stage:
             folder.write_json("record.json", trainer.summary(state))
-        row = trainer.round(state)
+        row = _round(trainer, state, history)
         last_of_stage = state.rounds_in_stage == trainer.stage_rounds[state.stage]
         due = config.evaluate_every and state.round % config.evaluate_every == 0
         if due and not last_of_stage:
@@ -137,7 +145,6 @@ def _work(
                 row["held_out_loss"], row["held_out_accuracy"] = judged.loss, judged.accuracy
         folder.append_metrics(row)
         folder.write_json("record.json", trainer.summary(state))
-        history.append(row)
         progress.round(row, total, stages, _seconds_left(trainer, state, row))
         stopping = stop.signal is not None and state.round < total
         # A stage's last round is always saved: from it the stage can be exported.
@@ -356,7 +363,7 @@ def replay(path: str | Path, *, client: str, round: int, progress: Progress | No
         state = trainer.begin() if checkpoint is None else trainer.resume(folder, checkpoint)
         history = [row for row in folder.read_metrics() if row["round"] <= state.round]
     while _advance(trainer, state, history) and state.round < round - 1:
-        history.append(trainer.round(state))
+        _round(trainer, state, history)
     member = trainer.work(names.index(client), state.round)
     keys = client_keys(trainer.config.seed, np.uint32(state.round), np.array([member.id], np.uint32))
     steps = replay_client(

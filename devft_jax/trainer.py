@@ -19,6 +19,7 @@ import jax
 import numpy as np
 
 from devft_jax.accounting import Adaptation, EnergyMeter, energy_summary, peak_memory, training_flops
+from devft_jax.accounting.communication import picked_layers_bytes
 from devft_jax.config import RunConfig, validate
 from devft_jax.data import (
     FederatedData,
@@ -30,17 +31,7 @@ from devft_jax.data import (
     length_buckets,
     pool,
 )
-from devft_jax.developmental import (
-    DevFT,
-    EndToEnd,
-    Growth,
-    LayerMap,
-    fuse,
-    geometric_schedule,
-    next_stage,
-    planned_depths,
-    validate_capacities,
-)
+from devft_jax.developmental import Growth, LayerMap, fuse, next_stage, planned_depths
 from devft_jax.errors import InputError, RunError
 from devft_jax.evaluation import Evaluation, HeldOut, Judgement
 from devft_jax.federated.algorithm import Algorithm, Clients
@@ -62,6 +53,7 @@ from devft_jax.programs import (
     versions,
 )
 from devft_jax.reporting import Progress
+from devft_jax.stages import after_round, named_growth, plan_stages
 from devft_jax.storage import RunFolder, map_rows, mapped_shapes, scatter_rows
 
 PyTree = Any
@@ -94,23 +86,6 @@ def bundled_model() -> Path:
     return Path(str(resources.files("devft_jax") / "assets" / "base"))
 
 
-def make_growth(config: RunConfig, num_layers: int) -> Growth:
-    """The growth that a configuration names, for a model of this depth."""
-    if config.growth == "end-to-end":
-        return EndToEnd()
-    capacities = config.capacities or geometric_schedule(num_layers, max(1, num_layers // 8), 2)
-    try:
-        validate_capacities(capacities, num_layers)
-    except ValueError as error:
-        raise InputError(str(error)) from error
-    return DevFT(
-        capacities=tuple(capacities),
-        grouping=config.grouping,
-        fusion=config.fusion,
-        beta=config.beta,
-    )
-
-
 def fuse_blocks(layer_map: LayerMap, source: Block, base: Block, *, repack: bool, dtype: Any) -> Block:
     """The representative layers of a stage, fused one leaf at a time so that only one expanded leaf is held besides.
 
@@ -131,25 +106,6 @@ def fuse_blocks(layer_map: LayerMap, source: Block, base: Block, *, repack: bool
         return fused.dequantize(dtype) if isinstance(fused, QTensor) else fused.astype(dtype)
 
     return jax.tree.map(one, source, base, is_leaf=lambda leaf: isinstance(leaf, QTensor))
-
-
-def plan_stages(config: RunConfig, stages: int | None) -> tuple[int, ...]:
-    """Rounds of each stage: as configured, or equal shares with the remainder going to the last stages."""
-    if config.stage_rounds is not None:
-        if stages is not None and len(config.stage_rounds) != stages:
-            raise InputError(
-                f"stage_rounds names {len(config.stage_rounds)} stages and the growth has {stages}; "
-                "give one number of rounds per stage."
-            )
-        return config.stage_rounds
-    if stages is None:
-        raise InputError(
-            "stage_rounds is needed for a growth that does not tell its stages; give the rounds of each, such as (20, 20)."
-        )
-    if config.rounds < stages:
-        raise InputError(f"rounds {config.rounds} is fewer than the {stages} stages; use {stages} or more.")
-    share, rest = divmod(config.rounds, stages)
-    return tuple(share + (stage >= stages - rest) for stage in range(stages))
 
 
 class Trainer:
@@ -184,9 +140,9 @@ class Trainer:
         self.energy = EnergyMeter(config, self.devices)
         self.model = self._quantized(model) if model else self._load_model()
         layers = self.model.config.layers
-        self.growth = growth or make_growth(config, layers)
+        self.growth = growth or named_growth(config, layers)
         self.depths = planned_depths(self.growth, layers)
-        self.stage_rounds = plan_stages(config, None if self.depths is None else len(self.depths))
+        self.stage_rounds = plan_stages(config, self.growth, layers)
         validate_learning_rate(config, len(self.stage_rounds))
         self.data = data or build_federated_data(config, self.model.tokenizer, seed=config.seed)
         self._check_cohort()
@@ -424,7 +380,12 @@ class Trainer:
             raise RunError(f"stage {stage + 1} could not be built: {error}") from error
         if transition is None:
             return False
-        layer_map = transition.layer_map
+        if not self.algorithm.layered and not np.all(transition.layer_map.train):
+            raise InputError(
+                f"{self.algorithm.name} trains weights that all layers share, so no layer of stage {stage + 1} can be kept "
+                f"from learning as growth '{self.config.growth}' wants; choose another growth or algorithm."
+            )
+        layer_map = dataclasses.replace(transition.layer_map, align=self.config.gauge_alignment)
         identity_map = layer_map.is_identity
         state.layer_map, state.stage, state.rounds_in_stage = layer_map, stage, 0
         state.server = self.algorithm.submodel(state.full, layer_map)
@@ -438,6 +399,8 @@ class Trainer:
         groups = [np.flatnonzero(assign == group) for group in range(layer_map.num_groups)]
         record = {
             "layers": layer_map.num_groups,
+            "trained": None if np.all(layer_map.train) else np.flatnonzero(layer_map.train).tolist(),
+            "planned_rounds": self.stage_rounds[stage],
             "rounds": 0,
             "seconds": 0.0,
             "bytes_up": 0,
@@ -449,7 +412,7 @@ class Trainer:
             "transition_gap": float(transition.gap),
             "similarity": _rounded(transition.similarity),
             "spectrum": _rounded(transition.spectrum),
-            "submodel_bytes": 0 if identity_map or self.algorithm.pools else message_bytes(self.stage_base.blocks),
+            "submodel_bytes": 0 if self.algorithm.pools else self._submodel_bytes(layer_map),
             "clients": [],
         }
         state.record["stages"].append(record)
@@ -484,6 +447,25 @@ class Trainer:
         own, repack = self.model.base.blocks, self.config.fused_precision == "packed"
         fused = fuse_blocks(state.layer_map, blocks, own, repack=repack, dtype=self.compute.dtype)
         self.stage_base = self.base.replace(blocks=jax.device_put(fused, self.cohort.shared))
+
+    def _submodel_bytes(self, layer_map: LayerMap) -> int:
+        """What a client that holds the base needs besides: nothing, the numbers of the layers picked, or fused layers."""
+        if layer_map.is_identity:
+            return 0
+        if layer_map.selected() is not None:
+            return picked_layers_bytes(layer_map.num_groups)
+        return message_bytes(self.stage_base.blocks)
+
+    def shorten_stage(self, state: State, history: Sequence[dict[str, Any]]) -> None:
+        """End the stage here if its loss has flattened; the rounds that it leaves go to the last stage."""
+        losses = [row["loss"] for row in history if row["stage"] == state.stage]
+        planned, self.stage_rounds = self.stage_rounds, after_round(self.config, self.stage_rounds, state.stage, losses)
+        if self.stage_rounds != planned:
+            state.record["stage_rounds"] = list(self.stage_rounds)
+            self.progress.say(
+                f"  the mean loss has flattened: stage {state.stage + 1} ends after {len(losses)} of "
+                f"{planned[state.stage]} rounds, the rest goes to the last stage"
+            )
 
     def end_stage(self, state: State) -> None:
         """Return what the stage learned to every layer, and record whether it survived."""

@@ -31,7 +31,8 @@ from devft_jax.reporting.chart import Level, Line, line_chart
 from devft_jax.reporting.progress import Progress, readable_bytes, readable_seconds
 from devft_jax.reporting.table import table
 from devft_jax.run import Run, train
-from devft_jax.trainer import bundled_model, make_growth, plan_stages
+from devft_jax.stages import named_growth, plan_stages
+from devft_jax.trainer import bundled_model
 
 CENTRAL_LEARNING_RATE = 2e-3
 """Central training's own: its noisy steps follow one another where clients' are averaged, and at the preset's rate it ends
@@ -67,8 +68,9 @@ def methods(config: RunConfig, num_layers: int) -> dict[str, Method]:
 
 def equal_byte_rounds(config: RunConfig, num_layers: int) -> int:
     """Rounds in which the full model sends what the growing one sends: sum of rounds times depth, over the full depth."""
-    depths = planned_depths(make_growth(config, num_layers), num_layers) or ()
-    sent = sum(rounds * depth for rounds, depth in zip(plan_stages(config, len(depths)), depths, strict=True))
+    growth = named_growth(config, num_layers)
+    depths, counts = planned_depths(growth, num_layers) or (), plan_stages(config, growth, num_layers)
+    sent = sum(rounds * depth for rounds, depth in zip(counts, depths, strict=True))
     return max(1, round(sent / num_layers))
 
 

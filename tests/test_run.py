@@ -30,7 +30,6 @@ from devft_jax.report import read_settings, read_story, write_report
 from devft_jax.reporting import Progress, split_chart
 from devft_jax.reporting.report import report_html
 from devft_jax.run import replay, train
-from devft_jax.trainer import plan_stages
 from tests.tiny_run import MODEL, write_run_inputs
 
 QUIET = Progress(quiet=True)
@@ -448,13 +447,6 @@ def test_growth_objects_are_told_apart_by_their_fields(config, tmp_path):
     train(chosen, growth=DevFT((2, 4)), progress=QUIET)
     with pytest.raises(InputError, match="objects"):
         train(dataclasses.replace(chosen, rounds=5), growth=DevFT((1, 4)), progress=QUIET)
-
-
-def test_equal_shares_leave_the_rest_to_the_last_stages():
-    assert plan_stages(RunConfig(rounds=11), 4) == (2, 3, 3, 3)
-    assert plan_stages(RunConfig(rounds=300), 4) == (75, 75, 75, 75)
-    with pytest.raises(InputError, match=r"stage_rounds is needed .*give the rounds of each, such as"):
-        plan_stages(RunConfig(), None)
 
 
 # ---- stop and resume, with real signals --------------------------------------------------------------------------

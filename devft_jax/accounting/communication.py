@@ -96,6 +96,11 @@ def fusion_recipe_bytes(config: ModelConfig, layers: int) -> int:
     return 0 if layers == config.layers else message_bytes((groups, beta))
 
 
+def picked_layers_bytes(layers: int) -> int:
+    """Bytes from which a client that holds the base builds a stage that only picks layers: their numbers, i32[G]."""
+    return message_bytes(jax.ShapeDtypeStruct((layers,), jnp.int32))
+
+
 def newcomers(cohorts: Sequence[np.ndarray]) -> list[int]:
     """For each round of a stage, how many of its participants have not been in the stage before."""
     seen: set[int] = set()

@@ -11,6 +11,7 @@ Eq. 1), grouped (`group_layers`, Eqs. 2-3) and fused into G representative layer
 Needs jax and numpy only.
 """
 
+from devft_jax.developmental.alignment import align_factors
 from devft_jax.developmental.fusion import anchors, fusion_matrix
 from devft_jax.developmental.grouping import (
     group_layers,
@@ -20,14 +21,18 @@ from devft_jax.developmental.grouping import (
     spectral_embedding,
 )
 from devft_jax.developmental.growth import (
-    DevFT,
-    EndToEnd,
+    FixedGrowth,
     GramGrowth,
     Growth,
+    NamedGrowth,
+    StageShape,
     Transition,
     next_stage,
     planned_depths,
+    planned_stages,
+    proposed_rounds,
 )
+from devft_jax.developmental.growths import GROWTHS, DevFT, EndToEnd, ProgFed, TopGrow, make_growth
 from devft_jax.developmental.layer_map import LayerMap, fuse, inherit, layer_map, transition_gap
 from devft_jax.developmental.schedule import geometric_schedule, validate_capacities
 from devft_jax.developmental.similarity import (
@@ -38,13 +43,20 @@ from devft_jax.developmental.similarity import (
 )
 
 __all__ = [
+    "GROWTHS",
     "DevFT",
     "EndToEnd",
+    "FixedGrowth",
     "GramGrowth",
     "Growth",
     "LayerGrams",
     "LayerMap",
+    "NamedGrowth",
+    "ProgFed",
+    "StageShape",
+    "TopGrow",
     "Transition",
+    "align_factors",
     "anchors",
     "fuse",
     "fusion_matrix",
@@ -57,8 +69,11 @@ __all__ = [
     "layer_gram",
     "layer_map",
     "layer_similarity",
+    "make_growth",
     "next_stage",
     "planned_depths",
+    "planned_stages",
+    "proposed_rounds",
     "similarity_from_gram",
     "spectral_embedding",
     "transition_gap",

@@ -14,22 +14,23 @@ kind. One that trains the first 4 of 16 layers and then, while the loss falls, t
             return LayerMap(jnp.eye(depth, 16), jnp.where(layers < depth, layers, -1))
 
 `next_stage` asks any growth and measures, in the same single pass over the weights, what the log of a
-stage change wants to show.
+stage change wants to show. The growths that can be named are in `devft_jax.developmental.growths`.
 """
 
+import abc
 import dataclasses
-from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, Self, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from devft_jax.developmental import fusion as fusions
-from devft_jax.developmental import grouping as groupings
 from devft_jax.developmental.grouping import laplacian_spectrum
-from devft_jax.developmental.layer_map import LayerMap, check_layer_map, layer_map, transition_gap
-from devft_jax.developmental.schedule import validate_capacities
-from devft_jax.developmental.similarity import LayerGrams, Select, similarity_from_gram
+from devft_jax.developmental.layer_map import LayerMap, check_layer_map, transition_gap
+from devft_jax.developmental.options import GrowthOptions
+from devft_jax.developmental.schedule import equal_shares
+from devft_jax.developmental.similarity import LayerGrams, similarity_from_gram
 
 
 class Growth(Protocol):
@@ -40,8 +41,10 @@ class Growth(Protocol):
 
         Called once at the start of each stage, 0, 1, ... `tree` is (base blocks, LoRA) at full depth,
         every leaf `[L, ...]`; `history` holds the records so far, oldest first; `key` depends on the
-        seed and the stage. A growth that knows its depths in advance may also have
-        `depths(num_layers) -> tuple[int, ...]`, which lets a trainer plan; see `planned_depths`.
+        seed and the stage. What a growth knows in advance it may tell by further methods, which let a
+        trainer plan: `depths(num_layers) -> tuple[int, ...] | None`, the depth of every stage, or
+        `shapes(num_layers)`, which says more, see `planned_stages`; `stage_rounds(rounds, num_layers) ->
+        tuple[int, ...]`, how it would share out the rounds, see `proposed_rounds`.
         """
         ...
 
@@ -59,68 +62,68 @@ class GramGrowth(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class DevFT:
-    """The paper's growth: stage s has `capacities[s]` representative layers (Eqs. 1-5).
+class StageShape:
+    """What is known of a stage before weights are read.
 
     Attributes:
-        capacities: layers of each stage, ascending, at most the depth of the model.
-        grouping: method of `group_layers`.
-        fusion: method of `fusion_matrix`.
-        beta: fusion strength of DBLF, or "auto".
-        select: predicate on leaf paths that narrows what Eq. 1 compares; None compares everything.
+        layers: rows G of the submodel.
+        trained: rows that learn and travel. frozen: rows below the lowest of them, which need no backward pass.
+        picks: whether every row is one layer of the model as it is stored, so that no fused layer need be sent.
     """
 
-    capacities: tuple[int, ...]
-    grouping: str = "dglg"
-    fusion: str = "dblf"
-    beta: float | str = 0.1
-    select: Select | None = None
+    layers: int
+    trained: int
+    frozen: int = 0
+    picks: bool = False
 
-    def __post_init__(self) -> None:
-        """Refuses what no model could be grown with, before any model is read."""
-        object.__setattr__(self, "capacities", validate_capacities(self.capacities))
-        groupings.check_grouping(self.grouping, 1, 1, has_key=True)
-        fusions.check_fusion(self.fusion, self.beta, has_key=True)
-
-    def depths(self, num_layers: int) -> tuple[int, ...]:
-        """The depth of every stage; ValueError if one exceeds `num_layers`."""
-        return validate_capacities(self.capacities, num_layers)
-
-    def next(self, stage: int, tree: Any, history: Sequence[Any], key: jax.Array) -> LayerMap | None:
-        """Groups and fuses the layers as they are now; see `Growth.next`."""
-        return self.from_grams(stage, LayerGrams(tree), history, key)
-
-    def from_grams(self, stage: int, grams: LayerGrams, history: Sequence[Any], key: jax.Array) -> LayerMap | None:
-        """See `GramGrowth.from_grams`; the last, full-depth stage reads no weights."""
-        depths = self.depths(grams.num_layers)
-        if stage >= len(depths):
-            return None
-        return layer_map(
-            grams,
-            depths[stage],
-            grouping=self.grouping,
-            fusion=self.fusion,
-            beta=self.beta,
-            select=self.select,
-            key=key,
-        )
+    @classmethod
+    def of(cls, layer_map: LayerMap) -> Self:
+        """The shape of a concrete map."""
+        train = np.asarray(layer_map.train)
+        return cls(layer_map.num_groups, int(train.sum()), layer_map.frozen_rows, layer_map.selected() is not None)
 
 
-@dataclasses.dataclass(frozen=True)
-class EndToEnd:
-    """One stage of the full model: what FedIT and the other rivals do."""
+class FixedGrowth(abc.ABC):
+    """A growth whose maps depend on nothing but the depth of the model."""
 
-    def depths(self, num_layers: int) -> tuple[int, ...]:
-        """One stage of all layers."""
-        return (num_layers,)
+    @abc.abstractmethod
+    def stage_map(self, stage: int, num_layers: int) -> LayerMap | None:
+        """The map of a stage, None beyond the last; ValueError if the growth does not fit the model."""
 
     def next(self, stage: int, tree: Any, history: Sequence[Any], key: jax.Array) -> LayerMap | None:
-        """The identity at stage 0, then None; see `Growth.next`."""
+        """See `Growth.next`."""
         return self.from_grams(stage, LayerGrams(tree), history, key)
 
     def from_grams(self, stage: int, grams: LayerGrams, history: Sequence[Any], key: jax.Array) -> LayerMap | None:
         """See `GramGrowth.from_grams`; reads no weights."""
-        return None if stage else LayerMap.identity(grams.num_layers)
+        return self.stage_map(stage, grams.num_layers)
+
+    def depths(self, num_layers: int) -> tuple[int, ...]:
+        """The depth of every stage."""
+        return tuple(shape.layers for shape in self.shapes(num_layers))
+
+    def shapes(self, num_layers: int) -> tuple[StageShape, ...]:
+        """The shape of every stage; see `planned_stages`."""
+        shapes: list[StageShape] = []
+        while (found := self.stage_map(len(shapes), num_layers)) is not None:
+            shapes.append(StageShape.of(found))
+        return tuple(shapes)
+
+
+@dataclasses.dataclass(frozen=True)
+class NamedGrowth:
+    """A growth as the command line knows it.
+
+    Attributes:
+        reference: what it is and where it comes from, in one line.
+        message: what travels. state: what is kept between rounds besides the adapter.
+        make: (options, layers L of the model) -> the growth; raises ValueError for options that do not fit.
+    """
+
+    reference: str
+    message: str
+    state: str
+    make: Callable[[GrowthOptions, int], Growth]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -173,3 +176,25 @@ def planned_depths(growth: Growth, num_layers: int) -> tuple[int, ...] | None:
     """The depth of every stage if the growth announces them through `depths`, else None."""
     announce = getattr(growth, "depths", None)
     return None if announce is None else announce(num_layers)
+
+
+def planned_stages(growth: Growth, num_layers: int) -> tuple[StageShape, ...] | None:
+    """The shape of every stage as far as the growth announces them: its `shapes`, else from its depths, else None."""
+    announce = getattr(growth, "shapes", None)
+    if announce is not None:
+        return announce(num_layers)
+    depths = planned_depths(growth, num_layers)
+    return None if depths is None else tuple(StageShape(depth, depth, picks=depth == num_layers) for depth in depths)
+
+
+def proposed_rounds(growth: Growth, rounds: int, num_layers: int) -> tuple[int, ...] | None:
+    """How a growth would share out `rounds` over its stages.
+
+    Its own `stage_rounds` if it has that, else equal shares over the depths it announces, else None. Raises ValueError
+    when there are fewer rounds than stages.
+    """
+    propose = getattr(growth, "stage_rounds", None)
+    if propose is not None:
+        return propose(rounds, num_layers)
+    depths = planned_depths(growth, num_layers)
+    return None if depths is None else equal_shares(rounds, len(depths))

@@ -40,11 +40,13 @@ class LayerMap:
         assign: i32[L], the group each layer gets its LoRA back from; -1 for a layer that is absent from
             this stage and keeps its own.
         train: bool[G], the rows that learn and travel; the others are computed but stay. Default all.
+        align: whether low-rank factors are rotated to their anchor's before they are fused (`align_factors`).
     """
 
     fuse: jax.Array
     assign: jax.Array
     train: jax.Array = None  # type: ignore[assignment]
+    align: bool = dataclasses.field(default=False, metadata={"static": True})
 
     def __post_init__(self) -> None:
         """Lets every row train unless told otherwise."""
@@ -80,6 +82,11 @@ class LayerMap:
             and self.num_groups == self.num_layers
         )
 
+    @property
+    def frozen_rows(self) -> int:
+        """How many rows lie below the lowest that trains, for a concrete map; 0 where none trains."""
+        return frozen_below(np.asarray(self.train))
+
     def selected(self) -> np.ndarray | None:
         """The layers i64[G] that the rows pick, if every row only picks one; None else or if traced."""
         if not streaming.is_concrete(self.fuse):
@@ -87,6 +94,11 @@ class LayerMap:
         fuse = np.asarray(self.fuse)
         one_hot = ((fuse == 0) | (fuse == 1)).all() and (fuse.sum(axis=1) == 1).all()
         return fuse.argmax(axis=1) if one_hot else None
+
+
+def frozen_below(train: np.ndarray) -> int:
+    """How many rows lie below the lowest that trains, of flags bool[G]; 0 where none trains."""
+    return int(train.argmax())
 
 
 def check_layer_map(layer_map: Any, num_layers: int) -> None:

@@ -1,12 +1,22 @@
-"""How many layers each stage has: the capacities L_1 < ... < L_S <= L (section 3 of the DevFT paper).
+"""How many layers each stage has, and how many rounds.
 
-The paper doubles from 4 of 32 layers, or 5 of 40, to the full model. Any ascending list does; a list
-may also stop short of the full depth.
+The capacities L_1 < ... < L_S <= L (section 3 of the DevFT paper): the paper doubles from 4 of 32 layers,
+or 5 of 40, to the full model. Any ascending list does; a list may also stop short of the full depth.
+
+Where the weights shall choose, a capacity is the k of the widest gap lambda_{k+1} - lambda_k between
+the eigenvalues of the Laplacian of the layers' similarity (Eq. 3): the eigengap heuristic of spectral
+clustering (von Luxburg, A Tutorial on Spectral Clustering, 2007, section 8.3). It may choose within
+`capacity_windows` only, which surround the capacities of a plan and do not overlap, so that stages still
+deepen and the number of stages stays.
 """
 
 import math
 import operator
 from collections.abc import Sequence
+from itertools import pairwise
+
+import jax
+import numpy as np
 
 
 def geometric_schedule(num_layers: int, initial: int, rate: float) -> tuple[int, ...]:
@@ -54,3 +64,56 @@ def validate_capacities(capacities: Sequence[int], num_layers: int | None = None
             f"layers: end at {num_layers} or below."
         )
     return tuple(operator.index(capacity) for capacity in capacities)
+
+
+def halving_schedule(num_layers: int, stages: int) -> tuple[int, ...]:
+    """`stages` capacities that double up to the full depth, rounded up, such as (22, 4) -> (3, 6, 11, 22)."""
+    return _distinct(num_layers, [-(-num_layers // 2 ** (stages - 1 - stage)) for stage in range(max(stages, 0))])
+
+
+def linear_schedule(num_layers: int, stages: int) -> tuple[int, ...]:
+    """`stages` capacities in equal steps up to the full depth, rounded up, such as (32, 4) -> (8, 16, 24, 32)."""
+    return _distinct(num_layers, [-(-num_layers * (stage + 1) // stages) for stage in range(max(stages, 0))])
+
+
+def _distinct(num_layers: int, capacities: list[int]) -> tuple[int, ...]:
+    if not capacities or len(set(capacities)) < len(capacities):
+        raise ValueError(
+            f"stages {len(capacities)} cannot each be deeper than the one before in a model of {num_layers} layers: "
+            "give 1 or more, and fewer than this if it is too many."
+        )
+    return tuple(capacities)
+
+
+def capacity_windows(capacities: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """The range (lowest, highest) around each of ascending capacities in which a gap may choose it.
+
+    Neighbouring ranges meet at the geometric mean of their capacities and share no value; the last holds
+    its capacity alone. (4, 8, 16, 32) gives (3, 5), (6, 11), (12, 22), (32, 32).
+    """
+    capacities = validate_capacities(capacities)
+    if len(capacities) == 1:
+        return ((capacities[0], capacities[0]),)
+    # Below the first, as far as above it.
+    first = capacities[0] * math.sqrt(capacities[0] / capacities[1])
+    borders = [first, *(math.sqrt(low * high) for low, high in pairwise(capacities))]
+    windows = [(math.floor(low) + 1, math.floor(high)) for low, high in pairwise(borders)]
+    return (*windows, (capacities[-1], capacities[-1]))
+
+
+def widest_gap(spectrum: jax.Array, lowest: int, highest: int) -> int:
+    """The k in `lowest`..`highest` with the largest gap behind the k-th of the ascending eigenvalues `spectrum` f32[L].
+
+    The smallest such k if several are equal. Needs 1 <= lowest <= highest < L.
+    """
+    values = np.asarray(spectrum, np.float64)
+    gaps = values[lowest : highest + 1] - values[lowest - 1 : highest]
+    return lowest + int(gaps.argmax())
+
+
+def equal_shares(rounds: int, stages: int) -> tuple[int, ...]:
+    """The rounds of each stage in equal shares, the remainder going to the last stages."""
+    if rounds < stages:
+        raise ValueError(f"rounds {rounds} is fewer than the {stages} stages; use {stages} or more.")
+    share, rest = divmod(rounds, stages)
+    return tuple(share + (stage >= stages - rest) for stage in range(stages))

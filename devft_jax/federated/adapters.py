@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from devft_jax.developmental import LayerMap, fuse, inherit
+from devft_jax.developmental import LayerMap, align_factors, fuse, inherit
 from devft_jax.models.llama import PROJECTIONS, Adapter, LoraFactors, ModelConfig
 from devft_jax.models.lora import LoraOptions, init_lora
 
@@ -29,8 +29,16 @@ def adapter_of(lora: dict[str, LoraFactors], options: LoraOptions, delta: dict[s
 
 def stage_adapter(adapter: Adapter, layer_map: LayerMap) -> Adapter:
     """The adapter of a stage's submodel: factors and dense corrections fused like the layers they belong to."""
-    lora, delta = fuse(layer_map, (adapter.lora, adapter.delta))
+    lora, delta = fuse(layer_map, (aligned(adapter.lora, layer_map), adapter.delta))
     return adapter.replace(lora=lora, delta=delta)
+
+
+def aligned(lora: dict[str, LoraFactors], layer_map: LayerMap) -> dict[str, LoraFactors]:
+    """The same products in factors that can be fused: each layer's rotated to its anchor's, where the map asks for it."""
+    if not layer_map.align:
+        return lora
+    turned = {name: align_factors(layer_map, factors.a, factors.b) for name, factors in lora.items()}
+    return {name: LoraFactors(a=a, b=b) for name, (a, b) in turned.items()}
 
 
 def returned_adapter(full: Adapter, stage: Adapter, layer_map: LayerMap, mode: str) -> Adapter:

@@ -16,6 +16,7 @@ A cohort that `clients_per_step` does not divide is padded with clients of weigh
 update is not finite gets weight zero too, and is named in the round's result.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -279,7 +280,16 @@ class Cohort:
           lr: the round's learning rate. keys: ids u32[C] -> key[C]. train_rows: bool[G].
 
         Where no participant's update is finite there is nothing to aggregate: the server state comes back as it was.
+
+        Raises:
+          ValueError: a participant's weight is not a positive number, so that a mean could be taken over nothing.
         """
+        for member in cohort:
+            if not 0 < member.weight < math.inf:
+                raise ValueError(
+                    f"the weight {member.weight} of the client at position {member.position} is not positive and finite: "
+                    "give every participant a positive weight, or leave it out."
+                )
         broadcast = self.programs.call("broadcast", self._broadcast, server)
         row = jax.tree.map(lambda leaf: leaf[0], bank)
         participant = participant_shapes(self.algorithm, broadcast, row)

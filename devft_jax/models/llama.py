@@ -100,13 +100,15 @@ class Compute:
     low-rank factors and the loss stay float32. `remat` names what the backward pass recomputes: "none" keeps all
     activations, "dots" keeps the products with frozen weights, "full" keeps only each layer's input. `attention` is "xla",
     "cudnn" or "auto" (cudnn on an NVIDIA GPU in bfloat16 where the head size allows it, else xla). `vocabulary_chunk` is
-    how many columns of the head are multiplied at once in the loss.
+    how many columns of the head are multiplied at once in the loss. `frozen_layers` is the number of an adapter's
+    lowest layers that take no gradient, so that nothing is kept of them for a backward pass and none is run through them.
     """
 
     dtype: str = "float32"
     remat: str = "none"
     attention: Literal["auto", "xla", "cudnn"] = "auto"
     vocabulary_chunk: int = 16_384
+    frozen_layers: int = 0
 
 
 DEFAULT_COMPUTE = Compute()
@@ -213,6 +215,22 @@ def dense_weight(weight: Any, dtype: jnp.dtype) -> jax.Array:
     if hasattr(weight, "dequantize"):
         return weight.dequantize(dtype)
     return weight.astype(dtype)
+
+
+def read_layer(stacked: Any, index: jax.Array) -> Any:
+    """Layer `index` of a tree of leaves [L, ...]."""
+    return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), stacked)
+
+
+class StackedWeight(struct.PyTreeNode):
+    """A projection of one layer, read out of the stack `[L, in, out]` of all layers when it is used: an opaque weight."""
+
+    stack: Any
+    index: jax.Array
+
+    def dequantize(self, dtype: jnp.dtype) -> jax.Array:
+        """The layer's weight [in, out] as a float array."""
+        return dense_weight(read_layer(self.stack, self.index), dtype)
 
 
 def frozen_product(x: jax.Array, weight: Any) -> jax.Array:
@@ -388,8 +406,8 @@ def run_layers(
     if bare < 0:
         raise ValueError(f"the adapter has {adapted} layers and the base {depth}; give an adapter of at most as many.")
 
-    def step(x, layer):
-        block, factors, scales, delta, remembered, index = layer
+    def layer(x, block, adaptation, remembered, index):
+        factors, scales, delta = adaptation
         layer_key = None if key is None else jax.random.fold_in(key, index)
         return decoder_layer(
             config,
@@ -405,33 +423,44 @@ def run_layers(
             key=layer_key,
         )
 
-    def part_of(tree: Any, index: jax.Array) -> Any:
-        return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), tree)
-
-    def bare_step(x, index):
-        block, remembered = part_of((base.blocks, memory), index)
-        return step(x, (block, {}, {}, {}, remembered, index))
-
-    def adapted_step(x, layer):
-        # Taken by their number: a slice of the stacked weights would be a copy of them.
-        *adaptation, index = layer
-        block, remembered = part_of((base.blocks, memory), index)
-        return step(x, (block, *adaptation, remembered, index))
-
     policy = REMAT_POLICIES[compute.remat]
 
     def saving(function: Callable[..., Any]) -> Callable[..., Any]:
         return function if policy is None else jax.checkpoint(function, policy=policy, prevent_cse=False)
 
+    def step(x, given):
+        return layer(x, *given)
+
+    def read_step(x, given):
+        # The stack is read by number and the adaptation alone is cut: a slice of the stacked weights would be a copy.
+        adaptation, index = given
+        block, remembered = read_layer((base.blocks, memory), index)
+        if policy is None:
+            # Kept for the backward pass, the layers read would be that copy; read again by every product, they are not.
+            block = block.replace(**{name: StackedWeight(getattr(base.blocks, name), index) for name in PROJECTIONS})
+        return layer(x, block, adaptation, remembered, index)
+
     x = base.embed[tokens].astype(jnp.dtype(compute.dtype))
     adaptation = (adapter.lora, layer_scales(adapter, adapted), adapter.delta)
-    if bare:
-        # Nothing below the first adapted layer depends on what trains, so it has no backward pass.
-        x, below = jax.lax.scan(bare_step, x, jnp.arange(bare))
-        x, above = jax.lax.scan(saving(adapted_step), x, (*adaptation, jnp.arange(bare, depth)))
-        handed_on = jax.tree.map(lambda *parts: jnp.concatenate(parts), below, above)
+    if bare + compute.frozen_layers == 0:
+        x, handed_on = jax.lax.scan(saving(step), x, (base.blocks, adaptation, memory, jnp.arange(depth)))
     else:
-        x, handed_on = jax.lax.scan(saving(step), x, (base.blocks, *adaptation, memory, jnp.arange(depth)))
+        # Nothing below the first layer that learns depends on what trains, so it has no backward pass.
+        first, numbers = bare + compute.frozen_layers, jnp.arange(depth)
+        frozen, learning = (
+            jax.tree.map(lambda leaf, cut=cut: leaf[cut], adaptation)
+            for cut in (slice(compute.frozen_layers), slice(compute.frozen_layers, None))
+        )
+        parts = []
+        for run, adapted_by, part in (
+            (read_step, ({}, {}, {}), numbers[:bare]),
+            (read_step, jax.lax.stop_gradient(frozen), numbers[bare:first]),
+            (saving(read_step), learning, numbers[first:]),
+        ):
+            if part.size:
+                x, handed_on = jax.lax.scan(run, x, (adapted_by, part))
+                parts.append(handed_on)
+        handed_on = jax.tree.map(lambda *pieces: jnp.concatenate(pieces), *parts)
     return rms_norm(x, base.norm, config.norm_epsilon), handed_on
 
 

@@ -53,11 +53,14 @@ class Progress:
         groups, layers, start = record["groups"], len(record["assign"]), record["loss_start"]
         name = f"stage {stage + 1}/{stages}"
         if groups is None:
-            self.say(f"{name}  all {layers} layers" + ("" if start is None else f";  held-out loss {start:.4f}"))
+            some = "" if record["trained"] is None else f", of which {shown_layers(record['trained'])} learn"
+            self.say(f"{name}  all {layers} layers{some}" + ("" if start is None else f";  held-out loss {start:.4f}"))
             return
         head = f"{name}  {len(groups)} layer{'s' if len(groups) > 1 else ''} <- {layers}:"
         self.say(fill([head, *shown_groups(groups, record["assign"])], _columns(self.stream), indent=4))
         said = []
+        if record["trained"] is not None:
+            said.append(f"only the submodel's layers {shown_layers(record['trained'])} learn")
         weights = shown_weights(groups, record["anchor_coefficients"])
         if weights:
             said.append(weights)

@@ -17,6 +17,13 @@ def growth(story: Story) -> str:
     """The section."""
     if not story.is_grown:
         words = f"The full model of {story.depth} layers was trained throughout: nothing was grouped, fused or carried over."
+        learned = [(stage.number, stage.record.get("trained")) for stage in story.stages]
+        if any(part is not None for _, part in learned):
+            parts = [f"{len(part) if part is not None else story.depth} in stage {number}" for number, part in learned]
+            words = (
+                f"The full model of {story.depth} layers was run throughout, and nothing was grouped, fused or carried "
+                f"over. Of its layers, these many learned: {', '.join(parts)}; the others stayed as they were."
+            )
         return page.section("growth", "The layers", page.paragraph(words), _norms(story))
     strip = layer_strip("Which layers were fused into which group at each stage", story.stages)
     fused = [stage for stage in story.stages if stage.record["similarity"] is not None]

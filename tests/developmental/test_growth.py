@@ -4,17 +4,27 @@ import numpy as np
 import pytest
 
 from devft_jax.developmental import (
+    GROWTHS,
     DevFT,
     EndToEnd,
     LayerMap,
+    ProgFed,
+    StageShape,
+    TopGrow,
+    fuse,
+    inherit,
     layer_gram,
     layer_map,
     layer_similarity,
+    make_growth,
     next_stage,
     planned_depths,
+    planned_stages,
+    proposed_rounds,
     streaming,
     transition_gap,
 )
+from devft_jax.developmental.options import GrowthOptions
 from tests.developmental.weights import assert_trees_equal, stack
 
 LAYERS = 8
@@ -65,11 +75,96 @@ def test_devft_is_layer_map_with_its_choices(tree):
     assert even.assign.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
+def test_the_widest_gap_chooses_the_depth_within_its_window():
+    clear = np.kron(np.eye(3, dtype=np.float32), np.ones((1, 4), np.float32))[[0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]]
+    tree = {"weight": clear}
+    growth = DevFT((4, 12), eigengap=True)
+    assert growth.next(0, tree, (), KEY).num_groups == 3
+    assert growth.next(0, tree, (), KEY).assign.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert growth.next(1, tree, (), KEY).is_identity
+    assert growth.next(2, tree, (), KEY) is None
+    assert planned_depths(growth, 12) is None
+    assert proposed_rounds(growth, 7, 12) == (3, 4)
+    assert DevFT((5, 12)).next(0, tree, (), KEY).num_groups == 5
+
+
+def test_every_named_growth_says_what_it_is():
+    for name, kind in GROWTHS.items():
+        assert all((kind.reference, kind.message, kind.state))
+        growth = make_growth(GrowthOptions(growth=name), LAYERS)
+        assert hash(growth) == hash(make_growth(GrowthOptions(growth=name), LAYERS))
+        assert sum(proposed_rounds(growth, 12, LAYERS)) == 12
+
+
 def test_end_to_end_is_one_stage_of_everything(tree):
     growth = EndToEnd()
     assert growth.next(0, tree, (), KEY).is_identity
     assert growth.next(1, tree, (), KEY) is None
     assert planned_depths(growth, LAYERS) == (LAYERS,)
+
+
+def test_progfed_is_prefixes_whose_last_is_the_model_itself(tree):
+    growth = ProgFed(blocks=4)
+    maps = [growth.next(stage, tree, (), KEY) for stage in range(5)]
+    assert [found and found.num_groups for found in maps] == [2, 4, 6, 8, None]
+    assert maps[1].assign.tolist() == [0, 1, 2, 3, -1, -1, -1, -1]
+    assert maps[1].selected().tolist() == [0, 1, 2, 3]
+    assert all(bool(found.train.all()) for found in maps[:4])
+    assert_trees_equal(maps[3], LayerMap.identity(LAYERS))
+    assert planned_depths(growth, LAYERS) == (2, 4, 6, 8)
+
+
+def test_progfed_warms_its_newest_block_up():
+    growth = ProgFed(blocks=2, schedule="equal", warmup_rounds=3)
+    assert growth.stage_rounds(9, LAYERS) == (3, 3, 3)
+    warm = growth.stage_map(1, LAYERS)
+    assert warm.train.tolist() == [False] * 4 + [True] * 4
+    assert warm.frozen_rows == 4
+    assert planned_stages(growth, LAYERS) == (
+        StageShape(4, 4, 0, picks=True),
+        StageShape(8, 4, 4, picks=True),
+        StageShape(8, 8, 0, picks=True),
+    )
+
+
+def test_layers_above_a_prefix_are_neither_run_nor_changed(tree):
+    stage = ProgFed(blocks=2).stage_map(0, LAYERS)
+    poisoned = jax.tree.map(lambda leaf: jnp.asarray(leaf).at[4:].set(jnp.nan), tree)
+    small = fuse(stage, poisoned)
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(small))
+    after = inherit(stage, jax.tree.map(lambda leaf: leaf + 1, fuse(stage, tree)), tree)
+    assert_trees_equal(*(jax.tree.map(lambda leaf: np.asarray(leaf)[4:], each) for each in (after, tree)))
+
+
+def test_top_grow_is_the_model_of_which_the_top_learns(tree):
+    growth = TopGrow((2, 8))
+    first, second = (growth.next(stage, tree, (), KEY) for stage in range(2))
+    assert first.is_identity
+    assert first.train.tolist() == [False] * 6 + [True] * 2
+    assert first.frozen_rows == 6
+    assert_trees_equal(second, LayerMap.identity(LAYERS))
+    assert growth.next(2, tree, (), KEY) is None
+    assert planned_stages(growth, LAYERS) == (StageShape(8, 2, 6, picks=True), StageShape(8, 8, 0, picks=True))
+    learned = inherit(first, jax.tree.map(lambda leaf: leaf + 1, tree), tree)
+    for after, before in zip(jax.tree.leaves(learned), jax.tree.leaves(tree), strict=True):
+        np.testing.assert_array_equal(after[:6], before[:6])
+        np.testing.assert_array_equal(after[6:], before[6:] + 1)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: ProgFed(schedule="thirds"), "progfed_schedule 'thirds' is unknown"),
+        (lambda: ProgFed(warmup_rounds=-1), "warmup_rounds -1 is negative"),
+        (lambda: ProgFed(blocks=9).depths(8), "stages 9 cannot each be deeper"),
+        (lambda: ProgFed().stage_rounds(7, 8), "rounds 7 leaves a stage of progfed without a round: use 8"),
+        (lambda: TopGrow((4, 2)), "do not ascend"),
+        (lambda: TopGrow((16,)).depths(8), "beyond the model's 8 layers"),
+    ],
+)
+def test_fixed_growths_refuse_what_does_not_fit(make, words):
+    with pytest.raises(ValueError, match=words):
+        make()
 
 
 def test_a_stage_change_is_measured_in_one_pass_over_the_weights(tree, reads):

@@ -1,8 +1,12 @@
+from itertools import pairwise
+
+import jax.numpy as jnp
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from devft_jax.developmental import geometric_schedule, validate_capacities
+from devft_jax.developmental.schedule import capacity_windows, halving_schedule, linear_schedule, widest_gap
 
 
 @pytest.mark.parametrize(
@@ -67,3 +71,39 @@ def test_capacities_are_refused_with_the_wrong_entry_named(capacities, words):
 def test_capacities_may_stop_short_of_the_depth_and_need_not_know_it():
     assert validate_capacities([2, 4], 16) == (2, 4)
     assert validate_capacities([2, 64]) == (2, 64)
+
+
+@pytest.mark.parametrize("schedule", [halving_schedule, linear_schedule])
+@given(layers=st.integers(1, 80), stages=st.integers(1, 6))
+def test_schedules_in_so_many_stages_ascend_to_the_full_depth(schedule, layers, stages):
+    if layers < stages:
+        with pytest.raises(ValueError, match=f"stages {stages} cannot"):
+            schedule(layers, stages)
+    elif schedule is linear_schedule or layers >= 2 ** (stages - 1):
+        capacities = schedule(layers, stages)
+        assert len(capacities) == stages
+        assert validate_capacities(capacities, layers)[-1] == layers
+
+
+def test_schedules_in_so_many_stages_give_the_presets():
+    assert halving_schedule(22, 4) == (3, 6, 11, 22)
+    assert halving_schedule(60, 4) == (8, 15, 30, 60)
+    assert linear_schedule(32, 4) == (8, 16, 24, 32)
+    with pytest.raises(ValueError, match="stages 0 cannot"):
+        linear_schedule(4, 0)
+
+
+@given(st.sets(st.integers(1, 60), min_size=1, max_size=8))
+def test_windows_surround_their_capacities_and_do_not_overlap(chosen):
+    capacities = sorted(chosen)
+    windows = capacity_windows(capacities)
+    assert len(windows) == len(capacities)
+    assert windows[-1] == (capacities[-1], capacities[-1])
+    assert all(1 <= low <= capacity <= high for (low, high), capacity in zip(windows, capacities, strict=True))
+    assert all(before[1] < after[0] for before, after in pairwise(windows))
+
+
+def test_windows_of_the_paper_and_the_widest_gap_in_one():
+    assert capacity_windows((4, 8, 16, 32)) == ((3, 5), (6, 11), (12, 22), (32, 32))
+    spectrum = jnp.array([0.0, 5.0, 6.0, 6.5, 9.0, 9.1, 9.2])
+    assert [widest_gap(spectrum, *window) for window in ((1, 6), (2, 4), (2, 3), (5, 6))] == [1, 4, 2, 5]

@@ -18,7 +18,7 @@ def record(assign, **changes):
     sizes = [len(group) for group in groups]
     weights = [1 - 0.1 * (size - 1) for size in sizes]
     written = {"layers": depth, "assign": assign, "groups": groups, "anchor_coefficients": weights, "loss_start": 3.5}
-    return {**written, "loss_end": 3.25, "loss_full_after_transfer": 3.0, **changes}
+    return {**written, "trained": None, "loss_end": 3.25, "loss_full_after_transfer": 3.0, **changes}
 
 
 def said(what, *arguments):
@@ -44,6 +44,15 @@ def test_a_stage_of_all_layers_has_one_loss():
     whole = record(list(range(16)), groups=None, anchor_coefficients=None)
     assert said("stage", 3, 4, whole, 3.5) == "stage 4/4  all 16 layers;  held-out loss 3.5000\n"
     assert said("stage_end", whole) == "  end of stage: held-out loss 3.2500\n"
+
+
+def test_a_stage_of_which_a_part_learns_says_which():
+    top = record(list(range(8)), groups=None, anchor_coefficients=None, trained=[6, 7])
+    assert said("stage", 0, 2, top, 3.5) == "stage 1/2  all 8 layers, of which 6-7 learn;  held-out loss 3.5000\n"
+    warm = record([0, 1, 2, 3, -1, -1], trained=[2, 3], loss_start=None)
+    assert said("stage", 0, 2, warm, None) == (
+        "stage 1/2  4 layers <- 6:  [0]..[3] absent: 4-5\n  only the submodel's layers 2-3 learn\n"
+    )
 
 
 def test_without_held_out_data_only_layers_are_told():

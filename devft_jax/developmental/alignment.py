@@ -1,0 +1,52 @@
+"""Gauge alignment: low-rank factors of a group's layers turned alike before they are fused factor by factor.
+
+The product of factors a [in, r], b [r, out] does not change under an orthogonal R [r, r]: (a R)(R^T b) = a b. The R of a
+layer is therefore an accident of its training, while a weighted sum of factors, as fusing takes it, depends on it: the
+product of sums is closest to the sum of products where all layers of a group use one R. For layer j of a group with
+anchor k (its first layer) the R that brings both factors closest to the anchor's,
+
+    min_R ||a_j R - a_k||_F^2 + ||R^T b_j - b_k||_F^2,
+
+is the orthogonal Procrustes solution R = U V^T of the singular value decomposition U S V^T of a_j^T a_k + b_j b_k^T
+(Schoenemann 1966). Ours, not the paper's: DevFT fuses the factors as they are.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from devft_jax.developmental.fusion import anchors
+from devft_jax.developmental.layer_map import LayerMap
+
+
+def align_factors(layer_map: LayerMap, a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The factors of one projection, every layer's rotated to its anchor's; traceable.
+
+    Layers that are not mixed with others keep theirs bit for bit: anchors, absent layers, and the members of a group
+    whose representative only picks a layer.
+
+    Args:
+        layer_map: of the stage that is about to be fused.
+        a: f32[L, in, r]. b: f32[L, r, out].
+    """
+    if layer_map.selected() is not None:
+        return a, b
+    group = jnp.maximum(layer_map.assign, 0)
+    anchor = anchors(layer_map.assign, layer_map.num_groups)[group]
+    mixes = jnp.count_nonzero(layer_map.fuse, axis=1) > 1
+    turned = (layer_map.assign >= 0) & mixes[group] & (anchor != jnp.arange(layer_map.num_layers))
+    rotation = procrustes(a, b, a[anchor], b[anchor])
+    exact = lax.Precision.HIGHEST
+    rotated_a = jnp.einsum("lir,lrs->lis", a, rotation, precision=exact)
+    rotated_b = jnp.einsum("lrs,lro->lso", rotation, b, precision=exact)
+    turned = turned[:, None, None]
+    return jnp.where(turned, rotated_a, a), jnp.where(turned, rotated_b, b)
+
+
+def procrustes(a: jax.Array, b: jax.Array, to_a: jax.Array, to_b: jax.Array) -> jax.Array:
+    """The orthogonal f32[L, r, r] that bring (a R, R^T b) closest to (to_a, to_b), a [L, in, r] and b [L, r, out]."""
+    exact = lax.Precision.HIGHEST
+    inputs = jnp.einsum("lir,lis->lrs", a, to_a, precision=exact)
+    outputs = jnp.einsum("lro,lso->lrs", b, to_b, precision=exact)
+    left, _, right = jnp.linalg.svd(inputs + outputs, full_matrices=False)
+    return jnp.einsum("lrk,lks->lrs", left, right, precision=exact)

@@ -1,0 +1,103 @@
+"""DevFT (Wu et al., Developmental Federated Tuning, 2025): a submodel of fused layers that grows stage by stage.
+
+Stage s groups the L layers by similarity into L_s groups (Eqs. 1-3) and fuses each into one representative layer,
+
+    vartheta_g = theta_anchor + beta * sum_{j in g} (theta_j - theta_anchor)    (Eq. 5),
+
+trains LoRA on these, and hands what they learned back to the layers of their groups. L_1 < ... < L_S = L.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from devft_jax.developmental import fusion as fusions
+from devft_jax.developmental import grouping as groupings
+from devft_jax.developmental.grouping import laplacian_spectrum
+from devft_jax.developmental.growth import NamedGrowth
+from devft_jax.developmental.layer_map import LayerMap, layer_map
+from devft_jax.developmental.options import GrowthOptions, planned_capacities
+from devft_jax.developmental.schedule import capacity_windows, equal_shares, validate_capacities, widest_gap
+from devft_jax.developmental.similarity import LayerGrams, Select, layer_similarity
+
+
+@dataclasses.dataclass(frozen=True)
+class DevFT:
+    """The paper's growth: stage s has `capacities[s]` representative layers (Eqs. 1-5).
+
+    Attributes:
+        capacities: layers of each stage, ascending, at most the depth of the model.
+        eigengap: whether the widest gap of the spectrum chooses a stage's capacity, within the window
+            of `capacity_windows` around the one given here; the last stage keeps its own.
+        grouping: method of `group_layers`.
+        fusion: method of `fusion_matrix`.
+        beta: fusion strength of DBLF, or "auto".
+        select: predicate on leaf paths that narrows what Eq. 1 compares; None compares everything.
+    """
+
+    capacities: tuple[int, ...]
+    eigengap: bool = dataclasses.field(default=False, kw_only=True)
+    grouping: str = "dglg"
+    fusion: str = "dblf"
+    beta: float | str = 0.1
+    select: Select | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses what no model could be grown with, before any model is read."""
+        object.__setattr__(self, "capacities", validate_capacities(self.capacities))
+        groupings.check_grouping(self.grouping, 1, 1, has_key=True)
+        fusions.check_fusion(self.fusion, self.beta, has_key=True)
+
+    def depths(self, num_layers: int) -> tuple[int, ...] | None:
+        """The depth of every stage, None where the weights choose it; ValueError if one exceeds `num_layers`."""
+        capacities = validate_capacities(self.capacities, num_layers)
+        return None if self.eigengap and len(capacities) > 1 else capacities
+
+    def stage_rounds(self, rounds: int, num_layers: int) -> tuple[int, ...]:
+        """Equal shares."""
+        return equal_shares(rounds, len(self.capacities))
+
+    def next(self, stage: int, tree: Any, history: Sequence[Any], key: jax.Array) -> LayerMap | None:
+        """Groups and fuses the layers as they are now; see `Growth.next`."""
+        return self.from_grams(stage, LayerGrams(tree), history, key)
+
+    def from_grams(self, stage: int, grams: LayerGrams, history: Sequence[Any], key: jax.Array) -> LayerMap | None:
+        """See `GramGrowth.from_grams`; the last, full-depth stage reads no weights."""
+        capacities = validate_capacities(self.capacities, grams.num_layers)
+        if stage >= len(capacities):
+            return None
+        return layer_map(
+            grams,
+            self._by_gap(stage, grams) if self.eigengap else capacities[stage],
+            grouping=self.grouping,
+            fusion=self.fusion,
+            beta=self.beta,
+            select=self.select,
+            key=key,
+        )
+
+    def _by_gap(self, stage: int, grams: LayerGrams) -> int:
+        lowest, highest = capacity_windows(self.capacities)[stage]
+        if lowest == highest:
+            return lowest
+        return widest_gap(laplacian_spectrum(layer_similarity(grams, select=self.select)), lowest, highest)
+
+
+def _make(options: GrowthOptions, num_layers: int) -> DevFT:
+    return DevFT(
+        capacities=planned_capacities(options, num_layers),
+        eigengap=options.capacities is None and options.capacity_schedule == "eigengap",
+        grouping=options.grouping,
+        fusion=options.fusion,
+        beta=options.beta,
+    )
+
+
+GROWTH = NamedGrowth(
+    reference="fused submodels of growing depth (Wu et al., Developmental Federated Tuning, 2025)",
+    message="the submodel's adapter; the fused layers once per stage",
+    state="none",
+    make=_make,
+)

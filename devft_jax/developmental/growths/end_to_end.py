@@ -1,0 +1,23 @@
+"""End-to-end training: one stage of the full model, the identity on the layer axis. What FedIT and the others do."""
+
+import dataclasses
+
+from devft_jax.developmental.growth import FixedGrowth, NamedGrowth
+from devft_jax.developmental.layer_map import LayerMap
+
+
+@dataclasses.dataclass(frozen=True)
+class EndToEnd(FixedGrowth):
+    """One stage of the full model."""
+
+    def stage_map(self, stage: int, num_layers: int) -> LayerMap | None:
+        """The identity at stage 0, then None."""
+        return None if stage else LayerMap.identity(num_layers)
+
+
+GROWTH = NamedGrowth(
+    reference="the full model throughout, which plain federated methods train",
+    message="the full model's adapter",
+    state="none",
+    make=lambda options, num_layers: EndToEnd(),
+)

@@ -1,0 +1,97 @@
+"""ProgFed (Wang et al., Effective, Communication-, and Computation-Efficient Federated Learning by Progressive Training,
+ICML 2022): a prefix of the model that grows block by block.
+
+The L layers are cut into S blocks. In stage s the model is the blocks 1..s, all of which learn, under the head:
+
+    fuse = [I_d 0],  d = s L / S,    layers above d are absent and keep their LoRA (at first b = 0).
+
+The original trains convolutional networks from scratch and gives every prefix a small head of its own. Here every prefix is
+read out by the pre-trained model's final norm and head, frozen, and no parameter is new.
+
+Rounds (`halving`, as in the authors' code): T / (2 S) for every stage but the last, which gets the rest; `equal` shares
+are ours. Warm-up: after each growth, rounds in which only the newest block learns. They are a stage of their own here and
+count as rounds of the run, while the authors' code runs them besides its T rounds and holds the learning rate still in
+them; here the rate follows the schedule.
+"""
+
+import dataclasses
+from itertools import pairwise
+
+import jax.numpy as jnp
+
+from devft_jax.developmental.growth import FixedGrowth, NamedGrowth
+from devft_jax.developmental.layer_map import LayerMap
+from devft_jax.developmental.options import DEFAULT_STAGES, PROGFED_SCHEDULES, GrowthOptions
+from devft_jax.developmental.schedule import equal_shares, linear_schedule
+
+
+@dataclasses.dataclass(frozen=True)
+class ProgFed(FixedGrowth):
+    """Prefixes of growing depth.
+
+    Attributes:
+        blocks: S, the number of prefixes.
+        schedule: "halving" or "equal".
+        warmup_rounds: rounds after each growth in which only the newest block learns; 0 for none.
+    """
+
+    blocks: int = DEFAULT_STAGES
+    schedule: str = "halving"
+    warmup_rounds: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuses what no model could be grown with."""
+        if self.schedule not in PROGFED_SCHEDULES:
+            raise ValueError(f"progfed_schedule {self.schedule!r} is unknown: choose from {', '.join(PROGFED_SCHEDULES)}.")
+        if self.warmup_rounds < 0:
+            raise ValueError(f"warmup_rounds {self.warmup_rounds} is negative: use 0 for none.")
+
+    def steps(self, num_layers: int) -> tuple[tuple[int, int], ...]:
+        """(depth, lowest layer that learns) of every stage, warm-ups included."""
+        depths = linear_schedule(num_layers, self.blocks)
+        steps = [(depths[0], 0)]
+        for before, depth in pairwise(depths):
+            steps += [(depth, before), (depth, 0)] if self.warmup_rounds else [(depth, 0)]
+        return tuple(steps)
+
+    def stage_map(self, stage: int, num_layers: int) -> LayerMap | None:
+        """The prefix of a stage, None beyond the last."""
+        steps = self.steps(num_layers)
+        if stage >= len(steps):
+            return None
+        depth, lowest = steps[stage]
+        layers = jnp.arange(num_layers, dtype=jnp.int32)
+        assign = jnp.where(layers < depth, layers, -1)
+        return LayerMap(jnp.eye(depth, num_layers), assign, jnp.arange(depth) >= lowest)
+
+    def stage_rounds(self, rounds: int, num_layers: int) -> tuple[int, ...]:
+        """The rounds of every stage, warm-ups included; ValueError where one would have none."""
+        growing = rounds - (self.blocks - 1) * self.warmup_rounds
+        if self.schedule == "halving":
+            share = growing // (2 * self.blocks)
+            shares: tuple[int, ...] = (*[share] * (self.blocks - 1), growing - share * (self.blocks - 1))
+        else:
+            shares = equal_shares(max(growing, self.blocks), self.blocks)
+        if growing < self.blocks or min(shares) < 1:
+            least = self.blocks * (2 if self.schedule == "halving" and self.blocks > 1 else 1)
+            raise ValueError(
+                f"rounds {rounds} leaves a stage of progfed without a round: use "
+                f"{least + (self.blocks - 1) * self.warmup_rounds} or more, or fewer stages."
+            )
+        own = iter(shares)
+        return tuple(self.warmup_rounds if lowest else next(own) for _, lowest in self.steps(num_layers))
+
+
+def _make(options: GrowthOptions, num_layers: int) -> ProgFed:
+    blocks = min(DEFAULT_STAGES, num_layers) if options.stages is None else options.stages
+    growth = ProgFed(blocks=blocks, schedule=options.progfed_schedule, warmup_rounds=options.warmup_rounds)
+    growth.steps(num_layers)
+    return growth
+
+
+GROWTH = NamedGrowth(
+    reference="prefixes of growing depth under the frozen head (ProgFed, Wang et al., ICML 2022)",
+    message="the prefix's adapter, in a warm-up that of its newest block",
+    state="none",
+    make=_make,
+)

@@ -1,0 +1,49 @@
+"""Top-grow: the exact model, of which the top k_s layers learn, k_1 < ... < k_S. Our own.
+
+    fuse = I,  train_l = [l >= L - k_s].
+
+Nothing is approximated: the gradient is that of the full model restricted to its top layers. What is saved besides bytes is
+the backward pass below the lowest layer that learns, so L + k_s layer passes a token instead of 2 L. Layers below have never
+learned and are the base as it is. Layer-wise adapters of the top layers alone are known from AdapterDrop (Rueckle et al.
+2021) and LEGEND (Liu et al. 2024); growing them downwards, with the base's prefix exact and frozen, is what is tried here.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from devft_jax.developmental.growth import FixedGrowth, NamedGrowth
+from devft_jax.developmental.layer_map import LayerMap
+from devft_jax.developmental.options import GrowthOptions, planned_capacities
+from devft_jax.developmental.schedule import validate_capacities
+
+
+@dataclasses.dataclass(frozen=True)
+class TopGrow(FixedGrowth):
+    """The full model of which the top `capacities[s]` layers learn in stage s; ascending."""
+
+    capacities: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        """Refuses what no model could be grown with."""
+        object.__setattr__(self, "capacities", validate_capacities(self.capacities))
+
+    def stage_map(self, stage: int, num_layers: int) -> LayerMap | None:
+        """The identity, its top rows learning."""
+        capacities = validate_capacities(self.capacities, num_layers)
+        if stage >= len(capacities):
+            return None
+        learns = jnp.arange(num_layers) >= num_layers - capacities[stage]
+        return dataclasses.replace(LayerMap.identity(num_layers), train=learns)
+
+
+def _make(options: GrowthOptions, num_layers: int) -> TopGrow:
+    return TopGrow(planned_capacities(options, num_layers))
+
+
+GROWTH = NamedGrowth(
+    reference="the exact model whose top layers learn, more of them in each stage (ours)",
+    message="the adapter of the layers that learn",
+    state="none",
+    make=_make,
+)
