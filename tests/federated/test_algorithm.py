@@ -8,8 +8,10 @@ import pytest
 from devft_jax.developmental import LayerMap
 from devft_jax.federated.algorithm import Clients, as_float32, empty
 from devft_jax.federated.algorithms import ALGORITHMS
+from devft_jax.federated.algorithms.dofit import Server as DomainServer
 from devft_jax.federated.cohort import zero_sums
 from devft_jax.federated.messages import message_bytes
+from devft_jax.models.hypernetwork import Hypernetwork
 from devft_jax.models.llama import PROJECTIONS, Adapter
 from tests.federated.harness import (
     SEVEN,
@@ -24,6 +26,7 @@ from tests.federated.harness import (
 from tests.tiny import CONFIG
 
 PERSONAL = [name for name, make in ALGORITHMS.items() if make(SEVEN).personal]
+LOW_RANK = [name for name, make in ALGORITHMS.items() if make(SEVEN).low_rank]
 GLOBAL = [name for name, make in ALGORITHMS.items() if make(SEVEN).has_global_model]
 
 
@@ -52,8 +55,22 @@ def message_of(algorithm, server, row, seed=None):
 
 
 def per_layer(tree):
-    """The leaves that lead with the layer axis."""
+    """The leaves of layers, the layer axis brought to the front."""
+    if isinstance(tree, Hypernetwork):
+        return [tree.layer_tokens]
+    if isinstance(tree, DomainServer):
+        return [jnp.moveaxis(leaf, 1, 0) for leaf in jax.tree.leaves(tree)]
     return [leaf for leaf in jax.tree.leaves(tree) if leaf.ndim]
+
+
+def constant_over_layers(tree):
+    """The same state with every layer as the first one is."""
+    axis = 1 if isinstance(tree, DomainServer) else 0
+
+    def one(leaf):
+        return jnp.broadcast_to(jnp.take(leaf, jnp.array([0]), axis), leaf.shape) if leaf.ndim else leaf
+
+    return jax.tree.map(one, tree)
 
 
 def partial_map():
@@ -72,7 +89,8 @@ def test_the_record_names_itself(name):
     assert algorithm.state
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+# DoFIT's step between domains that differ has a norm of its own, whatever clients have learned.
+@pytest.mark.parametrize("name", [name for name in ALGORITHMS if name != "dofit"])
 def test_clients_that_learn_nothing_change_nothing(name):
     algorithm, server, row = built(name)
     up, new_row = message_of(algorithm, server, row)
@@ -113,7 +131,7 @@ def test_one_client_moves_the_server_to_where_it_went(name):
     assert largest_change(after, server) > 0.05
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", LOW_RANK)
 def test_the_view_is_an_adapter_of_the_models_shapes(name):
     algorithm, server, _ = built(name)
     view = algorithm.view(server)
@@ -169,7 +187,7 @@ def test_rows_follow_the_stages_as_the_server_does(name):
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_a_state_constant_over_layers_is_a_fixed_point_of_a_stage(name):
     algorithm, server, _ = built(name)
-    constant = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[:1], leaf.shape) if leaf.ndim else leaf, server)
+    constant = constant_over_layers(server)
     matrix = jnp.array([[0.8, 0.1, 0.1, 0], [0, 0, 0, 1]], jnp.float32)
     layers = LayerMap(fuse=matrix, assign=jnp.array([0, 0, 0, 1], jnp.int32), train=jnp.ones(2, bool))
     stage = algorithm.submodel(constant, layers)
