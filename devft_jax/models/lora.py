@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from devft_jax.errors import InputError
+from devft_jax.models.hypernetwork import generated_norms
 from devft_jax.models.llama import PROJECTIONS, Adapter, LoraFactors, ModelConfig
 
 
@@ -77,8 +78,10 @@ def adapter_norms(adapter: Adapter) -> jax.Array:
     """Size of the update of each layer, f32[L]: the root of the sum over targets of ||delta + scale a b||_F^2.
 
     The product a b [in, out] is never formed: ||a b||_F^2 is the sum of the elementwise product of a^T a and b b^T, both
-    [r, r], and <delta, a b> that of a^T delta and b.
+    [r, r], and <delta, a b> that of a^T delta and b. A hypernetwork updates no weight: of one it is `generated_norms`.
     """
+    if adapter.hyper is not None:
+        return generated_norms(adapter.hyper)
 
     def squared(name: str, factors: LoraFactors) -> jax.Array:
         a, b = factors.a.astype(jnp.float32), factors.b.astype(jnp.float32)
