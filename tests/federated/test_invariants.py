@@ -78,8 +78,31 @@ def nothing(a: int, b: int, participants: int) -> int:
     return 0
 
 
+def twice(a: int, b: int, participants: int) -> int:
+    """a and b and as much state."""
+    return 2 * both(a, b, participants)
+
+
+def with_a_rank(a: int, b: int, participants: int) -> int:
+    """a and b at the largest rank, and the rank."""
+    return both(a, b, participants) + 4
+
+
+def a_quarter(a: int, b: int, participants: int) -> int:
+    """A quarter of the entries and one bit for each."""
+    return -(-(a + b) // 4) * 4 + -(-(a + b) // 8)
+
+
 TRAITS = {
     "fedit": Traits(both, both, mean="factors", neutral={}),
+    "hetlora": Traits(with_a_rank, with_a_rank),
+    "flasc": Traits(a_quarter, a_quarter),
+    "fedprox": Traits(both, both, mean="factors", neutral={"prox_mu": 0.0}),
+    "scaffold": Traits(twice, twice, mean="factors", neutral={}),
+    "fedavgm": Traits(both, both, mean="factors", neutral={"server_beta1": 0.0}),
+    "fedadagrad": Traits(both, both),
+    "fedyogi": Traits(both, both),
+    "fedadam": Traits(both, both),
     "local-only": Traits(nothing, nothing, shares=False),
     "central": Traits(both, both, mean="factors", neutral={}),
 }
