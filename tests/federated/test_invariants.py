@@ -102,7 +102,7 @@ TRAITS = {
     "flasc": Traits(quarter, quarter),
     "fedprox": Traits(both, both, mean="factors", neutral={"prox_mu": 0.0}),
     "scaffold": Traits(twice, twice, mean="factors", neutral={}),
-    "fedavgm": Traits(both, both, neutral={"server_beta1": 0.0}),
+    "fedavgm": Traits(both, both, mean="factors", neutral={"server_beta1": 0.0}),
     "fedadagrad": Traits(both, both),
     "fedyogi": Traits(both, both),
     "fedadam": Traits(both, both),
