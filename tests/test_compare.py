@@ -20,6 +20,8 @@ from devft_jax.config import RunConfig
 from devft_jax.errors import InputError
 from devft_jax.report import read_story
 from devft_jax.reporting import Progress
+from devft_jax.reporting.comparison import to_text
+from devft_jax.reporting.comparison_page import comparison_html
 from devft_jax.run import StopRequest
 from tests.conftest import REPOSITORY
 from tests.reporting.stories import write_story
@@ -225,6 +227,20 @@ def test_runs_that_both_budgets_share_are_made_once(config, tmp_path, invented):
     assert "as fedit+devft does" in sent.text
     # Seeds one after the other, so that a comparison that is stopped has whole ones.
     assert [chosen.seed for chosen in started] == [0] * 4 + [1] * 4
+
+
+def test_what_does_not_fit_a_budget_of_bytes_is_left_out_of_its_table_alone(config, tmp_path, invented):
+    invented(lambda chosen: 2.0)
+    arms = ("fedit:rank=1", "fedit+devft:rank=64")
+    made = asked(config, tmp_path, arms, budget=("rounds", "bytes"))
+    rounds, sent = made.comparison.budgets
+    assert not made.failed
+    assert [arm.name for arm in rounds.arms] == list(arms)
+    assert [arm.name for arm in sent.arms] == ["fedit:rank=1"]
+    for text in (to_text(made.comparison), comparison_html(made.comparison)):
+        assert "fedit+devft:rank=64 is left out: its shortest run sends" in " ".join(text.split())
+    with pytest.raises(InputError, match=r"the reference does not fit: .* is left out"):
+        asked(config, tmp_path, arms, budget=("bytes",), reference=arms[1])
 
 
 def test_every_arm_gets_the_best_of_the_rates_on_the_tuning_seed(config, tmp_path, invented):
