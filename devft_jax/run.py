@@ -204,9 +204,13 @@ def _final_adapter(trainer: Trainer, state: State) -> Adapter | None:
 
 
 def _finish(trainer: Trainer, state: State, folder: RunFolder) -> dict[str, Any]:
-    """Write the adapter, where there is one for all clients, and the summary, which takes the record's place."""
+    """Write the adapter, where there is a low-rank one for all clients, and the summary, which takes the record's place."""
     adapter = _final_adapter(trainer, state)
-    if adapter is not None:
+    if not trainer.algorithm.low_rank:
+        trainer.progress.say(
+            f"{trainer.algorithm.name} has no adapter that PEFT loads: what it learned is in the checkpoint"
+        )
+    elif adapter is not None:
         with folder.replacing("adapter") as exported:
             export_peft(as_low_rank(adapter), exported, base_model=trainer.model.path)
     summary = trainer.summary(state)

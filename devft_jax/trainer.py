@@ -39,6 +39,7 @@ from devft_jax.federated.algorithms import ALGORITHMS
 from devft_jax.federated.cohort import ClientWork, Cohort, RoundResult
 from devft_jax.federated.messages import message_bytes
 from devft_jax.federated.options import learning_rate_at, validate_learning_rate
+from devft_jax.federated.profiles import profiled_clients
 from devft_jax.federated.sampling import Purpose, client_keys, run_key, sample_cohort
 from devft_jax.fingerprints import base_fingerprint, fingerprint
 from devft_jax.models.llama import Adapter, Base, Block
@@ -180,7 +181,7 @@ class Trainer:
                 devices=self.devices,
                 programs=self.programs,
             )
-        self.clients = Clients(len(self.data.clients))
+        self.clients = profiled_clients(self.data, self.model.base.embed, config.seed)
         self.ids = np.array([client.id for client in self.data.clients], np.uint32)
         self.stage_base: Base = self.base
         self.versions = versions(self.devices[0])
@@ -240,11 +241,11 @@ class Trainer:
 
     def begin(self) -> State:
         """The state before the first round, with the untuned base evaluated."""
-        full = self._init_server()
+        full = self._init_server(self.clients)
         identity = LayerMap.identity(self.model.config.layers)
         # Banks live in host memory: an accelerator may be too small for every client's row at once.
         with jax.default_device(jax.local_devices(backend="cpu")[0]):
-            full_bank = jax.device_get(self._init_bank(full))
+            full_bank = jax.device_get(self.algorithm.init_bank(self.clients, full))
         state = State(full=full, full_bank=full_bank, layer_map=identity)
         state.record = {
             "seconds": dict.fromkeys(("train", "compile", "build", "evaluate"), 0.0),
@@ -270,12 +271,9 @@ class Trainer:
         state.record["base_accuracy"] = None if base is None else base.accuracy
         return state
 
-    def _init_server(self) -> PyTree:
+    def _init_server(self, clients: Clients) -> PyTree:
         key = run_key(self.config.seed, Purpose.INITIALISATION)
-        return self.algorithm.init_server(key, self.model.config, self.clients)
-
-    def _init_bank(self, full: PyTree) -> PyTree:
-        return self.algorithm.init_bank(self.clients, full)
+        return self.algorithm.init_server(key, self.model.config, clients)
 
     def data_fingerprint(self) -> str:
         """Tells the tokenised training and held-out data and their split apart."""
@@ -311,12 +309,14 @@ class Trainer:
                     f"{name} was {record[name]} and is {now}: the run goes on, equal up to rounding but not bit for bit."
                 )
                 record[name] = now
-        full = jax.eval_shape(self._init_server)
+        # Shapes need no look at the data, and what clients keep of it is in the checkpoint.
+        clients = Clients(len(self.data.clients))
+        full = jax.eval_shape(lambda: self._init_server(clients))
         groups = record["groups"]
         layers = self.model.config.layers
         shaped = LayerMap.shapes(groups, layers)
         server = jax.eval_shape(self.algorithm.submodel, full, shaped)
-        full_bank = jax.eval_shape(self._init_bank, full)
+        full_bank = jax.eval_shape(lambda full: self.algorithm.init_bank(clients, full), full)
         bank = mapped_shapes(self.algorithm.submodel_row, full_bank, shaped)
         shapes = {"full": full, "full_bank": full_bank, "server": server, "bank": bank, "layer_map": shaped}
         arrays = folder.read_arrays(round_index, shapes)

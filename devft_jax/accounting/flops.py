@@ -4,8 +4,10 @@ A multiply-add is two operations. Only products are counted: norms, activations 
 model and less of a large one. A product with frozen weights is done once forward and once backward (the gradient of its
 inputs), the latter in the adapted layers alone, since nothing below the lowest of them depends on what trains; a low-rank
 factor that trains needs a third (its own gradient). Attention scores and mixtures are counted over the whole square, as
-they are computed, and twice again in the backward pass. Rematerialisation is not counted, nor is a dense correction of
-frozen weights, which a client adds to them once: the figure is the work of the method, not of a way to simulate it.
+they are computed, and twice again in the backward pass. Weights that a hypernetwork makes for an example count like
+low-rank factors that train, and making them once for every example; what a batch shares is not counted. Nor is
+rematerialisation, nor a dense correction of frozen weights, which a client adds to them once: the figure is the work of the
+method, not of a way to simulate it.
 """
 
 from dataclasses import dataclass
@@ -13,6 +15,7 @@ from typing import Any, Self
 
 import jax
 
+from devft_jax.models.hypernetwork import products
 from devft_jax.models.llama import PROJECTIONS, Adapter, ModelConfig
 
 
@@ -22,18 +25,23 @@ class Adaptation:
 
     Attributes:
       depth: adapted layers, the model's last ones. factors: elements of their low-rank factors. trained: elements that
-        train, among them or all of them.
+        train, among them or all of them. example: products of an example, whatever its length, with weights that train.
     """
 
     depth: int
     factors: int
     trained: int
+    example: int = 0
 
     @classmethod
     def of(cls, adapter: Adapter, train: Any, layers: int) -> Self:
         """From an adapter and what trains of it, arrays or shapes; `layers` is the depth of its base."""
         factors, trained = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (adapter.lora, train))
-        return cls(adapter.depth(otherwise=layers), factors, trained)
+        depth = adapter.depth(otherwise=layers)
+        if adapter.hyper is not None:
+            token, example, _ = products(adapter.hyper.network)
+            return cls(depth, token, token, example)
+        return cls(depth, factors, trained)
 
 
 def forward_breakdown(config: ModelConfig, *, layers: int, adaptation: Adaptation, length: int) -> dict[str, int]:
@@ -44,12 +52,13 @@ def forward_breakdown(config: ModelConfig, *, layers: int, adaptation: Adaptatio
       length: positions T of a row, padding included.
 
     Returns:
-      `frozen` (the projections' weights), `low_rank` (x a b), `attention` (scores and mixtures) and `head`.
+      `frozen` (the projections' weights), `low_rank` (x a b, and what a hypernetwork makes), `attention` (scores and
+      mixtures) and `head`.
     """
     weights = sum(fan_in * fan_out for fan_in, fan_out in map(config.projection_shape, PROJECTIONS))
     return {
         "frozen": layers * 2 * weights,
-        "low_rank": 2 * adaptation.factors,
+        "low_rank": 2 * adaptation.factors + 2 * adaptation.example // length,
         "attention": layers * 4 * length * config.heads * config.head_size,
         "head": 2 * config.width * config.vocabulary,
     }
@@ -61,7 +70,7 @@ def training_breakdown(config: ModelConfig, *, layers: int, adaptation: Adaptati
     upper = forward_breakdown(config, layers=adaptation.depth, adaptation=adaptation, length=length)
     return {
         "frozen": forward["frozen"] + upper["frozen"],
-        "low_rank": 2 * forward["low_rank"] + 2 * adaptation.trained,
+        "low_rank": 2 * forward["low_rank"] + 2 * adaptation.trained + 2 * adaptation.example // length,
         "attention": forward["attention"] + 2 * upper["attention"],
         "head": 2 * forward["head"],
     }

@@ -73,13 +73,69 @@ def both(a: int, b: int, participants: int) -> int:
     return 4 * (a + b)
 
 
+def twice(a: int, b: int, participants: int) -> int:
+    """a and b and as much again."""
+    return 8 * (a + b)
+
+
+def both_and_rank(a: int, b: int, participants: int) -> int:
+    """a and b in float32 and the client's rank."""
+    return 4 * (a + b) + 4
+
+
+def quarter(a: int, b: int, participants: int) -> int:
+    """A quarter of the entries in float32, and a bit for each of them all."""
+    return -(-(a + b) // 4) * 4 + -(-(a + b) // 8)
+
+
 def nothing(a: int, b: int, participants: int) -> int:
     """No message."""
     return 0
 
 
+def hypernetwork(a: int, b: int, participants: int) -> int:
+    """C2A's, whose size follows the model's width and depth alone, and its gate."""
+    return 4 * ({8_388_608: 237_936, 13_107_200: 296_368}[a] + 1)
+
+
+def only_a(a: int, b: int, participants: int) -> int:
+    """a in float32."""
+    return 4 * a
+
+
+def only_b(a: int, b: int, participants: int) -> int:
+    """b in float32."""
+    return 4 * b
+
+
+def of_all(a: int, b: int, participants: int) -> int:
+    """a and b of every participant in float32, or factors of as many directions."""
+    return participants * 4 * (a + b)
+
+
+def of_all_and_rank(a: int, b: int, participants: int) -> int:
+    """a and b of every participant in float32, and how many directions they have."""
+    return of_all(a, b, participants) + 4
+
+
 TRAITS = {
     "fedit": Traits(both, both, mean="factors", neutral={}),
+    "flora": Traits(of_all_and_rank, both, mean="products"),
+    "fedsa-lora": Traits(only_a, only_a),
+    "dofit": Traits(both, both, neutral={"domains": 1}),
+    "c2a": Traits(hypernetwork, hypernetwork),
+    "ffa-lora": Traits(only_b, only_b, mean="products"),
+    "hetlora": Traits(both_and_rank, both_and_rank),
+    "federa": Traits(both, both, mean="factors"),
+    "flasc": Traits(quarter, quarter),
+    "fedprox": Traits(both, both, mean="factors", neutral={"prox_mu": 0.0}),
+    "scaffold": Traits(twice, twice, mean="factors", neutral={}),
+    "fedavgm": Traits(both, both, neutral={"server_beta1": 0.0}),
+    "fedadagrad": Traits(both, both),
+    "fedyogi": Traits(both, both),
+    "fedadam": Traits(both, both),
+    "fedex-lora": Traits(of_all, both, mean="products"),
+    "fedrot-lora": Traits(both, both, neutral={"rotation": 0.0}),
     "local-only": Traits(nothing, nothing, shares=False),
     "central": Traits(both, both, mean="factors", neutral={}),
 }
