@@ -305,17 +305,17 @@ def learned_table(comparison: Comparison, budget: Budget) -> Table:
     measures = _used(LEARNED, budget, comparison.target)
     header = ["", "rounds", "rank", "rate", "seeds"]
     for measure in measures:
-        header += [measure.title, "difference"]
+        header += [measure.title, *(() if measure.optional else ("difference",))]
     rows = [_base_row(budget, measures)] if any(arm.finished for arm in budget.arms) else []
     for arm in budget.arms:
         row = [arm.name, str(arm.rounds), str(arm.config["rank"]), _rate(arm), _counted(arm)]
         for measure in measures:
+            row.append(_cell(mean_of(arm, measure), measure.form))
+            if measure.optional:
+                continue
             found = difference(comparison, budget, arm, measure)
             told = _cell(found, measure.form, sign=True) + ("*" if found is not None and found.sign else "")
-            row += [
-                _cell(mean_of(arm, measure), measure.form),
-                "reference" if arm.name == comparison.reference else told,
-            ]
+            row.append("reference" if arm.name == comparison.reference else told)
         rows.append(row)
     below = (
         f"differences are to {comparison.reference}, paired by seed; * the 95 % interval of the difference excludes zero"
@@ -332,7 +332,8 @@ def _base_row(budget: Budget, measures: Sequence[Measure]) -> list[str]:
     row = ["untuned base", "", "", "", ""]
     for measure in measures:
         known = [summary.get(names.get(measure.name, "")) for summary in finished.values()]
-        row += [_cell(estimate([value for value in known if value is not None]), measure.form), ""]
+        row += [_cell(estimate([value for value in known if value is not None]), measure.form)]
+        row += [] if measure.optional else [""]
     return row
 
 
@@ -530,13 +531,16 @@ def fairness(comparison: Comparison) -> list[str]:
         said.append(
             f"Every client has a model of its own in {_listed(personal)}; figures are means over the clients' models."
         )
+    both = [arm.name for arm in first.arms if by_seed(arm, LEARNED[2], None)]
+    if both:
+        said.append(f"In {_listed(both)} figures are of the one model that stands for all clients; their own are beside it.")
     every = common["evaluate_every"]
     said.append(
         f"The full model was judged every {f'{every} rounds' if every > 1 else 'round'} and at the end of each stage; what "
-        "it took to reach a loss is known as exactly."
+        "it took to reach a loss is known to within that."
         if every
         else "The full model was judged at the ends of stages alone (evaluate_every 0); what it took to reach a loss is "
-        "known no better."
+        "known to within a stage."
     )
     said.append(
         "Runs were made one at a time, each in a process of its own; training time leaves compiling, evaluation and stage "

@@ -154,6 +154,7 @@ def test_means_over_own_models_are_named():
     # The own models beside a global one are a column, which is left out where no arm has them.
     assert cells(learned_table(made, made.budgets[0]), "both")["clients' own models"] == "1.500"
     assert cells(learned_table(made, made.budgets[0]), "alone")["clients' own models"] == ""
+    assert "In both figures are of the one model that stands for all clients" in " ".join(fairness(made))
     plain = comparison(arm("FedIT", [2.0, 3.0]))
     assert "clients' own models" not in learned_table(plain, plain.budgets[0]).header
 
