@@ -458,7 +458,7 @@ def _compared(request: _Request, out: Path, progress: Progress, stop: StopReques
         budgets.append(Budget(kind, terms.text, results, terms.left_out))
     target = options.target_loss
     if target is None:
-        standard = told.mean_of(budgets[0].arm(request.reference), told.LEARNED[0])
+        standard = told.mean_of(budgets[0].arm(request.reference), told.FINAL_LOSS)
         target = None if standard is None else standard.mean
     return Comparison(
         budgets=budgets,
