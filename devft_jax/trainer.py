@@ -34,9 +34,9 @@ from devft_jax.data import (
 from devft_jax.developmental import Growth, LayerMap, fuse, next_stage, planned_depths
 from devft_jax.errors import InputError, RunError
 from devft_jax.evaluation import Evaluation, HeldOut, Judgement
-from devft_jax.federated.algorithm import Algorithm, Clients
+from devft_jax.federated.algorithm import Algorithm, Clients, same_server
 from devft_jax.federated.algorithms import ALGORITHMS
-from devft_jax.federated.cohort import ClientWork, Cohort, RoundResult
+from devft_jax.federated.cohort import ClientWork, Cohort, RoundResult, frozen_rows
 from devft_jax.federated.messages import message_bytes
 from devft_jax.federated.options import learning_rate_at, validate_learning_rate
 from devft_jax.federated.sampling import Purpose, client_keys, run_key, sample_cohort
@@ -312,9 +312,9 @@ class Trainer:
                 )
                 record[name] = now
         full = jax.eval_shape(self._init_server)
-        groups = record["groups"]
+        groups, bare = record["groups"], record["bare"]
         layers = self.model.config.layers
-        shaped = LayerMap.shapes(groups, layers)
+        shaped = LayerMap.shapes(groups, layers, bare)
         server = jax.eval_shape(self.algorithm.submodel, full, shaped)
         full_bank = jax.eval_shape(self._init_bank, full)
         bank = mapped_shapes(self.algorithm.submodel_row, full_bank, shaped)
@@ -352,6 +352,7 @@ class Trainer:
             "stage": state.stage,
             "rounds_in_stage": state.rounds_in_stage,
             "groups": state.layer_map.num_groups,
+            "bare": state.layer_map.bare,
         }
         arrays = {
             "full": state.full,
@@ -381,20 +382,23 @@ class Trainer:
         if transition is None:
             return False
         layer_map = transition.layer_map
-        identity_map = layer_map.is_identity
+        runs_base = layer_map.runs_base
         state.layer_map, state.stage, state.rounds_in_stage = layer_map, stage, 0
         state.server = self.algorithm.submodel(state.full, layer_map)
         state.bank = map_rows(lambda row: self.algorithm.submodel_row(row, layer_map), state.full_bank)
         self._build_submodel(state, blocks)
         # The base may be replicated over devices; what an algorithm derives from it is computed on the first.
         base = jax.tree.map(lambda leaf: leaf.addressable_data(0), self.stage_base)
+        if layer_map.bare and self.algorithm.enter is not same_server:
+            base = base.replace(blocks=jax.tree.map(lambda leaf: leaf[layer_map.bare :], base.blocks))
         state.server = self.algorithm.enter(state.server, base)
         jax.block_until_ready((self.stage_base, state.server))
         assign = np.asarray(layer_map.assign)
         groups = [np.flatnonzero(assign == group) for group in range(layer_map.num_groups)]
         record = {
             "layers": layer_map.num_groups,
-            "trained": None if np.all(layer_map.train) else np.flatnonzero(layer_map.train).tolist(),
+            "depth": layer_map.depth,
+            "trained": _trained_layers(layer_map),
             "planned_rounds": self.stage_rounds[stage],
             "rounds": 0,
             "seconds": 0.0,
@@ -402,8 +406,8 @@ class Trainer:
             "bytes_down": 0,
             "assign": assign.tolist(),
             "group_sizes": [len(group) for group in groups],
-            "groups": None if identity_map else [group.tolist() for group in groups],
-            "anchor_coefficients": None if identity_map else _anchor_coefficients(layer_map),
+            "groups": None if runs_base else [group.tolist() for group in groups],
+            "anchor_coefficients": None if runs_base else _anchor_coefficients(layer_map),
             "transition_gap": float(transition.gap),
             "similarity": _rounded(transition.similarity),
             "spectrum": _rounded(transition.spectrum),
@@ -435,8 +439,8 @@ class Trainer:
         return self.model.base.blocks if self.config.fuse_from == "packed" or full_depth else self.original_blocks()
 
     def _build_submodel(self, state: State, blocks: Block) -> None:
-        """Fuse the stage's frozen layers; the identity map keeps the base itself."""
-        if state.layer_map.is_identity:
+        """Fuse the stage's frozen layers; a map that runs the base as it is keeps the base itself."""
+        if state.layer_map.runs_base:
             self.stage_base = self.base
             return
         own, repack = self.model.base.blocks, self.config.fused_precision == "packed"
@@ -445,7 +449,7 @@ class Trainer:
 
     def _submodel_bytes(self, layer_map: LayerMap) -> int:
         """What a client that holds the base needs besides: nothing, the numbers of the layers picked, or fused layers."""
-        if layer_map.is_identity:
+        if layer_map.runs_base:
             return 0
         if layer_map.selected() is not None:
             return picked_layers_bytes(layer_map.num_groups)
@@ -584,6 +588,8 @@ class Trainer:
             * training_flops(
                 self.model.config,
                 layers=state.layer_map.num_groups,
+                frozen=frozen_rows(self.algorithm, np.asarray(state.layer_map.train)),
+                bare=state.layer_map.bare,
                 rank=self.config.rank,
                 targets=self.config.targets,
                 length=length,
@@ -735,6 +741,13 @@ class Trainer:
             "versions": self.versions,
             "stages": stages,
         }
+
+
+def _trained_layers(layer_map: LayerMap) -> list[int] | None:
+    """The rows that learn, of the base itself the layers; None where all do."""
+    if not layer_map.bare and np.all(layer_map.train):
+        return None
+    return (layer_map.bare + np.flatnonzero(layer_map.train)).tolist()
 
 
 def _anchor_coefficients(layer_map: LayerMap) -> list[float | None]:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from devft_jax.developmental import ProgFed
+from devft_jax.export import export
 from devft_jax.reporting import Progress
 from devft_jax.run import replay, train
 from tests.tiny_run import write_run_inputs
@@ -128,6 +129,13 @@ def test_top_grow_trains_the_top_of_the_exact_model(config, tmp_path, capfd):
     assert (first["trained"], second["trained"]) == ([3], [2, 3])
     assert first["loss_start"] == run.summary["base_loss"]
     assert run.summary["bytes_stage"] == 0
+    # What travels and what learns is an adapter of one layer, then of two; all four run.
+    per_layer = 4 * (2 * (16 * 4) + 4 * 16 + 4 * 8)
+    assert [stage["bytes_up"] for stage in run.summary["stages"]] == [2 * 2 * per_layer, 2 * 2 * 2 * per_layer]
+    assert [(stage["layers"], stage["depth"]) for stage in run.summary["stages"]] == [(1, 4), (2, 4)]
+    assert first["group_sizes"] == [1]
+    assert replay(run.folder, client="client_0", round=3, progress=QUIET).stage == 2
+    export(run.folder, tmp_path / "exported", stage=1)
     for factors in run.adapter.lora.values():
         assert not np.any(factors.b[:2])
         assert np.any(factors.b[2:])

@@ -3,11 +3,12 @@
 A multiply-add is two operations. Only products are counted: norms, activations and softmax are a few per cent of a small
 model and less of a large one. The frozen weights need two products a step (forward, and the gradient of their inputs), the
 low-rank factors three (their own gradients besides); attention scores and mixtures are counted over the whole square, as
-they are computed, and twice again in the backward pass. Rematerialisation is not counted: the figure is the work of the
-method, not of a way to save memory.
+they are computed, and twice again in the backward pass. Layers below the lowest that learns have a forward pass alone.
+Rematerialisation is not counted: the figure is the work of the method, not of a way to save memory.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from devft_jax.models.llama import PROJECTIONS, ModelConfig
 
@@ -35,16 +36,33 @@ def forward_breakdown(config: ModelConfig, *, layers: int, rank: int, targets: S
 
 
 def training_breakdown(
-    config: ModelConfig, *, layers: int, rank: int, targets: Sequence[str], length: int
+    config: ModelConfig,
+    *,
+    layers: int,
+    rank: int,
+    targets: Sequence[str],
+    length: int,
+    frozen: int = 0,
+    bare: int = 0,
 ) -> dict[str, int]:
-    """Operations of one training step per token position, forward and backward; as `forward_breakdown`."""
-    forward = forward_breakdown(config, layers=layers, rank=rank, targets=targets, length=length)
-    return {name: TRAINING_PRODUCTS[name] * count for name, count in forward.items()}
+    """Operations of one training step per token position, forward and backward; as `forward_breakdown`.
+
+    Args:
+      layers: with an adapter. frozen: the lowest of them, which do not learn and need no backward pass.
+      bare: layers that run below them without an adapter, and without a backward pass.
+    """
+
+    def forward(layers: int, rank: int) -> dict[str, int]:
+        return forward_breakdown(config, layers=layers, rank=rank, targets=targets, length=length)
+
+    learning, kept, below = forward(layers - frozen, rank), forward(frozen, rank), forward(bare, 0)
+    once = {name: kept[name] + below[name] for name in ("frozen", "low_rank", "attention")}
+    return {name: TRAINING_PRODUCTS[name] * count + once.get(name, 0) for name, count in learning.items()}
 
 
-def training_flops(config: ModelConfig, *, layers: int, rank: int, targets: Sequence[str], length: int) -> int:
+def training_flops(config: ModelConfig, **shape: Any) -> int:
     """Operations of one training step per token position; as `training_breakdown`, summed."""
-    return sum(training_breakdown(config, layers=layers, rank=rank, targets=targets, length=length).values())
+    return sum(training_breakdown(config, **shape).values())
 
 
 def evaluation_flops(config: ModelConfig, *, layers: int, rank: int, targets: Sequence[str], length: int) -> int:

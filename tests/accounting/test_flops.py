@@ -102,3 +102,18 @@ def test_a_step_of_llama2_13b_is_the_papers_415_tflops():
     # What is reported counts the rest too.
     whole = training_flops(LLAMA2_13B, layers=40, rank=32, targets=("q", "v"), length=512)
     assert 1.02 < whole / frozen < 1.06
+
+
+def test_layers_below_the_lowest_that_learns_have_a_forward_pass_alone():
+    shape = {"rank": 4, "targets": ("q", "v"), "length": 8}
+    whole = training_breakdown(LLAMA2_13B, layers=6, **shape)
+    forward = forward_breakdown(LLAMA2_13B, layers=4, **shape)
+    top = training_breakdown(LLAMA2_13B, layers=2, **shape)
+    frozen = training_breakdown(LLAMA2_13B, layers=6, frozen=4, **shape)
+    bare = training_breakdown(LLAMA2_13B, layers=2, bare=4, **shape)
+    for name in ("frozen", "attention", "low_rank"):
+        assert frozen[name] == top[name] + forward[name] < whole[name]
+    assert (bare["frozen"], bare["attention"]) == (frozen["frozen"], frozen["attention"])
+    assert bare["low_rank"] == top["low_rank"]
+    assert {frozen["head"], bare["head"]} == {whole["head"]}
+    assert training_flops(LLAMA2_13B, layers=6, frozen=4, **shape) == sum(frozen.values())

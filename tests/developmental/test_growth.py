@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -119,7 +121,6 @@ def test_progfed_warms_its_newest_block_up():
     assert growth.stage_rounds(9, LAYERS) == (3, 3, 3)
     warm = growth.stage_map(1, LAYERS)
     assert warm.train.tolist() == [False] * 4 + [True] * 4
-    assert warm.frozen_rows == 4
     assert planned_stages(growth, LAYERS) == (
         StageShape(4, 4, 0, picks=True),
         StageShape(8, 4, 4, picks=True),
@@ -139,13 +140,14 @@ def test_layers_above_a_prefix_are_neither_run_nor_changed(tree):
 def test_top_grow_is_the_model_of_which_the_top_learns(tree):
     growth = TopGrow((2, 8))
     first, second = (growth.next(stage, tree, (), KEY) for stage in range(2))
-    assert first.is_identity
-    assert first.train.tolist() == [False] * 6 + [True] * 2
-    assert first.frozen_rows == 6
+    assert not first.is_identity
+    assert first.runs_base
+    assert (first.bare, first.depth, first.selected().tolist()) == (6, LAYERS, [6, 7])
+    assert next_stage(growth, 0, tree, (), KEY).similarity is None
     assert_trees_equal(second, LayerMap.identity(LAYERS))
     assert growth.next(2, tree, (), KEY) is None
-    assert planned_stages(growth, LAYERS) == (StageShape(8, 2, 6, picks=True), StageShape(8, 8, 0, picks=True))
-    learned = inherit(first, jax.tree.map(lambda leaf: leaf + 1, tree), tree)
+    assert planned_stages(growth, LAYERS) == (StageShape(2, 2, bare=6, picks=True), StageShape(8, 8, picks=True))
+    learned = inherit(first, jax.tree.map(lambda leaf: leaf + 1, fuse(first, tree)), tree)
     for after, before in zip(jax.tree.leaves(learned), jax.tree.leaves(tree), strict=True):
         np.testing.assert_array_equal(after[:6], before[:6])
         np.testing.assert_array_equal(after[6:], before[6:] + 1)
@@ -248,6 +250,11 @@ def test_growths_compare_and_hash_by_value():
         (LayerMap(jnp.eye(2, LAYERS), jnp.arange(LAYERS)), "assign holds groups from 0 to 7 .* use 0..1"),
         (LayerMap(jnp.eye(1, LAYERS), jnp.full(LAYERS, -2)), "assign holds groups from -2"),
         (LayerMap(jnp.eye(2, LAYERS), jnp.arange(LAYERS) % 2, jnp.ones(1, bool)), r"train has shape \(1,\) .* bool\[2\]"),
+        (
+            dataclasses.replace(LayerMap.top(LAYERS, 2), fuse=jnp.eye(2, LAYERS)),
+            "6 bare layers run below rows that are not the 2",
+        ),
+        (dataclasses.replace(LayerMap.top(LAYERS, 2), bare=5), "5 bare layers"),
         (LayerMap(jnp.eye(2, LAYERS), jnp.zeros(LAYERS, int)), "group 1 trains and no layer is assigned to it"),
     ],
 )
