@@ -61,6 +61,7 @@ def configure_jax() -> None:
 
 COMMANDS = {
     "run": "train, or go on with an unfinished run",
+    "compare": "several methods over several seeds on the same clients: tables with intervals, and a page",
     "plan": "what a run would cost: bytes, FLOPs, memory, time; without weights or data",
     "replay": "train one client of one round again, step by step, to see where it breaks",
     "report": "a run's folder, finished or not, as one page: report.html",
@@ -94,6 +95,7 @@ def _dispatch(arguments: list[str]) -> int:
         raise InputError(f"the command '{command}' does not exist; choose from {', '.join(COMMANDS)}.")
     commands = {
         "run": _run,
+        "compare": _compare,
         "plan": _plan,
         "replay": _replay,
         "report": _report,
@@ -169,8 +171,28 @@ def parse_plan(arguments: Sequence[str]) -> tuple[Any, Any]:
     return _parse(arguments, PlanOptions, prog="devft plan", description=description)
 
 
-def _parse(arguments: Sequence[str], extra: type | None = None, *, prog: str, description: str) -> tuple[Any, Any]:
-    """The `RunConfig` of a command line, and the options of the dataclass `extra`, whose flags come first."""
+def parse_compare(arguments: Sequence[str]) -> tuple[Any, Any]:
+    """The `RunConfig` that all arms share and the `CompareOptions` of a command line."""
+    from devft_jax.compare import CompareOptions
+
+    description = (
+        "Compare methods over seeds on the same clients, data order and budget. Every run is a folder of its own under "
+        "--out: finished ones are read, not run again, and a stopped comparison goes on with the same command. Ends with "
+        "tables (means, 95 % intervals, paired differences) as text, CSV, JSON, Markdown and a page.\n\n"
+        "Takes every option of `devft run` for all arms; algorithm and growth are the arms' own, and --seeds and --out take "
+        f"the place of --seed and --out. {START}"
+    )
+    own = ("algorithm", "growth", "seed", "out")
+    return _parse(arguments, CompareOptions, prog="devft compare", description=description, without=own)
+
+
+def _parse(
+    arguments: Sequence[str], extra: type | None = None, *, prog: str, description: str, without: Sequence[str] = ()
+) -> tuple[Any, Any]:
+    """The `RunConfig` of a command line, and the options of the dataclass `extra`, whose flags come first.
+
+    Options of a run named in `without` have no flags and stay as the preset or the file has them.
+    """
     import tyro
 
     from devft_jax.config import ROOMS, RunConfig, preset, read_config, validate_types
@@ -182,7 +204,7 @@ def _parse(arguments: Sequence[str], extra: type | None = None, *, prog: str, de
         start = read_config(file_name, start)
         validate_types(start)
 
-    flags = {_title(room): flags_of(room, start) for room in ROOMS}
+    flags = {_title(room): flags_of(room, start, without) for room in ROOMS}
     if extra is not None:
         flags = {_title(extra): flags_of(extra, extra()), **flags}
     rooms = dataclasses.make_dataclass(
@@ -204,7 +226,7 @@ def _parse(arguments: Sequence[str], extra: type | None = None, *, prog: str, de
     if extra is None:
         return RunConfig(**values), None
     others = {field.name: values.pop(field.name) for field in dataclasses.fields(extra)}
-    return RunConfig(**values), extra(**others)
+    return dataclasses.replace(start, **values), extra(**others)
 
 
 def _title(room: type) -> str:
@@ -217,6 +239,23 @@ def _run(arguments: list[str]) -> int:
 
     run = train(parse_run(arguments))
     return 0 if run.stopped_by is None else 128 + run.stopped_by
+
+
+def _compare(arguments: list[str]) -> int:
+    import shlex
+
+    from devft_jax.compare import compare
+    from devft_jax.reporting.comparison import to_text
+
+    common, options = parse_compare(arguments)
+    # This process only plans; the runs' own processes have the accelerator to themselves.
+    jax.config.update("jax_platforms", "cpu")
+    made = compare(common, options, command=shlex.join(["devft", "compare", *arguments]))
+    if made.comparison is None:
+        return 128 + (made.stopped_by or 0)
+    print(to_text(made.comparison))
+    print(f"{made.folder}: comparison.html, comparison.md, comparison.csv, comparison.json, runs.csv and runs/")
+    return 1 if made.failed else 0
 
 
 def _plan(arguments: list[str]) -> int:
@@ -317,34 +356,11 @@ def _generate(arguments: list[str]) -> int:
 def _list(arguments: list[str]) -> int:
     import tyro
 
-    from devft_jax.config import PRESETS, RunConfig
-    from devft_jax.data import BUILT_IN, METHODS, TEMPLATES
-    from devft_jax.developmental import GROWTHS
-    from devft_jax.federated.algorithms import ALGORITHMS
+    from devft_jax.listing import listing
 
     def nothing() -> None:
-        """Algorithms, growths, presets, data sets and templates."""
+        """Algorithms and growths with what they send and keep; presets, data sets, templates and partitions."""
 
     tyro.cli(nothing, prog="devft list", args=arguments)
-    algorithms = {name: make(RunConfig()) for name, make in ALGORITHMS.items()}
-    sections = {
-        "algorithms (--algorithm)": {name: f"{item.reference}; sends {item.message}" for name, item in algorithms.items()},
-        "growths (--growth)": {name: f"{item.reference}; sends {item.message}" for name, item in GROWTHS.items()},
-        "presets (--preset)": {
-            name: ", ".join(f"{key} {_shown(values[key])}" for key in ("model", "rounds") if key in values)
-            for name, values in PRESETS.items()
-        },
-        "data sets (--data)": {name: item.description for name, item in BUILT_IN.items()},
-        "templates (--template)": {name: item.description for name, item in TEMPLATES.items()},
-        "partitions (--partition)": METHODS,
-    }
-    for title, entries in sections.items():
-        print(title)
-        for name, text in entries.items():
-            print(f"  {name:<18} {text}")
-        print()
+    print(listing())
     return 0
-
-
-def _shown(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -244,6 +244,11 @@ def _export_adapter_folder(job: _Job, source: Path, stage: int | None, model: st
 
 def _export_run(job: _Job, source: Path, stage: int | None, client: str | None, model: str | None) -> Exported:
     config = _run_config(source, model)
+    if not ALGORITHMS[config.algorithm](config).low_rank:
+        raise InputError(
+            f"the run in {source} ({config.algorithm}) has no low-rank adapter, which is all that other tools load; its "
+            "checkpoints hold what it learned."
+        )
     position = _client_position(source, config, client)
     path = _resolved(model or config.model)
     finished = source / "adapter"

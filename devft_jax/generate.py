@@ -137,6 +137,11 @@ def open_respondent(source: str, asked: PromptOptions) -> Respondent:
     adapter_folder = folder / "adapter" if is_run else None
     if asked.adapter is not None:
         adapter_folder = Path(asked.adapter)
+    elif is_run and not ALGORITHMS[run.algorithm](run).low_rank:
+        raise InputError(
+            f"the run in {folder} ({run.algorithm}) has no low-rank adapter, with which alone answers are drawn; name one "
+            "with adapter."
+        )
     elif is_run and not ALGORITHMS[run.algorithm](run).has_global_model:
         raise InputError(
             f"the run in {folder} ({run.algorithm}) has no global model, but one for each client; write a client's with "

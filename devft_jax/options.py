@@ -11,6 +11,7 @@ import dataclasses
 import inspect
 import textwrap
 import typing
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 
@@ -41,14 +42,16 @@ def option_texts(room: type) -> dict[str, str]:
     return texts
 
 
-def flags_of(room: type, start: Any) -> Any:
+def flags_of(room: type, start: Any, without: Sequence[str] = ()) -> Any:
     """An options dataclass as the parser takes it: the fields of `room` with `start`'s values as their defaults.
 
+    Fields named in `without` are left out.
     Its texts are handed over whole, because a parser that reads them from the source keeps the source's line ends.
     """
     import tyro
 
-    texts, kinds = option_texts(room), typing.get_type_hints(room)
+    texts = option_texts(room)
+    kinds = {name: kind for name, kind in typing.get_type_hints(room).items() if name not in without}
 
     def default_of(name: str) -> Any:
         # A mapping out of a configuration file may not be a plain default.

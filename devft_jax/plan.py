@@ -36,7 +36,7 @@ from devft_jax.accounting.communication import (
     submodel_bytes,
 )
 from devft_jax.accounting.energy import emissions, resolve_joules_per_flop
-from devft_jax.accounting.flops import evaluation_flops, training_breakdown
+from devft_jax.accounting.flops import Adaptation, evaluation_flops, training_breakdown
 from devft_jax.accounting.memory import (
     MemoryTerms,
     Work,
@@ -313,17 +313,17 @@ class _Planner:
     def stage(self, stage: StageShape, cohorts: Sequence[np.ndarray], missed: int) -> StagePlan:
         config, architecture, layers = self.config, self.architecture, stage.layers
         messages = self.messages(layers)
-        train, _ = jax.eval_shape(self.algorithm.start, messages.participant)
+        train, frozen = jax.eval_shape(self.algorithm.start, messages.participant)
+        adapter = jax.eval_shape(self.algorithm.adapter, train, frozen)
         participations = sum(len(cohort) for cohort in cohorts)
         new = newcomers(cohorts)
         submodel = self.submodel(stage)
-        frozen = stage.frozen if self.algorithm.layered else 0
+        kept = stage.frozen if self.algorithm.layered else 0
         shape: dict[str, Any] = {
-            "rank": config.rank,
-            "targets": config.targets,
+            "adaptation": Adaptation.of(adapter, train, stage.depth),
             "length": self.work.length,
         }
-        per_token = training_breakdown(architecture, layers=layers, frozen=frozen, bare=stage.bare, **shape)
+        per_token = training_breakdown(architecture, layers=stage.depth, frozen=kept, **shape)
         tokens = participations * self.local_steps * config.batch_size * self.work.length
         flops = tokens * sum(per_token.values())
         choices: dict[str, Any] = {
@@ -332,7 +332,7 @@ class _Planner:
             "compute": self.compute,
             "optimizer": config,
             "layers": layers,
-            "frozen": frozen,
+            "frozen": kept,
             "bare": stage.bare,
             "quantization": config.quantization,
             "fused_precision": config.fused_precision,

@@ -140,9 +140,7 @@ def _work(
         last_of_stage = state.rounds_in_stage == trainer.stage_rounds[state.stage]
         due = config.evaluate_every and state.round % config.evaluate_every == 0
         if due and not last_of_stage:
-            judged = trainer.judge_stage(state)
-            if judged is not None:
-                row["held_out_loss"], row["held_out_accuracy"] = judged.loss, judged.accuracy
+            row |= _evaluated(trainer, state)
         folder.append_metrics(row)
         folder.write_json("record.json", trainer.summary(state))
         progress.round(row, total, stages, _seconds_left(trainer, state, row))
@@ -153,6 +151,18 @@ def _work(
         if stopping:
             return False
     return True
+
+
+def _evaluated(trainer: Trainer, state: State) -> dict[str, float]:
+    """What held-out data says within a stage: of its own model and, where that is asked for, of the full one."""
+    judged = {"held_out": trainer.judge_stage(state)}
+    if trainer.config.evaluate_full:
+        judged["full"] = judged["held_out"] if state.layer_map.is_identity else trainer.judge_transferred(state)
+    values: dict[str, float] = {}
+    for name, found in judged.items():
+        if found is not None:
+            values |= {f"{name}_loss": found.loss, f"{name}_accuracy": found.accuracy}
+    return values
 
 
 def _describe_object(item: Any) -> str:
@@ -194,9 +204,13 @@ def _final_adapter(trainer: Trainer, state: State) -> Adapter | None:
 
 
 def _finish(trainer: Trainer, state: State, folder: RunFolder) -> dict[str, Any]:
-    """Write the adapter, where there is one for all clients, and the summary, which takes the record's place."""
+    """Write the adapter, where there is a low-rank one for all clients, and the summary, which takes the record's place."""
     adapter = _final_adapter(trainer, state)
-    if adapter is not None:
+    if not trainer.algorithm.low_rank:
+        trainer.progress.say(
+            f"{trainer.algorithm.name} has no adapter that PEFT loads: what it learned is in the checkpoint"
+        )
+    elif adapter is not None:
         with folder.replacing("adapter") as exported:
             export_peft(as_low_rank(adapter), exported, base_model=trainer.model.path)
     summary = trainer.summary(state)

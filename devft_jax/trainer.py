@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from devft_jax.accounting import EnergyMeter, energy_summary, peak_memory, training_flops
+from devft_jax.accounting import Adaptation, EnergyMeter, energy_summary, peak_memory, training_flops
 from devft_jax.accounting.communication import picked_layers_bytes
 from devft_jax.config import RunConfig, validate
 from devft_jax.data import (
@@ -39,6 +39,7 @@ from devft_jax.federated.algorithms import ALGORITHMS
 from devft_jax.federated.cohort import ClientWork, Cohort, RoundResult, frozen_rows
 from devft_jax.federated.messages import message_bytes
 from devft_jax.federated.options import learning_rate_at, validate_learning_rate
+from devft_jax.federated.profiles import profiled_clients
 from devft_jax.federated.sampling import Purpose, client_keys, run_key, sample_cohort
 from devft_jax.fingerprints import base_fingerprint, fingerprint
 from devft_jax.models.llama import Adapter, Base, Block
@@ -180,7 +181,7 @@ class Trainer:
                 devices=self.devices,
                 programs=self.programs,
             )
-        self.clients = Clients(len(self.data.clients))
+        self.clients = profiled_clients(self.data, self.model.base.embed, config.seed)
         self.ids = np.array([client.id for client in self.data.clients], np.uint32)
         self.stage_base: Base = self.base
         self.versions = versions(self.devices[0])
@@ -240,11 +241,11 @@ class Trainer:
 
     def begin(self) -> State:
         """The state before the first round, with the untuned base evaluated."""
-        full = self._init_server()
+        full = self._init_server(self.clients)
         identity = LayerMap.identity(self.model.config.layers)
         # Banks live in host memory: an accelerator may be too small for every client's row at once.
         with jax.default_device(jax.local_devices(backend="cpu")[0]):
-            full_bank = jax.device_get(self._init_bank(full))
+            full_bank = jax.device_get(self.algorithm.init_bank(self.clients, full))
         state = State(full=full, full_bank=full_bank, layer_map=identity)
         state.record = {
             "seconds": dict.fromkeys(("train", "compile", "build", "evaluate"), 0.0),
@@ -270,12 +271,9 @@ class Trainer:
         state.record["base_accuracy"] = None if base is None else base.accuracy
         return state
 
-    def _init_server(self) -> PyTree:
+    def _init_server(self, clients: Clients) -> PyTree:
         key = run_key(self.config.seed, Purpose.INITIALISATION)
-        return self.algorithm.init_server(key, self.model.config, self.clients)
-
-    def _init_bank(self, full: PyTree) -> PyTree:
-        return self.algorithm.init_bank(self.clients, full)
+        return self.algorithm.init_server(key, self.model.config, clients)
 
     def data_fingerprint(self) -> str:
         """Tells the tokenised training and held-out data and their split apart."""
@@ -311,12 +309,14 @@ class Trainer:
                     f"{name} was {record[name]} and is {now}: the run goes on, equal up to rounding but not bit for bit."
                 )
                 record[name] = now
-        full = jax.eval_shape(self._init_server)
+        # Shapes need no look at the data, and what clients keep of it is in the checkpoint.
+        clients = Clients(len(self.data.clients))
+        full = jax.eval_shape(lambda: self._init_server(clients))
         groups, bare = record["groups"], record["bare"]
         layers = self.model.config.layers
         shaped = LayerMap.shapes(groups, layers, bare)
         server = jax.eval_shape(self.algorithm.submodel, full, shaped)
-        full_bank = jax.eval_shape(self._init_bank, full)
+        full_bank = jax.eval_shape(lambda full: self.algorithm.init_bank(clients, full), full)
         bank = mapped_shapes(self.algorithm.submodel_row, full_bank, shaped)
         shapes = {"full": full, "full_bank": full_bank, "server": server, "bank": bank, "layer_map": shaped}
         arrays = folder.read_arrays(round_index, shapes)
@@ -381,7 +381,12 @@ class Trainer:
             raise RunError(f"stage {stage + 1} could not be built: {error}") from error
         if transition is None:
             return False
-        layer_map = transition.layer_map
+        if not self.algorithm.layered and not np.all(transition.layer_map.train):
+            raise InputError(
+                f"{self.algorithm.name} trains weights that all layers share, so no layer of stage {stage + 1} can be kept "
+                f"from learning as growth '{self.config.growth}' wants; choose another growth or algorithm."
+            )
+        layer_map = dataclasses.replace(transition.layer_map, align=self.config.gauge_alignment)
         runs_base = layer_map.runs_base
         state.layer_map, state.stage, state.rounds_in_stage = layer_map, stage, 0
         state.server = self.algorithm.submodel(state.full, layer_map)
@@ -582,16 +587,15 @@ class Trainer:
 
     def _flops(self, state: State, result: RoundResult) -> int:
         """Operations of a round's training, over all participants."""
+        layers = state.layer_map.depth
         return sum(
             rows
             * length
             * training_flops(
                 self.model.config,
-                layers=state.layer_map.num_groups,
+                layers=layers,
+                adaptation=Adaptation.of(result.adapter, result.train, layers),
                 frozen=frozen_rows(self.algorithm, np.asarray(state.layer_map.train)),
-                bare=state.layer_map.bare,
-                rank=self.config.rank,
-                targets=self.config.targets,
                 length=length,
             )
             for length, rows in result.rows_by_length.items()
@@ -671,6 +675,13 @@ class Trainer:
             return judged
         own = self._judge_clients(state, self.base, state.full, state.full_bank)
         return None if own is None else dataclasses.replace(judged, personal=own.personal)
+
+    def judge_transferred(self, state: State) -> Judgement | None:
+        """The full model as if the stage under way, of a submodel, ended now; None without held-out data."""
+        began = time.perf_counter()
+        full, bank = jax.block_until_ready(self.transferred(state)), self.transferred_bank(state)
+        state.record["seconds"]["evaluate"] += time.perf_counter() - began
+        return self._judge(state, self.base, full, bank)
 
     def global_adapter(self, state: State) -> Adapter | None:
         """The adapter of all clients at full depth, with what was learned so far; None where each only has its own."""

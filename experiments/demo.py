@@ -23,16 +23,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from devft_jax.arms import Costs, nearest
 from devft_jax.cli import configure_jax
+from devft_jax.compare import full_model_curve
 from devft_jax.config import RunConfig, preset
-from devft_jax.developmental import planned_depths
-from devft_jax.models.families import read_config
+from devft_jax.report import read_story
 from devft_jax.reporting.chart import Level, Line, line_chart
 from devft_jax.reporting.progress import Progress, readable_bytes, readable_seconds
 from devft_jax.reporting.table import table
 from devft_jax.run import Run, train
-from devft_jax.stages import named_growth, plan_stages
-from devft_jax.trainer import bundled_model
 
 CENTRAL_LEARNING_RATE = 2e-3
 """Central training's own: its noisy steps follow one another where clients' are averaged, and at the preset's rate it ends
@@ -50,12 +49,12 @@ class Method:
     config: RunConfig
 
 
-def methods(config: RunConfig, num_layers: int) -> dict[str, Method]:
+def methods(config: RunConfig) -> dict[str, Method]:
     """The demo's runs by name, in the order in which they tell the story; `config` is DevFT's."""
     full = dataclasses.replace(config, growth="end-to-end")
     # Twenty clients' models are judged twenty times as long as one, so they are judged at the end only.
     local = dataclasses.replace(full, algorithm="local-only", evaluate_every=0)
-    fewer = dataclasses.replace(full, rounds=equal_byte_rounds(config, num_layers))
+    fewer = dataclasses.replace(full, rounds=equal_byte_rounds(config))
     central = dataclasses.replace(full, algorithm="central", learning_rate=(CENTRAL_LEARNING_RATE,))
     return {
         LOCAL: Method("every client trains alone and keeps what it learns", "local-only", local),
@@ -66,12 +65,10 @@ def methods(config: RunConfig, num_layers: int) -> dict[str, Method]:
     }
 
 
-def equal_byte_rounds(config: RunConfig, num_layers: int) -> int:
-    """Rounds in which the full model sends what the growing one sends: sum of rounds times depth, over the full depth."""
-    growth = named_growth(config, num_layers)
-    depths, counts = planned_depths(growth, num_layers) or (), plan_stages(config, growth, num_layers)
-    sent = sum(rounds * depth for rounds, depth in zip(counts, depths, strict=True))
-    return max(1, round(sent / num_layers))
+def equal_byte_rounds(config: RunConfig) -> int:
+    """Rounds in which the full model sends as nearly as possible what the growing one sends."""
+    full = dataclasses.replace(config, growth="end-to-end")
+    return nearest(Costs(full).by_rounds("bytes_up", config.rounds), Costs(config).of("bytes_up"))
 
 
 def result_rows(summaries: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
@@ -155,22 +152,7 @@ def verdict(summaries: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 def loss_by_megabytes(run: Run) -> list[tuple[float, float]]:
     """Held-out loss of the full model against megabytes sent up, from the untuned base on."""
-    points = [(0.0, run.summary["base_loss"])]
-    border = 0
-    ends = {}
-    for stage in run.summary["stages"]:
-        border += stage["rounds"]
-        ends[border] = stage["loss_full_after_transfer"]
-    growing = len(run.summary["stages"]) > 1
-    megabytes = 0.0
-    for line in (run.folder / "metrics.jsonl").read_text().splitlines():
-        row = json.loads(line)
-        megabytes += row["bytes_up"] / 1e6
-        # Within a growing run's stage what is evaluated is the submodel, not the model that the picture is about.
-        loss = ends.get(row["round"], None if growing else row.get("held_out_loss"))
-        if loss is not None:
-            points.append((megabytes, loss))
-    return points
+    return [(point.bytes_up / 1e6, point.loss) for point in full_model_curve(read_story(run.folder))]
 
 
 def picture(runs: Mapping[str, Run]) -> str:
@@ -197,7 +179,7 @@ def main() -> None:
     progress = Progress()
     config = dataclasses.replace(preset("demo"), seed=options.seed)
     runs: dict[str, Run] = {}
-    for name, method in methods(config, read_config(bundled_model() / "config.json").layers).items():
+    for name, method in methods(config).items():
         progress.say(f"\n== {name}: {method.what} ==")
         runs[name] = train(dataclasses.replace(method.config, out=str(out / method.folder)), progress=progress)
         if not runs[name].finished:

@@ -224,6 +224,23 @@ def test_every_grouping_and_fusion_runs(config, tmp_path, change):
     assert run.finished
 
 
+@pytest.mark.parametrize("algorithm", ["fedit", pytest.param("local-only", marks=pytest.mark.slow)])
+def test_the_full_model_can_be_judged_within_a_stage_as_if_it_ended_there(config, tmp_path, algorithm):
+    chosen = dataclasses.replace(config, algorithm=algorithm, schedule="constant", evaluate_every=1, capacities=(2, 4))
+    watched = dataclasses.replace(chosen, stage_rounds=(2, 2), evaluate_full=True, out=str(tmp_path / "watched"))
+    run = train(watched, progress=QUIET)
+    ended = train(dataclasses.replace(chosen, stage_rounds=(1, 1), out=str(tmp_path / "ended")), progress=QUIET)
+    first, _, third, _ = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    assert first["full_loss"] == pytest.approx(ended.summary["stages"][0]["loss_full_after_transfer"], abs=1e-6)
+    assert first["full_loss"] != first["held_out_loss"]
+    assert third["full_loss"] == third["held_out_loss"]
+    measured = [point.round for piece in read_story(run.folder).full_model for point in piece]
+    assert measured == [0, 1, 2, 3, 4]
+    unwatched = dataclasses.replace(watched, evaluate_full=False, evaluate_every=0, out=str(tmp_path / "unwatched"))
+    again = train(unwatched, progress=QUIET)
+    assert again.summary["final_loss"] == run.summary["final_loss"]
+
+
 @pytest.mark.slow
 def test_chunks_and_devices_change_nothing_but_rounding(config, finished, tmp_path):
     plain = dataclasses.replace(config, optimizer="sgd", learning_rate=(0.5,), capacities=(2, 4), rounds=4)

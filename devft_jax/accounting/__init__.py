@@ -1,10 +1,17 @@
 """Arithmetic on shapes and measurements of the process: what a run costs."""
 
 from devft_jax.accounting.energy import EnergyMeter, EnergyOptions, energy_summary
-from devft_jax.accounting.flops import evaluation_flops, forward_breakdown, training_breakdown, training_flops
+from devft_jax.accounting.flops import (
+    Adaptation,
+    evaluation_flops,
+    forward_breakdown,
+    training_breakdown,
+    training_flops,
+)
 from devft_jax.accounting.memory import peak_memory
 
 __all__ = [
+    "Adaptation",
     "EnergyMeter",
     "EnergyOptions",
     "energy_summary",

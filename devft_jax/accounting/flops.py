@@ -1,70 +1,95 @@
 """Floating-point operations of low-rank training on a frozen base, counted from shapes.
 
 A multiply-add is two operations. Only products are counted: norms, activations and softmax are a few per cent of a small
-model and less of a large one. The frozen weights need two products a step (forward, and the gradient of their inputs), the
-low-rank factors three (their own gradients besides); attention scores and mixtures are counted over the whole square, as
-they are computed, and twice again in the backward pass. Layers below the lowest that learns have a forward pass alone.
-Rematerialisation is not counted: the figure is the work of the method, not of a way to save memory.
+model and less of a large one. A product with frozen weights is done once forward and once backward (the gradient of its
+inputs), the latter in the adapted layers alone, since nothing below the lowest of them depends on what trains; a low-rank
+factor that trains needs a third (its own gradient). Attention scores and mixtures are counted over the whole square, as
+they are computed, and twice again in the backward pass. Weights that a hypernetwork makes for an example count like
+low-rank factors that train, and making them once for every example; what a batch shares is not counted. Nor is
+rematerialisation, nor a dense correction of frozen weights, which a client adds to them once: the figure is the work of the
+method, not of a way to simulate it.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
-from devft_jax.models.llama import PROJECTIONS, ModelConfig
+import jax
 
-# Products of one training step for each product of a forward pass: see the module's docstring.
-TRAINING_PRODUCTS = {"frozen": 2, "low_rank": 3, "attention": 3, "head": 2}
+from devft_jax.models.hypernetwork import products
+from devft_jax.models.llama import PROJECTIONS, Adapter, ModelConfig
 
 
-def forward_breakdown(config: ModelConfig, *, layers: int, rank: int, targets: Sequence[str], length: int) -> dict[str, int]:
+@dataclass(frozen=True)
+class Adaptation:
+    """What is trained on a frozen model, in numbers.
+
+    Attributes:
+      depth: adapted layers, the model's last ones. factors: elements of their low-rank factors. trained: elements that
+        train, among them or all of them. example: products of an example, whatever its length, with weights that train.
+    """
+
+    depth: int
+    factors: int
+    trained: int
+    example: int = 0
+
+    @classmethod
+    def of(cls, adapter: Adapter, train: Any, layers: int) -> Self:
+        """From an adapter and what trains of it, arrays or shapes; `layers` is the depth of its base."""
+        factors, trained = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (adapter.lora, train))
+        depth = adapter.depth(otherwise=layers)
+        if adapter.hyper is not None:
+            token, example, _ = products(adapter.hyper.network)
+            return cls(depth, token, token, example)
+        return cls(depth, factors, trained)
+
+
+def forward_breakdown(config: ModelConfig, *, layers: int, adaptation: Adaptation, length: int) -> dict[str, int]:
     """Operations of one forward pass per token position, by what they are spent on.
 
     Args:
-      config: the base's architecture. layers: of the (sub)model that runs.
-      rank, targets: of the adapter. length: positions T of a row, padding included.
+      config: the base's architecture. layers: of the (sub)model that runs. adaptation: its adapter.
+      length: positions T of a row, padding included.
 
     Returns:
-      `frozen` (the projections' weights), `low_rank` (x a b), `attention` (scores and mixtures) and `head`.
+      `frozen` (the projections' weights), `low_rank` (x a b, and what a hypernetwork makes), `attention` (scores and
+      mixtures) and `head`.
     """
-    shapes = {name: config.projection_shape(name) for name in PROJECTIONS}
+    weights = sum(fan_in * fan_out for fan_in, fan_out in map(config.projection_shape, PROJECTIONS))
     return {
-        "frozen": layers * 2 * sum(fan_in * fan_out for fan_in, fan_out in shapes.values()),
-        "low_rank": layers * 2 * rank * sum(sum(shapes[name]) for name in targets),
+        "frozen": layers * 2 * weights,
+        "low_rank": 2 * adaptation.factors + 2 * adaptation.example // length,
         "attention": layers * 4 * length * config.heads * config.head_size,
         "head": 2 * config.width * config.vocabulary,
     }
 
 
 def training_breakdown(
-    config: ModelConfig,
-    *,
-    layers: int,
-    rank: int,
-    targets: Sequence[str],
-    length: int,
-    frozen: int = 0,
-    bare: int = 0,
+    config: ModelConfig, *, layers: int, adaptation: Adaptation, length: int, frozen: int = 0
 ) -> dict[str, int]:
     """Operations of one training step per token position, forward and backward; as `forward_breakdown`.
 
     Args:
-      layers: with an adapter. frozen: the lowest of them, which do not learn and need no backward pass.
-      bare: layers that run below them without an adapter, and without a backward pass.
+      frozen: the lowest adapted layers, which do not learn and have no backward pass either; `adaptation` counts them among
+        those that train, each layer alike.
     """
+    learning = adaptation.depth - frozen
+    forward = forward_breakdown(config, layers=layers, adaptation=adaptation, length=length)
+    upper = forward_breakdown(config, layers=learning, adaptation=adaptation, length=length)
+    factors = forward["low_rank"] + 2 * adaptation.trained + 2 * adaptation.example // length
+    return {
+        "frozen": forward["frozen"] + upper["frozen"],
+        "low_rank": forward["low_rank"] + factors * learning // adaptation.depth,
+        "attention": forward["attention"] + 2 * upper["attention"],
+        "head": 2 * forward["head"],
+    }
 
-    def forward(layers: int, rank: int) -> dict[str, int]:
-        return forward_breakdown(config, layers=layers, rank=rank, targets=targets, length=length)
 
-    learning, kept, below = forward(layers - frozen, rank), forward(frozen, rank), forward(bare, 0)
-    once = {name: kept[name] + below[name] for name in ("frozen", "low_rank", "attention")}
-    return {name: TRAINING_PRODUCTS[name] * count + once.get(name, 0) for name, count in learning.items()}
-
-
-def training_flops(config: ModelConfig, **shape: Any) -> int:
+def training_flops(config: ModelConfig, *, layers: int, adaptation: Adaptation, length: int, frozen: int = 0) -> int:
     """Operations of one training step per token position; as `training_breakdown`, summed."""
-    return sum(training_breakdown(config, **shape).values())
+    return sum(training_breakdown(config, layers=layers, adaptation=adaptation, length=length, frozen=frozen).values())
 
 
-def evaluation_flops(config: ModelConfig, *, layers: int, rank: int, targets: Sequence[str], length: int) -> int:
+def evaluation_flops(config: ModelConfig, *, layers: int, adaptation: Adaptation, length: int) -> int:
     """Operations of scoring one held-out token position, a forward pass alone; as `forward_breakdown`, summed."""
-    return sum(forward_breakdown(config, layers=layers, rank=rank, targets=targets, length=length).values())
+    return sum(forward_breakdown(config, layers=layers, adaptation=adaptation, length=length).values())

@@ -50,6 +50,7 @@ from devft_jax.federated.algorithm import Algorithm, Share
 from devft_jax.federated.cohort import CHUNKS_IN_FLIGHT, jit_chunk, zero_sums
 from devft_jax.federated.local import OptimizerOptions, make_optimizer
 from devft_jax.federated.messages import message_bytes
+from devft_jax.models.hypernetwork import adapt, generator_of
 from devft_jax.models.llama import (
     PROJECTIONS,
     REMAT_POLICIES,
@@ -145,12 +146,15 @@ def layer_kept(
     base = base_shapes(config.with_layers(1), dtype=compute.dtype, quantization=quantization)
     adapter = adapter_shapes(algorithm, round_messages(algorithm, config, 1))
 
-    def layer(x, lora, given):
+    def layer(x, trained, given):
+        lora, generator, layer_token = trained
         block, table, key = given
         scale = {name: jnp.float32(1.0) for name in lora}
         attend = causal_attention(config, compute, length)
+        shares = jnp.full((rows, length), 1 / length)
+        change = None if generator is None else functools.partial(adapt, generator, shares, layer_token)
         options: dict[str, Any] = {"table": table, "attend": attend, "dropout": adapter.dropout, "key": key}
-        return decoder_layer(config, x, block, lora, scale, {}, **options)[0]
+        return decoder_layer(config, x, block, lora, scale, {}, change=change, **options)[0]
 
     policy = REMAT_POLICIES[compute.remat]
     if policy is not None:
@@ -158,7 +162,9 @@ def layer_kept(
     x = jax.ShapeDtypeStruct((rows, length, config.width), compute.dtype)
     table = jax.eval_shape(lambda: rotary_table(config, jnp.arange(length)))
     key = jax.eval_shape(lambda: jax.random.key(0, impl="threefry2x32"))
-    return kept_for_backward(layer, x, of_one_layer(adapter.lora), (of_one_layer(base.blocks), table, key))
+    generator = None if adapter.hyper is None else jax.eval_shape(generator_of, adapter.hyper)
+    trained = (of_one_layer(adapter.lora), generator, of_one_layer(adapter.layer_tokens))
+    return kept_for_backward(layer, x, trained, (of_one_layer(base.blocks), table, key))
 
 
 def adapter_shapes(algorithm: Algorithm, messages: Messages) -> Adapter:
@@ -185,7 +191,8 @@ def stage_memory(
 
     Args:
       algorithm: what is trained and sent. config: the base at full depth. compute, optimizer: of the run.
-      work: what the device trains at once. layers, frozen, bare: of the stage's submodel, as in `training_breakdown`.
+      work: what the device trains at once. layers: of the stage's submodel that have an adapter.
+      frozen: the lowest of them, which do not learn. bare: layers that run below them without one.
       quantization, fused_precision: as the options of those names.
       simulator: whether the device belongs to the simulator, else it is a client's own; see the module's docstring.
     """

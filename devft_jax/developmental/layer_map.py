@@ -43,12 +43,14 @@ class LayerMap:
         train: bool[G], the rows that learn; the others are computed but stay. Default all.
         bare: how many of the lowest layers are run below the rows, frozen and without an adapter. The rows are
             then the layers above, each by itself, so that the submodel is the model with an adapter on top.
+        align: whether low-rank factors are rotated to their anchor's before they are fused (`align_factors`).
     """
 
     fuse: jax.Array
     assign: jax.Array
     train: jax.Array = None  # type: ignore[assignment]
     bare: int = dataclasses.field(default=0, metadata={"static": True})
+    align: bool = dataclasses.field(default=False, metadata={"static": True})
 
     def __post_init__(self) -> None:
         """Lets every row train unless told otherwise."""

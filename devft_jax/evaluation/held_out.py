@@ -27,6 +27,8 @@ class EvaluationOptions:
 
     evaluate_every: int = execution(0)
     """Rounds between evaluations within a stage; 0 evaluates at the borders of stages only."""
+    evaluate_full: bool = execution(False)
+    """Judge at these evaluations, besides the stage's submodel, the full model as if the stage ended there."""
     evaluation_batch: int = execution(32)
     """Held-out examples scored at once."""
 

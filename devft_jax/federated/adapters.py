@@ -1,9 +1,11 @@
 """What most algorithms do with an adapter: begin it, carry it through a stage, hold it against the clients' mean."""
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 
-from devft_jax.developmental import LayerMap, fuse, inherit
+from devft_jax.developmental import LayerMap, align_factors, fuse, inherit
 from devft_jax.models.llama import PROJECTIONS, Adapter, LoraFactors, ModelConfig
 from devft_jax.models.lora import LoraOptions, init_lora
 
@@ -27,10 +29,28 @@ def adapter_of(lora: dict[str, LoraFactors], options: LoraOptions, delta: dict[s
     return Adapter(lora=lora, scale=jnp.float32(options.alpha / options.rank), dropout=options.dropout, delta=delta or {})
 
 
+def one_factor(lora: dict[str, LoraFactors], factor: Literal["a", "b"]) -> dict[str, jax.Array]:
+    """Every projection's a or b alone."""
+    return {name: getattr(factors, factor) for name, factors in lora.items()}
+
+
+def both_factors(a: dict[str, jax.Array], b: dict[str, jax.Array]) -> dict[str, LoraFactors]:
+    """The factors that `one_factor` took apart."""
+    return {name: LoraFactors(a=a[name], b=b[name]) for name in a}
+
+
 def stage_adapter(adapter: Adapter, layer_map: LayerMap) -> Adapter:
     """The adapter of a stage's submodel: factors and dense corrections fused like the layers they belong to."""
-    lora, delta = fuse(layer_map, (adapter.lora, adapter.delta))
+    lora, delta = fuse(layer_map, (aligned(adapter.lora, layer_map), adapter.delta))
     return adapter.replace(lora=lora, delta=delta)
+
+
+def aligned(lora: dict[str, LoraFactors], layer_map: LayerMap) -> dict[str, LoraFactors]:
+    """The same products in factors that can be fused: each layer's rotated to its anchor's, where the map asks for it."""
+    if not layer_map.align:
+        return lora
+    turned = {name: align_factors(layer_map, factors.a, factors.b) for name, factors in lora.items()}
+    return {name: LoraFactors(a=a, b=b) for name, (a, b) in turned.items()}
 
 
 def returned_adapter(full: Adapter, stage: Adapter, layer_map: LayerMap, mode: str) -> Adapter:

@@ -175,6 +175,7 @@ class Algorithm:
       weighting: the weight of a message unless the run says otherwise: its client's "examples", or "uniform".
       cumulative: whether a client needs every earlier message, also of rounds that it sat out.
       layered: whether every leaf that trains leads with the stage's layers, so that some of them can be kept from learning.
+      low_rank: whether its models are low-rank adapters and corrections of weights, which can be written for other tools.
       pools: whether one participant holds all clients' examples and trains a round's steps of all its clients one after
         the other. It is the server itself, so nothing travels and no byte is counted.
     """
@@ -206,6 +207,7 @@ class Algorithm:
     weighting: Literal["examples", "uniform"] = "examples"
     cumulative: bool = False
     layered: bool = True
+    low_rank: bool = True
     pools: bool = False
 
     @property

@@ -17,6 +17,7 @@ update is not finite gets weight zero too, and is named in the round's result.
 """
 
 import functools
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -38,7 +39,7 @@ from devft_jax.federated.local import (
     make_optimizer,
 )
 from devft_jax.federated.messages import messages_bytes, ranks_of
-from devft_jax.models.llama import Base, Compute, ModelConfig
+from devft_jax.models.llama import Adapter, Base, Compute, ModelConfig
 from devft_jax.models.loss import completion_loss
 from devft_jax.programs import CLIENT_AXIS, CompiledPrograms, client_mesh
 
@@ -199,6 +200,7 @@ class RoundResult:
       losses: f32[K, S] per participant and step. update_norms: f32[K]. finite: bool[K].
       metrics: the algorithm's own numbers. bytes_up, bytes_down: of all participants' messages together.
       tokens: processed, padding not counted. rows_by_length: how many rows of each padded length were trained on.
+      adapter, train: shapes of one client's adapter and of what trains of it.
     """
 
     server: PyTree
@@ -211,6 +213,8 @@ class RoundResult:
     bytes_down: int
     tokens: int
     rows_by_length: dict[int, int]
+    adapter: Adapter
+    train: PyTree
 
 
 class Cohort:
@@ -285,11 +289,22 @@ class Cohort:
           lr: the round's learning rate. keys: ids u32[C] -> key[C]. train_rows: bool[G].
 
         Where no participant's update is finite there is nothing to aggregate: the server state comes back as it was.
+
+        Raises:
+          ValueError: a participant's weight is not a positive number, so that a mean could be taken over nothing.
         """
+        for member in cohort:
+            if not 0 < member.weight < math.inf:
+                raise ValueError(
+                    f"the weight {member.weight} of the client at position {member.position} is not positive and finite: "
+                    "give every participant a positive weight, or leave it out."
+                )
         broadcast = self.programs.call("broadcast", self._broadcast, server)
         row = jax.tree.map(lambda leaf: leaf[0], bank)
         participant = participant_shapes(self.algorithm, broadcast, row)
         up = uplink_shapes(self.algorithm, participant)
+        train, frozen = jax.eval_shape(self.algorithm.start, participant)
+        adapter = jax.eval_shape(self.algorithm.adapter, train, frozen)
         sums = jax.device_put(zero_sums(self.algorithm, up, self.mesh.size), self.split)
         shared_broadcast = jax.device_put(broadcast, self.shared)
         rate = jax.device_put(jnp.float32(lr), self.shared)
@@ -326,4 +341,6 @@ class Cohort:
             bytes_down=messages_bytes(participant.down, down_ranks, len(cohort)),
             tokens=sum(member.tokens for member in cohort),
             rows_by_length=dict(rows_by_length),
+            adapter=adapter,
+            train=train,
         )

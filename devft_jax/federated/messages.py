@@ -1,8 +1,9 @@
 """Messages between the server and a client, and their size: what is counted is what travels.
 
 A message is a pytree. Its bytes are the sizes of its leaves in the dtype in which they travel. Clients of one cohort are
-trained together under `vmap`, so that their messages have one shape; where clients differ in rank, the factors of a smaller
-one are padded with zeros that do not travel. Such a message says so by being `Ranked`.
+trained together under `vmap`, so that their messages have one shape; where ranks differ between clients or rounds, smaller
+factors are padded with zeros that do not travel. Such a message says so by being `Ranked`. What its receiver knows of the
+sender beforehand, and needs to make use of the message, is `Unsent`.
 """
 
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ PyTree = Any
 
 
 class Ranked(struct.PyTreeNode):
-    """Low-rank factors padded to a common rank, of which the first `rank` directions travel.
+    """Low-rank factors padded to a common rank, of which `rank` directions travel; the others are zero.
 
     Attributes:
       lora: factors of rank `most` [L, in, most], [L, most, out].
@@ -31,8 +32,15 @@ class Ranked(struct.PyTreeNode):
     most: int = struct.field(pytree_node=False)
 
 
+class Unsent(struct.PyTreeNode):
+    """A part of a message's pytree that does not travel: what the receiver knows of the sender, such as its group."""
+
+    value: PyTree
+
+
 def _parts(message: PyTree) -> list[Any]:
-    return jax.tree.leaves(message, is_leaf=lambda node: isinstance(node, Ranked))
+    parts = jax.tree.leaves(message, is_leaf=lambda node: isinstance(node, Ranked | Unsent))
+    return [part for part in parts if not isinstance(part, Unsent)]
 
 
 def _size(leaf: Any) -> int:

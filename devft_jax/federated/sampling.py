@@ -20,6 +20,7 @@ class Purpose(IntEnum):
     COHORT = 1
     TRAINING = 2
     GROWTH = 3
+    PROFILES = 4
 
 
 def run_key(seed: int, purpose: Purpose) -> jax.Array:

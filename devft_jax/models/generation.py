@@ -348,9 +348,12 @@ def generate(
       A completion for every prompt, in their order.
 
     Raises:
-      InputError: an option that cannot be used, an empty prompt, one too long for the model, or a token it lacks.
+      InputError: an option that cannot be used, an empty prompt, one too long for the model, or a token it lacks; an
+        adapter that a hypernetwork makes.
     """
     validate_generation(options)
+    if adapter is not None and adapter.hyper is not None:
+        raise InputError("answers cannot be drawn with an adapter that a hypernetwork makes; give a low-rank one, or none.")
     row_ids = range(len(prompts)) if row_ids is None else row_ids
     _check_prompts(config, prompts, row_ids, options)
     if tokenizer is None and options.stop:

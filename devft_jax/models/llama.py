@@ -17,11 +17,14 @@ optional scaling, grouped-query attention, SwiGLU, tied or separate head. What a
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import struct
+
+from devft_jax.models.hypernetwork import HyperAdapter, adapt, generator_of, prompt_shares
 
 PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
 
@@ -158,7 +161,8 @@ class Adapter(struct.PyTreeNode):
     whose rank or alpha varies need it (their factors are padded with zeros to the largest rank). `dropout` is the chance
     of dropping an element of a low-rank product's input while training. `delta` maps projections to dense corrections of
     their frozen weights, f32[L, in, out], for methods that change these from round to round; they are kept beside the
-    weights because a packed or half-precision weight would lose a change that is small against it.
+    weights because a packed or half-precision weight would lose a change that is small against it. `hyper` makes bottleneck
+    adapters behind every sublayer from the prompt (`devft_jax.models.hypernetwork`).
 
     An adapter of fewer layers than its base belongs to the last of them.
     """
@@ -167,10 +171,16 @@ class Adapter(struct.PyTreeNode):
     scale: jax.Array | dict[str, jax.Array]
     dropout: float = struct.field(pytree_node=False, default=0.0)
     delta: dict[str, jax.Array] = struct.field(default_factory=dict)
+    hyper: HyperAdapter | None = None
+
+    @property
+    def layer_tokens(self) -> jax.Array | None:
+        """What tells the hypernetwork its layers apart, f32[L, t]; None without one."""
+        return None if self.hyper is None else self.hyper.network.layer_tokens
 
     def depth(self, otherwise: int) -> int:
-        """The layers that it has factors or corrections for; `otherwise` for one that has neither."""
-        leaves = jax.tree.leaves((self.lora, self.delta))
+        """The layers that it has factors, corrections or tokens for; `otherwise` for one that has none of them."""
+        leaves = jax.tree.leaves((self.lora, self.delta, self.layer_tokens))
         return leaves[0].shape[0] if leaves else otherwise
 
 
@@ -297,6 +307,7 @@ def decoder_layer(
     memory: Any = None,
     dropout: float = 0.0,
     key: jax.Array | None = None,
+    change: Callable[[jax.Array], jax.Array] | None = None,
 ) -> tuple[jax.Array, Any]:
     """One decoder layer.
 
@@ -307,6 +318,7 @@ def decoder_layer(
       table: of the rotary positions of the T tokens.
       attend: mixes the values. memory: what it is told of this layer besides.
       dropout: probability of dropping an input element of a low-rank product. key: None leaves dropout off.
+      change: of the outputs [B, T, D] of attention and MLP, before they are added to what went in; None leaves them.
 
     Returns:
       The layer's output [B, T, D], and what `attend` hands on.
@@ -338,11 +350,13 @@ def decoder_layer(
         keys = rotate(heads(project("k", normed), config.kv_heads, block.norm_k), table)
         values = heads(project("v", normed), config.kv_heads)
         mixed, handed_on = attend(queries, keys, values, memory)
-        x = x + project("o", mixed.reshape(*x.shape[:-1], -1))
+        mixed = project("o", mixed.reshape(*x.shape[:-1], -1))
+        x = x + (mixed if change is None else change(mixed))
     with jax.named_scope("mlp"):
         normed = rms_norm(x, block.norm_mlp, config.norm_epsilon)
         gated = jax.nn.silu(project("gate", normed)) * project("up", normed)
-        return x + project("down", gated), handed_on
+        mapped = project("down", gated)
+        return x + (mapped if change is None else change(mapped)), handed_on
 
 
 def layer_scales(adapter: Adapter, depth: int) -> dict[str, jax.Array]:
@@ -360,6 +374,7 @@ def hidden_states(
     *,
     compute: Compute = DEFAULT_COMPUTE,
     key: jax.Array | None = None,
+    prompt_lengths: jax.Array | None = None,
 ) -> jax.Array:
     """Final normalised hidden states `[B, T, D]` in the compute dtype; the head is left to the caller.
 
@@ -370,10 +385,12 @@ def hidden_states(
       tokens: i32[B, T], padded on the right (causal attention keeps padding out of every real token's sight).
       compute: execution choices.
       key: a random key switches LoRA dropout on; None (evaluation) leaves it off.
+      prompt_lengths: i32[B], tokens before the first of an answer; only an adapter with a hypernetwork needs them.
     """
     length = tokens.shape[-1]
     attend = causal_attention(config, compute, length)
-    hidden, _ = run_layers(config, base, adapter, tokens, jnp.arange(length), attend=attend, compute=compute, key=key)
+    options: dict[str, Any] = {"compute": compute, "key": key, "prompt_lengths": prompt_lengths}
+    hidden, _ = run_layers(config, base, adapter, tokens, jnp.arange(length), attend=attend, **options)
     return hidden
 
 
@@ -388,6 +405,7 @@ def run_layers(
     memory: Any = None,
     compute: Compute = DEFAULT_COMPUTE,
     key: jax.Array | None = None,
+    prompt_lengths: jax.Array | None = None,
 ) -> tuple[jax.Array, Any]:
     """`hidden_states` under any attention, which may remember something of every layer and hand something on.
 
@@ -406,8 +424,15 @@ def run_layers(
     if bare < 0:
         raise ValueError(f"the adapter has {adapted} layers and the base {depth}; give an adapter of at most as many.")
 
+    change_by: Callable[..., jax.Array] | None = None
+    if adapter.hyper is not None:
+        if prompt_lengths is None:
+            raise ValueError("the adapter makes its weights from prompts: give prompt_lengths.")
+        change_by = partial(adapt, generator_of(adapter.hyper), prompt_shares(prompt_lengths, tokens.shape[-1]))
+
     def layer(x, block, adaptation, remembered, index):
-        factors, scales, delta = adaptation
+        factors, scales, delta, layer_token = adaptation
+        change = None if change_by is None or layer_token is None else partial(change_by, layer_token)
         layer_key = None if key is None else jax.random.fold_in(key, index)
         return decoder_layer(
             config,
@@ -421,6 +446,7 @@ def run_layers(
             memory=remembered,
             dropout=adapter.dropout,
             key=layer_key,
+            change=change,
         )
 
     policy = REMAT_POLICIES[compute.remat]
@@ -441,7 +467,7 @@ def run_layers(
         return layer(x, block, adaptation, remembered, index)
 
     x = base.embed[tokens].astype(jnp.dtype(compute.dtype))
-    adaptation = (adapter.lora, layer_scales(adapter, adapted), adapter.delta)
+    adaptation = (adapter.lora, layer_scales(adapter, adapted), adapter.delta, adapter.layer_tokens)
     if bare + compute.frozen_layers == 0:
         x, handed_on = jax.lax.scan(saving(step), x, (base.blocks, adaptation, memory, jnp.arange(depth)))
     else:
@@ -453,7 +479,7 @@ def run_layers(
         )
         parts = []
         for run, adapted_by, part in (
-            (read_step, ({}, {}, {}), numbers[:bare]),
+            (read_step, ({}, {}, {}, None), numbers[:bare]),
             (read_step, jax.lax.stop_gradient(frozen), numbers[bare:first]),
             (saving(read_step), learning, numbers[first:]),
         ):
@@ -477,9 +503,11 @@ def forward(
     *,
     compute: Compute = DEFAULT_COMPUTE,
     key: jax.Array | None = None,
+    prompt_lengths: jax.Array | None = None,
 ) -> jax.Array:
     """Logits f32[B, T, V] of `tokens` i32[B, T]; arguments as in `hidden_states`."""
-    return logits_of(base, hidden_states(config, base, adapter, tokens, compute=compute, key=key))
+    options: dict[str, Any] = {"compute": compute, "key": key, "prompt_lengths": prompt_lengths}
+    return logits_of(base, hidden_states(config, base, adapter, tokens, **options))
 
 
 def logits_of(base: Base, hidden: jax.Array) -> jax.Array:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from devft_jax.errors import InputError
+from devft_jax.models.hypernetwork import generated_norms
 from devft_jax.models.llama import PROJECTIONS, Adapter, LoraFactors, ModelConfig
 
 
@@ -62,19 +63,25 @@ def init_lora(
     lora = {}
     for name in sorted(targets, key=PROJECTIONS.index):
         fan_in, fan_out = config.projection_shape(name)
-        bound = fan_in**-0.5
-        target_key = jax.random.fold_in(key, PROJECTIONS.index(name))
-        a = jax.random.uniform(target_key, (config.layers, fan_in, rank), minval=-bound, maxval=bound)
+        a = initial_a(key, name, (config.layers, fan_in, rank))
         lora[name] = LoraFactors(a=a, b=jnp.zeros((config.layers, rank, fan_out)))
     return Adapter(lora=lora, scale=jnp.float32(alpha / rank), dropout=dropout)
+
+
+def initial_a(key: jax.Array, name: str, shape: tuple[int, int, int]) -> jax.Array:
+    """A fresh a of a projection, uniform within 1/sqrt(in), of `shape` (L, in, r)."""
+    bound = shape[1] ** -0.5
+    return jax.random.uniform(jax.random.fold_in(key, PROJECTIONS.index(name)), shape, minval=-bound, maxval=bound)
 
 
 def adapter_norms(adapter: Adapter) -> jax.Array:
     """Size of the update of each layer, f32[L]: the root of the sum over targets of ||delta + scale a b||_F^2.
 
     The product a b [in, out] is never formed: ||a b||_F^2 is the sum of the elementwise product of a^T a and b b^T, both
-    [r, r], and <delta, a b> that of a^T delta and b.
+    [r, r], and <delta, a b> that of a^T delta and b. A hypernetwork updates no weight: of one it is `generated_norms`.
     """
+    if adapter.hyper is not None:
+        return generated_norms(adapter.hyper)
 
     def squared(name: str, factors: LoraFactors) -> jax.Array:
         a, b = factors.a.astype(jnp.float32), factors.b.astype(jnp.float32)

@@ -83,7 +83,9 @@ def completion_statistics(
 
     `mask[b, t]` marks the completion tokens, those that a client learns to produce.
     """
-    hidden = hidden_states(config, base, adapter, tokens, compute=compute, key=key)
+    # The first True of a row; 0 where there is none.
+    prompt_lengths = jnp.argmax(mask, axis=-1)
+    hidden = hidden_states(config, base, adapter, tokens, compute=compute, key=key, prompt_lengths=prompt_lengths)
     statistics = token_statistics(hidden[:, :-1], head_weight(base), tokens[:, 1:], chunk=compute.vocabulary_chunk)
     counted = mask[:, 1:]
     return TokenStatistics(nll=jnp.where(counted, statistics.nll, 0.0), hit=statistics.hit | ~counted)

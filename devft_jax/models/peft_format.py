@@ -82,9 +82,11 @@ def export_peft(adapter: Adapter, path: str | Path, *, base_model: str | None = 
       base_model: folder or Hugging Face name of the base that the adapter belongs to.
 
     Raises:
-      InputError: the adapter has no factors.
+      InputError: the adapter has no factors, or is made by a hypernetwork, which PEFT does not know.
       RunError: the folder cannot be written.
     """
+    if adapter.hyper is not None:
+        raise InputError("PEFT knows no adapter that a hypernetwork makes; keep the run's checkpoints.")
     if not adapter.lora:
         raise InputError("the adapter adapts no projection; give one with factors.")
     tensors: dict[str, PlannedTensor] = {}

@@ -336,6 +336,10 @@ def _shards(tensors: Mapping[str, PlannedTensor], most: int) -> dict[str, dict[s
 
 def _check_adapter(config: ModelConfig, adapter: Adapter, depth: int) -> None:
     """Raise `InputError` unless the adapter's factors have the shapes of a base of this depth."""
+    if adapter.hyper is not None:
+        raise InputError(
+            "an adapter that a hypernetwork makes changes no weight that it could be merged into; leave it out."
+        )
     for name, factors in adapter.lora.items():
         fan_in, fan_out = config.projection_shape(name)
         rank = factors.a.shape[-1]

@@ -1,6 +1,6 @@
-"""A line chart as one self-contained SVG: no plotting package, readable in light and dark and without colour.
+"""Charts of lines and of spots as self-contained SVG: no plotting package, readable in light, dark and without colour.
 
-Lines differ in dash and marker as well as in colour, and each is named beside its end or in a legend.
+Lines and spots differ in dash and marker as well as in colour, and each is named beside its end or in a legend.
 """
 
 import math
@@ -18,11 +18,26 @@ LABEL_GAP = 17
 
 @dataclass(frozen=True)
 class Line:
-    """A named series of (x, y) points, in order. Lines of one name are pieces of one: one look and one label."""
+    """A named series of (x, y) points, in order. Lines of one name are pieces of one: one look and one label.
+
+    `halves` are half the heights of intervals around the points, where they are known; 0 for none.
+    """
 
     name: str
     points: Sequence[tuple[float, float]]
     markers: bool = True
+    halves: Sequence[float] = ()
+
+
+@dataclass(frozen=True)
+class Spot:
+    """A named point with half the sizes of its intervals in both directions, 0 where there is none."""
+
+    name: str
+    x: float
+    y: float
+    x_half: float = 0.0
+    y_half: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -93,7 +108,8 @@ def ticks(low: float, high: float, about: int = 5, *, whole: bool = False) -> li
 
 
 def marker(index: int, x: float, y: float, colour: str) -> str:
-    """The shape of the line of this index: circle, square, triangle or diamond."""
+    """The shape of the line of this index: circle, square, triangle or diamond; after all colours they shift by one."""
+    index += index // len(COLOURS)
     size = 4.0
     shapes = (
         f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{size}" fill="{colour}"/>',
@@ -182,8 +198,13 @@ def _axes(scales: _Scales, x_ticks: Sequence[float], y_ticks: Sequence[float], x
 
 
 def look(index: int) -> tuple[str, str]:
-    """Colour and dash of the line of this index."""
-    return COLOURS[index % len(COLOURS)], DASHES[index % len(DASHES)]
+    """Colour and dash of the line of this index; after all colours dashes shift by one, so that 16 lines differ."""
+    return COLOURS[index % len(COLOURS)], DASHES[(index + index // len(COLOURS)) % len(DASHES)]
+
+
+def _whisker(x: float, low: float, high: float, colour: str) -> str:
+    """An upright interval."""
+    return f'<path d="M{x:.1f} {low:.1f}V{high:.1f}M{x - 4:.1f} {low:.1f}h8M{x - 4:.1f} {high:.1f}h8" stroke="{colour}"/>'
 
 
 def _line(scales: _Scales, line: Line, index: int) -> Iterator[str]:
@@ -191,6 +212,9 @@ def _line(scales: _Scales, line: Line, index: int) -> Iterator[str]:
     places = [(scales.across(x), scales.down(y)) for x, y in line.points]
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
     yield f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2" stroke-dasharray="{dash}"/>'
+    for (x, _), (_, value), half in zip(places, line.points, line.halves, strict=False):
+        if half:
+            yield _whisker(x, scales.down(value - half), scales.down(value + half), colour)
     if line.markers:
         yield from (marker(index, x, y, colour) for x, y in places)
     if line.markers and scales.frame.values:
@@ -201,11 +225,25 @@ def _line(scales: _Scales, line: Line, index: int) -> Iterator[str]:
             yield f'<text class="note" x="{x:.1f}" y="{height:.1f}" text-anchor="middle">{value:.2f}</text>'
 
 
-def plot_lines(title: str, x_label: str, y_label: str, lines: Sequence[Line], frame: Frame | None = None) -> Picture:
-    """The picture of one or more lines, each with at least one point."""
+def plot_lines(
+    title: str,
+    x_label: str,
+    y_label: str,
+    lines: Sequence[Line],
+    frame: Frame | None = None,
+    *,
+    names: Sequence[str] | None = None,
+) -> Picture:
+    """The picture of one or more lines, each with at least one point.
+
+    `names` are those of all lines that a legend tells of, where some are not in this picture: they keep their looks.
+    """
     frame = frame or Frame()
     xs = [x for line in lines for x, _ in line.points] + [x for band in frame.bands for x in (band.start, band.end)]
     ys = [y for line in lines for _, y in line.points] + [level.y for level in frame.levels]
+    ys += [
+        y + side * half for line in lines for (_, y), half in zip(line.points, line.halves, strict=False) for side in (-1, 1)
+    ]
     if frame.low is not None:
         # A line along the least value that there can be has room above it, none below.
         ys += [frame.low] if max(ys) > frame.low else [frame.low, frame.low + 1]
@@ -218,7 +256,7 @@ def plot_lines(title: str, x_label: str, y_label: str, lines: Sequence[Line], fr
     slack = 1e-9 * (x_span[1] - x_span[0])
     shown = [tick for tick in x_ticks if x_span[0] - slack <= tick <= x_span[1] + slack]
     parts = [*_bands(scales, frame.bands), *_axes(scales, shown, y_ticks, x_label, y_label), *_marks(scales, frame.marks)]
-    names = list(dict.fromkeys(line.name for line in lines))
+    names = list(dict.fromkeys(line.name for line in lines)) if names is None else names
     for line in lines:
         parts += _line(scales, line, names.index(line.name))
     for level in frame.levels:
@@ -226,7 +264,9 @@ def plot_lines(title: str, x_label: str, y_label: str, lines: Sequence[Line], fr
         parts.append(f'<path class="axis level" d="M{LEFT} {y:.1f}H{scales.wall}" fill="none" stroke-dasharray="1 4"/>')
     if frame.named:
         last = {line.name: line for line in lines}
-        ends = [(name, *last[name].points[-1], f'stroke="{look(index)[0]}"') for index, name in enumerate(names)]
+        ends = [
+            (name, *last[name].points[-1], f'stroke="{look(index)[0]}"') for index, name in enumerate(names) if name in last
+        ]
         ends += [(level.name, x_span[1], level.y, 'class="axis"') for level in frame.levels]
         heights = _spread([scales.down(y) for _, _, y, _ in ends], frame.height - LABEL_GAP / 2)
         for (name, x, y, style), height in zip(ends, heights, strict=True):
@@ -236,6 +276,48 @@ def plot_lines(title: str, x_label: str, y_label: str, lines: Sequence[Line], fr
             )
             parts.append(f'<text x="{scales.wall + 12}" y="{height + 4:.1f}">{escape(name)}</text>')
     return Picture(title, frame.width, frame.height, parts, left=LEFT)
+
+
+def plot_spots(
+    title: str,
+    x_label: str,
+    y_label: str,
+    spots: Sequence[Spot],
+    *,
+    front: Sequence[tuple[float, float]] = (),
+    width: int = 480,
+    height: int = 340,
+) -> Picture:
+    """The picture of one or more spots over an x axis from 0, named in a legend.
+
+    Args:
+      front: points of a Pareto front by ascending x and descending y, drawn as the border of what they are better than.
+    """
+    frame = Frame(width=width, height=height, named=False)
+    ys = [spot.y + side * spot.y_half for spot in spots for side in (-1, 1)]
+    most = 1.06 * max(spot.x + spot.x_half for spot in spots) or 1.0
+    y_ticks = ticks(min(ys), max(ys))
+    x_ticks = [tick for tick in ticks(0.0, most, max(2, min(5, (width - LEFT - frame.right) // 60))) if tick <= most]
+    scales = _Scales((0.0, most), (y_ticks[0], y_ticks[-1]), frame)
+    parts = [*_axes(scales, x_ticks, y_ticks, x_label, y_label)]
+    if front:
+        steps = [f"H{scales.across(x):.1f}V{scales.down(y):.1f}" for x, y in front]
+        parts.append(
+            f'<path class="aside front" stroke-dasharray="6 4" d="M{scales.across(front[0][0]):.1f} {TOP}'
+            f'{"".join(steps)}H{scales.wall}"/>'
+        )
+    for index, name in enumerate(dict.fromkeys(spot.name for spot in spots)):
+        colour, _ = look(index)
+        for spot in (each for each in spots if each.name == name):
+            x, y = scales.across(spot.x), scales.down(spot.y)
+            shapes = [marker(index, x, y, colour)]
+            if spot.y_half:
+                shapes.append(_whisker(x, scales.down(spot.y - spot.y_half), scales.down(spot.y + spot.y_half), colour))
+            if spot.x_half:
+                low, high = (max(LEFT, scales.across(spot.x + side * spot.x_half)) for side in (-1, 1))
+                shapes.append(f'<path d="M{low:.1f} {y:.1f}H{high:.1f}" stroke="{colour}"/>')
+            parts.append(f"<g><title>{escape(name)}</title>{''.join(shapes)}</g>")
+    return Picture(title, width, height, parts, left=LEFT)
 
 
 def line_chart(title: str, x_label: str, y_label: str, lines: Sequence[Line], *, levels: Sequence[Level] = ()) -> str:

@@ -118,10 +118,11 @@ def learning(story: Story) -> str:
     if story.is_grown:
         words.append("Every second stage is shaded. Within a stage the model that is trained is its submodel.")
     if story.is_grown and story.record["base_loss"] is not None:
+        within = ", and within it as if it ended there" if any("full_loss" in row for row in story.rows) else ""
         words[-1] += (
             " It is the one that is evaluated there, too; the full model is evaluated before the first round and at the end "
-            "of each stage, when what the submodel learned has been carried back to every layer. In a stage at full depth "
-            "the two are one."
+            f"of each stage{within}, when what the submodel learned has been carried back to every layer. In a stage at "
+            "full depth the two are one."
         )
     if story.is_personal:
         words.append(

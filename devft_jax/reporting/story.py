@@ -1,7 +1,7 @@
 """What a run's folder tells: its records, checked to fit together, and running totals over all of its rounds.
 
-Within a stage of a growing run what is evaluated is the submodel. The full model is known before the first round and where
-a stage ended, after transfer; in a stage at full depth the two are one.
+Within a stage of a growing run what is evaluated is the submodel. The full model is known before the first round, where a
+stage ended, after transfer, and with `evaluate_full` within the stages; in a stage at full depth the two are one.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -198,8 +198,7 @@ class Story:
         if self.record["base_loss"] is not None:
             points.append(Evaluated(0, 0, self.record["base_loss"], self.record["base_accuracy"]))
         for stage in self.stages:
-            if stage.is_full:
-                points += _within(stage)
+            points += _within(stage, "held_out" if stage.is_full else "full")
             if stage.record.get("loss_full_after_transfer") is not None:
                 accuracy = stage.record["accuracy_full_after_transfer"]
                 points.append(Evaluated(stage.last, stage.number, stage.record["loss_full_after_transfer"], accuracy))
@@ -213,7 +212,7 @@ class Story:
             if stage.is_full:
                 continue
             piece = [] if stage.record["loss_start"] is None else [_start(stage)]
-            piece += _within(stage)
+            piece += _within(stage, "held_out")
             if stage.record.get("loss_end") is not None:
                 piece.append(Evaluated(stage.last, stage.number, stage.record["loss_end"], None))
             pieces.append(piece)
@@ -229,11 +228,11 @@ def _start(stage: Stage) -> Evaluated:
     return Evaluated(stage.first, stage.number, stage.record["loss_start"], None)
 
 
-def _within(stage: Stage) -> Iterator[Evaluated]:
-    """What was evaluated between the stage's rounds."""
+def _within(stage: Stage, model: str) -> Iterator[Evaluated]:
+    """What was evaluated between the stage's rounds: its own model (`held_out`) or the `full` one, where it was."""
     for row in stage.rows:
-        if row.get("held_out_loss") is not None:
-            yield Evaluated(row["round"], stage.number, row["held_out_loss"], row["held_out_accuracy"])
+        if row.get(f"{model}_loss") is not None:
+            yield Evaluated(row["round"], stage.number, row[f"{model}_loss"], row[f"{model}_accuracy"])
 
 
 def check(story: Story, path: str) -> None:

@@ -5,6 +5,8 @@ BYTES = ((1.0, "B"), (1e3, "kB"), (1e6, "MB"), (1e9, "GB"), (1e12, "TB"))
 FLOPS = tuple(
     (10.0 ** (3 * power), f"{prefix}FLOPs") for power, prefix in enumerate(("", "k", "M", "G", "T", "P", "E", "Z"))
 )
+ENERGY = ((1e-6, "mWh"), (1e-3, "Wh"), (1.0, "kWh"), (1e3, "MWh"))
+"""Of kilowatt hours."""
 
 Units = tuple[tuple[float, str], ...]
 

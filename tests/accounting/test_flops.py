@@ -1,13 +1,12 @@
 """Counted operations against the compiler's count, and against the paper's figure."""
 
-import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from devft_jax.accounting import evaluation_flops, forward_breakdown, training_breakdown, training_flops
+from devft_jax.accounting import Adaptation, evaluation_flops, forward_breakdown, training_breakdown, training_flops
 from devft_jax.models.llama import PROJECTIONS, Adapter, ModelConfig, init_base
 from devft_jax.models.lora import init_lora
 from devft_jax.models.loss import completion_loss, completion_statistics
@@ -35,6 +34,13 @@ def training_step(config):
     return step
 
 
+def adapted(config, layers, rank, targets, depth=None):
+    """Low-rank factors of a rank on these projections in the last `depth` layers, all of which train."""
+    depth = layers if depth is None else depth
+    factors = depth * rank * sum(sum(config.projection_shape(name)) for name in targets)
+    return {"layers": layers, "adaptation": Adaptation(depth, factors, factors)}
+
+
 CASES = pytest.mark.parametrize(
     ("targets", "rank", "rows", "length"),
     [(PROJECTIONS, 16, 2, 128), (("q", "v"), 8, 1, 512)],
@@ -44,7 +50,7 @@ CASES = pytest.mark.parametrize(
 @CASES
 def test_the_count_is_the_compilers(targets, rank, rows, length):
     lowered = jax.jit(training_step(ONE_LAYER)).lower(*shapes_of(ONE_LAYER, targets, rank, rows, length))
-    counted = training_flops(ONE_LAYER, layers=1, rank=rank, targets=targets, length=length)
+    counted = training_flops(ONE_LAYER, **adapted(ONE_LAYER, 1, rank, targets), length=length)
     # The rest is norms, activations and softmax, which the count leaves out.
     assert lowered.cost_analysis()["flops"] == pytest.approx(counted * rows * length, rel=0.03)
 
@@ -54,7 +60,7 @@ def test_the_count_of_several_layers_is_the_compilers_where_they_are_unrolled(mo
     monkeypatch.setattr(jax.lax, "scan", functools.partial(jax.lax.scan, unroll=True))
     config = ONE_LAYER.with_layers(3)
     lowered = jax.jit(training_step(config)).lower(*shapes_of(config, targets, rank, rows, length))
-    counted = training_flops(config, layers=3, rank=rank, targets=targets, length=length)
+    counted = training_flops(config, **adapted(config, 3, rank, targets), length=length)
     assert lowered.cost_analysis()["flops"] == pytest.approx(counted * rows * length, rel=0.03)
 
 
@@ -64,12 +70,12 @@ def test_the_count_of_an_evaluation_is_the_compilers(targets, rank, rows, length
         return completion_statistics(ONE_LAYER, base, Adapter(lora=lora, scale=jnp.float32(2.0)), tokens, mask)
 
     lowered = jax.jit(score).lower(*shapes_of(ONE_LAYER, targets, rank, rows, length))
-    counted = evaluation_flops(ONE_LAYER, layers=1, rank=rank, targets=targets, length=length)
+    counted = evaluation_flops(ONE_LAYER, **adapted(ONE_LAYER, 1, rank, targets), length=length)
     assert lowered.cost_analysis()["flops"] == pytest.approx(counted * rows * length, rel=0.05)
 
 
 def test_the_breakdown_adds_up_and_names_what_training_adds():
-    choices = {"layers": 3, "rank": 8, "targets": ("q", "down"), "length": 64}
+    choices = {**adapted(ONE_LAYER, 3, 8, ("q", "down")), "length": 64}
     forward, training = forward_breakdown(ONE_LAYER, **choices), training_breakdown(ONE_LAYER, **choices)
     assert sum(training.values()) == training_flops(ONE_LAYER, **choices)
     assert sum(forward.values()) == evaluation_flops(ONE_LAYER, **choices)
@@ -78,42 +84,58 @@ def test_the_breakdown_adds_up_and_names_what_training_adds():
 
 
 def test_layers_add_and_the_head_is_counted_once():
-    choices = {"rank": 8, "targets": ("q", "v"), "length": 64}
-    one, two, five = (training_flops(ONE_LAYER, layers=layers, **choices) for layers in (1, 2, 5))
+    one, two, five = (
+        training_flops(ONE_LAYER, **adapted(ONE_LAYER, layers, 8, ("q", "v")), length=64) for layers in (1, 2, 5)
+    )
     assert five - one == 4 * (two - one)
     assert one - (two - one) == 4 * ONE_LAYER.width * ONE_LAYER.vocabulary
 
 
 def test_a_low_rank_update_costs_three_products_and_a_frozen_weight_two():
-    without = training_flops(ONE_LAYER, layers=1, rank=0, targets=(), length=0)
+    without = training_flops(ONE_LAYER, **adapted(ONE_LAYER, 1, 0, ()), length=0)
     weights = sum(fan_in * fan_out for fan_in, fan_out in map(ONE_LAYER.projection_shape, PROJECTIONS))
     assert without == 4 * (weights + ONE_LAYER.width * ONE_LAYER.vocabulary)
-    adapted = training_flops(ONE_LAYER, layers=1, rank=8, targets=("k",), length=0)
-    assert adapted - without == 6 * 8 * sum(ONE_LAYER.projection_shape("k"))
+    with_factors = training_flops(ONE_LAYER, **adapted(ONE_LAYER, 1, 8, ("k",)), length=0)
+    assert with_factors - without == 6 * 8 * sum(ONE_LAYER.projection_shape("k"))
 
 
 def test_a_step_of_llama2_13b_is_the_papers_415_tflops():
     # The paper gives 415.2 TFLOPs for one step of 16 x 512 tokens. That is four operations per token and weight of the
     # layers: forward and the gradient of the inputs, nothing for low rank, attention scores or the head.
-    frozen = training_flops(LLAMA2_13B, layers=40, rank=0, targets=(), length=0)
-    head = training_flops(dataclasses.replace(LLAMA2_13B), layers=0, rank=0, targets=(), length=0)
+    frozen = training_flops(LLAMA2_13B, **adapted(LLAMA2_13B, 40, 0, ()), length=0)
+    head = training_flops(LLAMA2_13B, **adapted(LLAMA2_13B, 0, 0, ()), length=0)
     assert (frozen - head) * 16 * 512 == pytest.approx(415.2e12, rel=0.002)
     assert frozen * 16 * 512 == pytest.approx(415.2e12, rel=0.02)
     # What is reported counts the rest too.
-    whole = training_flops(LLAMA2_13B, layers=40, rank=32, targets=("q", "v"), length=512)
+    whole = training_flops(LLAMA2_13B, **adapted(LLAMA2_13B, 40, 32, ("q", "v")), length=512)
     assert 1.02 < whole / frozen < 1.06
 
 
-def test_layers_below_the_lowest_that_learns_have_a_forward_pass_alone():
-    shape = {"rank": 4, "targets": ("q", "v"), "length": 8}
-    whole = training_breakdown(LLAMA2_13B, layers=6, **shape)
-    forward = forward_breakdown(LLAMA2_13B, layers=4, **shape)
-    top = training_breakdown(LLAMA2_13B, layers=2, **shape)
-    frozen = training_breakdown(LLAMA2_13B, layers=6, frozen=4, **shape)
-    bare = training_breakdown(LLAMA2_13B, layers=2, bare=4, **shape)
+def test_layers_below_the_adapter_are_only_run_forward(monkeypatch):
+    monkeypatch.setattr(jax.lax, "scan", functools.partial(jax.lax.scan, unroll=True))
+    config = ONE_LAYER.with_layers(3)
+    base, lora, tokens, mask = shapes_of(config, ("q", "v"), 8, 1, 256)
+    upper = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype), lora)
+    lowered = jax.jit(training_step(config)).lower(base, upper, tokens, mask)
+    counted = training_flops(config, **adapted(config, 3, 8, ("q", "v"), depth=1), length=256)
+    assert lowered.cost_analysis()["flops"] == pytest.approx(counted * 256, rel=0.03)
+
+
+def test_a_factor_that_does_not_train_costs_one_product_less():
+    whole = Adaptation(1, 1000, 1000)
+    half = Adaptation(1, 1000, 400)
+    choices = {"layers": 1, "length": 8}
+    difference = training_flops(ONE_LAYER, adaptation=whole, **choices) - training_flops(
+        ONE_LAYER, adaptation=half, **choices
+    )
+    assert difference == 2 * 600
+
+
+def test_frozen_layers_of_an_adapter_are_only_run_forward():
+    top, whole = Adaptation(2, 2_000, 1_600), Adaptation(6, 6_000, 4_800)
+    below = forward_breakdown(ONE_LAYER, layers=4, adaptation=Adaptation(4, 4_000, 0), length=8)
+    learning = training_breakdown(ONE_LAYER, layers=2, adaptation=top, length=8)
+    frozen = training_breakdown(ONE_LAYER, layers=6, adaptation=whole, frozen=4, length=8)
     for name in ("frozen", "attention", "low_rank"):
-        assert frozen[name] == top[name] + forward[name] < whole[name]
-    assert (bare["frozen"], bare["attention"]) == (frozen["frozen"], frozen["attention"])
-    assert bare["low_rank"] == top["low_rank"]
-    assert {frozen["head"], bare["head"]} == {whole["head"]}
-    assert training_flops(LLAMA2_13B, layers=6, frozen=4, **shape) == sum(frozen.values())
+        assert frozen[name] == learning[name] + below[name]
+    assert frozen["head"] == learning["head"]

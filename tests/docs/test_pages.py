@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import pytest
 
 from devft_jax import cli, trainer
+from devft_jax.arms import check_arms, parse_arm, read_arms
 from devft_jax.config import validate
 from devft_jax.developmental import next_stage
 from devft_jax.federated.algorithms import ALGORITHMS
@@ -93,6 +94,8 @@ def room(tmp_path, word_tokenizer, monkeypatch) -> Path:
         records = json.loads(path.read_text())
         (tmp_path / "clients" / f"{path.stem}.jsonl").write_text("\n".join(map(json.dumps, records)))
     (tmp_path / "my_run.yaml").write_text("rounds: 8\n")
+    [arms] = [block.text for block in fenced("docs/reproducing.md") if block.language == "yaml"]
+    (tmp_path / "arms.yaml").write_text(arms)
     monkeypatch.setattr(trainer, "bundled_model", lambda: tmp_path / "model")
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -150,6 +153,12 @@ def check_command(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert program == "devft"
     if command == "run":
         validate(cli.parse_run(rest))
+    elif command == "compare":
+        common, options = cli.parse_compare(rest)
+        validate(common)
+        arms = read_arms(options.arms_file) if options.arms is None else list(map(parse_arm, options.arms))
+        check_arms(arms)
+        assert {options.reference, options.budget_of} <= {None, *(arm.name for arm in arms)}
     elif command == "plan":
         validate(cli.parse_plan(rest)[0])
     elif command in OF_A_FOLDER:
@@ -189,6 +198,9 @@ def test_every_command_of_a_page_parses(page, room, monkeypatch):
         "devft run --preset paper-llama2-70b",
         "devft run --capacities 4,2",
         "devft plan --preset paper-llama2-7b --rank 0",
+        "devft compare --preset demo --arms fedit,fedit@bytes=devft",
+        "devft compare --preset demo --arms fedit --reference devft",
+        "devft compare --preset demo --arms fedit --seed 3",
         "devft plan --preset paper-llama2-7b --memoria 24GB",
         "devft export runs/x --form zip --out x",
         "devft walk",

@@ -1,7 +1,6 @@
 """What the demo compares and what it says of the numbers; the runs themselves are `make demo`."""
 
 import json
-from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
@@ -24,6 +23,7 @@ from experiments.demo import (
     stage_rows,
     verdict,
 )
+from tests.reporting.stories import write_story
 
 LAYERS = 16
 
@@ -56,7 +56,7 @@ def results(**changes):
 
 def test_every_method_is_valid_and_differs_only_in_what_it_is_about():
     config = preset("demo")
-    found = methods(config, LAYERS)
+    found = methods(config)
     assert list(found) == [LOCAL, FEDIT, DEVFT, EQUAL_BYTES, CENTRAL]
     assert len({method.folder for method in found.values()}) == 5
     for name, method in found.items():
@@ -65,13 +65,13 @@ def test_every_method_is_valid_and_differs_only_in_what_it_is_about():
         own = {"growth", "algorithm", "learning_rate"} if name == CENTRAL else {"growth", "algorithm"}
         assert {field for field in mine if mine[field] != theirs[field]} <= own
     rounds = {name: method.config.rounds for name, method in found.items()}
-    assert rounds.pop(EQUAL_BYTES) == equal_byte_rounds(config, LAYERS)
+    assert rounds.pop(EQUAL_BYTES) == equal_byte_rounds(config)
     assert set(rounds.values()) == {config.rounds}
 
 
 def test_equal_bytes_are_the_mean_depth_of_the_stages():
     # 2, 4, 8 and 16 layers for a quarter of the rounds each, of 16.
-    assert equal_byte_rounds(preset("demo"), LAYERS) == round(preset("demo").rounds * (2 + 4 + 8 + 16) / 4 / 16)
+    assert equal_byte_rounds(preset("demo")) == round(preset("demo").rounds * (2 + 4 + 8 + 16) / 4 / 16)
 
 
 @pytest.mark.parametrize(
@@ -121,21 +121,29 @@ def test_tables_are_aligned():
     assert [row[1] for row in rows] == ["groups", "2,1", "each layer"]
 
 
-def fake_run(folder: Path, found, rows):
-    folder.mkdir()
+def invented_run(folder, depths, loss):
+    """A run of four rounds that ends at this loss, each of which sends 2 MB."""
+    write_story(folder, depth=4, depths=depths, rounds=4)
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        row |= {"bytes_up": 2_000_000} | ({"held_out_loss": 9.0 - row["round"]} if "held_out_loss" in row else {})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return Run(preset("demo"), folder, None, found)
+    summary = json.loads((folder / "summary.json").read_text())
+    summary["stages"][0]["loss_full_after_transfer"] = 4.5
+    summary["stages"][-1]["loss_full_after_transfer"] = summary["final_loss"] = loss
+    (folder / "summary.json").write_text(json.dumps(summary))
+    return Run(preset("demo"), folder, None, summary)
 
 
 def test_the_picture_shows_the_full_model_only(tmp_path):
-    rows = [{"round": number, "bytes_up": 2_000_000, "held_out_loss": 9.0 - number} for number in (1, 2, 3, 4)]
-    stages = [{"rounds": 2, "loss_full_after_transfer": 4.5}, {"rounds": 2, "loss_full_after_transfer": 3.0}]
-    found = results(**{DEVFT: summary(3.0, stages=stages)})
-    runs = {name: fake_run(tmp_path / str(index), each, rows) for index, (name, each) in enumerate(found.items())}
+    runs = {
+        name: invented_run(tmp_path / str(index), (2, 4) if name == DEVFT else (4,), 3.0 if name == DEVFT else 2.0)
+        for index, name in enumerate(results())
+    }
     # The submodel's losses within a stage are not the model's.
-    assert loss_by_megabytes(runs[DEVFT]) == [(0, 5.0), (4, 4.5), (8, 3.0)]
-    assert loss_by_megabytes(runs[FEDIT]) == [(0, 5.0), (2, 8.0), (4, 7.0), (6, 6.0), (8, 2.0)]
+    assert loss_by_megabytes(runs[DEVFT]) == [(0, 5.5), (4, 4.5), (6, 6.0), (8, 3.0)]
+    assert loss_by_megabytes(runs[FEDIT]) == [(0, 5.5), (2, 8.0), (4, 7.0), (6, 6.0), (8, 2.0)]
     drawn = ElementTree.fromstring(picture(runs))
     names = {text.text for text in drawn.findall(".//{*}text")}
-    assert {*found, "untuned base"} <= names
+    assert {*runs, "untuned base"} <= names
     assert len(drawn.findall(".//{*}polyline")) == 3

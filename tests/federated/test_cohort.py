@@ -428,3 +428,9 @@ def test_one_program_per_shape_of_a_chunk():
     run_round(rounds, result.server, longer)
     assert programs.count == 4
     assert programs.seconds > 0
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_participant_without_weight_is_an_error_and_never_nan(weight):
+    with pytest.raises(ValueError, match=f"the weight {weight} of the client at position 3 is not positive"):
+        run_round(engine(fedit_with()), server_with(), [client(1), client(3, weight=weight)])

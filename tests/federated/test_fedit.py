@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from devft_jax.developmental import LayerMap
 from devft_jax.federated.algorithms.fedit import fedit
 from devft_jax.federated.algorithms.options import MethodConfig
 from devft_jax.federated.cohort import zero_sums
@@ -155,3 +156,25 @@ def test_bytes_of_the_papers_models(config, a, b, message_dtype, size):
 
     down, up = jax.eval_shape(both_ways, server)
     assert message_bytes(down) == message_bytes(up) == size * (a + b)
+
+
+@pytest.mark.parametrize("align", [False, True])
+def test_a_stage_fuses_factors_as_they_are_or_turned_alike(align):
+    """Two layers with one product in different gauges: turned alike, their mean is that product."""
+    algorithm, server = fedit_with(SEVEN), server_with(SEVEN)
+    turn = np.linalg.qr(np.random.default_rng(0).normal(size=(SEVEN.rank, SEVEN.rank)))[0]
+    lora = {
+        name: LoraFactors(
+            a=factors.a.at[1].set(factors.a[0] @ turn),
+            b=factors.b.at[1].set(turn.T @ factors.b[0]),
+        )
+        for name, factors in server.lora.items()
+    }
+    matrix = np.zeros((3, 4), np.float32)
+    matrix[0, :2], matrix[1, 2], matrix[2, 3] = 0.5, 1, 1
+    layer_map = LayerMap(jnp.asarray(matrix), jnp.array([0, 0, 1, 2], jnp.int32), align=align)
+    fused = algorithm.submodel(server.replace(lora=lora), layer_map).lora
+    for name, factors in fused.items():
+        wanted = lora[name].a[0] @ lora[name].b[0]
+        distance = np.abs(factors.a[0] @ factors.b[0] - wanted).max()
+        assert (distance < 1e-5) == align

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from devft_jax.reporting.chart import Band, Frame, Level, Line, Mark, legend, line_chart, plot_lines, ticks
+from devft_jax.reporting.chart import Band, Frame, Level, Line, Mark, Spot, legend, line_chart, plot_lines, plot_spots, ticks
 
 POINTS = st.lists(st.tuples(st.floats(0, 1e9, allow_nan=False), st.floats(-50, 50, allow_nan=False)), min_size=1, max_size=6)
 
@@ -87,3 +87,46 @@ def test_a_line_along_its_least_value_has_nothing_below():
     assert len(ticks(0.0, 5e-324)) >= 2
     picture = plot_lines("title", "x", "y", [Line("zero", [(0.0, 0.0), (1.0, 0.0)])], Frame(low=0.0))
     assert ">-" not in "".join(picture.body)
+
+
+def test_sixteen_lines_look_different():
+    picture = plot_lines("t", "x", "y", [Line(str(index), [(0, index), (1, index)]) for index in range(16)])
+    drawn = ElementTree.fromstring(picture.document()).findall(".//{*}polyline")
+    assert len({(line.get("stroke"), line.get("stroke-dasharray")) for line in drawn}) == 16
+
+
+def test_a_line_keeps_its_look_where_others_are_left_out():
+    [alone] = ElementTree.fromstring(
+        plot_lines("t", "x", "y", [Line("b", [(0, 1), (1, 2)])], names=["a", "b"]).document()
+    ).findall(".//{*}polyline")
+    both = plot_lines("t", "x", "y", [Line("a", [(0, 1), (1, 2)]), Line("b", [(0, 1), (1, 2)])])
+    second = ElementTree.fromstring(both.document()).findall(".//{*}polyline")[1]
+    assert alone.get("stroke") == second.get("stroke")
+
+
+def test_intervals_stand_around_their_points_inside_the_picture():
+    picture = plot_lines("t", "x", "y", [Line("a", [(0, 1), (1, 2)], halves=[0.0, 3.0])])
+    [whisker] = [path for path in ElementTree.fromstring(picture.document()).findall(".//{*}path") if path.get("stroke")]
+    upright = whisker.get("d").split("M")[1]
+    low, high = (float(part) for part in (upright.split()[1].split("V")[0], upright.split("V")[1]))
+    assert 48 <= high < low <= 364
+
+
+SPOTS = st.lists(
+    st.builds(Spot, st.sampled_from("abcdef"), st.floats(0, 1e6), st.floats(-9, 9), st.floats(0, 1e5), st.floats(0, 5)),
+    min_size=1,
+    max_size=8,
+)
+
+
+@given(SPOTS)
+def test_spots_and_their_intervals_lie_inside_and_are_named(spots):
+    front = [(spots[0].x, spots[0].y)]
+    picture = ElementTree.fromstring(plot_spots("<t>", "x", "y", spots, front=front).document())
+    assert [title.text for title in picture.findall(".//{*}g/{*}title")] == sorted(
+        (spot.name for spot in spots), key=list(dict.fromkeys(spot.name for spot in spots)).index
+    )
+    for circle in picture.findall(".//{*}circle"):
+        assert 64 - 0.1 <= float(circle.get("cx")) <= 480 - 17.9
+        assert 48 - 0.1 <= float(circle.get("cy")) <= 340 - 55.9
+    assert picture.find(".//{*}path[@class='aside front']").get("d").startswith("M")

@@ -1,0 +1,180 @@
+"""DoFIT (Xu et al., NeurIPS 2024): federated averaging within domains, and a step away from each other between them.
+
+Clients belong to domains j = 1..J, each with an adapter (a_j, b_j) of its own. Within a domain a round is FedIT's,
+
+    a_j <- sum_i w_i a_i,    b_j <- sum_i w_i b_i,    w_i = n_i / sum of n over the round's participants of domain j;
+
+a domain without participants keeps its adapter. Then the domains' servers meet. Every factor of every adapted layer, each a
+and each b, is a matrix X with one version X_j per domain. A domain offers the k of largest Frobenius norm; those that all
+domains offer are shared, and of a shared one, with the domains' mean M = sum_j X_j / J,
+
+    dofit:  X_j <- X_j + c |X_j - M| / (||X_j - M||_F + eps)    (absolute value of each element)
+    mean:   X_j <- M                                            (DoFIT-base)
+
+All other matrices stay. In a submodel of L_s of the L layers k is scaled by L_s / L, and is at least 1.
+
+The released code has no eps, so that domains which agree on a matrix give 0 / 0, a single domain always; here their step is
+zero, and one domain is FedIT. Two things follow from the formula and are left as they are. The step has norm c whatever the
+round has learned, also where clients learned nothing, and all its elements are positive. With J = 2 both domains make the
+same step, so that their difference never changes by it. b is zero at first, so that early on only a is shared.
+
+Domains are not given for instruction data: they are groups of clients with similar instructions (`Clients.domains`). All
+begin with the same adapter.
+
+What clients receive and send is FedIT's: a client's domain is known to the server. What the domains' servers send to each
+other, k matrices each and back those that are shared, is no client's message and is not counted. The one global model is the
+mean of the domains' factors; a client's own model has its domain's adapter, so that `devft export --client` writes that of
+any domain, and the run's last evaluation scores each. At a stage change every domain's adapter is fused and returned by
+itself; growth sees their mean.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from devft_jax.developmental import LayerMap
+from devft_jax.federated.adapters import adapter_of, initial_adapter, returned_adapter, stage_adapter
+from devft_jax.federated.algorithm import Algorithm, Clients, Participant, PyTree, Share, as_float32, travelling
+from devft_jax.federated.algorithms.fedit import fedit
+from devft_jax.federated.algorithms.options import MethodConfig
+from devft_jax.federated.messages import Unsent
+from devft_jax.models.llama import Adapter, LoraFactors, ModelConfig
+
+EPSILON = 1e-8
+
+
+class Server(struct.PyTreeNode):
+    """Every domain's factors, `a [J, L, in, r]` and `b [J, L, r, out]`, and the depth of the full model."""
+
+    lora: dict[str, LoraFactors]
+    layers: int = struct.field(pytree_node=False)
+
+
+class Sums(struct.PyTreeNode):
+    """Weighted sums over each domain's participants: `lora` of the factors, [J, L, ...], and their `weight` [J]."""
+
+    lora: dict[str, LoraFactors]
+    weight: jax.Array
+
+
+def dofit(config: MethodConfig) -> Algorithm:
+    """DoFIT with adapters as the configuration says. Row: the client's domain, {"domain": i32[]}."""
+
+    def init_server(key: jax.Array, model: ModelConfig, clients: Clients) -> Server:
+        lora = initial_adapter(key, model, config).lora
+        repeated = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (config.domains, *leaf.shape)), lora)
+        return Server(lora=repeated, layers=model.layers)
+
+    def finish(participant: Participant, train: PyTree) -> tuple[PyTree, PyTree]:
+        domain = Unsent(participant.row["domain"])
+        return (travelling(train, config.message_dtype), domain), participant.row
+
+    def contribution(up: PyTree, share: Share) -> Sums:
+        lora, domain = up
+        weight = share.weight * jax.nn.one_hot(domain.value, config.domains)
+        return Sums(lora=jax.tree.map(lambda leaf: _per_domain(weight, leaf[None]) * leaf, as_float32(lora)), weight=weight)
+
+    def finalize(server: Server, sums: Sums) -> tuple[Server, dict[str, jax.Array]]:
+        def averaged(total: jax.Array, old: jax.Array) -> jax.Array:
+            weight = _per_domain(sums.weight, old)
+            return jnp.where(weight > 0, total / jnp.where(weight > 0, weight, 1.0), old)
+
+        lora = jax.tree.map(averaged, sums.lora, server.lora)
+        shared = shared_matrices(lora, top=_offered(config.domain_top, lora, server.layers))
+        stepped = step_between_domains(lora, shared, step=config.domain_step, rule=config.domain_rule)
+        metrics = {
+            "update_norm": optax.tree.norm(jax.tree.map(jnp.subtract, stepped, server.lora)),
+            "shared_matrices": sum(jnp.sum(flags, dtype=jnp.float32) for flags in jax.tree.leaves(shared)),
+        }
+        return server.replace(lora=stepped), metrics
+
+    def adapters(server: Server) -> list[Adapter]:
+        return [
+            adapter_of(jax.tree.map(lambda leaf, which=domain: leaf[which], server.lora), config)
+            for domain in range(config.domains)
+        ]
+
+    def of_adapters(server: Server, adapters: list[Adapter]) -> Server:
+        return server.replace(lora=jax.tree.map(lambda *parts: jnp.stack(parts), *(adapter.lora for adapter in adapters)))
+
+    def submodel(server: Server, layer_map: LayerMap) -> Server:
+        return of_adapters(server, [stage_adapter(adapter, layer_map) for adapter in adapters(server)])
+
+    def transfer(full: Server, stage: Server, layer_map: LayerMap, mode: str) -> Server:
+        pairs = zip(adapters(full), adapters(stage), strict=True)
+        return of_adapters(full, [returned_adapter(old, new, layer_map, mode) for old, new in pairs])
+
+    def view(server: Server) -> Adapter:
+        return adapter_of(jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), server.lora), config)
+
+    return dataclasses.replace(
+        fedit(config),
+        name="dofit",
+        reference="Xu et al., DoFIT: Domain-aware Federated Instruction Tuning with Alleviated Catastrophic Forgetting, "
+        "NeurIPS 2024",
+        message="a and b of every adapted layer, both ways",
+        state="server: an adapter for each domain; clients: their domain",
+        init_server=init_server,
+        broadcast=lambda server: travelling(server.lora, config.message_dtype),
+        address=lambda down, row: jax.tree.map(lambda leaf: leaf[row["domain"]], down),
+        finish=finish,
+        contribution=contribution,
+        finalize=finalize,
+        view=view,
+        submodel=submodel,
+        transfer=transfer,
+        init_bank=lambda clients, server: {"domain": jnp.asarray(clients.domains(config.domains), jnp.int32)},
+        personal=lambda server, row: adapter_of(jax.tree.map(lambda leaf: leaf[row["domain"]], server.lora), config),
+        consensus=lambda server, bank: view(server),
+    )
+
+
+def _per_domain(values: jax.Array, leaf: jax.Array) -> jax.Array:
+    """`values` [J], to be multiplied with a leaf [J or 1, ...]."""
+    return values.reshape(-1, *[1] * (leaf.ndim - 1))
+
+
+def _offered(top: int, lora: dict[str, LoraFactors], layers: int) -> int:
+    """The number of matrices that a domain offers: `top` of a model of `layers` layers, in proportion for fewer."""
+    leaves = jax.tree.leaves(lora)
+    depth = leaves[0].shape[1]
+    return min(max(1, round(top * depth / layers)), len(leaves) * depth)
+
+
+def shared_matrices(lora: dict[str, LoraFactors], *, top: int) -> dict[str, LoraFactors]:
+    """Which matrices all domains count among their `top` largest, by squared norm: bool[L] for every leaf [J, L, ...].
+
+    Of equal norms the one of the earlier leaf and layer counts as larger.
+    """
+    leaves, structure = jax.tree.flatten(lora)
+    depth = leaves[0].shape[1]
+    norms = jnp.concatenate([jnp.sum(leaf**2, axis=(2, 3)) for leaf in leaves], axis=1)
+    _, chosen = jax.lax.top_k(norms, top)
+    offered = jnp.any(jax.nn.one_hot(chosen, norms.shape[1], dtype=bool), axis=1)
+    shared = jnp.all(offered, axis=0)
+    return jax.tree.unflatten(structure, list(shared.reshape(len(leaves), depth)))
+
+
+def step_between_domains(
+    lora: dict[str, LoraFactors], shared: dict[str, LoraFactors], *, step: float, rule: str
+) -> dict[str, LoraFactors]:
+    """The shared matrices after the domains' servers have met; see the module's docstring.
+
+    Args:
+      lora: leaves [J, L, ...]. shared: bool[L] for each. step: c. rule: "dofit" or "mean".
+    """
+
+    def one(leaf: jax.Array, flags: jax.Array) -> jax.Array:
+        mean = jnp.mean(leaf, axis=0, keepdims=True)
+        if rule == "mean":
+            moved = jnp.broadcast_to(mean, leaf.shape)
+        else:
+            apart = jnp.abs(leaf - mean)
+            norm = jnp.sqrt(jnp.sum(apart**2, axis=(2, 3), keepdims=True))
+            moved = leaf + step * apart / (norm + EPSILON)
+        return jnp.where(flags[None, :, None, None], moved, leaf)
+
+    return jax.tree.map(one, lora, shared)

@@ -1,0 +1,214 @@
+"""`comparison.html`: a comparison on one page that needs nothing else.
+
+First what can be said, then for every budget its tables, what was learned against what was spent, with the Pareto front, and
+the losses along the runs; then how it was compared, and every run.
+"""
+
+from collections.abc import Sequence
+from statistics import fmean
+
+from devft_jax.reporting import page
+from devft_jax.reporting.chart import Frame, Level, Line, Spot, legend, plot_lines, plot_spots
+from devft_jax.reporting.comparison import (
+    COSTS,
+    LEARNED,
+    MEASURES,
+    ArmResult,
+    Budget,
+    Comparison,
+    Table,
+    cost_table,
+    fairness,
+    front_points,
+    fronts,
+    learned_table,
+    mean_of,
+    notes,
+    run_rows,
+    shortened,
+    target_table,
+    tuning_table,
+    verdict,
+)
+from devft_jax.reporting.settings import shown
+from devft_jax.reporting.statistics import estimate
+from devft_jax.reporting.svg import escape
+from devft_jax.reporting.units import BYTES, FLOPS, unit_for
+
+STYLE = """
+.results th { text-align: right; white-space: nowrap } .results td { text-align: right; white-space: nowrap }
+.results thead th:first-child, .results tbody th { text-align: left; white-space: normal; overflow-wrap: anywhere;
+  min-width: 11rem }
+"""
+
+SPENT = ((COSTS[0], "bytes_up", "sent up by all clients", BYTES), (COSTS[3], "train_flops", "training work", FLOPS))
+"""What losses are drawn against: a measure of a run, the same figure of a point along it, a label and its units."""
+
+
+def comparison_html(comparison: Comparison) -> str:
+    """The page."""
+    title = f"Comparison of {len(comparison.budgets[0].arms)} methods"
+    body = [_headline(comparison, title)]
+    body += [_budget(comparison, budget) for budget in comparison.budgets]
+    body += [_terms(comparison), _runs(comparison)]
+    return page.page(title, (STYLE,), body)
+
+
+def _headline(comparison: Comparison, title: str) -> str:
+    seeds = len(comparison.seeds)
+    links = {
+        **{budget.kind: f"Equal {budget.kind}" for budget in comparison.budgets},
+        "terms": "How it was compared",
+        "runs": "Every run",
+    }
+    items = "".join(f'<li><a href="#{name}">{text}</a></li>' for name, text in links.items())
+    model = "the bundled model" if comparison.common["model"] == "bundled" else str(comparison.common["model"])
+    what = f"{model[:1].upper()}{model[1:]} on {shown(comparison.common['data'])}, {seeds} seed{'s' if seeds > 1 else ''}."
+    words = verdict(comparison)
+    return (
+        f"<header><h1>{escape(title)}</h1>{page.paragraph(what)}"
+        + "".join(page.paragraph(sentence, "lead" if index == 0 else "") for index, sentence in enumerate(words))
+        + f'<nav aria-label="Sections"><ul>{items}</ul></nav></header>'
+    )
+
+
+def _table(found: Table | None) -> str:
+    if found is None:
+        return ""
+    inside = page.table(found.title, found.header, [list(row) for row in found.rows], "results")
+    below = page.paragraph(f"{found.below[:1].upper()}{found.below[1:]}.", "soft") if found.below else ""
+    return f'<div class="scroll" tabindex="0" role="group" aria-label="{escape(found.title)}">{inside}</div>{below}'
+
+
+def _budget(comparison: Comparison, budget: Budget) -> str:
+    return page.section(
+        budget.kind,
+        budget.text,
+        _table(learned_table(comparison, budget)),
+        *_spots(budget),
+        _table(cost_table(comparison, budget)),
+        _table(target_table(comparison, budget)),
+        *_curves(comparison, budget),
+        _table(tuning_table(comparison, budget)),
+        *map(page.paragraph, notes(budget)),
+    )
+
+
+def _spots(budget: Budget) -> list[str]:
+    """Loss against bytes and against operations, with the front; nothing without losses."""
+    names = [arm.name for arm in budget.arms if mean_of(arm, LEARNED[0]) is not None]
+    if not names:
+        return []
+    pictures = []
+    for measure, _, label, units in SPENT:
+        points = front_points(budget, measure)
+        if not points:
+            continue
+        size, unit = unit_for(max(x for x, _ in points.values()), units)
+        spots = []
+        for name in names:
+            cost, loss = (mean_of(budget.arm(name), each) for each in (measure, LEARNED[0]))
+            if cost is not None and loss is not None:
+                spots.append(Spot(name, cost.mean / size, loss.mean, (cost.half or 0.0) / size, loss.half or 0.0))
+        front = [(points[name][0] / size, points[name][1]) for name in fronts(budget, measure)]
+        title = f"Held-out loss against {label}, equal {budget.kind}"
+        picture = plot_spots(title, f"{label}, {unit}", "held-out loss", spots, front=front)
+        pictures.append(page.figure(picture, "", wide=False))
+    caption = (
+        "Means over seeds with their intervals. The dashed line is the Pareto front: whatever lies above and to the right "
+        "of it is matched or beaten in both by an arm on it; what holds all data in one place takes no part in it."
+    )
+    looks = legend([Line(name, [(0, 0)]) for name in names])
+    return [
+        page.heading("Loss against cost"),
+        page.paragraph(caption),
+        page.legend([(look, shortened(name)) for look, name in looks]),
+        page.side_by_side(*pictures, least=420),
+    ]
+
+
+def mean_curve(arm: ArmResult, spent: str) -> Line:
+    """Means over an arm's finished runs, of loss against what was spent, where all of them were judged."""
+    runs = [{point.round: point for point in outcome.curve} for outcome in arm.finished if outcome.curve]
+    rounds = sorted(set.intersection(*map(set, runs))) if runs else []
+    points, halves = [], []
+    for number in rounds:
+        found = estimate([run[number].loss for run in runs])
+        assert found is not None
+        points.append((fmean(getattr(run[number], spent) for run in runs), found.mean))
+        halves.append(found.half or 0.0)
+    return Line(arm.name, points, halves=halves)
+
+
+def _curves(comparison: Comparison, budget: Budget) -> list[str]:
+    names = [arm.name for arm in budget.arms if mean_of(arm, LEARNED[0]) is not None]
+    pictures = []
+    still: list[str] = []
+    for _, spent, label, units in SPENT:
+        lines = [line for line in (mean_curve(budget.arm(name), spent) for name in names) if line.points]
+        # What sends nothing is no line over bytes, but a level that it ends at.
+        free = [line for line in lines if line.points[-1][0] == 0]
+        levels = [Level(line.name, line.points[-1][1]) for line in free]
+        moving = [line for line in lines if line not in free]
+        if not moving:
+            continue
+        still += [line.name for line in free]
+        size, unit = unit_for(max(x for line in moving for x, _ in line.points), units)
+        drawn = [Line(line.name, [(x / size, y) for x, y in line.points], True, line.halves) for line in moving]
+        if comparison.target is not None:
+            levels.append(Level("target", comparison.target))
+        title = f"Held-out loss of the full model against {label}, equal {budget.kind}"
+        for large in (True, False):
+            frame = Frame(width=1000 if large else 340, height=380 if large else 280, named=False, levels=levels)
+            picture = plot_lines(title, f"{label}, {unit}", "held-out loss", drawn, frame, names=names)
+            pictures.append(page.figure(picture, "", wide=large, kind="broad" if large else "narrow"))
+    if not pictures:
+        return []
+    words = "Means over seeds of the full model's loss, with their intervals."
+    if comparison.target is not None:
+        words += f" A dotted level is the target, {comparison.target:.4f}."
+    if still:
+        words += f" What sends nothing is a dotted level over bytes: {', '.join(still)}."
+    looks = legend([Line(name, [(0, 0)]) for name in names])
+    return [
+        page.heading("Loss along the runs"),
+        page.paragraph(words),
+        page.legend([(look, shortened(name)) for look, name in looks]),
+        *pictures,
+    ]
+
+
+def _terms(comparison: Comparison) -> str:
+    options = sorted(comparison.common.items())
+    rows: Sequence[Sequence[page.Cell]] = [
+        [name, shown(value)] for name, value in options if name not in ("algorithm", "growth", "seed", "out")
+    ]
+    command = [page.heading("The command"), page.code(comparison.command)] if comparison.command else []
+    return page.section(
+        "terms",
+        "How it was compared",
+        *map(page.paragraph, fairness(comparison)),
+        *command,
+        page.folded("Options that all arms share", page.table("Options of every run", ["option", "value"], rows)),
+    )
+
+
+def _runs(comparison: Comparison) -> str:
+    header = ["arm", "seed", "budgets", "held-out loss", *(each.title for each in COSTS[:5]), "folder"]
+    forms = {each.name: each.form for each in MEASURES}
+
+    def cells(row: dict[str, object]) -> list[page.Cell]:
+        names = ("final_loss", *(each.name for each in COSTS[:5]))
+        values = [row[name] for name in names]
+        told: list[page.Cell] = [
+            forms[name].shown(value) if isinstance(value, int | float) else None
+            for name, value in zip(names, values, strict=True)
+        ]
+        if row["error"] is not None:
+            told[0] = f"failed: {row['error']}"
+        return [str(row["arm"]), str(row["seed"]), str(row["budgets"]), *told, str(row["folder"])]
+
+    rows = [cells(row) for row in run_rows(comparison)]
+    words = "Every run is a folder that devft report, export, generate and replay take; comparison.json has all figures."
+    listed = page.table("Every run", header, rows)
+    return page.section("runs", "Every run", page.paragraph(words), page.folded(f"The {len(rows)} runs", listed))

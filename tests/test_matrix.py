@@ -1,0 +1,124 @@
+"""Every algorithm with every kind of growth: what it learns, that it goes on bit for bit, and that chunks do not matter.
+
+By default a subset in which every algorithm and every growth occurs, and resumed runs of a few; all pairs are slow.
+"""
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from devft_jax.errors import InputError
+from devft_jax.federated.algorithms import ALGORITHMS
+from devft_jax.models.llama import init_base
+from devft_jax.reporting import Progress
+from devft_jax.run import Run, train
+from devft_jax.storage import RunFolder
+from devft_jax.trainer import Trainer
+from tests.tiny_run import MODEL, write_run_inputs
+
+QUIET = Progress(quiet=True)
+GROWTHS = {
+    "end-to-end": {"stage_rounds": (6,)},
+    "devft": {"capacities": (2, 4), "stage_rounds": (3, 3)},
+    "progfed": {"capacities": None, "stages": 2, "stage_rounds": (3, 3)},
+}
+# Where a method needs another rate or more of its budget to learn in six rounds of two steps.
+CHOICES: dict[str, dict[str, object]] = {}
+PAIRS = [(algorithm, growth) for algorithm in ALGORITHMS for growth in GROWTHS]
+# Each algorithm once, the growths in turn.
+DEFAULT = [(algorithm, list(GROWTHS)[index % len(GROWTHS)]) for index, algorithm in enumerate(ALGORITHMS)]
+SUBSET = [pair if pair in DEFAULT else pytest.param(*pair, marks=pytest.mark.slow) for pair in PAIRS]
+
+
+class KilledError(Exception):
+    """The process is gone."""
+
+
+class KilledInRound(Progress):
+    """Told of a round, it ends the run before that round is saved."""
+
+    def __init__(self, round_index: int):
+        super().__init__(quiet=True)
+        self.last = round_index
+
+    def round(self, row, *rest):
+        if row["round"] == self.last:
+            raise KilledError
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("matrix")
+
+
+@pytest.fixture(scope="module")
+def config(folder, word_tokenizer):
+    base = jax.tree.map(lambda leaf: 4 * leaf, init_base(jax.random.key(0), MODEL))
+    written = write_run_inputs(folder, word_tokenizer, base=base)
+    return dataclasses.replace(
+        written, rounds=6, devices=1, clients_per_step=2, checkpoint_every=1, targets=("q", "v", "down"), dropout=0.1
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(config, folder):
+    """The uninterrupted run of a pair, made once."""
+
+    @functools.cache
+    def run(algorithm: str, growth: str) -> Run:
+        return train(chosen(config, algorithm, growth, folder / f"{algorithm}-{growth}"), progress=QUIET)
+
+    return run
+
+
+def chosen(config, algorithm, growth, out, **more):
+    options = {**GROWTHS[growth], **CHOICES.get(algorithm, {}), **more}
+    return dataclasses.replace(config, algorithm=algorithm, growth=growth, out=str(out), **options)
+
+
+def state_of(run: Run):
+    """All arrays of the newest checkpoint."""
+    with RunFolder(run.folder) as folder:
+        trainer = Trainer(run.config, progress=QUIET)
+        state = trainer.resume(folder, folder.latest_round())
+    return state.full, state.full_bank, state.server, state.bank
+
+
+@pytest.mark.parametrize(("algorithm", "growth"), SUBSET)
+def test_it_learns_and_goes_on_bit_for_bit(config, whole, tmp_path, algorithm, growth):
+    run = whole(algorithm, growth)
+    assert run.summary["final_loss"] < run.summary["base_loss"]
+    assert run.summary["updates_dropped"] == 0
+    cut = dataclasses.replace(run.config, out=str(tmp_path / "cut"))
+    with pytest.raises(KilledError):
+        train(cut, progress=KilledInRound(5))
+    again = train(cut, progress=QUIET)
+    assert again.summary["resumed_after"] == [4]
+    for name in ("final_loss", "bytes_up", "bytes_down", "bytes_missed", "train_flops"):
+        assert again.summary[name] == run.summary[name]
+    for new, old in zip(jax.tree.leaves(state_of(again)), jax.tree.leaves(state_of(run)), strict=True):
+        np.testing.assert_array_equal(new, old)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("algorithm", "growth"), PAIRS)
+def test_any_chunks_are_the_same_run(config, whole, tmp_path, algorithm, growth):
+    run = whole(algorithm, growth)
+    other = train(chosen(config, algorithm, growth, tmp_path / "other", clients_per_step=1), progress=QUIET)
+    assert other.summary["final_loss"] == pytest.approx(run.summary["final_loss"], rel=1e-3)
+    assert (other.summary["bytes_up"], other.summary["bytes_down"]) == (
+        run.summary["bytes_up"],
+        run.summary["bytes_down"],
+    )
+
+
+def test_what_excludes_each_other_says_so(config, tmp_path):
+    for name, make in ALGORITHMS.items():
+        if not make(config).layered:
+            partly = chosen(config, name, "progfed", tmp_path / name, warmup_rounds=1, stage_rounds=(2, 1, 3))
+            with pytest.raises(InputError, match=f"{name} .* all layers share"):
+                train(partly, progress=QUIET)
