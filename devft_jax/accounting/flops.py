@@ -58,7 +58,7 @@ def forward_breakdown(config: ModelConfig, *, layers: int, adaptation: Adaptatio
     weights = sum(fan_in * fan_out for fan_in, fan_out in map(config.projection_shape, PROJECTIONS))
     return {
         "frozen": layers * 2 * weights,
-        "low_rank": 2 * adaptation.factors + 2 * adaptation.example // length,
+        "low_rank": 2 * adaptation.factors + 2 * adaptation.example // max(length, 1),
         "attention": layers * 4 * length * config.heads * config.head_size,
         "head": 2 * config.width * config.vocabulary,
     }
@@ -76,10 +76,10 @@ def training_breakdown(
     learning = adaptation.depth - frozen
     forward = forward_breakdown(config, layers=layers, adaptation=adaptation, length=length)
     upper = forward_breakdown(config, layers=learning, adaptation=adaptation, length=length)
-    factors = forward["low_rank"] + 2 * adaptation.trained + 2 * adaptation.example // length
+    factors = forward["low_rank"] + 2 * adaptation.trained + 2 * adaptation.example // max(length, 1)
     return {
         "frozen": forward["frozen"] + upper["frozen"],
-        "low_rank": forward["low_rank"] + factors * learning // adaptation.depth,
+        "low_rank": forward["low_rank"] + factors * learning // max(adaptation.depth, 1),
         "attention": forward["attention"] + 2 * upper["attention"],
         "head": 2 * forward["head"],
     }
