@@ -22,14 +22,17 @@ from devft_jax.accounting import Adaptation, EnergyMeter, energy_summary, peak_m
 from devft_jax.accounting.communication import picked_layers_bytes
 from devft_jax.config import RunConfig, validate
 from devft_jax.data import (
+    Examples,
     FederatedData,
     bucket_for,
     build_federated_data,
     check_data_found,
     draw_examples,
+    evaluation_batches,
     gather_batch,
     length_buckets,
     pool,
+    public_examples,
 )
 from devft_jax.developmental import Growth, LayerMap, fuse, next_stage, planned_depths
 from devft_jax.errors import InputError, RunError
@@ -42,6 +45,7 @@ from devft_jax.federated.options import learning_rate_at, validate_learning_rate
 from devft_jax.federated.profiles import profiled_clients
 from devft_jax.federated.sampling import Purpose, client_keys, run_key, sample_cohort
 from devft_jax.fingerprints import base_fingerprint, fingerprint
+from devft_jax.models.influence import layer_cosines
 from devft_jax.models.llama import Adapter, Base, Block
 from devft_jax.models.lora import adapter_norms
 from devft_jax.models.pretrained import Model, load_original_blocks, load_pretrained
@@ -145,6 +149,7 @@ class Trainer:
         self.depths = planned_depths(self.growth, layers)
         self.stage_rounds = plan_stages(config, self.growth, layers)
         validate_learning_rate(config, len(self.stage_rounds))
+        self._probe = self._probe_examples() if hasattr(self.growth, "prepared") else None
         self.data = data or build_federated_data(config, self.model.tokenizer, seed=config.seed)
         self._check_cohort()
         self._check_tokens()
@@ -204,6 +209,29 @@ class Trainer:
         if self.config.quantization == "none":
             return model
         return model.with_base(quantize_base(model.base, self.config.quantization))
+
+    def _probe_examples(self) -> Examples:
+        """The public text on which a growth has the layers measured."""
+        tokenizer = self.model.tokenizer
+        if tokenizer is None:
+            raise InputError(
+                f"growth '{self.config.growth}' measures the layers on text and the given model has no tokenizer; give one "
+                "with it, or a growth that has been prepared."
+            )
+        return public_examples(self.config.probe_data, self.config.probe_examples, tokenizer, self.config)
+
+    def block_influence(self) -> list[float]:
+        """How much each layer of the untuned base changes what passes through it: 1 - the mean cosine, over all tokens."""
+        assert self._probe is not None
+        config, compute = self.model.config, self.compute
+        cosines = jax.jit(lambda base, tokens, real: layer_cosines(config, base, tokens, real, compute=compute))
+        total, count = np.zeros(config.layers), 0
+        for index, tokens, _ in evaluation_batches(self._probe, self.config.evaluation_batch, self.buckets):
+            lengths = np.where(index < 0, 0, self._probe.lengths[index])
+            real = np.arange(tokens.shape[-1]) < lengths[:, None]
+            total += np.asarray(self.programs.call("influence", cosines, self.model.base, tokens, real), float)
+            count += int(real.sum())
+        return (1 - total / count).tolist()
 
     def _check_cohort(self) -> None:
         clients, wanted = len(self.data.clients), self.config.clients_per_round
@@ -375,6 +403,11 @@ class Trainer:
         adapter = self.algorithm.view(state.full)
         tree = (blocks, adapter.lora, adapter.delta)
         key = jax.random.fold_in(run_key(self.config.seed, Purpose.GROWTH), stage)
+        if self._probe is not None:
+            if "block_influence" not in state.record:
+                state.record["block_influence"] = self.block_influence()
+            # Kept, so that a resumed run chooses by the same figures wherever it goes on.
+            self.growth = self.growth.prepared(lambda: np.asarray(state.record["block_influence"]))  # type: ignore[attr-defined]
         try:
             transition = next_stage(self.growth, stage, tree, history, key)
         except ValueError as error:
@@ -749,6 +782,7 @@ class Trainer:
             "clients": len(self.data.clients),
             "devices": len(self.devices),
             "clients_per_step": self.clients_per_step,
+            "block_influence": state.record.get("block_influence"),
             "versions": self.versions,
             "stages": stages,
         }

@@ -45,6 +45,9 @@ class Growth(Protocol):
         trainer plan: `depths(num_layers) -> tuple[int, ...] | None`, the depth of every stage, or
         `shapes(num_layers)`, which says more, see `planned_stages`; `stage_rounds(rounds, num_layers) ->
         tuple[int, ...]`, how it would share out the rounds, see `proposed_rounds`.
+        One that chooses by what the layers do, not by their weights, may have `prepared(measure) -> Growth`:
+        called before every stage, with a function that gives the block influence f32[L] of the base's layers
+        on public text, measured once in a run and then kept.
         """
         ...
 
