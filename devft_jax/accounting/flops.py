@@ -58,7 +58,7 @@ def forward_breakdown(config: ModelConfig, *, layers: int, adaptation: Adaptatio
     weights = sum(fan_in * fan_out for fan_in, fan_out in map(config.projection_shape, PROJECTIONS))
     return {
         "frozen": layers * 2 * weights,
-        "low_rank": 2 * adaptation.factors + 2 * adaptation.example // length,
+        "low_rank": 2 * adaptation.factors + 2 * adaptation.example // max(length, 1),
         "attention": layers * 4 * length * config.heads * config.head_size,
         "head": 2 * config.width * config.vocabulary,
     }
@@ -70,7 +70,7 @@ def training_breakdown(config: ModelConfig, *, layers: int, adaptation: Adaptati
     upper = forward_breakdown(config, layers=adaptation.depth, adaptation=adaptation, length=length)
     return {
         "frozen": forward["frozen"] + upper["frozen"],
-        "low_rank": 2 * forward["low_rank"] + 2 * adaptation.trained + 2 * adaptation.example // length,
+        "low_rank": 2 * forward["low_rank"] + 2 * adaptation.trained + 2 * adaptation.example // max(length, 1),
         "attention": forward["attention"] + 2 * upper["attention"],
         "head": 2 * forward["head"],
     }
