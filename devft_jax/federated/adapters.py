@@ -1,5 +1,7 @@
 """What most algorithms do with an adapter: begin it, carry it through a stage, hold it against the clients' mean."""
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 
@@ -25,6 +27,16 @@ def initial_adapter(key: jax.Array, model: ModelConfig, options: LoraOptions) ->
 def adapter_of(lora: dict[str, LoraFactors], options: LoraOptions, delta: dict[str, jax.Array] | None = None) -> Adapter:
     """The adapter of these factors (and dense corrections): scale and dropout are known to everyone beforehand."""
     return Adapter(lora=lora, scale=jnp.float32(options.alpha / options.rank), dropout=options.dropout, delta=delta or {})
+
+
+def one_factor(lora: dict[str, LoraFactors], factor: Literal["a", "b"]) -> dict[str, jax.Array]:
+    """Every projection's a or b alone."""
+    return {name: getattr(factors, factor) for name, factors in lora.items()}
+
+
+def both_factors(a: dict[str, jax.Array], b: dict[str, jax.Array]) -> dict[str, LoraFactors]:
+    """The factors that `one_factor` took apart."""
+    return {name: LoraFactors(a=a[name], b=b[name]) for name in a}
 
 
 def stage_adapter(adapter: Adapter, layer_map: LayerMap) -> Adapter:

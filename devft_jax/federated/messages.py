@@ -1,8 +1,8 @@
 """Messages between the server and a client, and their size: what is counted is what travels.
 
 A message is a pytree. Its bytes are the sizes of its leaves in the dtype in which they travel. Clients of one cohort are
-trained together under `vmap`, so that their messages have one shape; where clients differ in rank, the factors of a smaller
-one are padded with zeros that do not travel. Such a message says so by being `Ranked`. What its receiver knows of the
+trained together under `vmap`, so that their messages have one shape; where ranks differ between clients or rounds, smaller
+factors are padded with zeros that do not travel. Such a message says so by being `Ranked`. What its receiver knows of the
 sender beforehand, and needs to make use of the message, is `Unsent`.
 """
 
@@ -19,7 +19,7 @@ PyTree = Any
 
 
 class Ranked(struct.PyTreeNode):
-    """Low-rank factors padded to a common rank, of which the first `rank` directions travel.
+    """Low-rank factors padded to a common rank, of which `rank` directions travel; the others are zero.
 
     Attributes:
       lora: factors of rank `most` [L, in, most], [L, most, out].

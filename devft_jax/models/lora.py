@@ -63,11 +63,15 @@ def init_lora(
     lora = {}
     for name in sorted(targets, key=PROJECTIONS.index):
         fan_in, fan_out = config.projection_shape(name)
-        bound = fan_in**-0.5
-        target_key = jax.random.fold_in(key, PROJECTIONS.index(name))
-        a = jax.random.uniform(target_key, (config.layers, fan_in, rank), minval=-bound, maxval=bound)
+        a = initial_a(key, name, (config.layers, fan_in, rank))
         lora[name] = LoraFactors(a=a, b=jnp.zeros((config.layers, rank, fan_out)))
     return Adapter(lora=lora, scale=jnp.float32(alpha / rank), dropout=dropout)
+
+
+def initial_a(key: jax.Array, name: str, shape: tuple[int, int, int]) -> jax.Array:
+    """A fresh a of a projection, uniform within 1/sqrt(in), of `shape` (L, in, r)."""
+    bound = shape[1] ** -0.5
+    return jax.random.uniform(jax.random.fold_in(key, PROJECTIONS.index(name)), shape, minval=-bound, maxval=bound)
 
 
 def adapter_norms(adapter: Adapter) -> jax.Array:

@@ -10,14 +10,39 @@ from devft_jax.federated.algorithm import Algorithm
 from devft_jax.federated.algorithms.c2a import c2a
 from devft_jax.federated.algorithms.central import central
 from devft_jax.federated.algorithms.dofit import dofit
+from devft_jax.federated.algorithms.federa import federa
+from devft_jax.federated.algorithms.fedex_lora import fedex_lora
 from devft_jax.federated.algorithms.fedit import fedit
+from devft_jax.federated.algorithms.fedprox import fedprox
+from devft_jax.federated.algorithms.fedrot_lora import fedrot_lora
+from devft_jax.federated.algorithms.fedsa_lora import fedsa_lora
+from devft_jax.federated.algorithms.ffa_lora import ffa_lora
+from devft_jax.federated.algorithms.flasc import flasc
+from devft_jax.federated.algorithms.flora import flora
+from devft_jax.federated.algorithms.hetlora import hetlora
 from devft_jax.federated.algorithms.local_only import local_only
+from devft_jax.federated.algorithms.scaffold import scaffold
+from devft_jax.federated.algorithms.server_optimizers import fedadagrad, fedadam, fedavgm, fedyogi
 
 # Each takes the run's configuration.
 ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
     "fedit": fedit,
+    "flora": flora,
+    "fedsa-lora": fedsa_lora,
     "dofit": dofit,
     "c2a": c2a,
+    "ffa-lora": ffa_lora,
+    "hetlora": hetlora,
+    "federa": federa,
+    "flasc": flasc,
+    "fedprox": fedprox,
+    "scaffold": scaffold,
+    "fedavgm": fedavgm,
+    "fedadagrad": fedadagrad,
+    "fedyogi": fedyogi,
+    "fedadam": fedadam,
+    "fedex-lora": fedex_lora,
+    "fedrot-lora": fedrot_lora,
     "local-only": local_only,
     "central": central,
 }

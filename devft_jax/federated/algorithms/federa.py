@@ -1,0 +1,145 @@
+"""FeDeRA (Yan et al., FeDeRA: Efficient Fine-tuning of Language Models in Federated Learning Leveraging Weight
+Decomposition, arXiv:2404.18848, 2024): FedIT from the principal directions of the weights.
+
+With the singular value decomposition W = U S V^T of every adapted weight, its first r triplets, and s = alpha / r,
+
+    a_0 = U_r (S_r / s)^(1/2),    b_0 = (S_r / s)^(1/2) V_r^T,    W_res = W - s a_0 b_0,
+
+clients start at (a_0, b_0) beside the frozen W_res, so that the model is the base at the start, whatever alpha; then FedIT.
+The sign of each triplet is fixed by its largest entry of U being positive.
+
+Every client decomposes the same weights, so that (a_0, b_0) does not travel. What does are a - a_0 and b - b_0, of the size
+of FedIT's message: in half precision, rounding a_0 itself would disturb the model more than a round teaches it. W_res is
+kept as W as it is stored, packed or not, and a float32 correction beside it.
+
+No code of the authors was found; the formulas are theirs as others report them, with s taken out of the factors, which for
+s = 1 makes no difference.
+
+With a growth, each stage decomposes its own frozen weights, and what returns to the layers of a group is the learned part
+s (a b - a_0 b_0) alone, as a dense correction: a b itself would put the principal directions of the stage's weight into
+every one of them. The decomposition and what a full-depth stage needs of earlier ones, the factors with which they ended,
+are not counted as messages.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from devft_jax.developmental import LayerMap, fuse, inherit
+from devft_jax.errors import InputError
+from devft_jax.federated.adapters import adapter_of, initial_adapter, probe
+from devft_jax.federated.algorithm import Algorithm, Clients, Participant, PyTree, as_float32, travelling
+from devft_jax.federated.algorithms.fedit import Sums, fedit
+from devft_jax.federated.algorithms.options import MethodConfig
+from devft_jax.federated.corrections import no_delta, product
+from devft_jax.models.llama import Base, LoraFactors, ModelConfig, dense_weight
+
+
+class Server(struct.PyTreeNode):
+    """The factors' `change` since the stage's beginning, the `initial` ones, and the dense correction `delta`.
+
+    `delta` {projection: f32[G, in, out]} is W_res - W, with what earlier stages learned in it. At full depth between stages
+    both pairs of factors are zero and `delta` is all that was learned.
+    """
+
+    change: dict[str, LoraFactors]
+    initial: dict[str, LoraFactors]
+    delta: dict[str, jax.Array]
+
+    @property
+    def lora(self) -> dict[str, LoraFactors]:
+        """The factors as they are now."""
+        return jax.tree.map(jnp.add, self.initial, self.change)
+
+
+@functools.partial(jax.jit, static_argnames=("rank", "scale"))
+def principal_factors(weights: Any, delta: jax.Array, rank: int, scale: float) -> LoraFactors:
+    """a_0 and b_0 of weights [L, in, out], floats or packed, with a correction; one layer after the other."""
+
+    def one(layer: tuple[Any, jax.Array]) -> LoraFactors:
+        weight, correction = layer
+        left, values, right = jnp.linalg.svd(dense_weight(weight, jnp.float32) + correction, full_matrices=False)
+        left, right, root = left[:, :rank], right[:rank], jnp.sqrt(values[:rank] / scale)
+        largest = jnp.take_along_axis(left, jnp.argmax(jnp.abs(left), axis=0)[None], axis=0)[0]
+        root_signed = jnp.where(largest < 0, -root, root)
+        return LoraFactors(a=left * root_signed, b=root_signed[:, None] * right)
+
+    return jax.lax.map(one, (weights, delta))
+
+
+def federa(config: MethodConfig) -> Algorithm:
+    """FeDeRA with adapters as the configuration says.
+
+    `message_dtype` is the dtype in which the factors' changes travel.
+    """
+    averaging = fedit(config)
+    scale = config.alpha / config.rank
+
+    def init_server(key: jax.Array, model: ModelConfig, clients: Clients) -> Server:
+        adapter = initial_adapter(key, model, config)
+        for name in adapter.lora:
+            most = min(model.projection_shape(name))
+            if config.rank > most:
+                raise InputError(
+                    f"rank {config.rank} exceeds the {most} singular values of projection '{name}', of which federa begins "
+                    "with the largest; lower the rank."
+                )
+        nothing = jax.tree.map(jnp.zeros_like, adapter.lora)
+        return Server(change=nothing, initial=nothing, delta=no_delta(model, tuple(adapter.lora)))
+
+    def enter(server: Server, base: Base) -> Server:
+        initial, delta = {}, {}
+        for name, correction in server.delta.items():
+            initial[name] = principal_factors(getattr(base.blocks, name), correction, config.rank, scale)
+            delta[name] = correction - scale * product(initial[name])
+        return server.replace(initial=initial, delta=delta)
+
+    def start(participant: Participant) -> tuple[PyTree, PyTree]:
+        initial, delta = participant.known
+        return jax.tree.map(jnp.add, initial, as_float32(participant.down)), delta
+
+    def finish(participant: Participant, train: PyTree) -> tuple[PyTree, PyTree]:
+        change = jax.tree.map(jnp.subtract, train, participant.known[0])
+        return travelling(change, config.message_dtype), participant.row
+
+    def finalize(server: Server, sums: Sums) -> tuple[Server, dict[str, jax.Array]]:
+        change, probed = jax.tree.map(lambda leaf: leaf / sums.weight, (sums.lora, sums.probed))
+        after = server.replace(change=change)
+        # Shifting all clients' factors alike leaves their covariance: that of the changes is that of the factors.
+        error = jax.tree.map(jnp.subtract, probed, probe(change))
+        learned = jax.tree.map(lambda new, old, lost: new - old + lost, probe(after.lora), probe(server.initial), error)
+        size = optax.tree.norm(learned)
+        metrics = {
+            "update_norm": optax.tree.norm(jax.tree.map(jnp.subtract, change, server.change)),
+            "aggregation_error": jnp.where(size > 0, optax.tree.norm(error) / size, 0.0),
+        }
+        return after, metrics
+
+    def transfer(full: Server, stage: Server, layer_map: LayerMap, mode: str) -> Server:
+        learned = {name: leaf + scale * product(stage.lora[name]) for name, leaf in stage.delta.items()}
+        return full.replace(delta=inherit(layer_map, learned, full.delta, mode="delta"))
+
+    return dataclasses.replace(
+        averaging,
+        name="federa",
+        reference="Yan et al., FeDeRA: Efficient Fine-tuning of Language Models in Federated Learning Leveraging Weight "
+        "Decomposition, arXiv:2404.18848, 2024",
+        message="a and b of every adapted layer as changes since the stage's beginning, both ways",
+        state="server and clients: a dense correction of every adapted weight",
+        init_server=init_server,
+        broadcast=lambda server: travelling(server.change, config.message_dtype),
+        start=start,
+        adapter=lambda train, frozen: adapter_of(train, config, frozen),
+        finish=finish,
+        finalize=finalize,
+        view=lambda server: adapter_of(server.lora, config, server.delta),
+        submodel=lambda server, layer_map: fuse(layer_map, server),
+        transfer=transfer,
+        enter=enter,
+        known=lambda server: (server.initial, server.delta),
+    )

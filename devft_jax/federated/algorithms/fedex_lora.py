@@ -1,0 +1,153 @@
+"""FedEx-LoRA (Singhal et al., FedEx-LoRA: Exact Aggregation for Federated and Efficient Fine-Tuning of Large Language
+Models, ACL 2025): FedIT whose aggregation error is added to the frozen weights.
+
+With a_m, b_m the means over a round's K participants, and C their covariance,
+
+    sum_i w_i a_i b_i = a_m b_m + C,    C = sum_i w_i (a_i - a_m)(b_i - b_m),
+
+the server takes a <- a_m, b <- b_m, and W + D is corrected by D <- D + s C: the aggregation is exact. C has at most rank
+(K - 1) r, with explicit factors, since sum_i w_i (a_i - a_m) = 0:
+
+    C = sum_{i < K} w_i (a_i - a_m)(b_i - b_K).
+
+The downlink is (a, b) and the residual s C of the round before, as these factors or dense, whichever is smaller for the
+projection's shape. It adds to what clients have, so that one who sat out rounds needs every residual that it missed. Means
+are uniform, as in the authors' code.
+
+That code adds the residual transposed, which is right for weights stored [in, out] and wrong for the others, unseen where
+these are square. The authors change the weights themselves; here D stays in float32 beside them, since packing them anew
+would lose what is small against their precision.
+
+With a growth, a and b are carried over layers like FedIT's; D is fused like the layers that it corrects, and each of them
+gets back what the stage added.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from devft_jax.developmental import LayerMap
+from devft_jax.federated.adapters import adapter_of, initial_adapter, returned_adapter, stage_adapter
+from devft_jax.federated.algorithm import Algorithm, Clients, Participant, PyTree, Share, as_float32, travelling
+from devft_jax.federated.algorithms.options import MethodConfig
+from devft_jax.federated.corrections import (
+    Correction,
+    corrected,
+    no_delta,
+    product,
+    returned_correction,
+    stage_correction,
+)
+from devft_jax.federated.slots import Slots, apart, in_slot, side_by_side
+from devft_jax.models.llama import Adapter, LoraFactors, ModelConfig
+from devft_jax.models.lora import adapter_norms
+
+
+class Server(struct.PyTreeNode):
+    """The `adapter` of the means, and the `correction`, whose increment is the last residual; none with one participant."""
+
+    adapter: Adapter
+    correction: Correction
+
+
+def covariance(factors: LoraFactors, shares: jax.Array) -> LoraFactors:
+    """C of clients' factors [K, L, in, r], [K, L, r, out] in its factors of rank (K - 1) r.
+
+    The last client's own term is left out. It is zero because of b_K - b_K, or, if its slot is empty, because of w_K.
+    """
+    weights = shares[:, None, None, None]
+    a = weights * (factors.a - jnp.sum(weights * factors.a, axis=0))
+    return LoraFactors(*side_by_side(a[:-1], factors.b[:-1] - factors.b[-1]))
+
+
+def fedex_lora(config: MethodConfig) -> Algorithm:
+    """FedEx-LoRA with adapters as the configuration says.
+
+    `message_dtype` is the dtype in which factors and residual travel. K is `clients_per_round`.
+    """
+    slots = config.clients_per_round
+    width = (slots - 1) * config.rank
+    scale = config.alpha / config.rank
+
+    def dense_is_smaller(fan_in: int, fan_out: int) -> bool:
+        return fan_in * fan_out < width * (fan_in + fan_out)
+
+    def residual(factors: LoraFactors, shares: jax.Array) -> LoraFactors | jax.Array:
+        found = covariance(factors, shares)
+        scaled = found.replace(a=scale * found.a)
+        return product(scaled) if dense_is_smaller(found.a.shape[-2], found.b.shape[-1]) else scaled
+
+    def init_server(key: jax.Array, model: ModelConfig, clients: Clients) -> Server:
+        adapter = initial_adapter(key, model, config)
+
+        def nothing(fan_in: int, fan_out: int) -> LoraFactors | jax.Array:
+            if dense_is_smaller(fan_in, fan_out):
+                return jnp.zeros((model.layers, fan_in, fan_out))
+            return LoraFactors(a=jnp.zeros((model.layers, fan_in, width)), b=jnp.zeros((model.layers, width, fan_out)))
+
+        increment = {name: nothing(*model.projection_shape(name)) for name in adapter.lora} if slots > 1 else {}
+        delta = no_delta(model, tuple(adapter.lora))
+        return Server(adapter, Correction(delta, travelling(increment, config.message_dtype)))
+
+    def broadcast(server: Server) -> PyTree:
+        return travelling(server.adapter.lora, config.message_dtype), server.correction.increment
+
+    def start(participant: Participant) -> tuple[PyTree, PyTree]:
+        lora, increment = participant.down
+        return as_float32(lora), corrected(participant.known, increment)
+
+    def finish(participant: Participant, train: PyTree) -> tuple[PyTree, PyTree]:
+        return travelling(train, config.message_dtype), participant.row
+
+    def contribution(up: PyTree, share: Share) -> Slots:
+        return in_slot(up, share, slots)
+
+    def finalize(server: Server, sums: Slots) -> tuple[Server, dict[str, jax.Array]]:
+        clients, shares = apart(sums)
+        lora = jax.tree.map(lambda leaf: jnp.tensordot(shares, leaf, 1, precision="highest"), clients)
+        increment: dict[str, LoraFactors | jax.Array] = {}
+        if slots > 1:
+            increment = {name: residual(factors, shares) for name, factors in clients.items()}
+        increment = travelling(increment, config.message_dtype)
+        change = jax.tree.map(jnp.subtract, lora, server.adapter.lora)
+        metrics = {"update_norm": optax.tree.norm(change), "residual_norm": residual_norm(increment)}
+        return Server(server.adapter.replace(lora=lora), server.correction.followed_by(increment)), metrics
+
+    def submodel(full: Server, layer_map: LayerMap) -> Server:
+        return Server(stage_adapter(full.adapter, layer_map), stage_correction(full.correction, layer_map))
+
+    def transfer(full: Server, stage: Server, layer_map: LayerMap, mode: str) -> Server:
+        adapter = returned_adapter(full.adapter, stage.adapter, layer_map, mode)
+        return Server(adapter, returned_correction(full.correction, stage.correction, layer_map))
+
+    return Algorithm(
+        name="fedex-lora",
+        reference="Singhal et al., FedEx-LoRA: Exact Aggregation for Federated and Efficient Fine-Tuning of Large Language "
+        "Models, ACL 2025",
+        message="a and b of every adapted layer, both ways; down also the aggregation's residual",
+        state="server and clients: a dense correction of every adapted weight",
+        init_server=init_server,
+        broadcast=broadcast,
+        start=start,
+        adapter=lambda train, frozen: adapter_of(train, config, frozen),
+        finish=finish,
+        contribution=contribution,
+        finalize=finalize,
+        view=lambda server: server.adapter.replace(delta=server.correction.total()),
+        submodel=submodel,
+        transfer=transfer,
+        known=lambda server: server.correction.delta,
+        weighting="uniform",
+        cumulative=True,
+    )
+
+
+def residual_norm(increment: dict[str, LoraFactors | jax.Array]) -> jax.Array:
+    """Frobenius norm of a residual over all layers and projections, f32[]."""
+    wide = as_float32(increment)
+    factors = {name: leaf for name, leaf in wide.items() if isinstance(leaf, LoraFactors)}
+    dense = {name: leaf for name, leaf in wide.items() if name not in factors}
+    if not wide:
+        return jnp.float32(0.0)
+    return jnp.linalg.norm(adapter_norms(Adapter(lora=factors, scale=jnp.float32(1.0), delta=dense)))

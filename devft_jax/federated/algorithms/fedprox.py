@@ -1,0 +1,45 @@
+"""FedProx (Li et al., MLSys 2020): FedIT whose clients are held to where the round began.
+
+Every participant i starts from the global adapter x = (a, b) and reduces
+
+    f_i(x_i) + (mu / 2) ||x_i - x||^2,    mu = `prox_mu`,
+
+over all entries of both factors; messages and the server's mean are FedIT's, and mu = 0 is FedIT. The loss that is reported
+is f_i alone.
+
+The term's gradient mu (x_i - x) joins that of f_i before the run's optimiser, as OpenFedLLM has it. Under AdamW it passes
+through the preconditioner, so that mu is not the proximal weight of the paper's analysis; with its usual 0.01 and a few
+local steps it changes little.
+
+There is no state, so that a stage is FedIT's; a layer that does not learn stays where it is and adds nothing to the term.
+"""
+
+import dataclasses
+
+import jax
+import optax
+
+from devft_jax.federated.algorithm import Algorithm, Participant, PyTree
+from devft_jax.federated.algorithms.fedit import fedit
+from devft_jax.federated.algorithms.options import MethodConfig
+
+
+def fedprox(config: MethodConfig) -> Algorithm:
+    """FedProx with adapters and `prox_mu` as the configuration says."""
+    federated = fedit(config)
+
+    def start(participant: Participant) -> tuple[PyTree, PyTree]:
+        train, _ = federated.start(participant)
+        return train, train
+
+    def penalty(train: PyTree, frozen: PyTree) -> jax.Array:
+        return config.prox_mu / 2 * optax.tree.norm(optax.tree.sub(train, frozen), squared=True)
+
+    return dataclasses.replace(
+        federated,
+        name="fedprox",
+        reference="Li et al., Federated Optimization in Heterogeneous Networks, MLSys 2020",
+        start=start,
+        adapter=lambda train, frozen: federated.adapter(train, ()),
+        penalty=penalty,
+    )

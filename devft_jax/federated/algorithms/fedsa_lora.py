@@ -1,0 +1,112 @@
+"""FedSA-LoRA (Guo et al., Selective Aggregation for Low-Rank Adaptation in Federated Learning, ICLR 2025).
+
+The factor a, which touches the input, is common to all clients; every client i keeps a b_i of its own:
+
+    (a_i, b_i) <- local training from (a, b_i),    a <- sum_i w_i a_i.
+
+Only a travels. A client's b_i begins at zero and stays as the client left it until the client is sampled again.
+
+What is judged are the personal models (a, b_i), every one on the same held-out data, and their consensus: with one a for
+all, the mean of the personal models' weights is
+
+    mean_i (W + s a b_i) = W + s a mean_i b_i,
+
+the mean being over the clients that have trained so far. It is one adapter of the common rank.
+
+The authors' configuration files let the server and all clients share one model object, in which b is then one and the
+same, trained by the clients in turn; what is implemented is the paper. Their framework weighs a message by the examples
+that the client processed in the round. All clients take equally many steps here, so that this is `weighting` uniform; by
+default the weight is the size of the client's data, as in FedIT.
+
+With a growth, each client's b_i is carried over layers as LoRA is, while the server groups layers by the base and a alone,
+since it knows no b_i. Factors are fused as they are, never rotated towards each other first: the rotation of a would have
+to be applied to every client's b_i.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+
+from devft_jax.developmental import LayerMap, fuse, inherit
+from devft_jax.federated.adapters import adapter_of, both_factors, initial_adapter, one_factor, returned_adapter
+from devft_jax.federated.algorithm import Algorithm, Clients, Participant, PyTree, Share, as_float32, travelling
+from devft_jax.federated.algorithms.options import MethodConfig
+from devft_jax.models.llama import Adapter
+
+
+class Row(struct.PyTreeNode):
+    """What a client keeps: its `b` {projection: f32[G, r, out]}, and whether it has been `seen` in training, bool[]."""
+
+    b: dict[str, jax.Array]
+    seen: jax.Array
+
+
+class Sums(struct.PyTreeNode):
+    """Weighted sums over clients: `a` {projection: [G, in, r]}, and the `weight`."""
+
+    a: dict[str, jax.Array]
+    weight: jax.Array
+
+
+def fedsa_lora(config: MethodConfig) -> Algorithm:
+    """FedSA-LoRA with adapters as the configuration says; `message_dtype` is the dtype in which a travels.
+
+    Server: an adapter with the common a and a b of zero, which it never learns.
+    """
+
+    def start(participant: Participant) -> tuple[PyTree, PyTree]:
+        return both_factors(as_float32(participant.down), participant.row.b), ()
+
+    def finish(participant: Participant, train: PyTree) -> tuple[PyTree, Row]:
+        row = Row(b=one_factor(train, "b"), seen=jnp.ones_like(participant.row.seen))
+        return travelling(one_factor(train, "a"), config.message_dtype), row
+
+    def contribution(up: PyTree, share: Share) -> Sums:
+        return Sums(a=jax.tree.map(lambda leaf: share.weight * leaf, as_float32(up)), weight=share.weight)
+
+    def finalize(server: Adapter, sums: Sums) -> tuple[Adapter, dict[str, jax.Array]]:
+        a = jax.tree.map(lambda leaf: leaf / sums.weight, sums.a)
+        change = jax.tree.map(jnp.subtract, a, one_factor(server.lora, "a"))
+        lora = both_factors(a, one_factor(server.lora, "b"))
+        return server.replace(lora=lora), {"update_norm": optax.tree.norm(change)}
+
+    def init_bank(clients: Clients, server: Adapter) -> Row:
+        b = {name: jnp.zeros((clients.size, *leaf.shape)) for name, leaf in one_factor(server.lora, "b").items()}
+        return Row(b=b, seen=jnp.zeros(clients.size, bool))
+
+    def transfer_row(full: Row, stage: Row, layer_map: LayerMap, mode: str) -> Row:
+        return Row(b=inherit(layer_map, stage.b, full.b, mode=mode), seen=stage.seen)
+
+    def personal(server: Adapter, row: Row) -> Adapter:
+        return server.replace(lora=both_factors(one_factor(server.lora, "a"), row.b))
+
+    def consensus(server: Adapter, bank: Row) -> Adapter:
+        seen = np.asarray(bank.seen)
+        # Before anyone has trained, every b is zero and so is their mean.
+        trained = np.flatnonzero(seen) if seen.any() else np.arange(len(seen))
+        mean = jax.tree.map(lambda leaf: jnp.asarray(np.mean(np.asarray(leaf)[trained], axis=0)), bank.b)
+        return server.replace(lora=both_factors(one_factor(server.lora, "a"), mean))
+
+    return Algorithm(
+        name="fedsa-lora",
+        reference="Guo et al., Selective Aggregation for Low-Rank Adaptation in Federated Learning, ICLR 2025",
+        message="a of every adapted layer, both ways",
+        state="clients: their own b",
+        init_server=lambda key, model, clients: initial_adapter(key, model, config),
+        broadcast=lambda server: travelling(one_factor(server.lora, "a"), config.message_dtype),
+        start=start,
+        adapter=lambda train, frozen: adapter_of(train, config),
+        finish=finish,
+        contribution=contribution,
+        finalize=finalize,
+        view=lambda server: server,
+        submodel=lambda server, layer_map: server.replace(lora=fuse(layer_map, server.lora)),
+        transfer=returned_adapter,
+        init_bank=init_bank,
+        submodel_row=lambda row, layer_map: row.replace(b=fuse(layer_map, row.b)),
+        transfer_row=transfer_row,
+        personal=personal,
+        consensus=consensus,
+    )

@@ -1,0 +1,88 @@
+"""FFA-LoRA (Sun et al., Improving LoRA in Privacy-preserving Federated Learning, ICLR 2024): a is frozen.
+
+Every client draws the same a from the run's seed and never trains it; b alone is trained, sent and averaged:
+
+    b <- sum_i w_i b_i,    so that    sum_i w_i a b_i = a sum_i w_i b_i,
+
+the mean of the products, exactly and for any weights. a is drawn as for any other method (`ffa_initialisation` uniform), or
+replaced by an orthonormal basis of the same columns (orthonormal, a^T a = I), which makes the steps of all directions
+alike. Half of the adapter learns nothing, so that the method needs a larger rank or learning rate than FedIT.
+
+With a growth, a is fused and returned with b, since b means nothing without it. It follows from the seed and from the
+stages' groups, and does not travel. Factors are fused as they are, never rotated towards each other first, since a would
+then depend on what only the server knows, every layer's b.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from devft_jax.developmental import fuse
+from devft_jax.errors import InputError
+from devft_jax.federated.adapters import adapter_of, both_factors, initial_adapter, one_factor, returned_adapter
+from devft_jax.federated.algorithm import Algorithm, Clients, Participant, PyTree, Share, as_float32, travelling
+from devft_jax.federated.algorithms.options import MethodConfig
+from devft_jax.models.llama import Adapter, ModelConfig
+
+
+class Sums(struct.PyTreeNode):
+    """Weighted sums over clients: `b` {projection: [G, r, out]}, and the `weight`."""
+
+    b: dict[str, jax.Array]
+    weight: jax.Array
+
+
+def orthonormal(name: str, a: jax.Array) -> jax.Array:
+    """An orthonormal basis of the columns of every layer's a [L, in, r]."""
+    fan_in, rank = a.shape[-2:]
+    if rank > fan_in:
+        raise InputError(
+            f"rank {rank} exceeds the {fan_in} inputs of projection '{name}', whose a cannot have orthonormal columns; "
+            "lower the rank, or set ffa_initialisation to uniform."
+        )
+    return jnp.linalg.qr(a)[0]
+
+
+def ffa_lora(config: MethodConfig) -> Algorithm:
+    """FFA-LoRA with adapters as the configuration says; `message_dtype` is the dtype in which b travels."""
+
+    def init_server(key: jax.Array, model: ModelConfig, clients: Clients) -> Adapter:
+        adapter = initial_adapter(key, model, config)
+        if config.ffa_initialisation == "uniform":
+            return adapter
+        lora = {name: factors.replace(a=orthonormal(name, factors.a)) for name, factors in adapter.lora.items()}
+        return adapter.replace(lora=lora)
+
+    def start(participant: Participant) -> tuple[PyTree, PyTree]:
+        return as_float32(participant.down), participant.known
+
+    def finish(participant: Participant, train: PyTree) -> tuple[PyTree, PyTree]:
+        return travelling(train, config.message_dtype), participant.row
+
+    def contribution(up: PyTree, share: Share) -> Sums:
+        return Sums(b=jax.tree.map(lambda leaf: share.weight * leaf, as_float32(up)), weight=share.weight)
+
+    def finalize(server: Adapter, sums: Sums) -> tuple[Adapter, dict[str, jax.Array]]:
+        b = jax.tree.map(lambda leaf: leaf / sums.weight, sums.b)
+        change = jax.tree.map(jnp.subtract, b, one_factor(server.lora, "b"))
+        lora = both_factors(one_factor(server.lora, "a"), b)
+        return server.replace(lora=lora), {"update_norm": optax.tree.norm(change)}
+
+    return Algorithm(
+        name="ffa-lora",
+        reference="Sun et al., Improving LoRA in Privacy-preserving Federated Learning, ICLR 2024",
+        message="b of every adapted layer, both ways",
+        state="none",
+        init_server=init_server,
+        broadcast=lambda server: travelling(one_factor(server.lora, "b"), config.message_dtype),
+        start=start,
+        adapter=lambda train, frozen: adapter_of(both_factors(frozen, train), config),
+        finish=finish,
+        contribution=contribution,
+        finalize=finalize,
+        view=lambda server: server,
+        submodel=lambda server, layer_map: server.replace(lora=fuse(layer_map, server.lora)),
+        transfer=returned_adapter,
+        known=lambda server: one_factor(server.lora, "a"),
+    )

@@ -1,0 +1,172 @@
+"""FLASC (Kuo et al., 2024): both messages are sparse, local training is dense.
+
+With P the vector of all P_n entries of the stage's a and b together, and top_k its k entries largest in size, others zero,
+the server sends top_k(P) with k = ceil(rho_d P_n), rho_d = `density_down`. Every participant trains all entries from there,
+
+    x_i <- local training from top_k(P),      delta_i = x_i - top_k(P),
+
+and sends the ceil(rho_u P_n) largest entries of delta_i, rho_u = `density_up`. The server takes the plain mean of these as
+the negative of a gradient and moves all of P by AdamW (`server_learning_rate`, `server_beta1`, `server_beta2`). The model
+that is judged is the server's adapter masked as it is sent, top_k(P).
+
+A sparse message is the values and, whichever is smaller, their positions as int32 or one bit per entry; at density 1 every
+entry travels and no position. Of entries equal in size those first in order are kept.
+
+Differences from the authors' code: their densities are 1 unless set, here a quarter both ways; their server decays weights
+by PyTorch's default 0.01 times its step size each round, here by nothing, so that clients that learn nothing change nothing;
+their second moment decays by PyTorch's 0.999, here by `server_beta2`; their clients run SGD with momentum, here the run's
+optimiser. Known of the method: while b is zero all of the mask is in a.
+
+A stage's k counts the stage's entries, the mask is that of its own adapter, and AdamW begins anew. Layers of a stage that do
+not learn compete for the mask with the others, as all layers do in the full model. Masking belongs to the messages and to
+what is judged, never to the server's adapter: values that are not sent, of these layers or of others, are kept.
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax.flatten_util import ravel_pytree
+
+from devft_jax.developmental import LayerMap
+from devft_jax.federated.adapters import returned_adapter, stage_adapter
+from devft_jax.federated.algorithm import Algorithm, Clients, Participant, PyTree, Share
+from devft_jax.federated.algorithms.fedit import fedit
+from devft_jax.federated.algorithms.options import MethodConfig
+from devft_jax.models.llama import Adapter, LoraFactors, ModelConfig
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The structure and shapes of a pytree, known to both sides of a message."""
+
+    structure: Any
+    shapes: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of(cls, tree: PyTree) -> Self:
+        """That of a pytree of arrays."""
+        return cls(structure=jax.tree.structure(tree), shapes=tuple(leaf.shape for leaf in jax.tree.leaves(tree)))
+
+    @property
+    def size(self) -> int:
+        """Number of entries of all leaves."""
+        return sum(math.prod(shape) for shape in self.shapes)
+
+    def unravel(self, vector: jax.Array) -> PyTree:
+        """The pytree of these entries f32[size], in the order of `ravel_pytree`."""
+        leaves, first = [], 0
+        for shape in self.shapes:
+            leaves.append(vector[first : first + math.prod(shape)].reshape(shape))
+            first += math.prod(shape)
+        return jax.tree.unflatten(self.structure, leaves)
+
+
+class Sparse(struct.PyTreeNode):
+    """Some entries of a pytree.
+
+    Attributes:
+      values: [k], in the order of their positions.
+      where: the positions, i32[k] ascending, or one bit per entry u8[ceil(size / 8)], or nothing where all entries travel.
+      shape: of the pytree.
+    """
+
+    values: jax.Array
+    where: jax.Array | None
+    shape: Shape = struct.field(pytree_node=False)
+
+    def dense(self) -> PyTree:
+        """The pytree in float32, with zeros for what is not there."""
+        values, size = self.values.astype(jnp.float32), self.shape.size
+        if self.where is None:
+            return self.shape.unravel(values)
+        if self.where.dtype == jnp.int32:
+            return self.shape.unravel(jnp.zeros(size).at[self.where].set(values))
+        chosen = jnp.unpackbits(self.where, count=size).astype(bool)
+        return self.shape.unravel(jnp.where(chosen, values[jnp.maximum(jnp.cumsum(chosen) - 1, 0)], 0))
+
+
+def sparse(tree: PyTree, density: float, dtype: str) -> Sparse:
+    """The ceil(density x entries) entries of `tree` that are largest in size, as they travel in `dtype`."""
+    shape = Shape.of(tree)
+    vector, _ = ravel_pytree(tree)
+    count = math.ceil(density * shape.size)
+    if count == shape.size:
+        return Sparse(values=vector.astype(dtype), where=None, shape=shape)
+    where = jnp.sort(jax.lax.top_k(jnp.abs(vector), count)[1])
+    values = vector[where].astype(dtype)
+    if 4 * count > math.ceil(shape.size / 8):
+        where = jnp.packbits(jnp.zeros(shape.size, jnp.uint8).at[where].set(1))
+    return Sparse(values=values, where=where, shape=shape)
+
+
+class Server(struct.PyTreeNode):
+    """The adapter with all its entries, and AdamW's state for its factors."""
+
+    adapter: Adapter
+    moments: optax.OptState
+
+
+class Sums(struct.PyTreeNode):
+    """Weighted sums over clients of their updates, and the `weight`."""
+
+    update: dict[str, LoraFactors]
+    weight: jax.Array
+
+
+def flasc(config: MethodConfig) -> Algorithm:
+    """FLASC with adapters, densities and the `server_` options as the configuration says."""
+    federated = fedit(config)
+    rule = optax.adamw(config.server_learning_rate, b1=config.server_beta1, b2=config.server_beta2, weight_decay=0.0)
+
+    def fresh(adapter: Adapter) -> Server:
+        return Server(adapter=adapter, moments=rule.init(adapter.lora))
+
+    def init_server(key: jax.Array, model: ModelConfig, clients: Clients) -> Server:
+        return fresh(federated.init_server(key, model, clients))
+
+    def start(participant: Participant) -> tuple[PyTree, PyTree]:
+        return participant.down.dense(), ()
+
+    def finish(participant: Participant, train: PyTree) -> tuple[PyTree, PyTree]:
+        update = optax.tree.sub(train, participant.down.dense())
+        return sparse(update, config.density_up, config.message_dtype), participant.row
+
+    def contribution(up: Sparse, share: Share) -> Sums:
+        return Sums(update=optax.tree.scale(share.weight, up.dense()), weight=share.weight)
+
+    def finalize(server: Server, sums: Sums) -> tuple[Server, dict[str, jax.Array]]:
+        gradient = jax.tree.map(lambda leaf: -leaf / sums.weight, sums.update)
+        step, moments = rule.update(gradient, server.moments, server.adapter.lora)
+        adapter = server.adapter.replace(lora=optax.tree.add(server.adapter.lora, step))
+        return Server(adapter=adapter, moments=moments), {"update_norm": optax.tree.norm(step)}
+
+    def view(server: Server) -> Adapter:
+        return server.adapter.replace(lora=sparse(server.adapter.lora, config.density_down, "float32").dense())
+
+    def transfer(full: Server, stage: Server, layer_map: LayerMap, mode: str) -> Server:
+        # The moments of the full depth are the ones that it began with.
+        return full.replace(adapter=returned_adapter(full.adapter, stage.adapter, layer_map, mode))
+
+    return dataclasses.replace(
+        federated,
+        name="flasc",
+        reference="Kuo et al., Federated LoRA with Sparse Communication, arXiv:2406.05233, 2024",
+        message="the largest entries of a and b down and of their update up, with their positions",
+        state="server: AdamW's moments of the adapter's shape",
+        init_server=init_server,
+        broadcast=lambda server: sparse(server.adapter.lora, config.density_down, config.message_dtype),
+        start=start,
+        finish=finish,
+        contribution=contribution,
+        finalize=finalize,
+        view=view,
+        submodel=lambda server, layer_map: fresh(stage_adapter(server.adapter, layer_map)),
+        transfer=transfer,
+        weighting="uniform",
+    )

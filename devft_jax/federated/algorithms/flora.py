@@ -1,0 +1,149 @@
+"""FLoRA (Wang et al., FLoRA: Federated Fine-Tuning Large Language Models with Heterogeneous Low-Rank Adaptations,
+NeurIPS 2024): clients' factors are stacked instead of averaged.
+
+In every round each participant i draws a fresh a_i of its own rank r_i, b_i = 0, and trains both beside the corrected base
+W + D. The server stacks what comes back and all add the stack's product to their correction:
+
+    a = [w_1 s a_1, ..., w_K s a_K],    b = [b_1; ...; b_K],    a b = sum_i w_i s a_i b_i,    D <- D + a b.
+
+The aggregation is exact for any weights and ranks. The weight is on one side alone, on both it would enter squared; so is
+the scale s = alpha / r, which is the same for all clients, of whatever rank.
+
+The downlink is the stack of the round before, sum_i r_i directions, and begins empty. It adds to what clients have, so that
+one who sat out rounds needs every stack that it missed. Clients of ranks that differ (`client_ranks`, to the clients in
+turn by their place in the population) are padded with zeros, which training leaves zero: a gradient that reaches a padded
+direction is multiplied by its zero in the other factor. Padding does not travel; a message with padding says its rank.
+
+Because every round begins at b = 0, its first local step moves b alone; of few steps that is a large share.
+
+The authors merge the stack into the weights. Here D stays in float32 beside them, since packing them anew would lose what
+is small against their precision. Their server is made for the ranks of all clients together, so that their code works only
+with everyone taking part.
+
+With a growth, D is fused like the layers that it corrects, and each of them gets back what the stage added. Nothing else
+outlives a round: between rounds there is no adapter to carry over.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from devft_jax.developmental import LayerMap
+from devft_jax.federated.adapters import adapter_of
+from devft_jax.federated.algorithm import Algorithm, Clients, Participant, PyTree, Share, as_float32, travelling
+from devft_jax.federated.algorithms.options import MethodConfig
+from devft_jax.federated.corrections import (
+    Correction,
+    corrected,
+    keeps_increment,
+    no_delta,
+    returned_correction,
+    stage_correction,
+)
+from devft_jax.federated.messages import Ranked
+from devft_jax.federated.slots import Slots, apart, in_slot, side_by_side
+from devft_jax.models.llama import PROJECTIONS, Adapter, LoraFactors, ModelConfig
+from devft_jax.models.lora import adapter_norms, initial_a
+
+
+class Server(struct.PyTreeNode):
+    """The `correction`, whose increment is the last stack, and the stack's `rank` i32[]."""
+
+    correction: Correction
+    rank: jax.Array
+
+
+def first_directions(lora: dict[str, LoraFactors], rank: jax.Array) -> dict[str, LoraFactors]:
+    """The factors with every direction from `rank` i32[] on set to zero."""
+
+    def one(factors: LoraFactors) -> LoraFactors:
+        kept = jnp.arange(factors.a.shape[-1]) < rank
+        return LoraFactors(a=jnp.where(kept, factors.a, 0), b=jnp.where(kept[:, None], factors.b, 0))
+
+    return {name: one(factors) for name, factors in lora.items()}
+
+
+def flora(config: MethodConfig) -> Algorithm:
+    """FLoRA with clients of the configured rank, or of `client_ranks` in turn; row then: {"rank": i32[]}.
+
+    `message_dtype` is the dtype in which factors travel, the stack like a client's own.
+    """
+    targets = tuple(sorted(config.targets, key=PROJECTIONS.index))
+    ranks = config.client_ranks or (config.rank,)
+    mixed, largest, slots = len(set(ranks)) > 1, max(ranks), config.clients_per_round
+    scale = config.alpha / config.rank
+
+    def init_server(key: jax.Array, model: ModelConfig, clients: Clients) -> Server:
+        delta, width = no_delta(model, targets), slots * largest
+
+        def empty_stack(leaf: jax.Array) -> LoraFactors:
+            layers, fan_in, fan_out = leaf.shape
+            factors = LoraFactors(a=jnp.zeros((layers, fan_in, width)), b=jnp.zeros((layers, width, fan_out)))
+            return travelling(factors, config.message_dtype)
+
+        stack = {name: empty_stack(leaf) for name, leaf in delta.items()}
+        return Server(correction=Correction(delta=delta, increment=stack), rank=jnp.int32(0))
+
+    def start(participant: Participant) -> tuple[PyTree, PyTree]:
+        lora = {}
+        for name, leaf in participant.known.items():
+            layers, fan_in, fan_out = leaf.shape
+            a = initial_a(participant.key, name, (layers, fan_in, largest))
+            lora[name] = LoraFactors(a=a, b=jnp.zeros((layers, largest, fan_out)))
+        if mixed:
+            lora = first_directions(lora, participant.row["rank"])
+        return lora, corrected(participant.known, participant.down.lora)
+
+    def finish(participant: Participant, train: PyTree) -> tuple[PyTree, PyTree]:
+        sent = travelling(train, config.message_dtype)
+        if mixed:
+            rank = participant.row["rank"]
+            sent = Ranked(lora=first_directions(sent, rank), rank=rank, most=largest)
+        return sent, participant.row
+
+    def contribution(up: PyTree, share: Share) -> Slots:
+        return in_slot((up.lora, up.rank) if mixed else (up, jnp.int32(largest)), share, slots)
+
+    def finalize(server: Server, sums: Slots) -> tuple[Server, dict[str, jax.Array]]:
+        (lora, taken), shares = apart(sums)
+
+        def stacked(factors: LoraFactors) -> LoraFactors:
+            a, b = side_by_side(scale * shares[:, None, None, None] * factors.a, factors.b)
+            return LoraFactors(a=a, b=b)
+
+        stack = travelling({name: stacked(factors) for name, factors in lora.items()}, config.message_dtype)
+        norms = adapter_norms(Adapter(lora=as_float32(stack), scale=jnp.float32(1.0)))
+        rank = jnp.sum(jnp.round(taken)).astype(jnp.int32)
+        return Server(server.correction.followed_by(stack), rank), {"update_norm": jnp.linalg.norm(norms)}
+
+    def init_bank(clients: Clients, server: Server) -> PyTree:
+        return {"rank": jnp.asarray(np.resize(ranks, clients.size), jnp.int32)} if mixed else {}
+
+    def submodel(full: Server, layer_map: LayerMap) -> Server:
+        rank = full.rank if keeps_increment(layer_map) else jnp.zeros_like(full.rank)
+        return Server(stage_correction(full.correction, layer_map), rank)
+
+    def transfer(full: Server, stage: Server, layer_map: LayerMap, mode: str) -> Server:
+        return Server(returned_correction(full.correction, stage.correction, layer_map), stage.rank)
+
+    return Algorithm(
+        name="flora",
+        reference="Wang et al., FLoRA: Federated Fine-Tuning Large Language Models with Heterogeneous Low-Rank "
+        "Adaptations, NeurIPS 2024",
+        message="up a and b of every adapted layer; down those of all participants, stacked",
+        state="server: a dense correction of every adapted weight; clients: the same, and their rank where ranks differ",
+        init_server=init_server,
+        broadcast=lambda server: Ranked(server.correction.increment, server.rank, most=slots * largest),
+        start=start,
+        adapter=lambda train, frozen: adapter_of(train, config, frozen),
+        finish=finish,
+        contribution=contribution,
+        finalize=finalize,
+        view=lambda server: adapter_of({}, config, server.correction.total()),
+        submodel=submodel,
+        transfer=transfer,
+        known=lambda server: server.correction.delta,
+        init_bank=init_bank,
+        cumulative=True,
+    )

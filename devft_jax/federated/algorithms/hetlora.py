@@ -1,0 +1,150 @@
+"""HETLoRA (Cho et al., EMNLP 2024): clients of different ranks around one adapter of the largest rank.
+
+The server holds a [L, in, r], b [L, r, out] with r = `rank`. Client i has a rank r_i <= r of its own (`client_ranks` in
+turn) and receives the first r_i directions, a[:, :r_i] and b[:r_i]. It trains them to reduce
+
+    f_i + lambda T(g),   T(g) = sum over adapted matrices of ||a[:, g:r_i]||_F ||b[g:r_i]||_F,   g = floor(gamma r_i),
+
+with lambda = `rank_penalty`, gamma = `rank_shrink`; g is at most r_i - 1, so that there is a tail, and at least 1, so that a
+client of rank 1 stays as it is. Where T(g) has become smaller during the round than it was at its start the tail is pruned:
+r_i <- g from then on, a rank never rises, and the client sends its first r_i directions. The server fills them up with zeros
+and takes
+
+    a <- sum_i u_i a_i,   b <- sum_i u_i b_i,   u_i = ||a_i b_i||_F / sum_j ||a_j b_j||_F,
+
+one weight per client, with the norm over all matrices. Every norm has a floor far below any that training reaches, so that
+where all products are zero this is the plain mean. A run's `weighting` by examples multiplies the norms.
+
+No code of the authors is known to be public. Decided here: the scale is alpha / r for every client, because alpha / r_i
+would make another function of the directions that a truncation keeps; the penalty has gradients, where a public
+reimplementation has none; norms are added over matrices, where the paper writes of one. What the paper leaves: a direction
+that few clients hold is diluted by the others' zeros, and the mean of factors has FedIT's error.
+
+Clients of one cohort train under `vmap` with factors of rank r whose directions from r_i on are masked; these zeros do not
+travel (`Ranked`). Ranks stay across stages, because a stage changes layers and not directions.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from devft_jax.errors import InputError
+from devft_jax.federated.adapters import adapter_of
+from devft_jax.federated.algorithm import Algorithm, Clients, Participant, PyTree, Share, as_float32
+from devft_jax.federated.algorithms.fedit import Sums as FedITSums
+from devft_jax.federated.algorithms.fedit import fedit
+from devft_jax.federated.algorithms.options import MethodConfig
+from devft_jax.federated.messages import Ranked
+from devft_jax.models.llama import Adapter, LoraFactors
+from devft_jax.models.lora import adapter_norms
+
+# Below any norm that training reaches, and far enough from the smallest float32 to be multiplied and divided by.
+SMALLEST_NORM = 1e-20
+
+
+class Sums(struct.PyTreeNode):
+    """FedIT's sums with the clients' norms in their weights, and sums of ranks with the `weight` alone."""
+
+    federated: FedITSums
+    rank: jax.Array
+    weight: jax.Array
+
+
+def hetlora(config: MethodConfig) -> Algorithm:
+    """HETLoRA with adapters, ranks, `rank_shrink` and `rank_penalty` as the configuration says.
+
+    A row is the client's rank, {"rank": i32[]}. Raises `InputError` for a client's rank above `rank`.
+    """
+    federated = fedit(config)
+    most = config.rank
+    ranks = config.client_ranks or (most,)
+    if max(ranks) > most:
+        raise InputError(
+            f"client_ranks {','.join(map(str, ranks))} holds a rank above rank {most}; raise rank to the largest of them."
+        )
+    after_pruning = [max(1, min(math.floor(config.rank_shrink * rank), rank - 1)) for rank in range(most + 1)]
+
+    def kept(rank: jax.Array) -> jax.Array:
+        """g i32[], the rank after a pruning."""
+        return jnp.array(after_pruning, jnp.int32)[rank]
+
+    def tail_norm(lora: dict[str, LoraFactors], rank: jax.Array) -> jax.Array:
+        """T(g) f32[]."""
+        directions = jnp.arange(most)
+        tail = (directions >= kept(rank)) & (directions < rank)
+
+        def one(factors: LoraFactors) -> jax.Array:
+            part = masked(factors, tail)
+            return jnp.sum(_norms(part.a) * _norms(part.b))
+
+        return sum((one(factors) for factors in lora.values()), start=jnp.float32(0))
+
+    def truncated(lora: dict[str, LoraFactors], rank: jax.Array) -> dict[str, LoraFactors]:
+        mask = jnp.arange(most) < rank
+        return {name: masked(factors, mask) for name, factors in lora.items()}
+
+    def ranked(lora: dict[str, LoraFactors], rank: jax.Array) -> Ranked:
+        return Ranked(lora=truncated(lora, rank), rank=rank, most=most)
+
+    def start(participant: Participant) -> tuple[PyTree, PyTree]:
+        return as_float32(participant.down.lora), participant.down.rank
+
+    def adapter(train: PyTree, frozen: PyTree) -> Adapter:
+        return federated.adapter(truncated(train, frozen), ())
+
+    def finish(participant: Participant, train: PyTree) -> tuple[PyTree, PyTree]:
+        rank = participant.down.rank
+        before = tail_norm(as_float32(participant.down.lora), rank)
+        rank = jnp.where(tail_norm(train, rank) < before, kept(rank), rank)
+        up, _ = federated.finish(participant, train)
+        return ranked(up, rank), {"rank": rank}
+
+    def contribution(up: Ranked, share: Share) -> Sums:
+        # The common scale in this norm cancels between clients.
+        norm = optax.tree.norm(adapter_norms(adapter_of(as_float32(up.lora), config)))
+        by_norm = share.replace(weight=share.weight * jnp.maximum(norm, SMALLEST_NORM))
+        return Sums(
+            federated=federated.contribution(up.lora, by_norm),
+            rank=share.weight * up.rank,
+            weight=share.weight,
+        )
+
+    def finalize(server: Adapter, sums: Sums) -> tuple[Adapter, dict[str, jax.Array]]:
+        server, metrics = federated.finalize(server, sums.federated)
+        return server, metrics | {"mean_rank": sums.rank / sums.weight}
+
+    def init_bank(clients: Clients, server: Adapter) -> PyTree:
+        return {"rank": jnp.resize(jnp.array(ranks, jnp.int32), (clients.size,))}
+
+    return dataclasses.replace(
+        federated,
+        name="hetlora",
+        reference="Cho et al., Heterogeneous LoRA for Federated Fine-tuning of On-Device Foundation Models, EMNLP 2024",
+        message="a and b of every adapted layer up to the client's rank, and that rank, both ways",
+        state="clients: their rank",
+        address=lambda down, row: ranked(down, row["rank"]),
+        start=start,
+        adapter=adapter,
+        finish=finish,
+        contribution=contribution,
+        finalize=finalize,
+        penalty=lambda train, frozen: config.rank_penalty * tail_norm(train, frozen),
+        init_bank=init_bank,
+        weighting="uniform",
+    )
+
+
+def masked(factors: LoraFactors, mask: jax.Array) -> LoraFactors:
+    """The directions that `mask` bool[r] names, the others zero."""
+    return LoraFactors(a=jnp.where(mask, factors.a, 0), b=jnp.where(mask[:, None], factors.b, 0))
+
+
+def _norms(leaf: jax.Array) -> jax.Array:
+    """Frobenius norms f32[L] of matrices [L, ., .], with gradient zero where they are zero."""
+    squares = jnp.sum(leaf**2, axis=(1, 2))
+    zero = squares == 0
+    return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, squares)))

@@ -1,0 +1,138 @@
+"""SCAFFOLD (Karimireddy et al., ICML 2020): control variates against the drift of clients between aggregations.
+
+The server keeps a control c and every client i one of its own, c_i, shaped like the adapter x = (a, b) and zero at first.
+After each of its E local steps a client corrects what the run's optimiser did at learning rate lr by
+
+    x_i <- x_i - lr (c - c_i),
+
+and at the end of its round renews its control by the authors' option II, from where it began and where it arrived,
+
+    c_i+ = c_i - c + (x - x_i) / (E lr).
+
+It sends x_i and the change c_i+ - c_i, and receives x and c, twice FedIT's messages each way. The server takes FedIT's mean
+of the x_i and, over all N clients of the population and not only the round's participants S,
+
+    c <- c + (1 / N) sum_{i in S} (c_i+ - c_i),
+
+so that c stays the mean of all c_i: a client adds to its control exactly what it has sent, as rounded for the message.
+
+With plain SGD without clipping the step is the authors', -lr (g - c_i + c), and c_i+ is the mean of the round's gradients.
+With AdamW it is OpenFedLLM's, and c_i+ is the mean of the directions that AdamW took (entries near 1 in size): consistent in
+AdamW's own units, yet not the reduction of variance that the authors prove. Where the learning rate is zero nothing is
+learned of the gradient, and the controls stay.
+
+A stage has layers, and so gradients, of its own: all controls begin each stage at zero.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from devft_jax.developmental import LayerMap
+from devft_jax.federated.adapters import returned_adapter, stage_adapter
+from devft_jax.federated.algorithm import Algorithm, Clients, Participant, PyTree, Share, as_float32, travelling
+from devft_jax.federated.algorithms.fedit import Sums as FedITSums
+from devft_jax.federated.algorithms.fedit import fedit
+from devft_jax.federated.algorithms.options import MethodConfig
+from devft_jax.models.llama import Adapter, LoraFactors, ModelConfig
+
+
+class Server(struct.PyTreeNode):
+    """The adapter, the control c of its factors, and the number N of clients."""
+
+    adapter: Adapter
+    control: dict[str, LoraFactors]
+    clients: int = struct.field(pytree_node=False)
+
+
+class Message(struct.PyTreeNode):
+    """Factors, with the server's control on the way down and the change of the client's on the way up."""
+
+    lora: dict[str, LoraFactors]
+    control: dict[str, LoraFactors]
+
+
+class Sums(struct.PyTreeNode):
+    """FedIT's weighted sums, and the plain sum of the controls' changes."""
+
+    federated: FedITSums
+    control: dict[str, LoraFactors]
+
+
+def scaffold(config: MethodConfig) -> Algorithm:
+    """SCAFFOLD with adapters as the configuration says; a row is the client's control c_i, {projection: LoraFactors}."""
+    federated = fedit(config)
+
+    def init_server(key: jax.Array, model: ModelConfig, clients: Clients) -> Server:
+        adapter = federated.init_server(key, model, clients)
+        return Server(adapter=adapter, control=optax.tree.zeros_like(adapter.lora), clients=clients.size)
+
+    def init_bank(clients: Clients, server: Server) -> PyTree:
+        return jax.tree.map(lambda leaf: jnp.zeros((clients.size, *leaf.shape)), server.control)
+
+    def start(participant: Participant) -> tuple[PyTree, PyTree]:
+        down = as_float32(participant.down)
+        return down.lora, optax.tree.sub(down.control, participant.row)
+
+    def optimizer(rule: optax.GradientTransformation, frozen: PyTree, rate: jax.Array) -> optax.GradientTransformation:
+        def corrected(updates: PyTree, train: PyTree) -> PyTree:
+            return jax.tree.map(lambda update, correction: update - rate * correction, updates, frozen)
+
+        return optax.chain(rule, optax.stateless(corrected))
+
+    def finish(participant: Participant, train: PyTree) -> tuple[PyTree, PyTree]:
+        down = as_float32(participant.down)
+        length = participant.steps * participant.learning_rate
+        moved = length > 0
+        change = jax.tree.map(
+            lambda before, after, control: jnp.where(moved, (before - after) / jnp.where(moved, length, 1) - control, 0),
+            down.lora,
+            train,
+            down.control,
+        )
+        up = travelling(Message(lora=train, control=change), config.message_dtype)
+        return up, optax.tree.add(participant.row, as_float32(up.control))
+
+    def contribution(up: Message, share: Share) -> Sums:
+        changes = jax.tree.map(lambda leaf: share.count * leaf, as_float32(up.control))
+        return Sums(federated=federated.contribution(up.lora, share), control=changes)
+
+    def finalize(server: Server, sums: Sums) -> tuple[Server, dict[str, jax.Array]]:
+        adapter, metrics = federated.finalize(server.adapter, sums.federated)
+        control = jax.tree.map(lambda leaf, change: leaf + change / server.clients, server.control, sums.control)
+        return server.replace(adapter=adapter, control=control), metrics | {"control_norm": optax.tree.norm(control)}
+
+    def submodel(server: Server, layer_map: LayerMap) -> Server:
+        adapter = stage_adapter(server.adapter, layer_map)
+        return server.replace(adapter=adapter, control=optax.tree.zeros_like(adapter.lora))
+
+    def submodel_row(row: PyTree, layer_map: LayerMap) -> PyTree:
+        return jax.tree.map(lambda leaf: jnp.zeros((layer_map.num_groups, *leaf.shape[1:])), row)
+
+    return dataclasses.replace(
+        federated,
+        name="scaffold",
+        reference="Karimireddy et al., SCAFFOLD: Stochastic Controlled Averaging for Federated Learning, ICML 2020",
+        message="a, b and the server's control down; a, b and the change of the client's control up",
+        state="server: a control of the adapter's shape; clients: one each",
+        init_server=init_server,
+        broadcast=lambda server: travelling(Message(lora=server.adapter.lora, control=server.control), config.message_dtype),
+        start=start,
+        adapter=lambda train, frozen: federated.adapter(train, ()),
+        finish=finish,
+        contribution=contribution,
+        finalize=finalize,
+        view=lambda server: server.adapter,
+        submodel=submodel,
+        # The controls of the full depth are the ones that it began with, zero.
+        transfer=lambda full, stage, layer_map, mode: full.replace(
+            adapter=returned_adapter(full.adapter, stage.adapter, layer_map, mode)
+        ),
+        optimizer=optimizer,
+        init_bank=init_bank,
+        submodel_row=submodel_row,
+        transfer_row=lambda full, stage, layer_map, mode: full,
+    )
