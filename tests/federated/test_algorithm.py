@@ -1,5 +1,7 @@
 """Laws that every algorithm of the registry obeys, each in its own words of one table."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,16 +29,28 @@ PERSONAL = [name for name, make in ALGORITHMS.items() if make(SEVEN).personal]
 GLOBAL = [name for name, make in ALGORITHMS.items() if make(SEVEN).has_global_model]
 
 
+def kept(state):
+    """What stages hand on of a state: its adapter, where it holds the server's moments or controls beside one."""
+    return getattr(state, "adapter", state)
+
+
+def with_kept(state, value):
+    """The state with that of it changed."""
+    return state.replace(adapter=value) if hasattr(state, "adapter") else value
+
+
 def built(name):
-    """The algorithm, its state somewhere in training, and one bank row."""
-    algorithm = ALGORITHMS[name](SEVEN)
-    server = init(algorithm)
+    """The algorithm, its state somewhere in training at a stage's start, and one bank row."""
+    # Steps of the server's own size are large enough to be seen, and rounding is small against tau.
+    algorithm = ALGORITHMS[name](dataclasses.replace(SEVEN, server_learning_rate=0.5, server_tau=0.1))
+    initial = init(algorithm)
     rng = np.random.default_rng(4)
     # Every per-layer leaf, which leads with L; scalars such as an adapter's scale stay.
     server = jax.tree.map(
         lambda leaf: leaf + jnp.asarray(0.1 * rng.normal(size=leaf.shape), leaf.dtype) if leaf.ndim else leaf,
-        server,
+        kept(initial),
     )
+    server = with_kept(initial, server)
     row = jax.tree.map(lambda leaf: leaf[0], algorithm.init_bank(Clients(3), server))
     return algorithm, server, row
 
@@ -53,7 +67,7 @@ def message_of(algorithm, server, row, seed=None):
 
 def per_layer(tree):
     """The leaves that lead with the layer axis."""
-    return [leaf for leaf in jax.tree.leaves(tree) if leaf.ndim]
+    return [leaf for leaf in jax.tree.leaves(kept(tree)) if leaf.ndim]
 
 
 def partial_map():
@@ -78,11 +92,12 @@ def test_clients_that_learn_nothing_change_nothing(name):
     up, new_row = message_of(algorithm, server, row)
     assert jax.tree.structure(new_row) == jax.tree.structure(row)
     after, metrics = aggregated(algorithm, server, [up, up], [3.0, 8.0])
-    assert_close(after, server, atol=1e-6)
+    assert_close(kept(after), kept(server), atol=1e-6)
     assert all(np.isfinite(value) and value.shape == () for value in metrics.values())
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+# SCAFFOLD's controls are summed over clients that are all alike.
+@pytest.mark.parametrize("name", [name for name in ALGORITHMS if name != "scaffold"])
 def test_contributions_are_linear_in_the_weight_and_float32(name):
     algorithm, server, row = built(name)
     up, _ = message_of(algorithm, server, row, seed=5)
@@ -132,7 +147,7 @@ def test_the_identity_stage_is_the_full_model(name):
     stage = algorithm.submodel(server, identity)
     assert_identical(stage, server)
     moved = jax.tree.map(lambda leaf: leaf + 1 if leaf.ndim else leaf, stage)
-    assert_identical(algorithm.transfer(server, moved, identity, "copy"), moved)
+    assert_identical(algorithm.transfer(server, moved, identity, "copy"), with_kept(server, kept(moved)))
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
