@@ -306,7 +306,7 @@ def _validate_growth(config: RunConfig) -> None:
         validate_learning_rate(config, len(config.capacities))
     if config.capacity_schedule == "eigengap" and config.growth != "devft":
         raise InputError(f"capacity_schedule 'eigengap' is of growth devft, not {config.growth}; use geometric or linear.")
-    for name in ("stages", "plateau_rounds", "min_stage_rounds"):
+    for name in ("stages", "plateau_rounds", "min_stage_rounds", "probe_examples"):
         value = getattr(config, name)
         if value is not None and value < 1:
             raise InputError(f"{name} {value} is not positive; use 1 or more.")

@@ -363,8 +363,7 @@ def _read_checkpoint(
     key = run_key(config.seed, Purpose.INITIALISATION)
     clients = Clients(len(read_json(folder.path / "split.json")["clients"]))
     shapes = jax.eval_shape(lambda: algorithm.init_server(key, architecture, clients))
-    groups, layers = record["groups"], architecture.layers
-    shaped = LayerMap.shapes(groups, layers)
+    shaped = LayerMap.shapes(record["groups"], architecture.layers, record["bare"])
     like = {"full": shapes, "server": jax.eval_shape(algorithm.submodel, shapes, shaped), "layer_map": shaped}
     if algorithm.personal is not None:
         like["full_bank"] = jax.eval_shape(lambda full: algorithm.init_bank(clients, full), shapes)

@@ -31,6 +31,7 @@ from devft_jax.accounting.communication import (
     message_elements,
     missed_bytes,
     newcomers,
+    picked_layers_bytes,
     round_messages,
     submodel_bytes,
 )
@@ -46,7 +47,7 @@ from devft_jax.accounting.memory import (
 from devft_jax.config import RunConfig, validate
 from devft_jax.config import to_plain as config_to_plain
 from devft_jax.data import length_buckets
-from devft_jax.developmental import planned_depths
+from devft_jax.developmental import StageShape, planned_stages
 from devft_jax.developmental.schedule import equal_shares
 from devft_jax.errors import InputError
 from devft_jax.federated.algorithm import Algorithm
@@ -103,8 +104,8 @@ class StagePlan:
     """One stage; bytes and FLOPs are of all its participants and rounds together unless named otherwise.
 
     Attributes:
-      layers: of the submodel. rounds: of the stage. parameters: of the submodel, frozen ones. trained: low-rank parameters
-        that a client trains.
+      layers: of the submodel, those with an adapter; bare: layers that run below them without one. rounds: of the stage.
+      parameters: of the submodel, frozen ones. trained: low-rank parameters that a client trains.
       message_up, message_down: bytes of one client's round.
       bytes_up, bytes_down: of all messages.
       clients: that take part in the stage at least once; late: of them, those that were not in its first round.
@@ -117,6 +118,7 @@ class StagePlan:
     """
 
     layers: int
+    bare: int
     rounds: int
     parameters: int
     trained: int
@@ -237,24 +239,27 @@ def make_plan(config: RunConfig, options: PlanOptions | None = None, *, architec
     if architecture is None:
         architecture = model_architecture(bundled_model() if config.model == "bundled" else config.model)
     growth = named_growth(config, architecture.layers)
-    depths, rounds = planned_depths(growth, architecture.layers), plan_stages(config, growth, architecture.layers)
+    shapes, rounds = planned_stages(growth, architecture.layers), plan_stages(config, growth, architecture.layers)
     validate_learning_rate(config, len(rounds))
-    if depths is None:
+    if shapes is None:
         raise InputError(
             f"capacity_schedule '{config.capacity_schedule}' chooses the layers of a stage from the weights, which a plan "
             "does not read; give --capacities to plan with."
         )
+    depths = tuple(shape.layers for shape in shapes)
     planner = _Planner(config, options, architecture)
     ids = np.arange(1 if planner.algorithm.pools else config.clients, dtype=np.uint32)
     cohorts = [sample_cohort(config.seed, index, ids, planner.participants) for index in range(sum(rounds))]
     sizes = {layers: planner.sent * planner.messages(layers).bytes_down for layers in {*depths, architecture.layers}}
     missed = missed_bytes(cohorts, np.repeat([sizes[layers] for layers in depths], rounds).tolist())
     stages: list[StagePlan] = []
-    for layers, count in zip(depths, rounds, strict=True):
+    for shape, count in zip(shapes, rounds, strict=True):
         done = sum(stage.rounds for stage in stages)
-        stages.append(planner.stage(layers, cohorts[done : done + count], sum(missed[done : done + count])))
+        stages.append(planner.stage(shape, cohorts[done : done + count], sum(missed[done : done + count])))
     whole = architecture.layers
-    end_to_end = planner.stage(whole, cohorts, sum(missed_bytes(cohorts, [sizes[whole]] * len(cohorts))))
+    end_to_end = planner.stage(
+        StageShape(whole, whole, picks=True), cohorts, sum(missed_bytes(cohorts, [sizes[whole]] * len(cohorts)))
+    )
     return Plan(
         config=config,
         options=options,
@@ -295,21 +300,30 @@ class _Planner:
         """What a client receives and sends in a round."""
         return round_messages(self.algorithm, self.architecture, layers)
 
-    def stage(self, layers: int, cohorts: Sequence[np.ndarray], missed: int) -> StagePlan:
+    def submodel(self, shape: StageShape) -> int:
+        """Bytes that a client which holds the base receives once of a stage's frozen layers."""
         config, architecture = self.config, self.architecture
+        if shape.depth == architecture.layers:
+            return 0
+        if shape.picks:
+            return self.sent * picked_layers_bytes(shape.layers)
+        stored = stage_quantization(architecture, shape.layers, config.quantization, config.fused_precision)
+        return self.sent * submodel_bytes(architecture, shape.layers, dtype=self.compute.dtype, quantization=stored)
+
+    def stage(self, stage: StageShape, cohorts: Sequence[np.ndarray], missed: int) -> StagePlan:
+        config, architecture, layers = self.config, self.architecture, stage.layers
         messages = self.messages(layers)
         train, frozen = jax.eval_shape(self.algorithm.start, messages.participant)
         adapter = jax.eval_shape(self.algorithm.adapter, train, frozen)
         participations = sum(len(cohort) for cohort in cohorts)
         new = newcomers(cohorts)
-        stored = stage_quantization(architecture, layers, config.quantization, config.fused_precision)
-        submodel = self.sent * submodel_bytes(architecture, layers, dtype=self.compute.dtype, quantization=stored)
+        submodel = self.submodel(stage)
+        kept = stage.frozen if self.algorithm.layered else 0
         shape: dict[str, Any] = {
-            "layers": layers,
-            "adaptation": Adaptation.of(adapter, train, layers),
+            "adaptation": Adaptation.of(adapter, train, stage.depth),
             "length": self.work.length,
         }
-        per_token = training_breakdown(architecture, **shape)
+        per_token = training_breakdown(architecture, layers=stage.depth, frozen=kept, **shape)
         tokens = participations * self.local_steps * config.batch_size * self.work.length
         flops = tokens * sum(per_token.values())
         choices: dict[str, Any] = {
@@ -318,14 +332,17 @@ class _Planner:
             "compute": self.compute,
             "optimizer": config,
             "layers": layers,
+            "frozen": kept,
+            "bare": stage.bare,
             "quantization": config.quantization,
             "fused_precision": config.fused_precision,
         }
         alone = dataclasses.replace(self.work, clients=1)
         return StagePlan(
             layers=layers,
+            bare=stage.bare,
             rounds=len(cohorts),
-            parameters=parameter_count(base_shapes(architecture.with_layers(layers), dtype=self.compute.dtype)),
+            parameters=parameter_count(base_shapes(architecture.with_layers(stage.depth), dtype=self.compute.dtype)),
             trained=message_elements(train),
             message_up=self.sent * messages.bytes_up,
             message_down=self.sent * messages.bytes_down,
@@ -335,11 +352,11 @@ class _Planner:
             late=sum(new[1:]),
             submodel=submodel,
             bytes_stage=sum(new) * submodel,
-            recipe=self.sent * fusion_recipe_bytes(architecture, layers),
+            recipe=submodel if stage.picks else self.sent * fusion_recipe_bytes(architecture, layers),
             bytes_missed=missed,
             train_flops=flops,
             flops_per_token=per_token,
-            evaluation_flops=self.work.length * evaluation_flops(architecture, **shape),
+            evaluation_flops=self.work.length * evaluation_flops(architecture, layers=stage.depth, **shape),
             seconds=flops / self.options.flops_per_second,
             simulator=stage_memory(work=self.work, **choices),
             client=stage_memory(work=alone, simulator=False, **choices),
@@ -358,11 +375,12 @@ def paper_convention(
     """Low-rank parameters x rounds x 1 byte of FedIT and FedSA-LoRA, end to end and through the stages."""
     algorithm = ALGORITHMS["fedit"](config)
     messages = {layers: round_messages(algorithm, architecture, layers).up for layers in {*depths, architecture.layers}}
+    growth = "DevFT" if config.growth == "devft" else config.growth
     methods: dict[str, tuple[Sequence[int], str | None]] = {
         "FedIT": ((architecture.layers,), None),
-        "FedIT + DevFT": (depths, None),
+        f"FedIT + {growth}": (depths, None),
         "FedSA-LoRA": ((architecture.layers,), "a"),
-        "FedSA-LoRA + DevFT": (depths, "a"),
+        f"FedSA-LoRA + {growth}": (depths, "a"),
     }
     if tuple(depths) == (architecture.layers,):
         methods = {name: method for name, method in methods.items() if method[0] is not depths}
@@ -479,7 +497,7 @@ def _stage_table(plan: Plan) -> list[str]:
     def row(title: str, stage: StagePlan) -> tuple[str, ...]:
         return (
             title,
-            str(stage.layers),
+            f"{stage.layers} on {stage.bare}" if stage.bare else str(stage.layers),
             str(stage.rounds),
             readable_count(stage.parameters),
             readable_count(stage.trained),

@@ -22,26 +22,30 @@ from devft_jax.accounting import Adaptation, EnergyMeter, energy_summary, peak_m
 from devft_jax.accounting.communication import picked_layers_bytes
 from devft_jax.config import RunConfig, validate
 from devft_jax.data import (
+    Examples,
     FederatedData,
     bucket_for,
     build_federated_data,
     check_data_found,
     draw_examples,
+    evaluation_batches,
     gather_batch,
     length_buckets,
     pool,
+    public_examples,
 )
 from devft_jax.developmental import Growth, LayerMap, fuse, next_stage, planned_depths
 from devft_jax.errors import InputError, RunError
 from devft_jax.evaluation import Evaluation, HeldOut, Judgement
-from devft_jax.federated.algorithm import Algorithm, Clients
+from devft_jax.federated.algorithm import Algorithm, Clients, same_server
 from devft_jax.federated.algorithms import ALGORITHMS
-from devft_jax.federated.cohort import ClientWork, Cohort, RoundResult
+from devft_jax.federated.cohort import ClientWork, Cohort, RoundResult, frozen_rows
 from devft_jax.federated.messages import message_bytes
 from devft_jax.federated.options import learning_rate_at, validate_learning_rate
 from devft_jax.federated.profiles import profiled_clients
 from devft_jax.federated.sampling import Purpose, client_keys, run_key, sample_cohort
 from devft_jax.fingerprints import base_fingerprint, fingerprint
+from devft_jax.models.influence import layer_cosines
 from devft_jax.models.llama import Adapter, Base, Block
 from devft_jax.models.lora import adapter_norms
 from devft_jax.models.pretrained import Model, load_original_blocks, load_pretrained
@@ -145,6 +149,7 @@ class Trainer:
         self.depths = planned_depths(self.growth, layers)
         self.stage_rounds = plan_stages(config, self.growth, layers)
         validate_learning_rate(config, len(self.stage_rounds))
+        self._probe = self._probe_examples() if hasattr(self.growth, "prepared") else None
         self.data = data or build_federated_data(config, self.model.tokenizer, seed=config.seed)
         self._check_cohort()
         self._check_tokens()
@@ -204,6 +209,29 @@ class Trainer:
         if self.config.quantization == "none":
             return model
         return model.with_base(quantize_base(model.base, self.config.quantization))
+
+    def _probe_examples(self) -> Examples:
+        """The public text on which a growth has the layers measured."""
+        tokenizer = self.model.tokenizer
+        if tokenizer is None:
+            raise InputError(
+                f"growth '{self.config.growth}' measures the layers on text and the given model has no tokenizer; give one "
+                "with it, or a growth that has been prepared."
+            )
+        return public_examples(self.config.probe_data, self.config.probe_examples, tokenizer, self.config)
+
+    def block_influence(self) -> list[float]:
+        """How much each layer of the untuned base changes what passes through it: 1 - the mean cosine, over all tokens."""
+        assert self._probe is not None
+        config, compute = self.model.config, self.compute
+        cosines = jax.jit(lambda base, tokens, real: layer_cosines(config, base, tokens, real, compute=compute))
+        total, count = np.zeros(config.layers), 0
+        for index, tokens, _ in evaluation_batches(self._probe, self.config.evaluation_batch, self.buckets):
+            lengths = np.where(index < 0, 0, self._probe.lengths[index])
+            real = np.arange(tokens.shape[-1]) < lengths[:, None]
+            total += np.asarray(self.programs.call("influence", cosines, self.model.base, tokens, real), float)
+            count += int(real.sum())
+        return (1 - total / count).tolist()
 
     def _check_cohort(self) -> None:
         clients, wanted = len(self.data.clients), self.config.clients_per_round
@@ -312,9 +340,9 @@ class Trainer:
         # Shapes need no look at the data, and what clients keep of it is in the checkpoint.
         clients = Clients(len(self.data.clients))
         full = jax.eval_shape(lambda: self._init_server(clients))
-        groups = record["groups"]
+        groups, bare = record["groups"], record["bare"]
         layers = self.model.config.layers
-        shaped = LayerMap.shapes(groups, layers)
+        shaped = LayerMap.shapes(groups, layers, bare)
         server = jax.eval_shape(self.algorithm.submodel, full, shaped)
         full_bank = jax.eval_shape(lambda full: self.algorithm.init_bank(clients, full), full)
         bank = mapped_shapes(self.algorithm.submodel_row, full_bank, shaped)
@@ -352,6 +380,7 @@ class Trainer:
             "stage": state.stage,
             "rounds_in_stage": state.rounds_in_stage,
             "groups": state.layer_map.num_groups,
+            "bare": state.layer_map.bare,
         }
         arrays = {
             "full": state.full,
@@ -374,6 +403,11 @@ class Trainer:
         adapter = self.algorithm.view(state.full)
         tree = (blocks, adapter.lora, adapter.delta)
         key = jax.random.fold_in(run_key(self.config.seed, Purpose.GROWTH), stage)
+        if self._probe is not None:
+            if "block_influence" not in state.record:
+                state.record["block_influence"] = self.block_influence()
+            # Kept, so that a resumed run chooses by the same figures wherever it goes on.
+            self.growth = self.growth.prepared(lambda: np.asarray(state.record["block_influence"]))  # type: ignore[attr-defined]
         try:
             transition = next_stage(self.growth, stage, tree, history, key)
         except ValueError as error:
@@ -386,20 +420,23 @@ class Trainer:
                 f"from learning as growth '{self.config.growth}' wants; choose another growth or algorithm."
             )
         layer_map = dataclasses.replace(transition.layer_map, align=self.config.gauge_alignment)
-        identity_map = layer_map.is_identity
+        runs_base = layer_map.runs_base
         state.layer_map, state.stage, state.rounds_in_stage = layer_map, stage, 0
         state.server = self.algorithm.submodel(state.full, layer_map)
         state.bank = map_rows(lambda row: self.algorithm.submodel_row(row, layer_map), state.full_bank)
         self._build_submodel(state, blocks)
         # The base may be replicated over devices; what an algorithm derives from it is computed on the first.
         base = jax.tree.map(lambda leaf: leaf.addressable_data(0), self.stage_base)
+        if layer_map.bare and self.algorithm.enter is not same_server:
+            base = base.replace(blocks=jax.tree.map(lambda leaf: leaf[layer_map.bare :], base.blocks))
         state.server = self.algorithm.enter(state.server, base)
         jax.block_until_ready((self.stage_base, state.server))
         assign = np.asarray(layer_map.assign)
         groups = [np.flatnonzero(assign == group) for group in range(layer_map.num_groups)]
         record = {
             "layers": layer_map.num_groups,
-            "trained": None if np.all(layer_map.train) else np.flatnonzero(layer_map.train).tolist(),
+            "depth": layer_map.depth,
+            "trained": _trained_layers(layer_map),
             "planned_rounds": self.stage_rounds[stage],
             "rounds": 0,
             "seconds": 0.0,
@@ -407,8 +444,8 @@ class Trainer:
             "bytes_down": 0,
             "assign": assign.tolist(),
             "group_sizes": [len(group) for group in groups],
-            "groups": None if identity_map else [group.tolist() for group in groups],
-            "anchor_coefficients": None if identity_map else _anchor_coefficients(layer_map),
+            "groups": None if runs_base else [group.tolist() for group in groups],
+            "anchor_coefficients": None if runs_base else _anchor_coefficients(layer_map),
             "transition_gap": float(transition.gap),
             "similarity": _rounded(transition.similarity),
             "spectrum": _rounded(transition.spectrum),
@@ -440,8 +477,8 @@ class Trainer:
         return self.model.base.blocks if self.config.fuse_from == "packed" or full_depth else self.original_blocks()
 
     def _build_submodel(self, state: State, blocks: Block) -> None:
-        """Fuse the stage's frozen layers; the identity map keeps the base itself."""
-        if state.layer_map.is_identity:
+        """Fuse the stage's frozen layers; a map that runs the base as it is keeps the base itself."""
+        if state.layer_map.runs_base:
             self.stage_base = self.base
             return
         own, repack = self.model.base.blocks, self.config.fused_precision == "packed"
@@ -450,7 +487,7 @@ class Trainer:
 
     def _submodel_bytes(self, layer_map: LayerMap) -> int:
         """What a client that holds the base needs besides: nothing, the numbers of the layers picked, or fused layers."""
-        if layer_map.is_identity:
+        if layer_map.runs_base:
             return 0
         if layer_map.selected() is not None:
             return picked_layers_bytes(layer_map.num_groups)
@@ -583,7 +620,7 @@ class Trainer:
 
     def _flops(self, state: State, result: RoundResult) -> int:
         """Operations of a round's training, over all participants."""
-        layers = state.layer_map.num_groups
+        layers = state.layer_map.depth
         return sum(
             rows
             * length
@@ -591,6 +628,7 @@ class Trainer:
                 self.model.config,
                 layers=layers,
                 adaptation=Adaptation.of(result.adapter, result.train, layers),
+                frozen=frozen_rows(self.algorithm, np.asarray(state.layer_map.train)),
                 length=length,
             )
             for length, rows in result.rows_by_length.items()
@@ -744,9 +782,17 @@ class Trainer:
             "clients": len(self.data.clients),
             "devices": len(self.devices),
             "clients_per_step": self.clients_per_step,
+            "block_influence": state.record.get("block_influence"),
             "versions": self.versions,
             "stages": stages,
         }
+
+
+def _trained_layers(layer_map: LayerMap) -> list[int] | None:
+    """The rows that learn, of the base itself the layers; None where all do."""
+    if not layer_map.bare and np.all(layer_map.train):
+        return None
+    return (layer_map.bare + np.flatnonzero(layer_map.train)).tolist()
 
 
 def _anchor_coefficients(layer_map: LayerMap) -> list[float | None]:

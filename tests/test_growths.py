@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 
 from devft_jax.developmental import ProgFed
+from devft_jax.errors import InputError
+from devft_jax.export import export
 from devft_jax.reporting import Progress
 from devft_jax.run import replay, train
+from devft_jax.trainer import Trainer
 from tests.tiny_run import write_run_inputs
 
 QUIET = Progress(quiet=True)
@@ -128,6 +131,13 @@ def test_top_grow_trains_the_top_of_the_exact_model(config, tmp_path, capfd):
     assert (first["trained"], second["trained"]) == ([3], [2, 3])
     assert first["loss_start"] == run.summary["base_loss"]
     assert run.summary["bytes_stage"] == 0
+    # What travels and what learns is an adapter of one layer, then of two; all four run.
+    per_layer = 4 * (2 * (16 * 4) + 4 * 16 + 4 * 8)
+    assert [stage["bytes_up"] for stage in run.summary["stages"]] == [2 * 2 * per_layer, 2 * 2 * 2 * per_layer]
+    assert [(stage["layers"], stage["depth"]) for stage in run.summary["stages"]] == [(1, 4), (2, 4)]
+    assert first["group_sizes"] == [1]
+    assert replay(run.folder, client="client_0", round=3, progress=QUIET).stage == 2
+    export(run.folder, tmp_path / "exported", stage=1)
     for factors in run.adapter.lora.values():
         assert not np.any(factors.b[:2])
         assert np.any(factors.b[2:])
@@ -140,3 +150,31 @@ def test_top_grow_of_all_layers_is_fedit_bit_for_bit(config, tmp_path):
     ]
     assert adapter_bytes(runs[0]) == adapter_bytes(runs[1])
     assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), runs[0].adapter.lora, runs[1].adapter.lora))
+
+
+def test_skip_grow_measures_public_text_and_a_resumed_run_keeps_what_it_measured(config, tmp_path, monkeypatch):
+    chosen = dataclasses.replace(
+        config, growth="skip-grow", capacities=(2, 3, 4), rounds=6, checkpoint_every=1, out=str(tmp_path / "whole")
+    )
+    whole = train(chosen, progress=QUIET)
+    influence = whole.summary["block_influence"]
+    assert len(influence) == 4
+    assert min(influence) > 0
+    middle = 1 if influence[1] >= influence[2] else 2
+    assigned = [[layer for layer in range(4) if stage["assign"][layer] >= 0] for stage in whole.summary["stages"]]
+    assert assigned == [[0, 3], sorted([0, middle, 3]), [0, 1, 2, 3]]
+    assert [stage["submodel_bytes"] for stage in whole.summary["stages"]] == [8, 12, 0]
+    again = dataclasses.replace(chosen, out=str(tmp_path / "again"))
+    assert train(again, progress=StopAfter(1)).stopped_by == signal.SIGINT
+    monkeypatch.setattr(Trainer, "block_influence", lambda self: pytest.fail("measured again"))
+    resumed = train(again, progress=QUIET)
+    assert adapter_bytes(resumed) == adapter_bytes(whole)
+
+
+def test_what_layers_are_measured_on_is_named_like_data(config, tmp_path):
+    first = dataclasses.replace(config, growth="skip-grow", capacities=(2,), rounds=1, out=str(tmp_path / "a"))
+    other = dataclasses.replace(first, probe_data=config.test_data, probe_examples=2, out=str(tmp_path / "b"))
+    figures = [train(each, progress=QUIET).summary["block_influence"] for each in (first, other)]
+    assert figures[0] != figures[1]
+    with pytest.raises(InputError, match="nothing_here"):
+        train(dataclasses.replace(other, probe_data="nothing_here.json", out=str(tmp_path / "c")), progress=QUIET)

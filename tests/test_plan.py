@@ -261,3 +261,31 @@ def test_counts_are_readable():
     counts = [(0, "0"), (999, "999"), (6_738_415_616, "6.74 G"), (1.5e21, "1.50 Z")]
     assert [readable_count(count) for count, _ in counts] == [text for _, text in counts]
     assert readable_count(415.2e12, "FLOP") == "415.20 TFLOP"
+
+
+def test_growths_that_pick_layers_send_none_and_freeze_what_is_below():
+    def plan(**changes):
+        return make_plan(dataclasses.replace(preset("paper-llama2-7b"), learning_rate=(1e-4,), **changes))
+
+    full = plan(growth="end-to-end").stages[0]
+    top = plan(growth="top-grow")
+    assert [(stage.layers, stage.bare) for stage in top.stages] == [(4, 28), (8, 24), (16, 16), (32, 0)]
+    assert [stage.bytes_stage for stage in top.stages] == [0] * 4
+    # A quarter of the rounds each: messages of 15 / 32 of the layers, and all layers run forward.
+    assert top.total("bytes_up") * 32 == full.bytes_up * 15
+    forward, whole = 32, 64
+    expected = sum(forward + stage.layers for stage in top.stages) / 4 / whole
+    assert top.total("train_flops") / full.train_flops == pytest.approx(expected, rel=0.02)
+    assert top.stages[0].parameters == full.parameters
+    assert [stage.client.activations for stage in top.stages] == [full.client.activations * k // 32 for k in (4, 8, 16, 32)]
+    progfed = plan(growth="progfed", warmup_rounds=10)
+    assert [stage.rounds for stage in progfed.stages] == [33, 10, 33, 10, 33, 10, 171]
+    assert [stage.submodel for stage in progfed.stages] == [32, 64, 64, 96, 96, 0, 0]
+    assert progfed.stages[1].train_flops / 10 < progfed.stages[2].train_flops / 33
+    assert "28" in to_text(top)
+    assert "FedIT + top-grow" in to_text(top)
+
+
+def test_layers_that_the_weights_choose_are_not_planned():
+    with pytest.raises(InputError, match=r"chooses the layers of a stage from the weights.* give --capacities"):
+        make_plan(RunConfig(capacity_schedule="eigengap"))

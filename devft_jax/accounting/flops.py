@@ -58,27 +58,36 @@ def forward_breakdown(config: ModelConfig, *, layers: int, adaptation: Adaptatio
     weights = sum(fan_in * fan_out for fan_in, fan_out in map(config.projection_shape, PROJECTIONS))
     return {
         "frozen": layers * 2 * weights,
-        "low_rank": 2 * adaptation.factors + 2 * adaptation.example // length,
+        "low_rank": 2 * adaptation.factors + 2 * adaptation.example // max(length, 1),
         "attention": layers * 4 * length * config.heads * config.head_size,
         "head": 2 * config.width * config.vocabulary,
     }
 
 
-def training_breakdown(config: ModelConfig, *, layers: int, adaptation: Adaptation, length: int) -> dict[str, int]:
-    """Operations of one training step per token position, forward and backward; as `forward_breakdown`."""
+def training_breakdown(
+    config: ModelConfig, *, layers: int, adaptation: Adaptation, length: int, frozen: int = 0
+) -> dict[str, int]:
+    """Operations of one training step per token position, forward and backward; as `forward_breakdown`.
+
+    Args:
+      frozen: the lowest adapted layers, which do not learn and have no backward pass either; `adaptation` counts them among
+        those that train, each layer alike.
+    """
+    learning = adaptation.depth - frozen
     forward = forward_breakdown(config, layers=layers, adaptation=adaptation, length=length)
-    upper = forward_breakdown(config, layers=adaptation.depth, adaptation=adaptation, length=length)
+    upper = forward_breakdown(config, layers=learning, adaptation=adaptation, length=length)
+    factors = forward["low_rank"] + 2 * adaptation.trained + 2 * adaptation.example // max(length, 1)
     return {
         "frozen": forward["frozen"] + upper["frozen"],
-        "low_rank": 2 * forward["low_rank"] + 2 * adaptation.trained + 2 * adaptation.example // length,
+        "low_rank": forward["low_rank"] + factors * learning // max(adaptation.depth, 1),
         "attention": forward["attention"] + 2 * upper["attention"],
         "head": 2 * forward["head"],
     }
 
 
-def training_flops(config: ModelConfig, *, layers: int, adaptation: Adaptation, length: int) -> int:
+def training_flops(config: ModelConfig, *, layers: int, adaptation: Adaptation, length: int, frozen: int = 0) -> int:
     """Operations of one training step per token position; as `training_breakdown`, summed."""
-    return sum(training_breakdown(config, layers=layers, adaptation=adaptation, length=length).values())
+    return sum(training_breakdown(config, layers=layers, adaptation=adaptation, length=length, frozen=frozen).values())
 
 
 def evaluation_flops(config: ModelConfig, *, layers: int, adaptation: Adaptation, length: int) -> int:

@@ -181,6 +181,8 @@ def stage_memory(
     work: Work,
     *,
     layers: int,
+    frozen: int = 0,
+    bare: int = 0,
     quantization: str = "none",
     fused_precision: str = "packed",
     simulator: bool = True,
@@ -189,13 +191,15 @@ def stage_memory(
 
     Args:
       algorithm: what is trained and sent. config: the base at full depth. compute, optimizer: of the run.
-      work: what the device trains at once. layers: of the stage's submodel.
+      work: what the device trains at once. layers: of the stage's submodel that have an adapter.
+      frozen: the lowest of them, which do not learn. bare: layers that run below them without one.
       quantization, fused_precision: as the options of those names.
       simulator: whether the device belongs to the simulator, else it is a client's own; see the module's docstring.
     """
-    fused = layers < config.layers
-    stored = stage_quantization(config, layers, quantization, fused_precision)
-    base = base_shapes(config.with_layers(layers), dtype=compute.dtype, quantization=stored)
+    depth = layers + bare
+    fused = depth < config.layers
+    stored = stage_quantization(config, depth, quantization, fused_precision)
+    base = base_shapes(config.with_layers(depth), dtype=compute.dtype, quantization=stored)
     messages = round_messages(algorithm, config, layers)
     train, _ = jax.eval_shape(algorithm.start, messages.participant)
     state = jax.eval_shape(lambda train: make_optimizer(optimizer, 1.0).init(train), train)
@@ -220,7 +224,7 @@ def stage_memory(
         gradients=trained,
         moments=work.clients * message_bytes(state),
         updates=3 * trained,
-        activations=layers * kept,
+        activations=(layers - frozen) * kept,
         layer_workspace=intermediate + expanded_bytes(config, compute, base),
         loss_chunk=2 * 4 * predicted * min(compute.vocabulary_chunk, config.vocabulary),
     )
@@ -246,6 +250,8 @@ def compiled_memory(
     work: Work,
     *,
     layers: int,
+    frozen: int = 0,
+    bare: int = 0,
     quantization: str = "none",
     fused_precision: str = "packed",
 ) -> CompiledMemory | None:
@@ -253,8 +259,8 @@ def compiled_memory(
 
     None where the platform's compiler gives no analysis.
     """
-    stored = stage_quantization(config, layers, quantization, fused_precision)
-    base = base_shapes(config.with_layers(layers), dtype=compute.dtype, quantization=stored)
+    stored = stage_quantization(config, layers + bare, quantization, fused_precision)
+    base = base_shapes(config.with_layers(layers + bare), dtype=compute.dtype, quantization=stored)
     messages = round_messages(algorithm, config, layers)
     sums = jax.eval_shape(lambda: zero_sums(algorithm, messages.up, 1))
     shape = (work.clients, work.steps, work.batch, work.length)
@@ -262,6 +268,7 @@ def compiled_memory(
     rows = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((work.clients, *leaf.shape), leaf.dtype), row)
     shares = jax.eval_shape(lambda: Share(jnp.zeros(work.clients), jnp.zeros(work.clients, "int32")))
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0, impl="threefry2x32"), work.clients))
+    compute = replace(compute, frozen_layers=frozen)
     chunk = jit_chunk(algorithm, config, compute, optimizer, client_mesh(jax.local_devices()[:1]))
     lowered = chunk.lower(
         base,

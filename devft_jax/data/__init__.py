@@ -27,6 +27,7 @@ from devft_jax.data.batches import (
     length_buckets,
 )
 from devft_jax.data.groups import Groups, category_groups, content_keys, length_groups
+from devft_jax.data.microtasks import generate
 from devft_jax.data.partition import METHODS, NATURAL, partition, random_stream
 from devft_jax.data.prompts import TEMPLATES, Segment, find_template, render, resolve_template
 from devft_jax.data.sources import BUILT_IN, Record, Records, Source, Turn, check_found, held_out_files, load_sources
@@ -60,12 +61,15 @@ __all__ = [
     "load_sources",
     "partition",
     "pool",
+    "public_examples",
     "render",
     "split_record",
     "tokenize",
     "validate_data",
 ]
 
+# Seed of the generated text that is public; built-in data has seed 0.
+_PUBLIC_SEED = 1
 # First element of the random stream that holds test examples out.
 _HOLD_OUT_STREAM = 4
 
@@ -234,6 +238,23 @@ def build_federated_data(options: DataOptions, tokenizer: object, *, seed: int =
     return FederatedData(train, clients, method, test, test_records, template, notes, groups)
 
 
+def public_examples(spec: str | None, count: int, tokenizer: object, options: DataOptions) -> Examples:
+    """Examples of public text, which is nobody's training data: what a model may be looked at with beforehand.
+
+    Args:
+      spec: named like `data`; None for generated microtasks of a seed of their own, none of which is a test record.
+      count: at most so many. options: template, fields and lengths of the run.
+    """
+    if spec is None:
+        records: Sequence[Record] | Records = generate("train", count, seed=_PUBLIC_SEED)
+        conversational = False
+    else:
+        sources = load_sources(spec, fields=options.fields, category_field=options.category_field, limit=count)
+        records, conversational = Records(sources), any(source.conversational for source in sources)
+    template = resolve_template(options.template, conversational=conversational, tokenizer=tokenizer)
+    return _tokenize(records, tokenizer, template, options)
+
+
 def pool(data: FederatedData) -> FederatedData:
     """The same data with one client, which holds the examples of all; its name is pool and its id 0."""
     everything = np.sort(np.concatenate([client.indices for client in data.clients]))
@@ -244,7 +265,7 @@ def _load(spec: str | Sequence[str], options: DataOptions, limit: int | None, *,
     return load_sources(spec, fields=options.fields, category_field=options.category_field, limit=limit, held_out=held_out)
 
 
-def _tokenize(records: Records, tokenizer: object, template: str, options: DataOptions) -> Examples:
+def _tokenize(records: Sequence[Record] | Records, tokenizer: object, template: str, options: DataOptions) -> Examples:
     return tokenize(
         records,
         tokenizer,

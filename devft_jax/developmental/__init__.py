@@ -32,7 +32,7 @@ from devft_jax.developmental.growth import (
     planned_stages,
     proposed_rounds,
 )
-from devft_jax.developmental.growths import GROWTHS, DevFT, EndToEnd, ProgFed, TopGrow, make_growth
+from devft_jax.developmental.growths import GROWTHS, DevFT, EndToEnd, ProgFed, SkipGrow, TopGrow, make_growth
 from devft_jax.developmental.layer_map import LayerMap, fuse, inherit, layer_map, transition_gap
 from devft_jax.developmental.schedule import geometric_schedule, validate_capacities
 from devft_jax.developmental.similarity import (
@@ -53,6 +53,7 @@ __all__ = [
     "LayerMap",
     "NamedGrowth",
     "ProgFed",
+    "SkipGrow",
     "StageShape",
     "TopGrow",
     "Transition",

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from devft_jax.developmental.grouping import laplacian_spectrum
-from devft_jax.developmental.layer_map import LayerMap, check_layer_map, transition_gap
+from devft_jax.developmental.layer_map import LayerMap, check_layer_map, frozen_below, transition_gap
 from devft_jax.developmental.options import GrowthOptions
 from devft_jax.developmental.schedule import equal_shares
 from devft_jax.developmental.similarity import LayerGrams, similarity_from_gram
@@ -45,6 +45,9 @@ class Growth(Protocol):
         trainer plan: `depths(num_layers) -> tuple[int, ...] | None`, the depth of every stage, or
         `shapes(num_layers)`, which says more, see `planned_stages`; `stage_rounds(rounds, num_layers) ->
         tuple[int, ...]`, how it would share out the rounds, see `proposed_rounds`.
+        One that chooses by what the layers do, not by their weights, may have `prepared(measure) -> Growth`:
+        called before every stage, with a function that gives the block influence f32[L] of the base's layers
+        on public text, measured once in a run and then kept.
         """
         ...
 
@@ -66,21 +69,29 @@ class StageShape:
     """What is known of a stage before weights are read.
 
     Attributes:
-        layers: rows G of the submodel.
-        trained: rows that learn and travel. frozen: rows below the lowest of them, which need no backward pass.
+        layers: rows G of the submodel, which have an adapter.
+        trained: rows that learn. frozen: rows below the lowest of them, which need no backward pass.
+        bare: layers that run below the rows without an adapter.
         picks: whether every row is one layer of the model as it is stored, so that no fused layer need be sent.
     """
 
     layers: int
     trained: int
     frozen: int = 0
+    bare: int = 0
     picks: bool = False
+
+    @property
+    def depth(self) -> int:
+        """The layers that the submodel runs."""
+        return self.layers + self.bare
 
     @classmethod
     def of(cls, layer_map: LayerMap) -> Self:
         """The shape of a concrete map."""
         train = np.asarray(layer_map.train)
-        return cls(layer_map.num_groups, int(train.sum()), layer_map.frozen_rows, layer_map.selected() is not None)
+        picks = layer_map.selected() is not None
+        return cls(layer_map.num_groups, int(train.sum()), frozen_below(train), layer_map.bare, picks)
 
 
 class FixedGrowth(abc.ABC):
@@ -132,9 +143,9 @@ class Transition:
 
     Attributes:
         layer_map: the map.
-        similarity: f32[L, L], Eq. 1 over what the growth compares; None if the map is the identity,
-            for which no weights are read.
-        gap: f32[], `transition_gap` over all parameters; 0 for the identity.
+        similarity: f32[L, L], Eq. 1 over what the growth compares; None if the map keeps the model's own
+            layers, for which no weights are read.
+        gap: f32[], `transition_gap` over all parameters; 0 there.
     """
 
     layer_map: LayerMap
@@ -166,7 +177,7 @@ def next_stage(growth: Growth, stage: int, tree: Any, history: Sequence[Any], ke
     if chosen is None:
         return None
     check_layer_map(chosen, grams.num_layers)
-    if chosen.is_identity:
+    if chosen.runs_base:
         return Transition(chosen, None, jnp.float32(0))
     similarity = similarity_from_gram(grams.gram(getattr(growth, "select", None)))
     return Transition(chosen, similarity, transition_gap(grams.gram(), chosen))

@@ -2,8 +2,9 @@
 
 `LayerMap` is all that the rest of a program knows about a stage. `fuse` M f32[G, L] builds the G
 representative layers of the submodel from the L layers of the model. `assign` i32[L] tells every layer
-which representative it gets its LoRA back from. `train` bool[G] names the rows that learn and travel.
-DevFT's stages, a prefix, a selection of layers and end-to-end training differ only in these arrays.
+which representative it gets its LoRA back from. `train` bool[G] names the rows that learn. Below the rows
+the lowest `bare` layers of the model may run as they are. DevFT's stages, a prefix, a selection of layers,
+the top of the exact model and end-to-end training differ only in these.
 
 Carrying back has two readings. The paper's text copies a representative's LoRA to all layers of its group
 ("copy"); its appendix has a formula whose symbols are lost but which contains the anchor, most likely
@@ -39,13 +40,16 @@ class LayerMap:
         fuse: f32[G, L], the coefficient of every layer in every representative layer.
         assign: i32[L], the group each layer gets its LoRA back from; -1 for a layer that is absent from
             this stage and keeps its own.
-        train: bool[G], the rows that learn and travel; the others are computed but stay. Default all.
+        train: bool[G], the rows that learn; the others are computed but stay. Default all.
+        bare: how many of the lowest layers are run below the rows, frozen and without an adapter. The rows are
+            then the layers above, each by itself, so that the submodel is the model with an adapter on top.
         align: whether low-rank factors are rotated to their anchor's before they are fused (`align_factors`).
     """
 
     fuse: jax.Array
     assign: jax.Array
     train: jax.Array = None  # type: ignore[assignment]
+    bare: int = dataclasses.field(default=0, metadata={"static": True})
     align: bool = dataclasses.field(default=False, metadata={"static": True})
 
     def __post_init__(self) -> None:
@@ -59,14 +63,32 @@ class LayerMap:
         return cls(jnp.eye(num_layers, dtype=jnp.float32), jnp.arange(num_layers, dtype=jnp.int32))
 
     @classmethod
-    def shapes(cls, num_groups: int, num_layers: int) -> Self:
+    def top(cls, num_layers: int, num_groups: int) -> Self:
+        """The full model, of whose layers the last `num_groups` have an adapter."""
+        bare = num_layers - num_groups
+        layers = jnp.arange(num_layers, dtype=jnp.int32)
+        rows = jnp.eye(num_groups, num_layers, bare, dtype=jnp.float32)
+        return cls(rows, jnp.maximum(layers - bare, -1), bare=bare)
+
+    @classmethod
+    def shapes(cls, num_groups: int, num_layers: int, bare: int = 0) -> Self:
         """Shapes and dtypes of any map from `num_layers` layers to `num_groups` groups, for tracing and for reading one."""
-        return jax.eval_shape(lambda: cls(jnp.zeros((num_groups, num_layers)), jnp.zeros(num_layers, jnp.int32)))
+        return jax.eval_shape(lambda: cls(jnp.zeros((num_groups, num_layers)), jnp.zeros(num_layers, jnp.int32), bare=bare))
 
     @property
     def num_groups(self) -> int:
-        """G, the depth of the submodel."""
+        """G, the layers of the submodel that have an adapter."""
         return self.fuse.shape[0]
+
+    @property
+    def depth(self) -> int:
+        """The layers that the submodel runs."""
+        return self.bare + self.num_groups
+
+    @property
+    def runs_base(self) -> bool:
+        """Whether the frozen layers of the submodel are those of the model itself."""
+        return self.bare > 0 or self.is_identity
 
     @property
     def num_layers(self) -> int:
@@ -81,11 +103,6 @@ class LayerMap:
             and np.array_equal(np.asarray(self.fuse), np.eye(self.num_groups, self.num_layers))
             and self.num_groups == self.num_layers
         )
-
-    @property
-    def frozen_rows(self) -> int:
-        """How many rows lie below the lowest that trains, for a concrete map; 0 where none trains."""
-        return frozen_below(np.asarray(self.train))
 
     def selected(self) -> np.ndarray | None:
         """The layers i64[G] that the rows pick, if every row only picks one; None else or if traced."""
@@ -125,6 +142,15 @@ def check_layer_map(layer_map: Any, num_layers: int) -> None:
         )
     if train.shape != (groups,) or train.dtype != bool:
         raise ValueError(f"train has shape {train.shape} and dtype {train.dtype}: give one flag per group, bool[{groups}].")
+    if layer_map.bare and not (
+        layer_map.depth == num_layers
+        and np.array_equal(fuse, np.eye(groups, num_layers, layer_map.bare))
+        and np.array_equal(assign, np.maximum(np.arange(num_layers) - layer_map.bare, -1))
+    ):
+        raise ValueError(
+            f"{layer_map.bare} bare layers run below rows that are not the {num_layers - layer_map.bare} layers above them: "
+            "make such a map by LayerMap.top, or run no layer bare."
+        )
     lost = sorted(set(np.flatnonzero(train).tolist()) - set(assign.tolist()))
     if lost:
         raise ValueError(

@@ -46,6 +46,11 @@ class GrowthOptions:
     """Rounds of progfed's stages: halving (a half of an equal share for every stage but the last) or equal."""
     warmup_rounds: int = 0
     """Rounds after each growth of progfed in which only the newest block learns; they are rounds of the run."""
+    probe_data: str | None = None
+    """skip-grow: public text that the layers are measured on, named like `data`; by default generated tasks, none of
+    which is a built-in test record."""
+    probe_examples: int = 32
+    """skip-grow: examples of it."""
     grouping: str = "dglg"
     """Which layers form a group: dglg (Eqs. 1-3), random, even_blocks or even_strides."""
     fusion: str = "dblf"

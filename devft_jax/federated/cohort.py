@@ -16,10 +16,11 @@ A cohort that `clients_per_step` does not divide is padded with clients of weigh
 update is not finite gets weight zero too, and is named in the round's result.
 """
 
+import functools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -28,6 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from devft_jax.developmental.layer_map import frozen_below
 from devft_jax.federated.algorithm import Algorithm, Participant, PyTree, Share
 from devft_jax.federated.local import (
     LocalStatistics,
@@ -65,6 +67,11 @@ def participant_of(
     # A stream of its own: training folds the step's number into the same key.
     own_key = jax.random.fold_in(key, np.uint32(2**32 - 1))
     return Participant(algorithm.address(down, row), known, row, own_key, lr, steps)
+
+
+def frozen_rows(algorithm: Algorithm, train_rows: np.ndarray) -> int:
+    """How many of a stage's lowest rows take no gradient, where rows can be kept from learning at all."""
+    return frozen_below(train_rows) if algorithm.layered else 0
 
 
 def all_finite(tree: PyTree) -> jax.Array:
@@ -239,7 +246,9 @@ class Cohort:
         self.programs = programs
         self.shared = NamedSharding(self.mesh, PartitionSpec())
         self.split = NamedSharding(self.mesh, PartitionSpec(CLIENT_AXIS))
-        self._chunk = jit_chunk(algorithm, config, compute, optimizer, self.mesh)
+        self._chunk_of = functools.cache(
+            lambda frozen: jit_chunk(algorithm, config, replace(compute, frozen_layers=frozen), optimizer, self.mesh)
+        )
         self._broadcast = jax.jit(partial(broadcast_of, algorithm))
         self._finalize = jax.jit(algorithm.finalize)
 
@@ -300,6 +309,7 @@ class Cohort:
         shared_broadcast = jax.device_put(broadcast, self.shared)
         rate = jax.device_put(jnp.float32(lr), self.shared)
         learning = jax.device_put(train_rows, self.shared)
+        chunk = self._chunk_of(frozen_rows(self.algorithm, train_rows))
         pending: list[tuple[PyTree, LocalStatistics, PyTree]] = []
         rows_by_length: Counter[int] = Counter()
         for rows, tokens, mask, weights, slots, ids in self._chunks(cohort, bank):
@@ -308,7 +318,7 @@ class Cohort:
             rows, batches, weights, slots, client_keys = inputs
             sums, new_rows, statistics, ranks = self.programs.call(
                 "chunk",
-                self._chunk,
+                chunk,
                 base, shared_broadcast, rows, batches, Share(weights, slots), rate, client_keys, learning, sums,
             )  # fmt: skip
             pending.append((new_rows, statistics, ranks))

@@ -1,5 +1,6 @@
 """Replay of one client's local training, a step at a time, to see where it breaks."""
 
+import dataclasses
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import optax
 
 from devft_jax.federated.algorithm import Algorithm
-from devft_jax.federated.cohort import broadcast_of, client_loss, participant_of
+from devft_jax.federated.cohort import broadcast_of, client_loss, frozen_rows, participant_of
 from devft_jax.federated.local import OptimizerOptions, local_step, make_optimizer
 from devft_jax.models.llama import Base, Compute, ModelConfig
 
@@ -55,6 +56,7 @@ def replay_client(
     """
     participant = participant_of(algorithm, broadcast_of(algorithm, server), row, key, jnp.float32(lr), len(batches[0]))
     train, frozen = algorithm.start(participant)
+    compute = dataclasses.replace(compute, frozen_layers=frozen_rows(algorithm, train_rows))
     loss = client_loss(algorithm, config, compute, base, frozen)
     optimizer = algorithm.optimizer(make_optimizer(options, lr), frozen, jnp.float32(lr))
     gradients_of = jax.jit(lambda *arguments: jax.grad(loss, has_aux=True)(*arguments)[0])

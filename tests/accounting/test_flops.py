@@ -129,3 +129,13 @@ def test_a_factor_that_does_not_train_costs_one_product_less():
         ONE_LAYER, adaptation=half, **choices
     )
     assert difference == 2 * 600
+
+
+def test_frozen_layers_of_an_adapter_are_only_run_forward():
+    top, whole = Adaptation(2, 2_000, 1_600), Adaptation(6, 6_000, 4_800)
+    below = forward_breakdown(ONE_LAYER, layers=4, adaptation=Adaptation(4, 4_000, 0), length=8)
+    learning = training_breakdown(ONE_LAYER, layers=2, adaptation=top, length=8)
+    frozen = training_breakdown(ONE_LAYER, layers=6, adaptation=whole, frozen=4, length=8)
+    for name in ("frozen", "attention", "low_rank"):
+        assert frozen[name] == learning[name] + below[name]
+    assert frozen["head"] == learning["head"]

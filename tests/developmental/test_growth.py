@@ -1,7 +1,12 @@
+import dataclasses
+from itertools import pairwise
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from devft_jax.developmental import (
     GROWTHS,
@@ -9,6 +14,7 @@ from devft_jax.developmental import (
     EndToEnd,
     LayerMap,
     ProgFed,
+    SkipGrow,
     StageShape,
     TopGrow,
     fuse,
@@ -119,7 +125,6 @@ def test_progfed_warms_its_newest_block_up():
     assert growth.stage_rounds(9, LAYERS) == (3, 3, 3)
     warm = growth.stage_map(1, LAYERS)
     assert warm.train.tolist() == [False] * 4 + [True] * 4
-    assert warm.frozen_rows == 4
     assert planned_stages(growth, LAYERS) == (
         StageShape(4, 4, 0, picks=True),
         StageShape(8, 4, 4, picks=True),
@@ -139,16 +144,72 @@ def test_layers_above_a_prefix_are_neither_run_nor_changed(tree):
 def test_top_grow_is_the_model_of_which_the_top_learns(tree):
     growth = TopGrow((2, 8))
     first, second = (growth.next(stage, tree, (), KEY) for stage in range(2))
-    assert first.is_identity
-    assert first.train.tolist() == [False] * 6 + [True] * 2
-    assert first.frozen_rows == 6
+    assert not first.is_identity
+    assert first.runs_base
+    assert (first.bare, first.depth, first.selected().tolist()) == (6, LAYERS, [6, 7])
+    assert next_stage(growth, 0, tree, (), KEY).similarity is None
     assert_trees_equal(second, LayerMap.identity(LAYERS))
     assert growth.next(2, tree, (), KEY) is None
-    assert planned_stages(growth, LAYERS) == (StageShape(8, 2, 6, picks=True), StageShape(8, 8, 0, picks=True))
-    learned = inherit(first, jax.tree.map(lambda leaf: leaf + 1, tree), tree)
+    assert planned_stages(growth, LAYERS) == (StageShape(2, 2, bare=6, picks=True), StageShape(8, 8, picks=True))
+    learned = inherit(first, jax.tree.map(lambda leaf: leaf + 1, fuse(first, tree)), tree)
     for after, before in zip(jax.tree.leaves(learned), jax.tree.leaves(tree), strict=True):
         np.testing.assert_array_equal(after[:6], before[:6])
         np.testing.assert_array_equal(after[6:], before[6:] + 1)
+
+
+INFLUENCE = (0.9, 0.1, 0.4, 0.4, 0.2, 0.3, 0.05, 0.6)
+
+
+def test_skip_grow_takes_the_ends_and_then_the_layers_of_most_influence():
+    growth = SkipGrow((2, 4, 6, 8), INFLUENCE)
+    maps = [growth.stage_map(stage, LAYERS) for stage in range(4)]
+    chosen = [found.selected().tolist() for found in maps]
+    assert chosen == [[0, 7], [0, 2, 3, 7], [0, 2, 3, 4, 5, 7], list(range(8))]
+    assert maps[3].is_identity
+    assert maps[1].assign.tolist() == [0, -1, 1, 2, -1, -1, -1, 3]
+    assert growth.stage_map(4, LAYERS) is None
+    assert SkipGrow((1, 8), INFLUENCE).stage_map(0, LAYERS).selected().tolist() == [0]
+
+
+@given(st.lists(st.floats(0, 2, width=32), min_size=1, max_size=12), st.data())
+def test_selections_are_nested_and_hold_the_first_and_last(influence, data):
+    layers = len(influence)
+    capacities = sorted(data.draw(st.sets(st.integers(1, layers), min_size=1)))
+    growth = SkipGrow(tuple(capacities), tuple(influence))
+    chosen = [set(growth.selected(count)) for count in capacities]
+    assert [len(each) for each in chosen] == capacities
+    assert all(before < after for before, after in pairwise(chosen))
+    assert all(0 in each and (len(each) == 1 or layers - 1 in each) for each in chosen)
+
+
+def test_skip_grow_measures_once_and_is_planned_before():
+    asked = []
+
+    def measure():
+        asked.append(True)
+        return np.array(INFLUENCE)
+
+    growth = SkipGrow((2, 8))
+    with pytest.raises(ValueError, match="has not measured its layers"):
+        growth.stage_map(0, LAYERS)
+    assert growth.prepared(measure).prepared(measure) == SkipGrow((2, 8), INFLUENCE)
+    assert len(asked) == 1
+    assert planned_stages(growth, LAYERS) == (StageShape(2, 2, picks=True), StageShape(8, 8, picks=True))
+    with pytest.raises(ValueError, match="not finite"):
+        SkipGrow((2, 8), (np.nan,) * LAYERS).stage_map(0, LAYERS)
+
+
+def test_picked_rows_are_those_of_the_same_matrix(tree):
+    stage = SkipGrow((3,), INFLUENCE).stage_map(0, LAYERS)
+    small, dense = fuse(stage, tree), jax.jit(fuse)(stage, tree)
+    for left, right in zip(jax.tree.leaves(small), jax.tree.leaves(dense), strict=True):
+        np.testing.assert_allclose(left, right, rtol=1e-6)
+
+
+def test_growing_a_selection_that_learned_nothing_changes_nothing(tree):
+    for stage in range(2):
+        selection = SkipGrow((3, 5), INFLUENCE).stage_map(stage, LAYERS)
+        assert_trees_equal(inherit(selection, fuse(selection, tree), tree), tree)
 
 
 @pytest.mark.parametrize(
@@ -248,6 +309,11 @@ def test_growths_compare_and_hash_by_value():
         (LayerMap(jnp.eye(2, LAYERS), jnp.arange(LAYERS)), "assign holds groups from 0 to 7 .* use 0..1"),
         (LayerMap(jnp.eye(1, LAYERS), jnp.full(LAYERS, -2)), "assign holds groups from -2"),
         (LayerMap(jnp.eye(2, LAYERS), jnp.arange(LAYERS) % 2, jnp.ones(1, bool)), r"train has shape \(1,\) .* bool\[2\]"),
+        (
+            dataclasses.replace(LayerMap.top(LAYERS, 2), fuse=jnp.eye(2, LAYERS)),
+            "6 bare layers run below rows that are not the 2",
+        ),
+        (dataclasses.replace(LayerMap.top(LAYERS, 2), bare=5), "5 bare layers"),
         (LayerMap(jnp.eye(2, LAYERS), jnp.zeros(LAYERS, int)), "group 1 trains and no layer is assigned to it"),
     ],
 )

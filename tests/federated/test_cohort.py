@@ -416,8 +416,11 @@ def test_one_program_per_shape_of_a_chunk():
     # Broadcast, chunk and finalize.
     assert programs.count == 3
     result = run_round(rounds, result.server, [client(8), client(9), client(10)], lr=0.1)
-    result = run_round(rounds, result.server, FIVE, train_rows=np.arange(CONFIG.layers) > 1)
+    result = run_round(rounds, result.server, FIVE, train_rows=np.arange(CONFIG.layers) != 1)
     assert programs.count == 3
+    # Layers below the lowest that learns are compiled without a backward pass.
+    result = run_round(rounds, result.server, FIVE, train_rows=np.arange(CONFIG.layers) > 1)
+    assert programs.count == 4
     longer = [client(position, pool=LONG) for position in range(5)]
     result = run_round(rounds, result.server, [*longer, *FIVE[:2]])
     assert programs.count == 4

@@ -1,19 +1,21 @@
 """The growths that can be named: one module each, and one line here."""
 
 from devft_jax.developmental.growth import Growth, NamedGrowth
-from devft_jax.developmental.growths import devft, end_to_end, progfed, top_grow
+from devft_jax.developmental.growths import devft, end_to_end, progfed, skip_grow, top_grow
 from devft_jax.developmental.growths.devft import DevFT
 from devft_jax.developmental.growths.end_to_end import EndToEnd
 from devft_jax.developmental.growths.progfed import ProgFed
+from devft_jax.developmental.growths.skip_grow import SkipGrow
 from devft_jax.developmental.growths.top_grow import TopGrow
 from devft_jax.developmental.options import GrowthOptions
 
-__all__ = ["GROWTHS", "DevFT", "EndToEnd", "ProgFed", "TopGrow", "make_growth"]
+__all__ = ["GROWTHS", "DevFT", "EndToEnd", "ProgFed", "SkipGrow", "TopGrow", "make_growth"]
 
 GROWTHS: dict[str, NamedGrowth] = {
     "devft": devft.GROWTH,
     "end-to-end": end_to_end.GROWTH,
     "progfed": progfed.GROWTH,
+    "skip-grow": skip_grow.GROWTH,
     "top-grow": top_grow.GROWTH,
 }
 

@@ -1,16 +1,14 @@
 """Top-grow: the exact model, of which the top k_s layers learn, k_1 < ... < k_S. Our own.
 
-    fuse = I,  train_l = [l >= L - k_s].
+    rows = the layers L - k_s .. L - 1, each by itself; below them the base as it is.
 
-Nothing is approximated: the gradient is that of the full model restricted to its top layers. What is saved besides bytes is
-the backward pass below the lowest layer that learns, so L + k_s layer passes a token instead of 2 L. Layers below have never
-learned and are the base as it is. Layer-wise adapters of the top layers alone are known from AdapterDrop (Rueckle et al.
-2021) and LEGEND (Liu et al. 2024); growing them downwards, with the base's prefix exact and frozen, is what is tried here.
+Nothing is approximated: the gradient is that of the full model restricted to its top layers. Saved are the messages of the
+layers below, which have no adapter yet, and the backward pass through them: L + k_s layer passes a token instead of 2 L.
+Layer-wise adapters of the top layers alone are known from AdapterDrop (Rueckle et al. 2021) and LEGEND (Liu et al. 2024);
+growing them downwards, with the base's prefix exact and frozen, is what is tried here.
 """
 
 import dataclasses
-
-import jax.numpy as jnp
 
 from devft_jax.developmental.growth import FixedGrowth, NamedGrowth
 from devft_jax.developmental.layer_map import LayerMap
@@ -29,12 +27,11 @@ class TopGrow(FixedGrowth):
         object.__setattr__(self, "capacities", validate_capacities(self.capacities))
 
     def stage_map(self, stage: int, num_layers: int) -> LayerMap | None:
-        """The identity, its top rows learning."""
+        """The model with an adapter on its top layers."""
         capacities = validate_capacities(self.capacities, num_layers)
         if stage >= len(capacities):
             return None
-        learns = jnp.arange(num_layers) >= num_layers - capacities[stage]
-        return dataclasses.replace(LayerMap.identity(num_layers), train=learns)
+        return LayerMap.top(num_layers, capacities[stage])
 
 
 def _make(options: GrowthOptions, num_layers: int) -> TopGrow:

@@ -1,0 +1,86 @@
+"""Skip-grow: stages of selected layers, nested, where DevFT has fused ones. Our own.
+
+    rows = one layer each, S_1 within S_2 within ... within S_S, |S_s| = k_s,  assign = -1 for the layers left out.
+
+The first and the last layer are always in; the others enter in the order of their block influence, how much a layer changes
+what passes through it,
+
+    BI_l = 1 - mean over tokens of cos(h_l, h_{l+1})    (ShortGPT, Men et al. 2024),
+
+largest first, measured once on the untuned base by a forward pass over public text. Layers are taken as they are stored, so
+that a packed base stays bit-exact and nothing dense need be sent, and learned LoRA returns to the layers that learned it
+alone: at a stage change the full model stays what it was.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import numpy as np
+
+from devft_jax.developmental.growth import FixedGrowth, NamedGrowth, StageShape
+from devft_jax.developmental.layer_map import LayerMap
+from devft_jax.developmental.options import GrowthOptions, planned_capacities
+from devft_jax.developmental.schedule import validate_capacities
+
+
+@dataclasses.dataclass(frozen=True)
+class SkipGrow(FixedGrowth):
+    """Stage s is the `capacities[s]` layers of largest influence, first and last always among them.
+
+    Attributes:
+        capacities: ascending.
+        influence: of every layer, f[L]; None until `prepared` has measured it.
+    """
+
+    capacities: tuple[int, ...]
+    influence: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses what no model could be grown with."""
+        object.__setattr__(self, "capacities", validate_capacities(self.capacities))
+
+    def prepared(self, measure: Callable[[], np.ndarray]) -> "SkipGrow":
+        """This growth with the influence f32[L] that `measure` gives, which is asked once."""
+        if self.influence is not None:
+            return self
+        return dataclasses.replace(self, influence=tuple(map(float, measure())))
+
+    def shapes(self, num_layers: int) -> tuple[StageShape, ...]:
+        """The shape of every stage, which does not depend on the influence."""
+        return tuple(StageShape(each, each, picks=True) for each in validate_capacities(self.capacities, num_layers))
+
+    def selected(self, count: int) -> list[int]:
+        """The `count` layers of a stage, ascending."""
+        if self.influence is None:
+            raise ValueError("skip-grow has not measured its layers: give their influence, or call prepared(measure) first.")
+        if not np.isfinite(self.influence).all():
+            raise ValueError("skip-grow measured an influence that is not finite: look for non-finite weights in the model.")
+        last = len(self.influence) - 1
+        # Sorted stably, so that of equal layers the lower is taken.
+        others = sorted(range(1, last), key=lambda layer: -self.influence[layer])  # type: ignore[index]
+        return sorted([0, last, *others][:count]) if last else [0]
+
+    def stage_map(self, stage: int, num_layers: int) -> LayerMap | None:
+        """The selection of a stage, None beyond the last."""
+        capacities = validate_capacities(self.capacities, num_layers)
+        if stage >= len(capacities):
+            return None
+        if capacities[stage] == num_layers:
+            return LayerMap.identity(num_layers)
+        layers = np.array(self.selected(capacities[stage]))
+        assign = np.full(num_layers, -1, np.int32)
+        assign[layers] = np.arange(len(layers))
+        return LayerMap(jnp.asarray(np.eye(num_layers, dtype=np.float32)[layers]), jnp.asarray(assign))
+
+
+def _make(options: GrowthOptions, num_layers: int) -> SkipGrow:
+    return SkipGrow(planned_capacities(options, num_layers))
+
+
+GROWTH = NamedGrowth(
+    reference="selected layers of growing number, by block influence on public text (ours)",
+    message="the selected layers' adapter; their numbers once per stage",
+    state="none",
+    make=_make,
+)

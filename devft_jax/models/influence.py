@@ -1,0 +1,35 @@
+"""Block influence (ShortGPT, Men et al. 2024): how much every layer changes what passes through it."""
+
+import jax
+import jax.numpy as jnp
+
+from devft_jax.models.llama import (
+    DEFAULT_COMPUTE,
+    Base,
+    Compute,
+    ModelConfig,
+    causal_attention,
+    decoder_layer,
+    rotary_table,
+)
+
+
+def layer_cosines(
+    config: ModelConfig, base: Base, tokens: jax.Array, real: jax.Array, *, compute: Compute = DEFAULT_COMPUTE
+) -> jax.Array:
+    """The sum over real tokens of the cosine between a layer's input and its output, in every layer of the base: f32[L].
+
+    Args:
+      tokens: i32[B, T], padded on the right. real: bool[B, T], which are no padding.
+    """
+    length = tokens.shape[-1]
+    attend, table = causal_attention(config, compute, length), rotary_table(config, jnp.arange(length))
+
+    def step(x, block):
+        after, _ = decoder_layer(config, x, block, {}, {}, {}, table=table, attend=attend)
+        before, now = x.astype(jnp.float32), after.astype(jnp.float32)
+        norms = jnp.linalg.norm(before, axis=-1) * jnp.linalg.norm(now, axis=-1)
+        cosines = jnp.sum(before * now, axis=-1) / jnp.maximum(norms, jnp.finfo(jnp.float32).tiny)
+        return after, jnp.sum(jnp.where(real, cosines, 0.0))
+
+    return jax.lax.scan(step, base.embed[tokens].astype(jnp.dtype(compute.dtype)), base.blocks)[1]
