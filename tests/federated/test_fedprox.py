@@ -40,7 +40,7 @@ def test_the_term_is_half_mu_times_the_squared_distance_from_the_rounds_start():
     train, frozen = algorithm.start(participant(algorithm, server_with(SEVEN)))
     assert algorithm.penalty(train, frozen) == 0
     moved = random_adapter(SEVEN, seed=9).lora
-    squared = sum(np.sum((np.array(x, "f8") - y) ** 2) for x, y in zip(*leaves_of(moved, train), strict=True))
+    squared = sum(np.sum((np.array(x, "f8") - np.array(y)) ** 2) for x, y in zip(*leaves_of(moved, train), strict=True))
     assert algorithm.penalty(moved, frozen) == pytest.approx(0.15 * squared, rel=1e-5)
     gradient = jax.grad(algorithm.penalty)(moved, frozen)
     assert_close(gradient, jax.tree.map(lambda x, y: 0.3 * (x - y), moved, train))

@@ -11,7 +11,7 @@ read out by the pre-trained model's final norm and head, frozen, and no paramete
 Rounds (`halving`, as in the authors' code): T / (2 S) for every stage but the last, which gets the rest; `equal` shares
 are ours. Warm-up: after each growth, rounds in which only the newest block learns. They are a stage of their own here and
 count as rounds of the run, while the authors' code runs them besides its T rounds and holds the learning rate still in
-them; here the rate follows the schedule.
+them; here the rate follows the schedule. The adapter of the whole prefix travels in them too, as in any other round.
 """
 
 import dataclasses
@@ -91,7 +91,7 @@ def _make(options: GrowthOptions, num_layers: int) -> ProgFed:
 
 GROWTH = NamedGrowth(
     reference="prefixes of growing depth under the frozen head (ProgFed, Wang et al., ICML 2022)",
-    message="the prefix's adapter, in a warm-up that of its newest block",
+    message="the prefix's adapter; the numbers of its layers once per stage",
     state="none",
     make=_make,
 )

@@ -21,7 +21,8 @@ reimplementation has none; norms are added over matrices, where the paper writes
 that few clients hold is diluted by the others' zeros, and the mean of factors has FedIT's error.
 
 Clients of one cohort train under `vmap` with factors of rank r whose directions from r_i on are masked; these zeros do not
-travel (`Ranked`). Ranks stay across stages, because a stage changes layers and not directions.
+travel (`Ranked`). Ranks stay across stages, because a stage changes layers and not directions; gauge alignment, where it is
+asked for, turns the directions of a group's layers into the order of its first layer's.
 """
 
 import dataclasses

@@ -21,7 +21,7 @@ moment of d instead of m (`second_moment` update). Neither corrects bias. OpenFe
 a misspelt name; here it runs as its server is written.
 
 The server's own x is float32, while d is measured from x as it travelled: clients that learn nothing give d = 0 in every
-message dtype, and no rounding error builds up in m or v.
+message dtype, up to the rounding of a float32 mean, and no message's rounding builds up in m or v.
 
 A stage has layers of its own: m, v and the count of rounds begin anew with each. A layer that does not learn has d = 0 and
 so stays.
