@@ -254,11 +254,12 @@ def train(
         progress.say(describe(trainer.data))
         described = {**to_plain(config), **({"objects": objects} if objects else {})}
         if checkpoint is None:
+            # What is wrong with a first state is found before anything is written.
+            state = trainer.begin()
             folder.write_json("config.json", described)
             split = split_record(trainer.data)
             folder.write_json("split.json", split)
             folder.write_text("split.svg", split_chart(split))
-            state = trainer.begin()
             history = folder.cut_metrics(0)
             _say_base(progress, state)
         else:

@@ -225,6 +225,9 @@ def test_a_run_goes_on_bit_for_bit(config, tmp_path, growth):
     assert not run.summary["personal_models"]
     # Two domains over three clients: two models, of which two clients share one.
     assert len(set(run.summary["personal"]["losses"])) == 2
+    export(run.folder, tmp_path / "mean")
+    written = [folder / "adapter_model.safetensors" for folder in (tmp_path / "mean", run.folder / "adapter")]
+    assert written[0].read_bytes() == written[1].read_bytes()
     for client in ("client_0", "client_2"):
         export(run.folder, tmp_path / client, client=client)
         assert import_peft(tmp_path / client, MODEL).lora["q"].a.shape[0] == MODEL.layers
@@ -233,3 +236,5 @@ def test_a_run_goes_on_bit_for_bit(config, tmp_path, growth):
 def test_more_domains_than_clients_are_refused(config, tmp_path):
     with pytest.raises(InputError, match="domains 4 exceeds the 3 clients of the data; use 3 or fewer"):
         train(dataclasses.replace(config, domains=4, out=str(tmp_path / "run")), progress=QUIET)
+    # The folder holds no run, so that the next one may use it.
+    assert not (tmp_path / "run" / "config.json").exists()

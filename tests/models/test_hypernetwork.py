@@ -84,6 +84,15 @@ def test_an_adapter_is_what_the_equations_say(config, gate):
     assert np.abs(found - x).max() > 0.1
 
 
+def test_half_precision_stays_half_and_near(config):
+    adapter = hyper(config)
+    x = jax.random.normal(jax.random.key(5), (3, 6, config.width))
+    arguments = generator_of(adapter), prompt_shares(jnp.array([2, 6, 1]), 6), adapter.network.layer_tokens[1]
+    half = adapt(*arguments, x.astype("bfloat16"))
+    assert half.dtype == jnp.bfloat16
+    np.testing.assert_allclose(half.astype("float32"), adapt(*arguments, x), atol=0.05)
+
+
 def test_both_weights_are_one_vector_in_two_shapes(config):
     inwards, outwards = bottleneck_weights(generator_of(hyper(config)), jnp.ones((2, TOKEN_WIDTH)))
     assert inwards.shape == (2, config.width, RANK)
