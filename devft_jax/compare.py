@@ -16,6 +16,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import math
 import os
 import signal
 import subprocess
@@ -362,13 +363,16 @@ def read_outcome(job: Job) -> Outcome | None:
         story = read_story(path)
     except InputError as error:
         return Outcome(job.config.seed, str(path), error=str(error))
+    loss = story.record.get("final_loss")
+    if loss is not None and not math.isfinite(loss):
+        return Outcome(job.config.seed, str(path), error=f"its final held-out loss is {loss}; it diverged.")
     return Outcome(job.config.seed, str(path), story.record, full_model_curve(story))
 
 
 def full_model_curve(story: Story) -> list[Point]:
     """The full model's held-out losses along a run, and what had been spent by then."""
     seconds, sent, work = (story.total(name) for name in ("seconds", "bytes_up", "train_flops"))
-    points = [point for piece in story.full_model for point in piece]
+    points = [point for piece in story.full_model for point in piece if math.isfinite(point.loss)]
     return [Point(at.round, seconds[at.round], sent[at.round], work[at.round], at.loss) for at in points]
 
 
@@ -454,7 +458,7 @@ def _compared(request: _Request, out: Path, progress: Progress, stop: StopReques
         budgets.append(Budget(kind, terms.text, results, terms.left_out))
     target = options.target_loss
     if target is None:
-        standard = told.mean_of(budgets[0].arm(request.reference), told.LEARNED[0])
+        standard = told.mean_of(budgets[0].arm(request.reference), told.FINAL_LOSS)
         target = None if standard is None else standard.mean
     return Comparison(
         budgets=budgets,
@@ -483,7 +487,7 @@ def _tuned(
     }
     if not jobs:
         return {}
-    outcomes = runs.make(list(jobs.values()), "run for learning rates")
+    outcomes = runs.make(list(jobs.values()), "tuning run")
     check_splits(list(outcomes.values()))
     if all(outcome.finished and outcome.summary["final_loss"] is None for outcome in outcomes.values()):
         raise InputError("learning_rates needs held-out data to choose by; give --test-data or --test-fraction.")

@@ -45,15 +45,17 @@ def _lines(entries: dict[str, list[str]]) -> list[str]:
     """Names at the left, their paragraphs beside them."""
     indent = max(map(len, entries)) + 4
     lines = []
-    for name, paragraphs in entries.items():
-        body = [line for text in paragraphs for line in _wrapped(text, WIDTH - indent)]
+    for name, (first, *others) in entries.items():
+        body = _wrapped(first, WIDTH - indent, 2)
+        for text in others:
+            body += _wrapped(text, WIDTH - indent, len("sends  "))
         lines += [f"  {name:<{indent - 2}}{body[0]}", *(" " * indent + line for line in body[1:])]
     return lines
 
 
-def _wrapped(text: str, width: int) -> list[str]:
+def _wrapped(text: str, width: int, indent: int) -> list[str]:
     """A paragraph whose further lines are set in."""
-    return textwrap.wrap(text, width, subsequent_indent=" " * 7, break_on_hyphens=False) or [""]
+    return textwrap.wrap(text, width, subsequent_indent=" " * indent, break_on_hyphens=False) or [""]
 
 
 def _shown(value: Any) -> str:

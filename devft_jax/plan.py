@@ -11,8 +11,7 @@ file overrides with its own. It also draws its cohorts by the clients' names, so
 bytes of submodels and of catch-up, is then one draw like those of the run.
 
 Beside these the plan states communication as the paper does (Table 4 and Figure 6 of Wu et al. 2025): low-rank parameters x
-rounds x 1 byte, in one direction, for one client. FedSA-LoRA's rows are arithmetic on the shapes of the factors `a`, the
-only ones that it shares.
+rounds x 1 byte, in one direction, for one client, of FedIT's and FedSA-LoRA's own messages.
 """
 
 import dataclasses
@@ -373,22 +372,24 @@ def paper_convention(
     config: RunConfig, architecture: ModelConfig, depths: Sequence[int], rounds: Sequence[int]
 ) -> dict[str, Convention]:
     """Low-rank parameters x rounds x 1 byte of FedIT and FedSA-LoRA, end to end and through the stages."""
-    algorithm = ALGORITHMS["fedit"](config)
-    messages = {layers: round_messages(algorithm, architecture, layers).up for layers in {*depths, architecture.layers}}
+    elements = {
+        (name, layers): message_elements(round_messages(ALGORITHMS[name](config), architecture, layers).up)
+        for name in ("fedit", "fedsa-lora")
+        for layers in {*depths, architecture.layers}
+    }
     growth = "DevFT" if config.growth == "devft" else config.growth
-    methods: dict[str, tuple[Sequence[int], str | None]] = {
-        "FedIT": ((architecture.layers,), None),
-        f"FedIT + {growth}": (depths, None),
-        "FedSA-LoRA": ((architecture.layers,), "a"),
-        f"FedSA-LoRA + {growth}": (depths, "a"),
+    methods: dict[str, tuple[str, Sequence[int]]] = {
+        "FedIT": ("fedit", (architecture.layers,)),
+        f"FedIT + {growth}": ("fedit", depths),
+        "FedSA-LoRA": ("fedsa-lora", (architecture.layers,)),
+        f"FedSA-LoRA + {growth}": ("fedsa-lora", depths),
     }
     if tuple(depths) == (architecture.layers,):
-        methods = {name: method for name, method in methods.items() if method[0] is not depths}
+        methods = {name: method for name, method in methods.items() if method[1] is not depths}
 
-    def charged(stages: Sequence[int], leaf: str | None, counts: Sequence[int]) -> int:
+    def charged(algorithm: str, stages: Sequence[int], counts: Sequence[int]) -> int:
         counts = (sum(counts),) if len(stages) == 1 else counts
-        pairs = zip(stages, counts, strict=True)
-        return sum(count * message_elements(messages[layers], leaf) for layers, count in pairs)
+        return sum(count * elements[algorithm, layers] for layers, count in zip(stages, counts, strict=True))
 
     eighths = tuple(architecture.layers // part for part in (8, 4, 2, 1))
     printed = dict(PAPER_GIGABYTES.get(paper_model(architecture) or "", {}))
@@ -398,14 +399,14 @@ def paper_convention(
         # End-to-end training has no stages, so its figures stand beside any growth.
         printed = {name: printed[name] for name in printed if "DevFT" not in name}
     rows = {}
-    for name, (stages, leaf) in methods.items():
-        own = charged(stages, leaf, rounds)
+    for name, (algorithm, stages) in methods.items():
+        own = charged(algorithm, stages, rounds)
         if name not in printed:
             rows[name] = Convention(own)
             continue
-        implied = round(printed["FedIT"] * 1e9 / message_elements(messages[architecture.layers]))
+        implied = round(printed["FedIT"] * 1e9 / elements["fedit", architecture.layers])
         shared = equal_shares(implied, len(depths))
-        rows[name] = Convention(own, printed[name], implied, charged(stages, leaf, shared))
+        rows[name] = Convention(own, printed[name], implied, charged(algorithm, stages, shared))
     return rows
 
 
@@ -617,4 +618,4 @@ def _convention(plan: Plan) -> list[str]:
         lines.append(f"the paper states {stated} rounds for this model, and its figures are those of {implied}")
     if not known:
         lines.append("the paper gives no figures for this configuration: a prediction by its rule")
-    return [*lines, "FedSA-LoRA shares the factors a alone: arithmetic on their shapes"]
+    return lines

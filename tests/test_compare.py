@@ -20,6 +20,8 @@ from devft_jax.config import RunConfig
 from devft_jax.errors import InputError
 from devft_jax.report import read_story
 from devft_jax.reporting import Progress
+from devft_jax.reporting.comparison import to_text
+from devft_jax.reporting.comparison_page import comparison_html
 from devft_jax.run import StopRequest
 from tests.conftest import REPOSITORY
 from tests.reporting.stories import write_story
@@ -227,6 +229,20 @@ def test_runs_that_both_budgets_share_are_made_once(config, tmp_path, invented):
     assert [chosen.seed for chosen in started] == [0] * 4 + [1] * 4
 
 
+def test_what_does_not_fit_a_budget_of_bytes_is_left_out_of_its_table_alone(config, tmp_path, invented):
+    invented(lambda chosen: 2.0)
+    arms = ("fedit:rank=1", "fedit+devft:rank=64")
+    made = asked(config, tmp_path, arms, budget=("rounds", "bytes"))
+    rounds, sent = made.comparison.budgets
+    assert not made.failed
+    assert [arm.name for arm in rounds.arms] == list(arms)
+    assert [arm.name for arm in sent.arms] == ["fedit:rank=1"]
+    for text in (to_text(made.comparison), comparison_html(made.comparison)):
+        assert "fedit+devft:rank=64 is left out: its shortest run sends" in " ".join(text.split())
+    with pytest.raises(InputError, match=r"the reference does not fit: .* is left out"):
+        asked(config, tmp_path, arms, budget=("bytes",), reference=arms[1])
+
+
 def test_every_arm_gets_the_best_of_the_rates_on_the_tuning_seed(config, tmp_path, invented):
     def losses(chosen):
         [rate] = chosen.learning_rate
@@ -301,6 +317,13 @@ def test_a_damaged_run_is_told_and_not_run_again(config, tmp_path, invented):
     assert "damaged" in again.comparison.budgets[0].arms[1].outcomes[0].error
 
 
+def test_a_run_that_ends_at_no_number_has_failed(config, tmp_path, invented):
+    invented(lambda chosen: float("nan") if chosen.algorithm == "local-only" else 2.0)
+    made = asked(config, tmp_path)
+    assert made.comparison.budgets[0].arms[1].outcomes[0].error == "its final held-out loss is nan; it diverged."
+    assert made.failed
+
+
 def test_a_stopped_comparison_goes_on(config, tmp_path, invented, monkeypatch):
     started = invented(lambda chosen: 2.0)
     write = _Runs._supervise
@@ -368,7 +391,7 @@ def test_however_a_run_dies_there_is_a_sentence(tmp_path, script, expected):
 @pytest.mark.slow
 def test_ctrl_c_saves_the_run_under_way_and_the_same_command_goes_on(config, tmp_path):
     out = tmp_path / "out"
-    longer = dataclasses.replace(config, rounds=400, evaluate_every=0, checkpoint_every=1000)
+    longer = dataclasses.replace(config, rounds=120, evaluate_every=0, checkpoint_every=1000)
     words = [sys.executable, "-m", "devft_jax", *command(longer, out, "fedit,local-only")]
     process = subprocess.Popen(words, cwd=REPOSITORY, env=os.environ, stderr=subprocess.PIPE, text=True)
     while not [path for path in out.glob("runs/*/metrics.jsonl") if len(path.read_text().splitlines()) > 3]:
@@ -380,7 +403,7 @@ def test_ctrl_c_saves_the_run_under_way_and_the_same_command_goes_on(config, tmp
     assert "the same command goes on from there" in said
     [folder] = [path.parent for path in out.glob("runs/*/record.json")]
     done = len((folder / "metrics.jsonl").read_text().splitlines())
-    assert 3 < done < 400
+    assert 3 < done < 120
     again = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert "What was learned" in again.stdout
     assert json.loads((folder / "summary.json").read_text())["resumed_after"] == [done]

@@ -27,7 +27,11 @@ GROWTHS = {
     "progfed": {"capacities": None, "stages": 2, "stage_rounds": (3, 3)},
 }
 # Where a method needs another rate or more of its budget to learn in six rounds of two steps.
-CHOICES: dict[str, dict[str, object]] = {}
+CHOICES: dict[str, dict[str, object]] = {
+    # So many steps of so small a server rate leave b too small for the mask.
+    "flasc": {"server_learning_rate": 0.05, "density_down": 0.5},
+    "hetlora": {"client_ranks": (4, 2, 3)},
+}
 PAIRS = [(algorithm, growth) for algorithm in ALGORITHMS for growth in GROWTHS]
 # Each algorithm once, the growths in turn.
 DEFAULT = [(algorithm, list(GROWTHS)[index % len(GROWTHS)]) for index, algorithm in enumerate(ALGORITHMS)]

@@ -123,7 +123,8 @@ def test_clients_own_models_are_told_as_a_mean_and_one_by_one(tmp_path):
     folder = write_story(tmp_path, clients=3, rounds=4, depths=(8,))
     assert "own models" not in text_of(page_of(folder))
     losses = {"losses": [1.25, 2.5, 3.75], "accuracies": [0.5, 0.25, 0.125]}
-    edit(folder, "summary.json", personal={**losses, "loss_spread": 1.0206, "accuracy_spread": 0.1559})
+    spread = {"loss_spread": 1.0206, "accuracy_spread": 0.1559}
+    edit(folder, "summary.json", personal_models=True, personal={**losses, **spread})
     html = page_of(folder)
     words = text_of(html)
     assert "On average over the clients' own models, held-out loss fell from 5.5000" in words

@@ -77,10 +77,9 @@ def round_messages(algorithm: Algorithm, config: ModelConfig, layers: int) -> Me
     return Messages(broadcast, participant, uplink_shapes(algorithm, participant))
 
 
-def message_elements(message: PyTree, leaf_name: str | None = None) -> int:
-    """Number of elements of a message, or of its leaves of one field name alone, such as the factors `a`."""
-    leaves = jax.tree_util.tree_leaves_with_path(message)
-    return sum(leaf.size for path, leaf in leaves if leaf_name is None or getattr(path[-1], "name", None) == leaf_name)
+def message_elements(message: PyTree) -> int:
+    """Number of elements of a message, arrays or their shapes."""
+    return sum(leaf.size for leaf in jax.tree.leaves(message))
 
 
 def submodel_bytes(config: ModelConfig, layers: int, *, dtype: str, quantization: str = "none") -> int:

@@ -6,7 +6,8 @@ The formula. A device that trains C clients at once on batches of B rows of T to
     stage_layers        the dense layers of the submodel, floats or packed; at full depth the base's own
     full_layers         the base's own layers, which the simulator keeps beside a submodel made from them (on a real client's
                         device they are absent, unless it fuses by itself)
-    message             the downlink message and, in the simulator, the float32 sums of contributions
+    message             the downlink message, what is known without one (such as a dense correction of the frozen weights)
+                        and, in the simulator, the float32 sums of contributions
     batches             token ids and masks of all local steps; in the simulator of two chunks, one running and one ready
     lora                the trained leaves in float32, per client
     gradients           theirs
@@ -218,7 +219,7 @@ def stage_memory(
         embedding_and_head=message_bytes((base.embed, base.norm, base.head)),
         stage_layers=message_bytes(base.blocks),
         full_layers=message_bytes(full),
-        message=messages.bytes_down + (message_bytes(sums) if simulator else 0),
+        message=messages.bytes_down + message_bytes(messages.broadcast[1]) + (message_bytes(sums) if simulator else 0),
         batches=chunks * work.steps * rows * work.length * TOKEN_BYTES,
         lora=trained,
         gradients=trained,

@@ -10,7 +10,8 @@ them know the same D; what a client knows before the message of a round is D_{t-
 
 At a stage's end every layer of a group gets the change that the stage made to the group's D. The last increment, which no
 message of the stage has carried, is kept apart at full depth too. It travels in the next stage if the layers of that one are
-layers of the model; a stage that fuses layers hands them out with all of D in them.
+layers of the model. A stage that fuses layers begins with all of D in them, and that one increment is not counted as a
+message of its own.
 """
 
 from collections.abc import Mapping

@@ -47,13 +47,12 @@ def instructions(examples: Examples, table: np.ndarray, index: np.ndarray) -> np
 
     `table` f32[V, D] holds the embeddings of tokens.
     """
-    lengths = examples.prompt_lengths[index].astype(np.int64)
-    offsets = np.cumsum(lengths) - lengths
-    tokens = examples.tokens[np.repeat(examples.starts[index] - offsets, lengths) + np.arange(lengths.sum())]
+    lengths, starts = examples.prompt_lengths[index], examples.starts[index]
     sums = np.zeros((len(index), table.shape[1]), np.float32)
-    some = np.flatnonzero(lengths)
-    if len(some):
-        sums[some] = np.add.reduceat(table[tokens], offsets[some], axis=0)
+    # A position of all examples at a time: no copy of every token's embedding is held.
+    for position in range(int(lengths.max(initial=0))):
+        longer = np.flatnonzero(lengths > position)
+        sums[longer] += table[examples.tokens[starts[longer] + position]]
     # The norm of a sum and of a mean differ by the length alone.
     return sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), np.finfo(np.float32).tiny)
 

@@ -205,16 +205,21 @@ def _kwh(outcome: Outcome, target: float | None) -> float | None:
     return (outcome.summary.get("energy") or {}).get("kwh")
 
 
+FINAL_LOSS = Measure("final_loss", "held-out loss", _summary("final_loss"), LOSS)
+OWN_LOSS = Measure("own_loss", "clients' own models", _own_loss, LOSS, optional=True)
+BYTES_UP = Measure("bytes_up", "sent up", _summary("bytes_up"), Form(BYTES))
+TRAIN_FLOPS = Measure("train_flops", "training work", _summary("train_flops"), Form(FLOPS))
+
 LEARNED = (
-    Measure("final_loss", "held-out loss", _summary("final_loss"), LOSS),
+    FINAL_LOSS,
     Measure("accuracy", "exact match", _summary("accuracy"), SHARE),
-    Measure("own_loss", "clients' own models", _own_loss, LOSS, optional=True),
+    OWN_LOSS,
 )
 COSTS = (
-    Measure("bytes_up", "sent up", _summary("bytes_up"), Form(BYTES)),
+    BYTES_UP,
     Measure("bytes_down", "sent down", _summary("bytes_down"), Form(BYTES)),
     Measure("bytes_stage", "submodels down", _summary("bytes_stage"), Form(BYTES)),
-    Measure("train_flops", "training work", _summary("train_flops"), Form(FLOPS)),
+    TRAIN_FLOPS,
     Measure("seconds_train", "training", _seconds("train"), Form(SECONDS)),
     Measure("seconds_total", "with compiling", _seconds("train", "compile", "build"), Form(SECONDS)),
     Measure("peak_memory_bytes", "peak memory", _summary("peak_memory_bytes"), Form(BYTES)),
@@ -305,17 +310,17 @@ def learned_table(comparison: Comparison, budget: Budget) -> Table:
     measures = _used(LEARNED, budget, comparison.target)
     header = ["", "rounds", "rank", "rate", "seeds"]
     for measure in measures:
-        header += [measure.title, "difference"]
+        header += [measure.title, *(() if measure.optional else ("difference",))]
     rows = [_base_row(budget, measures)] if any(arm.finished for arm in budget.arms) else []
     for arm in budget.arms:
         row = [arm.name, str(arm.rounds), str(arm.config["rank"]), _rate(arm), _counted(arm)]
         for measure in measures:
+            row.append(_cell(mean_of(arm, measure), measure.form))
+            if measure.optional:
+                continue
             found = difference(comparison, budget, arm, measure)
             told = _cell(found, measure.form, sign=True) + ("*" if found is not None and found.sign else "")
-            row += [
-                _cell(mean_of(arm, measure), measure.form),
-                "reference" if arm.name == comparison.reference else told,
-            ]
+            row.append("reference" if arm.name == comparison.reference else told)
         rows.append(row)
     below = (
         f"differences are to {comparison.reference}, paired by seed; * the 95 % interval of the difference excludes zero"
@@ -332,7 +337,8 @@ def _base_row(budget: Budget, measures: Sequence[Measure]) -> list[str]:
     row = ["untuned base", "", "", "", ""]
     for measure in measures:
         known = [summary.get(names.get(measure.name, "")) for summary in finished.values()]
-        row += [_cell(estimate([value for value in known if value is not None]), measure.form), ""]
+        row += [_cell(estimate([value for value in known if value is not None]), measure.form)]
+        row += [] if measure.optional else [""]
     return row
 
 
@@ -425,19 +431,18 @@ def verdict(comparison: Comparison) -> list[str]:
 
 
 def _verdict(comparison: Comparison, budget: Budget) -> list[str]:
-    loss = LEARNED[0]
     reference = budget.arm(comparison.reference)
-    standard = mean_of(reference, loss)
+    standard = mean_of(reference, FINAL_LOSS)
     where = f"At equal {budget.kind}"
     if standard is None:
         why = "its runs failed" if not reference.finished else "there is no held-out data"
         return [f"{where} nothing can be said beside {reference.name}: {why}."]
     groups: dict[str, list[str]] = {"lower": [], "higher": [], "the same": [], "open": []}
     for arm in budget.arms:
-        found = difference(comparison, budget, arm, loss)
+        found = difference(comparison, budget, arm, FINAL_LOSS)
         if found is None:
             continue
-        shown = f"{arm.name} ({loss.form.shown(found.mean, found.half, sign=True)})"
+        shown = f"{arm.name} ({LOSS.shown(found.mean, found.half, sign=True)})"
         if found.mean == 0 and not found.half:
             groups["the same"].append(arm.name)
         elif found.half is None:
@@ -447,9 +452,7 @@ def _verdict(comparison: Comparison, budget: Budget) -> list[str]:
     parts = [f"{name} with {_listed(arms)}" for name, arms in groups.items() if arms and name != "open"]
     said = []
     if parts:
-        said.append(
-            f"{where}, against {reference.name} at {_cell(standard, loss.form)}, held-out loss is {'; '.join(parts)}."
-        )
+        said.append(f"{where}, against {reference.name} at {_cell(standard, LOSS)}, held-out loss is {'; '.join(parts)}.")
     if groups["open"]:
         said.append(
             f"{where} no difference in held-out loss can be told between {reference.name} and {_listed(groups['open'])}: "
@@ -460,26 +463,26 @@ def _verdict(comparison: Comparison, budget: Budget) -> list[str]:
 
 def _best(comparison: Comparison, budget: Budget) -> Iterator[str]:
     """Who ends lowest, and at what cost beside the reference."""
-    means = {arm.name: mean_of(arm, LEARNED[0]) for arm in budget.arms}
+    means = {arm.name: mean_of(arm, FINAL_LOSS) for arm in budget.arms}
     known = {name: found for name, found in means.items() if found is not None and not budget.arm(name).pools}
     if len(known) < 2:
         return
     name = min(known, key=lambda each: known[each].mean)
     shares = []
-    for measure, what in ((COSTS[0], "bytes up"), (COSTS[3], "FLOPs")):
+    for measure, what in ((BYTES_UP, "bytes up"), (TRAIN_FLOPS, "FLOPs")):
         mine, theirs = (mean_of(budget.arm(each), measure) for each in (name, comparison.reference))
         if mine is not None and theirs is not None and theirs.mean and name != comparison.reference:
             shares.append(f"{mine.mean / theirs.mean:.0%} of {comparison.reference}'s {what}")
     cost = f", with {' and '.join(shares)}" if shares else ""
     among = "" if len(known) == len(budget.arms) else " of those that keep data apart"
-    yield f"The lowest mean at equal {budget.kind}{among} is that of {name}, {_cell(known[name], LEARNED[0].form)}{cost}."
+    yield f"The lowest mean at equal {budget.kind}{among} is that of {name}, {_cell(known[name], FINAL_LOSS.form)}{cost}."
 
 
 def front_points(budget: Budget, measure: Measure) -> dict[str, tuple[float, float]]:
     """Mean cost and mean held-out loss of every arm that has both."""
     points = {}
     for arm in budget.arms:
-        cost, loss = mean_of(arm, measure), mean_of(arm, LEARNED[0])
+        cost, loss = mean_of(arm, measure), mean_of(arm, FINAL_LOSS)
         if cost is not None and loss is not None:
             points[arm.name] = (cost.mean, loss.mean)
     return points
@@ -492,7 +495,7 @@ def fronts(budget: Budget, measure: Measure) -> list[str]:
 
 
 def _fronts(budget: Budget) -> Iterator[str]:
-    for measure, what in ((COSTS[0], "bytes sent up"), (COSTS[3], "training work")):
+    for measure, what in ((BYTES_UP, "bytes sent up"), (TRAIN_FLOPS, "training work")):
         front = fronts(budget, measure)
         if len(budget.arms) > 2 and front:
             yield f"On the Pareto front of mean loss and {what} at equal {budget.kind}: {_listed(front)}."
@@ -530,13 +533,16 @@ def fairness(comparison: Comparison) -> list[str]:
         said.append(
             f"Every client has a model of its own in {_listed(personal)}; figures are means over the clients' models."
         )
+    both = [arm.name for arm in first.arms if by_seed(arm, OWN_LOSS, None)]
+    if both:
+        said.append(f"In {_listed(both)} figures are of the one model that stands for all clients; their own are beside it.")
     every = common["evaluate_every"]
     said.append(
         f"The full model was judged every {f'{every} rounds' if every > 1 else 'round'} and at the end of each stage; what "
-        "it took to reach a loss is known as exactly."
+        "it took to reach a loss is known to within that."
         if every
         else "The full model was judged at the ends of stages alone (evaluate_every 0); what it took to reach a loss is "
-        "known no better."
+        "known to within a stage."
     )
     said.append(
         "Runs were made one at a time, each in a process of its own; training time leaves compiling, evaluation and stage "

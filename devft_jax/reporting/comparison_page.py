@@ -10,9 +10,11 @@ from statistics import fmean
 from devft_jax.reporting import page
 from devft_jax.reporting.chart import Frame, Level, Line, Spot, legend, plot_lines, plot_spots
 from devft_jax.reporting.comparison import (
+    BYTES_UP,
     COSTS,
-    LEARNED,
+    FINAL_LOSS,
     MEASURES,
+    TRAIN_FLOPS,
     ArmResult,
     Budget,
     Comparison,
@@ -41,7 +43,7 @@ STYLE = """
   min-width: 11rem }
 """
 
-SPENT = ((COSTS[0], "bytes_up", "sent up by all clients", BYTES), (COSTS[3], "train_flops", "training work", FLOPS))
+SPENT = ((BYTES_UP, "bytes_up", "sent up by all clients", BYTES), (TRAIN_FLOPS, "train_flops", "training work", FLOPS))
 """What losses are drawn against: a measure of a run, the same figure of a point along it, a label and its units."""
 
 
@@ -96,7 +98,7 @@ def _budget(comparison: Comparison, budget: Budget) -> str:
 
 def _spots(budget: Budget) -> list[str]:
     """Loss against bytes and against operations, with the front; nothing without losses."""
-    names = [arm.name for arm in budget.arms if mean_of(arm, LEARNED[0]) is not None]
+    names = [arm.name for arm in budget.arms if mean_of(arm, FINAL_LOSS) is not None]
     if not names:
         return []
     pictures = []
@@ -107,7 +109,7 @@ def _spots(budget: Budget) -> list[str]:
         size, unit = unit_for(max(x for x, _ in points.values()), units)
         spots = []
         for name in names:
-            cost, loss = (mean_of(budget.arm(name), each) for each in (measure, LEARNED[0]))
+            cost, loss = (mean_of(budget.arm(name), each) for each in (measure, FINAL_LOSS))
             if cost is not None and loss is not None:
                 spots.append(Spot(name, cost.mean / size, loss.mean, (cost.half or 0.0) / size, loss.half or 0.0))
         front = [(points[name][0] / size, points[name][1]) for name in fronts(budget, measure)]
@@ -141,7 +143,7 @@ def mean_curve(arm: ArmResult, spent: str) -> Line:
 
 
 def _curves(comparison: Comparison, budget: Budget) -> list[str]:
-    names = [arm.name for arm in budget.arms if mean_of(arm, LEARNED[0]) is not None]
+    names = [arm.name for arm in budget.arms if mean_of(arm, FINAL_LOSS) is not None]
     pictures = []
     still: list[str] = []
     for _, spent, label, units in SPENT:

@@ -1,4 +1,7 @@
-"""Laws that every algorithm of the registry obeys, each in its own words of one table."""
+"""Laws that every algorithm of the registry obeys, whatever else it promises.
+
+They are stated on what a model computes and not on the leaves of a state, which differ between methods.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -9,178 +12,226 @@ from devft_jax.developmental import LayerMap
 from devft_jax.federated.algorithm import Clients, as_float32, empty
 from devft_jax.federated.algorithms import ALGORITHMS
 from devft_jax.federated.cohort import zero_sums
-from devft_jax.federated.messages import message_bytes
-from devft_jax.models.llama import PROJECTIONS, Adapter
+from devft_jax.models.llama import Adapter
 from tests.federated.harness import (
-    SEVEN,
+    FIVE,
+    SGD,
     aggregated,
     assert_close,
     assert_identical,
+    client,
     contributed,
+    engine,
     init,
-    largest_change,
     participant,
+    run_round,
+    trained_messages,
+)
+from tests.federated.records import (
+    WEIGHTS,
+    K,
+    assert_same_model,
+    first,
+    made,
+    noise,
+    stage_of,
+    started,
+    still,
+    trained,
+    update,
 )
 from tests.tiny import CONFIG
 
-PERSONAL = [name for name, make in ALGORITHMS.items() if make(SEVEN).personal]
-GLOBAL = [name for name, make in ALGORITHMS.items() if make(SEVEN).has_global_model]
+EVERY = pytest.mark.parametrize("name", ALGORITHMS)
+IDENTITY = LayerMap.identity(CONFIG.layers)
 
 
-def built(name):
-    """The algorithm, its state somewhere in training, and one bank row."""
-    algorithm = ALGORITHMS[name](SEVEN)
-    server = init(algorithm)
-    rng = np.random.default_rng(4)
-    # Every per-layer leaf, which leads with L; scalars such as an adapter's scale stay.
-    server = jax.tree.map(
-        lambda leaf: leaf + jnp.asarray(0.1 * rng.normal(size=leaf.shape), leaf.dtype) if leaf.ndim else leaf,
-        server,
-    )
-    row = jax.tree.map(lambda leaf: leaf[0], algorithm.init_bank(Clients(3), server))
-    return algorithm, server, row
-
-
-def message_of(algorithm, server, row, seed=None):
-    """What a client sends: trained by nothing, or moved at random."""
-    at_start = participant(algorithm, server, row)
-    train, _ = algorithm.start(at_start)
-    if seed is not None:
-        rng = np.random.default_rng(seed)
-        train = jax.tree.map(lambda leaf: leaf + 0.1 * rng.normal(size=leaf.shape), train)
-    return algorithm.finish(at_start, train)
-
-
-def per_layer(tree):
-    """The leaves that lead with the layer axis."""
-    return [leaf for leaf in jax.tree.leaves(tree) if leaf.ndim]
-
-
-def partial_map():
-    """Layers 0 and 1 form a group that learns, layer 2 one that does not, layer 3 is absent; and the matrix."""
-    matrix = np.array([[0.9, 0.1, 0, 0], [0, 0, 1, 0]], np.float32)
-    assign, train = jnp.array([0, 0, 1, -1], jnp.int32), jnp.array([True, False])
-    return LayerMap(fuse=jnp.asarray(matrix), assign=assign, train=train), matrix
-
-
-@pytest.mark.parametrize("name", ALGORITHMS)
+@EVERY
 def test_the_record_names_itself(name):
-    algorithm, _, _ = built(name)
+    algorithm = made(name)
     assert algorithm.name == name
     assert algorithm.reference
     assert algorithm.message
     assert algorithm.state
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
-def test_clients_that_learn_nothing_change_nothing(name):
-    algorithm, server, row = built(name)
-    up, new_row = message_of(algorithm, server, row)
-    assert jax.tree.structure(new_row) == jax.tree.structure(row)
-    after, metrics = aggregated(algorithm, server, [up, up], [3.0, 8.0])
-    assert_close(after, server, atol=1e-6)
+@EVERY
+def test_clients_that_learn_nothing_leave_the_model_as_it_was(name):
+    algorithm, server, rows = started(name)
+    ups, _ = trained_messages(algorithm, server, rows, move=still)
+    after, metrics = aggregated(algorithm, server, ups, WEIGHTS)
+    assert_same_model(algorithm.view(after), algorithm.view(server))
     assert all(np.isfinite(value) and value.shape == () for value in metrics.values())
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
-def test_contributions_are_linear_in_the_weight_and_float32(name):
-    algorithm, server, row = built(name)
-    up, _ = message_of(algorithm, server, row, seed=5)
-    one, seven = (contributed(algorithm, [up], [weight]) for weight in (1.0, 7.0))
-    assert_close(seven, jax.tree.map(lambda leaf: 7 * leaf, one), atol=1e-4)
-    assert not any(np.any(leaf) for leaf in jax.tree.leaves(contributed(algorithm, [up], [0.0])))
-    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(one))
+@EVERY
+def test_the_first_round_begins_at_the_untuned_base(name):
+    algorithm, server, rows = started(name)
+    for index, row in enumerate(rows):
+        train, frozen = algorithm.start(participant(algorithm, server, row, seed=index))
+        for added in update(algorithm.adapter(train, frozen)).values():
+            np.testing.assert_allclose(added, 0.0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@EVERY
+def test_the_order_of_clients_is_irrelevant(name):
+    algorithm, server, rows = started(name)
+    ups, _ = trained_messages(algorithm, server, rows, move=noise(1))
+    straight, _ = aggregated(algorithm, server, ups, WEIGHTS)
+    turned, _ = aggregated(algorithm, server, ups[::-1], [2.5, 1.0, 5.0])
+    assert_same_model(algorithm.view(straight), algorithm.view(turned))
+
+
+@pytest.mark.parametrize("name", [name for name in ALGORITHMS if made(name).has_global_model])
+def test_updates_reach_the_global_model(name):
+    algorithm, server, rows = started(name)
+    # Two rounds: where b begins at zero and a alone is shared, the first moves no product.
+    for seed in (1, 2):
+        ups, _ = trained_messages(algorithm, server, rows, move=noise(seed))
+        server, _ = aggregated(algorithm, server, ups, WEIGHTS)
+    _, untrained, _ = started(name)
+    changes = [
+        np.abs(np.asarray(new, np.float64) - np.asarray(old, np.float64)).max()
+        for new, old in zip(jax.tree.leaves(algorithm.view(server)), jax.tree.leaves(algorithm.view(untrained)), strict=True)
+    ]
+    assert max(changes) > 1e-4
+
+
+@EVERY
+def test_contributions_are_float32_and_nothing_at_weight_zero(name):
+    algorithm, server, rows = started(name, message_dtype="bfloat16")
+    ups, _ = trained_messages(algorithm, server, rows, move=noise(1))
+    floats = [leaf for leaf in jax.tree.leaves(ups) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    # Where all examples lie in one place nothing travels, and what the server hands itself is not rounded.
+    assert {leaf.dtype for leaf in floats} <= {jnp.dtype("float32" if algorithm.pools else "bfloat16")}
+    sums = contributed(algorithm, ups, WEIGHTS)
+    assert {leaf.dtype for leaf in jax.tree.leaves(sums)} <= {jnp.dtype("float32")}
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(contributed(algorithm, ups, [0.0] * K)))
+
+
+@EVERY
+def test_a_round_does_not_depend_on_the_scale_of_the_weights(name):
+    algorithm, server, rows = started(name)
+    ups, _ = trained_messages(algorithm, server, rows, move=noise(1))
+    one, _ = aggregated(algorithm, server, ups, WEIGHTS)
+    thousand, _ = aggregated(algorithm, server, ups, [5000.0, 1000.0, 2500.0])
+    assert_same_model(algorithm.view(one), algorithm.view(thousand))
+
+
+@pytest.mark.parametrize("name", [name for name in ALGORITHMS if jax.tree.leaves(started(name)[2])])
+def test_rows_of_clients_that_sit_out_stay_bit_for_bit(name):
+    algorithm, server, _ = started(name)
+    bank = jax.device_get(algorithm.init_bank(Clients(8), init(algorithm, clients=8)))
+    before = jax.tree.map(np.copy, bank)
+    members = [client(6), client(1), client(3)]
+    result = run_round(engine(algorithm, SGD, 1, K), server, members, bank=bank)
+    assert_identical(bank, before)
+    assert all(len(leaf) == K for leaf in jax.tree.leaves(result.bank_rows))
+
+
+@EVERY
+def test_a_cohort_streams_in_any_chunks(name):
+    algorithm, server, _ = started(name)
+    bank = jax.device_get(algorithm.init_bank(Clients(5), init(algorithm, clients=5)))
+    results = [
+        run_round(engine(algorithm, SGD, devices, at_once), server, FIVE[:K], bank=bank)
+        for devices, at_once in ((1, K), (2, 2))
+    ]
+    assert_same_model(*(algorithm.view(result.server) for result in results))
+    assert_close(results[0].bank_rows, results[1].bank_rows, atol=1e-5)
+    np.testing.assert_allclose(results[0].losses, results[1].losses, rtol=1e-4)
+    assert (results[0].bytes_up, results[0].bytes_down) == (results[1].bytes_up, results[1].bytes_down)
+
+
+@EVERY
 def test_zero_sums_are_the_neutral_element(name):
-    algorithm, server, row = built(name)
-    up, _ = message_of(algorithm, server, row, seed=6)
-    contribution = contributed(algorithm, [up], [2.0])
-    zeros = zero_sums(algorithm, up, devices=3)
+    algorithm, server, rows = started(name)
+    ups, _ = trained_messages(algorithm, server, rows[:1], move=noise(1))
+    contribution = contributed(algorithm, ups, [2.0])
+    zeros = zero_sums(algorithm, ups[0], devices=3)
     assert {leaf.shape[0] for leaf in jax.tree.leaves(zeros)} <= {3}
-    first = jax.tree.map(lambda leaf: leaf[0], zeros)
-    assert_identical(jax.tree.map(jnp.add, first, contribution), contribution)
+    assert_identical(jax.tree.map(lambda zero, leaf: zero[0] + leaf, zeros, contribution), contribution)
 
 
-@pytest.mark.parametrize("name", GLOBAL)
-def test_one_client_moves_the_server_to_where_it_went(name):
-    algorithm, server, row = built(name)
-    up, _ = message_of(algorithm, server, row, seed=7)
-    after, _ = aggregated(algorithm, server, [up], [5.0])
-    again, _ = aggregated(algorithm, server, [up], [0.25])
-    assert_close(after, again, atol=1e-6)
-    assert largest_change(after, server) > 0.05
+@EVERY
+def test_the_view_is_an_adapter_of_the_models_depth(name):
+    algorithm = made(name)
+    full, rows = first(algorithm)
+    for layers in (CONFIG.layers, 2):
+        layer_map = IDENTITY if layers == CONFIG.layers else LayerMap(jnp.eye(2, 4), jnp.array([0, 1, -1, -1], jnp.int32))
+        server, _ = stage_of(algorithm, full, rows, layer_map)
+        view = algorithm.view(server)
+        assert isinstance(view, Adapter)
+        assert view.depth(otherwise=layers) == layers
+        for projection, added in update(view).items():
+            assert added.shape == (layers, *CONFIG.projection_shape(projection))
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
-def test_the_view_is_an_adapter_of_the_models_shapes(name):
-    algorithm, server, _ = built(name)
-    view = algorithm.view(server)
-    assert isinstance(view, Adapter)
-    assert set(view.lora) == set(PROJECTIONS)
-    for projection, factors in view.lora.items():
-        fan_in, fan_out = CONFIG.projection_shape(projection)
-        assert factors.a.shape == (CONFIG.layers, fan_in, SEVEN.rank)
-        assert factors.b.shape == (CONFIG.layers, SEVEN.rank, fan_out)
+@EVERY
+def test_a_stage_at_full_depth_brings_back_what_it_learned(name):
+    algorithm, server, rows = started(name)
+    full, _ = first(algorithm)
+    server = trained(algorithm, server, rows)
+    for mode in ("delta", "copy"):
+        deep = algorithm.transfer(full, server, IDENTITY, mode)
+        assert_same_model(algorithm.view(deep), algorithm.view(server))
+    # And the next stage at full depth begins where this one ended.
+    again, _ = stage_of(algorithm, deep, rows, IDENTITY)
+    assert_same_model(algorithm.view(again), algorithm.view(server), atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
-def test_the_identity_stage_is_the_full_model(name):
-    algorithm, server, _ = built(name)
-    identity = LayerMap.identity(CONFIG.layers)
-    stage = algorithm.submodel(server, identity)
-    assert_identical(stage, server)
-    moved = jax.tree.map(lambda leaf: leaf + 1 if leaf.ndim else leaf, stage)
-    assert_identical(algorithm.transfer(server, moved, identity, "copy"), moved)
+@pytest.mark.parametrize("name", [name for name in ALGORITHMS if made(name).layered])
+def test_layers_that_are_absent_or_do_not_learn_keep_what_they_had(name):
+    algorithm, server, rows = started(name)
+    full, _ = first(algorithm)
+    deep = algorithm.transfer(full, trained(algorithm, server, rows), IDENTITY, "copy")
+    # Layers 0 and 1 form a group that learns, layer 2 one that does not, layer 3 is absent.
+    matrix = jnp.array([[0.9, 0.1, 0, 0], [0, 0, 1, 0]], jnp.float32)
+    layer_map = LayerMap(matrix, jnp.array([0, 0, 1, -1], jnp.int32), jnp.array([True, False]))
+    stage, rows = stage_of(algorithm, deep, rows, layer_map)
+    stage = trained(algorithm, stage, rows, learn=np.array([True, False]))
+    views = [algorithm.view(state) for state in (deep, algorithm.transfer(deep, stage, layer_map, "copy"))]
+    before, after = map(update, views)
+    for projection, old in before.items():
+        np.testing.assert_array_equal(after[projection][2:], old[2:])
+    if algorithm.has_global_model:
+        # The leaves: where clients keep b themselves, the server's own view computes nothing.
+        leaves = zip(*(jax.tree.leaves((view.lora, view.delta)) for view in views), strict=True)
+        changes = [np.abs(new - old)[:2].max(axis=(1, 2)) for old, new in leaves]
+        assert (np.max(changes, axis=0) > 1e-5).all()
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
-def test_layers_that_are_absent_or_do_not_learn_keep_their_state(name):
-    algorithm, server, _ = built(name)
-    layers, matrix = partial_map()
-    stage = algorithm.submodel(server, layers)
-    for fused, full in zip(per_layer(stage), per_layer(server), strict=True):
-        np.testing.assert_allclose(fused, np.tensordot(matrix, full, 1), atol=1e-6)
-    moved = jax.tree.map(lambda leaf: leaf + 1 if leaf.ndim else leaf, stage)
-    after = algorithm.transfer(server, moved, layers, "copy")
-    for new, old, trained in zip(per_layer(after), per_layer(server), per_layer(moved), strict=True):
-        assert_identical(new[2:], old[2:])
-        assert_identical(new[:2], jnp.stack([trained[0]] * 2))
-
-
-@pytest.mark.parametrize("name", PERSONAL)
-def test_rows_follow_the_stages_as_the_server_does(name):
-    algorithm, server, row = built(name)
-    identity = LayerMap.identity(CONFIG.layers)
-    assert_identical(algorithm.submodel_row(row, identity), row)
-    layers, matrix = partial_map()
-    stage = algorithm.submodel_row(row, layers)
-    assert isinstance(algorithm.personal(algorithm.submodel(server, layers), stage), Adapter)
-    moved = jax.tree.map(lambda leaf: leaf + 1 if leaf.ndim else leaf, stage)
-    after = algorithm.transfer_row(row, moved, layers, "copy")
-    assert isinstance(algorithm.personal(server, after), Adapter)
-    for fused, trained, new, old in zip(*map(per_layer, (stage, moved, after, row)), strict=True):
-        np.testing.assert_allclose(fused, np.tensordot(matrix, old, 1), atol=1e-6)
-        assert_identical(new[2:], old[2:])
-        assert_identical(new[:2], jnp.stack([trained[0]] * 2))
-
-
-@pytest.mark.parametrize("name", ALGORITHMS)
+@EVERY
 def test_a_state_constant_over_layers_is_a_fixed_point_of_a_stage(name):
-    algorithm, server, _ = built(name)
-    constant = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[:1], leaf.shape) if leaf.ndim else leaf, server)
+    algorithm, server, rows = started(name)
+    full, rows = first(algorithm)
+    axis = 1 if name == "dofit" else 0
+
+    def constant(leaf):
+        layered = leaf.ndim > axis and leaf.shape[axis] == CONFIG.layers
+        return jnp.broadcast_to(jnp.take(leaf, jnp.array([0]), axis), leaf.shape) if layered else leaf
+
+    deep = jax.tree.map(constant, algorithm.transfer(full, trained(algorithm, server, rows), IDENTITY, "copy"))
     matrix = jnp.array([[0.8, 0.1, 0.1, 0], [0, 0, 0, 1]], jnp.float32)
-    layers = LayerMap(fuse=matrix, assign=jnp.array([0, 0, 0, 1], jnp.int32), train=jnp.ones(2, bool))
-    stage = algorithm.submodel(constant, layers)
-    assert_close(algorithm.transfer(constant, stage, layers, "copy"), constant, atol=1e-6)
+    layer_map = LayerMap(matrix, jnp.array([0, 0, 0, 1], jnp.int32))
+    # Nothing is learned in between.
+    after = algorithm.transfer(deep, stage_of(algorithm, deep, rows, layer_map)[0], layer_map, "copy")
+    assert_same_model(algorithm.view(after), algorithm.view(deep))
 
 
-def test_message_bytes_are_counted_in_the_dtype_that_travels():
-    message = {"a": jnp.zeros((3, 5), "bfloat16"), "b": [jnp.zeros(7), jnp.zeros((), "int8")]}
-    assert message_bytes(message) == 3 * 5 * 2 + 7 * 4 + 1
-    assert message_bytes(jax.eval_shape(lambda: message)) == message_bytes(message)
-    assert message_bytes({}) == 0
+@pytest.mark.parametrize("name", [name for name in ALGORITHMS if made(name).personal])
+def test_a_clients_own_model_follows_the_stages(name):
+    algorithm = made(name)
+    full, rows = first(algorithm)
+    layer_map = LayerMap(jnp.array([[0.5, 0.5, 0, 0], [0, 0, 0.5, 0.5]]), jnp.array([0, 0, 1, 1], jnp.int32))
+    server, stage_rows = stage_of(algorithm, full, rows, layer_map)
+    assert algorithm.personal(server, stage_rows[0]).depth(otherwise=0) == 2
+    _, moved = trained_messages(algorithm, server, stage_rows, move=noise(4))
+    assert jax.tree.structure(moved) == jax.tree.structure(stage_rows)
+    deep = algorithm.transfer(full, server, layer_map, "copy")
+    own = update(algorithm.personal(deep, algorithm.transfer_row(rows[0], moved[0], layer_map, "copy")))
+    for projection, added in update(algorithm.personal(server, moved[0])).items():
+        np.testing.assert_allclose(own[projection], added[[0, 0, 1, 1]], atol=1e-6)
 
 
 def test_as_float32_widens_every_leaf():

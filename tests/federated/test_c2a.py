@@ -120,7 +120,7 @@ def test_a_stage_changes_the_layer_tokens_alone():
 @pytest.mark.parametrize("name", SIZES)
 def test_a_message_is_the_hypernetwork(name, gate):
     architecture, elements = SIZES[name]
-    algorithm = c2a(MethodConfig(message_dtype="bfloat16", hyper_gate=gate))
+    algorithm = c2a(MethodConfig(message_dtype="bfloat16", hyper_ungated=not gate))
     messages = round_messages(algorithm, architecture, architecture.layers)
     # The gate is one element more than the published method's.
     assert message_elements(messages.up) == message_elements(messages.participant.down) == elements + gate

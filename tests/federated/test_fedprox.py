@@ -22,7 +22,6 @@ from tests.federated.harness import (
     run_round,
     server_with,
 )
-from tests.federated.whole_runs import run_and_go_on, run_without_growth, tiny_config
 from tests.tiny import random_adapter
 
 PLAIN = OptimizerOptions(optimizer="sgd", clip_norm=0.0)
@@ -80,12 +79,3 @@ def test_messages_are_fedits():
     assert_identical(at_start.down, participant(federated, server).down)
     train, _ = algorithm.start(at_start)
     assert_identical(algorithm.finish(at_start, train)[0], train)
-
-
-def test_a_run_with_growth_goes_on(tmp_path, word_tokenizer):
-    run_and_go_on(tiny_config(tmp_path, word_tokenizer, "fedprox", prox_mu=0.1), tmp_path)
-
-
-@pytest.mark.slow
-def test_a_run_without_growth(tmp_path, word_tokenizer):
-    run_without_growth(tiny_config(tmp_path, word_tokenizer, "fedprox"), tmp_path)

@@ -1,7 +1,6 @@
 """HETLoRA: ranks of the clients' own, pruned by what their tails lose, and a mean by the norms of products."""
 
 import dataclasses
-import json
 import math
 
 import jax
@@ -38,7 +37,6 @@ from tests.federated.harness import (
     weighted_mean,
 )
 from tests.federated.test_fedit import LLAMA2_7B, LLAMA2_13B, LLAMA31_8B
-from tests.federated.whole_runs import run_and_go_on, run_without_growth, tiny_config
 from tests.tiny import CONFIG, random_adapter
 
 FOUR = MethodConfig(rank=4, alpha=6.0, dropout=0.0, targets=("v", "down"), client_ranks=(4, 3, 1), rank_shrink=0.6)
@@ -295,20 +293,3 @@ def test_bytes_of_the_papers_models(model, rank):
 
 def test_the_model_is_of_the_largest_rank():
     assert made().view(server_with(FOUR)).lora["down"].a.shape == (CONFIG.layers, CONFIG.feed_forward, 4)
-
-
-def test_a_run_with_growth_goes_on(tmp_path, word_tokenizer):
-    config = tiny_config(tmp_path, word_tokenizer, "hetlora", client_ranks=(4, 2, 1), rank_shrink=0.5)
-    run = run_and_go_on(config, tmp_path)
-    lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
-    by_rank = 4 * sum(sum(CONFIG.projection_shape(name)) for name in config.targets)
-    for line in lines:
-        # Two messages with their ranks, of which at most one is 4 and the other 2.
-        down = (line["bytes_down"] - 2 * 4) / (by_rank * line["layers"])
-        assert down in (6, 5, 4, 3, 2)
-        assert (line["bytes_up"] - 2 * 4) / (by_rank * line["layers"]) == 2 * line["mean_rank"] <= down
-
-
-@pytest.mark.slow
-def test_a_run_without_growth(tmp_path, word_tokenizer):
-    run_without_growth(tiny_config(tmp_path, word_tokenizer, "hetlora", client_ranks=(2, 4)), tmp_path)

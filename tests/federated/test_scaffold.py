@@ -42,7 +42,6 @@ from tests.federated.harness import (
     weighted_mean,
 )
 from tests.federated.test_fedit import LLAMA2_7B, LLAMA2_13B, LLAMA31_8B
-from tests.federated.whole_runs import run_and_go_on, run_without_growth, tiny_config
 from tests.tiny import random_adapter
 
 PLAIN = OptimizerOptions(optimizer="sgd", clip_norm=0.0)
@@ -226,12 +225,3 @@ def test_bytes_of_the_papers_models(model):
         ours, fedits = (round_messages(make, model, layers) for make in (scaffold(options), fedit_with(options, "bfloat16")))
         elements = message_elements(fedits.up)
         assert ours.bytes_up == ours.bytes_down == 2 * 2 * elements
-
-
-def test_a_run_with_growth_goes_on(tmp_path, word_tokenizer):
-    run_and_go_on(tiny_config(tmp_path, word_tokenizer, "scaffold"), tmp_path)
-
-
-@pytest.mark.slow
-def test_a_run_without_growth(tmp_path, word_tokenizer):
-    run_without_growth(tiny_config(tmp_path, word_tokenizer, "scaffold"), tmp_path)

@@ -30,7 +30,6 @@ from tests.federated.harness import (
     weighted_mean,
 )
 from tests.federated.test_fedit import LLAMA2_7B, LLAMA2_13B, LLAMA31_8B
-from tests.federated.whole_runs import run_and_go_on, run_without_growth, tiny_config
 from tests.tiny import random_adapter
 
 NAMES = ("fedavgm", "fedadagrad", "fedyogi", "fedadam")
@@ -212,17 +211,3 @@ def test_messages_are_as_large_as_fedits(name, model):
     options = MethodConfig(rank=32, alpha=64.0, targets=("q", "v"), message_dtype="bfloat16")
     ours, fedits = (round_messages(ALGORITHMS[each](options), model, model.layers) for each in (name, "fedit"))
     assert (ours.bytes_down, ours.bytes_up) == (fedits.bytes_down, fedits.bytes_up)
-
-
-SLOW = [pytest.param(name, marks=[] if name == "fedadam" else pytest.mark.slow) for name in NAMES]
-
-
-@pytest.mark.parametrize("name", SLOW)
-def test_a_run_with_growth_goes_on(tmp_path, word_tokenizer, name):
-    run_and_go_on(tiny_config(tmp_path, word_tokenizer, name), tmp_path)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
-def test_a_run_without_growth(tmp_path, word_tokenizer, name):
-    run_without_growth(tiny_config(tmp_path, word_tokenizer, name), tmp_path)

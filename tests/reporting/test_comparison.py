@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from devft_jax.compare import _csv
 from devft_jax.reporting.comparison import (
-    COSTS,
+    BYTES_UP,
+    FINAL_LOSS,
     LEARNED,
     MEASURES,
     WIDTH,
@@ -93,7 +94,7 @@ def test_the_verdict_follows_the_intervals():
 
 def test_what_holds_all_data_in_one_place_is_no_rival_in_bytes():
     made = comparison(arm("FedIT", [2.0, 3.0]), arm("central", [1.0, 2.0], sent=0, pools=True), arm("c", [3.0, 4.0]))
-    assert fronts(made.budgets[0], COSTS[0]) == ["FedIT"]
+    assert fronts(made.budgets[0], BYTES_UP) == ["FedIT"]
     assert any("of those that keep data apart is that of FedIT" in sentence for sentence in verdict(made))
 
 
@@ -154,6 +155,7 @@ def test_means_over_own_models_are_named():
     # The own models beside a global one are a column, which is left out where no arm has them.
     assert cells(learned_table(made, made.budgets[0]), "both")["clients' own models"] == "1.500"
     assert cells(learned_table(made, made.budgets[0]), "alone")["clients' own models"] == ""
+    assert "In both figures are of the one model that stands for all clients" in " ".join(fairness(made))
     plain = comparison(arm("FedIT", [2.0, 3.0]))
     assert "clients' own models" not in learned_table(plain, plain.budgets[0]).header
 
@@ -252,7 +254,7 @@ def test_wide_tables_go_on_beneath_with_their_names():
 @pytest.mark.parametrize(
     ("form", "values", "expected"),
     [
-        (LEARNED[0].form, (1.23456, 0.0123), f"1.235 {PLUS_MINUS} 0.012"),
+        (FINAL_LOSS.form, (1.23456, 0.0123), f"1.235 {PLUS_MINUS} 0.012"),
         (LEARNED[1].form, (0.123, None), "12.3%"),
         (LEARNED[1].form, (0.123, 0.004), f"12.3 {PLUS_MINUS} 0.4%"),
         (Form(BYTES), (13_762_560, 0.0), "13.8 MB"),

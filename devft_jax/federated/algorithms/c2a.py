@@ -18,7 +18,7 @@ What had to be decided for language models, where the original classifies with D
 * The context is read from the prompt of one example. Over the whole sequence it would show the answer to its own first
   tokens; over a batch, as in the released code, a result would depend on what else is scored with it. Gradients pass through
   it.
-* A gate that begins at zero (`hyper_gate`) leaves the untuned model intact. Until it has moved, in a client's first step,
+* A gate that begins at zero (unless `hyper_ungated`) leaves the untuned model intact. Until it has moved, in a client's first step,
   nothing else learns, as with a of a low-rank adapter whose b is zero. The published method has none.
 * No head is trained.
 
@@ -92,7 +92,7 @@ def c2a(config: MethodConfig) -> Algorithm:
             rank=config.hyper_rank,
             inner=config.hyper_width,
             clusters=config.hyper_clusters,
-            gate=config.hyper_gate,
+            gate=not config.hyper_ungated,
         ),
         broadcast=lambda server: travelling(server, config.message_dtype),
         start=start,

@@ -1,5 +1,5 @@
 """FeDeRA (Yan et al., FeDeRA: Efficient Fine-tuning of Language Models in Federated Learning Leveraging Weight
-Decomposition, 2024): FedIT from the principal directions of the weights.
+Decomposition, arXiv:2404.18848, 2024): FedIT from the principal directions of the weights.
 
 With the singular value decomposition W = U S V^T of every adapted weight, its first r triplets, and s = alpha / r,
 
@@ -127,7 +127,8 @@ def federa(config: MethodConfig) -> Algorithm:
     return dataclasses.replace(
         averaging,
         name="federa",
-        reference="Yan et al., FeDeRA: Fine-tuning in Federated Learning Leveraging Weight Decomposition, 2024",
+        reference="Yan et al., FeDeRA: Efficient Fine-tuning of Language Models in Federated Learning Leveraging Weight "
+        "Decomposition, arXiv:2404.18848, 2024",
         message="a and b of every adapted layer as changes since the stage's beginning, both ways",
         state="server and clients: a dense correction of every adapted weight",
         init_server=init_server,

@@ -123,7 +123,8 @@ def fedex_lora(config: MethodConfig) -> Algorithm:
 
     return Algorithm(
         name="fedex-lora",
-        reference="Singhal et al., FedEx-LoRA: Exact Aggregation for Federated and Efficient Fine-Tuning, ACL 2025",
+        reference="Singhal et al., FedEx-LoRA: Exact Aggregation for Federated and Efficient Fine-Tuning of Large Language "
+        "Models, ACL 2025",
         message="a and b of every adapted layer, both ways; down also the aggregation's residual",
         state="server and clients: a dense correction of every adapted weight",
         init_server=init_server,

@@ -15,7 +15,11 @@ entry travels and no position. Of entries equal in size those first in order are
 Differences from the authors' code: their densities are 1 unless set, here a quarter both ways; their server decays weights
 by PyTorch's default 0.01 times its step size each round, here by nothing, so that clients that learn nothing change nothing;
 their second moment decays by PyTorch's 0.999, here by `server_beta2`; their clients run SGD with momentum, here the run's
-optimiser. Known of the method: while b is zero all of the mask is in a.
+optimiser.
+
+Known of the method: b begins at zero, so that the mask is all in a, and the model that is judged is the untuned base until
+entries of b have outgrown the entries of a that the mask would keep, which takes about 1 / (sqrt(in) `server_learning_rate`)
+rounds of a stage.
 
 A stage's k counts the stage's entries, the mask is that of its own adapter, and AdamW begins anew. Layers of a stage that do
 not learn compete for the mask with the others, as all layers do in the full model. Masking belongs to the messages and to

@@ -14,6 +14,8 @@ one who sat out rounds needs every stack that it missed. Clients of ranks that d
 turn by their place in the population) are padded with zeros, which training leaves zero: a gradient that reaches a padded
 direction is multiplied by its zero in the other factor. Padding does not travel; a message with padding says its rank.
 
+Because every round begins at b = 0, its first local step moves b alone; of few steps that is a large share.
+
 The authors merge the stack into the weights. Here D stays in float32 beside them, since packing them anew would lose what
 is small against their precision. Their server is made for the ranks of all clients together, so that their code works only
 with everyone taking part.
@@ -127,7 +129,8 @@ def flora(config: MethodConfig) -> Algorithm:
 
     return Algorithm(
         name="flora",
-        reference="Wang et al., FLoRA: Federated Fine-Tuning with Heterogeneous Low-Rank Adaptations, NeurIPS 2024",
+        reference="Wang et al., FLoRA: Federated Fine-Tuning Large Language Models with Heterogeneous Low-Rank "
+        "Adaptations, NeurIPS 2024",
         message="up a and b of every adapted layer; down those of all participants, stacked",
         state="server: a dense correction of every adapted weight; clients: the same, and their rank where ranks differ",
         init_server=init_server,

@@ -51,8 +51,8 @@ class AlgorithmOptions:
     """c2a: inner width c of the hypernetwork's factors."""
     hyper_clusters: int = 10
     """c2a: clusters of instructions whose shares describe a client."""
-    hyper_gate: bool = True
-    """c2a: scale the adapters by a gate that begins at zero, so that the untuned base is intact at the start."""
+    hyper_ungated: bool = False
+    """c2a: leave out the gate that begins at zero and keeps the untuned base intact at the start."""
     density_down: float = 0.25
     """flasc: share of the entries that the server sends, those of largest magnitude."""
     density_up: float = 0.25
