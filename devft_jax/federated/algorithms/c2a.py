@@ -18,8 +18,8 @@ What had to be decided for language models, where the original classifies with D
 * The context is read from the prompt of one example. Over the whole sequence it would show the answer to its own first
   tokens; over a batch, as in the released code, a result would depend on what else is scored with it. Gradients pass through
   it.
-* A gate that begins at zero (unless `hyper_ungated`) leaves the untuned model intact. Until it has moved, in a client's first step,
-  nothing else learns, as with a of a low-rank adapter whose b is zero. The published method has none.
+* A gate that begins at zero (unless `hyper_ungated`) leaves the untuned model intact. Until it has moved, in a client's
+  first step, nothing else learns, as with a of a low-rank adapter whose b is zero. The published method has none.
 * No head is trained.
 
 What is judged is the shared hypernetwork with a flat y, as in the released code. In a submodel the layer tokens alone are
