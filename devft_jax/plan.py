@@ -61,7 +61,7 @@ from devft_jax.models.quantization import base_shapes
 from devft_jax.programs import CompiledMemory, resolve_clients_per_step, resolve_compute
 from devft_jax.reporting.progress import readable_bytes, readable_seconds
 from devft_jax.reporting.table import table
-from devft_jax.stages import named_growth, plan_stages
+from devft_jax.stages import check_composition, named_growth, plan_stages
 from devft_jax.trainer import bundled_model
 
 TOTALS = ("rounds", "bytes_up", "bytes_down", "bytes_stage", "bytes_missed", "train_flops", "seconds")
@@ -110,7 +110,7 @@ class StagePlan:
       clients: that take part in the stage at least once; late: of them, those that were not in its first round.
       submodel: bytes of the dense representative layers, 0 at full depth. bytes_stage: sent once to each of `clients`.
       recipe: bytes from which a client that holds the base fuses the submodel itself.
-      bytes_missed: of messages that returning clients were absent for; owed only by methods whose messages add up.
+      bytes_missed: of messages that returning clients were absent for, where a method's messages add up; else 0.
       train_flops: upper bound. flops_per_token: of a training step, by what they are spent on.
       evaluation_flops: of one held-out example of full length. seconds: projected.
       simulator, client: memory of one device of the simulator, and of a client's own. compiled: XLA's figure for the first.
@@ -247,9 +247,11 @@ def make_plan(config: RunConfig, options: PlanOptions | None = None, *, architec
         )
     depths = tuple(shape.layers for shape in shapes)
     planner = _Planner(config, options, architecture)
+    check_composition(planner.algorithm, shapes)
     ids = np.arange(1 if planner.algorithm.pools else config.clients, dtype=np.uint32)
     cohorts = [sample_cohort(config.seed, index, ids, planner.participants) for index in range(sum(rounds))]
-    sizes = {layers: planner.sent * planner.messages(layers).bytes_down for layers in {*depths, architecture.layers}}
+    owed = planner.sent * planner.algorithm.cumulative
+    sizes = {layers: owed * planner.messages(layers).bytes_down for layers in {*depths, architecture.layers}}
     missed = missed_bytes(cohorts, np.repeat([sizes[layers] for layers in depths], rounds).tolist())
     stages: list[StagePlan] = []
     for shape, count in zip(shapes, rounds, strict=True):
@@ -553,8 +555,9 @@ def _traffic(plan: Plan) -> list[str]:
                 sum(each.clients * each.recipe for each in fused),
             ),
         ]
+    if plan.total("bytes_missed"):
+        besides += [("messages that absentees missed and need, because this method's add up", plan.total("bytes_missed"))]
     besides += [
-        ("messages that absentees missed; owed only if messages add up, unlike FedIT's", plan.total("bytes_missed")),
         ("the base model, once to every client under any method; not counted above", clients * plan.base_bytes),
     ]
     return [

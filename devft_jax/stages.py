@@ -9,11 +9,12 @@ Losses of single rounds are those of the few clients drawn, hence the means. The
 a resumed run ends its stages where an uninterrupted one does.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from devft_jax.config import RunConfig
-from devft_jax.developmental import Growth, make_growth, proposed_rounds
+from devft_jax.developmental import Growth, StageShape, make_growth, proposed_rounds
 from devft_jax.errors import InputError
+from devft_jax.federated.algorithm import Algorithm
 
 
 def named_growth(config: RunConfig, num_layers: int) -> Growth:
@@ -44,6 +45,17 @@ def plan_stages(config: RunConfig, growth: Growth, num_layers: int) -> tuple[int
             "stage_rounds is needed for a growth that does not tell its stages; give the rounds of each, such as (20, 20)."
         )
     return proposed
+
+
+def check_composition(algorithm: Algorithm, stages: Iterable[StageShape]) -> None:
+    """Raise `InputError` where an algorithm cannot train a stage as the growth wants it."""
+    for number, stage in enumerate(stages, 1):
+        kept = stage.layers - stage.trained
+        if kept and not algorithm.layered:
+            raise InputError(
+                f"{algorithm.name} trains weights that all layers share, and the growth keeps {kept} of the {stage.layers} layers "
+                f"of stage {number} from learning; choose another growth or algorithm."
+            )
 
 
 def has_flattened(losses: Sequence[float], *, window: int, improvement: float) -> bool:

@@ -34,7 +34,7 @@ from devft_jax.data import (
     pool,
     public_examples,
 )
-from devft_jax.developmental import Growth, LayerMap, fuse, next_stage, planned_depths
+from devft_jax.developmental import Growth, LayerMap, StageShape, fuse, next_stage, planned_depths, planned_stages
 from devft_jax.errors import InputError, RunError
 from devft_jax.evaluation import Evaluation, HeldOut, Judgement
 from devft_jax.federated.algorithm import Algorithm, Clients, same_server
@@ -58,7 +58,7 @@ from devft_jax.programs import (
     versions,
 )
 from devft_jax.reporting import Progress
-from devft_jax.stages import after_round, named_growth, plan_stages
+from devft_jax.stages import after_round, check_composition, named_growth, plan_stages
 from devft_jax.storage import RunFolder, map_rows, mapped_shapes, scatter_rows
 
 PyTree = Any
@@ -149,11 +149,12 @@ class Trainer:
         self.depths = planned_depths(self.growth, layers)
         self.stage_rounds = plan_stages(config, self.growth, layers)
         validate_learning_rate(config, len(self.stage_rounds))
+        self.algorithm = algorithm or ALGORITHMS[config.algorithm](config)
+        check_composition(self.algorithm, planned_stages(self.growth, layers) or ())
         self._probe = self._probe_examples() if hasattr(self.growth, "prepared") else None
         self.data = data or build_federated_data(config, self.model.tokenizer, seed=config.seed)
         self._check_cohort()
         self._check_tokens()
-        self.algorithm = algorithm or ALGORITHMS[config.algorithm](config)
         self.participants, self.local_steps = config.clients_per_round, config.local_steps
         if self.algorithm.pools:
             self.data = pool(self.data)
@@ -414,11 +415,7 @@ class Trainer:
             raise RunError(f"stage {stage + 1} could not be built: {error}") from error
         if transition is None:
             return False
-        if not self.algorithm.layered and not np.all(transition.layer_map.train):
-            raise InputError(
-                f"{self.algorithm.name} trains weights that all layers share, so no layer of stage {stage + 1} can be kept "
-                f"from learning as growth '{self.config.growth}' wants; choose another growth or algorithm."
-            )
+        check_composition(self.algorithm, [StageShape.of(transition.layer_map)])
         layer_map = dataclasses.replace(transition.layer_map, align=self.config.gauge_alignment)
         runs_base = layer_map.runs_base
         state.layer_map, state.stage, state.rounds_in_stage = layer_map, stage, 0
