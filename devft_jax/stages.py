@@ -53,8 +53,8 @@ def check_composition(algorithm: Algorithm, stages: Iterable[StageShape]) -> Non
         kept = stage.layers - stage.trained
         if kept and not algorithm.layered:
             raise InputError(
-                f"{algorithm.name} trains weights that all layers share, and the growth keeps {kept} of the {stage.layers} layers "
-                f"of stage {number} from learning; choose another growth or algorithm."
+                f"{algorithm.name} trains weights that all layers share, and the growth keeps {kept} of the {stage.layers} "
+                f"layers of stage {number} from learning; choose another growth or algorithm."
             )
 
 
