@@ -25,7 +25,8 @@ What clients receive and send is FedIT's: a client's domain is known to the serv
 other, k matrices each and back those that are shared, is no client's message and is not counted. The one global model is the
 mean of the domains' factors; a client's own model has its domain's adapter, so that `devft export --client` writes that of
 any domain, and the run's last evaluation scores each. At a stage change every domain's adapter is fused and returned by
-itself; growth sees their mean.
+itself; growth sees their mean. A layer that does not learn in a stage is ranked with the others but makes no step, which
+would only disturb those that learn: what it makes of such a layer is not returned.
 """
 
 import dataclasses
@@ -47,9 +48,10 @@ EPSILON = 1e-8
 
 
 class Server(struct.PyTreeNode):
-    """Every domain's factors, `a [J, L, in, r]` and `b [J, L, r, out]`, and the depth of the full model."""
+    """Every domain's factors, `a [J, L, in, r]` and `b [J, L, r, out]`, which layers learn, bool[L], and the model's depth."""
 
     lora: dict[str, LoraFactors]
+    learns: jax.Array
     layers: int = struct.field(pytree_node=False)
 
 
@@ -66,7 +68,7 @@ def dofit(config: MethodConfig) -> Algorithm:
     def init_server(key: jax.Array, model: ModelConfig, clients: Clients) -> Server:
         lora = initial_adapter(key, model, config).lora
         repeated = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (config.domains, *leaf.shape)), lora)
-        return Server(lora=repeated, layers=model.layers)
+        return Server(lora=repeated, learns=jnp.ones(model.layers, bool), layers=model.layers)
 
     def finish(participant: Participant, train: PyTree) -> tuple[PyTree, PyTree]:
         domain = Unsent(participant.row["domain"])
@@ -84,6 +86,7 @@ def dofit(config: MethodConfig) -> Algorithm:
 
         lora = jax.tree.map(averaged, sums.lora, server.lora)
         shared = shared_matrices(lora, top=_offered(config.domain_top, lora, server.layers))
+        shared = jax.tree.map(lambda flags: flags & server.learns, shared)
         stepped = step_between_domains(lora, shared, step=config.domain_step, rule=config.domain_rule)
         metrics = {
             "update_norm": optax.tree.norm(jax.tree.map(jnp.subtract, stepped, server.lora)),
@@ -101,7 +104,8 @@ def dofit(config: MethodConfig) -> Algorithm:
         return server.replace(lora=jax.tree.map(lambda *parts: jnp.stack(parts), *(adapter.lora for adapter in adapters)))
 
     def submodel(server: Server, layer_map: LayerMap) -> Server:
-        return of_adapters(server, [stage_adapter(adapter, layer_map) for adapter in adapters(server)])
+        stage = of_adapters(server, [stage_adapter(adapter, layer_map) for adapter in adapters(server)])
+        return stage.replace(learns=jnp.asarray(layer_map.train))
 
     def transfer(full: Server, stage: Server, layer_map: LayerMap, mode: str) -> Server:
         pairs = zip(adapters(full), adapters(stage), strict=True)
