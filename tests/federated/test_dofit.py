@@ -143,6 +143,17 @@ def test_the_first_round_shares_a_alone_and_equal_domains_do_not_step():
     assert metrics["shared_matrices"] == 10
 
 
+def test_what_the_rounding_of_a_mean_leaves_between_domains_is_no_step():
+    server = init(dofit(OPTIONS))
+    _, after, metrics = a_round(OPTIONS, server, distance=0.0)
+    assert metrics["shared_matrices"] == 10
+    assert_close(after.lora, server.lora, atol=1e-6)
+    # What a round at the smallest rates teaches is well above it.
+    _, after, _ = a_round(OPTIONS, server, distance=1e-4)
+    moved = np.linalg.norm([after.lora[name].a[0] - server.lora[name].a[0] for name in ("q", "v")], axis=(2, 3))
+    assert np.count_nonzero(moved > 0.9 * OPTIONS.domain_step) > 0
+
+
 def test_messages_of_bfloat16_are_summed_in_float32():
     options = dataclasses.replace(OPTIONS, message_dtype="bfloat16", domain_step=0.0)
     server = random_server(options)
