@@ -133,7 +133,8 @@ def test_a_stage_of_the_models_top_is_exported_on_the_whole_model(config, tiny, 
     expected = logits(tiny / "model", import_peft(tmp_path / "full", MODEL))
     assert np.abs(expected - logits(tiny / "model")).max() > 1e-3
     np.testing.assert_allclose(logits(tmp_path / "merged"), expected, atol=1e-4)
-    np.testing.assert_allclose(logits(tmp_path / "both", import_peft(tmp_path / "both" / "adapter", MODEL)), expected, atol=1e-4)
+    adapter = import_peft(tmp_path / "both" / "adapter", MODEL)
+    np.testing.assert_allclose(logits(tmp_path / "both", adapter), expected, atol=1e-4)
 
 
 def test_the_full_adapter_as_of_a_stage(finished, first_stage, tmp_path):

@@ -50,7 +50,7 @@ ROUNDING = 1e-5
 
 
 class Server(struct.PyTreeNode):
-    """Every domain's factors, `a [J, L, in, r]` and `b [J, L, r, out]`, which layers learn, bool[L], and the model's depth."""
+    """Every domain's `a [J, L, in, r]` and `b [J, L, r, out]`, which layers learn, bool[L], and the full model's depth."""
 
     lora: dict[str, LoraFactors]
     learns: jax.Array
