@@ -389,11 +389,17 @@ def _read_checkpoint(
         adapters = algorithm.global_model(deep, bank), algorithm.global_model(server, arrays["bank"])
     return _Checkpoint(
         full=as_low_rank(adapters[0]),
-        submodel=as_low_rank(adapters[1]),
+        submodel=_on_every_layer(as_low_rank(adapters[1]), layer_map.bare),
         layer_map=layer_map,
         stage=record["stage"] + 1,
         base=record["base"],
     )
+
+
+def _on_every_layer(adapter: Adapter, bare: int) -> Adapter:
+    """An adapter of the last layers with factors of zero for the `bare` ones below, as other tools need it."""
+    below = ((bare, 0), (0, 0), (0, 0))
+    return adapter.replace(lora=jax.tree.map(lambda leaf: jnp.pad(leaf, below), adapter.lora))
 
 
 def _submodel(config: RunConfig, path: str, checkpoint: _Checkpoint) -> Model:
@@ -401,7 +407,7 @@ def _submodel(config: RunConfig, path: str, checkpoint: _Checkpoint) -> Model:
     layer_map = checkpoint.layer_map
     model = load_pretrained(path, quantization=config.quantization, dtype="float32")
     _warn_of_another_base(model, checkpoint.base)
-    if layer_map.is_identity:
+    if layer_map.runs_base:
         return model
     own = model.base.blocks
     source = own if config.fuse_from == "packed" else load_original_blocks(path)

@@ -123,6 +123,20 @@ def test_a_stages_submodel_computes_what_its_clients_trained(finished, first_sta
     assert fields["base_model_name_or_path"] == str(tmp_path / "both")
 
 
+def test_a_stage_of_the_models_top_is_exported_on_the_whole_model(config, tiny, tmp_path):
+    chosen = dataclasses.replace(config, growth="top-grow", capacities=(1, 4), rounds=2, out=str(tmp_path / "run"))
+    train(chosen, progress=QUIET)
+    export(tmp_path / "run", tmp_path / "merged", form="submodel", stage=1, dtype="float32")
+    export(tmp_path / "run", tmp_path / "both", form="submodel-adapter", stage=1, dtype="float32")
+    # Layers below the top have learned nothing yet, so that the stage's model is the full one.
+    export(tmp_path / "run", tmp_path / "full", stage=1)
+    expected = logits(tiny / "model", import_peft(tmp_path / "full", MODEL))
+    assert np.abs(expected - logits(tiny / "model")).max() > 1e-3
+    np.testing.assert_allclose(logits(tmp_path / "merged"), expected, atol=1e-4)
+    adapter = import_peft(tmp_path / "both" / "adapter", MODEL)
+    np.testing.assert_allclose(logits(tmp_path / "both", adapter), expected, atol=1e-4)
+
+
 def test_the_full_adapter_as_of_a_stage(finished, first_stage, tmp_path):
     trainer, state = first_stage
     export(finished.folder, tmp_path / "out", stage=1)

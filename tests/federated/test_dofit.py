@@ -36,7 +36,8 @@ def random_server(options=OPTIONS, seed=0):
     """A server in the middle of training, each domain with an adapter of its own."""
     rng = np.random.default_rng(seed)
     server = init(dofit(options))
-    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32), server)
+    lora = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32), server.lora)
+    return server.replace(lora=lora)
 
 
 def a_round(options, server, domains=DOMAINS, weights=WEIGHTS, distance=1.0):
@@ -99,7 +100,7 @@ def test_a_domain_without_participants_keeps_its_adapter():
     options = dataclasses.replace(OPTIONS, domain_step=0.0)
     server = random_server(options)
     _, after, _ = a_round(options, server, domains=(0, 0), weights=(2.0, 3.0))
-    for new, old in zip(jax.tree.leaves(after), jax.tree.leaves(server), strict=True):
+    for new, old in zip(jax.tree.leaves(after.lora), jax.tree.leaves(server.lora), strict=True):
         assert_identical(new[1], old[1])
         assert np.abs(new[0] - old[0]).max() > 0.1
 
@@ -142,6 +143,17 @@ def test_the_first_round_shares_a_alone_and_equal_domains_do_not_step():
     assert metrics["shared_matrices"] == 10
 
 
+def test_what_the_rounding_of_a_mean_leaves_between_domains_is_no_step():
+    server = init(dofit(OPTIONS))
+    _, after, metrics = a_round(OPTIONS, server, distance=0.0)
+    assert metrics["shared_matrices"] == 10
+    assert_close(after.lora, server.lora, atol=1e-6)
+    # What a round at the smallest rates teaches is well above it.
+    _, after, _ = a_round(OPTIONS, server, distance=1e-4)
+    moved = np.linalg.norm([after.lora[name].a[0] - server.lora[name].a[0] for name in ("q", "v")], axis=(2, 3))
+    assert np.count_nonzero(moved > 0.9 * OPTIONS.domain_step) > 0
+
+
 def test_messages_of_bfloat16_are_summed_in_float32():
     options = dataclasses.replace(OPTIONS, message_dtype="bfloat16", domain_step=0.0)
     server = random_server(options)
@@ -164,16 +176,38 @@ def test_each_domain_passes_a_stage_by_itself():
     matrix = np.array([[0.9, 0.1, 0, 0], [0, 0, 1, 0]], np.float32)
     layers = LayerMap(jnp.asarray(matrix), jnp.array([0, 0, 1, -1], jnp.int32), jnp.array([True, False]))
     stage = algorithm.submodel(server, layers)
-    for small, full in zip(jax.tree.leaves(stage), jax.tree.leaves(server), strict=True):
+    for small, full in zip(jax.tree.leaves(stage.lora), jax.tree.leaves(server.lora), strict=True):
         np.testing.assert_allclose(small, np.einsum("gl,jl...->jg...", matrix, full), atol=1e-6)
-    moved = jax.tree.map(lambda leaf: leaf + 1, stage)
+    moved = stage.replace(lora=jax.tree.map(lambda leaf: leaf + 1, stage.lora))
     after = algorithm.transfer(server, moved, layers, "copy")
-    for new, old, trained in zip(*map(jax.tree.leaves, (after, server, moved)), strict=True):
+    for new, old, trained in zip(*map(jax.tree.leaves, (after.lora, server.lora, moved.lora)), strict=True):
         assert_identical(new[:, 2:], old[:, 2:])
         assert_identical(new[:, :2], jnp.stack([trained[:, 0]] * 2, axis=1))
     identity = LayerMap.identity(CONFIG.layers)
     assert_identical(algorithm.submodel(server, identity), server)
     assert_identical(algorithm.transfer(server, server, identity, "copy"), server)
+
+
+def test_layers_that_do_not_learn_make_no_step():
+    options = dataclasses.replace(OPTIONS, domain_top=1000)
+    algorithm, server = dofit(options), random_server(options)
+    learns = np.array([False, True, True, False])
+    identity = LayerMap.identity(CONFIG.layers)
+    stage = algorithm.submodel(server, LayerMap(identity.fuse, identity.assign, jnp.asarray(learns)))
+    rows = [{"domain": jnp.int32(domain)} for domain in DOMAINS]
+
+    def move(who, leaf):
+        return leaf + (1.0 + who) * learns.reshape(-1, 1, 1)
+
+    ups, _ = trained_messages(algorithm, stage, rows, move=move)
+    after, metrics = aggregated(algorithm, stage, ups, WEIGHTS)
+    assert metrics["shared_matrices"] == 6 * 2
+    for new, old in zip(jax.tree.leaves(after.lora), jax.tree.leaves(server.lora), strict=True):
+        assert_close(new[:, ~learns], old[:, ~learns], atol=1e-6)
+        assert np.abs(new - old)[:, learns].min() > 0.1
+    # The next stage has learning layers of its own.
+    deep = algorithm.transfer(server, after, identity, "copy")
+    assert algorithm.submodel(deep, identity).learns.all()
 
 
 def test_models_are_the_domains_and_their_mean():

@@ -3,10 +3,13 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from devft_jax.developmental import LayerMap
 from devft_jax.federated.algorithm import Clients
+from devft_jax.federated.algorithms.fedit import fedit
 from devft_jax.federated.algorithms.local_only import local_only
 from tests.federated.harness import (
     DROPOUT,
@@ -79,3 +82,11 @@ def test_a_clients_model_is_its_own_factors():
     own = algorithm().personal(server, row)
     assert_identical(own.lora, row)
     assert (own.scale, own.dropout) == (server.scale, server.dropout)
+
+
+@pytest.mark.parametrize("align", [False, True])
+def test_a_clients_factors_enter_a_stage_as_fedits_do(align):
+    server = server_with(DROPOUT)
+    fuse = jnp.array([[0.7, 0.3, 0, 0], [0, 0, 0.5, 0.5]], jnp.float32)
+    layers = LayerMap(fuse, jnp.array([0, 0, 1, 1], jnp.int32), align=align)
+    assert_identical(algorithm().submodel_row(server.lora, layers), fedit(DROPOUT).submodel(server, layers).lora)

@@ -8,15 +8,16 @@ a domain without participants keeps its adapter. Then the domains' servers meet.
 and each b, is a matrix X with one version X_j per domain. A domain offers the k of largest Frobenius norm; those that all
 domains offer are shared, and of a shared one, with the domains' mean M = sum_j X_j / J,
 
-    dofit:  X_j <- X_j + c |X_j - M| / (||X_j - M||_F + eps)    (absolute value of each element)
+    dofit:  X_j <- X_j + c |X_j - M| / ||X_j - M||_F            (absolute value of each element)
     mean:   X_j <- M                                            (DoFIT-base)
 
 All other matrices stay. In a submodel of L_s of the L layers k is scaled by L_s / L, and is at least 1.
 
-The released code has no eps, so that domains which agree on a matrix give 0 / 0, a single domain always; here their step is
-zero, and one domain is FedIT. Two things follow from the formula and are left as they are. The step has norm c whatever the
-round has learned, also where clients learned nothing, and all its elements are positive. With J = 2 both domains make the
-same step, so that their difference never changes by it. b is zero at first, so that early on only a is shared.
+In the released code domains which agree on a matrix give 0 / 0, a single domain always. Here their step is zero, also where
+they differ by no more than the rounding of a float32 mean, and one domain is FedIT. Two things follow from the formula and
+are left as they are. The step has norm c whatever the round has learned, and all its elements are positive. With J = 2 both
+domains make the same step, so that their difference never changes by it. b is zero at first, so that early on only a is
+shared.
 
 Domains are not given for instruction data: they are groups of clients with similar instructions (`Clients.domains`). All
 begin with the same adapter.
@@ -25,7 +26,8 @@ What clients receive and send is FedIT's: a client's domain is known to the serv
 other, k matrices each and back those that are shared, is no client's message and is not counted. The one global model is the
 mean of the domains' factors; a client's own model has its domain's adapter, so that `devft export --client` writes that of
 any domain, and the run's last evaluation scores each. At a stage change every domain's adapter is fused and returned by
-itself; growth sees their mean.
+itself; growth sees their mean. A layer that does not learn in a stage is ranked with the others but makes no step, which
+would only disturb those that learn: what it makes of such a layer is not returned.
 """
 
 import dataclasses
@@ -43,13 +45,15 @@ from devft_jax.federated.algorithms.options import MethodConfig
 from devft_jax.federated.messages import Unsent
 from devft_jax.models.llama import Adapter, LoraFactors, ModelConfig
 
-EPSILON = 1e-8
+# Relative to a matrix's norm, above the rounding of means over some hundred clients and below what a step teaches.
+ROUNDING = 1e-5
 
 
 class Server(struct.PyTreeNode):
-    """Every domain's factors, `a [J, L, in, r]` and `b [J, L, r, out]`, and the depth of the full model."""
+    """Every domain's `a [J, L, in, r]` and `b [J, L, r, out]`, which layers learn, bool[L], and the full model's depth."""
 
     lora: dict[str, LoraFactors]
+    learns: jax.Array
     layers: int = struct.field(pytree_node=False)
 
 
@@ -66,7 +70,7 @@ def dofit(config: MethodConfig) -> Algorithm:
     def init_server(key: jax.Array, model: ModelConfig, clients: Clients) -> Server:
         lora = initial_adapter(key, model, config).lora
         repeated = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (config.domains, *leaf.shape)), lora)
-        return Server(lora=repeated, layers=model.layers)
+        return Server(lora=repeated, learns=jnp.ones(model.layers, bool), layers=model.layers)
 
     def finish(participant: Participant, train: PyTree) -> tuple[PyTree, PyTree]:
         domain = Unsent(participant.row["domain"])
@@ -84,6 +88,7 @@ def dofit(config: MethodConfig) -> Algorithm:
 
         lora = jax.tree.map(averaged, sums.lora, server.lora)
         shared = shared_matrices(lora, top=_offered(config.domain_top, lora, server.layers))
+        shared = jax.tree.map(lambda flags: flags & server.learns, shared)
         stepped = step_between_domains(lora, shared, step=config.domain_step, rule=config.domain_rule)
         metrics = {
             "update_norm": optax.tree.norm(jax.tree.map(jnp.subtract, stepped, server.lora)),
@@ -101,7 +106,8 @@ def dofit(config: MethodConfig) -> Algorithm:
         return server.replace(lora=jax.tree.map(lambda *parts: jnp.stack(parts), *(adapter.lora for adapter in adapters)))
 
     def submodel(server: Server, layer_map: LayerMap) -> Server:
-        return of_adapters(server, [stage_adapter(adapter, layer_map) for adapter in adapters(server)])
+        stage = of_adapters(server, [stage_adapter(adapter, layer_map) for adapter in adapters(server)])
+        return stage.replace(learns=jnp.asarray(layer_map.train))
 
     def transfer(full: Server, stage: Server, layer_map: LayerMap, mode: str) -> Server:
         pairs = zip(adapters(full), adapters(stage), strict=True)
@@ -173,8 +179,9 @@ def step_between_domains(
             moved = jnp.broadcast_to(mean, leaf.shape)
         else:
             apart = jnp.abs(leaf - mean)
-            norm = jnp.sqrt(jnp.sum(apart**2, axis=(2, 3), keepdims=True))
-            moved = leaf + step * apart / (norm + EPSILON)
+            norm, size = (jnp.linalg.norm(part, axis=(2, 3), keepdims=True) for part in (apart, mean))
+            differs = norm > ROUNDING * size
+            moved = leaf + jnp.where(differs, step * apart / jnp.where(differs, norm, 1), 0)
         return jnp.where(flags[None, :, None, None], moved, leaf)
 
     return jax.tree.map(one, lora, shared)

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from devft_jax.developmental import LayerMap, fuse, inherit
-from devft_jax.federated.adapters import adapter_of, initial_adapter, returned_adapter, stage_adapter
+from devft_jax.federated.adapters import adapter_of, aligned, initial_adapter, returned_adapter, stage_adapter
 from devft_jax.federated.algorithm import Algorithm, Clients, Participant, PyTree, empty
 from devft_jax.federated.algorithms.options import MethodConfig
 from devft_jax.models.llama import Adapter
@@ -61,7 +61,7 @@ def local_only(config: MethodConfig) -> Algorithm:
         submodel=stage_adapter,
         transfer=returned_adapter,
         init_bank=init_bank,
-        submodel_row=lambda row, layer_map: fuse(layer_map, row),
+        submodel_row=lambda row, layer_map: fuse(layer_map, aligned(row, layer_map)),
         transfer_row=transfer_row,
         personal=lambda server, row: server.replace(lora=row),
     )
