@@ -308,7 +308,11 @@ def _control(own: Configured, target: Configured) -> Configured:
 
 def leanest(arms: Sequence[Configured]) -> str:
     """The arm whose bytes are the budget where none is named: of those that send anything, controls apart, the least."""
-    sent = {each.arm.name: Costs(each.config).of("bytes_up") for each in arms if each.arm.control is None}
+    sent = {}
+    for each in arms:
+        if each.arm.control is None:
+            with _naming(each.arm):
+                sent[each.arm.name] = Costs(each.config).of("bytes_up")
     sending = {name: count for name, count in sent.items() if count}
     if not sending:
         raise InputError("the budget is bytes and no arm sends any; give --budget rounds.")
