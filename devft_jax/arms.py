@@ -35,7 +35,7 @@ from devft_jax.federated.options import validate_learning_rate
 from devft_jax.models.pretrained import model_architecture
 from devft_jax.plan import make_plan
 from devft_jax.reporting.units import BYTES, readable
-from devft_jax.stages import named_growth, plan_stages
+from devft_jax.stages import check_stage_rows, named_growth, plan_stages
 from devft_jax.trainer import bundled_model
 
 END_TO_END = "end-to-end"
@@ -178,7 +178,9 @@ def check_arms(arms: Sequence[Arm]) -> None:
 def check_stages(config: RunConfig) -> None:
     """Raise `InputError` for stages that do not fit the model, or rates that do not fit the stages, before any run."""
     layers = model_architecture(bundled_model() if config.model == "bundled" else config.model).layers
-    validate_learning_rate(config, len(plan_stages(config, named_growth(config, layers), layers)))
+    growth = named_growth(config, layers)
+    validate_learning_rate(config, len(plan_stages(config, growth, layers)))
+    check_stage_rows(ALGORITHMS[config.algorithm](config), growth, config, layers)
 
 
 class Costs:

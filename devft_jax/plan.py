@@ -62,7 +62,7 @@ from devft_jax.models.quantization import base_shapes
 from devft_jax.programs import CompiledMemory, resolve_clients_per_step, resolve_compute
 from devft_jax.reporting.progress import readable_bytes, readable_seconds
 from devft_jax.reporting.table import table
-from devft_jax.stages import named_growth, plan_stages
+from devft_jax.stages import check_stage_rows, named_growth, plan_stages
 from devft_jax.trainer import bundled_model
 
 TOTALS = ("rounds", "bytes_up", "bytes_down", "bytes_stage", "bytes_missed", "train_flops", "seconds")
@@ -252,6 +252,7 @@ def make_plan(config: RunConfig, options: PlanOptions | None = None, *, architec
         )
     depths = tuple(shape.layers for shape in shapes)
     planner = _Planner(config, options, architecture)
+    check_stage_rows(planner.algorithm, growth, config, architecture.layers)
     ids = np.arange(1 if planner.algorithm.pools else config.clients, dtype=np.uint32)
     cohorts = [sample_cohort(config.seed, index, ids, planner.participants) for index in range(sum(rounds))]
     sizes = {layers: planner.owed * planner.messages(layers).bytes_down for layers in {*depths, architecture.layers}}

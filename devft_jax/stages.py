@@ -12,8 +12,9 @@ a resumed run ends its stages where an uninterrupted one does.
 from collections.abc import Sequence
 
 from devft_jax.config import RunConfig
-from devft_jax.developmental import Growth, make_growth, proposed_rounds
+from devft_jax.developmental import Growth, make_growth, planned_stages, proposed_rounds
 from devft_jax.errors import InputError
+from devft_jax.federated.algorithm import Algorithm
 
 
 def named_growth(config: RunConfig, num_layers: int) -> Growth:
@@ -44,6 +45,21 @@ def plan_stages(config: RunConfig, growth: Growth, num_layers: int) -> tuple[int
             "stage_rounds is needed for a growth that does not tell its stages; give the rounds of each, such as (20, 20)."
         )
     return proposed
+
+
+def check_stage_rows(algorithm: Algorithm, growth: Growth, config: RunConfig, num_layers: int) -> None:
+    """Raise `InputError` where a stage that the growth announces keeps rows from learning and the algorithm cannot."""
+    for stage, shape in enumerate(planned_stages(growth, num_layers) or ()):
+        check_rows(algorithm, config.growth, stage, all_learn=shape.trained == shape.layers)
+
+
+def check_rows(algorithm: Algorithm, growth: str, stage: int, *, all_learn: bool) -> None:
+    """Raise `InputError` unless all rows of a stage, counted from 0, learn or the algorithm can keep some from learning."""
+    if not algorithm.layered and not all_learn:
+        raise InputError(
+            f"{algorithm.name} trains weights that all layers share, so no layer of stage {stage + 1} can be kept from "
+            f"learning as growth '{growth}' wants; choose another growth or algorithm."
+        )
 
 
 def has_flattened(losses: Sequence[float], *, window: int, improvement: float) -> bool:

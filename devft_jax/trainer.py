@@ -58,7 +58,7 @@ from devft_jax.programs import (
     versions,
 )
 from devft_jax.reporting import Progress
-from devft_jax.stages import after_round, named_growth, plan_stages
+from devft_jax.stages import after_round, check_rows, check_stage_rows, named_growth, plan_stages
 from devft_jax.storage import RunFolder, map_rows, mapped_shapes, scatter_rows
 
 PyTree = Any
@@ -154,6 +154,7 @@ class Trainer:
         self._check_cohort()
         self._check_tokens()
         self.algorithm = algorithm or ALGORITHMS[config.algorithm](config)
+        check_stage_rows(self.algorithm, self.growth, config, layers)
         self.participants, self.local_steps = config.clients_per_round, config.local_steps
         if self.algorithm.pools:
             self.data = pool(self.data)
@@ -414,11 +415,8 @@ class Trainer:
             raise RunError(f"stage {stage + 1} could not be built: {error}") from error
         if transition is None:
             return False
-        if not self.algorithm.layered and not np.all(transition.layer_map.train):
-            raise InputError(
-                f"{self.algorithm.name} trains weights that all layers share, so no layer of stage {stage + 1} can be kept "
-                f"from learning as growth '{self.config.growth}' wants; choose another growth or algorithm."
-            )
+        all_learn = bool(np.all(transition.layer_map.train))
+        check_rows(self.algorithm, self.config.growth, stage, all_learn=all_learn)
         layer_map = dataclasses.replace(transition.layer_map, align=self.config.gauge_alignment)
         runs_base = layer_map.runs_base
         state.layer_map, state.stage, state.rounds_in_stage = layer_map, stage, 0

@@ -138,6 +138,10 @@ def test_a_name_follows_what_is_computed_and_when_it_is_judged(config):
             ["--arms", "fedit,fedit+devft:stage_end=plateau", "--budget", "bytes"],
             "the arm 'fedit+devft:stage_end=plateau' cannot be run: stage_end 'plateau' ends stages by the loss",
         ),
+        (
+            ["--arms", "fedit,c2a+progfed:warmup_rounds=1"],
+            "the arm 'c2a+progfed:warmup_rounds=1' cannot be run: c2a trains weights that all layers share",
+        ),
         (["--arms", "fedit", "--data", "nowhere.json"], "nowhere.json"),
         (["--arms", "fedit", "--rank", "0"], "rank 0 is not positive"),
     ],

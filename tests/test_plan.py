@@ -314,6 +314,12 @@ def test_growths_that_pick_layers_send_none_and_freeze_what_is_below():
     assert "FedIT + top-grow" in to_text(top)
 
 
+def test_what_cannot_be_run_is_not_planned():
+    partly = dataclasses.replace(preset("demo"), algorithm="c2a", growth="progfed", warmup_rounds=1)
+    with pytest.raises(InputError, match="c2a trains weights that all layers share, so no layer of stage 2"):
+        make_plan(partly)
+
+
 def test_layers_that_the_weights_choose_are_not_planned():
     with pytest.raises(InputError, match=r"chooses the layers of a stage from the weights.* give --capacities"):
         make_plan(RunConfig(capacity_schedule="eigengap"))
