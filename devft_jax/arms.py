@@ -12,8 +12,9 @@ In a YAML file each arm has a title, by which others name it:
     DevFT: {algorithm: fedit, growth: devft, beta: 0.2}
     FedIT at DevFT's bytes: {algorithm: fedit, bytes_of: DevFT}
 
-Bytes are those of all clients' messages up and operations those of their training, both from the run's plan. A control
-comes as close as whole ranks or rounds allow; of two equally near it takes the larger. Its alpha keeps alpha / rank.
+Bytes are those of all clients' messages up and operations those of their training, both from the run's plan. Where ranks
+differ between clients or rounds the plan bounds the bytes; such an arm is cut by the bound, and is no measure for others. A
+control comes as close as whole ranks or rounds allow; of two equally near it takes the larger. Its alpha keeps alpha / rank.
 """
 
 import bisect
@@ -27,14 +28,14 @@ from typing import Any
 
 from devft_jax.config import RunConfig, config_from_mapping, field_types, validate
 from devft_jax.data import DataOptions
-from devft_jax.developmental import GROWTHS
+from devft_jax.developmental import GROWTHS, planned_stages
 from devft_jax.errors import InputError
 from devft_jax.federated.algorithms import ALGORITHMS
 from devft_jax.federated.options import validate_learning_rate
 from devft_jax.models.pretrained import model_architecture
 from devft_jax.plan import make_plan
 from devft_jax.reporting.units import BYTES, readable
-from devft_jax.stages import named_growth, plan_stages
+from devft_jax.stages import check_composition, named_growth, plan_stages
 from devft_jax.trainer import bundled_model
 
 END_TO_END = "end-to-end"
@@ -45,6 +46,11 @@ COMMON = {*(each.name for each in dataclasses.fields(DataOptions)), "model", "se
 """Options that all arms share: with another of these an arm would not be compared on the same clients, data and budget."""
 
 LARGEST_RANK = 4096
+
+UNKNOWN_BYTES = (
+    "has ranks that differ between clients or rounds, so that only an upper bound of its bytes is known beforehand"
+)
+"""Why an arm is no measure of bytes for others."""
 
 
 @dataclass(frozen=True)
@@ -172,11 +178,16 @@ def check_arms(arms: Sequence[Arm]) -> None:
 def check_stages(config: RunConfig) -> None:
     """Raise `InputError` for stages that do not fit the model, or rates that do not fit the stages, before any run."""
     layers = model_architecture(bundled_model() if config.model == "bundled" else config.model).layers
-    validate_learning_rate(config, len(plan_stages(config, named_growth(config, layers), layers)))
+    growth = named_growth(config, layers)
+    validate_learning_rate(config, len(plan_stages(config, growth, layers)))
+    check_composition(ALGORITHMS[config.algorithm](config), planned_stages(growth, layers) or ())
 
 
 class Costs:
     """What a configuration sends and computes, before it is run: per round of each stage, over all clients.
+
+    Attributes:
+      bounded: whether what it sends is an upper bound.
 
     Raises:
       InputError: the plan cannot tell, because stages end or layers are chosen by what is found while training.
@@ -192,6 +203,7 @@ class Costs:
                 "beforehand; give --stage-end fixed, or compare by rounds alone."
             )
         self.config, self.layers = config, plan.architecture.layers
+        self.bounded = "bytes_up" in plan.bounded
         self.growth = named_growth(config, self.layers)
         self.rates = {
             name: [getattr(stage, name) / stage.rounds for stage in plan.stages] for name in dict.fromkeys(CONTROLS.values())
@@ -272,10 +284,12 @@ def _own(arm: Arm, common: RunConfig) -> Configured:
 
 def _control(own: Configured, target: Configured) -> Configured:
     name, name_of_target = CONTROLS[str(own.arm.control)], target.arm.name
-    wanted = Costs(target.config).of(name)
-    config = own.config
+    measure, config = Costs(target.config), own.config
+    wanted = measure.of(name)
     if not wanted:
         raise InputError(f"'{name_of_target}' sends nothing, so no rank sends as much.")
+    if own.arm.control == "bytes" and measure.bounded:
+        raise InputError(f"'{name_of_target}' {UNKNOWN_BYTES}; leave the control out.")
     if own.arm.control == "flops":
         costs = Costs(config)
         found = costs.by_rounds(name, 1 + int(wanted / min(costs.rates[name])))
@@ -300,16 +314,28 @@ def _control(own: Configured, target: Configured) -> Configured:
             f"what {config.algorithm} sends does not follow rank, so no rank sends what '{name_of_target}' does."
         )
     rank = nearest_rank(sent, wanted)
-    share = sent(rank) / wanted
+    share, most = sent(rank) / wanted, "at most " if Costs(at_rank(rank)).bounded else ""
     return Configured(
-        own.arm, at_rank(rank), f"rank {rank} instead of {config.rank} sends {share:.0%} of '{name_of_target}'"
+        own.arm, at_rank(rank), f"rank {rank} instead of {config.rank} sends {most}{share:.0%} of '{name_of_target}'"
     )
 
 
 def leanest(arms: Sequence[Configured]) -> str:
-    """The arm whose bytes are the budget where none is named: of those that send anything, controls apart, the least."""
-    sent = {each.arm.name: Costs(each.config).of("bytes_up") for each in arms if each.arm.control is None}
-    sending = {name: count for name, count in sent.items() if count}
+    """The arm whose bytes are the budget where none is named: of those that send anything, controls apart, the least.
+
+    Arms whose bytes are only bounded are no budget.
+    """
+    costs = {}
+    for each in arms:
+        if each.arm.control is None:
+            with _naming(each.arm):
+                costs[each.arm.name] = Costs(each.config)
+    sending = {name: cost.of("bytes_up") for name, cost in costs.items() if not cost.bounded and cost.of("bytes_up")}
+    bounded = next((name for name, cost in costs.items() if cost.bounded), None)
+    if not sending and bounded is not None:
+        raise InputError(
+            f"the budget is bytes and '{bounded}' {UNKNOWN_BYTES}; add an arm with one rank, or give --budget rounds."
+        )
     if not sending:
         raise InputError("the budget is bytes and no arm sends any; give --budget rounds.")
     return min(sending, key=lambda name: sending[name])
@@ -337,6 +363,8 @@ def within_bytes(arms: Sequence[Configured], of: str) -> Fitting:
     budget = costs[of].of("bytes_up")
     if not budget:
         raise InputError(f"budget_of '{of}' sends nothing, so its bytes are no budget; name an arm that sends.")
+    if costs[of].bounded:
+        raise InputError(f"budget_of '{of}' {UNKNOWN_BYTES}; name another arm.")
     fitting, left_out = [], []
     for each in arms:
         found = _cut(each, costs[each.arm.name], budget, of)
@@ -350,6 +378,7 @@ def within_bytes(arms: Sequence[Configured], of: str) -> Fitting:
 def _cut(own: Configured, costs: Costs, budget: float, of: str) -> Configured | str:
     """The arm with the rounds that fit, or why none do."""
     rounds, sent = total_rounds(own.config), costs.of("bytes_up")
+    most = "at most " if costs.bounded else ""
 
     def noted(text: str) -> str:
         return "; ".join(part for part in (own.note, text) if part)
@@ -360,7 +389,7 @@ def _cut(own: Configured, costs: Costs, budget: float, of: str) -> Configured | 
         return dataclasses.replace(own, note=noted("sends nothing, so it has its full length"))
     if sent <= budget:
         return dataclasses.replace(
-            own, note=noted(f"full length: its {rounds} rounds send {sent / budget:.0%} of the budget")
+            own, note=noted(f"full length: its {rounds} rounds send {most}{sent / budget:.0%} of the budget")
         )
     with _naming(own.arm):
         if own.config.stage_rounds is not None:
@@ -373,4 +402,4 @@ def _cut(own: Configured, costs: Costs, budget: float, of: str) -> Configured | 
     fewer = max(fitting)
     share = found[fewer] / budget
     config = dataclasses.replace(own.config, rounds=fewer)
-    return Configured(own.arm, config, noted(f"{fewer} of {rounds} rounds fit: {share:.0%} of the budget"))
+    return Configured(own.arm, config, noted(f"{fewer} of {rounds} rounds fit: {most}{share:.0%} of the budget"))

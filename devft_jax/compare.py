@@ -177,6 +177,10 @@ def _checked(common: RunConfig, options: CompareOptions) -> _Request:
         raise InputError(
             "budget_of names whose bytes are the budget, and the budget is rounds; give --budget bytes besides."
         )
+    if options.target_loss is not None and not 0 < options.target_loss < math.inf:
+        raise InputError(
+            f"target_loss {options.target_loss} is no held-out loss; give a positive number of nats per token, such as 2.5."
+        )
     for seed in seeds:
         validate(dataclasses.replace(common, seed=seed))
     _check_rates(options, seeds, [arm.name for arm in arms if "learning_rate" in arm.overrides])
@@ -210,6 +214,8 @@ def _check_rates(options: CompareOptions, seeds: Sequence[int], fixed: Sequence[
         return
     if not rates or len(set(rates)) < len(rates) or any(not 0 < rate < float("inf") for rate in rates):
         raise InputError(f"learning_rates {','.join(map(str, rates)) or '(none)'} must be positive rates, each once.")
+    if not 0 <= options.tuning_seed < 2**32:
+        raise InputError(f"tuning_seed {options.tuning_seed} is outside [0, 2^32); name another.")
     if options.tuning_seed in seeds:
         raise InputError(
             f"tuning_seed {options.tuning_seed} is among the seeds, and rates chosen on it would favour what was chosen; "

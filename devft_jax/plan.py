@@ -3,7 +3,8 @@
 Exact are counts that follow from the configuration: depths, rounds, parameters, the messages (those of the algorithm itself,
 traced on shapes) and who takes part when, because cohorts are drawn from the seed. A run of the same configuration measures
 the same bytes. Upper bounds are FLOPs, because examples are taken to be as long as `max_length`, padded; a run has shorter
-ones. Projections, marked with *, are times at a stated rate, energy at stated joules, and memory by the formula of
+ones. So are the bytes of messages whose ranks differ between clients or rounds, each counted at the largest. Projections,
+marked with *, are times at a stated rate, energy at stated joules, and memory by the formula of
 `devft_jax.accounting.memory`.
 
 What only the data could tell comes from the configuration: the number of clients is `clients`, which a split by field or
@@ -51,7 +52,7 @@ from devft_jax.developmental.schedule import equal_shares
 from devft_jax.errors import InputError
 from devft_jax.federated.algorithm import Algorithm
 from devft_jax.federated.algorithms import ALGORITHMS
-from devft_jax.federated.messages import message_bytes
+from devft_jax.federated.messages import message_bytes, ranks_of
 from devft_jax.federated.options import validate_learning_rate
 from devft_jax.federated.sampling import sample_cohort
 from devft_jax.models.architectures import ARCHITECTURES
@@ -110,7 +111,7 @@ class StagePlan:
       clients: that take part in the stage at least once; late: of them, those that were not in its first round.
       submodel: bytes of the dense representative layers, 0 at full depth. bytes_stage: sent once to each of `clients`.
       recipe: bytes from which a client that holds the base fuses the submodel itself.
-      bytes_missed: of messages that returning clients were absent for, where a method's messages add up; else 0.
+      bytes_missed: of messages that returning clients were absent for; 0 for methods whose messages do not add up.
       train_flops: upper bound. flops_per_token: of a training step, by what they are spent on.
       evaluation_flops: of one held-out example of full length. seconds: projected.
       simulator, client: memory of one device of the simulator, and of a client's own. compiled: XLA's figure for the first.
@@ -163,6 +164,8 @@ class Plan:
       config, options: what was planned. architecture: of the base at full depth.
       parameters: of the base. base_bytes: its size as stored.
       pools: whether one participant holds all clients' examples, so that nothing travels.
+      cumulative: whether messages add up, so that absentees are owed those that they missed.
+      bounded: names of the bytes that are upper bounds, because messages of smaller rank are among them.
       compute: execution choices. devices: of the simulator. work: what one of them trains at once. length: T, padded.
       stages: in order. end_to_end: the same rounds at full depth.
       convention: communication as the paper counts it, by method.
@@ -174,6 +177,8 @@ class Plan:
     parameters: int
     base_bytes: int
     pools: bool
+    cumulative: bool
+    bounded: tuple[str, ...]
     compute: Compute
     devices: int
     work: Work
@@ -250,8 +255,7 @@ def make_plan(config: RunConfig, options: PlanOptions | None = None, *, architec
     check_composition(planner.algorithm, shapes)
     ids = np.arange(1 if planner.algorithm.pools else config.clients, dtype=np.uint32)
     cohorts = [sample_cohort(config.seed, index, ids, planner.participants) for index in range(sum(rounds))]
-    owed = planner.sent * planner.algorithm.cumulative
-    sizes = {layers: owed * planner.messages(layers).bytes_down for layers in {*depths, architecture.layers}}
+    sizes = {layers: planner.owed * planner.messages(layers).bytes_down for layers in {*depths, architecture.layers}}
     missed = missed_bytes(cohorts, np.repeat([sizes[layers] for layers in depths], rounds).tolist())
     stages: list[StagePlan] = []
     for shape, count in zip(shapes, rounds, strict=True):
@@ -268,6 +272,8 @@ def make_plan(config: RunConfig, options: PlanOptions | None = None, *, architec
         parameters=parameter_count(planner.base),
         base_bytes=message_bytes(planner.base),
         pools=planner.algorithm.pools,
+        cumulative=planner.algorithm.cumulative,
+        bounded=planner.bounded(architecture.layers),
         compute=planner.compute,
         devices=planner.devices,
         work=planner.work,
@@ -288,6 +294,7 @@ class _Planner:
         self.participants, steps = (1 if pools else config.clients_per_round), config.local_steps
         self.local_steps = config.clients_per_round * steps if pools else steps
         self.sent = 0 if pools else 1
+        self.owed = self.sent if self.algorithm.cumulative else 0
         self.compute = resolve_compute(config)
         found = jax.local_devices()
         # A plan may be for more devices than the machine has that it is made on.
@@ -300,6 +307,15 @@ class _Planner:
     def messages(self, layers: int) -> Messages:
         """What a client receives and sends in a round."""
         return round_messages(self.algorithm, self.architecture, layers)
+
+    def bounded(self, layers: int) -> tuple[str, ...]:
+        """Names of the bytes that follow ranks which differ between clients or rounds."""
+        messages = self.messages(layers)
+        names = [
+            *(["bytes_up"] if ranks_of(messages.up) else []),
+            *(["bytes_down"] if ranks_of(messages.participant.down) else []),
+        ]
+        return (*names, "bytes_missed") if self.owed and "bytes_down" in names else tuple(names)
 
     def submodel(self, shape: StageShape) -> int:
         """Bytes that a client which holds the base receives once of a stage's frozen layers."""
@@ -445,7 +461,7 @@ def to_plain(plan: Plan) -> dict[str, Any]:
         "energy": plan.energy,
         "paper_convention": {name: dataclasses.asdict(row) for name, row in plan.convention.items()},
         "projected": ["seconds", "energy", "simulator", "client", "fits"],
-        "upper_bounds": ["train_flops", "flops_per_token", "evaluation_flops"],
+        "upper_bounds": [*plan.bounded, "train_flops", "flops_per_token", "evaluation_flops"],
     }
     if plan.options.memory is not None:
         fitting = {kind: plan.fitting(kind) for kind in ("simulator", "client")}
@@ -488,6 +504,11 @@ def _heading(plan: Plan) -> list[str]:
         f"work    {plan.total('rounds')} rounds of {who}, "
         f"{work.steps} steps of {config.batch_size} examples of {work.length} tokens",
     ]
+    if plan.bounded:
+        named = " and ".join(name.removeprefix("bytes_") for name in plan.bounded if name != "bytes_missed")
+        lines += [
+            f"        (bytes {named} are upper bounds, too: ranks differ between clients or rounds, the largest is counted)"
+        ]
     if config.partition in ("field", "file", "auto"):
         lines += [
             "        (data that is split by field or file has its own number of clients: give it as --clients; who of them",
@@ -530,8 +551,8 @@ def _stage_table(plan: Plan) -> list[str]:
         *table(rows),
         *(recomputed if remat != "none" else ()),
         f"time at {readable_count(plan.options.flops_per_second, 'FLOP')}/s in all, whatever this machine is "
-        f"(--flops-per-second); energy* {energy['kwh']:.3g} kWh, {energy['kgco2e']:.3g} kgCO2e at "
-        f"{energy['joules_per_flop']:.3g} J a FLOP",
+        "(--flops-per-second)",
+        f"energy* {energy['kwh']:.3g} kWh, {energy['kgco2e']:.3g} kgCO2e at {energy['joules_per_flop']:.3g} J a FLOP",
     ]
 
 
@@ -555,9 +576,8 @@ def _traffic(plan: Plan) -> list[str]:
                 sum(each.clients * each.recipe for each in fused),
             ),
         ]
-    if plan.total("bytes_missed"):
-        besides += [("messages that absentees missed and need, because this method's add up", plan.total("bytes_missed"))]
     besides += [
+        *([("messages that absentees missed and need, because they add up", plan.total("bytes_missed"))] * plan.cumulative),
         ("the base model, once to every client under any method; not counted above", clients * plan.base_bytes),
     ]
     return [

@@ -205,6 +205,24 @@ def test_budgets_that_cannot_be_are_refused():
         within_bytes(fixed, "fedit:rank=4")
 
 
+def test_bytes_that_are_only_bounded_cut_their_own_arm_and_measure_no_other():
+    mixed = "flora:client_ranks=16/4"
+    arms = list(configured(mixed, "fedit:rank=2", "hetlora").values())
+    # The bound alone would not tell which sends least.
+    assert leanest(arms) == "fedit:rank=2"
+    notes = [each.note for each in within_bytes(arms, "fedit:rank=2").arms]
+    assert notes[0] == "1 of 16 rounds fit: at most 50% of the budget"
+    assert "at most" in notes[2]
+    with pytest.raises(InputError, match="budget_of 'hetlora' has ranks that differ between clients or rounds"):
+        within_bytes(arms, "hetlora")
+    with pytest.raises(InputError, match="the budget is bytes and 'flora:client_ranks=16/4' has ranks that differ"):
+        leanest(arms[:1])
+    with pytest.raises(InputError, match=r"'flora:client_ranks=16/4' has ranks that differ .*; leave the control out"):
+        configured(mixed, f"fedit@bytes={mixed}")
+    control = configured("fedit", "hetlora@bytes=fedit")["hetlora@bytes=fedit"]
+    assert control.note == "rank 16 instead of 16 sends at most 100% of 'fedit'"
+
+
 def test_more_participants_than_the_planned_clients_are_no_reason_to_refuse():
     # Data split by file has its own number of clients, which only the run knows.
     common = RunConfig(clients=2, clients_per_round=5, rounds=4)

@@ -131,6 +131,17 @@ def test_a_name_follows_what_is_computed_and_when_it_is_judged(config):
         (["--arms", "fedit", "--learning-rates", "0.1,0.1"], "learning_rates 0.1,0.1 must be positive rates, each once"),
         (["--arms", "fedit", "--learning-rates", "0.1", "--tuning-seed", "0"], "tuning_seed 0 is among the seeds"),
         (["--arms", "fedit:learning_rate=1", "--learning-rates", "0.1"], "has a learning_rate of its own and"),
+        (["--arms", "fedit", "--learning-rates", "0.1", "--tuning-seed", "-5"], "tuning_seed -5 is outside [0, 2^32)"),
+        (["--arms", "fedit", "--target-loss", "nan"], "target_loss nan is no held-out loss; give a positive number"),
+        (["--arms", "fedit", "--target-loss", "-3"], "target_loss -3.0 is no held-out loss"),
+        (
+            ["--arms", "fedit,fedit+devft:stage_end=plateau", "--budget", "bytes"],
+            "the arm 'fedit+devft:stage_end=plateau' cannot be run: stage_end 'plateau' ends stages by the loss",
+        ),
+        (
+            ["--arms", "fedit,c2a+progfed:warmup_rounds=1"],
+            "the arm 'c2a+progfed:warmup_rounds=1' cannot be run: c2a trains weights that all layers share",
+        ),
         (["--arms", "fedit", "--data", "nowhere.json"], "nowhere.json"),
         (["--arms", "fedit", "--rank", "0"], "rank 0 is not positive"),
     ],

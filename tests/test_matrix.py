@@ -126,3 +126,5 @@ def test_what_excludes_each_other_says_so(config, tmp_path):
             partly = chosen(config, name, "progfed", tmp_path / name, warmup_rounds=1, stage_rounds=(2, 1, 3))
             with pytest.raises(InputError, match=f"{name} .* all layers share"):
                 train(partly, progress=QUIET)
+            # Not only once the stage has come.
+            assert not (tmp_path / name / "metrics.jsonl").exists()

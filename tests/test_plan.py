@@ -114,6 +114,7 @@ def test_every_preset_can_be_planned_offline(name):
         pytest.param({"growth": "end-to-end", "devices": 2}, marks=pytest.mark.slow),
         pytest.param({"algorithm": "local-only"}, marks=pytest.mark.slow),
         pytest.param({"algorithm": "central"}, marks=pytest.mark.slow),
+        pytest.param({"algorithm": "fedex-lora"}, marks=pytest.mark.slow),
         pytest.param(
             {"quantization": "int8", "fused_precision": "float", "clients": 9, "rounds": 7}, marks=pytest.mark.slow
         ),
@@ -125,7 +126,7 @@ def test_a_run_measures_what_was_planned(tiny, tmp_path, change):
     config = dataclasses.replace(tiny, out=str(tmp_path), **(less | change))
     plan = make_plan(config)
     summary = train(config, progress=QUIET).summary
-    for name in ("bytes_up", "bytes_down", "bytes_stage", "rounds"):
+    for name in ("bytes_up", "bytes_down", "bytes_stage", "bytes_missed", "rounds"):
         assert summary[name] == plan.total(name), name
     assert summary["base_bytes"] == plan.base_bytes
     for planned, measured in zip(plan.stages, summary["stages"], strict=True):
@@ -136,6 +137,33 @@ def test_a_run_measures_what_was_planned(tiny, tmp_path, change):
         )
     # Examples are shorter than max_length, but not by much here: one bucket holds all.
     assert 0 < summary["train_flops"] <= plan.total("train_flops")
+
+
+@pytest.mark.parametrize(
+    ("change", "bounded"),
+    [
+        ({}, []),
+        ({"algorithm": "fedex-lora"}, []),
+        ({"algorithm": "flora"}, ["bytes_down", "bytes_missed"]),
+        ({"algorithm": "flora", "client_ranks": (2, 1, 4)}, ["bytes_up", "bytes_down", "bytes_missed"]),
+        ({"algorithm": "hetlora", "client_ranks": (2, 1)}, ["bytes_up", "bytes_down"]),
+    ],
+    ids=str,
+)
+def test_bytes_that_follow_ranks_are_told_as_bounds(change, bounded):
+    plan = make_plan(dataclasses.replace(preset("demo"), **change))
+    assert [name for name in to_plain(plan)["upper_bounds"] if name.startswith("bytes")] == bounded
+    assert ("are upper bounds, too" in to_text(plan)) == bool(bounded)
+    assert max(map(len, to_text(plan).splitlines())) <= 120
+
+
+def test_only_messages_that_add_up_are_missed():
+    demo = preset("demo")
+    assert make_plan(demo).total("bytes_missed") == 0
+    assert "absentees" not in to_text(make_plan(demo))
+    plan = make_plan(dataclasses.replace(demo, algorithm="fedex-lora"))
+    assert plan.total("bytes_missed") > 0
+    assert "absentees" in to_text(plan)
 
 
 def test_end_to_end_training_is_one_stage_without_submodels():
@@ -284,6 +312,12 @@ def test_growths_that_pick_layers_send_none_and_freeze_what_is_below():
     assert progfed.stages[1].train_flops / 10 < progfed.stages[2].train_flops / 33
     assert "28" in to_text(top)
     assert "FedIT + top-grow" in to_text(top)
+
+
+def test_what_cannot_be_run_is_not_planned():
+    partly = dataclasses.replace(preset("demo"), algorithm="c2a", growth="progfed", warmup_rounds=1)
+    with pytest.raises(InputError, match="c2a trains weights that all layers share, so no layer of stage 2"):
+        make_plan(partly)
 
 
 def test_layers_that_the_weights_choose_are_not_planned():

@@ -423,7 +423,7 @@ def verdict(comparison: Comparison) -> list[str]:
     sentences = [sentence for budget in comparison.budgets for sentence in _verdict(comparison, budget)]
     if len(comparison.seeds) == 1:
         return [*sentences, "This is one seed; how far other seeds lie apart it does not tell."]
-    others = len(comparison.budgets[0].arms) - 1
+    others = sum(len(budget.arms) - 1 for budget in comparison.budgets)
     caution = f"Intervals are Student's over {len(comparison.seeds)} seeds, at 95 % for each difference by itself" + (
         f": of {others} differences some may exclude zero by chance." if others > 1 else "."
     )

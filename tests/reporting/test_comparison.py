@@ -89,7 +89,7 @@ def test_the_verdict_follows_the_intervals():
     assert "training work" in by_work
     assert others[0].startswith("At equal bytes")
     assert "over 3 seeds" in others[-1]
-    assert "of 4 differences some may exclude zero by chance" in others[-1]
+    assert "of 8 differences some may exclude zero by chance" in others[-1]
 
 
 def test_what_holds_all_data_in_one_place_is_no_rival_in_bytes():
