@@ -18,6 +18,9 @@ WORDS = tuple("abcdefghijklmnopqrstuvwxyz") + tuple(str(number) for number in ra
 REPOSITORY = Path(__file__).parents[1]
 jax.config.update("jax_compilation_cache_dir", str(REPOSITORY / ".cache" / "test-programs"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+# Most of a test's time is compiling. What programs compute is what is tested, but where a module is marked `optimized`,
+# whose tests look at the programs themselves.
+jax.config.update("jax_disable_most_optimizations", True)
 
 settings.register_profile("devft", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("devft")
@@ -33,9 +36,12 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def forgotten_programs():
+def forgotten_programs(request):
     """Compiled programs are dropped after every module: each maps memory, and a process may hold 65,530 mappings."""
+    optimized = any(mark.name == "optimized" for mark in request.node.iter_markers())
+    jax.config.update("jax_disable_most_optimizations", not optimized)
     yield
+    jax.config.update("jax_disable_most_optimizations", True)
     jax.clear_caches()
     gc.collect()
 
