@@ -139,8 +139,8 @@ def open_respondent(source: str, asked: PromptOptions) -> Respondent:
         adapter_folder = Path(asked.adapter)
     elif is_run and not ALGORITHMS[run.algorithm](run).low_rank:
         raise InputError(
-            f"the run in {folder} ({run.algorithm}) has no low-rank adapter, with which alone answers are drawn; name one "
-            "with adapter."
+            f"the run in {folder} ({run.algorithm}) has no low-rank adapter, and answers are drawn with no other kind; name "
+            "another run's, or a PEFT adapter with --adapter."
         )
     elif is_run and not ALGORITHMS[run.algorithm](run).has_global_model:
         raise InputError(

@@ -52,6 +52,7 @@ from devft_jax.developmental.schedule import equal_shares
 from devft_jax.errors import InputError
 from devft_jax.federated.algorithm import Algorithm
 from devft_jax.federated.algorithms import ALGORITHMS
+from devft_jax.federated.cohort import cumulative_bytes
 from devft_jax.federated.messages import message_bytes, ranks_of
 from devft_jax.federated.options import validate_learning_rate
 from devft_jax.federated.sampling import sample_cohort
@@ -255,7 +256,7 @@ def make_plan(config: RunConfig, options: PlanOptions | None = None, *, architec
     check_composition(planner.algorithm, shapes)
     ids = np.arange(1 if planner.algorithm.pools else config.clients, dtype=np.uint32)
     cohorts = [sample_cohort(config.seed, index, ids, planner.participants) for index in range(sum(rounds))]
-    sizes = {layers: planner.owed * planner.messages(layers).bytes_down for layers in {*depths, architecture.layers}}
+    sizes = {layers: planner.owed(layers) for layers in {*depths, architecture.layers}}
     missed = missed_bytes(cohorts, np.repeat([sizes[layers] for layers in depths], rounds).tolist())
     stages: list[StagePlan] = []
     for shape, count in zip(shapes, rounds, strict=True):
@@ -272,7 +273,7 @@ def make_plan(config: RunConfig, options: PlanOptions | None = None, *, architec
         parameters=parameter_count(planner.base),
         base_bytes=message_bytes(planner.base),
         pools=planner.algorithm.pools,
-        cumulative=planner.algorithm.cumulative,
+        cumulative=planner.algorithm.cumulative is not None,
         bounded=planner.bounded(architecture.layers),
         compute=planner.compute,
         devices=planner.devices,
@@ -294,7 +295,6 @@ class _Planner:
         self.participants, steps = (1 if pools else config.clients_per_round), config.local_steps
         self.local_steps = config.clients_per_round * steps if pools else steps
         self.sent = 0 if pools else 1
-        self.owed = self.sent if self.algorithm.cumulative else 0
         self.compute = resolve_compute(config)
         found = jax.local_devices()
         # A plan may be for more devices than the machine has that it is made on.
@@ -308,6 +308,10 @@ class _Planner:
         """What a client receives and sends in a round."""
         return round_messages(self.algorithm, self.architecture, layers)
 
+    def owed(self, layers: int) -> int:
+        """Bytes of a round's message that a client needs even if it sits the round out."""
+        return self.sent * cumulative_bytes(self.algorithm, self.messages(layers).participant.down)
+
     def bounded(self, layers: int) -> tuple[str, ...]:
         """Names of the bytes that follow ranks which differ between clients or rounds."""
         messages = self.messages(layers)
@@ -315,7 +319,7 @@ class _Planner:
             *(["bytes_up"] if ranks_of(messages.up) else []),
             *(["bytes_down"] if ranks_of(messages.participant.down) else []),
         ]
-        return (*names, "bytes_missed") if self.owed and "bytes_down" in names else tuple(names)
+        return (*names, "bytes_missed") if self.owed(layers) and "bytes_down" in names else tuple(names)
 
     def submodel(self, shape: StageShape) -> int:
         """Bytes that a client which holds the base receives once of a stage's frozen layers."""

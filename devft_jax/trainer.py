@@ -596,7 +596,7 @@ class Trainer:
             "tokens_per_second": result.tokens / seconds,
             "bytes_up": 0 if self.algorithm.pools else result.bytes_up,
             "bytes_down": 0 if self.algorithm.pools else result.bytes_down,
-            "bytes_missed": self._missed(state, positions, result.bytes_down),
+            "bytes_missed": self._missed(state, positions, result.bytes_cumulative),
             "train_flops": self._flops(state, result),
             "program_bytes": program_bytes,
             "adapter_norms": [float(f"{norm:.6g}") if np.isfinite(norm) else None for norm in norms],
@@ -631,13 +631,13 @@ class Trainer:
             for length, rows in result.rows_by_length.items()
         )
 
-    def _missed(self, state: State, positions: np.ndarray, bytes_down: int) -> int:
-        """Bytes of earlier messages that this round's participants sat out and need, where messages add up."""
-        if not self.algorithm.cumulative:
+    def _missed(self, state: State, positions: np.ndarray, sent: int) -> int:
+        """Bytes of earlier messages that this round's participants sat out and need; `sent` is this round's part of them."""
+        if self.algorithm.cumulative is None:
             return 0
         record = state.record["catch_up"]
         owed = sum(record["sent"] - record["received"].get(str(client), 0) for client in positions.tolist())
-        record["sent"] += bytes_down // len(positions)
+        record["sent"] += sent
         record["received"].update({str(client): record["sent"] for client in positions.tolist()})
         return owed
 

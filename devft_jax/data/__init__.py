@@ -249,7 +249,10 @@ def public_examples(spec: str | None, count: int, tokenizer: object, options: Da
         records: Sequence[Record] | Records = generate("train", count, seed=_PUBLIC_SEED)
         conversational = False
     else:
-        sources = load_sources(spec, fields=options.fields, category_field=options.category_field, limit=count)
+        try:
+            sources = load_sources(spec, fields=options.fields, category_field=options.category_field, limit=count)
+        except InputError as error:
+            raise InputError(f"probe_data cannot be read: {error}") from error
         records, conversational = Records(sources), any(source.conversational for source in sources)
     template = resolve_template(options.template, conversational=conversational, tokenizer=tokenizer)
     return _tokenize(records, tokenizer, template, options)

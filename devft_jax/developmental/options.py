@@ -24,7 +24,8 @@ class GrowthOptions:
     growth: str = "devft"
     """Which submodel trains when, see `devft list`."""
     capacities: tuple[int, ...] | None = None
-    """Layers of each stage, ascending, such as 4,8,16,32; by default those of `capacity_schedule`."""
+    """Layers of each stage, ascending, such as 4,8,16,32; by default those of `capacity_schedule`. progfed has blocks of
+    equal size instead (`stages`), and end-to-end one stage."""
     capacity_schedule: str = "geometric"
     """Layers of each stage where `capacities` does not name them: geometric (doubling; from an eighth of the model, or
     back from the full depth in `stages` steps), linear (equal steps), or eigengap (devft only: near the geometric ones,

@@ -15,10 +15,11 @@ clients N; most algorithms keep none and use `{}`). One round is
 
 `address(down, row)` and `up` are exactly what travels to and from one client: their leaves' sizes are the bytes that are
 reported. `known` is for what a client computes by itself, from the seed, from the stage's groups or from earlier messages;
-an algorithm whose clients have to have had every earlier message for that is `cumulative`, and is charged for the messages
-that returning clients have missed. Aggregation is a plain sum of contributions, so it streams over chunks of clients and
-over devices in any order; `finalize` divides by the weight that the sums carry. A method whose server needs its
-participants' messages apart puts each into its own slot of the sums (`Share.slot`), whose memory then grows with the cohort.
+an algorithm whose clients have to have had every earlier message for that says which part of it, `cumulative`, and is
+charged for those parts of the messages that returning clients have missed. Aggregation is a plain sum of contributions, so
+it streams over chunks of clients and over devices in any order; `finalize` divides by the weight that the sums carry. A
+method whose server needs its participants' messages apart puts each into its own slot of the sums (`Share.slot`), whose
+memory then grows with the cohort.
 
 At a stage change `submodel` carries the full-depth server state into the new stage's submodel, `enter` completes it from
 the stage's frozen weights where a method looks at them, and `transfer` brings what the stage learned back to every layer;
@@ -173,7 +174,8 @@ class Algorithm:
         what clients use.
       consensus: (Server, Bank) -> Adapter, the one model that stands for all personal ones; None where there is none.
       weighting: the weight of a message unless the run says otherwise: its client's "examples", or "uniform".
-      cumulative: whether a client needs every earlier message, also of rounds that it sat out.
+      cumulative: Down -> the part of it that adds to what clients hold, so that they need that of every round, also of those
+        that they sat out; None where a message is all that a client needs.
       layered: whether every leaf that trains leads with the stage's layers, so that some of them can be kept from learning.
       low_rank: whether its models are low-rank adapters and corrections of weights, which can be written for other tools.
       pools: whether one participant holds all clients' examples and trains a round's steps of all its clients one after
@@ -205,7 +207,7 @@ class Algorithm:
     personal: Callable[[PyTree, PyTree], Adapter] | None = None
     consensus: Callable[[PyTree, PyTree], Adapter] | None = None
     weighting: Literal["examples", "uniform"] = "examples"
-    cumulative: bool = False
+    cumulative: Callable[[PyTree], PyTree] | None = None
     layered: bool = True
     low_rank: bool = True
     pools: bool = False

@@ -38,7 +38,7 @@ from devft_jax.federated.local import (
     local_train,
     make_optimizer,
 )
-from devft_jax.federated.messages import messages_bytes, ranks_of
+from devft_jax.federated.messages import message_bytes, messages_bytes, ranks_of
 from devft_jax.models.llama import Adapter, Base, Compute, ModelConfig
 from devft_jax.models.loss import completion_loss
 from devft_jax.programs import CLIENT_AXIS, CompiledPrograms, client_mesh
@@ -157,6 +157,14 @@ def uplink_shapes(algorithm: Algorithm, participant: Participant) -> PyTree:
     return jax.eval_shape(untrained, participant)
 
 
+def cumulative_bytes(algorithm: Algorithm, down: PyTree, ranks: Sequence[np.ndarray] = ()) -> int:
+    """Bytes of the part of a downlink, arrays or shapes, that clients need of every round; the first of `ranks` if given."""
+    if algorithm.cumulative is None:
+        return 0
+    part = jax.eval_shape(algorithm.cumulative, down)
+    return message_bytes(part, [int(each[0]) for each in ranks] if ranks and ranks_of(part) else None)
+
+
 def zero_sums(algorithm: Algorithm, up: PyTree, devices: int) -> PyTree:
     """Sums of no client: zeros of the shapes that the contribution of a message `up` has, one for each device."""
     shapes = jax.eval_shape(algorithm.contribution, up, Share(jnp.float32(1.0), jnp.int32(0)))
@@ -200,6 +208,7 @@ class RoundResult:
       losses: f32[K, S] per participant and step. update_norms: f32[K]. finite: bool[K].
       metrics: the algorithm's own numbers. bytes_up, bytes_down: of all participants' messages together.
       tokens: processed, padding not counted. rows_by_length: how many rows of each padded length were trained on.
+      bytes_cumulative: of the part of one client's downlink that it would need of rounds that it sat out, too.
       adapter, train: shapes of one client's adapter and of what trains of it.
     """
 
@@ -213,6 +222,7 @@ class RoundResult:
     bytes_down: int
     tokens: int
     rows_by_length: dict[int, int]
+    bytes_cumulative: int
     adapter: Adapter
     train: PyTree
 
@@ -341,6 +351,7 @@ class Cohort:
             bytes_down=messages_bytes(participant.down, down_ranks, len(cohort)),
             tokens=sum(member.tokens for member in cohort),
             rows_by_length=dict(rows_by_length),
+            bytes_cumulative=cumulative_bytes(self.algorithm, participant.down, down_ranks),
             adapter=adapter,
             train=train,
         )

@@ -27,7 +27,8 @@ class FederatedOptions:
     batch_size: int = 16
     """Examples of an optimiser step."""
     weighting: str = "method"
-    """A message's weight: examples (the client's number of them), uniform, or what the algorithm's authors take."""
+    """A message's weight: examples (the client's number of them), uniform, or method: examples, but uniform for those
+    methods whose definition is a plain mean (flasc, hetlora, fedadagrad, fedyogi, fedadam, fedex-lora)."""
     message_dtype: str = "float32"
     """Precision in which messages travel, both ways: float32, bfloat16 or float16."""
     max_nonfinite: float = execution(0.5)

@@ -65,7 +65,7 @@ class Progress:
         if weights:
             said.append(weights)
         if start is not None and before is not None:
-            said.append(f"held-out loss {before:.4f} with all {layers} layers -> {start:.4f} fused")
+            said.append(f"held-out loss {before:.4f} with all {layers} layers -> {start:.4f} in the submodel")
         if said:
             self.say("  " + ";  ".join(said))
 
@@ -88,8 +88,8 @@ class Progress:
             self.say(f"  end of stage: held-out loss {end:.4f}")
             return
         self.say(
-            f"  end of stage: held-out loss {end:.4f} fused -> {full:.4f} with all {len(record['assign'])} layers "
-            "after transfer"
+            f"  end of stage: held-out loss {end:.4f} in the submodel -> {full:.4f} with all "
+            f"{len(record['assign'])} layers after transfer"
         )
 
 

@@ -33,10 +33,10 @@ ONE_LARGE = [0, 1, 2, *[0] * 7, 3, *[0] * 5]
 def test_a_fused_stage_tells_its_layers_weight_and_losses():
     assert said("stage", 1, 4, record(ONE_LARGE), 2.75) == (
         "stage 2/4  4 layers <- 16:  [0 3-9 11-15] [1] [2] [10]\n"
-        "  anchor's weight -0.20;  held-out loss 2.7500 with all 16 layers -> 3.5000 fused\n"
+        "  anchor's weight -0.20;  held-out loss 2.7500 with all 16 layers -> 3.5000 in the submodel\n"
     )
     assert said("stage_end", record(ONE_LARGE)) == (
-        "  end of stage: held-out loss 3.2500 fused -> 3.0000 with all 16 layers after transfer\n"
+        "  end of stage: held-out loss 3.2500 in the submodel -> 3.0000 with all 16 layers after transfer\n"
     )
 
 

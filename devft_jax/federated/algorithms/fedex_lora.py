@@ -139,7 +139,7 @@ def fedex_lora(config: MethodConfig) -> Algorithm:
         transfer=transfer,
         known=lambda server: server.correction.delta,
         weighting="uniform",
-        cumulative=True,
+        cumulative=lambda down: down[1],
     )
 
 

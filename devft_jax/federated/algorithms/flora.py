@@ -145,5 +145,5 @@ def flora(config: MethodConfig) -> Algorithm:
         transfer=transfer,
         known=lambda server: server.correction.delta,
         init_bank=init_bank,
-        cumulative=True,
+        cumulative=lambda down: down,
     )
