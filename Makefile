@@ -2,6 +2,8 @@
 PYTHON ?= $(firstword $(foreach name,python3.12 python3.11 python3,$(if $(shell $(name) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo yes),$(name))))
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Two processes, each with whole files, so that what the tests of a file share is made once.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .PHONY: demo test lint parity slow clean
 
@@ -9,15 +11,15 @@ demo: $(VENV)/run.stamp
 	$(BIN)/python experiments/demo.py --out runs/demo
 
 test: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 slow: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 parity: $(VENV)/dev.stamp
 	$(BIN)/python -m pip install --quiet "torch==2.13.0"
 	$(BIN)/python -m pip install --quiet -e ".[parity]"
-	$(BIN)/python -m pytest -m parity
+	$(PYTEST) -m parity
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
