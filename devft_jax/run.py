@@ -249,7 +249,9 @@ def train(
     given = {"model": model, "data": data, "algorithm": algorithm, "growth": growth}
     objects = {name: _describe_object(item) for name, item in given.items() if item is not None}
     with RunFolder(out) as folder, StopRequest().listening() as stop:
-        trainer = Trainer(config, model=model, data=data, algorithm=algorithm, growth=growth, progress=progress)
+        trainer = Trainer(
+            config, model=model, data=data, algorithm=algorithm, growth=growth, progress=progress, scratch=folder.path
+        )
         checkpoint = _open_run(config, folder, objects)
         progress.say(describe(trainer.data))
         described = {**to_plain(config), **({"objects": objects} if objects else {})}
@@ -360,7 +362,7 @@ def replay(path: str | Path, *, client: str, round: int, progress: Progress | No
                 f"the run in {folder.path} was given its {', '.join(stored['objects'])} as objects in "
                 "Python and cannot be replayed from its folder alone."
             )
-        trainer = Trainer(config_from_mapping(stored), progress=progress)
+        trainer = Trainer(config_from_mapping(stored), progress=progress, scratch=folder.path)
         names = [item.name for item in trainer.data.clients]
         total = sum(trainer.stage_rounds)
         if client not in names:
@@ -379,7 +381,7 @@ def replay(path: str | Path, *, client: str, round: int, progress: Progress | No
         history = [row for row in folder.read_metrics() if row["round"] <= state.round]
     while _advance(trainer, state, history) and state.round < round - 1:
         _round(trainer, state, history)
-    member = trainer.work(names.index(client), state.round)
+    member, batches = trainer.prepare_client(state, names.index(client))
     keys = client_keys(trainer.config.seed, np.uint32(state.round), np.array([member.id], np.uint32))
     steps = replay_client(
         trainer.algorithm,
@@ -389,7 +391,7 @@ def replay(path: str | Path, *, client: str, round: int, progress: Progress | No
         base=trainer.stage_base,
         server=state.server,
         row=jax.tree.map(lambda leaf: leaf[member.position], state.bank),
-        batches=trainer.assemble(member.examples),
+        batches=batches,
         lr=trainer.learning_rate(state),
         key=keys[0],
         train_rows=np.asarray(state.layer_map.train),

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from devft_jax.accounting import Adaptation, EnergyMeter, energy_summary, peak_memory, training_flops
+from devft_jax.accounting import Adaptation, EnergyMeter, energy_summary, peak_memory, prefix_flops, training_flops
 from devft_jax.accounting.communication import picked_layers_bytes
 from devft_jax.config import RunConfig, validate
 from devft_jax.data import (
@@ -42,6 +42,7 @@ from devft_jax.federated.algorithms import ALGORITHMS
 from devft_jax.federated.cohort import ClientWork, Cohort, RoundResult, frozen_rows
 from devft_jax.federated.messages import message_bytes
 from devft_jax.federated.options import learning_rate_at, validate_learning_rate
+from devft_jax.federated.prefix import PrefixCache, Visits, worth_storing
 from devft_jax.federated.profiles import profiled_clients
 from devft_jax.federated.sampling import Purpose, client_keys, run_key, sample_cohort
 from devft_jax.fingerprints import base_fingerprint, fingerprint
@@ -58,6 +59,7 @@ from devft_jax.programs import (
     versions,
 )
 from devft_jax.reporting import Progress
+from devft_jax.reporting.progress import readable_bytes
 from devft_jax.stages import after_round, check_composition, named_growth, plan_stages
 from devft_jax.storage import RunFolder, map_rows, mapped_shapes, scatter_rows
 
@@ -119,6 +121,7 @@ class Trainer:
     Args:
       config: validated here. model, data, algorithm, growth: objects that take the place of what the config names.
       progress: where progress is told.
+      scratch: folder for what is too large for memory while a stage lasts; None for the system's temporary one.
 
     Raises:
       InputError: anything about the request that cannot work; nothing has been compiled or written by then.
@@ -133,6 +136,7 @@ class Trainer:
         algorithm: Algorithm | None = None,
         growth: Growth | None = None,
         progress: Progress,
+        scratch: Path | None = None,
     ):
         validate(config)
         if data is None:
@@ -190,6 +194,8 @@ class Trainer:
         self.clients = profiled_clients(self.data, self.model.base.embed, config.seed)
         self.ids = np.array([client.id for client in self.data.clients], np.uint32)
         self.stage_base: Base = self.base
+        self.scratch = scratch
+        self.prefix: PrefixCache | None = None
         self.versions = versions(self.devices[0])
         self._norms = jax.jit(self._adapter_norms)
 
@@ -361,6 +367,8 @@ class Trainer:
             record=record,
         )
         self._build_submodel(state, self._blocks_to_fuse(state.stage))
+        if state.rounds_in_stage < self.stage_rounds[state.stage]:
+            self._open_prefix(state)
         return state
 
     def _extended(self, planned: tuple[int, ...], folder: RunFolder) -> tuple[int, ...]:
@@ -428,6 +436,7 @@ class Trainer:
             base = base.replace(blocks=jax.tree.map(lambda leaf: leaf[layer_map.bare :], base.blocks))
         state.server = self.algorithm.enter(state.server, base)
         jax.block_until_ready((self.stage_base, state.server))
+        self._open_prefix(state)
         assign = np.asarray(layer_map.assign)
         groups = [np.flatnonzero(assign == group) for group in range(layer_map.num_groups)]
         record = {
@@ -447,6 +456,7 @@ class Trainer:
             "similarity": _rounded(transition.similarity),
             "spectrum": _rounded(transition.spectrum),
             "submodel_bytes": 0 if self.algorithm.pools else self._submodel_bytes(layer_map),
+            "cached_layers": 0 if self.prefix is None else self.prefix.layers,
             "clients": [],
         }
         state.record["stages"].append(record)
@@ -482,6 +492,41 @@ class Trainer:
         fused = fuse_blocks(state.layer_map, blocks, own, repack=repack, dtype=self.compute.dtype)
         self.stage_base = self.base.replace(blocks=jax.device_put(fused, self.cohort.shared))
 
+    def _open_prefix(self, state: State) -> None:
+        """Begin the store of what the stage's bare layers make, if there is to be one, and let that of another stage go."""
+        self._close_prefix()
+        bare, choice = state.layer_map.bare, self.config.prefix_cache
+        if bare == 0 or choice == "off":
+            return
+        first = state.round - state.rounds_in_stage
+        rounds = range(first, first + self.stage_rounds[state.stage])
+        visits = Visits.count((member.examples for index in rounds for member in self.members(index)), self.data.train)
+        rows = self.clients_per_step * self.config.batch_size
+        token_bytes = self.model.config.width * np.dtype(self.compute.dtype).itemsize
+        chunk_tokens = rows // self.cohort.mesh.size * self.local_steps * self.buckets[-1]
+        if choice == "auto" and not worth_storing(visits, token_bytes=token_bytes, chunk_tokens=chunk_tokens):
+            return
+        self.prefix = PrefixCache(
+            self.model.config,
+            self.compute,
+            self.data.train,
+            layers=bare,
+            rows=rows,
+            buckets=self.buckets,
+            mesh=self.cohort.mesh,
+            programs=self.programs,
+            folder=self.scratch,
+        )
+        self.progress.say(
+            f"the lowest {bare} layers run once for each of {visits.distinct:,} examples, not in {visits.total:,} visits; "
+            f"their hidden states take {readable_bytes(visits.tokens * token_bytes)}"
+        )
+
+    def _close_prefix(self) -> None:
+        if self.prefix is not None:
+            self.prefix.close()
+            self.prefix = None
+
     def _submodel_bytes(self, layer_map: LayerMap) -> int:
         """What a client that holds the base needs besides: nothing, the numbers of the layers picked, or fused layers."""
         if layer_map.runs_base:
@@ -503,6 +548,7 @@ class Trainer:
 
     def end_stage(self, state: State) -> None:
         """Return what the stage learned to every layer, and record whether it survived."""
+        self._close_prefix()
         record = state.record["stages"][-1]
         submodel = self.judge_stage(state)
         began = time.perf_counter()
@@ -532,10 +578,20 @@ class Trainer:
 
     # ---- rounds --------------------------------------------------------------------------------------------------
 
-    def assemble(self, examples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Padded rows of the training examples in the smallest length bucket that fits; -1 gives padding."""
+    def assemble(self, examples: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Padded rows of the training examples in the smallest length bucket that fits; -1 gives padding.
+
+        Tokens and mask, and stored hidden states where the stage has them.
+        """
         lengths = np.where(examples < 0, 0, self.data.train.lengths[examples])
-        return gather_batch(self.data.train, examples, bucket_for(int(lengths.max()), self.buckets))
+        length = bucket_for(int(lengths.max()), self.buckets)
+        batch = gather_batch(self.data.train, examples, length)
+        return batch if self.prefix is None else (*batch, self.prefix.gather(examples, length))
+
+    def members(self, round_index: int) -> list[ClientWork]:
+        """The participants of a round (from 0) and what they do, by position."""
+        positions = sample_cohort(self.config.seed, round_index, self.ids, self.participants)
+        return [self.work(int(position), round_index) for position in positions]
 
     def work(self, position: int, round_index: int) -> ClientWork:
         """What one client does in a round (rounds counted from 0)."""
@@ -557,13 +613,43 @@ class Trainer:
         """The rate of the next round."""
         return learning_rate_at(self.config, self.stage_rounds, state.stage, state.rounds_in_stage)
 
+    def restore_prefix(self, state: State) -> None:
+        """Store again, after a resume, what the stage's earlier rounds stored, in the same batches."""
+        if self.prefix is None or self.prefix.rounds >= state.rounds_in_stage:
+            return
+        first = state.round - state.rounds_in_stage
+        self.progress.say(f"  storing the hidden states of the stage's first {state.rounds_in_stage} rounds again")
+        for index in range(first + self.prefix.rounds, state.round):
+            self._fill_prefix(self.members(index))
+
+    def _fill_prefix(self, members: Sequence[ClientWork]) -> int:
+        """Store the hidden states of a round's examples; the operations that it took."""
+        if self.prefix is None:
+            return 0
+        rows_by_length = self.prefix.fill(self.stage_base, [member.examples for member in members])
+        return sum(
+            rows * length * prefix_flops(self.model.config, layers=self.prefix.layers, length=length)
+            for length, rows in rows_by_length.items()
+        )
+
+    def prepare_client(self, state: State, position: int) -> tuple[ClientWork, tuple[np.ndarray, ...]]:
+        """What one client does in the next round, of which it need be no participant, and the batches that it trains on."""
+        member = self.work(position, state.round)
+        self.restore_prefix(state)
+        # First in the batches of the round itself, so that the client has the same hidden states as in it.
+        for members in (self.members(state.round), [member]):
+            self._fill_prefix(members)
+        return member, self.assemble(member.examples)
+
     def round(self, state: State) -> dict[str, Any]:
         """One round; advances the state and returns its line of metrics."""
+        self.restore_prefix(state)
         began, compiled = time.perf_counter(), self.programs.seconds
         self.programs.peak_bytes = 0
         counters = self.energy.read()
-        positions = sample_cohort(self.config.seed, state.round, self.ids, self.participants)
-        members = [self.work(int(position), state.round) for position in positions]
+        members = self.members(state.round)
+        positions = np.array([member.position for member in members])
+        fill_flops = self._fill_prefix(members)
         rate = self.learning_rate(state)
         result = self.cohort.run(
             self.stage_base,
@@ -597,7 +683,7 @@ class Trainer:
             "bytes_up": 0 if self.algorithm.pools else result.bytes_up,
             "bytes_down": 0 if self.algorithm.pools else result.bytes_down,
             "bytes_missed": self._missed(state, positions, result.bytes_cumulative),
-            "train_flops": self._flops(state, result),
+            "train_flops": fill_flops + self._flops(state, result),
             "program_bytes": program_bytes,
             "adapter_norms": [float(f"{norm:.6g}") if np.isfinite(norm) else None for norm in norms],
             "dropped": int(np.count_nonzero(~kept)),
@@ -616,8 +702,8 @@ class Trainer:
         return jax.vmap(lambda row: adapter_norms(personal(server, row)))(rows).mean(axis=0)
 
     def _flops(self, state: State, result: RoundResult) -> int:
-        """Operations of a round's training, over all participants."""
-        layers = state.layer_map.depth
+        """Operations of a round's training, over all participants; without layers whose hidden states were stored before."""
+        layers = state.layer_map.depth - (0 if self.prefix is None else self.prefix.layers)
         return sum(
             rows
             * length

@@ -143,6 +143,43 @@ def test_top_grow_trains_the_top_of_the_exact_model(config, tmp_path, capfd):
         assert np.any(factors.b[2:])
 
 
+def test_stored_hidden_states_change_nothing_beyond_rounding(config, tmp_path, capfd):
+    chosen = dataclasses.replace(
+        config, growth="top-grow", capacities=(1, 2, 4), stage_rounds=(3, 1, 1), rounds=5, batch_size=12
+    )
+    runs = {}
+    for choice in ("off", "auto"):
+        each = dataclasses.replace(chosen, prefix_cache=choice, out=str(tmp_path / choice))
+        runs[choice] = train(each, progress=Progress())
+    # Stage 1 has 144 visits of at most 53 examples, stage 2 has 48 of at least 29; at full depth nothing lies below.
+    said = capfd.readouterr().err
+    assert "the lowest 3 layers run once for each of" in said
+    assert [stage["cached_layers"] for stage in runs["off"].summary["stages"]] == [0, 0, 0]
+    whole = runs["auto"]
+    assert [stage["cached_layers"] for stage in whole.summary["stages"]] == [3, 0, 0]
+    assert whole.summary["final_loss"] == pytest.approx(runs["off"].summary["final_loss"], rel=1e-4)
+    for new, old in zip(jax.tree.leaves(whole.adapter), jax.tree.leaves(runs["off"].adapter), strict=True):
+        np.testing.assert_allclose(new, old, atol=2e-3)
+    saved = runs["off"].summary["train_flops"] - whole.summary["train_flops"]
+    assert 0 < saved < runs["off"].summary["train_flops"]
+    assert not [path for path in whole.folder.iterdir() if path.name.startswith("tmp")]
+
+
+def test_a_run_with_stored_hidden_states_goes_on_bit_for_bit_and_is_replayed(config, tmp_path):
+    chosen = dataclasses.replace(
+        config, growth="top-grow", capacities=(1, 2), prefix_cache="on", checkpoint_every=1, out=str(tmp_path / "whole")
+    )
+    whole = train(chosen, progress=QUIET)
+    assert [stage["cached_layers"] for stage in whole.summary["stages"]] == [3, 2]
+    again = dataclasses.replace(chosen, out=str(tmp_path / "again"))
+    assert train(again, progress=StopAfter(3)).stopped_by == signal.SIGINT
+    resumed = train(again, progress=QUIET)
+    assert adapter_bytes(resumed) == adapter_bytes(whole)
+    assert resumed.summary["train_flops"] == whole.summary["train_flops"]
+    for client in ("client_0", "client_1", "client_2"):
+        assert replay(whole.folder, client=client, round=4, progress=QUIET).first_break is None
+
+
 def test_top_grow_of_all_layers_is_fedit_bit_for_bit(config, tmp_path):
     runs = [
         train(dataclasses.replace(config, growth=growth, capacities=(4,), out=str(tmp_path / growth)), progress=QUIET)

@@ -5,6 +5,7 @@ from devft_jax.accounting.flops import (
     Adaptation,
     evaluation_flops,
     forward_breakdown,
+    prefix_flops,
     training_breakdown,
     training_flops,
 )
@@ -18,6 +19,7 @@ __all__ = [
     "evaluation_flops",
     "forward_breakdown",
     "peak_memory",
+    "prefix_flops",
     "training_breakdown",
     "training_flops",
 ]

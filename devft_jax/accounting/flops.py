@@ -90,6 +90,12 @@ def training_flops(config: ModelConfig, *, layers: int, adaptation: Adaptation, 
     return sum(training_breakdown(config, layers=layers, adaptation=adaptation, length=length, frozen=frozen).values())
 
 
+def prefix_flops(config: ModelConfig, *, layers: int, length: int) -> int:
+    """Operations of a forward pass through the lowest layers alone, without adapter and head, per token position."""
+    forward = forward_breakdown(config, layers=layers, adaptation=Adaptation(0, 0, 0), length=length)
+    return forward["frozen"] + forward["attention"]
+
+
 def evaluation_flops(config: ModelConfig, *, layers: int, adaptation: Adaptation, length: int) -> int:
     """Operations of scoring one held-out token position, a forward pass alone; as `forward_breakdown`, summed."""
     return sum(forward_breakdown(config, layers=layers, adaptation=adaptation, length=length).values())

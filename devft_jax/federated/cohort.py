@@ -32,6 +32,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from devft_jax.developmental.layer_map import frozen_below
 from devft_jax.federated.algorithm import Algorithm, Participant, PyTree, Share
 from devft_jax.federated.local import (
+    Batch,
     LocalStatistics,
     Loss,
     OptimizerOptions,
@@ -48,12 +49,13 @@ CHUNKS_IN_FLIGHT = 2
 
 
 def client_loss(algorithm: Algorithm, config: ModelConfig, compute: Compute, base: Base, frozen: PyTree) -> Loss:
-    """The loss (train, (tokens, mask), key) that a client's steps reduce, and the one without penalty that is reported."""
+    """The loss (train, batch, key) that a client's steps reduce, and the one without penalty that is reported."""
 
-    def loss(train: PyTree, batch: tuple[jax.Array, jax.Array], key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        tokens, mask = batch
+    def loss(train: PyTree, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        tokens, mask, *stored = batch
         adapter = algorithm.adapter(train, frozen)
-        value = completion_loss(config, base, adapter, tokens, mask, compute=compute, key=key)
+        prefix = stored[0] if stored else None
+        value = completion_loss(config, base, adapter, tokens, mask, compute=compute, key=key, prefix=prefix)
         return value + algorithm.penalty(train, frozen), value
 
     return loss
@@ -89,7 +91,8 @@ def make_chunk(
     """The chunk as a traceable function over `mesh`; see the module's docstring.
 
     Its arguments: base and broadcast = (down, known) (shared), rows [C, ...], batches = (tokens i32[C, S, B, T], mask
-    bool[C, S, B, T]), shares (weights f32[C], slots i32[C]), lr f32[], keys key[C], train_rows bool[G], sums [devices, ...].
+    bool[C, S, B, T]) and, where the layers below the adapter's are not to be run, what they make [C, S, B, T, D] as a third,
+    shares (weights f32[C], slots i32[C]), lr f32[], keys key[C], train_rows bool[G], sums [devices, ...].
     It gives the sums, the rows, the statistics, and the ranks of messages down and up where these differ, i32[C] each.
     """
 
@@ -233,7 +236,8 @@ class Cohort:
     Args:
       algorithm, config, compute, optimizer: what a client does.
       devices: local devices to use. clients_per_step: clients in flight at once, a multiple of the devices.
-      assemble: examples i64[..., S, B] -> (tokens, mask), both [..., S, B, T] of the smallest length bucket that fits.
+      assemble: examples i64[..., S, B] -> (tokens, mask), both [..., S, B, T] of the smallest length bucket that fits, and
+        stored hidden states [..., S, B, T, D] where the round is to use them.
       programs: where compiled programs are kept and counted.
     """
 
@@ -246,7 +250,7 @@ class Cohort:
         *,
         devices: Sequence[jax.Device],
         clients_per_step: int,
-        assemble: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
+        assemble: Callable[[np.ndarray], tuple[np.ndarray, ...]],
         programs: CompiledPrograms,
     ):
         self.algorithm = algorithm
@@ -263,7 +267,7 @@ class Cohort:
         self._finalize = jax.jit(algorithm.finalize)
 
     def _chunks(self, cohort: Sequence[ClientWork], bank: PyTree) -> Iterator[tuple[Any, ...]]:
-        """Host arrays of each chunk: rows, tokens, mask, weights, slots, ids; the last one padded with weight zero."""
+        """Host arrays of each chunk: rows, batches, weights, slots, ids; the last one padded with weight zero."""
         size = self.clients_per_step
         for first in range(0, len(cohort), size):
             members = list(cohort[first : first + size])
@@ -277,7 +281,7 @@ class Cohort:
             rows = jax.tree.map(lambda leaf, where=positions: leaf[where], bank)
             # Padding has no slot of its own and adds zero to the one it names.
             slots = np.minimum(np.arange(first, first + size, dtype=np.int32), len(cohort) - 1)
-            yield (rows, *self.assemble(examples), weights, slots, ids)
+            yield rows, self.assemble(examples), weights, slots, ids
 
     def run(
         self,
@@ -322,9 +326,10 @@ class Cohort:
         chunk = self._chunk_of(frozen_rows(self.algorithm, train_rows))
         pending: list[tuple[PyTree, LocalStatistics, PyTree]] = []
         rows_by_length: Counter[int] = Counter()
-        for rows, tokens, mask, weights, slots, ids in self._chunks(cohort, bank):
+        for rows, batches, weights, slots, ids in self._chunks(cohort, bank):
+            tokens = batches[0]
             rows_by_length[tokens.shape[-1]] += int(np.count_nonzero(weights)) * tokens[0, ..., 0].size
-            inputs = jax.device_put((rows, (tokens, mask), weights, slots, keys(ids)), self.split)
+            inputs = jax.device_put((rows, batches, weights, slots, keys(ids)), self.split)
             rows, batches, weights, slots, client_keys = inputs
             sums, new_rows, statistics, ranks = self.programs.call(
                 "chunk",

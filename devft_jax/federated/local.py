@@ -16,7 +16,8 @@ from flax import struct
 from devft_jax.errors import InputError
 
 PyTree = Any
-Batch = tuple[jax.Array, jax.Array]
+Batch = tuple[jax.Array, ...]
+"""Tokens and mask [..., B, T], and where they are stored the hidden states [..., B, T, D] that the layers below make."""
 Loss = Callable[[PyTree, Batch, jax.Array], tuple[jax.Array, jax.Array]]
 """(trained leaves, batch, key) -> (what is reduced f32[], the mean loss that is reported f32[])."""
 
@@ -131,7 +132,7 @@ def local_train(
       loss: what is reduced, and the mean loss that is reported.
       optimizer: built for this round.
       train: the leaves to optimise.
-      batches: tokens i32[S, B, T] and mask bool[S, B, T].
+      batches: tokens i32[S, B, T], mask bool[S, B, T] and, where they are stored, hidden states [S, B, T, D].
       key: the client's key for this round; step s uses fold_in(key, s).
       train_rows: bool[G], the layers that learn, where every leaf leads with the stage's layers; None lets everything learn.
     """

@@ -43,7 +43,7 @@ def replay_client(
     base: Base,
     server: PyTree,
     row: PyTree,
-    batches: tuple[np.ndarray, np.ndarray],
+    batches: tuple[np.ndarray, ...],
     lr: float,
     key: jax.Array,
     train_rows: np.ndarray,
@@ -52,7 +52,8 @@ def replay_client(
 
     Args:
       server: the algorithm's state at the start of the round. row: the client's bank row.
-      batches: tokens i32[S, B, T] and mask bool[S, B, T]. lr, key, train_rows: as in the round.
+      batches: tokens i32[S, B, T], mask bool[S, B, T] and, where they are stored, hidden states [S, B, T, D].
+      lr, key, train_rows: as in the round.
     """
     participant = participant_of(algorithm, broadcast_of(algorithm, server), row, key, jnp.float32(lr), len(batches[0]))
     train, frozen = algorithm.start(participant)

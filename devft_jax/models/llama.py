@@ -375,6 +375,7 @@ def hidden_states(
     compute: Compute = DEFAULT_COMPUTE,
     key: jax.Array | None = None,
     prompt_lengths: jax.Array | None = None,
+    prefix: jax.Array | None = None,
 ) -> jax.Array:
     """Final normalised hidden states `[B, T, D]` in the compute dtype; the head is left to the caller.
 
@@ -386,10 +387,12 @@ def hidden_states(
       compute: execution choices.
       key: a random key switches LoRA dropout on; None (evaluation) leaves it off.
       prompt_lengths: i32[B], tokens before the first of an answer; only an adapter with a hypernetwork needs them.
+      prefix: [B, T, D], what the layers below an adapter of the last layers alone make of the tokens (`prefix_states`),
+        which are then not run; None runs them. At padding it may hold anything finite.
     """
     length = tokens.shape[-1]
     attend = causal_attention(config, compute, length)
-    options: dict[str, Any] = {"compute": compute, "key": key, "prompt_lengths": prompt_lengths}
+    options: dict[str, Any] = {"compute": compute, "key": key, "prompt_lengths": prompt_lengths, "prefix": prefix}
     hidden, _ = run_layers(config, base, adapter, tokens, jnp.arange(length), attend=attend, **options)
     return hidden
 
@@ -406,6 +409,7 @@ def run_layers(
     compute: Compute = DEFAULT_COMPUTE,
     key: jax.Array | None = None,
     prompt_lengths: jax.Array | None = None,
+    prefix: jax.Array | None = None,
 ) -> tuple[jax.Array, Any]:
     """`hidden_states` under any attention, which may remember something of every layer and hand something on.
 
@@ -414,7 +418,7 @@ def run_layers(
       attend: mixes the values. memory: pytree, leaves [L, ...], whose layers it is given; None for none.
 
     Returns:
-      Hidden states [B, T, D] and what the layers hand on, stacked [L, ...].
+      Hidden states [B, T, D] and what the layers that ran hand on, stacked [L, ...].
     """
     table = rotary_table(config, positions)
     adapter = adapter or Adapter(lora={}, scale=jnp.float32(1.0))
@@ -423,6 +427,8 @@ def run_layers(
     bare = depth - adapted
     if bare < 0:
         raise ValueError(f"the adapter has {adapted} layers and the base {depth}; give an adapter of at most as many.")
+    if prefix is not None and bare == 0:
+        raise ValueError("the adapter reaches down to the first layer, so no layer runs below it: give no prefix.")
 
     change_by: Callable[..., jax.Array] | None = None
     if adapter.hyper is not None:
@@ -432,7 +438,7 @@ def run_layers(
 
     def layer(x, block, adaptation, remembered, index):
         factors, scales, delta, layer_token = adaptation
-        change = None if change_by is None or layer_token is None else partial(change_by, layer_token)
+        change = None if change_by is None else partial(change_by, layer_token)
         layer_key = None if key is None else jax.random.fold_in(key, index)
         return decoder_layer(
             config,
@@ -466,7 +472,14 @@ def run_layers(
             block = block.replace(**{name: StackedWeight(getattr(base.blocks, name), index) for name in PROJECTIONS})
         return layer(x, block, adaptation, remembered, index)
 
-    x = base.embed[tokens].astype(jnp.dtype(compute.dtype))
+    parts = []
+    if prefix is not None:
+        x = prefix
+    else:
+        x = base.embed[tokens].astype(jnp.dtype(compute.dtype))
+        if bare:
+            x, handed_on = run_bare(config, base, x, bare, table=table, attend=attend, memory=memory)
+            parts.append(handed_on)
     adaptation = (adapter.lora, layer_scales(adapter, adapted), adapter.delta, adapter.layer_tokens)
     if bare + compute.frozen_layers == 0:
         x, handed_on = jax.lax.scan(saving(step), x, (base.blocks, adaptation, memory, jnp.arange(depth)))
@@ -477,9 +490,7 @@ def run_layers(
             jax.tree.map(lambda leaf, cut=cut: leaf[cut], adaptation)
             for cut in (slice(compute.frozen_layers), slice(compute.frozen_layers, None))
         )
-        parts = []
         for run, adapted_by, part in (
-            (read_step, ({}, {}, {}, None), numbers[:bare]),
             (read_step, jax.lax.stop_gradient(frozen), numbers[bare:first]),
             (saving(read_step), learning, numbers[first:]),
         ):
@@ -488,6 +499,40 @@ def run_layers(
                 parts.append(handed_on)
         handed_on = jax.tree.map(lambda *pieces: jnp.concatenate(pieces), *parts)
     return rms_norm(x, base.norm, config.norm_epsilon), handed_on
+
+
+def run_bare(
+    config: ModelConfig,
+    base: Base,
+    x: jax.Array,
+    layers: int,
+    *,
+    table: tuple[jax.Array, jax.Array],
+    attend: Attention,
+    memory: Any = None,
+) -> tuple[jax.Array, Any]:
+    """The lowest `layers` layers of a base, without an adapter, on [B, T, D]; the rest as in `run_layers`."""
+
+    def step(x: jax.Array, index: jax.Array) -> tuple[jax.Array, Any]:
+        # The stack is read by number: cut, it would be a copy of its weights.
+        block, remembered = read_layer((base.blocks, memory), index)
+        return decoder_layer(config, x, block, {}, {}, {}, table=table, attend=attend, memory=remembered)
+
+    return jax.lax.scan(step, x, jnp.arange(layers))
+
+
+def prefix_states(
+    config: ModelConfig, base: Base, tokens: jax.Array, layers: int, *, compute: Compute = DEFAULT_COMPUTE
+) -> jax.Array:
+    """What the lowest `layers` layers of a base, without an adapter, make of `tokens` i32[B, T].
+
+    The hidden states [B, T, D] that enter the layer above them, in the compute dtype. Those of a real token do not depend on
+    the padding behind it.
+    """
+    length = tokens.shape[-1]
+    attend, table = causal_attention(config, compute, length), rotary_table(config, jnp.arange(length))
+    x = base.embed[tokens].astype(jnp.dtype(compute.dtype))
+    return run_bare(config, base, x, layers, table=table, attend=attend)[0]
 
 
 def head_weight(base: Base) -> jax.Array:
@@ -504,9 +549,10 @@ def forward(
     compute: Compute = DEFAULT_COMPUTE,
     key: jax.Array | None = None,
     prompt_lengths: jax.Array | None = None,
+    prefix: jax.Array | None = None,
 ) -> jax.Array:
     """Logits f32[B, T, V] of `tokens` i32[B, T]; arguments as in `hidden_states`."""
-    options: dict[str, Any] = {"compute": compute, "key": key, "prompt_lengths": prompt_lengths}
+    options: dict[str, Any] = {"compute": compute, "key": key, "prompt_lengths": prompt_lengths, "prefix": prefix}
     return logits_of(base, hidden_states(config, base, adapter, tokens, **options))
 
 

@@ -78,14 +78,17 @@ def completion_statistics(
     *,
     compute: Compute = DEFAULT_COMPUTE,
     key: jax.Array | None = None,
+    prefix: jax.Array | None = None,
 ) -> TokenStatistics:
     """`nll` and `hit` f32/bool[B, T-1] of tokens 1..T-1, zero and True where `mask` bool[B, T] is False.
 
-    `mask[b, t]` marks the completion tokens, those that a client learns to produce.
+    `mask[b, t]` marks the completion tokens, those that a client learns to produce; `prefix` as in `hidden_states`.
     """
     # The first True of a row; 0 where there is none.
     prompt_lengths = jnp.argmax(mask, axis=-1)
-    hidden = hidden_states(config, base, adapter, tokens, compute=compute, key=key, prompt_lengths=prompt_lengths)
+    hidden = hidden_states(
+        config, base, adapter, tokens, compute=compute, key=key, prompt_lengths=prompt_lengths, prefix=prefix
+    )
     statistics = token_statistics(hidden[:, :-1], head_weight(base), tokens[:, 1:], chunk=compute.vocabulary_chunk)
     counted = mask[:, 1:]
     return TokenStatistics(nll=jnp.where(counted, statistics.nll, 0.0), hit=statistics.hit | ~counted)
@@ -100,7 +103,8 @@ def completion_loss(
     *,
     compute: Compute = DEFAULT_COMPUTE,
     key: jax.Array | None = None,
+    prefix: jax.Array | None = None,
 ) -> jax.Array:
     """Mean negative log-likelihood of the completion tokens of a batch, in nats; 0 for a batch without any."""
-    statistics = completion_statistics(config, base, adapter, tokens, mask, compute=compute, key=key)
+    statistics = completion_statistics(config, base, adapter, tokens, mask, compute=compute, key=key, prefix=prefix)
     return jnp.sum(statistics.nll) / jnp.maximum(jnp.sum(mask[:, 1:]), 1)

@@ -6,7 +6,14 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from devft_jax.accounting import Adaptation, evaluation_flops, forward_breakdown, training_breakdown, training_flops
+from devft_jax.accounting import (
+    Adaptation,
+    evaluation_flops,
+    forward_breakdown,
+    prefix_flops,
+    training_breakdown,
+    training_flops,
+)
 from devft_jax.models.llama import PROJECTIONS, Adapter, ModelConfig, init_base
 from devft_jax.models.lora import init_lora
 from devft_jax.models.loss import completion_loss, completion_statistics
@@ -139,3 +146,9 @@ def test_frozen_layers_of_an_adapter_are_only_run_forward():
     for name in ("frozen", "attention", "low_rank"):
         assert frozen[name] == learning[name] + below[name]
     assert frozen["head"] == learning["head"]
+
+
+def test_stored_hidden_states_save_the_forward_pass_below_them():
+    adaptation = Adaptation(depth=2, factors=10, trained=10)
+    whole, above = (training_flops(ONE_LAYER, layers=layers, adaptation=adaptation, length=8) for layers in (6, 2))
+    assert whole - above == prefix_flops(ONE_LAYER, layers=4, length=8) > 0

@@ -4,6 +4,8 @@
 
 Nothing is approximated: the gradient is that of the full model restricted to its top layers. Saved are the messages of the
 layers below, which have no adapter yet, and the backward pass through them: L + k_s layer passes a token instead of 2 L.
+What these layers make of an example is the same in every visit, so it may be stored (`prefix_cache`): with v visits of each
+example that leaves 2 k_s + (L - k_s) / v.
 Layer-wise adapters of the top layers alone are known from AdapterDrop (Rueckle et al. 2021) and LEGEND (Liu et al. 2024);
 growing them downwards, with the base's prefix exact and frozen, is what is tried here.
 """
