@@ -4,8 +4,9 @@ Exact are counts that follow from the configuration: depths, rounds, parameters,
 traced on shapes) and who takes part when, because cohorts are drawn from the seed. A run of the same configuration measures
 the same bytes. Upper bounds are FLOPs, because examples are taken to be as long as `max_length`, padded; a run has shorter
 ones. So are the bytes of messages whose ranks differ between clients or rounds, each counted at the largest. Hidden states
-that a run may store (`prefix_cache`) are taken to be computed in every step, and their memory is not in the plan. Projections,
-marked with *, are times at a stated rate, energy at stated joules, and memory by the formula of `devft_jax.accounting.memory`.
+that a run may store (`prefix_cache`) are taken to be computed in every step, and their memory is not in the plan.
+Projections, marked with *, are times at a stated rate, energy at stated joules, and memory by the formula of
+`devft_jax.accounting.memory`.
 
 What only the data could tell comes from the configuration: the number of clients is `clients`, which a split by field or
 file overrides with its own. It also draws its cohorts by the clients' names, so that who takes part when, and with it the
