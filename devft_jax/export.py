@@ -361,7 +361,8 @@ def _read_checkpoint(
     algorithm = ALGORITHMS[config.algorithm](config)
     record = folder.read_record(round_index)
     key = run_key(config.seed, Purpose.INITIALISATION)
-    clients = Clients(len(read_json(folder.path / "split.json")["clients"]))
+    # Only what clients keep depends on how many there are.
+    clients = Clients(1 if algorithm.personal is None else len(read_json(folder.path / "split.json")["clients"]))
     shapes = jax.eval_shape(lambda: algorithm.init_server(key, architecture, clients))
     shaped = LayerMap.shapes(record["groups"], architecture.layers, record["bare"])
     like = {"full": shapes, "server": jax.eval_shape(algorithm.submodel, shapes, shaped), "layer_map": shaped}

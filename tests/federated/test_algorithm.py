@@ -43,6 +43,8 @@ from tests.federated.records import (
 from tests.tiny import CONFIG
 
 EVERY = pytest.mark.parametrize("name", ALGORITHMS)
+# One whose clients remember nothing, one with rows, one with slots of the cohort, one with messages of different rank.
+STREAMED = ("fedit", "scaffold", "fedex-lora", "hetlora")
 IDENTITY = LayerMap.identity(CONFIG.layers)
 
 
@@ -129,7 +131,9 @@ def test_rows_of_clients_that_sit_out_stay_bit_for_bit(name):
     assert all(len(leaf) == K for leaf in jax.tree.leaves(result.bank_rows))
 
 
-@EVERY
+@pytest.mark.parametrize(
+    "name", [name if name in STREAMED else pytest.param(name, marks=pytest.mark.slow) for name in ALGORITHMS]
+)
 def test_a_cohort_streams_in_any_chunks(name):
     algorithm, server, _ = started(name)
     bank = jax.device_get(algorithm.init_bank(Clients(5), init(algorithm, clients=5)))

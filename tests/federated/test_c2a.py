@@ -176,7 +176,8 @@ def config(tmp_path_factory, word_tokenizer):
     return dataclasses.replace(written, **options, capacities=(2, 4), rounds=2, devices=1, checkpoint_every=1)
 
 
-@pytest.mark.parametrize("growth", ["devft", pytest.param("end-to-end", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("growth", ["devft", "end-to-end"])
 def test_a_run_goes_on_bit_for_bit(config, tmp_path, growth, capfd):
     chosen = dataclasses.replace(config, growth=growth, out=str(tmp_path / "run"))
     run = train(chosen)

@@ -251,7 +251,8 @@ def run_twice(config, folder):
     return run
 
 
-@pytest.mark.parametrize("growth", ["devft", pytest.param("end-to-end", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("growth", ["devft", "end-to-end"])
 def test_a_run_goes_on_bit_for_bit(config, tmp_path, growth):
     run = run_twice(dataclasses.replace(config, growth=growth), tmp_path / "run")
     rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
