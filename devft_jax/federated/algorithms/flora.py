@@ -30,7 +30,7 @@ import numpy as np
 from flax import struct
 
 from devft_jax.developmental import LayerMap
-from devft_jax.federated.adapters import adapter_of
+from devft_jax.federated.adapters import adapter_of, first_directions
 from devft_jax.federated.algorithm import Algorithm, Clients, Participant, PyTree, Share, as_float32, travelling
 from devft_jax.federated.algorithms.options import MethodConfig
 from devft_jax.federated.corrections import (
@@ -52,16 +52,6 @@ class Server(struct.PyTreeNode):
 
     correction: Correction
     rank: jax.Array
-
-
-def first_directions(lora: dict[str, LoraFactors], rank: jax.Array) -> dict[str, LoraFactors]:
-    """The factors with every direction from `rank` i32[] on set to zero."""
-
-    def one(factors: LoraFactors) -> LoraFactors:
-        kept = jnp.arange(factors.a.shape[-1]) < rank
-        return LoraFactors(a=jnp.where(kept, factors.a, 0), b=jnp.where(kept[:, None], factors.b, 0))
-
-    return {name: one(factors) for name, factors in lora.items()}
 
 
 def flora(config: MethodConfig) -> Algorithm:

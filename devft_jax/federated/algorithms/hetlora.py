@@ -34,7 +34,7 @@ import optax
 from flax import struct
 
 from devft_jax.errors import InputError
-from devft_jax.federated.adapters import adapter_of
+from devft_jax.federated.adapters import adapter_of, first_directions, masked
 from devft_jax.federated.algorithm import Algorithm, Clients, Participant, PyTree, Share, as_float32
 from devft_jax.federated.algorithms.fedit import Sums as FedITSums
 from devft_jax.federated.algorithms.fedit import fedit
@@ -84,18 +84,14 @@ def hetlora(config: MethodConfig) -> Algorithm:
 
         return sum((one(factors) for factors in lora.values()), start=jnp.float32(0))
 
-    def truncated(lora: dict[str, LoraFactors], rank: jax.Array) -> dict[str, LoraFactors]:
-        mask = jnp.arange(most) < rank
-        return {name: masked(factors, mask) for name, factors in lora.items()}
-
     def ranked(lora: dict[str, LoraFactors], rank: jax.Array) -> Ranked:
-        return Ranked(lora=truncated(lora, rank), rank=rank, most=most)
+        return Ranked(lora=first_directions(lora, rank), rank=rank, most=most)
 
     def start(participant: Participant) -> tuple[PyTree, PyTree]:
         return as_float32(participant.down.lora), participant.down.rank
 
     def adapter(train: PyTree, frozen: PyTree) -> Adapter:
-        return federated.adapter(truncated(train, frozen), ())
+        return federated.adapter(first_directions(train, frozen), ())
 
     def finish(participant: Participant, train: PyTree) -> tuple[PyTree, PyTree]:
         rank = participant.down.rank
@@ -137,11 +133,6 @@ def hetlora(config: MethodConfig) -> Algorithm:
         init_bank=init_bank,
         weighting="uniform",
     )
-
-
-def masked(factors: LoraFactors, mask: jax.Array) -> LoraFactors:
-    """The directions that `mask` bool[r] names, the others zero."""
-    return LoraFactors(a=jnp.where(mask, factors.a, 0), b=jnp.where(mask[:, None], factors.b, 0))
 
 
 def _norms(leaf: jax.Array) -> jax.Array:
