@@ -555,9 +555,13 @@ class Trainer:
         full, bank = jax.block_until_ready(self.transferred(state)), self.transferred_bank(state)
         state.full, state.full_bank = full, bank
         state.record["seconds"]["build"] += time.perf_counter() - began
-        ends = state.stage + 1 == len(self.stage_rounds)
-        whole = state.layer_map.is_identity and not (ends and self.algorithm.consensus)
-        judged = submodel if whole else self.judge_full(state)
+        judged = submodel
+        if not state.layer_map.is_identity:
+            judged = self._judge(state, self.base, state.full, state.full_bank)
+        if judged is not None and self.algorithm.consensus is not None and state.stage + 1 == len(self.stage_rounds):
+            # At the run's end each client's own model, too, beside the one that stands for all of them.
+            own = self._judge_clients(state, self.base, state.full, state.full_bank)
+            judged = None if own is None else dataclasses.replace(judged, personal=own.personal)
         record["loss_end"] = None if submodel is None else submodel.loss
         record["loss_full_after_transfer"] = None if judged is None else judged.loss
         record["accuracy_full_after_transfer"] = None if judged is None else judged.accuracy
@@ -782,15 +786,6 @@ class Trainer:
     def judge_stage(self, state: State) -> Judgement | None:
         """The stage's model, or the clients' own models, on held-out data; None without it."""
         return self._judge(state, self.stage_base, state.server, state.bank)
-
-    def judge_full(self, state: State) -> Judgement | None:
-        """The full model at a stage's end; at the run's end each client's own one too, where there are any."""
-        judged = self._judge(state, self.base, state.full, state.full_bank)
-        ends = state.stage + 1 == len(self.stage_rounds)
-        if judged is None or not ends or self.algorithm.consensus is None:
-            return judged
-        own = self._judge_clients(state, self.base, state.full, state.full_bank)
-        return None if own is None else dataclasses.replace(judged, personal=own.personal)
 
     def judge_transferred(self, state: State) -> Judgement | None:
         """The full model as if the stage under way, of a submodel, ended now; None without held-out data."""
