@@ -1,5 +1,6 @@
 """Settings of the test suite: CPU, eight host devices, float32 products, compiled programs kept for the session's life."""
 
+import copy
 import functools
 import gc
 import os
@@ -77,4 +78,5 @@ def word_tokenizer():
             eos_token="</s>" if eos else None,
         )
 
-    return build
+    # A copy, so that a test that gives its tokenizer a chat template gives it to no other test's.
+    return lambda **options: copy.copy(build(**options))

@@ -175,7 +175,7 @@ def test_auto_is_the_chat_template_only_for_conversations_and_where_there_is_one
 
 
 def test_several_chat_templates_without_a_default_are_an_input_error(word_tokenizer):
-    tokenizer = copy.copy(word_tokenizer())
+    tokenizer = word_tokenizer()
     tokenizer.chat_template = {"rag": "a", "tool_use": "b"}
     with pytest.raises(InputError, match="has several chat templates and none is called default; name the one to use"):
         render(record(), "chat", tokenizer)
