@@ -36,6 +36,7 @@ from devft_jax.federated.local import (
     LocalStatistics,
     Loss,
     OptimizerOptions,
+    Passes,
     local_train,
     make_optimizer,
 )
@@ -46,17 +47,23 @@ from devft_jax.programs import CLIENT_AXIS, CompiledPrograms, client_mesh
 
 # Chunks whose inputs may wait on the device at once: one that runs and one that is ready.
 CHUNKS_IN_FLIGHT = 2
+# Name of the `vmap` over the clients that a device trains at once.
+CHUNK_AXIS = "chunk"
 
 
-def client_loss(algorithm: Algorithm, config: ModelConfig, compute: Compute, base: Base, frozen: PyTree) -> Loss:
-    """The loss (train, batch, key) that a client's steps reduce, and the one without penalty that is reported."""
+def client_loss(
+    algorithm: Algorithm, config: ModelConfig, compute: Compute, base: Base, frozen: PyTree, axis: str | None = None
+) -> Loss:
+    """The loss that a client's steps reduce, and the one without penalty that is reported; `axis` as in `Passes`."""
 
-    def loss(train: PyTree, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def loss(
+        train: PyTree, batch: Batch, keys: jax.Array, count: jax.Array, share: float
+    ) -> tuple[jax.Array, jax.Array]:
         tokens, mask, *stored = batch
         adapter = algorithm.adapter(train, frozen)
-        prefix = stored[0] if stored else None
-        value = completion_loss(config, base, adapter, tokens, mask, compute=compute, key=key, prefix=prefix)
-        return value + algorithm.penalty(train, frozen), value
+        options: dict[str, Any] = {"prefix": stored[0] if stored else None, "count": count, "axis": axis}
+        value = completion_loss(config, base, adapter, tokens, mask, compute=compute, key=keys, **options)
+        return value + share * algorithm.penalty(train, frozen), value
 
     return loss
 
@@ -87,8 +94,9 @@ def make_chunk(
     compute: Compute,
     optimizer: OptimizerOptions,
     mesh: Mesh,
+    passes: Passes,
 ) -> Callable[..., tuple[PyTree, PyTree, LocalStatistics, PyTree]]:
-    """The chunk as a traceable function over `mesh`; see the module's docstring.
+    """The chunk as a traceable function over `mesh`, its steps run in `passes`; see the module's docstring.
 
     Its arguments: base and broadcast = (down, known) (shared), rows [C, ...], batches = (tokens i32[C, S, B, T], mask
     bool[C, S, B, T]) and, where the layers below the adapter's are not to be run, what they make [C, S, B, T, D] as a third,
@@ -99,9 +107,10 @@ def make_chunk(
     def client(base, broadcast, lr, train_rows, row, batches, share, key):
         participant = participant_of(algorithm, broadcast, row, key, lr, batches[0].shape[0])
         start, frozen = algorithm.start(participant)
-        loss = client_loss(algorithm, config, compute, base, frozen)
+        loss = client_loss(algorithm, config, compute, base, frozen, passes.axis)
         rule = algorithm.optimizer(make_optimizer(optimizer, lr), frozen, lr)
-        trained, statistics = local_train(loss, rule, start, batches, key, train_rows if algorithm.layered else None)
+        learning = train_rows if algorithm.layered else None
+        trained, statistics = local_train(loss, rule, start, batches, key, learning, passes)
         up, new_row = algorithm.finish(participant, trained)
         # What float32 holds may overflow the dtype in which it travels.
         finite = statistics.finite & all_finite((up, new_row))
@@ -111,8 +120,10 @@ def make_chunk(
         ranks = ranks_of(participant.down), ranks_of(up)
         return contribution, new_row, statistics.replace(finite=finite), ranks
 
+    passes = replace(passes, axis=CHUNK_AXIS)
+
     def shard(base, broadcast, rows, batches, shares, lr, keys, train_rows, sums):
-        over_clients = jax.vmap(partial(client, base, broadcast, lr, train_rows))
+        over_clients = jax.vmap(partial(client, base, broadcast, lr, train_rows), axis_name=CHUNK_AXIS)
         contributions, rows, statistics, ranks = over_clients(rows, batches, shares, keys)
         sums = jax.tree.map(lambda total, parts: total + jnp.sum(parts, axis=0, keepdims=True), sums, contributions)
         return sums, rows, statistics, ranks
@@ -128,10 +139,15 @@ def make_chunk(
 
 
 def jit_chunk(
-    algorithm: Algorithm, config: ModelConfig, compute: Compute, optimizer: OptimizerOptions, mesh: Mesh
+    algorithm: Algorithm,
+    config: ModelConfig,
+    compute: Compute,
+    optimizer: OptimizerOptions,
+    mesh: Mesh,
+    passes: Passes,
 ) -> jax.stages.Wrapped:
     """`make_chunk`, ready to be compiled; the sums (argument 8) are donated, base and broadcast serve the next chunk too."""
-    return jax.jit(make_chunk(algorithm, config, compute, optimizer, mesh), donate_argnums=8)
+    return jax.jit(make_chunk(algorithm, config, compute, optimizer, mesh, passes), donate_argnums=8)
 
 
 def broadcast_of(algorithm: Algorithm, server: PyTree) -> tuple[PyTree, PyTree]:
@@ -234,7 +250,7 @@ class Cohort:
     """Runs rounds of one algorithm on one model shape over the local devices.
 
     Args:
-      algorithm, config, compute, optimizer: what a client does.
+      algorithm, config, compute, optimizer: what a client does. passes: how it runs a step's examples.
       devices: local devices to use. clients_per_step: clients in flight at once, a multiple of the devices.
       assemble: examples i64[..., S, B] -> (tokens, mask), both [..., S, B, T] of the smallest length bucket that fits, and
         stored hidden states [..., S, B, T, D] where the round is to use them.
@@ -247,6 +263,7 @@ class Cohort:
         config: ModelConfig,
         compute: Compute,
         optimizer: OptimizerOptions,
+        passes: Passes,
         *,
         devices: Sequence[jax.Device],
         clients_per_step: int,
@@ -261,7 +278,9 @@ class Cohort:
         self.shared = NamedSharding(self.mesh, PartitionSpec())
         self.split = NamedSharding(self.mesh, PartitionSpec(CLIENT_AXIS))
         self._chunk_of = functools.cache(
-            lambda frozen: jit_chunk(algorithm, config, replace(compute, frozen_layers=frozen), optimizer, self.mesh)
+            lambda frozen: jit_chunk(
+                algorithm, config, replace(compute, frozen_layers=frozen), optimizer, self.mesh, passes
+            )
         )
         self._broadcast = jax.jit(partial(broadcast_of, algorithm))
         self._finalize = jax.jit(algorithm.finalize)
