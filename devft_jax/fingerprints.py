@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from devft_jax.data import FederatedData
 from devft_jax.models.llama import Base
 from devft_jax.models.quantization import QTensor
 
@@ -21,6 +22,16 @@ def fingerprint(*items: np.ndarray | str | int) -> str:
         # Bytes are viewed, not copied: token arrays may be larger than memory.
         digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()[:16]
+
+
+def data_fingerprint(data: FederatedData) -> str:
+    """Tells the tokenised training and held-out data and their split apart."""
+    parts = [part for part in (data.train, data.test) if part is not None]
+    # A part held out shares its tokens with the part trained on.
+    tokens = {id(array): array for part in parts for array in (part.tokens, part.is_answer)}
+    arrays = [*tokens.values(), *(array for part in parts for array in (part.starts, part.lengths))]
+    clients = [item for client in data.clients for item in (client.name, client.id, client.indices)]
+    return fingerprint(*arrays, *clients)
 
 
 def _sample_of(leaf: jax.Array) -> np.ndarray:
