@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 
 from devft_jax.developmental import LayerMap
 from devft_jax.federated.algorithm import Algorithm, Clients
@@ -29,6 +30,7 @@ def save_state(folder: RunFolder, state: State) -> None:
         "server": state.server,
         "bank": state.bank,
         "layer_map": state.layer_map,
+        "last_round": state.last_round,
     }
     folder.save_checkpoint(state.round, arrays, record)
 
@@ -50,7 +52,14 @@ def read_state(
     server = jax.eval_shape(algorithm.submodel, full, shaped)
     full_bank = jax.eval_shape(lambda full: algorithm.init_bank(population, full), full)
     bank = mapped_shapes(algorithm.submodel_row, full_bank, shaped)
-    shapes = {"full": full, "full_bank": full_bank, "server": server, "bank": bank, "layer_map": shaped}
+    shapes = {
+        "full": full,
+        "full_bank": full_bank,
+        "server": server,
+        "bank": bank,
+        "layer_map": shaped,
+        "last_round": jax.ShapeDtypeStruct((clients,), np.int32),
+    }
     arrays = folder.read_arrays(record["round"], shapes)
     return State(
         full=arrays["full"],
@@ -58,6 +67,7 @@ def read_state(
         server=arrays["server"],
         bank=jax.device_get(arrays["bank"]),
         layer_map=arrays["layer_map"],
+        last_round=np.array(arrays["last_round"]),
         round=record["round"],
         stage=record["stage"],
         rounds_in_stage=record["rounds_in_stage"],

@@ -1,6 +1,7 @@
 """Short names for arrays, by which a resumed run knows that its data and its base are still what they were."""
 
 import hashlib
+import json
 from typing import Any
 
 import jax
@@ -30,8 +31,12 @@ def data_fingerprint(data: FederatedData) -> str:
     # A part held out shares its tokens with the part trained on.
     tokens = {id(array): array for part in parts for array in (part.tokens, part.is_answer)}
     arrays = [*tokens.values(), *(array for part in parts for array in (part.starts, part.lengths))]
-    clients = [item for client in data.clients for item in (client.name, client.id, client.indices)]
-    return fingerprint(*arrays, *clients)
+    # A few long arrays: a population may be of a hundred thousand clients.
+    ids = np.array([client.id for client in data.clients], np.uint32)
+    sizes = np.array([len(client.indices) for client in data.clients])
+    indices = np.concatenate([client.indices for client in data.clients])
+    names = json.dumps([client.name for client in data.clients])
+    return fingerprint(*arrays, names, ids, sizes, indices)
 
 
 def _sample_of(leaf: jax.Array) -> np.ndarray:

@@ -20,11 +20,13 @@ class State:
       rounds_in_stage: finished in it. full: the algorithm's state at full depth, as of the stage's start.
       full_bank: what clients keep, at full depth, as of the stage's start; on the host.
       server, bank, layer_map: of the stage under way. record: JSON-ready totals and stage records.
+      last_round: i32[N], the round (from 1) in which each client last took part; 0 for never.
     """
 
     full: PyTree
     layer_map: LayerMap
     full_bank: PyTree
+    last_round: np.ndarray
     server: PyTree = None
     bank: PyTree = None
     round: int = 0
@@ -41,7 +43,7 @@ def first_record(**fixed: Any) -> dict[str, Any]:
         "bytes_down": 0,
         "bytes_stage": 0,
         "bytes_missed": 0,
-        "catch_up": {"sent": 0, "received": {}},
+        "cumulative_bytes": [0],
         "train_flops": 0,
         "joules": {},
         "dropped": 0,
@@ -71,14 +73,13 @@ def stage_record(transition: Transition, layer_map: LayerMap, **fixed: Any) -> d
         "transition_gap": float(transition.gap),
         "similarity": _rounded(transition.similarity),
         "spectrum": _rounded(transition.spectrum),
-        "clients": [],
         **fixed,
     }
 
 
-def add_round(record: dict[str, Any], row: dict[str, Any], compile_seconds: float) -> None:
-    """Add one round's line of metrics to the totals and to those of its stage."""
-    stage = record["stages"][-1]
+def add_round(state: State, row: dict[str, Any], compile_seconds: float) -> None:
+    """Add a finished round's line of metrics to the totals and to those of its stage."""
+    record, stage = state.record, state.record["stages"][-1]
     for name in ("bytes_up", "bytes_down"):
         record[name] += row[name]
         stage[name] += row[name]
@@ -89,18 +90,21 @@ def add_round(record: dict[str, Any], row: dict[str, Any], compile_seconds: floa
     record["seconds"]["compile"] += compile_seconds
     stage["seconds"] += row["seconds"]
     stage["rounds"] += 1
-    newcomers = sorted(set(row["clients"]) - set(stage["clients"]))
-    stage["clients"] += newcomers
-    record["bytes_stage"] += len(newcomers) * stage["submodel_bytes"]
+    newcomers = np.count_nonzero(state.last_round[row["clients"]] <= state.round - state.rounds_in_stage)
+    record["bytes_stage"] += int(newcomers) * stage["submodel_bytes"]
+    state.last_round[row["clients"]] = state.round
 
 
-def catch_up(record: dict[str, Any], positions: np.ndarray, sent: int) -> int:
-    """Bytes of earlier messages that a round's participants sat out and need; `sent` is this round's part of them."""
-    kept = record["catch_up"]
-    owed = sum(kept["sent"] - kept["received"].get(str(client), 0) for client in positions.tolist())
-    kept["sent"] += sent
-    kept["received"].update({str(client): kept["sent"] for client in positions.tolist()})
-    return owed
+def missed_bytes(state: State, positions: np.ndarray, sent: int) -> int:
+    """Bytes of earlier messages that the participants of the round under way sat out and need.
+
+    Args:
+      positions: of the participants. sent: this round's part of such messages, which those who sit this one out will need.
+    """
+    totals = np.array(state.record["cumulative_bytes"])
+    owed = totals[-1] - totals[state.last_round[positions]]
+    state.record["cumulative_bytes"].append(int(totals[-1]) + sent)
+    return int(owed.sum())
 
 
 def _trained_layers(layer_map: LayerMap) -> list[int] | None:

@@ -58,7 +58,7 @@ from devft_jax.programs import (
 )
 from devft_jax.reporting import Progress
 from devft_jax.stages import after_round, check_composition, named_growth, plan_stages
-from devft_jax.state import State, add_round, catch_up, first_record, stage_record
+from devft_jax.state import State, add_round, first_record, missed_bytes, stage_record
 from devft_jax.storage import RunFolder, map_rows, scatter_rows
 
 PyTree = Any
@@ -188,7 +188,8 @@ class Trainer:
         # Banks live in host memory: an accelerator may be too small for every client's row at once.
         with jax.default_device(jax.local_devices(backend="cpu")[0]):
             full_bank = jax.device_get(self.algorithm.init_bank(self.clients, full))
-        state = State(full=full, full_bank=full_bank, layer_map=identity)
+        last_round = np.zeros(len(self.data.clients), np.int32)
+        state = State(full=full, full_bank=full_bank, layer_map=identity, last_round=last_round)
         state.record = first_record(
             stage_rounds=list(self.stage_rounds),
             clients_per_step=self.clients_per_step,
@@ -403,7 +404,6 @@ class Trainer:
         self.programs.peak_bytes = 0
         counters = self.energy.read()
         members = self.rounds.members(state.round)
-        positions = np.array([member.position for member in members])
         fill_flops = self.hidden_states.fill(self.stage_base, members)
         rate = self.learning_rate(state)
         result = self.cohort.run(
@@ -417,7 +417,7 @@ class Trainer:
         )
         self._report_nonfinite(state, members, result)
         state.server = jax.block_until_ready(result.server)
-        state.bank = scatter_rows(state.bank, positions, result.bank_rows)
+        state.bank = scatter_rows(state.bank, members.positions, result.bank_rows)
         seconds = time.perf_counter() - began - (self.programs.seconds - compiled)
         program_bytes = self.programs.peak_bytes
         norms = np.asarray(self.programs.call("adapter_norms", self._norms, state.server, result.bank_rows), float)
@@ -426,7 +426,7 @@ class Trainer:
         kept = result.finite
         missed = 0
         if self.algorithm.cumulative is not None:
-            missed = catch_up(state.record, positions, result.bytes_cumulative)
+            missed = missed_bytes(state, members.positions, result.bytes_cumulative)
         row = {
             "round": state.round,
             "stage": state.stage,
@@ -445,9 +445,9 @@ class Trainer:
             "program_bytes": program_bytes,
             "adapter_norms": [float(f"{norm:.6g}") if np.isfinite(norm) else None for norm in norms],
             "dropped": int(np.count_nonzero(~kept)),
-            "clients": positions.tolist(),
+            "clients": members.positions.tolist(),
         }
-        add_round(state.record, row, self.programs.seconds - compiled)
+        add_round(state, row, self.programs.seconds - compiled)
         source, joules = self.energy.spent_since(counters, row["train_flops"])
         state.record["joules"][source] = state.record["joules"].get(source, 0.0) + joules
         return row
@@ -519,10 +519,7 @@ class Trainer:
 
     def summary(self, state: State) -> dict[str, Any]:
         """The figures of a run, finished or as it stands, as `summary.json` and `record.json` hold them."""
-        stages = [
-            {name: value for name, value in stage.items() if name not in ("clients", "groups")}
-            for stage in state.record["stages"]
-        ]
+        stages = [{name: value for name, value in stage.items() if name != "groups"} for stage in state.record["stages"]]
         peak, source = peak_memory()
         last = stages[-1]
         return {

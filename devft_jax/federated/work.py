@@ -1,6 +1,8 @@
 """What the participants of a round do: who they are, which examples they draw, and what their messages weigh."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import numpy as np
 
@@ -23,6 +25,33 @@ class ClientWork:
     weight: float
     examples: np.ndarray
     tokens: int
+
+
+class Participants(Sequence[ClientWork]):
+    """The participants of a round in their order, each one's work made anew whenever it is asked for.
+
+    A cohort of thousands is thus drawn chunk by chunk while earlier chunks train, and never lies in memory as a whole.
+
+    Args:
+      positions: i64[K] in the population. work: what the client at a position does.
+    """
+
+    def __init__(self, positions: np.ndarray, work: Callable[[int], ClientWork]):
+        self.positions, self._work = positions, work
+
+    def __len__(self) -> int:
+        """K."""
+        return len(self.positions)
+
+    @overload
+    def __getitem__(self, which: int) -> ClientWork: ...
+    @overload
+    def __getitem__(self, which: slice) -> list[ClientWork]: ...
+    def __getitem__(self, which: int | slice) -> ClientWork | list[ClientWork]:
+        """The work of one participant, or of some."""
+        if isinstance(which, slice):
+            return [self._work(position) for position in self.positions[which].tolist()]
+        return self._work(int(self.positions[which]))
 
 
 class Rounds:
@@ -48,10 +77,10 @@ class Rounds:
         self.steps, self.batch_size, self.weighting = steps, batch_size, weighting
         self._ids = np.array([client.id for client in data.clients], np.uint32)
 
-    def members(self, round_index: int) -> list[ClientWork]:
-        """The participants of a round (from 0) and what they do, by position."""
+    def members(self, round_index: int) -> Participants:
+        """The participants of a round (from 0), by position."""
         positions = sample_cohort(self.seed, round_index, self._ids, self.participants)
-        return [self.work(int(position), round_index) for position in positions]
+        return Participants(positions, lambda position: self.work(position, round_index))
 
     def work(self, position: int, round_index: int) -> ClientWork:
         """What one client does in a round (rounds counted from 0)."""
