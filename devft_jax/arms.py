@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from devft_jax.base_model import bundled_model
 from devft_jax.config import RunConfig, config_from_mapping, field_types, validate
 from devft_jax.data import DataOptions
 from devft_jax.developmental import GROWTHS, planned_stages
@@ -36,7 +37,6 @@ from devft_jax.models.pretrained import model_architecture
 from devft_jax.plan import make_plan
 from devft_jax.reporting.units import BYTES, readable
 from devft_jax.stages import check_composition, named_growth, plan_stages
-from devft_jax.trainer import bundled_model
 
 END_TO_END = "end-to-end"
 CONTROLS = {"bytes": "bytes_up", "flops": "train_flops"}

@@ -19,6 +19,7 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 
+from devft_jax.base_model import bundled_model, fuse_blocks
 from devft_jax.config import RunConfig, config_from_mapping, validate
 from devft_jax.developmental import LayerMap
 from devft_jax.errors import InputError, RunError
@@ -48,7 +49,6 @@ from devft_jax.models.pretrained import (
 )
 from devft_jax.reporting.progress import readable_bytes
 from devft_jax.storage import RunFolder, map_rows, mapped_shapes
-from devft_jax.trainer import bundled_model, fuse_blocks
 
 Form = Literal["adapter", "merged", "submodel", "submodel-adapter"]
 

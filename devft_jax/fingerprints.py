@@ -1,12 +1,14 @@
 """Short names for arrays, by which a resumed run knows that its data and its base are still what they were."""
 
 import hashlib
+import json
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from devft_jax.data import FederatedData
 from devft_jax.models.llama import Base
 from devft_jax.models.quantization import QTensor
 
@@ -21,6 +23,20 @@ def fingerprint(*items: np.ndarray | str | int) -> str:
         # Bytes are viewed, not copied: token arrays may be larger than memory.
         digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()[:16]
+
+
+def data_fingerprint(data: FederatedData) -> str:
+    """Tells the tokenised training and held-out data and their split apart."""
+    parts = [part for part in (data.train, data.test) if part is not None]
+    # A part held out shares its tokens with the part trained on.
+    tokens = {id(array): array for part in parts for array in (part.tokens, part.is_answer)}
+    arrays = [*tokens.values(), *(array for part in parts for array in (part.starts, part.lengths))]
+    # A few long arrays: a population may be of a hundred thousand clients.
+    ids = np.array([client.id for client in data.clients], np.uint32)
+    sizes = np.array([len(client.indices) for client in data.clients])
+    indices = np.concatenate([client.indices for client in data.clients])
+    names = json.dumps([client.name for client in data.clients])
+    return fingerprint(*arrays, names, ids, sizes, indices)
 
 
 def _sample_of(leaf: jax.Array) -> np.ndarray:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TextIO
 
+from devft_jax.base_model import bundled_model
 from devft_jax.config import RunConfig, config_from_mapping, validate
 from devft_jax.data import Record
 from devft_jax.data.prompts import find_template, prompt_text, renderer, resolve_template
@@ -34,7 +35,6 @@ from devft_jax.models.peft_format import import_peft
 from devft_jax.models.pretrained import Model, load_pretrained, model_folder
 from devft_jax.options import flags_of
 from devft_jax.programs import ExecutionOptions, resolve_compute, validate_execution
-from devft_jax.trainer import bundled_model
 
 BATCHES_AT_ONCE = 8
 """Batches whose prompts are sorted by length together, and whose answers are written before the next are drawn."""

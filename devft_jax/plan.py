@@ -45,6 +45,7 @@ from devft_jax.accounting.memory import (
     stage_memory,
     stage_quantization,
 )
+from devft_jax.base_model import bundled_model
 from devft_jax.config import RunConfig, validate
 from devft_jax.config import to_plain as config_to_plain
 from devft_jax.data import length_buckets
@@ -65,7 +66,6 @@ from devft_jax.programs import CompiledMemory, resolve_clients_per_step, resolve
 from devft_jax.reporting.progress import readable_bytes, readable_seconds
 from devft_jax.reporting.table import table
 from devft_jax.stages import check_composition, named_growth, plan_stages
-from devft_jax.trainer import bundled_model
 
 TOTALS = ("rounds", "bytes_up", "bytes_down", "bytes_stage", "bytes_missed", "train_flops", "seconds")
 """Fields of a stage that add up over stages."""

@@ -40,6 +40,9 @@ from devft_jax.reporting import Progress, split_chart
 from devft_jax.storage import RunFolder
 from devft_jax.trainer import State, Trainer
 
+# Clients up to which split.json is laid out to be read.
+MOST_INDENTED = 1000
+
 
 @dataclass(frozen=True)
 class Run:
@@ -260,7 +263,7 @@ def train(
             state = trainer.begin()
             folder.write_json("config.json", described)
             split = split_record(trainer.data)
-            folder.write_json("split.json", split)
+            folder.write_json("split.json", split, indented=len(split["clients"]) <= MOST_INDENTED)
             folder.write_text("split.svg", split_chart(split))
             history = folder.cut_metrics(0)
             _say_base(progress, state)

@@ -11,6 +11,7 @@ import pytest
 from devft_jax.cli import run_command
 from devft_jax.errors import InputError
 from devft_jax.export import export
+from devft_jax.judging import Judge
 from devft_jax.models.llama import init_base
 from devft_jax.models.peft_format import import_peft
 from devft_jax.reporting import Progress
@@ -87,7 +88,7 @@ def test_what_is_judged_are_the_clients_own_models(runs, config, tmp_path):
     personal = run.summary["personal"]
     trainer = Trainer(dataclasses.replace(config, algorithm="local-only"), progress=QUIET)
     for position, name in enumerate(("client_0", "client_1", "client_2")):
-        judged = trainer.held_out(trainer.base, clients_adapter(run, name, tmp_path / name))
+        judged = trainer.judge.held_out(trainer.base, clients_adapter(run, name, tmp_path / name))
         assert judged.loss == pytest.approx(personal["losses"][position], rel=1e-5)
     assert len(set(personal["losses"])) == 3
     assert run.summary["final_loss"] == pytest.approx(np.mean(personal["losses"]))
@@ -106,8 +107,8 @@ def test_clients_that_have_not_trained_count_as_the_untuned_base(config, tmp_pat
         config, algorithm="local-only", growth="end-to-end", clients_per_round=1, rounds=1, out=str(tmp_path)
     )
     judged = []
-    original = Trainer.evaluate
-    monkeypatch.setattr(Trainer, "evaluate", lambda *arguments: judged.append(1) or original(*arguments))
+    original = Judge.evaluate
+    monkeypatch.setattr(Judge, "evaluate", lambda *arguments: judged.append(1) or original(*arguments))
     summary = train(chosen, progress=QUIET).summary
     losses = summary["personal"]["losses"]
     assert sum(loss == pytest.approx(summary["base_loss"], rel=1e-6) for loss in losses) == 2
@@ -158,7 +159,7 @@ def test_a_client_is_replayed_from_its_own_adapter(runs):
 def test_central_training_draws_from_the_pool(config):
     trainer = Trainer(dataclasses.replace(config, algorithm="central"), progress=QUIET)
     assert [(client.name, len(client.indices)) for client in trainer.data.clients] == [("pool", 24 + 12 + 17)]
-    work = trainer.work(0, 0)
+    work = trainer.rounds.work(0, 0)
     assert work.examples.shape == (config.clients_per_round * config.local_steps, config.batch_size)
     assert len(np.unique(work.examples)) == work.examples.size
     with pytest.raises(InputError, match="clients_per_round 4 exceeds the 3 clients"):

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from devft_jax.base_model import bundled_model
 from devft_jax.cli import run_command
 from devft_jax.config import to_plain
 from devft_jax.errors import InputError, RunError
@@ -22,7 +23,7 @@ from devft_jax.models.pretrained import load_pretrained, save_pretrained
 from devft_jax.reporting import Progress
 from devft_jax.run import train
 from devft_jax.storage import RunFolder
-from devft_jax.trainer import Trainer, bundled_model
+from devft_jax.trainer import Trainer
 from tests.tiny_run import MODEL, write_run_inputs
 
 QUIET = Progress(quiet=True)

@@ -18,6 +18,7 @@ examples' contents are given, a drawn split is moreover a function of the multis
 (key, group): in whatever order the examples come, a client receives the same contents.
 """
 
+import heapq
 from collections.abc import Sequence
 
 import numpy as np
@@ -139,10 +140,14 @@ def _dirichlet(codes: np.ndarray, num_clients: int, alpha: float, stream: np.ran
         members = stream.permutation(np.flatnonzero(codes == category))
         shares = stream.dirichlet(np.full(num_clients, alpha))
         owner[members] = np.repeat(np.arange(num_clients), apportion(len(members), shares))
-    sizes = np.bincount(owner, minlength=num_clients)
-    for empty in np.flatnonzero(sizes == 0):
-        largest = int(np.argmax(sizes))
-        owner[stream.choice(np.flatnonzero(owner == largest))] = empty
-        sizes[largest] -= 1
-        sizes[empty] += 1
-    return _by_group(owner, num_clients)
+    parts = _by_group(owner, num_clients)
+    # Largest first, the earlier of equal ones before. A client that was empty never becomes the largest.
+    largest_first = [(-len(part), client) for client, part in enumerate(parts)]
+    heapq.heapify(largest_first)
+    for empty in [client for client, part in enumerate(parts) if not len(part)]:
+        negative_size, largest = largest_first[0]
+        taken = stream.choice(parts[largest])
+        parts[largest] = parts[largest][parts[largest] != taken]
+        parts[empty] = np.array([taken])
+        heapq.heapreplace(largest_first, (negative_size + 1, largest))
+    return parts

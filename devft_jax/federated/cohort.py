@@ -41,6 +41,7 @@ from devft_jax.federated.local import (
     make_optimizer,
 )
 from devft_jax.federated.messages import message_bytes, messages_bytes, ranks_of
+from devft_jax.federated.work import ClientWork
 from devft_jax.models.llama import Adapter, Base, Compute, ModelConfig
 from devft_jax.models.loss import completion_loss
 from devft_jax.programs import CLIENT_AXIS, CompiledPrograms, client_mesh
@@ -199,23 +200,6 @@ def add_over_devices(sums: PyTree) -> PyTree:
         return sum(jax.device_put(part.data[0], home) for part in parts)
 
     return jax.tree.map(total, sums)
-
-
-@dataclass(frozen=True)
-class ClientWork:
-    """One participant of a round.
-
-    Attributes:
-      position: in the population, for the bank. id: stable u32, for random draws.
-      weight: of its message, such as its number of examples.
-      examples: i64[S, B], its draw. tokens: that the draw holds, padding not counted.
-    """
-
-    position: int
-    id: int
-    weight: float
-    examples: np.ndarray
-    tokens: int
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ class Visits:
         """Of draws of examples, integers of any shape."""
         counts = np.zeros(len(examples), np.int64)
         for draw in draws:
-            counts += np.bincount(draw.ravel(), minlength=len(counts))
+            np.add.at(counts, draw.ravel(), 1)
         seen = counts > 0
         return cls(int(counts.sum()), int(seen.sum()), int(examples.lengths[seen].sum()))
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from devft_jax import cli, trainer
+from devft_jax import base_model, cli
 from devft_jax.arms import check_arms, parse_arm, read_arms
 from devft_jax.config import validate
 from devft_jax.developmental import next_stage
@@ -96,7 +96,7 @@ def room(tmp_path, word_tokenizer, monkeypatch) -> Path:
     (tmp_path / "my_run.yaml").write_text("rounds: 8\n")
     [arms] = [block.text for block in fenced("docs/reproducing.md") if block.language == "yaml"]
     (tmp_path / "arms.yaml").write_text(arms)
-    monkeypatch.setattr(trainer, "bundled_model", lambda: tmp_path / "model")
+    monkeypatch.setattr(base_model, "bundled_model", lambda: tmp_path / "model")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -14,9 +14,10 @@ from devft_jax.data import Examples, bucket_for, gather_batch
 from devft_jax.federated.algorithm import Algorithm, Clients, Participant, Share
 from devft_jax.federated.algorithms.fedit import fedit
 from devft_jax.federated.algorithms.options import MethodConfig
-from devft_jax.federated.cohort import ClientWork, Cohort, RoundResult, broadcast_of, participant_of
+from devft_jax.federated.cohort import Cohort, RoundResult, broadcast_of, participant_of
 from devft_jax.federated.local import OptimizerOptions
 from devft_jax.federated.sampling import client_keys
+from devft_jax.federated.work import ClientWork
 from devft_jax.models.llama import PROJECTIONS, Adapter, Base, Compute, ModelConfig, forward
 from devft_jax.models.lora import LoraOptions
 from devft_jax.programs import CompiledPrograms

@@ -30,7 +30,7 @@ def test_a_known_name_needs_no_download(name, monkeypatch, tmp_path):
 
 
 def test_a_folders_own_config_goes_first(monkeypatch, tmp_path):
-    from devft_jax.trainer import bundled_model
+    from devft_jax.base_model import bundled_model
 
     name = "meta-llama/Llama-2-7b-hf"
     folder = tmp_path / name
@@ -41,7 +41,7 @@ def test_a_folders_own_config_goes_first(monkeypatch, tmp_path):
 
 
 def test_of_an_unknown_name_the_config_alone_is_fetched(monkeypatch, tmp_path):
-    from devft_jax.trainer import bundled_model
+    from devft_jax.base_model import bundled_model
 
     asked = []
 

@@ -1,0 +1,102 @@
+"""The frozen model of a run: opened and packed as the configuration says, and fused into a stage's submodel."""
+
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from devft_jax.config import RunConfig
+from devft_jax.developmental import LayerMap, fuse
+from devft_jax.errors import InputError
+from devft_jax.models.llama import Base, Block, Compute
+from devft_jax.models.pretrained import Model, load_original_blocks, load_pretrained
+from devft_jax.models.quantization import QTensor, is_quantized, quantize_base, quantize_projection
+
+
+def bundled_model() -> Path:
+    """The folder of the small LLaMA that comes with the package."""
+    return Path(str(resources.files("devft_jax") / "assets" / "base"))
+
+
+def open_model(config: RunConfig, compute: Compute, given: Model | None) -> tuple[Model, Callable[[], Block]]:
+    """The run's model, packed as configured, and what gives its layers as they were before.
+
+    Raises:
+      InputError: the model cannot be read, or float weights are asked for of a given model that is packed.
+    """
+    if given is None:
+        path = bundled_model() if config.model == "bundled" else config.model
+        model = load_pretrained(path, dtype=compute.dtype, quantization=config.quantization)
+        return model, lambda: load_original_blocks(path)
+    if config.fuse_from == "original" and is_quantized(given.base):
+        raise InputError(
+            "fuse_from 'original' needs the model's float weights and the given model is packed; give a float model, "
+            "or fuse from 'packed'."
+        )
+    packed = given if config.quantization == "none" else given.with_base(quantize_base(given.base, config.quantization))
+    return packed, lambda: given.base.blocks
+
+
+def fuse_blocks(layer_map: LayerMap, source: Block, base: Block, *, repack: bool, dtype: Any) -> Block:
+    """The representative layers of a stage, fused one leaf at a time so that only one expanded leaf is held besides.
+
+    Args:
+      layer_map: not the identity.
+      source: [L, ...], what is fused: floats (numpy or JAX) or packed.
+      base: [L, ...], the base's own layers; what is a float there stays one, of that dtype.
+      repack: pack the other leaves again, each in its own kind, where layers that are only picked keep their codes;
+        otherwise they are expanded to `dtype`.
+    """
+
+    def one(leaf: Any, own: Any) -> Any:
+        fused = fuse(layer_map, leaf)
+        if not isinstance(own, QTensor):
+            return fused.astype(own.dtype)
+        if repack:
+            return fused if isinstance(fused, QTensor) else quantize_projection("a fused projection", fused, own.kind)
+        return fused.dequantize(dtype) if isinstance(fused, QTensor) else fused.astype(dtype)
+
+    return jax.tree.map(one, source, base, is_leaf=lambda leaf: isinstance(leaf, QTensor))
+
+
+class Submodels:
+    """Builds the frozen part of a stage's submodel.
+
+    Args:
+      config: `fuse_from` and `fused_precision` decide what is fused and how it is kept.
+      model: the run's. original_blocks: gives its layers before they were packed.
+      dtype: of what is kept as floats. depths: of every stage, where the growth tells them.
+      shared: how fused layers are placed on the devices.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        model: Model,
+        original_blocks: Callable[[], Block],
+        *,
+        dtype: Any,
+        depths: tuple[int, ...] | None,
+        shared: jax.sharding.Sharding,
+    ):
+        self._config, self._model, self._original_blocks = config, model, original_blocks
+        self._dtype, self._depths, self._shared = dtype, depths, shared
+        # Layers are compared and fused on one device; what clients use is replicated over all of them.
+        self.base = jax.device_put(model.base, shared)
+
+    def layers_to_fuse(self, stage: int) -> Block:
+        """The layers that a stage is grouped and fused from: the base's, or the original ones of a quantised base."""
+        full_depth = self._depths is not None and self._depths[stage : stage + 1] == (self._model.config.layers,)
+        # A stage at full depth fuses nothing, so that nothing need be read for it.
+        own = self._config.fuse_from == "packed" or full_depth
+        return self._model.base.blocks if own else self._original_blocks()
+
+    def fused(self, layer_map: LayerMap, blocks: Block) -> Base:
+        """The base with a stage's layers, fused from `blocks`; a map that runs the base as it is keeps the base itself."""
+        if layer_map.runs_base:
+            return self.base
+        own, repack = self._model.base.blocks, self._config.fused_precision == "packed"
+        fused = fuse_blocks(layer_map, blocks, own, repack=repack, dtype=self._dtype)
+        return self.base.replace(blocks=jax.device_put(fused, self._shared))

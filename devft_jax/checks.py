@@ -1,0 +1,38 @@
+"""What a run needs of its data, checked before anything is compiled."""
+
+from devft_jax.data import FederatedData
+from devft_jax.errors import InputError
+from devft_jax.models.llama import ModelConfig
+from devft_jax.reporting import Progress
+
+
+def check_cohort(data: FederatedData, wanted: int) -> None:
+    """Raise `InputError` unless there are `wanted` clients, each with an example."""
+    clients = len(data.clients)
+    if clients == 0:
+        raise InputError("the data has no clients; give at least one client with an example.")
+    if wanted > clients:
+        raise InputError(f"clients_per_round {wanted} exceeds the {clients} clients of the data; use {clients} or fewer.")
+    for client in data.clients:
+        if len(client.indices) == 0:
+            raise InputError(f"the client '{client.name}' has no examples; leave it out.")
+
+
+def check_tokens(data: FederatedData, model: ModelConfig, max_length: int, progress: Progress) -> None:
+    """Raise `InputError` where data does not fit the model: an id outside the vocabulary would silently be another's."""
+    for name, examples in (("training", data.train), ("held-out", data.test)):
+        if examples is None:
+            continue
+        if int(examples.tokens.max()) >= model.vocabulary:
+            raise InputError(
+                f"the {name} data holds token {int(examples.tokens.max())} and the model's vocabulary ends at "
+                f"{model.vocabulary - 1}; use the tokenizer that belongs to the model."
+            )
+        longest = int(examples.lengths.max())
+        if longest > max_length:
+            raise InputError(f"the {name} data holds an example of {longest} tokens; raise max_length {max_length} to it.")
+        if longest > model.max_length:
+            progress.warn(
+                f"the {name} data holds an example of {longest} tokens and the model was made for {model.max_length}; "
+                "lower max_length to stay inside."
+            )

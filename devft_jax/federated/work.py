@@ -1,0 +1,98 @@
+"""What the participants of a round do: who they are, which examples they draw, and what their messages weigh."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import overload
+
+import numpy as np
+
+from devft_jax.data import FederatedData, draw_examples
+from devft_jax.federated.sampling import sample_cohort
+
+
+@dataclass(frozen=True)
+class ClientWork:
+    """One participant of a round.
+
+    Attributes:
+      position: in the population, for the bank. id: stable u32, for random draws.
+      weight: of its message, such as its number of examples.
+      examples: i64[S, B], its draw. tokens: that the draw holds, padding not counted.
+    """
+
+    position: int
+    id: int
+    weight: float
+    examples: np.ndarray
+    tokens: int
+
+
+class Participants(Sequence[ClientWork]):
+    """The participants of a round in their order, each one's work made anew whenever it is asked for.
+
+    A cohort of thousands is thus drawn chunk by chunk while earlier chunks train, and never lies in memory as a whole.
+
+    Args:
+      positions: i64[K] in the population. work: what the client at a position does.
+    """
+
+    def __init__(self, positions: np.ndarray, work: Callable[[int], ClientWork]):
+        self.positions, self._work = positions, work
+
+    def __len__(self) -> int:
+        """K."""
+        return len(self.positions)
+
+    @overload
+    def __getitem__(self, which: int) -> ClientWork: ...
+    @overload
+    def __getitem__(self, which: slice) -> list[ClientWork]: ...
+    def __getitem__(self, which: int | slice) -> ClientWork | list[ClientWork]:
+        """The work of one participant, or of some."""
+        if isinstance(which, slice):
+            return [self._work(position) for position in self.positions[which].tolist()]
+        return self._work(int(self.positions[which]))
+
+
+class Rounds:
+    """The rounds of a run as its seed decides them.
+
+    Args:
+      data: the clients and their examples. seed: of the run.
+      participants: of a round. steps, batch_size: of each of them.
+      weighting: of a message: "examples", its client's number of them, or "uniform".
+    """
+
+    def __init__(
+        self,
+        data: FederatedData,
+        *,
+        seed: int,
+        participants: int,
+        steps: int,
+        batch_size: int,
+        weighting: str,
+    ):
+        self.data, self.seed, self.participants = data, seed, participants
+        self.steps, self.batch_size, self.weighting = steps, batch_size, weighting
+        self._ids = np.array([client.id for client in data.clients], np.uint32)
+
+    def members(self, round_index: int) -> Participants:
+        """The participants of a round (from 0), by position."""
+        positions = sample_cohort(self.seed, round_index, self._ids, self.participants)
+        return Participants(positions, lambda position: self.work(position, round_index))
+
+    def work(self, position: int, round_index: int) -> ClientWork:
+        """What one client does in a round (rounds counted from 0)."""
+        client = self.data.clients[position]
+        examples = draw_examples(
+            client.indices,
+            seed=self.seed,
+            round=round_index,
+            client_id=client.id,
+            steps=self.steps,
+            batch_size=self.batch_size,
+        )
+        weight = float(len(client.indices)) if self.weighting == "examples" else 1.0
+        tokens = int(self.data.train.lengths[examples].sum())
+        return ClientWork(position, client.id, weight, examples, tokens)
