@@ -57,9 +57,7 @@ def client_loss(
 ) -> Loss:
     """The loss that a client's steps reduce, and the one without penalty that is reported; `axis` as in `Passes`."""
 
-    def loss(
-        train: PyTree, batch: Batch, keys: jax.Array, count: jax.Array, share: float
-    ) -> tuple[jax.Array, jax.Array]:
+    def loss(train: PyTree, batch: Batch, keys: jax.Array, count: jax.Array, share: float) -> tuple[jax.Array, jax.Array]:
         tokens, mask, *stored = batch
         adapter = algorithm.adapter(train, frozen)
         options: dict[str, Any] = {"prefix": stored[0] if stored else None, "count": count, "axis": axis}
@@ -210,7 +208,7 @@ class RoundResult:
       server: the aggregated state. bank_rows: new rows [K, ...] of the participants, in their order.
       losses: f32[K, S] per participant and step. update_norms: f32[K]. finite: bool[K].
       metrics: the algorithm's own numbers. bytes_up, bytes_down: of all participants' messages together.
-      tokens: processed, padding not counted. rows_by_length: how many rows of each padded length were trained on.
+      examples_by_length: how many examples of each length were trained on.
       bytes_cumulative: of the part of one client's downlink that it would need of rounds that it sat out, too.
       adapter, train: shapes of one client's adapter and of what trains of it.
     """
@@ -223,8 +221,7 @@ class RoundResult:
     metrics: dict[str, float]
     bytes_up: int
     bytes_down: int
-    tokens: int
-    rows_by_length: dict[int, int]
+    examples_by_length: dict[int, int]
     bytes_cumulative: int
     adapter: Adapter
     train: PyTree
@@ -236,8 +233,8 @@ class Cohort:
     Args:
       algorithm, config, compute, optimizer: what a client does. passes: how it runs a step's examples.
       devices: local devices to use. clients_per_step: clients in flight at once, a multiple of the devices.
-      assemble: examples i64[..., S, B] -> (tokens, mask), both [..., S, B, T] of the smallest length bucket that fits, and
-        stored hidden states [..., S, B, T, D] where the round is to use them.
+      assemble: examples i64[..., S, B] -> (tokens, mask), both [..., S, B, T], and stored hidden states [..., S, B, T, D]
+        where the round is to use them.
       programs: where compiled programs are kept and counted.
     """
 
@@ -262,15 +259,16 @@ class Cohort:
         self.shared = NamedSharding(self.mesh, PartitionSpec())
         self.split = NamedSharding(self.mesh, PartitionSpec(CLIENT_AXIS))
         self._chunk_of = functools.cache(
-            lambda frozen: jit_chunk(
-                algorithm, config, replace(compute, frozen_layers=frozen), optimizer, self.mesh, passes
-            )
+            lambda frozen: jit_chunk(algorithm, config, replace(compute, frozen_layers=frozen), optimizer, self.mesh, passes)
         )
         self._broadcast = jax.jit(partial(broadcast_of, algorithm))
         self._finalize = jax.jit(algorithm.finalize)
 
     def _chunks(self, cohort: Sequence[ClientWork], bank: PyTree) -> Iterator[tuple[Any, ...]]:
-        """Host arrays of each chunk: rows, batches, weights, slots, ids; the last one padded with weight zero."""
+        """Host arrays of each chunk: rows, batches, weights, slots, ids; the last one padded with weight zero.
+
+        And how many examples of each length its clients train on.
+        """
         size = self.clients_per_step
         for first in range(0, len(cohort), size):
             members = list(cohort[first : first + size])
@@ -284,7 +282,8 @@ class Cohort:
             rows = jax.tree.map(lambda leaf, where=positions: leaf[where], bank)
             # Padding has no slot of its own and adds zero to the one it names.
             slots = np.minimum(np.arange(first, first + size, dtype=np.int32), len(cohort) - 1)
-            yield rows, self.assemble(examples), weights, slots, ids
+            lengths = Counter(np.concatenate([member.lengths.ravel() for member in members]).tolist())
+            yield rows, self.assemble(examples), weights, slots, ids, lengths
 
     def run(
         self,
@@ -328,10 +327,9 @@ class Cohort:
         learning = jax.device_put(train_rows, self.shared)
         chunk = self._chunk_of(frozen_rows(self.algorithm, train_rows))
         pending: list[tuple[PyTree, LocalStatistics, PyTree]] = []
-        rows_by_length: Counter[int] = Counter()
-        for rows, batches, weights, slots, ids in self._chunks(cohort, bank):
-            tokens = batches[0]
-            rows_by_length[tokens.shape[-1]] += int(np.count_nonzero(weights)) * tokens[0, ..., 0].size
+        examples_by_length: Counter[int] = Counter()
+        for rows, batches, weights, slots, ids, lengths in self._chunks(cohort, bank):
+            examples_by_length.update(lengths)
             inputs = jax.device_put((rows, batches, weights, slots, keys(ids)), self.split)
             rows, batches, weights, slots, client_keys = inputs
             sums, new_rows, statistics, ranks = self.programs.call(
@@ -357,8 +355,7 @@ class Cohort:
             metrics={name: float(value) for name, value in metrics.items()},
             bytes_up=messages_bytes(up, up_ranks, len(cohort)),
             bytes_down=messages_bytes(participant.down, down_ranks, len(cohort)),
-            tokens=sum(member.tokens for member in cohort),
-            rows_by_length=dict(rows_by_length),
+            examples_by_length=dict(examples_by_length),
             bytes_cumulative=cumulative_bytes(self.algorithm, participant.down, down_ranks),
             adapter=adapter,
             train=train,

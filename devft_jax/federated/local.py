@@ -16,9 +16,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 
+from devft_jax.data import fitted_lengths
 from devft_jax.errors import InputError
 from devft_jax.models.loss import completion_tokens
 
@@ -26,8 +28,8 @@ PyTree = Any
 Batch = tuple[jax.Array, ...]
 """Tokens and mask [..., B, T], and where they are stored the hidden states [..., B, T, D] that the layers below make."""
 Loss = Callable[[PyTree, Batch, jax.Array, jax.Array, float], tuple[jax.Array, jax.Array]]
-"""(trained leaves, rows of a batch, their keys, the batch's completion tokens i32[], the rows' share of the step) -> (what is
-reduced f32[], the part of the mean loss that is reported f32[]); both add up over the rows of a batch."""
+"""(trained leaves, rows of a batch, their keys, the batch's completion tokens i32[], the rows' share of the step) -> (what
+is reduced f32[], the part of the mean loss that is reported f32[]); both add up over the rows of a batch."""
 
 OPTIMIZERS = ("adamw", "sgd")
 
@@ -97,6 +99,24 @@ class Passes:
     axis: str | None = None
 
 
+# Tokens of a pass on a processor: enough to fill its matrix units, few enough for its caches.
+PASS_TOKENS = 256
+
+
+def choose_passes(lengths: np.ndarray, *, batch_size: int, examples: int | None, most_lengths: int, platform: str) -> Passes:
+    """The passes of a run.
+
+    Args:
+      lengths: integers [N], of the training examples. batch_size: of a step.
+      examples: of a pass as asked for; None for all of a step on accelerators, which want large products, and as many as
+        have about `PASS_TOKENS` tokens on a CPU.
+      most_lengths: how many padded lengths there may be.
+    """
+    if examples is None:
+        examples = batch_size if platform != "cpu" else max(1, round(PASS_TOKENS / float(np.mean(lengths))))
+    return Passes(min(examples, batch_size), fitted_lengths(lengths, most_lengths))
+
+
 class LocalStatistics(struct.PyTreeNode):
     """What a client reports besides its message.
 
@@ -121,9 +141,7 @@ def _keep_rows(updates: PyTree, train_rows: jax.Array) -> PyTree:
     return jax.tree.map(one, updates)
 
 
-def step_gradients(
-    loss: Loss, passes: Passes, train: PyTree, batch: Batch, key: jax.Array
-) -> tuple[jax.Array, PyTree]:
+def step_gradients(loss: Loss, passes: Passes, train: PyTree, batch: Batch, key: jax.Array) -> tuple[jax.Array, PyTree]:
     """A step's mean loss that is reported, f32[], and the gradients of what is reduced.
 
     Args:
@@ -143,12 +161,10 @@ def step_gradients(
         order = jnp.concatenate([order, jnp.full(-size % passes.examples, size, order.dtype)])
         rows = jax.tree.map(lambda leaf: leaf.at[order].get(mode="fill", fill_value=0), rows)
 
-    def padded_to(length: int) -> Callable[[PyTree, tuple[jax.Array, ...]], tuple[jax.Array, PyTree]]:
-        def run(train: PyTree, rows: tuple[jax.Array, ...]) -> tuple[jax.Array, PyTree]:
-            *part, _, places = rows
-            part = [leaf[:, :length] for leaf in part]
-            keys = jax.vmap(lambda place: jax.random.fold_in(key, place))(places)
-            (_, value), gradients = jax.value_and_grad(loss, has_aux=True)(train, tuple(part), keys, count, 1 / number)
+    def padded_to(length: int) -> Callable[[PyTree, Batch, jax.Array], tuple[jax.Array, PyTree]]:
+        def run(train: PyTree, part: Batch, keys: jax.Array) -> tuple[jax.Array, PyTree]:
+            part = tuple(leaf[:, :length] for leaf in part)
+            (_, value), gradients = jax.value_and_grad(loss, has_aux=True)(train, part, keys, count, 1 / number)
             return value, gradients
 
         return run
@@ -156,12 +172,14 @@ def step_gradients(
     branches = [padded_to(length) for length in passes.lengths]
 
     def one(rows: tuple[jax.Array, ...]) -> tuple[jax.Array, PyTree]:
+        *part, ends, places = rows
+        keys = jax.vmap(lambda place: jax.random.fold_in(key, place))(places)
         if len(branches) == 1:
-            return branches[0](train, rows)
-        longest = jnp.max(rows[-2])
+            return branches[0](train, tuple(part), keys)
+        longest = jnp.max(ends)
         if passes.axis is not None:
             longest = jax.lax.pmax(longest, passes.axis)
-        return jax.lax.switch(jnp.searchsorted(jnp.array(passes.lengths), longest), branches, train, rows)
+        return jax.lax.switch(jnp.searchsorted(jnp.array(passes.lengths), longest), branches, train, tuple(part), keys)
 
     if number == 1:
         return one(rows)

@@ -20,7 +20,7 @@ Attention = Callable[[jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, An
 """(queries [B, T, H, E], keys and values [B, T, K, E], what the layer remembers) -> (mixed values [B, T, H, E], what the
 layer hands on)."""
 
-Kernel = Literal["auto", "xla", "cudnn", "blocked"]
+Kernel = Literal["xla", "cudnn", "blocked"]
 # Name under which a remat policy may keep what attention hands on to its backward pass.
 SAVED = "attention"
 # Queries of a block: as few as fill a matrix product, and at most so many blocks, each of which is compiled.
@@ -29,7 +29,7 @@ SMALLEST_BLOCK, MOST_BLOCKS = 64, 8
 UNSEEN = -1e30
 
 
-def kernel_for(kernel: Kernel, *, dtype: str, head_size: int) -> Kernel:
+def kernel_for(kernel: Kernel | Literal["auto"], *, dtype: str, head_size: int) -> Kernel:
     """The kernel that `kernel` stands for on the default platform.
 
     `auto` is cudnn on an NVIDIA GPU in bfloat16 where the head size allows it, blocked on CPU, and xla elsewhere.
@@ -157,9 +157,7 @@ def _backward(window: int | None, kept: Any, gradient: jax.Array) -> tuple[jax.A
         dq.append(_unrows(_product("nqk,nke->nqe", change, k[:, past]), group))
         dk = dk.at[:, past].add(_product("nqk,nqe->nke", change, rows))
     gradients = (jnp.concatenate(dq, axis=2), dk[:, None], dv[:, None])
-    return tuple(
-        _by_token(x, batch).astype(like.dtype) for x, like in zip(gradients, (queries, keys, values), strict=True)
-    )  # type: ignore[return-value]
+    return tuple(_by_token(x, batch).astype(like.dtype) for x, like in zip(gradients, (queries, keys, values), strict=True))  # type: ignore[return-value]
 
 
 blocked_attention.defvjp(_forward, _backward)

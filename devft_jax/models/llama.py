@@ -18,7 +18,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -114,7 +114,7 @@ class Compute:
 
     dtype: str = "float32"
     remat: str = "none"
-    attention: Kernel = "auto"
+    attention: Kernel | Literal["auto"] = "auto"
     head_rows: int = 256
     frozen_layers: int = 0
 
@@ -289,7 +289,7 @@ def decoder_layer(
     attend: Attention,
     memory: Any = None,
     dropout: float = 0.0,
-    keys: jax.Array | None = None,
+    row_keys: jax.Array | None = None,
     change: Callable[[jax.Array], jax.Array] | None = None,
 ) -> tuple[jax.Array, Any]:
     """One decoder layer.
@@ -300,7 +300,7 @@ def decoder_layer(
       block, lora, scale, delta: of one layer, without the layer axis.
       table: of the rotary positions of the T tokens.
       attend: mixes the values. memory: what it is told of this layer besides.
-      dropout: probability of dropping an input element of a low-rank product. keys: of the rows [B]; None leaves it off.
+      dropout: probability of dropping an input element of a low-rank product. row_keys: of the rows [B]; None leaves it off.
       change: of the outputs [B, T, D] of attention and MLP, before they are added to what went in; None leaves them.
 
     Returns:
@@ -315,8 +315,8 @@ def decoder_layer(
             outputs = outputs + inputs @ delta[name].astype(inputs.dtype)
         if name not in lora:
             return checkpoint_name(outputs, PROJECTED)
-        if keys is not None and dropout > 0.0:
-            inputs = _drop(fold_each(keys, PROJECTIONS.index(name)), dropout, inputs)
+        if row_keys is not None and dropout > 0.0:
+            inputs = _drop(fold_each(row_keys, PROJECTIONS.index(name)), dropout, inputs)
         factors = lora[name]
         low = inputs @ factors.a.astype(inputs.dtype)
         # A scale such as 0.7 has no exact half-precision form: it multiplies in float32.
@@ -438,7 +438,7 @@ def run_layers(
             attend=attend,
             memory=remembered,
             dropout=adapter.dropout,
-            keys=None if keys is None else fold_each(keys, index),
+            row_keys=None if keys is None else fold_each(keys, index),
             change=change,
         )
 

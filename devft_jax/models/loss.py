@@ -187,9 +187,7 @@ def completion_statistics(
     hidden = hidden_states(
         config, base, adapter, tokens, compute=compute, key=key, prompt_lengths=prompt_lengths, prefix=prefix
     )
-    return token_statistics(
-        hidden[:, :-1], head_weight(base), tokens[:, 1:], mask[:, 1:], rows=compute.head_rows, axis=axis
-    )
+    return token_statistics(hidden[:, :-1], head_weight(base), tokens[:, 1:], mask[:, 1:], rows=compute.head_rows, axis=axis)
 
 
 def completion_loss(
