@@ -201,5 +201,5 @@ def test_a_round_from_stored_states_is_the_round_without(make, name):
         key=keys_of_round(np.array([member.id], np.uint32))[0],
         train_rows=learning,
     )
-    first = run_round(cohort_of(algorithm, with_states), server, [member], bank=bank, train_rows=learning)
+    first = run_round(rounds, server, [member], bank=bank, train_rows=learning)
     np.testing.assert_allclose([report.loss for report in reports], first.losses[0], rtol=1e-5)
