@@ -204,5 +204,5 @@ def test_a_round_from_stored_states_is_the_round_without(make, name):
         train_rows=learning,
         passes=Passes(1, BUCKETS),
     )
-    first = run_round(cohort_of(algorithm, with_states), server, [member], bank=bank, train_rows=learning)
+    first = run_round(rounds, server, [member], bank=bank, train_rows=learning)
     np.testing.assert_allclose([report.loss for report in reports], first.losses[0], rtol=1e-5)
