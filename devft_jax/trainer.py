@@ -9,7 +9,7 @@ The trainer knows nothing of folders, progress files or signals; `devft_jax.run`
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from devft_jax.errors import InputError, RunError
 from devft_jax.evaluation import HeldOut, Judgement
 from devft_jax.federated.algorithm import Algorithm, Clients, same_server
 from devft_jax.federated.algorithms import ALGORITHMS
+from devft_jax.federated.bank import ClientBank
 from devft_jax.federated.cohort import Cohort, RoundResult, frozen_rows
 from devft_jax.federated.messages import message_bytes
 from devft_jax.federated.options import learning_rate_at, validate_learning_rate
@@ -59,7 +60,7 @@ from devft_jax.programs import (
 from devft_jax.reporting import Progress
 from devft_jax.stages import after_round, check_composition, named_growth, plan_stages
 from devft_jax.state import State, add_round, first_record, missed_bytes, stage_record
-from devft_jax.storage import RunFolder, map_rows, scatter_rows
+from devft_jax.storage import RunFolder
 
 PyTree = Any
 
@@ -171,8 +172,15 @@ class Trainer:
         )
         self.clients = profiled_clients(self.data, self.model.base.embed, config.seed)
         self.stage_base: Base = self.base
+        self.scratch = scratch
         self.versions = versions(self.devices[0])
-        self._norms = jax.jit(self._adapter_norms)
+        algorithm, personal = self.algorithm, self.algorithm.personal
+        if personal is None:
+            self._norms = jax.jit(lambda server: adapter_norms(algorithm.view(server)))
+        else:
+            self._norms = jax.jit(
+                lambda server, rows: jax.vmap(lambda row: adapter_norms(personal(server, row)))(rows),
+            )
 
     def block_influence(self) -> list[float]:
         """How much each layer of the untuned base changes what passes through it, on the growth's probe."""
@@ -185,11 +193,12 @@ class Trainer:
         """The state before the first round, with the untuned base evaluated."""
         full = self._init_server(self.clients)
         identity = LayerMap.identity(self.model.config.layers)
-        # Banks live in host memory: an accelerator may be too small for every client's row at once.
+        # What clients tell apart is made of all of them at once, in host memory.
         with jax.default_device(jax.local_devices(backend="cpu")[0]):
-            full_bank = jax.device_get(self.algorithm.init_bank(self.clients, full))
+            traits = jax.device_get(self.algorithm.traits(self.clients))
+        bank = self._bank(lambda: full, traits)
         last_round = np.zeros(len(self.data.clients), np.int32)
-        state = State(full=full, full_bank=full_bank, layer_map=identity, last_round=last_round)
+        state = State(full=full, bank=bank, layer_map=identity, last_round=last_round)
         state.record = first_record(
             stage_rounds=list(self.stage_rounds),
             clients_per_step=self.clients_per_step,
@@ -201,6 +210,18 @@ class Trainer:
         state.record["base_loss"] = None if base is None else base.loss
         state.record["base_accuracy"] = None if base is None else base.accuracy
         return state
+
+    def _bank(self, origin: Callable[[], PyTree], traits: PyTree) -> ClientBank:
+        """The bank in which no client has a row yet."""
+        return ClientBank(
+            self.algorithm,
+            origin,
+            traits,
+            clients=len(self.data.clients),
+            mode=self.config.transfer,
+            in_memory=self.config.bank_in_memory,
+            folder=self.scratch,
+        )
 
     def _init_server(self, clients: Clients) -> PyTree:
         key = run_key(self.config.seed, Purpose.INITIALISATION)
@@ -236,8 +257,10 @@ class Trainer:
             record,
             self.algorithm,
             self._init_server,
+            self._bank(lambda: self._init_server(self.clients), self.algorithm.traits(Clients(len(self.data.clients)))),
             clients=len(self.data.clients),
             layers=self.model.config.layers,
+            align=self.config.gauge_alignment,
         )
         self.stage_base = self.submodels.fused(state.layer_map, self.submodels.layers_to_fuse(state.stage))
         if state.rounds_in_stage < self.stage_rounds[state.stage]:
@@ -285,7 +308,7 @@ class Trainer:
         layer_map = dataclasses.replace(transition.layer_map, align=self.config.gauge_alignment)
         state.layer_map, state.stage, state.rounds_in_stage = layer_map, stage, 0
         state.server = self.algorithm.submodel(state.full, layer_map)
-        state.bank = map_rows(lambda row: self.algorithm.submodel_row(row, layer_map), state.full_bank)
+        state.bank.enter(layer_map)
         self.stage_base = self.submodels.fused(layer_map, blocks)
         # The base may be replicated over devices; what an algorithm derives from it is computed on the first.
         base = jax.tree.map(lambda leaf: leaf.addressable_data(0), self.stage_base)
@@ -344,15 +367,15 @@ class Trainer:
         record = state.record["stages"][-1]
         submodel = self.judge_stage(state)
         began = time.perf_counter()
-        full, bank = jax.block_until_ready(self.transferred(state)), self.transferred_bank(state)
-        state.full, state.full_bank = full, bank
+        state.full = jax.block_until_ready(self.transferred(state))
+        state.bank.leave()
         state.record["seconds"]["build"] += time.perf_counter() - began
         judged = submodel
         if not state.layer_map.is_identity:
-            judged = self.judge.models(self.base, state.full, state.full_bank, state.record["seconds"])
+            judged = self.judge.models(self.base, state.full, state.bank.view(full=True), state.record["seconds"])
         if judged is not None and self.algorithm.consensus is not None and state.stage + 1 == len(self.stage_rounds):
             # At the run's end each client's own model, too, beside the one that stands for all of them.
-            own = self.judge.own_models(self.base, state.full, state.full_bank, state.record["seconds"])
+            own = self.judge.own_models(self.base, state.full, state.bank.view(full=True), state.record["seconds"])
             judged = None if own is None else dataclasses.replace(judged, personal=own.personal)
         record["loss_end"] = None if submodel is None else submodel.loss
         record["loss_full_after_transfer"] = None if judged is None else judged.loss
@@ -363,14 +386,6 @@ class Trainer:
     def transferred(self, state: State) -> PyTree:
         """The full-depth state with what the stage under way has learned so far."""
         return self.algorithm.transfer(state.full, state.server, state.layer_map, self.config.transfer)
-
-    def transferred_bank(self, state: State) -> PyTree:
-        """What clients keep, at full depth, with what the stage under way has taught them so far."""
-
-        def one(full: PyTree, row: PyTree) -> PyTree:
-            return self.algorithm.transfer_row(full, row, state.layer_map, self.config.transfer)
-
-        return map_rows(one, state.full_bank, state.bank)
 
     # ---- rounds --------------------------------------------------------------------------------------------------
 
@@ -417,10 +432,9 @@ class Trainer:
         )
         self._report_nonfinite(state, members, result)
         state.server = jax.block_until_ready(result.server)
-        state.bank = scatter_rows(state.bank, members.positions, result.bank_rows)
         seconds = time.perf_counter() - began - (self.programs.seconds - compiled)
         program_bytes = self.programs.peak_bytes
-        norms = np.asarray(self.programs.call("adapter_norms", self._norms, state.server, result.bank_rows), float)
+        norms = self._adapter_norms(state, members.positions)
         state.round += 1
         state.rounds_in_stage += 1
         kept = result.finite
@@ -452,12 +466,17 @@ class Trainer:
         state.record["joules"][source] = state.record["joules"].get(source, 0.0) + joules
         return row
 
-    def _adapter_norms(self, server: PyTree, rows: PyTree) -> jax.Array:
-        """Norms f32[G] of the global model's update, or their means over the participants' own models."""
-        personal = self.algorithm.personal
-        if personal is None:
-            return adapter_norms(self.algorithm.view(server))
-        return jax.vmap(lambda row: adapter_norms(personal(server, row)))(rows).mean(axis=0)
+    def _adapter_norms(self, state: State, positions: np.ndarray) -> np.ndarray:
+        """Norms f64[G] of the global model's update, or their means over the participants' own models."""
+        if self.algorithm.personal is None:
+            return np.asarray(self.programs.call("adapter_norms", self._norms, state.server), float)
+        total = np.zeros(state.layer_map.num_groups)
+        for first in range(0, len(positions), self.clients_per_step):
+            some = positions[first : first + self.clients_per_step]
+            padded = np.pad(some, (0, self.clients_per_step - len(some)), "edge")
+            norms = self.programs.call("adapter_norms", self._norms, state.server, state.bank.take(padded))
+            total += np.asarray(norms, float)[: len(some)].sum(axis=0)
+        return total / len(positions)
 
     def _flops(self, state: State, result: RoundResult) -> int:
         """Operations of a round's training, over all participants; without layers whose hidden states were stored before."""
@@ -502,20 +521,20 @@ class Trainer:
 
     def judge_stage(self, state: State) -> Judgement | None:
         """The stage's model, or the clients' own models, on held-out data; None without it."""
-        return self.judge.models(self.stage_base, state.server, state.bank, state.record["seconds"])
+        return self.judge.models(self.stage_base, state.server, state.bank.view(full=False), state.record["seconds"])
 
     def judge_transferred(self, state: State) -> Judgement | None:
         """The full model as if the stage under way, of a submodel, ended now; None without held-out data."""
         began = time.perf_counter()
-        full, bank = jax.block_until_ready(self.transferred(state)), self.transferred_bank(state)
+        full = jax.block_until_ready(self.transferred(state))
         state.record["seconds"]["evaluate"] += time.perf_counter() - began
-        return self.judge.models(self.base, full, bank, state.record["seconds"])
+        return self.judge.models(self.base, full, state.bank.view(full=True), state.record["seconds"])
 
     def global_adapter(self, state: State) -> Adapter | None:
         """The adapter of all clients at full depth, with what was learned so far; None where each only has its own."""
         if not self.algorithm.has_global_model:
             return None
-        return self.algorithm.global_model(self.transferred(state), self.transferred_bank(state))
+        return self.algorithm.global_model(self.transferred(state), state.bank.view(full=True).of_trained())
 
     def summary(self, state: State) -> dict[str, Any]:
         """The figures of a run, finished or as it stands, as `summary.json` and `record.json` hold them."""

@@ -6,7 +6,8 @@ The compiled unit is
 
 with `clients_per_step` clients under `vmap`, their local steps under `scan`, and the client axis sharded over the local
 devices. Memory follows `clients_per_step`, not the cohort and not the population; the base is an argument shared by all
-clients, never copied per client, and only the sums are donated. While a chunk runs, the host assembles the next one.
+clients, never copied per client, and only the sums are donated. While chunks run, a thread of the host draws, reads and
+assembles the next ones, and what clients keep is written back as theirs end.
 
 Each device keeps sums of its own clients and they are added once, at the end of the round: a chunk contains no collective
 operation, so devices never wait for each other (and host devices, which share a small pool of threads, cannot block each
@@ -18,17 +19,18 @@ update is not finite gets weight zero too, and is named in the round's result.
 
 import functools
 import math
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from devft_jax.background import made_ahead
 from devft_jax.developmental.layer_map import frozen_below
 from devft_jax.federated.algorithm import Algorithm, Participant, PyTree, Share
 from devft_jax.federated.local import (
@@ -47,6 +49,8 @@ from devft_jax.programs import CLIENT_AXIS, CompiledPrograms, client_mesh
 
 # Chunks whose inputs may wait on the device at once: one that runs and one that is ready.
 CHUNKS_IN_FLIGHT = 2
+# Chunks that may wait on the host besides.
+CHUNKS_AHEAD = 2
 
 
 def client_loss(algorithm: Algorithm, config: ModelConfig, compute: Compute, base: Base, frozen: PyTree) -> Loss:
@@ -186,12 +190,28 @@ def add_over_devices(sums: PyTree) -> PyTree:
     return jax.tree.map(total, sums)
 
 
-@dataclass(frozen=True)
-class RoundResult:
-    """What a round produced.
+class Bank(Protocol):
+    """What a round needs of the clients' rows.
 
     Attributes:
-      server: the aggregated state. bank_rows: new rows [K, ...] of the participants, in their order.
+      row: shapes and dtypes of one row.
+    """
+
+    row: PyTree
+
+    def take(self, positions: np.ndarray) -> PyTree:
+        """Rows [C, ...] of the clients at `positions` i64[C]; called from another thread than `put`."""
+
+    def put(self, positions: np.ndarray, rows: PyTree) -> None:
+        """Give the clients at `positions` i64[C], who are not taken any more in the round, the rows [C, ...]."""
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    """What a round produced, besides the participants' new rows, which are in the bank.
+
+    Attributes:
+      server: the aggregated state.
       losses: f32[K, S] per participant and step. update_norms: f32[K]. finite: bool[K].
       metrics: the algorithm's own numbers. bytes_up, bytes_down: of all participants' messages together.
       tokens: processed, padding not counted. rows_by_length: how many rows of each padded length were trained on.
@@ -200,7 +220,6 @@ class RoundResult:
     """
 
     server: PyTree
-    bank_rows: PyTree
     losses: np.ndarray
     update_norms: np.ndarray
     finite: np.ndarray
@@ -214,6 +233,25 @@ class RoundResult:
     train: PyTree
 
 
+@dataclass(frozen=True)
+class _Chunk:
+    """The host's arrays of one chunk of C clients, of which the first `real` are participants and the others padding.
+
+    Attributes:
+      positions: i64[C]. ids: u32[C]. weights: f32[C], zero for padding. slots: i32[C].
+      rows: what they keep [C, ...]. batches: [C, S, B, ...]. tokens: of the participants' draws, padding not counted.
+    """
+
+    real: int
+    positions: np.ndarray
+    ids: np.ndarray
+    weights: np.ndarray
+    slots: np.ndarray
+    rows: PyTree
+    batches: tuple[np.ndarray, ...]
+    tokens: int
+
+
 class Cohort:
     """Runs rounds of one algorithm on one model shape over the local devices.
 
@@ -221,7 +259,7 @@ class Cohort:
       algorithm, config, compute, optimizer: what a client does.
       devices: local devices to use. clients_per_step: clients in flight at once, a multiple of the devices.
       assemble: examples i64[..., S, B] -> (tokens, mask), both [..., S, B, T] of the smallest length bucket that fits, and
-        stored hidden states [..., S, B, T, D] where the round is to use them.
+        stored hidden states [..., S, B, T, D] where the round is to use them. Called from a thread of its own.
       programs: where compiled programs are kept and counted.
     """
 
@@ -250,11 +288,17 @@ class Cohort:
         self._broadcast = jax.jit(partial(broadcast_of, algorithm))
         self._finalize = jax.jit(algorithm.finalize)
 
-    def _chunks(self, cohort: Sequence[ClientWork], bank: PyTree) -> Iterator[tuple[Any, ...]]:
-        """Host arrays of each chunk: rows, batches, weights, slots, ids; the last one padded with weight zero."""
+    def _chunks(self, cohort: Sequence[ClientWork], bank: Bank) -> Iterator[_Chunk]:
+        """The chunks of a cohort in order; the last one padded with weight zero."""
         size = self.clients_per_step
         for first in range(0, len(cohort), size):
             members = list(cohort[first : first + size])
+            for member in members:
+                if not 0 < member.weight < math.inf:
+                    raise ValueError(
+                        f"the weight {member.weight} of the client at position {member.position} is not positive and "
+                        "finite: give every participant a positive weight, or leave it out."
+                    )
             examples = np.full((size, *members[0].examples.shape), -1, np.int64)
             weights = np.zeros(size, np.float32)
             ids = np.zeros(size, np.uint32)
@@ -262,16 +306,23 @@ class Cohort:
             for slot, member in enumerate(members):
                 examples[slot], weights[slot] = member.examples, member.weight
                 ids[slot], positions[slot] = member.id, member.position
-            rows = jax.tree.map(lambda leaf, where=positions: leaf[where], bank)
-            # Padding has no slot of its own and adds zero to the one it names.
-            slots = np.minimum(np.arange(first, first + size, dtype=np.int32), len(cohort) - 1)
-            yield rows, self.assemble(examples), weights, slots, ids
+            yield _Chunk(
+                real=len(members),
+                positions=positions,
+                ids=ids,
+                weights=weights,
+                # Padding has no slot of its own and adds zero to the one it names.
+                slots=np.minimum(np.arange(first, first + size, dtype=np.int32), len(cohort) - 1),
+                rows=bank.take(positions),
+                batches=self.assemble(examples),
+                tokens=sum(member.tokens for member in members),
+            )
 
     def run(
         self,
         base: Base,
         server: PyTree,
-        bank: PyTree,
+        bank: Bank,
         cohort: Sequence[ClientWork],
         *,
         lr: float,
@@ -282,8 +333,8 @@ class Cohort:
 
         Args:
           base: the stage's frozen model, replicated over the devices.
-          server, bank: the algorithm's state; bank leaves [N, ...] on the host.
-          cohort: the participants.
+          server, bank: the algorithm's state; rows of participants whose update is finite are replaced in the bank.
+          cohort: the participants, each once.
           lr: the round's learning rate. keys: ids u32[C] -> key[C]. train_rows: bool[G].
 
         Where no participant's update is finite there is nothing to aggregate: the server state comes back as it was.
@@ -291,15 +342,8 @@ class Cohort:
         Raises:
           ValueError: a participant's weight is not a positive number, so that a mean could be taken over nothing.
         """
-        for member in cohort:
-            if not 0 < member.weight < math.inf:
-                raise ValueError(
-                    f"the weight {member.weight} of the client at position {member.position} is not positive and finite: "
-                    "give every participant a positive weight, or leave it out."
-                )
         broadcast = self.programs.call("broadcast", self._broadcast, server)
-        row = jax.tree.map(lambda leaf: leaf[0], bank)
-        participant = participant_shapes(self.algorithm, broadcast, row)
+        participant = participant_shapes(self.algorithm, broadcast, bank.row)
         up = uplink_shapes(self.algorithm, participant)
         train, frozen = jax.eval_shape(self.algorithm.start, participant)
         adapter = jax.eval_shape(self.algorithm.adapter, train, frozen)
@@ -308,37 +352,49 @@ class Cohort:
         rate = jax.device_put(jnp.float32(lr), self.shared)
         learning = jax.device_put(train_rows, self.shared)
         chunk = self._chunk_of(frozen_rows(self.algorithm, train_rows))
-        pending: list[tuple[PyTree, LocalStatistics, PyTree]] = []
+        in_flight: deque[tuple[_Chunk, tuple[PyTree, LocalStatistics, PyTree]]] = deque()
+        finished: list[tuple[LocalStatistics, PyTree]] = []
         rows_by_length: Counter[int] = Counter()
-        for rows, batches, weights, slots, ids in self._chunks(cohort, bank):
-            tokens = batches[0]
-            rows_by_length[tokens.shape[-1]] += int(np.count_nonzero(weights)) * tokens[0, ..., 0].size
-            inputs = jax.device_put((rows, batches, weights, slots, keys(ids)), self.split)
-            rows, batches, weights, slots, client_keys = inputs
-            sums, new_rows, statistics, ranks = self.programs.call(
-                "chunk",
-                chunk,
-                base, shared_broadcast, rows, batches, Share(weights, slots), rate, client_keys, learning, sums,
-            )  # fmt: skip
-            pending.append((new_rows, statistics, ranks))
-            if len(pending) > CHUNKS_IN_FLIGHT:
-                jax.block_until_ready(pending[-1 - CHUNKS_IN_FLIGHT][1].loss)
-        fetched = jax.device_get(pending)
-        joined = jax.tree.map(lambda *parts: np.concatenate(parts)[: len(cohort)], *fetched)
-        bank_rows, statistics, (down_ranks, up_ranks) = joined
+        tokens = 0
+
+        def finish() -> None:
+            work, results = in_flight.popleft()
+            rows, statistics, ranks = jax.tree.map(lambda leaf: leaf[: work.real], jax.device_get(results))
+            kept = np.flatnonzero(statistics.finite)
+            bank.put(work.positions[kept], jax.tree.map(lambda leaf: leaf[kept], rows))
+            finished.append((statistics, ranks))
+
+        with made_ahead(self._chunks(cohort, bank), CHUNKS_AHEAD) as chunks:
+            for work in chunks:
+                tokens += work.tokens
+                padded = work.batches[0]
+                rows_by_length[padded.shape[-1]] += work.real * padded[0, ..., 0].size
+                inputs = (work.rows, work.batches, work.weights, work.slots, keys(work.ids))
+                rows, batches, weights, slots, client_keys = jax.device_put(inputs, self.split)
+                sums, *results = self.programs.call(
+                    "chunk",
+                    chunk,
+                    base, shared_broadcast, rows, batches, Share(weights, slots), rate, client_keys, learning, sums,
+                )  # fmt: skip
+                # What is known of the chunk on the host serves to put its rows back, not its inputs.
+                in_flight.append((replace(work, rows=None, batches=()), tuple(results)))
+                if len(in_flight) > CHUNKS_IN_FLIGHT:
+                    finish()
+        while in_flight:
+            finish()
+        statistics, (down_ranks, up_ranks) = jax.tree.map(lambda *parts: np.concatenate(parts), *finished)
         metrics: dict[str, jax.Array] = {}
         if statistics.finite.any():
             server, metrics = self.programs.call("finalize", self._finalize, server, add_over_devices(sums))
         return RoundResult(
             server=server,
-            bank_rows=bank_rows,
             losses=statistics.loss,
             update_norms=statistics.update_norm,
             finite=statistics.finite,
             metrics={name: float(value) for name, value in metrics.items()},
             bytes_up=messages_bytes(up, up_ranks, len(cohort)),
             bytes_down=messages_bytes(participant.down, down_ranks, len(cohort)),
-            tokens=sum(member.tokens for member in cohort),
+            tokens=tokens,
             rows_by_length=dict(rows_by_length),
             bytes_cumulative=cumulative_bytes(self.algorithm, participant.down, down_ranks),
             adapter=adapter,
