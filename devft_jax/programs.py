@@ -4,6 +4,7 @@ Every program is compiled ahead of time for its shapes and kept here, so that co
 training, and its scratch memory is known.
 """
 
+import os
 import platform
 import time
 from collections.abc import Sequence
@@ -29,9 +30,10 @@ class ExecutionOptions:
     """Precision of activations and frozen weights: float32, bfloat16, or auto (float32 on CPU, else bfloat16)."""
     devices: int | None = execution(None)
     """Local devices to spread the clients over; by default all. On CPU a device is a slice of the host's cores."""
-    clients_per_step: int | None = execution(None)
-    """Clients trained at once (memory grows with it, results do not change), at most a round's participants; by default
-    one per CPU device, 8 per accelerator."""
+    clients_per_step: int | Literal["auto"] = execution("auto")
+    """Clients trained at once (memory grows with it, results do not change), at most a round's participants. auto begins
+    with one per CPU device and 8 per accelerator and, where enough training is left after the first round, times larger
+    numbers and keeps what is fastest and fits into memory."""
     remat: str = execution("none")
     """What the backward pass recomputes to save memory: none, dots (all but products with frozen weights) or full."""
     attention: Literal["auto", "xla", "cudnn"] = execution("auto")
@@ -58,7 +60,7 @@ def validate_execution(options: ExecutionOptions) -> None:
             raise InputError(f"{name} '{getattr(options, name)}' is unknown; choose from {', '.join(allowed)}.")
     for name in ("devices", "clients_per_step", "vocabulary_chunk"):
         value = getattr(options, name)
-        if value is not None and value < 1:
+        if isinstance(value, int) and value < 1:
             raise InputError(f"{name} {value} is not positive; use 1 or more.")
 
 
@@ -94,10 +96,17 @@ def resolve_compute(options: ExecutionOptions) -> Compute:
 
 
 def resolve_clients_per_step(options: ExecutionOptions, devices: Sequence[jax.Device]) -> int:
-    """Clients trained at once: as asked, or one per CPU device and eight per accelerator, a multiple of the devices."""
+    """Clients trained at once, a multiple of the devices: as asked, or what auto begins with."""
     per_device = 1 if devices[0].platform == "cpu" else 8
-    asked = options.clients_per_step or per_device * len(devices)
+    asked = per_device * len(devices) if options.clients_per_step == "auto" else options.clients_per_step
     return -(-asked // len(devices)) * len(devices)
+
+
+def device_memory(devices: Sequence[jax.Device]) -> int | None:
+    """Bytes that each device may hold: what its allocator was given, on CPU an even part of the host's memory."""
+    if devices[0].platform == "cpu":
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // len(devices)
+    return (devices[0].memory_stats() or {}).get("bytes_limit")
 
 
 def versions(device: jax.Device) -> dict[str, str]:
@@ -157,12 +166,14 @@ class CompiledPrograms:
       seconds: spent compiling. count: programs compiled. scratch_bytes: largest temporary memory of any of them.
       peak_bytes: largest memory of a program called since this was last set to 0, on each device, as XLA's analysis gives
         it: arguments, outputs and temporaries, less what outputs share with arguments.
+      last_bytes: the same of the program called last.
     """
 
     seconds: float = 0.0
     count: int = 0
     scratch_bytes: int = 0
     peak_bytes: int = 0
+    last_bytes: int = 0
     _programs: dict[Any, tuple[Any, int]] = field(default_factory=dict)
 
     def call(self, name: str, function: Any, *arguments: Any) -> Any:
@@ -178,6 +189,6 @@ class CompiledPrograms:
             if memory is not None:
                 self.scratch_bytes = max(self.scratch_bytes, memory.temporaries)
             self._programs[key] = compiled, 0 if memory is None else memory.total
-        compiled, size = self._programs[key]
-        self.peak_bytes = max(self.peak_bytes, size)
+        compiled, self.last_bytes = self._programs[key]
+        self.peak_bytes = max(self.peak_bytes, self.last_bytes)
         return compiled(*arguments)

@@ -21,6 +21,7 @@ from devft_jax.accounting.communication import picked_layers_bytes
 from devft_jax.base_model import Submodels, open_model
 from devft_jax.checkpoints import read_state, save_state
 from devft_jax.checks import check_cohort, check_tokens
+from devft_jax.chunk_size import Trial, choose, next_smaller
 from devft_jax.config import RunConfig, validate
 from devft_jax.data import (
     FederatedData,
@@ -37,12 +38,12 @@ from devft_jax.evaluation import HeldOut, Judgement
 from devft_jax.federated.algorithm import Algorithm, Clients, same_server
 from devft_jax.federated.algorithms import ALGORITHMS
 from devft_jax.federated.bank import ClientBank
-from devft_jax.federated.cohort import Cohort, RoundResult, frozen_rows
+from devft_jax.federated.cohort import ChunkTooLargeError, Cohort, RoundResult, frozen_rows
 from devft_jax.federated.messages import message_bytes
 from devft_jax.federated.options import learning_rate_at, validate_learning_rate
 from devft_jax.federated.profiles import profiled_clients
 from devft_jax.federated.sampling import Purpose, client_keys, run_key
-from devft_jax.federated.work import ClientWork, Rounds
+from devft_jax.federated.work import ClientWork, Participants, Rounds
 from devft_jax.fingerprints import base_fingerprint, data_fingerprint
 from devft_jax.hidden_states import HiddenStates
 from devft_jax.judging import Judge
@@ -52,6 +53,7 @@ from devft_jax.models.pretrained import Model
 from devft_jax.probe import block_influence, probe_examples
 from devft_jax.programs import (
     CompiledPrograms,
+    device_memory,
     local_devices,
     resolve_clients_per_step,
     resolve_compute,
@@ -123,8 +125,8 @@ class Trainer:
         )
         # Beyond the participants there would only be padding, which costs as much as a client.
         training_devices = self.devices[:participants]
-        most = -(-participants // len(training_devices)) * len(training_devices)
-        self.clients_per_step = min(resolve_clients_per_step(config, training_devices), most)
+        self._most_per_step = -(-participants // len(training_devices)) * len(training_devices)
+        at_once = min(resolve_clients_per_step(config, training_devices), self._most_per_step)
         self.buckets = length_buckets(config.max_length)
         self.cohort = Cohort(
             self.algorithm,
@@ -132,7 +134,7 @@ class Trainer:
             self.compute,
             config,
             devices=training_devices,
-            clients_per_step=self.clients_per_step,
+            clients_per_step=at_once,
             assemble=self.assemble,
             programs=self.programs,
         )
@@ -163,7 +165,7 @@ class Trainer:
             self.compute,
             self.data.train,
             self.rounds,
-            rows=self.clients_per_step * config.batch_size,
+            rows=at_once * config.batch_size,
             buckets=self.buckets,
             mesh=self.cohort.mesh,
             programs=self.programs,
@@ -181,6 +183,11 @@ class Trainer:
             self._norms = jax.jit(
                 lambda server, rows: jax.vmap(lambda row: adapter_norms(personal(server, row)))(rows),
             )
+
+    @property
+    def clients_per_step(self) -> int:
+        """Clients trained at once."""
+        return self.cohort.clients_per_step
 
     def block_influence(self) -> list[float]:
         """How much each layer of the untuned base changes what passes through it, on the growth's probe."""
@@ -202,6 +209,7 @@ class Trainer:
         state.record = first_record(
             stage_rounds=list(self.stage_rounds),
             clients_per_step=self.clients_per_step,
+            clients_per_step_settled=self.config.clients_per_step != "auto",
             devices=len(self.devices),
             data=data_fingerprint(self.data),
             base=base_fingerprint(self.model.base),
@@ -243,6 +251,8 @@ class Trainer:
             record["lengthened_after"] = record["round"]
         if record["round"] < sum(self.stage_rounds):
             record["resumed_after"].append(record["round"])
+        if self.config.clients_per_step == "auto" and record["devices"] == len(self.devices):
+            self.cohort.clients_per_step = record["clients_per_step"]
         for name, now in (
             ("clients_per_step", self.clients_per_step),
             ("devices", len(self.devices)),
@@ -421,15 +431,7 @@ class Trainer:
         members = self.rounds.members(state.round)
         fill_flops = self.hidden_states.fill(self.stage_base, members)
         rate = self.learning_rate(state)
-        result = self.cohort.run(
-            self.stage_base,
-            state.server,
-            state.bank,
-            members,
-            lr=rate,
-            keys=lambda ids: client_keys(self.config.seed, np.uint32(state.round), ids),
-            train_rows=np.asarray(state.layer_map.train),
-        )
+        result = self._train(state, members, rate)
         self._report_nonfinite(state, members, result)
         state.server = jax.block_until_ready(result.server)
         seconds = time.perf_counter() - began - (self.programs.seconds - compiled)
@@ -461,10 +463,72 @@ class Trainer:
             "dropped": int(np.count_nonzero(~kept)),
             "clients": members.positions.tolist(),
         }
-        add_round(state, row, self.programs.seconds - compiled)
+        row_compile = self.programs.seconds - compiled
+        add_round(state, row, row_compile)
+        if not state.record["clients_per_step_settled"]:
+            self._settle_clients_per_step(state, members, Trial(seconds / len(members), row_compile, program_bytes))
         source, joules = self.energy.spent_since(counters, row["train_flops"])
         state.record["joules"][source] = state.record["joules"].get(source, 0.0) + joules
         return row
+
+    def _train(self, state: State, members: Participants, rate: float) -> RoundResult:
+        """A round of the cohort; where its chunks do not fit into memory and their size is free, in smaller ones."""
+        while True:
+            try:
+                return self.cohort.run(self.stage_base, state.server, state.bank, members, **self._round_inputs(state, rate))
+            except ChunkTooLargeError as error:
+                smaller = next_smaller(error.size, self.cohort.mesh.size)
+                if smaller is None:
+                    raise RunError(
+                        "one client at a time on each device does not fit into memory; lower batch_size or max_length, set "
+                        "remat to full, or use a quantised base."
+                    ) from error
+                if self.config.clients_per_step != "auto" or error.begun:
+                    raise RunError(
+                        f"clients_per_step {error.size} does not fit into memory; run again with clients_per_step {smaller}."
+                    ) from error
+                self.progress.warn(f"{error.size} clients at once do not fit into memory; going on with {smaller}")
+                self.cohort.clients_per_step = smaller
+                state.record |= {"clients_per_step": smaller, "clients_per_step_settled": True}
+
+    def _round_inputs(self, state: State, rate: float) -> dict[str, Any]:
+        round_index = np.uint32(state.round)
+        return {
+            "lr": rate,
+            "keys": lambda ids: client_keys(self.config.seed, round_index, ids),
+            "train_rows": np.asarray(state.layer_map.train),
+        }
+
+    def _settle_clients_per_step(self, state: State, members: Participants, first: Trial) -> None:
+        """Choose how many clients are trained at once from here on, by what the round just run of `members` has cost."""
+        left = len(members) * (sum(self.stage_rounds) - state.round)
+        if state.rounds_in_stage == self.stage_rounds[state.stage]:
+            return
+        began, compiled = time.perf_counter(), self.programs.seconds
+        rate = self.learning_rate(state)
+
+        def trial(size: int) -> Trial | None:
+            inputs = self._round_inputs(state, rate)
+            return self.cohort.trial(self.stage_base, state.server, state.bank, members, size=size, **inputs)
+
+        devices = list(self.cohort.mesh.devices.flat)
+        size = choose(
+            trial,
+            start=self.clients_per_step,
+            most=self._most_per_step,
+            clients=left,
+            first=first,
+            memory=device_memory(devices),
+        )
+        compile_seconds = self.programs.seconds - compiled
+        state.record["seconds"]["compile"] += compile_seconds
+        state.record["seconds"]["build"] += time.perf_counter() - began - compile_seconds
+        state.record |= {"clients_per_step": size, "clients_per_step_settled": True}
+        if size != self.clients_per_step:
+            self.progress.say(
+                f"  from here on {size} clients are trained at once, which is faster than {self.clients_per_step}"
+            )
+            self.cohort.clients_per_step = size
 
     def _adapter_norms(self, state: State, positions: np.ndarray) -> np.ndarray:
         """Norms f64[G] of the global model's update, or their means over the participants' own models."""

@@ -29,7 +29,7 @@ def test_all_devices_by_default_or_as_many_as_asked_for():
 
 @pytest.mark.parametrize(
     ("devices", "asked", "clients"),
-    [(1, None, 1), (8, None, 8), (1, 3, 3), (2, 3, 4), (8, 1, 8), (8, 16, 16), (8, 17, 24)],
+    [(1, "auto", 1), (8, "auto", 8), (1, 3, 3), (2, 3, 4), (8, 1, 8), (8, 16, 16), (8, 17, 24)],
 )
 def test_clients_per_step_are_a_multiple_of_the_devices(devices, asked, clients):
     options = ExecutionOptions(clients_per_step=asked)

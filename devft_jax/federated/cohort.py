@@ -19,6 +19,7 @@ update is not finite gets weight zero too, and is named in the round's result.
 
 import functools
 import math
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -31,6 +32,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from devft_jax.background import made_ahead
+from devft_jax.chunk_size import TRIAL_RUNS, Trial
 from devft_jax.developmental.layer_map import frozen_below
 from devft_jax.federated.algorithm import Algorithm, Participant, PyTree, Share
 from devft_jax.federated.local import (
@@ -288,9 +290,8 @@ class Cohort:
         self._broadcast = jax.jit(partial(broadcast_of, algorithm))
         self._finalize = jax.jit(algorithm.finalize)
 
-    def _chunks(self, cohort: Sequence[ClientWork], bank: Bank) -> Iterator[_Chunk]:
-        """The chunks of a cohort in order; the last one padded with weight zero."""
-        size = self.clients_per_step
+    def _chunks(self, cohort: Sequence[ClientWork], bank: Bank, size: int) -> Iterator[_Chunk]:
+        """The chunks of a cohort in order, of `size` clients; the last one padded with weight zero."""
         for first in range(0, len(cohort), size):
             members = list(cohort[first : first + size])
             for member in members:
@@ -341,17 +342,10 @@ class Cohort:
 
         Raises:
           ValueError: a participant's weight is not a positive number, so that a mean could be taken over nothing.
+          ChunkTooLargeError: a chunk does not fit into memory.
         """
-        broadcast = self.programs.call("broadcast", self._broadcast, server)
-        participant = participant_shapes(self.algorithm, broadcast, bank.row)
-        up = uplink_shapes(self.algorithm, participant)
-        train, frozen = jax.eval_shape(self.algorithm.start, participant)
-        adapter = jax.eval_shape(self.algorithm.adapter, train, frozen)
-        sums = jax.device_put(zero_sums(self.algorithm, up, self.mesh.size), self.split)
-        shared_broadcast = jax.device_put(broadcast, self.shared)
-        rate = jax.device_put(jnp.float32(lr), self.shared)
-        learning = jax.device_put(train_rows, self.shared)
-        chunk = self._chunk_of(frozen_rows(self.algorithm, train_rows))
+        start = self._start(base, server, bank, lr, train_rows)
+        sums = start.sums
         in_flight: deque[tuple[_Chunk, tuple[PyTree, LocalStatistics, PyTree]]] = deque()
         finished: list[tuple[LocalStatistics, PyTree]] = []
         rows_by_length: Counter[int] = Counter()
@@ -364,24 +358,22 @@ class Cohort:
             bank.put(work.positions[kept], jax.tree.map(lambda leaf: leaf[kept], rows))
             finished.append((statistics, ranks))
 
-        with made_ahead(self._chunks(cohort, bank), CHUNKS_AHEAD) as chunks:
-            for work in chunks:
-                tokens += work.tokens
-                padded = work.batches[0]
-                rows_by_length[padded.shape[-1]] += work.real * padded[0, ..., 0].size
-                inputs = (work.rows, work.batches, work.weights, work.slots, keys(work.ids))
-                rows, batches, weights, slots, client_keys = jax.device_put(inputs, self.split)
-                sums, *results = self.programs.call(
-                    "chunk",
-                    chunk,
-                    base, shared_broadcast, rows, batches, Share(weights, slots), rate, client_keys, learning, sums,
-                )  # fmt: skip
-                # What is known of the chunk on the host serves to put its rows back, not its inputs.
-                in_flight.append((replace(work, rows=None, batches=()), tuple(results)))
-                if len(in_flight) > CHUNKS_IN_FLIGHT:
-                    finish()
-        while in_flight:
-            finish()
+        chunks_of_round = self._chunks(cohort, bank, self.clients_per_step)
+        try:
+            with made_ahead(chunks_of_round, CHUNKS_AHEAD) as chunks:
+                for work in chunks:
+                    tokens += work.tokens
+                    padded = work.batches[0]
+                    rows_by_length[padded.shape[-1]] += work.real * padded[0, ..., 0].size
+                    sums, *results = self._launch(start, work, keys, sums)
+                    # Of the chunk the host needs from here on where its rows belong, not its inputs.
+                    in_flight.append((replace(work, rows=None, batches=()), tuple(results)))
+                    if len(in_flight) > CHUNKS_IN_FLIGHT:
+                        finish()
+            while in_flight:
+                finish()
+        except (jax.errors.JaxRuntimeError, MemoryError) as error:
+            raise _if_too_large(error, self.clients_per_step, begun=bool(finished and jax.tree.leaves(bank.row))) from error
         statistics, (down_ranks, up_ranks) = jax.tree.map(lambda *parts: np.concatenate(parts), *finished)
         metrics: dict[str, jax.Array] = {}
         if statistics.finite.any():
@@ -392,11 +384,106 @@ class Cohort:
             update_norms=statistics.update_norm,
             finite=statistics.finite,
             metrics={name: float(value) for name, value in metrics.items()},
-            bytes_up=messages_bytes(up, up_ranks, len(cohort)),
-            bytes_down=messages_bytes(participant.down, down_ranks, len(cohort)),
+            bytes_up=messages_bytes(start.up, up_ranks, len(cohort)),
+            bytes_down=messages_bytes(start.down, down_ranks, len(cohort)),
             tokens=tokens,
             rows_by_length=dict(rows_by_length),
-            bytes_cumulative=cumulative_bytes(self.algorithm, participant.down, down_ranks),
-            adapter=adapter,
+            bytes_cumulative=cumulative_bytes(self.algorithm, start.down, down_ranks),
+            adapter=start.adapter,
+            train=start.train,
+        )
+
+    def trial(
+        self,
+        base: Base,
+        server: PyTree,
+        bank: Bank,
+        cohort: Sequence[ClientWork],
+        *,
+        size: int,
+        lr: float,
+        keys: Callable[[np.ndarray], jax.Array],
+        train_rows: np.ndarray,
+    ) -> Trial | None:
+        """What the first chunk of a cohort costs with `size` clients; None where it does not fit. Nothing is changed.
+
+        Other arguments as in `run`.
+        """
+        seconds = []
+        compiled = self.programs.seconds
+        try:
+            start = self._start(base, server, bank, lr, train_rows)
+            work = next(self._chunks(cohort, bank, size))
+            for _ in range(TRIAL_RUNS):
+                sums = jax.tree.map(jnp.copy, start.sums)
+                compiling, began = self.programs.seconds, time.perf_counter()
+                jax.block_until_ready(self._launch(start, work, keys, sums))
+                seconds.append(time.perf_counter() - began - (self.programs.seconds - compiling))
+        except (jax.errors.JaxRuntimeError, MemoryError) as error:
+            too_large = _if_too_large(error, size, begun=False)
+            if isinstance(too_large, ChunkTooLargeError):
+                return None
+            raise
+        return Trial(min(seconds) / size, self.programs.seconds - compiled, self.programs.last_bytes)
+
+    def _start(self, base: Base, server: PyTree, bank: Bank, lr: float, train_rows: np.ndarray) -> "_Start":
+        """What all chunks of a round share."""
+        broadcast = self.programs.call("broadcast", self._broadcast, server)
+        participant = participant_shapes(self.algorithm, broadcast, bank.row)
+        up = uplink_shapes(self.algorithm, participant)
+        train, frozen = jax.eval_shape(self.algorithm.start, participant)
+        return _Start(
+            program=self._chunk_of(frozen_rows(self.algorithm, train_rows)),
+            base=base,
+            broadcast=jax.device_put(broadcast, self.shared),
+            rate=jax.device_put(jnp.float32(lr), self.shared),
+            train_rows=jax.device_put(train_rows, self.shared),
+            sums=jax.device_put(zero_sums(self.algorithm, up, self.mesh.size), self.split),
+            down=participant.down,
+            up=up,
+            adapter=jax.eval_shape(self.algorithm.adapter, train, frozen),
             train=train,
         )
+
+    def _launch(
+        self, start: "_Start", work: _Chunk, keys: Callable[[np.ndarray], jax.Array], sums: PyTree
+    ) -> tuple[PyTree, PyTree, LocalStatistics, PyTree]:
+        """Run a chunk; its sums, and what it makes of its clients' rows, statistics and ranks."""
+        inputs = (work.rows, work.batches, work.weights, work.slots, keys(work.ids))
+        rows, batches, weights, slots, client_keys = jax.device_put(inputs, self.split)
+        return self.programs.call(
+            "chunk",
+            start.program,
+            start.base, start.broadcast, rows, batches, Share(weights, slots),
+            start.rate, client_keys, start.train_rows, sums,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Start:
+    """What all chunks of a round share: the program and its arguments, zero sums, and shapes of one client's trees."""
+
+    program: jax.stages.Wrapped
+    base: Base
+    broadcast: PyTree
+    rate: jax.Array
+    train_rows: jax.Array
+    sums: PyTree
+    down: PyTree
+    up: PyTree
+    adapter: Adapter
+    train: PyTree
+
+
+class ChunkTooLargeError(Exception):
+    """A chunk of `size` clients does not fit into memory; `begun`: rows of the round's participants were replaced by then."""
+
+    def __init__(self, size: int, begun: bool):
+        super().__init__(size, begun)
+        self.size, self.begun = size, begun
+
+
+def _if_too_large(error: BaseException, size: int, *, begun: bool) -> BaseException:
+    """The error as one of too large a chunk, if that is what it says; else itself."""
+    full = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error).lower()
+    return ChunkTooLargeError(size, begun) if full else error
