@@ -82,11 +82,14 @@ def read_state(
     shapes = stage_shapes(algorithm, init_server, record, clients=clients, layers=layers)
     arrays = folder.read_arrays(record["round"], {**shapes, "last_round": jax.ShapeDtypeStruct((clients,), np.int32)})
     restore_bank(folder, record["round"], bank, arrays["maps"], align=align)
+    layer_map = dataclasses.replace(arrays["layer_map"], align=align)
+    if bank.empty:
+        bank.enter(layer_map)
     return State(
         full=arrays["full"],
         bank=bank,
         server=arrays["server"],
-        layer_map=dataclasses.replace(arrays["layer_map"], align=align),
+        layer_map=layer_map,
         last_round=np.array(arrays["last_round"]),
         round=record["round"],
         stage=record["stage"],

@@ -525,9 +525,7 @@ class Trainer:
         state.record["seconds"]["build"] += time.perf_counter() - began - compile_seconds
         state.record |= {"clients_per_step": size, "clients_per_step_settled": True}
         if size != self.clients_per_step:
-            self.progress.say(
-                f"  from here on {size} clients are trained at once, which is faster than {self.clients_per_step}"
-            )
+            self.progress.say(f"  {size} clients are trained at once from here on: faster than {self.clients_per_step}")
             self.cohort.clients_per_step = size
 
     def _adapter_norms(self, state: State, positions: np.ndarray) -> np.ndarray:

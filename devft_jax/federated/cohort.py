@@ -476,7 +476,7 @@ class _Start:
 
 
 class ChunkTooLargeError(Exception):
-    """A chunk of `size` clients does not fit into memory; `begun`: rows of the round's participants were replaced by then."""
+    """A chunk of `size` clients does not fit into memory; `begun`: rows of participants had been replaced by then."""
 
     def __init__(self, size: int, begun: bool):
         super().__init__(size, begun)
