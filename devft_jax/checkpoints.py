@@ -28,15 +28,17 @@ def save_state(folder: RunFolder, state: State) -> None:
         "rounds_in_stage": state.rounds_in_stage,
         "groups": state.layer_map.num_groups,
         "bare": state.layer_map.bare,
-        "maps": [(layer_map.num_groups, layer_map.bare) for layer_map in state.bank.maps],
     }
     arrays = {
         "full": state.full,
         "server": state.server,
         "layer_map": state.layer_map,
-        "maps": state.bank.maps,
         "last_round": state.last_round,
     }
+    if not state.bank.empty:
+        # Rows go through the stages that they have sat out when they are next used.
+        arrays["maps"] = state.bank.maps
+        record["maps"] = [(layer_map.num_groups, layer_map.bare) for layer_map in state.bank.maps]
     folder.save_checkpoint(state.round, arrays, record, bank=None if state.bank.empty else state.bank.save)
 
 
@@ -47,20 +49,19 @@ def stage_shapes(
     # Shapes need no look at the data.
     full = jax.eval_shape(lambda: init_server(Clients(clients)))
     layer_map = LayerMap.shapes(record["groups"], layers, record["bare"])
-    return {
-        "full": full,
-        "server": jax.eval_shape(algorithm.submodel, full, layer_map),
-        "layer_map": layer_map,
-        "maps": [LayerMap.shapes(groups, layers, bare) for groups, bare in record["maps"]],
-    }
+    shapes = {"full": full, "server": jax.eval_shape(algorithm.submodel, full, layer_map), "layer_map": layer_map}
+    if "maps" in record:
+        shapes["maps"] = [LayerMap.shapes(groups, layers, bare) for groups, bare in record["maps"]]
+    return shapes
 
 
-def restore_bank(folder: RunFolder, round_index: int, bank: ClientBank, maps: list[LayerMap], *, align: bool) -> None:
-    """Fill the bank of no rows with those of a checkpoint; `align` is no part of the maps that it stores."""
+def restore_bank(folder: RunFolder, round_index: int, bank: ClientBank, arrays: PyTree, *, align: bool) -> None:
+    """Bring the bank of no rows to a checkpoint, of these arrays; `align` is no part of the maps that they hold."""
     if bank.empty:
+        bank.enter(arrays["layer_map"])
         return
     with folder.restoring(round_index):
-        bank.restore(folder.bank_path(round_index), [dataclasses.replace(each, align=align) for each in maps])
+        bank.restore(folder.bank_path(round_index), [dataclasses.replace(each, align=align) for each in arrays["maps"]])
 
 
 def read_state(
@@ -81,15 +82,12 @@ def read_state(
     """
     shapes = stage_shapes(algorithm, init_server, record, clients=clients, layers=layers)
     arrays = folder.read_arrays(record["round"], {**shapes, "last_round": jax.ShapeDtypeStruct((clients,), np.int32)})
-    restore_bank(folder, record["round"], bank, arrays["maps"], align=align)
-    layer_map = dataclasses.replace(arrays["layer_map"], align=align)
-    if bank.empty:
-        bank.enter(layer_map)
+    restore_bank(folder, record["round"], bank, arrays, align=align)
     return State(
         full=arrays["full"],
         bank=bank,
         server=arrays["server"],
-        layer_map=layer_map,
+        layer_map=dataclasses.replace(arrays["layer_map"], align=align),
         last_round=np.array(arrays["last_round"]),
         round=record["round"],
         stage=record["stage"],

@@ -384,7 +384,7 @@ def _read_checkpoint(
             clients=clients.size,
             mode=config.transfer,
         )
-        restore_bank(folder, round_index, bank, arrays["maps"], align=config.gauge_alignment)
+        restore_bank(folder, round_index, bank, arrays, align=config.gauge_alignment)
 
         def adapter_of(server: Any, rows: BankView) -> Adapter:
             if position is None:

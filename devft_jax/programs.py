@@ -62,6 +62,8 @@ def validate_execution(options: ExecutionOptions) -> None:
         value = getattr(options, name)
         if isinstance(value, int) and value < 1:
             raise InputError(f"{name} {value} is not positive; use 1 or more.")
+    if options.bank_in_memory < 0:
+        raise InputError(f"bank_in_memory {options.bank_in_memory} is negative; use 0 to keep all of it in a file.")
 
 
 def local_devices(options: ExecutionOptions) -> list[jax.Device]:

@@ -209,7 +209,7 @@ class Trainer:
         state.record = first_record(
             stage_rounds=list(self.stage_rounds),
             clients_per_step=self.clients_per_step,
-            clients_per_step_settled=self.config.clients_per_step != "auto",
+            clients_per_step_settled=False,
             devices=len(self.devices),
             data=data_fingerprint(self.data),
             base=base_fingerprint(self.model.base),
@@ -465,7 +465,7 @@ class Trainer:
         }
         row_compile = self.programs.seconds - compiled
         add_round(state, row, row_compile)
-        if not state.record["clients_per_step_settled"]:
+        if self.config.clients_per_step == "auto" and not state.record["clients_per_step_settled"]:
             self._settle_clients_per_step(state, members, Trial(seconds / len(members), row_compile, program_bytes))
         source, joules = self.energy.spent_since(counters, row["train_flops"])
         state.record["joules"][source] = state.record["joules"].get(source, 0.0) + joules

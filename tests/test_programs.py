@@ -59,6 +59,7 @@ def test_the_mesh_has_one_axis_of_clients():
         ({"dtype": "float16"}, "dtype 'float16' is unknown; choose from auto, float32, bfloat16."),
         ({"remat": "some"}, "remat 'some' is unknown; choose from none, full, dots."),
         ({"devices": 0}, "devices 0 is not positive; use 1 or more."),
+        ({"bank_in_memory": -1}, "bank_in_memory -1 is negative; use 0 to keep all of it in a file."),
         ({"clients_per_step": -1}, "clients_per_step -1 is not positive; use 1 or more."),
         ({"vocabulary_chunk": 0}, "vocabulary_chunk 0 is not positive; use 1 or more."),
     ],
