@@ -51,7 +51,7 @@ class Judge:
         # Rows that are equal, as those of clients that have not trained yet, make one model; it is scored once.
         scores: dict[str, Evaluation] = {}
         of_clients: dict[int, Evaluation] = {}
-        for positions in (*(np.array([position]) for position in bank.trained), *bank.kinds):
+        for positions in (*(np.array([position]) for position in bank.trained), *bank.kinds()):
             row = jax.tree.map(lambda leaf: leaf[0], bank.take(positions[:1]))
             name = fingerprint(*jax.tree.leaves(row))
             if name not in scores:

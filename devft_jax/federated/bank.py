@@ -14,7 +14,7 @@ others are mapped with it, so that nothing depends on who is asked for together.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +34,12 @@ class BankView:
 
     Attributes:
       take: positions i64[K] -> rows [K, ...]. trained: i64[M], the clients that ever took part.
-      kinds: of the others, i64[K] each, those whose rows are equal.
+      kinds: gives, of the others, i64[K] each, those whose rows are equal.
     """
 
     take: Callable[[np.ndarray], PyTree]
     trained: np.ndarray
-    kinds: tuple[np.ndarray, ...]
+    kinds: Callable[[], list[np.ndarray]]
 
     def of_trained(self) -> PyTree:
         """Rows of the clients that took part; before there is any, the first client's."""
@@ -148,8 +148,7 @@ class ClientBank:
     @cached_property
     def _make_first(self) -> Callable[..., PyTree]:
         assert self._origin is not None
-        origin, self._origin = jax.device_get(self._origin()), None
-        return _per_row(self._algorithm.init_row, origin)
+        return _per_row(self._algorithm.init_row, jax.device_get(self._origin()))
 
     def _first(self, positions: np.ndarray) -> PyTree:
         """The rows with which clients begin."""
@@ -168,13 +167,16 @@ class ClientBank:
         """All clients' rows: of the stage under way, or at full depth with what it has taught so far."""
         trained = self._full.stored if self._stage is None else self._full.stored | self._stage.stored
         others = np.flatnonzero(~trained)
-        leaves = [np.ascontiguousarray(leaf[others]).reshape(len(others), -1) for leaf in jax.tree.leaves(self._traits)]
-        kind = np.zeros(len(others), np.int64)
-        if leaves and len(others):
-            as_bytes = np.concatenate([leaf.view(np.uint8) for leaf in leaves], axis=1)
-            kind = np.unique(as_bytes, axis=0, return_inverse=True)[1].ravel()
-        kinds = tuple(others[kind == which] for which in range(kind.max(initial=-1) + 1))
-        return BankView(self._returned if full else self.take, np.flatnonzero(trained), kinds)
+        return BankView(self._returned if full else self.take, np.flatnonzero(trained), partial(self._kinds, others))
+
+    def _kinds(self, positions: np.ndarray) -> list[np.ndarray]:
+        """Clients that never took part, divided into those of equal traits, whose rows are equal."""
+        leaves = [np.ascontiguousarray(leaf[positions]) for leaf in jax.tree.leaves(self._traits)]
+        if not leaves or not len(positions):
+            return [positions] if len(positions) else []
+        as_bytes = np.concatenate([leaf.reshape(len(positions), -1).view(np.uint8) for leaf in leaves], axis=1)
+        _, kind = np.unique(as_bytes, axis=0, return_inverse=True)
+        return [positions[kind.ravel() == which] for which in range(kind.max() + 1)]
 
     # ---- checkpoints ---------------------------------------------------------------------------------------------
 

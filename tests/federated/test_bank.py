@@ -121,7 +121,7 @@ def test_clients_that_never_took_part_are_told_apart_by_their_traits():
     bank.put(np.array([2]), bank.take(np.array([2])))
     view = bank.view(full=False)
     assert view.trained.tolist() == [2]
-    assert [kind.tolist() for kind in view.kinds] == [[0, 4, 6], [1, 3, 5]]
+    assert [kind.tolist() for kind in view.kinds()] == [[0, 4, 6], [1, 3, 5]]
 
 
 def test_rows_do_not_depend_on_who_is_asked_for_together():
