@@ -18,13 +18,16 @@ from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from devft_jax.base_model import bundled_model, fuse_blocks
+from devft_jax.checkpoints import restore_bank, stage_shapes
 from devft_jax.config import RunConfig, config_from_mapping, validate
 from devft_jax.developmental import LayerMap
 from devft_jax.errors import InputError, RunError
 from devft_jax.federated.algorithm import Clients
 from devft_jax.federated.algorithms import ALGORITHMS
+from devft_jax.federated.bank import BankView, ClientBank
 from devft_jax.federated.sampling import Purpose, run_key
 from devft_jax.fingerprints import base_fingerprint
 from devft_jax.models.families import read_config
@@ -48,7 +51,7 @@ from devft_jax.models.pretrained import (
     save_pretrained,
 )
 from devft_jax.reporting.progress import readable_bytes
-from devft_jax.storage import RunFolder, map_rows, mapped_shapes
+from devft_jax.storage import RunFolder
 
 Form = Literal["adapter", "merged", "submodel", "submodel-adapter"]
 
@@ -363,31 +366,33 @@ def _read_checkpoint(
     key = run_key(config.seed, Purpose.INITIALISATION)
     # Only what clients keep depends on how many there are.
     clients = Clients(1 if algorithm.personal is None else len(read_json(folder.path / "split.json")["clients"]))
-    shapes = jax.eval_shape(lambda: algorithm.init_server(key, architecture, clients))
-    shaped = LayerMap.shapes(record["groups"], architecture.layers, record["bare"])
-    like = {"full": shapes, "server": jax.eval_shape(algorithm.submodel, shapes, shaped), "layer_map": shaped}
-    if algorithm.personal is not None:
-        like["full_bank"] = jax.eval_shape(lambda full: algorithm.init_bank(clients, full), shapes)
-        like["bank"] = mapped_shapes(algorithm.submodel_row, like["full_bank"], shaped)
-    arrays = jax.device_get(folder.read_some_arrays(round_index, like))
-    if position is not None:
-        for bank in ("full_bank", "bank"):
-            arrays[bank] = jax.tree.map(lambda leaf: leaf[position], arrays[bank])
-    arrays = jax.tree.map(jnp.asarray, arrays)
+
+    def init_server(clients: Clients) -> Any:
+        return algorithm.init_server(key, architecture, clients)
+
+    like = stage_shapes(algorithm, init_server, record, clients=clients.size, layers=architecture.layers)
+    arrays = jax.tree.map(jnp.asarray, jax.device_get(folder.read_some_arrays(round_index, like)))
     full, server, layer_map = (arrays[name] for name in ("full", "server", "layer_map"))
     deep = algorithm.transfer(full, server, layer_map, config.transfer)
     if algorithm.personal is None:
         adapters = algorithm.view(deep), algorithm.view(server)
-    elif position is not None:
-        row = algorithm.transfer_row(arrays["full_bank"], arrays["bank"], layer_map, config.transfer)
-        adapters = algorithm.personal(deep, row), algorithm.personal(server, arrays["bank"])
     else:
+        bank = ClientBank(
+            algorithm,
+            lambda: init_server(clients),
+            algorithm.traits(clients),
+            clients=clients.size,
+            mode=config.transfer,
+        )
+        restore_bank(folder, round_index, bank, arrays, align=config.gauge_alignment)
 
-        def returned(full: Any, row: Any) -> Any:
-            return algorithm.transfer_row(full, row, layer_map, config.transfer)
+        def adapter_of(server: Any, rows: BankView) -> Adapter:
+            if position is None:
+                return algorithm.global_model(server, rows.of_trained())
+            assert algorithm.personal is not None
+            return algorithm.personal(server, jax.tree.map(lambda leaf: leaf[0], rows.take(np.array([position]))))
 
-        bank = map_rows(returned, arrays["full_bank"], arrays["bank"])
-        adapters = algorithm.global_model(deep, bank), algorithm.global_model(server, arrays["bank"])
+        adapters = adapter_of(deep, bank.view(full=True)), adapter_of(server, bank.view(full=False))
     return _Checkpoint(
         full=as_low_rank(adapters[0]),
         submodel=_on_every_layer(as_low_rank(adapters[1]), layer_map.bare),

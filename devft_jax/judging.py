@@ -4,9 +4,11 @@ import time
 from typing import Any
 
 import jax
+import numpy as np
 
 from devft_jax.evaluation import Evaluation, HeldOut, Judgement
 from devft_jax.federated.algorithm import Algorithm
+from devft_jax.federated.bank import BankView
 from devft_jax.fingerprints import fingerprint
 from devft_jax.models.llama import Adapter, Base
 from devft_jax.programs import CompiledPrograms
@@ -35,26 +37,27 @@ class Judge:
         seconds["evaluate"] += time.perf_counter() - began - compile_seconds
         return judged
 
-    def models(self, base: Base, server: PyTree, bank: PyTree, seconds: dict[str, float]) -> Judgement | None:
+    def models(self, base: Base, server: PyTree, bank: BankView, seconds: dict[str, float]) -> Judgement | None:
         """The one model that stands for all clients, or every client's own where there is none."""
         if not self.algorithm.has_global_model:
             return self.own_models(base, server, bank, seconds)
-        judged = self.evaluate(base, self.algorithm.global_model(server, bank), seconds)
+        judged = self.evaluate(base, self.algorithm.global_model(server, bank.of_trained()), seconds)
         return None if judged is None else Judgement(judged.loss, judged.accuracy)
 
-    def own_models(self, base: Base, server: PyTree, bank: PyTree, seconds: dict[str, float]) -> Judgement | None:
-        """Every client's own model; `bank` leaves [N, ...]."""
+    def own_models(self, base: Base, server: PyTree, bank: BankView, seconds: dict[str, float]) -> Judgement | None:
+        """Every client's own model."""
         personal = self.algorithm.personal
         assert personal is not None
         # Rows that are equal, as those of clients that have not trained yet, make one model; it is scored once.
         scores: dict[str, Evaluation] = {}
-        names = []
-        for position in range(len(jax.tree.leaves(bank)[0])):
-            row = jax.tree.map(lambda leaf, where=position: leaf[where], bank)
-            names.append(fingerprint(*jax.tree.leaves(row)))
-            if names[-1] not in scores:
+        of_clients: dict[int, Evaluation] = {}
+        for positions in (*(np.array([position]) for position in bank.trained), *bank.kinds()):
+            row = jax.tree.map(lambda leaf: leaf[0], bank.take(positions[:1]))
+            name = fingerprint(*jax.tree.leaves(row))
+            if name not in scores:
                 judged = self.evaluate(base, personal(server, row), seconds)
                 if judged is None:
                     return None
-                scores[names[-1]] = judged
-        return Judgement.over_clients([scores[name] for name in names])
+                scores[name] = judged
+            of_clients |= dict.fromkeys(positions.tolist(), scores[name])
+        return Judgement.over_clients([of_clients[position] for position in sorted(of_clients)])

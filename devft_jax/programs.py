@@ -4,6 +4,7 @@ Every program is compiled ahead of time for its shapes and kept here, so that co
 training, and its scratch memory is known.
 """
 
+import os
 import platform
 import time
 from collections.abc import Sequence
@@ -29,9 +30,10 @@ class ExecutionOptions:
     """Precision of activations and frozen weights: float32, bfloat16, or auto (float32 on CPU, else bfloat16)."""
     devices: int | None = execution(None)
     """Local devices to spread the clients over; by default all. On CPU a device is a slice of the host's cores."""
-    clients_per_step: int | None = execution(None)
-    """Clients trained at once (memory grows with it, results do not change), at most a round's participants; by default
-    one per CPU device, 8 per accelerator."""
+    clients_per_step: int | Literal["auto"] = execution("auto")
+    """Clients trained at once (memory grows with it, results do not change), at most a round's participants. auto begins
+    with one per CPU device and 8 per accelerator and, where enough training is left after the first round, times larger
+    numbers and keeps what is fastest and fits into memory."""
     examples_per_pass: int | None = execution(None)
     """Examples of a local step that are run at once, its passes' gradients being summed (memory grows with it, results do
     not change); by default all on an accelerator, and as many as suit the examples' length on a CPU."""
@@ -46,6 +48,9 @@ class ExecutionOptions:
     else xla)."""
     head_rows: int = execution(256)
     """Tokens of a client whose logits are held at once in the loss."""
+    bank_in_memory: int = execution(2**30)
+    """Bytes of what clients keep between rounds that may lie in memory: where the rows of all clients could take more, they
+    lie in a file of the run's folder, which grows with the clients that have taken part."""
     prefix_cache: Literal["auto", "on", "off"] = execution("auto")
     """Whether layers that a growth runs below every adapter, such as top-grow's, are run once for each example, their hidden
     states stored in the run's folder while the stage lasts: on, off, or auto (where examples come often enough and the
@@ -63,8 +68,10 @@ def validate_execution(options: ExecutionOptions) -> None:
             raise InputError(f"{name} '{getattr(options, name)}' is unknown; choose from {', '.join(allowed)}.")
     for name in ("devices", "clients_per_step", "examples_per_pass", "length_buckets", "head_rows"):
         value = getattr(options, name)
-        if value is not None and value < 1:
+        if isinstance(value, int) and value < 1:
             raise InputError(f"{name} {value} is not positive; use 1 or more.")
+    if options.bank_in_memory < 0:
+        raise InputError(f"bank_in_memory {options.bank_in_memory} is negative; use 0 to keep all of it in a file.")
 
 
 def local_devices(options: ExecutionOptions) -> list[jax.Device]:
@@ -97,10 +104,17 @@ def resolve_compute(options: ExecutionOptions) -> Compute:
 
 
 def resolve_clients_per_step(options: ExecutionOptions, devices: Sequence[jax.Device]) -> int:
-    """Clients trained at once: as asked, or one per CPU device and eight per accelerator, a multiple of the devices."""
+    """Clients trained at once, a multiple of the devices: as asked, or what auto begins with."""
     per_device = 1 if devices[0].platform == "cpu" else 8
-    asked = options.clients_per_step or per_device * len(devices)
+    asked = per_device * len(devices) if options.clients_per_step == "auto" else options.clients_per_step
     return -(-asked // len(devices)) * len(devices)
+
+
+def device_memory(devices: Sequence[jax.Device]) -> int | None:
+    """Bytes that each device may hold: what its allocator was given, on CPU an even part of the host's memory."""
+    if devices[0].platform == "cpu":
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // len(devices)
+    return (devices[0].memory_stats() or {}).get("bytes_limit")
 
 
 def versions(device: jax.Device) -> dict[str, str]:
@@ -160,12 +174,14 @@ class CompiledPrograms:
       seconds: spent compiling. count: programs compiled. scratch_bytes: largest temporary memory of any of them.
       peak_bytes: largest memory of a program called since this was last set to 0, on each device, as XLA's analysis gives
         it: arguments, outputs and temporaries, less what outputs share with arguments.
+      last_bytes: the same of the program called last.
     """
 
     seconds: float = 0.0
     count: int = 0
     scratch_bytes: int = 0
     peak_bytes: int = 0
+    last_bytes: int = 0
     _programs: dict[Any, tuple[Any, int]] = field(default_factory=dict)
 
     def call(self, name: str, function: Any, *arguments: Any) -> Any:
@@ -181,6 +197,6 @@ class CompiledPrograms:
             if memory is not None:
                 self.scratch_bytes = max(self.scratch_bytes, memory.temporaries)
             self._programs[key] = compiled, 0 if memory is None else memory.total
-        compiled, size = self._programs[key]
-        self.peak_bytes = max(self.peak_bytes, size)
+        compiled, self.last_bytes = self._programs[key]
+        self.peak_bytes = max(self.peak_bytes, self.last_bytes)
         return compiled(*arguments)

@@ -203,7 +203,9 @@ def _open_run(config: RunConfig, folder: RunFolder, objects: dict[str, str]) -> 
 def _final_adapter(trainer: Trainer, state: State) -> Adapter | None:
     """The adapter of all clients after the last stage has ended; None where each only has its own."""
     algorithm = trainer.algorithm
-    return algorithm.global_model(state.full, state.full_bank) if algorithm.has_global_model else None
+    return (
+        algorithm.global_model(state.full, state.bank.view(full=True).of_trained()) if algorithm.has_global_model else None
+    )
 
 
 def _finish(trainer: Trainer, state: State, folder: RunFolder) -> dict[str, Any]:
@@ -393,7 +395,7 @@ def replay(path: str | Path, *, client: str, round: int, progress: Progress | No
         trainer.config,
         base=trainer.stage_base,
         server=state.server,
-        row=jax.tree.map(lambda leaf: leaf[member.position], state.bank),
+        row=jax.tree.map(lambda leaf: leaf[0], state.bank.take(np.array([member.position]))),
         batches=batches,
         lr=trainer.learning_rate(state),
         key=keys[0],

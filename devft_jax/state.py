@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from devft_jax.developmental import LayerMap, Transition
+from devft_jax.federated.bank import ClientBank
 
 PyTree = Any
 
@@ -18,17 +19,15 @@ class State:
     Attributes:
       round: rounds finished, over all stages. stage: the one under way, from 0; -1 before the first.
       rounds_in_stage: finished in it. full: the algorithm's state at full depth, as of the stage's start.
-      full_bank: what clients keep, at full depth, as of the stage's start; on the host.
-      server, bank, layer_map: of the stage under way. record: JSON-ready totals and stage records.
+      bank: what clients keep. server, layer_map: of the stage under way. record: JSON-ready totals and stage records.
       last_round: i32[N], the round (from 1) in which each client last took part; 0 for never.
     """
 
     full: PyTree
     layer_map: LayerMap
-    full_bank: PyTree
+    bank: ClientBank
     last_round: np.ndarray
     server: PyTree = None
-    bank: PyTree = None
     round: int = 0
     stage: int = -1
     rounds_in_stage: int = 0

@@ -9,7 +9,7 @@ The trainer knows nothing of folders, progress files or signals; `devft_jax.run`
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from devft_jax.accounting.communication import picked_layers_bytes
 from devft_jax.base_model import Submodels, open_model
 from devft_jax.checkpoints import read_state, save_state
 from devft_jax.checks import check_cohort, check_tokens
+from devft_jax.chunk_size import Trial, choose, next_smaller
 from devft_jax.config import RunConfig, validate
 from devft_jax.data import (
     FederatedData,
@@ -35,13 +36,14 @@ from devft_jax.errors import InputError, RunError
 from devft_jax.evaluation import HeldOut, Judgement
 from devft_jax.federated.algorithm import Algorithm, Clients, same_server
 from devft_jax.federated.algorithms import ALGORITHMS
-from devft_jax.federated.cohort import Cohort, RoundResult, frozen_rows
+from devft_jax.federated.bank import ClientBank
+from devft_jax.federated.cohort import ChunkTooLargeError, Cohort, RoundResult, frozen_rows
 from devft_jax.federated.local import choose_passes
 from devft_jax.federated.messages import message_bytes
 from devft_jax.federated.options import learning_rate_at, validate_learning_rate
 from devft_jax.federated.profiles import profiled_clients
 from devft_jax.federated.sampling import Purpose, client_keys, run_key
-from devft_jax.federated.work import ClientWork, Rounds
+from devft_jax.federated.work import ClientWork, Participants, Rounds
 from devft_jax.fingerprints import base_fingerprint, data_fingerprint
 from devft_jax.hidden_states import HiddenStates
 from devft_jax.judging import Judge
@@ -51,6 +53,7 @@ from devft_jax.models.pretrained import Model
 from devft_jax.probe import block_influence, probe_examples
 from devft_jax.programs import (
     CompiledPrograms,
+    device_memory,
     local_devices,
     resolve_clients_per_step,
     resolve_compute,
@@ -59,7 +62,7 @@ from devft_jax.programs import (
 from devft_jax.reporting import Progress
 from devft_jax.stages import after_round, check_composition, named_growth, plan_stages
 from devft_jax.state import State, add_round, first_record, missed_bytes, stage_record
-from devft_jax.storage import RunFolder, map_rows, scatter_rows
+from devft_jax.storage import RunFolder
 
 PyTree = Any
 
@@ -122,8 +125,8 @@ class Trainer:
         )
         # Beyond the participants there would only be padding, which costs as much as a client.
         training_devices = self.devices[:participants]
-        most = -(-participants // len(training_devices)) * len(training_devices)
-        self.clients_per_step = min(resolve_clients_per_step(config, training_devices), most)
+        self._most_per_step = -(-participants // len(training_devices)) * len(training_devices)
+        at_once = min(resolve_clients_per_step(config, training_devices), self._most_per_step)
         self.buckets = length_buckets(config.max_length)
         self.passes = choose_passes(
             self.data.train.lengths,
@@ -139,7 +142,7 @@ class Trainer:
             config,
             self.passes,
             devices=training_devices,
-            clients_per_step=self.clients_per_step,
+            clients_per_step=at_once,
             assemble=self.assemble,
             programs=self.programs,
         )
@@ -170,7 +173,7 @@ class Trainer:
             self.compute,
             self.data.train,
             self.rounds,
-            rows=self.clients_per_step * config.batch_size,
+            rows=at_once * config.batch_size,
             buckets=self.buckets,
             mesh=self.cohort.mesh,
             programs=self.programs,
@@ -179,8 +182,20 @@ class Trainer:
         )
         self.clients = profiled_clients(self.data, self.model.base.embed, config.seed)
         self.stage_base: Base = self.base
+        self.scratch = scratch
         self.versions = versions(self.devices[0])
-        self._norms = jax.jit(self._adapter_norms)
+        algorithm, personal = self.algorithm, self.algorithm.personal
+        if personal is None:
+            self._norms = jax.jit(lambda server: adapter_norms(algorithm.view(server)))
+        else:
+            self._norms = jax.jit(
+                lambda server, rows: jax.vmap(lambda row: adapter_norms(personal(server, row)))(rows),
+            )
+
+    @property
+    def clients_per_step(self) -> int:
+        """Clients trained at once."""
+        return self.cohort.clients_per_step
 
     def block_influence(self) -> list[float]:
         """How much each layer of the untuned base changes what passes through it, on the growth's probe."""
@@ -193,14 +208,16 @@ class Trainer:
         """The state before the first round, with the untuned base evaluated."""
         full = self._init_server(self.clients)
         identity = LayerMap.identity(self.model.config.layers)
-        # Banks live in host memory: an accelerator may be too small for every client's row at once.
+        # What clients tell apart is made of all of them at once, in host memory.
         with jax.default_device(jax.local_devices(backend="cpu")[0]):
-            full_bank = jax.device_get(self.algorithm.init_bank(self.clients, full))
+            traits = jax.device_get(self.algorithm.traits(self.clients))
+        bank = self._bank(lambda: full, traits)
         last_round = np.zeros(len(self.data.clients), np.int32)
-        state = State(full=full, full_bank=full_bank, layer_map=identity, last_round=last_round)
+        state = State(full=full, bank=bank, layer_map=identity, last_round=last_round)
         state.record = first_record(
             stage_rounds=list(self.stage_rounds),
             clients_per_step=self.clients_per_step,
+            clients_per_step_settled=False,
             devices=len(self.devices),
             data=data_fingerprint(self.data),
             base=base_fingerprint(self.model.base),
@@ -209,6 +226,18 @@ class Trainer:
         state.record["base_loss"] = None if base is None else base.loss
         state.record["base_accuracy"] = None if base is None else base.accuracy
         return state
+
+    def _bank(self, origin: Callable[[], PyTree], traits: PyTree) -> ClientBank:
+        """The bank in which no client has a row yet."""
+        return ClientBank(
+            self.algorithm,
+            origin,
+            traits,
+            clients=len(self.data.clients),
+            mode=self.config.transfer,
+            in_memory=self.config.bank_in_memory,
+            folder=self.scratch,
+        )
 
     def _init_server(self, clients: Clients) -> PyTree:
         key = run_key(self.config.seed, Purpose.INITIALISATION)
@@ -230,6 +259,8 @@ class Trainer:
             record["lengthened_after"] = record["round"]
         if record["round"] < sum(self.stage_rounds):
             record["resumed_after"].append(record["round"])
+        if self.config.clients_per_step == "auto" and record["devices"] == len(self.devices):
+            self.cohort.clients_per_step = record["clients_per_step"]
         for name, now in (
             ("clients_per_step", self.clients_per_step),
             ("devices", len(self.devices)),
@@ -244,8 +275,10 @@ class Trainer:
             record,
             self.algorithm,
             self._init_server,
+            self._bank(lambda: self._init_server(self.clients), self.algorithm.traits(Clients(len(self.data.clients)))),
             clients=len(self.data.clients),
             layers=self.model.config.layers,
+            align=self.config.gauge_alignment,
         )
         self.stage_base = self.submodels.fused(state.layer_map, self.submodels.layers_to_fuse(state.stage))
         if state.rounds_in_stage < self.stage_rounds[state.stage]:
@@ -293,7 +326,7 @@ class Trainer:
         layer_map = dataclasses.replace(transition.layer_map, align=self.config.gauge_alignment)
         state.layer_map, state.stage, state.rounds_in_stage = layer_map, stage, 0
         state.server = self.algorithm.submodel(state.full, layer_map)
-        state.bank = map_rows(lambda row: self.algorithm.submodel_row(row, layer_map), state.full_bank)
+        state.bank.enter(layer_map)
         self.stage_base = self.submodels.fused(layer_map, blocks)
         # The base may be replicated over devices; what an algorithm derives from it is computed on the first.
         base = jax.tree.map(lambda leaf: leaf.addressable_data(0), self.stage_base)
@@ -352,15 +385,15 @@ class Trainer:
         record = state.record["stages"][-1]
         submodel = self.judge_stage(state)
         began = time.perf_counter()
-        full, bank = jax.block_until_ready(self.transferred(state)), self.transferred_bank(state)
-        state.full, state.full_bank = full, bank
+        state.full = jax.block_until_ready(self.transferred(state))
+        state.bank.leave()
         state.record["seconds"]["build"] += time.perf_counter() - began
         judged = submodel
         if not state.layer_map.is_identity:
-            judged = self.judge.models(self.base, state.full, state.full_bank, state.record["seconds"])
+            judged = self.judge.models(self.base, state.full, state.bank.view(full=True), state.record["seconds"])
         if judged is not None and self.algorithm.consensus is not None and state.stage + 1 == len(self.stage_rounds):
             # At the run's end each client's own model, too, beside the one that stands for all of them.
-            own = self.judge.own_models(self.base, state.full, state.full_bank, state.record["seconds"])
+            own = self.judge.own_models(self.base, state.full, state.bank.view(full=True), state.record["seconds"])
             judged = None if own is None else dataclasses.replace(judged, personal=own.personal)
         record["loss_end"] = None if submodel is None else submodel.loss
         record["loss_full_after_transfer"] = None if judged is None else judged.loss
@@ -371,14 +404,6 @@ class Trainer:
     def transferred(self, state: State) -> PyTree:
         """The full-depth state with what the stage under way has learned so far."""
         return self.algorithm.transfer(state.full, state.server, state.layer_map, self.config.transfer)
-
-    def transferred_bank(self, state: State) -> PyTree:
-        """What clients keep, at full depth, with what the stage under way has taught them so far."""
-
-        def one(full: PyTree, row: PyTree) -> PyTree:
-            return self.algorithm.transfer_row(full, row, state.layer_map, self.config.transfer)
-
-        return map_rows(one, state.full_bank, state.bank)
 
     # ---- rounds --------------------------------------------------------------------------------------------------
 
@@ -413,21 +438,12 @@ class Trainer:
         members = self.rounds.members(state.round)
         fill_flops = self.hidden_states.fill(self.stage_base, members)
         rate = self.learning_rate(state)
-        result = self.cohort.run(
-            self.stage_base,
-            state.server,
-            state.bank,
-            members,
-            lr=rate,
-            keys=lambda ids: client_keys(self.config.seed, np.uint32(state.round), ids),
-            train_rows=np.asarray(state.layer_map.train),
-        )
+        result = self._train(state, members, rate)
         self._report_nonfinite(state, members, result)
         state.server = jax.block_until_ready(result.server)
-        state.bank = scatter_rows(state.bank, members.positions, result.bank_rows)
         seconds = time.perf_counter() - began - (self.programs.seconds - compiled)
         program_bytes = self.programs.peak_bytes
-        norms = np.asarray(self.programs.call("adapter_norms", self._norms, state.server, result.bank_rows), float)
+        norms = self._adapter_norms(state, members.positions)
         state.round += 1
         state.rounds_in_stage += 1
         kept = result.finite
@@ -455,17 +471,82 @@ class Trainer:
             "dropped": int(np.count_nonzero(~kept)),
             "clients": members.positions.tolist(),
         }
-        add_round(state, row, self.programs.seconds - compiled)
+        row_compile = self.programs.seconds - compiled
+        add_round(state, row, row_compile)
+        if self.config.clients_per_step == "auto" and not state.record["clients_per_step_settled"]:
+            self._settle_clients_per_step(state, members, Trial(seconds / len(members), row_compile, program_bytes))
         source, joules = self.energy.spent_since(counters, row["train_flops"])
         state.record["joules"][source] = state.record["joules"].get(source, 0.0) + joules
         return row
 
-    def _adapter_norms(self, server: PyTree, rows: PyTree) -> jax.Array:
-        """Norms f32[G] of the global model's update, or their means over the participants' own models."""
-        personal = self.algorithm.personal
-        if personal is None:
-            return adapter_norms(self.algorithm.view(server))
-        return jax.vmap(lambda row: adapter_norms(personal(server, row)))(rows).mean(axis=0)
+    def _train(self, state: State, members: Participants, rate: float) -> RoundResult:
+        """A round of the cohort; where its chunks do not fit into memory and their size is free, in smaller ones."""
+        while True:
+            try:
+                return self.cohort.run(self.stage_base, state.server, state.bank, members, **self._round_inputs(state, rate))
+            except ChunkTooLargeError as error:
+                smaller = next_smaller(error.size, self.cohort.mesh.size)
+                if smaller is None:
+                    raise RunError(
+                        "one client at a time on each device does not fit into memory; lower batch_size or max_length, set "
+                        "remat to full, or use a quantised base."
+                    ) from error
+                if self.config.clients_per_step != "auto" or error.begun:
+                    raise RunError(
+                        f"clients_per_step {error.size} does not fit into memory; run again with clients_per_step {smaller}."
+                    ) from error
+                self.progress.warn(f"{error.size} clients at once do not fit into memory; going on with {smaller}")
+                self.cohort.clients_per_step = smaller
+                state.record |= {"clients_per_step": smaller, "clients_per_step_settled": True}
+
+    def _round_inputs(self, state: State, rate: float) -> dict[str, Any]:
+        round_index = np.uint32(state.round)
+        return {
+            "lr": rate,
+            "keys": lambda ids: client_keys(self.config.seed, round_index, ids),
+            "train_rows": np.asarray(state.layer_map.train),
+        }
+
+    def _settle_clients_per_step(self, state: State, members: Participants, first: Trial) -> None:
+        """Choose how many clients are trained at once from here on, by what the round just run of `members` has cost."""
+        left = len(members) * (sum(self.stage_rounds) - state.round)
+        if state.rounds_in_stage == self.stage_rounds[state.stage]:
+            return
+        began, compiled = time.perf_counter(), self.programs.seconds
+        rate = self.learning_rate(state)
+
+        def trial(size: int) -> Trial | None:
+            inputs = self._round_inputs(state, rate)
+            return self.cohort.trial(self.stage_base, state.server, state.bank, members, size=size, **inputs)
+
+        devices = list(self.cohort.mesh.devices.flat)
+        size = choose(
+            trial,
+            start=self.clients_per_step,
+            most=self._most_per_step,
+            clients=left,
+            first=first,
+            memory=device_memory(devices),
+        )
+        compile_seconds = self.programs.seconds - compiled
+        state.record["seconds"]["compile"] += compile_seconds
+        state.record["seconds"]["build"] += time.perf_counter() - began - compile_seconds
+        state.record |= {"clients_per_step": size, "clients_per_step_settled": True}
+        if size != self.clients_per_step:
+            self.progress.say(f"  {size} clients are trained at once from here on: faster than {self.clients_per_step}")
+            self.cohort.clients_per_step = size
+
+    def _adapter_norms(self, state: State, positions: np.ndarray) -> np.ndarray:
+        """Norms f64[G] of the global model's update, or their means over the participants' own models."""
+        if self.algorithm.personal is None:
+            return np.asarray(self.programs.call("adapter_norms", self._norms, state.server), float)
+        total = np.zeros(state.layer_map.num_groups)
+        for first in range(0, len(positions), self.clients_per_step):
+            some = positions[first : first + self.clients_per_step]
+            padded = np.pad(some, (0, self.clients_per_step - len(some)), "edge")
+            norms = self.programs.call("adapter_norms", self._norms, state.server, state.bank.take(padded))
+            total += np.asarray(norms, float)[: len(some)].sum(axis=0)
+        return total / len(positions)
 
     def _flops(self, state: State, result: RoundResult) -> int:
         """Operations of a round's training, over all participants; without layers whose hidden states were stored before."""
@@ -510,20 +591,20 @@ class Trainer:
 
     def judge_stage(self, state: State) -> Judgement | None:
         """The stage's model, or the clients' own models, on held-out data; None without it."""
-        return self.judge.models(self.stage_base, state.server, state.bank, state.record["seconds"])
+        return self.judge.models(self.stage_base, state.server, state.bank.view(full=False), state.record["seconds"])
 
     def judge_transferred(self, state: State) -> Judgement | None:
         """The full model as if the stage under way, of a submodel, ended now; None without held-out data."""
         began = time.perf_counter()
-        full, bank = jax.block_until_ready(self.transferred(state)), self.transferred_bank(state)
+        full = jax.block_until_ready(self.transferred(state))
         state.record["seconds"]["evaluate"] += time.perf_counter() - began
-        return self.judge.models(self.base, full, bank, state.record["seconds"])
+        return self.judge.models(self.base, full, state.bank.view(full=True), state.record["seconds"])
 
     def global_adapter(self, state: State) -> Adapter | None:
         """The adapter of all clients at full depth, with what was learned so far; None where each only has its own."""
         if not self.algorithm.has_global_model:
             return None
-        return self.algorithm.global_model(self.transferred(state), self.transferred_bank(state))
+        return self.algorithm.global_model(self.transferred(state), state.bank.view(full=True).of_trained())
 
     def summary(self, state: State) -> dict[str, Any]:
         """The figures of a run, finished or as it stands, as `summary.json` and `record.json` hold them."""

@@ -92,7 +92,7 @@ def state_of(run: Run):
     with RunFolder(run.folder) as folder:
         trainer = Trainer(run.config, progress=QUIET)
         state = trainer.resume(folder, folder.latest_round())
-    return state.full, state.full_bank, state.server, state.bank
+    return state.full, state.server, state.last_round, [state.bank.view(full=full).of_trained() for full in (False, True)]
 
 
 @pytest.mark.parametrize(("algorithm", "growth"), SUBSET)

@@ -29,7 +29,7 @@ def test_all_devices_by_default_or_as_many_as_asked_for():
 
 @pytest.mark.parametrize(
     ("devices", "asked", "clients"),
-    [(1, None, 1), (8, None, 8), (1, 3, 3), (2, 3, 4), (8, 1, 8), (8, 16, 16), (8, 17, 24)],
+    [(1, "auto", 1), (8, "auto", 8), (1, 3, 3), (2, 3, 4), (8, 1, 8), (8, 16, 16), (8, 17, 24)],
 )
 def test_clients_per_step_are_a_multiple_of_the_devices(devices, asked, clients):
     options = ExecutionOptions(clients_per_step=asked)
@@ -59,6 +59,7 @@ def test_the_mesh_has_one_axis_of_clients():
         ({"dtype": "float16"}, "dtype 'float16' is unknown; choose from auto, float32, bfloat16."),
         ({"remat": "some"}, "remat 'some' is unknown; choose from auto, none, full, dots."),
         ({"devices": 0}, "devices 0 is not positive; use 1 or more."),
+        ({"bank_in_memory": -1}, "bank_in_memory -1 is negative; use 0 to keep all of it in a file."),
         ({"clients_per_step": -1}, "clients_per_step -1 is not positive; use 1 or more."),
         ({"head_rows": 0}, "head_rows 0 is not positive; use 1 or more."),
     ],

@@ -1,7 +1,8 @@
 """A federated algorithm as a record of pure functions over two pytrees, written like an optax transform.
 
-`Server` is the one global state, `Bank` the state that clients keep between rounds (every leaf leads with the number of
-clients N; most algorithms keep none and use `{}`). One round is
+`Server` is the one global state, `Row` what a client keeps between rounds (most algorithms keep nothing and use `{}`); a
+client's first row is `init_row(server, trait)`, made when it first takes part from the server's first state and from what
+tells it apart, its part of `traits(clients)`. One round is
 
     down          = broadcast(server)                               the downlink message
     known         = known(server)                                   what every client has without a message
@@ -133,6 +134,11 @@ def same_server(server: PyTree, base: Base) -> PyTree:
     return server
 
 
+def own_traits(server: PyTree, trait: PyTree) -> PyTree:
+    """A first row of nothing but what tells the client apart."""
+    return trait
+
+
 def same_row(row: PyTree, layer_map: LayerMap) -> PyTree:
     """The row of a stage where nothing in it belongs to a layer."""
     return row
@@ -167,12 +173,14 @@ class Algorithm:
       address: (Down, Row) -> the message to one client, where clients receive different ones.
       penalty: (train, frozen) -> f32[], added to the loss that is reduced, not to the one that is reported.
       optimizer: (optax rule, frozen, learning rate) -> optax rule, where steps are corrected.
-      init_bank: (Clients, Server at full depth) -> Bank at full depth.
+      traits: Clients -> what tells clients apart before training, every leaf [N, ...]; small, since it is held for all.
+      init_row: (Server at full depth, Traits of one client) -> Row at full depth; by default the traits themselves.
       submodel_row: (Row at full depth, LayerMap) -> Row of the stage.
       transfer_row: (Row at full depth, Row of the stage, LayerMap, mode) -> Row at full depth.
       personal: (Server, Row) -> Adapter, a client's own model, of a stage or at full depth; None where the global model is
         what clients use.
-      consensus: (Server, Bank) -> Adapter, the one model that stands for all personal ones; None where there is none.
+      consensus: (Server, Rows [M, ...] of the clients that ever took part, or of one before any has) -> Adapter, the one
+        model that stands for all personal ones; None where there is none.
       weighting: the weight of a message unless the run says otherwise: its client's "examples", or "uniform".
       cumulative: Down -> the part of it that adds to what clients hold, so that they need that of every round, also of those
         that they sat out; None where a message is all that a client needs.
@@ -201,7 +209,8 @@ class Algorithm:
     address: Callable[[PyTree, PyTree], PyTree] = same_message
     penalty: Callable[[PyTree, PyTree], jax.Array | float] = no_penalty
     optimizer: Callable[[optax.GradientTransformation, PyTree, jax.Array], optax.GradientTransformation] = same_optimizer
-    init_bank: Callable[[Clients, PyTree], PyTree] = empty
+    traits: Callable[[Clients], PyTree] = empty
+    init_row: Callable[[PyTree, PyTree], PyTree] = own_traits
     submodel_row: Callable[[PyTree, LayerMap], PyTree] = same_row
     transfer_row: Callable[[PyTree, PyTree, LayerMap, str], PyTree] = newest_row
     personal: Callable[[PyTree, PyTree], Adapter] | None = None
@@ -217,8 +226,13 @@ class Algorithm:
         """Whether one model stands for all clients."""
         return self.personal is None or self.consensus is not None
 
+    def init_bank(self, clients: Clients, server: PyTree) -> PyTree:
+        """The first rows [N, ...] of all clients at once, for populations that are small enough."""
+        make = jax.vmap(lambda trait: self.init_row(server, trait), axis_size=clients.size)
+        return make(jax.tree.map(jnp.asarray, self.traits(clients)))
+
     def global_model(self, server: PyTree, bank: PyTree) -> Adapter:
-        """The one model that stands for all clients; only for an algorithm that has one."""
+        """The one model that stands for all clients, whose rows `bank` holds; only for an algorithm that has one."""
         if self.personal is None:
             return self.view(server)
         assert self.consensus is not None

@@ -6,7 +6,8 @@ The compiled unit is
 
 with `clients_per_step` clients under `vmap`, their local steps under `scan`, and the client axis sharded over the local
 devices. Memory follows `clients_per_step`, not the cohort and not the population; the base is an argument shared by all
-clients, never copied per client, and only the sums are donated. While a chunk runs, the host assembles the next one.
+clients, never copied per client, and only the sums are donated. While chunks run, a thread of the host draws, reads and
+assembles the next ones, and what clients keep is written back as theirs end.
 
 Each device keeps sums of its own clients and they are added once, at the end of the round: a chunk contains no collective
 operation, so devices never wait for each other (and host devices, which share a small pool of threads, cannot block each
@@ -18,17 +19,20 @@ update is not finite gets weight zero too, and is named in the round's result.
 
 import functools
 import math
-from collections import Counter
+import time
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from devft_jax.background import made_ahead
+from devft_jax.chunk_size import TRIAL_RUNS, Trial
 from devft_jax.developmental.layer_map import frozen_below
 from devft_jax.federated.algorithm import Algorithm, Participant, PyTree, Share
 from devft_jax.federated.local import (
@@ -50,6 +54,8 @@ from devft_jax.programs import CLIENT_AXIS, CompiledPrograms, client_mesh
 CHUNKS_IN_FLIGHT = 2
 # Name of the `vmap` over the clients that a device trains at once.
 CHUNK_AXIS = "chunk"
+# Chunks that may wait on the host besides.
+CHUNKS_AHEAD = 2
 
 
 def client_loss(
@@ -200,12 +206,28 @@ def add_over_devices(sums: PyTree) -> PyTree:
     return jax.tree.map(total, sums)
 
 
-@dataclass(frozen=True)
-class RoundResult:
-    """What a round produced.
+class Bank(Protocol):
+    """What a round needs of the clients' rows.
 
     Attributes:
-      server: the aggregated state. bank_rows: new rows [K, ...] of the participants, in their order.
+      row: shapes and dtypes of one row.
+    """
+
+    row: PyTree
+
+    def take(self, positions: np.ndarray) -> PyTree:
+        """Rows [C, ...] of the clients at `positions` i64[C]; called from another thread than `put`."""
+
+    def put(self, positions: np.ndarray, rows: PyTree) -> None:
+        """Give the clients at `positions` i64[C], who are not taken any more in the round, the rows [C, ...]."""
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    """What a round produced, besides the participants' new rows, which are in the bank.
+
+    Attributes:
+      server: the aggregated state.
       losses: f32[K, S] per participant and step. update_norms: f32[K]. finite: bool[K].
       metrics: the algorithm's own numbers. bytes_up, bytes_down: of all participants' messages together.
       examples_by_length: how many examples of each length were trained on.
@@ -214,7 +236,6 @@ class RoundResult:
     """
 
     server: PyTree
-    bank_rows: PyTree
     losses: np.ndarray
     update_norms: np.ndarray
     finite: np.ndarray
@@ -227,6 +248,25 @@ class RoundResult:
     train: PyTree
 
 
+@dataclass(frozen=True)
+class _Chunk:
+    """The host's arrays of one chunk of C clients, of which the first `real` are participants and the others padding.
+
+    Attributes:
+      positions: i64[C]. ids: u32[C]. weights: f32[C], zero for padding. slots: i32[C].
+      rows: what they keep [C, ...]. batches: [C, S, B, ...]. lengths: how many of the participants' examples have which.
+    """
+
+    real: int
+    positions: np.ndarray
+    ids: np.ndarray
+    weights: np.ndarray
+    slots: np.ndarray
+    rows: PyTree
+    batches: tuple[np.ndarray, ...]
+    lengths: Counter[int]
+
+
 class Cohort:
     """Runs rounds of one algorithm on one model shape over the local devices.
 
@@ -234,7 +274,7 @@ class Cohort:
       algorithm, config, compute, optimizer: what a client does. passes: how it runs a step's examples.
       devices: local devices to use. clients_per_step: clients in flight at once, a multiple of the devices.
       assemble: examples i64[..., S, B] -> (tokens, mask), both [..., S, B, T], and stored hidden states [..., S, B, T, D]
-        where the round is to use them.
+        where the round is to use them. Called from a thread of its own.
       programs: where compiled programs are kept and counted.
     """
 
@@ -264,14 +304,16 @@ class Cohort:
         self._broadcast = jax.jit(partial(broadcast_of, algorithm))
         self._finalize = jax.jit(algorithm.finalize)
 
-    def _chunks(self, cohort: Sequence[ClientWork], bank: PyTree) -> Iterator[tuple[Any, ...]]:
-        """Host arrays of each chunk: rows, batches, weights, slots, ids; the last one padded with weight zero.
-
-        And how many examples of each length its clients train on.
-        """
-        size = self.clients_per_step
+    def _chunks(self, cohort: Sequence[ClientWork], bank: Bank, size: int) -> Iterator[_Chunk]:
+        """The chunks of a cohort in order, of `size` clients; the last one padded with weight zero."""
         for first in range(0, len(cohort), size):
             members = list(cohort[first : first + size])
+            for member in members:
+                if not 0 < member.weight < math.inf:
+                    raise ValueError(
+                        f"the weight {member.weight} of the client at position {member.position} is not positive and "
+                        "finite: give every participant a positive weight, or leave it out."
+                    )
             examples = np.full((size, *members[0].examples.shape), -1, np.int64)
             weights = np.zeros(size, np.float32)
             ids = np.zeros(size, np.uint32)
@@ -279,17 +321,23 @@ class Cohort:
             for slot, member in enumerate(members):
                 examples[slot], weights[slot] = member.examples, member.weight
                 ids[slot], positions[slot] = member.id, member.position
-            rows = jax.tree.map(lambda leaf, where=positions: leaf[where], bank)
-            # Padding has no slot of its own and adds zero to the one it names.
-            slots = np.minimum(np.arange(first, first + size, dtype=np.int32), len(cohort) - 1)
-            lengths = Counter(np.concatenate([member.lengths.ravel() for member in members]).tolist())
-            yield rows, self.assemble(examples), weights, slots, ids, lengths
+            yield _Chunk(
+                real=len(members),
+                positions=positions,
+                ids=ids,
+                weights=weights,
+                # Padding has no slot of its own and adds zero to the one it names.
+                slots=np.minimum(np.arange(first, first + size, dtype=np.int32), len(cohort) - 1),
+                rows=bank.take(positions),
+                batches=self.assemble(examples),
+                lengths=Counter(np.concatenate([member.lengths.ravel() for member in members]).tolist()),
+            )
 
     def run(
         self,
         base: Base,
         server: PyTree,
-        bank: PyTree,
+        bank: Bank,
         cohort: Sequence[ClientWork],
         *,
         lr: float,
@@ -300,63 +348,152 @@ class Cohort:
 
         Args:
           base: the stage's frozen model, replicated over the devices.
-          server, bank: the algorithm's state; bank leaves [N, ...] on the host.
-          cohort: the participants.
+          server, bank: the algorithm's state; rows of participants whose update is finite are replaced in the bank.
+          cohort: the participants, each once.
           lr: the round's learning rate. keys: ids u32[C] -> key[C]. train_rows: bool[G].
 
         Where no participant's update is finite there is nothing to aggregate: the server state comes back as it was.
 
         Raises:
           ValueError: a participant's weight is not a positive number, so that a mean could be taken over nothing.
+          ChunkTooLargeError: a chunk does not fit into memory.
         """
-        for member in cohort:
-            if not 0 < member.weight < math.inf:
-                raise ValueError(
-                    f"the weight {member.weight} of the client at position {member.position} is not positive and finite: "
-                    "give every participant a positive weight, or leave it out."
-                )
-        broadcast = self.programs.call("broadcast", self._broadcast, server)
-        row = jax.tree.map(lambda leaf: leaf[0], bank)
-        participant = participant_shapes(self.algorithm, broadcast, row)
-        up = uplink_shapes(self.algorithm, participant)
-        train, frozen = jax.eval_shape(self.algorithm.start, participant)
-        adapter = jax.eval_shape(self.algorithm.adapter, train, frozen)
-        sums = jax.device_put(zero_sums(self.algorithm, up, self.mesh.size), self.split)
-        shared_broadcast = jax.device_put(broadcast, self.shared)
-        rate = jax.device_put(jnp.float32(lr), self.shared)
-        learning = jax.device_put(train_rows, self.shared)
-        chunk = self._chunk_of(frozen_rows(self.algorithm, train_rows))
-        pending: list[tuple[PyTree, LocalStatistics, PyTree]] = []
+        start = self._start(base, server, bank, lr, train_rows)
+        sums = start.sums
+        in_flight: deque[tuple[_Chunk, tuple[PyTree, LocalStatistics, PyTree]]] = deque()
+        finished: list[tuple[LocalStatistics, PyTree]] = []
         examples_by_length: Counter[int] = Counter()
-        for rows, batches, weights, slots, ids, lengths in self._chunks(cohort, bank):
-            examples_by_length.update(lengths)
-            inputs = jax.device_put((rows, batches, weights, slots, keys(ids)), self.split)
-            rows, batches, weights, slots, client_keys = inputs
-            sums, new_rows, statistics, ranks = self.programs.call(
-                "chunk",
-                chunk,
-                base, shared_broadcast, rows, batches, Share(weights, slots), rate, client_keys, learning, sums,
-            )  # fmt: skip
-            pending.append((new_rows, statistics, ranks))
-            if len(pending) > CHUNKS_IN_FLIGHT:
-                jax.block_until_ready(pending[-1 - CHUNKS_IN_FLIGHT][1].loss)
-        fetched = jax.device_get(pending)
-        joined = jax.tree.map(lambda *parts: np.concatenate(parts)[: len(cohort)], *fetched)
-        bank_rows, statistics, (down_ranks, up_ranks) = joined
+
+        def finish() -> None:
+            work, results = in_flight.popleft()
+            rows, statistics, ranks = jax.tree.map(lambda leaf: leaf[: work.real], jax.device_get(results))
+            kept = np.flatnonzero(statistics.finite)
+            bank.put(work.positions[kept], jax.tree.map(lambda leaf: leaf[kept], rows))
+            finished.append((statistics, ranks))
+
+        chunks_of_round = self._chunks(cohort, bank, self.clients_per_step)
+        try:
+            with made_ahead(chunks_of_round, CHUNKS_AHEAD) as chunks:
+                for work in chunks:
+                    examples_by_length.update(work.lengths)
+                    sums, *results = self._launch(start, work, keys, sums)
+                    # Of the chunk the host needs from here on where its rows belong, not its inputs.
+                    in_flight.append((replace(work, rows=None, batches=()), tuple(results)))
+                    if len(in_flight) > CHUNKS_IN_FLIGHT:
+                        finish()
+            while in_flight:
+                finish()
+        except (jax.errors.JaxRuntimeError, MemoryError) as error:
+            raise _if_too_large(error, self.clients_per_step, begun=bool(finished and jax.tree.leaves(bank.row))) from error
+        statistics, (down_ranks, up_ranks) = jax.tree.map(lambda *parts: np.concatenate(parts), *finished)
         metrics: dict[str, jax.Array] = {}
         if statistics.finite.any():
             server, metrics = self.programs.call("finalize", self._finalize, server, add_over_devices(sums))
         return RoundResult(
             server=server,
-            bank_rows=bank_rows,
             losses=statistics.loss,
             update_norms=statistics.update_norm,
             finite=statistics.finite,
             metrics={name: float(value) for name, value in metrics.items()},
-            bytes_up=messages_bytes(up, up_ranks, len(cohort)),
-            bytes_down=messages_bytes(participant.down, down_ranks, len(cohort)),
+            bytes_up=messages_bytes(start.up, up_ranks, len(cohort)),
+            bytes_down=messages_bytes(start.down, down_ranks, len(cohort)),
             examples_by_length=dict(examples_by_length),
-            bytes_cumulative=cumulative_bytes(self.algorithm, participant.down, down_ranks),
-            adapter=adapter,
+            bytes_cumulative=cumulative_bytes(self.algorithm, start.down, down_ranks),
+            adapter=start.adapter,
+            train=start.train,
+        )
+
+    def trial(
+        self,
+        base: Base,
+        server: PyTree,
+        bank: Bank,
+        cohort: Sequence[ClientWork],
+        *,
+        size: int,
+        lr: float,
+        keys: Callable[[np.ndarray], jax.Array],
+        train_rows: np.ndarray,
+    ) -> Trial | None:
+        """What the first chunk of a cohort costs with `size` clients; None where it does not fit. Nothing is changed.
+
+        Other arguments as in `run`.
+        """
+        seconds = []
+        compiled = self.programs.seconds
+        try:
+            start = self._start(base, server, bank, lr, train_rows)
+            work = next(self._chunks(cohort, bank, size))
+            for _ in range(TRIAL_RUNS):
+                sums = jax.tree.map(jnp.copy, start.sums)
+                compiling, began = self.programs.seconds, time.perf_counter()
+                jax.block_until_ready(self._launch(start, work, keys, sums))
+                seconds.append(time.perf_counter() - began - (self.programs.seconds - compiling))
+        except (jax.errors.JaxRuntimeError, MemoryError) as error:
+            too_large = _if_too_large(error, size, begun=False)
+            if isinstance(too_large, ChunkTooLargeError):
+                return None
+            raise
+        return Trial(min(seconds) / size, self.programs.seconds - compiled, self.programs.last_bytes)
+
+    def _start(self, base: Base, server: PyTree, bank: Bank, lr: float, train_rows: np.ndarray) -> "_Start":
+        """What all chunks of a round share."""
+        broadcast = self.programs.call("broadcast", self._broadcast, server)
+        participant = participant_shapes(self.algorithm, broadcast, bank.row)
+        up = uplink_shapes(self.algorithm, participant)
+        train, frozen = jax.eval_shape(self.algorithm.start, participant)
+        return _Start(
+            program=self._chunk_of(frozen_rows(self.algorithm, train_rows)),
+            base=base,
+            broadcast=jax.device_put(broadcast, self.shared),
+            rate=jax.device_put(jnp.float32(lr), self.shared),
+            train_rows=jax.device_put(train_rows, self.shared),
+            sums=jax.device_put(zero_sums(self.algorithm, up, self.mesh.size), self.split),
+            down=participant.down,
+            up=up,
+            adapter=jax.eval_shape(self.algorithm.adapter, train, frozen),
             train=train,
         )
+
+    def _launch(
+        self, start: "_Start", work: _Chunk, keys: Callable[[np.ndarray], jax.Array], sums: PyTree
+    ) -> tuple[PyTree, PyTree, LocalStatistics, PyTree]:
+        """Run a chunk; its sums, and what it makes of its clients' rows, statistics and ranks."""
+        inputs = (work.rows, work.batches, work.weights, work.slots, keys(work.ids))
+        rows, batches, weights, slots, client_keys = jax.device_put(inputs, self.split)
+        return self.programs.call(
+            "chunk",
+            start.program,
+            start.base, start.broadcast, rows, batches, Share(weights, slots),
+            start.rate, client_keys, start.train_rows, sums,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Start:
+    """What all chunks of a round share: the program and its arguments, zero sums, and shapes of one client's trees."""
+
+    program: jax.stages.Wrapped
+    base: Base
+    broadcast: PyTree
+    rate: jax.Array
+    train_rows: jax.Array
+    sums: PyTree
+    down: PyTree
+    up: PyTree
+    adapter: Adapter
+    train: PyTree
+
+
+class ChunkTooLargeError(Exception):
+    """A chunk of `size` clients does not fit into memory; `begun`: rows of participants had been replaced by then."""
+
+    def __init__(self, size: int, begun: bool):
+        super().__init__(size, begun)
+        self.size, self.begun = size, begun
+
+
+def _if_too_large(error: BaseException, size: int, *, begun: bool) -> BaseException:
+    """The error as one of too large a chunk, if that is what it says; else itself."""
+    full = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error).lower()
+    return ChunkTooLargeError(size, begun) if full else error

@@ -1,43 +1,201 @@
-"""The client bank: what every client keeps between rounds, a pytree whose leaves lead with the number of clients N.
+"""Rows of a population: what clients keep between rounds, of which only what was ever written takes room.
 
-It lies on the host; an algorithm whose clients keep nothing has an empty one.
+A row is a pytree of small arrays. `Rows` holds those of N clients, in memory or, where all of them together could take more
+than `in_memory` bytes, in a file without a name that goes with the process. Neither memory nor disk is used for a client
+whose row was never written. `save_rows` writes what is held as one file of safetensors, a block of clients at a time:
+
+    <name>.positions    i32[M]       the clients that have a row, ascending
+    <name>.<path>       [M, ...]     their rows, a leaf each
 """
 
-from collections.abc import Callable
-from typing import Any
+import json
+import os
+import struct
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import jax
 import numpy as np
 
+from devft_jax.errors import RunError
+
 PyTree = Any
 
-
-def map_rows(function: Callable[..., PyTree], *banks: PyTree) -> PyTree:
-    """`function` of every client's rows, one client at a time; a bank that is empty stays so."""
-    leaves = jax.tree.leaves(banks)
-    if not leaves:
-        return banks[0]
-    rows = [function(*jax.tree.map(lambda leaf, where=client: leaf[where], banks)) for client in range(len(leaves[0]))]
-    return jax.tree.map(lambda *parts: np.stack(parts), *rows)
-
-
-def mapped_shapes(function: Callable[..., PyTree], bank: PyTree, *others: PyTree) -> PyTree:
-    """Shapes and dtypes of `function(row, *others)` for every row of a bank, all known by shape and dtype alone."""
-
-    def sized(leaf: Any, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, leaf.dtype)
-
-    clients = {leaf.shape[0] for leaf in jax.tree.leaves(bank)}
-    row = jax.tree.map(lambda leaf: sized(leaf, leaf.shape[1:]), bank)
-    return jax.tree.map(lambda leaf: sized(leaf, (*clients, *leaf.shape)), jax.eval_shape(function, row, *others))
+MOST_IN_MEMORY = 2**30
+# Clients whose rows are moved at once where all are.
+BLOCK = 256
+# How safetensors calls the kinds of numbers.
+_CODES = {
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "bool": "BOOL",
+    "int8": "I8",
+    "uint8": "U8",
+    "int16": "I16",
+    "uint16": "U16",
+    "int32": "I32",
+    "uint32": "U32",
+}
+_NAMES = {code: name for name, code in _CODES.items()}
 
 
-def scatter_rows(bank: PyTree, positions: np.ndarray, rows: PyTree) -> PyTree:
-    """The bank with new rows [K, ...] for the clients at `positions` [K]; everyone else's stay bit for bit."""
+class _Memory:
+    """One leaf of all clients; pages that are never written take no memory."""
 
-    def one(leaf: np.ndarray, new: np.ndarray) -> np.ndarray:
-        updated = np.array(leaf)
-        updated[positions] = new
-        return updated
+    def __init__(self, clients: int, shape: tuple[int, ...], dtype: np.dtype):
+        self._array = np.zeros((clients, *shape), dtype)
 
-    return jax.tree.map(one, bank, rows)
+    def read(self, positions: np.ndarray) -> np.ndarray:
+        return self._array[positions]
+
+    def write(self, positions: np.ndarray, rows: np.ndarray) -> None:
+        self._array[positions] = rows
+
+
+class _Disk:
+    """One leaf of all clients in a sparse file, read and written by calls: pages of a mapping would count as memory."""
+
+    def __init__(self, clients: int, shape: tuple[int, ...], dtype: np.dtype, folder: Path | None):
+        self._shape, self._dtype, self._folder = shape, dtype, folder
+        self._bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        self._file: BinaryIO = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+
+    def read(self, positions: np.ndarray) -> np.ndarray:
+        rows = np.empty((len(positions), self._bytes), np.uint8)
+        for row, position in zip(rows, positions.tolist(), strict=True):
+            os.preadv(self._file.fileno(), [row.data], position * self._bytes)
+        return rows.view(self._dtype).reshape(len(positions), *self._shape)
+
+    def write(self, positions: np.ndarray, rows: np.ndarray) -> None:
+        flat = np.ascontiguousarray(rows, self._dtype).reshape(len(positions), -1).view(np.uint8)
+        try:
+            for row, position in zip(flat, positions.tolist(), strict=True):
+                written = 0
+                while written < self._bytes:
+                    written += os.pwrite(self._file.fileno(), row[written:].data, position * self._bytes + written)
+        except OSError as error:
+            where = "the system's temporary folder" if self._folder is None else str(self._folder)
+            raise RunError(
+                f"what clients keep could not be stored in {where} ({error.strerror}); make room there and run again."
+            ) from error
+
+
+class Rows:
+    """The rows of those of N clients that have one.
+
+    Args:
+      row: shapes and dtypes of one row; a tree without leaves makes an empty bank.
+      clients: N.
+      in_memory: bytes; where N rows take more, they lie in a file. folder: where; None for the system's temporary one.
+
+    Attributes:
+      stored: bool[N], whose row was written.
+    """
+
+    def __init__(self, row: PyTree, clients: int, *, in_memory: int = MOST_IN_MEMORY, folder: Path | None = None):
+        self.row = row
+        self.stored = np.zeros(clients, bool)
+        leaves, self._structure = jax.tree.flatten(row)
+        size = clients * sum(int(np.prod(leaf.shape, dtype=np.int64)) * np.dtype(leaf.dtype).itemsize for leaf in leaves)
+        self._leaves: list[_Memory | _Disk] = [
+            _Memory(clients, leaf.shape, np.dtype(leaf.dtype))
+            # A leaf of no elements cannot be read from a file.
+            if size <= in_memory or not np.prod(leaf.shape)
+            else _Disk(clients, leaf.shape, np.dtype(leaf.dtype), folder)
+            for leaf in leaves
+        ]
+
+    def take(self, positions: np.ndarray) -> PyTree:
+        """Rows [K, ...] of the clients at `positions` i64[K]; of one that has none, zeros."""
+        return jax.tree.unflatten(self._structure, [leaf.read(positions) for leaf in self._leaves])
+
+    def put(self, positions: np.ndarray, rows: PyTree) -> None:
+        """Give the clients at `positions` i64[K] the rows [K, ...]; everyone else's stay bit for bit."""
+        for leaf, new in zip(self._leaves, jax.tree.leaves(rows), strict=True):
+            leaf.write(positions, np.asarray(new))
+        if self._leaves:
+            self.stored[positions] = True
+
+
+def blocks(positions: np.ndarray) -> Iterator[np.ndarray]:
+    """Positions a block at a time."""
+    for first in range(0, len(positions), BLOCK):
+        yield positions[first : first + BLOCK]
+
+
+def _leaf_names(row: PyTree) -> list[str]:
+    """A name for every leaf, in the tree's order."""
+    return ["".join(str(key) for key in path) for path, _ in jax.tree_util.tree_flatten_with_path(row)[0]]
+
+
+def save_rows(path: Path, parts: Mapping[str, Rows]) -> None:
+    """Write the rows of several banks as one file, which takes the place of an older one; OSError where that fails."""
+    header: dict[str, dict[str, Any]] = {}
+    start = 0
+
+    def add(name: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
+        nonlocal start
+        end = start + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        header[name] = {"dtype": _CODES[dtype.name], "shape": list(shape), "data_offsets": [start, end]}
+        start = end
+
+    held = {name: np.flatnonzero(rows.stored) for name, rows in parts.items()}
+    for name, rows in parts.items():
+        add(f"{name}.positions", held[name].shape, np.dtype(np.int32))
+        for leaf, of_leaf in zip(_leaf_names(rows.row), jax.tree.leaves(rows.row), strict=True):
+            add(f"{name}.{leaf}", (len(held[name]), *of_leaf.shape), np.dtype(of_leaf.dtype))
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.partial")
+    with temporary.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name, rows in parts.items():
+            file.write(held[name].astype(np.int32).tobytes())
+            for index in range(len(jax.tree.leaves(rows.row))):
+                for some in blocks(held[name]):
+                    file.write(np.ascontiguousarray(rows._leaves[index].read(some)).tobytes())
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+class SavedRows:
+    """A file of `save_rows`, read where it is asked for; OSError, ValueError or KeyError for one that is damaged.
+
+    Args:
+      path: the file.
+    """
+
+    def __init__(self, path: Path):
+        self._file = path.open("rb")
+        size = struct.unpack("<Q", self._file.read(8))[0]
+        self._start = 8 + size
+        self._header = json.loads(self._file.read(size))
+        end = self._start + max((entry["data_offsets"][1] for entry in self._header.values()), default=0)
+        if path.stat().st_size < end:
+            raise ValueError(f"{path} is cut off.")
+
+    def _read(self, name: str, first: int, count: int) -> np.ndarray:
+        entry = self._header[name]
+        dtype = np.dtype(_NAMES[entry["dtype"]])
+        shape = entry["shape"][1:]
+        each = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        content = os.pread(self._file.fileno(), count * each, self._start + entry["data_offsets"][0] + first * each)
+        return np.frombuffer(content, dtype).reshape(count, *shape)
+
+    def restore(self, name: str, rows: Rows) -> None:
+        """Put what was saved under this name into a bank of the same rows."""
+        positions = self._read(f"{name}.positions", 0, self._header[f"{name}.positions"]["shape"][0])
+        leaves = _leaf_names(rows.row)
+        for first in range(0, len(positions), BLOCK):
+            some = positions[first : first + BLOCK]
+            parts = [self._read(f"{name}.{leaf}", first, len(some)) for leaf in leaves]
+            rows.put(some, jax.tree.unflatten(jax.tree.structure(rows.row), parts))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()

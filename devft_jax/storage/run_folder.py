@@ -1,5 +1,6 @@
 """A run is a folder: `config.json`, the split over clients as `split.json` and `split.svg`, `metrics.jsonl`,
-`checkpoints/`, `adapter/`, `summary.json` (`record.json` until the run is finished) and `report.html`.
+`checkpoints/`, `bank/` (what clients keep between rounds, a file for each checkpoint, where they keep anything), `adapter/`,
+`summary.json` (`record.json` until the run is finished) and `report.html`.
 
 Everything in it is either appended to (metrics, a line a round) or replaced as a whole, so that a process killed at any
 moment leaves a folder from which the run goes on. The checkpoint is the truth: metrics that ran ahead of it are cut back.
@@ -14,7 +15,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -152,16 +153,29 @@ class RunFolder:
         """Rounds of all whole checkpoints; looking does not make the folder."""
         return list(self._checkpoints.all_steps()) if (self.path / "checkpoints").exists() else []
 
-    def save_checkpoint(self, round_index: int, arrays: PyTree, record: dict[str, Any]) -> None:
+    def bank_path(self, round_index: int) -> Path:
+        """The file of what clients keep, as of a checkpoint."""
+        return self.path / "bank" / f"round_{round_index}.safetensors"
+
+    def save_checkpoint(
+        self,
+        round_index: int,
+        arrays: PyTree,
+        record: dict[str, Any],
+        bank: Callable[[Path], None] | None = None,
+    ) -> None:
         """Write arrays and a JSON record as the checkpoint of a round; it appears whole or not at all.
 
-        Then older checkpoints are removed, except those that are kept for the reasons above. The record's `stage` and
+        `bank` writes what clients keep to the file that it is given, before there is a checkpoint that needs it. Then older
+        checkpoints are removed, except those that are kept for the reasons above. The record's `stage` and
         `lengthened_after` tell which.
         """
         import orbax.checkpoint as ocp
 
         arguments = ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), record=ocp.args.JsonSave(record))
         with self._saving(f"the checkpoint of round {round_index}"):
+            if bank is not None:
+                bank(self.bank_path(round_index))
             self._checkpoints.save(round_index, args=arguments, force=True)
             self._stages[round_index] = record["stage"]
             kept = {
@@ -171,6 +185,10 @@ class RunFolder:
             }
             for old in set(self._saved_rounds()) - kept:
                 self._checkpoints.delete(old)
+            kept_banks = {self.bank_path(saved) for saved in self._saved_rounds()}
+            for path in (self.path / "bank").glob("*.safetensors"):
+                if path not in kept_banks:
+                    path.unlink()
 
     def last_rounds(self) -> dict[int, int]:
         """For every stage that has a whole checkpoint, from 0, the round of its newest."""
@@ -191,7 +209,7 @@ class RunFolder:
         import orbax.checkpoint as ocp
 
         arguments = ocp.args.Composite(record=ocp.args.JsonRestore())
-        with self._restoring(round_index):
+        with self.restoring(round_index):
             return self._checkpoints.restore(round_index, args=arguments)["record"]
 
     def read_arrays(self, round_index: int, like: PyTree) -> PyTree:
@@ -199,7 +217,7 @@ class RunFolder:
         import orbax.checkpoint as ocp
 
         arguments = ocp.args.Composite(arrays=ocp.args.StandardRestore(_on_first_device(like)))
-        with self._restoring(round_index):
+        with self.restoring(round_index):
             return self._checkpoints.restore(round_index, args=arguments)["arrays"]
 
     def read_some_arrays(self, round_index: int, like: PyTree) -> PyTree:
@@ -216,7 +234,7 @@ class RunFolder:
         arguments = ocp.args.PyTreeRestore(target, restore_args=wanted, partial_restore=True)
         # The manager reads whole items only.
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-            with self._restoring(round_index):
+            with self.restoring(round_index):
                 stored = ocp.tree.to_flat_dict(reader.metadata(path).item_metadata.tree)
             for name, leaf in ocp.tree.to_flat_dict(like).items():
                 if name in stored and stored[name].shape != leaf.shape:
@@ -224,11 +242,11 @@ class RunFolder:
                         f"the checkpoint {path.parent} is of a model of other shapes ({'.'.join(name)} is "
                         f"{stored[name].shape}, not {leaf.shape}); give the model that the run was started with."
                     )
-            with self._restoring(round_index):
+            with self.restoring(round_index):
                 return reader.restore(path, args=arguments)
 
     @contextlib.contextmanager
-    def _restoring(self, round_index: int) -> Iterator[None]:
+    def restoring(self, round_index: int) -> Iterator[None]:
         """Turn a checkpoint that cannot be read, whatever library says so, into one sentence with a way on."""
         try:
             with _quiet_libraries():

@@ -56,9 +56,7 @@ def test_an_algorithm_whose_clients_keep_a_factor_sends_the_other_alone():
     keeping = dataclasses.replace(
         whole,
         finish=lambda client, train: (only_a(train), {name: factors.b for name, factors in train.items()}),
-        init_bank=lambda clients, server: {
-            name: jnp.zeros((clients.size, *factors.b.shape)) for name, factors in server.lora.items()
-        },
+        init_row=lambda server, trait: {name: jnp.zeros_like(factors.b) for name, factors in server.lora.items()},
         submodel_row=lambda row, layer_map: fuse(layer_map, row),
     )
     messages = round_messages(keeping, CONFIG, 2)

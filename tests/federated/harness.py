@@ -21,6 +21,7 @@ from devft_jax.federated.work import ClientWork
 from devft_jax.models.llama import PROJECTIONS, Adapter, Base, Compute, ModelConfig, forward
 from devft_jax.models.lora import LoraOptions
 from devft_jax.programs import CompiledPrograms
+from devft_jax.storage import Rows
 from tests.tiny import (
     CONFIG,
     RESERVED_TOKEN,
@@ -130,6 +131,22 @@ def all_rows() -> np.ndarray:
     return np.ones(CONFIG.layers, bool)
 
 
+@dataclasses.dataclass(frozen=True)
+class Round(RoundResult):
+    """A round's result with the participants' rows [K, ...] after it, in their order."""
+
+    bank_rows: Any
+
+
+def rows_of(bank: Any) -> Rows:
+    """A bank that holds a copy of every row of a tree [N, ...]."""
+    bank = jax.device_get(bank)
+    clients = len(jax.tree.leaves(bank)[0]) if jax.tree.leaves(bank) else 0
+    rows = Rows(jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), bank), clients)
+    rows.put(np.arange(len(rows.stored)), bank)
+    return rows
+
+
 def run_round(
     cohort: Cohort,
     server: Any,
@@ -139,17 +156,19 @@ def run_round(
     base: Base = BASE,
     lr: float = RATE,
     train_rows: np.ndarray | None = None,
-) -> RoundResult:
-    """One round through the engine."""
-    return cohort.run(
+) -> Round:
+    """One round through the engine; `bank` leaves [N, ...] stay as they are."""
+    rows = rows_of({} if bank is None else bank)
+    result = cohort.run(
         base,
         server,
-        {} if bank is None else bank,
+        rows,
         members,
         lr=lr,
         keys=keys_of_round,
         train_rows=all_rows() if train_rows is None else train_rows,
     )
+    return Round(**vars(result), bank_rows=rows.take(np.array([member.position for member in members])))
 
 
 @functools.partial(jax.jit, static_argnums=0)

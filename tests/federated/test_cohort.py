@@ -247,15 +247,15 @@ def personal_b() -> Algorithm:
         up, _ = shared.finish(client, train)
         return up, {"b": {name: train[name].b for name in train}, "rounds": client.row["rounds"] + 1}
 
-    def init_bank(clients, server):
+    def traits(clients):
         rng = np.random.default_rng(8)
         own = {
             name: rng.normal(size=(clients.size, *factors.b.shape)).astype(np.float32)
-            for name, factors in server.lora.items()
+            for name, factors in server_with().lora.items()
         }
         return {"b": own, "rounds": np.zeros(clients.size, np.int32)}
 
-    return dataclasses.replace(shared, start=start, finish=finish, init_bank=init_bank)
+    return dataclasses.replace(shared, start=start, finish=finish, traits=traits)
 
 
 def own_start(bank, member):

@@ -19,7 +19,6 @@ from devft_jax.federated.replay import replay_client
 from devft_jax.models.llama import Compute, prefix_states
 from devft_jax.models.quantization import quantize_base
 from devft_jax.programs import CompiledPrograms, client_mesh
-from devft_jax.storage import map_rows
 from tests.federated.harness import (
     BASE,
     BATCH,
@@ -166,7 +165,8 @@ def test_a_round_from_stored_states_is_the_round_without(make, name):
     layer_map = LayerMap.top(CONFIG.layers, CONFIG.layers - BARE)
     server = algorithm.submodel(full, layer_map)
     bank = jax.device_get(algorithm.init_bank(clients, full))
-    bank = map_rows(lambda row: algorithm.submodel_row(row, layer_map), bank)
+    if jax.tree.leaves(bank):
+        bank = jax.device_get(jax.vmap(lambda row: algorithm.submodel_row(row, layer_map))(bank))
     cache = make()
     cache.fill(BASE, DRAWS)
 

@@ -102,7 +102,7 @@ def c2a(config: MethodConfig) -> Algorithm:
         view=view,
         submodel=submodel,
         transfer=transfer,
-        init_bank=lambda clients, server: {"histogram": jnp.asarray(clients.histograms(config.hyper_clusters))},
+        traits=lambda clients: {"histogram": jnp.asarray(clients.histograms(config.hyper_clusters))},
         layered=False,
         low_rank=False,
     )

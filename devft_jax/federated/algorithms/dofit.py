@@ -132,7 +132,7 @@ def dofit(config: MethodConfig) -> Algorithm:
         view=view,
         submodel=submodel,
         transfer=transfer,
-        init_bank=lambda clients, server: {"domain": jnp.asarray(clients.domains(config.domains), jnp.int32)},
+        traits=lambda clients: {"domain": jnp.asarray(clients.domains(config.domains), jnp.int32)},
         personal=lambda server, row: adapter_of(jax.tree.map(lambda leaf: leaf[row["domain"]], server.lora), config),
         consensus=lambda server, bank: view(server),
     )

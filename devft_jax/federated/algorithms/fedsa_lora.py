@@ -31,7 +31,7 @@ from flax import struct
 
 from devft_jax.developmental import LayerMap, fuse, inherit
 from devft_jax.federated.adapters import adapter_of, both_factors, initial_adapter, one_factor, returned_adapter
-from devft_jax.federated.algorithm import Algorithm, Clients, Participant, PyTree, Share, as_float32, travelling
+from devft_jax.federated.algorithm import Algorithm, Participant, PyTree, Share, as_float32, travelling
 from devft_jax.federated.algorithms.options import MethodConfig
 from devft_jax.models.llama import Adapter
 
@@ -72,9 +72,8 @@ def fedsa_lora(config: MethodConfig) -> Algorithm:
         lora = both_factors(a, one_factor(server.lora, "b"))
         return server.replace(lora=lora), {"update_norm": optax.tree.norm(change)}
 
-    def init_bank(clients: Clients, server: Adapter) -> Row:
-        b = {name: jnp.zeros((clients.size, *leaf.shape)) for name, leaf in one_factor(server.lora, "b").items()}
-        return Row(b=b, seen=jnp.zeros(clients.size, bool))
+    def init_row(server: Adapter, trait: PyTree) -> Row:
+        return Row(b=jax.tree.map(jnp.zeros_like, one_factor(server.lora, "b")), seen=jnp.zeros((), bool))
 
     def transfer_row(full: Row, stage: Row, layer_map: LayerMap, mode: str) -> Row:
         return Row(b=inherit(layer_map, stage.b, full.b, mode=mode), seen=stage.seen)
@@ -104,7 +103,7 @@ def fedsa_lora(config: MethodConfig) -> Algorithm:
         view=lambda server: server,
         submodel=lambda server, layer_map: server.replace(lora=fuse(layer_map, server.lora)),
         transfer=returned_adapter,
-        init_bank=init_bank,
+        init_row=init_row,
         submodel_row=lambda row, layer_map: row.replace(b=fuse(layer_map, row.b)),
         transfer_row=transfer_row,
         personal=personal,

@@ -107,7 +107,7 @@ def flora(config: MethodConfig) -> Algorithm:
         rank = jnp.sum(jnp.round(taken)).astype(jnp.int32)
         return Server(server.correction.followed_by(stack), rank), {"update_norm": jnp.linalg.norm(norms)}
 
-    def init_bank(clients: Clients, server: Server) -> PyTree:
+    def traits(clients: Clients) -> PyTree:
         return {"rank": jnp.asarray(np.resize(ranks, clients.size), jnp.int32)} if mixed else {}
 
     def submodel(full: Server, layer_map: LayerMap) -> Server:
@@ -134,6 +134,6 @@ def flora(config: MethodConfig) -> Algorithm:
         submodel=submodel,
         transfer=transfer,
         known=lambda server: server.correction.delta,
-        init_bank=init_bank,
+        traits=traits,
         cumulative=lambda down: down,
     )

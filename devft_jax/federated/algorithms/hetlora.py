@@ -114,7 +114,7 @@ def hetlora(config: MethodConfig) -> Algorithm:
         server, metrics = federated.finalize(server, sums.federated)
         return server, metrics | {"mean_rank": sums.rank / sums.weight}
 
-    def init_bank(clients: Clients, server: Adapter) -> PyTree:
+    def traits(clients: Clients) -> PyTree:
         return {"rank": jnp.resize(jnp.array(ranks, jnp.int32), (clients.size,))}
 
     return dataclasses.replace(
@@ -130,7 +130,7 @@ def hetlora(config: MethodConfig) -> Algorithm:
         contribution=contribution,
         finalize=finalize,
         penalty=lambda train, frozen: config.rank_penalty * tail_norm(train, frozen),
-        init_bank=init_bank,
+        traits=traits,
         weighting="uniform",
     )
 

@@ -17,14 +17,10 @@ client's factors, groups layers by the base and the common initialisation. A sta
 work and are counted like any growth's.
 """
 
-import jax
-import jax.numpy as jnp
-
 from devft_jax.developmental import LayerMap, fuse, inherit
 from devft_jax.federated.adapters import adapter_of, aligned, initial_adapter, returned_adapter, stage_adapter
-from devft_jax.federated.algorithm import Algorithm, Clients, Participant, PyTree, empty
+from devft_jax.federated.algorithm import Algorithm, Participant, PyTree, empty
 from devft_jax.federated.algorithms.options import MethodConfig
-from devft_jax.models.llama import Adapter
 
 
 def local_only(config: MethodConfig) -> Algorithm:
@@ -38,9 +34,6 @@ def local_only(config: MethodConfig) -> Algorithm:
 
     def finish(participant: Participant, train: PyTree) -> tuple[PyTree, PyTree]:
         return {}, train
-
-    def init_bank(clients: Clients, server: Adapter) -> PyTree:
-        return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (clients.size, *leaf.shape)), server.lora)
 
     def transfer_row(full: PyTree, stage: PyTree, layer_map: LayerMap, mode: str) -> PyTree:
         return inherit(layer_map, stage, full, mode=mode)
@@ -60,7 +53,7 @@ def local_only(config: MethodConfig) -> Algorithm:
         view=lambda server: server,
         submodel=stage_adapter,
         transfer=returned_adapter,
-        init_bank=init_bank,
+        init_row=lambda server, trait: server.lora,
         submodel_row=lambda row, layer_map: fuse(layer_map, aligned(row, layer_map)),
         transfer_row=transfer_row,
         personal=lambda server, row: server.replace(lora=row),

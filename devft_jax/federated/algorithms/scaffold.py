@@ -70,9 +70,6 @@ def scaffold(config: MethodConfig) -> Algorithm:
         adapter = federated.init_server(key, model, clients)
         return Server(adapter=adapter, control=optax.tree.zeros_like(adapter.lora), clients=clients.size)
 
-    def init_bank(clients: Clients, server: Server) -> PyTree:
-        return jax.tree.map(lambda leaf: jnp.zeros((clients.size, *leaf.shape)), server.control)
-
     def start(participant: Participant) -> tuple[PyTree, PyTree]:
         down = as_float32(participant.down)
         return down.lora, optax.tree.sub(down.control, participant.row)
@@ -132,7 +129,7 @@ def scaffold(config: MethodConfig) -> Algorithm:
             adapter=returned_adapter(full.adapter, stage.adapter, layer_map, mode)
         ),
         optimizer=optimizer,
-        init_bank=init_bank,
+        init_row=lambda server, trait: optax.tree.zeros_like(server.control),
         submodel_row=submodel_row,
         transfer_row=lambda full, stage, layer_map, mode: full,
     )

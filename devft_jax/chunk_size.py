@@ -1,0 +1,68 @@
+"""How many clients are trained at once where the configuration leaves it open.
+
+More clients in a chunk share the passes over the frozen weights and the cost of starting a program, until caches or memory
+are full. Which number is best depends on model, batch and machine, so it is measured: after its first round a run times
+chunks of twice as many clients, and twice as many again, as long as that pays. A size is tried where
+
+    compile time of the last one + time of its trial runs  <=  time of all training that is left / WORTH
+
+so that short runs try nothing, and is taken where a client then costs at most `BETTER` of what it did.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+# How many times dearer what is left of a run must be than a trial.
+WORTH = 20
+BETTER = 0.95
+# Share of a device's memory that a chunk's program may take by XLA's analysis.
+FILL = 0.8
+TRIAL_RUNS = 2
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One size, tried: seconds that a client takes, that compiling took, and bytes of the program on one device."""
+
+    client_seconds: float
+    compile_seconds: float
+    program_bytes: int
+
+
+def choose(
+    trial: Callable[[int], Trial | None], *, start: int, most: int, clients: int, first: Trial, memory: int | None
+) -> int:
+    """The number of clients of a chunk.
+
+    Args:
+      trial: tries a size; None where it does not fit into memory.
+      start: what the first round ran, a multiple of the devices. most: beyond it there would only be padding.
+      clients: that are left to be trained in the run, each as often as it takes part.
+      first: what the first round said of `start`. memory: bytes of one device, if they are known.
+    """
+    size, best, timed = start, first, False
+    while size < most:
+        larger = min(2 * size, most)
+        runs = TRIAL_RUNS * larger + (0 if timed else TRIAL_RUNS * size)
+        cost = best.compile_seconds + runs * best.client_seconds
+        if cost * WORTH > clients * best.client_seconds:
+            break
+        if memory is not None and best.program_bytes * larger / size > FILL * memory:
+            break
+        if not timed:
+            # A round has costs besides its chunks; sizes are compared by their chunks alone.
+            again = trial(size)
+            if again is None:
+                break
+            best, timed = Trial(again.client_seconds, first.compile_seconds, again.program_bytes), True
+        found = trial(larger)
+        if found is None or found.client_seconds > BETTER * best.client_seconds:
+            break
+        size, best = larger, found
+    return size
+
+
+def next_smaller(size: int, devices: int) -> int | None:
+    """Half as many clients on every device; None where each has one."""
+    each = size // devices // 2
+    return each * devices if each else None

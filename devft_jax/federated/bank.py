@@ -1,0 +1,250 @@
+"""What the clients of a run keep between rounds, brought from stage to stage only where it is used.
+
+Every client begins with the row that its algorithm makes from the server's first state and the client's traits. That row is
+made when the client first takes part, and a stage's map is applied to a row when it is next used. Between stages only the
+rows that were trained in the stage are returned to full depth; of all others it is remembered how many stages they have
+behind them, and these are applied one after the other: for stage t with map M_t
+
+    full_{t+1} = transfer_row(full_t, submodel_row(full_t, M_t), M_t)
+
+as for a client that sat the stage out. Two banks hold rows: `full` those at full depth, as of some stage's start, and
+`stage` those trained in the stage under way. Rows are mapped on the host's CPU, each by the same compiled function whatever
+others are mapped with it, so that nothing depends on who is asked for together.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from devft_jax.developmental import LayerMap
+from devft_jax.federated.algorithm import Algorithm, own_traits
+from devft_jax.storage.bank import MOST_IN_MEMORY, Rows, SavedRows, blocks, save_rows
+
+PyTree = Any
+
+
+@dataclass(frozen=True)
+class BankView:
+    """All clients' rows, of a stage or at full depth.
+
+    Attributes:
+      take: positions i64[K] -> rows [K, ...]. trained: i64[M], the clients that ever took part.
+      kinds: gives, of the others, i64[K] each, those whose rows are equal.
+    """
+
+    take: Callable[[np.ndarray], PyTree]
+    trained: np.ndarray
+    kinds: Callable[[], list[np.ndarray]]
+
+    def of_trained(self) -> PyTree:
+        """Rows of the clients that took part; before there is any, the first client's."""
+        return self.take(self.trained if len(self.trained) else np.array([0]))
+
+
+class ClientBank:
+    """The rows of all clients of one run.
+
+    Args:
+      algorithm: whose rows. origin: gives the server's first state, at full depth.
+      traits: [N, ...], what tells clients apart before training, on the host.
+      clients: N. mode: how a stage is carried back.
+      in_memory: bytes of rows that may lie in memory; more lie in a file in `folder`.
+
+    Attributes:
+      row: shapes of one row of the stage under way. maps: of all stages so far, the one under way last.
+    """
+
+    def __init__(
+        self,
+        algorithm: Algorithm,
+        origin: Callable[[], PyTree],
+        traits: PyTree,
+        *,
+        clients: int,
+        mode: str,
+        in_memory: int = MOST_IN_MEMORY,
+        folder: Path | None = None,
+    ):
+        self._algorithm, self._traits, self._clients, self._mode = algorithm, traits, clients, mode
+        self._in_memory, self._folder = in_memory, folder
+        trait = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), traits)
+        self._full_row = trait
+        if algorithm.init_row is not own_traits:
+            self._full_row = jax.eval_shape(lambda trait: algorithm.init_row(origin(), trait), trait)
+        # A server may be as large as the model, and nothing be asked of it.
+        self._origin = None if self.empty or algorithm.init_row is own_traits else origin
+        self._full = self._bank(self._full_row)
+        # How many stages the full row of a client has behind it.
+        self._since = np.zeros(clients, np.int32)
+        self._stage: Rows | None = None
+        self._enter: list[Callable[..., PyTree]] = []
+        self._leave: list[Callable[..., PyTree]] = []
+        self.maps: list[LayerMap] = []
+        self.row = self._full_row
+
+    def _bank(self, row: PyTree) -> Rows:
+        return Rows(row, self._clients, in_memory=self._in_memory, folder=self._folder)
+
+    @property
+    def empty(self) -> bool:
+        """Whether clients keep nothing."""
+        return not jax.tree.leaves(self._full_row)
+
+    def enter(self, layer_map: LayerMap) -> None:
+        """Begin a stage."""
+        algorithm, mode = self._algorithm, self._mode
+        # On the host its values are known while rows' programs are traced, so that a map of nothing changes nothing.
+        layer_map = jax.device_get(layer_map)
+        self.row = jax.eval_shape(lambda row: algorithm.submodel_row(row, layer_map), self._full_row)
+        self._stage = self._bank(self.row)
+        if self.empty:
+            return
+        self.maps.append(layer_map)
+        self._enter.append(_per_row(lambda row: algorithm.submodel_row(row, layer_map)))
+        self._leave.append(_per_row(lambda full, row: algorithm.transfer_row(full, row, layer_map, mode)))
+
+    def leave(self) -> None:
+        """End the stage: what was trained in it returns to full depth."""
+        assert self._stage is not None
+        for some in blocks(np.flatnonzero(self._stage.stored)):
+            self._full.put(some, self._returned(some))
+            self._since[some] = len(self.maps)
+        self._stage, self.row = None, self._full_row
+
+    def take(self, positions: np.ndarray) -> PyTree:
+        """Rows [K, ...] of the stage under way."""
+        if self.empty:
+            return self.row
+        assert self._stage is not None
+        trained = self._stage.stored[positions]
+        stored = self._stage.take(positions)
+        if trained.all():
+            return stored
+        return _chosen(trained, stored, self._enter[-1](self._at_start(positions)))
+
+    def put(self, positions: np.ndarray, rows: PyTree) -> None:
+        """New rows [K, ...] of the stage under way."""
+        if not self.empty:
+            assert self._stage is not None
+            self._stage.put(positions, rows)
+
+    def _at_start(self, positions: np.ndarray) -> PyTree:
+        """Full rows as of the start of the stage under way, or as they are between stages."""
+        known = self._full.stored[positions]
+        rows = self._full.take(positions)
+        if not known.all():
+            rows = _chosen(known, rows, self._first(positions))
+        since = self._since[positions]
+        finished = len(self.maps) - (self._stage is not None)
+        for stage in range(int(since.min(initial=finished)), finished):
+            rows = _chosen(since > stage, rows, self._leave[stage](rows, self._enter[stage](rows)))
+        return rows
+
+    @cached_property
+    def _make_first(self) -> Callable[..., PyTree]:
+        assert self._origin is not None
+        return _per_row(self._algorithm.init_row, jax.device_get(self._origin()))
+
+    def _first(self, positions: np.ndarray) -> PyTree:
+        """The rows with which clients begin."""
+        traits = jax.tree.map(lambda leaf: leaf[positions], self._traits)
+        return traits if self._algorithm.init_row is own_traits else self._make_first(traits, count=len(positions))
+
+    def _returned(self, positions: np.ndarray) -> PyTree:
+        """Full rows as if the stage under way ended now."""
+        if self.empty:
+            return self._full_row
+        if self._stage is None:
+            return self._at_start(positions)
+        return self._leave[-1](self._at_start(positions), self.take(positions))
+
+    def view(self, *, full: bool) -> BankView:
+        """All clients' rows: of the stage under way, or at full depth with what it has taught so far."""
+        trained = self._full.stored if self._stage is None else self._full.stored | self._stage.stored
+        others = np.flatnonzero(~trained)
+        return BankView(self._returned if full else self.take, np.flatnonzero(trained), partial(self._kinds, others))
+
+    def _kinds(self, positions: np.ndarray) -> list[np.ndarray]:
+        """Clients that never took part, divided into those of equal traits, whose rows are equal."""
+        leaves = [np.ascontiguousarray(leaf[positions]) for leaf in jax.tree.leaves(self._traits)]
+        if not leaves or not len(positions):
+            return [positions] if len(positions) else []
+        as_bytes = np.concatenate([leaf.reshape(len(positions), -1).view(np.uint8) for leaf in leaves], axis=1)
+        _, kind = np.unique(as_bytes, axis=0, return_inverse=True)
+        return [positions[kind.ravel() == which] for which in range(kind.max() + 1)]
+
+    # ---- checkpoints ---------------------------------------------------------------------------------------------
+
+    def save(self, path: Path) -> None:
+        """Write the rows of clients that took part, and all clients' traits; OSError where that fails."""
+        assert self._stage is not None
+        save_rows(
+            path, {"traits": self._trait_rows(), "since": self._since_rows(), "full": self._full, "stage": self._stage}
+        )
+
+    def restore(self, path: Path, maps: Sequence[LayerMap]) -> None:
+        """Take over what was saved within the last of these stages; OSError, ValueError or KeyError where that fails."""
+        for layer_map in maps:
+            self.enter(layer_map)
+        assert self._stage is not None
+        saved = SavedRows(path)
+        traits, since = self._trait_rows(), self._since_rows()
+        for name, rows in (("traits", traits), ("since", since), ("full", self._full), ("stage", self._stage)):
+            saved.restore(name, rows)
+        saved.close()
+        everyone = np.arange(self._clients)
+        self._traits = traits.take(everyone)
+        self._since = since.take(everyone)[0]
+
+    def _trait_rows(self) -> Rows:
+        return _rows_of(self._traits, self._clients)
+
+    def _since_rows(self) -> Rows:
+        return _rows_of([self._since], self._clients)
+
+
+def _rows_of(tree: PyTree, clients: int) -> Rows:
+    """A tree [N, ...] as rows of everyone."""
+    rows = Rows(jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), tree), clients)
+    rows.put(np.arange(clients), tree)
+    return rows
+
+
+def _per_row(function: Callable[..., PyTree], *shared: PyTree) -> Callable[..., PyTree]:
+    """`function(*shared, *trees of one row)` for trees of rows [K, ...] on the host; `count` is K where none has a leaf.
+
+    Rows pass one after the other through a program compiled for a power of two of them, at most `BLOCK`.
+    """
+
+    @jax.jit
+    def mapped(shared: PyTree, rows: PyTree) -> PyTree:
+        return jax.lax.map(lambda row: function(*shared, *row[1:]), rows)
+
+    def of_block(trees: PyTree, some: np.ndarray) -> PyTree:
+        padded = np.pad(some, (0, (1 << (len(some) - 1).bit_length()) - len(some)), "edge")
+        rows = jax.tree.map(lambda leaf: leaf[padded], trees)
+        # Rows live in host memory: an accelerator may be too small for them.
+        with jax.default_device(jax.local_devices(backend="cpu")[0]):
+            new = jax.device_get(mapped(shared, (padded, *rows)))
+        return jax.tree.map(lambda leaf: leaf[: len(some)], new)
+
+    def call(*trees: PyTree, count: int | None = None) -> PyTree:
+        size = count if count is not None else len(jax.tree.leaves(trees)[0])
+        parts = [of_block(trees, some) for some in blocks(np.arange(size))]
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+
+    return call
+
+
+def _chosen(which: np.ndarray, rows: PyTree, others: PyTree) -> PyTree:
+    """Of two trees of rows [K, ...] the first where `which` bool[K], else the second."""
+
+    def one(row: np.ndarray, other: np.ndarray) -> np.ndarray:
+        return np.where(which.reshape(-1, *[1] * (row.ndim - 1)), row, other)
+
+    return jax.tree.map(one, rows, others)
