@@ -40,7 +40,7 @@ class ExecutionOptions:
     """Attention kernel: xla, cudnn, or auto (cudnn on NVIDIA GPUs in bfloat16, else xla)."""
     vocabulary_chunk: int = execution(16_384)
     """Vocabulary entries whose logits are held at once in the loss."""
-    bank_in_memory: int = execution(2**30)
+    bank_in_memory: int = execution(2**27)
     """Bytes of what clients keep between rounds that may lie in memory: where the rows of all clients could take more, they
     lie in a file of the run's folder, which grows with the clients that have taken part."""
     prefix_cache: Literal["auto", "on", "off"] = execution("auto")
