@@ -104,10 +104,10 @@ class HiddenStates:
         """Store the hidden states of a round's examples, run on the stage's `base`; the operations that it took."""
         if self._store is None:
             return 0
-        rows_by_length = self._store.fill(base, [member.examples for member in members])
+        examples_by_length = self._store.fill(base, [member.examples for member in members])
         return sum(
-            rows * length * prefix_flops(self._model, layers=self.layers, length=length)
-            for length, rows in rows_by_length.items()
+            examples * length * prefix_flops(self._model, layers=self.layers, length=length)
+            for length, examples in examples_by_length.items()
         )
 
     def gather(self, examples: np.ndarray, length: int) -> tuple[np.ndarray, ...]:

@@ -59,7 +59,8 @@ from devft_jax.federated.messages import message_bytes, ranks_of
 from devft_jax.federated.options import validate_learning_rate
 from devft_jax.federated.sampling import sample_cohort
 from devft_jax.models.architectures import ARCHITECTURES
-from devft_jax.models.llama import Compute, ModelConfig, attention_implementation
+from devft_jax.models.attention import kernel_for
+from devft_jax.models.llama import Compute, ModelConfig
 from devft_jax.models.pretrained import model_architecture, parameter_count
 from devft_jax.models.quantization import base_shapes
 from devft_jax.programs import CompiledMemory, resolve_clients_per_step, resolve_compute
@@ -621,7 +622,7 @@ def _memory(plan: Plan) -> list[str]:
             grown = plan.stages[0].layers < plan.stages[-1].layers == plan.architecture.layers
             note = ["at full depth it is that of end-to-end training: growth saves average memory, not peak memory"]
             lines += [*(note if grown else ()), ""]
-    kernel = attention_implementation(plan.compute, plan.architecture)
+    kernel = kernel_for(plan.compute.attention, dtype=plan.compute.dtype, head_size=plan.architecture.head_size)
     return [*lines, f"in {plan.compute.dtype}, remat {plan.compute.remat}, attention {kernel} as on this machine"]
 
 

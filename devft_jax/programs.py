@@ -34,12 +34,20 @@ class ExecutionOptions:
     """Clients trained at once (memory grows with it, results do not change), at most a round's participants. auto begins
     with one per CPU device and 8 per accelerator and, where enough training is left after the first round, times larger
     numbers and keeps what is fastest and fits into memory."""
-    remat: str = execution("none")
-    """What the backward pass recomputes to save memory: none, dots (all but products with frozen weights) or full."""
-    attention: Literal["auto", "xla", "cudnn"] = execution("auto")
-    """Attention kernel: xla, cudnn, or auto (cudnn on NVIDIA GPUs in bfloat16, else xla)."""
-    vocabulary_chunk: int = execution(16_384)
-    """Vocabulary entries whose logits are held at once in the loss."""
+    examples_per_pass: int | None = execution(None)
+    """Examples of a local step that are run at once, its passes' gradients being summed (memory grows with it, results do
+    not change); by default all on an accelerator, and as many as suit the examples' length on a CPU."""
+    length_buckets: int = execution(4)
+    """Padded lengths between which a pass's examples choose, at most: each saves padding and is compiled; chosen to suit the
+    training data."""
+    remat: str = execution("auto")
+    """What the backward pass recomputes to save memory: none, dots (all but the outputs of projections and attention), full
+    (all but a layer's inputs), or auto (dots on CPU, where memory is slower than arithmetic, else none)."""
+    attention: Literal["auto", "xla", "cudnn", "blocked"] = execution("auto")
+    """Attention kernel: xla, cudnn, blocked (written for CPUs), or auto (cudnn on NVIDIA GPUs in bfloat16, blocked on CPU,
+    else xla)."""
+    head_rows: int = execution(256)
+    """Tokens of a client whose logits are held at once in the loss."""
     bank_in_memory: int = execution(2**27)
     """Bytes of what clients keep between rounds that may lie in memory: where the rows of all clients could take more, they
     lie in a file of the run's folder, which grows with the clients that have taken part."""
@@ -53,12 +61,12 @@ def validate_execution(options: ExecutionOptions) -> None:
     """Raise `InputError` for a choice that does not exist; devices are checked by `local_devices`."""
     choices = {
         "dtype": ("auto", "float32", "bfloat16"),
-        "remat": tuple(REMAT_POLICIES),
+        "remat": ("auto", *REMAT_POLICIES),
     }
     for name, allowed in choices.items():
         if getattr(options, name) not in allowed:
             raise InputError(f"{name} '{getattr(options, name)}' is unknown; choose from {', '.join(allowed)}.")
-    for name in ("devices", "clients_per_step", "vocabulary_chunk"):
+    for name in ("devices", "clients_per_step", "examples_per_pass", "length_buckets", "head_rows"):
         value = getattr(options, name)
         if isinstance(value, int) and value < 1:
             raise InputError(f"{name} {value} is not positive; use 1 or more.")
@@ -89,12 +97,10 @@ def resolve_compute(options: ExecutionOptions) -> Compute:
     dtype = options.dtype
     if dtype == "auto":
         dtype = "float32" if platform == "cpu" else "bfloat16"
-    return Compute(
-        dtype=dtype,
-        remat=options.remat,
-        attention=options.attention,
-        vocabulary_chunk=options.vocabulary_chunk,
-    )
+    remat = options.remat
+    if remat == "auto":
+        remat = "dots" if platform == "cpu" else "none"
+    return Compute(dtype=dtype, remat=remat, attention=options.attention, head_rows=options.head_rows)
 
 
 def resolve_clients_per_step(options: ExecutionOptions, devices: Sequence[jax.Device]) -> int:

@@ -400,5 +400,6 @@ def replay(path: str | Path, *, client: str, round: int, progress: Progress | No
         lr=trainer.learning_rate(state),
         key=keys[0],
         train_rows=np.asarray(state.layer_map.train),
+        passes=trainer.passes,
     )
     return Replay(client, state.stage + 1, round, steps)

@@ -25,7 +25,6 @@ from devft_jax.chunk_size import Trial, choose, next_smaller
 from devft_jax.config import RunConfig, validate
 from devft_jax.data import (
     FederatedData,
-    bucket_for,
     build_federated_data,
     check_data_found,
     gather_batch,
@@ -39,6 +38,7 @@ from devft_jax.federated.algorithm import Algorithm, Clients, same_server
 from devft_jax.federated.algorithms import ALGORITHMS
 from devft_jax.federated.bank import ClientBank
 from devft_jax.federated.cohort import ChunkTooLargeError, Cohort, RoundResult, frozen_rows
+from devft_jax.federated.local import choose_passes
 from devft_jax.federated.messages import message_bytes
 from devft_jax.federated.options import learning_rate_at, validate_learning_rate
 from devft_jax.federated.profiles import profiled_clients
@@ -128,11 +128,19 @@ class Trainer:
         self._most_per_step = -(-participants // len(training_devices)) * len(training_devices)
         at_once = min(resolve_clients_per_step(config, training_devices), self._most_per_step)
         self.buckets = length_buckets(config.max_length)
+        self.passes = choose_passes(
+            self.data.train.lengths,
+            batch_size=config.batch_size,
+            examples=config.examples_per_pass,
+            most_lengths=config.length_buckets,
+            platform=training_devices[0].platform,
+        )
         self.cohort = Cohort(
             self.algorithm,
             self.model.config,
             self.compute,
             config,
+            self.passes,
             devices=training_devices,
             clients_per_step=at_once,
             assemble=self.assemble,
@@ -400,12 +408,11 @@ class Trainer:
     # ---- rounds --------------------------------------------------------------------------------------------------
 
     def assemble(self, examples: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Padded rows of the training examples in the smallest length bucket that fits; -1 gives padding.
+        """Padded rows of the training examples, all as long as the longest; -1 gives padding.
 
         Tokens and mask, and stored hidden states where the stage has them.
         """
-        lengths = np.where(examples < 0, 0, self.data.train.lengths[examples])
-        length = bucket_for(int(lengths.max()), self.buckets)
+        length = self.passes.lengths[-1]
         batch = gather_batch(self.data.train, examples, length)
         return *batch, *self.hidden_states.gather(examples, length)
 
@@ -443,6 +450,7 @@ class Trainer:
         missed = 0
         if self.algorithm.cumulative is not None:
             missed = missed_bytes(state, members.positions, result.bytes_cumulative)
+        tokens = sum(length * examples for length, examples in result.examples_by_length.items())
         row = {
             "round": state.round,
             "stage": state.stage,
@@ -451,9 +459,9 @@ class Trainer:
             "learning_rate": rate,
             **{name: value if np.isfinite(value) else None for name, value in result.metrics.items()},
             "client_update_norm": float(result.update_norms[kept].mean()),
-            "tokens": result.tokens,
+            "tokens": tokens,
             "seconds": seconds,
-            "tokens_per_second": result.tokens / seconds,
+            "tokens_per_second": tokens / seconds,
             "bytes_up": 0 if self.algorithm.pools else result.bytes_up,
             "bytes_down": 0 if self.algorithm.pools else result.bytes_down,
             "bytes_missed": missed,
@@ -544,7 +552,7 @@ class Trainer:
         """Operations of a round's training, over all participants; without layers whose hidden states were stored before."""
         layers = state.layer_map.depth - self.hidden_states.layers
         return sum(
-            rows
+            examples
             * length
             * training_flops(
                 self.model.config,
@@ -553,7 +561,7 @@ class Trainer:
                 frozen=frozen_rows(self.algorithm, np.asarray(state.layer_map.train)),
                 length=length,
             )
-            for length, rows in result.rows_by_length.items()
+            for length, examples in result.examples_by_length.items()
         )
 
     def _report_nonfinite(self, state: State, members: Sequence[ClientWork], result: RoundResult) -> None:

@@ -7,6 +7,12 @@ import os
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Most of a test's time is compiling. What programs compute is what is tested, not how fast: XLA's fusion emitters alone
+# take three quarters of the compilation of a chunk. The commands that tests start as processes compile alike.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+)
 
 import jax
 import pytest
@@ -14,14 +20,16 @@ from hypothesis import HealthCheck, settings
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
+jax.config.update("jax_disable_most_optimizations", True)
 
 WORDS = tuple("abcdefghijklmnopqrstuvwxyz") + tuple(str(number) for number in range(1000))
 REPOSITORY = Path(__file__).parents[1]
-jax.config.update("jax_compilation_cache_dir", str(REPOSITORY / ".cache" / "test-programs"))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-# Most of a test's time is compiling. What programs compute is what is tested, but where a module is marked `optimized`,
-# whose tests look at the programs themselves.
-jax.config.update("jax_disable_most_optimizations", True)
+PROGRAMS = REPOSITORY / ".cache" / "test-programs"
+# Small programs too: an operation outside `jit` is one for every shape, and hundreds of them cost more than a large one.
+jax.config.update("jax_compilation_cache_dir", str(PROGRAMS))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+# Each compiled program maps memory, and Linux lets a process hold 65,530 mappings.
+MAPPINGS_KEPT = 16_000
 
 settings.register_profile("devft", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("devft")
@@ -37,20 +45,21 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def forgotten_programs(request):
-    """Compiled programs are dropped after every module: each maps memory, and a process may hold 65,530 mappings."""
-    optimized = any(mark.name == "optimized" for mark in request.node.iter_markers())
-    jax.config.update("jax_disable_most_optimizations", not optimized)
+def forgotten_programs():
+    """Compiled programs serve the next module too, until they are so many that they are all dropped."""
     yield
-    jax.config.update("jax_disable_most_optimizations", True)
-    jax.clear_caches()
-    gc.collect()
+    mappings = Path("/proc/self/maps")
+    if not mappings.exists() or mappings.read_bytes().count(b"\n") > MAPPINGS_KEPT:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session", autouse=True)
 def token_cache(tmp_path_factory):
-    """A cache of the test session's own instead of the user's."""
+    """A cache of the test session's own instead of the user's, in which commands find the programs that tests compiled."""
     folder = tmp_path_factory.mktemp("cache")
+    PROGRAMS.mkdir(parents=True, exist_ok=True)
+    (folder / "programs").symlink_to(PROGRAMS)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DEVFT_CACHE", str(folder))
         yield folder

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import signal
 
 import jax
 import numpy as np
@@ -14,7 +13,7 @@ from devft_jax.export import export
 from devft_jax.reporting import Progress
 from devft_jax.run import replay, train
 from devft_jax.trainer import Trainer
-from tests.tiny_run import write_run_inputs
+from tests.tiny_run import CopiedInRound, write_run_inputs
 
 QUIET = Progress(quiet=True)
 
@@ -43,18 +42,6 @@ class FirstStage:
         return self.growth.next(stage, tree, history, key) if stage == 0 else None
 
 
-class StopAfter(Progress):
-    """Ctrl-C after a round."""
-
-    def __init__(self, last):
-        super().__init__(quiet=True)
-        self.last = last
-
-    def round(self, row, rounds, stages, seconds_left):
-        if row["round"] == self.last:
-            signal.raise_signal(signal.SIGINT)
-
-
 def test_stages_end_on_a_plateau_and_a_resumed_run_ends_them_alike(config, tmp_path, capfd):
     chosen = dataclasses.replace(
         config,
@@ -64,9 +51,10 @@ def test_stages_end_on_a_plateau_and_a_resumed_run_ends_them_alike(config, tmp_p
         plateau_rounds=1,
         plateau_improvement=0.9,
         schedule="cosine-per-stage",
+        checkpoint_every=1,
         out=str(tmp_path / "whole"),
     )
-    whole = train(chosen, progress=Progress())
+    whole = train(chosen, progress=CopiedInRound(4, chosen.out, tmp_path / "cut", quiet=False))
     assert "stage 1 ends after 2 of 3 rounds" in capfd.readouterr().err
     assert whole.summary["stage_rounds"] == [2, 2, 5]
     assert [stage["rounds"] for stage in whole.summary["stages"]] == [2, 2, 5]
@@ -77,9 +65,7 @@ def test_stages_end_on_a_plateau_and_a_resumed_run_ends_them_alike(config, tmp_p
     assert rates[1] == pytest.approx(1e-6 + (rates[0] - 1e-6) * (1 + np.cos(np.pi / 3)) / 2)
     assert rates[5] == pytest.approx(1e-6 + (rates[4] - 1e-6) * (1 + np.cos(np.pi / 5)) / 2)
 
-    stopped = dataclasses.replace(chosen, out=str(tmp_path / "again"))
-    assert train(stopped, progress=StopAfter(3)).stopped_by == signal.SIGINT
-    again = train(stopped, progress=QUIET)
+    again = train(dataclasses.replace(chosen, out=str(tmp_path / "cut")), progress=QUIET)
     assert again.summary["resumed_after"] == [3]
     assert again.summary["stage_rounds"] == [2, 2, 5]
     assert adapter_bytes(again) == adapter_bytes(whole)
@@ -169,11 +155,10 @@ def test_a_run_with_stored_hidden_states_goes_on_bit_for_bit_and_is_replayed(con
     chosen = dataclasses.replace(
         config, growth="top-grow", capacities=(1, 2), prefix_cache="on", checkpoint_every=1, out=str(tmp_path / "whole")
     )
-    whole = train(chosen, progress=QUIET)
+    whole = train(chosen, progress=CopiedInRound(4, chosen.out, tmp_path / "cut"))
     assert [stage["cached_layers"] for stage in whole.summary["stages"]] == [3, 2]
-    again = dataclasses.replace(chosen, out=str(tmp_path / "again"))
-    assert train(again, progress=StopAfter(3)).stopped_by == signal.SIGINT
-    resumed = train(again, progress=QUIET)
+    resumed = train(dataclasses.replace(chosen, out=str(tmp_path / "cut")), progress=QUIET)
+    assert resumed.summary["resumed_after"] == [3]
     assert adapter_bytes(resumed) == adapter_bytes(whole)
     assert resumed.summary["train_flops"] == whole.summary["train_flops"]
     for client in ("client_0", "client_1", "client_2"):
@@ -193,7 +178,7 @@ def test_skip_grow_measures_public_text_and_a_resumed_run_keeps_what_it_measured
     chosen = dataclasses.replace(
         config, growth="skip-grow", capacities=(2, 3, 4), rounds=6, checkpoint_every=1, out=str(tmp_path / "whole")
     )
-    whole = train(chosen, progress=QUIET)
+    whole = train(chosen, progress=CopiedInRound(2, chosen.out, tmp_path / "cut"))
     influence = whole.summary["block_influence"]
     assert len(influence) == 4
     assert min(influence) > 0
@@ -201,10 +186,9 @@ def test_skip_grow_measures_public_text_and_a_resumed_run_keeps_what_it_measured
     assigned = [[layer for layer in range(4) if stage["assign"][layer] >= 0] for stage in whole.summary["stages"]]
     assert assigned == [[0, 3], sorted([0, middle, 3]), [0, 1, 2, 3]]
     assert [stage["submodel_bytes"] for stage in whole.summary["stages"]] == [8, 12, 0]
-    again = dataclasses.replace(chosen, out=str(tmp_path / "again"))
-    assert train(again, progress=StopAfter(1)).stopped_by == signal.SIGINT
     monkeypatch.setattr(Trainer, "block_influence", lambda self: pytest.fail("measured again"))
-    resumed = train(again, progress=QUIET)
+    resumed = train(dataclasses.replace(chosen, out=str(tmp_path / "cut")), progress=QUIET)
+    assert resumed.summary["resumed_after"] == [1]
     assert adapter_bytes(resumed) == adapter_bytes(whole)
 
 

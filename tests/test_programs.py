@@ -37,9 +37,9 @@ def test_clients_per_step_are_a_multiple_of_the_devices(devices, asked, clients)
 
 
 def test_auto_precision_is_float32_on_a_cpu():
-    assert resolve_compute(ExecutionOptions()) == Compute(dtype="float32")
-    options = ExecutionOptions(dtype="bfloat16", remat="full", attention="xla", vocabulary_chunk=100)
-    assert resolve_compute(options) == Compute(dtype="bfloat16", remat="full", attention="xla", vocabulary_chunk=100)
+    assert resolve_compute(ExecutionOptions()) == Compute(dtype="float32", remat="dots")
+    options = ExecutionOptions(dtype="bfloat16", remat="full", attention="xla", head_rows=100)
+    assert resolve_compute(options) == Compute(dtype="bfloat16", remat="full", attention="xla", head_rows=100)
 
 
 def test_an_attention_kernel_that_the_platform_lacks_is_refused():
@@ -57,11 +57,11 @@ def test_the_mesh_has_one_axis_of_clients():
     ("options", "sentence"),
     [
         ({"dtype": "float16"}, "dtype 'float16' is unknown; choose from auto, float32, bfloat16."),
-        ({"remat": "some"}, "remat 'some' is unknown; choose from none, full, dots."),
+        ({"remat": "some"}, "remat 'some' is unknown; choose from auto, none, full, dots."),
         ({"devices": 0}, "devices 0 is not positive; use 1 or more."),
         ({"bank_in_memory": -1}, "bank_in_memory -1 is negative; use 0 to keep all of it in a file."),
         ({"clients_per_step": -1}, "clients_per_step -1 is not positive; use 1 or more."),
-        ({"vocabulary_chunk": 0}, "vocabulary_chunk 0 is not positive; use 1 or more."),
+        ({"head_rows": 0}, "head_rows 0 is not positive; use 1 or more."),
     ],
 )
 def test_a_bad_option_is_named_with_its_remedy(options, sentence):

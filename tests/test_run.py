@@ -68,6 +68,14 @@ def finished(config, tmp_path_factory):
     return run
 
 
+@pytest.fixture
+def copied(finished, config, tmp_path):
+    """A copy of the finished run's folder to do harm to, and the configuration that goes on with it."""
+    folder = tmp_path / "copied"
+    shutil.copytree(finished.folder, folder)
+    return dataclasses.replace(config, out=str(folder))
+
+
 def test_a_run_leaves_the_folder_of_the_contract(finished, config):
     folder = finished.folder
     names = {path.name for path in folder.iterdir()}
@@ -160,14 +168,22 @@ def test_a_finished_run_is_not_run_again(finished, config, capfd):
     assert (finished.folder / "metrics.jsonl").read_text() == before
 
 
-def test_more_rounds_lengthen_the_last_stage(config, tmp_path):
-    train(dataclasses.replace(config, out=str(tmp_path)), progress=QUIET)
-    longer = train(dataclasses.replace(config, out=str(tmp_path), rounds=9), progress=QUIET)
+def test_more_rounds_lengthen_the_last_stage_and_rounds_before_are_not_replayed(copied):
+    longer = train(dataclasses.replace(copied, rounds=9), progress=QUIET)
     assert [stage["rounds"] for stage in longer.summary["stages"]] == [2, 2, 5]
     assert longer.summary["lengthened_after"] == 6
-    assert "planned for fewer rounds and lengthened after round 6" in (tmp_path / "report.html").read_text()
+    assert "planned for fewer rounds and lengthened after round 6" in (longer.folder / "report.html").read_text()
     with pytest.raises(InputError, match="lengthened, not shortened"):
-        train(dataclasses.replace(config, out=str(tmp_path)), progress=QUIET)
+        train(copied, progress=QUIET)
+    with pytest.raises(InputError, match="lengthened after round 6"):
+        replay(longer.folder, client="client_0", round=2, progress=QUIET)
+    assert replay(longer.folder, client="client_0", round=7, progress=QUIET).first_break is None
+
+
+def test_a_folder_that_does_not_exist_is_not_replayed(tmp_path):
+    with pytest.raises(InputError, match="does not exist"):
+        replay(tmp_path / "typo", client="client_0", round=1, progress=QUIET)
+    assert not (tmp_path / "typo").exists()
 
 
 @pytest.mark.parametrize("change", [{"rank": 2}, {"seed": 3}, {"beta": 0.2}, {"learning_rate": (0.01,)}])
@@ -176,19 +192,6 @@ def test_another_run_is_refused_in_the_same_folder(finished, config, change):
     with pytest.raises(InputError, match=next(iter(change))):
         train(dataclasses.replace(config, out=str(finished.folder), **change), progress=QUIET)
     assert before == {path: path.read_bytes() for path in finished.folder.glob("*.json*")}
-
-
-def test_changed_data_is_refused(tiny, config, tmp_path):
-    copies = tmp_path / "data"
-    copies.mkdir()
-    for path in tiny.glob("client_*.json"):
-        (copies / path.name).write_text(path.read_text())
-    chosen = dataclasses.replace(config, data=str(copies / "*.json"), out=str(tmp_path / "run"), rounds=3)
-    train(chosen, progress=QUIET)
-    records = json.loads((copies / "client_0.json").read_text())
-    (copies / "client_0.json").write_text(json.dumps(records[::-1] + records[:1]))
-    with pytest.raises(InputError, match="data of the run"):
-        train(dataclasses.replace(chosen, rounds=4), progress=QUIET)
 
 
 def test_end_to_end_growth_and_equal_cohorts(finished, config, tmp_path):
@@ -374,33 +377,41 @@ def test_a_failed_save_is_a_run_error_and_keeps_what_was_saved(config, tmp_path,
     assert resumed.finished
 
 
-@pytest.mark.parametrize("change", ["border", *(pytest.param(name, marks=pytest.mark.slow) for name in ("name", "test"))])
-def test_a_changed_split_or_test_set_is_refused(tiny, config, tmp_path, change):
-    folder = tmp_path / "data"
-    folder.mkdir()
+@pytest.fixture(scope="module")
+def on_own_data(config, tiny, tmp_path_factory):
+    """The configuration of a finished run whose data is its own."""
+    folder = tmp_path_factory.mktemp("own")
     for path in [*tiny.glob("client_*.json"), tiny / "test.json"]:
-        (folder / path.name).write_text(path.read_text())
-    chosen = dataclasses.replace(
-        config,
-        data=str(folder / "client_*.json"),
-        test_data=str(folder / "test.json"),
-        out=str(tmp_path / "run"),
-        rounds=3,
-    )
+        shutil.copy(path, folder)
+    data, test = str(folder / "client_*.json"), str(folder / "test.json")
+    chosen = dataclasses.replace(config, data=data, test_data=test, out=str(folder / "run"), rounds=3)
     train(chosen, progress=QUIET)
-    before = (tmp_path / "run" / "config.json").read_text()
+    return chosen
+
+
+@pytest.mark.parametrize("change", ["records", "border", "name", "test"])
+def test_changed_data_is_refused(on_own_data, tiny, change):
+    folder = Path(on_own_data.test_data).parent
+    before = (folder / "run" / "config.json").read_text()
     first, second, test = (folder / name for name in ("client_0.json", "client_1.json", "test.json"))
-    if change == "border":
-        records = json.loads(first.read_text()), json.loads(second.read_text())
+    records = json.loads(first.read_text()), json.loads(second.read_text())
+    if change == "records":
+        first.write_text(json.dumps(records[0][::-1] + records[0][:1]))
+    elif change == "border":
         first.write_text(json.dumps(records[0][:-1]))
         second.write_text(json.dumps(records[0][-1:] + records[1]))
     elif change == "name":
         first.rename(folder / "client_00.json")
     else:
         test.write_text(json.dumps(json.loads(test.read_text())[:4]))
-    with pytest.raises(InputError, match="data of the run"):
-        train(dataclasses.replace(chosen, rounds=4), progress=QUIET)
-    assert (tmp_path / "run" / "config.json").read_text() == before
+    try:
+        with pytest.raises(InputError, match="data of the run"):
+            train(dataclasses.replace(on_own_data, rounds=4), progress=QUIET)
+    finally:
+        (folder / "client_00.json").unlink(missing_ok=True)
+        for path in (first, second, test):
+            shutil.copy(tiny / path.name, path)
+    assert (folder / "run" / "config.json").read_text() == before
 
 
 def test_tokens_outside_the_vocabulary_are_refused(tiny, config, tmp_path):
@@ -413,27 +424,24 @@ def test_tokens_outside_the_vocabulary_are_refused(tiny, config, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_damaged_checkpoint_names_the_way_on(config, tmp_path):
-    # Rounds 4 and 6 end stages, which are always saved.
-    chosen = dataclasses.replace(config, out=str(tmp_path), checkpoint_every=100)
-    train(chosen, progress=QUIET)
-    checkpoints = tmp_path / "checkpoints"
+def test_a_damaged_checkpoint_names_the_way_on(copied):
+    checkpoints = Path(copied.out) / "checkpoints"
     for path in (checkpoints / "6").rglob("*"):
         if path.is_file() and path.stat().st_size > 16:
             path.write_bytes(path.read_bytes()[:8])
     with pytest.raises(InputError, match="delete it to go on from round 4"):
-        train(chosen, progress=QUIET)
+        train(copied, progress=QUIET)
     shutil.rmtree(checkpoints / "6")
-    assert train(chosen, progress=QUIET).finished
+    again = train(copied, progress=QUIET)
+    assert again.finished
+    assert again.summary["resumed_after"] == [4]
 
 
 @pytest.mark.parametrize(("name", "text"), [("metrics.jsonl", "3\n{}\n"), ("config.json", "[]"), ("config.json", "{")])
-def test_damaged_records_are_named(config, tmp_path, name, text):
-    chosen = dataclasses.replace(config, out=str(tmp_path), rounds=3)
-    train(chosen, progress=QUIET)
-    (tmp_path / name).write_text(text)
+def test_damaged_records_are_named(copied, name, text):
+    (Path(copied.out) / name).write_text(text)
     with pytest.raises(InputError, match=name):
-        train(chosen, progress=QUIET)
+        train(copied, progress=QUIET)
 
 
 def test_a_broken_base_ends_with_one_sentence(tiny, config, tmp_path):
@@ -447,23 +455,11 @@ def test_a_broken_base_ends_with_one_sentence(tiny, config, tmp_path):
         train(chosen, progress=QUIET)
 
 
-def test_rounds_before_a_lengthening_are_not_replayed(config, tmp_path):
-    chosen = dataclasses.replace(config, out=str(tmp_path))
-    train(chosen, progress=QUIET)
-    train(dataclasses.replace(chosen, rounds=8), progress=QUIET)
-    with pytest.raises(InputError, match="lengthened after round 6"):
-        replay(tmp_path, client="client_0", round=2, progress=QUIET)
-    assert replay(tmp_path, client="client_0", round=7, progress=QUIET).first_break is None
-    with pytest.raises(InputError, match="does not exist"):
-        replay(tmp_path / "typo", client="client_0", round=1, progress=QUIET)
-    assert not (tmp_path / "typo").exists()
-
-
 def test_growth_objects_are_told_apart_by_their_fields(config, tmp_path):
-    chosen = dataclasses.replace(config, out=str(tmp_path), rounds=4)
+    chosen = dataclasses.replace(config, out=str(tmp_path), rounds=2)
     train(chosen, growth=DevFT((2, 4)), progress=QUIET)
     with pytest.raises(InputError, match="objects"):
-        train(dataclasses.replace(chosen, rounds=5), growth=DevFT((1, 4)), progress=QUIET)
+        train(dataclasses.replace(chosen, rounds=3), growth=DevFT((1, 4)), progress=QUIET)
 
 
 # ---- stop and resume, with real signals --------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """A run small enough for a test: a random tiny model, three clients with letters to say again, and held-out ones."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from devft_jax.config import RunConfig
 from devft_jax.models.llama import Base, ModelConfig, init_base
 from devft_jax.models.pretrained import save_pretrained
+from devft_jax.reporting import Progress
 
 MODEL = ModelConfig(vocabulary=64, width=16, feed_forward=24, layers=4, heads=4, kv_heads=2, head_size=4, max_length=64)
 WORDS = tuple("abcdefghijklmnopqrstuvwxyz0123456789")
@@ -45,3 +47,16 @@ def write_run_inputs(folder: Path, word_tokenizer: Any, model: ModelConfig = MOD
         checkpoint_every=2,
         devices=2,
     )
+
+
+class CopiedInRound(Progress):
+    """Told of a round, which is before it is saved, it copies the run's folder: what a process killed then would leave."""
+
+    def __init__(self, round_index: int, folder: str | Path, copy: Path, *, quiet: bool = True):
+        super().__init__(quiet=quiet)
+        self.last, self.folder, self.copy = round_index, folder, copy
+
+    def round(self, row, *rest):
+        super().round(row, *rest)
+        if row["round"] == self.last:
+            shutil.copytree(self.folder, self.copy)

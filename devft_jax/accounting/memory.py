@@ -17,7 +17,7 @@ The formula. A device that trains C clients at once on batches of B rows of T to
     activations         what each layer keeps for the backward pass under the remat policy, times the layers
     layer_workspace     what one layer needs while its backward pass runs: all its intermediate values, kept, sliced or
                         recomputed, and the expansion of its largest packed weight
-    loss_chunk          logits of one chunk of the vocabulary and their gradient, both float32
+    loss_chunk          logits of one block of tokens and their gradient, both float32, per client
 
 The last two are not needed at the same time: the peak has the larger of them. What a layer keeps is not written down by hand
 either: its backward pass is traced on shapes and the values that it holds are summed, so that families, dropout, targets,
@@ -49,7 +49,7 @@ import jax.numpy as jnp
 from devft_jax.accounting.communication import Messages, round_messages
 from devft_jax.federated.algorithm import Algorithm, Share
 from devft_jax.federated.cohort import CHUNKS_IN_FLIGHT, jit_chunk, zero_sums
-from devft_jax.federated.local import OptimizerOptions, make_optimizer
+from devft_jax.federated.local import OptimizerOptions, Passes, make_optimizer
 from devft_jax.federated.messages import message_bytes
 from devft_jax.models.hypernetwork import adapt, generator_of
 from devft_jax.models.llama import (
@@ -149,12 +149,12 @@ def layer_kept(
 
     def layer(x, trained, given):
         lora, generator, layer_token = trained
-        block, table, key = given
+        block, table, keys = given
         scale = {name: jnp.float32(1.0) for name in lora}
         attend = causal_attention(config, compute, length)
         shares = jnp.full((rows, length), 1 / length)
         change = None if generator is None else functools.partial(adapt, generator, shares, layer_token)
-        options: dict[str, Any] = {"table": table, "attend": attend, "dropout": adapter.dropout, "key": key}
+        options: dict[str, Any] = {"table": table, "attend": attend, "dropout": adapter.dropout, "row_keys": keys}
         return decoder_layer(config, x, block, lora, scale, {}, change=change, **options)[0]
 
     policy = REMAT_POLICIES[compute.remat]
@@ -162,10 +162,10 @@ def layer_kept(
         layer = jax.checkpoint(layer, policy=policy, prevent_cse=False)
     x = jax.ShapeDtypeStruct((rows, length, config.width), compute.dtype)
     table = jax.eval_shape(lambda: rotary_table(config, jnp.arange(length)))
-    key = jax.eval_shape(lambda: jax.random.key(0, impl="threefry2x32"))
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0, impl="threefry2x32"), rows))
     generator = None if adapter.hyper is None else jax.eval_shape(generator_of, adapter.hyper)
     trained = (of_one_layer(adapter.lora), generator, of_one_layer(adapter.layer_tokens))
-    return kept_for_backward(layer, x, trained, (of_one_layer(base.blocks), table, key))
+    return kept_for_backward(layer, x, trained, (of_one_layer(base.blocks), table, keys))
 
 
 def adapter_shapes(algorithm: Algorithm, messages: Messages) -> Adapter:
@@ -214,7 +214,6 @@ def stage_memory(
     full = base_shapes(config, dtype=compute.dtype, quantization=quantization).blocks if fused and simulator else ()
     chunks = CHUNKS_IN_FLIGHT if simulator else 1
     trained = work.clients * message_bytes(train)
-    predicted = rows * (work.length - 1)
     return MemoryTerms(
         embedding_and_head=message_bytes((base.embed, base.norm, base.head)),
         stage_layers=message_bytes(base.blocks),
@@ -227,7 +226,7 @@ def stage_memory(
         updates=3 * trained,
         activations=(layers - frozen) * kept,
         layer_workspace=intermediate + expanded_bytes(config, compute, base),
-        loss_chunk=2 * 4 * predicted * min(compute.vocabulary_chunk, config.vocabulary),
+        loss_chunk=2 * 4 * work.clients * min(compute.head_rows, work.batch * (work.length - 1)) * config.vocabulary,
     )
 
 
@@ -270,7 +269,8 @@ def compiled_memory(
     shares = jax.eval_shape(lambda: Share(jnp.zeros(work.clients), jnp.zeros(work.clients, "int32")))
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0, impl="threefry2x32"), work.clients))
     compute = replace(compute, frozen_layers=frozen)
-    chunk = jit_chunk(algorithm, config, compute, optimizer, client_mesh(jax.local_devices()[:1]))
+    passes = Passes(work.batch, (work.length,))
+    chunk = jit_chunk(algorithm, config, compute, optimizer, client_mesh(jax.local_devices()[:1]), passes)
     lowered = chunk.lower(
         base,
         messages.broadcast,

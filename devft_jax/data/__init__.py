@@ -23,6 +23,7 @@ from devft_jax.data.batches import (
     bucket_for,
     draw_examples,
     evaluation_batches,
+    fitted_lengths,
     gather_batch,
     length_buckets,
 )
@@ -56,6 +57,7 @@ __all__ = [
     "describe",
     "draw_examples",
     "evaluation_batches",
+    "fitted_lengths",
     "gather_batch",
     "length_buckets",
     "load_sources",

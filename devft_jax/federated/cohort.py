@@ -40,6 +40,7 @@ from devft_jax.federated.local import (
     LocalStatistics,
     Loss,
     OptimizerOptions,
+    Passes,
     local_train,
     make_optimizer,
 )
@@ -51,19 +52,23 @@ from devft_jax.programs import CLIENT_AXIS, CompiledPrograms, client_mesh
 
 # Chunks whose inputs may wait on the device at once: one that runs and one that is ready.
 CHUNKS_IN_FLIGHT = 2
+# Name of the `vmap` over the clients that a device trains at once.
+CHUNK_AXIS = "chunk"
 # Chunks that may wait on the host besides.
 CHUNKS_AHEAD = 2
 
 
-def client_loss(algorithm: Algorithm, config: ModelConfig, compute: Compute, base: Base, frozen: PyTree) -> Loss:
-    """The loss (train, batch, key) that a client's steps reduce, and the one without penalty that is reported."""
+def client_loss(
+    algorithm: Algorithm, config: ModelConfig, compute: Compute, base: Base, frozen: PyTree, axis: str | None = None
+) -> Loss:
+    """The loss that a client's steps reduce, and the one without penalty that is reported; `axis` as in `Passes`."""
 
-    def loss(train: PyTree, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def loss(train: PyTree, batch: Batch, keys: jax.Array, count: jax.Array, share: float) -> tuple[jax.Array, jax.Array]:
         tokens, mask, *stored = batch
         adapter = algorithm.adapter(train, frozen)
-        prefix = stored[0] if stored else None
-        value = completion_loss(config, base, adapter, tokens, mask, compute=compute, key=key, prefix=prefix)
-        return value + algorithm.penalty(train, frozen), value
+        options: dict[str, Any] = {"prefix": stored[0] if stored else None, "count": count, "axis": axis}
+        value = completion_loss(config, base, adapter, tokens, mask, compute=compute, key=keys, **options)
+        return value + share * algorithm.penalty(train, frozen), value
 
     return loss
 
@@ -94,8 +99,9 @@ def make_chunk(
     compute: Compute,
     optimizer: OptimizerOptions,
     mesh: Mesh,
+    passes: Passes,
 ) -> Callable[..., tuple[PyTree, PyTree, LocalStatistics, PyTree]]:
-    """The chunk as a traceable function over `mesh`; see the module's docstring.
+    """The chunk as a traceable function over `mesh`, its steps run in `passes`; see the module's docstring.
 
     Its arguments: base and broadcast = (down, known) (shared), rows [C, ...], batches = (tokens i32[C, S, B, T], mask
     bool[C, S, B, T]) and, where the layers below the adapter's are not to be run, what they make [C, S, B, T, D] as a third,
@@ -106,9 +112,10 @@ def make_chunk(
     def client(base, broadcast, lr, train_rows, row, batches, share, key):
         participant = participant_of(algorithm, broadcast, row, key, lr, batches[0].shape[0])
         start, frozen = algorithm.start(participant)
-        loss = client_loss(algorithm, config, compute, base, frozen)
+        loss = client_loss(algorithm, config, compute, base, frozen, passes.axis)
         rule = algorithm.optimizer(make_optimizer(optimizer, lr), frozen, lr)
-        trained, statistics = local_train(loss, rule, start, batches, key, train_rows if algorithm.layered else None)
+        learning = train_rows if algorithm.layered else None
+        trained, statistics = local_train(loss, rule, start, batches, key, learning, passes)
         up, new_row = algorithm.finish(participant, trained)
         # What float32 holds may overflow the dtype in which it travels.
         finite = statistics.finite & all_finite((up, new_row))
@@ -118,8 +125,10 @@ def make_chunk(
         ranks = ranks_of(participant.down), ranks_of(up)
         return contribution, new_row, statistics.replace(finite=finite), ranks
 
+    passes = replace(passes, axis=CHUNK_AXIS)
+
     def shard(base, broadcast, rows, batches, shares, lr, keys, train_rows, sums):
-        over_clients = jax.vmap(partial(client, base, broadcast, lr, train_rows))
+        over_clients = jax.vmap(partial(client, base, broadcast, lr, train_rows), axis_name=CHUNK_AXIS)
         contributions, rows, statistics, ranks = over_clients(rows, batches, shares, keys)
         sums = jax.tree.map(lambda total, parts: total + jnp.sum(parts, axis=0, keepdims=True), sums, contributions)
         return sums, rows, statistics, ranks
@@ -135,10 +144,15 @@ def make_chunk(
 
 
 def jit_chunk(
-    algorithm: Algorithm, config: ModelConfig, compute: Compute, optimizer: OptimizerOptions, mesh: Mesh
+    algorithm: Algorithm,
+    config: ModelConfig,
+    compute: Compute,
+    optimizer: OptimizerOptions,
+    mesh: Mesh,
+    passes: Passes,
 ) -> jax.stages.Wrapped:
     """`make_chunk`, ready to be compiled; the sums (argument 8) are donated, base and broadcast serve the next chunk too."""
-    return jax.jit(make_chunk(algorithm, config, compute, optimizer, mesh), donate_argnums=8)
+    return jax.jit(make_chunk(algorithm, config, compute, optimizer, mesh, passes), donate_argnums=8)
 
 
 def broadcast_of(algorithm: Algorithm, server: PyTree) -> tuple[PyTree, PyTree]:
@@ -216,7 +230,7 @@ class RoundResult:
       server: the aggregated state.
       losses: f32[K, S] per participant and step. update_norms: f32[K]. finite: bool[K].
       metrics: the algorithm's own numbers. bytes_up, bytes_down: of all participants' messages together.
-      tokens: processed, padding not counted. rows_by_length: how many rows of each padded length were trained on.
+      examples_by_length: how many examples of each length were trained on.
       bytes_cumulative: of the part of one client's downlink that it would need of rounds that it sat out, too.
       adapter, train: shapes of one client's adapter and of what trains of it.
     """
@@ -228,8 +242,7 @@ class RoundResult:
     metrics: dict[str, float]
     bytes_up: int
     bytes_down: int
-    tokens: int
-    rows_by_length: dict[int, int]
+    examples_by_length: dict[int, int]
     bytes_cumulative: int
     adapter: Adapter
     train: PyTree
@@ -241,7 +254,7 @@ class _Chunk:
 
     Attributes:
       positions: i64[C]. ids: u32[C]. weights: f32[C], zero for padding. slots: i32[C].
-      rows: what they keep [C, ...]. batches: [C, S, B, ...]. tokens: of the participants' draws, padding not counted.
+      rows: what they keep [C, ...]. batches: [C, S, B, ...]. lengths: how many of the participants' examples have which.
     """
 
     real: int
@@ -251,17 +264,17 @@ class _Chunk:
     slots: np.ndarray
     rows: PyTree
     batches: tuple[np.ndarray, ...]
-    tokens: int
+    lengths: Counter[int]
 
 
 class Cohort:
     """Runs rounds of one algorithm on one model shape over the local devices.
 
     Args:
-      algorithm, config, compute, optimizer: what a client does.
+      algorithm, config, compute, optimizer: what a client does. passes: how it runs a step's examples.
       devices: local devices to use. clients_per_step: clients in flight at once, a multiple of the devices.
-      assemble: examples i64[..., S, B] -> (tokens, mask), both [..., S, B, T] of the smallest length bucket that fits, and
-        stored hidden states [..., S, B, T, D] where the round is to use them. Called from a thread of its own.
+      assemble: examples i64[..., S, B] -> (tokens, mask), both [..., S, B, T], and stored hidden states [..., S, B, T, D]
+        where the round is to use them. Called from a thread of its own.
       programs: where compiled programs are kept and counted.
     """
 
@@ -271,6 +284,7 @@ class Cohort:
         config: ModelConfig,
         compute: Compute,
         optimizer: OptimizerOptions,
+        passes: Passes,
         *,
         devices: Sequence[jax.Device],
         clients_per_step: int,
@@ -285,7 +299,7 @@ class Cohort:
         self.shared = NamedSharding(self.mesh, PartitionSpec())
         self.split = NamedSharding(self.mesh, PartitionSpec(CLIENT_AXIS))
         self._chunk_of = functools.cache(
-            lambda frozen: jit_chunk(algorithm, config, replace(compute, frozen_layers=frozen), optimizer, self.mesh)
+            lambda frozen: jit_chunk(algorithm, config, replace(compute, frozen_layers=frozen), optimizer, self.mesh, passes)
         )
         self._shapes: dict[Any, _Shapes] = {}
         self._broadcast = jax.jit(partial(broadcast_of, algorithm))
@@ -317,7 +331,7 @@ class Cohort:
                 slots=np.minimum(np.arange(first, first + size, dtype=np.int32), len(cohort) - 1),
                 rows=bank.take(positions),
                 batches=self.assemble(examples),
-                tokens=sum(member.tokens for member in members),
+                lengths=Counter(np.concatenate([member.lengths.ravel() for member in members]).tolist()),
             )
 
     def run(
@@ -349,8 +363,7 @@ class Cohort:
         sums = start.sums
         in_flight: deque[tuple[_Chunk, tuple[PyTree, LocalStatistics, PyTree]]] = deque()
         finished: list[tuple[LocalStatistics, PyTree]] = []
-        rows_by_length: Counter[int] = Counter()
-        tokens = 0
+        examples_by_length: Counter[int] = Counter()
 
         def finish() -> None:
             work, results = in_flight.popleft()
@@ -363,9 +376,7 @@ class Cohort:
         try:
             with made_ahead(chunks_of_round, CHUNKS_AHEAD) as chunks:
                 for work in chunks:
-                    tokens += work.tokens
-                    padded = work.batches[0]
-                    rows_by_length[padded.shape[-1]] += work.real * padded[0, ..., 0].size
+                    examples_by_length.update(work.lengths)
                     sums, *results = self._launch(start, work, keys, sums)
                     # Of the chunk the host needs from here on where its rows belong, not its inputs.
                     in_flight.append((replace(work, rows=None, batches=()), tuple(results)))
@@ -388,8 +399,7 @@ class Cohort:
             metrics={name: float(value) for name, value in metrics.items()},
             bytes_up=messages_bytes(shapes.up, up_ranks, len(cohort)),
             bytes_down=messages_bytes(shapes.down, down_ranks, len(cohort)),
-            tokens=tokens,
-            rows_by_length=dict(rows_by_length),
+            examples_by_length=dict(examples_by_length),
             bytes_cumulative=cumulative_bytes(self.algorithm, shapes.down, down_ranks),
             adapter=shapes.adapter,
             train=shapes.train,

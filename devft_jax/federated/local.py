@@ -2,6 +2,12 @@
 
 The optimiser is rebuilt in every round (its moments do not survive), the protocol of OpenFedLLM that the paper follows;
 the learning rate is constant within a round.
+
+A step is run in passes: its examples are taken in the order of their lengths, a few at once, and each pass is padded to the
+shortest of a few fixed lengths that holds it. The passes' losses and gradients add up to the step's, so nothing of this
+changes what is computed beyond rounding; but examples of real text differ in length many times over, and a step padded to
+its longest example mostly computes padding. All clients of a chunk share the choice of a pass's length, which makes it a
+branch that is taken and not all branches that are selected from.
 """
 
 from collections.abc import Callable
@@ -10,16 +16,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 
+from devft_jax.data import fitted_lengths
 from devft_jax.errors import InputError
+from devft_jax.models.loss import completion_tokens
 
 PyTree = Any
 Batch = tuple[jax.Array, ...]
 """Tokens and mask [..., B, T], and where they are stored the hidden states [..., B, T, D] that the layers below make."""
-Loss = Callable[[PyTree, Batch, jax.Array], tuple[jax.Array, jax.Array]]
-"""(trained leaves, batch, key) -> (what is reduced f32[], the mean loss that is reported f32[])."""
+Loss = Callable[[PyTree, Batch, jax.Array, jax.Array, float], tuple[jax.Array, jax.Array]]
+"""(trained leaves, rows of a batch, their keys, the batch's completion tokens i32[], the rows' share of the step) -> (what
+is reduced f32[], the part of the mean loss that is reported f32[]); both add up over the rows of a batch."""
 
 OPTIMIZERS = ("adamw", "sgd")
 
@@ -75,6 +85,38 @@ def make_optimizer(options: OptimizerOptions, learning_rate: jax.Array | float) 
     return optax.chain(optax.clip_by_global_norm(options.clip_norm), rule)
 
 
+@dataclass(frozen=True)
+class Passes:
+    """How a step's examples are run; see the module's docstring.
+
+    Attributes:
+      examples: of one pass. lengths: to which a pass may be padded, ascending; the last is that of the batches.
+      axis: name of the `vmap` over the clients of a chunk, which share the choice; None where there is none.
+    """
+
+    examples: int
+    lengths: tuple[int, ...]
+    axis: str | None = None
+
+
+# Tokens of a pass on a processor: enough to fill its matrix units, few enough for its caches.
+PASS_TOKENS = 256
+
+
+def choose_passes(lengths: np.ndarray, *, batch_size: int, examples: int | None, most_lengths: int, platform: str) -> Passes:
+    """The passes of a run.
+
+    Args:
+      lengths: integers [N], of the training examples. batch_size: of a step.
+      examples: of a pass as asked for; None for all of a step on accelerators, which want large products, and as many as
+        have about `PASS_TOKENS` tokens on a CPU.
+      most_lengths: how many padded lengths there may be.
+    """
+    if examples is None:
+        examples = batch_size if platform != "cpu" else max(1, round(PASS_TOKENS / float(np.mean(lengths))))
+    return Passes(min(examples, batch_size), fitted_lengths(lengths, most_lengths))
+
+
 class LocalStatistics(struct.PyTreeNode):
     """What a client reports besides its message.
 
@@ -99,17 +141,69 @@ def _keep_rows(updates: PyTree, train_rows: jax.Array) -> PyTree:
     return jax.tree.map(one, updates)
 
 
+def step_gradients(loss: Loss, passes: Passes, train: PyTree, batch: Batch, key: jax.Array) -> tuple[jax.Array, PyTree]:
+    """A step's mean loss that is reported, f32[], and the gradients of what is reduced.
+
+    Args:
+      batch: tokens i32[B, T], mask bool[B, T] and, where they are stored, hidden states [B, T, D].
+      key: of the step; its example b uses fold_in(key, b), in whatever pass it is run.
+    """
+    mask = batch[1]
+    size, length = mask.shape
+    count = completion_tokens(mask)
+    # What stands behind the last token that counts changes nothing.
+    ends = jnp.max(jnp.where(mask, jnp.arange(1, length + 1), 0), axis=-1)
+    rows = (*batch, ends, jnp.arange(size))
+    number = -(-size // passes.examples)
+    if number > 1:
+        order = jnp.argsort(-ends)
+        # The last pass is filled up with rows that count nothing.
+        order = jnp.concatenate([order, jnp.full(-size % passes.examples, size, order.dtype)])
+        rows = jax.tree.map(lambda leaf: leaf.at[order].get(mode="fill", fill_value=0), rows)
+
+    def padded_to(length: int) -> Callable[[PyTree, Batch, jax.Array], tuple[jax.Array, PyTree]]:
+        def run(train: PyTree, part: Batch, keys: jax.Array) -> tuple[jax.Array, PyTree]:
+            part = tuple(leaf[:, :length] for leaf in part)
+            (_, value), gradients = jax.value_and_grad(loss, has_aux=True)(train, part, keys, count, 1 / number)
+            return value, gradients
+
+        return run
+
+    branches = [padded_to(length) for length in passes.lengths]
+
+    def one(rows: tuple[jax.Array, ...]) -> tuple[jax.Array, PyTree]:
+        *part, ends, places = rows
+        keys = jax.vmap(lambda place: jax.random.fold_in(key, place))(places)
+        if len(branches) == 1:
+            return branches[0](train, tuple(part), keys)
+        longest = jnp.max(ends)
+        if passes.axis is not None:
+            longest = jax.lax.pmax(longest, passes.axis)
+        return jax.lax.switch(jnp.searchsorted(jnp.array(passes.lengths), longest), branches, train, tuple(part), keys)
+
+    if number == 1:
+        return one(rows)
+
+    def add(total: PyTree, rows: tuple[jax.Array, ...]) -> tuple[PyTree, None]:
+        return jax.tree.map(jnp.add, total, one(rows)), None
+
+    parts = jax.tree.map(lambda leaf: leaf.reshape(number, passes.examples, *leaf.shape[1:]), rows)
+    zero = (jnp.float32(0.0), jax.tree.map(jnp.zeros_like, train))
+    return jax.lax.scan(add, zero, parts)[0]
+
+
 def local_step(
     loss: Loss,
     optimizer: optax.GradientTransformation,
     train_rows: jax.Array | None,
+    passes: Passes,
     carry: tuple[PyTree, PyTree],
     batch: Batch,
     key: jax.Array,
 ) -> tuple[tuple[PyTree, PyTree], jax.Array]:
     """One optimiser step; `carry` is (trained leaves, optimiser state). Returns the carry and the loss before the step."""
     train, state = carry
-    (_, value), gradients = jax.value_and_grad(loss, has_aux=True)(train, batch, key)
+    value, gradients = step_gradients(loss, passes, train, batch, key)
     if train_rows is None:
         updates, state = optimizer.update(gradients, state, train)
         return (optax.apply_updates(train, updates), state), value
@@ -125,6 +219,7 @@ def local_train(
     batches: Batch,
     key: jax.Array,
     train_rows: jax.Array | None,
+    passes: Passes,
 ) -> tuple[PyTree, LocalStatistics]:
     """Train one client for S steps.
 
@@ -135,11 +230,12 @@ def local_train(
       batches: tokens i32[S, B, T], mask bool[S, B, T] and, where they are stored, hidden states [S, B, T, D].
       key: the client's key for this round; step s uses fold_in(key, s).
       train_rows: bool[G], the layers that learn, where every leaf leads with the stage's layers; None lets everything learn.
+      passes: how a step's examples are run.
     """
 
     def step(carry, inputs):
         index, batch = inputs
-        return local_step(loss, optimizer, train_rows, carry, batch, jax.random.fold_in(key, index))
+        return local_step(loss, optimizer, train_rows, passes, carry, batch, jax.random.fold_in(key, index))
 
     steps = jnp.arange(batches[0].shape[0])
     (trained, _), losses = jax.lax.scan(step, (train, optimizer.init(train)), (steps, batches))

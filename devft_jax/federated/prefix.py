@@ -12,6 +12,7 @@ and so in the same batches, whence the same bits.
 """
 
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -139,7 +140,7 @@ class PrefixCache:
           base: replicated over the devices. draws: of every participant, integers [S, B].
 
         Returns:
-          How many rows of each padded length were run.
+          How many examples of each length were run.
 
         Raises:
           RunError: the file cannot be written.
@@ -147,7 +148,6 @@ class PrefixCache:
         self.rounds += 1
         drawn = np.unique(np.concatenate([draw.ravel() for draw in draws]))
         new = drawn[~self._filled[drawn]]
-        rows_by_length: dict[int, int] = {}
         waiting = None
         for index, tokens, _ in evaluation_batches(self._examples.take(new), self._rows, self._buckets):
             batch = jax.device_put(tokens, self._split)
@@ -157,11 +157,9 @@ class PrefixCache:
                 self._write(*waiting)
             real = index >= 0
             waiting = new[index[real]], states
-            length = tokens.shape[-1]
-            rows_by_length[length] = rows_by_length.get(length, 0) + int(real.sum())
         if waiting is not None:
             self._write(*waiting)
-        return rows_by_length
+        return dict(Counter(self._examples.lengths[new].tolist()))
 
     def _write(self, index: np.ndarray, states: jax.Array) -> None:
         rows = np.asarray(states)

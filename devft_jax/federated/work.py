@@ -17,14 +17,14 @@ class ClientWork:
     Attributes:
       position: in the population, for the bank. id: stable u32, for random draws.
       weight: of its message, such as its number of examples.
-      examples: i64[S, B], its draw. tokens: that the draw holds, padding not counted.
+      examples: i64[S, B], its draw. lengths: integers [S, B], the tokens of each.
     """
 
     position: int
     id: int
     weight: float
     examples: np.ndarray
-    tokens: int
+    lengths: np.ndarray
 
 
 class Participants(Sequence[ClientWork]):
@@ -94,5 +94,4 @@ class Rounds:
             batch_size=self.batch_size,
         )
         weight = float(len(client.indices)) if self.weighting == "examples" else 1.0
-        tokens = int(self.data.train.lengths[examples].sum())
-        return ClientWork(position, client.id, weight, examples, tokens)
+        return ClientWork(position, client.id, weight, examples, self.data.train.lengths[examples])

@@ -23,15 +23,20 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.ad_checkpoint import checkpoint_name
 
+from devft_jax.models import attention
+from devft_jax.models.attention import Attention, Kernel
 from devft_jax.models.hypernetwork import HyperAdapter, adapt, generator_of, prompt_shares
 
 PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
 
+# Names of what the policy "dots" keeps, beside attention's own: outputs of projections, and which elements dropout keeps.
+PROJECTED, KEPT = "projection", "dropout"
 REMAT_POLICIES = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_only_these_names(PROJECTED, KEPT, attention.SAVED),
 }
 
 
@@ -101,16 +106,16 @@ class Compute:
 
     `dtype` is that of activations and of the weights inside a product ("float32" or "bfloat16"); norms, softmax,
     low-rank factors and the loss stay float32. `remat` names what the backward pass recomputes: "none" keeps all
-    activations, "dots" keeps the products with frozen weights, "full" keeps only each layer's input. `attention` is "xla",
-    "cudnn" or "auto" (cudnn on an NVIDIA GPU in bfloat16 where the head size allows it, else xla). `vocabulary_chunk` is
-    how many columns of the head are multiplied at once in the loss. `frozen_layers` is the number of an adapter's
-    lowest layers that take no gradient, so that nothing is kept of them for a backward pass and none is run through them.
+    activations, "dots" keeps what projections and attention put out, "full" keeps only each layer's input. `attention` names
+    the kernel (`devft_jax.models.attention`). `head_rows` is how many tokens' logits the loss holds at once.
+    `frozen_layers` is the number of an adapter's lowest layers that take no gradient, so that nothing is kept of them for a
+    backward pass and none is run through them.
     """
 
     dtype: str = "float32"
     remat: str = "none"
-    attention: Literal["auto", "xla", "cudnn"] = "auto"
-    vocabulary_chunk: int = 16_384
+    attention: Kernel | Literal["auto"] = "auto"
+    head_rows: int = 256
     frozen_layers: int = 0
 
 
@@ -254,44 +259,22 @@ def frozen_product(x: jax.Array, weight: Any) -> jax.Array:
     return x @ weight.astype(x.dtype)
 
 
-def attention_implementation(compute: Compute, config: ModelConfig) -> Literal["xla", "cudnn"]:
-    """The `implementation` handed to `jax.nn.dot_product_attention` on the default platform."""
-    if compute.attention != "auto":
-        return compute.attention
-    suits_cudnn = compute.dtype == "bfloat16" and config.head_size % 8 == 0
-    return "cudnn" if jax.default_backend() == "gpu" and suits_cudnn else "xla"
+def _drop(keys: jax.Array, rate: float, x: jax.Array) -> jax.Array:
+    """Dropout of `x [B, T, D]`, each row by its own of `keys [B]`."""
+    # A row's bits follow its flat index, with T leading: padding to more tokens changes no real token's mask.
+    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate, x.shape[1:]))(keys)
+    return jnp.where(checkpoint_name(keep, KEPT), x / (1.0 - rate), 0.0)
 
 
-def _drop(key: jax.Array, rate: float, x: jax.Array) -> jax.Array:
-    # Drawn with T leading: threefry's bits follow the flat index, so padding to more tokens changes no real token's mask.
-    batch, length, width = x.shape
-    keep = jax.random.bernoulli(key, 1.0 - rate, (length, batch, width)).swapaxes(0, 1)
-    return jnp.where(keep, x / (1.0 - rate), 0.0)
-
-
-Attention = Callable[[jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
-"""(queries [B, T, H, E], keys and values [B, T, K, E], what the layer remembers) -> (mixed values [B, T, H, E], what the
-layer hands on)."""
+def fold_each(keys: jax.Array, number: Any) -> jax.Array:
+    """`fold_in` of one number into every key of `keys [B]`."""
+    return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
 
 
 def causal_attention(config: ModelConfig, compute: Compute, length: int) -> Attention:
     """Attention over a whole sequence of `length` tokens; remembers nothing and hands nothing on."""
-    window = config.sliding_window
-    # A window that nothing leaves would only keep kernels from their plain causal path.
-    local = None if window is None or window >= length else (window - 1, 0)
-
-    def attend(queries: jax.Array, keys: jax.Array, values: jax.Array, memory: None) -> tuple[jax.Array, None]:
-        mixed = jax.nn.dot_product_attention(
-            queries,
-            keys,
-            values,
-            is_causal=True,
-            local_window_size=local,
-            implementation=attention_implementation(compute, config),
-        )
-        return mixed, None
-
-    return attend
+    kernel = attention.kernel_for(compute.attention, dtype=compute.dtype, head_size=config.head_size)
+    return attention.causal(kernel, length=length, window=config.sliding_window)
 
 
 def decoder_layer(
@@ -306,7 +289,7 @@ def decoder_layer(
     attend: Attention,
     memory: Any = None,
     dropout: float = 0.0,
-    key: jax.Array | None = None,
+    row_keys: jax.Array | None = None,
     change: Callable[[jax.Array], jax.Array] | None = None,
 ) -> tuple[jax.Array, Any]:
     """One decoder layer.
@@ -317,7 +300,7 @@ def decoder_layer(
       block, lora, scale, delta: of one layer, without the layer axis.
       table: of the rotary positions of the T tokens.
       attend: mixes the values. memory: what it is told of this layer besides.
-      dropout: probability of dropping an input element of a low-rank product. key: None leaves dropout off.
+      dropout: probability of dropping an input element of a low-rank product. row_keys: of the rows [B]; None leaves it off.
       change: of the outputs [B, T, D] of attention and MLP, before they are added to what went in; None leaves them.
 
     Returns:
@@ -331,14 +314,14 @@ def decoder_layer(
         if name in delta:
             outputs = outputs + inputs @ delta[name].astype(inputs.dtype)
         if name not in lora:
-            return outputs
-        if key is not None and dropout > 0.0:
-            target_key = jax.random.fold_in(key, PROJECTIONS.index(name))
-            inputs = _drop(target_key, dropout, inputs)
+            return checkpoint_name(outputs, PROJECTED)
+        if row_keys is not None and dropout > 0.0:
+            inputs = _drop(fold_each(row_keys, PROJECTIONS.index(name)), dropout, inputs)
         factors = lora[name]
         low = inputs @ factors.a.astype(inputs.dtype)
         # A scale such as 0.7 has no exact half-precision form: it multiplies in float32.
-        return outputs + (scale[name] * (low @ factors.b.astype(inputs.dtype))).astype(x.dtype)
+        outputs = outputs + (scale[name] * (low @ factors.b.astype(inputs.dtype))).astype(x.dtype)
+        return checkpoint_name(outputs, PROJECTED)
 
     def heads(y: jax.Array, count: int, norm: jax.Array | None = None) -> jax.Array:
         split = y.reshape(*y.shape[:-1], count, config.head_size)
@@ -385,7 +368,8 @@ def hidden_states(
       adapter: of the same depth, or of the last layers alone; None for the bare base.
       tokens: i32[B, T], padded on the right (causal attention keeps padding out of every real token's sight).
       compute: execution choices.
-      key: a random key switches LoRA dropout on; None (evaluation) leaves it off.
+      key: a random key, or one for each row [B], switches LoRA dropout on; None (evaluation) leaves it off. Row b of one key
+        draws by fold_in(key, b).
       prompt_lengths: i32[B], tokens before the first of an answer; only an adapter with a hypernetwork needs them.
       prefix: [B, T, D], what the layers below an adapter of the last layers alone make of the tokens (`prefix_states`),
         which are then not run; None runs them. At padding it may hold anything finite.
@@ -436,10 +420,13 @@ def run_layers(
             raise ValueError("the adapter makes its weights from prompts: give prompt_lengths.")
         change_by = partial(adapt, generator_of(adapter.hyper), prompt_shares(prompt_lengths, tokens.shape[-1]))
 
+    keys = key
+    if key is not None and key.ndim == 0:
+        keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(tokens.shape[0]))
+
     def layer(x, block, adaptation, remembered, index):
         factors, scales, delta, layer_token = adaptation
         change = None if change_by is None else partial(change_by, layer_token)
-        layer_key = None if key is None else jax.random.fold_in(key, index)
         return decoder_layer(
             config,
             x,
@@ -451,7 +438,7 @@ def run_layers(
             attend=attend,
             memory=remembered,
             dropout=adapter.dropout,
-            key=layer_key,
+            row_keys=None if keys is None else fold_each(keys, index),
             change=change,
         )
 

@@ -1,12 +1,20 @@
-"""Next-token statistics without ever holding all logits: the head is multiplied a chunk of the vocabulary at a time.
+"""Next-token statistics of the tokens that count, without ever holding the logits of all of them.
 
-At a vocabulary of 128,256 the logits of one batch of 16 x 512 tokens are 4.2 GB in float32, far more than the rest of a
-low-rank training step. A scan over chunks of the head keeps a running log-sum-exp instead, and the backward pass
-recomputes each chunk.
+A client learns completions alone: what the model predicts inside a prompt or padding is never looked at, so the head is not
+multiplied there. The tokens that count are brought together and scored a block at a time; how many blocks there are follows
+their number, not the batch's shape. At a vocabulary of 128,256 the logits of 16 x 512 tokens would be 4.2 GB in float32, far
+more than the rest of a low-rank training step; those of a block of 256 are 131 MB.
+
+Where the loss is differentiated, a block's gradient with respect to its hidden states is made while its probabilities are at
+hand, so that each logit is computed once.
 """
+
+import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from devft_jax.models.llama import (
@@ -27,46 +35,134 @@ class TokenStatistics(struct.PyTreeNode):
     hit: jax.Array
 
 
-def token_statistics(hidden: jax.Array, head: jax.Array, targets: jax.Array, *, chunk: int = 16_384) -> TokenStatistics:
-    """Score `targets` i32[...] under `softmax(hidden @ head)`.
+def token_statistics(
+    hidden: jax.Array,
+    head: jax.Array,
+    targets: jax.Array,
+    counted: jax.Array,
+    *,
+    rows: int = DEFAULT_COMPUTE.head_rows,
+    axis: str | None = None,
+) -> TokenStatistics:
+    """Score `targets` under `softmax(hidden @ head)` where they count.
 
     Args:
       hidden: [..., D].
       head: [D, V].
       targets: i32[...], the token that each hidden state should predict.
-      chunk: columns of the head multiplied at once; a vocabulary that it does not divide is handled exactly.
+      counted: bool[...]; elsewhere `nll` is zero, without a gradient, and `hit` is True.
+      rows: tokens whose logits are held at once; a number of tokens that it does not divide is handled exactly.
+      axis: name of a `vmap` over which all have as many blocks as the one with the most needs. Without it a `vmap` costs a
+        copy of everything in every block.
     """
-    vocabulary = head.shape[-1]
-    width = min(chunk, vocabulary)
-    shape = targets.shape
+    states = hidden.reshape(-1, hidden.shape[-1])
+    nll, hit = _scored(min(rows, counted.size), axis, states, head, targets.ravel(), counted.ravel())
+    return TokenStatistics(nll=nll.reshape(targets.shape), hit=hit.reshape(targets.shape))
 
-    def step(carry, start):
-        normaliser, best, best_index, target_logit = carry
-        # The last chunk is moved back to stay inside the head; columns already counted are masked out.
-        offset = jnp.minimum(start, vocabulary - width)
-        columns = offset + jnp.arange(width)
-        part = jax.lax.dynamic_slice_in_dim(head, offset, width, axis=1).astype(hidden.dtype)
-        logits = jnp.einsum("...d,dv->...v", hidden, part, preferred_element_type=jnp.float32)
-        logits = jnp.where(columns >= start, logits, -jnp.inf)
-        normaliser = jnp.logaddexp(normaliser, jax.nn.logsumexp(logits, axis=-1))
-        local = targets - offset
-        inside = (targets >= start) & (local < width)
-        picked = jnp.take_along_axis(logits, jnp.clip(local, 0, width - 1)[..., None], axis=-1)
-        target_logit = jnp.where(inside, picked[..., 0], target_logit)
-        top = jnp.argmax(logits, axis=-1)
-        top_logit = jnp.max(logits, axis=-1)
-        best_index = jnp.where(top_logit > best, columns[top], best_index)
-        return (normaliser, jnp.maximum(best, top_logit), best_index, target_logit), None
 
-    lowest = jnp.full(shape, -jnp.inf, jnp.float32)
-    carry = (lowest, lowest, jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.float32))
-    starts = jnp.arange(0, vocabulary, width)
-    if len(starts) == 1:
-        carry, _ = step(carry, starts[0])
-    else:
-        carry, _ = jax.lax.scan(jax.checkpoint(step, prevent_cse=False), carry, starts)
-    normaliser, _, best_index, target_logit = carry
-    return TokenStatistics(nll=normaliser - target_logit, hit=best_index == targets)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _scored(
+    rows: int, axis: str | None, hidden: jax.Array, head: jax.Array, targets: jax.Array, counted: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """`token_statistics` of tokens on one axis: nll f32[N] and hit bool[N]."""
+    return _score(rows, axis, hidden, head, targets, counted, differentiate=False)[0]
+
+
+class _Order(struct.PyTreeNode):
+    """The tokens that count brought together.
+
+    Attributes:
+      index: i32[M], which they are, in front; what follows names token 0. M is N rounded up to whole blocks.
+      place: i32[N], where in `index` a token that counts stands. blocks: i32[], how many hold any.
+    """
+
+    index: jax.Array
+    place: jax.Array
+    blocks: jax.Array
+
+
+def _order(rows: int, axis: str | None, counted: jax.Array) -> _Order:
+    room = -(-counted.size // rows) * rows
+    blocks = -(-jnp.sum(counted, dtype=jnp.int32) // rows)
+    return _Order(
+        index=jnp.nonzero(counted, size=room, fill_value=0)[0].astype(jnp.int32),
+        place=jnp.maximum(jnp.cumsum(counted, dtype=jnp.int32) - 1, 0),
+        blocks=blocks if axis is None else jax.lax.pmax(blocks, axis),
+    )
+
+
+def _block(rows: int, number: jax.Array, hidden: jax.Array, head: jax.Array, index: jax.Array) -> tuple[jax.Array, ...]:
+    """A block's tokens, their hidden states and their logits f32[rows, V]."""
+    tokens = jax.lax.dynamic_slice_in_dim(index, number * rows, rows)
+    states = hidden[tokens]
+    logits = jnp.einsum("nd,dv->nv", states, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    return tokens, states, logits
+
+
+def _score(
+    rows: int,
+    axis: str | None,
+    hidden: jax.Array,
+    head: jax.Array,
+    targets: jax.Array,
+    counted: jax.Array,
+    *,
+    differentiate: bool,
+) -> tuple[tuple[jax.Array, jax.Array], Any]:
+    """As `_scored`, and what the backward pass needs."""
+    order = _order(rows, axis, counted)
+
+    def body(number: jax.Array, carry: Any) -> Any:
+        nll, hit, slopes, normalisers = carry
+        tokens, _, logits = _block(rows, number, hidden, head, order.index)
+        wanted = targets[tokens]
+        top = jnp.max(logits, axis=-1)
+        shares = jnp.exp(logits - top[:, None])
+        total = jnp.sum(shares, axis=-1)
+        normaliser = top + jnp.log(total)
+        picked = jnp.take_along_axis(logits, wanted[:, None], axis=-1)[:, 0]
+        hits = jnp.argmax(logits, axis=-1) == wanted
+        put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=number * rows, axis=0)
+        if differentiate:
+            slope = shares / total[:, None] - (jnp.arange(logits.shape[-1]) == wanted[:, None])
+            by_state = jnp.einsum(
+                "nv,dv->nd",
+                slope.astype(hidden.dtype),
+                head.astype(hidden.dtype),
+                preferred_element_type=jnp.float32,
+            )
+            slopes = put(slopes, by_state.astype(hidden.dtype))
+        return put(nll, normaliser - picked), put(hit, hits), slopes, put(normalisers, normaliser)
+
+    size = len(order.index)
+    slopes = jnp.zeros((size, hidden.shape[-1]), hidden.dtype) if differentiate else None
+    carry = jnp.zeros(size), jnp.zeros(size, bool), slopes, jnp.zeros(size)
+    nll, hit, slopes, normalisers = jax.lax.fori_loop(0, order.blocks, body, carry)
+    scored = jnp.where(counted, nll[order.place], 0.0), hit[order.place] | ~counted
+    return scored, (order, slopes, normalisers, hidden, head, targets, counted)
+
+
+def _backward(rows: int, axis: str | None, kept: Any, gradients: tuple[jax.Array, Any]) -> tuple[Any, ...]:
+    order, slopes, normalisers, hidden, head, targets, counted = kept
+    weights = jnp.where(counted, gradients[0], 0.0)
+    by_hidden = (weights[:, None] * slopes[order.place].astype(jnp.float32)).astype(hidden.dtype)
+    in_order = jnp.where(jnp.arange(len(order.index)) < jnp.sum(counted), weights[order.index], 0.0)
+
+    # Only where the head itself is trained, as in pretraining; otherwise nobody reads it and the compiler drops it.
+    def body(number: jax.Array, total: jax.Array) -> jax.Array:
+        tokens, states, logits = _block(rows, number, hidden, head, order.index)
+        cut = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=number * rows, slice_size=rows)
+        slope = jnp.exp(logits - cut(normalisers)[:, None])
+        slope = slope - (jnp.arange(logits.shape[-1]) == targets[tokens][:, None])
+        slope = (cut(in_order)[:, None] * slope).astype(hidden.dtype)
+        return total + jnp.einsum("nd,nv->dv", states, slope, preferred_element_type=jnp.float32)
+
+    by_head = jax.lax.fori_loop(0, order.blocks, body, jnp.zeros(head.shape, jnp.float32)).astype(head.dtype)
+    integers = (np.zeros(leaf.shape, jax.dtypes.float0) for leaf in (targets, counted))
+    return by_hidden, by_head, *integers
+
+
+_scored.defvjp(functools.partial(_score, differentiate=True), _backward)
 
 
 def completion_statistics(
@@ -79,19 +175,19 @@ def completion_statistics(
     compute: Compute = DEFAULT_COMPUTE,
     key: jax.Array | None = None,
     prefix: jax.Array | None = None,
+    axis: str | None = None,
 ) -> TokenStatistics:
     """`nll` and `hit` f32/bool[B, T-1] of tokens 1..T-1, zero and True where `mask` bool[B, T] is False.
 
-    `mask[b, t]` marks the completion tokens, those that a client learns to produce; `prefix` as in `hidden_states`.
+    `mask[b, t]` marks the completion tokens, those that a client learns to produce; `key` and `prefix` as in
+    `hidden_states`, `axis` as in `token_statistics`.
     """
     # The first True of a row; 0 where there is none.
     prompt_lengths = jnp.argmax(mask, axis=-1)
     hidden = hidden_states(
         config, base, adapter, tokens, compute=compute, key=key, prompt_lengths=prompt_lengths, prefix=prefix
     )
-    statistics = token_statistics(hidden[:, :-1], head_weight(base), tokens[:, 1:], chunk=compute.vocabulary_chunk)
-    counted = mask[:, 1:]
-    return TokenStatistics(nll=jnp.where(counted, statistics.nll, 0.0), hit=statistics.hit | ~counted)
+    return token_statistics(hidden[:, :-1], head_weight(base), tokens[:, 1:], mask[:, 1:], rows=compute.head_rows, axis=axis)
 
 
 def completion_loss(
@@ -104,7 +200,18 @@ def completion_loss(
     compute: Compute = DEFAULT_COMPUTE,
     key: jax.Array | None = None,
     prefix: jax.Array | None = None,
+    count: jax.Array | None = None,
+    axis: str | None = None,
 ) -> jax.Array:
-    """Mean negative log-likelihood of the completion tokens of a batch, in nats; 0 for a batch without any."""
-    statistics = completion_statistics(config, base, adapter, tokens, mask, compute=compute, key=key, prefix=prefix)
-    return jnp.sum(statistics.nll) / jnp.maximum(jnp.sum(mask[:, 1:]), 1)
+    """Mean negative log-likelihood of the completion tokens of a batch, in nats; 0 for a batch without any.
+
+    `count` is their number where the rows are only a part of the batch: the parts' losses then add up to the batch's.
+    """
+    options: dict[str, Any] = {"compute": compute, "key": key, "prefix": prefix, "axis": axis}
+    statistics = completion_statistics(config, base, adapter, tokens, mask, **options)
+    return jnp.sum(statistics.nll) / jnp.maximum(completion_tokens(mask) if count is None else count, 1)
+
+
+def completion_tokens(mask: jax.Array) -> jax.Array:
+    """How many tokens of a batch are predicted and count, i32[]; nothing predicts the first of a row."""
+    return jnp.sum(mask[:, 1:], dtype=jnp.int32)

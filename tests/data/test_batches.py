@@ -1,5 +1,7 @@
 """Laws of drawing, exact mask boundaries, and evaluation that sees every example once."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,6 +11,7 @@ from devft_jax.data.batches import (
     bucket_for,
     draw_examples,
     evaluation_batches,
+    fitted_lengths,
     gather_batch,
     length_buckets,
 )
@@ -161,3 +164,31 @@ def test_evaluation_sees_every_example_once_in_few_shapes(examples, batch_size):
     assert all((index >= 0).all() for index, _, _ in batches[:-1])
     scored = sum(mask.sum() for _, _, mask in batches)
     assert scored == (examples.lengths - examples.prompt_lengths).sum()
+
+
+def padded_tokens(lengths, fitted):
+    return sum(next(bound for bound in fitted if bound >= length) for length in lengths)
+
+
+@settings(max_examples=60)
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=12), st.integers(1, 4))
+def test_no_other_lengths_lose_less(lengths, most):
+    fitted = fitted_lengths(np.array(lengths), most, worth=0.0)
+    assert list(fitted) == sorted(set(fitted))
+    assert len(fitted) <= most
+    assert all(length % 8 == 0 for length in fitted)
+    steps = sorted({-(-length // 8) * 8 for length in lengths})
+    others = [
+        padded_tokens(lengths, (*choice, steps[-1]))
+        for count in range(min(most, len(steps)))
+        for choice in itertools.combinations(steps[:-1], count)
+    ]
+    assert padded_tokens(lengths, fitted) == min(others)
+
+
+def test_a_length_that_saves_little_is_not_taken():
+    # 8 for a tenth of the examples saves about 3 % of the tokens.
+    lengths = np.array([24] * 90 + [16] * 10)
+    assert fitted_lengths(lengths, 4) == (24,)
+    assert fitted_lengths(lengths, 4, worth=0.01) == (16, 24)
+    assert fitted_lengths(np.array([3, 500] * 10), 4) == (8, 504)

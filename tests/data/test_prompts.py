@@ -1,7 +1,5 @@
 """Prompt templates: wording letter for letter, and content that looks like a pattern."""
 
-import copy
-
 import pytest
 
 from devft_jax.data.prompts import render, resolve_template

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from devft_jax.data import Examples, bucket_for, gather_batch
+from devft_jax.data import Examples, gather_batch
 from devft_jax.federated.algorithm import Algorithm, Clients, Participant, Share
 from devft_jax.federated.algorithms.fedit import fedit
 from devft_jax.federated.algorithms.options import MethodConfig
 from devft_jax.federated.cohort import Cohort, RoundResult, broadcast_of, participant_of
-from devft_jax.federated.local import OptimizerOptions
+from devft_jax.federated.local import OptimizerOptions, Passes
 from devft_jax.federated.sampling import client_keys
 from devft_jax.federated.work import ClientWork
 from devft_jax.models.llama import PROJECTIONS, Adapter, Base, Compute, ModelConfig, forward
@@ -45,6 +45,8 @@ DROPOUT = MethodConfig(rank=2, alpha=3.0, dropout=0.25, targets=("v", "down"))
 # Examples 0..59 have up to 8 tokens, 60..79 have 13, 80 and 81 hold the reserved token.
 SHORT, LONG, RESERVED = slice(0, 60), slice(60, 80), slice(80, 82)
 BUCKETS = (8, 16)
+# A step in one pass of one length, which is quick to compile.
+WHOLE = Passes(BATCH, BUCKETS[-1:])
 
 
 def _examples() -> Examples:
@@ -66,9 +68,8 @@ def poisoned_base() -> Base:
 
 
 def assemble(examples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Padded rows in the smallest bucket that holds them, as the trainer makes them."""
-    lengths = np.where(examples < 0, 0, EXAMPLES.lengths[examples])
-    return gather_batch(EXAMPLES, examples, bucket_for(int(lengths.max()), BUCKETS))
+    """Padded rows, as the trainer makes them."""
+    return gather_batch(EXAMPLES, examples, BUCKETS[-1])
 
 
 def client(position: int, *, pool: slice = SHORT, steps: int = STEPS, weight: float | None = None) -> ClientWork:
@@ -80,7 +81,7 @@ def client(position: int, *, pool: slice = SHORT, steps: int = STEPS, weight: fl
         id=(2_654_435_761 * (position + 1)) % 2**32,
         weight=float(rng.integers(1, 20)) if weight is None else weight,
         examples=examples,
-        tokens=int(EXAMPLES.lengths[examples].sum()),
+        lengths=EXAMPLES.lengths[examples],
     )
 
 
@@ -104,6 +105,7 @@ def engine(
     optimizer: OptimizerOptions = SGD,
     devices: int = 1,
     clients_per_step: int = 5,
+    passes: Passes = WHOLE,
 ) -> Cohort:
     """The `Cohort` under test, made once for each set of choices so that tests share compiled programs."""
     return Cohort(
@@ -111,6 +113,7 @@ def engine(
         CONFIG,
         Compute(),
         optimizer,
+        passes,
         devices=jax.local_devices()[:devices],
         clients_per_step=clients_per_step,
         assemble=assemble,
@@ -193,7 +196,7 @@ def plain_client(
     key = keys_of_round(np.array([member.id], np.uint32))[0]
     state = rule.init(lora)
     losses = []
-    # Padded to its own lengths alone: neither other clients nor buckets exist here.
+    # Padded to its own lengths alone: neither other clients nor passes exist here.
     length = int(EXAMPLES.lengths[member.examples].max())
     for step, examples in enumerate(member.examples):
         tokens, mask = gather_batch(EXAMPLES, examples, length)

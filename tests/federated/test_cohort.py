@@ -23,7 +23,7 @@ from devft_jax.federated.cohort import (
     uplink_shapes,
     zero_sums,
 )
-from devft_jax.federated.local import OptimizerOptions
+from devft_jax.federated.local import OptimizerOptions, Passes
 from devft_jax.models.llama import PROJECTIONS, Base, Compute, LoraFactors, ModelConfig
 from devft_jax.models.loss import completion_loss
 from devft_jax.programs import (
@@ -33,7 +33,9 @@ from devft_jax.programs import (
     resolve_clients_per_step,
 )
 from tests.federated.harness import (
+    BUCKETS,
     DROPOUT,
+    EXAMPLES,
     FIVE,
     LONG,
     RATE,
@@ -42,6 +44,7 @@ from tests.federated.harness import (
     SGD,
     STEPS,
     TWO,
+    WHOLE,
     assemble,
     assert_close,
     assert_identical,
@@ -70,12 +73,15 @@ def mixed_round_by_hand():
     return members, plain_round(members, server_with(DROPOUT).lora, plain_sgd(), DROPOUT)
 
 
-@pytest.mark.parametrize(("devices", "asked"), [(1, 1), (2, 3), (8, 1)])
-def test_a_round_is_the_plain_loop_for_any_chunk_and_devices(devices, asked):
+@pytest.mark.parametrize(
+    ("devices", "asked", "passes"),
+    [(1, 1, Passes(1, BUCKETS)), (2, 3, Passes(2, BUCKETS)), (8, 1, WHOLE)],
+)
+def test_a_round_is_the_plain_loop_for_any_chunk_devices_and_passes(devices, asked, passes):
     members, (lora, losses) = mixed_round_by_hand()
     start = server_with(DROPOUT)
     size = resolve_clients_per_step(ExecutionOptions(clients_per_step=asked), jax.local_devices()[:devices])
-    result = run_round(engine(fedit_with(DROPOUT), SGD, devices, size), start, members)
+    result = run_round(engine(fedit_with(DROPOUT), SGD, devices, size, passes), start, members)
     assert_close(result.server.lora, lora)
     np.testing.assert_allclose(result.losses, losses, rtol=1e-5)
     assert result.finite.all()
@@ -171,8 +177,8 @@ def test_bytes_are_those_of_every_participants_message(message_dtype, size):
     result = run_round(engine(fedit_with(TWO, message_dtype)), server_with(), FIVE)
     elements = sum(CONFIG.layers * TWO.rank * sum(CONFIG.projection_shape(name)) for name in TWO.targets)
     assert result.bytes_up == result.bytes_down == size * elements * len(FIVE)
-    assert result.tokens == sum(member.tokens for member in FIVE)
-    assert result.rows_by_length == {8: 5 * FIVE[0].examples.size}
+    lengths = [length for member in FIVE for length in EXAMPLES.lengths[member.examples].ravel().tolist()]
+    assert result.examples_by_length == Counter(lengths)
 
 
 def test_bfloat16_messages_accumulate_in_float32():
@@ -345,7 +351,7 @@ def chunk_program(devices: int, options: MethodConfig, compute: Compute):
     """The chunk as it would be jitted, and its arguments' shapes."""
     algorithm = fedit_with(options)
     mesh = client_mesh(jax.local_devices()[:devices])
-    chunk = make_chunk(algorithm, DISTINCT, compute, OptimizerOptions(), mesh)
+    chunk = make_chunk(algorithm, DISTINCT, compute, OptimizerOptions(), mesh, Passes(1, (5, 10)))
     return jax.jit(chunk), chunk_arguments(algorithm, DISTINCT, devices, compute.dtype)
 
 
@@ -393,7 +399,7 @@ def test_a_merged_adapter_would_be_seen_as_a_copy_per_client(monkeypatch):
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])
 def test_the_chunk_lowers_for_accelerators(platform):
     options = MethodConfig(rank=3, alpha=3.0, dropout=0.1, targets=("q", "down"))
-    compute = Compute(dtype="bfloat16", remat="dots", vocabulary_chunk=20)
+    compute = Compute(dtype="bfloat16", remat="dots", head_rows=20)
     chunk, arguments = chunk_program(8, options, compute)
     exported = jax.export.export(chunk, platforms=[platform])(*arguments)
     assert exported.platforms == (platform,)
@@ -407,6 +413,7 @@ def test_one_program_per_shape_of_a_chunk():
         CONFIG,
         Compute(),
         SGD,
+        WHOLE,
         devices=jax.local_devices()[:1],
         clients_per_step=5,
         assemble=assemble,
@@ -422,11 +429,9 @@ def test_one_program_per_shape_of_a_chunk():
     result = run_round(rounds, result.server, FIVE, train_rows=np.arange(CONFIG.layers) > 1)
     assert programs.count == 4
     longer = [client(position, pool=LONG) for position in range(5)]
-    result = run_round(rounds, result.server, [*longer, *FIVE[:2]])
-    assert programs.count == 5
-    assert result.rows_by_length == {16: 5 * FIVE[0].examples.size, 8: 2 * FIVE[0].examples.size}
-    run_round(rounds, result.server, longer)
-    assert programs.count == 5
+    run_round(rounds, result.server, [*longer, *FIVE[:2]])
+    # Longer examples are no other shape.
+    assert programs.count == 4
     assert programs.seconds > 0
 
 

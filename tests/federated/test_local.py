@@ -10,10 +10,14 @@ import pytest
 
 from devft_jax.errors import InputError
 from devft_jax.federated.local import (
+    PASS_TOKENS,
     OptimizerOptions,
+    Passes,
+    choose_passes,
     local_step,
     local_train,
     make_optimizer,
+    step_gradients,
     validate_optimizer,
 )
 from tests.federated.harness import assert_close, assert_identical
@@ -22,6 +26,7 @@ LAYERS, STEPS = 3, 4
 ALL = jnp.ones(LAYERS, bool)
 SOME = jnp.array([True, False, True])
 KEY = jax.random.key(4, impl="threefry2x32")
+WHOLE = Passes(2, (5,))
 ADAMW = OptimizerOptions(weight_decay=0.2, clip_norm=0.0, beta1=0.8, beta2=0.95, epsilon=1e-3)
 
 
@@ -39,10 +44,11 @@ def batches() -> tuple[jax.Array, jax.Array]:
 
 
 def reported(value):
-    """A loss without a penalty: what is reduced is what is reported."""
+    """A loss without a penalty, of a step in one pass, with the key of its first example: what is reduced is reported."""
 
-    def loss(train, batch, key):
-        found = value(train, batch, key)
+    def loss(train, batch, keys, count, share):
+        assert share == 1
+        found = value(train, batch, keys[0])
         return found, found
 
     return loss
@@ -59,12 +65,17 @@ def plain_loss(train, batch, key):
 loss = reported(plain_loss)
 
 
+def first_key(key):
+    """Of a step's first example."""
+    return jax.random.fold_in(key, 0)
+
+
 def by_hand(rule, train):
     """The steps in a Python loop."""
     state = rule.init(train)
     losses = []
     for step, batch in enumerate(zip(*batches(), strict=True)):
-        value, gradient = jax.value_and_grad(plain_loss)(train, batch, jax.random.fold_in(KEY, step))
+        value, gradient = jax.value_and_grad(plain_loss)(train, batch, first_key(jax.random.fold_in(KEY, step)))
         updates, state = rule.update(gradient, state, train)
         train = optax.apply_updates(train, updates)
         losses.append(value)
@@ -90,7 +101,7 @@ def by_hand(rule, train):
 def test_local_training_is_the_optax_loop(options, rule):
     wanted, losses = by_hand(rule, start())
     # The rate may be traced, as it is in a chunk.
-    train = jax.jit(lambda rate: local_train(loss, make_optimizer(options, rate), start(), batches(), KEY, ALL))
+    train = jax.jit(lambda rate: local_train(loss, make_optimizer(options, rate), start(), batches(), KEY, ALL, WHOLE))
     trained, statistics = train(jnp.float32(0.01))
     assert_close(trained, wanted)
     np.testing.assert_allclose(statistics.loss, losses, rtol=1e-5)
@@ -102,8 +113,8 @@ def test_local_training_is_the_optax_loop(options, rule):
 def one_step(options: OptimizerOptions, train_rows=ALL, rate: float = 0.1):
     rule = make_optimizer(options, rate)
     batch = jax.tree.map(lambda leaf: leaf[0], batches())
-    (trained, _), _ = local_step(loss, rule, train_rows, (start(), rule.init(start())), batch, KEY)
-    gradient = jax.grad(plain_loss)(start(), batch, KEY)
+    (trained, _), _ = local_step(loss, rule, train_rows, WHOLE, (start(), rule.init(start())), batch, KEY)
+    gradient = jax.grad(plain_loss)(start(), batch, first_key(KEY))
     return jax.tree.map(jnp.subtract, trained, start()), gradient
 
 
@@ -125,7 +136,7 @@ def test_clip_norm_bounds_a_step_and_zero_leaves_it_alone():
 )
 def test_rows_that_do_not_learn_stay_bit_identical(options):
     rule = make_optimizer(options, 0.1)
-    trained, _ = local_train(loss, rule, start(), batches(), KEY, SOME)
+    trained, _ = local_train(loss, rule, start(), batches(), KEY, SOME, WHOLE)
     for name, old in start().items():
         assert_identical(trained[name][1], old[1])
         assert np.abs(trained[name] - old)[np.array([0, 2])].min() > 0
@@ -144,7 +155,7 @@ def test_an_infinite_gradient_of_a_row_that_does_not_learn_breaks_nothing():
 
     train = {"a": jnp.ones((LAYERS, 2)).at[1].set(0.0), "b": jnp.ones((LAYERS, 2))}
     rule = make_optimizer(OptimizerOptions(optimizer="sgd"), 0.1)
-    trained, statistics = local_train(reported(steep), rule, train, batches(), KEY, SOME)
+    trained, statistics = local_train(reported(steep), rule, train, batches(), KEY, SOME, WHOLE)
     assert statistics.finite
     assert_identical(trained["a"][1], train["a"][1])
     assert np.isfinite(trained["a"]).all()
@@ -163,7 +174,7 @@ def test_a_nan_in_any_step_is_reported():
     numbered = (tokens, jnp.ones((STEPS, 2, 5), bool))
     rule = make_optimizer(OptimizerOptions(optimizer="sgd"), 0.1)
     for value, finite in ((1, False), (2, True)):
-        _, statistics = local_train(reported(breaks_at(value)), rule, start(), numbered, KEY, ALL)
+        _, statistics = local_train(reported(breaks_at(value)), rule, start(), numbered, KEY, ALL, WHOLE)
         assert bool(statistics.finite) == finite
         assert np.isfinite(statistics.loss[:2]).all()
         assert np.isnan(statistics.loss[2]) == (not finite)
@@ -175,9 +186,89 @@ def test_an_overflow_in_the_last_step_is_reported_though_every_loss_is_finite():
 
     rule = make_optimizer(OptimizerOptions(optimizer="sgd", clip_norm=0.0), jnp.inf)
     one = jax.tree.map(lambda leaf: leaf[:1], batches())
-    _, statistics = local_train(reported(flat), rule, start(), one, KEY, ALL)
+    _, statistics = local_train(reported(flat), rule, start(), one, KEY, ALL, WHOLE)
     assert np.isfinite(statistics.loss).all()
     assert not statistics.finite
+
+
+# ---------------------------------------------------------------------------------------------------
+# Passes
+
+# Five examples of 16 positions: completions that end at 3, 16, 7, none, and 8.
+ENDS = (3, 16, 7, 0, 8)
+LENGTHS = (4, 8, 16)
+
+
+def uneven() -> tuple[jax.Array, jax.Array]:
+    tokens = np.random.default_rng(2).integers(1, 9, (len(ENDS), 16))
+    mask = [[(1 <= position < end and position % 3 != 1) or position == end - 1 for position in range(16)] for end in ENDS]
+    return jnp.asarray(tokens, jnp.int32), jnp.asarray(mask) & (jnp.arange(16) > 0)
+
+
+def rowwise(train, rows, keys, count, share):
+    """A mean over the completion tokens of the step, each row with noise of its own key, and a penalty."""
+    tokens, mask = rows
+    noise = jax.vmap(lambda key: jax.random.normal(key, (3,)))(keys)
+    score = jnp.sum(jnp.sin(tokens[..., None] * (train["a"][0, 0] + noise[:, None])), axis=-1)
+    value = jnp.sum(jnp.where(mask, score, 0.0)) / count
+    return value + share * jnp.sum(train["b"] ** 2), value
+
+
+@pytest.mark.parametrize("examples", [1, 2, 3, 5])
+@pytest.mark.parametrize("lengths", [(16,), LENGTHS])
+def test_any_passes_give_the_steps_loss_and_gradient(examples, lengths):
+    whole = step_gradients(rowwise, Passes(5, (16,)), start(), uneven(), KEY)
+    parts = jax.jit(lambda train: step_gradients(rowwise, Passes(examples, lengths), train, uneven(), KEY))(start())
+    np.testing.assert_allclose(parts[0], whole[0], rtol=1e-5)
+    assert_close(parts[1], whole[1])
+    assert all(np.abs(leaf).max() > 1e-2 for leaf in whole[1].values())
+
+
+def padding(train, rows, keys, count, share):
+    """Counts positions: what is reported is how many were run."""
+    tokens, _ = rows
+    run = jnp.float32(tokens.size)
+    return run + 0.0 * jnp.sum(train["a"]), run
+
+
+@pytest.mark.parametrize(
+    ("examples", "lengths", "positions"),
+    [
+        (5, (16,), 5 * 16),
+        (5, LENGTHS, 5 * 16),
+        # Longest first: 16, 8, 7, 3, none.
+        (1, LENGTHS, 16 + 8 + 8 + 4 + 4),
+        (2, LENGTHS, 2 * 16 + 2 * 8 + 2 * 4),
+    ],
+)
+def test_a_pass_is_padded_to_the_shortest_length_that_holds_it(examples, lengths, positions):
+    value, _ = step_gradients(padding, Passes(examples, lengths), start(), uneven(), KEY)
+    assert value == positions
+
+
+def test_clients_of_a_chunk_share_the_length_of_a_pass():
+    tokens, mask = uneven()
+    both = jnp.stack([tokens, tokens]), jnp.stack([mask, mask.at[:, 4:].set(False)])
+    passes = Passes(1, LENGTHS, axis="clients")
+
+    def run(batch):
+        return step_gradients(padding, passes, start(), batch, KEY)[0]
+
+    together = jax.vmap(run, axis_name="clients")(both)
+    np.testing.assert_array_equal(together, [16 + 8 + 8 + 4 + 4] * 2)
+    # A branch that is taken, not all of them and a choice between what they give.
+    program = str(jax.make_jaxpr(jax.vmap(run, axis_name="clients"))(both))
+    assert "cond[" in program
+
+
+def test_passes_follow_the_platform_and_the_data():
+    lengths = np.array([100] * 50 + [40] * 50)
+    chosen = choose_passes(lengths, batch_size=16, examples=None, most_lengths=4, platform="cpu")
+    assert chosen == Passes(round(PASS_TOKENS / 70), (40, 104))
+    assert choose_passes(lengths, batch_size=2, examples=None, most_lengths=4, platform="cpu").examples == 2
+    assert choose_passes(lengths, batch_size=16, examples=None, most_lengths=1, platform="gpu") == Passes(16, (104,))
+    assert choose_passes(lengths, batch_size=16, examples=5, most_lengths=1, platform="gpu").examples == 5
+    assert choose_passes(10 * lengths, batch_size=16, examples=None, most_lengths=1, platform="cpu").examples == 1
 
 
 @pytest.mark.parametrize(

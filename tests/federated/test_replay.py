@@ -19,6 +19,7 @@ from tests.federated.harness import (
     SGD,
     STEPS,
     TWO,
+    WHOLE,
     all_rows,
     assemble,
     client,
@@ -47,6 +48,7 @@ def replay(member, options=TWO, *, base=BASE, lr=RATE, train_rows=None):
         lr=lr,
         key=keys_of_round(np.array([member.id], np.uint32))[0],
         train_rows=all_rows() if train_rows is None else train_rows,
+        passes=WHOLE,
     )
 
 

@@ -18,7 +18,6 @@ from devft_jax.models.llama import (
     Adapter,
     Compute,
     RopeScaling,
-    attention_implementation,
     dense_weight,
     hidden_states,
     init_base,
@@ -323,24 +322,6 @@ def test_rms_norm_by_hand():
     x = jnp.array([3.0, 4.0])
     np.testing.assert_allclose(rms_norm(x, jnp.array([1.0, 2.0]), 0.0), np.array([3.0, 8.0]) / np.sqrt(12.5), rtol=1e-6)
     assert rms_norm(x.astype(jnp.bfloat16), jnp.ones(2), 1e-5).dtype == jnp.bfloat16
-
-
-@pytest.mark.parametrize(
-    ("backend", "dtype", "head_size", "asked", "expected"),
-    [
-        ("gpu", "bfloat16", 64, "auto", "cudnn"),
-        ("gpu", "float32", 64, "auto", "xla"),
-        ("gpu", "bfloat16", 60, "auto", "xla"),
-        ("gpu", "bfloat16", 64, "xla", "xla"),
-        ("cpu", "bfloat16", 64, "auto", "xla"),
-        ("tpu", "bfloat16", 64, "auto", "xla"),
-        ("cpu", "float32", 64, "cudnn", "cudnn"),
-    ],
-)
-def test_attention_follows_the_platform(monkeypatch, config, backend, dtype, head_size, asked, expected):
-    monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    compute = Compute(dtype=dtype, attention=asked)
-    assert attention_implementation(compute, dataclasses.replace(config, head_size=head_size)) == expected
 
 
 @pytest.mark.parametrize("name", PROJECTIONS)

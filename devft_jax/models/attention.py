@@ -1,0 +1,163 @@
+"""Causal self-attention over whole sequences, by the kernel that suits the platform.
+
+`cudnn` and `xla` are JAX's own. `blocked` is written here, for processors whose compiler has no fused kernel: queries are
+taken in blocks, each block sees the keys up to its own end alone, so that nearly half of the square is never computed, and
+the backward pass keeps of every block the logarithm of its normaliser and makes the scores again (Dao et al. 2022; the
+backward formulas are those of Dao 2023, section 3.1.2). Nothing of the size of the square is kept between the passes.
+
+Shapes: queries [B, T, H, E], keys and values [B, T, K, E], H a multiple of K; query head h belongs to key head h // (H / K).
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+Attention = Callable[[jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
+"""(queries [B, T, H, E], keys and values [B, T, K, E], what the layer remembers) -> (mixed values [B, T, H, E], what the
+layer hands on)."""
+
+Kernel = Literal["xla", "cudnn", "blocked"]
+# Name under which a remat policy may keep what attention hands on to its backward pass.
+SAVED = "attention"
+# Queries of a block: as few as fill a matrix product, and at most so many blocks, each of which is compiled.
+SMALLEST_BLOCK, MOST_BLOCKS = 64, 8
+# Where a query does not see a key: finite, so that a difference of two is no NaN.
+UNSEEN = -1e30
+
+
+def kernel_for(kernel: Kernel | Literal["auto"], *, dtype: str, head_size: int) -> Kernel:
+    """The kernel that `kernel` stands for on the default platform.
+
+    `auto` is cudnn on an NVIDIA GPU in bfloat16 where the head size allows it, blocked on CPU, and xla elsewhere.
+    """
+    if kernel != "auto":
+        return kernel
+    platform = jax.default_backend()
+    if platform == "gpu" and dtype == "bfloat16" and head_size % 8 == 0:
+        return "cudnn"
+    return "blocked" if platform == "cpu" else "xla"
+
+
+def causal(kernel: Kernel, *, length: int, window: int | None = None) -> Attention:
+    """Attention over a whole sequence of `length` tokens; remembers nothing and hands nothing on.
+
+    Args:
+      kernel: xla, cudnn or blocked.
+      window: how many tokens a position attends to, itself and those before it; None for all.
+    """
+    # A window that nothing leaves would only keep kernels from their plain causal path.
+    if window is not None and window >= length:
+        window = None
+
+    def attend(queries: jax.Array, keys: jax.Array, values: jax.Array, memory: None) -> tuple[jax.Array, None]:
+        if kernel == "blocked":
+            return blocked_attention(window, queries, keys, values), None
+        mixed = jax.nn.dot_product_attention(
+            queries,
+            keys,
+            values,
+            is_causal=True,
+            local_window_size=None if window is None else (window - 1, 0),
+            implementation=kernel,
+        )
+        return mixed, None
+
+    return attend
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def blocked_attention(window: int | None, queries: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
+    """softmax(q k^T / sqrt(E)) v over the keys that each query sees, [B, T, H, E] in the values' dtype.
+
+    Args:
+      window: as in `causal`.
+    """
+    return _forward(window, queries, keys, values)[0]
+
+
+def _blocks(length: int, window: int | None) -> Iterator[tuple[slice, slice, jax.Array]]:
+    """Query blocks: their rows, the keys that any of them sees, and which of these each sees, bool[rows, keys]."""
+    size = max(SMALLEST_BLOCK, -(-length // (MOST_BLOCKS * 8)) * 8)
+    for first in range(0, length, size):
+        last = min(first + size, length)
+        begin = 0 if window is None else max(0, first - window + 1)
+        query, key = jnp.arange(first, last)[:, None], jnp.arange(begin, last)
+        seen = key <= query
+        yield slice(first, last), slice(begin, last), seen if window is None else seen & (key > query - window)
+
+
+def _by_key_head(x: jax.Array, kv_heads: int) -> jax.Array:
+    """[B, T, H, E] -> [B * K, H / K, T, E]: the query heads of a key head beside each other."""
+    batch, length, heads, size = x.shape
+    grouped = x.reshape(batch, length, kv_heads, heads // kv_heads, size)
+    return grouped.transpose(0, 2, 3, 1, 4).reshape(batch * kv_heads, heads // kv_heads, length, size)
+
+
+def _by_token(x: jax.Array, batch: int) -> jax.Array:
+    """The inverse of `_by_key_head`."""
+    rows, group, length, size = x.shape
+    split = x.reshape(batch, rows // batch, group, length, size)
+    return split.transpose(0, 3, 1, 2, 4).reshape(batch, length, rows // batch * group, size)
+
+
+def _rows(x: jax.Array, block: slice) -> jax.Array:
+    """A block of queries [N, G, T, ...] as rows [N, G * block, ...]."""
+    part = x[:, :, block]
+    return part.reshape(part.shape[0], part.shape[1] * part.shape[2], *part.shape[3:])
+
+
+def _unrows(x: jax.Array, group: int) -> jax.Array:
+    """The inverse of `_rows`, for one block."""
+    return x.reshape(x.shape[0], group, x.shape[1] // group, *x.shape[2:])
+
+
+_product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+
+
+def _forward(window: int | None, queries: jax.Array, keys: jax.Array, values: jax.Array) -> tuple[jax.Array, Any]:
+    batch, length, heads, size = queries.shape
+    group = heads // keys.shape[2]
+    q, k, v = _by_key_head(queries, keys.shape[2]), *(_by_key_head(x, keys.shape[2])[:, 0] for x in (keys, values))
+    mixed, normalisers = [], []
+    for block, past, seen in _blocks(length, window):
+        scores = _product("nqe,nke->nqk", _rows(q, block), k[:, past]) * size**-0.5
+        scores = jnp.where(jnp.tile(seen, (group, 1)), scores, UNSEEN)
+        top = jnp.max(scores, axis=-1, keepdims=True)
+        weights = jnp.exp(scores - top)
+        total = jnp.sum(weights, axis=-1, keepdims=True)
+        mixed.append(_unrows(_product("nqk,nke->nqe", weights.astype(v.dtype), v[:, past]) / total, group))
+        normalisers.append(_unrows((top + jnp.log(total))[..., 0], group))
+    normaliser = checkpoint_name(jnp.concatenate(normalisers, axis=2), SAVED)
+    output = checkpoint_name(_by_token(jnp.concatenate(mixed, axis=2), batch).astype(values.dtype), SAVED)
+    return output, (queries, keys, values, output, normaliser)
+
+
+def _backward(window: int | None, kept: Any, gradient: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    queries, keys, values, output, normaliser = kept
+    batch, length, heads, size = queries.shape
+    kv_heads, group = keys.shape[2], heads // keys.shape[2]
+    q, d = _by_key_head(queries, kv_heads), _by_key_head(gradient, kv_heads)
+    k, v = (_by_key_head(x, kv_heads)[:, 0] for x in (keys, values))
+    # What softmax's derivative subtracts: the mean of a row's gradient under its own weights, which is d . output.
+    means = jnp.sum(gradient.astype(jnp.float32) * output.astype(jnp.float32), axis=-1, keepdims=True)
+    mean = _by_key_head(means, kv_heads)[..., 0]
+    dq, dk, dv = [], jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
+    for block, past, seen in _blocks(length, window):
+        rows, up = _rows(q, block), _rows(d, block)
+        scores = _product("nqe,nke->nqk", rows, k[:, past]) * size**-0.5
+        visible = jnp.tile(seen, (group, 1))
+        weights = jnp.where(visible, jnp.exp(scores - _rows(normaliser, block)[..., None]), 0.0)
+        dv = dv.at[:, past].add(_product("nqk,nqe->nke", weights.astype(up.dtype), up))
+        towards = _product("nqe,nke->nqk", up, v[:, past])
+        change = (weights * (towards - _rows(mean, block)[..., None]) * size**-0.5).astype(q.dtype)
+        dq.append(_unrows(_product("nqk,nke->nqe", change, k[:, past]), group))
+        dk = dk.at[:, past].add(_product("nqk,nqe->nke", change, rows))
+    gradients = (jnp.concatenate(dq, axis=2), dk[:, None], dv[:, None])
+    return tuple(_by_token(x, batch).astype(like.dtype) for x, like in zip(gradients, (queries, keys, values), strict=True))  # type: ignore[return-value]
+
+
+blocked_attention.defvjp(_forward, _backward)
