@@ -13,11 +13,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 # How many times dearer what is left of a run must be than a trial.
-WORTH = 20
+WORTH = 10
 BETTER = 0.95
 # Share of a device's memory that a chunk's program may take by XLA's analysis.
 FILL = 0.8
-TRIAL_RUNS = 2
+# The fastest counts: a chunk of a small model takes milliseconds, and machines are shared.
+TRIAL_RUNS = 5
 
 
 @dataclass(frozen=True)
