@@ -2,7 +2,7 @@
 
 More clients in a chunk share the passes over the frozen weights and the cost of starting a program, until caches or memory
 are full. Which number is best depends on model, batch and machine, so it is measured: after its first round a run times
-chunks of twice as many clients, and twice as many again, as long as that pays. A size is tried where
+chunks of twice as many clients, and twice as many again, until `PATIENCE` sizes in a row do not pay. A size is tried where
 
     compile time of the last one + time of its trial runs  <=  time of all training that is left / WORTH
 
@@ -13,11 +13,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 # How many times dearer what is left of a run must be than a trial.
-WORTH = 20
+WORTH = 10
 BETTER = 0.95
+# Sizes in a row that may fail to be better: two clients at once are often slower than one, and four faster.
+PATIENCE = 2
 # Share of a device's memory that a chunk's program may take by XLA's analysis.
 FILL = 0.8
-TRIAL_RUNS = 2
+# The fastest counts: a chunk of a small model takes milliseconds, and machines are shared.
+TRIAL_RUNS = 5
 
 
 @dataclass(frozen=True)
@@ -41,11 +44,11 @@ def choose(
       first: what the first round said of `start`. memory: bytes of one device, if they are known.
     """
     size, best, timed = start, first, False
-    while size < most:
-        larger = min(2 * size, most)
-        runs = TRIAL_RUNS * larger + (0 if timed else TRIAL_RUNS * size)
-        cost = best.compile_seconds + runs * best.client_seconds
-        if cost * WORTH > clients * best.client_seconds:
+    tried, misses = start, 0
+    while tried < most and misses < PATIENCE:
+        larger = min(2 * tried, most)
+        runs = TRIAL_RUNS * (larger + (0 if timed else size))
+        if (best.compile_seconds + runs * best.client_seconds) * WORTH > clients * best.client_seconds:
             break
         if memory is not None and best.program_bytes * larger / size > FILL * memory:
             break
@@ -56,9 +59,13 @@ def choose(
                 break
             best, timed = Trial(again.client_seconds, first.compile_seconds, again.program_bytes), True
         found = trial(larger)
-        if found is None or found.client_seconds > BETTER * best.client_seconds:
+        if found is None:
             break
-        size, best = larger, found
+        tried = larger
+        if found.client_seconds <= BETTER * best.client_seconds:
+            size, best, misses = larger, found, 0
+        else:
+            misses += 1
     return size
 
 

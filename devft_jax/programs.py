@@ -37,7 +37,7 @@ class ExecutionOptions:
     examples_per_pass: int | None = execution(None)
     """Examples of a local step that are run at once, its passes' gradients being summed (memory grows with it, results do
     not change); by default all on an accelerator, and as many as suit the examples' length on a CPU."""
-    length_buckets: int = execution(4)
+    length_buckets: int = execution(3)
     """Padded lengths between which a pass's examples choose, at most: each saves padding and is compiled; chosen to suit the
     training data."""
     remat: str = execution("auto")
@@ -48,7 +48,7 @@ class ExecutionOptions:
     else xla)."""
     head_rows: int = execution(256)
     """Tokens of a client whose logits are held at once in the loss."""
-    bank_in_memory: int = execution(2**30)
+    bank_in_memory: int = execution(2**27)
     """Bytes of what clients keep between rounds that may lie in memory: where the rows of all clients could take more, they
     lie in a file of the run's folder, which grows with the clients that have taken part."""
     prefix_cache: Literal["auto", "on", "off"] = execution("auto")

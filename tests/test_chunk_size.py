@@ -38,13 +38,19 @@ def chosen(trial, *, start=1, most=64, clients=10**6, memory=None, client_second
 def test_sizes_are_doubled_while_a_client_gets_cheaper():
     trial, sizes = machine(lambda size: max(1 / size, 1 / 8))
     assert chosen(trial) == 8
-    assert sizes == [1, 2, 4, 8, 16]
+    assert sizes == [1, 2, 4, 8, 16, 32]
 
 
 def test_a_gain_within_noise_is_no_reason():
     trial, sizes = machine(lambda size: 0.96 if size > 1 else 1.0)
     assert chosen(trial) == 1
-    assert sizes == [1, 2]
+    assert sizes == [1, 2, 4]
+
+
+def test_one_size_that_is_worse_does_not_end_the_search():
+    trial, sizes = machine(lambda size: 2.0 if size == 2 else 1 / size)
+    assert chosen(trial, most=8) == 8
+    assert sizes == [1, 2, 4, 8]
 
 
 @pytest.mark.parametrize(("start", "most", "best"), [(2, 6, 6), (8, 8, 8), (8, 24, 24)])

@@ -301,6 +301,7 @@ class Cohort:
         self._chunk_of = functools.cache(
             lambda frozen: jit_chunk(algorithm, config, replace(compute, frozen_layers=frozen), optimizer, self.mesh, passes)
         )
+        self._shapes: dict[Any, _Shapes] = {}
         self._broadcast = jax.jit(partial(broadcast_of, algorithm))
         self._finalize = jax.jit(algorithm.finalize)
 
@@ -385,6 +386,7 @@ class Cohort:
                 finish()
         except (jax.errors.JaxRuntimeError, MemoryError) as error:
             raise _if_too_large(error, self.clients_per_step, begun=bool(finished and jax.tree.leaves(bank.row))) from error
+        shapes = start.shapes
         statistics, (down_ranks, up_ranks) = jax.tree.map(lambda *parts: np.concatenate(parts), *finished)
         metrics: dict[str, jax.Array] = {}
         if statistics.finite.any():
@@ -395,12 +397,12 @@ class Cohort:
             update_norms=statistics.update_norm,
             finite=statistics.finite,
             metrics={name: float(value) for name, value in metrics.items()},
-            bytes_up=messages_bytes(start.up, up_ranks, len(cohort)),
-            bytes_down=messages_bytes(start.down, down_ranks, len(cohort)),
+            bytes_up=messages_bytes(shapes.up, up_ranks, len(cohort)),
+            bytes_down=messages_bytes(shapes.down, down_ranks, len(cohort)),
             examples_by_length=dict(examples_by_length),
-            bytes_cumulative=cumulative_bytes(self.algorithm, start.down, down_ranks),
-            adapter=start.adapter,
-            train=start.train,
+            bytes_cumulative=cumulative_bytes(self.algorithm, shapes.down, down_ranks),
+            adapter=shapes.adapter,
+            train=shapes.train,
         )
 
     def trial(
@@ -439,21 +441,31 @@ class Cohort:
     def _start(self, base: Base, server: PyTree, bank: Bank, lr: float, train_rows: np.ndarray) -> "_Start":
         """What all chunks of a round share."""
         broadcast = self.programs.call("broadcast", self._broadcast, server)
-        participant = participant_shapes(self.algorithm, broadcast, bank.row)
-        up = uplink_shapes(self.algorithm, participant)
-        train, frozen = jax.eval_shape(self.algorithm.start, participant)
+        shapes = self._shapes_of(broadcast, bank.row)
         return _Start(
             program=self._chunk_of(frozen_rows(self.algorithm, train_rows)),
             base=base,
             broadcast=jax.device_put(broadcast, self.shared),
             rate=jax.device_put(jnp.float32(lr), self.shared),
             train_rows=jax.device_put(train_rows, self.shared),
-            sums=jax.device_put(zero_sums(self.algorithm, up, self.mesh.size), self.split),
-            down=participant.down,
-            up=up,
-            adapter=jax.eval_shape(self.algorithm.adapter, train, frozen),
-            train=train,
+            sums=jax.device_put(zero_sums(self.algorithm, shapes.up, self.mesh.size), self.split),
+            shapes=shapes,
         )
+
+    def _shapes_of(self, broadcast: PyTree, row: PyTree) -> "_Shapes":
+        """Shapes of one client's trees; traced once for a stage, not in every round."""
+        leaves, structure = jax.tree.flatten((broadcast, row))
+        key = structure, tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves)
+        if key not in self._shapes:
+            participant = participant_shapes(self.algorithm, broadcast, row)
+            train, frozen = jax.eval_shape(self.algorithm.start, participant)
+            self._shapes[key] = _Shapes(
+                down=participant.down,
+                up=uplink_shapes(self.algorithm, participant),
+                adapter=jax.eval_shape(self.algorithm.adapter, train, frozen),
+                train=train,
+            )
+        return self._shapes[key]
 
     def _launch(
         self, start: "_Start", work: _Chunk, keys: Callable[[np.ndarray], jax.Array], sums: PyTree
@@ -470,6 +482,16 @@ class Cohort:
 
 
 @dataclass(frozen=True)
+class _Shapes:
+    """Shapes and dtypes of one client's messages, adapter and trained leaves."""
+
+    down: PyTree
+    up: PyTree
+    adapter: Adapter
+    train: PyTree
+
+
+@dataclass(frozen=True)
 class _Start:
     """What all chunks of a round share: the program and its arguments, zero sums, and shapes of one client's trees."""
 
@@ -479,10 +501,7 @@ class _Start:
     rate: jax.Array
     train_rows: jax.Array
     sums: PyTree
-    down: PyTree
-    up: PyTree
-    adapter: Adapter
-    train: PyTree
+    shapes: _Shapes
 
 
 class ChunkTooLargeError(Exception):

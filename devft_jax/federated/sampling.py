@@ -45,8 +45,11 @@ def sample_cohort(seed: int, round_index: int, ids: np.ndarray, size: int) -> np
       ids: u32[N] client ids. size: participants, at most N.
     """
     priorities = np.asarray(_priorities(seed, jnp.uint32(round_index), jnp.asarray(ids)))
-    order = np.lexsort((ids, priorities))
-    return np.sort(order[:size])
+    last = np.partition(priorities, size - 1)[size - 1]
+    below, equal = np.flatnonzero(priorities < last), np.flatnonzero(priorities == last)
+    # Of equal priorities the smaller ids.
+    equal = equal[np.argsort(ids[equal], kind="stable")][: size - len(below)]
+    return np.sort(np.concatenate([below, equal]))
 
 
 @partial(jax.jit, static_argnums=0)

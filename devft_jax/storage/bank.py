@@ -23,7 +23,7 @@ from devft_jax.errors import RunError
 
 PyTree = Any
 
-MOST_IN_MEMORY = 2**30
+MOST_IN_MEMORY = 2**27
 # Clients whose rows are moved at once where all are.
 BLOCK = 256
 # How safetensors calls the kinds of numbers.
@@ -43,7 +43,7 @@ _NAMES = {code: name for name, code in _CODES.items()}
 
 
 class _Memory:
-    """One leaf of all clients; pages that are never written take no memory."""
+    """One leaf of all clients; only pages that are written take memory, though a page may be of many rows."""
 
     def __init__(self, clients: int, shape: tuple[int, ...], dtype: np.dtype):
         self._array = np.zeros((clients, *shape), dtype)

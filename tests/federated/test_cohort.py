@@ -303,7 +303,7 @@ def test_rows_that_do_not_learn_leave_the_client_as_they_came():
     members, bank = [client(4), client(1)], personal_b().init_bank(Clients(9), server_with())
     result = run_round(engine(personal_b(), SGD, 1, 2), server_with(), members, bank=bank, train_rows=learn)
     for name, rows in result.bank_rows["b"].items():
-        start = bank["b"][name][np.array([4, 1])]
+        start = np.asarray(bank["b"][name])[[4, 1]]
         assert_identical(rows[:, ~learn], start[:, ~learn])
         assert (np.abs(rows - start)[:, learn].max(axis=(2, 3)) > 1e-3).all()
 
