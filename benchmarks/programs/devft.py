@@ -1,0 +1,15 @@
+"""This project, through its `Trainer`, with default settings; `engine.py` says what a round is made of."""
+
+import argparse
+
+from engine import Engine
+from protocol import Program, Work, serve
+
+
+def make(work: Work, options: argparse.Namespace) -> Program:
+    """The engine on a work."""
+    return Engine(work, options.layers)
+
+
+if __name__ == "__main__":
+    serve(make)
