@@ -36,6 +36,8 @@ ROUNDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     OWN: ("devft.py", "own", ()),
     REFERENCE: ("peft_loop.py", "torch", ("--threads", "1")),
     "torch + PEFT loop, 2 threads": ("peft_loop.py", "torch", ("--threads", "2")),
+    "pfl-research, 1 thread": ("pfl_simulation.py", "torch", ("--threads", "1")),
+    "Flower simulation, 1 thread per core": ("flower_simulation.py", "flower", ()),
     "DrJAX": ("drjax_round.py", "jax", ()),
     "jax.vmap": ("vmap_round.py", "own", ()),
 }

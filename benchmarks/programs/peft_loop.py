@@ -6,9 +6,8 @@ Every client in turn: load the global adapters into the one model, train, copy i
 import argparse
 import copy
 
-from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from protocol import Arrays, Program, Work, serve
-from torch_client import State, batches_of, from_peft, peft_model, to_peft, train, use_threads
+from torch_client import State, batches_of, from_peft, peft_model, peft_state, set_adapters, to_peft, train, use_threads
 
 
 class PeftLoop(Program):
@@ -26,9 +25,9 @@ class PeftLoop(Program):
         local: list[State] = []
         losses = []
         for batches in self.batches:
-            set_peft_model_state_dict(self.model, self.start)
+            set_adapters(self.model, self.start)
             losses.append(train(self.work, self.model, batches))
-            local.append(copy.deepcopy(get_peft_model_state_dict(self.model)))
+            local.append(copy.deepcopy(peft_state(self.model)))
         weight = 1 / len(local)
         self.adapters = {key: sum(state[key] * weight for state in local) for key in self.start}
         self.loss = sum(losses) / len(losses)

@@ -1,8 +1,11 @@
 """What the torch programs share: the work's model under PEFT, and one client's training."""
 
+import functools
+from pathlib import Path
+
 import numpy as np
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from protocol import TARGETS, Arrays, Work
 from transformers import AutoModelForCausalLM
 
@@ -80,6 +83,21 @@ def optimizer_of(work: Work, parameters: list[torch.nn.Parameter]) -> torch.opti
     )
 
 
+def set_adapters(model: PeftModel, state: State) -> None:
+    """Load adapters into the model."""
+    set_peft_model_state_dict(model, state)
+
+
+def peft_state(model: PeftModel) -> State:
+    """The model's adapters, its own tensors."""
+    return get_peft_model_state_dict(model)
+
+
+def adapters_of(model: PeftModel, like: Arrays) -> Arrays:
+    """The model's adapters as the work names and shapes them."""
+    return from_peft(peft_state(model), like)
+
+
 def train(work: Work, model: PeftModel, batches: list[Batch]) -> float:
     """A client's local steps, in place; the mean of their losses."""
     optimizer = optimizer_of(work, [parameter for parameter in model.parameters() if parameter.requires_grad])
@@ -97,3 +115,18 @@ def use_threads(count: int | None) -> None:
     """Threads of torch's operations; None leaves its default, one per core."""
     if count is not None:
         torch.set_num_threads(count)
+
+
+def client_of(folder: Path, clients: int | None, client: int) -> tuple[Work, PeftModel, list[Batch]]:
+    """The work, its model and one client's batches, kept for the life of the process; a single thread works on them."""
+    work, model, batches = _held(folder, clients)
+    if client not in batches:
+        batches[client] = batches_of(work, client)
+    return work, model, batches[client]
+
+
+@functools.cache
+def _held(folder: Path, clients: int | None) -> tuple[Work, PeftModel, dict[int, list[Batch]]]:
+    use_threads(1)
+    work = Work(folder, clients)
+    return work, peft_model(work), {}
