@@ -11,6 +11,8 @@ from devft_jax.reporting.statistics import Estimate
 
 Rounds = list[dict[str, float]]
 
+UNITS = ("cpu", "wall")
+
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table in Markdown."""
@@ -90,7 +92,7 @@ def ratio_table(result: dict[str, Any], own: str) -> str:
         return f"{own} was not timed, so that there is nothing to compare."
     mine = programs[own]["rounds"]
     rows = [
-        [name, *(shown(paired_ratio(column(mine, unit), column(program["rounds"], unit)), 3) for unit in ("cpu", "wall"))]
+        [name, *(shown(paired_ratio(column(mine, unit), column(program["rounds"], unit)), 3) for unit in UNITS)]
         for name, program in programs.items()
         if name != own
     ]
@@ -186,21 +188,20 @@ def stage_table(result: dict[str, Any]) -> str:
     rows = []
     for quantization, stages in result.items():
         for stage in stages:
-            seconds = {part: median(stage[part]).value for part in ("build", "transfer", "round")}
-            cost = paired_ratio([b + t for b, t in zip(stage["build"], stage["transfer"], strict=True)], stage["round"])
-            compiling = sum(stage["cold"][part] - seconds[part] for part in seconds)
+            parts = [stage[part] for part in ("build", "transfer", "round")]
+            change = {unit: [sum(pair) for pair in zip(*(part[unit] for part in parts[:2]), strict=True)] for unit in UNITS}
+            compiling = sum(part["cold"] - statistics.median(part["wall"]) for part in parts)
             rows.append(
                 [
                     quantization,
                     str(stage["layers"]),
-                    f"{seconds['build']:.3f}",
-                    f"{seconds['transfer']:.3f}",
-                    f"{seconds['round']:.3f}",
-                    shown(cost, 3),
+                    *(f"{statistics.median(part['wall']):.3f}" for part in parts),
+                    *(shown(paired_ratio(change[unit], stage["round"][unit])) for unit in UNITS),
                     f"{max(compiling, 0):.1f}",
                 ]
             )
     header = [
-        "base", "layers", "build s", "return s", "round s", "change in rounds [95 %]", "compiling s (stage and round)",
+        "base", "layers", "build s", "return s", "round s", "change / round, CPU [95 %]", "change / round, wall [95 %]",
+        "first time more s",
     ]  # fmt: skip
     return markdown(header, rows)

@@ -5,9 +5,12 @@ import argparse
 from engine import Engine
 from protocol import Program, Work, serve
 
+from devft_jax.cli import configure_jax
+
 
 def make(work: Work, options: argparse.Namespace) -> Program:
-    """The engine on a work."""
+    """The engine on a work, with JAX set up as the command line does."""
+    configure_jax()
     return Engine(work, options.layers)
 
 

@@ -18,7 +18,6 @@ import numpy as np
 from protocol import TARGETS, Arrays, Program, Work
 
 from devft_jax import RunConfig
-from devft_jax.cli import configure_jax
 from devft_jax.data import Client, Examples, FederatedData, draw_examples
 from devft_jax.models import Model, load_pretrained
 from devft_jax.models.llama import LoraFactors
@@ -94,7 +93,6 @@ def start_trainer(work: Work, layers: int | None = None, **changes: Any) -> tupl
     Args:
       layers: the model's first so many alone; None for all. changes: options that differ from `configuration`.
     """
-    configure_jax()
     whole = load_pretrained(work.model, dtype="float32")
     blocks = jax.tree.map(lambda leaf: leaf[:layers], whole.base.blocks)
     model = Model(whole.config.with_layers(len(blocks.norm_mlp)), whole.base.replace(blocks=blocks))
