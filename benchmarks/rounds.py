@@ -17,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +41,13 @@ ROUNDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "Flower simulation, 1 thread per core": ("flower_simulation.py", "flower", ()),
     "DrJAX": ("drjax_round.py", "jax", ()),
     "jax.vmap": ("vmap_round.py", "own", ()),
+    "jax.lax.map, 1 client at a time": ("vmap_round.py", "own", ("--at-once", "1")),
 }
 SCALED = (OWN, "DrJAX", "jax.vmap")
 COHORTS = (1, 4, 16, 64, 256, 1024, 4096)
 DEPTHS = (2, 4, 8, 16)
+# Share of the machine that others may take before wall seconds are warned of.
+BUSY = 0.1
 PARTS = ("rounds", "scaling", "depth", "stages")
 
 
@@ -299,38 +303,43 @@ def _interpreter(text: str) -> tuple[str, str]:
 
 
 def main() -> None:
-    """Measure what was asked for and write the results."""
+    """Measure what was asked for; the results are written after every work and part, so that a late failure keeps them."""
     options = parse()
     if options.repeat < 1:
         raise SystemExit("error: --repeat must be 1 or more.")
     options.out.mkdir(parents=True, exist_ok=True)
-    results: dict[str, Any] = {"machine": machine()}
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(options, Path(folder))
-        parts, works = set(options.parts), list(options.works)
-        if options.dolly is None:
-            if "rounds" in parts and "dolly" in works:
-                works.remove("dolly")
-                bench.leave_out("the work dolly: no text; give --dolly.")
-            for part in sorted(parts & {"depth", "stages"}):
-                parts.remove(part)
-                bench.leave_out(f"the part {part}: it runs on Dolly's text; give --dolly.")
-        busy = 1 - idle_share(2.0)
-        results["busy_before"] = busy
-        if busy > 0.1:
-            bench.say(f"warning: other processes take {busy:.0%} of the machine; only ratios of CPU seconds mean something.")
-        if "rounds" in parts:
-            results["rounds"] = {name: run_rounds(bench, WORKS[name]) for name in works}
-        if "scaling" in parts:
-            results["scaling"] = run_scaling(bench)
-        if "depth" in parts:
-            results["depth"] = run_depth(bench)
-        if "stages" in parts:
-            results["stages"] = run_stages(bench)
-        results["left_out"] = bench.left_out
-    (options.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    (options.out / "results.md").write_text(report(results, options.out))
+        results: dict[str, Any] = {"machine": machine(), "busy_before": 1 - idle_share(2.0), "left_out": bench.left_out}
+        if results["busy_before"] > BUSY:
+            share = f"{results['busy_before']:.0%}"
+            bench.say(f"warning: other processes take {share} of the machine; only ratios of CPU seconds mean something.")
+        for part, name, measure in planned(bench):
+            found = measure()
+            if name is None:
+                results[part] = found
+            else:
+                results.setdefault(part, {})[name] = found
+            (options.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+            (options.out / "results.md").write_text(report(results, options.out))
     print((options.out / "results.md").read_text())
+
+
+def planned(bench: Bench) -> list[tuple[str, str | None, Callable[[], Any]]]:
+    """The measurements that were asked for and can be made: part, work where the part has several, and the call."""
+    options = bench.options
+    steps: list[tuple[str, str | None, Callable[[], Any]]] = []
+    if "rounds" in options.parts:
+        steps += [("rounds", name, partial(run_rounds, bench, WORKS[name])) for name in options.works]
+    for part, run in (("scaling", run_scaling), ("depth", run_depth), ("stages", run_stages)):
+        if part in options.parts:
+            steps.append((part, None, partial(run, bench)))
+    if options.dolly is not None:
+        return steps
+    needing = [step for step in steps if step[1] == "dolly" or step[0] in ("depth", "stages")]
+    for part, name, _ in needing:
+        bench.leave_out(f"{f'the work {name}' if name else f'the part {part}'}: it runs on Dolly's text; give --dolly.")
+    return [step for step in steps if step not in needing]
 
 
 def report(results: dict[str, Any], out: Path) -> str:

@@ -7,6 +7,8 @@ Axis letters: S local steps, B batch, T tokens, L layers, D width, H heads, K ke
 """
 
 import json
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -99,3 +101,25 @@ class Llama:
 
         (adapters, _), losses = jax.lax.scan(step, (adapters, rule.init(adapters)), batches)
         return adapters, losses
+
+
+def compiled(whole_round: Callable[..., Any], *inputs: Any) -> Callable[..., Any]:
+    """A round compiled for these inputs.
+
+    Raises:
+      MemoryError: its temporaries are larger than the memory that the machine has left.
+    """
+    program = jax.jit(whole_round).lower(*inputs).compile()
+    analysis, free = program.memory_analysis(), available_bytes()
+    needed = 0 if analysis is None else analysis.temp_size_in_bytes
+    if needed > free:
+        raise MemoryError(
+            f"the compiled round needs {needed / 1e9:.1f} GB besides its inputs and {free / 1e9:.1f} are free."
+        )
+    return program
+
+
+def available_bytes() -> int:
+    """Memory that the machine could give without swapping."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))

@@ -105,6 +105,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--work", type=Path, required=True, help="folder that benchmarks/works.py wrote")
     parser.add_argument("--clients", type=int, help="the first so many clients of the work; by default all")
     parser.add_argument("--threads", type=int, help="threads of a torch program; by default one per core")
+    parser.add_argument("--at-once", type=int, help="clients that plain JAX trains at once (vmap_round.py alone); else all")
     parser.add_argument("--layers", type=int, help="the model's first so many layers (devft.py alone); by default all")
     return parser.parse_args(arguments)
 

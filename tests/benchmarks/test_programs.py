@@ -2,6 +2,8 @@
 
 import argparse
 
+import jax.numpy as jnp
+import llama
 import numpy as np
 import pytest
 from devft_stages import measure
@@ -18,8 +20,9 @@ def engine(micro):
     return program
 
 
-def test_the_engine_and_plain_vmap_agree(micro, engine):
-    plain = VmapRound(Work(micro), argparse.Namespace())
+@pytest.mark.parametrize("at_once", [None, 3])
+def test_the_engine_and_plain_jax_agree(micro, engine, at_once):
+    plain = VmapRound(Work(micro), argparse.Namespace(at_once=at_once))
     plain.round()
     (mine, my_loss), (theirs, their_loss) = engine.result(), plain.result()
     assert my_loss == pytest.approx(their_loss, rel=1e-5)
@@ -46,6 +49,12 @@ def test_fewer_layers_cost_fewer_operations(micro, engine):
     assert shallow.figures()["flops"] < engine.figures()["flops"]
     adapters, _ = shallow.result()
     assert all(leaf.shape[0] == 1 for leaf in adapters.values())
+
+
+def test_a_round_that_does_not_fit_is_refused(monkeypatch):
+    monkeypatch.setattr(llama, "available_bytes", lambda: -1)
+    with pytest.raises(MemoryError, match=r"the compiled round needs 0\.0 GB besides its inputs and -0\.0 are free"):
+        llama.compiled(jnp.sin, jnp.ones(4))
 
 
 def test_another_data_order_is_refused(micro):

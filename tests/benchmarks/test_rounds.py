@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from processes import idle_share
-from rounds import OWN, REFERENCE, apply_gate, head_layers, interleaved, parse, report
+from rounds import OWN, REFERENCE, Bench, apply_gate, head_layers, interleaved, parse, planned, report
 
 REPEATS = 7
 
@@ -120,6 +120,15 @@ def test_the_command_line_refuses_unknown_environments(capsys):
     with pytest.raises(SystemExit):
         parse(["--out", "x", "--rival", "tensorflow=/usr/bin/python3"])
     assert "'tensorflow=/usr/bin/python3' is not an environment and its interpreter" in capsys.readouterr().err
+
+
+def test_without_dolly_what_needs_it_is_left_out_and_named(tmp_path, monkeypatch):
+    monkeypatch.delenv("DOLLY_DATA", raising=False)
+    bench = Bench(parse(["--out", "x"]), tmp_path)
+    assert [(part, work) for part, work, _ in planned(bench)] == [("rounds", "tiny"), ("rounds", "small"), ("scaling", None)]
+    assert bench.left_out == [
+        f"{what}: it runs on Dolly's text; give --dolly." for what in ("the work dolly", "the part depth", "the part stages")
+    ]
 
 
 def test_the_machine_is_idle_to_some_share():
