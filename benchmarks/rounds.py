@@ -12,6 +12,7 @@ them. Written to --out: results.json (raw seconds, versions, machine), results.m
 
 import argparse
 import json
+import math
 import os
 import sys
 import tempfile
@@ -134,7 +135,8 @@ def run_rounds(bench: Bench, shape: WorkShape) -> dict[str, Any]:
                 "versions": process.versions,
                 "adapters": adapters,
             }
-        apply_gate(bench, shape, result, running)
+        with np.load(work / "adapters.npz") as stored:
+            apply_gate(bench, shape, result, running, dict(stored))
         rows = interleaved(running, bench.options.repeat, bench.say)
         for name, timed in rows.items():
             result["programs"][name]["rounds"] = timed
@@ -144,8 +146,13 @@ def run_rounds(bench: Bench, shape: WorkShape) -> dict[str, Any]:
     return result
 
 
-def apply_gate(bench: Bench, shape: WorkShape, result: dict[str, Any], running: dict[str, Process]) -> None:
-    """Hold every program's adapters against the reference's, and stop those that differ; the arrays leave the result."""
+def apply_gate(
+    bench: Bench, shape: WorkShape, result: dict[str, Any], running: dict[str, Process], start: dict[str, np.ndarray]
+) -> None:
+    """Hold every program's adapters against the reference's, and stop those that differ; the arrays leave the result.
+
+    `start` are the initial adapters, from which the round's update is taken.
+    """
     programs = result["programs"]
     if not programs:
         raise InputError(f"no program ran the work {shape.name}; the reasons are above.")
@@ -154,9 +161,11 @@ def apply_gate(bench: Bench, shape: WorkShape, result: dict[str, Any], running: 
     if reference != REFERENCE:
         bench.leave_out(f"the gate on {shape.name}: without the torch environment programs are held against {reference}.")
     expected = programs[reference]["adapters"]
+    update = norm(expected, start)
     for name, program in programs.items():
         found = program["adapters"]
         program["difference"] = max(float(np.abs(found[key] - expected[key]).max()) for key in expected)
+        program["relative"] = norm(found, expected) / update
         program["passed"] = bool(program["difference"] <= shape.tolerance)
         bench.say(f"  {name}: largest difference {program['difference']:.1e}, mean loss {program['loss']:.6f}")
         if not program["passed"]:
@@ -166,6 +175,11 @@ def apply_gate(bench: Bench, shape: WorkShape, result: dict[str, Any], running: 
             running.pop(name).stop()
     for program in programs.values():
         del program["adapters"]
+
+
+def norm(mine: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> float:
+    """Norm of the difference of two sets of adapters."""
+    return math.sqrt(sum(float(np.sum((mine[key] - theirs[key]).astype(np.float64) ** 2)) for key in theirs))
 
 
 def describe(work: Path, shape: WorkShape) -> dict[str, Any]:

@@ -45,7 +45,13 @@ def timed(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def gate_table(result: dict[str, Any]) -> str:
     """How far every program's aggregated adapters lie from the reference's after one round."""
     rows = [
-        [name, f"{program['difference']:.1e}", f"{program['loss']:.6f}", "yes" if program["passed"] else "**no**"]
+        [
+            name,
+            f"{program['difference']:.1e}",
+            f"{program['relative']:.1e}",
+            f"{program['loss']:.6f}",
+            "yes" if program["passed"] else "**no**",
+        ]
         for name, program in result["programs"].items()
     ]
     work = result["work"]
@@ -54,7 +60,7 @@ def gate_table(result: dict[str, Any]) -> str:
         f"Gate: the largest difference of an element of the aggregated adapters from those of {result['reference']} after "
         f"one round, at most {result['tolerance']:g}."
     )
-    return f"{text}\n\n" + markdown(["program", "largest difference", "mean loss", "passed"], rows)
+    return f"{text}\n\n" + markdown(["program", "largest difference", "norm over the update's", "mean loss", "passed"], rows)
 
 
 def round_table(result: dict[str, Any]) -> str:

@@ -19,7 +19,8 @@ def timed(wall, peak=1e8):
 def result():
     programs = {
         name: {
-            "difference": 1e-7, "passed": True, "loss": 4.5, "start": 3.0, "first": 10.0, "rounds": timed(wall),
+            "difference": 1e-7, "relative": 1e-6, "passed": True, "loss": 4.5,
+            "start": 3.0, "first": 10.0, "rounds": timed(wall),
         }
         for name, wall in ((OWN, 0.25), (REFERENCE, 5.0))
     }  # fmt: skip
@@ -94,11 +95,12 @@ def test_a_program_that_computes_something_else_is_not_timed():
         found["programs"][name]["adapters"] = {"q.a": np.ones(3) + shift}
     running = {name: FakeProcess(name, []) for name in found["programs"]}
     wrong = running[OWN]
-    apply_gate(bench, shape, found, running)
+    apply_gate(bench, shape, found, running, {"q.a": np.zeros(3)})
     assert list(running) == [REFERENCE]
     assert wrong.stopped
     assert not found["programs"][OWN]["passed"]
     assert found["programs"][REFERENCE]["passed"]
+    assert found["programs"][OWN]["relative"] == pytest.approx(1e-3)
     assert left_out == [f"{OWN} on tiny: its adapters differ by 1.0e-03, more than 1e-05."]
     assert all("adapters" not in program for program in found["programs"].values())
 
