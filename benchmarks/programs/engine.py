@@ -1,0 +1,134 @@
+"""The one place where the benchmarks reach into this project's engine: a work as model, data and state of a `Trainer`.
+
+`train(config, model=..., data=...)` runs the same rounds with evaluation, checkpoints and a report around them. What is
+timed is `Trainer.round` alone, with default settings: drawing the cohort and the order of the data, assembling batches,
+training, aggregation, and the figures of a line of metrics.
+
+Every round is run as the first of a run. Its data order is drawn by the engine itself, and `works.py` wrote the batches of
+all programs in that order.
+"""
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from protocol import TARGETS, Arrays, Program, Work
+
+from devft_jax import RunConfig
+from devft_jax.data import Client, Examples, FederatedData, draw_examples
+from devft_jax.models import Model, load_pretrained
+from devft_jax.models.llama import LoraFactors
+from devft_jax.reporting import Progress
+from devft_jax.trainer import State, Trainer
+
+SEED = 0
+
+
+def first_order(clients: int, steps: int, batch: int) -> np.ndarray:
+    """The examples i64[C, S, B] that the engine draws in the first round for clients that hold S x B in turn."""
+    held = np.arange(clients * steps * batch).reshape(clients, -1)
+    return np.stack(
+        [
+            draw_examples(own, seed=SEED, round=0, client_id=client, steps=steps, batch_size=batch)
+            for client, own in enumerate(held)
+        ]
+    )
+
+
+def configuration(work: Work, **changes: Any) -> RunConfig:
+    """The work's protocol; what changes only how it is executed is left at its default."""
+    settings: dict[str, Any] = {
+        "seed": SEED,
+        "algorithm": "fedit",
+        "growth": "end-to-end",
+        "rounds": 1,
+        "clients": work.clients,
+        "clients_per_round": work.clients,
+        "local_steps": work.steps,
+        "batch_size": work.batch,
+        "weighting": "uniform",
+        "max_length": int(work.lengths.max()),
+        "rank": work.rank,
+        "alpha": work.alpha,
+        "dropout": 0.0,
+        "targets": TARGETS,
+        "learning_rate": (work.learning_rate,),
+        "schedule": "constant",
+        "weight_decay": work.weight_decay,
+        "clip_norm": 0.0,
+        "beta1": work.beta1,
+        "beta2": work.beta2,
+        "epsilon": work.epsilon,
+    }
+    return RunConfig(**{**settings, **changes})
+
+
+def federated_data(work: Work) -> FederatedData:
+    """The work's examples, each client holding those of its own steps."""
+    count = len(work.lengths)
+    inside = np.arange(work.rows.shape[1]) < work.lengths[:, None]
+    answers = np.arange(work.rows.shape[1]) >= work.prompt_lengths[:, None]
+    examples = Examples(
+        tokens=work.rows[inside],
+        is_answer=answers[inside],
+        starts=np.cumsum(work.lengths) - work.lengths,
+        lengths=work.lengths,
+        prompt_lengths=work.prompt_lengths,
+        record_index=np.arange(count),
+        category_codes=np.full(count, -1, np.int32),
+        category_names=(),
+        truncated=np.zeros(count, bool),
+    )
+    held = np.sort(work.order.reshape(work.clients, -1))
+    clients = tuple(Client(str(index), index, own) for index, own in enumerate(held))
+    return FederatedData(examples, clients, "iid", None, (), "completion")
+
+
+def start_trainer(work: Work, layers: int | None = None, **changes: Any) -> tuple[Trainer, State]:
+    """A trainer of the work and the state before its first stage, with the work's adapters.
+
+    Args:
+      layers: the model's first so many alone; None for all. changes: options that differ from `configuration`.
+    """
+    whole = load_pretrained(work.model, dtype="float32")
+    blocks = jax.tree.map(lambda leaf: leaf[:layers], whole.base.blocks)
+    model = Model(whole.config.with_layers(len(blocks.norm_mlp)), whole.base.replace(blocks=blocks))
+    progress = Progress(quiet=True)
+    trainer = Trainer(configuration(work, **changes), model=model, data=federated_data(work), progress=progress)
+    state = trainer.begin()
+    lora = {
+        name: LoraFactors(*(jnp.asarray(work.adapters[f"{name}.{factor}"][:layers]) for factor in "ab")) for name in TARGETS
+    }
+    return trainer, replace(state, full=state.full.replace(lora=lora))
+
+
+class Engine(Program):
+    """Rounds of a work by this project, on the model's first `layers` alone where they are given."""
+
+    def __init__(self, work: Work, layers: int | None = None):
+        drawn = first_order(work.clients, work.steps, work.batch)
+        if not np.array_equal(drawn, work.order):
+            raise ValueError(
+                f"the work {work.name} was written in another data order than the engine draws; write it again."
+            )
+        self.trainer, state = start_trainer(work, layers)
+        self.trainer.begin_stage(state, [])
+        self.first = state
+
+    def round(self) -> None:
+        """The first round of a run."""
+        state = replace(self.first, record=copy.deepcopy(self.first.record))
+        self.row = self.trainer.round(state)
+        self.state = jax.block_until_ready(state)
+
+    def figures(self) -> dict[str, float]:
+        """Operations of the round's training, by this project's own count."""
+        return {"flops": self.row["train_flops"]}
+
+    def result(self) -> tuple[Arrays, float]:
+        """The global adapter after the round."""
+        lora = self.state.server.lora
+        return {f"{name}.{factor}": getattr(lora[name], factor) for name in TARGETS for factor in "ab"}, self.row["loss"]
