@@ -11,9 +11,12 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Most of a test's time is compiling. What programs compute is what is tested, not how fast: XLA's fusion emitters alone
 # take three quarters of the compilation of a chunk. The commands that tests start as processes compile alike.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
-# Later versions know no such flag, and a flag that is not known ends the process.
-EMITTERS = " --xla_cpu_use_fusion_emitters=false" * metadata.version("jaxlib").startswith("0.10.")
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_parallel_codegen_split_count=1" + EMITTERS
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "")
+    + " --xla_cpu_parallel_codegen_split_count=1"
+    # Later versions know no such flag, and a flag that is not known ends the process.
+    + " --xla_cpu_use_fusion_emitters=false" * metadata.version("jaxlib").startswith("0.10.")
+)
 
 import jax
 import pytest
