@@ -3,8 +3,9 @@
 A multiply-add is two operations. Only products are counted: norms, activations and softmax are a few per cent of a small
 model and less of a large one. A product with frozen weights is done once forward and once backward (the gradient of its
 inputs), the latter in the adapted layers alone, since nothing below the lowest of them depends on what trains; a low-rank
-factor that trains needs a third (its own gradient). Attention scores and mixtures are counted over the whole square, as
-they are computed, and twice again in the backward pass. Weights that a hypernetwork makes for an example count like
+factor that trains needs a third (its own gradient). Attention scores and mixtures are counted over the whole square, and
+twice again in the backward pass, also by a kernel that leaves out what no query sees; the head is counted at every token,
+also where only completions are scored. Weights that a hypernetwork makes for an example count like
 low-rank factors that train, and making them once for every example; what a batch shares is not counted. Nor is
 rematerialisation, nor a dense correction of frozen weights, which a client adds to them once: the figure is the work of the
 method, not of a way to simulate it.

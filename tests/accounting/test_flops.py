@@ -14,12 +14,14 @@ from devft_jax.accounting import (
     training_breakdown,
     training_flops,
 )
-from devft_jax.models.llama import PROJECTIONS, Adapter, ModelConfig, init_base
+from devft_jax.models.llama import PROJECTIONS, Adapter, Compute, ModelConfig, init_base
 from devft_jax.models.lora import init_lora
 from devft_jax.models.loss import completion_loss, completion_statistics
 
 # XLA counts the body of a scan once, so only one layer can be compared.
 ONE_LAYER = ModelConfig(vocabulary=1000, width=256, feed_forward=704, layers=1, heads=4, kv_heads=2, head_size=64)
+# The whole square of scores, and every token's logits at once: what the count counts.
+COMPUTE = Compute(attention="xla", head_rows=4096)
 LLAMA2_13B = ModelConfig(vocabulary=32000, width=5120, feed_forward=13824, layers=40, heads=40, kv_heads=40, head_size=128)
 
 
@@ -34,7 +36,8 @@ def shapes_of(config, targets, rank, rows, length):
 def training_step(config):
     def step(base, lora, tokens, mask):
         def loss(lora):
-            return completion_loss(config, base, Adapter(lora=lora, scale=jnp.float32(2.0)), tokens, mask)
+            adapter = Adapter(lora=lora, scale=jnp.float32(2.0))
+            return completion_loss(config, base, adapter, tokens, mask, compute=COMPUTE)
 
         return jax.value_and_grad(loss)(lora)
 
@@ -74,7 +77,8 @@ def test_the_count_of_several_layers_is_the_compilers_where_they_are_unrolled(mo
 @CASES
 def test_the_count_of_an_evaluation_is_the_compilers(targets, rank, rows, length):
     def score(base, lora, tokens, mask):
-        return completion_statistics(ONE_LAYER, base, Adapter(lora=lora, scale=jnp.float32(2.0)), tokens, mask)
+        adapter = Adapter(lora=lora, scale=jnp.float32(2.0))
+        return completion_statistics(ONE_LAYER, base, adapter, tokens, mask, compute=COMPUTE)
 
     lowered = jax.jit(score).lower(*shapes_of(ONE_LAYER, targets, rank, rows, length))
     counted = evaluation_flops(ONE_LAYER, **adapted(ONE_LAYER, 1, rank, targets), length=length)

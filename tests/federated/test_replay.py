@@ -7,10 +7,12 @@ import numpy as np
 import optax
 import pytest
 
+from devft_jax.federated.local import Passes
 from devft_jax.federated.replay import replay_client
 from devft_jax.models.llama import Compute
 from tests.federated.harness import (
     BASE,
+    BUCKETS,
     DROPOUT,
     FIVE,
     LONG,
@@ -34,7 +36,7 @@ from tests.federated.harness import (
 from tests.tiny import CONFIG
 
 
-def replay(member, options=TWO, *, base=BASE, lr=RATE, train_rows=None):
+def replay(member, options=TWO, *, base=BASE, lr=RATE, train_rows=None, passes=WHOLE):
     """The client alone, from the start of the round that the other tests run."""
     return replay_client(
         fedit_with(options),
@@ -48,7 +50,7 @@ def replay(member, options=TWO, *, base=BASE, lr=RATE, train_rows=None):
         lr=lr,
         key=keys_of_round(np.array([member.id], np.uint32))[0],
         train_rows=all_rows() if train_rows is None else train_rows,
-        passes=WHOLE,
+        passes=passes,
     )
 
 
@@ -65,10 +67,11 @@ def test_a_replay_has_the_losses_of_the_round():
 
 
 def test_a_replay_repeats_dropout_though_its_chunk_was_padded_further():
-    members = [client(0), client(1, pool=LONG), client(2)]
-    result = run_round(engine(fedit_with(DROPOUT), SGD, 8, 8), server_with(DROPOUT), members)
-    assert assemble(members[0].examples)[0].shape[-1] < assemble(members[1].examples)[0].shape[-1]
-    losses = [report.loss for report in replay(members[0], DROPOUT)]
+    # In the round the first client shares its passes' lengths with the second; alone they are shorter.
+    members, passes = [client(0), client(1, pool=LONG)], Passes(1, BUCKETS)
+    result = run_round(engine(fedit_with(DROPOUT), SGD, 1, 2, passes), server_with(DROPOUT), members)
+    assert members[0].lengths.max() <= BUCKETS[0] < members[1].lengths.min()
+    losses = [report.loss for report in replay(members[0], DROPOUT, passes=passes)]
     np.testing.assert_allclose(losses, result.losses[0], rtol=1e-5)
 
 
