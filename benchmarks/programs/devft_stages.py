@@ -32,7 +32,7 @@ CAPACITIES = (2, 4, 8, 16)
 
 
 def own_copy(state: State) -> State:
-    """A state that can be advanced without touching this one; arrays are never changed in place, and FedIT's bank is empty."""
+    """A state that can be advanced without touching this one; arrays are never changed in place, FedIT's bank is empty."""
     return replace(state, record=copy.deepcopy(state.record), bank=copy.copy(state.bank))
 
 
