@@ -44,7 +44,8 @@ def configuration(work: Work, **changes: Any) -> RunConfig:
         "seed": SEED,
         "algorithm": "fedit",
         "growth": "end-to-end",
-        "rounds": 1,
+        # As many as let the engine choose how many clients it trains at once, which it does after a run's first round.
+        "rounds": 500,
         "clients": work.clients,
         "clients_per_round": work.clients,
         "local_steps": work.steps,
@@ -123,6 +124,8 @@ class Engine(Program):
         state = replace(self.first, record=copy.deepcopy(self.first.record))
         self.row = self.trainer.round(state)
         self.state = jax.block_until_ready(state)
+        for name in ("clients_per_step", "clients_per_step_settled"):
+            self.first.record[name] = state.record[name]
 
     def figures(self) -> dict[str, float]:
         """Operations of the round's training, by this project's own count."""

@@ -79,6 +79,7 @@ class HeldOut:
 
         def score(base: Base, adapter: Adapter | None, tokens: jax.Array, mask: jax.Array):
             statistics = completion_statistics(config, base, adapter, tokens, mask, compute=compute)
+            assert statistics.hit is not None
             return jnp.sum(statistics.nll, axis=-1), jnp.all(statistics.hit, axis=-1)
 
         # Rows are scored apart, so devices need not talk to each other; shard_map says so.

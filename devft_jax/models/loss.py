@@ -29,10 +29,13 @@ from devft_jax.models.llama import (
 
 
 class TokenStatistics(struct.PyTreeNode):
-    """Per token: `nll` negative log-likelihood in nats, `hit` whether the token is the most likely one; both [...]."""
+    """Per token: `nll` negative log-likelihood in nats, `hit` whether the token is the most likely one; both [...].
+
+    `hit` is None where it was not asked for: a search through the vocabulary costs a small model more than a layer.
+    """
 
     nll: jax.Array
-    hit: jax.Array
+    hit: jax.Array | None
 
 
 def token_statistics(
@@ -42,6 +45,7 @@ def token_statistics(
     counted: jax.Array,
     *,
     rows: int = DEFAULT_COMPUTE.head_rows,
+    hits: bool = True,
     axis: str | None = None,
 ) -> TokenStatistics:
     """Score `targets` under `softmax(hidden @ head)` where they count.
@@ -52,20 +56,21 @@ def token_statistics(
       targets: i32[...], the token that each hidden state should predict.
       counted: bool[...]; elsewhere `nll` is zero, without a gradient, and `hit` is True.
       rows: tokens whose logits are held at once; a number of tokens that it does not divide is handled exactly.
+      hits: whether to tell which are the most likely tokens.
       axis: name of a `vmap` over which all have as many blocks as the one with the most needs. Without it a `vmap` costs a
         copy of everything in every block.
     """
     states = hidden.reshape(-1, hidden.shape[-1])
-    nll, hit = _scored(min(rows, counted.size), axis, states, head, targets.ravel(), counted.ravel())
-    return TokenStatistics(nll=nll.reshape(targets.shape), hit=hit.reshape(targets.shape))
+    scored = _scored(min(rows, counted.size), axis, hits, states, head, targets.ravel(), counted.ravel())
+    return jax.tree.map(lambda leaf: leaf.reshape(targets.shape), scored)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _scored(
-    rows: int, axis: str | None, hidden: jax.Array, head: jax.Array, targets: jax.Array, counted: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """`token_statistics` of tokens on one axis: nll f32[N] and hit bool[N]."""
-    return _score(rows, axis, hidden, head, targets, counted, differentiate=False)[0]
+    rows: int, axis: str | None, hits: bool, hidden: jax.Array, head: jax.Array, targets: jax.Array, counted: jax.Array
+) -> TokenStatistics:
+    """`token_statistics` of tokens on one axis [N]."""
+    return _score(rows, axis, hits, hidden, head, targets, counted, differentiate=False)[0]
 
 
 class _Order(struct.PyTreeNode):
@@ -102,13 +107,14 @@ def _block(rows: int, number: jax.Array, hidden: jax.Array, head: jax.Array, ind
 def _score(
     rows: int,
     axis: str | None,
+    hits: bool,
     hidden: jax.Array,
     head: jax.Array,
     targets: jax.Array,
     counted: jax.Array,
     *,
     differentiate: bool,
-) -> tuple[tuple[jax.Array, jax.Array], Any]:
+) -> tuple[TokenStatistics, Any]:
     """As `_scored`, and what the backward pass needs."""
     order = _order(rows, axis, counted)
 
@@ -121,7 +127,6 @@ def _score(
         total = jnp.sum(shares, axis=-1)
         normaliser = top + jnp.log(total)
         picked = jnp.take_along_axis(logits, wanted[:, None], axis=-1)[:, 0]
-        hits = jnp.argmax(logits, axis=-1) == wanted
         put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=number * rows, axis=0)
         if differentiate:
             slope = shares / total[:, None] - (jnp.arange(logits.shape[-1]) == wanted[:, None])
@@ -132,19 +137,23 @@ def _score(
                 preferred_element_type=jnp.float32,
             )
             slopes = put(slopes, by_state.astype(hidden.dtype))
-        return put(nll, normaliser - picked), put(hit, hits), slopes, put(normalisers, normaliser)
+        if hits:
+            hit = put(hit, jnp.argmax(logits, axis=-1) == wanted)
+        return put(nll, normaliser - picked), hit, slopes, put(normalisers, normaliser)
 
     size = len(order.index)
     slopes = jnp.zeros((size, hidden.shape[-1]), hidden.dtype) if differentiate else None
-    carry = jnp.zeros(size), jnp.zeros(size, bool), slopes, jnp.zeros(size)
+    carry = jnp.zeros(size), jnp.zeros(size, bool) if hits else None, slopes, jnp.zeros(size)
     nll, hit, slopes, normalisers = jax.lax.fori_loop(0, order.blocks, body, carry)
-    scored = jnp.where(counted, nll[order.place], 0.0), hit[order.place] | ~counted
+    scored = TokenStatistics(
+        nll=jnp.where(counted, nll[order.place], 0.0), hit=hit[order.place] | ~counted if hits else None
+    )
     return scored, (order, slopes, normalisers, hidden, head, targets, counted)
 
 
-def _backward(rows: int, axis: str | None, kept: Any, gradients: tuple[jax.Array, Any]) -> tuple[Any, ...]:
+def _backward(rows: int, axis: str | None, hits: bool, kept: Any, gradients: TokenStatistics) -> tuple[Any, ...]:
     order, slopes, normalisers, hidden, head, targets, counted = kept
-    weights = jnp.where(counted, gradients[0], 0.0)
+    weights = jnp.where(counted, gradients.nll, 0.0)
     by_hidden = (weights[:, None] * slopes[order.place].astype(jnp.float32)).astype(hidden.dtype)
     in_order = jnp.where(jnp.arange(len(order.index)) < jnp.sum(counted), weights[order.index], 0.0)
 
@@ -175,19 +184,22 @@ def completion_statistics(
     compute: Compute = DEFAULT_COMPUTE,
     key: jax.Array | None = None,
     prefix: jax.Array | None = None,
+    hits: bool = True,
     axis: str | None = None,
 ) -> TokenStatistics:
     """`nll` and `hit` f32/bool[B, T-1] of tokens 1..T-1, zero and True where `mask` bool[B, T] is False.
 
     `mask[b, t]` marks the completion tokens, those that a client learns to produce; `key` and `prefix` as in
-    `hidden_states`, `axis` as in `token_statistics`.
+    `hidden_states`, `hits` and `axis` as in `token_statistics`.
     """
     # The first True of a row; 0 where there is none.
     prompt_lengths = jnp.argmax(mask, axis=-1)
     hidden = hidden_states(
         config, base, adapter, tokens, compute=compute, key=key, prompt_lengths=prompt_lengths, prefix=prefix
     )
-    return token_statistics(hidden[:, :-1], head_weight(base), tokens[:, 1:], mask[:, 1:], rows=compute.head_rows, axis=axis)
+    return token_statistics(
+        hidden[:, :-1], head_weight(base), tokens[:, 1:], mask[:, 1:], rows=compute.head_rows, hits=hits, axis=axis
+    )
 
 
 def completion_loss(
@@ -207,7 +219,7 @@ def completion_loss(
 
     `count` is their number where the rows are only a part of the batch: the parts' losses then add up to the batch's.
     """
-    options: dict[str, Any] = {"compute": compute, "key": key, "prefix": prefix, "axis": axis}
+    options: dict[str, Any] = {"compute": compute, "key": key, "prefix": prefix, "hits": False, "axis": axis}
     statistics = completion_statistics(config, base, adapter, tokens, mask, **options)
     return jnp.sum(statistics.nll) / jnp.maximum(completion_tokens(mask) if count is None else count, 1)
 
