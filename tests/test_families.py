@@ -49,6 +49,7 @@ def run(request, tmp_path_factory, word_tokenizer):
         stage_rounds=(2, 8),
         local_steps=4,
         batch_size=4,
+        dropout=0.0,
         targets=PROJECTIONS,
         devices=1,
         out=str(folder / "run"),

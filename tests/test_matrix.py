@@ -109,15 +109,20 @@ def test_it_learns_and_goes_on_bit_for_bit(whole, algorithm, growth):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("algorithm", "growth"), IN_TURN)
-def test_any_chunks_are_the_same_run(config, whole, tmp_path, algorithm, growth):
-    run, _ = whole(algorithm, growth)
-    other = train(chosen(config, algorithm, growth, tmp_path / "other", clients_per_step=1), progress=QUIET)
-    assert other.summary["final_loss"] == pytest.approx(run.summary["final_loss"], rel=1e-3)
-    assert (other.summary["bytes_up"], other.summary["bytes_down"]) == (
-        run.summary["bytes_up"],
-        run.summary["bytes_down"],
+@pytest.mark.parametrize(("algorithm", "growth"), [pair for pair in IN_TURN if pair[0] != "flasc"])
+def test_any_chunks_are_the_same_run(config, tmp_path, algorithm, growth):
+    """All but FLASC, whose server makes whole steps of rounding; tests/federated has a round of it in any chunks."""
+    # An epsilon far above the gradients: at 1e-8 AdamW makes whole steps of rounding, too.
+    nearly_linear = {"epsilon": 1.0, "learning_rate": (1.0,)}
+    two, one = (
+        train(
+            chosen(config, algorithm, growth, tmp_path / str(size), clients_per_step=size, **nearly_linear), progress=QUIET
+        )
+        for size in (2, 1)
     )
+    assert two.summary["clients_per_step"] > one.summary["clients_per_step"] or algorithm == "central"
+    assert one.summary["final_loss"] == pytest.approx(two.summary["final_loss"], rel=1e-4)
+    assert (one.summary["bytes_up"], one.summary["bytes_down"]) == (two.summary["bytes_up"], two.summary["bytes_down"])
 
 
 def test_what_excludes_each_other_says_so(config, tmp_path):
