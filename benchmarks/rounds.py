@@ -336,6 +336,8 @@ def main() -> None:
                 results.setdefault(part, {})[name] = found
             (options.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
             (options.out / "results.md").write_text(report(results, options.out))
+    if results.keys() == {"machine", "busy_before", "left_out"}:
+        raise SystemExit(f"error: nothing could be measured: {'; '.join(bench.left_out)}")
     print((options.out / "results.md").read_text())
 
 
