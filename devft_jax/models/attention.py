@@ -142,21 +142,24 @@ def _backward(window: int | None, kept: Any, gradient: jax.Array) -> tuple[jax.A
     kv_heads, group = keys.shape[2], heads // keys.shape[2]
     q, d = _by_key_head(queries, kv_heads), _by_key_head(gradient, kv_heads)
     k, v = (_by_key_head(x, kv_heads)[:, 0] for x in (keys, values))
+    # Gradients of keys and values are summed as [N, E, T]: a product along the rows of both its factors is one that the
+    # CPU's matrix libraries do not take.
+    dk = dv = jnp.zeros((k.shape[0], size, length), jnp.float32)
     # What softmax's derivative subtracts: the mean of a row's gradient under its own weights, which is d . output.
     means = jnp.sum(gradient.astype(jnp.float32) * output.astype(jnp.float32), axis=-1, keepdims=True)
     mean = _by_key_head(means, kv_heads)[..., 0]
-    dq, dk, dv = [], jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
+    dq = []
     for block, past, seen in _blocks(length, window):
         rows, up = _rows(q, block), _rows(d, block)
         scores = _product("nqe,nke->nqk", rows, k[:, past]) * size**-0.5
         visible = jnp.tile(seen, (group, 1))
         weights = jnp.where(visible, jnp.exp(scores - _rows(normaliser, block)[..., None]), 0.0)
-        dv = dv.at[:, past].add(_product("nqk,nqe->nke", weights.astype(up.dtype), up))
+        dv = dv.at[:, :, past].add(_product("neq,nqk->nek", jnp.swapaxes(up, 1, 2), weights.astype(up.dtype)))
         towards = _product("nqe,nke->nqk", up, v[:, past])
         change = (weights * (towards - _rows(mean, block)[..., None]) * size**-0.5).astype(q.dtype)
         dq.append(_unrows(_product("nqk,nke->nqe", change, k[:, past]), group))
-        dk = dk.at[:, past].add(_product("nqk,nqe->nke", change, rows))
-    gradients = (jnp.concatenate(dq, axis=2), dk[:, None], dv[:, None])
+        dk = dk.at[:, :, past].add(_product("neq,nqk->nek", jnp.swapaxes(rows, 1, 2), change))
+    gradients = (jnp.concatenate(dq, axis=2), *(jnp.swapaxes(x, 1, 2)[:, None] for x in (dk, dv)))
     return tuple(_by_token(x, batch).astype(like.dtype) for x, like in zip(gradients, (queries, keys, values), strict=True))  # type: ignore[return-value]
 
 
