@@ -37,7 +37,7 @@ class ExecutionOptions:
     examples_per_pass: int | None = execution(None)
     """Examples of a local step that are run at once, its passes' gradients being summed (memory grows with it, results do
     not change); by default all on an accelerator, and as many as suit the examples' length on a CPU."""
-    length_buckets: int = execution(3)
+    length_buckets: int = execution(4)
     """Padded lengths between which a pass's examples choose, at most: each saves padding and is compiled; chosen to suit the
     training data."""
     remat: str = execution("auto")

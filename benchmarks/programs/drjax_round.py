@@ -5,17 +5,13 @@ Without a mesh DrJAX leaves the placement to XLA; the round runs on one host dev
 """
 
 import argparse
-import functools
-from collections.abc import Callable
-from typing import Any
 
 import drjax
-import jax
-from llama import Llama, compiled
-from protocol import Program, Work, serve
+from llama import Llama, RoundProgram
+from protocol import Work, serve
 
 
-class DrjaxRound(Program):
+class DrjaxRound(RoundProgram):
     """One compiled round over all clients at once, every row padded to the longest of the round."""
 
     def __init__(self, work: Work, options: argparse.Namespace):
@@ -28,22 +24,7 @@ class DrjaxRound(Program):
 
             return drjax.reduce_mean(drjax.map_fn(client, (drjax.broadcast(adapters), tokens, answer)))
 
-        batches = work.gather(work.order)
-        self.inputs = model.weights, jax.device_put(work.adapters), *jax.device_put(batches)
-        self.whole_round = whole_round
-
-    @functools.cached_property
-    def program(self) -> Callable[..., Any]:
-        """The compiled round; the first round compiles it."""
-        return compiled(self.whole_round, *self.inputs)
-
-    def round(self) -> None:
-        """One call of the compiled round."""
-        self.adapters, self.losses = jax.block_until_ready(self.program(*self.inputs))
-
-    def result(self) -> tuple[dict[str, jax.Array], float]:
-        """The means over clients."""
-        return self.adapters, float(self.losses.mean())
+        super().__init__(whole_round, model.weights, work.adapters, *work.gather(work.order))
 
 
 if __name__ == "__main__":

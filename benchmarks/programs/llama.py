@@ -6,6 +6,7 @@ applied as two small products beside the frozen one.
 Axis letters: S local steps, B batch, T tokens, L layers, D width, H heads, K key/value heads, E head size, V vocabulary.
 """
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from protocol import TARGETS, Work
+from protocol import TARGETS, Program, Work
 from safetensors.numpy import load_file
 
 PROJECTIONS = {name: f"self_attn.{name}_proj" for name in TARGETS} | {
@@ -101,6 +102,26 @@ class Llama:
 
         (adapters, _), losses = jax.lax.scan(step, (adapters, rule.init(adapters)), batches)
         return adapters, losses
+
+
+class RoundProgram(Program):
+    """A round that is one jitted function of `inputs`, which gives the mean adapters and the losses."""
+
+    def __init__(self, whole_round: Callable[..., Any], *inputs: Any):
+        self.whole_round, self.inputs = whole_round, jax.device_put(inputs)
+
+    @functools.cached_property
+    def program(self) -> Callable[..., Any]:
+        """The compiled round; the first round compiles it."""
+        return compiled(self.whole_round, *self.inputs)
+
+    def round(self) -> None:
+        """One call of the compiled round."""
+        self.adapters, self.losses = jax.block_until_ready(self.program(*self.inputs))
+
+    def result(self) -> tuple[dict[str, jax.Array], float]:
+        """The means over clients."""
+        return self.adapters, float(self.losses.mean())
 
 
 def compiled(whole_round: Callable[..., Any], *inputs: Any) -> Callable[..., Any]:
