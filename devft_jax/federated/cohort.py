@@ -48,7 +48,8 @@ from devft_jax.federated.messages import message_bytes, messages_bytes, ranks_of
 from devft_jax.federated.work import ClientWork
 from devft_jax.models.llama import Adapter, Base, Compute, ModelConfig
 from devft_jax.models.loss import completion_loss
-from devft_jax.programs import CLIENT_AXIS, CompiledPrograms, client_mesh
+from devft_jax.models.sharding import partition_specs
+from devft_jax.programs import MODEL_AXIS, OVER_DEVICES, CompiledPrograms, client_mesh
 
 # Chunks whose inputs may wait on the device at once: one that runs and one that is ready.
 CHUNKS_IN_FLIGHT = 2
@@ -118,7 +119,8 @@ def make_chunk(training: LocalTraining, mesh: Mesh) -> Callable[..., tuple[PyTre
     """
 
     algorithm = training.algorithm
-    training = replace(training, passes=replace(training.passes, axis=CHUNK_AXIS))
+    group = MODEL_AXIS if mesh.shape[MODEL_AXIS] > 1 else None
+    training = replace(training, passes=replace(training.passes, axis=CHUNK_AXIS, group=group))
 
     def client(base, broadcast, lr, train_rows, row, batches, share, key):
         participant = participant_of(algorithm, broadcast, row, key, lr, batches[0].shape[0])
@@ -142,14 +144,18 @@ def make_chunk(training: LocalTraining, mesh: Mesh) -> Callable[..., tuple[PyTre
         sums = jax.tree.map(lambda total, parts: total + jnp.sum(parts, axis=0, keepdims=True), sums, contributions)
         return sums, rows, statistics, ranks
 
-    shared, split = PartitionSpec(), PartitionSpec(CLIENT_AXIS)
-    return jax.shard_map(
-        shard,
-        mesh=mesh,
-        in_specs=(shared, shared, split, split, split, shared, split, shared, split),
-        out_specs=(split, split, split, split),
-        check_vma=False,
-    )
+    def chunk(base, *arguments):
+        shared, split = PartitionSpec(), OVER_DEVICES
+        over_devices = jax.shard_map(
+            shard,
+            mesh=mesh,
+            in_specs=(partition_specs(base), shared, split, split, split, shared, split, shared, split),
+            out_specs=(split, split, split, split),
+            check_vma=False,
+        )
+        return over_devices(base, *arguments)
+
+    return chunk
 
 
 def jit_chunk(training: LocalTraining, mesh: Mesh) -> jax.stages.Wrapped:
@@ -274,7 +280,8 @@ class Cohort:
 
     Args:
       training: what a client does.
-      devices: local devices to use. clients_per_step: clients in flight at once, a multiple of the devices.
+      devices: local devices to use. model_shards: of them hold a base together, as `shard_base` divides it.
+      clients_per_step: clients in flight at once, a multiple of the devices.
       assemble: examples i64[..., S, B] -> (tokens, mask), both [..., S, B, T], and stored hidden states [..., S, B, T, D]
         where the round is to use them. Called from a thread of its own.
       programs: where compiled programs are kept and counted.
@@ -285,17 +292,18 @@ class Cohort:
         training: LocalTraining,
         *,
         devices: Sequence[jax.Device],
+        model_shards: int = 1,
         clients_per_step: int,
         assemble: Callable[[np.ndarray], tuple[np.ndarray, ...]],
         programs: CompiledPrograms,
     ):
         self.algorithm = algorithm = training.algorithm
-        self.mesh = client_mesh(devices)
+        self.mesh = client_mesh(devices, model_shards)
         self.clients_per_step = clients_per_step
         self.assemble = assemble
         self.programs = programs
         self.shared = NamedSharding(self.mesh, PartitionSpec())
-        self.split = NamedSharding(self.mesh, PartitionSpec(CLIENT_AXIS))
+        self.split = NamedSharding(self.mesh, OVER_DEVICES)
         self._chunk_of = functools.cache(
             lambda frozen: jit_chunk(replace(training, compute=replace(training.compute, frozen_layers=frozen)), self.mesh)
         )
@@ -346,7 +354,7 @@ class Cohort:
         """One round: train every participant from `server`, aggregate, and report.
 
         Args:
-          base: the stage's frozen model, replicated over the devices.
+          base: the stage's frozen model, placed on the devices of `mesh`.
           server, bank: the algorithm's state; rows of participants whose update is finite are replaced in the bank.
           cohort: the participants, each once.
           lr: the round's learning rate. keys: ids u32[C] -> key[C]. train_rows: bool[G].
