@@ -41,7 +41,8 @@ def data_fingerprint(data: FederatedData) -> str:
 
 def _sample_of(leaf: jax.Array) -> np.ndarray:
     """Values spread over a leaf: enough to tell one base from another without reading it all."""
-    leaf = jnp.atleast_2d(leaf)
+    # In host memory it stays there.
+    leaf = np.atleast_2d(leaf) if isinstance(leaf, np.ndarray) else jnp.atleast_2d(leaf)
     flat = leaf.reshape(leaf.shape[0], -1)
     rows = np.linspace(0, flat.shape[0] - 1, min(16, flat.shape[0])).astype(int)
     columns = np.linspace(0, flat.shape[1] - 1, min(256, flat.shape[1])).astype(int)
