@@ -1,20 +1,13 @@
 """Runs whose devices hold the base together, against the same runs with all of it on every device."""
 
 import dataclasses
-import io
 
-import jax
 import numpy as np
 import pytest
 
-from devft_jax.base_model import open_model
 from devft_jax.config import RunConfig
-from devft_jax.errors import InputError
-from devft_jax.models.llama import ShardedWeight
-from devft_jax.programs import resolve_compute
 from devft_jax.reporting import Progress
-from devft_jax.run import replay, train
-from devft_jax.trainer import Trainer
+from devft_jax.run import train
 from tests.tiny_run import write_run_inputs
 
 QUIET = Progress(quiet=True)
