@@ -9,9 +9,15 @@ devices. Memory follows `clients_per_step`, not the cohort and not the populatio
 clients, never copied per client, and only the sums are donated. While chunks run, a thread of the host draws, reads and
 assembles the next ones, and what clients keep is written back as theirs end.
 
-Each device keeps sums of its own clients and they are added once, at the end of the round: a chunk contains no collective
-operation, so devices never wait for each other (and host devices, which share a small pool of threads, cannot block each
-other).
+Each device keeps sums of its own clients and they are added once, at the end of the round: where each device has the base,
+a chunk contains no collective operation, so that devices never wait for each other.
+
+Devices that hold the base together (`devft_jax.models.sharding`) gather its weights as they go, and a collective operation
+that not all of a group come to would never end, or mix up two exchanges. What depends on data and has a collective inside is
+therefore chosen by the whole group: the padded length of a pass (`Passes.group`). The loss's loop over blocks of tokens,
+whose number each device has to itself, has none inside, since the head is gathered before it. Two chunks may still be in
+flight: a device runs its programs in the order of their launch, and XLA gives host devices, which share a pool of threads, a
+program of several devices only when the one before is done.
 
 A cohort that `clients_per_step` does not divide is padded with clients of weight zero, never cut. A client whose loss or
 update is not finite gets weight zero too, and is named in the round's result.
