@@ -54,7 +54,8 @@ from devft_jax.developmental.schedule import equal_shares
 from devft_jax.errors import InputError
 from devft_jax.federated.algorithm import Algorithm
 from devft_jax.federated.algorithms import ALGORITHMS
-from devft_jax.federated.cohort import cumulative_bytes
+from devft_jax.federated.cohort import LocalTraining, cumulative_bytes
+from devft_jax.federated.local import OptimizerOptions, Passes
 from devft_jax.federated.messages import message_bytes, ranks_of
 from devft_jax.federated.options import validate_learning_rate
 from devft_jax.federated.sampling import sample_cohort
@@ -63,6 +64,7 @@ from devft_jax.models.attention import kernel_for
 from devft_jax.models.llama import Compute, ModelConfig
 from devft_jax.models.pretrained import model_architecture, parameter_count
 from devft_jax.models.quantization import base_shapes
+from devft_jax.options import room_of
 from devft_jax.programs import CompiledMemory, resolve_clients_per_step, resolve_compute
 from devft_jax.reporting.progress import readable_bytes, readable_seconds
 from devft_jax.reporting.table import table
@@ -304,6 +306,9 @@ class _Planner:
         at_once = resolve_clients_per_step(config, found[:1] * self.devices)
         per_device = min(at_once // self.devices, -(-self.participants // self.devices))
         self.work = Work(per_device, self.local_steps, config.batch_size, length_buckets(config.max_length)[-1])
+        whole_steps = Passes(config.batch_size, (self.work.length,))
+        optimizer = room_of(OptimizerOptions, config)
+        self.training = LocalTraining(self.algorithm, architecture, self.compute, optimizer, whole_steps)
         self.base = base_shapes(architecture, dtype=self.compute.dtype, quantization=config.quantization)
 
     def messages(self, layers: int) -> Messages:
@@ -350,10 +355,7 @@ class _Planner:
         tokens = participations * self.local_steps * config.batch_size * self.work.length
         flops = tokens * sum(per_token.values())
         choices: dict[str, Any] = {
-            "algorithm": self.algorithm,
-            "config": architecture,
-            "compute": self.compute,
-            "optimizer": config,
+            "training": self.training,
             "layers": layers,
             "frozen": kept,
             "bare": stage.bare,

@@ -389,10 +389,7 @@ def replay(path: str | Path, *, client: str, round: int, progress: Progress | No
     member, batches = trainer.prepare_client(state, names.index(client))
     keys = client_keys(trainer.config.seed, np.uint32(state.round), np.array([member.id], np.uint32))
     steps = replay_client(
-        trainer.algorithm,
-        trainer.model.config,
-        trainer.compute,
-        trainer.config,
+        trainer.training,
         base=trainer.stage_base,
         server=state.server,
         row=jax.tree.map(lambda leaf: leaf[0], state.bank.take(np.array([member.position]))),
@@ -400,6 +397,5 @@ def replay(path: str | Path, *, client: str, round: int, progress: Progress | No
         lr=trainer.learning_rate(state),
         key=keys[0],
         train_rows=np.asarray(state.layer_map.train),
-        passes=trainer.passes,
     )
     return Replay(client, state.stage + 1, round, steps)

@@ -37,8 +37,8 @@ from devft_jax.evaluation import HeldOut, Judgement
 from devft_jax.federated.algorithm import Algorithm, Clients, same_server
 from devft_jax.federated.algorithms import ALGORITHMS
 from devft_jax.federated.bank import ClientBank
-from devft_jax.federated.cohort import ChunkTooLargeError, Cohort, RoundResult, frozen_rows
-from devft_jax.federated.local import choose_passes
+from devft_jax.federated.cohort import ChunkTooLargeError, Cohort, LocalTraining, RoundResult, frozen_rows
+from devft_jax.federated.local import OptimizerOptions, choose_passes
 from devft_jax.federated.messages import message_bytes
 from devft_jax.federated.options import learning_rate_at, validate_learning_rate
 from devft_jax.federated.profiles import profiled_clients
@@ -50,6 +50,7 @@ from devft_jax.judging import Judge
 from devft_jax.models.llama import Adapter, Base
 from devft_jax.models.lora import adapter_norms
 from devft_jax.models.pretrained import Model
+from devft_jax.options import room_of
 from devft_jax.probe import block_influence, probe_examples
 from devft_jax.programs import (
     CompiledPrograms,
@@ -135,12 +136,10 @@ class Trainer:
             most_lengths=config.length_buckets,
             platform=training_devices[0].platform,
         )
+        optimizer = room_of(OptimizerOptions, config)
+        self.training = LocalTraining(self.algorithm, self.model.config, self.compute, optimizer, self.passes)
         self.cohort = Cohort(
-            self.algorithm,
-            self.model.config,
-            self.compute,
-            config,
-            self.passes,
+            self.training,
             devices=training_devices,
             clients_per_step=at_once,
             assemble=self.assemble,

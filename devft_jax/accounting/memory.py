@@ -48,8 +48,8 @@ import jax.numpy as jnp
 
 from devft_jax.accounting.communication import Messages, round_messages
 from devft_jax.federated.algorithm import Algorithm, Share
-from devft_jax.federated.cohort import CHUNKS_IN_FLIGHT, jit_chunk, zero_sums
-from devft_jax.federated.local import OptimizerOptions, Passes, make_optimizer
+from devft_jax.federated.cohort import CHUNKS_IN_FLIGHT, LocalTraining, jit_chunk, zero_sums
+from devft_jax.federated.local import make_optimizer
 from devft_jax.federated.messages import message_bytes
 from devft_jax.models.hypernetwork import adapt, generator_of
 from devft_jax.models.llama import (
@@ -175,10 +175,7 @@ def adapter_shapes(algorithm: Algorithm, messages: Messages) -> Adapter:
 
 
 def stage_memory(
-    algorithm: Algorithm,
-    config: ModelConfig,
-    compute: Compute,
-    optimizer: OptimizerOptions,
+    training: LocalTraining,
     work: Work,
     *,
     layers: int,
@@ -191,19 +188,20 @@ def stage_memory(
     """Peak memory of one device in a stage, by formula, in milliseconds for a model of any size.
 
     Args:
-      algorithm: what is trained and sent. config: the base at full depth. compute, optimizer: of the run.
+      training: a client's, of the base at full depth, whose passes are not looked at.
       work: what the device trains at once. layers: of the stage's submodel that have an adapter.
       frozen: the lowest of them, which do not learn. bare: layers that run below them without one.
       quantization, fused_precision: as the options of those names.
       simulator: whether the device belongs to the simulator, else it is a client's own; see the module's docstring.
     """
+    algorithm, config, compute = training.algorithm, training.config, training.compute
     depth = layers + bare
     fused = depth < config.layers
     stored = stage_quantization(config, depth, quantization, fused_precision)
     base = base_shapes(config.with_layers(depth), dtype=compute.dtype, quantization=stored)
     messages = round_messages(algorithm, config, layers)
     train, _ = jax.eval_shape(algorithm.start, messages.participant)
-    state = jax.eval_shape(lambda train: make_optimizer(optimizer, 1.0).init(train), train)
+    state = jax.eval_shape(lambda train: make_optimizer(training.optimizer, 1.0).init(train), train)
     sums = jax.eval_shape(lambda: zero_sums(algorithm, messages.up, 1))
     rows = work.clients * work.batch
     architecture = config.with_layers(1)
@@ -243,10 +241,7 @@ def expanded_bytes(config: ModelConfig, compute: Compute, base: Base) -> int:
 
 
 def compiled_memory(
-    algorithm: Algorithm,
-    config: ModelConfig,
-    compute: Compute,
-    optimizer: OptimizerOptions,
+    training: LocalTraining,
     work: Work,
     *,
     layers: int,
@@ -259,6 +254,7 @@ def compiled_memory(
 
     None where the platform's compiler gives no analysis.
     """
+    algorithm, config, compute = training.algorithm, training.config, training.compute
     stored = stage_quantization(config, layers + bare, quantization, fused_precision)
     base = base_shapes(config.with_layers(layers + bare), dtype=compute.dtype, quantization=stored)
     messages = round_messages(algorithm, config, layers)
@@ -268,9 +264,8 @@ def compiled_memory(
     rows = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((work.clients, *leaf.shape), leaf.dtype), row)
     shares = jax.eval_shape(lambda: Share(jnp.zeros(work.clients), jnp.zeros(work.clients, "int32")))
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0, impl="threefry2x32"), work.clients))
-    compute = replace(compute, frozen_layers=frozen)
-    passes = Passes(work.batch, (work.length,))
-    chunk = jit_chunk(algorithm, config, compute, optimizer, client_mesh(jax.local_devices()[:1]), passes)
+    training = replace(training, compute=replace(compute, frozen_layers=frozen))
+    chunk = jit_chunk(training, client_mesh(jax.local_devices()[:1]))
     lowered = chunk.lower(
         base,
         messages.broadcast,

@@ -58,16 +58,31 @@ CHUNK_AXIS = "chunk"
 CHUNKS_AHEAD = 2
 
 
-def client_loss(
-    algorithm: Algorithm, config: ModelConfig, compute: Compute, base: Base, frozen: PyTree, axis: str | None = None
-) -> Loss:
-    """The loss that a client's steps reduce, and the one without penalty that is reported; `axis` as in `Passes`."""
+@dataclass(frozen=True)
+class LocalTraining:
+    """What the program of a client's round is made of; hashable, so that equal ones may share a compiled program.
+
+    Attributes:
+      algorithm: what is trained and sent. config: the base. compute: its execution.
+      optimizer: of the steps. passes: how a step's examples are run.
+    """
+
+    algorithm: Algorithm
+    config: ModelConfig
+    compute: Compute
+    optimizer: OptimizerOptions
+    passes: Passes
+
+
+def client_loss(training: LocalTraining, base: Base, frozen: PyTree) -> Loss:
+    """The loss that a client's steps reduce, and the one without penalty that is reported."""
+    algorithm = training.algorithm
 
     def loss(train: PyTree, batch: Batch, keys: jax.Array, count: jax.Array, share: float) -> tuple[jax.Array, jax.Array]:
         tokens, mask, *stored = batch
         adapter = algorithm.adapter(train, frozen)
-        options: dict[str, Any] = {"prefix": stored[0] if stored else None, "count": count, "axis": axis}
-        value = completion_loss(config, base, adapter, tokens, mask, compute=compute, key=keys, **options)
+        options: dict[str, Any] = {"prefix": stored[0] if stored else None, "count": count, "axis": training.passes.axis}
+        value = completion_loss(training.config, base, adapter, tokens, mask, compute=training.compute, key=keys, **options)
         return value + share * algorithm.penalty(train, frozen), value
 
     return loss
@@ -93,15 +108,8 @@ def all_finite(tree: PyTree) -> jax.Array:
     return jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
 
 
-def make_chunk(
-    algorithm: Algorithm,
-    config: ModelConfig,
-    compute: Compute,
-    optimizer: OptimizerOptions,
-    mesh: Mesh,
-    passes: Passes,
-) -> Callable[..., tuple[PyTree, PyTree, LocalStatistics, PyTree]]:
-    """The chunk as a traceable function over `mesh`, its steps run in `passes`; see the module's docstring.
+def make_chunk(training: LocalTraining, mesh: Mesh) -> Callable[..., tuple[PyTree, PyTree, LocalStatistics, PyTree]]:
+    """The chunk as a traceable function over `mesh`; see the module's docstring.
 
     Its arguments: base and broadcast = (down, known) (shared), rows [C, ...], batches = (tokens i32[C, S, B, T], mask
     bool[C, S, B, T]) and, where the layers below the adapter's are not to be run, what they make [C, S, B, T, D] as a third,
@@ -109,13 +117,16 @@ def make_chunk(
     It gives the sums, the rows, the statistics, and the ranks of messages down and up where these differ, i32[C] each.
     """
 
+    algorithm = training.algorithm
+    training = replace(training, passes=replace(training.passes, axis=CHUNK_AXIS))
+
     def client(base, broadcast, lr, train_rows, row, batches, share, key):
         participant = participant_of(algorithm, broadcast, row, key, lr, batches[0].shape[0])
         start, frozen = algorithm.start(participant)
-        loss = client_loss(algorithm, config, compute, base, frozen, passes.axis)
-        rule = algorithm.optimizer(make_optimizer(optimizer, lr), frozen, lr)
+        loss = client_loss(training, base, frozen)
+        rule = algorithm.optimizer(make_optimizer(training.optimizer, lr), frozen, lr)
         learning = train_rows if algorithm.layered else None
-        trained, statistics = local_train(loss, rule, start, batches, key, learning, passes)
+        trained, statistics = local_train(loss, rule, start, batches, key, learning, training.passes)
         up, new_row = algorithm.finish(participant, trained)
         # What float32 holds may overflow the dtype in which it travels.
         finite = statistics.finite & all_finite((up, new_row))
@@ -124,8 +135,6 @@ def make_chunk(
         contribution = jax.tree.map(lambda leaf: jnp.where(finite, leaf, 0), algorithm.contribution(up, share))
         ranks = ranks_of(participant.down), ranks_of(up)
         return contribution, new_row, statistics.replace(finite=finite), ranks
-
-    passes = replace(passes, axis=CHUNK_AXIS)
 
     def shard(base, broadcast, rows, batches, shares, lr, keys, train_rows, sums):
         over_clients = jax.vmap(partial(client, base, broadcast, lr, train_rows), axis_name=CHUNK_AXIS)
@@ -143,16 +152,9 @@ def make_chunk(
     )
 
 
-def jit_chunk(
-    algorithm: Algorithm,
-    config: ModelConfig,
-    compute: Compute,
-    optimizer: OptimizerOptions,
-    mesh: Mesh,
-    passes: Passes,
-) -> jax.stages.Wrapped:
+def jit_chunk(training: LocalTraining, mesh: Mesh) -> jax.stages.Wrapped:
     """`make_chunk`, ready to be compiled; the sums (argument 8) are donated, base and broadcast serve the next chunk too."""
-    return jax.jit(make_chunk(algorithm, config, compute, optimizer, mesh, passes), donate_argnums=8)
+    return jax.jit(make_chunk(training, mesh), donate_argnums=8)
 
 
 def broadcast_of(algorithm: Algorithm, server: PyTree) -> tuple[PyTree, PyTree]:
@@ -271,7 +273,7 @@ class Cohort:
     """Runs rounds of one algorithm on one model shape over the local devices.
 
     Args:
-      algorithm, config, compute, optimizer: what a client does. passes: how it runs a step's examples.
+      training: what a client does.
       devices: local devices to use. clients_per_step: clients in flight at once, a multiple of the devices.
       assemble: examples i64[..., S, B] -> (tokens, mask), both [..., S, B, T], and stored hidden states [..., S, B, T, D]
         where the round is to use them. Called from a thread of its own.
@@ -280,18 +282,14 @@ class Cohort:
 
     def __init__(
         self,
-        algorithm: Algorithm,
-        config: ModelConfig,
-        compute: Compute,
-        optimizer: OptimizerOptions,
-        passes: Passes,
+        training: LocalTraining,
         *,
         devices: Sequence[jax.Device],
         clients_per_step: int,
         assemble: Callable[[np.ndarray], tuple[np.ndarray, ...]],
         programs: CompiledPrograms,
     ):
-        self.algorithm = algorithm
+        self.algorithm = algorithm = training.algorithm
         self.mesh = client_mesh(devices)
         self.clients_per_step = clients_per_step
         self.assemble = assemble
@@ -299,7 +297,7 @@ class Cohort:
         self.shared = NamedSharding(self.mesh, PartitionSpec())
         self.split = NamedSharding(self.mesh, PartitionSpec(CLIENT_AXIS))
         self._chunk_of = functools.cache(
-            lambda frozen: jit_chunk(algorithm, config, replace(compute, frozen_layers=frozen), optimizer, self.mesh, passes)
+            lambda frozen: jit_chunk(replace(training, compute=replace(training.compute, frozen_layers=frozen)), self.mesh)
         )
         self._shapes: dict[Any, _Shapes] = {}
         self._broadcast = jax.jit(partial(broadcast_of, algorithm))

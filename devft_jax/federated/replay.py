@@ -10,10 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from devft_jax.federated.algorithm import Algorithm
-from devft_jax.federated.cohort import broadcast_of, client_loss, frozen_rows, participant_of
-from devft_jax.federated.local import OptimizerOptions, Passes, local_step, make_optimizer, step_gradients
-from devft_jax.models.llama import Base, Compute, ModelConfig
+from devft_jax.federated.cohort import LocalTraining, broadcast_of, client_loss, frozen_rows, participant_of
+from devft_jax.federated.local import local_step, make_optimizer, step_gradients
+from devft_jax.models.llama import Base
 
 PyTree = Any
 
@@ -35,10 +34,7 @@ def _nonfinite_leaves(tree: PyTree) -> tuple[str, ...]:
 
 
 def replay_client(
-    algorithm: Algorithm,
-    config: ModelConfig,
-    compute: Compute,
-    options: OptimizerOptions,
+    training: LocalTraining,
     *,
     base: Base,
     server: PyTree,
@@ -47,20 +43,20 @@ def replay_client(
     lr: float,
     key: jax.Array,
     train_rows: np.ndarray,
-    passes: Passes,
 ) -> list[StepReport]:
     """Train one client in a plain loop exactly as a chunk would, reporting every step until one is not finite.
 
     Args:
-      server: the algorithm's state at the start of the round. row: the client's bank row.
+      training: as in the round. server: the algorithm's state at the start of the round. row: the client's bank row.
       batches: tokens i32[S, B, T], mask bool[S, B, T] and, where they are stored, hidden states [S, B, T, D].
-      lr, key, train_rows, passes: as in the round.
+      lr, key, train_rows: as in the round.
     """
+    algorithm, passes = training.algorithm, training.passes
     participant = participant_of(algorithm, broadcast_of(algorithm, server), row, key, jnp.float32(lr), len(batches[0]))
     train, frozen = algorithm.start(participant)
-    compute = dataclasses.replace(compute, frozen_layers=frozen_rows(algorithm, train_rows))
-    loss = client_loss(algorithm, config, compute, base, frozen)
-    optimizer = algorithm.optimizer(make_optimizer(options, lr), frozen, jnp.float32(lr))
+    compute = dataclasses.replace(training.compute, frozen_layers=frozen_rows(algorithm, train_rows))
+    loss = client_loss(dataclasses.replace(training, compute=compute), base, frozen)
+    optimizer = algorithm.optimizer(make_optimizer(training.optimizer, lr), frozen, jnp.float32(lr))
     gradients_of = jax.jit(lambda *arguments: step_gradients(loss, passes, *arguments)[1])
     learning = jnp.asarray(train_rows) if algorithm.layered else None
     advance = jax.jit(partial(local_step, loss, optimizer, learning, passes))

@@ -10,7 +10,8 @@ import pytest
 from devft_jax.accounting.memory import Work, compiled_memory, kept_for_backward, layer_kept, stage_memory
 from devft_jax.federated.algorithms.fedit import fedit
 from devft_jax.federated.algorithms.options import MethodConfig
-from devft_jax.federated.local import OptimizerOptions
+from devft_jax.federated.cohort import LocalTraining
+from devft_jax.federated.local import OptimizerOptions, Passes
 from devft_jax.federated.messages import message_bytes
 from devft_jax.models.architectures import ARCHITECTURES
 from devft_jax.models.llama import PROJECTIONS, Compute, ModelConfig
@@ -25,7 +26,9 @@ def memory(
     function, *, config=SMALL, lora=LORA, compute=None, remat="full", work=WORK, layers=2, optimizer="adamw", **options
 ):
     compute = compute or Compute(remat=remat, attention="xla")
-    return function(fedit(lora), config, compute, OptimizerOptions(optimizer=optimizer), work, layers=layers, **options)
+    passes = Passes(work.batch, (work.length,))
+    training = LocalTraining(fedit(lora), config, compute, OptimizerOptions(optimizer=optimizer), passes)
+    return function(training, work, layers=layers, **options)
 
 
 def slow(**case):

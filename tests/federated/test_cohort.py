@@ -17,6 +17,7 @@ from devft_jax.federated.algorithm import Algorithm, Clients, Share
 from devft_jax.federated.algorithms.options import MethodConfig
 from devft_jax.federated.cohort import (
     Cohort,
+    LocalTraining,
     broadcast_of,
     make_chunk,
     participant_shapes,
@@ -351,7 +352,7 @@ def chunk_program(devices: int, options: MethodConfig, compute: Compute):
     """The chunk as it would be jitted, and its arguments' shapes."""
     algorithm = fedit_with(options)
     mesh = client_mesh(jax.local_devices()[:devices])
-    chunk = make_chunk(algorithm, DISTINCT, compute, OptimizerOptions(), mesh, Passes(1, (5, 10)))
+    chunk = make_chunk(LocalTraining(algorithm, DISTINCT, compute, OptimizerOptions(), Passes(1, (5, 10))), mesh)
     return jax.jit(chunk), chunk_arguments(algorithm, DISTINCT, devices, compute.dtype)
 
 
@@ -409,11 +410,7 @@ def test_the_chunk_lowers_for_accelerators(platform):
 def test_one_program_per_shape_of_a_chunk():
     programs = CompiledPrograms()
     rounds = Cohort(
-        fedit_with(),
-        CONFIG,
-        Compute(),
-        SGD,
-        WHOLE,
+        LocalTraining(fedit_with(), CONFIG, Compute(), SGD, WHOLE),
         devices=jax.local_devices()[:1],
         clients_per_step=5,
         assemble=assemble,
