@@ -7,9 +7,9 @@ from devft_jax.config import RunConfig
 from devft_jax.data import Examples, evaluation_batches, length_buckets, public_examples
 from devft_jax.errors import InputError
 from devft_jax.models.influence import layer_cosines
-from devft_jax.models.llama import Compute
+from devft_jax.models.llama import Compute, ModelConfig
 from devft_jax.models.pretrained import Model
-from devft_jax.programs import CompiledPrograms
+from devft_jax.programs import CompiledPrograms, shared_programs
 
 
 def probe_examples(config: RunConfig, tokenizer: object | None) -> Examples:
@@ -22,11 +22,17 @@ def probe_examples(config: RunConfig, tokenizer: object | None) -> Examples:
     return public_examples(config.probe_data, config.probe_examples, tokenizer, config)
 
 
+@shared_programs
+def jit_cosines(config: ModelConfig, compute: Compute) -> jax.stages.Wrapped:
+    """`layer_cosines` of (base, tokens, real), ready to be compiled."""
+    return jax.jit(lambda base, tokens, real: layer_cosines(config, base, tokens, real, compute=compute))
+
+
 def block_influence(
     model: Model, compute: Compute, examples: Examples, config: RunConfig, programs: CompiledPrograms
 ) -> list[float]:
     """How much each layer of the base changes what passes through it: 1 - the mean cosine, over all tokens of `examples`."""
-    cosines = jax.jit(lambda base, tokens, real: layer_cosines(model.config, base, tokens, real, compute=compute))
+    cosines = jit_cosines(model.config, compute)
     total, count = np.zeros(model.config.layers), 0
     for index, tokens, _ in evaluation_batches(examples, config.evaluation_batch, length_buckets(config.max_length)):
         lengths = np.where(index < 0, 0, examples.lengths[index])

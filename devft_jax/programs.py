@@ -4,6 +4,7 @@ Every program is compiled ahead of time for its shapes and kept here, so that co
 training, and its scratch memory is known.
 """
 
+import functools
 import os
 import platform
 import threading
@@ -15,13 +16,17 @@ from importlib import metadata
 from typing import Any, Literal, Self
 
 import jax
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AxisType, Mesh, Sharding
 
 from devft_jax.errors import InputError
 from devft_jax.models.llama import REMAT_POLICIES, Compute
 from devft_jax.options import execution
 
 CLIENT_AXIS = "client"
+
+# For functions that make jitted ones. JAX keeps what it has compiled with the jitted function, so that calls that agree on
+# the arguments share their programs, within a run and with later runs of the process; those longest unused are let go.
+shared_programs = functools.lru_cache(maxsize=64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +58,9 @@ class ExecutionOptions:
     bank_in_memory: int = execution(2**27)
     """Bytes of what clients keep between rounds that may lie in memory: where the rows of all clients could take more, they
     lie in a file of the run's folder, which grows with the clients that have taken part."""
+    compile_ahead: bool = execution(True)
+    """Whether a thread compiles what the next stage needs while the present one trains, where the growth tells its stages'
+    depths beforehand."""
     prefix_cache: Literal["auto", "on", "off"] = execution("auto")
     """Whether layers that a growth runs below every adapter, such as top-grow's, are run once for each example, their hidden
     states stored in the run's folder while the stage lasts: on, off, or auto (where examples come often enough and the
@@ -138,6 +146,16 @@ def versions(device: jax.Device) -> dict[str, str]:
 def client_mesh(devices: Sequence[jax.Device]) -> Mesh:
     """A one-axis mesh over which clients, or held-out examples, are sharded."""
     return jax.make_mesh((len(devices),), (CLIENT_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def shapes_on(sharding: Sharding | None, tree: Any, *lead: int) -> Any:
+    """Shapes and dtypes of arrays such as `tree` has, with the axes `lead` before theirs, once they are placed."""
+
+    def one(leaf: Any) -> jax.ShapeDtypeStruct:
+        weak = getattr(leaf, "weak_type", False)
+        return jax.ShapeDtypeStruct((*lead, *leaf.shape), leaf.dtype, sharding=sharding, weak_type=weak)
+
+    return jax.tree.map(one, tree)
 
 
 @dataclass(frozen=True)
@@ -307,7 +325,7 @@ class _Compilations(threading.local):
 
     count = 0
 
-    def note(self, event: str, duration: float, **_: Any) -> None:
+    def note(self, event: str, duration_secs: float, **_: str | int) -> None:
         """Hear of an event of JAX."""
         self.count += event == "/jax/core/compile/backend_compile_duration"
 

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from devft_jax.data import Examples, evaluation_batches
 from devft_jax.models.llama import Adapter, Base, Compute, ModelConfig
 from devft_jax.models.loss import completion_statistics
 from devft_jax.options import execution
-from devft_jax.programs import CLIENT_AXIS, CompiledPrograms, client_mesh
+from devft_jax.programs import CLIENT_AXIS, CompiledPrograms, client_mesh, shapes_on, shared_programs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +49,27 @@ class Evaluation:
     examples: int
 
 
+@shared_programs
+def jit_score(config: ModelConfig, compute: Compute, mesh: Mesh) -> jax.stages.Wrapped:
+    """(base, adapter, tokens i32[B, T], mask bool[B, T]) -> every row's nll f32[B] and exact match bool[B]."""
+
+    def score(base: Base, adapter: Adapter | None, tokens: jax.Array, mask: jax.Array):
+        statistics = completion_statistics(config, base, adapter, tokens, mask, compute=compute)
+        assert statistics.hit is not None
+        return jnp.sum(statistics.nll, axis=-1), jnp.all(statistics.hit, axis=-1)
+
+    # Rows are scored apart, so devices need not talk to each other; shard_map says so.
+    return jax.jit(
+        jax.shard_map(
+            score,
+            mesh=mesh,
+            in_specs=(PartitionSpec(), PartitionSpec(), *[PartitionSpec(CLIENT_AXIS)] * 2),
+            out_specs=PartitionSpec(CLIENT_AXIS),
+            check_vma=False,
+        )
+    )
+
+
 class HeldOut:
     """Scores adapters on one set of examples; batches are spread over the devices.
 
@@ -77,21 +98,14 @@ class HeldOut:
         self.shared = NamedSharding(mesh, PartitionSpec())
         self.split = NamedSharding(mesh, PartitionSpec(CLIENT_AXIS))
 
-        def score(base: Base, adapter: Adapter | None, tokens: jax.Array, mask: jax.Array):
-            statistics = completion_statistics(config, base, adapter, tokens, mask, compute=compute)
-            assert statistics.hit is not None
-            return jnp.sum(statistics.nll, axis=-1), jnp.all(statistics.hit, axis=-1)
+        self._score = jit_score(config, compute, mesh)
 
-        # Rows are scored apart, so devices need not talk to each other; shard_map says so.
-        self._score = jax.jit(
-            jax.shard_map(
-                score,
-                mesh=mesh,
-                in_specs=(PartitionSpec(), PartitionSpec(), *[PartitionSpec(CLIENT_AXIS)] * 2),
-                out_specs=PartitionSpec(CLIENT_AXIS),
-                check_vma=False,
-            )
-        )
+    def prepare(self, base: Base, adapter: Adapter) -> None:
+        """Have the programs that score adapters of these shapes on such a base compiled ahead."""
+        model = shapes_on(self.shared, (base, adapter))
+        batches = evaluation_batches(self.examples, self.batch_size, self.buckets)
+        for inputs in {tokens.shape: (tokens, mask) for _, tokens, mask in batches}.values():
+            self.programs.prepare("evaluate", self._score, *model, *shapes_on(self.split, inputs))
 
     def __call__(self, base: Base, adapter: Adapter | None) -> Evaluation:
         """Loss and exact match of `adapter` (None: the bare base) on every held-out example."""

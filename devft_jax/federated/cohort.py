@@ -17,7 +17,6 @@ A cohort that `clients_per_step` does not divide is padded with clients of weigh
 update is not finite gets weight zero too, and is named in the round's result.
 """
 
-import functools
 import math
 import time
 from collections import Counter, deque
@@ -29,7 +28,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from devft_jax.background import made_ahead
 from devft_jax.chunk_size import TRIAL_RUNS, Trial
@@ -45,10 +44,11 @@ from devft_jax.federated.local import (
     make_optimizer,
 )
 from devft_jax.federated.messages import message_bytes, messages_bytes, ranks_of
+from devft_jax.federated.sampling import client_keys
 from devft_jax.federated.work import ClientWork
 from devft_jax.models.llama import Adapter, Base, Compute, ModelConfig
 from devft_jax.models.loss import completion_loss
-from devft_jax.programs import CLIENT_AXIS, CompiledPrograms, client_mesh
+from devft_jax.programs import CLIENT_AXIS, CompiledPrograms, client_mesh, shapes_on, shared_programs
 
 # Chunks whose inputs may wait on the device at once: one that runs and one that is ready.
 CHUNKS_IN_FLIGHT = 2
@@ -152,6 +152,7 @@ def make_chunk(training: LocalTraining, mesh: Mesh) -> Callable[..., tuple[PyTre
     )
 
 
+@shared_programs
 def jit_chunk(training: LocalTraining, mesh: Mesh) -> jax.stages.Wrapped:
     """`make_chunk`, ready to be compiled; the sums (argument 8) are donated, base and broadcast serve the next chunk too."""
     return jax.jit(make_chunk(training, mesh), donate_argnums=8)
@@ -160,6 +161,18 @@ def jit_chunk(training: LocalTraining, mesh: Mesh) -> jax.stages.Wrapped:
 def broadcast_of(algorithm: Algorithm, server: PyTree) -> tuple[PyTree, PyTree]:
     """What the server sends, before it is addressed, and what is known without a message."""
     return algorithm.broadcast(server), algorithm.known(server)
+
+
+@shared_programs
+def jit_broadcast(algorithm: Algorithm) -> jax.stages.Wrapped:
+    """`broadcast_of`, ready to be compiled."""
+    return jax.jit(partial(broadcast_of, algorithm))
+
+
+@shared_programs
+def jit_finalize(algorithm: Algorithm) -> jax.stages.Wrapped:
+    """An algorithm's `finalize`, ready to be compiled."""
+    return jax.jit(algorithm.finalize)
 
 
 def participant_shapes(algorithm: Algorithm, broadcast: tuple[PyTree, PyTree], row: PyTree) -> Participant:
@@ -289,19 +302,47 @@ class Cohort:
         assemble: Callable[[np.ndarray], tuple[np.ndarray, ...]],
         programs: CompiledPrograms,
     ):
-        self.algorithm = algorithm = training.algorithm
+        self.training, self.algorithm = training, training.algorithm
         self.mesh = client_mesh(devices)
         self.clients_per_step = clients_per_step
         self.assemble = assemble
         self.programs = programs
         self.shared = NamedSharding(self.mesh, PartitionSpec())
         self.split = NamedSharding(self.mesh, PartitionSpec(CLIENT_AXIS))
-        self._chunk_of = functools.cache(
-            lambda frozen: jit_chunk(replace(training, compute=replace(training.compute, frozen_layers=frozen)), self.mesh)
-        )
         self._shapes: dict[Any, _Shapes] = {}
-        self._broadcast = jax.jit(partial(broadcast_of, algorithm))
-        self._finalize = jax.jit(algorithm.finalize)
+        self._broadcast = jit_broadcast(self.algorithm)
+        self._finalize = jit_finalize(self.algorithm)
+
+    def _chunk_of(self, frozen: int) -> jax.stages.Wrapped:
+        """The program of a stage whose lowest `frozen` rows take no gradient."""
+        compute = replace(self.training.compute, frozen_layers=frozen)
+        return jit_chunk(replace(self.training, compute=compute), self.mesh)
+
+    def prepare(self, base: Base, server: PyTree, row: PyTree, batch: PyTree, train_rows: np.ndarray) -> None:
+        """Have the programs of rounds from such a state compiled ahead.
+
+        Args:
+          base, server: of a stage. row, batch: of one client. All are arrays or shapes. train_rows: as in `run`.
+        """
+        clients = self.clients_per_step
+        broadcast = jax.eval_shape(self._broadcast, server)
+        sums = jax.eval_shape(lambda: zero_sums(self.algorithm, self._shapes_of(broadcast, row).up, self.mesh.size))
+        ids = jax.ShapeDtypeStruct((clients,), np.uint32)
+        share = jax.eval_shape(lambda: Share(jnp.float32(1.0), jnp.int32(0)))
+        self.programs.prepare(
+            "chunk",
+            self._chunk_of(frozen_rows(self.algorithm, train_rows)),
+            *shapes_on(self.shared, (base, broadcast)),
+            *shapes_on(self.split, (row, batch, share), clients),
+            shapes_on(self.shared, jax.ShapeDtypeStruct((), np.float32)),
+            shapes_on(self.split, jax.eval_shape(partial(client_keys, 0, 0), ids)),
+            shapes_on(self.shared, train_rows),
+            shapes_on(self.split, sums),
+        )
+        total = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), sums)
+        home = SingleDeviceSharding(self.mesh.devices.flat[0])
+        self.programs.prepare("finalize", self._finalize, shapes_on(None, server), shapes_on(home, total))
+        self.programs.prepare("broadcast", self._broadcast, shapes_on(None, server))
 
     def _chunks(self, cohort: Sequence[ClientWork], bank: Bank, size: int) -> Iterator[_Chunk]:
         """The chunks of a cohort in order, of `size` clients; the last one padded with weight zero."""
