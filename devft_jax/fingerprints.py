@@ -39,20 +39,21 @@ def data_fingerprint(data: FederatedData) -> str:
     return fingerprint(*arrays, names, ids, sizes, indices)
 
 
-def _sample_of(leaf: jax.Array) -> np.ndarray:
+@jax.jit
+def _sample_of(leaf: jax.Array) -> jax.Array:
     """Values spread over a leaf: enough to tell one base from another without reading it all."""
     leaf = jnp.atleast_2d(leaf)
     flat = leaf.reshape(leaf.shape[0], -1)
     rows = np.linspace(0, flat.shape[0] - 1, min(16, flat.shape[0])).astype(int)
     columns = np.linspace(0, flat.shape[1] - 1, min(256, flat.shape[1])).astype(int)
-    return np.asarray(flat[rows][:, columns])
+    return flat[rows[:, None], columns]
 
 
 def base_fingerprint(base: Base, dtype: str | None = None) -> str:
     """Tells base models apart by a sample of every leaf; as if floats were of `dtype`, packed weights as they are."""
 
     def sampled(leaf: Any) -> list[np.ndarray]:
-        samples = map(_sample_of, jax.tree.leaves(leaf))
+        samples = [np.asarray(_sample_of(part)) for part in jax.tree.leaves(leaf)]
         return [sample if dtype is None or isinstance(leaf, QTensor) else sample.astype(dtype) for sample in samples]
 
     leaves = jax.tree.leaves(base, is_leaf=lambda leaf: isinstance(leaf, QTensor))

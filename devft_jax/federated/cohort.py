@@ -171,8 +171,12 @@ def jit_broadcast(algorithm: Algorithm) -> jax.stages.Wrapped:
 
 @shared_programs
 def jit_finalize(algorithm: Algorithm) -> jax.stages.Wrapped:
-    """An algorithm's `finalize`, ready to be compiled."""
-    return jax.jit(algorithm.finalize)
+    """An algorithm's `finalize`, of the server and `parts_of_devices`, added in their order; ready to be compiled."""
+
+    def finalize(server: PyTree, parts: list[PyTree]) -> tuple[PyTree, dict[str, jax.Array]]:
+        return algorithm.finalize(server, jax.tree.map(lambda *leaves: sum(leaf[0] for leaf in leaves), *parts))
+
+    return jax.jit(finalize)
 
 
 def participant_shapes(algorithm: Algorithm, broadcast: tuple[PyTree, PyTree], row: PyTree) -> Participant:
@@ -210,15 +214,22 @@ def zero_sums(algorithm: Algorithm, up: PyTree, devices: int) -> PyTree:
     return jax.tree.map(lambda leaf: jnp.zeros((devices, *leaf.shape), leaf.dtype), shapes)
 
 
-def add_over_devices(sums: PyTree) -> PyTree:
-    """Sums [devices, ...] sharded over devices -> [...] on the first of them, added in the devices' order."""
+@shared_programs
+def jit_zero_sums(algorithm: Algorithm, structure: Any, up: tuple[jax.ShapeDtypeStruct, ...], split: NamedSharding) -> Any:
+    """`zero_sums` of a message of these leaves, over the devices of `split`, ready to be compiled."""
+    message = jax.tree.unflatten(structure, up)
+    return jax.jit(lambda: zero_sums(algorithm, message, split.mesh.size), out_shardings=split)
 
-    def total(leaf: jax.Array) -> jax.Array:
-        parts = sorted(leaf.addressable_shards, key=lambda shard: shard.index[0].start or 0)
-        home = parts[0].device
-        return sum(jax.device_put(part.data[0], home) for part in parts)
 
-    return jax.tree.map(total, sums)
+def parts_of_devices(sums: PyTree) -> list[PyTree]:
+    """Sums [devices, ...] sharded over devices -> each one's [1, ...], on the first of them, in the devices' order."""
+
+    def parts(leaf: jax.Array) -> list[jax.Array]:
+        shards = sorted(leaf.addressable_shards, key=lambda shard: shard.index[0].start or 0)
+        return [jax.device_put(shard.data, shards[0].device) for shard in shards]
+
+    leaves, structure = jax.tree.flatten(sums)
+    return [jax.tree.unflatten(structure, of_device) for of_device in zip(*map(parts, leaves), strict=True)] or [sums]
 
 
 class Bank(Protocol):
@@ -326,7 +337,8 @@ class Cohort:
         """
         clients = self.clients_per_step
         broadcast = jax.eval_shape(self._broadcast, server)
-        sums = jax.eval_shape(lambda: zero_sums(self.algorithm, self._shapes_of(broadcast, row).up, self.mesh.size))
+        zeros = self._zero_sums(self._shapes_of(broadcast, row))
+        sums = jax.eval_shape(zeros)
         ids = jax.ShapeDtypeStruct((clients,), np.uint32)
         share = jax.eval_shape(lambda: Share(jnp.float32(1.0), jnp.int32(0)))
         self.programs.prepare(
@@ -339,9 +351,11 @@ class Cohort:
             shapes_on(self.shared, train_rows),
             shapes_on(self.split, sums),
         )
-        total = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), sums)
+        part = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype), sums)
         home = SingleDeviceSharding(self.mesh.devices.flat[0])
-        self.programs.prepare("finalize", self._finalize, shapes_on(None, server), shapes_on(home, total))
+        parts = [shapes_on(home, part)] * (self.mesh.size if jax.tree.leaves(part) else 1)
+        self.programs.prepare("zero_sums", zeros)
+        self.programs.prepare("finalize", self._finalize, shapes_on(None, server), parts)
         self.programs.prepare("broadcast", self._broadcast, shapes_on(None, server))
 
     def _chunks(self, cohort: Sequence[ClientWork], bank: Bank, size: int) -> Iterator[_Chunk]:
@@ -429,7 +443,7 @@ class Cohort:
         statistics, (down_ranks, up_ranks) = jax.tree.map(lambda *parts: np.concatenate(parts), *finished)
         metrics: dict[str, jax.Array] = {}
         if statistics.finite.any():
-            server, metrics = self.programs.call("finalize", self._finalize, server, add_over_devices(sums))
+            server, metrics = self.programs.call("finalize", self._finalize, server, parts_of_devices(sums))
         return RoundResult(
             server=server,
             losses=statistics.loss,
@@ -487,9 +501,14 @@ class Cohort:
             broadcast=jax.device_put(broadcast, self.shared),
             rate=jax.device_put(jnp.float32(lr), self.shared),
             train_rows=jax.device_put(train_rows, self.shared),
-            sums=jax.device_put(zero_sums(self.algorithm, shapes.up, self.mesh.size), self.split),
+            sums=self.programs.call("zero_sums", self._zero_sums(shapes)),
             shapes=shapes,
         )
+
+    def _zero_sums(self, shapes: "_Shapes") -> jax.stages.Wrapped:
+        """What makes the sums with which a round begins."""
+        leaves, structure = jax.tree.flatten(shapes.up)
+        return jit_zero_sums(self.algorithm, structure, tuple(leaves), self.split)
 
     def _shapes_of(self, broadcast: PyTree, row: PyTree) -> "_Shapes":
         """Shapes of one client's trees; traced once for a stage, not in every round."""
