@@ -33,7 +33,7 @@ def identity_fields(options: Any) -> dict[str, Any]:
 
 def room_of(room: type[Room], options: Any) -> Room:
     """One room's options out of a dataclass that has all of its fields."""
-    return room(**{field.name: getattr(options, field.name) for field in dataclasses.fields(room)})
+    return room(**{field.name: getattr(options, field.name) for field in dataclasses.fields(room)})  # type: ignore[arg-type]
 
 
 def option_texts(room: type) -> dict[str, str]:

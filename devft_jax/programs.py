@@ -16,13 +16,16 @@ from importlib import metadata
 from typing import Any, Literal, Self
 
 import jax
-from jax.sharding import AxisType, Mesh, Sharding
+from jax.sharding import AxisType, Mesh, PartitionSpec, Sharding
 
 from devft_jax.errors import InputError
 from devft_jax.models.llama import REMAT_POLICIES, Compute
 from devft_jax.options import execution
 
 CLIENT_AXIS = "client"
+MODEL_AXIS = "model"
+# Clients, or held-out examples, are divided over all devices.
+OVER_DEVICES = PartitionSpec((CLIENT_AXIS, MODEL_AXIS))
 
 # For functions that make jitted ones. JAX keeps what it has compiled with the jitted function, so that calls that agree on
 # the arguments share their programs, within a run and with later runs of the process; those longest unused are let go.
@@ -37,6 +40,9 @@ class ExecutionOptions:
     """Precision of activations and frozen weights: float32, bfloat16, or auto (float32 on CPU, else bfloat16)."""
     devices: int | None = execution(None)
     """Local devices to spread the clients over; by default all. On CPU a device is a slice of the host's cores."""
+    model_shards: int = execution(1)
+    """Devices that hold the frozen base together, for one that a device has no room for: each keeps a part, and a layer's
+    weights are gathered where the layer runs. It divides the devices; all of them train clients of their own."""
     clients_per_step: int | Literal["auto"] = execution("auto")
     """Clients trained at once (memory grows with it, results do not change), at most a round's participants. auto begins
     with one per CPU device and 8 per accelerator and, where enough training is left after the first round, times larger
@@ -76,22 +82,38 @@ def validate_execution(options: ExecutionOptions) -> None:
     for name, allowed in choices.items():
         if getattr(options, name) not in allowed:
             raise InputError(f"{name} '{getattr(options, name)}' is unknown; choose from {', '.join(allowed)}.")
-    for name in ("devices", "clients_per_step", "examples_per_pass", "length_buckets", "head_rows"):
+    for name in ("devices", "model_shards", "clients_per_step", "examples_per_pass", "length_buckets", "head_rows"):
         value = getattr(options, name)
         if isinstance(value, int) and value < 1:
             raise InputError(f"{name} {value} is not positive; use 1 or more.")
+    if options.devices is not None:
+        check_model_shards(options.model_shards, options.devices)
     if options.bank_in_memory < 0:
         raise InputError(f"bank_in_memory {options.bank_in_memory} is negative; use 0 to keep all of it in a file.")
 
 
+def check_model_shards(shards: int, devices: int) -> None:
+    """Raise `InputError` unless so many devices are made of groups of `shards`."""
+    if shards > devices:
+        raise InputError(
+            f"model_shards {shards} exceeds the {devices} device(s) of the run; use {devices} or fewer, or more devices."
+        )
+    if devices % shards:
+        raise InputError(
+            f"devices {devices} is not a multiple of model_shards {shards}; use {devices - devices % shards} devices, or a "
+            "number of shards that divides them."
+        )
+
+
 def local_devices(options: ExecutionOptions) -> list[jax.Device]:
-    """The devices to use, as many as asked for; asking for more than there are is an `InputError`."""
+    """The devices to use, as many as asked for; more than there are, or no whole groups of shards, is an `InputError`."""
     found = jax.local_devices()
     wanted = len(found) if options.devices is None else options.devices
     if wanted > len(found):
         raise InputError(
             f"devices {wanted} exceeds the {len(found)} {found[0].platform} device(s) found; use {len(found)} or fewer."
         )
+    check_model_shards(options.model_shards, wanted)
     return found[:wanted]
 
 
@@ -143,9 +165,10 @@ def versions(device: jax.Device) -> dict[str, str]:
     }
 
 
-def client_mesh(devices: Sequence[jax.Device]) -> Mesh:
-    """A one-axis mesh over which clients, or held-out examples, are sharded."""
-    return jax.make_mesh((len(devices),), (CLIENT_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+def client_mesh(devices: Sequence[jax.Device], model_shards: int = 1) -> Mesh:
+    """A mesh of groups of `model_shards` devices that hold the base together; clients are divided over both axes."""
+    shape = (len(devices) // model_shards, model_shards)
+    return jax.make_mesh(shape, (CLIENT_AXIS, MODEL_AXIS), axis_types=(AxisType.Auto,) * 2, devices=devices)
 
 
 def shapes_on(sharding: Sharding | None, tree: Any, *lead: int) -> Any:

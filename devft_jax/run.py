@@ -398,5 +398,6 @@ def replay(path: str | Path, *, client: str, round: int, progress: Progress | No
         lr=trainer.learning_rate(state),
         key=keys[0],
         train_rows=np.asarray(state.layer_map.train),
+        mesh=trainer.cohort.mesh,
     )
     return Replay(client, state.stage + 1, round, steps)

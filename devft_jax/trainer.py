@@ -50,6 +50,7 @@ from devft_jax.judging import Judge
 from devft_jax.models.llama import Adapter, Base
 from devft_jax.models.lora import adapter_norms
 from devft_jax.models.pretrained import Model
+from devft_jax.models.sharding import part_bytes, undivided, whole
 from devft_jax.options import room_of
 from devft_jax.probe import block_influence, probe_examples
 from devft_jax.programs import (
@@ -63,6 +64,7 @@ from devft_jax.programs import (
     versions,
 )
 from devft_jax.reporting import Progress
+from devft_jax.reporting.progress import readable_bytes
 from devft_jax.stages import after_round, check_composition, named_growth, plan_stages
 from devft_jax.state import State, add_round, first_record, missed_bytes, stage_record
 from devft_jax.storage import RunFolder
@@ -77,6 +79,11 @@ def jit_norms(algorithm: Algorithm) -> jax.stages.Wrapped:
     if personal is None:
         return jax.jit(lambda server: adapter_norms(algorithm.view(server)))
     return jax.jit(lambda server, rows: jax.vmap(lambda row: adapter_norms(personal(server, row)))(rows))
+
+
+def _above(base: Base, layer_map: LayerMap) -> Base:
+    """The base with the layers alone that have an adapter."""
+    return base.replace(blocks=jax.tree.map(lambda leaf: leaf[layer_map.bare :], base.blocks))
 
 
 class Trainer:
@@ -136,7 +143,8 @@ class Trainer:
             weighting=self.algorithm.weighting if config.weighting == "method" else config.weighting,
         )
         # Beyond the participants there would only be padding, which costs as much as a client.
-        training_devices = self.devices[:participants]
+        shards = config.model_shards
+        training_devices = self.devices[: -(-participants // shards) * shards]
         self._most_per_step = -(-participants // len(training_devices)) * len(training_devices)
         at_once = min(resolve_clients_per_step(config, training_devices), self._most_per_step)
         self.buckets = length_buckets(config.max_length)
@@ -152,6 +160,7 @@ class Trainer:
         self.cohort = Cohort(
             self.training,
             devices=training_devices,
+            model_shards=shards,
             clients_per_step=at_once,
             assemble=self.assemble,
             programs=self.programs,
@@ -162,9 +171,11 @@ class Trainer:
             original_blocks,
             dtype=self.compute.dtype,
             depths=self.depths,
-            shared=self.cohort.shared,
+            mesh=self.cohort.mesh,
         )
         self.base = self.submodels.base
+        if shards > 1:
+            self._tell_shards()
         held_out = None
         if self.data.test is not None:
             held_out = HeldOut(
@@ -174,6 +185,7 @@ class Trainer:
                 buckets=self.buckets,
                 batch_size=config.evaluation_batch,
                 devices=self.devices,
+                model_shards=shards,
                 programs=self.programs,
             )
         self.judge = Judge(self.algorithm, held_out, self.programs)
@@ -206,7 +218,22 @@ class Trainer:
     def block_influence(self) -> list[float]:
         """How much each layer of the untuned base changes what passes through it, on the growth's probe."""
         assert self._probe is not None
-        return block_influence(self.model, self.compute, self._probe, self.config, self.programs)
+        return block_influence(
+            self.model.config, self.base, self.compute, self._probe, self.config, self.cohort.mesh, self.programs
+        )
+
+    def _tell_shards(self) -> None:
+        """Say how much of the base each device holds, and which large weights could not be divided."""
+        shards = self.config.model_shards
+        held = readable_bytes(part_bytes(self.base, shards))
+        self.progress.say(
+            f"{shards} devices hold the base together: {held} of {readable_bytes(message_bytes(self.base))} each"
+        )
+        if names := undivided(self.base):
+            self.progress.warn(
+                f"model_shards {shards} divides no dimension of {', '.join(names)}, which every device holds whole; "
+                "another number of shards may."
+            )
 
     # ---- beginning and resuming ----------------------------------------------------------------------------------
 
@@ -246,7 +273,11 @@ class Trainer:
             # Whether hidden states are stored is decided when the stage begins.
             return
         base = self.submodels.shapes(layer_map)
-        server = jax.eval_shape(lambda full, base: self._stage_server(full, layer_map, base), state.full, base)
+        server = jax.eval_shape(
+            lambda full, base: self.algorithm.enter(self.algorithm.submodel(full, layer_map), _above(base, layer_map)),
+            state.full,
+            whole(base),
+        )
         row = state.bank.stage_row(layer_map)
         shape = self.rounds.steps, self.rounds.batch_size, self.passes.lengths[-1]
         batch = [jax.ShapeDtypeStruct(shape, np.int32), jax.ShapeDtypeStruct(shape, bool)]
@@ -256,12 +287,6 @@ class Trainer:
         self.judge.prepare(base, server, row)
         rows = () if self.algorithm.personal is None else (shapes_on(None, row, self.clients_per_step),)
         self.programs.prepare("adapter_norms", self._norms, shapes_on(None, server), *rows)
-
-    def _stage_server(self, full: PyTree, layer_map: LayerMap, base: Base) -> PyTree:
-        """The algorithm's state as a stage begins whose submodel is `base`."""
-        if layer_map.bare and self.algorithm.enter is not same_server:
-            base = base.replace(blocks=jax.tree.map(lambda leaf: leaf[layer_map.bare :], base.blocks))
-        return self.algorithm.enter(self.algorithm.submodel(full, layer_map), base)
 
     def _bank(self, origin: Callable[[], PyTree], traits: PyTree) -> ClientBank:
         """The bank in which no client has a row yet."""
@@ -353,7 +378,8 @@ class Trainer:
             # Kept, so that a resumed run chooses by the same figures wherever it goes on.
             self.growth = self.growth.prepared(lambda: np.asarray(state.record["block_influence"]))  # type: ignore[attr-defined]
         try:
-            transition = next_stage(self.growth, stage, tree, history, key)
+            with jax.default_device(self.submodels.home):
+                transition = next_stage(self.growth, stage, tree, history, key)
         except ValueError as error:
             raise RunError(f"stage {stage + 1} could not be built: {error}") from error
         if transition is None:
@@ -363,9 +389,9 @@ class Trainer:
         state.layer_map, state.stage, state.rounds_in_stage = layer_map, stage, 0
         state.bank.enter(layer_map)
         self.stage_base = self.submodels.fused(layer_map, blocks)
-        # The base may be replicated over devices; what an algorithm derives from it is computed on the first.
-        base = jax.tree.map(lambda leaf: leaf.addressable_data(0), self.stage_base)
-        state.server = self._stage_server(state.full, layer_map, base)
+        state.server = self.algorithm.submodel(state.full, layer_map)
+        if self.algorithm.enter is not same_server:
+            state.server = self._entered(state.server, layer_map)
         jax.block_until_ready((self.stage_base, state.server))
         self.hidden_states.open(state, self.stage_rounds[stage])
         record = stage_record(
@@ -387,6 +413,15 @@ class Trainer:
                 "--beta auto avoids it."
             )
         return True
+
+    def _entered(self, server: PyTree, layer_map: LayerMap) -> PyTree:
+        """A stage's state, completed from the frozen weights of the layers that have an adapter."""
+        base = _above(self.submodels.at_home(self.stage_base), layer_map)
+        if self.submodels.home is None:
+            return self.algorithm.enter(server, base)
+        with jax.default_device(self.submodels.home):
+            entered = jax.device_get(self.algorithm.enter(jax.device_get(server), base))
+        return jax.device_put(entered)
 
     def _loss_before(self, state: State) -> float | None:
         """Held-out loss of the full model before the stage that has just begun."""

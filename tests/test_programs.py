@@ -13,6 +13,7 @@ from devft_jax.errors import InputError
 from devft_jax.models.llama import Compute
 from devft_jax.programs import (
     CLIENT_AXIS,
+    MODEL_AXIS,
     CompiledPrograms,
     ExecutionOptions,
     client_mesh,
@@ -52,10 +53,27 @@ def test_an_attention_kernel_that_the_platform_lacks_is_refused():
         resolve_compute(ExecutionOptions(attention="cudnn"))
 
 
-def test_the_mesh_has_one_axis_of_clients():
-    mesh = client_mesh(jax.local_devices()[2:5])
-    assert mesh.axis_names == (CLIENT_AXIS,)
-    assert list(mesh.devices) == jax.local_devices()[2:5]
+def test_the_mesh_is_of_groups_that_hold_the_base_together():
+    for shards in (1, 2, 3):
+        mesh = client_mesh(jax.local_devices()[2:8], shards)
+        assert mesh.axis_names == (CLIENT_AXIS, MODEL_AXIS)
+        assert mesh.devices.shape == (6 // shards, shards)
+        assert list(mesh.devices.flat) == jax.local_devices()[2:8]
+
+
+@pytest.mark.parametrize(
+    ("devices", "shards", "sentence"),
+    [
+        (6, 4, "devices 6 is not a multiple of model_shards 4; use 4 devices, or a number of shards that divides them."),
+        (2, 4, "model_shards 4 exceeds the 2 device(s) of the run; use 2 or fewer, or more devices."),
+        (None, 3, "devices 8 is not a multiple of model_shards 3; use 6 devices, or a number of shards that divides them."),
+        (None, 16, "model_shards 16 exceeds the 8 device(s) of the run; use 8 or fewer, or more devices."),
+    ],
+)
+def test_devices_are_whole_groups_of_shards(devices, shards, sentence):
+    with pytest.raises(InputError) as caught:
+        local_devices(ExecutionOptions(devices=devices, model_shards=shards))
+    assert str(caught.value) == sentence
 
 
 @pytest.mark.parametrize(
@@ -64,6 +82,11 @@ def test_the_mesh_has_one_axis_of_clients():
         ({"dtype": "float16"}, "dtype 'float16' is unknown; choose from auto, float32, bfloat16."),
         ({"remat": "some"}, "remat 'some' is unknown; choose from auto, none, full, dots."),
         ({"devices": 0}, "devices 0 is not positive; use 1 or more."),
+        ({"model_shards": 0}, "model_shards 0 is not positive; use 1 or more."),
+        (
+            {"devices": 3, "model_shards": 2},
+            "devices 3 is not a multiple of model_shards 2; use 2 devices, or a number of shards that divides them.",
+        ),
         ({"bank_in_memory": -1}, "bank_in_memory -1 is negative; use 0 to keep all of it in a file."),
         ({"clients_per_step": -1}, "clients_per_step -1 is not positive; use 1 or more."),
         ({"head_rows": 0}, "head_rows 0 is not positive; use 1 or more."),

@@ -9,9 +9,15 @@ devices. Memory follows `clients_per_step`, not the cohort and not the populatio
 clients, never copied per client, and only the sums are donated. While chunks run, a thread of the host draws, reads and
 assembles the next ones, and what clients keep is written back as theirs end.
 
-Each device keeps sums of its own clients and they are added once, at the end of the round: a chunk contains no collective
-operation, so devices never wait for each other (and host devices, which share a small pool of threads, cannot block each
-other).
+Each device keeps sums of its own clients and they are added once, at the end of the round: where each device has the base,
+a chunk contains no collective operation, so that devices never wait for each other.
+
+Devices that hold the base together (`devft_jax.models.sharding`) gather its weights as they go, and a collective operation
+that not all of a group come to would never end, or mix up two exchanges. What depends on data and has a collective inside is
+therefore chosen by the whole group: the padded length of a pass (`Passes.group`). The loss's loop over blocks of tokens,
+whose number each device has to itself, has none inside, since the head is gathered before it. Two chunks may still be in
+flight: a device runs its programs in the order of their launch, and XLA gives host devices, which share a pool of threads, a
+program of several devices only when the one before is done.
 
 A cohort that `clients_per_step` does not divide is padded with clients of weight zero, never cut. A client whose loss or
 update is not finite gets weight zero too, and is named in the round's result.
@@ -48,7 +54,8 @@ from devft_jax.federated.sampling import client_keys
 from devft_jax.federated.work import ClientWork
 from devft_jax.models.llama import Adapter, Base, Compute, ModelConfig
 from devft_jax.models.loss import completion_loss
-from devft_jax.programs import CLIENT_AXIS, CompiledPrograms, client_mesh, shapes_on, shared_programs
+from devft_jax.models.sharding import partition_specs
+from devft_jax.programs import MODEL_AXIS, OVER_DEVICES, CompiledPrograms, client_mesh, shapes_on, shared_programs
 
 # Chunks whose inputs may wait on the device at once: one that runs and one that is ready.
 CHUNKS_IN_FLIGHT = 2
@@ -118,7 +125,8 @@ def make_chunk(training: LocalTraining, mesh: Mesh) -> Callable[..., tuple[PyTre
     """
 
     algorithm = training.algorithm
-    training = replace(training, passes=replace(training.passes, axis=CHUNK_AXIS))
+    group = MODEL_AXIS if mesh.shape[MODEL_AXIS] > 1 else None
+    training = replace(training, passes=replace(training.passes, axis=CHUNK_AXIS, group=group))
 
     def client(base, broadcast, lr, train_rows, row, batches, share, key):
         participant = participant_of(algorithm, broadcast, row, key, lr, batches[0].shape[0])
@@ -142,14 +150,18 @@ def make_chunk(training: LocalTraining, mesh: Mesh) -> Callable[..., tuple[PyTre
         sums = jax.tree.map(lambda total, parts: total + jnp.sum(parts, axis=0, keepdims=True), sums, contributions)
         return sums, rows, statistics, ranks
 
-    shared, split = PartitionSpec(), PartitionSpec(CLIENT_AXIS)
-    return jax.shard_map(
-        shard,
-        mesh=mesh,
-        in_specs=(shared, shared, split, split, split, shared, split, shared, split),
-        out_specs=(split, split, split, split),
-        check_vma=False,
-    )
+    def chunk(base, *arguments):
+        shared, split = PartitionSpec(), OVER_DEVICES
+        over_devices = jax.shard_map(
+            shard,
+            mesh=mesh,
+            in_specs=(partition_specs(base), shared, split, split, split, shared, split, shared, split),
+            out_specs=(split, split, split, split),
+            check_vma=False,
+        )
+        return over_devices(base, *arguments)
+
+    return chunk
 
 
 @shared_programs
@@ -298,7 +310,8 @@ class Cohort:
 
     Args:
       training: what a client does.
-      devices: local devices to use. clients_per_step: clients in flight at once, a multiple of the devices.
+      devices: local devices to use. model_shards: of them hold a base together, as `shard_base` divides it.
+      clients_per_step: clients in flight at once, a multiple of the devices.
       assemble: examples i64[..., S, B] -> (tokens, mask), both [..., S, B, T], and stored hidden states [..., S, B, T, D]
         where the round is to use them. Called from a thread of its own.
       programs: where compiled programs are kept and counted.
@@ -309,17 +322,18 @@ class Cohort:
         training: LocalTraining,
         *,
         devices: Sequence[jax.Device],
+        model_shards: int = 1,
         clients_per_step: int,
         assemble: Callable[[np.ndarray], tuple[np.ndarray, ...]],
         programs: CompiledPrograms,
     ):
         self.training, self.algorithm = training, training.algorithm
-        self.mesh = client_mesh(devices)
+        self.mesh = client_mesh(devices, model_shards)
         self.clients_per_step = clients_per_step
         self.assemble = assemble
         self.programs = programs
         self.shared = NamedSharding(self.mesh, PartitionSpec())
-        self.split = NamedSharding(self.mesh, PartitionSpec(CLIENT_AXIS))
+        self.split = NamedSharding(self.mesh, OVER_DEVICES)
         self._shapes: dict[Any, _Shapes] = {}
         self._broadcast = jit_broadcast(self.algorithm)
         self._finalize = jit_finalize(self.algorithm)
@@ -333,7 +347,8 @@ class Cohort:
         """Have the programs of rounds from such a state compiled ahead.
 
         Args:
-          base, server: of a stage. row, batch: of one client. All are arrays or shapes. train_rows: as in `run`.
+          base: shapes of a stage's, as placed. server: of the stage. row, batch: of one client; all arrays or shapes.
+          train_rows: as in `run`.
         """
         clients = self.clients_per_step
         broadcast = jax.eval_shape(self._broadcast, server)
@@ -344,7 +359,8 @@ class Cohort:
         self.programs.prepare(
             "chunk",
             self._chunk_of(frozen_rows(self.algorithm, train_rows)),
-            *shapes_on(self.shared, (base, broadcast)),
+            base,
+            shapes_on(self.shared, broadcast),
             *shapes_on(self.split, (row, batch, share), clients),
             shapes_on(self.shared, jax.ShapeDtypeStruct((), np.float32)),
             shapes_on(self.split, jax.eval_shape(partial(client_keys, 0, 0), ids)),
@@ -401,7 +417,7 @@ class Cohort:
         """One round: train every participant from `server`, aggregate, and report.
 
         Args:
-          base: the stage's frozen model, replicated over the devices.
+          base: the stage's frozen model, placed on the devices of `mesh`.
           server, bank: the algorithm's state; rows of participants whose update is finite are replaced in the bank.
           cohort: the participants, each once.
           lr: the round's learning rate. keys: ids u32[C] -> key[C]. train_rows: bool[G].

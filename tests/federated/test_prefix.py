@@ -198,6 +198,7 @@ def test_a_round_from_stored_states_is_the_round_without(make, name):
         lr=0.3,
         key=keys_of_round(np.array([member.id], np.uint32))[0],
         train_rows=learning,
+        mesh=client_mesh(jax.local_devices()[:1]),
     )
     first = run_round(rounds, server, [member], bank=bank, train_rows=learning)
     np.testing.assert_allclose([report.loss for report in reports], first.losses[0], rtol=1e-5)

@@ -11,6 +11,7 @@ from devft_jax.federated.cohort import LocalTraining
 from devft_jax.federated.local import Passes
 from devft_jax.federated.replay import replay_client
 from devft_jax.models.llama import Compute
+from devft_jax.programs import client_mesh
 from tests.federated.harness import (
     BASE,
     BUCKETS,
@@ -48,6 +49,7 @@ def replay(member, options=TWO, *, base=BASE, lr=RATE, train_rows=None, passes=W
         lr=lr,
         key=keys_of_round(np.array([member.id], np.uint32))[0],
         train_rows=all_rows() if train_rows is None else train_rows,
+        mesh=client_mesh(jax.local_devices()[:1]),
     )
 
 
