@@ -18,7 +18,7 @@ from devft_jax.errors import InputError
 from devft_jax.models.llama import Base, Block, Compute
 from devft_jax.models.pretrained import Model, load_original_blocks, load_pretrained
 from devft_jax.models.quantization import QTensor, is_quantized, quantize_base, quantize_projection
-from devft_jax.models.sharding import place, shard_base, shard_blocks, whole
+from devft_jax.models.sharding import place, placed_shapes, shard_base, shard_blocks, whole
 from devft_jax.programs import MODEL_AXIS
 
 
@@ -120,6 +120,19 @@ class Submodels:
         # A stage at full depth fuses nothing, so that nothing need be read for it.
         own = self._config.fuse_from == "packed" or full_depth
         return self._model.base.blocks if own else self._original_blocks()
+
+    def shapes(self, layer_map: LayerMap) -> Base:
+        """Shapes, dtypes and placement of what `fused` gives for maps such as this one."""
+        if layer_map.runs_base:
+            return placed_shapes(self.base, self._mesh)
+
+        def one(own: Any) -> Any:
+            if isinstance(own, QTensor) and self._config.fused_precision != "packed":
+                own = jax.ShapeDtypeStruct(own.shape, self._dtype)
+            return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((layer_map.num_groups, *leaf.shape[1:]), leaf.dtype), own)
+
+        blocks = jax.tree.map(one, self._model.base.blocks, is_leaf=lambda leaf: isinstance(leaf, QTensor))
+        return placed_shapes(self.base.replace(blocks=shard_blocks(blocks, self._shards, MODEL_AXIS)), self._mesh)
 
     def fused(self, layer_map: LayerMap, blocks: Block) -> Base:
         """The base with a stage's layers, fused from `blocks`; a map that runs the base as it is keeps the base itself."""

@@ -10,7 +10,7 @@ from devft_jax.errors import InputError
 from devft_jax.models.influence import layer_cosines
 from devft_jax.models.llama import Base, Compute, ModelConfig
 from devft_jax.models.sharding import partition_specs
-from devft_jax.programs import OVER_DEVICES, CompiledPrograms
+from devft_jax.programs import OVER_DEVICES, CompiledPrograms, shared_programs
 
 
 def probe_examples(config: RunConfig, tokenizer: object | None) -> Examples:
@@ -21,6 +21,21 @@ def probe_examples(config: RunConfig, tokenizer: object | None) -> Examples:
             "with it, or a growth that has been prepared."
         )
     return public_examples(config.probe_data, config.probe_examples, tokenizer, config)
+
+
+@shared_programs
+def jit_cosines(config: ModelConfig, compute: Compute, mesh: Mesh) -> jax.stages.Wrapped:
+    """(base, tokens, real) -> `layer_cosines` of each device's examples, [devices, L]."""
+
+    def of_device(base: Base, tokens: jax.Array, real: jax.Array) -> jax.Array:
+        return layer_cosines(config, base, tokens, real, compute=compute)[None]
+
+    def cosines(base: Base, tokens: jax.Array, real: jax.Array) -> jax.Array:
+        specs = (partition_specs(base), OVER_DEVICES, OVER_DEVICES)
+        over_devices = jax.shard_map(of_device, mesh=mesh, in_specs=specs, out_specs=OVER_DEVICES, check_vma=False)
+        return over_devices(base, tokens, real)
+
+    return jax.jit(cosines)
 
 
 def block_influence(
@@ -36,16 +51,7 @@ def block_influence(
 
     `base` lies on the devices of `mesh`, over which the examples are spread.
     """
-
-    def of_device(base: Base, tokens: jax.Array, real: jax.Array) -> jax.Array:
-        return layer_cosines(model, base, tokens, real, compute=compute)[None]
-
-    @jax.jit
-    def cosines(base: Base, tokens: jax.Array, real: jax.Array) -> jax.Array:
-        specs = (partition_specs(base), OVER_DEVICES, OVER_DEVICES)
-        over_devices = jax.shard_map(of_device, mesh=mesh, in_specs=specs, out_specs=OVER_DEVICES, check_vma=False)
-        return over_devices(base, tokens, real)
-
+    cosines = jit_cosines(model, compute, mesh)
     split = NamedSharding(mesh, OVER_DEVICES)
     rows = -(-config.evaluation_batch // mesh.size) * mesh.size
     total, count = np.zeros(model.layers), 0

@@ -253,10 +253,11 @@ def train(
     config = dataclasses.replace(config, out=out)
     given = {"model": model, "data": data, "algorithm": algorithm, "growth": growth}
     objects = {name: _describe_object(item) for name, item in given.items() if item is not None}
-    with RunFolder(out) as folder, StopRequest().listening() as stop:
+    with RunFolder(out) as folder, StopRequest().listening() as stop, contextlib.ExitStack() as at_end:
         trainer = Trainer(
             config, model=model, data=data, algorithm=algorithm, growth=growth, progress=progress, scratch=folder.path
         )
+        at_end.callback(trainer.programs.close)
         checkpoint = _open_run(config, folder, objects)
         progress.say(describe(trainer.data))
         described = {**to_plain(config), **({"objects": objects} if objects else {})}

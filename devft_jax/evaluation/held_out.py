@@ -13,14 +13,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from devft_jax.data import Examples, evaluation_batches
 from devft_jax.models.llama import Adapter, Base, Compute, ModelConfig
 from devft_jax.models.loss import completion_statistics
-from devft_jax.models.sharding import partition_specs, place
+from devft_jax.models.sharding import partition_specs, place, placed_shapes
 from devft_jax.options import execution
-from devft_jax.programs import OVER_DEVICES, CompiledPrograms, client_mesh
+from devft_jax.programs import OVER_DEVICES, CompiledPrograms, client_mesh, shapes_on, shared_programs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +49,24 @@ class Evaluation:
     accuracy: float
     hits: np.ndarray
     examples: int
+
+
+@shared_programs
+def jit_scores(config: ModelConfig, compute: Compute, mesh: Mesh) -> jax.stages.Wrapped:
+    """(base, adapter, tokens i32[B, T], mask bool[B, T]) -> every row's nll f32[B] and exact match bool[B]."""
+
+    def score(base: Base, adapter: Adapter | None, tokens: jax.Array, mask: jax.Array):
+        statistics = completion_statistics(config, base, adapter, tokens, mask, compute=compute)
+        assert statistics.hit is not None
+        return jnp.sum(statistics.nll, axis=-1), jnp.all(statistics.hit, axis=-1)
+
+    # Rows are scored apart: devices need of each other parts of the base alone, where they hold it together.
+    def scores(base: Base, *arguments: Any):
+        specs = (partition_specs(base), PartitionSpec(), OVER_DEVICES, OVER_DEVICES)
+        over_devices = jax.shard_map(score, mesh=mesh, in_specs=specs, out_specs=OVER_DEVICES, check_vma=False)
+        return over_devices(base, *arguments)
+
+    return jax.jit(scores)
 
 
 class HeldOut:
@@ -80,19 +98,14 @@ class HeldOut:
         self.programs = programs
         self.split = NamedSharding(mesh, OVER_DEVICES)
 
-        def score(base: Base, adapter: Adapter | None, tokens: jax.Array, mask: jax.Array):
-            statistics = completion_statistics(config, base, adapter, tokens, mask, compute=compute)
-            assert statistics.hit is not None
-            return jnp.sum(statistics.nll, axis=-1), jnp.all(statistics.hit, axis=-1)
+        self._scores = jit_scores(config, compute, mesh)
 
-        # Rows are scored apart: devices need of each other parts of the base alone, where they hold it together.
-        @jax.jit
-        def scores(base: Base, *arguments: Any):
-            specs = (partition_specs(base), PartitionSpec(), OVER_DEVICES, OVER_DEVICES)
-            over_devices = jax.shard_map(score, mesh=mesh, in_specs=specs, out_specs=OVER_DEVICES, check_vma=False)
-            return over_devices(base, *arguments)
-
-        self._scores = scores
+    def prepare(self, base: Base, adapter: Adapter) -> None:
+        """Have the programs that score adapters of these shapes on such a base compiled ahead."""
+        model = placed_shapes((base, adapter), self.mesh)
+        batches = evaluation_batches(self.examples, self.batch_size, self.buckets)
+        for inputs in {tokens.shape: (tokens, mask) for _, tokens, mask in batches}.values():
+            self.programs.prepare("evaluate", self._scores, *model, *shapes_on(self.split, inputs))
 
     def __call__(self, base: Base, adapter: Adapter | None) -> Evaluation:
         """Loss and exact match of `adapter` (None: the bare base) on every held-out example."""

@@ -23,7 +23,6 @@ A cohort that `clients_per_step` does not divide is padded with clients of weigh
 update is not finite gets weight zero too, and is named in the round's result.
 """
 
-import functools
 import math
 import time
 from collections import Counter, deque
@@ -35,7 +34,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from devft_jax.background import made_ahead
 from devft_jax.chunk_size import TRIAL_RUNS, Trial
@@ -51,11 +50,12 @@ from devft_jax.federated.local import (
     make_optimizer,
 )
 from devft_jax.federated.messages import message_bytes, messages_bytes, ranks_of
+from devft_jax.federated.sampling import client_keys
 from devft_jax.federated.work import ClientWork
 from devft_jax.models.llama import Adapter, Base, Compute, ModelConfig
 from devft_jax.models.loss import completion_loss
 from devft_jax.models.sharding import partition_specs
-from devft_jax.programs import MODEL_AXIS, OVER_DEVICES, CompiledPrograms, client_mesh
+from devft_jax.programs import MODEL_AXIS, OVER_DEVICES, CompiledPrograms, client_mesh, shapes_on, shared_programs
 
 # Chunks whose inputs may wait on the device at once: one that runs and one that is ready.
 CHUNKS_IN_FLIGHT = 2
@@ -164,6 +164,7 @@ def make_chunk(training: LocalTraining, mesh: Mesh) -> Callable[..., tuple[PyTre
     return chunk
 
 
+@shared_programs
 def jit_chunk(training: LocalTraining, mesh: Mesh) -> jax.stages.Wrapped:
     """`make_chunk`, ready to be compiled; the sums (argument 8) are donated, base and broadcast serve the next chunk too."""
     return jax.jit(make_chunk(training, mesh), donate_argnums=8)
@@ -172,6 +173,22 @@ def jit_chunk(training: LocalTraining, mesh: Mesh) -> jax.stages.Wrapped:
 def broadcast_of(algorithm: Algorithm, server: PyTree) -> tuple[PyTree, PyTree]:
     """What the server sends, before it is addressed, and what is known without a message."""
     return algorithm.broadcast(server), algorithm.known(server)
+
+
+@shared_programs
+def jit_broadcast(algorithm: Algorithm) -> jax.stages.Wrapped:
+    """`broadcast_of`, ready to be compiled."""
+    return jax.jit(partial(broadcast_of, algorithm))
+
+
+@shared_programs
+def jit_finalize(algorithm: Algorithm) -> jax.stages.Wrapped:
+    """An algorithm's `finalize`, of the server and `parts_of_devices`, added in their order; ready to be compiled."""
+
+    def finalize(server: PyTree, parts: list[PyTree]) -> tuple[PyTree, dict[str, jax.Array]]:
+        return algorithm.finalize(server, jax.tree.map(lambda *leaves: sum(leaf[0] for leaf in leaves), *parts))
+
+    return jax.jit(finalize)
 
 
 def participant_shapes(algorithm: Algorithm, broadcast: tuple[PyTree, PyTree], row: PyTree) -> Participant:
@@ -209,15 +226,22 @@ def zero_sums(algorithm: Algorithm, up: PyTree, devices: int) -> PyTree:
     return jax.tree.map(lambda leaf: jnp.zeros((devices, *leaf.shape), leaf.dtype), shapes)
 
 
-def add_over_devices(sums: PyTree) -> PyTree:
-    """Sums [devices, ...] sharded over devices -> [...] on the first of them, added in the devices' order."""
+@shared_programs
+def jit_zero_sums(algorithm: Algorithm, structure: Any, up: tuple[jax.ShapeDtypeStruct, ...], split: NamedSharding) -> Any:
+    """`zero_sums` of a message of these leaves, over the devices of `split`, ready to be compiled."""
+    message = jax.tree.unflatten(structure, up)
+    return jax.jit(lambda: zero_sums(algorithm, message, split.mesh.size), out_shardings=split)
 
-    def total(leaf: jax.Array) -> jax.Array:
-        parts = sorted(leaf.addressable_shards, key=lambda shard: shard.index[0].start or 0)
-        home = parts[0].device
-        return sum(jax.device_put(part.data[0], home) for part in parts)
 
-    return jax.tree.map(total, sums)
+def parts_of_devices(sums: PyTree) -> list[PyTree]:
+    """Sums [devices, ...] sharded over devices -> each one's [1, ...], on the first of them, in the devices' order."""
+
+    def parts(leaf: jax.Array) -> list[jax.Array]:
+        shards = sorted(leaf.addressable_shards, key=lambda shard: shard.index[0].start or 0)
+        return [jax.device_put(shard.data, shards[0].device) for shard in shards]
+
+    leaves, structure = jax.tree.flatten(sums)
+    return [jax.tree.unflatten(structure, of_device) for of_device in zip(*map(parts, leaves), strict=True)] or [sums]
 
 
 class Bank(Protocol):
@@ -303,19 +327,52 @@ class Cohort:
         assemble: Callable[[np.ndarray], tuple[np.ndarray, ...]],
         programs: CompiledPrograms,
     ):
-        self.algorithm = algorithm = training.algorithm
+        self.training, self.algorithm = training, training.algorithm
         self.mesh = client_mesh(devices, model_shards)
         self.clients_per_step = clients_per_step
         self.assemble = assemble
         self.programs = programs
         self.shared = NamedSharding(self.mesh, PartitionSpec())
         self.split = NamedSharding(self.mesh, OVER_DEVICES)
-        self._chunk_of = functools.cache(
-            lambda frozen: jit_chunk(replace(training, compute=replace(training.compute, frozen_layers=frozen)), self.mesh)
-        )
         self._shapes: dict[Any, _Shapes] = {}
-        self._broadcast = jax.jit(partial(broadcast_of, algorithm))
-        self._finalize = jax.jit(algorithm.finalize)
+        self._broadcast = jit_broadcast(self.algorithm)
+        self._finalize = jit_finalize(self.algorithm)
+
+    def _chunk_of(self, frozen: int) -> jax.stages.Wrapped:
+        """The program of a stage whose lowest `frozen` rows take no gradient."""
+        compute = replace(self.training.compute, frozen_layers=frozen)
+        return jit_chunk(replace(self.training, compute=compute), self.mesh)
+
+    def prepare(self, base: Base, server: PyTree, row: PyTree, batch: PyTree, train_rows: np.ndarray) -> None:
+        """Have the programs of rounds from such a state compiled ahead.
+
+        Args:
+          base: shapes of a stage's, as placed. server: of the stage. row, batch: of one client; all arrays or shapes.
+          train_rows: as in `run`.
+        """
+        clients = self.clients_per_step
+        broadcast = jax.eval_shape(self._broadcast, server)
+        zeros = self._zero_sums(self._shapes_of(broadcast, row))
+        sums = jax.eval_shape(zeros)
+        ids = jax.ShapeDtypeStruct((clients,), np.uint32)
+        share = jax.eval_shape(lambda: Share(jnp.float32(1.0), jnp.int32(0)))
+        self.programs.prepare(
+            "chunk",
+            self._chunk_of(frozen_rows(self.algorithm, train_rows)),
+            base,
+            shapes_on(self.shared, broadcast),
+            *shapes_on(self.split, (row, batch, share), clients),
+            shapes_on(self.shared, jax.ShapeDtypeStruct((), np.float32)),
+            shapes_on(self.split, jax.eval_shape(partial(client_keys, 0, 0), ids)),
+            shapes_on(self.shared, train_rows),
+            shapes_on(self.split, sums),
+        )
+        part = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype), sums)
+        home = SingleDeviceSharding(self.mesh.devices.flat[0])
+        parts = [shapes_on(home, part)] * (self.mesh.size if jax.tree.leaves(part) else 1)
+        self.programs.prepare("zero_sums", zeros)
+        self.programs.prepare("finalize", self._finalize, shapes_on(None, server), parts)
+        self.programs.prepare("broadcast", self._broadcast, shapes_on(None, server))
 
     def _chunks(self, cohort: Sequence[ClientWork], bank: Bank, size: int) -> Iterator[_Chunk]:
         """The chunks of a cohort in order, of `size` clients; the last one padded with weight zero."""
@@ -402,7 +459,7 @@ class Cohort:
         statistics, (down_ranks, up_ranks) = jax.tree.map(lambda *parts: np.concatenate(parts), *finished)
         metrics: dict[str, jax.Array] = {}
         if statistics.finite.any():
-            server, metrics = self.programs.call("finalize", self._finalize, server, add_over_devices(sums))
+            server, metrics = self.programs.call("finalize", self._finalize, server, parts_of_devices(sums))
         return RoundResult(
             server=server,
             losses=statistics.loss,
@@ -460,9 +517,14 @@ class Cohort:
             broadcast=jax.device_put(broadcast, self.shared),
             rate=jax.device_put(jnp.float32(lr), self.shared),
             train_rows=jax.device_put(train_rows, self.shared),
-            sums=jax.device_put(zero_sums(self.algorithm, shapes.up, self.mesh.size), self.split),
+            sums=self.programs.call("zero_sums", self._zero_sums(shapes)),
             shapes=shapes,
         )
+
+    def _zero_sums(self, shapes: "_Shapes") -> jax.stages.Wrapped:
+        """What makes the sums with which a round begins."""
+        leaves, structure = jax.tree.flatten(shapes.up)
+        return jit_zero_sums(self.algorithm, structure, tuple(leaves), self.split)
 
     def _shapes_of(self, broadcast: PyTree, row: PyTree) -> "_Shapes":
         """Shapes of one client's trees; traced once for a stage, not in every round."""

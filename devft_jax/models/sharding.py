@@ -20,6 +20,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from devft_jax.models.llama import PROJECTIONS, Base, Block, ShardedWeight
+from devft_jax.programs import shapes_on
 
 PyTree = Any
 
@@ -89,6 +90,11 @@ def partition_specs(tree: PyTree) -> PyTree:
 def place(tree: PyTree, mesh: Mesh) -> PyTree:
     """The tree's arrays on the devices of a mesh, as `partition_specs` says."""
     return jax.device_put(tree, jax.tree.map(lambda spec: NamedSharding(mesh, spec), partition_specs(tree)))
+
+
+def placed_shapes(tree: PyTree, mesh: Mesh) -> PyTree:
+    """Shapes, dtypes and placement of what `place` gives of such a tree, of arrays or shapes."""
+    return jax.tree.map(lambda leaf, spec: shapes_on(NamedSharding(mesh, spec), leaf), tree, partition_specs(tree))
 
 
 def part_bytes(tree: PyTree, shards: int) -> int:

@@ -14,6 +14,7 @@ import pytest
 
 from devft_jax.federated import cohort as cohort_module
 from devft_jax.federated.algorithm import Algorithm, Clients, Share
+from devft_jax.federated.algorithms.fedit import fedit
 from devft_jax.federated.algorithms.options import MethodConfig
 from devft_jax.federated.cohort import (
     Cohort,
@@ -410,7 +411,8 @@ def test_the_chunk_lowers_for_accelerators(platform):
 def test_one_program_per_shape_of_a_chunk():
     programs = CompiledPrograms()
     rounds = Cohort(
-        LocalTraining(fedit_with(), CONFIG, Compute(), SGD, WHOLE),
+        # An algorithm of its own, of which no other test has compiled anything.
+        LocalTraining(fedit(TWO), CONFIG, Compute(), SGD, WHOLE),
         devices=jax.local_devices()[:1],
         clients_per_step=5,
         assemble=assemble,
