@@ -272,7 +272,7 @@ def _returns_everything(layer_map: LayerMap) -> bool:
     return (
         concrete
         and layer_map.is_identity
-        and np.asarray(layer_map.train).all()
+        and bool(np.asarray(layer_map.train).all())
         and np.array_equal(np.asarray(layer_map.assign), np.arange(layer_map.num_layers))
     )
 

@@ -419,18 +419,18 @@ def test_one_program_per_shape_of_a_chunk():
         programs=programs,
     )
     result = run_round(rounds, server_with(), FIVE)
-    # Broadcast, chunk and finalize.
-    assert programs.count == 3
+    # Broadcast, zero sums, chunk and finalize.
+    assert programs.count == 4
     result = run_round(rounds, result.server, [client(8), client(9), client(10)], lr=0.1)
     result = run_round(rounds, result.server, FIVE, train_rows=np.arange(CONFIG.layers) != 1)
-    assert programs.count == 3
+    assert programs.count == 4
     # Layers below the lowest that learns are compiled without a backward pass.
     result = run_round(rounds, result.server, FIVE, train_rows=np.arange(CONFIG.layers) > 1)
-    assert programs.count == 4
+    assert programs.count == 5
     longer = [client(position, pool=LONG) for position in range(5)]
     run_round(rounds, result.server, [*longer, *FIVE[:2]])
     # Longer examples are no other shape.
-    assert programs.count == 4
+    assert programs.count == 5
     assert programs.seconds > 0
 
 
