@@ -1,4 +1,8 @@
-"""The frozen model of a run: opened and packed as the configuration says, and fused into a stage's submodel."""
+"""The frozen model of a run: opened and packed as the configuration says, and fused into a stage's submodel.
+
+Where devices hold the base together (`model_shards`), no device ever has all of it: the model is read, packed, compared and
+fused in host memory, and only parts go to the devices.
+"""
 
 from collections.abc import Callable
 from importlib import resources
@@ -6,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from devft_jax.config import RunConfig
 from devft_jax.developmental import LayerMap, fuse
@@ -13,6 +18,8 @@ from devft_jax.errors import InputError
 from devft_jax.models.llama import Base, Block, Compute
 from devft_jax.models.pretrained import Model, load_original_blocks, load_pretrained
 from devft_jax.models.quantization import QTensor, is_quantized, quantize_base, quantize_projection
+from devft_jax.models.sharding import place, placed_shapes, shard_base, shard_blocks, whole
+from devft_jax.programs import MODEL_AXIS
 
 
 def bundled_model() -> Path:
@@ -23,9 +30,24 @@ def bundled_model() -> Path:
 def open_model(config: RunConfig, compute: Compute, given: Model | None) -> tuple[Model, Callable[[], Block]]:
     """The run's model, packed as configured, and what gives its layers as they were before.
 
+    Its weights lie on the default device, or in host memory (numpy) where devices hold the base together.
+
     Raises:
       InputError: the model cannot be read, or float weights are asked for of a given model that is packed.
     """
+    if config.model_shards > 1:
+        with jax.default_device(host_device()):
+            model, original_blocks = _open_model(config, compute, given)
+        return model.with_base(jax.device_get(model.base)), original_blocks
+    return _open_model(config, compute, given)
+
+
+def host_device() -> jax.Device:
+    """The device whose memory is the host's."""
+    return jax.local_devices(backend="cpu")[0]
+
+
+def _open_model(config: RunConfig, compute: Compute, given: Model | None) -> tuple[Model, Callable[[], Block]]:
     if given is None:
         path = bundled_model() if config.model == "bundled" else config.model
         model = load_pretrained(path, dtype=compute.dtype, quantization=config.quantization)
@@ -68,7 +90,11 @@ class Submodels:
       config: `fuse_from` and `fused_precision` decide what is fused and how it is kept.
       model: the run's. original_blocks: gives its layers before they were packed.
       dtype: of what is kept as floats. depths: of every stage, where the growth tells them.
-      shared: how fused layers are placed on the devices.
+      mesh: of the devices that train; its model axis tells how many hold a base together.
+
+    Attributes:
+      base: the model's own, on the devices of the mesh.
+      home: where layers are compared and fused: None for the default device, or the host's memory.
     """
 
     def __init__(
@@ -79,12 +105,14 @@ class Submodels:
         *,
         dtype: Any,
         depths: tuple[int, ...] | None,
-        shared: jax.sharding.Sharding,
+        mesh: Mesh,
     ):
         self._config, self._model, self._original_blocks = config, model, original_blocks
-        self._dtype, self._depths, self._shared = dtype, depths, shared
-        # Layers are compared and fused on one device; what clients use is replicated over all of them.
-        self.base = jax.device_put(model.base, shared)
+        self._dtype, self._depths, self._mesh = dtype, depths, mesh
+        self._shards = mesh.shape[MODEL_AXIS]
+        self.home = host_device() if self._shards > 1 else None
+        # Layers are compared and fused in one place; what clients use is put on all devices, whole or in parts.
+        self.base = place(shard_base(model.base, self._shards, MODEL_AXIS), mesh)
 
     def layers_to_fuse(self, stage: int) -> Block:
         """The layers that a stage is grouped and fused from: the base's, or the original ones of a quantised base."""
@@ -93,10 +121,30 @@ class Submodels:
         own = self._config.fuse_from == "packed" or full_depth
         return self._model.base.blocks if own else self._original_blocks()
 
+    def shapes(self, layer_map: LayerMap) -> Base:
+        """Shapes, dtypes and placement of what `fused` gives for maps such as this one."""
+        if layer_map.runs_base:
+            return placed_shapes(self.base, self._mesh)
+
+        def one(own: Any) -> Any:
+            if isinstance(own, QTensor) and self._config.fused_precision != "packed":
+                own = jax.ShapeDtypeStruct(own.shape, self._dtype)
+            return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((layer_map.num_groups, *leaf.shape[1:]), leaf.dtype), own)
+
+        blocks = jax.tree.map(one, self._model.base.blocks, is_leaf=lambda leaf: isinstance(leaf, QTensor))
+        return placed_shapes(self.base.replace(blocks=shard_blocks(blocks, self._shards, MODEL_AXIS)), self._mesh)
+
     def fused(self, layer_map: LayerMap, blocks: Block) -> Base:
         """The base with a stage's layers, fused from `blocks`; a map that runs the base as it is keeps the base itself."""
         if layer_map.runs_base:
             return self.base
         own, repack = self._model.base.blocks, self._config.fused_precision == "packed"
-        fused = fuse_blocks(layer_map, blocks, own, repack=repack, dtype=self._dtype)
-        return self.base.replace(blocks=jax.device_put(fused, self._shared))
+        with jax.default_device(self.home):
+            fused = fuse_blocks(layer_map, blocks, own, repack=repack, dtype=self._dtype)
+        return self.base.replace(blocks=place(shard_blocks(fused, self._shards, MODEL_AXIS), self._mesh))
+
+    def at_home(self, base: Base) -> Base:
+        """A base on the devices as what is derived from its weights reads it: on the first of them, or in host memory."""
+        if self._shards > 1:
+            return jax.device_get(whole(base))
+        return jax.tree.map(lambda leaf: leaf.addressable_data(0), base)

@@ -5,7 +5,6 @@ import json
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from devft_jax.data import FederatedData
@@ -39,20 +38,26 @@ def data_fingerprint(data: FederatedData) -> str:
     return fingerprint(*arrays, names, ids, sizes, indices)
 
 
-def _sample_of(leaf: jax.Array) -> np.ndarray:
+def _sample_of(leaf: Any) -> Any:
     """Values spread over a leaf: enough to tell one base from another without reading it all."""
-    leaf = jnp.atleast_2d(leaf)
-    flat = leaf.reshape(leaf.shape[0], -1)
+    flat = leaf.reshape(leaf.shape[0] if leaf.ndim > 1 else 1, -1)
     rows = np.linspace(0, flat.shape[0] - 1, min(16, flat.shape[0])).astype(int)
     columns = np.linspace(0, flat.shape[1] - 1, min(256, flat.shape[1])).astype(int)
-    return np.asarray(flat[rows][:, columns])
+    return flat[rows[:, None], columns]
+
+
+_sample_on_device = jax.jit(_sample_of)
 
 
 def base_fingerprint(base: Base, dtype: str | None = None) -> str:
     """Tells base models apart by a sample of every leaf; as if floats were of `dtype`, packed weights as they are."""
 
     def sampled(leaf: Any) -> list[np.ndarray]:
-        samples = map(_sample_of, jax.tree.leaves(leaf))
+        parts = jax.tree.leaves(leaf)
+        # What lies in host memory stays there.
+        samples = [
+            _sample_of(part) if isinstance(part, np.ndarray) else np.asarray(_sample_on_device(part)) for part in parts
+        ]
         return [sample if dtype is None or isinstance(leaf, QTensor) else sample.astype(dtype) for sample in samples]
 
     leaves = jax.tree.leaves(base, is_leaf=lambda leaf: isinstance(leaf, QTensor))

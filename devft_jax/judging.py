@@ -44,6 +44,20 @@ class Judge:
         judged = self.evaluate(base, self.algorithm.global_model(server, bank.of_trained()), seconds)
         return None if judged is None else Judgement(judged.loss, judged.accuracy)
 
+    def prepare(self, base: Base, server: PyTree, row: PyTree) -> None:
+        """Have what judges such models compiled ahead; all arguments, `row` of one client, are arrays or shapes."""
+        if self.held_out is None:
+            return
+        algorithm = self.algorithm
+
+        def adapter(server: PyTree, row: PyTree) -> Adapter:
+            if algorithm.has_global_model:
+                return algorithm.global_model(server, jax.tree.map(lambda leaf: leaf[None], row))
+            assert algorithm.personal is not None
+            return algorithm.personal(server, row)
+
+        self.held_out.prepare(base, jax.eval_shape(adapter, server, row))
+
     def own_models(self, base: Base, server: PyTree, bank: BankView, seconds: dict[str, float]) -> Judgement | None:
         """Every client's own model."""
         personal = self.algorithm.personal

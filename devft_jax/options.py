@@ -12,7 +12,9 @@ import inspect
 import textwrap
 import typing
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
+
+Room = TypeVar("Room")
 
 
 def execution(default: Any) -> Any:
@@ -27,6 +29,11 @@ def identity_fields(options: Any) -> dict[str, Any]:
         for field in dataclasses.fields(options)
         if not field.metadata.get("execution", False)
     }
+
+
+def room_of(room: type[Room], options: Any) -> Room:
+    """One room's options out of a dataclass that has all of its fields."""
+    return room(**{field.name: getattr(options, field.name) for field in dataclasses.fields(room)})  # type: ignore[arg-type]
 
 
 def option_texts(room: type) -> dict[str, str]:

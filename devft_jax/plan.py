@@ -54,7 +54,8 @@ from devft_jax.developmental.schedule import equal_shares
 from devft_jax.errors import InputError
 from devft_jax.federated.algorithm import Algorithm
 from devft_jax.federated.algorithms import ALGORITHMS
-from devft_jax.federated.cohort import cumulative_bytes
+from devft_jax.federated.cohort import LocalTraining, cumulative_bytes
+from devft_jax.federated.local import OptimizerOptions, Passes
 from devft_jax.federated.messages import message_bytes, ranks_of
 from devft_jax.federated.options import validate_learning_rate
 from devft_jax.federated.sampling import sample_cohort
@@ -63,7 +64,8 @@ from devft_jax.models.attention import kernel_for
 from devft_jax.models.llama import Compute, ModelConfig
 from devft_jax.models.pretrained import model_architecture, parameter_count
 from devft_jax.models.quantization import base_shapes
-from devft_jax.programs import CompiledMemory, resolve_clients_per_step, resolve_compute
+from devft_jax.options import room_of
+from devft_jax.programs import CompiledMemory, check_model_shards, resolve_clients_per_step, resolve_compute
 from devft_jax.reporting.progress import readable_bytes, readable_seconds
 from devft_jax.reporting.table import table
 from devft_jax.stages import check_composition, named_growth, plan_stages
@@ -301,9 +303,13 @@ class _Planner:
         found = jax.local_devices()
         # A plan may be for more devices than the machine has that it is made on.
         self.devices = config.devices or len(found)
+        check_model_shards(config.model_shards, self.devices)
         at_once = resolve_clients_per_step(config, found[:1] * self.devices)
         per_device = min(at_once // self.devices, -(-self.participants // self.devices))
         self.work = Work(per_device, self.local_steps, config.batch_size, length_buckets(config.max_length)[-1])
+        whole_steps = Passes(config.batch_size, (self.work.length,))
+        optimizer = room_of(OptimizerOptions, config)
+        self.training = LocalTraining(self.algorithm, architecture, self.compute, optimizer, whole_steps)
         self.base = base_shapes(architecture, dtype=self.compute.dtype, quantization=config.quantization)
 
     def messages(self, layers: int) -> Messages:
@@ -350,10 +356,7 @@ class _Planner:
         tokens = participations * self.local_steps * config.batch_size * self.work.length
         flops = tokens * sum(per_token.values())
         choices: dict[str, Any] = {
-            "algorithm": self.algorithm,
-            "config": architecture,
-            "compute": self.compute,
-            "optimizer": config,
+            "training": self.training,
             "layers": layers,
             "frozen": kept,
             "bare": stage.bare,
@@ -381,9 +384,11 @@ class _Planner:
             flops_per_token=per_token,
             evaluation_flops=self.work.length * evaluation_flops(architecture, layers=stage.depth, **shape),
             seconds=flops / self.options.flops_per_second,
-            simulator=stage_memory(work=self.work, **choices),
+            simulator=stage_memory(work=self.work, model_shards=config.model_shards, **choices),
             client=stage_memory(work=alone, simulator=False, **choices),
-            compiled=compiled_memory(work=self.work, **choices) if self.options.compile else None,
+            compiled=compiled_memory(work=self.work, model_shards=config.model_shards, **choices)
+            if self.options.compile
+            else None,
         )
 
 
@@ -601,11 +606,13 @@ def _memory(plan: Plan) -> list[str]:
         workspace = max(memory.layer_workspace, memory.loss_chunk)
         return tuple(map(readable_bytes, (memory.weights, state, memory.activations, workspace, memory.total)))
 
-    compiled = plan.options.compile
+    compiled, shards = plan.options.compile, plan.config.model_shards
+    held = f"of which {shards} hold the base together, " if shards > 1 else ""
+    at_once = f"{plan.work.clients} client(s) at once"
     lines = []
     for kind, title in (
         ("client", "memory of the participant's device" if plan.pools else "memory of a client's device"),
-        ("simulator", f"memory of each of the simulator's {plan.devices} device(s), {plan.work.clients} client(s) at once"),
+        ("simulator", f"memory of each of the simulator's {plan.devices} device(s), {held}{at_once}"),
     ):
         checked = plan.fitting(kind) if plan.options.memory is not None else []
         with_program = compiled and kind == "simulator"

@@ -253,10 +253,11 @@ def train(
     config = dataclasses.replace(config, out=out)
     given = {"model": model, "data": data, "algorithm": algorithm, "growth": growth}
     objects = {name: _describe_object(item) for name, item in given.items() if item is not None}
-    with RunFolder(out) as folder, StopRequest().listening() as stop:
+    with RunFolder(out) as folder, StopRequest().listening() as stop, contextlib.ExitStack() as at_end:
         trainer = Trainer(
             config, model=model, data=data, algorithm=algorithm, growth=growth, progress=progress, scratch=folder.path
         )
+        at_end.callback(trainer.programs.close)
         checkpoint = _open_run(config, folder, objects)
         progress.say(describe(trainer.data))
         described = {**to_plain(config), **({"objects": objects} if objects else {})}
@@ -389,10 +390,7 @@ def replay(path: str | Path, *, client: str, round: int, progress: Progress | No
     member, batches = trainer.prepare_client(state, names.index(client))
     keys = client_keys(trainer.config.seed, np.uint32(state.round), np.array([member.id], np.uint32))
     steps = replay_client(
-        trainer.algorithm,
-        trainer.model.config,
-        trainer.compute,
-        trainer.config,
+        trainer.training,
         base=trainer.stage_base,
         server=state.server,
         row=jax.tree.map(lambda leaf: leaf[0], state.bank.take(np.array([member.position]))),
@@ -400,6 +398,6 @@ def replay(path: str | Path, *, client: str, round: int, progress: Progress | No
         lr=trainer.learning_rate(state),
         key=keys[0],
         train_rows=np.asarray(state.layer_map.train),
-        passes=trainer.passes,
+        mesh=trainer.cohort.mesh,
     )
     return Replay(client, state.stage + 1, round, steps)

@@ -108,7 +108,7 @@ def missed_bytes(state: State, positions: np.ndarray, sent: int) -> int:
 
 def _trained_layers(layer_map: LayerMap) -> list[int] | None:
     """The rows that learn, of the base itself the layers; None where all do."""
-    if not layer_map.bare and np.all(layer_map.train):
+    if not layer_map.bare and np.asarray(layer_map.train).all():
         return None
     return (layer_map.bare + np.flatnonzero(layer_map.train)).tolist()
 

@@ -35,10 +35,10 @@ from devft_jax.developmental import Growth, LayerMap, StageShape, next_stage, pl
 from devft_jax.errors import InputError, RunError
 from devft_jax.evaluation import HeldOut, Judgement
 from devft_jax.federated.algorithm import Algorithm, Clients, same_server
-from devft_jax.federated.algorithms import ALGORITHMS
+from devft_jax.federated.algorithms import algorithm_of
 from devft_jax.federated.bank import ClientBank
-from devft_jax.federated.cohort import ChunkTooLargeError, Cohort, RoundResult, frozen_rows
-from devft_jax.federated.local import choose_passes
+from devft_jax.federated.cohort import ChunkTooLargeError, Cohort, LocalTraining, RoundResult, frozen_rows
+from devft_jax.federated.local import OptimizerOptions, choose_passes
 from devft_jax.federated.messages import message_bytes
 from devft_jax.federated.options import learning_rate_at, validate_learning_rate
 from devft_jax.federated.profiles import profiled_clients
@@ -50,6 +50,8 @@ from devft_jax.judging import Judge
 from devft_jax.models.llama import Adapter, Base
 from devft_jax.models.lora import adapter_norms
 from devft_jax.models.pretrained import Model
+from devft_jax.models.sharding import part_bytes, undivided, whole
+from devft_jax.options import room_of
 from devft_jax.probe import block_influence, probe_examples
 from devft_jax.programs import (
     CompiledPrograms,
@@ -57,14 +59,31 @@ from devft_jax.programs import (
     local_devices,
     resolve_clients_per_step,
     resolve_compute,
+    shapes_on,
+    shared_programs,
     versions,
 )
 from devft_jax.reporting import Progress
+from devft_jax.reporting.progress import readable_bytes
 from devft_jax.stages import after_round, check_composition, named_growth, plan_stages
 from devft_jax.state import State, add_round, first_record, missed_bytes, stage_record
 from devft_jax.storage import RunFolder
 
 PyTree = Any
+
+
+@shared_programs
+def jit_norms(algorithm: Algorithm) -> jax.stages.Wrapped:
+    """Norms of the layers' updates: server -> f32[G], or (server, rows [C, ...]) -> f32[C, G] where models are personal."""
+    personal = algorithm.personal
+    if personal is None:
+        return jax.jit(lambda server: adapter_norms(algorithm.view(server)))
+    return jax.jit(lambda server, rows: jax.vmap(lambda row: adapter_norms(personal(server, row)))(rows))
+
+
+def _above(base: Base, layer_map: LayerMap) -> Base:
+    """The base with the layers alone that have an adapter."""
+    return base.replace(blocks=jax.tree.map(lambda leaf: leaf[layer_map.bare :], base.blocks))
 
 
 class Trainer:
@@ -105,7 +124,7 @@ class Trainer:
         self.depths = planned_depths(self.growth, layers)
         self.stage_rounds = plan_stages(config, self.growth, layers)
         validate_learning_rate(config, len(self.stage_rounds))
-        self.algorithm = algorithm or ALGORITHMS[config.algorithm](config)
+        self.algorithm = algorithm or algorithm_of(config)
         check_composition(self.algorithm, planned_stages(self.growth, layers) or ())
         self._probe = probe_examples(config, self.model.tokenizer) if hasattr(self.growth, "prepared") else None
         self.data = data or build_federated_data(config, self.model.tokenizer, seed=config.seed)
@@ -124,7 +143,8 @@ class Trainer:
             weighting=self.algorithm.weighting if config.weighting == "method" else config.weighting,
         )
         # Beyond the participants there would only be padding, which costs as much as a client.
-        training_devices = self.devices[:participants]
+        shards = config.model_shards
+        training_devices = self.devices[: -(-participants // shards) * shards]
         self._most_per_step = -(-participants // len(training_devices)) * len(training_devices)
         at_once = min(resolve_clients_per_step(config, training_devices), self._most_per_step)
         self.buckets = length_buckets(config.max_length)
@@ -135,13 +155,12 @@ class Trainer:
             most_lengths=config.length_buckets,
             platform=training_devices[0].platform,
         )
+        optimizer = room_of(OptimizerOptions, config)
+        self.training = LocalTraining(self.algorithm, self.model.config, self.compute, optimizer, self.passes)
         self.cohort = Cohort(
-            self.algorithm,
-            self.model.config,
-            self.compute,
-            config,
-            self.passes,
+            self.training,
             devices=training_devices,
+            model_shards=shards,
             clients_per_step=at_once,
             assemble=self.assemble,
             programs=self.programs,
@@ -152,9 +171,11 @@ class Trainer:
             original_blocks,
             dtype=self.compute.dtype,
             depths=self.depths,
-            shared=self.cohort.shared,
+            mesh=self.cohort.mesh,
         )
         self.base = self.submodels.base
+        if shards > 1:
+            self._tell_shards()
         held_out = None
         if self.data.test is not None:
             held_out = HeldOut(
@@ -164,6 +185,7 @@ class Trainer:
                 buckets=self.buckets,
                 batch_size=config.evaluation_batch,
                 devices=self.devices,
+                model_shards=shards,
                 programs=self.programs,
             )
         self.judge = Judge(self.algorithm, held_out, self.programs)
@@ -182,15 +204,11 @@ class Trainer:
         )
         self.clients = profiled_clients(self.data, self.model.base.embed, config.seed)
         self.stage_base: Base = self.base
+        # The stage during which the next one's programs were last begun.
+        self._ahead_of = -1
         self.scratch = scratch
         self.versions = versions(self.devices[0])
-        algorithm, personal = self.algorithm, self.algorithm.personal
-        if personal is None:
-            self._norms = jax.jit(lambda server: adapter_norms(algorithm.view(server)))
-        else:
-            self._norms = jax.jit(
-                lambda server, rows: jax.vmap(lambda row: adapter_norms(personal(server, row)))(rows),
-            )
+        self._norms = jit_norms(self.algorithm)
 
     @property
     def clients_per_step(self) -> int:
@@ -200,7 +218,22 @@ class Trainer:
     def block_influence(self) -> list[float]:
         """How much each layer of the untuned base changes what passes through it, on the growth's probe."""
         assert self._probe is not None
-        return block_influence(self.model, self.compute, self._probe, self.config, self.programs)
+        return block_influence(
+            self.model.config, self.base, self.compute, self._probe, self.config, self.cohort.mesh, self.programs
+        )
+
+    def _tell_shards(self) -> None:
+        """Say how much of the base each device holds, and which large weights could not be divided."""
+        shards = self.config.model_shards
+        held = readable_bytes(part_bytes(self.base, shards))
+        self.progress.say(
+            f"{shards} devices hold the base together: {held} of {readable_bytes(message_bytes(self.base))} each"
+        )
+        if names := undivided(self.base):
+            self.progress.warn(
+                f"model_shards {shards} divides no dimension of {', '.join(names)}, which every device holds whole; "
+                "another number of shards may."
+            )
 
     # ---- beginning and resuming ----------------------------------------------------------------------------------
 
@@ -222,10 +255,38 @@ class Trainer:
             data=data_fingerprint(self.data),
             base=base_fingerprint(self.model.base),
         )
+        self._compile_ahead(state, 0)
         base = self.judge.evaluate(self.base, None, state.record["seconds"])
         state.record["base_loss"] = None if base is None else base.loss
         state.record["base_accuracy"] = None if base is None else base.accuracy
         return state
+
+    def _compile_ahead(self, state: State, stage: int) -> None:
+        """Have a stage's programs compiled while something else runs, where its shape is known before it begins."""
+        layers = self.model.config.layers
+        planned = planned_stages(self.growth, layers) or ()
+        if not self.config.compile_ahead or stage >= min(len(planned), len(self.stage_rounds)):
+            return
+        layer_map = planned[stage].some_map(layers)
+        stored = layer_map.bare > 0 and self.config.prefix_cache != "off"
+        if stored and self.config.prefix_cache == "auto":
+            # Whether hidden states are stored is decided when the stage begins.
+            return
+        base = self.submodels.shapes(layer_map)
+        server = jax.eval_shape(
+            lambda full, base: self.algorithm.enter(self.algorithm.submodel(full, layer_map), _above(base, layer_map)),
+            state.full,
+            whole(base),
+        )
+        row = state.bank.stage_row(layer_map)
+        shape = self.rounds.steps, self.rounds.batch_size, self.passes.lengths[-1]
+        batch = [jax.ShapeDtypeStruct(shape, np.int32), jax.ShapeDtypeStruct(shape, bool)]
+        if stored:
+            batch.append(jax.ShapeDtypeStruct((*shape, self.model.config.width), self.compute.dtype))
+        self.cohort.prepare(base, server, row, tuple(batch), np.asarray(layer_map.train))
+        self.judge.prepare(base, server, row)
+        rows = () if self.algorithm.personal is None else (shapes_on(None, row, self.clients_per_step),)
+        self.programs.prepare("adapter_norms", self._norms, shapes_on(None, server), *rows)
 
     def _bank(self, origin: Callable[[], PyTree], traits: PyTree) -> ClientBank:
         """The bank in which no client has a row yet."""
@@ -317,7 +378,8 @@ class Trainer:
             # Kept, so that a resumed run chooses by the same figures wherever it goes on.
             self.growth = self.growth.prepared(lambda: np.asarray(state.record["block_influence"]))  # type: ignore[attr-defined]
         try:
-            transition = next_stage(self.growth, stage, tree, history, key)
+            with jax.default_device(self.submodels.home):
+                transition = next_stage(self.growth, stage, tree, history, key)
         except ValueError as error:
             raise RunError(f"stage {stage + 1} could not be built: {error}") from error
         if transition is None:
@@ -325,14 +387,11 @@ class Trainer:
         check_composition(self.algorithm, [StageShape.of(transition.layer_map)])
         layer_map = dataclasses.replace(transition.layer_map, align=self.config.gauge_alignment)
         state.layer_map, state.stage, state.rounds_in_stage = layer_map, stage, 0
-        state.server = self.algorithm.submodel(state.full, layer_map)
         state.bank.enter(layer_map)
         self.stage_base = self.submodels.fused(layer_map, blocks)
-        # The base may be replicated over devices; what an algorithm derives from it is computed on the first.
-        base = jax.tree.map(lambda leaf: leaf.addressable_data(0), self.stage_base)
-        if layer_map.bare and self.algorithm.enter is not same_server:
-            base = base.replace(blocks=jax.tree.map(lambda leaf: leaf[layer_map.bare :], base.blocks))
-        state.server = self.algorithm.enter(state.server, base)
+        state.server = self.algorithm.submodel(state.full, layer_map)
+        if self.algorithm.enter is not same_server:
+            state.server = self._entered(state.server, layer_map)
         jax.block_until_ready((self.stage_base, state.server))
         self.hidden_states.open(state, self.stage_rounds[stage])
         record = stage_record(
@@ -354,6 +413,15 @@ class Trainer:
                 "--beta auto avoids it."
             )
         return True
+
+    def _entered(self, server: PyTree, layer_map: LayerMap) -> PyTree:
+        """A stage's state, completed from the frozen weights of the layers that have an adapter."""
+        base = _above(self.submodels.at_home(self.stage_base), layer_map)
+        if self.submodels.home is None:
+            return self.algorithm.enter(server, base)
+        with jax.default_device(self.submodels.home):
+            entered = jax.device_get(self.algorithm.enter(jax.device_get(server), base))
+        return jax.device_put(entered)
 
     def _loss_before(self, state: State) -> float | None:
         """Held-out loss of the full model before the stage that has just begun."""
@@ -475,6 +543,11 @@ class Trainer:
         add_round(state, row, row_compile)
         if self.config.clients_per_step == "auto" and not state.record["clients_per_step_settled"]:
             self._settle_clients_per_step(state, members, Trial(seconds / len(members), row_compile, program_bytes))
+        if self._ahead_of != state.stage:
+            self._ahead_of = state.stage
+            began = time.perf_counter()
+            self._compile_ahead(state, state.stage + 1)
+            state.record["seconds"]["build"] += time.perf_counter() - began
         source, joules = self.energy.spent_since(counters, row["train_flops"])
         state.record["joules"][source] = state.record["joules"].get(source, 0.0) + joules
         return row
@@ -625,6 +698,7 @@ class Trainer:
             "resumed_after": state.record["resumed_after"],
             "seconds": state.record["seconds"],
             "programs_compiled": self.programs.count,
+            "compiled_ahead": self.programs.ahead,
             "bytes_up": state.record["bytes_up"],
             "bytes_down": state.record["bytes_down"],
             "bytes_stage": state.record["bytes_stage"],

@@ -106,7 +106,7 @@ def test_the_headline_tells_what_was_run_and_what_came_of_it(tmp_path):
     assert "exact match rose from 0.0% to 25.0%" in words
     assert "Report of the run in my run/" in words
     assert "in 4 stages of 1, 2, 4, 8 layers over 12 rounds with 2 of 5 clients a round" in words
-    assert "besides: compile 2.00 s, build 1.00 s, evaluate 3.00 s" in words
+    assert "besides: compile 2.00 s, build 1.00 s, evaluate 3.00 s; compiled meanwhile: 4.00 s" in words
     assert "1.00 GB process peak resident set" in words
 
 

@@ -31,6 +31,9 @@ scores of 8 heads over 256 to 1,024 tokens; 0.78 with remat full and dropout on 
 entries. In bfloat16 the CPU's compiler keeps float32 copies beside the halves and needs up to twice the formula, which
 describes an accelerator there. It has not been compared with a GPU's or TPU's compiler.
 
+Where s devices hold the base together (`model_shards`), each has 1/s of the large weights in the first three terms; the
+workspace then has the largest projection besides, gathered as it is stored, and the loss the gathered head.
+
 The attention kernel is the one of the platform that plans: `xla` holds scores of all pairs of tokens, cudnn does not.
 Memory of the process around the devices, of compilation, and the allocator's fragmentation are not counted.
 """
@@ -45,11 +48,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
 from devft_jax.accounting.communication import Messages, round_messages
+from devft_jax.errors import InputError
 from devft_jax.federated.algorithm import Algorithm, Share
-from devft_jax.federated.cohort import CHUNKS_IN_FLIGHT, jit_chunk, zero_sums
-from devft_jax.federated.local import OptimizerOptions, Passes, make_optimizer
+from devft_jax.federated.cohort import CHUNKS_IN_FLIGHT, LocalTraining, jit_chunk, zero_sums
+from devft_jax.federated.local import make_optimizer
 from devft_jax.federated.messages import message_bytes
 from devft_jax.models.hypernetwork import adapt, generator_of
 from devft_jax.models.llama import (
@@ -59,12 +64,14 @@ from devft_jax.models.llama import (
     Base,
     Compute,
     ModelConfig,
+    ShardedWeight,
     causal_attention,
     decoder_layer,
     rotary_table,
 )
 from devft_jax.models.quantization import base_shapes
-from devft_jax.programs import CompiledMemory, client_mesh
+from devft_jax.models.sharding import part_bytes, partition_specs, shard_base, shard_blocks
+from devft_jax.programs import MODEL_AXIS, OVER_DEVICES, CompiledMemory, client_mesh
 
 PyTree = Any
 # A position of a batch: its token id i32, and whether it is one of an answer.
@@ -175,10 +182,7 @@ def adapter_shapes(algorithm: Algorithm, messages: Messages) -> Adapter:
 
 
 def stage_memory(
-    algorithm: Algorithm,
-    config: ModelConfig,
-    compute: Compute,
-    optimizer: OptimizerOptions,
+    training: LocalTraining,
     work: Work,
     *,
     layers: int,
@@ -187,23 +191,28 @@ def stage_memory(
     quantization: str = "none",
     fused_precision: str = "packed",
     simulator: bool = True,
+    model_shards: int = 1,
 ) -> MemoryTerms:
     """Peak memory of one device in a stage, by formula, in milliseconds for a model of any size.
 
     Args:
-      algorithm: what is trained and sent. config: the base at full depth. compute, optimizer: of the run.
+      training: a client's, of the base at full depth, whose passes are not looked at.
       work: what the device trains at once. layers: of the stage's submodel that have an adapter.
       frozen: the lowest of them, which do not learn. bare: layers that run below them without one.
       quantization, fused_precision: as the options of those names.
       simulator: whether the device belongs to the simulator, else it is a client's own; see the module's docstring.
+      model_shards: devices that hold the base together.
     """
+    algorithm, config, compute = training.algorithm, training.config, training.compute
     depth = layers + bare
     fused = depth < config.layers
     stored = stage_quantization(config, depth, quantization, fused_precision)
     base = base_shapes(config.with_layers(depth), dtype=compute.dtype, quantization=stored)
+    model_shards = model_shards if simulator else 1
+    divided = shard_base(base, model_shards, MODEL_AXIS)
     messages = round_messages(algorithm, config, layers)
     train, _ = jax.eval_shape(algorithm.start, messages.participant)
-    state = jax.eval_shape(lambda train: make_optimizer(optimizer, 1.0).init(train), train)
+    state = jax.eval_shape(lambda train: make_optimizer(training.optimizer, 1.0).init(train), train)
     sums = jax.eval_shape(lambda: zero_sums(algorithm, messages.up, 1))
     rows = work.clients * work.batch
     architecture = config.with_layers(1)
@@ -211,13 +220,13 @@ def stage_memory(
         layer_kept(algorithm, architecture, chosen, stored, rows, work.length)
         for chosen in (compute, replace(compute, remat="none"))
     )
-    full = base_shapes(config, dtype=compute.dtype, quantization=quantization).blocks if fused and simulator else ()
+    full = base_shapes(config, dtype=compute.dtype, quantization=quantization).blocks if fused and simulator else None
     chunks = CHUNKS_IN_FLIGHT if simulator else 1
     trained = work.clients * message_bytes(train)
     return MemoryTerms(
-        embedding_and_head=message_bytes((base.embed, base.norm, base.head)),
-        stage_layers=message_bytes(base.blocks),
-        full_layers=message_bytes(full),
+        embedding_and_head=part_bytes((divided.embed, base.norm, divided.head), model_shards),
+        stage_layers=part_bytes(divided.blocks, model_shards),
+        full_layers=0 if full is None else part_bytes(shard_blocks(full, model_shards, MODEL_AXIS), model_shards),
         message=messages.bytes_down + message_bytes(messages.broadcast[1]) + (message_bytes(sums) if simulator else 0),
         batches=chunks * work.steps * rows * work.length * TOKEN_BYTES,
         lora=trained,
@@ -225,8 +234,11 @@ def stage_memory(
         moments=work.clients * message_bytes(state),
         updates=3 * trained,
         activations=(layers - frozen) * kept,
-        layer_workspace=intermediate + expanded_bytes(config, compute, base),
-        loss_chunk=2 * 4 * work.clients * min(compute.head_rows, work.batch * (work.length - 1)) * config.vocabulary,
+        layer_workspace=intermediate
+        + expanded_bytes(config, compute, base)
+        + max(gathered_bytes(getattr(divided.blocks, name)) // depth for name in PROJECTIONS),
+        loss_chunk=2 * 4 * work.clients * min(compute.head_rows, work.batch * (work.length - 1)) * config.vocabulary
+        + gathered_bytes(divided.embed if divided.head is None else divided.head),
     )
 
 
@@ -242,11 +254,13 @@ def expanded_bytes(config: ModelConfig, compute: Compute, base: Base) -> int:
     return largest * (4 + jnp.dtype(compute.dtype).itemsize)
 
 
+def gathered_bytes(weight: Any) -> int:
+    """Bytes of a divided weight while it is gathered, as it is stored; none of one that each device has whole."""
+    return message_bytes(weight) if isinstance(weight, ShardedWeight) else 0
+
+
 def compiled_memory(
-    algorithm: Algorithm,
-    config: ModelConfig,
-    compute: Compute,
-    optimizer: OptimizerOptions,
+    training: LocalTraining,
     work: Work,
     *,
     layers: int,
@@ -254,33 +268,58 @@ def compiled_memory(
     bare: int = 0,
     quantization: str = "none",
     fused_precision: str = "packed",
+    model_shards: int = 1,
 ) -> CompiledMemory | None:
     """Memory of the simulator's chunk program on one device, compiled from shapes alone; arguments as in `stage_memory`.
 
     None where the platform's compiler gives no analysis.
+
+    Raises:
+      InputError: this machine has fewer devices than hold the base together.
     """
+    found = jax.local_devices()
+    if model_shards > len(found):
+        raise InputError(
+            f"compile needs the {model_shards} devices of model_shards and this machine has {len(found)}; plan without "
+            "compile here."
+        )
+    mesh = client_mesh(found[:model_shards], model_shards)
+    clients = work.clients * model_shards
+
+    def placed(tree: PyTree, specs: PyTree) -> PyTree:
+        def one(leaf: Any, spec: PartitionSpec) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
+
+        return jax.tree.map(one, tree, specs)
+
+    def shared(tree: PyTree) -> PyTree:
+        return placed(tree, jax.tree.map(lambda _: PartitionSpec(), tree))
+
+    def split(tree: PyTree) -> PyTree:
+        return placed(tree, jax.tree.map(lambda _: OVER_DEVICES, tree))
+
+    algorithm, config, compute = training.algorithm, training.config, training.compute
     stored = stage_quantization(config, layers + bare, quantization, fused_precision)
     base = base_shapes(config.with_layers(layers + bare), dtype=compute.dtype, quantization=stored)
+    base = shard_base(base, model_shards, MODEL_AXIS)
     messages = round_messages(algorithm, config, layers)
-    sums = jax.eval_shape(lambda: zero_sums(algorithm, messages.up, 1))
-    shape = (work.clients, work.steps, work.batch, work.length)
+    sums = jax.eval_shape(lambda: zero_sums(algorithm, messages.up, model_shards))
+    shape = (clients, work.steps, work.batch, work.length)
     row = messages.participant.row
-    rows = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((work.clients, *leaf.shape), leaf.dtype), row)
-    shares = jax.eval_shape(lambda: Share(jnp.zeros(work.clients), jnp.zeros(work.clients, "int32")))
-    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0, impl="threefry2x32"), work.clients))
-    compute = replace(compute, frozen_layers=frozen)
-    passes = Passes(work.batch, (work.length,))
-    chunk = jit_chunk(algorithm, config, compute, optimizer, client_mesh(jax.local_devices()[:1]), passes)
-    lowered = chunk.lower(
-        base,
-        messages.broadcast,
-        rows,
-        (jax.ShapeDtypeStruct(shape, "int32"), jax.ShapeDtypeStruct(shape, "bool")),
-        shares,
-        jax.ShapeDtypeStruct((), "float32"),
-        keys,
-        jax.ShapeDtypeStruct((layers,), "bool"),
-        sums,
+    rows = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((clients, *leaf.shape), leaf.dtype), row)
+    shares = jax.eval_shape(lambda: Share(jnp.zeros(clients), jnp.zeros(clients, "int32")))
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0, impl="threefry2x32"), clients))
+    training = replace(training, compute=replace(compute, frozen_layers=frozen))
+    lowered = jit_chunk(training, mesh).lower(
+        placed(base, partition_specs(base)),
+        shared(messages.broadcast),
+        split(rows),
+        split((jax.ShapeDtypeStruct(shape, "int32"), jax.ShapeDtypeStruct(shape, "bool"))),
+        split(shares),
+        shared(jax.ShapeDtypeStruct((), "float32")),
+        split(keys),
+        shared(jax.ShapeDtypeStruct((layers,), "bool")),
+        split(sums),
     )
     return CompiledMemory.of(lowered.compile())
 

@@ -93,6 +93,19 @@ class StageShape:
         picks = layer_map.selected() is not None
         return cls(layer_map.num_groups, int(train.sum()), frozen_below(train), layer_map.bare, picks)
 
+    def some_map(self, num_layers: int) -> LayerMap:
+        """One of the maps of this shape: what a program is compiled from is the same for all of them."""
+        if self.bare:
+            some = LayerMap.top(num_layers, self.layers)
+        elif self.picks and self.layers == num_layers:
+            some = LayerMap.identity(num_layers)
+        else:
+            assign = np.arange(num_layers, dtype=np.int32) * self.layers // num_layers
+            member = assign == np.arange(self.layers)[:, None]
+            chosen = member & (np.cumsum(member, axis=1) == 1) if self.picks else member
+            some = LayerMap(jnp.asarray(chosen / chosen.sum(axis=1, keepdims=True), jnp.float32), jnp.asarray(assign))
+        return dataclasses.replace(some, train=jnp.arange(self.layers) >= self.frozen)
+
 
 class FixedGrowth(abc.ABC):
     """A growth whose maps depend on nothing but the depth of the model."""

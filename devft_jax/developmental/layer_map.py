@@ -55,12 +55,12 @@ class LayerMap:
     def __post_init__(self) -> None:
         """Lets every row train unless told otherwise."""
         if self.train is None and hasattr(self.fuse, "shape"):
-            object.__setattr__(self, "train", jnp.ones(self.fuse.shape[0], bool))
+            object.__setattr__(self, "train", jnp.asarray(np.ones(self.fuse.shape[0], bool)))
 
     @classmethod
     def identity(cls, num_layers: int) -> Self:
         """The full model: every layer represents itself."""
-        return cls(jnp.eye(num_layers, dtype=jnp.float32), jnp.arange(num_layers, dtype=jnp.int32))
+        return cls(jnp.asarray(np.eye(num_layers, dtype=np.float32)), jnp.asarray(np.arange(num_layers, dtype=np.int32)))
 
     @classmethod
     def top(cls, num_layers: int, num_groups: int) -> Self:
@@ -272,7 +272,7 @@ def _returns_everything(layer_map: LayerMap) -> bool:
     return (
         concrete
         and layer_map.is_identity
-        and bool(np.all(layer_map.train))
+        and bool(np.asarray(layer_map.train).all())
         and np.array_equal(np.asarray(layer_map.assign), np.arange(layer_map.num_layers))
     )
 

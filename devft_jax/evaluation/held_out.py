@@ -8,17 +8,19 @@ ids are compared after decoding.)
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from devft_jax.data import Examples, evaluation_batches
 from devft_jax.models.llama import Adapter, Base, Compute, ModelConfig
 from devft_jax.models.loss import completion_statistics
+from devft_jax.models.sharding import partition_specs, place, placed_shapes
 from devft_jax.options import execution
-from devft_jax.programs import CLIENT_AXIS, CompiledPrograms, client_mesh
+from devft_jax.programs import OVER_DEVICES, CompiledPrograms, client_mesh, shapes_on, shared_programs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,13 +51,32 @@ class Evaluation:
     examples: int
 
 
+@shared_programs
+def jit_scores(config: ModelConfig, compute: Compute, mesh: Mesh) -> jax.stages.Wrapped:
+    """(base, adapter, tokens i32[B, T], mask bool[B, T]) -> every row's nll f32[B] and exact match bool[B]."""
+
+    def score(base: Base, adapter: Adapter | None, tokens: jax.Array, mask: jax.Array):
+        statistics = completion_statistics(config, base, adapter, tokens, mask, compute=compute)
+        assert statistics.hit is not None
+        return jnp.sum(statistics.nll, axis=-1), jnp.all(statistics.hit, axis=-1)
+
+    # Rows are scored apart: devices need of each other parts of the base alone, where they hold it together.
+    def scores(base: Base, *arguments: Any):
+        specs = (partition_specs(base), PartitionSpec(), OVER_DEVICES, OVER_DEVICES)
+        over_devices = jax.shard_map(score, mesh=mesh, in_specs=specs, out_specs=OVER_DEVICES, check_vma=False)
+        return over_devices(base, *arguments)
+
+    return jax.jit(scores)
+
+
 class HeldOut:
     """Scores adapters on one set of examples; batches are spread over the devices.
 
     Args:
       config, compute: the model. examples: held-out data. buckets: padded lengths, ascending.
       batch_size: examples scored at once, rounded up to a multiple of the devices.
-      devices: local devices to use. programs: where compiled programs are kept and counted.
+      devices: local devices to use. model_shards: of them hold a base together, as `shard_base` divides it.
+      programs: where compiled programs are kept and counted.
     """
 
     def __init__(
@@ -67,42 +88,35 @@ class HeldOut:
         buckets: Sequence[int],
         batch_size: int,
         devices: Sequence[jax.Device],
+        model_shards: int = 1,
         programs: CompiledPrograms,
     ):
-        mesh = client_mesh(devices)
+        self.mesh = mesh = client_mesh(devices, model_shards)
         self.examples = examples
         self.buckets = buckets
         self.batch_size = -(-batch_size // len(devices)) * len(devices)
         self.programs = programs
-        self.shared = NamedSharding(mesh, PartitionSpec())
-        self.split = NamedSharding(mesh, PartitionSpec(CLIENT_AXIS))
+        self.split = NamedSharding(mesh, OVER_DEVICES)
 
-        def score(base: Base, adapter: Adapter | None, tokens: jax.Array, mask: jax.Array):
-            statistics = completion_statistics(config, base, adapter, tokens, mask, compute=compute)
-            assert statistics.hit is not None
-            return jnp.sum(statistics.nll, axis=-1), jnp.all(statistics.hit, axis=-1)
+        self._scores = jit_scores(config, compute, mesh)
 
-        # Rows are scored apart, so devices need not talk to each other; shard_map says so.
-        self._score = jax.jit(
-            jax.shard_map(
-                score,
-                mesh=mesh,
-                in_specs=(PartitionSpec(), PartitionSpec(), *[PartitionSpec(CLIENT_AXIS)] * 2),
-                out_specs=PartitionSpec(CLIENT_AXIS),
-                check_vma=False,
-            )
-        )
+    def prepare(self, base: Base, adapter: Adapter) -> None:
+        """Have the programs that score adapters of these shapes on such a base compiled ahead."""
+        model = placed_shapes((base, adapter), self.mesh)
+        batches = evaluation_batches(self.examples, self.batch_size, self.buckets)
+        for inputs in {tokens.shape: (tokens, mask) for _, tokens, mask in batches}.values():
+            self.programs.prepare("evaluate", self._scores, *model, *shapes_on(self.split, inputs))
 
     def __call__(self, base: Base, adapter: Adapter | None) -> Evaluation:
         """Loss and exact match of `adapter` (None: the bare base) on every held-out example."""
-        base, adapter = jax.device_put((base, adapter), self.shared)
+        base, adapter = place((base, adapter), self.mesh)
         pending = []
         tokens_counted = 0
         batches = evaluation_batches(self.examples, self.batch_size, self.buckets)
         for index, tokens, mask in batches:
             inputs = jax.device_put((tokens, mask), self.split)
             tokens_counted += int(mask.sum())
-            pending.append((index, self.programs.call("evaluate", self._score, base, adapter, *inputs)))
+            pending.append((index, self.programs.call("evaluate", self._scores, base, adapter, *inputs)))
         nll = 0.0
         hits = np.zeros(len(self.examples), bool)
         for index, scores in pending:

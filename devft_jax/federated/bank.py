@@ -95,12 +95,16 @@ class ClientBank:
         """Whether clients keep nothing."""
         return not jax.tree.leaves(self._full_row)
 
+    def stage_row(self, layer_map: LayerMap) -> PyTree:
+        """Shapes and dtypes of one row in a stage of this map."""
+        return jax.eval_shape(lambda row: self._algorithm.submodel_row(row, layer_map), self._full_row)
+
     def enter(self, layer_map: LayerMap) -> None:
         """Begin a stage."""
         algorithm, mode = self._algorithm, self._mode
         # On the host its values are known while rows' programs are traced, so that a map of nothing changes nothing.
         layer_map = jax.device_get(layer_map)
-        self.row = jax.eval_shape(lambda row: algorithm.submodel_row(row, layer_map), self._full_row)
+        self.row = self.stage_row(layer_map)
         self._stage = self._bank(self.row)
         if self.empty:
             return

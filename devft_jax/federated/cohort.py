@@ -9,15 +9,20 @@ devices. Memory follows `clients_per_step`, not the cohort and not the populatio
 clients, never copied per client, and only the sums are donated. While chunks run, a thread of the host draws, reads and
 assembles the next ones, and what clients keep is written back as theirs end.
 
-Each device keeps sums of its own clients and they are added once, at the end of the round: a chunk contains no collective
-operation, so devices never wait for each other (and host devices, which share a small pool of threads, cannot block each
-other).
+Each device keeps sums of its own clients and they are added once, at the end of the round: where each device has the base,
+a chunk contains no collective operation, so that devices never wait for each other.
+
+Devices that hold the base together (`devft_jax.models.sharding`) gather its weights as they go, and a collective operation
+that not all of a group come to would never end, or mix up two exchanges. What depends on data and has a collective inside is
+therefore chosen by the whole group: the padded length of a pass (`Passes.group`). The loss's loop over blocks of tokens,
+whose number each device has to itself, has none inside, since the head is gathered before it. Two chunks may still be in
+flight: a device runs its programs in the order of their launch, and XLA gives host devices, which share a pool of threads, a
+program of several devices only when the one before is done.
 
 A cohort that `clients_per_step` does not divide is padded with clients of weight zero, never cut. A client whose loss or
 update is not finite gets weight zero too, and is named in the round's result.
 """
 
-import functools
 import math
 import time
 from collections import Counter, deque
@@ -29,7 +34,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from devft_jax.background import made_ahead
 from devft_jax.chunk_size import TRIAL_RUNS, Trial
@@ -45,10 +50,12 @@ from devft_jax.federated.local import (
     make_optimizer,
 )
 from devft_jax.federated.messages import message_bytes, messages_bytes, ranks_of
+from devft_jax.federated.sampling import client_keys
 from devft_jax.federated.work import ClientWork
 from devft_jax.models.llama import Adapter, Base, Compute, ModelConfig
 from devft_jax.models.loss import completion_loss
-from devft_jax.programs import CLIENT_AXIS, CompiledPrograms, client_mesh
+from devft_jax.models.sharding import partition_specs
+from devft_jax.programs import MODEL_AXIS, OVER_DEVICES, CompiledPrograms, client_mesh, shapes_on, shared_programs
 
 # Chunks whose inputs may wait on the device at once: one that runs and one that is ready.
 CHUNKS_IN_FLIGHT = 2
@@ -58,16 +65,31 @@ CHUNK_AXIS = "chunk"
 CHUNKS_AHEAD = 2
 
 
-def client_loss(
-    algorithm: Algorithm, config: ModelConfig, compute: Compute, base: Base, frozen: PyTree, axis: str | None = None
-) -> Loss:
-    """The loss that a client's steps reduce, and the one without penalty that is reported; `axis` as in `Passes`."""
+@dataclass(frozen=True)
+class LocalTraining:
+    """What the program of a client's round is made of; hashable, so that equal ones may share a compiled program.
+
+    Attributes:
+      algorithm: what is trained and sent. config: the base. compute: its execution.
+      optimizer: of the steps. passes: how a step's examples are run.
+    """
+
+    algorithm: Algorithm
+    config: ModelConfig
+    compute: Compute
+    optimizer: OptimizerOptions
+    passes: Passes
+
+
+def client_loss(training: LocalTraining, base: Base, frozen: PyTree) -> Loss:
+    """The loss that a client's steps reduce, and the one without penalty that is reported."""
+    algorithm = training.algorithm
 
     def loss(train: PyTree, batch: Batch, keys: jax.Array, count: jax.Array, share: float) -> tuple[jax.Array, jax.Array]:
         tokens, mask, *stored = batch
         adapter = algorithm.adapter(train, frozen)
-        options: dict[str, Any] = {"prefix": stored[0] if stored else None, "count": count, "axis": axis}
-        value = completion_loss(config, base, adapter, tokens, mask, compute=compute, key=keys, **options)
+        options: dict[str, Any] = {"prefix": stored[0] if stored else None, "count": count, "axis": training.passes.axis}
+        value = completion_loss(training.config, base, adapter, tokens, mask, compute=training.compute, key=keys, **options)
         return value + share * algorithm.penalty(train, frozen), value
 
     return loss
@@ -93,15 +115,8 @@ def all_finite(tree: PyTree) -> jax.Array:
     return jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
 
 
-def make_chunk(
-    algorithm: Algorithm,
-    config: ModelConfig,
-    compute: Compute,
-    optimizer: OptimizerOptions,
-    mesh: Mesh,
-    passes: Passes,
-) -> Callable[..., tuple[PyTree, PyTree, LocalStatistics, PyTree]]:
-    """The chunk as a traceable function over `mesh`, its steps run in `passes`; see the module's docstring.
+def make_chunk(training: LocalTraining, mesh: Mesh) -> Callable[..., tuple[PyTree, PyTree, LocalStatistics, PyTree]]:
+    """The chunk as a traceable function over `mesh`; see the module's docstring.
 
     Its arguments: base and broadcast = (down, known) (shared), rows [C, ...], batches = (tokens i32[C, S, B, T], mask
     bool[C, S, B, T]) and, where the layers below the adapter's are not to be run, what they make [C, S, B, T, D] as a third,
@@ -109,13 +124,17 @@ def make_chunk(
     It gives the sums, the rows, the statistics, and the ranks of messages down and up where these differ, i32[C] each.
     """
 
+    algorithm = training.algorithm
+    group = MODEL_AXIS if mesh.shape[MODEL_AXIS] > 1 else None
+    training = replace(training, passes=replace(training.passes, axis=CHUNK_AXIS, group=group))
+
     def client(base, broadcast, lr, train_rows, row, batches, share, key):
         participant = participant_of(algorithm, broadcast, row, key, lr, batches[0].shape[0])
         start, frozen = algorithm.start(participant)
-        loss = client_loss(algorithm, config, compute, base, frozen, passes.axis)
-        rule = algorithm.optimizer(make_optimizer(optimizer, lr), frozen, lr)
+        loss = client_loss(training, base, frozen)
+        rule = algorithm.optimizer(make_optimizer(training.optimizer, lr), frozen, lr)
         learning = train_rows if algorithm.layered else None
-        trained, statistics = local_train(loss, rule, start, batches, key, learning, passes)
+        trained, statistics = local_train(loss, rule, start, batches, key, learning, training.passes)
         up, new_row = algorithm.finish(participant, trained)
         # What float32 holds may overflow the dtype in which it travels.
         finite = statistics.finite & all_finite((up, new_row))
@@ -125,39 +144,51 @@ def make_chunk(
         ranks = ranks_of(participant.down), ranks_of(up)
         return contribution, new_row, statistics.replace(finite=finite), ranks
 
-    passes = replace(passes, axis=CHUNK_AXIS)
-
     def shard(base, broadcast, rows, batches, shares, lr, keys, train_rows, sums):
         over_clients = jax.vmap(partial(client, base, broadcast, lr, train_rows), axis_name=CHUNK_AXIS)
         contributions, rows, statistics, ranks = over_clients(rows, batches, shares, keys)
         sums = jax.tree.map(lambda total, parts: total + jnp.sum(parts, axis=0, keepdims=True), sums, contributions)
         return sums, rows, statistics, ranks
 
-    shared, split = PartitionSpec(), PartitionSpec(CLIENT_AXIS)
-    return jax.shard_map(
-        shard,
-        mesh=mesh,
-        in_specs=(shared, shared, split, split, split, shared, split, shared, split),
-        out_specs=(split, split, split, split),
-        check_vma=False,
-    )
+    def chunk(base, *arguments):
+        shared, split = PartitionSpec(), OVER_DEVICES
+        over_devices = jax.shard_map(
+            shard,
+            mesh=mesh,
+            in_specs=(partition_specs(base), shared, split, split, split, shared, split, shared, split),
+            out_specs=(split, split, split, split),
+            check_vma=False,
+        )
+        return over_devices(base, *arguments)
+
+    return chunk
 
 
-def jit_chunk(
-    algorithm: Algorithm,
-    config: ModelConfig,
-    compute: Compute,
-    optimizer: OptimizerOptions,
-    mesh: Mesh,
-    passes: Passes,
-) -> jax.stages.Wrapped:
+@shared_programs
+def jit_chunk(training: LocalTraining, mesh: Mesh) -> jax.stages.Wrapped:
     """`make_chunk`, ready to be compiled; the sums (argument 8) are donated, base and broadcast serve the next chunk too."""
-    return jax.jit(make_chunk(algorithm, config, compute, optimizer, mesh, passes), donate_argnums=8)
+    return jax.jit(make_chunk(training, mesh), donate_argnums=8)
 
 
 def broadcast_of(algorithm: Algorithm, server: PyTree) -> tuple[PyTree, PyTree]:
     """What the server sends, before it is addressed, and what is known without a message."""
     return algorithm.broadcast(server), algorithm.known(server)
+
+
+@shared_programs
+def jit_broadcast(algorithm: Algorithm) -> jax.stages.Wrapped:
+    """`broadcast_of`, ready to be compiled."""
+    return jax.jit(partial(broadcast_of, algorithm))
+
+
+@shared_programs
+def jit_finalize(algorithm: Algorithm) -> jax.stages.Wrapped:
+    """An algorithm's `finalize`, of the server and `parts_of_devices`, added in their order; ready to be compiled."""
+
+    def finalize(server: PyTree, parts: list[PyTree]) -> tuple[PyTree, dict[str, jax.Array]]:
+        return algorithm.finalize(server, jax.tree.map(lambda *leaves: sum(leaf[0] for leaf in leaves), *parts))
+
+    return jax.jit(finalize)
 
 
 def participant_shapes(algorithm: Algorithm, broadcast: tuple[PyTree, PyTree], row: PyTree) -> Participant:
@@ -195,15 +226,22 @@ def zero_sums(algorithm: Algorithm, up: PyTree, devices: int) -> PyTree:
     return jax.tree.map(lambda leaf: jnp.zeros((devices, *leaf.shape), leaf.dtype), shapes)
 
 
-def add_over_devices(sums: PyTree) -> PyTree:
-    """Sums [devices, ...] sharded over devices -> [...] on the first of them, added in the devices' order."""
+@shared_programs
+def jit_zero_sums(algorithm: Algorithm, structure: Any, up: tuple[jax.ShapeDtypeStruct, ...], split: NamedSharding) -> Any:
+    """`zero_sums` of a message of these leaves, over the devices of `split`, ready to be compiled."""
+    message = jax.tree.unflatten(structure, up)
+    return jax.jit(lambda: zero_sums(algorithm, message, split.mesh.size), out_shardings=split)
 
-    def total(leaf: jax.Array) -> jax.Array:
-        parts = sorted(leaf.addressable_shards, key=lambda shard: shard.index[0].start or 0)
-        home = parts[0].device
-        return sum(jax.device_put(part.data[0], home) for part in parts)
 
-    return jax.tree.map(total, sums)
+def parts_of_devices(sums: PyTree) -> list[PyTree]:
+    """Sums [devices, ...] sharded over devices -> each one's [1, ...], on the first of them, in the devices' order."""
+
+    def parts(leaf: jax.Array) -> list[jax.Array]:
+        shards = sorted(leaf.addressable_shards, key=lambda shard: shard.index[0].start or 0)
+        return [jax.device_put(shard.data, shards[0].device) for shard in shards]
+
+    leaves, structure = jax.tree.flatten(sums)
+    return [jax.tree.unflatten(structure, of_device) for of_device in zip(*map(parts, leaves), strict=True)] or [sums]
 
 
 class Bank(Protocol):
@@ -271,8 +309,9 @@ class Cohort:
     """Runs rounds of one algorithm on one model shape over the local devices.
 
     Args:
-      algorithm, config, compute, optimizer: what a client does. passes: how it runs a step's examples.
-      devices: local devices to use. clients_per_step: clients in flight at once, a multiple of the devices.
+      training: what a client does.
+      devices: local devices to use. model_shards: of them hold a base together, as `shard_base` divides it.
+      clients_per_step: clients in flight at once, a multiple of the devices.
       assemble: examples i64[..., S, B] -> (tokens, mask), both [..., S, B, T], and stored hidden states [..., S, B, T, D]
         where the round is to use them. Called from a thread of its own.
       programs: where compiled programs are kept and counted.
@@ -280,30 +319,60 @@ class Cohort:
 
     def __init__(
         self,
-        algorithm: Algorithm,
-        config: ModelConfig,
-        compute: Compute,
-        optimizer: OptimizerOptions,
-        passes: Passes,
+        training: LocalTraining,
         *,
         devices: Sequence[jax.Device],
+        model_shards: int = 1,
         clients_per_step: int,
         assemble: Callable[[np.ndarray], tuple[np.ndarray, ...]],
         programs: CompiledPrograms,
     ):
-        self.algorithm = algorithm
-        self.mesh = client_mesh(devices)
+        self.training, self.algorithm = training, training.algorithm
+        self.mesh = client_mesh(devices, model_shards)
         self.clients_per_step = clients_per_step
         self.assemble = assemble
         self.programs = programs
         self.shared = NamedSharding(self.mesh, PartitionSpec())
-        self.split = NamedSharding(self.mesh, PartitionSpec(CLIENT_AXIS))
-        self._chunk_of = functools.cache(
-            lambda frozen: jit_chunk(algorithm, config, replace(compute, frozen_layers=frozen), optimizer, self.mesh, passes)
-        )
+        self.split = NamedSharding(self.mesh, OVER_DEVICES)
         self._shapes: dict[Any, _Shapes] = {}
-        self._broadcast = jax.jit(partial(broadcast_of, algorithm))
-        self._finalize = jax.jit(algorithm.finalize)
+        self._broadcast = jit_broadcast(self.algorithm)
+        self._finalize = jit_finalize(self.algorithm)
+
+    def _chunk_of(self, frozen: int) -> jax.stages.Wrapped:
+        """The program of a stage whose lowest `frozen` rows take no gradient."""
+        compute = replace(self.training.compute, frozen_layers=frozen)
+        return jit_chunk(replace(self.training, compute=compute), self.mesh)
+
+    def prepare(self, base: Base, server: PyTree, row: PyTree, batch: PyTree, train_rows: np.ndarray) -> None:
+        """Have the programs of rounds from such a state compiled ahead.
+
+        Args:
+          base: shapes of a stage's, as placed. server: of the stage. row, batch: of one client; all arrays or shapes.
+          train_rows: as in `run`.
+        """
+        clients = self.clients_per_step
+        broadcast = jax.eval_shape(self._broadcast, server)
+        zeros = self._zero_sums(self._shapes_of(broadcast, row))
+        sums = jax.eval_shape(zeros)
+        ids = jax.ShapeDtypeStruct((clients,), np.uint32)
+        share = jax.eval_shape(lambda: Share(jnp.float32(1.0), jnp.int32(0)))
+        self.programs.prepare(
+            "chunk",
+            self._chunk_of(frozen_rows(self.algorithm, train_rows)),
+            base,
+            shapes_on(self.shared, broadcast),
+            *shapes_on(self.split, (row, batch, share), clients),
+            shapes_on(self.shared, jax.ShapeDtypeStruct((), np.float32)),
+            shapes_on(self.split, jax.eval_shape(partial(client_keys, 0, 0), ids)),
+            shapes_on(self.shared, train_rows),
+            shapes_on(self.split, sums),
+        )
+        part = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype), sums)
+        home = SingleDeviceSharding(self.mesh.devices.flat[0])
+        parts = [shapes_on(home, part)] * (self.mesh.size if jax.tree.leaves(part) else 1)
+        self.programs.prepare("zero_sums", zeros)
+        self.programs.prepare("finalize", self._finalize, shapes_on(None, server), parts)
+        self.programs.prepare("broadcast", self._broadcast, shapes_on(None, server))
 
     def _chunks(self, cohort: Sequence[ClientWork], bank: Bank, size: int) -> Iterator[_Chunk]:
         """The chunks of a cohort in order, of `size` clients; the last one padded with weight zero."""
@@ -348,7 +417,7 @@ class Cohort:
         """One round: train every participant from `server`, aggregate, and report.
 
         Args:
-          base: the stage's frozen model, replicated over the devices.
+          base: the stage's frozen model, placed on the devices of `mesh`.
           server, bank: the algorithm's state; rows of participants whose update is finite are replaced in the bank.
           cohort: the participants, each once.
           lr: the round's learning rate. keys: ids u32[C] -> key[C]. train_rows: bool[G].
@@ -390,7 +459,7 @@ class Cohort:
         statistics, (down_ranks, up_ranks) = jax.tree.map(lambda *parts: np.concatenate(parts), *finished)
         metrics: dict[str, jax.Array] = {}
         if statistics.finite.any():
-            server, metrics = self.programs.call("finalize", self._finalize, server, add_over_devices(sums))
+            server, metrics = self.programs.call("finalize", self._finalize, server, parts_of_devices(sums))
         return RoundResult(
             server=server,
             losses=statistics.loss,
@@ -448,9 +517,14 @@ class Cohort:
             broadcast=jax.device_put(broadcast, self.shared),
             rate=jax.device_put(jnp.float32(lr), self.shared),
             train_rows=jax.device_put(train_rows, self.shared),
-            sums=jax.device_put(zero_sums(self.algorithm, shapes.up, self.mesh.size), self.split),
+            sums=self.programs.call("zero_sums", self._zero_sums(shapes)),
             shapes=shapes,
         )
+
+    def _zero_sums(self, shapes: "_Shapes") -> jax.stages.Wrapped:
+        """What makes the sums with which a round begins."""
+        leaves, structure = jax.tree.flatten(shapes.up)
+        return jit_zero_sums(self.algorithm, structure, tuple(leaves), self.split)
 
     def _shapes_of(self, broadcast: PyTree, row: PyTree) -> "_Shapes":
         """Shapes of one client's trees; traced once for a stage, not in every round."""

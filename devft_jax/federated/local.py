@@ -92,11 +92,14 @@ class Passes:
     Attributes:
       examples: of one pass. lengths: to which a pass may be padded, ascending; the last is that of the batches.
       axis: name of the `vmap` over the clients of a chunk, which share the choice; None where there is none.
+      group: mesh axis of the devices that gather the base's weights together, and so have to choose alike; None where each
+        has the base itself.
     """
 
     examples: int
     lengths: tuple[int, ...]
     axis: str | None = None
+    group: str | None = None
 
 
 # Tokens of a pass on a processor: enough to fill its matrix units, few enough for its caches.
@@ -170,6 +173,7 @@ def step_gradients(loss: Loss, passes: Passes, train: PyTree, batch: Batch, key:
         return run
 
     branches = [padded_to(length) for length in passes.lengths]
+    choosing = tuple(axis for axis in (passes.axis, passes.group) if axis is not None)
 
     def one(rows: tuple[jax.Array, ...]) -> tuple[jax.Array, PyTree]:
         *part, ends, places = rows
@@ -177,8 +181,8 @@ def step_gradients(loss: Loss, passes: Passes, train: PyTree, batch: Batch, key:
         if len(branches) == 1:
             return branches[0](train, tuple(part), keys)
         longest = jnp.max(ends)
-        if passes.axis is not None:
-            longest = jax.lax.pmax(longest, passes.axis)
+        if choosing:
+            longest = jax.lax.pmax(longest, choosing)
         return jax.lax.switch(jnp.searchsorted(jnp.array(passes.lengths), longest), branches, train, tuple(part), keys)
 
     if number == 1:

@@ -26,7 +26,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from devft_jax.data import Examples, evaluation_batches
 from devft_jax.errors import RunError
 from devft_jax.models.llama import Base, Compute, ModelConfig, prefix_states
-from devft_jax.programs import CLIENT_AXIS, CompiledPrograms
+from devft_jax.models.sharding import partition_specs
+from devft_jax.programs import OVER_DEVICES, CompiledPrograms, shared_programs
 
 # What `auto` asks for: visits per distinct example, at most so many bytes on disk, and on a device for one chunk of clients.
 LEAST_VISITS = 2.0
@@ -63,6 +64,19 @@ def worth_storing(visits: Visits, *, token_bytes: int, chunk_tokens: int) -> boo
         and visits.tokens * token_bytes <= MOST_STORED
         and chunk_tokens * token_bytes <= MOST_IN_CHUNK
     )
+
+
+@shared_programs
+def jit_states(config: ModelConfig, compute: Compute, layers: int, mesh: Mesh) -> jax.stages.Wrapped:
+    """(base, tokens i32[B, T]) -> the hidden states [B, T, D] that the lowest `layers` layers make."""
+
+    # Rows are run apart: devices need of each other parts of the base alone, where they hold it together.
+    def states(base: Base, tokens: jax.Array) -> jax.Array:
+        run = partial(prefix_states, config, layers=layers, compute=compute)
+        specs = (partition_specs(base), OVER_DEVICES)
+        return jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=OVER_DEVICES, check_vma=False)(base, tokens)
+
+    return jax.jit(states)
 
 
 class PrefixCache:
@@ -102,17 +116,8 @@ class PrefixCache:
         self._width = config.width
         self._filled = np.zeros(len(examples), bool)
         self._shared = NamedSharding(mesh, PartitionSpec())
-        self._split = NamedSharding(mesh, PartitionSpec(CLIENT_AXIS))
-        # Rows are run apart, so devices need not talk to each other; shard_map says so.
-        self._states = jax.jit(
-            jax.shard_map(
-                partial(prefix_states, config, layers=layers, compute=compute),
-                mesh=mesh,
-                in_specs=(PartitionSpec(), PartitionSpec(CLIENT_AXIS)),
-                out_specs=PartitionSpec(CLIENT_AXIS),
-                check_vma=False,
-            )
-        )
+        self._split = NamedSharding(mesh, OVER_DEVICES)
+        self._states = jit_states(config, compute, layers, mesh)
         shape = (len(examples.tokens), config.width)
         try:
             self._file: Any = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
@@ -137,7 +142,7 @@ class PrefixCache:
         """Run the examples of one round that have not been run yet.
 
         Args:
-          base: replicated over the devices. draws: of every participant, integers [S, B].
+          base: placed on the devices. draws: of every participant, integers [S, B].
 
         Returns:
           How many examples of each length were run.

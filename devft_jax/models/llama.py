@@ -144,12 +144,15 @@ class Block(struct.PyTreeNode):
 
 
 class Base(struct.PyTreeNode):
-    """A frozen model: `embed [V, D]`, stacked `blocks`, final `norm [D]`, `head [D, V]` (None when tied to `embed`)."""
+    """A frozen model: `embed [V, D]`, stacked `blocks`, final `norm [D]`, `head [D, V]` (None when tied to `embed`).
 
-    embed: jax.Array
+    Large weights may be opaque: packed, or divided between devices.
+    """
+
+    embed: Any
     blocks: Block
     norm: jax.Array
-    head: jax.Array | None
+    head: Any
 
 
 class LoraFactors(struct.PyTreeNode):
@@ -246,6 +249,42 @@ class StackedWeight(struct.PyTreeNode):
     def dequantize(self, dtype: jnp.dtype) -> jax.Array:
         """The layer's weight [in, out] as a float array."""
         return dense_weight(read_layer(self.stack, self.index), dtype)
+
+
+class ShardedWeight(struct.PyTreeNode):
+    """A frozen weight of which the devices along a mesh axis hold a part each: an opaque weight.
+
+    Inside `jax.shard_map` over that axis `part` is a device's own, outside it is the whole. Every use gathers the parts, so
+    that all devices along the axis have to come by it; see `devft_jax.models.sharding`.
+
+    Attributes:
+      part: a float array or a packed weight. dimensions: for each of its arrays the one that is divided, counted from the
+        end. axis: of the mesh.
+    """
+
+    part: Any
+    dimensions: tuple[int, ...] = struct.field(pytree_node=False)
+    axis: str = struct.field(pytree_node=False)
+
+    def gathered(self) -> Any:
+        """The weight as it was before it was divided."""
+        arrays, structure = jax.tree.flatten(self.part)
+        wholes = [
+            jax.lax.all_gather(array, self.axis, axis=array.ndim + dimension, tiled=True)
+            for array, dimension in zip(arrays, self.dimensions, strict=True)
+        ]
+        return jax.tree.unflatten(structure, wholes)
+
+    def dequantize(self, dtype: jnp.dtype) -> jax.Array:
+        """The weight as a float array; packed weights travel packed."""
+        return dense_weight(self.gathered(), dtype)
+
+    def __getitem__(self, rows: jax.Array) -> jax.Array:
+        """Rows i32[...] of an embedding [V, D] divided along D: [..., D], without gathering it."""
+        assert self.dimensions == (-1,)
+        # Every device looks its part up for all of them; rows are few against the embedding.
+        found = self.part[jax.lax.all_gather(rows, self.axis)]
+        return jax.lax.all_to_all(found, self.axis, split_axis=0, concat_axis=found.ndim - 1, tiled=True)[0]
 
 
 def frozen_product(x: jax.Array, weight: Any) -> jax.Array:
@@ -524,7 +563,10 @@ def prefix_states(
 
 def head_weight(base: Base) -> jax.Array:
     """The output projection `[D, V]`, which a tied model shares with its embedding."""
-    return base.embed.T if base.head is None else base.head
+    weight = base.embed if base.head is None else base.head
+    if isinstance(weight, ShardedWeight):
+        weight = weight.gathered()
+    return weight.T if base.head is None else weight
 
 
 def forward(

@@ -18,7 +18,7 @@ expanded one layer at a time inside the forward and again in the backward pass.
 import functools
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -96,6 +96,9 @@ class QTensor(struct.PyTreeNode):
     `code` is i8[..., N, K, out] for int8 and u8[..., N, K / 2, out] for the 4-bit kinds, `scale` f16[..., N, out]; `kind` is
     one of `BITS`.
     """
+
+    # Dimensions of codes and scales, counted from the end, along which whole blocks can be told apart: blocks, outputs.
+    DIVISIBLE: ClassVar[tuple[tuple[int, int], ...]] = ((-3, -2), (-1, -1))
 
     code: Any
     scale: Any

@@ -144,6 +144,8 @@ def _tiles(story: Story) -> list[str]:
             )
     spent = record["seconds"]
     others = ", ".join(f"{name} {readable(spent[name], SECONDS)}" for name in ("compile", "build", "evaluate"))
+    if (record.get("compiled_ahead") or {"programs": 0})["programs"]:
+        others += f"; compiled meanwhile: {readable(record['compiled_ahead']['seconds'], SECONDS)}"
     tiles.append(_tile("Training time", readable(story.total("seconds")[-1], SECONDS), f"besides: {others}"))
     up, down = story.total("bytes_up")[-1], story.total("bytes_down")[-1]
     dense = f"; fused submodels {readable(record['bytes_stage'], BYTES)}" if record["bytes_stage"] else ""

@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import pytest
 
 from devft_jax.accounting.memory import Work, compiled_memory, kept_for_backward, layer_kept, stage_memory
+from devft_jax.errors import InputError
 from devft_jax.federated.algorithms.fedit import fedit
 from devft_jax.federated.algorithms.options import MethodConfig
-from devft_jax.federated.local import OptimizerOptions
+from devft_jax.federated.cohort import LocalTraining
+from devft_jax.federated.local import OptimizerOptions, Passes
 from devft_jax.federated.messages import message_bytes
 from devft_jax.models.architectures import ARCHITECTURES
 from devft_jax.models.llama import PROJECTIONS, Compute, ModelConfig
@@ -25,7 +27,9 @@ def memory(
     function, *, config=SMALL, lora=LORA, compute=None, remat="full", work=WORK, layers=2, optimizer="adamw", **options
 ):
     compute = compute or Compute(remat=remat, attention="xla")
-    return function(fedit(lora), config, compute, OptimizerOptions(optimizer=optimizer), work, layers=layers, **options)
+    passes = Passes(work.batch, (work.length,))
+    training = LocalTraining(fedit(lora), config, compute, OptimizerOptions(optimizer=optimizer), passes)
+    return function(training, work, layers=layers, **options)
 
 
 def slow(**case):
@@ -47,6 +51,9 @@ ALL_TARGETS = MethodConfig(rank=64, dropout=0.0, targets=PROJECTIONS)
         pytest.param(SEVERAL, id=named(SEVERAL)),
         pytest.param({"remat": "dots", "quantization": "nf4"}, id="dots nf4"),
         pytest.param({"remat": "full", "work": Work(8, 3, 1, 128)}, id="full 8 clients"),
+        pytest.param({"remat": "dots", "layers": 8, "model_shards": 4}, id="dots 4 shards"),
+        slow(remat="full", layers=8, quantization="nf4", model_shards=2),
+        slow(remat="none", layers=8, model_shards=8),
         slow(remat="none"),
         slow(remat="none", quantization="nf4"),
         slow(remat="none", work=Work(1, 3, 2, 256)),
@@ -74,6 +81,26 @@ def test_the_formula_agrees_with_the_compiled_program(case):
     # Arguments are counted exactly but for a few numbers: rates, keys, weights of clients.
     weights = formula.embedding_and_head + formula.stage_layers + formula.message + formula.batches // 2
     assert 0 <= program.arguments - weights < 1000
+
+
+def test_devices_that_hold_the_base_together_have_a_part_each():
+    whole, parts = (memory(stage_memory, layers=3, quantization="nf4", model_shards=shards) for shards in (1, 4))
+    kept = 4 * 256 + 3 * 2 * 4 * 256
+    weights = whole.weights - whole.full_layers
+    # Norms alone are not divided.
+    assert parts.weights - parts.full_layers - kept == (weights - kept) / 4
+    base = base_shapes(SMALL, dtype="float32", quantization="nf4")
+    assert parts.loss_chunk - whole.loss_chunk == 4 * 256 * 1000
+    assert parts.layer_workspace - whole.layer_workspace == message_bytes(base.blocks.gate) // SMALL.layers
+    for name in ("message", "batches", "lora", "activations"):
+        assert getattr(parts, name) == getattr(whole, name)
+    client = memory(stage_memory, layers=3, quantization="nf4", model_shards=4, simulator=False)
+    assert client.weights == weights
+
+
+def test_a_program_of_more_shards_than_devices_cannot_be_compiled():
+    with pytest.raises(InputError, match="compile needs the 16 devices of model_shards and this machine has 8"):
+        memory(compiled_memory, model_shards=16)
 
 
 def test_backward_keeps_what_it_needs_and_nothing_that_is_given():

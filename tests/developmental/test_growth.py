@@ -30,6 +30,7 @@ from devft_jax.developmental import (
     streaming,
     transition_gap,
 )
+from devft_jax.developmental.layer_map import check_layer_map
 from devft_jax.developmental.options import GrowthOptions
 from tests.developmental.weights import assert_trees_equal, stack
 
@@ -337,3 +338,13 @@ def test_a_group_of_no_layer_may_be_computed_if_it_does_not_train(tree):
     transition = next_stage(Doubled(), 0, tree, (), KEY)
     assert transition.group_sizes == (1, 0)
     assert transition.gap == 0
+
+
+@pytest.mark.parametrize("name", GROWTHS)
+def test_some_map_of_a_stage_has_the_shape_that_its_growth_tells(name):
+    for shape in planned_stages(make_growth(GrowthOptions(growth=name), LAYERS), LAYERS):
+        some = shape.some_map(LAYERS)
+        check_layer_map(some, LAYERS)
+        found = StageShape.of(some)
+        assert (found.layers, found.frozen, found.bare, found.picks) == (shape.layers, shape.frozen, shape.bare, shape.picks)
+        assert some.runs_base == (shape.bare > 0 or shape.layers == LAYERS)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from devft_jax.evaluation.held_out import HeldOut
+from devft_jax.evaluation.held_out import HeldOut, jit_scores
 from devft_jax.models.llama import PROJECTIONS, Compute, forward
 from devft_jax.models.lora import LoraOptions
 from devft_jax.programs import CompiledPrograms
@@ -105,6 +105,8 @@ def test_scores_do_not_depend_on_batches_or_devices(batch_size, devices):
 
 
 def test_one_program_per_shape_serves_every_evaluation():
+    # What other tests have compiled does not serve here.
+    jit_scores.cache_clear()
     programs = CompiledPrograms()
     held_out = HeldOut(
         CONFIG,

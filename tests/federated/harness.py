@@ -14,7 +14,7 @@ from devft_jax.data import Examples, gather_batch
 from devft_jax.federated.algorithm import Algorithm, Clients, Participant, Share
 from devft_jax.federated.algorithms.fedit import fedit
 from devft_jax.federated.algorithms.options import MethodConfig
-from devft_jax.federated.cohort import Cohort, RoundResult, broadcast_of, participant_of
+from devft_jax.federated.cohort import Cohort, LocalTraining, RoundResult, broadcast_of, participant_of
 from devft_jax.federated.local import OptimizerOptions, Passes
 from devft_jax.federated.sampling import client_keys
 from devft_jax.federated.work import ClientWork
@@ -109,11 +109,7 @@ def engine(
 ) -> Cohort:
     """The `Cohort` under test, made once for each set of choices so that tests share compiled programs."""
     return Cohort(
-        algorithm,
-        CONFIG,
-        Compute(),
-        optimizer,
-        passes,
+        LocalTraining(algorithm, CONFIG, Compute(), optimizer, passes),
         devices=jax.local_devices()[:devices],
         clients_per_step=clients_per_step,
         assemble=assemble,

@@ -21,7 +21,8 @@ from devft_jax.federated.algorithm import Clients
 from devft_jax.federated.algorithms.c2a import c2a
 from devft_jax.federated.algorithms.fedit import fedit
 from devft_jax.federated.algorithms.options import MethodConfig
-from devft_jax.federated.local import OptimizerOptions
+from devft_jax.federated.cohort import LocalTraining
+from devft_jax.federated.local import OptimizerOptions, Passes
 from devft_jax.models.architectures import ARCHITECTURES
 from devft_jax.models.llama import Compute, ModelConfig, init_base
 from devft_jax.reporting import Progress
@@ -160,7 +161,7 @@ def test_its_work_and_memory_are_counted():
     # Each sublayer keeps its inner activations and the weights made for its examples.
     assert kept[0] > kept[1] + 2 * 4 * (4 * 64 * rank + 4 * rank * width)
     work = Work(clients=2, steps=3, batch=4, length=64)
-    terms = stage_memory(algorithm, CONFIG, Compute(), OptimizerOptions(), work, layers=2)
+    terms = stage_memory(LocalTraining(algorithm, CONFIG, Compute(), OptimizerOptions(), Passes(4, (64,))), work, layers=2)
     messages = round_messages(algorithm, CONFIG, 2)
     assert terms.lora == 2 * 4 * message_elements(messages.up)
 

@@ -14,9 +14,11 @@ import pytest
 
 from devft_jax.federated import cohort as cohort_module
 from devft_jax.federated.algorithm import Algorithm, Clients, Share
+from devft_jax.federated.algorithms.fedit import fedit
 from devft_jax.federated.algorithms.options import MethodConfig
 from devft_jax.federated.cohort import (
     Cohort,
+    LocalTraining,
     broadcast_of,
     make_chunk,
     participant_shapes,
@@ -351,7 +353,7 @@ def chunk_program(devices: int, options: MethodConfig, compute: Compute):
     """The chunk as it would be jitted, and its arguments' shapes."""
     algorithm = fedit_with(options)
     mesh = client_mesh(jax.local_devices()[:devices])
-    chunk = make_chunk(algorithm, DISTINCT, compute, OptimizerOptions(), mesh, Passes(1, (5, 10)))
+    chunk = make_chunk(LocalTraining(algorithm, DISTINCT, compute, OptimizerOptions(), Passes(1, (5, 10))), mesh)
     return jax.jit(chunk), chunk_arguments(algorithm, DISTINCT, devices, compute.dtype)
 
 
@@ -406,32 +408,39 @@ def test_the_chunk_lowers_for_accelerators(platform):
     assert exported.nr_devices == 8
 
 
+def test_what_a_clients_program_is_made_of_is_a_key():
+    one, same, other = (
+        LocalTraining(fedit_with(), CONFIG, Compute(remat=remat), SGD, Passes(1, (5, 10)))
+        for remat in ("dots", "dots", "full")
+    )
+    assert one == same
+    assert hash(one) == hash(same)
+    assert one != other
+
+
 def test_one_program_per_shape_of_a_chunk():
     programs = CompiledPrograms()
     rounds = Cohort(
-        fedit_with(),
-        CONFIG,
-        Compute(),
-        SGD,
-        WHOLE,
+        # An algorithm of its own, of which no other test has compiled anything.
+        LocalTraining(fedit(TWO), CONFIG, Compute(), SGD, WHOLE),
         devices=jax.local_devices()[:1],
         clients_per_step=5,
         assemble=assemble,
         programs=programs,
     )
     result = run_round(rounds, server_with(), FIVE)
-    # Broadcast, chunk and finalize.
-    assert programs.count == 3
+    # Broadcast, zero sums, chunk and finalize.
+    assert programs.count == 4
     result = run_round(rounds, result.server, [client(8), client(9), client(10)], lr=0.1)
     result = run_round(rounds, result.server, FIVE, train_rows=np.arange(CONFIG.layers) != 1)
-    assert programs.count == 3
+    assert programs.count == 4
     # Layers below the lowest that learns are compiled without a backward pass.
     result = run_round(rounds, result.server, FIVE, train_rows=np.arange(CONFIG.layers) > 1)
-    assert programs.count == 4
+    assert programs.count == 5
     longer = [client(position, pool=LONG) for position in range(5)]
     run_round(rounds, result.server, [*longer, *FIVE[:2]])
     # Longer examples are no other shape.
-    assert programs.count == 4
+    assert programs.count == 5
     assert programs.seconds > 0
 
 

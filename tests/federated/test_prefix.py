@@ -12,7 +12,7 @@ from devft_jax.errors import RunError
 from devft_jax.federated import prefix as prefix_module
 from devft_jax.federated.algorithm import Clients
 from devft_jax.federated.algorithms import ALGORITHMS
-from devft_jax.federated.cohort import Cohort
+from devft_jax.federated.cohort import Cohort, LocalTraining
 from devft_jax.federated.local import Passes
 from devft_jax.federated.prefix import PrefixCache, Visits, worth_storing
 from devft_jax.federated.replay import replay_client
@@ -142,11 +142,7 @@ def test_auto_asks_for_visits_and_for_room():
 
 def cohort_of(algorithm, assemble_batches):
     return Cohort(
-        algorithm,
-        CONFIG,
-        Compute(),
-        SGD,
-        Passes(1, BUCKETS),
+        LocalTraining(algorithm, CONFIG, Compute(), SGD, Passes(1, BUCKETS)),
         devices=jax.local_devices()[:1],
         clients_per_step=2,
         assemble=assemble_batches,
@@ -191,10 +187,7 @@ def test_a_round_from_stored_states_is_the_round_without(make, name):
 
     member = MEMBERS[3]
     reports = replay_client(
-        algorithm,
-        CONFIG,
-        Compute(),
-        SGD,
+        LocalTraining(algorithm, CONFIG, Compute(), SGD, Passes(1, BUCKETS)),
         base=BASE,
         server=server,
         row=jax.tree.map(lambda leaf: leaf[member.position], bank),
@@ -202,7 +195,7 @@ def test_a_round_from_stored_states_is_the_round_without(make, name):
         lr=0.3,
         key=keys_of_round(np.array([member.id], np.uint32))[0],
         train_rows=learning,
-        passes=Passes(1, BUCKETS),
+        mesh=client_mesh(jax.local_devices()[:1]),
     )
     first = run_round(rounds, server, [member], bank=bank, train_rows=learning)
     np.testing.assert_allclose([report.loss for report in reports], first.losses[0], rtol=1e-5)

@@ -7,9 +7,11 @@ import numpy as np
 import optax
 import pytest
 
+from devft_jax.federated.cohort import LocalTraining
 from devft_jax.federated.local import Passes
 from devft_jax.federated.replay import replay_client
 from devft_jax.models.llama import Compute
+from devft_jax.programs import client_mesh
 from tests.federated.harness import (
     BASE,
     BUCKETS,
@@ -39,10 +41,7 @@ from tests.tiny import CONFIG
 def replay(member, options=TWO, *, base=BASE, lr=RATE, train_rows=None, passes=WHOLE):
     """The client alone, from the start of the round that the other tests run."""
     return replay_client(
-        fedit_with(options),
-        CONFIG,
-        Compute(),
-        SGD,
+        LocalTraining(fedit_with(options), CONFIG, Compute(), SGD, passes),
         base=base,
         server=server_with(options),
         row={},
@@ -50,7 +49,7 @@ def replay(member, options=TWO, *, base=BASE, lr=RATE, train_rows=None, passes=W
         lr=lr,
         key=keys_of_round(np.array([member.id], np.uint32))[0],
         train_rows=all_rows() if train_rows is None else train_rows,
-        passes=passes,
+        mesh=client_mesh(jax.local_devices()[:1]),
     )
 
 

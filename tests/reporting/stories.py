@@ -90,6 +90,7 @@ def write_story(
         "stage_rounds": stage_rounds,
         "resumed_after": list(resumed),
         "seconds": {"train": 9.0, "compile": 2.0, "build": 1.0, "evaluate": 3.0},
+        "compiled_ahead": {"programs": 3, "seconds": 4.0, "unused": 1},
         "bytes_stage": 1000 if len(depths) > 1 else 0,
         "peak_memory_bytes": 10**9,
         "peak_memory_source": "process peak resident set",

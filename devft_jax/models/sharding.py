@@ -1,0 +1,113 @@
+"""A base that several devices hold together, each an equal part of every large weight.
+
+What is divided (`shard_base`): the seven projections along their inputs, packed ones along their blocks of inputs, or along
+their outputs where the devices do not divide the inputs; the head in the same way; the embedding along the width. What no
+dimension allows stays whole on every device, as norms and biases do, and is counted there (`part_bytes`, `undivided`).
+
+How it is used. Every device runs its own examples through the whole model, so that it needs every weight, but only one at a
+time: a projection is gathered where its product is computed, and once more in the backward pass, packed weights before they
+are expanded; the head for the time of the loss. An embedding is never gathered: each device looks up its part of all
+devices' tokens and the parts are exchanged. This is what ZeRO-3 (Rajbhandari et al. 2020) and FSDP (Zhao et al. 2023) do
+with weights; there are no gradients of the base to scatter.
+
+A gathered weight holds the bits of the weight before it was divided, so that the devices' number changes nothing of what one
+of them computes. Devices that hold a base together have to run the same products in the same order.
+"""
+
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from devft_jax.models.llama import PROJECTIONS, Base, Block, ShardedWeight
+from devft_jax.programs import shapes_on
+
+PyTree = Any
+
+
+def _is_sharded(leaf: Any) -> bool:
+    return isinstance(leaf, ShardedWeight)
+
+
+def sharded(weight: Any, shards: int, axis: str, *choices: tuple[int, ...]) -> Any:
+    """A weight divided over `shards` devices along the first of `choices` that allows it; itself where none does.
+
+    Args:
+      weight: a float array or a packed weight; arrays or shapes. axis: of the mesh.
+      choices: for each array of the weight the dimension to divide, counted from its end.
+    """
+    leaves = jax.tree.leaves(weight)
+    for dimensions in choices:
+        if all(leaf.shape[dimension] % shards == 0 for leaf, dimension in zip(leaves, dimensions, strict=True)):
+            return ShardedWeight(weight, dimensions, axis)
+    return weight
+
+
+def shard_blocks(blocks: Block, shards: int, axis: str) -> Block:
+    """Decoder layers with their projections divided over `shards` devices; one device leaves them as they are."""
+    if shards == 1:
+        return blocks
+    divided = {}
+    for name in PROJECTIONS:
+        weight = getattr(blocks, name)
+        packed = hasattr(weight, "dequantize")
+        divided[name] = sharded(weight, shards, axis, *(weight.DIVISIBLE if packed else ((-2,), (-1,))))
+    return blocks.replace(**divided)
+
+
+def shard_base(base: Base, shards: int, axis: str) -> Base:
+    """A base divided over `shards` devices along a mesh axis; see the module's docstring. Nothing is moved."""
+    if shards == 1:
+        return base
+    return base.replace(
+        embed=sharded(base.embed, shards, axis, (-1,)),
+        head=None if base.head is None else sharded(base.head, shards, axis, (-2,), (-1,)),
+        blocks=shard_blocks(base.blocks, shards, axis),
+    )
+
+
+def whole(tree: PyTree) -> PyTree:
+    """The tree with its divided weights as ordinary ones: outside of programs, whose arrays span the devices."""
+    return jax.tree.map(lambda leaf: leaf.part if _is_sharded(leaf) else leaf, tree, is_leaf=_is_sharded)
+
+
+def partition_specs(tree: PyTree) -> PyTree:
+    """How each array of a tree lies on a mesh: divided weights along their axis, all else whole on every device."""
+
+    def of(leaf: Any) -> Any:
+        if not _is_sharded(leaf):
+            return PartitionSpec()
+        arrays, structure = jax.tree.flatten(leaf.part)
+        specs = [
+            PartitionSpec(*[None] * (array.ndim + dimension), leaf.axis)
+            for array, dimension in zip(arrays, leaf.dimensions, strict=True)
+        ]
+        return leaf.replace(part=jax.tree.unflatten(structure, specs))
+
+    return jax.tree.map(of, tree, is_leaf=_is_sharded)
+
+
+def place(tree: PyTree, mesh: Mesh) -> PyTree:
+    """The tree's arrays on the devices of a mesh, as `partition_specs` says."""
+    return jax.device_put(tree, jax.tree.map(lambda spec: NamedSharding(mesh, spec), partition_specs(tree)))
+
+
+def placed_shapes(tree: PyTree, mesh: Mesh) -> PyTree:
+    """Shapes, dtypes and placement of what `place` gives of such a tree, of arrays or shapes."""
+    return jax.tree.map(lambda leaf, spec: shapes_on(NamedSharding(mesh, spec), leaf), tree, partition_specs(tree))
+
+
+def part_bytes(tree: PyTree, shards: int) -> int:
+    """Bytes that one of `shards` devices holds of a tree of arrays or shapes."""
+
+    def of(leaf: Any) -> int:
+        size = sum(array.size * array.dtype.itemsize for array in jax.tree.leaves(leaf))
+        return size // shards if _is_sharded(leaf) else size
+
+    return sum(of(leaf) for leaf in jax.tree.leaves(tree, is_leaf=_is_sharded))
+
+
+def undivided(base: Base) -> tuple[str, ...]:
+    """Names of the large weights of a divided base that every device holds whole."""
+    large = {"embed": base.embed, "head": base.head} | {name: getattr(base.blocks, name) for name in PROJECTIONS}
+    return tuple(name for name, weight in large.items() if weight is not None and not _is_sharded(weight))
