@@ -629,7 +629,12 @@ def _memory(plan: Plan) -> list[str]:
             grown = plan.stages[0].layers < plan.stages[-1].layers == plan.architecture.layers
             note = ["at full depth it is that of end-to-end training: growth saves average memory, not peak memory"]
             lines += [*(note if grown else ()), ""]
-    kernel = kernel_for(plan.compute.attention, dtype=plan.compute.dtype, head_size=plan.architecture.head_size)
+    kernel = kernel_for(
+        plan.compute.attention,
+        dtype=plan.compute.dtype,
+        head_size=plan.architecture.head_size,
+        length=plan.work.length,
+    )
     return [*lines, f"in {plan.compute.dtype}, remat {plan.compute.remat}, attention {kernel} as on this machine"]
 
 

@@ -56,9 +56,9 @@ class ExecutionOptions:
     remat: str = execution("auto")
     """What the backward pass recomputes to save memory: none, dots (all but the outputs of projections and attention), full
     (all but a layer's inputs), or auto (dots on CPU, where memory is slower than arithmetic, else none)."""
-    attention: Literal["auto", "xla", "cudnn", "blocked"] = execution("auto")
-    """Attention kernel: xla, cudnn, blocked (written for CPUs), or auto (cudnn on NVIDIA GPUs in bfloat16, blocked on CPU,
-    else xla)."""
+    attention: Literal["auto", "xla", "cudnn", "splash", "blocked"] = execution("auto")
+    """Attention kernel: xla, cudnn, splash (for TPUs), blocked (written for CPUs), or auto (cudnn on NVIDIA GPUs in
+    bfloat16, splash on TPUs for 128 tokens or more, blocked on CPU, else xla)."""
     head_rows: int = execution(256)
     """Tokens of a client whose logits are held at once in the loss."""
     bank_in_memory: int = execution(2**27)
@@ -124,8 +124,9 @@ def resolve_compute(options: ExecutionOptions) -> Compute:
       InputError: the platform lacks the attention kernel asked for.
     """
     platform = jax.default_backend()
-    if options.attention == "cudnn" and platform != "gpu":
-        raise InputError(f"attention 'cudnn' needs an NVIDIA GPU and JAX runs on {platform}; use auto or xla.")
+    for kernel, home, machine in (("cudnn", "gpu", "an NVIDIA GPU"), ("splash", "tpu", "a TPU")):
+        if options.attention == kernel and platform != home:
+            raise InputError(f"attention '{kernel}' needs {machine} and JAX runs on {platform}; use auto or xla.")
     dtype = options.dtype
     if dtype == "auto":
         dtype = "float32" if platform == "cpu" else "bfloat16"

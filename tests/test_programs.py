@@ -49,6 +49,8 @@ def test_auto_precision_is_float32_on_a_cpu():
 
 
 def test_an_attention_kernel_that_the_platform_lacks_is_refused():
+    with pytest.raises(InputError, match="attention 'splash' needs a TPU and JAX runs on cpu; use auto or xla"):
+        resolve_compute(ExecutionOptions(attention="splash"))
     with pytest.raises(InputError, match="attention 'cudnn' needs an NVIDIA GPU and JAX runs on cpu; use auto or xla"):
         resolve_compute(ExecutionOptions(attention="cudnn"))
 

@@ -1,9 +1,10 @@
 """Causal self-attention over whole sequences, by the kernel that suits the platform.
 
-`cudnn` and `xla` are JAX's own. `blocked` is written here, for processors whose compiler has no fused kernel: queries are
-taken in blocks, each block sees the keys up to its own end alone, so that nearly half of the square is never computed, and
-the backward pass keeps of every block the logarithm of its normaliser and makes the scores again (Dao et al. 2022; the
-backward formulas are those of Dao 2023, section 3.1.2). Nothing of the size of the square is kept between the passes.
+`cudnn`, `splash` (for TPUs) and `xla` are JAX's own. `blocked` is written here, for processors whose compiler has no fused
+kernel: queries are taken in blocks, each block sees the keys up to its own end alone, so that nearly half of the square is
+never computed, and the backward pass keeps of every block the logarithm of its normaliser and makes the scores again (Dao et
+al. 2022; the backward formulas are those of Dao 2023, section 3.1.2). Nothing of the size of the square is kept between the
+passes.
 
 Shapes: queries [B, T, H, E], keys and values [B, T, K, E], H a multiple of K; query head h belongs to key head h // (H / K).
 """
@@ -20,25 +21,30 @@ Attention = Callable[[jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, An
 """(queries [B, T, H, E], keys and values [B, T, K, E], what the layer remembers) -> (mixed values [B, T, H, E], what the
 layer hands on)."""
 
-Kernel = Literal["xla", "cudnn", "blocked"]
+Kernel = Literal["xla", "cudnn", "splash", "blocked"]
 # Name under which a remat policy may keep what attention hands on to its backward pass.
 SAVED = "attention"
 # Queries of a block: as few as fill a matrix product, and at most so many blocks, each of which is compiled.
 SMALLEST_BLOCK, MOST_BLOCKS = 64, 8
 # Where a query does not see a key: finite, so that a difference of two is no NaN.
 UNSEEN = -1e30
+# Splash attention takes tokens in tiles of so many, and up to this number of them at once.
+TILE, MOST_TILES = 128, 4
 
 
-def kernel_for(kernel: Kernel | Literal["auto"], *, dtype: str, head_size: int) -> Kernel:
-    """The kernel that `kernel` stands for on the default platform.
+def kernel_for(kernel: Kernel | Literal["auto"], *, dtype: str, head_size: int, length: int) -> Kernel:
+    """The kernel that `kernel` stands for on the default platform, for sequences of `length` tokens.
 
-    `auto` is cudnn on an NVIDIA GPU in bfloat16 where the head size allows it, blocked on CPU, and xla elsewhere.
+    `auto` is cudnn on an NVIDIA GPU in bfloat16 where the head size allows it, splash on a TPU for sequences of a tile or
+    more, blocked on CPU, and xla elsewhere.
     """
     if kernel != "auto":
         return kernel
     platform = jax.default_backend()
     if platform == "gpu" and dtype == "bfloat16" and head_size % 8 == 0:
         return "cudnn"
+    if platform == "tpu" and length >= TILE:
+        return "splash"
     return "blocked" if platform == "cpu" else "xla"
 
 
@@ -46,7 +52,7 @@ def causal(kernel: Kernel, *, length: int, window: int | None = None) -> Attenti
     """Attention over a whole sequence of `length` tokens; remembers nothing and hands nothing on.
 
     Args:
-      kernel: xla, cudnn or blocked.
+      kernel: xla, cudnn, splash or blocked.
       window: how many tokens a position attends to, itself and those before it; None for all.
     """
     # A window that nothing leaves would only keep kernels from their plain causal path.
@@ -56,6 +62,8 @@ def causal(kernel: Kernel, *, length: int, window: int | None = None) -> Attenti
     def attend(queries: jax.Array, keys: jax.Array, values: jax.Array, memory: None) -> tuple[jax.Array, None]:
         if kernel == "blocked":
             return blocked_attention(window, queries, keys, values), None
+        if kernel == "splash":
+            return splash_attention(window, queries, keys, values), None
         mixed = jax.nn.dot_product_attention(
             queries,
             keys,
@@ -67,6 +75,46 @@ def causal(kernel: Kernel, *, length: int, window: int | None = None) -> Attenti
         return mixed, None
 
     return attend
+
+
+def splash_attention(
+    window: int | None, queries: jax.Array, keys: jax.Array, values: jax.Array, *, interpret: bool = False
+) -> jax.Array:
+    """`blocked_attention` by JAX's Pallas kernel for TPUs, which skips tiles that no query sees.
+
+    Sequences are padded to whole tiles on the right, where no real query sees them. `interpret` runs the kernel step by step
+    on any platform.
+    """
+    from jax.experimental.pallas.ops.tpu.splash_attention import (
+        BlockSizes,
+        CausalMask,
+        LocalMask,
+        MultiHeadMask,
+        make_splash_mha_single_device,
+    )
+
+    length, heads, size = queries.shape[1:]
+    tiles = -(-length // TILE)
+    padded = tiles * TILE
+    shape = padded, padded
+    mask = CausalMask(shape) if window is None else LocalMask(shape, (window - 1, 0), 0)
+    block = TILE * max(many for many in range(1, MOST_TILES + 1) if tiles % many == 0)
+    sizes = BlockSizes(
+        block_q=block, block_kv=block, block_q_dkv=block, block_kv_dkv=block, block_q_dq=block, block_kv_dq=block
+    )
+    kernel = make_splash_mha_single_device(
+        MultiHeadMask([mask] * heads),
+        block_sizes=sizes,
+        residual_checkpoint_name=SAVED,
+        interpret=interpret,
+    )
+
+    def by_head(x: jax.Array) -> jax.Array:
+        return jnp.pad(x.swapaxes(1, 2), ((0, 0), (0, 0), (0, padded - length), (0, 0)))
+
+    scaled = (queries * size**-0.5).astype(queries.dtype)
+    mixed = jax.vmap(kernel)(by_head(scaled), by_head(keys), by_head(values))
+    return mixed[:, :, :length].swapaxes(1, 2).astype(values.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

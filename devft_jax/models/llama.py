@@ -312,7 +312,7 @@ def fold_each(keys: jax.Array, number: Any) -> jax.Array:
 
 def causal_attention(config: ModelConfig, compute: Compute, length: int) -> Attention:
     """Attention over a whole sequence of `length` tokens; remembers nothing and hands nothing on."""
-    kernel = attention.kernel_for(compute.attention, dtype=compute.dtype, head_size=config.head_size)
+    kernel = attention.kernel_for(compute.attention, dtype=compute.dtype, head_size=config.head_size, length=length)
     return attention.causal(kernel, length=length, window=config.sliding_window)
 
 

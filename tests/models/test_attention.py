@@ -1,4 +1,6 @@
-"""The blocked kernel is JAX's attention, in values and gradients; which kernel a platform gets."""
+"""The blocked and the splash kernel are JAX's attention, in values and gradients; which kernel a platform gets."""
+
+import functools
 
 import chex
 import jax
@@ -17,8 +19,10 @@ def inputs(length, *, batch=2, heads=4, kv_heads=2, size=8, dtype="float32"):
 
 
 def values_and_gradients(kernel, window, queries, keys, values, weights):
+    attend = kernel if callable(kernel) else causal(kernel, length=queries.shape[1], window=window)
+
     def total(queries, keys, values):
-        mixed, nothing = causal(kernel, length=queries.shape[1], window=window)(queries, keys, values, None)
+        mixed, nothing = attend(queries, keys, values, None)
         assert nothing is None
         return jnp.sum(weights.astype("float32") * mixed), mixed
 
@@ -45,6 +49,30 @@ def test_any_number_of_key_heads(monkeypatch, kv_heads):
     chex.assert_trees_all_close(
         values_and_gradients("blocked", None, *given), values_and_gradients("xla", None, *given), atol=1e-5
     )
+
+
+# Less than a tile, a whole one, and two of which the last is cut; a window across their border.
+@pytest.mark.parametrize(("length", "window"), [(20, None), (128, None), (140, None), (140, 30)])
+def test_splash_attention_is_jaxs(length, window):
+    given = inputs(length, batch=1)
+
+    def attend(queries, keys, values, memory):
+        return attention.splash_attention(window, queries, keys, values, interpret=True), memory
+
+    chex.assert_trees_all_close(
+        values_and_gradients(attend, window, *given), values_and_gradients("xla", window, *given), atol=2e-5
+    )
+
+
+def test_splash_attention_compiles_for_tpus_under_the_vmap_of_a_chunk():
+    queries, keys, values, _ = (jnp.stack([leaf, leaf]) for leaf in inputs(300, dtype="bfloat16"))
+
+    def total(queries, keys, values):
+        mixed, _ = jax.vmap(functools.partial(causal("splash", length=300), memory=None))(queries, keys, values)
+        return jnp.sum(mixed.astype("float32"))
+
+    exported = jax.export.export(jax.jit(jax.grad(total)), platforms=["tpu"])(queries, keys, values)
+    assert "tpu_custom_call" in exported.mlir_module()
 
 
 def test_half_precision_stays_half_and_accumulates_in_float32():
@@ -85,18 +113,19 @@ def test_few_blocks_are_compiled_for_any_length():
 
 
 @pytest.mark.parametrize(
-    ("backend", "dtype", "head_size", "asked", "expected"),
+    ("backend", "dtype", "head_size", "length", "asked", "expected"),
     [
-        ("gpu", "bfloat16", 64, "auto", "cudnn"),
-        ("gpu", "float32", 64, "auto", "xla"),
-        ("gpu", "bfloat16", 60, "auto", "xla"),
-        ("gpu", "bfloat16", 64, "xla", "xla"),
-        ("cpu", "bfloat16", 64, "auto", "blocked"),
-        ("tpu", "bfloat16", 64, "auto", "xla"),
-        ("tpu", "bfloat16", 64, "blocked", "blocked"),
-        ("cpu", "float32", 64, "cudnn", "cudnn"),
+        ("gpu", "bfloat16", 64, 512, "auto", "cudnn"),
+        ("gpu", "float32", 64, 512, "auto", "xla"),
+        ("gpu", "bfloat16", 60, 512, "auto", "xla"),
+        ("gpu", "bfloat16", 64, 512, "xla", "xla"),
+        ("cpu", "bfloat16", 64, 512, "auto", "blocked"),
+        ("tpu", "bfloat16", 64, 128, "auto", "splash"),
+        ("tpu", "bfloat16", 64, 120, "auto", "xla"),
+        ("tpu", "bfloat16", 64, 512, "blocked", "blocked"),
+        ("cpu", "float32", 64, 512, "cudnn", "cudnn"),
     ],
 )
-def test_attention_follows_the_platform(monkeypatch, backend, dtype, head_size, asked, expected):
+def test_attention_follows_the_platform(monkeypatch, backend, dtype, head_size, length, asked, expected):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    assert kernel_for(asked, dtype=dtype, head_size=head_size) == expected
+    assert kernel_for(asked, dtype=dtype, head_size=head_size, length=length) == expected
