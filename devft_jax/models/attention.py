@@ -207,7 +207,9 @@ def _backward(window: int | None, kept: Any, gradient: jax.Array) -> tuple[jax.A
         change = (weights * (towards - _rows(mean, block)[..., None]) * size**-0.5).astype(q.dtype)
         dq.append(_unrows(_product("nqk,nke->nqe", change, k[:, past]), group))
         dk = dk.at[:, :, past].add(_product("neq,nqk->nek", jnp.swapaxes(rows, 1, 2), change))
-    gradients = (jnp.concatenate(dq, axis=2), *(jnp.swapaxes(x, 1, 2)[:, None] for x in (dk, dv)))
+    # Kept apart from the products, into which the compiler would otherwise draw the transposition back.
+    dk, dv = (jnp.swapaxes(x, 1, 2)[:, None] for x in jax.lax.optimization_barrier((dk, dv)))
+    gradients = (jnp.concatenate(dq, axis=2), dk, dv)
     return tuple(_by_token(x, batch).astype(like.dtype) for x, like in zip(gradients, (queries, keys, values), strict=True))  # type: ignore[return-value]
 
 
