@@ -9,6 +9,7 @@ import os
 import platform
 import threading
 import time
+import weakref
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -211,7 +212,7 @@ class CompiledMemory:
 
 @dataclass(frozen=True)
 class _Program:
-    """A compiled program and what it took: whether XLA's compiler ran for it, or an equal one was found, and seconds."""
+    """A compiled program; whether it is `new`, not found compiled; and the seconds that compiling it took."""
 
     executable: jax.stages.Compiled
     memory: CompiledMemory | None
@@ -238,11 +239,13 @@ class CompiledPrograms:
       peak_bytes: largest memory of a program called since this was last set to 0, on each device, as XLA's analysis gives
         it: arguments, outputs and temporaries, less what outputs share with arguments.
       last_bytes: the same of the program called last.
+      compile_seconds: what compiling took, in this run or an earlier one, of the program called last under each name.
     """
 
     def __init__(self) -> None:
         self.seconds = 0.0
         self.scratch_bytes = self.peak_bytes = self.last_bytes = 0
+        self.compile_seconds: dict[str, float] = {}
         self._compiled = 0
         self._programs: dict[Any, _Program] = {}
         self._ahead: dict[Any, _Ahead] = {}
@@ -282,6 +285,7 @@ class CompiledPrograms:
             finally:
                 self.seconds += time.perf_counter() - began
         program = self._programs[key]
+        self.compile_seconds[name] = program.seconds
         self.last_bytes = 0 if program.memory is None else program.memory.total
         self.peak_bytes = max(self.peak_bytes, self.last_bytes)
         return program.executable(*arguments)
@@ -328,8 +332,15 @@ def _key(name: str, function: Any, arguments: tuple[Any, ...]) -> Any:
 def _compile(function: Any, arguments: tuple[Any, ...]) -> _Program:
     began, before = time.perf_counter(), _compilations.count
     executable = function.lower(*arguments).compile()
-    new = _compilations.count > before
-    return _Program(executable, CompiledMemory.of(executable), new, time.perf_counter() - began)
+    seconds, new = time.perf_counter() - began, _compilations.count > before
+    took, shapes = _seconds_of.setdefault(function, {}), _key("", None, arguments)
+    if new:
+        took[shapes] = seconds
+    return _Program(executable, CompiledMemory.of(executable), new, took.get(shapes, seconds))
+
+
+# By jitted function and shapes, what compiling took that a later run need not do.
+_seconds_of: weakref.WeakKeyDictionary[Any, dict[Any, float]] = weakref.WeakKeyDictionary()
 
 
 def _fits(shapes: tuple[Any, ...], arguments: tuple[Any, ...]) -> bool:

@@ -542,7 +542,9 @@ class Trainer:
         row_compile = self.programs.seconds - compiled
         add_round(state, row, row_compile)
         if self.config.clients_per_step == "auto" and not state.record["clients_per_step_settled"]:
-            self._settle_clients_per_step(state, members, Trial(seconds / len(members), row_compile, program_bytes))
+            # Also where nobody has waited for it: a larger size would be waited for.
+            compile_seconds = self.programs.compile_seconds["chunk"]
+            self._settle_clients_per_step(state, members, Trial(seconds / len(members), compile_seconds, program_bytes))
         if self._ahead_of != state.stage:
             self._ahead_of = state.stage
             began = time.perf_counter()
