@@ -66,14 +66,15 @@ def test_a_run_on_a_divided_base_has_the_losses_of_one_device(config, tmp_path, 
     assert divided.summary["stages"][0]["assign"] == whole.summary["stages"][0]["assign"]
     influence = [run.summary["block_influence"] for run in (whole, divided)]
     if influence[0] is not None:
-        np.testing.assert_allclose(influence[1], influence[0], rtol=1e-4)
+        # A difference from one, so that what cosines lose by rounding stands absolutely.
+        np.testing.assert_allclose(influence[1], influence[0], atol=5e-6)
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_and_is_replayed_with_another_number_of_shards(config, tmp_path):
-    _, divided = both(config, tmp_path)
-    longer = dataclasses.replace(config, rounds=5, devices=4, model_shards=4, out=str(divided.folder))
-    resumed = train(longer, progress=QUIET)
+def test_a_run_of_one_device_goes_on_and_is_replayed_on_a_divided_base(config, tmp_path):
+    config = dataclasses.replace(config, out=str(tmp_path / "run"))
+    train(dataclasses.replace(config, devices=1), progress=QUIET)
+    resumed = train(dataclasses.replace(config, rounds=5, devices=4, model_shards=4), progress=QUIET)
     assert resumed.summary["resumed_after"] == [4]
     assert np.isfinite(losses(resumed)).all()
     assert replay(resumed.folder, client="client_0", round=5, progress=QUIET).first_break is None

@@ -6,9 +6,10 @@ import pytest
 
 from devft_jax.cli import parse_run
 from devft_jax.config import ROOMS, RunConfig
+from devft_jax.federated.local import OptimizerOptions
 from devft_jax.generate import PromptOptions
 from devft_jax.models.generation import GenerationOptions
-from devft_jax.options import execution, flags_of, identity_fields, option_texts
+from devft_jax.options import execution, flags_of, identity_fields, option_texts, room_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,3 +40,10 @@ def test_flags_win_over_a_file_and_leave_its_other_values(tmp_path):
     config = parse_run(["--config", str(tmp_path / "run.yaml"), "--rounds", "9"])
     mapping = {"instruction": "ask", "output": "say"}
     assert config == dataclasses.replace(RunConfig(), fields=mapping, rounds=9, capacities=(2, 4))
+
+
+def test_a_rooms_options_alone_are_equal_where_others_differ():
+    runs = [RunConfig(seed=seed, optimizer="sgd", beta1=0.5) for seed in (0, 1)]
+    first, second = (room_of(OptimizerOptions, run) for run in runs)
+    assert first == second == OptimizerOptions(optimizer="sgd", beta1=0.5)
+    assert hash(first) == hash(second)

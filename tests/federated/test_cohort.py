@@ -408,6 +408,16 @@ def test_the_chunk_lowers_for_accelerators(platform):
     assert exported.nr_devices == 8
 
 
+def test_what_a_clients_program_is_made_of_is_a_key():
+    one, same, other = (
+        LocalTraining(fedit_with(), CONFIG, Compute(remat=remat), SGD, Passes(1, (5, 10)))
+        for remat in ("dots", "dots", "full")
+    )
+    assert one == same
+    assert hash(one) == hash(same)
+    assert one != other
+
+
 def test_one_program_per_shape_of_a_chunk():
     programs = CompiledPrograms()
     rounds = Cohort(

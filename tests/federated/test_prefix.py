@@ -187,10 +187,7 @@ def test_a_round_from_stored_states_is_the_round_without(make, name):
 
     member = MEMBERS[3]
     reports = replay_client(
-        algorithm,
-        CONFIG,
-        Compute(),
-        SGD,
+        LocalTraining(algorithm, CONFIG, Compute(), SGD, Passes(1, BUCKETS)),
         base=BASE,
         server=server,
         row=jax.tree.map(lambda leaf: leaf[member.position], bank),
