@@ -65,9 +65,9 @@ class ExecutionOptions:
     bank_in_memory: int = execution(2**27)
     """Bytes of what clients keep between rounds that may lie in memory: where the rows of all clients could take more, they
     lie in a file of the run's folder, which grows with the clients that have taken part."""
-    compile_ahead: bool = execution(True)
+    compile_ahead: Literal["auto", "on", "off"] = execution("auto")
     """Whether a thread compiles what the next stage needs while the present one trains, where the growth tells its stages'
-    depths beforehand."""
+    depths beforehand: on, off, or auto (on for accelerators; on a CPU, training and the compiler want the same cores)."""
     prefix_cache: Literal["auto", "on", "off"] = execution("auto")
     """Whether layers that a growth runs below every adapter, such as top-grow's, are run once for each example, their hidden
     states stored in the run's folder while the stage lasts: on, off, or auto (where examples come often enough and the

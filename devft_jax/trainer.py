@@ -265,7 +265,10 @@ class Trainer:
         """Have a stage's programs compiled while something else runs, where its shape is known before it begins."""
         layers = self.model.config.layers
         planned = planned_stages(self.growth, layers) or ()
-        if not self.config.compile_ahead or stage >= min(len(planned), len(self.stage_rounds)):
+        wanted = self.config.compile_ahead == "on" or (
+            self.config.compile_ahead == "auto" and self.devices[0].platform != "cpu"
+        )
+        if not wanted or stage >= min(len(planned), len(self.stage_rounds)):
             return
         layer_map = planned[stage].some_map(layers)
         stored = layer_map.bare > 0 and self.config.prefix_cache != "off"

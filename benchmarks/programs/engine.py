@@ -64,7 +64,7 @@ def configuration(work: Work, **changes: Any) -> RunConfig:
         "beta2": work.beta2,
         "epsilon": work.epsilon,
         # It would run beside what is timed.
-        "compile_ahead": False,
+        "compile_ahead": "off",
     }
     return RunConfig(**{**settings, **changes})
 
