@@ -4,9 +4,11 @@ More clients in a chunk share the passes over the frozen weights and the cost of
 are full. Which number is best depends on model, batch and machine, so it is measured: after its first round a run times
 chunks of twice as many clients, and twice as many again, until `PATIENCE` sizes in a row do not pay. A size is tried where
 
-    compile time of the last one + time of its trial runs  <=  time of all training that is left / WORTH
+    over all sizes tried and this one, compile time of the best so far + time of trial runs
+        <=  time of all training that is left / WORTH
 
-so that short runs try nothing, and is taken where a client then costs at most `BETTER` of what it did.
+so that short runs try nothing and no run spends much more than that share on trials. It is taken where a client then costs
+at most `BETTER` of what it did.
 """
 
 from collections.abc import Callable
@@ -44,11 +46,12 @@ def choose(
       first: what the first round said of `start`. memory: bytes of one device, if they are known.
     """
     size, best, timed = start, first, False
-    tried, misses = start, 0
+    tried, misses, spent = start, 0, 0.0
     while tried < most and misses < PATIENCE:
         larger = min(2 * tried, most)
         runs = TRIAL_RUNS * (larger + (0 if timed else size))
-        if (best.compile_seconds + runs * best.client_seconds) * WORTH > clients * best.client_seconds:
+        cost = best.compile_seconds + runs * best.client_seconds
+        if (spent + cost) * WORTH > clients * best.client_seconds:
             break
         if memory is not None and best.program_bytes * larger / size > FILL * memory:
             break
@@ -61,7 +64,7 @@ def choose(
         found = trial(larger)
         if found is None:
             break
-        tried = larger
+        tried, spent = larger, spent + cost
         if found.client_seconds <= BETTER * best.client_seconds:
             size, best, misses = larger, found, 0
         else:

@@ -9,6 +9,7 @@ import os
 import platform
 import threading
 import time
+import weakref
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -64,9 +65,9 @@ class ExecutionOptions:
     bank_in_memory: int = execution(2**27)
     """Bytes of what clients keep between rounds that may lie in memory: where the rows of all clients could take more, they
     lie in a file of the run's folder, which grows with the clients that have taken part."""
-    compile_ahead: bool = execution(True)
+    compile_ahead: Literal["auto", "on", "off"] = execution("auto")
     """Whether a thread compiles what the next stage needs while the present one trains, where the growth tells its stages'
-    depths beforehand."""
+    depths beforehand: on, off, or auto (on for accelerators; on a CPU, training and the compiler want the same cores)."""
     prefix_cache: Literal["auto", "on", "off"] = execution("auto")
     """Whether layers that a growth runs below every adapter, such as top-grow's, are run once for each example, their hidden
     states stored in the run's folder while the stage lasts: on, off, or auto (where examples come often enough and the
@@ -212,7 +213,7 @@ class CompiledMemory:
 
 @dataclass(frozen=True)
 class _Program:
-    """A compiled program and what it took: whether XLA's compiler ran for it, or an equal one was found, and seconds."""
+    """A compiled program; whether it is `new`, not found compiled; and the seconds that compiling it took."""
 
     executable: jax.stages.Compiled
     memory: CompiledMemory | None
@@ -239,11 +240,13 @@ class CompiledPrograms:
       peak_bytes: largest memory of a program called since this was last set to 0, on each device, as XLA's analysis gives
         it: arguments, outputs and temporaries, less what outputs share with arguments.
       last_bytes: the same of the program called last.
+      compile_seconds: what compiling took, in this run or an earlier one, of the program called last under each name.
     """
 
     def __init__(self) -> None:
         self.seconds = 0.0
         self.scratch_bytes = self.peak_bytes = self.last_bytes = 0
+        self.compile_seconds: dict[str, float] = {}
         self._compiled = 0
         self._programs: dict[Any, _Program] = {}
         self._ahead: dict[Any, _Ahead] = {}
@@ -283,6 +286,7 @@ class CompiledPrograms:
             finally:
                 self.seconds += time.perf_counter() - began
         program = self._programs[key]
+        self.compile_seconds[name] = program.seconds
         self.last_bytes = 0 if program.memory is None else program.memory.total
         self.peak_bytes = max(self.peak_bytes, self.last_bytes)
         return program.executable(*arguments)
@@ -329,8 +333,15 @@ def _key(name: str, function: Any, arguments: tuple[Any, ...]) -> Any:
 def _compile(function: Any, arguments: tuple[Any, ...]) -> _Program:
     began, before = time.perf_counter(), _compilations.count
     executable = function.lower(*arguments).compile()
-    new = _compilations.count > before
-    return _Program(executable, CompiledMemory.of(executable), new, time.perf_counter() - began)
+    seconds, new = time.perf_counter() - began, _compilations.count > before
+    took, shapes = _seconds_of.setdefault(function, {}), _key("", None, arguments)
+    if new:
+        took[shapes] = seconds
+    return _Program(executable, CompiledMemory.of(executable), new, took.get(shapes, seconds))
+
+
+# By jitted function and shapes, what compiling took that a later run need not do.
+_seconds_of: weakref.WeakKeyDictionary[Any, dict[Any, float]] = weakref.WeakKeyDictionary()
 
 
 def _fits(shapes: tuple[Any, ...], arguments: tuple[Any, ...]) -> bool:

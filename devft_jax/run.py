@@ -368,7 +368,9 @@ def replay(path: str | Path, *, client: str, round: int, progress: Progress | No
                 f"the run in {folder.path} was given its {', '.join(stored['objects'])} as objects in "
                 "Python and cannot be replayed from its folder alone."
             )
-        trainer = Trainer(config_from_mapping(stored), progress=progress, scratch=folder.path)
+        # No later stage is reached for which it would pay.
+        config = dataclasses.replace(config_from_mapping(stored), compile_ahead="off")
+        trainer = Trainer(config, progress=progress, scratch=folder.path)
         names = [item.name for item in trainer.data.clients]
         total = sum(trainer.stage_rounds)
         if client not in names:

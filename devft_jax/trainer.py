@@ -265,7 +265,10 @@ class Trainer:
         """Have a stage's programs compiled while something else runs, where its shape is known before it begins."""
         layers = self.model.config.layers
         planned = planned_stages(self.growth, layers) or ()
-        if not self.config.compile_ahead or stage >= min(len(planned), len(self.stage_rounds)):
+        wanted = self.config.compile_ahead == "on" or (
+            self.config.compile_ahead == "auto" and self.devices[0].platform != "cpu"
+        )
+        if not wanted or stage >= min(len(planned), len(self.stage_rounds)):
             return
         layer_map = planned[stage].some_map(layers)
         stored = layer_map.bare > 0 and self.config.prefix_cache != "off"
@@ -542,7 +545,9 @@ class Trainer:
         row_compile = self.programs.seconds - compiled
         add_round(state, row, row_compile)
         if self.config.clients_per_step == "auto" and not state.record["clients_per_step_settled"]:
-            self._settle_clients_per_step(state, members, Trial(seconds / len(members), row_compile, program_bytes))
+            # Also where nobody has waited for it: a larger size would be waited for.
+            compile_seconds = self.programs.compile_seconds["chunk"]
+            self._settle_clients_per_step(state, members, Trial(seconds / len(members), compile_seconds, program_bytes))
         if self._ahead_of != state.stage:
             self._ahead_of = state.stage
             began = time.perf_counter()

@@ -68,6 +68,15 @@ def test_what_cannot_pay_is_not_tried():
     assert chosen(trial, clients=worth) > 1
 
 
+def test_all_trials_together_are_bounded():
+    trial, sizes = machine(lambda size: 1.0, compile_seconds=100.0)
+    first, second = 100 + TRIAL_RUNS * (1 + 2), 100 + TRIAL_RUNS * 4
+    assert chosen(trial, clients=WORTH * (first + second) - 1, compile_seconds=100.0) == 1
+    assert sizes == [1, 2]
+    assert chosen(trial, clients=WORTH * (first + second), compile_seconds=100.0) == 1
+    assert sizes == [1, 2, 1, 2, 4]
+
+
 def test_memory_bounds_the_size_before_and_after_compilation():
     trial, sizes = machine(lambda size: 1 / size)
     assert chosen(trial, memory=100) == 8  # of 0.8 x 100 bytes

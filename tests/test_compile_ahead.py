@@ -19,7 +19,7 @@ QUIET = Progress(quiet=True)
 @pytest.fixture(scope="module")
 def config(tmp_path_factory, word_tokenizer):
     written = write_run_inputs(tmp_path_factory.mktemp("tiny"), word_tokenizer)
-    return dataclasses.replace(written, rounds=3, clients_per_step=2)
+    return dataclasses.replace(written, rounds=3, clients_per_step=2, compile_ahead="on")
 
 
 def run_of(config, folder, **changes):
@@ -81,7 +81,7 @@ def test_a_stage_is_told_ahead_as_it_will_be(config, changes, monkeypatch):
 )
 def test_what_is_compiled_ahead_is_what_is_called_and_changes_nothing(config, tmp_path, changes):
     jax.clear_caches()
-    without = run_of(config, tmp_path / "without", compile_ahead=False, **changes)
+    without = run_of(config, tmp_path / "without", compile_ahead="off", **changes)
     jax.clear_caches()
     ahead = run_of(config, tmp_path / "ahead", **changes)
     assert without.summary["compiled_ahead"] == {"programs": 0, "seconds": 0, "unused": 0}

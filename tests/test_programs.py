@@ -180,6 +180,9 @@ def test_a_function_that_another_run_compiled_is_found_and_not_counted():
     first, second = CompiledPrograms(), CompiledPrograms()
     for programs in (first, second):
         np.testing.assert_array_equal(programs.call("double", double, jnp.ones(5)), 2 * np.ones(5))
+    # What it would have taken is known all the same.
+    assert second.compile_seconds == first.compile_seconds
+    assert first.compile_seconds["double"] > 0
     second.call("double", double, jnp.ones(6))
     assert first.count == 1
     assert second.count == 1

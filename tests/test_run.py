@@ -583,6 +583,7 @@ def timeless_page(folder):
         "resumed_after": [],
         "peak_memory_bytes": 1,
         "seconds": dict.fromkeys(story.record["seconds"], 1),
+        "compiled_ahead": {"programs": 1, "seconds": 1, "unused": 0},
     }
     record["stages"] = [without_times(stage) for stage in record["stages"]]
     rows = [without_times(row) for row in story.rows]

@@ -63,6 +63,8 @@ def configuration(work: Work, **changes: Any) -> RunConfig:
         "beta1": work.beta1,
         "beta2": work.beta2,
         "epsilon": work.epsilon,
+        # It would run beside what is timed.
+        "compile_ahead": "off",
     }
     return RunConfig(**{**settings, **changes})
 

@@ -491,7 +491,6 @@ class Cohort:
         Other arguments as in `run`.
         """
         seconds = []
-        compiled = self.programs.seconds
         try:
             start = self._start(base, server, bank, lr, train_rows)
             work = next(self._chunks(cohort, bank, size))
@@ -505,7 +504,7 @@ class Cohort:
             if isinstance(too_large, ChunkTooLargeError):
                 return None
             raise
-        return Trial(min(seconds) / size, self.programs.seconds - compiled, self.programs.last_bytes)
+        return Trial(min(seconds) / size, self.programs.compile_seconds["chunk"], self.programs.last_bytes)
 
     def _start(self, base: Base, server: PyTree, bank: Bank, lr: float, train_rows: np.ndarray) -> "_Start":
         """What all chunks of a round share."""

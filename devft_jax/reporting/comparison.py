@@ -547,7 +547,8 @@ def fairness(comparison: Comparison) -> list[str]:
     said.append(
         "Runs were made one at a time, each in a process of its own; training time leaves compiling, evaluation and stage "
         "changes out, and 'with compiling' adds compiling and stage changes. What was compiled before is read from a "
-        "cache, so that first runs compile longer and need more memory than later ones."
+        "cache, so that first runs compile longer and need more memory than later ones. On a CPU, rounds beside which the "
+        "next stage is compiled (--compile-ahead on) take longer."
     )
     sources = {outcome.summary.get("peak_memory_source") for _, outcome in _runs(comparison)}
     said.append(f"Peak memory: {_listed(sorted(str(source) for source in sources))}." if sources else "")
