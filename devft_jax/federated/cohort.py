@@ -63,6 +63,8 @@ CHUNKS_IN_FLIGHT = 2
 CHUNK_AXIS = "chunk"
 # Chunks that may wait on the host besides.
 CHUNKS_AHEAD = 2
+# Chunks whose participants are put in the order of their work's size before they are divided among them.
+CHUNKS_SORTED = 8
 
 
 @dataclass(frozen=True)
@@ -374,10 +376,15 @@ class Cohort:
         self.programs.prepare("finalize", self._finalize, shapes_on(None, server), parts)
         self.programs.prepare("broadcast", self._broadcast, shapes_on(None, server))
 
-    def _chunks(self, cohort: Sequence[ClientWork], bank: Bank, size: int) -> Iterator[_Chunk]:
-        """The chunks of a cohort in order, of `size` clients; the last one padded with weight zero."""
-        for first in range(0, len(cohort), size):
-            members = list(cohort[first : first + size])
+    def _chunks(
+        self, cohort: Sequence[ClientWork], bank: Bank, size: int, together: int = CHUNKS_SORTED
+    ) -> Iterator[_Chunk]:
+        """The chunks of a cohort, of `size` clients; the last one padded with weight zero.
+
+        Devices wait for the one with the most tokens, and clients of a device are padded alike: the participants of
+        `together` chunks are taken in the order of their tokens, and each chunk's dealt out to its devices.
+        """
+        for slots, members in self._groups(cohort, size, together):
             for member in members:
                 if not 0 < member.weight < math.inf:
                     raise ValueError(
@@ -397,11 +404,25 @@ class Cohort:
                 ids=ids,
                 weights=weights,
                 # Padding has no slot of its own and adds zero to the one it names.
-                slots=np.minimum(np.arange(first, first + size, dtype=np.int32), len(cohort) - 1),
+                slots=np.pad(slots, (0, size - len(slots)), "edge").astype(np.int32),
                 rows=bank.take(positions),
                 batches=self.assemble(examples),
                 lengths=Counter(np.concatenate([member.lengths.ravel() for member in members]).tolist()),
             )
+
+    def _groups(
+        self, cohort: Sequence[ClientWork], size: int, together: int
+    ) -> Iterator[tuple[np.ndarray, list[ClientWork]]]:
+        """The participants of every chunk, and where in the cohort each stands."""
+        for first in range(0, len(cohort), size * together):
+            some = cohort[first : first + size * together]
+            order = np.argsort([-int(member.lengths.sum()) for member in some], kind="stable")
+            for begin in range(0, len(some), size):
+                chosen = order[begin : begin + size]
+                if len(chosen) == size:
+                    # A device trains neighbours of the chunk's array; in order, the first would get all the longest.
+                    chosen = chosen.reshape(-1, self.mesh.size).T.ravel()
+                yield first + chosen, [some[index] for index in chosen.tolist()]
 
     def run(
         self,
@@ -431,7 +452,7 @@ class Cohort:
         start = self._start(base, server, bank, lr, train_rows)
         sums = start.sums
         in_flight: deque[tuple[_Chunk, tuple[PyTree, LocalStatistics, PyTree]]] = deque()
-        finished: list[tuple[LocalStatistics, PyTree]] = []
+        finished: list[tuple[np.ndarray, LocalStatistics, PyTree]] = []
         examples_by_length: Counter[int] = Counter()
 
         def finish() -> None:
@@ -439,7 +460,7 @@ class Cohort:
             rows, statistics, ranks = jax.tree.map(lambda leaf: leaf[: work.real], jax.device_get(results))
             kept = np.flatnonzero(statistics.finite)
             bank.put(work.positions[kept], jax.tree.map(lambda leaf: leaf[kept], rows))
-            finished.append((statistics, ranks))
+            finished.append((work.slots[: work.real], statistics, ranks))
 
         chunks_of_round = self._chunks(cohort, bank, self.clients_per_step)
         try:
@@ -456,7 +477,8 @@ class Cohort:
         except (jax.errors.JaxRuntimeError, MemoryError) as error:
             raise _if_too_large(error, self.clients_per_step, begun=bool(finished and jax.tree.leaves(bank.row))) from error
         shapes = start.shapes
-        statistics, (down_ranks, up_ranks) = jax.tree.map(lambda *parts: np.concatenate(parts), *finished)
+        slots, *reports = jax.tree.map(lambda *parts: np.concatenate(parts), *finished)
+        statistics, (down_ranks, up_ranks) = jax.tree.map(lambda leaf: leaf[np.argsort(slots)], reports)
         metrics: dict[str, jax.Array] = {}
         if statistics.finite.any():
             server, metrics = self.programs.call("finalize", self._finalize, server, parts_of_devices(sums))
@@ -493,7 +515,7 @@ class Cohort:
         seconds = []
         try:
             start = self._start(base, server, bank, lr, train_rows)
-            work = next(self._chunks(cohort, bank, size))
+            work = next(self._chunks(cohort, bank, size, together=1))
             for _ in range(TRIAL_RUNS):
                 sums = jax.tree.map(jnp.copy, start.sums)
                 compiling, began = self.programs.seconds, time.perf_counter()

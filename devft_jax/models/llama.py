@@ -221,11 +221,30 @@ def rotate(x: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Array:
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
 def rms_norm(x: jax.Array, weight: jax.Array, epsilon: float) -> jax.Array:
     """Root-mean-square normalisation over the last axis in float32, returned in `x`'s dtype."""
+    return _rms_forward(x, weight, epsilon)[0]
+
+
+def _rms_forward(x: jax.Array, weight: jax.Array, epsilon: float) -> tuple[jax.Array, Any]:
     wide = x.astype(jnp.float32)
     scale = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + epsilon)
-    return (wide * scale * weight.astype(jnp.float32)).astype(x.dtype)
+    return (wide * scale * weight.astype(jnp.float32)).astype(x.dtype), (x, weight, scale)
+
+
+def _rms_backward(epsilon: float, kept: Any, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    # With n the normalised x and g the gradient times the weight: scale * (g - n * mean(g * n)).
+    x, weight, scale = kept
+    normed = x.astype(jnp.float32) * scale
+    # Used twice, and itself a sum over the projections that read the norm: a compiler would make that sum twice.
+    towards = jax.lax.optimization_barrier(gradient.astype(jnp.float32) * weight.astype(jnp.float32))
+    along = jnp.mean(towards * normed, axis=-1, keepdims=True)
+    by_weight = jnp.sum(gradient.astype(jnp.float32) * normed, axis=tuple(range(x.ndim - 1)))
+    return (scale * (towards - normed * along)).astype(x.dtype), by_weight.astype(weight.dtype)
+
+
+rms_norm.defvjp(_rms_forward, _rms_backward)
 
 
 def dense_weight(weight: Any, dtype: jnp.dtype) -> jax.Array:

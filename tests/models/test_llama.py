@@ -324,6 +324,21 @@ def test_rms_norm_by_hand():
     assert rms_norm(x.astype(jnp.bfloat16), jnp.ones(2), 1e-5).dtype == jnp.bfloat16
 
 
+def test_rms_norm_has_the_gradients_of_its_definition():
+    x, weight, up = (
+        jax.random.normal(jax.random.key(seed), shape) for seed, shape in enumerate([(2, 3, 5), (5,), (2, 3, 5)])
+    )
+
+    def plainly(x, weight):
+        return x * weight / jnp.sqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 0.1)
+
+    found, wanted = (
+        jax.grad(lambda *given, norm=norm: jnp.sum(up * norm(*given)), argnums=(0, 1))(x, weight)
+        for norm in (lambda x, weight: rms_norm(x, weight, 0.1), plainly)
+    )
+    chex.assert_trees_all_close(found, wanted, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", PROJECTIONS)
 def test_projections_have_the_shapes_that_the_config_tells(config, name):
     assert getattr(init_base(jax.random.key(0), config).blocks, name).shape == (
