@@ -26,7 +26,7 @@ from flax import struct
 from jax.ad_checkpoint import checkpoint_name
 
 from devft_jax.models import attention
-from devft_jax.models.attention import Attention, Kernel
+from devft_jax.models.attention import Attention, Kernel, inner_products
 from devft_jax.models.hypernetwork import HyperAdapter, adapt, generator_of, prompt_shares
 
 PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
@@ -239,7 +239,7 @@ def _rms_backward(epsilon: float, kept: Any, gradient: jax.Array) -> tuple[jax.A
     normed = x.astype(jnp.float32) * scale
     # Used twice, and itself a sum over the projections that read the norm: a compiler would make that sum twice.
     towards = jax.lax.optimization_barrier(gradient.astype(jnp.float32) * weight.astype(jnp.float32))
-    along = jnp.mean(towards * normed, axis=-1, keepdims=True)
+    along = inner_products(towards, normed) / x.shape[-1]
     by_weight = jnp.sum(gradient.astype(jnp.float32) * normed, axis=tuple(range(x.ndim - 1)))
     return (scale * (towards - normed * along)).astype(x.dtype), by_weight.astype(weight.dtype)
 

@@ -84,6 +84,15 @@ def test_half_precision_stays_half_and_accumulates_in_float32():
         np.testing.assert_allclose(found.astype("float32"), wanted, atol=0.02 * float(jnp.abs(wanted).max()))
 
 
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_inner_products_are_sums_of_products(monkeypatch, backend):
+    a, b = (jax.random.normal(jax.random.key(seed), (2, 3, 5)) for seed in range(2))
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    np.testing.assert_allclose(
+        attention.inner_products(a, b), np.sum(np.asarray(a) * np.asarray(b), -1, keepdims=True), rtol=1e-5
+    )
+
+
 def test_scores_of_any_size_stay_finite():
     queries, keys, values, weights = inputs(12)
     mixed, gradients = values_and_gradients("blocked", None, 1e4 * queries, 1e4 * keys, values, weights)
