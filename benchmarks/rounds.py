@@ -60,6 +60,10 @@ class Bench:
         self.options, self.folder = options, folder
         self.left_out: list[str] = []
 
+    def shape(self, name: str) -> WorkShape:
+        """A work of `WORKS`, with as many of Dolly's clients as were asked for."""
+        return replace(WORKS[name], clients=self.options.dolly_clients) if name == "dolly" else WORKS[name]
+
     def say(self, text: str) -> None:
         """A line of progress."""
         print(text, file=sys.stderr, flush=True)
@@ -222,7 +226,7 @@ def run_scaling(bench: Bench) -> dict[str, Any]:
 
 def run_depth(bench: Bench) -> dict[str, Any]:
     """Rounds of this project on the first 2, 4, 8 and 16 layers of the model of the Dolly work."""
-    shape = WORKS["dolly"]
+    shape = bench.shape("dolly")
     work = bench.work(shape)
     bench.say("depth")
     running: dict[int, Process] = {}
@@ -251,7 +255,7 @@ def head_layers(work: Path, rounds: dict[int, list[dict[str, float]]]) -> float:
 
 def run_stages(bench: Bench) -> dict[str, Any]:
     """What changing stages costs this project, with a float and with a packed base."""
-    work = bench.work(WORKS["dolly"])
+    work = bench.work(bench.shape("dolly"))
     result = {}
     for quantization in ("none", "nf4"):
         bench.say(f"stages, quantization {quantization}")
@@ -297,11 +301,17 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--dolly",
         default=os.environ.get("DOLLY_DATA"),
         metavar="DATA",
-        help="Dolly's text, named as `devft run --data` takes it (files: one client each, the first 8 are used); by default "
+        help="Dolly's text, named as `devft run --data` takes it (files: one client each); by default "
         "the environment variable DOLLY_DATA. Without it the work dolly and the parts depth and stages are left out",
     )
     parser.add_argument(
         "--repeat", type=int, default=9, help="timed rounds of every program; fewer than 6 give no intervals (default: 9)"
+    )
+    parser.add_argument(
+        "--dolly-clients",
+        type=int,
+        default=WORKS["dolly"].clients,
+        help="clients of Dolly's text, the first so many, where a whole round takes too long (default: 8)",
     )
     parser.add_argument("--largest-cohort", type=int, default=COHORTS[-1], help="of the part scaling (default: 4096)")
     return parser.parse_args(arguments)
@@ -346,7 +356,7 @@ def planned(bench: Bench) -> list[tuple[str, str | None, Callable[[], Any]]]:
     options = bench.options
     steps: list[tuple[str, str | None, Callable[[], Any]]] = []
     if "rounds" in options.parts:
-        steps += [("rounds", name, partial(run_rounds, bench, WORKS[name])) for name in options.works]
+        steps += [("rounds", name, partial(run_rounds, bench, bench.shape(name))) for name in options.works]
     for part, run in (("scaling", run_scaling), ("depth", run_depth), ("stages", run_stages)):
         if part in options.parts:
             steps.append((part, None, partial(run, bench)))
