@@ -30,7 +30,7 @@ OVER_DEVICES = PartitionSpec((CLIENT_AXIS, MODEL_AXIS))
 
 # For functions that make jitted ones. JAX keeps what it has compiled with the jitted function, so that calls that agree on
 # the arguments share their programs, within a run and with later runs of the process; those longest unused are let go.
-shared_programs = functools.lru_cache(maxsize=64)
+shared_programs = functools.lru_cache(maxsize=32)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,7 +276,7 @@ class CompiledPrograms:
     def call(self, name: str, function: Any, *arguments: Any) -> Any:
         """Call a jitted function through its compiled program for these shapes, compiling on first sight.
 
-        A program that is being compiled ahead is waited for; what went wrong there is raised here.
+        A program that is being compiled ahead is waited for; where that went wrong it is compiled here.
         """
         key = _key(name, function, arguments)
         if key not in self._programs:
@@ -294,8 +294,12 @@ class CompiledPrograms:
     def _first(self, key: Any, function: Any, arguments: tuple[Any, ...]) -> _Program:
         ahead = self._ahead.pop(key, None)
         # One that has not been begun need not wait for those before it.
+        begun = None
         if ahead is not None and not ahead.program.cancel() and _fits(ahead.arguments, arguments):
-            program = ahead.program.result()
+            begun = ahead.program
+        # What failed beside a round, for want of memory say, may do alone; what cannot be compiled says so again.
+        if begun is not None and begun.exception() is None:
+            program = begun.result()
         else:
             program = _compile(function, arguments)
             self._compiled += program.new
@@ -314,7 +318,9 @@ class CompiledPrograms:
             return
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, "devft-compile")
-        program = self._thread.submit(_compile, function, arguments)
+        # JAX's setting is the thread's own.
+        precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+        program = self._thread.submit(_compile_ahead, function, arguments, precision)
         self._ahead[key] = _Ahead(program, arguments)
         self._begun_ahead.append(program)
 
@@ -328,6 +334,11 @@ class CompiledPrograms:
 def _key(name: str, function: Any, arguments: tuple[Any, ...]) -> Any:
     leaves, structure = jax.tree.flatten(arguments)
     return name, function, structure, tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves)
+
+
+def _compile_ahead(function: Any, arguments: tuple[Any, ...], precision: Any) -> _Program:
+    with jax.default_matmul_precision(precision):
+        return _compile(function, arguments)
 
 
 def _compile(function: Any, arguments: tuple[Any, ...]) -> _Program:

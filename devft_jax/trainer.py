@@ -252,6 +252,7 @@ class Trainer:
             clients_per_step=self.clients_per_step,
             clients_per_step_settled=False,
             devices=len(self.devices),
+            model_shards=self.config.model_shards,
             data=data_fingerprint(self.data),
             base=base_fingerprint(self.model.base),
         )
@@ -323,17 +324,15 @@ class Trainer:
             record["lengthened_after"] = record["round"]
         if record["round"] < sum(self.stage_rounds):
             record["resumed_after"].append(record["round"])
-        if self.config.clients_per_step == "auto" and record["devices"] == len(self.devices):
+        now = {"devices": len(self.devices), "model_shards": self.config.model_shards}
+        if self.config.clients_per_step == "auto" and all(record[name] == value for name, value in now.items()):
             self.cohort.clients_per_step = record["clients_per_step"]
-        for name, now in (
-            ("clients_per_step", self.clients_per_step),
-            ("devices", len(self.devices)),
-        ):
-            if record[name] != now:
+        for name, value in {"clients_per_step": self.clients_per_step, **now}.items():
+            if record[name] != value:
                 self.progress.warn(
-                    f"{name} was {record[name]} and is {now}: the run goes on, equal up to rounding but not bit for bit."
+                    f"{name} was {record[name]} and is {value}: the run goes on, equal up to rounding but not bit for bit."
                 )
-                record[name] = now
+                record[name] = value
         state = read_state(
             folder,
             record,
@@ -373,7 +372,7 @@ class Trainer:
         began = time.perf_counter()
         blocks = self.submodels.layers_to_fuse(stage)
         adapter = self.algorithm.view(state.full)
-        tree = (blocks, adapter.lora, adapter.delta)
+        tree = (blocks, *self.submodels.brought_home((adapter.lora, adapter.delta)))
         key = jax.random.fold_in(run_key(self.config.seed, Purpose.GROWTH), stage)
         if self._probe is not None:
             if "block_influence" not in state.record:

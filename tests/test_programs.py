@@ -237,6 +237,39 @@ def test_what_goes_wrong_ahead_is_raised_where_it_is_called():
     assert (programs.count, programs.ahead["programs"]) == (0, 0)
 
 
+def test_what_fails_ahead_alone_is_compiled_where_it_is_called():
+    traced = []
+
+    def crowded(x):
+        traced.append(x)
+        if len(traced) == 1:
+            raise MemoryError("a round takes it all")
+        return x + 1
+
+    programs, function = CompiledPrograms(), jax.jit(crowded)
+    programs.prepare("crowded", function, shape(5))
+    while not traced:
+        time.sleep(0.01)
+    np.testing.assert_array_equal(programs.call("crowded", function, jnp.ones(5)), 2 * np.ones(5))
+    assert len(traced) == 2
+
+
+def test_what_is_compiled_ahead_has_the_callers_precision():
+    found = []
+
+    def product(x):
+        found.append(jax.config.jax_default_matmul_precision)
+        return x @ x
+
+    programs, function = CompiledPrograms(), jax.jit(product)
+    with jax.default_matmul_precision("highest"):
+        programs.prepare("product", function, shape(4, 4))
+        while not found:
+            time.sleep(0.01)
+        programs.call("product", function, jnp.ones((4, 4)))
+    assert found == ["highest"]
+
+
 def test_closing_waits_for_nothing_and_begins_nothing():
     programs, released, begun = CompiledPrograms(), threading.Event(), threading.Event()
     traced = []

@@ -280,8 +280,8 @@ def compiled_memory(
     found = jax.local_devices()
     if model_shards > len(found):
         raise InputError(
-            f"compile needs the {model_shards} devices of model_shards and this machine has {len(found)}; plan without "
-            "compile here."
+            f"model_shards {model_shards} exceeds the {len(found)} device(s) of this machine, for which compile would "
+            "compile; plan without it here."
         )
     mesh = client_mesh(found[:model_shards], model_shards)
     clients = work.clients * model_shards

@@ -169,7 +169,8 @@ class Algorithm:
       submodel: (Server at full depth, LayerMap) -> Server of the stage.
       transfer: (Server at full depth, Server of the stage, LayerMap, mode) -> Server at full depth.
       enter: (Server of the stage, the stage's Base) -> Server of the stage, called once at its start, outside of `jit`; the
-        base lies on one device or, where that has no room for it, in host memory (numpy).
+        base lies on one device or, where that has no room for it, in host memory (numpy). It is also traced for the shapes
+        of what it gives.
       known: Server -> what every client has without a message.
       address: (Down, Row) -> the message to one client, where clients receive different ones.
       penalty: (train, frozen) -> f32[], added to the loss that is reduced, not to the one that is reported.

@@ -376,46 +376,45 @@ class Cohort:
         self.programs.prepare("finalize", self._finalize, shapes_on(None, server), parts)
         self.programs.prepare("broadcast", self._broadcast, shapes_on(None, server))
 
-    def _chunks(
-        self, cohort: Sequence[ClientWork], bank: Bank, size: int, together: int = CHUNKS_SORTED
-    ) -> Iterator[_Chunk]:
+    def _chunks(self, cohort: Sequence[ClientWork], bank: Bank, size: int) -> Iterator[_Chunk]:
         """The chunks of a cohort, of `size` clients; the last one padded with weight zero.
 
         Devices wait for the one with the most tokens, and clients of a device are padded alike: the participants of
-        `together` chunks are taken in the order of their tokens, and each chunk's dealt out to its devices.
+        `CHUNKS_SORTED` chunks are taken in the order of their tokens, and each chunk's dealt out to its devices.
         """
-        for slots, members in self._groups(cohort, size, together):
-            for member in members:
-                if not 0 < member.weight < math.inf:
-                    raise ValueError(
-                        f"the weight {member.weight} of the client at position {member.position} is not positive and "
-                        "finite: give every participant a positive weight, or leave it out."
-                    )
-            examples = np.full((size, *members[0].examples.shape), -1, np.int64)
-            weights = np.zeros(size, np.float32)
-            ids = np.zeros(size, np.uint32)
-            positions = np.full(size, members[0].position)
-            for slot, member in enumerate(members):
-                examples[slot], weights[slot] = member.examples, member.weight
-                ids[slot], positions[slot] = member.id, member.position
-            yield _Chunk(
-                real=len(members),
-                positions=positions,
-                ids=ids,
-                weights=weights,
-                # Padding has no slot of its own and adds zero to the one it names.
-                slots=np.pad(slots, (0, size - len(slots)), "edge").astype(np.int32),
-                rows=bank.take(positions),
-                batches=self.assemble(examples),
-                lengths=Counter(np.concatenate([member.lengths.ravel() for member in members]).tolist()),
-            )
+        return (self._chunk(slots, members, bank, size) for slots, members in self._groups(cohort, size))
 
-    def _groups(
-        self, cohort: Sequence[ClientWork], size: int, together: int
-    ) -> Iterator[tuple[np.ndarray, list[ClientWork]]]:
+    def _chunk(self, slots: np.ndarray, members: list[ClientWork], bank: Bank, size: int) -> _Chunk:
+        """The chunk of some participants, who stand in the cohort at `slots`."""
+        for member in members:
+            if not 0 < member.weight < math.inf:
+                raise ValueError(
+                    f"the weight {member.weight} of the client at position {member.position} is not positive and "
+                    "finite: give every participant a positive weight, or leave it out."
+                )
+        examples = np.full((size, *members[0].examples.shape), -1, np.int64)
+        weights = np.zeros(size, np.float32)
+        ids = np.zeros(size, np.uint32)
+        positions = np.full(size, members[0].position)
+        for slot, member in enumerate(members):
+            examples[slot], weights[slot] = member.examples, member.weight
+            ids[slot], positions[slot] = member.id, member.position
+        return _Chunk(
+            real=len(members),
+            positions=positions,
+            ids=ids,
+            weights=weights,
+            # Padding has no slot of its own and adds zero to the one it names.
+            slots=np.pad(slots, (0, size - len(slots)), "edge").astype(np.int32),
+            rows=bank.take(positions),
+            batches=self.assemble(examples),
+            lengths=Counter(np.concatenate([member.lengths.ravel() for member in members]).tolist()),
+        )
+
+    def _groups(self, cohort: Sequence[ClientWork], size: int) -> Iterator[tuple[np.ndarray, list[ClientWork]]]:
         """The participants of every chunk, and where in the cohort each stands."""
-        for first in range(0, len(cohort), size * together):
-            some = cohort[first : first + size * together]
+        for first in range(0, len(cohort), size * CHUNKS_SORTED):
+            some = cohort[first : first + size * CHUNKS_SORTED]
             order = np.argsort([-int(member.lengths.sum()) for member in some], kind="stable")
             for begin in range(0, len(some), size):
                 chosen = order[begin : begin + size]
@@ -508,14 +507,17 @@ class Cohort:
         keys: Callable[[np.ndarray], jax.Array],
         train_rows: np.ndarray,
     ) -> Trial | None:
-        """What the first chunk of a cohort costs with `size` clients; None where it does not fit. Nothing is changed.
+        """What a chunk of `size` clients costs; None where it does not fit. Nothing is changed.
 
-        Other arguments as in `run`.
+        One of the cohort's first chunks is run, of clients with neither the most nor the fewest tokens, and its seconds are
+        those of a client with the tokens of their mean. Other arguments as in `run`.
         """
         seconds = []
         try:
             start = self._start(base, server, bank, lr, train_rows)
-            work = next(self._chunks(cohort, bank, size, together=1))
+            groups = list(self._groups(cohort[: size * CHUNKS_SORTED], size))
+            slots, members = groups[(len(groups) - 1) // 2]
+            work = self._chunk(slots, members, bank, size)
             for _ in range(TRIAL_RUNS):
                 sums = jax.tree.map(jnp.copy, start.sums)
                 compiling, began = self.programs.seconds, time.perf_counter()
@@ -526,7 +528,9 @@ class Cohort:
             if isinstance(too_large, ChunkTooLargeError):
                 return None
             raise
-        return Trial(min(seconds) / size, self.programs.compile_seconds["chunk"], self.programs.last_bytes)
+        mean = np.mean([member.lengths.sum() for _, group in groups for member in group])
+        share = mean / sum(member.lengths.sum() for member in members)
+        return Trial(float(min(seconds) * share), self.programs.compile_seconds["chunk"], self.programs.last_bytes)
 
     def _start(self, base: Base, server: PyTree, bank: Bank, lr: float, train_rows: np.ndarray) -> "_Start":
         """What all chunks of a round share."""

@@ -21,7 +21,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
 from devft_jax.data import Examples, evaluation_batches
 from devft_jax.errors import RunError
@@ -115,7 +115,6 @@ class PrefixCache:
         self._dtype = np.dtype(compute.dtype)
         self._width = config.width
         self._filled = np.zeros(len(examples), bool)
-        self._shared = NamedSharding(mesh, PartitionSpec())
         self._split = NamedSharding(mesh, OVER_DEVICES)
         self._states = jit_states(config, compute, layers, mesh)
         shape = (len(examples.tokens), config.width)

@@ -30,7 +30,7 @@ class ClientWork:
 class Participants(Sequence[ClientWork]):
     """The participants of a round in their order, each one's work made anew whenever it is asked for.
 
-    A cohort of thousands is thus drawn chunk by chunk while earlier chunks train, and never lies in memory as a whole.
+    A cohort of thousands is thus drawn a few chunks at a time while earlier ones train, and never lies in memory as a whole.
 
     Args:
       positions: i64[K] in the population. work: what the client at a position does.

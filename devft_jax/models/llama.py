@@ -237,8 +237,10 @@ def _rms_backward(epsilon: float, kept: Any, gradient: jax.Array) -> tuple[jax.A
     # With n the normalised x and g the gradient times the weight: scale * (g - n * mean(g * n)).
     x, weight, scale = kept
     normed = x.astype(jnp.float32) * scale
-    # Used twice, and itself a sum over the projections that read the norm: a compiler would make that sum twice.
-    towards = jax.lax.optimization_barrier(gradient.astype(jnp.float32) * weight.astype(jnp.float32))
+    towards = gradient.astype(jnp.float32) * weight.astype(jnp.float32)
+    if jax.default_backend() == "cpu":
+        # Used twice, and itself a sum over the projections that read the norm: the compiler would make that sum twice.
+        towards = jax.lax.optimization_barrier(towards)
     along = inner_products(towards, normed) / x.shape[-1]
     by_weight = jnp.sum(gradient.astype(jnp.float32) * normed, axis=tuple(range(x.ndim - 1)))
     return (scale * (towards - normed * along)).astype(x.dtype), by_weight.astype(weight.dtype)

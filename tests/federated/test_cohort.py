@@ -93,11 +93,12 @@ def test_a_round_is_the_plain_loop_for_any_chunk_devices_and_passes(devices, ask
     )
 
 
-def test_participants_of_like_work_share_a_chunk_and_are_dealt_to_its_devices():
+def test_participants_of_like_work_share_a_chunk_and_are_dealt_to_its_devices(monkeypatch):
     tokens = [3, 10, 1, 9, 2, 8, 4, 7, 5, 6, 11]
     members = [dataclasses.replace(FIVE[0], position=n, lengths=np.array([[many]])) for n, many in enumerate(tokens)]
     cohort = engine(fedit_with(), SGD, 2, 4)
-    groups = list(cohort._groups(members, 4, together=2))
+    monkeypatch.setattr(cohort_module, "CHUNKS_SORTED", 2)
+    groups = list(cohort._groups(members, 4))
     assert [[member.position for member in chosen] for _, chosen in groups] == [slots.tolist() for slots, _ in groups]
     # Eight are sorted together; a device has every second of a chunk's. What is left over is as it comes.
     assert [[tokens[slot] for slot in slots] for slots, _ in groups] == [[10, 8, 9, 7], [4, 2, 3, 1], [11, 6, 5]]

@@ -27,7 +27,7 @@ from devft_jax.federated.algorithms.scaffold import scaffold
 from devft_jax.federated.algorithms.server_optimizers import fedadagrad, fedadam, fedavgm, fedyogi
 from devft_jax.options import room_of
 
-# Each takes the run's configuration.
+# Each takes the run's options of its methods, a `MethodConfig`.
 ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
     "fedit": fedit,
     "flora": flora,
