@@ -11,6 +11,7 @@ so that short runs try nothing and no run spends much more than that share on tr
 at most `BETTER` of what it did.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,8 +22,8 @@ BETTER = 0.95
 PATIENCE = 2
 # Share of a device's memory that a chunk's program may take by XLA's analysis.
 FILL = 0.8
-# The fastest counts: a chunk of a small model takes milliseconds, and machines are shared.
-TRIAL_RUNS = 5
+# The fastest counts: a chunk of a small model takes milliseconds, and machines are shared. Long ones need no repetition.
+MOST_TRIAL_RUNS, TRIAL_SECONDS = 5, 1.0
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,11 @@ class Trial:
     client_seconds: float
     compile_seconds: float
     program_bytes: int
+
+
+def trial_runs(chunk_seconds: float) -> int:
+    """How often a chunk that takes so long is run to be timed."""
+    return min(MOST_TRIAL_RUNS, math.ceil(TRIAL_SECONDS / max(chunk_seconds, TRIAL_SECONDS / MOST_TRIAL_RUNS)))
 
 
 def choose(
@@ -49,8 +55,8 @@ def choose(
     tried, misses, spent = start, 0, 0.0
     while tried < most and misses < PATIENCE:
         larger = min(2 * tried, most)
-        runs = TRIAL_RUNS * (larger + (0 if timed else size))
-        cost = best.compile_seconds + runs * best.client_seconds
+        chunks = [many * best.client_seconds for many in ((larger,) if timed else (size, larger))]
+        cost = best.compile_seconds + sum(trial_runs(seconds) * seconds for seconds in chunks)
         if (spent + cost) * WORTH > clients * best.client_seconds:
             break
         if memory is not None and best.program_bytes * larger / size > FILL * memory:

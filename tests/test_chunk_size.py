@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from devft_jax.chunk_size import TRIAL_RUNS, WORTH, Trial, choose, next_smaller
+from devft_jax.chunk_size import WORTH, Trial, choose, next_smaller, trial_runs
 from devft_jax.errors import RunError
 from devft_jax.federated.sampling import client_keys
 from devft_jax.programs import CompiledPrograms
@@ -33,6 +33,11 @@ def machine(per_client, *, compile_seconds=1.0, client_bytes=10, fits=10**9):
 def chosen(trial, *, start=1, most=64, clients=10**6, memory=None, client_seconds=1.0, compile_seconds=1.0):
     first = Trial(client_seconds, compile_seconds, 10 * start)
     return choose(trial, start=start, most=most, clients=clients, first=first, memory=memory)
+
+
+@pytest.mark.parametrize(("seconds", "runs"), [(0.0, 5), (0.001, 5), (0.3, 4), (1.0, 1), (20.0, 1)])
+def test_long_chunks_are_timed_once(seconds, runs):
+    assert trial_runs(seconds) == runs
 
 
 def test_sizes_are_doubled_while_a_client_gets_cheaper():
@@ -62,7 +67,7 @@ def test_no_size_goes_beyond_the_cohort(start, most, best):
 
 def test_what_cannot_pay_is_not_tried():
     trial, sizes = machine(lambda size: 1 / size)
-    worth = WORTH * (1 + TRIAL_RUNS * (1 + 2))
+    worth = WORTH * (1 + (1 + 2))
     assert chosen(trial, clients=worth - 1) == 1
     assert sizes == []
     assert chosen(trial, clients=worth) > 1
@@ -70,7 +75,7 @@ def test_what_cannot_pay_is_not_tried():
 
 def test_all_trials_together_are_bounded():
     trial, sizes = machine(lambda size: 1.0, compile_seconds=100.0)
-    first, second = 100 + TRIAL_RUNS * (1 + 2), 100 + TRIAL_RUNS * 4
+    first, second = 100 + (1 + 2), 100 + 4
     assert chosen(trial, clients=WORTH * (first + second) - 1, compile_seconds=100.0) == 1
     assert sizes == [1, 2]
     assert chosen(trial, clients=WORTH * (first + second), compile_seconds=100.0) == 1

@@ -37,7 +37,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from devft_jax.background import made_ahead
-from devft_jax.chunk_size import TRIAL_RUNS, Trial
+from devft_jax.chunk_size import Trial, trial_runs
 from devft_jax.developmental.layer_map import frozen_below
 from devft_jax.federated.algorithm import Algorithm, Participant, PyTree, Share
 from devft_jax.federated.local import (
@@ -518,7 +518,7 @@ class Cohort:
             groups = list(self._groups(cohort[: size * CHUNKS_SORTED], size))
             slots, members = groups[(len(groups) - 1) // 2]
             work = self._chunk(slots, members, bank, size)
-            for _ in range(TRIAL_RUNS):
+            while not seconds or len(seconds) < trial_runs(min(seconds)):
                 sums = jax.tree.map(jnp.copy, start.sums)
                 compiling, began = self.programs.seconds, time.perf_counter()
                 jax.block_until_ready(self._launch(start, work, keys, sums))
