@@ -329,9 +329,9 @@ def _interpreter(text: str) -> tuple[str, str]:
 def main() -> None:
     """Measure what was asked for; the results are written after every work and part, so that a late failure keeps them."""
     options = parse()
-    for name in ("repeat", "dolly_clients"):
-        if getattr(options, name) < 1:
-            raise SystemExit(f"error: --{name.replace('_', '-')} must be 1 or more.")
+    for field in ("repeat", "dolly_clients"):
+        if getattr(options, field) < 1:
+            raise SystemExit(f"error: --{field.replace('_', '-')} must be 1 or more.")
     options.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(options, Path(folder))

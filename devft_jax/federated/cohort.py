@@ -512,7 +512,7 @@ class Cohort:
         One of the cohort's first chunks is run, of clients with neither the most nor the fewest tokens, and its seconds are
         those of a client with the tokens of their mean. Other arguments as in `run`.
         """
-        seconds = []
+        seconds: list[float] = []
         try:
             start = self._start(base, server, bank, lr, train_rows)
             groups = list(self._groups(cohort[: size * CHUNKS_SORTED], size))
