@@ -19,7 +19,7 @@ from devft_jax.models.llama import Base, Block, Compute
 from devft_jax.models.pretrained import Model, load_original_blocks, load_pretrained
 from devft_jax.models.quantization import QTensor, is_quantized, quantize_base, quantize_projection
 from devft_jax.models.sharding import place, placed_shapes, shard_base, shard_blocks, whole
-from devft_jax.programs import MODEL_AXIS
+from devft_jax.programs import MODEL_AXIS, host_device
 
 
 def bundled_model() -> Path:
@@ -40,11 +40,6 @@ def open_model(config: RunConfig, compute: Compute, given: Model | None) -> tupl
             model, original_blocks = _open_model(config, compute, given)
         return model.with_base(jax.device_get(model.base)), original_blocks
     return _open_model(config, compute, given)
-
-
-def host_device() -> jax.Device:
-    """The device whose memory is the host's."""
-    return jax.local_devices(backend="cpu")[0]
 
 
 def _open_model(config: RunConfig, compute: Compute, given: Model | None) -> tuple[Model, Callable[[], Block]]:

@@ -50,6 +50,7 @@ from devft_jax.models.pretrained import (
     model_folder,
     save_pretrained,
 )
+from devft_jax.programs import host_device
 from devft_jax.reporting.progress import readable_bytes
 from devft_jax.storage import RunFolder
 
@@ -137,7 +138,7 @@ def export(
     _check_out(out, source, request)
     job = _Job(out, form, dtype, max_shard_bytes, request)
     # Weights pass through host memory on their way from file to file; an accelerator may be too small for them.
-    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+    with jax.default_device(host_device()):
         if (source / ADAPTER_CONFIG_FILE).is_file():
             if client is not None:
                 raise InputError(f"{source} is a PEFT adapter, which belongs to no client; leave client out.")

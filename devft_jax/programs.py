@@ -144,6 +144,11 @@ def resolve_clients_per_step(options: ExecutionOptions, devices: Sequence[jax.De
     return -(-asked // len(devices)) * len(devices)
 
 
+def host_device() -> jax.Device:
+    """The device whose memory is the host's."""
+    return jax.local_devices(backend="cpu")[0]
+
+
 def device_memory(devices: Sequence[jax.Device]) -> int | None:
     """Bytes that each device may hold: what its allocator was given, on CPU an even part of the host's memory."""
     if devices[0].platform == "cpu":

@@ -56,6 +56,7 @@ from devft_jax.probe import block_influence, probe_examples
 from devft_jax.programs import (
     CompiledPrograms,
     device_memory,
+    host_device,
     local_devices,
     resolve_clients_per_step,
     resolve_compute,
@@ -242,7 +243,7 @@ class Trainer:
         full = self._init_server(self.clients)
         identity = LayerMap.identity(self.model.config.layers)
         # What clients tell apart is made of all of them at once, in host memory.
-        with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        with jax.default_device(host_device()):
             traits = jax.device_get(self.algorithm.traits(self.clients))
         bank = self._bank(lambda: full, traits)
         last_round = np.zeros(len(self.data.clients), np.int32)

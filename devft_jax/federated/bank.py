@@ -23,6 +23,7 @@ import numpy as np
 
 from devft_jax.developmental import LayerMap
 from devft_jax.federated.algorithm import Algorithm, own_traits
+from devft_jax.programs import host_device
 from devft_jax.storage.bank import MOST_IN_MEMORY, Rows, SavedRows, blocks, save_rows
 
 PyTree = Any
@@ -233,7 +234,7 @@ def _per_row(function: Callable[..., PyTree], *shared: PyTree) -> Callable[..., 
         padded = np.pad(some, (0, (1 << (len(some) - 1).bit_length()) - len(some)), "edge")
         rows = jax.tree.map(lambda leaf: leaf[padded], trees)
         # Rows live in host memory: an accelerator may be too small for them.
-        with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        with jax.default_device(host_device()):
             new = jax.device_get(mapped(shared, (padded, *rows)))
         return jax.tree.map(lambda leaf: leaf[: len(some)], new)
 

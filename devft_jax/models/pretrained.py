@@ -39,6 +39,7 @@ from devft_jax.models.files import (
 from devft_jax.models.llama import PROJECTIONS, Adapter, Base, Block, ModelConfig, dense_weight, layer_scales
 from devft_jax.models.quantization import BITS, QTensor, quantize_projection
 from devft_jax.models.sentencepiece_model import MODEL_FILE, read_sentencepiece
+from devft_jax.programs import host_device
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -519,7 +520,7 @@ def _read_leaves(folder: Path, config: ModelConfig, dtype: str | None, quantizat
 
 def _pack(leaves: dict[str, Any], place: _Place, layers: int, tensor: np.ndarray, name: str, quantization: str) -> None:
     """Quantise one layer of a projection on the host, into its place in the leaf."""
-    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+    with jax.default_device(host_device()):
         packed = quantize_projection(name, tensor.T, quantization)
     if place.leaf not in leaves:
         code, scale = (_empty((layers, *part.shape), part.dtype.name) for part in (packed.code, packed.scale))
