@@ -185,12 +185,18 @@ def jit_broadcast(algorithm: Algorithm) -> jax.stages.Wrapped:
 
 @shared_programs
 def jit_finalize(algorithm: Algorithm) -> jax.stages.Wrapped:
-    """An algorithm's `finalize`, of the server and `parts_of_devices`, added in their order; ready to be compiled."""
+    """An algorithm's `finalize`, of the server and sums [1, ...] over all devices; ready to be compiled."""
 
-    def finalize(server: PyTree, parts: list[PyTree]) -> tuple[PyTree, dict[str, jax.Array]]:
-        return algorithm.finalize(server, jax.tree.map(lambda *leaves: sum(leaf[0] for leaf in leaves), *parts))
+    def finalize(server: PyTree, sums: PyTree) -> tuple[PyTree, dict[str, jax.Array]]:
+        return algorithm.finalize(server, jax.tree.map(lambda leaf: leaf[0], sums))
 
     return jax.jit(finalize)
+
+
+@shared_programs
+def jit_add() -> jax.stages.Wrapped:
+    """The sum of two trees, in the second's memory; ready to be compiled."""
+    return jax.jit(partial(jax.tree.map, jnp.add), donate_argnums=1)
 
 
 def participant_shapes(algorithm: Algorithm, broadcast: tuple[PyTree, PyTree], row: PyTree) -> Participant:
@@ -233,17 +239,6 @@ def jit_zero_sums(algorithm: Algorithm, structure: Any, up: tuple[jax.ShapeDtype
     """`zero_sums` of a message of these leaves, over the devices of `split`, ready to be compiled."""
     message = jax.tree.unflatten(structure, up)
     return jax.jit(lambda: zero_sums(algorithm, message, split.mesh.size), out_shardings=split)
-
-
-def parts_of_devices(sums: PyTree) -> list[PyTree]:
-    """Sums [devices, ...] sharded over devices -> each one's [1, ...], on the first of them, in the devices' order."""
-
-    def parts(leaf: jax.Array) -> list[jax.Array]:
-        shards = sorted(leaf.addressable_shards, key=lambda shard: shard.index[0].start or 0)
-        return [jax.device_put(shard.data, shards[0].device) for shard in shards]
-
-    leaves, structure = jax.tree.flatten(sums)
-    return [jax.tree.unflatten(structure, of_device) for of_device in zip(*map(parts, leaves), strict=True)] or [sums]
 
 
 class Bank(Protocol):
@@ -338,6 +333,7 @@ class Cohort:
         self.split = NamedSharding(self.mesh, OVER_DEVICES)
         self._shapes: dict[Any, _Shapes] = {}
         self._broadcast = jit_broadcast(self.algorithm)
+        self._add = jit_add()
         self._finalize = jit_finalize(self.algorithm)
 
     def _chunk_of(self, frozen: int) -> jax.stages.Wrapped:
@@ -371,9 +367,11 @@ class Cohort:
         )
         part = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype), sums)
         home = SingleDeviceSharding(self.mesh.devices.flat[0])
-        parts = [shapes_on(home, part)] * (self.mesh.size if jax.tree.leaves(part) else 1)
+        total = shapes_on(home, part)
         self.programs.prepare("zero_sums", zeros)
-        self.programs.prepare("finalize", self._finalize, shapes_on(None, server), parts)
+        if self.mesh.size > 1 and (leaves := jax.tree.leaves(total)):
+            self.programs.prepare("add", self._add, leaves, leaves)
+        self.programs.prepare("finalize", self._finalize, shapes_on(None, server), total)
         self.programs.prepare("broadcast", self._broadcast, shapes_on(None, server))
 
     def _chunks(self, cohort: Sequence[ClientWork], bank: Bank, size: int) -> Iterator[_Chunk]:
@@ -480,7 +478,7 @@ class Cohort:
         statistics, (down_ranks, up_ranks) = jax.tree.map(lambda leaf: leaf[np.argsort(slots)], reports)
         metrics: dict[str, jax.Array] = {}
         if statistics.finite.any():
-            server, metrics = self.programs.call("finalize", self._finalize, server, parts_of_devices(sums))
+            server, metrics = self.programs.call("finalize", self._finalize, server, self._total(sums))
         return RoundResult(
             server=server,
             losses=statistics.loss,
@@ -545,6 +543,20 @@ class Cohort:
             sums=self.programs.call("zero_sums", self._zero_sums(shapes)),
             shapes=shapes,
         )
+
+    def _total(self, sums: PyTree) -> PyTree:
+        """Sums [devices, ...] sharded over devices -> [1, ...] of all, on the first of them, added in the devices' order.
+
+        Each is brought there when it is its turn: that device then holds its own, the total, and the one to be added.
+        """
+        leaves, structure = jax.tree.flatten(sums)
+        if not leaves:
+            return sums
+        shards = [sorted(leaf.addressable_shards, key=lambda shard: shard.index[0].start or 0) for leaf in leaves]
+        total, *others = ([shard.data for shard in of_device] for of_device in zip(*shards, strict=True))
+        for part in others:
+            total = self.programs.call("add", self._add, total, jax.device_put(part, self.mesh.devices.flat[0]))
+        return jax.tree.unflatten(structure, total)
 
     def _zero_sums(self, shapes: "_Shapes") -> jax.stages.Wrapped:
         """What makes the sums with which a round begins."""
