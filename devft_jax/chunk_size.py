@@ -2,13 +2,14 @@
 
 More clients in a chunk share the passes over the frozen weights and the cost of starting a program, until caches or memory
 are full. Which number is best depends on model, batch and machine, so it is measured: after its first round a run times
-chunks of twice as many clients, and twice as many again, until `PATIENCE` sizes in a row do not pay. A size is tried where
+chunks of twice as many clients, and twice as many again, until `PATIENCE` sizes in a row do not pay. Each is timed in turns
+with the best so far on the same clients, since a machine that others use is now faster and now slower. A size is tried where
 
     over all sizes tried and this one, compile time of the best so far + time of trial runs
         <=  time of all training that is left / WORTH
 
 so that short runs try nothing and no run spends much more than that share on trials. It is taken where a client then costs
-at most `BETTER` of what it did.
+at most `BETTER` of what it does with the best so far.
 """
 
 import math
@@ -23,7 +24,7 @@ PATIENCE = 2
 # Share of a device's memory that a chunk's program may take by XLA's analysis.
 FILL = 0.8
 # The fastest counts: a chunk of a small model takes milliseconds, and machines are shared. Long ones need no repetition.
-MOST_TRIAL_RUNS, TRIAL_SECONDS = 5, 1.0
+MOST_TRIAL_RUNS, TRIAL_SECONDS = 7, 1.0
 
 
 @dataclass(frozen=True)
@@ -41,35 +42,36 @@ def trial_runs(chunk_seconds: float) -> int:
 
 
 def choose(
-    trial: Callable[[int], Trial | None], *, start: int, most: int, clients: int, first: Trial, memory: int | None
+    trial: Callable[[int, int], tuple[Trial, Trial] | None],
+    *,
+    start: int,
+    most: int,
+    clients: int,
+    first: Trial,
+    memory: int | None,
 ) -> int:
     """The number of clients of a chunk.
 
     Args:
-      trial: tries a size; None where it does not fit into memory.
+      trial: tries two sizes in turns on as many clients as the second has; None where that does not fit into memory.
       start: what the first round ran, a multiple of the devices. most: beyond it there would only be padding.
       clients: that are left to be trained in the run, each as often as it takes part.
       first: what the first round said of `start`. memory: bytes of one device, if they are known.
     """
-    size, best, timed = start, first, False
+    size, best = start, first
     tried, misses, spent = start, 0, 0.0
     while tried < most and misses < PATIENCE:
         larger = min(2 * tried, most)
-        chunks = [many * best.client_seconds for many in ((larger,) if timed else (size, larger))]
-        cost = best.compile_seconds + sum(trial_runs(seconds) * seconds for seconds in chunks)
+        seconds = larger * best.client_seconds
+        cost = best.compile_seconds + 2 * trial_runs(seconds) * seconds
         if (spent + cost) * WORTH > clients * best.client_seconds:
             break
         if memory is not None and best.program_bytes * larger / size > FILL * memory:
             break
-        if not timed:
-            # A round has costs besides its chunks; sizes are compared by their chunks alone.
-            again = trial(size)
-            if again is None:
-                break
-            best, timed = Trial(again.client_seconds, first.compile_seconds, again.program_bytes), True
-        found = trial(larger)
-        if found is None:
+        both = trial(size, larger)
+        if both is None:
             break
+        best, found = both
         tried, spent = larger, spent + cost
         if found.client_seconds <= BETTER * best.client_seconds:
             size, best, misses = larger, found, 0

@@ -593,9 +593,10 @@ class Trainer:
         began, compiled = time.perf_counter(), self.programs.seconds
         rate = self.learning_rate(state)
 
-        def trial(size: int) -> Trial | None:
+        def trial(smaller: int, larger: int) -> tuple[Trial, Trial] | None:
             inputs = self._round_inputs(state, rate)
-            return self.cohort.trial(self.stage_base, state.server, state.bank, members, size=size, **inputs)
+            sizes = smaller, larger
+            return self.cohort.trials(self.stage_base, state.server, state.bank, members, sizes=sizes, **inputs)
 
         devices = list(self.cohort.mesh.devices.flat)
         size = choose(

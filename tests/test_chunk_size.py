@@ -20,14 +20,17 @@ QUIET = Progress(quiet=True)
 
 
 def machine(per_client, *, compile_seconds=1.0, client_bytes=10, fits=10**9):
-    """Trials of a machine on which a client costs `per_client(size)` seconds; what was tried is in `sizes`."""
-    sizes = []
+    """Trials of a machine on which a client costs `per_client(size)` seconds; the pairs that were tried are in `pairs`."""
+    pairs = []
 
-    def trial(size):
-        sizes.append(size)
-        return Trial(per_client(size), compile_seconds, client_bytes * size) if size <= fits else None
+    def one(size):
+        return Trial(per_client(size), compile_seconds, client_bytes * size)
 
-    return trial, sizes
+    def trial(smaller, larger):
+        pairs.append((smaller, larger))
+        return (one(smaller), one(larger)) if larger <= fits else None
+
+    return trial, pairs
 
 
 def chosen(trial, *, start=1, most=64, clients=10**6, memory=None, client_seconds=1.0, compile_seconds=1.0):
@@ -35,60 +38,70 @@ def chosen(trial, *, start=1, most=64, clients=10**6, memory=None, client_second
     return choose(trial, start=start, most=most, clients=clients, first=first, memory=memory)
 
 
-@pytest.mark.parametrize(("seconds", "runs"), [(0.0, 5), (0.001, 5), (0.3, 4), (1.0, 1), (20.0, 1)])
+@pytest.mark.parametrize(("seconds", "runs"), [(0.0, 7), (0.001, 7), (0.3, 4), (1.0, 1), (20.0, 1)])
 def test_long_chunks_are_timed_once(seconds, runs):
     assert trial_runs(seconds) == runs
 
 
 def test_sizes_are_doubled_while_a_client_gets_cheaper():
-    trial, sizes = machine(lambda size: max(1 / size, 1 / 8))
+    trial, pairs = machine(lambda size: max(1 / size, 1 / 8))
     assert chosen(trial) == 8
-    assert sizes == [1, 2, 4, 8, 16, 32]
+    assert pairs == [(1, 2), (2, 4), (4, 8), (8, 16), (8, 32)]
 
 
 def test_a_gain_within_noise_is_no_reason():
-    trial, sizes = machine(lambda size: 0.96 if size > 1 else 1.0)
+    trial, pairs = machine(lambda size: 0.96 if size > 1 else 1.0)
     assert chosen(trial) == 1
-    assert sizes == [1, 2, 4]
+    assert pairs == [(1, 2), (1, 4)]
+
+
+def test_a_machine_that_gets_faster_as_a_whole_favours_no_size():
+    pace = iter(range(1, 100))
+
+    def trial(smaller, larger):
+        now = 1 / next(pace)
+        return Trial(now, 1.0, 10), Trial(now, 1.0, 10)
+
+    assert chosen(trial) == 1
 
 
 def test_one_size_that_is_worse_does_not_end_the_search():
-    trial, sizes = machine(lambda size: 2.0 if size == 2 else 1 / size)
+    trial, pairs = machine(lambda size: 2.0 if size == 2 else 1 / size)
     assert chosen(trial, most=8) == 8
-    assert sizes == [1, 2, 4, 8]
+    assert pairs == [(1, 2), (1, 4), (4, 8)]
 
 
 @pytest.mark.parametrize(("start", "most", "best"), [(2, 6, 6), (8, 8, 8), (8, 24, 24)])
 def test_no_size_goes_beyond_the_cohort(start, most, best):
-    trial, sizes = machine(lambda size: 1 / size)
+    trial, pairs = machine(lambda size: 1 / size)
     assert chosen(trial, start=start, most=most) == best
-    assert all(size <= most for size in sizes)
+    assert all(larger <= most for _, larger in pairs)
 
 
 def test_what_cannot_pay_is_not_tried():
-    trial, sizes = machine(lambda size: 1 / size)
-    worth = WORTH * (1 + (1 + 2))
+    trial, pairs = machine(lambda size: 1 / size)
+    worth = WORTH * (1 + 2 * 2)
     assert chosen(trial, clients=worth - 1) == 1
-    assert sizes == []
+    assert pairs == []
     assert chosen(trial, clients=worth) > 1
 
 
 def test_all_trials_together_are_bounded():
-    trial, sizes = machine(lambda size: 1.0, compile_seconds=100.0)
-    first, second = 100 + (1 + 2), 100 + 4
+    trial, pairs = machine(lambda size: 1.0, compile_seconds=100.0)
+    first, second = 100 + 2 * 2, 100 + 2 * 4
     assert chosen(trial, clients=WORTH * (first + second) - 1, compile_seconds=100.0) == 1
-    assert sizes == [1, 2]
+    assert pairs == [(1, 2)]
     assert chosen(trial, clients=WORTH * (first + second), compile_seconds=100.0) == 1
-    assert sizes == [1, 2, 1, 2, 4]
+    assert pairs == [(1, 2), (1, 2), (1, 4)]
 
 
 def test_memory_bounds_the_size_before_and_after_compilation():
-    trial, sizes = machine(lambda size: 1 / size)
+    trial, pairs = machine(lambda size: 1 / size)
     assert chosen(trial, memory=100) == 8  # of 0.8 x 100 bytes
-    assert sizes == [1, 2, 4, 8]
-    trial, sizes = machine(lambda size: 1 / size, fits=4)
+    assert pairs == [(1, 2), (2, 4), (4, 8)]
+    trial, pairs = machine(lambda size: 1 / size, fits=4)
     assert chosen(trial) == 4
-    assert sizes == [1, 2, 4, 8]
+    assert pairs == [(1, 2), (2, 4), (4, 8)]
 
 
 @pytest.mark.parametrize(("size", "devices", "smaller"), [(8, 1, 4), (3, 1, 1), (1, 1, None), (8, 8, None), (24, 8, 8)])
@@ -153,14 +166,14 @@ def test_auto_goes_on_with_the_next_smaller_size_and_a_resumed_run_keeps_it(conf
 def test_auto_tries_sizes_after_the_first_round_and_keeps_the_fastest(config, tmp_path, monkeypatch, capfd):
     tried = []
 
-    def trial(self, base, server, bank, cohort, *, size, lr, keys, train_rows):
-        tried.append(size)
-        return Trial(1 / size, 0.0, 1)
+    def trials(self, base, server, bank, cohort, *, sizes, lr, keys, train_rows):
+        tried.append(sizes)
+        return tuple(Trial(1 / size, 0.0, 1) for size in sizes)
 
-    monkeypatch.setattr("devft_jax.federated.cohort.Cohort.trial", trial)
+    monkeypatch.setattr("devft_jax.federated.cohort.Cohort.trials", trials)
     monkeypatch.setattr("devft_jax.chunk_size.WORTH", 0)
     run = train(dataclasses.replace(config, out=str(tmp_path)), progress=Progress())
-    assert tried == [1, 2, 3]
+    assert tried == [(1, 2), (2, 3)]
     assert "3 clients are trained at once from here on: faster than 1" in capfd.readouterr().err
     assert run.summary["clients_per_step"] == 3
     with RunFolder(tmp_path) as folder:
@@ -173,9 +186,10 @@ def test_a_trial_changes_nothing(config, tmp_path):
     trainer.begin_stage(state, [])
     members = trainer.rounds.members(0)
     keys = {"lr": 0.1, "keys": lambda ids: client_keys(0, np.uint32(0), ids), "train_rows": np.ones(4, bool)}
-    found = trainer.cohort.trial(trainer.stage_base, state.server, state.bank, members, size=2, **keys)
-    assert found.client_seconds > 0
-    assert found.compile_seconds > 0
-    assert found.program_bytes > 0
+    found = trainer.cohort.trials(trainer.stage_base, state.server, state.bank, members, sizes=(1, 2), **keys)
+    for trial in found:
+        assert trial.client_seconds > 0
+        assert trial.compile_seconds > 0
+        assert trial.program_bytes > 0
     assert trainer.clients_per_step == 1
     assert not len(state.bank.view(full=False).trained)

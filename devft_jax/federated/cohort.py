@@ -493,42 +493,52 @@ class Cohort:
             train=shapes.train,
         )
 
-    def trial(
+    def trials(
         self,
         base: Base,
         server: PyTree,
         bank: Bank,
         cohort: Sequence[ClientWork],
         *,
-        size: int,
+        sizes: tuple[int, int],
         lr: float,
         keys: Callable[[np.ndarray], jax.Array],
         train_rows: np.ndarray,
-    ) -> Trial | None:
-        """What a chunk of `size` clients costs; None where it does not fit. Nothing is changed.
+    ) -> tuple[Trial, Trial] | None:
+        """What chunks of two sizes cost, the larger last; None where it does not fit. Nothing is changed.
 
-        One of the cohort's first chunks is run, of clients with neither the most nor the fewest tokens, and its seconds are
-        those of a client with the tokens of their mean. Other arguments as in `run`.
+        As many of the cohort's clients as the larger has, with neither the most nor the fewest tokens, are trained in chunks
+        of each size in turns, so that a machine that is now faster and now slower favours none. Seconds are of a client with
+        the tokens of the first chunks' mean. Other arguments as in `run`.
         """
-        seconds: list[float] = []
+        largest = sizes[-1]
+        seconds: dict[int, list[float]] = {size: [] for size in sizes}
+        compiling: dict[int, float] = {}
+        program_bytes: dict[int, int] = {}
         try:
             start = self._start(base, server, bank, lr, train_rows)
-            groups = list(self._groups(cohort[: size * CHUNKS_SORTED], size))
-            slots, members = groups[(len(groups) - 1) // 2]
-            work = self._chunk(slots, members, bank, size)
-            while not seconds or len(seconds) < trial_runs(min(seconds)):
-                sums = jax.tree.map(jnp.copy, start.sums)
-                compiling, began = self.programs.seconds, time.perf_counter()
-                jax.block_until_ready(self._launch(start, work, keys, sums))
-                seconds.append(time.perf_counter() - began - (self.programs.seconds - compiling))
+            groups = [members for _, members in self._groups(cohort[: largest * CHUNKS_SORTED], largest)]
+            members = groups[(len(groups) - 1) // 2]
+            chunks = {size: list(self._chunks(members, bank, size)) for size in sizes}
+            while len(seconds[largest]) < trial_runs(min(seconds[largest], default=0.0)):
+                for size in sizes:
+                    sums = jax.tree.map(jnp.copy, start.sums)
+                    compiled, began = self.programs.seconds, time.perf_counter()
+                    for work in chunks[size]:
+                        sums, *results = self._launch(start, work, keys, sums)
+                    jax.block_until_ready((sums, results))
+                    seconds[size].append(time.perf_counter() - began - (self.programs.seconds - compiled))
+                    compiling[size] = self.programs.compile_seconds["chunk"]
+                    program_bytes[size] = self.programs.last_bytes
         except (jax.errors.JaxRuntimeError, MemoryError) as error:
-            too_large = _if_too_large(error, size, begun=False)
+            too_large = _if_too_large(error, largest, begun=False)
             if isinstance(too_large, ChunkTooLargeError):
                 return None
             raise
-        mean = np.mean([member.lengths.sum() for _, group in groups for member in group])
+        mean = np.mean([member.lengths.sum() for group in groups for member in group])
         share = mean / sum(member.lengths.sum() for member in members)
-        return Trial(float(min(seconds) * share), self.programs.compile_seconds["chunk"], self.programs.last_bytes)
+        smaller, larger = (Trial(float(min(seconds[size]) * share), compiling[size], program_bytes[size]) for size in sizes)
+        return smaller, larger
 
     def _start(self, base: Base, server: PyTree, bank: Bank, lr: float, train_rows: np.ndarray) -> "_Start":
         """What all chunks of a round share."""
