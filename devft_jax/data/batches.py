@@ -129,17 +129,24 @@ def gather_batch(examples: Examples, index: np.ndarray, length: int, pad_id: int
     return tokens, inside & (position > 0) & examples.is_answer[flat]
 
 
-def evaluation_batches(
-    examples: Examples, batch_size: int, buckets: Sequence[int], *, pad_id: int = 0
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def evaluation_order(examples: Examples, batch_size: int, buckets: Sequence[int]) -> Iterator[tuple[np.ndarray, int]]:
     """Every example once, shortest first, in batches of few shapes and little padding.
 
-    Yields (index i64[B], tokens i32[B, T], mask bool[B, T]) with T out of `buckets`, ascending. The
-    last batch is filled up with rows of index -1, all padding and masked out.
+    Yields (index i64[B], T) with T out of `buckets`, ascending. The last batch is filled up with rows of index -1.
     """
     lengths = examples.lengths
     order = np.argsort(lengths, kind="stable")
     order = np.concatenate([order, np.full(-len(order) % batch_size, -1)])
     for index in order.reshape(-1, batch_size):
-        length = bucket_for(int(lengths[index[index >= 0][-1]]), buckets)
+        yield index, bucket_for(int(lengths[index[index >= 0][-1]]), buckets)
+
+
+def evaluation_batches(
+    examples: Examples, batch_size: int, buckets: Sequence[int], *, pad_id: int = 0
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """The batches of `evaluation_order`.
+
+    Yields (index i64[B], tokens i32[B, T], mask bool[B, T]); rows of index -1 are all padding and masked out.
+    """
+    for index, length in evaluation_order(examples, batch_size, buckets):
         yield index, *gather_batch(examples, index, length, pad_id)

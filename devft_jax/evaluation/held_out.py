@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from devft_jax.data import Examples, evaluation_batches
+from devft_jax.data import Examples, evaluation_batches, evaluation_order
 from devft_jax.models.llama import Adapter, Base, Compute, ModelConfig
 from devft_jax.models.loss import completion_statistics
 from devft_jax.models.sharding import partition_specs, place, placed_shapes
@@ -103,8 +103,9 @@ class HeldOut:
     def prepare(self, base: Base, adapter: Adapter) -> None:
         """Have the programs that score adapters of these shapes on such a base compiled ahead."""
         model = placed_shapes((base, adapter), self.mesh)
-        batches = evaluation_batches(self.examples, self.batch_size, self.buckets)
-        for inputs in {tokens.shape: (tokens, mask) for _, tokens, mask in batches}.values():
+        for length in sorted({length for _, length in evaluation_order(self.examples, self.batch_size, self.buckets)}):
+            shape = (self.batch_size, length)
+            inputs = jax.ShapeDtypeStruct(shape, np.int32), jax.ShapeDtypeStruct(shape, np.bool_)
             self.programs.prepare("evaluate", self._scores, *model, *shapes_on(self.split, inputs))
 
     def __call__(self, base: Base, adapter: Adapter | None) -> Evaluation:
