@@ -307,10 +307,21 @@ def _flat(block: jax.Array) -> jax.Array:
     return lax.optimization_barrier(block.astype(jnp.float32).reshape(block.shape[0], -1))
 
 
-@jax.jit
-def _block_gram(block: jax.Array) -> jax.Array:
+def _gram_in_float32(block: jax.Array) -> jax.Array:
     flat = _flat(block)
     return lax.dot_general(flat, flat, (((1,), (1,)), ((), ())), precision=lax.Precision.HIGHEST)
+
+
+def _gram_in_bfloat16(block: jax.Array) -> jax.Array:
+    # A product of two bfloat16 numbers is a float32 number: matrix units give the same terms from halves, in one pass.
+    flat = block.reshape(block.shape[0], -1)
+    return lax.dot_general(flat, flat, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+
+
+def _block_gram(block: jax.Array) -> jax.Array:
+    if block.dtype == jnp.bfloat16:
+        return lax.platform_dependent(block, cpu=_gram_in_float32, default=_gram_in_bfloat16)
+    return _gram_in_float32(block)
 
 
 def _block_combine(matrix: jax.Array, block: jax.Array) -> jax.Array:
@@ -334,11 +345,15 @@ def _cut(leaf: Any) -> tuple[Any, tuple[int, ...], Blocks]:
 
 
 def _read(leaf: Any, axis: int, start: Any, size: int) -> jax.Array:
+    block = _read_as_stored(leaf, axis, start, size)
+    return block.dequantize(jnp.float32) if is_opaque(block) else block.astype(jnp.float32)
+
+
+def _read_as_stored(leaf: Any, axis: int, start: Any, size: int) -> Any:
     # XLA would turn "cut, then convert" round and convert the whole leaf ahead of the loop. A leaf that passed a
     # barrier together with the loop's counter has to stay inside.
     leaf, start = lax.optimization_barrier((leaf, jnp.asarray(start)))
-    block = jax.tree.map(lambda array: lax.dynamic_slice_in_dim(array, start, size, axis), leaf)
-    return block.dequantize(jnp.float32) if is_opaque(block) else block.astype(jnp.float32)
+    return jax.tree.map(lambda array: lax.dynamic_slice_in_dim(array, start, size, axis), leaf)
 
 
 def _loop(step: Callable[[Any, Any, int], Any], carry: Any, blocks: Blocks) -> Any:
@@ -361,7 +376,8 @@ def _device_gram(leaf: Any) -> jax.Array:
     leaf, shape, blocks = _cut(leaf)
 
     def part(size: int, leaf: Any, start: Any) -> jax.Array:
-        return _block_gram(_read(leaf, blocks.axis, start, size))
+        block = _read_as_stored(leaf, blocks.axis, start, size)
+        return _block_gram(block.dequantize(jnp.float32) if is_opaque(block) else block)
 
     def step(total: jax.Array, start: Any, size: int) -> jax.Array:
         return total + _recomputed(part, size)(leaf, start)
