@@ -31,7 +31,7 @@ from devft_jax.config import RunConfig, config_from_mapping, field_types, valida
 from devft_jax.data import DataOptions
 from devft_jax.developmental import GROWTHS, planned_stages
 from devft_jax.errors import InputError
-from devft_jax.federated.algorithms import ALGORITHMS
+from devft_jax.federated.algorithms import ALGORITHMS, algorithm_of
 from devft_jax.federated.options import validate_learning_rate
 from devft_jax.models.pretrained import model_architecture
 from devft_jax.plan import make_plan
@@ -180,7 +180,7 @@ def check_stages(config: RunConfig) -> None:
     layers = model_architecture(bundled_model() if config.model == "bundled" else config.model).layers
     growth = named_growth(config, layers)
     validate_learning_rate(config, len(plan_stages(config, growth, layers)))
-    check_composition(ALGORITHMS[config.algorithm](config), planned_stages(growth, layers) or ())
+    check_composition(algorithm_of(config), planned_stages(growth, layers) or ())
 
 
 class Costs:

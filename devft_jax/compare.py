@@ -40,7 +40,7 @@ from devft_jax.arms import (
 from devft_jax.config import RunConfig, identity, to_plain, validate
 from devft_jax.data import check_data_found
 from devft_jax.errors import InputError
-from devft_jax.federated.algorithms import ALGORITHMS
+from devft_jax.federated.algorithms import algorithm_of
 from devft_jax.report import read_story
 from devft_jax.reporting import Progress
 from devft_jax.reporting import comparison as told
@@ -519,7 +519,7 @@ def _result(
     plain = to_plain(config)
     changes = {name: plain[name] for name in each.arm.overrides if plain[name] != to_plain(common)[name]}
     shown = {name: value for name, value in plain.items() if name not in ("seed", "out")}
-    pools = ALGORITHMS[config.algorithm](config).pools
+    pools = algorithm_of(config).pools
     return ArmResult(each.arm.name, shown, changes, each.note, outcomes, pools, tuning)
 
 

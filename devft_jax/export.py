@@ -26,7 +26,7 @@ from devft_jax.config import RunConfig, config_from_mapping, validate
 from devft_jax.developmental import LayerMap
 from devft_jax.errors import InputError, RunError
 from devft_jax.federated.algorithm import Clients
-from devft_jax.federated.algorithms import ALGORITHMS
+from devft_jax.federated.algorithms import algorithm_of
 from devft_jax.federated.bank import BankView, ClientBank
 from devft_jax.federated.sampling import Purpose, run_key
 from devft_jax.fingerprints import base_fingerprint
@@ -248,7 +248,7 @@ def _export_adapter_folder(job: _Job, source: Path, stage: int | None, model: st
 
 def _export_run(job: _Job, source: Path, stage: int | None, client: str | None, model: str | None) -> Exported:
     config = _run_config(source, model)
-    if not ALGORITHMS[config.algorithm](config).low_rank:
+    if not algorithm_of(config).low_rank:
         raise InputError(
             f"the run in {source} ({config.algorithm}) has no low-rank adapter, which is all that other tools load; its "
             "checkpoints hold what it learned."
@@ -316,7 +316,7 @@ def _run_config(source: Path, model: str | None) -> RunConfig:
 
 def _client_position(source: Path, config: RunConfig, client: str | None) -> int | None:
     """The client's position, where a client's own model is asked for; None for the global one."""
-    algorithm = ALGORITHMS[config.algorithm](config)
+    algorithm = algorithm_of(config)
     if algorithm.personal is None:
         if client is not None:
             raise InputError(
@@ -362,7 +362,7 @@ def _read_checkpoint(
     folder: RunFolder, round_index: int, config: RunConfig, architecture: ModelConfig, position: int | None
 ) -> _Checkpoint:
     """One checkpoint's adapters and LayerMap; what its clients remember is read only where a model is made from it."""
-    algorithm = ALGORITHMS[config.algorithm](config)
+    algorithm = algorithm_of(config)
     record = folder.read_record(round_index)
     key = run_key(config.seed, Purpose.INITIALISATION)
     # Only what clients keep depends on how many there are.

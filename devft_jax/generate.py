@@ -20,7 +20,7 @@ from devft_jax.data.prompts import find_template, prompt_text, renderer, resolve
 from devft_jax.data.sources import LAYOUTS
 from devft_jax.data.tokens import prompt_tokens
 from devft_jax.errors import InputError
-from devft_jax.federated.algorithms import ALGORITHMS
+from devft_jax.federated.algorithms import algorithm_of
 from devft_jax.models.files import one_line, read_json
 from devft_jax.models.generation import (
     Completion,
@@ -137,12 +137,12 @@ def open_respondent(source: str, asked: PromptOptions) -> Respondent:
     adapter_folder = folder / "adapter" if is_run else None
     if asked.adapter is not None:
         adapter_folder = Path(asked.adapter)
-    elif is_run and not ALGORITHMS[run.algorithm](run).low_rank:
+    elif is_run and not algorithm_of(run).low_rank:
         raise InputError(
             f"the run in {folder} ({run.algorithm}) has no low-rank adapter, and answers are drawn with no other kind; name "
             "another run's, or a PEFT adapter with --adapter."
         )
-    elif is_run and not ALGORITHMS[run.algorithm](run).has_global_model:
+    elif is_run and not algorithm_of(run).has_global_model:
         raise InputError(
             f"the run in {folder} ({run.algorithm}) has no global model, but one for each client; write a client's with "
             "`devft export --client NAME` and name its folder with adapter."

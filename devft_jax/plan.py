@@ -53,7 +53,7 @@ from devft_jax.developmental import StageShape, planned_stages
 from devft_jax.developmental.schedule import equal_shares
 from devft_jax.errors import InputError
 from devft_jax.federated.algorithm import Algorithm
-from devft_jax.federated.algorithms import ALGORITHMS
+from devft_jax.federated.algorithms import algorithm_of
 from devft_jax.federated.cohort import LocalTraining, cumulative_bytes
 from devft_jax.federated.local import OptimizerOptions, Passes
 from devft_jax.federated.messages import message_bytes, ranks_of
@@ -293,7 +293,7 @@ class _Planner:
 
     def __init__(self, config: RunConfig, options: PlanOptions, architecture: ModelConfig):
         self.config, self.options, self.architecture = config, options, architecture
-        self.algorithm: Algorithm = ALGORITHMS[config.algorithm](config)
+        self.algorithm: Algorithm = algorithm_of(config)
         # One participant that holds everyone's examples trains for all of them, and is the server itself.
         pools = self.algorithm.pools
         self.participants, steps = (1 if pools else config.clients_per_round), config.local_steps
@@ -401,9 +401,10 @@ def paper_convention(
     config: RunConfig, architecture: ModelConfig, depths: Sequence[int], rounds: Sequence[int]
 ) -> dict[str, Convention]:
     """Low-rank parameters x rounds x 1 byte of FedIT and FedSA-LoRA, end to end and through the stages."""
+    algorithms = {name: algorithm_of(dataclasses.replace(config, algorithm=name)) for name in ("fedit", "fedsa-lora")}
     elements = {
-        (name, layers): message_elements(round_messages(ALGORITHMS[name](config), architecture, layers).up)
-        for name in ("fedit", "fedsa-lora")
+        (name, layers): message_elements(round_messages(algorithm, architecture, layers).up)
+        for name, algorithm in algorithms.items()
         for layers in {*depths, architecture.layers}
     }
     growth = "DevFT" if config.growth == "devft" else config.growth
