@@ -1,3 +1,4 @@
+import re
 import tracemalloc
 
 import jax
@@ -73,6 +74,19 @@ def test_accelerators_hold_no_leaf_and_no_result_in_float32(platform):
         assert "x4096x11008xbf16>" in program, name
         # `replace` selects in bfloat16; nothing of full width may appear in float32.
         assert "x4096x11008xf32>" not in program, name
+
+
+def test_halves_are_compared_as_they_are_stored_where_there_are_matrix_units():
+    block = jax.random.normal(jax.random.key(0), (16, 40, 30)).astype(jnp.bfloat16)
+    exact = streaming._gram_in_float32(block)
+    np.testing.assert_allclose(streaming._gram_in_bfloat16(block), exact, rtol=1e-5, atol=1e-5 * float(exact.max()))
+    leaf = jax.ShapeDtypeStruct((32, 1000, 64), jnp.bfloat16)
+    for platform, operand in (("tpu", "bf16"), ("cuda", "bf16"), ("cpu", "f32")):
+        program = jax.export.export(streaming._device_gram, platforms=[platform])(leaf).mlir_module()
+        products = [line for line in program.splitlines() if "stablehlo.dot_general" in line]
+        assert products, platform
+        wanted = re.compile(rf"x{operand}>, tensor<[0-9x]+x{operand}>\) -> tensor<32x32xf32>")
+        assert all(wanted.search(line) for line in products), platform
 
 
 def test_quantised_weights_are_dequantised_block_by_block():
