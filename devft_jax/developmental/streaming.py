@@ -38,6 +38,8 @@ Index = tuple[slice, ...]
 
 _SMALLEST_BLOCK = 2**16
 _LARGEST_BLOCK = 2**21
+# Multiply-adds of a small product: OpenBLAS, numpy's on most platforms, leaves it and twice as much to the calling thread.
+_PIECE = 2**18
 _THREADS = min(16, os.cpu_count() or 1)
 
 
@@ -240,11 +242,21 @@ def _host_gram(leaf: np.ndarray) -> np.ndarray:
         try:
             flat = buffer[: block.size].reshape(block.shape[0], -1)
             np.copyto(flat.reshape(block.shape), block, casting="same_kind")
-            return flat @ flat.T
+            return _product_in_pieces(flat)
         finally:
             buffers.put(buffer)
 
     return sum(_on_threads(part, blocks.indices()), np.zeros((leaf.shape[0],) * 2))
+
+
+def _product_in_pieces(rows: np.ndarray) -> np.ndarray:
+    """`rows @ rows.T` of a few long rows, in products too small for a BLAS to start threads: those of callers would wait."""
+    count, columns = rows.shape
+    size = 2 ** math.ceil(math.log2(max(1, _PIECE / count**2)))
+    whole = columns // size * size
+    pieces = rows[:, :whole].reshape(count, -1, size).transpose(1, 0, 2)
+    rest = rows[:, whole:]
+    return np.matmul(pieces, pieces.transpose(0, 2, 1)).sum(axis=0) + rest @ rest.T
 
 
 def _weighted_sum(weights: np.ndarray, leaf: np.ndarray, index: Index) -> np.ndarray:

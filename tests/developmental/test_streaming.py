@@ -39,6 +39,17 @@ def test_a_block_and_its_product_fit_in_one_layer_and_in_the_caches(shape):
     assert 2**20 < elements <= 2**21
 
 
+@pytest.mark.parametrize("layers", [1, 3, 16, 32, 80, 600])
+@pytest.mark.parametrize("columns", [0, 1, 1023, 4096, 5000])
+def test_long_rows_are_multiplied_in_pieces(layers, columns):
+    rows = np.random.default_rng(0).standard_normal((layers, columns)).astype(np.float32)
+    product = streaming._product_in_pieces(rows)
+    exact = rows.astype(np.float64) @ rows.T.astype(np.float64)
+    np.testing.assert_allclose(product, exact, rtol=1e-5, atol=1e-4 * max(columns, 1) ** 0.5)
+    assert product.dtype == np.float32
+    assert (product == product.T).all()
+
+
 def float32_layer(shape) -> int:
     return 4 * int(np.prod(shape[1:]))
 
