@@ -3,7 +3,8 @@
 More clients in a chunk share the passes over the frozen weights and the cost of starting a program, until caches or memory
 are full. Which number is best depends on model, batch and machine, so it is measured: after its first round a run times
 chunks of twice as many clients, and twice as many again, until `PATIENCE` sizes in a row do not pay. Each is timed in turns
-with the best so far on the same clients, since a machine that others use is now faster and now slower. A size is tried where
+with the best so far on the same clients, since a machine that others use is now faster and now slower; chunks that take a
+second have one turn each, and what is chosen between such is as uncertain as that. A size is tried where
 
     over all sizes tried and this one, compile time of the best so far + time of trial runs
         <=  time of all training that is left / WORTH
@@ -23,7 +24,7 @@ BETTER = 0.95
 PATIENCE = 2
 # Share of a device's memory that a chunk's program may take by XLA's analysis.
 FILL = 0.8
-# The fastest counts: a chunk of a small model takes milliseconds, and machines are shared. Long ones need no repetition.
+# The fastest counts: a chunk of a small model takes milliseconds, and machines are shared.
 MOST_TRIAL_RUNS, TRIAL_SECONDS = 7, 1.0
 
 
@@ -34,6 +35,11 @@ class Trial:
     client_seconds: float
     compile_seconds: float
     program_bytes: int
+
+
+def padding(clients: int, size: int) -> float:
+    """How many clients are trained for each that takes part, where chunks of `size` are filled up: 1 or more."""
+    return math.ceil(clients / size) * size / clients
 
 
 def trial_runs(chunk_seconds: float) -> int:
@@ -72,7 +78,9 @@ def choose(
         if both is None:
             break
         best, found = both
-        tried, spent = larger, spent + cost
+        tried = larger
+        runs = trial_runs(larger * found.client_seconds)
+        spent += found.compile_seconds + runs * larger * (best.client_seconds + found.client_seconds)
         if found.client_seconds <= BETTER * best.client_seconds:
             size, best, misses = larger, found, 0
         else:

@@ -10,14 +10,14 @@ from typing import Any
 from devft_jax.config import PRESETS, RunConfig
 from devft_jax.data import BUILT_IN, METHODS, TEMPLATES
 from devft_jax.developmental import GROWTHS
-from devft_jax.federated.algorithms import ALGORITHMS
+from devft_jax.federated.algorithms import ALGORITHMS, algorithm_of
 
 WIDTH = 120
 
 
 def listing() -> str:
     """All sections, in lines of at most `WIDTH` characters."""
-    algorithms = {name: make(RunConfig(algorithm=name)) for name, make in ALGORITHMS.items()}
+    algorithms = {name: algorithm_of(RunConfig(algorithm=name)) for name in ALGORITHMS}
     methods = {
         "algorithms (--algorithm)": {
             name: _told(item.reference, item.message, item.state) for name, item in algorithms.items()

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from devft_jax.chunk_size import WORTH, Trial, choose, next_smaller, trial_runs
+from devft_jax.chunk_size import WORTH, Trial, choose, next_smaller, padding, trial_runs
 from devft_jax.errors import RunError
 from devft_jax.federated.sampling import client_keys
 from devft_jax.programs import CompiledPrograms
@@ -41,6 +41,20 @@ def chosen(trial, *, start=1, most=64, clients=10**6, memory=None, client_second
 @pytest.mark.parametrize(("seconds", "runs"), [(0.0, 7), (0.001, 7), (0.3, 4), (1.0, 1), (20.0, 1)])
 def test_long_chunks_are_timed_once(seconds, runs):
     assert trial_runs(seconds) == runs
+
+
+@pytest.mark.parametrize(
+    ("clients", "size", "share"), [(8, 4, 1.0), (9, 4, 12 / 9), (9, 8, 16 / 9), (9, 9, 1.0), (2, 8, 4.0)]
+)
+def test_chunks_that_do_not_divide_a_cohort_are_filled_up(clients, size, share):
+    assert padding(clients, size) == share
+
+
+def test_a_size_that_costs_more_than_was_expected_uses_up_its_time():
+    trial, pairs = machine(lambda size: 1.0 if size == 1 else 1000.0, compile_seconds=0.0)
+    worth = WORTH * (2 * 2 + 2 * 4)
+    assert chosen(trial, clients=worth, compile_seconds=0.0) == 1
+    assert pairs == [(1, 2)]
 
 
 def test_sizes_are_doubled_while_a_client_gets_cheaper():

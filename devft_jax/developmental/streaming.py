@@ -38,8 +38,9 @@ Index = tuple[slice, ...]
 
 _SMALLEST_BLOCK = 2**16
 _LARGEST_BLOCK = 2**21
-# Multiply-adds of a small product: OpenBLAS, numpy's on most platforms, leaves it and twice as much to the calling thread.
-_PIECE = 2**18
+# OpenBLAS, numpy's on most platforms, leaves `a @ a.T` of L rows, k columns to the calling thread up to (L + 1) L k of this.
+_OWN_THREAD = 2**18
+_SHORTEST_PIECE = 64
 _THREADS = min(16, os.cpu_count() or 1)
 
 
@@ -250,9 +251,12 @@ def _host_gram(leaf: np.ndarray) -> np.ndarray:
 
 
 def _product_in_pieces(rows: np.ndarray) -> np.ndarray:
-    """`rows @ rows.T` of a few long rows, in products too small for a BLAS to start threads: those of callers would wait."""
+    """`rows @ rows.T` of a few long rows, in products too small for a BLAS to use threads of its own.
+
+    Those are one set for the process: products that several threads ask for would wait for each other.
+    """
     count, columns = rows.shape
-    size = 2 ** math.ceil(math.log2(max(1, _PIECE / count**2)))
+    size = max(_SHORTEST_PIECE, 2 ** int(math.log2(max(1, _OWN_THREAD / (count * (count + 1))))))
     whole = columns // size * size
     pieces = rows[:, :whole].reshape(count, -1, size).transpose(1, 0, 2)
     rest = rows[:, whole:]

@@ -37,7 +37,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from devft_jax.background import made_ahead
-from devft_jax.chunk_size import Trial, trial_runs
+from devft_jax.chunk_size import Trial, padding, trial_runs
 from devft_jax.developmental.layer_map import frozen_below
 from devft_jax.federated.algorithm import Algorithm, Participant, PyTree, Share
 from devft_jax.federated.local import (
@@ -464,7 +464,7 @@ class Cohort:
             with made_ahead(chunks_of_round, CHUNKS_AHEAD) as chunks:
                 for work in chunks:
                     examples_by_length.update(work.lengths)
-                    sums, *results = self._launch(start, work, keys, sums)
+                    sums, *results = self._launch(start, self._inputs(work, keys), sums)
                     # Of the chunk the host needs from here on where its rows belong, not its inputs.
                     in_flight.append((replace(work, rows=None, batches=()), tuple(results)))
                     if len(in_flight) > CHUNKS_IN_FLIGHT:
@@ -509,7 +509,8 @@ class Cohort:
 
         As many of the cohort's clients as the larger has, with neither the most nor the fewest tokens, are trained in chunks
         of each size in turns, so that a machine that is now faster and now slower favours none. Seconds are of a client with
-        the tokens of the first chunks' mean. Other arguments as in `run`.
+        the tokens of the first chunks' mean, and its part of what a round's last chunk is filled up with. Other arguments as
+        in `run`.
         """
         largest = sizes[-1]
         seconds: dict[int, list[float]] = {size: [] for size in sizes}
@@ -519,13 +520,14 @@ class Cohort:
             start = self._start(base, server, bank, lr, train_rows)
             groups = [members for _, members in self._groups(cohort[: largest * CHUNKS_SORTED], largest)]
             members = groups[(len(groups) - 1) // 2]
-            chunks = {size: list(self._chunks(members, bank, size)) for size in sizes}
+            chunks = {size: [self._inputs(work, keys) for work in self._chunks(members, bank, size)] for size in sizes}
+            jax.block_until_ready(chunks)
             while len(seconds[largest]) < trial_runs(min(seconds[largest], default=0.0)):
                 for size in sizes:
                     sums = jax.tree.map(jnp.copy, start.sums)
                     compiled, began = self.programs.seconds, time.perf_counter()
-                    for work in chunks[size]:
-                        sums, *results = self._launch(start, work, keys, sums)
+                    for inputs in chunks[size]:
+                        sums, *results = self._launch(start, inputs, sums)
                     jax.block_until_ready((sums, results))
                     seconds[size].append(time.perf_counter() - began - (self.programs.seconds - compiled))
                     compiling[size] = self.programs.compile_seconds["chunk"]
@@ -537,8 +539,12 @@ class Cohort:
             raise
         mean = np.mean([member.lengths.sum() for group in groups for member in group])
         share = mean / sum(member.lengths.sum() for member in members)
-        smaller, larger = (Trial(float(min(seconds[size]) * share), compiling[size], program_bytes[size]) for size in sizes)
-        return smaller, larger
+
+        def found(size: int) -> Trial:
+            more = padding(len(cohort), size) / padding(len(members), size)
+            return Trial(float(min(seconds[size]) * share * more), compiling[size], program_bytes[size])
+
+        return found(sizes[0]), found(sizes[1])
 
     def _start(self, base: Base, server: PyTree, bank: Bank, lr: float, train_rows: np.ndarray) -> "_Start":
         """What all chunks of a round share."""
@@ -566,6 +572,8 @@ class Cohort:
         total, *others = ([shard.data for shard in of_device] for of_device in zip(*shards, strict=True))
         for part in others:
             total = self.programs.call("add", self._add, total, jax.device_put(part, self.mesh.devices.flat[0]))
+            # The next one would be sent for already.
+            jax.block_until_ready(total)
         return jax.tree.unflatten(structure, total)
 
     def _zero_sums(self, shapes: "_Shapes") -> jax.stages.Wrapped:
@@ -588,17 +596,20 @@ class Cohort:
             )
         return self._shapes[key]
 
+    def _inputs(self, work: _Chunk, keys: Callable[[np.ndarray], jax.Array]) -> tuple[Any, ...]:
+        """A chunk's arrays on the devices: rows, batches, shares and keys."""
+        inputs = work.rows, work.batches, Share(work.weights, work.slots), keys(work.ids)
+        return jax.device_put(inputs, self.split)
+
     def _launch(
-        self, start: "_Start", work: _Chunk, keys: Callable[[np.ndarray], jax.Array], sums: PyTree
+        self, start: "_Start", inputs: tuple[Any, ...], sums: PyTree
     ) -> tuple[PyTree, PyTree, LocalStatistics, PyTree]:
         """Run a chunk; its sums, and what it makes of its clients' rows, statistics and ranks."""
-        inputs = (work.rows, work.batches, work.weights, work.slots, keys(work.ids))
-        rows, batches, weights, slots, client_keys = jax.device_put(inputs, self.split)
+        rows, batches, shares, client_keys = inputs
         return self.programs.call(
             "chunk",
             start.program,
-            start.base, start.broadcast, rows, batches, Share(weights, slots),
-            start.rate, client_keys, start.train_rows, sums,
+            start.base, start.broadcast, rows, batches, shares, start.rate, client_keys, start.train_rows, sums,
         )  # fmt: skip
 
 
