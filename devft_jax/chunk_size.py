@@ -2,9 +2,10 @@
 
 More clients in a chunk share the passes over the frozen weights and the cost of starting a program, until caches or memory
 are full. Which number is best depends on model, batch and machine, so it is measured: after its first round a run times
-chunks of twice as many clients, and twice as many again, until `PATIENCE` sizes in a row do not pay. Each is timed in turns
-with the best so far on the same clients, since a machine that others use is now faster and now slower; chunks that take a
-second have one turn each, and what is chosen between such is as uncertain as that. A size is tried where
+chunks of `FACTORS[0]` times as many clients for as long as that pays, and then of the smaller factors: two clients at once
+are often slower than one, and four faster. Each is timed in turns with the best so far on the same clients, since a machine
+that others use is now faster and now slower; chunks that take a second have one turn each, and what is chosen between such
+is as uncertain as that. A size is tried where
 
     over all sizes tried and this one, compile time of the best so far + time of trial runs
         <=  time of all training that is left / WORTH
@@ -20,8 +21,8 @@ from dataclasses import dataclass
 # How many times dearer what is left of a run must be than a trial.
 WORTH = 10
 BETTER = 0.95
-# Sizes in a row that may fail to be better: two clients at once are often slower than one, and four faster.
-PATIENCE = 2
+# How many times the best size so far is tried next, until each in turn no longer pays.
+FACTORS = (4, 2)
 # Share of a device's memory that a chunk's program may take by XLA's analysis.
 FILL = 0.8
 # The fastest counts: a chunk of a small model takes milliseconds, and machines are shared.
@@ -64,27 +65,27 @@ def choose(
       clients: that are left to be trained in the run, each as often as it takes part.
       first: what the first round said of `start`. memory: bytes of one device, if they are known.
     """
-    size, best = start, first
-    tried, misses, spent = start, 0, 0.0
-    while tried < most and misses < PATIENCE:
-        larger = min(2 * tried, most)
+    size, best, spent = start, first, 0.0
+    factors, beyond = list(FACTORS), most + 1
+    while factors and size < most:
+        larger = min(factors[0] * size, most)
         seconds = larger * best.client_seconds
         cost = best.compile_seconds + 2 * trial_runs(seconds) * seconds
-        if (spent + cost) * WORTH > clients * best.client_seconds:
-            break
-        if memory is not None and best.program_bytes * larger / size > FILL * memory:
-            break
-        both = trial(size, larger)
+        worth = (spent + cost) * WORTH <= clients * best.client_seconds
+        fits = memory is None or best.program_bytes * larger / size <= FILL * memory
+        both = trial(size, larger) if larger < beyond and worth and fits else None
         if both is None:
-            break
+            beyond = min(beyond, larger)
+            factors.pop(0)
+            continue
         best, found = both
-        tried = larger
         runs = trial_runs(larger * found.client_seconds)
         spent += found.compile_seconds + runs * larger * (best.client_seconds + found.client_seconds)
         if found.client_seconds <= BETTER * best.client_seconds:
-            size, best, misses = larger, found, 0
+            size, best = larger, found
         else:
-            misses += 1
+            beyond = larger
+            factors.pop(0)
     return size
 
 

@@ -52,21 +52,27 @@ def test_chunks_that_do_not_divide_a_cohort_are_filled_up(clients, size, share):
 
 def test_a_size_that_costs_more_than_was_expected_uses_up_its_time():
     trial, pairs = machine(lambda size: 1.0 if size == 1 else 1000.0, compile_seconds=0.0)
-    worth = WORTH * (2 * 2 + 2 * 4)
+    worth = WORTH * (2 * 4 + 2 * 2)
     assert chosen(trial, clients=worth, compile_seconds=0.0) == 1
-    assert pairs == [(1, 2)]
+    assert pairs == [(1, 4)]
 
 
-def test_sizes_are_doubled_while_a_client_gets_cheaper():
-    trial, pairs = machine(lambda size: max(1 / size, 1 / 8))
+def test_sizes_grow_while_a_client_gets_cheaper():
+    trial, pairs = machine(lambda size: max(1 / size, 1 / 16))
+    assert chosen(trial) == 16
+    assert pairs == [(1, 4), (4, 16), (16, 64), (16, 32)]
+
+
+def test_a_size_between_two_that_were_tried_is_found():
+    trial, pairs = machine(lambda size: 1 / size if size <= 8 else 1.0)
     assert chosen(trial) == 8
-    assert pairs == [(1, 2), (2, 4), (4, 8), (8, 16), (8, 32)]
+    assert pairs == [(1, 4), (4, 16), (4, 8)]
 
 
 def test_a_gain_within_noise_is_no_reason():
     trial, pairs = machine(lambda size: 0.96 if size > 1 else 1.0)
     assert chosen(trial) == 1
-    assert pairs == [(1, 2), (1, 4)]
+    assert pairs == [(1, 4), (1, 2)]
 
 
 def test_a_machine_that_gets_faster_as_a_whole_favours_no_size():
@@ -82,7 +88,7 @@ def test_a_machine_that_gets_faster_as_a_whole_favours_no_size():
 def test_one_size_that_is_worse_does_not_end_the_search():
     trial, pairs = machine(lambda size: 2.0 if size == 2 else 1 / size)
     assert chosen(trial, most=8) == 8
-    assert pairs == [(1, 2), (1, 4), (4, 8)]
+    assert pairs == [(1, 4), (4, 8)]
 
 
 @pytest.mark.parametrize(("start", "most", "best"), [(2, 6, 6), (8, 8, 8), (8, 24, 24)])
@@ -102,20 +108,20 @@ def test_what_cannot_pay_is_not_tried():
 
 def test_all_trials_together_are_bounded():
     trial, pairs = machine(lambda size: 1.0, compile_seconds=100.0)
-    first, second = 100 + 2 * 2, 100 + 2 * 4
+    first, second = 100 + 2 * 4, 100 + 2 * 2
     assert chosen(trial, clients=WORTH * (first + second) - 1, compile_seconds=100.0) == 1
-    assert pairs == [(1, 2)]
+    assert pairs == [(1, 4)]
     assert chosen(trial, clients=WORTH * (first + second), compile_seconds=100.0) == 1
-    assert pairs == [(1, 2), (1, 2), (1, 4)]
+    assert pairs == [(1, 4), (1, 4), (1, 2)]
 
 
 def test_memory_bounds_the_size_before_and_after_compilation():
     trial, pairs = machine(lambda size: 1 / size)
     assert chosen(trial, memory=100) == 8  # of 0.8 x 100 bytes
-    assert pairs == [(1, 2), (2, 4), (4, 8)]
+    assert pairs == [(1, 4), (4, 8)]
     trial, pairs = machine(lambda size: 1 / size, fits=4)
     assert chosen(trial) == 4
-    assert pairs == [(1, 2), (2, 4), (4, 8)]
+    assert pairs == [(1, 4), (4, 16), (4, 8)]
 
 
 @pytest.mark.parametrize(("size", "devices", "smaller"), [(8, 1, 4), (3, 1, 1), (1, 1, None), (8, 8, None), (24, 8, 8)])
@@ -187,7 +193,7 @@ def test_auto_tries_sizes_after_the_first_round_and_keeps_the_fastest(config, tm
     monkeypatch.setattr("devft_jax.federated.cohort.Cohort.trials", trials)
     monkeypatch.setattr("devft_jax.chunk_size.WORTH", 0)
     run = train(dataclasses.replace(config, out=str(tmp_path)), progress=Progress())
-    assert tried == [(1, 2), (2, 3)]
+    assert tried == [(1, 3)]
     assert "3 clients are trained at once from here on: faster than 1" in capfd.readouterr().err
     assert run.summary["clients_per_step"] == 3
     with RunFolder(tmp_path) as folder:
