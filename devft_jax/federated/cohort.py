@@ -598,8 +598,9 @@ class Cohort:
 
     def _inputs(self, work: _Chunk, keys: Callable[[np.ndarray], jax.Array]) -> tuple[Any, ...]:
         """A chunk's arrays on the devices: rows, batches, shares and keys."""
-        inputs = work.rows, work.batches, Share(work.weights, work.slots), keys(work.ids)
-        return jax.device_put(inputs, self.split)
+        inputs = work.rows, work.batches, work.weights, work.slots, keys(work.ids)
+        rows, batches, weights, slots, client_keys = jax.device_put(inputs, self.split)
+        return rows, batches, Share(weights, slots), client_keys
 
     def _launch(
         self, start: "_Start", inputs: tuple[Any, ...], sums: PyTree
