@@ -74,18 +74,15 @@ def choose(
         worth = (spent + cost) * WORTH <= clients * best.client_seconds
         fits = memory is None or best.program_bytes * larger / size <= FILL * memory
         both = trial(size, larger) if larger < beyond and worth and fits else None
-        if both is None:
-            beyond = min(beyond, larger)
-            factors.pop(0)
-            continue
-        best, found = both
-        runs = trial_runs(larger * found.client_seconds)
-        spent += found.compile_seconds + runs * larger * (best.client_seconds + found.client_seconds)
-        if found.client_seconds <= BETTER * best.client_seconds:
-            size, best = larger, found
-        else:
-            beyond = larger
-            factors.pop(0)
+        if both is not None:
+            best, found = both
+            runs = trial_runs(larger * found.client_seconds)
+            spent += found.compile_seconds + runs * larger * (best.client_seconds + found.client_seconds)
+            if found.client_seconds <= BETTER * best.client_seconds:
+                size, best = larger, found
+                continue
+        beyond = min(beyond, larger)
+        factors.pop(0)
     return size
 
 

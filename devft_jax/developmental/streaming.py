@@ -390,10 +390,10 @@ def _recomputed(function: Callable[..., jax.Array], size: int) -> Callable[..., 
 @jax.jit
 def _device_gram(leaf: Any) -> jax.Array:
     leaf, shape, blocks = _cut(leaf)
+    read = _read if is_opaque(leaf) else _read_as_stored
 
     def part(size: int, leaf: Any, start: Any) -> jax.Array:
-        block = _read_as_stored(leaf, blocks.axis, start, size)
-        return _block_gram(block.dequantize(jnp.float32) if is_opaque(block) else block)
+        return _block_gram(read(leaf, blocks.axis, start, size))
 
     def step(total: jax.Array, start: Any, size: int) -> jax.Array:
         return total + _recomputed(part, size)(leaf, start)

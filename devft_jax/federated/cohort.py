@@ -514,8 +514,7 @@ class Cohort:
         """
         largest = sizes[-1]
         seconds: dict[int, list[float]] = {size: [] for size in sizes}
-        compiling: dict[int, float] = {}
-        program_bytes: dict[int, int] = {}
+        programs: dict[int, tuple[float, int]] = {}
         try:
             start = self._start(base, server, bank, lr, train_rows)
             groups = [members for _, members in self._groups(cohort[: largest * CHUNKS_SORTED], largest)]
@@ -530,8 +529,7 @@ class Cohort:
                         sums, *results = self._launch(start, inputs, sums)
                     jax.block_until_ready((sums, results))
                     seconds[size].append(time.perf_counter() - began - (self.programs.seconds - compiled))
-                    compiling[size] = self.programs.compile_seconds["chunk"]
-                    program_bytes[size] = self.programs.last_bytes
+                    programs[size] = self.programs.compile_seconds["chunk"], self.programs.last_bytes
         except (jax.errors.JaxRuntimeError, MemoryError) as error:
             too_large = _if_too_large(error, largest, begun=False)
             if isinstance(too_large, ChunkTooLargeError):
@@ -542,7 +540,7 @@ class Cohort:
 
         def found(size: int) -> Trial:
             more = padding(len(cohort), size) / padding(len(members), size)
-            return Trial(float(min(seconds[size]) * share * more), compiling[size], program_bytes[size])
+            return Trial(float(min(seconds[size]) * share * more), *programs[size])
 
         return found(sizes[0]), found(sizes[1])
 
