@@ -6,6 +6,7 @@ Every client in turn: load the global adapters into the one model, train, copy i
 import argparse
 import copy
 
+import torch
 from protocol import Arrays, Program, Work, serve
 from torch_client import State, batches_of, from_peft, peft_model, peft_state, set_adapters, to_peft, train, use_threads
 
@@ -29,7 +30,8 @@ class PeftLoop(Program):
             losses.append(train(self.work, self.model, batches))
             local.append(copy.deepcopy(peft_state(self.model)))
         weight = 1 / len(local)
-        self.adapters = {key: sum(state[key] * weight for state in local) for key in self.start}
+        zero = torch.zeros(())
+        self.adapters = {key: sum((state[key] * weight for state in local), zero) for key in self.start}
         self.loss = sum(losses) / len(losses)
 
     def result(self) -> tuple[Arrays, float]:

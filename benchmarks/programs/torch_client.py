@@ -45,7 +45,7 @@ def peft_model(work: Work) -> PeftModel:
     lora = LoraConfig(
         task_type="CAUSAL_LM",
         r=work.rank,
-        lora_alpha=work.alpha,
+        lora_alpha=int(work.alpha),
         lora_dropout=0.0,
         target_modules=[f"{name}_proj" for name in TARGETS],
     )

@@ -1,0 +1,51 @@
+"""Paths that a user names, checked before anything is done with them."""
+
+import os
+from pathlib import Path
+
+from devft_jax.errors import InputError
+from devft_jax.files.shown import printable
+
+# Of Linux and macOS, in bytes: a name between two separators, and a whole path.
+LONGEST_NAME = 255
+LONGEST_PATH = 4096
+
+
+def checked_path(value: str | Path, field: str) -> Path:
+    """The path that an option names, with `~` expanded.
+
+    Args:
+      value: as the user wrote it. field: the option's name, for the sentence.
+
+    Raises:
+      InputError: no file can have this name.
+    """
+    text = str(value)
+    shown = printable(text if len(text) <= 80 else f"{text[:60]}...")
+    if not text:
+        raise InputError(f"{field} is empty; name a file or folder.")
+    if "\0" in text:
+        raise InputError(f"{field} '{shown}' holds a NUL character, which no file name can; correct it.")
+    try:
+        encoded = text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{field} '{shown}' is not valid UTF-8; rename the file.") from error
+    longest = max(len(part) for part in encoded.split(b"/"))
+    if len(encoded) >= LONGEST_PATH or longest > LONGEST_NAME:
+        raise InputError(
+            f"{field} '{shown}' is too long for a file name ({len(encoded)} bytes, {longest} in one part); shorten it to "
+            f"{LONGEST_PATH - 1} and {LONGEST_NAME}."
+        )
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise InputError(f"{field} '{shown}' begins with a home folder that is not known; write the whole path.") from error
+
+
+def cache_folder() -> Path:
+    """Where programs and tokens are kept between runs: `DEVFT_CACHE`, or ~/.cache/devft_jax where that is empty or unset.
+
+    Raises:
+      InputError: no file can have this name.
+    """
+    return checked_path(os.environ.get("DEVFT_CACHE") or "~/.cache/devft_jax", "DEVFT_CACHE")
