@@ -14,6 +14,7 @@ import dataclasses
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from zlib import crc32
 
@@ -32,10 +33,21 @@ from devft_jax.data.groups import Groups, category_groups, content_keys, length_
 from devft_jax.data.microtasks import generate
 from devft_jax.data.partition import METHODS, NATURAL, partition, random_stream
 from devft_jax.data.prompts import TEMPLATES, Segment, find_template, render, resolve_template
-from devft_jax.data.sources import BUILT_IN, Record, Records, Source, Turn, check_found, held_out_files, load_sources
+from devft_jax.data.sources import (
+    BUILT_IN,
+    Record,
+    Records,
+    Source,
+    Turn,
+    check_found,
+    held_out_files,
+    load_sources,
+    only_folder,
+)
 from devft_jax.data.tokens import OVERLONG, Examples, tokenize
 from devft_jax.data.topics import find_topics, require_scikit_learn
 from devft_jax.errors import InputError
+from devft_jax.files import printable
 from devft_jax.options import execution
 
 __all__ = [
@@ -87,8 +99,8 @@ class DataOptions:
     glob, a Hugging Face name (owner/name[/configuration][:split]), or the built-in
     microtasks[:split[:count]]. Records are instructions or conversations (messages, conversations)."""
     test_data: str | None = None
-    """Held-out data, named like `data`; by default the files of a data folder whose names say test,
-    eval, valid, dev or held_out, which are never trained on."""
+    """Held-out data, named like `data`; by default the files and subfolders of a data folder whose names
+    say test, eval, validation, valid, val, dev or held_out, which are never trained on."""
     test_fraction: float = 0.0
     """Share of the training examples, 0 to 1, held out at random instead, where `test_data` is not given."""
     fields: Mapping[str, str] | None = None
@@ -229,7 +241,8 @@ def build_federated_data(options: DataOptions, tokenizer: object, *, seed: int =
         test = _tokenize(held_out, tokenizer, template, options)
         test_records = tuple(held_out.at(test.record_index))
     if set_aside:
-        names = ", ".join(path.name for path in set_aside)
+        folder = only_folder(options.data) or Path()
+        names = ", ".join(printable(path.relative_to(folder).as_posix()) for path in set_aside)
         if options.test_data is None and not options.test_fraction:
             notes = (f"held out because of the file name: {names}",)
         else:

@@ -3,27 +3,32 @@
 A row is a number, counted from 1, and an object of named values. The number is what an editor shows
 where there are lines: JSONL gives the line, CSV and TSV (RFC 4180 quotes, so that a value may hold
 line breaks) the line on which the row starts; a JSON array and Parquet give the record. Text is
-UTF-8 with or without a byte order mark. Gzip, Parquet and a JSON array against JSONL are told by
-content, CSV and TSV by the suffix, in either case. All but a JSON array, which is parsed whole, are read piece by
-piece; Parquet by parts of row groups.
+UTF-8 with or without a byte order mark, and JSON is read by the rules of `devft_jax.files`. Gzip,
+Parquet and a JSON array against JSONL are told by content, CSV and TSV by the suffix, in either
+case. All but a JSON array, which is parsed whole, are read piece by piece; Parquet by parts of row
+groups.
 """
 
 import csv
 import gzip
-import io
-import json
+import re
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from devft_jax.errors import InputError
+from devft_jax.files import parse_json, printable
 
 _TABLES = (".csv", ".tsv")
 _PLAIN = (".json", ".jsonl", *_TABLES)
 SUFFIXES = (*_PLAIN, *(f"{suffix}.gz" for suffix in _PLAIN), ".parquet")
+
+# A carriage return alone, which ended lines once.
+_OLD_LINE_END = re.compile(r"(?<=\r)(?!\n)")
 
 Row = tuple[int, Mapping[str, Any]]
 
@@ -49,6 +54,11 @@ def stem(name: str) -> str:
     return name[: len(name) - len(suffix)]
 
 
+def shown(path: Path) -> str:
+    """What messages call a file."""
+    return printable(str(path))
+
+
 def scan_rows(path: Path) -> Scan:
     """Count the rows of a file and collect their fields; of Parquet only the footer is read.
 
@@ -58,12 +68,12 @@ def scan_rows(path: Path) -> Scan:
     if _begins_with(path, b"PAR1"):
         file = _parquet(path)
         names = file.schema_arrow.names
-        _check_distinct(names, str(path), "the file")
+        _check_distinct(names, shown(path), "the file")
         scan = Scan(file.metadata.num_rows, tuple(names))
     else:
-        scan = to_scan(str(path), _text_rows(path))
+        scan = to_scan(shown(path), _text_rows(path))
     if not scan.count:
-        raise InputError(f"{path} holds no record; fill it or leave it out.")
+        raise InputError(f"{shown(path)} holds no record; fill it or leave it out.")
     return scan
 
 
@@ -91,7 +101,7 @@ def _begins_with(path: Path, mark: bytes) -> bool:
         with path.open("rb") as file:
             return file.read(len(mark)) == mark
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror or error}); check its permissions.") from error
+        raise InputError(f"{shown(path)} cannot be read ({error.strerror or error}); check its permissions.") from error
 
 
 def _parquet(path: Path) -> Any:
@@ -110,16 +120,38 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
     number = 0
     try:
         for batch in _parquet(path).iter_batches(batch_size=_PARQUET_ROWS):
-            for row in batch.to_pylist():
+            for row in _parquet_objects(batch, path, number):
                 number += 1
                 yield number, row
     except (OSError, pyarrow.ArrowException) as error:
         raise _unreadable(path, f"Parquet after record {number}", error) from error
 
 
+def _parquet_objects(batch: Any, path: Path, before: int) -> list[dict[str, Any]]:
+    """The rows of a piece of a table, of which `before` came before; text that is not UTF-8 is found row by row."""
+    try:
+        return batch.to_pylist()
+    except UnicodeDecodeError:
+        rows = (batch.slice(index, 1) for index in range(len(batch)))
+    except ValueError as error:
+        # What Python has no object for, such as the second of two values of one name in a structure.
+        raise _unreadable(path, f"Parquet after record {before}", error) from error
+    found = []
+    for number, row in enumerate(rows, before + 1):
+        try:
+            found += row.to_pylist()
+        except UnicodeDecodeError as error:
+            raise InputError(f"{shown(path)}:{number} is not UTF-8 text ({_bad_byte(error)}); save it as UTF-8.") from error
+    return found
+
+
+def _bad_byte(error: UnicodeDecodeError) -> str:
+    return f"byte 0x{error.object[error.start]:02x}, {error.reason}"
+
+
 def _unreadable(path: Path, kind: str, error: Exception) -> InputError:
     reason = str(error).strip().split("\n")[0].rstrip(".")
-    return InputError(f"{path} cannot be read as {kind} ({reason}); replace it by a whole file.")
+    return InputError(f"{shown(path)} cannot be read as {kind} ({reason}); replace it by a whole file.")
 
 
 def _text_rows(path: Path) -> Iterator[Row]:
@@ -129,85 +161,86 @@ def _text_rows(path: Path) -> Iterator[Row]:
             yield from _csv_rows(path, "," if kind == ".csv" else "\t")
         else:
             yield from _json_rows(path)
-    except UnicodeDecodeError as error:
-        raise _not_utf8(path, f"byte 0x{error.object[error.start]:02x}, {error.reason}") from error
     except (OSError, EOFError, zlib.error) as error:
         raise _unreadable(path, "text, plain or gzipped", error) from error
 
 
-def _not_utf8(path: Path, reason: str) -> InputError:
+def _open(path: Path) -> BinaryIO:
+    return gzip.open(path) if _begins_with(path, b"\x1f\x8b") else path.open("rb")  # type: ignore[return-value]
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a file with their numbers, line ends included; only "\\n" ends one, others may stand inside strings."""
+    with _open(path) as file:
+        for number, line in enumerate(file, 1):
+            try:
+                # The byte order mark belongs to the file.
+                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise _not_utf8(path, number, _bad_byte(error)) from error
+
+
+def _not_utf8(path: Path, line: int, reason: str) -> InputError:
     return InputError(
-        f"{path} is not UTF-8 text, plain or gzipped ({reason}); save it as UTF-8, "
+        f"{shown(path)}:{line} is not UTF-8 text, plain or gzipped ({reason}); save it as UTF-8, "
         f"or give a file that ends in {', '.join(SUFFIXES)}."
     )
 
 
-def _open(path: Path, newline: str) -> io.TextIOWrapper:
-    binary = gzip.open(path) if _begins_with(path, b"\x1f\x8b") else path.open("rb")  # noqa: SIM115
-    return io.TextIOWrapper(binary, encoding="utf-8-sig", newline=newline)
-
-
 def _json_rows(path: Path) -> Iterator[Row]:
-    # Only "\n" ends a line of JSONL: other line ends may stand inside strings.
-    with _open(path, "\n") as file:
-        is_first = True
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            if is_first and line.lstrip().startswith("["):
-                yield from enumerate(_parse(line + file.read(), path, number), 1)
-                return
-            is_first = False
-            yield number, _parse(line, path, number)
-
-
-def _parse(text: str, path: Path, first_line: int) -> Any:
-    try:
-        return json.loads(text)
-    except RecursionError as error:
-        raise InputError(f"{path}:{first_line} is nested too deeply to be a record; correct or remove it.") from error
-    except json.JSONDecodeError as error:
-        line = first_line + error.lineno - 1
-        raise InputError(
-            f"{path}:{line} is not valid JSON ({error.msg}, column {error.colno}); a JSON file is one array of objects "
-            f"or one object on every line, and the names of others must end in {', '.join(_TABLES)}."
-        ) from error
+    is_first = True
+    lines = _lines(path)
+    for number, line in lines:
+        if not line.strip():
+            continue
+        if is_first and line.lstrip().startswith("["):
+            whole = "".join(chain([line], (text for _, text in lines)))
+            yield from enumerate(parse_json(whole, shown(path), number), 1)
+            return
+        if is_first and not line.lstrip().startswith("{"):
+            raise InputError(
+                f"{shown(path)}:{number} is not valid JSON (it begins with {printable(repr(line.strip()[:1]))}); a JSON "
+                "file is one array of objects or one object on every line, and the names of others must end in "
+                f"{', '.join(_TABLES)}."
+            )
+        is_first = False
+        yield number, parse_json(line, shown(path), number)
 
 
 def _csv_rows(path: Path, delimiter: str) -> Iterator[Row]:
     csv.field_size_limit(_LONGEST_VALUE)
-    with _open(path, "") as file:
-        reader = csv.reader(file, delimiter=delimiter, strict=True)
-        header: list[str] | None = None
-        line = 1
-        try:
-            for values in reader:
-                start, line = line, reader.line_num + 1
-                if not values:
-                    continue
-                if header is None:
-                    header = _header(values, path, start)
-                elif len(values) != len(header):
-                    raise InputError(
-                        f"{path}:{start} has {len(values)} values and the header names {len(header)} columns; "
-                        "correct the row, with quotes around values that hold a separator or a line break."
-                    )
-                else:
-                    # A column without a name is the row number that pandas writes.
-                    yield start, {name: value for name, value in zip(header, values, strict=True) if name}
-        except csv.Error as error:
-            raise InputError(f"{path}:{line} is not valid CSV ({error}); correct the quotes of the row there.") from error
+    lines = (line for _, text in _lines(path) for line in _OLD_LINE_END.split(text) if line)
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    header: list[str] | None = None
+    line = 1
+    try:
+        for values in reader:
+            start, line = line, reader.line_num + 1
+            if not values:
+                continue
+            if header is None:
+                header = _header(values, path, start)
+            elif len(values) != len(header):
+                raise InputError(
+                    f"{shown(path)}:{start} has {len(values)} values and the header names {len(header)} columns; "
+                    "correct the row, with quotes around values that hold a separator or a line break."
+                )
+            else:
+                # A column without a name is the row number that pandas writes.
+                yield start, {name: value for name, value in zip(header, values, strict=True) if name}
+    except csv.Error as error:
+        raise InputError(f"{shown(path)}:{line} is not valid CSV ({error}); correct the quotes of the row there.") from error
 
 
 def _header(names: list[str], path: Path, line: int) -> list[str]:
     names = [name.strip() for name in names]
     if any("\0" in name for name in names):
-        raise _not_utf8(path, "NUL characters in the names of the columns, as in UTF-16")
-    _check_distinct([name for name in names if name], f"{path}:{line}", "the first row")
+        raise _not_utf8(path, line, "NUL characters in the names of the columns, as in UTF-16")
+    _check_distinct([name for name in names if name], f"{shown(path)}:{line}", "the first row")
     return names
 
 
 def _check_distinct(names: Sequence[str], place: str, where: str) -> None:
     twice = next((name for name, count in Counter(names).items() if count > 1), None)
     if twice is not None:
-        raise InputError(f"{place} names the column {twice!r} twice; {where} must name every column once.")
+        raise InputError(f"{place} names the column {printable(repr(twice))} twice; {where} must name every column once.")

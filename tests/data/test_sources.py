@@ -7,7 +7,7 @@ import types
 
 import pytest
 
-from devft_jax.data.sources import BUILT_IN, Record, Records, Turn, held_out_files, is_held_out_name, load_sources
+from devft_jax.data.sources import BUILT_IN, Record, Records, Turn, held_out_files, load_sources, said_part
 from devft_jax.errors import InputError
 
 ALPACA = {"instruction": "Add.", "input": "1 2", "output": "3"}
@@ -174,7 +174,8 @@ def fake_hub(monkeypatch, load_dataset):
     ],
 )
 def test_a_hugging_face_name_is_loaded(monkeypatch, spec, arguments, split):
-    def load_dataset(*found, split):
+    def load_dataset(*found, split, trust_remote_code):
+        assert trust_remote_code is False
         asked.append((found, split))
         return [{"question": "a", "answer": "b"}]
 
@@ -186,13 +187,13 @@ def test_a_hugging_face_name_is_loaded(monkeypatch, spec, arguments, split):
 
 
 def test_an_unreachable_or_empty_hub_data_set_is_an_input_error(monkeypatch):
-    def load_dataset(*_, split):
+    def load_dataset(*_, split, **options):
         raise ConnectionError("no route\nand a long trace")
 
     fake_hub(monkeypatch, load_dataset)
     with pytest.raises(InputError, match=r"'owner/name' is no local file .*\(no route\); check"):
         load_sources("owner/name")
-    fake_hub(monkeypatch, lambda *_, split: [])
+    fake_hub(monkeypatch, lambda *_, split, **options: [])
     with pytest.raises(InputError, match=r"'owner/name' holds no record; choose another split"):
         load_sources("owner/name")
 
@@ -240,7 +241,7 @@ def test_unreadable_bytes_are_an_input_error(tmp_path, content):
 def test_another_encoding_is_named(tmp_path, encoding):
     path = tmp_path / "a.csv"
     path.write_bytes("prompt,completion\né,b\n".encode(encoding))
-    with pytest.raises(InputError, match=r"a\.csv is not UTF-8 text, .*; save it as UTF-8"):
+    with pytest.raises(InputError, match=r"a\.csv:[12] is not UTF-8 text, .*; save it as UTF-8"):
         load_sources(str(path))
 
 
@@ -474,7 +475,7 @@ def test_fields_say_which_form_is_meant(tmp_path):
         ([ASKED[0], {"role": "assistant", "content": [{"type": "text"}]}], r"has a list as the content of turn 2"),
         (["hi"], r"has a turn 1 without a speaker"),
         ([{"content": "hi"}], r"has a turn 1 without a speaker; every turn must be an object with role and content"),
-        ([ASKED[0], {"role": "assistant", "content": "\ud800"}], r"half a character \(a lone surrogate\) in turn 2"),
+        ([ASKED[0], {"role": "assistant", "content": "\ud800"}], r"a\.jsonl:2 holds \\ud800, half of a character; correct"),
     ],
 )
 def test_broken_conversations_are_named_by_line_and_turn(tmp_path, messages, message):
@@ -486,28 +487,39 @@ def test_broken_conversations_are_named_by_line_and_turn(tmp_path, messages, mes
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"),
+    ("names", "expected"),
     [
-        ("test", True),
-        ("global_test", True),
-        ("alpaca_gpt4_eval", True),
-        ("Valid", True),
-        ("validation-00000-of-00001", True),
-        ("dev2", True),
-        ("held_out", True),
-        ("my.heldout.data", True),
-        ("held-out", True),
-        ("train", False),
-        ("latest", False),
-        ("contest", False),
-        ("evaluations", False),
-        ("device_3", False),
-        ("train_dev", False),
-        ("training-test", False),
+        ("test testing global_test alpaca_gpt4_eval Valid VAL val my.val.data evaluation dev2 9dev a_val", "held-out"),
+        ("validation-00000-of-00001 held_out my.heldout.data held-out", "held-out"),
+        ("train Training train_dev training-test train.val", "training"),
+        ("latest contest evaluations device_3 value interval évals testé validity trainer", None),
     ],
 )
-def test_names_of_held_out_files(name, expected):
-    assert is_held_out_name(name) == expected
+def test_what_names_say_about_the_split(names, expected):
+    assert {name: said_part(name) for name in names.split()} == dict.fromkeys(names.split(), expected)
+    assert said_part("my val") == "held-out"
+
+
+def test_the_words_are_all_those_of_the_datasets_package():
+    from datasets.data_files import NON_WORDS_CHARS, SPLIT_KEYWORDS
+
+    for split, words in SPLIT_KEYWORDS.items():
+        expected = "training" if str(split) == "train" else "held-out"
+        for word in words:
+            separators = [letter for letter in NON_WORDS_CHARS if not letter.isdigit()] + ["0", "9"]
+            for between in separators:
+                assert said_part(f"a{between}{word.upper()}{between}b") == said_part(word) == expected
+
+
+def test_subfolders_called_after_splits_belong_to_the_folder(tmp_path):
+    for name in ("train/a", "train/test_notes", "val/b", "data/dev/c", "data/d", "data/Test-1/train", "images/e", "f"):
+        write_rows(tmp_path / f"{name}.jsonl", [ALPACA])
+    (tmp_path / "data" / "data").symlink_to(tmp_path)
+    names = ["data/d", "f", "train/a", "train/test_notes"]
+    assert [source.name for source in load_sources(str(tmp_path))] == names
+    aside = ["data/Test-1/train", "data/dev/c", "val/b"]
+    assert [source.name for source in load_sources(str(tmp_path), held_out=True)] == aside
+    assert [path.relative_to(tmp_path).as_posix() for path in held_out_files(str(tmp_path))] == [f"{n}.jsonl" for n in aside]
 
 
 def test_a_folder_sets_its_test_files_aside_and_nothing_else_does(tmp_path):
@@ -534,6 +546,165 @@ def test_the_shards_of_one_split_are_one_source(tmp_path):
     assert (source.name, len(source)) == ("train", 6)
     assert [record.output for record in source] == list("001122")
     assert [source.name for source in load_sources(str(tmp_path), held_out=True)] == ["test"]
+
+
+def fill(path, output):
+    """One record in any format, by the file's suffix."""
+    row = ALPACA | {"output": output}
+    if path.name.endswith("parquet"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return write_parquet(path, [row])
+    if ".json" in path.name:
+        return write(path, json.dumps(row) + "\n" if "jsonl" in path.name else json.dumps([row]))
+    between = "," if ".csv" in path.name else "\t"
+    return write(path, between.join(row) + "\n" + between.join(row.values()) + "\n")
+
+
+@pytest.mark.parametrize(
+    ("names", "whole"),
+    [
+        ("train-00000-of-00002-0a1b2c3d4e5f6071.parquet train-00001-of-00002-96f1d5ab2c3d4e5f.parquet", "train"),
+        ("train-00000-of-00002.jsonl train-00001-of-00002.jsonl", "train"),
+        ("train-00000-of-00002-0a1b2c3d4e5f6071.csv.gz train-00001-of-00002-0a1b2c3d4e5f6072.csv.gz", "train"),
+        ("c4-train.00000-of-00002.json.gz c4-train.00001-of-00002.json.gz", "c4-train"),
+        ("all_0000_of_0002.tsv all_0001_of_0002.tsv", "all"),
+        ("data/train-00000-of-00002.parquet data/train-00001-of-00002.parquet", "data/train"),
+        ("train/0000.parquet train/0001.parquet", "train"),
+    ],
+)
+def test_every_naming_of_shards_is_one_source(tmp_path, names, whole):
+    for number, name in enumerate(names.split()):
+        fill(tmp_path / name, str(number))
+    for spec in (str(tmp_path), str(tmp_path / "**/*.*"), [str(tmp_path / name) for name in reversed(names.split())]):
+        [source] = load_sources(spec)
+        assert source.name == (whole if isinstance(spec, str) else whole.rpartition("/")[2])
+        assert [record.output for record in source] == ["0", "1"]
+
+
+def test_shards_that_are_missing_are_said_and_two_sets_of_them_refused(tmp_path):
+    for number in (1, 3):
+        fill(tmp_path / f"train-{number:05}-of-00004.jsonl", str(number))
+    with pytest.warns(UserWarning, match=r"2 of the 4 parts of 'train' in .* are missing, the first is 00000; only the"):
+        assert [record.output for record in read(tmp_path)] == ["1", "3"]
+    fill(tmp_path / "train-00001-of-00004-0a1b2c3d4e5f6071.jsonl", "again")
+    with pytest.raises(InputError, match=r"are both part 1 of 'train'; remove the older one"):
+        load_sources(str(tmp_path))
+    (tmp_path / "train-00001-of-00004-0a1b2c3d4e5f6071.jsonl").unlink()
+    fill(tmp_path / "train-00000-of-00005.jsonl", "other")
+    with pytest.raises(InputError, match=r"one of 4 parts of 'train' and .* one of 5; remove those of the older set"):
+        load_sources(str(tmp_path))
+
+
+def test_numbered_files_of_clients_are_no_shards(tmp_path):
+    for name in ("client-00000", "client-00001", "1-of-2", "2-of-2"):
+        fill(tmp_path / f"{name}.jsonl", "a")
+    for name in ("0000", "0001"):
+        fill(tmp_path / f"{name}.parquet", "a")
+    assert len(load_sources(str(tmp_path))) == 6
+
+
+# ---- odd content and odd names -----------------------------------------------------------------------------------------
+
+TWICE = '{"instruction": "a", "instruction": "b", "output": "c"}'
+LONG = '{"instruction": 1' + "0" * 5000 + ', "output": "c"}'
+GOOD = '{"instruction": "a", "output": "b"}'
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.json.gz", "a.jsonl.gz"])
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (TWICE, "names 'instruction' twice in one object"),
+        (LONG, "holds an integer of 5,001 digits"),
+        ('{"instruction": "a\\udc00", "output": "c"}', "half of a character"),
+        ('{"a": ' + "[" * 100_000 + "]" * 100_000 + "}", "nested too deeply"),
+        ('{"instruction": "a"', "is not valid JSON"),
+        ('{"instruction": "a\udce4", "output": "c"}', "is not UTF-8 text.*byte 0xe4"),
+    ],
+)
+def test_odd_json_is_one_sentence_with_file_and_line(tmp_path, name, row, message):
+    rows = [GOOD, row] if "jsonl" in name else ["[", GOOD + ",", row, "]"]
+    path = tmp_path / name
+    content = ("\n".join(rows) + "\n").encode("utf-8", "surrogateescape")
+    path.write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    # An array that is nested too deeply is named as a whole; an object that is not closed is noticed at what follows.
+    line = 2 if "jsonl" in name else {"nested too deeply": 1, "is not valid JSON": 4}.get(message, 3)
+    with pytest.raises(InputError, match=rf"{name}:{line} .*{message}"):
+        read(path)
+
+
+def test_text_that_is_not_utf8_is_named_in_tables_too(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"prompt,completion\na,b\nc,\xe4\n")
+    with pytest.raises(InputError, match=r"a\.csv:3 is not UTF-8 text.*byte 0xe4"):
+        read(tmp_path / "a.csv")
+    import pyarrow
+    import pyarrow.parquet
+
+    bad = pyarrow.array([b"b", b"\xe4"]).view(pyarrow.string())
+    table = pyarrow.Table.from_arrays([pyarrow.array(["a", "a"]), bad], names=["prompt", "completion"])
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=r"a\.parquet:2 is not UTF-8 text \(byte 0xe4"):
+        read(tmp_path / "a.parquet")
+
+
+def test_old_line_ends_still_end_the_rows_of_a_table(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"prompt,completion\ra,b\rc,d\r")
+    assert [(r.output, r.origin[-2:]) for r in read(tmp_path / "a.csv")] == [("b", ":2"), ("d", ":3")]
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("", "data is empty"),
+        ("a\0b.jsonl", "NUL character"),
+        ("a\udcffb.jsonl", "not valid UTF-8"),
+        ("~nobody-of-this-name/a.jsonl", "home folder that is not known"),
+        ("a" * 300 + ".jsonl", "too long"),
+        ("microtasks:train:9999999999999999", "more than the 75,000 records of that split; lower it"),
+        ("microtasks:train:" + "9" * 5000, "more than the 75,000 records"),
+    ],
+)
+def test_odd_names_are_one_sentence(spec, message):
+    with pytest.raises(InputError, match=message) as caught:
+        load_sources(spec)
+    assert len(str(caught.value)) < 300
+
+
+def test_a_file_name_that_is_no_text_is_refused_in_a_folder(tmp_path):
+    import os
+
+    (tmp_path / "ok.jsonl").write_text(GOOD)
+    with open(os.fsencode(tmp_path) + b"/a\xff.jsonl", "w") as file:
+        file.write(GOOD)
+    for spec in (str(tmp_path), str(tmp_path / "*")):
+        with pytest.raises(InputError, match=r"a\\udcff\.jsonl' is not valid UTF-8; rename the file"):
+            load_sources(spec)
+
+
+def test_names_with_terminal_escapes_are_true_in_data_and_harmless_in_messages(tmp_path):
+    [source] = load_sources(write(tmp_path / "a\x1b[2J.jsonl", GOOD))
+    assert source.name == "a\x1b[2J"
+    with pytest.raises(InputError, match=r"a\\x1b\[2J\.jsonl:1 has no field") as caught:
+        read(write(tmp_path / "a\x1b[2J.jsonl", '{"b\\u001b": "c"}'))
+    assert "\x1b" not in str(caught.value)
+
+
+# ---- nothing that data brings is run -----------------------------------------------------------------------------------
+
+
+def test_a_loading_script_is_never_run(tmp_path, monkeypatch):
+    for folder in ("trap", "owner/trap"):
+        script = write(tmp_path / folder / "trap.py", f"open({str(tmp_path / 'sprung')!r}, 'w')")
+        write(tmp_path / folder / "__init__.py", f"open({str(tmp_path / 'sprung')!r}, 'w')")
+        write_rows(tmp_path / folder / "a.jsonl", [ALPACA])
+    monkeypatch.chdir(tmp_path)
+    assert len(read("trap")) == len(read("owner/trap")) == len(read("trap/*.jsonl")) == 1
+    for spec in ("owner/trap:train", "owner/trap/main", "owner/trap/main:train"):
+        with pytest.raises(InputError, match=r"does not exist, and 'owner/trap' is a file or folder here"):
+            load_sources(spec)
+    with pytest.raises(InputError, match=r"trap\.py:1 is not valid JSON"):
+        load_sources(script)
+    assert not (tmp_path / "sprung").exists()
 
 
 def test_a_source_is_read_anew_each_time_and_picked_from_in_one_pass(tmp_path):
