@@ -308,7 +308,7 @@ def _report(arguments: list[str]) -> int:
 
         Args:
           folder: the run's folder; nothing else in it is changed.
-          out: the file to write; by default report.html in the folder.
+          out: the file to write, absent or an older report; by default report.html in the folder.
         """
         return str(write_report(folder, out))
 

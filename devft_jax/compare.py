@@ -41,6 +41,7 @@ from devft_jax.config import RunConfig, identity, to_plain, validate
 from devft_jax.data import check_data_found
 from devft_jax.errors import InputError
 from devft_jax.federated.algorithms import algorithm_of
+from devft_jax.files import write_atomically
 from devft_jax.report import read_story
 from devft_jax.reporting import Progress
 from devft_jax.reporting import comparison as told
@@ -50,7 +51,7 @@ from devft_jax.reporting.progress import readable_seconds
 from devft_jax.reporting.story import Story
 from devft_jax.reporting.units import BYTES, readable
 from devft_jax.run import StopRequest
-from devft_jax.storage import RunFolder
+from devft_jax.storage import COMPARISON, RunFolder
 
 BUDGETS = ("rounds", "bytes")
 
@@ -89,7 +90,7 @@ class CompareOptions:
     tuning_seed: int = 1000
     """Seed of the search for a rate, none of the seeds."""
     out: str = "runs/compare"
-    """The comparison's folder; another comparison in it shares its runs."""
+    """The comparison's folder: absent, empty or a comparison's, which shares its runs."""
 
 
 @dataclass(frozen=True)
@@ -285,7 +286,7 @@ class _Runs:
     def _run(self, job: Job) -> Outcome:
         self.folder.mkdir(parents=True, exist_ok=True)
         asked, log = self.folder / f"{job.name}.json", self.folder / f"{job.name}.log"
-        asked.write_text(json.dumps(to_plain(job.config), indent=1) + "\n", encoding="utf-8")
+        write_atomically(asked, json.dumps(to_plain(job.config), indent=1) + "\n")
         code = self._supervise([sys.executable, "-m", "devft_jax", "run", "--config", str(asked)], log)
         if self.stop.signal is not None:
             raise _Stopped(self.stop.signal)
@@ -304,7 +305,9 @@ class _Runs:
         sources = str(Path(__file__).resolve().parents[1])
         paths = [sources, *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-        with open(log, "w", encoding="utf-8") as lines:
+        # An older one is removed, not written over: it could be a link.
+        log.unlink(missing_ok=True)
+        with open(log, "x", encoding="utf-8") as lines:
             # A session of its own: Ctrl-C at the terminal reaches it through us, once.
             process = subprocess.Popen(
                 command,
@@ -417,11 +420,9 @@ def compare(common: RunConfig, options: CompareOptions, *, progress: Progress | 
     """
     progress = progress or Progress()
     request = _checked(common, options)
-    if (Path(options.out) / "config.json").exists():
-        raise InputError(f"out {options.out} holds a run; name another folder for the comparison.")
-    with RunFolder(options.out) as folder, StopRequest().listening() as stop:
+    with RunFolder(options.out, COMPARISON) as folder, StopRequest().listening() as stop:
         try:
-            comparison = _compared(request, Path(options.out), progress, stop, command)
+            comparison = _compared(request, folder.path, progress, stop, command)
         except _Stopped as stopped:
             progress.say("stopped; what was run is saved, and the same command goes on from there.")
             return Compared(None, folder.path, stopped.number)

@@ -49,7 +49,8 @@ class JobOptions:
     seed: int = 0
     """Seed of initialisation, cohorts, data order, dropout and k-means."""
     out: str | None = execution(None)
-    """The run's folder; by default one under runs/ named after the configuration."""
+    """The run's folder: absent, empty or this run's own, anything else is refused untouched; by default one under runs/
+    named after the configuration."""
     checkpoint_every: int = execution(10)
     """Rounds between checkpoints; a stopped run resumes from the last one."""
 

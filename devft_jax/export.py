@@ -29,9 +29,10 @@ from devft_jax.federated.algorithm import Clients
 from devft_jax.federated.algorithms import algorithm_of
 from devft_jax.federated.bank import BankView, ClientBank
 from devft_jax.federated.sampling import Purpose, run_key
+from devft_jax.files import write_atomically
 from devft_jax.fingerprints import base_fingerprint
 from devft_jax.models.families import read_config
-from devft_jax.models.files import DTYPES, one_line, read_json, write_json
+from devft_jax.models.files import DTYPES, json_text, one_line, read_json
 from devft_jax.models.llama import Adapter, ModelConfig
 from devft_jax.models.lora import as_low_rank
 from devft_jax.models.peft_format import (
@@ -52,12 +53,9 @@ from devft_jax.models.pretrained import (
 )
 from devft_jax.programs import host_device
 from devft_jax.reporting.progress import readable_bytes
-from devft_jax.storage import RunFolder
+from devft_jax.storage import EXPORT, EXPORT_FILE, RunFolder, claim
 
 Form = Literal["adapter", "merged", "submodel", "submodel-adapter"]
-
-RECORD_FILE = "devft_export.json"
-"""Says where an export comes from; a folder that holds it may be written again by the same request."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +133,7 @@ def export(
     if not source.is_dir():
         raise InputError(f"the folder {source} does not exist; name a run's folder or a PEFT adapter's.")
     request = {"source": str(source.resolve()), "form": form, "stage": stage, "client": client, "model": model}
-    _check_out(out, source, request)
+    _check_out(out, request)
     job = _Job(out, form, dtype, max_shard_bytes, request)
     # Weights pass through host memory on their way from file to file; an accelerator may be too small for them.
     with jax.default_device(host_device()):
@@ -193,28 +191,14 @@ class _Job:
     def _begin(self) -> None:
         try:
             self.out.mkdir(parents=True, exist_ok=True)
-            write_json(self.out / RECORD_FILE, self.request)
+            write_atomically(self.out / EXPORT_FILE, json_text(self.request))
         except OSError as error:
             raise RunError(f"the folder {self.out} cannot be written ({one_line(error)}); choose another folder.") from error
 
 
-def _check_out(out: Path, source: Path, request: dict[str, Any]) -> None:
+def _check_out(out: Path, request: dict[str, Any]) -> None:
     """Raise `InputError` unless the folder is free, or holds an export of the same request."""
-    for own in ("adapter", "checkpoints"):
-        if out.resolve().is_relative_to((source / own).resolve()):
-            raise InputError(
-                f"out {out} lies inside {source / own}, which the run replaces as it goes on; name another folder."
-            )
-    if not out.exists():
-        return
-    if not out.is_dir():
-        raise InputError(f"out {out} is a file; name an absent or empty folder.")
-    found = sorted(path.name for path in out.iterdir())
-    if not found:
-        return
-    if RECORD_FILE not in found:
-        raise InputError(f"out {out} holds something else ({found[0]}); name an absent or empty folder.")
-    if read_json(out / RECORD_FILE) != request:
+    if claim(out, EXPORT) and read_json(out / EXPORT_FILE) != request:
         raise InputError(f"out {out} holds another export; name an absent or empty folder.")
 
 

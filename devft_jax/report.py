@@ -4,18 +4,18 @@ Reading takes no lock and writes nothing but the page, so that a run that is und
 reported on as well as a finished one.
 """
 
-import os
 import shlex
 from pathlib import Path
 
 from devft_jax.command import command_line, nearest_preset, start_of
 from devft_jax.config import ROOMS, config_from_mapping, to_plain
 from devft_jax.errors import InputError
+from devft_jax.files import checked_path, write_atomically
 from devft_jax.options import identity_fields, option_texts
 from devft_jax.reporting.report import report_html
 from devft_jax.reporting.settings import Option, Settings
 from devft_jax.reporting.story import Story, check
-from devft_jax.storage import RunFolder
+from devft_jax.storage import RunFolder, claim_file
 
 
 def write_report(path: str | Path, out: str | Path | None = None) -> Path:
@@ -26,12 +26,13 @@ def write_report(path: str | Path, out: str | Path | None = None) -> Path:
         cannot be written.
     """
     story = read_story(path)
+    target = Path(path) / "report.html"
+    if out is not None:
+        target = checked_path(out, "out")
+        claim_file(target)
     text = report_html(story, read_settings(story, path))
-    target = Path(path) / "report.html" if out is None else Path(out)
-    partial = target.with_name(f".{target.name}.partial")
     try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, target)
+        write_atomically(target, text)
     except OSError as error:
         raise InputError(
             f"the report {target} cannot be written ({error.strerror}); name another file with --out."

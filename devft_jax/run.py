@@ -37,7 +37,7 @@ from devft_jax.models.peft_format import export_peft
 from devft_jax.models.pretrained import Model
 from devft_jax.report import write_report
 from devft_jax.reporting import Progress, split_chart
-from devft_jax.storage import RunFolder
+from devft_jax.storage import RUN, RunFolder
 from devft_jax.trainer import State, Trainer
 
 # Clients up to which split.json is laid out to be read.
@@ -185,10 +185,7 @@ def _open_run(config: RunConfig, folder: RunFolder, objects: dict[str, str]) -> 
     """
     mine = {**identity(config), **({"objects": objects} if objects else {})}
     stored = folder.read_json("config.json")
-    if stored is None:
-        if (folder.path / "checkpoints").exists() or (folder.path / "metrics.jsonl").exists():
-            raise InputError(f"out {folder.path} holds a run without its config.json; name another folder.")
-    else:
+    if stored is not None:
         theirs = {name: value for name, value in stored.items() if name in mine or name == "objects"}
         different = [name for name in {**theirs, **mine} if theirs.get(name) != mine.get(name)]
         if different:
@@ -253,7 +250,7 @@ def train(
     config = dataclasses.replace(config, out=out)
     given = {"model": model, "data": data, "algorithm": algorithm, "growth": growth}
     objects = {name: _describe_object(item) for name, item in given.items() if item is not None}
-    with RunFolder(out) as folder, StopRequest().listening() as stop, contextlib.ExitStack() as at_end:
+    with RunFolder(out, RUN) as folder, StopRequest().listening() as stop, contextlib.ExitStack() as at_end:
         trainer = Trainer(
             config, model=model, data=data, algorithm=algorithm, growth=growth, progress=progress, scratch=folder.path
         )

@@ -27,11 +27,14 @@ from devft_jax.arms import Costs, nearest
 from devft_jax.cli import configure_jax
 from devft_jax.compare import full_model_curve
 from devft_jax.config import RunConfig, preset
+from devft_jax.errors import InputError
+from devft_jax.files import write_atomically
 from devft_jax.report import read_story
 from devft_jax.reporting.chart import Level, Line, line_chart
 from devft_jax.reporting.progress import Progress, readable_bytes, readable_seconds
 from devft_jax.reporting.table import table
 from devft_jax.run import Run, train
+from devft_jax.storage import RUN, Kind, claim
 
 CENTRAL_LEARNING_RATE = 2e-3
 """Central training's own: its noisy steps follow one another where clients' are averaged, and at the preset's rate it ends
@@ -63,6 +66,29 @@ def methods(config: RunConfig) -> dict[str, Method]:
         EQUAL_BYTES: Method(f"FedIT for the {fewer.rounds} rounds that send what DevFT sends", "fedit-equal-bytes", fewer),
         CENTRAL: Method("the examples of all clients in one place", "central", central),
     }
+
+
+def _holds_runs(folder: Path) -> bool:
+    """Whether what lies in the folder is the demo's: runs of its methods, and its results."""
+    found = {entry.name for entry in folder.iterdir()}
+    names = found & DEMO.folders.keys()
+    if not names or not found <= {*DEMO.folders, *DEMO.files}:
+        return False
+    try:
+        # A run that was killed early has left an empty folder.
+        for name in names:
+            claim(folder / name, RUN)
+    except InputError:
+        return False
+    return True
+
+
+DEMO = Kind(
+    "demo",
+    _holds_runs,
+    frozenset({"demo.svg", "demo.json"}),
+    dict.fromkeys(("local-only", "fedit", "devft", "fedit-equal-bytes", "central")),
+)
 
 
 def equal_byte_rounds(config: RunConfig) -> int:
@@ -173,6 +199,10 @@ def main() -> None:
         "--seed", type=int, default=0, help="of the split, the cohorts, the data order and the initialisation"
     )
     options = parser.parse_args()
+    try:
+        claim(options.out, DEMO)
+    except InputError as error:
+        parser.error(str(error))
     out = options.out
     began = time.perf_counter()
     configure_jax()
@@ -185,8 +215,8 @@ def main() -> None:
         if not runs[name].finished:
             raise SystemExit(130)
     summaries = {name: run.summary for name, run in runs.items()}
-    (out / "demo.svg").write_text(picture(runs))
-    (out / "demo.json").write_text(json.dumps(summaries, indent=1) + "\n")
+    write_atomically(out / "demo.svg", picture(runs))
+    write_atomically(out / "demo.json", json.dumps(summaries, indent=1) + "\n")
     local = summaries[LOCAL]
     print(f"\n{local['held_out_examples']} held-out items, {local['clients']} non-IID clients, seed {options.seed}\n")
     print(*table(result_rows(summaries)), sep="\n")

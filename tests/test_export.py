@@ -15,7 +15,7 @@ from devft_jax.base_model import bundled_model
 from devft_jax.cli import run_command
 from devft_jax.config import to_plain
 from devft_jax.errors import InputError, RunError
-from devft_jax.export import RECORD_FILE, export
+from devft_jax.export import EXPORT_FILE, export
 from devft_jax.models.llama import PROJECTIONS, forward, init_base
 from devft_jax.models.lora import init_lora
 from devft_jax.models.peft_format import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, export_peft, import_peft
@@ -245,7 +245,7 @@ def test_out_may_be_written_again_by_the_same_request_only(finished, tmp_path):
     for _ in range(2):
         export(finished.folder, out, form="submodel-adapter", stage=1)
     names = {path.name for path in out.iterdir()}
-    assert {RECORD_FILE, "config.json", "model.safetensors", "tokenizer.json", "adapter"} <= names
+    assert {EXPORT_FILE, "config.json", "model.safetensors", "tokenizer.json", "adapter"} <= names
     for more in ({"form": "merged"}, {"form": "submodel-adapter", "stage": 2}):
         with pytest.raises(InputError, match="holds another export; name an absent or empty folder"):
             export(finished.folder, out, **more)
@@ -256,7 +256,7 @@ def test_out_may_be_written_again_by_the_same_request_only(finished, tmp_path):
         export(finished.folder, tmp_path / "mine")
     with pytest.raises(InputError, match="is a file; name an absent or empty folder"):
         export(finished.folder, tmp_path / "mine" / "notes.txt")
-    with pytest.raises(InputError, match="holds something else"):
+    with pytest.raises(InputError, match="holds a run; name another folder for the export"):
         export(finished.folder, finished.folder)
 
 

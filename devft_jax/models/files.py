@@ -2,9 +2,8 @@
 
 import json
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,13 +11,13 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from devft_jax.errors import InputError, RunError
+from devft_jax.files import exclusive_temporary
+from devft_jax.files.writing import begun
 
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 """Weight types that are read and written, by the name that safetensors gives them."""
 
 HEADER_ALIGNMENT = 8
-WAITING = ".new"
-"""Ending of a file that is written but not yet in its place."""
 
 
 class PlannedTensor(NamedTuple):
@@ -77,30 +76,32 @@ def replace_files(
     Raises:
       RunError: the folder cannot be written.
     """
-    waiting = {name: folder / f"{name}{WAITING}" for name in files}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, write in files.items():
-            write(waiting[name])
-        (folder / key_file).unlink(missing_ok=True)
-        for old in folder.iterdir():
-            if old not in waiting.values() and old.name not in files and stale(old.name.removesuffix(WAITING)):
-                old.unlink()
-        for name in sorted(files, key=lambda name: name == key_file):
-            os.replace(waiting[name], folder / name)
+        older = list(folder.iterdir())
+        # Left in the reverse of the order in which they are entered.
+        with ExitStack() as stack:
+            for name in sorted(files, key=lambda name: name != key_file):
+                files[name](stack.enter_context(exclusive_temporary(folder / name)))
+            (folder / key_file).unlink(missing_ok=True)
+            for old in older:
+                meant = begun(old.name)
+                if meant in files or (old.name not in files and stale(meant or old.name)):
+                    old.unlink(missing_ok=True)
     except OSError as error:
         raise RunError(
             f"the folder {folder} cannot be written ({one_line(error)}); free space or choose another folder."
         ) from error
-    finally:
-        for path in waiting.values():
-            with suppress(OSError):
-                path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, fields: Mapping[str, Any]) -> None:
-    """Write a JSON object, one field a line."""
-    path.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+    """Write a JSON object to one of the files of `replace_files`."""
+    path.write_text(json_text(fields), encoding="utf-8")
+
+
+def json_text(fields: Mapping[str, Any]) -> str:
+    """A JSON object, one field a line."""
+    return json.dumps(fields, indent=2) + "\n"
 
 
 def read_json(path: Path) -> dict[str, Any]:

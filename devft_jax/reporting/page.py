@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from devft_jax.reporting import svg
 from devft_jax.reporting.svg import Picture, escape, exactly
+from devft_jax.storage.ownership import PAGE_MARK
 
 Cell = str | int | float | None
 
@@ -75,6 +76,7 @@ def page(title: str, styles: Iterable[str], body: Iterable[str]) -> str:
             "<!DOCTYPE html>",
             '<html lang="en"><head><meta charset="utf-8"/>',
             '<meta name="viewport" content="width=device-width, initial-scale=1"/>',
+            PAGE_MARK,
             f"<title>{escape(title)}</title>",
             f"<style>{STYLE}{svg.STYLE}{''.join(styles)}</style>",
             "</head><body><main>",

@@ -20,6 +20,7 @@ import jax
 import numpy as np
 
 from devft_jax.errors import RunError
+from devft_jax.files import exclusive_temporary
 
 PyTree = Any
 
@@ -150,8 +151,7 @@ def save_rows(path: Path, parts: Mapping[str, Rows]) -> None:
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
-    with temporary.open("wb") as file:
+    with exclusive_temporary(path) as temporary, temporary.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for name, rows in parts.items():
             file.write(held[name].astype(np.int32).tobytes())
@@ -160,7 +160,6 @@ def save_rows(path: Path, parts: Mapping[str, Rows]) -> None:
                     file.write(np.ascontiguousarray(rows._leaves[index].read(some)).tobytes())
         file.flush()
         os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 class SavedRows:

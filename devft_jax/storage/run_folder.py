@@ -22,6 +22,9 @@ from typing import Any
 import jax
 
 from devft_jax.errors import InputError, RunError
+from devft_jax.files import checked_path, write_atomically
+from devft_jax.files.writing import temporary_name
+from devft_jax.storage.ownership import LOCK_FILE, Kind, claim, remove_left_over
 
 PyTree = Any
 CHECKPOINTS_KEPT = 2
@@ -32,22 +35,29 @@ class RunFolder:
 
     Args:
       path: the folder; created, and held alone, inside a `with` block.
+      kind: what is going to be written there, which must be its own or the first; None to go by what is there.
 
     Raises:
-      InputError: the folder cannot be written, or another process is using it.
+      InputError: the folder cannot be written, is somebody else's, or another process is using it.
     """
 
-    def __init__(self, path: str | Path):
-        self.path = Path(path).absolute()
+    def __init__(self, path: str | Path, kind: Kind | None = None):
+        self.path = checked_path(path, "out").absolute()
+        self._kind = kind
+        self._made = False
         self._lock: Any = None
         self._manager: Any = None
         self._stages: dict[int, int | None] = {}
 
     def __enter__(self) -> "RunFolder":
         """Create the folder and hold it alone."""
+        if self._kind is not None:
+            claim(self.path, self._kind)
         try:
+            self._made = not self.path.exists()
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.path / ".lock", "w")
+            # Whatever is there under this name is neither followed nor emptied.
+            self._lock = os.open(self.path / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         except OSError as error:
             raise InputError(
                 f"out {self.path} cannot be written ({error.strerror}); name a folder you may write."
@@ -55,8 +65,16 @@ class RunFolder:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            self._lock.close()
+            os.close(self._lock)
             raise InputError(f"out {self.path} is in use by another run; wait for it or name another folder.") from error
+        if self._kind is not None:
+            try:
+                # Another process may have finished its work here in the meantime.
+                claim(self.path, self._kind)
+            except InputError:
+                os.close(self._lock)
+                raise
+            remove_left_over(self.path, self._kind)
         return self
 
     def __exit__(self, kind: type | None, *exception: object) -> None:
@@ -64,10 +82,10 @@ class RunFolder:
         if self._manager is not None:
             self._manager.close()
             self._manager = None
-        self._lock.close()
-        if kind is not None and self.path.is_dir() and [path.name for path in self.path.iterdir()] == [".lock"]:
-            (self.path / ".lock").unlink()
+        if kind is not None and self._made and self.path.is_dir() and os.listdir(self.path) == [LOCK_FILE]:
+            (self.path / LOCK_FILE).unlink()
             self.path.rmdir()
+        os.close(self._lock)
 
     def read_json(self, name: str) -> dict[str, Any] | None:
         """A JSON file of the folder, or None where there is none."""
@@ -87,10 +105,8 @@ class RunFolder:
 
     def write_text(self, name: str, text: str) -> None:
         """Replace a text file of the folder as a whole."""
-        temporary = self.path / f".{name}.partial"
         with self._saving(name):
-            temporary.write_text(text, encoding="utf-8")
-            os.replace(temporary, self.path / name)
+            write_atomically(self.path / name, text)
 
     def append_metrics(self, row: dict[str, Any]) -> None:
         """Add a line to metrics.jsonl."""
@@ -186,7 +202,7 @@ class RunFolder:
             for old in set(self._saved_rounds()) - kept:
                 self._checkpoints.delete(old)
             kept_banks = {self.bank_path(saved) for saved in self._saved_rounds()}
-            for path in (self.path / "bank").glob("*.safetensors"):
+            for path in (self.path / "bank").glob("round_*.safetensors"):
                 if path not in kept_banks:
                     path.unlink()
 
@@ -262,17 +278,17 @@ class RunFolder:
     @contextlib.contextmanager
     def replacing(self, name: str) -> Iterator[Path]:
         """An empty subfolder to write an export into, which then takes the place of an older one."""
-        temporary, old, final = self.path / f".{name}.partial", self.path / f".{name}.old", self.path / name
-        with self._saving(name):
-            for left_over in (temporary, old):
-                if left_over.is_dir():
-                    shutil.rmtree(left_over)
-                left_over.unlink(missing_ok=True)
-            temporary.mkdir()
-            yield temporary
-            if final.exists():
-                os.replace(final, old)
-            os.replace(temporary, final)
+        final = self.path / name
+        temporary, old = temporary_name(final), temporary_name(final)
+        try:
+            with self._saving(name):
+                temporary.mkdir()
+                yield temporary
+                if final.exists():
+                    os.replace(final, old)
+                os.replace(temporary, final)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
             shutil.rmtree(old, ignore_errors=True)
 
     @contextlib.contextmanager

@@ -43,7 +43,7 @@ def interrupt_replacing(monkeypatch: pytest.MonkeyPatch, *, after: int) -> None:
         moved.append(target)
         replace(source, target)
 
-    monkeypatch.setattr("devft_jax.models.files.os.replace", killed)
+    monkeypatch.setattr("devft_jax.files.writing.os.replace", killed)
 
 
 @pytest.fixture(scope="session")

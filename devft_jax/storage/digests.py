@@ -1,0 +1,99 @@
+"""Digests of what a checkpoint consists of, by which a resume knows that every byte of it is still what was written.
+
+They lie in the checkpoint as a list that is written last, before the checkpoint gets its name, so that none is without:
+
+    files     by path, of everything else in the checkpoint's folder: bytes and digest
+    bank      of the file of what clients keep, outside the folder; null where they keep nothing
+    metrics   of metrics.jsonl as far as the checkpoint's round
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from devft_jax.files import read_json, write_atomically
+
+LIST_FILE = "digests.json"
+
+_PIECE = 2**20
+Mark = dict[str, Any]
+"""How many bytes, and their digest."""
+
+
+def new_digest(content: bytes = b"") -> Any:
+    """A digest that bytes can be added to."""
+    return hashlib.blake2b(content, digest_size=16)
+
+
+def mark_of(path: Path, most: int | None = None) -> Mark:
+    """Of a file, or of its first `most` bytes; OSError where it cannot be read."""
+    digest, size = new_digest(), 0
+    with path.open("rb") as file:
+        while piece := file.read(_PIECE if most is None else min(_PIECE, most - size)):
+            digest.update(piece)
+            size += len(piece)
+    return {"bytes": size, "digest": digest.hexdigest()}
+
+
+def _marks_within(folder: Path) -> dict[str, Mark]:
+    """Of every file of a folder but the list itself, by its path in there."""
+    return {
+        name: mark_of(path)
+        for path in sorted(folder.rglob("*"))
+        if (name := path.relative_to(folder).as_posix()) != LIST_FILE and (path.is_symlink() or not path.is_dir())
+    }
+
+
+def write_list(folder: Path, *, bank: Path | None, metrics: Mark) -> None:
+    """Finish a checkpoint that is otherwise whole; OSError where that fails."""
+    listed = {"files": _marks_within(folder), "bank": None if bank is None else mark_of(bank), "metrics": metrics}
+    write_atomically(folder / LIST_FILE, json.dumps(listed, indent=1) + "\n")
+
+
+def read_list(folder: Path) -> dict[str, Any]:
+    """What `write_list` has written; ValueError for anything else."""
+    if not (folder / LIST_FILE).exists():
+        raise ValueError(f"it has no {LIST_FILE}")
+    listed = read_json(folder / LIST_FILE)
+    if (
+        not isinstance(listed, dict)
+        or listed.keys() != {"files", "bank", "metrics"}
+        or not isinstance(listed["files"], dict)
+    ):
+        raise ValueError(f"{LIST_FILE} is damaged")
+    return listed
+
+
+def fault_of(folder: Path, bank: Path) -> str | None:
+    """What of a checkpoint is not as it was written, in words; None where all is.
+
+    Args:
+      folder: the checkpoint's. bank: where its file of what clients keep lies, if it has one.
+    """
+    try:
+        listed = read_list(folder)
+        found = _marks_within(folder)
+        if listed["bank"] is not None:
+            listed["files"], found[bank.name] = {**listed["files"], bank.name: listed["bank"]}, mark_of(bank)
+    except (OSError, ValueError) as error:
+        return str(getattr(error, "strerror", None) or error)
+    for name in sorted(listed["files"].keys() | found.keys()):
+        if name not in found:
+            return f"{name} is missing"
+        if name not in listed["files"]:
+            return f"{name} was added"
+        if found[name] != listed["files"][name]:
+            return f"{name} was changed or is damaged"
+    return None
+
+
+def same_start(path: Path, mark: Mark) -> bool:
+    """Whether a file still begins with the bytes of this mark."""
+    if not mark["bytes"]:
+        return True
+    try:
+        return os.path.getsize(path) >= mark["bytes"] and mark_of(path, mark["bytes"]) == mark
+    except OSError:
+        return False

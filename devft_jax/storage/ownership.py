@@ -1,0 +1,212 @@
+"""Who owns the folder, or the file, that something is to be written to; asked before anything is written.
+
+It is empty, it is mine (what the same kind of work left there, known by what the files say, not by their names), or it is
+refused, untouched. Of what is mine, too, nothing may be a link, which would be followed to somebody else's files, and a
+subfolder that is replaced as a whole holds nothing but what is written into it.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from devft_jax.errors import InputError
+from devft_jax.files import read_json
+from devft_jax.files.writing import begun
+
+Names = Callable[[str], bool]
+"""Tells the names of entries that are written."""
+
+PAGE_MARK = '<meta name="generator" content="devft"/>'
+"""Every page that is written has it within its first bytes."""
+
+EXPORT_FILE = "devft_export.json"
+"""Says where an export comes from; a folder that holds it may be written again by the same request."""
+
+LOCK_FILE = ".lock"
+_MARK_WITHIN = 4096
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a folder may hold.
+
+    Attributes:
+      name: in words. left: whether it is what was left in the folder. files: written there.
+      folders: written there, with the names of what is written into those that are replaced as a whole.
+    """
+
+    name: str
+    left: Callable[[Path], bool]
+    files: frozenset[str]
+    folders: dict[str, Names | None] = field(default_factory=dict)
+
+    @property
+    def one(self) -> str:
+        """`a run`, `an export`."""
+        return f"{'an' if self.name[0] in 'aeiou' else 'a'} {self.name}"
+
+
+def is_run(path: Path) -> bool:
+    """Whether the folder's config.json is that of a run."""
+    fields = _fields(path / "config.json")
+    return {"algorithm", "growth", "model", "data", "rounds", "seed"} <= fields.keys() and "model_type" not in fields
+
+
+def _is_comparison(path: Path) -> bool:
+    if {"budgets", "reference", "seeds"} <= _fields(path / "comparison.json").keys():
+        return True
+    # One that was stopped has the configurations of its runs.
+    asked = list((path / "runs").glob("*.json"))
+    return bool(asked) and all({"algorithm", "growth", "rounds"} <= _fields(file).keys() for file in asked)
+
+
+def _is_export(path: Path) -> bool:
+    return {"source", "form", "stage", "client", "model"} <= _fields(path / EXPORT_FILE).keys()
+
+
+RUN = Kind(
+    "run",
+    is_run,
+    frozenset(
+        {"config.json", "split.json", "split.svg", "metrics.jsonl", "record.json", "summary.json", "report.html", LOCK_FILE}
+    ),
+    {
+        "checkpoints": None,
+        "bank": None,
+        "adapter": {"adapter_config.json", "adapter_model.safetensors"}.__contains__,
+    },
+)
+COMPARISON = Kind(
+    "comparison",
+    _is_comparison,
+    frozenset({*(f"comparison.{kind}" for kind in ("csv", "json", "md", "html")), "runs.csv", LOCK_FILE}),
+    {"runs": None},
+)
+EXPORT = Kind("export", _is_export, frozenset({EXPORT_FILE}), {"adapter": None})
+KINDS = (RUN, COMPARISON, EXPORT)
+
+
+def claim(path: Path, kind: Kind) -> bool:
+    """Whether the folder holds this kind of work already, rather than nothing.
+
+    Args:
+      path: the folder that is to be written.
+
+    Raises:
+      InputError: neither: it is somebody else's, or cannot be looked into.
+    """
+    try:
+        return _claimed(path, kind)
+    except OSError as error:
+        raise InputError(f"out {path} cannot be looked into ({error.strerror}); name a folder you may write.") from error
+
+
+def _claimed(path: Path, kind: Kind) -> bool:
+    _refuse_inside_of_a_run(path)
+    if not path.exists() and not path.is_symlink():
+        return False
+    if not path.is_dir():
+        what = "a file" if path.is_file() else "no folder"
+        raise InputError(f"out {path} is {what}; name an absent or empty folder.")
+    found = sorted(entry.name for entry in os.scandir(path))
+    others = [name for name in found if name != LOCK_FILE and not _is_left_over(name, kind)]
+    mine = kind.left(path)
+    if not mine:
+        for other in KINDS:
+            if other is not kind and other.left(path):
+                raise InputError(f"out {path} holds {other.one}; name another folder for the {kind.name}.")
+        if others:
+            first = next((name for name in ("config.json", EXPORT_FILE) if name in others), others[0])
+            raise InputError(f"out {path} holds something else ({first}); name an absent or empty folder.")
+    _refuse_the_root(path, kind)
+    for name in found:
+        if name in kind.files or name in kind.folders:
+            _check_entry(path / name, kind, is_folder=name in kind.folders)
+    return mine
+
+
+def _is_left_over(name: str, kind: Kind) -> bool:
+    """Whether it is what a killed process had begun to write."""
+    meant = begun(name)
+    return meant in kind.files or meant in kind.folders
+
+
+def remove_left_over(path: Path, kind: Kind) -> None:
+    """Remove what killed processes had begun to write into a folder of this kind, which is held alone."""
+    for entry in os.scandir(path):
+        if _is_left_over(entry.name, kind):
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path, ignore_errors=True)
+            else:
+                os.unlink(entry.path)
+
+
+def claim_file(path: Path) -> None:
+    """Raise `InputError` unless a page may be written here: the file is absent, or a page that was written before."""
+    if path.is_symlink():
+        raise InputError(f"out {path} is a link; remove it, or name another file.")
+    if not path.exists():
+        return
+    if not path.is_file():
+        raise InputError(f"out {path} is no file; name the page to write, such as report.html.")
+    try:
+        with path.open("rb") as file:
+            start = file.read(_MARK_WITHIN)
+    except OSError as error:
+        raise InputError(f"out {path} cannot be read ({error.strerror}); name another file.") from error
+    if PAGE_MARK.encode() not in start:
+        raise InputError(f"out {path} is no report but something else; remove it, or name another file.")
+
+
+def _refuse_inside_of_a_run(path: Path) -> None:
+    whole = path.resolve()
+    for inner, outer in zip([whole, *whole.parents], whole.parents, strict=False):
+        if inner.name in RUN.folders and is_run(outer):
+            raise InputError(f"out {path} lies inside {inner}, which the run replaces as it goes on; name another folder.")
+
+
+def _refuse_the_root(path: Path, kind: Kind) -> None:
+    for folder, what in ((Path(path.anchor), "the root of all files"), (_home(), "the home folder")):
+        if folder is not None and folder.exists() and path.samefile(folder):
+            raise InputError(f"out {path} is {what}; name a folder for the {kind.name} alone, such as runs/first.")
+
+
+def _home() -> Path | None:
+    try:
+        return Path.home()
+    except RuntimeError:
+        return None
+
+
+def _check_entry(entry: Path, kind: Kind, *, is_folder: bool) -> None:
+    if entry.is_symlink():
+        raise InputError(f"{entry} is a link, and the {kind.name} would write to where it leads; remove it.")
+    if is_folder != entry.is_dir() or not (is_folder or entry.is_file()):
+        wanted = "folder" if is_folder else "file"
+        raise InputError(f"{entry} is no {wanted}, and the {kind.name} writes one of that name; move it away.")
+    written = kind.folders.get(entry.name)
+    if written is not None:
+        refuse_foreign(entry, written)
+
+
+def refuse_foreign(folder: Path, written: Names) -> None:
+    """Raise `InputError` where a folder that is about to be replaced holds what was not written into it."""
+    foreign = sorted(_foreign(os.scandir(folder), written))
+    if foreign:
+        raise InputError(f"{folder} holds {foreign[0]}, which would be lost when it is replaced; move it away.")
+
+
+def _foreign(entries: Iterable[os.DirEntry[str]], written: Names) -> Iterable[str]:
+    return (entry.name for entry in entries if not written(entry.name) or not entry.is_file(follow_symlinks=False))
+
+
+def _fields(path: Path) -> dict[str, Any]:
+    """The JSON object of a file; of none where there is none."""
+    try:
+        value = read_json(path) if path.is_file() else {}
+    except InputError:
+        return {}
+    return value if isinstance(value, dict) else {}
