@@ -33,6 +33,7 @@ from devft_jax.files import write_atomically
 from devft_jax.fingerprints import base_fingerprint
 from devft_jax.models.families import read_config
 from devft_jax.models.files import DTYPES, json_text, one_line, read_json
+from devft_jax.models.folder import CONFIG_FILE, model_folder
 from devft_jax.models.llama import Adapter, ModelConfig
 from devft_jax.models.lora import as_low_rank
 from devft_jax.models.peft_format import (
@@ -43,12 +44,10 @@ from devft_jax.models.peft_format import (
     read_adapter_config,
 )
 from devft_jax.models.pretrained import (
-    CONFIG_FILE,
     MAX_SHARD_BYTES,
     Model,
     load_original_blocks,
     load_pretrained,
-    model_folder,
     save_pretrained,
 )
 from devft_jax.programs import host_device

@@ -22,6 +22,7 @@ from devft_jax.data.tokens import prompt_tokens
 from devft_jax.errors import InputError
 from devft_jax.federated.algorithms import algorithm_of
 from devft_jax.models.files import one_line, read_json
+from devft_jax.models.folder import model_folder
 from devft_jax.models.generation import (
     Completion,
     GenerationOptions,
@@ -32,7 +33,7 @@ from devft_jax.models.generation import (
 )
 from devft_jax.models.llama import Adapter, Compute
 from devft_jax.models.peft_format import import_peft
-from devft_jax.models.pretrained import Model, load_pretrained, model_folder
+from devft_jax.models.pretrained import Model, load_pretrained
 from devft_jax.options import flags_of
 from devft_jax.programs import ExecutionOptions, resolve_compute, validate_execution
 

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from devft_jax.errors import InputError, RunError
 from devft_jax.files import exclusive_temporary
+from devft_jax.files import read_json as read_any_json
 from devft_jax.files.writing import begun
 
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
@@ -110,10 +111,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
       InputError: the file cannot be read or holds something else.
     """
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({one_line(error)}); restore it.") from error
+    fields = read_any_json(path)
     if not isinstance(fields, dict):
         raise InputError(f"{path} does not hold a JSON object; restore it.")
     return fields

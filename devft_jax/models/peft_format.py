@@ -18,16 +18,18 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from devft_jax.errors import InputError
+from devft_jax.files import checked_path, printable
+from devft_jax.models.expressions import full_matches
 from devft_jax.models.files import (
     DTYPES,
     PlannedTensor,
@@ -37,6 +39,7 @@ from devft_jax.models.files import (
     write_json,
     write_safetensors,
 )
+from devft_jax.models.folder import check_inside
 from devft_jax.models.llama import PROJECTIONS, Adapter, LoraFactors, ModelConfig, layer_scales
 from devft_jax.models.pretrained import PROJECTION_MODULES
 
@@ -47,7 +50,14 @@ Module = tuple[int, str]
 ADAPTER_CONFIG_FILE = "adapter_config.json"
 ADAPTER_WEIGHTS_FILE = "adapter_model.safetensors"
 
-TENSOR_NAME = re.compile(r"base_model\.model\.model\.layers\.(\d+)\.([\w.]+)\.lora_([AB])\.weight")
+PREFIX_WORDS = frozenset({"base_model", "model"})
+"""What stands before `layers` in a factor's name: PEFT writes `base_model.model.model.`, others fewer of them or none."""
+
+WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"})
+"""Parts of names that data parallelism, compilation and activation checkpointing leave behind, anywhere in them."""
+
+LARGEST_ALPHA = 1e30
+"""Of scales, which are computed with in float32."""
 
 PLAIN_INITIALISATIONS = (True, False, None, "gaussian", "eva", "orthogonal")
 """Values of `init_lora_weights` that leave the base as it is; others, such as "pissa", change it on loading."""
@@ -177,34 +187,37 @@ def import_peft(path: str | Path, config: ModelConfig) -> Adapter:
       InputError: the files cannot be read, describe anything but plain LoRA on linear projections, or do not fit
         `config`.
     """
-    folder = Path(path).expanduser()
+    folder = checked_path(path, "adapter")
     fields = read_adapter_config(folder)
-    settings = _Settings.read(fields, folder / ADAPTER_CONFIG_FILE)
+    settings = _Settings.read(fields, folder / ADAPTER_CONFIG_FILE, config.layers)
     file = folder / ADAPTER_WEIGHTS_FILE
     if not file.is_file():
         raise InputError(
             f"the adapter folder {folder} holds no {ADAPTER_WEIGHTS_FILE}; save the adapter as safetensors, because "
             "pickles are not read."
         )
-    with open_safetensors(file) as tensors:
-        factors = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
-    targets = _targets(factors, config, file, settings)
     lora, scales = {}, {}
-    for projection in targets:
-        fan_in, fan_out = config.projection_shape(projection)
-        modules = [_module_name(layer, projection) for layer in range(config.layers)]
-        adapted = [layer for layer in range(config.layers) if settings.adapts(layer, modules[layer])]
-        ranks = [settings.rank_of(module) for module in modules]
-        largest = max((ranks[layer] for layer in adapted), default=1)
-        a = np.zeros((config.layers, fan_in, largest), np.float32)
-        b = np.zeros((config.layers, largest, fan_out), np.float32)
-        for layer in adapted:
-            rank = ranks[layer]
-            one, other = (_tensor_name(layer, projection, factor) for factor in "AB")
-            a[layer, :, :rank] = _checked(factors, one, (rank, fan_in), file, settings).T
-            b[layer, :rank] = _checked(factors, other, (fan_out, rank), file, settings).T
-        lora[projection] = LoraFactors(a=jnp.asarray(a), b=jnp.asarray(b))
-        scales[projection] = np.array([settings.scale_of(module) for module in modules], np.float32)
+    with open_safetensors(file) as tensors:
+        factors = _factors(list(tensors.keys()), file)
+        for projection in _targets(factors, config, file, settings):
+            fan_in, fan_out = config.projection_shape(projection)
+            modules = [_module_name(layer, projection) for layer in range(config.layers)]
+            adapted = [layer for layer, module in enumerate(modules) if module in settings.adapted]
+            ranks = [settings.rank_of(module) for module in modules]
+            # The file's header tells whether sizes are so before anything is made of them.
+            for layer in adapted:
+                for factor, shape in (("A", (ranks[layer], fan_in)), ("B", (fan_out, ranks[layer]))):
+                    key = _Key(layer, projection, factor)
+                    _check_stored(factors.get(key), key, tensors, shape, file, settings)
+            largest = max((ranks[layer] for layer in adapted), default=1)
+            a = np.zeros((config.layers, fan_in, largest), np.float32)
+            b = np.zeros((config.layers, largest, fan_out), np.float32)
+            for layer in adapted:
+                one, other = (factors[_Key(layer, projection, factor)] for factor in "AB")
+                a[layer, :, : ranks[layer]] = _finite(tensors.get_tensor(one), one, layer, file).T
+                b[layer, : ranks[layer]] = _finite(tensors.get_tensor(other), other, layer, file).T
+            lora[projection] = LoraFactors(a=jnp.asarray(a), b=jnp.asarray(b))
+            scales[projection] = np.array([settings.scale_of(module) for module in modules], np.float32)
     different = np.unique(np.concatenate(list(scales.values())))
     scale = jnp.float32(different[0]) if len(different) == 1 else jax.tree.map(jnp.asarray, scales)
     return Adapter(lora=lora, scale=scale, dropout=settings.dropout)
@@ -216,6 +229,8 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     Raises:
       InputError: the file cannot be read, or describes anything but plain LoRA on linear projections.
     """
+    if folder.is_dir():
+        check_inside(folder)
     fields = read_json(folder / ADAPTER_CONFIG_FILE)
     _refuse_other_methods(fields, folder / ADAPTER_CONFIG_FILE)
     return fields
@@ -223,69 +238,70 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Settings:
-    """What an `adapter_config.json` says about every module.
+    """What an `adapter_config.json` says about every module of a model.
 
-    `layers` are those of `layers_to_transform`, None for all. `targets` and `excluded` are endings of module names, a
-    regular expression of whole ones, or None.
+    `ranks` and `alphas` are those of modules that the patterns name. `adapted` are the modules that PEFT adapts, `asked`
+    tells that they are named, so that their factors must be there.
     """
 
     rank: int
     alpha: float
-    rank_pattern: Mapping[str, int]
-    alpha_pattern: Mapping[str, float]
+    ranks: Mapping[str, int]
+    alphas: Mapping[str, float]
     rank_stabilised: bool
     dropout: float
-    layers: Sequence[int] | None
-    targets: Sequence[str] | str | None
-    excluded: Sequence[str] | str | None
+    adapted: frozenset[str]
+    asked: bool
     base: str | None
 
     @classmethod
-    def read(cls, fields: Mapping[str, Any], path: Path) -> Self:
-        """Check and take the fields of the file at `path`."""
+    def read(cls, fields: Mapping[str, Any], path: Path, depth: int) -> Self:
+        """Check and take the fields of the file at `path`, for a model of `depth` layers."""
         dropout = fields.get("lora_dropout") or 0.0
         if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
-            raise InputError(f"lora_dropout {json.dumps(dropout)} in {path} is outside [0, 1); correct it.")
+            raise InputError(f"lora_dropout {_shown(dropout)} in {path} is outside [0, 1); correct it.")
         layers = fields.get("layers_to_transform")
         layers = [layers] if isinstance(layers, int) else layers or None
         if layers is not None and not (isinstance(layers, list) and all(type(layer) is int for layer in layers)):
-            raise InputError(f"layers_to_transform {json.dumps(layers)} in {path} is no list of layers; correct it.")
+            raise InputError(f"layers_to_transform {_shown(layers)} in {path} is no list of layers; correct it.")
+        modules = {_module_name(layer, name): layer for layer in range(depth) for name in PROJECTIONS}
+        matcher = _Matcher(list(modules), path)
+        rank = _checked_rank("r", fields.get("r"), path)
+        alpha = _checked_alpha("lora_alpha", fields.get("lora_alpha"), path)
+        ranks = matcher.endings(fields, "rank_pattern", _checked_rank)
+        alphas = matcher.endings(fields, "alpha_pattern", _checked_alpha)
+        targets = matcher.named(fields, "target_modules")
+        excluded = matcher.named(fields, "exclude_modules")
+        matcher.match()
+        chosen = modules.keys() if targets is None else targets()
+        left_out = set() if excluded is None else excluded()
+        within = None if layers is None else set(layers)
+        adapted = {name for name in chosen if name not in left_out and (within is None or modules[name] in within)}
         base = fields.get("base_model_name_or_path")
         return cls(
-            rank=_checked_rank("r", fields.get("r"), path),
-            alpha=_checked_alpha("lora_alpha", fields.get("lora_alpha"), path),
-            rank_pattern=_checked_pattern(fields, "rank_pattern", path, _checked_rank),
-            alpha_pattern=_checked_pattern(fields, "alpha_pattern", path, _checked_alpha),
+            rank=rank,
+            alpha=alpha,
+            ranks=ranks(),
+            alphas=alphas(),
             rank_stabilised=bool(fields.get("use_rslora")),
             dropout=float(dropout),
-            layers=layers,
-            targets=_checked_names(fields, "target_modules", path),
-            excluded=_checked_names(fields, "exclude_modules", path),
+            adapted=frozenset(adapted),
+            asked=targets is not None,
             base=base if isinstance(base, str) and base else None,
         )
 
     def rank_of(self, module: str) -> int:
         """The rank of one module's factors."""
-        return _look_up(self.rank_pattern, module, self.rank)
+        return self.ranks.get(module, self.rank)
 
     def scale_of(self, module: str) -> float:
         """What multiplies the product of one module's factors."""
         rank = self.rank_of(module)
-        return _look_up(self.alpha_pattern, module, self.alpha) / (math.sqrt(rank) if self.rank_stabilised else rank)
-
-    def adapts(self, layer: int, module: str) -> bool:
-        """Whether PEFT adapts one module."""
-        if self.excluded and _names(self.excluded, module):
-            return False
-        if self.layers is not None and layer not in self.layers:
-            return False
-        return self.targets in (None, "all-linear") or _names(self.targets, module)
+        return self.alphas.get(module, self.alpha) / (math.sqrt(rank) if self.rank_stabilised else rank)
 
     def asks_for(self, projection: str, depth: int) -> bool:
         """Whether some layer's projection is adapted by name, so that its factors must be there."""
-        if self.targets in (None, "all-linear"):
-            return False
-        return any(self.adapts(layer, _module_name(layer, projection)) for layer in range(depth))
+        return self.asked and any(_module_name(layer, projection) in self.adapted for layer in range(depth))
 
     @property
     def remedy(self) -> str:
@@ -295,19 +311,82 @@ class _Settings:
         return f"the adapter was made for {self.base}: give that model"
 
 
-def _look_up(pattern: Mapping[str, T], module: str, default: T) -> T:
-    """The value of the first key that is, as a regular expression, the end of a module's path (from a dot on)."""
-    return next((value for key, value in pattern.items() if re.match(_path_end(key), module)), default)
+class _Matcher:
+    """Which of a model's modules the names, endings and regular expressions of a configuration stand for.
+
+    Fields are read first, and give functions that are called after `match`, in which all expressions are matched at once.
+    """
+
+    def __init__(self, modules: Sequence[str], path: Path) -> None:
+        self._modules, self._path = modules, path
+        self._expressions: list[str] = []
+        self._shown: list[str] = []
+        self._found: list[list[int]] = []
+
+    def endings(
+        self, fields: Mapping[str, Any], name: str, checked: Callable[[str, Any, Path], T]
+    ) -> Callable[[], dict[str, T]]:
+        """Values by module of a field that maps regular expressions for the end of a path, from a dot on, to them.
+
+        The first that matches wins.
+        """
+        pattern = fields.get(name) or {}
+        if not isinstance(pattern, dict):
+            raise InputError(f"{name} {_shown(pattern)} in {self._path} does not map modules to numbers; correct it.")
+        values = {key: checked(f"{name} of {key}", value, self._path) for key, value in pattern.items()}
+        # A single name needs no matching: it is the last part of a path.
+        asked = {key: self._ask(name, key, rf"(.*\.)?({key})$") for key in values if not re.fullmatch(r"\w+", key)}
+
+        def by_module() -> dict[str, T]:
+            last: dict[str, list[str]] = {}
+            for module in self._modules:
+                last.setdefault(module.rpartition(".")[2], []).append(module)
+            found: dict[str, T] = {}
+            for key, value in values.items():
+                for module in self._matched(asked[key]) if key in asked else last.get(key, ()):
+                    found.setdefault(module, value)
+            return found
+
+        return by_module
+
+    def named(self, fields: Mapping[str, Any], name: str) -> Callable[[], set[str]] | None:
+        """Modules of a field that is a list of endings or a regular expression of whole paths; None where it names none."""
+        names = fields.get(name)
+        if names in (None, "all-linear", [], ""):
+            return None
+        if isinstance(names, str):
+            place = self._ask(name, names, names)
+            return lambda: set(self._matched(place))
+        if not isinstance(names, list) or not all(isinstance(item, str) for item in names):
+            raise InputError(f"{name} {_shown(names)} in {self._path} does not name modules; correct it.")
+        chosen = set(names)
+        return lambda: {module for module in self._modules if not chosen.isdisjoint(_endings(module))}
+
+    def match(self) -> None:
+        """Match what was asked for."""
+        self._found = full_matches(self._expressions, self._modules, self._shown)
+
+    def _ask(self, field: str, text: str, expression: str) -> int:
+        self._expressions.append(expression)
+        self._shown.append(f"{field} {_shown(text)} in {self._path}")
+        return len(self._expressions) - 1
+
+    def _matched(self, place: int) -> list[str]:
+        return [self._modules[position] for position in self._found[place]]
 
 
-def _path_end(key: str) -> str:
-    return rf"(.*\.)?({key})$"
+def _endings(module: str) -> Iterator[str]:
+    """A module's path and what is left of it from every dot on."""
+    yield module
+    while "." in module:
+        module = module.partition(".")[2]
+        yield module
 
 
-def _names(chosen: Sequence[str] | str, module: str) -> bool:
-    if isinstance(chosen, str):
-        return re.fullmatch(chosen, module) is not None
-    return any(module == name or module.endswith(f".{name}") for name in chosen)
+def _shown(value: Any) -> str:
+    """A value in a sentence, however long it is."""
+    text = json.dumps(value)
+    return text if len(text) <= 120 else f"{text[:117]}..."
 
 
 def _refuse_other_methods(fields: Mapping[str, Any], path: Path) -> None:
@@ -321,100 +400,115 @@ def _refuse_other_methods(fields: Mapping[str, Any], path: Path) -> None:
     refused += [name for name in UNSUPPORTED_FIELDS if fields.get(name)]
     if refused:
         raise InputError(
-            f"{refused[0]} {json.dumps(fields.get(refused[0]))} in {path} is not supported; give an adapter of plain "
+            f"{refused[0]} {_shown(fields.get(refused[0]))} in {path} is not supported; give an adapter of plain "
             "LoRA on linear projections."
         )
 
 
 def _checked_rank(name: str, value: Any, path: Path) -> int:
     if type(value) is not int or value < 1:
-        raise InputError(f"{name} {json.dumps(value)} in {path} is not a positive number; correct it.")
+        raise InputError(f"{name} {_shown(value)} in {path} is not a positive number; correct it.")
     return value
 
 
 def _checked_alpha(name: str, value: Any, path: Path) -> float:
     # Zero and negative ones are unusual, but PEFT computes them, and so does an `Adapter`.
-    if type(value) not in (int, float) or not math.isfinite(value):
-        raise InputError(f"{name} {json.dumps(value)} in {path} is not a finite number; correct it.")
+    if type(value) not in (int, float) or not abs(value) < LARGEST_ALPHA:
+        raise InputError(f"{name} {_shown(value)} in {path} is not a finite number; correct it.")
     return value
 
 
-def _checked_pattern(
-    fields: Mapping[str, Any], name: str, path: Path, checked: Callable[[str, Any, Path], T]
-) -> dict[str, T]:
-    pattern = fields.get(name) or {}
-    if not isinstance(pattern, dict):
-        raise InputError(f"{name} {json.dumps(pattern)} in {path} does not map modules to numbers; correct it.")
-    for key in pattern:
-        _check_expression(name, key, path, used=_path_end(key))
-    return {key: checked(f"{name} of {key}", value, path) for key, value in pattern.items()}
+class _Key(NamedTuple):
+    """Which factor a tensor is: `factor` is "A" or "B"."""
+
+    layer: int
+    projection: str
+    factor: str
 
 
-def _checked_names(fields: Mapping[str, Any], name: str, path: Path) -> Sequence[str] | str | None:
-    names = fields.get(name)
-    if isinstance(names, str) and names != "all-linear":
-        _check_expression(name, names, path)
-    elif isinstance(names, list) and all(isinstance(item, str) for item in names):
-        return names
-    elif not isinstance(names, str | None):
-        raise InputError(f"{name} {json.dumps(names)} in {path} does not name modules; correct it.")
-    return names
-
-
-def _check_expression(name: str, expression: str, path: Path, used: str | None = None) -> None:
-    """Raise `InputError` unless an expression can be used; `used` is what it becomes a part of."""
-    try:
-        re.compile(expression if used is None else used)
-    except re.error as error:
-        raise InputError(
-            f"{name} {json.dumps(expression)} in {path} is no regular expression ({error}); correct it."
-        ) from error
-
-
-def _targets(factors: Mapping[str, np.ndarray], config: ModelConfig, file: Path, settings: _Settings) -> list[str]:
-    """The adapted projections, in the order of `PROJECTIONS`; refuses tensors that an `Adapter` has no place for."""
+def _factors(names: Sequence[str], file: Path) -> dict[_Key, str]:
+    """The tensors of a file by what they are; refuses those that an `Adapter` has no place for."""
     projections = {module: name for name, module in PROJECTION_MODULES.items()}
-    found = set()
-    for name in factors:
-        match = TENSOR_NAME.fullmatch(name)
-        if match is None or match[2] not in projections:
+    found: dict[_Key, str] = {}
+    adapters: dict[str, str] = {}
+    for name in names:
+        parts = [part for part in name.split(".") if part not in WRAPPERS]
+        before = parts[: parts.index("layers")] if "layers" in parts else parts
+        layer, *module = parts[len(before) + 1 :] or [""]
+        # `lora_A.weight`, or in a state that was not saved by PEFT `lora_A.default.weight`, with the adapter's name.
+        own = module.pop(-2) if len(module) > 2 and module[-3].startswith("lora_") else ""
+        projection = projections.get(".".join(module[:-2]))
+        is_factor = module[-2:] in (["lora_A", "weight"], ["lora_B", "weight"])
+        if projection is None or not is_factor or not re.fullmatch("[0-9]{1,9}", layer):
             raise InputError(
-                f"the tensor {name} in {file} is not a LoRA factor of a projection; give an adapter on "
+                f"the tensor {printable(name)} in {file} is not a LoRA factor of a projection; give an adapter on "
                 f"{', '.join(f'{name}_proj' for name in PROJECTIONS)} only."
             )
-        if int(match[1]) >= config.layers:
+        if not PREFIX_WORDS.issuperset(before):
             raise InputError(
-                f"the tensor {name} in {file} is of layer {match[1]} but the model has {config.layers} layers "
+                f"the tensor {printable(name)} in {file} has the prefix '{printable('.'.join(before))}.' before its layers, "
+                "which is none that is known; rename it to base_model.model.model. if it is an adapter of this model."
+            )
+        key = _Key(int(layer), projection, module[-2][-1])
+        adapters.setdefault(own, name)
+        if len(adapters) > 1:
+            one, other = list(adapters.values())[:2]
+            raise InputError(f"{file} holds several adapters ({printable(one)}, {printable(other)}); save one alone.")
+        if key in found:
+            raise InputError(
+                f"{file} holds both {printable(found[key])} and {printable(name)}, which are one factor; remove one."
+            )
+        found[key] = name
+    return found
+
+
+def _targets(factors: Mapping[_Key, str], config: ModelConfig, file: Path, settings: _Settings) -> list[str]:
+    """The adapted projections, in the order of `PROJECTIONS`."""
+    for key, name in factors.items():
+        if key.layer >= config.layers:
+            raise InputError(
+                f"the tensor {name} in {file} is of layer {key.layer} but the model has {config.layers} layers "
                 f"numbered from 0; {settings.remedy}."
             )
-        module = f"model.layers.{match[1]}.{match[2]}"
-        if not settings.adapts(int(match[1]), module):
+        if _module_name(key.layer, key.projection) not in settings.adapted:
             raise InputError(
                 f"the tensor {name} in {file} belongs to a module that target_modules, exclude_modules and "
                 f"layers_to_transform in {ADAPTER_CONFIG_FILE} leave out; correct them or restore the weights."
             )
-        found.add(projections[match[2]])
+    found = {key.projection for key in factors}
     if not found:
         raise InputError(f"{file} holds no LoRA factors; give a trained adapter.")
     found |= {name for name in PROJECTIONS if settings.asks_for(name, config.layers)}
     return sorted(found, key=PROJECTIONS.index)
 
 
-def _checked(
-    factors: Mapping[str, np.ndarray], name: str, shape: tuple[int, int], file: Path, settings: _Settings
-) -> np.ndarray:
-    if name not in factors:
+def _check_stored(
+    name: str | None, key: _Key, tensors: Any, shape: tuple[int, int], file: Path, settings: _Settings
+) -> None:
+    """Raise `InputError` unless an open file's header has a factor of this shape and of a type that is read."""
+    if name is None:
         raise InputError(
-            f"{file} lacks the tensor {name}, but {ADAPTER_CONFIG_FILE} and the model's depth ask for it; restore it, or "
-            f"else {settings.remedy}."
+            f"{file} lacks the tensor {_tensor_name(*key)}, but {ADAPTER_CONFIG_FILE} and the model's depth ask for it; "
+            f"restore it, or else {settings.remedy}."
         )
-    tensor = factors[name]
-    if tensor.shape != shape:
-        ranks = "r and rank_pattern" if settings.rank_pattern else "r"
+    header = tensors.get_slice(name)
+    found = tuple(header.get_shape())
+    if found != shape:
+        ranks = "r and rank_pattern" if settings.ranks else "r"
         raise InputError(
-            f"the tensor {name} in {file} has shape {tensor.shape} but the model and the adapter's {ranks} imply {shape}; "
+            f"the tensor {name} in {file} has shape {found} but the model and the adapter's {ranks} imply {shape}; "
             f"{settings.remedy}, or correct {ranks}."
         )
-    if tensor.dtype.name not in DTYPES.values():
-        raise InputError(f"the tensor {name} in {file} has the type {tensor.dtype}; save the adapter in float32.")
-    return tensor.astype(np.float32)
+    if header.get_dtype() not in DTYPES:
+        raise InputError(f"the tensor {name} in {file} has the type {header.get_dtype()}; save the adapter in float32.")
+
+
+def _finite(tensor: np.ndarray, name: str, layer: int, file: Path) -> np.ndarray:
+    """A factor in float32; refuses one that would turn all that the model says into NaN."""
+    tensor = tensor.astype(np.float32)
+    if not np.isfinite(tensor).all():
+        raise InputError(
+            f"the tensor {name} in {file} (layer {layer}, counted from 0) holds NaN or infinite values, so that the model "
+            "could compute nothing with this adapter; restore it, or take one from before the training broke."
+        )
+    return tensor

@@ -16,14 +16,15 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from devft_jax.errors import InputError
+from devft_jax.errors import InputError, RunError
+from devft_jax.files import printable
 from devft_jax.models.architectures import ARCHITECTURES
 from devft_jax.models.families import FAMILIES, config_fields, read_config
 from devft_jax.models.files import (
@@ -36,15 +37,14 @@ from devft_jax.models.files import (
     write_json,
     write_safetensors,
 )
+from devft_jax.models.folder import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, check_inside, model_folder, read_index
 from devft_jax.models.llama import PROJECTIONS, Adapter, Base, Block, ModelConfig, dense_weight, layer_scales
 from devft_jax.models.quantization import BITS, QTensor, quantize_projection
 from devft_jax.models.sentencepiece_model import MODEL_FILE, read_sentencepiece
 from devft_jax.programs import host_device
 
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
+TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", TOKENIZER_CONFIG_FILE)
 
 COMPANION_FILES = (
     *TOKENIZER_FILES,
@@ -75,10 +75,7 @@ NORM_MODULES = {
 }
 """Where each norm of a block sits inside a Hugging Face decoder layer."""
 
-HEAD = "lm_head.weight"
-
-DOWNLOADED = ["*.safetensors", "*.json", "tokenizer.model", "merges.txt", "vocab.txt", "*.jinja"]
-"""What is fetched of a model on Hugging Face: weights, configuration, and the files of a tokenizer in any form."""
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 # Turning a whole matrix at once touches a new cache line with every element.
 STRIP_ROWS = 64
@@ -183,16 +180,25 @@ def load_tokenizer(folder: Path) -> Any:
         raise InputError(
             f"the model folder {folder} holds no tokenizer; add the tokenizer.json that the model was trained with."
         )
+    check_inside(folder)
     # On import transformers advises to install PyTorch, which this package does without.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     if (folder / MODEL_FILE).is_file() and not (folder / "tokenizer.json").is_file():
         # transformers reads these too, but numbers some texts otherwise than the original does.
         return read_sentencepiece(folder)
+    settings = read_json(folder / TOKENIZER_CONFIG_FILE) if (folder / TOKENIZER_CONFIG_FILE).is_file() else {}
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        # Said, not left out: transformers would else ask on standard input whether to run what a folder brings along.
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises bare Exception on a damaged file
+        if "auto_map" in settings:
+            raise InputError(
+                f"{folder / TOKENIZER_CONFIG_FILE} asks for a tokenizer of its own code (auto_map), and no code from "
+                "a model's folder is ever run; give a tokenizer.json, and a tokenizer_config.json without auto_map and "
+                "with a tokenizer_class of transformers."
+            ) from error
         raise InputError(f"the tokenizer in {folder} cannot be read ({one_line(error)}); restore its files.") from error
 
 
@@ -310,7 +316,7 @@ def _planned_tensors(config: ModelConfig, base: Base, adapter: Adapter | None, d
 
         return PlannedTensor(shape[::-1] if turned else shape, dtype, make)
 
-    tensors = {"model.embed_tokens.weight": outside(base.embed)}
+    tensors = {EMBEDDING: outside(base.embed)}
     for layer in range(depth):
         for leaf, (module, turned) in block_tensors(config).items():
             tensors[f"model.layers.{layer}.{module}"] = within(leaf, layer, turned)
@@ -383,40 +389,14 @@ def model_architecture(path: str | Path) -> ModelConfig:
     """
     if str(path) in ARCHITECTURES and not Path(path).exists():
         return ARCHITECTURES[str(path)]
-    return read_config(model_folder(path, files=[CONFIG_FILE]) / CONFIG_FILE)
-
-
-def model_folder(path: str | Path, *, files: Sequence[str] = DOWNLOADED) -> Path:
-    """The local folder of a model; where `path` is a Hugging Face name, one with its `files` downloaded.
-
-    Raises:
-      InputError: there is no such folder, and Hugging Face does not give it.
-    """
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        return folder
-    if folder.exists():
-        raise InputError(f"the model {path} is a file; give the folder that holds its config.json.")
-    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", str(path)):
-        raise InputError(f"the model folder {path} does not exist; give another or a Hugging Face name.")
-    from huggingface_hub import snapshot_download
-
-    try:
-        # Subfolders hold the same weights in other formats.
-        snapshot = snapshot_download(str(path), allow_patterns=list(files), ignore_patterns=["*/*"])
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"the model {path} is not a local folder and Hugging Face does not give it "
-            f"({one_line(error)}); check the name, the network and, where the model is gated, "
-            "that you are logged in."
-        ) from error
-    return Path(snapshot)
+    return read_config(model_folder(path, weights=False) / CONFIG_FILE)
 
 
 class _Stored(NamedTuple):
-    """A tensor as the header of its file describes it."""
+    """A tensor as the header of its file describes it; `name` is the one it has there."""
 
     file: Path
+    name: str
     shape: tuple[int, ...]
     dtype: str
 
@@ -465,37 +445,35 @@ def _block(config: ModelConfig, leaves: Mapping[str, Any]) -> Block:
     return Block(**plain, bias={name: leaves[f"{BIAS}{name}"] for name in config.biases})
 
 
-def _places(config: ModelConfig) -> dict[str, _Place]:
-    """Every tensor that a checkpoint of this architecture holds."""
+def _places(config: ModelConfig) -> Iterator[tuple[str, _Place]]:
+    """Every tensor that a checkpoint of this architecture holds, layer by layer: the first missing one is soon met."""
     vocabulary = (config.vocabulary, config.width)
-    places = {
-        "model.embed_tokens.weight": _Place("embed", None, vocabulary, turned=False),
-        "model.norm.weight": _Place("norm", None, (config.width,), turned=False),
-    }
+    yield EMBEDDING, _Place("embed", None, vocabulary, turned=False)
+    yield "model.norm.weight", _Place("norm", None, (config.width,), turned=False)
     if not config.tied_head:
-        places[HEAD] = _Place("head", None, vocabulary, turned=True)
-    for leaf, (name, turned) in block_tensors(config).items():
-        shape = _leaf_shape(config, leaf)
-        for layer in range(config.layers):
-            places[f"model.layers.{layer}.{name}"] = _Place(leaf, layer, shape[::-1] if turned else shape, turned)
-    return places
+        yield HEAD, _Place("head", None, vocabulary, turned=True)
+    tensors = block_tensors(config)
+    shapes = {leaf: _leaf_shape(config, leaf) for leaf in tensors}
+    for layer in range(config.layers):
+        for leaf, (name, turned) in tensors.items():
+            shape = shapes[leaf]
+            yield f"model.layers.{layer}.{name}", _Place(leaf, layer, shape[::-1] if turned else shape, turned)
 
 
 def _read_leaves(folder: Path, config: ModelConfig, dtype: str | None, quantization: str | None) -> dict[str, Any]:
     """Stream the tensors of a checkpoint into stacked leaves in host memory, by name; packed projections are `QTensor`s."""
-    places = _places(config)
     stored = _stored_tensors(folder)
-    _check_tensors(folder, config, places, stored)
+    places = _checked_places(folder, config, stored)
     if dtype is None:
         _check_one_dtype(folder, places, stored)
     leaves: dict[str, Any] = {}
     for file, names in _names_by_file(places, stored).items():
         with open_safetensors(file) as tensors:
             for name in names:
-                place = places[name]
+                place, own_name = places[name], stored[name].name
                 # The tensor is given no name here, so that it is freed before the next one is read.
                 if quantization is not None and place.leaf in PROJECTIONS:
-                    _pack(leaves, place, config.layers, tensors.get_tensor(name), name, quantization)
+                    _pack(leaves, place, config.layers, tensors.get_tensor(own_name), name, quantization)
                     continue
                 if place.leaf not in leaves:
                     shape = place.shape[::-1] if place.turned else place.shape
@@ -504,12 +482,12 @@ def _read_leaves(folder: Path, config: ModelConfig, dtype: str | None, quantizat
                 leaf = leaves[place.leaf]
                 _fill(
                     leaf if place.layer is None else leaf[place.layer],
-                    tensors.get_tensor(name),
+                    tensors.get_tensor(own_name),
                     place.turned,
                 )
-    if config.tied_head and HEAD in stored:
+    if config.tied_head and HEAD in stored and stored[HEAD] != stored[EMBEDDING]:
         with open_safetensors(stored[HEAD].file) as tensors:
-            head = tensors.get_tensor(HEAD).astype(leaves["embed"].dtype)
+            head = tensors.get_tensor(stored[HEAD].name).astype(leaves["embed"].dtype)
         if not np.array_equal(head, leaves["embed"]):
             raise InputError(
                 f"tie_word_embeddings is true in {folder / CONFIG_FILE} but the stored {HEAD} "
@@ -552,37 +530,55 @@ def _stored_tensors(folder: Path) -> dict[str, _Stored]:
         raise InputError(
             f"the model folder {folder} holds neither {WEIGHTS_FILE} nor {INDEX_FILE}; give a folder with safetensors."
         )
-    shard_of = read_json(index).get("weight_map")
-    if not isinstance(shard_of, dict) or not all(isinstance(file, str) for file in shard_of.values()):
-        raise InputError(f"{index} holds no weight_map from tensors to files; restore it.")
+    shard_of = read_index(index)
     stored: dict[str, _Stored] = {}
-    for shard in sorted(set(shard_of.values())):
+    names_of: dict[str, list[str]] = {}
+    for name, shard in shard_of.items():
+        names_of.setdefault(shard, []).append(name)
+    for shard, names in sorted(names_of.items()):
         if not (folder / shard).is_file():
             raise InputError(f"the shard {shard} that {index} names is absent; restore it.")
         header = _header(folder / shard)
-        for name, file in shard_of.items():
-            if file == shard:
-                if name not in header:
-                    raise InputError(f"the shard {shard} lacks the tensor {name} that {index} promises; restore it.")
-                stored[name] = header[name]
+        for name in names:
+            found = header.get(_full_name(name))
+            if found is None or found.name != name:
+                raise InputError(f"the shard {shard} lacks the tensor {printable(name)} that {index} promises; restore it.")
+            stored[_full_name(name)] = found
     return stored
 
 
 def _header(file: Path) -> dict[str, _Stored]:
+    """What a file holds, by the names that its tensors have in a whole model."""
     with open_safetensors(file) as tensors:
         slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118
-        return {name: _Stored(file, tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
+        found: dict[str, _Stored] = {}
+        for name, part in slices.items():
+            full = _full_name(name)
+            if full in found:
+                raise InputError(f"{file} holds both {found[full].name} and {name}, which are one tensor; remove one.")
+            found[full] = _Stored(file, name, tuple(part.get_shape()), part.get_dtype())
+        return found
 
 
-def _check_tensors(
-    folder: Path,
-    config: ModelConfig,
-    places: Mapping[str, _Place],
-    stored: Mapping[str, _Stored],
-) -> None:
-    """Raise `InputError` unless the checkpoint holds exactly the architecture's tensors."""
+def _full_name(name: str) -> str:
+    """A tensor's name in a model with a head; one that was saved without its head has no `model.` before each."""
+    bare = name.removeprefix("model.")
+    return bare if bare == HEAD else f"model.{bare}"
+
+
+def _checked_places(folder: Path, config: ModelConfig, stored: dict[str, _Stored]) -> dict[str, _Place]:
+    """Where every tensor belongs; the headers tell before anything of config.json's sizes is allocated.
+
+    A tied embedding may be stored under the head's name alone: `stored` then gets it under its own.
+
+    Raises:
+      InputError: the checkpoint does not hold exactly the architecture's tensors.
+    """
     title = FAMILIES[config.family].title
-    for name, place in places.items():
+    if config.tied_head and HEAD in stored:
+        stored.setdefault(EMBEDDING, stored[HEAD])
+    places: dict[str, _Place] = {}
+    for name, place in _places(config):
         if name not in stored:
             remedy = "restore it or set tie_word_embeddings" if name == HEAD else "restore it"
             raise InputError(
@@ -592,21 +588,23 @@ def _check_tensors(
         found = stored[name]
         if found.shape != place.shape:
             raise InputError(
-                f"the tensor {name} in {found.file} has shape {found.shape} but {CONFIG_FILE} "
+                f"the tensor {found.name} in {found.file} has shape {found.shape} but {CONFIG_FILE} "
                 f"implies {place.shape}; correct the config or restore the weights."
             )
         if found.dtype not in DTYPES:
             raise InputError(
-                f"the tensor {name} in {found.file} has the type {found.dtype}; give weights in {', '.join(DTYPES)}."
+                f"the tensor {found.name} in {found.file} has the type {found.dtype}; give weights in {', '.join(DTYPES)}."
             )
-    for name in stored:
+        places[name] = place
+    for name, found in stored.items():
         ignored = name.endswith("rotary_emb.inv_freq") or (config.tied_head and name == HEAD)
         if name not in places and not ignored:
             raise InputError(
-                f"the checkpoint in {folder} holds the tensor {name}, which a {title} with "
+                f"the checkpoint in {folder} holds the tensor {printable(found.name)}, which a {title} with "
                 f"num_hidden_layers {config.layers} does not have; correct the config or choose "
                 "another model."
             )
+    return places
 
 
 def _check_one_dtype(folder: Path, places: Mapping[str, _Place], stored: Mapping[str, _Stored]) -> None:
@@ -624,7 +622,13 @@ def _check_one_dtype(folder: Path, places: Mapping[str, _Place], stored: Mapping
 def _empty(shape: tuple[int, ...], dtype: str) -> np.ndarray:
     """An uninitialised array that JAX can use in place."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
-    memory = np.empty(size + ALIGNMENT_BYTES, np.uint8)
+    try:
+        memory = np.empty(size + ALIGNMENT_BYTES, np.uint8)
+    except MemoryError as error:
+        raise RunError(
+            f"the model does not fit into this machine's memory ({size:,} bytes for one kind of weight); use a smaller one, "
+            "or pack it with --quantization nf4."
+        ) from error
     start = -memory.ctypes.data % ALIGNMENT_BYTES
     return memory[start : start + size].view(dtype).reshape(shape)
 

@@ -8,11 +8,11 @@ is compared with the original on texts made to tell them apart, and refused if t
 """
 
 import importlib
-import json
 from pathlib import Path
 from typing import Any
 
 from devft_jax.errors import InputError
+from devft_jax.models.files import read_json
 
 MODEL_FILE = "tokenizer.model"
 CONFIG_FILE = "tokenizer_config.json"
@@ -76,10 +76,7 @@ def _is_tiktoken(path: Path) -> bool:
 
 def _settings(folder: Path, vocabulary: int, remedy: str) -> dict[str, Any]:
     """What the folder says about special tokens and the chat template."""
-    try:
-        stored = json.loads((folder / CONFIG_FILE).read_bytes()) if (folder / CONFIG_FILE).is_file() else {}
-    except ValueError as error:
-        raise InputError(f"{folder / CONFIG_FILE} is not valid JSON; restore it.") from error
+    stored = read_json(folder / CONFIG_FILE) if (folder / CONFIG_FILE).is_file() else {}
     if any(int(index) >= vocabulary for index in stored.get("added_tokens_decoder", {})):
         raise InputError(f"{folder / CONFIG_FILE} adds tokens that {MODEL_FILE} does not hold; {remedy}.")
     names = ("bos_token", "eos_token", "unk_token", "pad_token")

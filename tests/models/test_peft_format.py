@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import os
+import re
+import time
 from pathlib import Path
 
 import chex
@@ -16,6 +18,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from devft_jax.errors import InputError, RunError
+from devft_jax.models import expressions
 from devft_jax.models.llama import PROJECTIONS, Adapter, LoraFactors, forward, layer_scales
 from devft_jax.models.peft_format import (
     ADAPTER_CONFIG_FILE,
@@ -207,7 +210,7 @@ NAME = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
     ("name", "tensor", "message"),
     [
         (NAME, np.ones((3, 17), np.float32), r"has shape \(3, 17\) but .* imply \(3, 16\)"),
-        (NAME, np.ones((3, 16), np.int32), "has the type int32"),
+        (NAME, np.ones((3, 16), np.int32), "has the type I32"),
         ("base_model.model.lm_head.lora_A.weight", np.ones((3, 16), np.float32), "is not a LoRA factor"),
         (NAME.replace("self_attn.q_proj", "mlp.q_proj"), np.ones((3, 16), np.float32), "is not a LoRA factor"),
         (NAME.replace("lora_A.weight", "lora_magnitude_vector"), np.ones(3, np.float32), "is not a LoRA factor"),
@@ -389,6 +392,122 @@ def test_one_layer_may_be_given_as_a_number(folder, config):
     edit_tensors(folder, lambda t: [t.pop(name) for name in list(t) if ".layers.1." not in name])
     edit_config(folder, layers_to_transform=1)
     assert np.flatnonzero(np.asarray(import_peft(folder, config).lora["q"].b).any(axis=(1, 2))).tolist() == [1]
+
+
+# ---- names of tensors, and what an adapter from outside may do -------------------------------------------------------
+
+
+PEFT_NAME = "base_model.model.model.layers."
+
+
+def rename(folder, change):
+    def edit(tensors):
+        renamed = {change(name): tensor for name, tensor in tensors.items()}
+        tensors.clear()
+        tensors.update(renamed)
+
+    edit_tensors(folder, edit)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda name: name.replace(PEFT_NAME, "base_model.model.layers."),
+        lambda name: name.replace(PEFT_NAME, "model.layers."),
+        lambda name: name.replace(PEFT_NAME, "layers."),
+        lambda name: name.replace(PEFT_NAME, "base_model.model.model.model.layers."),
+        lambda name: f"module.{name}",
+        lambda name: f"module._orig_mod.{name}",
+        lambda name: name.replace(".layers.", "._fsdp_wrapped_module.layers.").replace(".mlp", "._orig_mod.mlp"),
+        lambda name: name.replace(".weight", ".default.weight"),
+        lambda name: "_orig_mod." + name.replace(PEFT_NAME, "model.layers.").replace(".weight", ".mine.weight"),
+    ],
+    ids=range(9),
+)
+def test_well_known_names_of_factors_are_read(folder, config, adapter, change):
+    rename(folder, change)
+    edit_config(folder, target_modules=r".*model\.layers\.\d+\..*_proj", rank_pattern={r"layers\.0\.mlp\.up_proj": 3})
+    chex.assert_trees_all_equal(import_peft(folder, config), adapter)
+
+
+@pytest.mark.parametrize("prefix", ["transformer.", "base_model.model.language_model.model.", "model.\x1b[2J."])
+def test_another_prefix_is_named(folder, config, prefix):
+    rename(folder, lambda name: name.replace("base_model.model.model.", prefix))
+    shown = re.escape(prefix.replace("\x1b", r"\x1b"))
+    with pytest.raises(InputError, match=rf"has the prefix '{shown}' before its layers, which is none that is known"):
+        import_peft(folder, config)
+
+
+def test_one_factor_is_stored_once_and_of_one_adapter(folder, config):
+    other = NAME.replace("base_model.model.model", "model")
+    edit_tensors(folder, lambda tensors: tensors.update({other: tensors[NAME]}))
+    with pytest.raises(InputError, match=f"holds both .*{NAME}.*, which are one factor"):
+        import_peft(folder, config)
+    edit_tensors(folder, lambda tensors: tensors.pop(other))
+    rename(folder, lambda name: name.replace(".weight", ".one.weight" if "q_proj" in name else ".two.weight"))
+    with pytest.raises(InputError, match=r"holds several adapters \(.*one\.weight, .*two\.weight|.*two.*, .*one.*\)"):
+        import_peft(folder, config)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_adapter_that_is_not_finite_is_refused_by_tensor_and_layer(folder, config, value):
+    name = NAME.replace("layers.0", "layers.1")
+
+    def spoil(tensors):
+        tensors[name][2, 5] = value
+
+    edit_tensors(folder, spoil)
+    with pytest.raises(InputError, match=rf"{name} in .* \(layer 1, counted from 0\) holds NaN or infinite values"):
+        import_peft(folder, config)
+
+
+CATASTROPHIC = r"((a|m|o|d|e|l|\w|\.)*)*!"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"target_modules": CATASTROPHIC}, "target_modules .* takes longer than"),
+        ({"exclude_modules": CATASTROPHIC}, "exclude_modules .* takes longer than"),
+        ({"rank_pattern": {CATASTROPHIC: 2}}, "rank_pattern .* takes longer than"),
+        ({"alpha_pattern": {"(" * 20_000 + ")" * 20_000: 2}}, "alpha_pattern .* is no regular expression"),
+        ({"r": 10**7}, r"has shape \(3, 16\) but .* imply \(10000000, 16\)"),
+        ({"rank_pattern": {"q_proj": 10**12}}, r"has shape \(3, 16\) but .* imply \(1000000000000, 16\)"),
+        ({"lora_alpha": 10**400}, r"lora_alpha 1000.*\.\.\. in .* is not a finite number"),
+        ({"layers_to_transform": list(range(10**5))}, None),
+        ({"target_modules": [f"{name}_proj" for name in PROJECTIONS] + [f"x{i}" for i in range(10**5)]}, None),
+    ],
+    ids=range(9),
+)
+def test_what_an_adapter_claims_costs_no_time_or_memory(folder, config, adapter, fields, message, monkeypatch):
+    monkeypatch.setattr(expressions, "SECONDS", 0.5)
+    edit_config(folder, **fields)
+    began = time.perf_counter()
+    if message is None:
+        chex.assert_trees_all_equal(import_peft(folder, config), adapter)
+    else:
+        with pytest.raises(InputError, match=message):
+            import_peft(folder, config)
+    assert time.perf_counter() - began < 5
+
+
+@pytest.mark.parametrize("name", [ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE])
+def test_links_out_of_an_adapters_folder_are_not_followed(folder, config, tmp_path, name):
+    (folder / name).rename(tmp_path / "secret")
+    (folder / name).symlink_to(tmp_path / "secret")
+    with pytest.raises(InputError, match=f"{name} is a link to {tmp_path / 'secret'}, outside the folder"):
+        import_peft(folder, config)
+
+
+def test_planted_links_are_not_written_through(folder, adapter, tmp_path):
+    (tmp_path / "precious").write_text("mine")
+    for name in (f"{ADAPTER_WEIGHTS_FILE}.new", f"{ADAPTER_CONFIG_FILE}.new"):
+        (folder / name).symlink_to(tmp_path / "precious")
+    (folder / ADAPTER_WEIGHTS_FILE).unlink()
+    (folder / ADAPTER_WEIGHTS_FILE).symlink_to(tmp_path / "precious")
+    export_peft(adapter, folder)
+    assert (tmp_path / "precious").read_text() == "mine"
+    assert not (folder / ADAPTER_WEIGHTS_FILE).is_symlink()
 
 
 def test_a_half_replaced_adapter_does_not_load(folder, config, adapter, monkeypatch):

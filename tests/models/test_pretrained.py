@@ -1,10 +1,13 @@
 """Checkpoints come back as they were saved, in every layout, and damaged or foreign ones cost one sentence."""
 
 import dataclasses
+import io
 import json
 import os
 import shutil
 import stat
+import sys
+import time
 import tracemalloc
 from fnmatch import fnmatch
 from pathlib import Path
@@ -18,11 +21,10 @@ from safetensors.numpy import load_file, save_file
 
 from devft_jax.errors import InputError, RunError
 from devft_jax.models import pretrained
+from devft_jax.models.folder import INDEX_FILE, WEIGHTS_FILE
 from devft_jax.models.llama import PROJECTIONS, RopeScaling, dense_weight, forward, layer_scales
 from devft_jax.models.lora import init_lora
 from devft_jax.models.pretrained import (
-    INDEX_FILE,
-    WEIGHTS_FILE,
     Model,
     load_pretrained,
     load_tokenizer,
@@ -250,13 +252,13 @@ def test_refuses_what_it_would_compute_wrongly(folder, fields, message):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("{", "cannot be read"), ("[1]", "does not hold a JSON object"), (None, "cannot be read")]
+    ("text", "message"), [("{", ":1 is not valid JSON"), ("[1]", " does not hold a JSON object"), (None, " cannot be read")]
 )
 def test_refuses_an_unreadable_config(folder, text, message):
     (folder / "config.json").unlink()
     if text is not None:
         (folder / "config.json").write_text(text)
-    with pytest.raises(InputError, match=f"config.json {message}"):
+    with pytest.raises(InputError, match=f"config.json{message}"):
         load_pretrained(folder)
 
 
@@ -340,7 +342,7 @@ def test_refuses_a_shard_without_a_promised_tensor(folder):
 def test_refuses_a_damaged_index(folder, text):
     split_into_shards(folder)
     (folder / INDEX_FILE).write_text(text)
-    with pytest.raises(InputError, match=rf"{INDEX_FILE} (cannot be read|holds no weight_map)"):
+    with pytest.raises(InputError, match=rf"{INDEX_FILE}(:1 is not valid JSON| holds no weight_map)"):
         load_pretrained(folder)
 
 
@@ -388,11 +390,11 @@ def test_a_name_that_hugging_face_does_not_give(monkeypatch):
         load_pretrained("acme/tiny")
     [(name, options)] = asked
     assert name == "acme/tiny"
-    wanted = ("model-00001-of-00002.safetensors", "config.json", "tokenizer.model", "merges.txt", "chat_template.jinja")
+    wanted = ("model.safetensors.index.json", "config.json", "tokenizer.model", "merges.txt", "chat_template.jinja")
     fetched = [name for name in wanted if any(fnmatch(name, pattern) for pattern in options["allow_patterns"])]
     assert fetched == list(wanted)
-    pickles = ("pytorch_model.bin", "model.pth", "modeling_custom.py")
-    assert not [name for name in pickles if any(fnmatch(name, pattern) for pattern in options["allow_patterns"])]
+    others = ("pytorch_model.bin", "model.pth", "modeling_custom.py", "consolidated.safetensors")
+    assert not [name for name in others if any(fnmatch(name, pattern) for pattern in options["allow_patterns"])]
 
 
 def test_a_hugging_face_name_loads_its_snapshot(monkeypatch, folder, base):
@@ -402,6 +404,186 @@ def test_a_hugging_face_name_loads_its_snapshot(monkeypatch, folder, base):
     model = load_pretrained("acme/tiny")
     assert model.path == "acme/tiny"
     chex.assert_trees_all_equal(model.base, base)
+
+
+@pytest.mark.parametrize("shards", [False, True])
+def test_exactly_the_weights_that_the_index_names_are_fetched(monkeypatch, tmp_path, folder, base, shards):
+    """From a repository that holds its weights in other forms too, through links like those of Hugging Face's cache."""
+    import huggingface_hub
+
+    names = split_into_shards(folder) if shards else [WEIGHTS_FILE]
+    for other in ("consolidated.safetensors", "model.fp16.safetensors", "pytorch_model.bin"):
+        (folder / other).write_bytes(b"twice the size")
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    snapshot, blobs = tmp_path / "hub" / "snapshots" / commit, tmp_path / "hub" / "blobs"
+    snapshot.mkdir(parents=True)
+    shutil.copytree(folder, blobs)
+    revisions = []
+
+    def fetch(name, allow_patterns, ignore_patterns, revision=None):
+        revisions.append(revision)
+        for file in folder.iterdir():
+            if any(fnmatch(file.name, pattern) for pattern in allow_patterns) and not (snapshot / file.name).exists():
+                (snapshot / file.name).symlink_to(Path("..") / ".." / "blobs" / file.name)
+        return str(snapshot)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    chex.assert_trees_all_equal(load_pretrained("acme/tiny").base, base)
+    assert revisions == [None, commit]
+    assert sorted(file.name for file in snapshot.glob("*.safetensors")) == sorted(names)
+
+
+# ---- names of tensors ------------------------------------------------------------------------------------------------
+
+
+def rename(change):
+    """An edit that renames every tensor."""
+
+    def edit(tensors):
+        renamed = {change(name): tensor for name, tensor in tensors.items()}
+        tensors.clear()
+        tensors.update(renamed)
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda name: name.removeprefix("model."),
+        lambda name: name if name.startswith("model.") else f"model.{name}",
+        lambda name: name.removeprefix("model.") if "layers.1." in name else name,
+    ],
+    ids=["without model.", "all with model.", "mixed"],
+)
+@pytest.mark.parametrize("shards", [False, True])
+def test_the_prefix_of_tensors_may_be_there_or_not(folder, base, change, shards):
+    edit_tensors(folder, rename(change))
+    if shards:
+        split_into_shards(folder)
+    chex.assert_trees_all_equal(load_pretrained(folder).base, base)
+
+
+def test_one_tensor_under_two_names_is_refused(folder):
+    edit_tensors(folder, lambda tensors: tensors.update({"norm.weight": tensors["model.norm.weight"]}))
+    with pytest.raises(InputError, match=r"holds both \S*norm\.weight and \S*norm\.weight, which are one tensor"):
+        load_pretrained(folder)
+
+
+@pytest.mark.parametrize("quantization", [None, "int8"])
+@pytest.mark.parametrize("kept", ["embed_tokens", "lm_head", "both"])
+def test_a_tied_matrix_may_be_stored_under_either_name_or_both(tmp_path, kept, quantization):
+    config = dataclasses.replace(CONFIG, tied_head=True)
+    base = random_base(config)
+    save_pretrained(tmp_path, config, base, dtype="float32")
+    embedding = "model.embed_tokens.weight"
+    edit_tensors(tmp_path, lambda tensors: tensors.update({"lm_head.weight": tensors[embedding].copy()}))
+    if kept != "both":
+        edit_tensors(tmp_path, lambda tensors: tensors.pop(embedding if kept == "lm_head" else "lm_head.weight"))
+    loaded = load_pretrained(tmp_path, quantization=quantization).base
+    assert loaded.head is None
+    np.testing.assert_array_equal(loaded.embed, base.embed)
+
+
+# ---- what a folder from outside may do -------------------------------------------------------------------------------
+
+
+FOREIGN_SHARDS = ["../secret.safetensors", "/etc/secret.safetensors", "sub/x.safetensors", "a\\b.safetensors", "..", ""]
+NO_SHARDS = [".x.safetensors", "model.bin", "*.safetensors", "a\nb.safetensors", "a\0.safetensors", "a\x1b[2J.safetensors"]
+
+
+@pytest.mark.parametrize("shard", FOREIGN_SHARDS + NO_SHARDS)
+def test_an_index_names_nothing_outside_the_folder(tmp_path, folder, shard):
+    shutil.copy(folder / WEIGHTS_FILE, tmp_path / "secret.safetensors")
+    names = sorted(load_file(folder / WEIGHTS_FILE))
+    (folder / WEIGHTS_FILE).unlink()
+    (folder / INDEX_FILE).write_text(json.dumps({"weight_map": dict.fromkeys(names, shard)}))
+    with pytest.raises(InputError, match="which is no name of a safetensors file beside it; nothing") as raised:
+        load_pretrained(folder)
+    assert "\x1b" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", [WEIGHTS_FILE, "config.json", "tokenizer.json", "generation_config.json", "x.jinja"])
+def test_links_out_of_the_folder_are_not_followed(tmp_path, folder, name):
+    secret = tmp_path / "secret"
+    if (folder / name).exists():
+        shutil.move(folder / name, secret)
+    else:
+        secret.write_text("{}")
+    (folder / name).symlink_to(secret)
+    with pytest.raises(InputError, match=rf"{name} is a link to {secret}, outside the folder, where nothing is read"):
+        load_pretrained(folder)
+
+
+def test_links_within_the_folder_and_to_it_are_followed(tmp_path, folder, base):
+    shutil.move(folder / WEIGHTS_FILE, folder / "own.safetensors")
+    (folder / WEIGHTS_FILE).symlink_to("own.safetensors")
+    (tmp_path / "link").symlink_to(folder)
+    # What is not read may lead anywhere.
+    (folder / "data").symlink_to("/etc")
+    chex.assert_trees_all_equal(load_pretrained(tmp_path / "link").base, base)
+
+
+def test_a_pipe_is_no_configuration(folder):
+    (folder / "config.json").unlink()
+    os.mkfifo(folder / "config.json")
+    with pytest.raises(InputError, match=r"config\.json is no regular file"):
+        load_pretrained(folder)
+
+
+TRAP = "import pathlib\npathlib.Path(__file__).with_name('ran').touch()\nclass Trap: ...\n"
+
+
+@pytest.mark.parametrize("auto_map", [["trap.Trap", None], {"AutoTokenizer": ["trap.Trap", None]}, "trap.Trap", 5], ids=str)
+@pytest.mark.parametrize("answer", ["y\n", "\n"])
+def test_no_code_from_a_folder_is_run_and_nobody_asked(folder, word_tokenizer, monkeypatch, auto_map, answer):
+    word_tokenizer().save_pretrained(folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text()) | {"auto_map": auto_map}
+    (folder / "trap.py").write_text(TRAP)
+    (folder / "tokenization_trap.py").write_text(TRAP)
+    edit_config(folder, auto_map={"AutoConfig": "trap.Trap", "AutoModelForCausalLM": "trap.Trap"})
+    monkeypatch.setattr("sys.stdin", io.StringIO(answer))
+    for kind in ("TrapTokenizer", settings["tokenizer_class"]):
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"tokenizer_class": kind}))
+        try:
+            load_pretrained(folder).tokenizer("a b")
+        except InputError as error:
+            assert "(auto_map), and no code from a model's folder is ever run" in str(error)  # noqa: PT017
+    assert sys.stdin.read() == answer
+    assert not (folder / "ran").exists()
+
+
+NO_NUMBERS = (-1, 0, True, "7", [], {}, float("inf"), float("nan"))
+COUNTS = ("num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size", "num_attention_heads", "head_dim")
+
+
+@pytest.mark.parametrize("name", [*COUNTS, "num_key_value_heads", "max_position_embeddings", "rms_norm_eps", "rope_theta"])
+def test_sizes_are_checked_before_they_are_believed(folder, name):
+    fields = json.loads((folder / "config.json").read_text())
+    values = [*NO_NUMBERS, 10**40]
+    values += [10**6, 10**9, 10**12] if name in COUNTS else []
+    values += [2.5] if name not in ("rms_norm_eps", "rope_theta") else []
+    for value in values:
+        (folder / "config.json").write_text(json.dumps(fields | {name: value}))
+        began = time.perf_counter()
+        with pytest.raises(InputError, match="config"):
+            load_pretrained(folder)
+        assert time.perf_counter() - began < 2, value
+
+
+@pytest.mark.parametrize("layers", [4, 4096])
+def test_more_layers_than_the_file_holds_are_missed_at_once(folder, layers):
+    edit_config(folder, num_hidden_layers=layers)
+    with pytest.raises(InputError, match=r"lacks the tensor model\.layers\.3\.self_attn\.q_proj\.weight"):
+        load_pretrained(folder)
+
+
+@pytest.mark.parametrize("size", [0, 1, 2**31, 2**63, 2**64 - 1])
+def test_a_header_that_lies_about_its_size(folder, size):
+    file = folder / WEIGHTS_FILE
+    file.write_bytes(size.to_bytes(8, "little") + file.read_bytes()[8:])
+    with pytest.raises(InputError, match="is damaged, truncated or no safetensors file"):
+        load_pretrained(folder)
 
 
 def test_refuses_unknown_options(folder, config, base):
