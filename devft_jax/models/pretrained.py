@@ -543,7 +543,9 @@ def _stored_tensors(folder: Path) -> dict[str, _Stored]:
             found = header.get(_full_name(name))
             if found is None or found.name != name:
                 raise InputError(f"the shard {shard} lacks the tensor {printable(name)} that {index} promises; restore it.")
-            stored[_full_name(name)] = found
+            if (twin := stored.get(found_as := _full_name(name))) is not None:
+                raise InputError(f"{index} names both {twin.name} and {name}, which are one tensor; remove one.")
+            stored[found_as] = found
     return stored
 
 

@@ -468,6 +468,9 @@ def test_one_tensor_under_two_names_is_refused(folder):
     edit_tensors(folder, lambda tensors: tensors.update({"norm.weight": tensors["model.norm.weight"]}))
     with pytest.raises(InputError, match=r"holds both \S*norm\.weight and \S*norm\.weight, which are one tensor"):
         load_pretrained(folder)
+    split_into_shards(folder)
+    with pytest.raises(InputError, match=r"names both \S*norm\.weight and \S*norm\.weight, which are one tensor"):
+        load_pretrained(folder)
 
 
 @pytest.mark.parametrize("quantization", [None, "int8"])
