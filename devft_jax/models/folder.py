@@ -67,8 +67,7 @@ def _fetched(name: str, files: Sequence[str], commit: str | None = None) -> Path
 
     try:
         # Subfolders hold the same weights in other formats.
-        options = {} if commit is None else {"revision": commit}
-        return Path(snapshot_download(name, allow_patterns=list(files), ignore_patterns=["*/*"], **options))
+        return Path(snapshot_download(name, revision=commit, allow_patterns=list(files), ignore_patterns=["*/*"]))
     except (OSError, ValueError) as error:
         raise InputError(
             f"the model {name} is not a local folder and Hugging Face does not give it "
