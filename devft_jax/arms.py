@@ -43,7 +43,9 @@ CONTROLS = {"bytes": "bytes_up", "flops": "train_flops"}
 """What a control equals, and the name of that figure in a plan."""
 
 COMMON = {*(each.name for each in dataclasses.fields(DataOptions)), "model", "seed", "out", "rounds"}
-"""Options that all arms share: with another of these an arm would not be compared on the same clients, data and budget."""
+COMMON |= {"evaluate_every", "evaluate_full"}
+"""Options that all arms share: with another of these an arm would not be compared on the same clients, data and budget, or
+not be judged at the same rounds."""
 
 LARGEST_RANK = 4096
 

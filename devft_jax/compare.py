@@ -87,6 +87,10 @@ class CompareOptions:
     learning_rates: tuple[float, ...] | None = None
     """Rates of which every arm gets the best by held-out loss in one run on the tuning seed each; by default arms have
     the rates that they are given."""
+    evaluations: int = 8
+    """Held-out measurements of the full model along a run, about as many, at the same rounds in every arm; evaluate_every,
+    where it is given, says them instead. 0 judges at the ends of stages alone, which lie at other rounds in each arm. Where
+    every client has a model of its own, all of which would be judged, it is at the ends alone, too."""
     tuning_seed: int = 1000
     """Seed of the search for a rate, none of the seeds."""
     out: str = "runs/compare"
@@ -114,11 +118,15 @@ class Compared:
 
 @dataclass(frozen=True)
 class Job:
-    """A run to be made: its folder's name, its configuration with that folder, and what people call it."""
+    """A run to be made: its folder's name, its configuration with that folder, and what people call it.
+
+    `before` is the same run judged at the ends of stages alone, which serves as well where it is finished.
+    """
 
     name: str
     config: RunConfig
     label: str
+    before: "Job | None" = None
 
 
 class _Stopped(Exception):  # noqa: N818
@@ -157,6 +165,8 @@ class _Request:
     budgets: Sequence["_Terms"]
     seeds: tuple[int, ...]
     reference: str
+    own_grid: bool
+    """Whether the rounds at which arms are judged are the comparison's own choice."""
 
 
 def _checked(common: RunConfig, options: CompareOptions) -> _Request:
@@ -182,12 +192,17 @@ def _checked(common: RunConfig, options: CompareOptions) -> _Request:
         raise InputError(
             f"target_loss {options.target_loss} is no held-out loss; give a positive number of nats per token, such as 2.5."
         )
+    if options.evaluations < 0:
+        raise InputError(f"evaluations {options.evaluations} is negative; use 0 to judge at the ends of stages alone.")
     for seed in seeds:
         validate(dataclasses.replace(common, seed=seed))
     _check_rates(options, seeds, [arm.name for arm in arms if "learning_rate" in arm.overrides])
     check_data_found(common)
     # Arms have their stages; the common rounds are what the configuration's own growth would take.
     common = dataclasses.replace(common, rounds=total_rounds(common))
+    own_grid = bool(options.evaluations and not common.evaluate_every)
+    if own_grid:
+        common = dataclasses.replace(common, evaluate_every=-(-common.rounds // options.evaluations))
     arms_of = configure(arms, common)
     reference = options.reference or names[0]
     budgets = []
@@ -206,7 +221,7 @@ def _checked(common: RunConfig, options: CompareOptions) -> _Request:
         sent = readable(found.budget, BYTES)
         text = f"Equal bytes: {sent} sent up by all clients, as {of} does; at most {common.rounds} rounds"
         budgets.append(_Terms(kind, text, found.arms, found.left_out))
-    return _Request(common, options, budgets, tuple(seeds), reference)
+    return _Request(common, options, budgets, tuple(seeds), reference, own_grid)
 
 
 def _check_rates(options: CompareOptions, seeds: Sequence[int], fixed: Sequence[str]) -> None:
@@ -237,15 +252,26 @@ class _Runs:
 
     Args:
       folder: of the comparison. later: rounds of runs that will be asked for afterwards, for the time that is left.
+      own_grid: whether when arms are judged is the comparison's own choice: then runs made before, without it, serve, too.
     """
 
-    def __init__(self, folder: Path, progress: Progress, stop: StopRequest, later: int):
+    def __init__(self, folder: Path, progress: Progress, stop: StopRequest, later: int, *, own_grid: bool = False):
         self.folder, self.progress, self.stop, self.later = folder / "runs", progress, stop, later
+        self.own_grid = own_grid
         self.executed = False
         self.spent: list[tuple[str, int, float]] = []
 
     def job(self, config: RunConfig, label: str) -> Job:
         """The run of a configuration, in its folder here; a growing model is judged within its stages, too."""
+        if not self.own_grid:
+            return self._job(config, label)
+        at_ends = self._job(dataclasses.replace(config, evaluate_every=0), label)
+        # The models of all clients would be judged each time.
+        if not algorithm_of(config).has_global_model:
+            return at_ends
+        return dataclasses.replace(self._job(config, label), before=at_ends)
+
+    def _job(self, config: RunConfig, label: str) -> Job:
         watched = bool(config.growth != END_TO_END and config.evaluate_every)
         config = dataclasses.replace(config, evaluate_full=watched)
         name = run_name(config)
@@ -367,7 +393,7 @@ def read_outcome(job: Job) -> Outcome | None:
     path = Path(str(job.config.out))
     # A record beside the summary is that of a run that goes on.
     if not (path / "summary.json").exists() or (path / "record.json").exists():
-        return None
+        return None if job.before is None else read_outcome(job.before)
     try:
         story = read_story(path)
     except InputError as error:
@@ -434,7 +460,7 @@ def _compared(request: _Request, out: Path, progress: Progress, stop: StopReques
     options = request.options
     entries = [(terms.kind, each) for terms in request.budgets for each in terms.arms]
     rounds = len(request.seeds) * sum({run_name(each.config): total_rounds(each.config) for _, each in entries}.values())
-    runs = _Runs(out, progress, stop, later=rounds if options.learning_rates else 0)
+    runs = _Runs(out, progress, stop, later=rounds if options.learning_rates else 0, own_grid=request.own_grid)
     tuning = _tuned(entries, options, runs)
     runs.later = 0
     jobs: dict[tuple[str, str, int], Job] = {}
@@ -449,6 +475,8 @@ def _compared(request: _Request, out: Path, progress: Progress, stop: StopReques
             )
     outcomes = runs.make(list(jobs.values()), "run")
     check_splits(list(outcomes.values()))
+    every = request.common.evaluate_every
+    outcomes = {name: told.judged_alike(outcome, every) for name, outcome in outcomes.items()}
     budgets = []
     for terms in request.budgets:
         kind, results = terms.kind, []

@@ -20,6 +20,7 @@ from devft_jax.config import RunConfig
 from devft_jax.errors import InputError
 from devft_jax.report import read_story
 from devft_jax.reporting import Progress
+from devft_jax.reporting import comparison as told
 from devft_jax.reporting.comparison import to_text
 from devft_jax.reporting.comparison_page import comparison_html
 from devft_jax.run import StopRequest
@@ -133,6 +134,8 @@ def test_a_name_follows_what_is_computed_and_when_it_is_judged(config):
         (["--arms", "fedit:learning_rate=1", "--learning-rates", "0.1"], "has a learning_rate of its own and"),
         (["--arms", "fedit", "--learning-rates", "0.1", "--tuning-seed", "-5"], "tuning_seed -5 is outside [0, 2^32)"),
         (["--arms", "fedit", "--target-loss", "nan"], "target_loss nan is no held-out loss; give a positive number"),
+        (["--arms", "fedit", "--evaluations", "-1"], "evaluations -1 is negative; use 0"),
+        (["--arms", "fedit,fedit:evaluate_every=2"], "sets evaluate_every, which all arms share"),
         (["--arms", "fedit", "--target-loss", "-3"], "target_loss -3.0 is no held-out loss"),
         (
             ["--arms", "fedit,fedit+devft:stage_end=plateau", "--budget", "bytes"],
@@ -211,6 +214,30 @@ def invented(config, monkeypatch):
 
 def asked(config, tmp_path, arms=("fedit", "local-only"), **options):
     return compare(config, CompareOptions(arms=arms, out=str(tmp_path / "out"), **options), progress=QUIET)
+
+
+def test_all_arms_are_judged_at_the_same_rounds_by_default(config, tmp_path, invented):
+    """Rounds 1 to 4 of a run of four; a run of forty every five. Own models, a judgement of all clients, at the ends."""
+    config = dataclasses.replace(config, evaluate_every=0, rounds=40)
+    started = invented(lambda chosen: 2.0)
+    asked(config, tmp_path, ("fedit", "fedit+devft", "local-only"))
+    assert [(each.evaluate_every, each.evaluate_full) for each in started] == [(5, False), (5, True), (0, False)]
+    asked(config, tmp_path, ("fedit", "fedit+devft"), evaluations=4)
+    assert [each.evaluate_every for each in started[3:]] == [10, 10]
+    asked(config, tmp_path, ("fedit", "fedit+devft"), evaluations=0)
+    assert [(each.evaluate_every, each.evaluate_full) for each in started[5:]] == [(0, False), (0, False)]
+
+
+def test_a_run_that_was_made_without_these_rounds_serves_and_is_told_of(config, tmp_path, invented):
+    config = dataclasses.replace(config, evaluate_every=0, rounds=16)
+    started = invented(lambda chosen: 2.0, evaluate_every=0)
+    arms = ("fedit", "fedit+devft")
+    asked(config, tmp_path, arms, evaluations=0)
+    assert len(started) == 2
+    made = asked(config, tmp_path, arms)
+    assert len(started) == 2
+    assert told.unlike(made.comparison) == list(arms)
+    assert not any(point.alike for point in made.comparison.budgets[0].arms[0].outcomes[0].curve)
 
 
 def test_a_failing_arm_is_told_and_the_rest_compared(config, tmp_path, invented, capsys):

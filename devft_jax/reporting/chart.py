@@ -20,24 +20,26 @@ LABEL_GAP = 17
 class Line:
     """A named series of (x, y) points, in order. Lines of one name are pieces of one: one look and one label.
 
-    `halves` are half the heights of intervals around the points, where they are known; 0 for none.
+    `intervals` are the lower and upper end around each point, where they are known. Points that are not `joined` stand each
+    for itself: between them nothing was measured that a line could claim.
     """
 
     name: str
     points: Sequence[tuple[float, float]]
     markers: bool = True
-    halves: Sequence[float] = ()
+    intervals: Sequence[tuple[float, float] | None] = ()
+    joined: bool = True
 
 
 @dataclass(frozen=True)
 class Spot:
-    """A named point with half the sizes of its intervals in both directions, 0 where there is none."""
+    """A named point with its intervals in both directions, None where there is none."""
 
     name: str
     x: float
     y: float
-    x_half: float = 0.0
-    y_half: float = 0.0
+    x_interval: tuple[float, float] | None = None
+    y_interval: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ class Frame:
       width, height: of the picture. named: lines are named beside their ends, else nowhere (a legend does).
       whole: the x axis counts. bands, marks, levels: see there. x_names: names in place of the ticks at 0, 1, ...
       low: a value that the y axis reaches down to at least. values: every point with a marker tells its y.
+      logarithm: equal factors are equally high; all values are above 0.
     """
 
     width: int = WIDTH
@@ -86,6 +89,7 @@ class Frame:
     x_names: Sequence[str] = ()
     low: float | None = None
     values: bool = False
+    logarithm: bool = False
     right: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -105,6 +109,24 @@ def ticks(low: float, high: float, about: int = 5, *, whole: bool = False) -> li
     step = max(1.0, step) if whole else step
     first, last = math.floor(low / step), math.ceil(high / step)
     return [index * step for index in range(first, last + 1)]
+
+
+def decades(low: float, high: float) -> list[float]:
+    """Round values for a logarithmic axis that span [low, high], both above 0: 1, 2, 5, 10, ..., or powers of ten alone."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    units = (1, 2, 5) if last - first <= 3 else (1,)
+    values = [unit * 10.0**power for power in range(first, last + 1) for unit in units]
+    begin = max(index for index, value in enumerate(values) if value <= low * (1 + 1e-9))
+    end = next(
+        (index for index, value in enumerate(values) if value >= high * (1 - 1e-9) and index > begin), len(values) - 1
+    )
+    return values[begin : end + 1]
+
+
+def spread_out(values: Sequence[float]) -> bool:
+    """Whether values lie so far apart that on a plain axis the small ones would be one flat line."""
+    known = [value for value in values if math.isfinite(value)]
+    return bool(known) and min(known) > 0 and max(known) > 5 * min(known)
 
 
 def marker(index: int, x: float, y: float, colour: str) -> str:
@@ -153,7 +175,10 @@ class _Scales:
         return LEFT + (x - self.x_span[0]) / (self.x_span[1] - self.x_span[0]) * (self.wall - LEFT)
 
     def down(self, y: float) -> float:
-        return self.floor - (y - self.y_span[0]) / (self.y_span[1] - self.y_span[0]) * (self.floor - TOP)
+        low, high = self.y_span
+        if self.frame.logarithm:
+            y, low, high = math.log(y), math.log(low), math.log(high)
+        return self.floor - (y - low) / (high - low) * (self.floor - TOP)
 
 
 def _bands(scales: _Scales, bands: Sequence[Band]) -> Iterator[str]:
@@ -202,19 +227,31 @@ def look(index: int) -> tuple[str, str]:
     return COLOURS[index % len(COLOURS)], DASHES[(index + index // len(COLOURS)) % len(DASHES)]
 
 
-def _whisker(x: float, low: float, high: float, colour: str) -> str:
-    """An upright interval."""
-    return f'<path d="M{x:.1f} {low:.1f}V{high:.1f}M{x - 4:.1f} {low:.1f}h8M{x - 4:.1f} {high:.1f}h8" stroke="{colour}"/>'
+def _whisker(scales: _Scales, x: float, interval: tuple[float, float], colour: str) -> str:
+    """An upright interval; an end beyond the axis has no bar across."""
+    least, most = scales.y_span
+    low, high = (scales.down(min(max(end, least), most)) for end in interval)
+    bars = [f"M{x - 4:.1f} {low:.1f}h8"] if interval[0] >= least else []
+    bars += [f"M{x - 4:.1f} {high:.1f}h8"] if interval[1] <= most else []
+    return f'<path d="M{x:.1f} {low:.1f}V{high:.1f}{"".join(bars)}" stroke="{colour}"/>'
+
+
+def _within_reach(values: Sequence[float], ends: Sequence[float]) -> list[float]:
+    """The values and the ends of intervals around them, which may be so far that the values would be one flat line."""
+    low, high = min(values), max(values)
+    span = high - low or abs(high) / 10
+    return [*values, *(min(max(end, low - span), high + span) for end in ends)]
 
 
 def _line(scales: _Scales, line: Line, index: int) -> Iterator[str]:
     colour, dash = look(index)
     places = [(scales.across(x), scales.down(y)) for x, y in line.points]
-    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-    yield f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2" stroke-dasharray="{dash}"/>'
-    for (x, _), (_, value), half in zip(places, line.points, line.halves, strict=False):
-        if half:
-            yield _whisker(x, scales.down(value - half), scales.down(value + half), colour)
+    if line.joined:
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+        yield f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2" stroke-dasharray="{dash}"/>'
+    for (x, _), interval in zip(places, line.intervals, strict=False):
+        if interval is not None:
+            yield _whisker(scales, x, interval, colour)
     if line.markers:
         yield from (marker(index, x, y, colour) for x, y in places)
     if line.markers and scales.frame.values:
@@ -241,14 +278,14 @@ def plot_lines(
     frame = frame or Frame()
     xs = [x for line in lines for x, _ in line.points] + [x for band in frame.bands for x in (band.start, band.end)]
     ys = [y for line in lines for _, y in line.points] + [level.y for level in frame.levels]
-    ys += [
-        y + side * half for line in lines for (_, y), half in zip(line.points, line.halves, strict=False) for side in (-1, 1)
-    ]
+    ends = [end for line in lines for interval in line.intervals if interval is not None for end in interval]
+    ys = _within_reach(ys, ends)
     if frame.low is not None:
         # A line along the least value that there can be has room above it, none below.
         ys += [frame.low] if max(ys) > frame.low else [frame.low, frame.low + 1]
     about = max(2, min(5, (frame.width - LEFT - frame.right) // 60))
-    y_ticks, x_ticks = ticks(min(ys), max(ys)), ticks(min(xs), max(xs), about, whole=frame.whole)
+    y_ticks = (decades if frame.logarithm else ticks)(min(ys), max(ys))
+    x_ticks = ticks(min(xs), max(xs), about, whole=frame.whole)
     x_span = (min(xs), max(xs)) if max(xs) > min(xs) else (x_ticks[0], x_ticks[-1])
     if frame.x_names:
         x_ticks, x_span = [float(index) for index in range(len(frame.x_names))], (-0.3, len(frame.x_names) - 0.7)
@@ -264,12 +301,12 @@ def plot_lines(
         parts.append(f'<path class="axis level" d="M{LEFT} {y:.1f}H{scales.wall}" fill="none" stroke-dasharray="1 4"/>')
     if frame.named:
         last = {line.name: line for line in lines}
-        ends = [
+        tips = [
             (name, *last[name].points[-1], f'stroke="{look(index)[0]}"') for index, name in enumerate(names) if name in last
         ]
-        ends += [(level.name, x_span[1], level.y, 'class="axis"') for level in frame.levels]
-        heights = _spread([scales.down(y) for _, _, y, _ in ends], frame.height - LABEL_GAP / 2)
-        for (name, x, y, style), height in zip(ends, heights, strict=True):
+        tips += [(level.name, x_span[1], level.y, 'class="axis"') for level in frame.levels]
+        heights = _spread([scales.down(y) for _, _, y, _ in tips], frame.height - LABEL_GAP / 2)
+        for (name, x, y, style), height in zip(tips, heights, strict=True):
             parts.append(
                 f'<line {style} x1="{scales.across(x) + 6:.1f}" y1="{scales.down(y):.1f}" x2="{scales.wall + 8}" '
                 f'y2="{height:.1f}" stroke-width="0.7" opacity="0.6"/>'
@@ -294,8 +331,9 @@ def plot_spots(
       front: points of a Pareto front by ascending x and descending y, drawn as the border of what they are better than.
     """
     frame = Frame(width=width, height=height, named=False)
-    ys = [spot.y + side * spot.y_half for spot in spots for side in (-1, 1)]
-    most = 1.06 * max(spot.x + spot.x_half for spot in spots) or 1.0
+    ys = _within_reach([spot.y for spot in spots], [end for spot in spots for end in spot.y_interval or ()])
+    xs = _within_reach([spot.x for spot in spots], [end for spot in spots for end in spot.x_interval or ()])
+    most = 1.06 * max(xs) or 1.0
     y_ticks = ticks(min(ys), max(ys))
     x_ticks = [tick for tick in ticks(0.0, most, max(2, min(5, (width - LEFT - frame.right) // 60))) if tick <= most]
     scales = _Scales((0.0, most), (y_ticks[0], y_ticks[-1]), frame)
@@ -311,10 +349,10 @@ def plot_spots(
         for spot in (each for each in spots if each.name == name):
             x, y = scales.across(spot.x), scales.down(spot.y)
             shapes = [marker(index, x, y, colour)]
-            if spot.y_half:
-                shapes.append(_whisker(x, scales.down(spot.y - spot.y_half), scales.down(spot.y + spot.y_half), colour))
-            if spot.x_half:
-                low, high = (max(LEFT, scales.across(spot.x + side * spot.x_half)) for side in (-1, 1))
+            if spot.y_interval is not None:
+                shapes.append(_whisker(scales, x, spot.y_interval, colour))
+            if spot.x_interval is not None:
+                low, high = (scales.across(min(max(end, 0.0), most)) for end in spot.x_interval)
                 shapes.append(f'<path d="M{low:.1f} {y:.1f}H{high:.1f}" stroke="{colour}"/>')
             parts.append(f"<g><title>{escape(name)}</title>{''.join(shapes)}</g>")
     return Picture(title, width, height, parts, left=LEFT)
@@ -328,10 +366,12 @@ def line_chart(title: str, x_label: str, y_label: str, lines: Sequence[Line], *,
 def legend(lines: Sequence[Line]) -> list[tuple[Picture, str]]:
     """The look and name of each of these lines."""
     marked = {line.name: line.markers for line in reversed(lines)}
+    joined = {line.name for line in lines if line.joined}
     entries = []
     for index, name in enumerate(dict.fromkeys(line.name for line in lines)):
         colour, dash = look(index)
-        parts = [f'<path d="M3 {TITLE_HEIGHT + 9}h38" stroke="{colour}" stroke-width="2" stroke-dasharray="{dash}"/>']
+        stroke = f'<path d="M3 {TITLE_HEIGHT + 9}h38" stroke="{colour}" stroke-width="2" stroke-dasharray="{dash}"/>'
+        parts = [stroke] if name in joined else []
         parts += [marker(index, 22, TITLE_HEIGHT + 9, colour)] if marked[name] else []
         entries.append((Picture("", 44, TITLE_HEIGHT + 18, parts), name))
     return entries

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from devft_jax.reporting.statistics import Estimate, estimate, paired_difference
+from devft_jax.reporting.names import shortened
+from devft_jax.reporting.statistics import POSITIVE, SHARE, Bounds, Estimate, estimate, paired_difference
 from devft_jax.reporting.table import table
 from devft_jax.reporting.units import BYTES, ENERGY, FLOPS, SECONDS, Units, unit_for
 
@@ -26,13 +27,17 @@ NAME_WIDTH = 40
 
 @dataclass(frozen=True)
 class Point:
-    """The full model's held-out loss after `round` rounds, and what had been spent by then."""
+    """The full model's held-out loss after `round` rounds, and what had been spent by then.
+
+    `alike` tells whether it is one of the rounds at which all arms were judged.
+    """
 
     round: int
     seconds: float
     bytes_up: float
     train_flops: float
     loss: float
+    alike: bool = True
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,19 @@ class Outcome:
     def finished(self) -> bool:
         """Whether it has results."""
         return self.error is None
+
+
+def judged_alike(outcome: Outcome, every: int) -> Outcome:
+    """The run with those of its measurements told apart at which all arms were judged: every so many rounds, from 0 on.
+
+    Where one of them is missing, as in a run that was made before for another comparison, none is.
+    """
+    rounds = {point.round for point in outcome.curve}
+    wanted = set(range(0, max(rounds, default=0) + 1, every)) if every else set()
+    grid = wanted if wanted <= rounds else set()
+    return dataclasses.replace(
+        outcome, curve=[dataclasses.replace(point, alike=point.round in grid) for point in outcome.curve]
+    )
 
 
 @dataclass(frozen=True)
@@ -140,19 +158,24 @@ class Form:
     factor: float = 1.0
     suffix: str = ""
 
-    def shown(self, mean: float, half: float | None = None, *, sign: bool = False) -> str:
-        """A mean, with half the width of its interval where that is known and not nothing."""
+    def shown(self, mean: float, interval: tuple[float, float] | None = None, *, sign: bool = False) -> str:
+        """A mean, with its interval where that is known: as +- where both ends lie equally far as far as digits tell."""
         size, unit, digits = 1 / self.factor, self.suffix, self.digits
         if self.units is not None:
             size, name = unit_for(abs(mean), self.units)
             unit = f" {name}"
             digits = 0 if name == "B" else 2 if abs(mean) / size < 9.995 else 1
         text = f"{mean / size:+,.{digits}f}" if sign else f"{mean / size:,.{digits}f}"
-        interval = f" \u00b1 {half / size:,.{digits}f}" if half else ""
-        return f"{text}{interval}{unit}"
+        if interval is None:
+            return text + unit
+        below, above = (f"{abs(end - mean) / size:,.{digits}f}" for end in interval)
+        if below == above:
+            return f"{text} \u00b1 {above}{unit}"
+        ends = [f"{end / size:{'+' if sign else ''},.{digits}f}" for end in interval]
+        return f"{text}{unit} ({ends[0]} to {ends[1]}{unit})"
 
 
-LOSS, SHARE, COUNT = Form(digits=3), Form(digits=1, factor=100, suffix="%"), Form(digits=1)
+LOSS, PERCENT, COUNT = Form(digits=3), Form(digits=1, factor=100, suffix="%"), Form(digits=1)
 
 
 @dataclass(frozen=True)
@@ -168,6 +191,8 @@ class Measure:
     form: Form
     optional: bool = False
     """Left out of tables where no run has it."""
+    bounds: Bounds = POSITIVE
+    """Where it can lie."""
 
 
 def _summary(name: str) -> Callable[[Outcome, float | None], float | None]:
@@ -183,8 +208,15 @@ def _seconds(*names: str) -> Callable[[Outcome, float | None], float | None]:
 
 
 def reached(outcome: Outcome, target: float | None) -> Point | None:
-    """The first measurement at or below the target; None where there is none."""
-    return next((point for point in outcome.curve if target is not None and point.loss <= target), None)
+    """The first measurement at or below the target, of those that all arms have and the run's end; None where none is.
+
+    More measurements than the others have would let a run arrive earlier. Of a run that lacks the common ones, all count.
+    """
+    if target is None:
+        return None
+    common = [point for point in outcome.curve if point.alike]
+    counted = [*common, *outcome.curve[-1:]] if common else outcome.curve
+    return next((point for point in counted if point.loss <= target), None)
 
 
 def _at_target(name: str) -> Callable[[Outcome, float | None], float | None]:
@@ -212,13 +244,13 @@ TRAIN_FLOPS = Measure("train_flops", "training work", _summary("train_flops"), F
 
 LEARNED = (
     FINAL_LOSS,
-    Measure("accuracy", "exact match", _summary("accuracy"), SHARE),
+    Measure("accuracy", "exact match", _summary("accuracy"), PERCENT, bounds=SHARE),
     OWN_LOSS,
 )
 COSTS = (
     BYTES_UP,
     Measure("bytes_down", "sent down", _summary("bytes_down"), Form(BYTES)),
-    Measure("bytes_stage", "submodels down", _summary("bytes_stage"), Form(BYTES)),
+    Measure("bytes_stage", "stages down", _summary("bytes_stage"), Form(BYTES)),
     TRAIN_FLOPS,
     Measure("seconds_train", "training", _seconds("train"), Form(SECONDS)),
     Measure("seconds_total", "with compiling", _seconds("train", "compile", "build"), Form(SECONDS)),
@@ -242,7 +274,7 @@ def by_seed(arm: ArmResult, measure: Measure, target: float | None) -> dict[int,
 
 def mean_of(arm: ArmResult, measure: Measure, target: float | None = None) -> Estimate | None:
     """Its mean over the arm's seeds with the interval."""
-    return estimate(list(by_seed(arm, measure, target).values()))
+    return estimate(list(by_seed(arm, measure, target).values()), measure.bounds)
 
 
 def difference(comparison: Comparison, budget: Budget, arm: ArmResult, measure: Measure) -> Estimate | None:
@@ -250,7 +282,8 @@ def difference(comparison: Comparison, budget: Budget, arm: ArmResult, measure: 
     if arm.name == comparison.reference:
         return None
     reference = budget.arm(comparison.reference)
-    return paired_difference(by_seed(arm, measure, comparison.target), by_seed(reference, measure, comparison.target))
+    mine, theirs = (by_seed(each, measure, comparison.target) for each in (arm, reference))
+    return paired_difference(mine, theirs, measure.bounds)
 
 
 def pareto(points: Mapping[str, tuple[float, float]]) -> list[str]:
@@ -293,7 +326,7 @@ def _used(measures: Sequence[Measure], budget: Budget, target: float | None) -> 
 
 
 def _cell(found: Estimate | None, form: Form, *, sign: bool = False) -> str:
-    return "" if found is None else form.shown(found.mean, found.half, sign=sign)
+    return "" if found is None else form.shown(found.mean, found.interval, sign=sign)
 
 
 def _counted(arm: ArmResult) -> str:
@@ -337,7 +370,7 @@ def _base_row(budget: Budget, measures: Sequence[Measure]) -> list[str]:
     row = ["untuned base", "", "", "", ""]
     for measure in measures:
         known = [summary.get(names.get(measure.name, "")) for summary in finished.values()]
-        row += [_cell(estimate([value for value in known if value is not None]), measure.form)]
+        row += [_cell(estimate([value for value in known if value is not None], measure.bounds), measure.form)]
         row += [] if measure.optional else [""]
     return row
 
@@ -350,7 +383,7 @@ def cost_table(comparison: Comparison, budget: Budget) -> Table:
         "What it cost",
         ["", *(measure.title for measure in measures)],
         rows,
-        "bytes of all clients' messages; submodels: dense layers sent at stage changes unless clients fuse them themselves",
+        "bytes of all clients' messages; stages down: numbers of picked layers, or fused ones unless clients fuse them",
     )
 
 
@@ -424,9 +457,11 @@ def verdict(comparison: Comparison) -> list[str]:
     if len(comparison.seeds) == 1:
         return [*sentences, "This is one seed; how far other seeds lie apart it does not tell."]
     others = sum(len(budget.arms) - 1 for budget in comparison.budgets)
-    caution = f"Intervals are Student's over {len(comparison.seeds)} seeds, at 95 % for each difference by itself" + (
-        f": of {others} differences some may exclude zero by chance." if others > 1 else "."
-    )
+    caution = (
+        f"Intervals are Student's over {len(comparison.seeds)} seeds, of what has bounds (losses, costs, shares and their "
+        "differences) on a scale without them, at 95 % for each difference by itself, and seeds that all give the same make "
+        "none"
+    ) + (f": of {others} differences some may exclude zero by chance." if others > 1 else ".")
     return [*sentences, caution]
 
 
@@ -442,10 +477,10 @@ def _verdict(comparison: Comparison, budget: Budget) -> list[str]:
         found = difference(comparison, budget, arm, FINAL_LOSS)
         if found is None:
             continue
-        shown = f"{arm.name} ({LOSS.shown(found.mean, found.half, sign=True)})"
-        if found.mean == 0 and not found.half:
+        shown = f"{arm.name} ({LOSS.shown(found.mean, found.interval, sign=True)})"
+        if found.mean == 0 and found.interval is None:
             groups["the same"].append(arm.name)
-        elif found.half is None:
+        elif found.count == 1:
             groups["lower" if found.mean < 0 else "higher"].append(shown)
         else:
             groups[{-1: "lower", 1: "higher", 0: "open"}[found.sign]].append(shown)
@@ -456,7 +491,7 @@ def _verdict(comparison: Comparison, budget: Budget) -> list[str]:
     if groups["open"]:
         said.append(
             f"{where} no difference in held-out loss can be told between {reference.name} and {_listed(groups['open'])}: "
-            "the intervals include zero."
+            "the intervals include zero, or the seeds make none."
         )
     return [*said, *_best(comparison, budget), *_fronts(budget)]
 
@@ -536,14 +571,7 @@ def fairness(comparison: Comparison) -> list[str]:
     both = [arm.name for arm in first.arms if by_seed(arm, OWN_LOSS, None)]
     if both:
         said.append(f"In {_listed(both)} figures are of the one model that stands for all clients; their own are beside it.")
-    every = common["evaluate_every"]
-    said.append(
-        f"The full model was judged every {f'{every} rounds' if every > 1 else 'round'} and at the end of each stage; what "
-        "it took to reach a loss is known to within that."
-        if every
-        else "The full model was judged at the ends of stages alone (evaluate_every 0); what it took to reach a loss is "
-        "known to within a stage."
-    )
+    said += _judged_told(comparison)
     said.append(
         "Runs were made one at a time, each in a process of its own; training time leaves compiling, evaluation and stage "
         "changes out, and 'with compiling' adds compiling and stage changes. What was compiled before is read from a "
@@ -556,6 +584,32 @@ def fairness(comparison: Comparison) -> list[str]:
     if len(versions) > 1:
         said.append("The runs were not all made with the same versions or on the same device: see runs.csv.")
     return [sentence for sentence in said if sentence]
+
+
+def _judged_told(comparison: Comparison) -> Iterator[str]:
+    """When the full model was judged, and which arms were not judged as the others were."""
+    every = comparison.common["evaluate_every"]
+    if not every:
+        yield (
+            "The full model was judged at the ends of stages alone (evaluate_every 0), so at other rounds in each arm; what "
+            "it took to reach a loss is known to within a stage."
+        )
+        return
+    apart = unlike(comparison)
+    but = f" in all arms but {_listed(apart)}, judged at the ends of stages alone" if apart else " in all arms"
+    yield (
+        f"The full model was judged every {f'{every} rounds' if every > 1 else 'round'}{but}; what it took to reach a loss "
+        "is known to within that, and counted at these rounds and at a run's end."
+    )
+
+
+def unlike(comparison: Comparison) -> list[str]:
+    """The arms with a run that was judged, but not at the rounds at which all are."""
+    return list(
+        dict.fromkeys(
+            arm.name for arm, outcome in _runs(comparison) if outcome.curve and not any(each.alike for each in outcome.curve)
+        )
+    )
 
 
 def _runs(comparison: Comparison) -> Iterator[tuple[ArmResult, Outcome]]:
@@ -592,17 +646,9 @@ def _plain(value: Any) -> str:
 # ---- as text ---------------------------------------------------------------------------------------------------------
 
 
-def shortened(name: str, width: int = NAME_WIDTH) -> str:
-    """A name that fits, without its middle where it is longer."""
-    if len(name) <= width:
-        return name
-    tail = (width - 1) // 2
-    return f"{name[: width - 1 - tail]}\u2026{name[-tail:]}"
-
-
 def table_lines(shown: Table, width: int = WIDTH) -> list[str]:
     """A table as aligned lines; columns that do not fit go on beneath, each part with the rows' names."""
-    rows = [[shortened(row[0]), *row[1:]] for row in (shown.header, *shown.rows)]
+    rows = [[shortened(row[0], NAME_WIDTH), *row[1:]] for row in (shown.header, *shown.rows)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     parts: list[list[int]] = [[]]
     for index, needed in enumerate(widths[1:], 1):

@@ -2,8 +2,13 @@
 
 First what can be said, then for every budget its tables, what was learned against what was spent, with the Pareto front, and
 the losses along the runs; then how it was compared, and every run.
+
+Lines join measurements against rounds alone, and those at which all arms were judged. Against bytes, operations or seconds
+the same rounds of two arms lie at different places, and a line between two of them would claim what was not measured: an
+arm whose points lie far apart would seem worse in between than it is.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from statistics import fmean
 
@@ -14,10 +19,12 @@ from devft_jax.reporting.comparison import (
     COSTS,
     FINAL_LOSS,
     MEASURES,
+    NAME_WIDTH,
     TRAIN_FLOPS,
     ArmResult,
     Budget,
     Comparison,
+    Point,
     Table,
     cost_table,
     fairness,
@@ -27,15 +34,16 @@ from devft_jax.reporting.comparison import (
     mean_of,
     notes,
     run_rows,
-    shortened,
     target_table,
     tuning_table,
+    unlike,
     verdict,
 )
+from devft_jax.reporting.names import shortened
 from devft_jax.reporting.settings import shown
 from devft_jax.reporting.statistics import estimate
 from devft_jax.reporting.svg import escape
-from devft_jax.reporting.units import BYTES, FLOPS, unit_for
+from devft_jax.reporting.units import BYTES, FLOPS, SECONDS, Units, unit_for
 
 STYLE = """
 .results th { text-align: right; white-space: nowrap } .results td { text-align: right; white-space: nowrap }
@@ -44,7 +52,14 @@ STYLE = """
 """
 
 SPENT = ((BYTES_UP, "bytes_up", "sent up by all clients", BYTES), (TRAIN_FLOPS, "train_flops", "training work", FLOPS))
-"""What losses are drawn against: a measure of a run, the same figure of a point along it, a label and its units."""
+"""What final losses are drawn against: a measure of a run, the same figure of a point along it, a label and its units."""
+
+AXES: tuple[tuple[str, str, Units], ...] = (
+    ("round", "rounds", ()),
+    *((spent, label, units) for _, spent, label, units in SPENT),
+    ("seconds", "training time", SECONDS),
+)
+"""What losses along the runs are drawn against: a figure of a point, a label and its units."""
 
 
 def comparison_html(comparison: Comparison) -> str:
@@ -111,7 +126,8 @@ def _spots(budget: Budget) -> list[str]:
         for name in names:
             cost, loss = (mean_of(budget.arm(name), each) for each in (measure, FINAL_LOSS))
             if cost is not None and loss is not None:
-                spots.append(Spot(name, cost.mean / size, loss.mean, (cost.half or 0.0) / size, loss.half or 0.0))
+                reach = None if cost.interval is None else (cost.interval[0] / size, cost.interval[1] / size)
+                spots.append(Spot(name, cost.mean / size, loss.mean, reach, loss.interval))
         front = [(points[name][0] / size, points[name][1]) for name in fronts(budget, measure)]
         title = f"Held-out loss against {label}, equal {budget.kind}"
         picture = plot_spots(title, f"{label}, {unit}", "held-out loss", spots, front=front)
@@ -124,59 +140,92 @@ def _spots(budget: Budget) -> list[str]:
     return [
         page.heading("Loss against cost"),
         page.paragraph(caption),
-        page.legend([(look, shortened(name)) for look, name in looks]),
+        page.legend([(look, shortened(name, NAME_WIDTH)) for look, name in looks]),
         page.side_by_side(*pictures, least=420),
     ]
 
 
-def mean_curve(arm: ArmResult, spent: str) -> Line:
-    """Means over an arm's finished runs, of loss against what was spent, where all of them were judged."""
+def mean_curve(arm: ArmResult, spent: str, *, joined: bool) -> list[Line]:
+    """Means over an arm's finished runs, of loss against what was spent, at the rounds at which all of them were judged.
+
+    Where `joined`, the rounds at which all arms were judged make a line; all other measurements stand each for itself.
+    """
     runs = [{point.round: point for point in outcome.curve} for outcome in arm.finished if outcome.curve]
     rounds = sorted(set.intersection(*map(set, runs))) if runs else []
-    points, halves = [], []
-    for number in rounds:
-        found = estimate([run[number].loss for run in runs])
+    alike = [number for number in rounds if joined and all(run[number].alike for run in runs)]
+    pieces = [(alike, True), ([number for number in rounds if number not in alike], False)]
+    return [
+        _piece(arm.name, [[run[number] for run in runs] for number in part], spent, line) for part, line in pieces if part
+    ]
+
+
+def _piece(name: str, measured: Sequence[Sequence[Point]], spent: str, joined: bool) -> Line:
+    """A line, or single points, through the means of measurements of several runs."""
+    points, intervals = [], []
+    for each in measured:
+        found = estimate([point.loss for point in each], FINAL_LOSS.bounds)
         assert found is not None
-        points.append((fmean(getattr(run[number], spent) for run in runs), found.mean))
-        halves.append(found.half or 0.0)
-    return Line(arm.name, points, halves=halves)
+        points.append((fmean(getattr(point, spent) for point in each), found.mean))
+        intervals.append(found.interval)
+    return Line(name, points, intervals=intervals, joined=joined)
 
 
 def _curves(comparison: Comparison, budget: Budget) -> list[str]:
+    """Losses along the runs against rounds, and against everything that was spent."""
     names = [arm.name for arm in budget.arms if mean_of(arm, FINAL_LOSS) is not None]
-    pictures = []
+    against_rounds: list[str] = []
+    against_costs: list[str] = []
     still: list[str] = []
-    for _, spent, label, units in SPENT:
-        lines = [line for line in (mean_curve(budget.arm(name), spent) for name in names) if line.points]
+    for spent, label, units in AXES:
+        joined = spent == "round"
+        lines = [line for name in names for line in mean_curve(budget.arm(name), spent, joined=joined)]
         # What sends nothing is no line over bytes, but a level that it ends at.
-        free = [line for line in lines if line.points[-1][0] == 0]
-        levels = [Level(line.name, line.points[-1][1]) for line in free]
-        moving = [line for line in lines if line not in free]
+        free = [name for name in names if not any(x for line in lines if line.name == name for x, _ in line.points)]
+        levels = [Level(line.name, line.points[-1][1]) for line in lines if line.name in free]
+        moving = [line for line in lines if line.name not in free]
         if not moving:
             continue
-        still += [line.name for line in free]
-        size, unit = unit_for(max(x for line in moving for x, _ in line.points), units)
-        drawn = [Line(line.name, [(x / size, y) for x, y in line.points], True, line.halves) for line in moving]
+        still += [line.name for line in lines if line.name in free]
+        size, unit = unit_for(max(x for line in moving for x, _ in line.points), units) if units else (1.0, "")
+        drawn = [dataclasses.replace(line, points=[(x / size, y) for x, y in line.points]) for line in moving]
         if comparison.target is not None:
             levels.append(Level("target", comparison.target))
         title = f"Held-out loss of the full model against {label}, equal {budget.kind}"
-        for large in (True, False):
-            frame = Frame(width=1000 if large else 340, height=380 if large else 280, named=False, levels=levels)
-            picture = plot_lines(title, f"{label}, {unit}", "held-out loss", drawn, frame, names=names)
-            pictures.append(page.figure(picture, "", wide=large, kind="broad" if large else "narrow"))
-    if not pictures:
+        x_label = f"{label}, {unit}" if unit else label
+        for width, height, kind in ((1000, 380, "broad"), (340, 280, "narrow")) if joined else ((480, 340, ""),):
+            frame = Frame(width=width, height=height, named=False, whole=joined, levels=levels)
+            picture = plot_lines(title, x_label, "held-out loss", drawn, frame, names=names)
+            figure = page.figure(picture, "", wide=kind == "broad", kind=kind)
+            (against_rounds if joined else against_costs).append(figure)
+    if not against_rounds:
         return []
-    words = "Means over seeds of the full model's loss, with their intervals."
+    words = (
+        "Means over seeds of the full model's loss, with their intervals; one without a bar at its end goes on beyond the "
+        "picture. "
+    )
+    every = comparison.common["evaluate_every"]
+    words += (
+        f"Against rounds, lines join what was measured at the rounds at which all arms were judged, every {every}"
+        if every
+        else "The arms were not judged at the same rounds"
+    )
+    apart = [name for name in unlike(comparison) if name in names] if every else []
+    words += f" ({', '.join(apart)} not at these)" if apart else ""
+    words += (
+        "; all other points stand alone, as do all against costs: the same rounds lie at another place there in each arm, "
+        "and between two points nothing was measured."
+    )
     if comparison.target is not None:
         words += f" A dotted level is the target, {comparison.target:.4f}."
     if still:
-        words += f" What sends nothing is a dotted level over bytes: {', '.join(still)}."
+        words += f" What sends nothing is a dotted level over bytes: {', '.join(dict.fromkeys(still))}."
     looks = legend([Line(name, [(0, 0)]) for name in names])
     return [
         page.heading("Loss along the runs"),
         page.paragraph(words),
-        page.legend([(look, shortened(name)) for look, name in looks]),
-        *pictures,
+        page.legend([(look, shortened(name, NAME_WIDTH)) for look, name in looks]),
+        *against_rounds,
+        page.side_by_side(*against_costs, least=420),
     ]
 
 

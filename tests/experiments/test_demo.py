@@ -146,4 +146,6 @@ def test_the_picture_shows_the_full_model_only(tmp_path):
     drawn = ElementTree.fromstring(picture(runs))
     names = {text.text for text in drawn.findall(".//{*}text")}
     assert {*runs, "untuned base"} <= names
-    assert len(drawn.findall(".//{*}polyline")) == 3
+    # Against bytes the same rounds of two methods lie at different places: points stand alone.
+    assert not drawn.findall(".//{*}polyline")
+    assert len([mark for mark in drawn.findall(".//{*}circle") if mark.get("r") == "4.0"]) == 4

@@ -5,7 +5,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from devft_jax.reporting.chart import Band, Frame, Level, Line, Mark, Spot, legend, line_chart, plot_lines, plot_spots, ticks
+from devft_jax.reporting.chart import (
+    Band,
+    Frame,
+    Level,
+    Line,
+    Mark,
+    Spot,
+    decades,
+    legend,
+    line_chart,
+    plot_lines,
+    plot_spots,
+    ticks,
+)
 
 POINTS = st.lists(st.tuples(st.floats(0, 1e9, allow_nan=False), st.floats(-50, 50, allow_nan=False)), min_size=1, max_size=6)
 
@@ -105,15 +118,56 @@ def test_a_line_keeps_its_look_where_others_are_left_out():
 
 
 def test_intervals_stand_around_their_points_inside_the_picture():
-    picture = plot_lines("t", "x", "y", [Line("a", [(0, 1), (1, 2)], halves=[0.0, 3.0])])
+    picture = plot_lines("t", "x", "y", [Line("a", [(0, 1), (1, 2)], intervals=[None, (1.5, 2.5)])])
     [whisker] = [path for path in ElementTree.fromstring(picture.document()).findall(".//{*}path") if path.get("stroke")]
     upright = whisker.get("d").split("M")[1]
     low, high = (float(part) for part in (upright.split()[1].split("V")[0], upright.split("V")[1]))
     assert 48 <= high < low <= 364
 
 
+def test_an_interval_far_beyond_the_values_goes_on_beyond_the_picture_without_a_bar():
+    picture = plot_lines("t", "x", "y", [Line("a", [(0, 1), (1, 2)], intervals=[(0.9, 1.1), (1e-6, 1e6)])])
+    drawn = ElementTree.fromstring(picture.document())
+    bars = [path.get("d").count("h8") for path in drawn.findall(".//{*}path[@stroke]")]
+    assert bars == [2, 1]
+    places = [float(pair.split(",")[1]) for pair in drawn.find(".//{*}polyline").get("points").split()]
+    assert places[0] - places[1] > 80
+
+
+def test_points_that_are_not_joined_have_markers_and_no_line():
+    pieces = [Line("a", [(0, 1), (1, 2)]), Line("a", [(0.5, 1.7)], joined=False), Line("b", [(0, 3), (1, 4)], joined=False)]
+    drawn = ElementTree.fromstring(plot_lines("t", "x", "y", pieces).document())
+    assert len(drawn.findall(".//{*}polyline")) == 1
+    assert len(drawn.findall(".//{*}circle")) == 3
+    looks = [len(look.body) for look, _ in legend(pieces)]
+    assert looks == [2, 1]
+
+
+def test_on_a_logarithmic_axis_equal_factors_are_equally_high():
+    lines = [Line("a", [(0, 2), (1, 4), (2, 8)])]
+    drawn = ElementTree.fromstring(plot_lines("t", "x", "y", lines, Frame(logarithm=True)).document())
+    first, second, third = (float(pair.split(",")[1]) for pair in drawn.find(".//{*}polyline").get("points").split())
+    assert first - second == pytest.approx(second - third, abs=0.2)
+
+
+@given(st.floats(1e-9, 1e9), st.floats(1.0, 1e9))
+def test_decades_span_the_values_with_few_round_steps(low, factor):
+    values = decades(low, low * factor)
+    assert values[0] <= low * (1 + 1e-8)
+    assert values[-1] >= low * factor * (1 - 1e-8)
+    assert 2 <= len(values) <= 20
+
+
+def interval(centre):
+    return st.one_of(st.none(), st.floats(0, 3).map(lambda reach: (centre - reach, centre + 2 * reach)))
+
+
 SPOTS = st.lists(
-    st.builds(Spot, st.sampled_from("abcdef"), st.floats(0, 1e6), st.floats(-9, 9), st.floats(0, 1e5), st.floats(0, 5)),
+    st.tuples(st.floats(0, 1e6), st.floats(-9, 9)).flatmap(
+        lambda place: st.builds(
+            Spot, st.sampled_from("abcdef"), *map(st.just, place), interval(place[0]), interval(place[1])
+        )
+    ),
     min_size=1,
     max_size=8,
 )

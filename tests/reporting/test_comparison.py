@@ -1,6 +1,7 @@
 """What a comparison says of given figures: statistics, tables in every form, sentences, and the page."""
 
 import csv
+import dataclasses
 import io
 import json
 import math
@@ -20,19 +21,21 @@ from devft_jax.reporting.comparison import (
     arm_rows,
     fairness,
     fronts,
+    judged_alike,
     learned_table,
     pareto,
     reached,
     run_rows,
-    shortened,
     table_lines,
     target_table,
     to_markdown,
     to_plain,
     to_text,
+    unlike,
     verdict,
 )
 from devft_jax.reporting.comparison_page import comparison_html, mean_curve
+from devft_jax.reporting.names import shortened
 from devft_jax.reporting.units import BYTES, SECONDS
 from tests.reporting.comparisons import arm, comparison
 from tests.test_report import check_page, text_of
@@ -51,10 +54,12 @@ def test_means_intervals_and_paired_differences_are_in_the_table():
     assert base[0] == "untuned base"
     assert base[5] == "5.000"
     # t with 2 degrees of freedom is 4.303; the seeds' standard deviation 1.
-    assert fedit[5] == f"3.000 {PLUS_MINUS} {4.302653 / math.sqrt(3):.3f}"
+    factor = math.exp(4.302653 / math.sqrt(3) / 3)
+    assert fedit[5] == f"3.000 ({3 / factor:.3f} to {3 * factor:.3f})"
     assert fedit[6] == "reference"
     assert devft[6] == f"+0.503 {PLUS_MINUS} 0.014*"
-    assert devft[7:] == ["25.0%", "+15.0%*"] or devft[7:] == ["25.0%", "+15.0%"]
+    # In every seed the same: that tells nothing of other seeds, so it has no interval that excludes zero.
+    assert devft[7:] == ["25.0%", "+15.0%"]
     assert "paired by seed" in found.below
 
 
@@ -108,7 +113,7 @@ def test_a_failed_seed_is_counted_and_told_and_an_arm_without_results_is_no_numb
     text = to_text(made)
     assert "shaky, seed 1, failed: 3 of 4 updates are not finite." in text
     # The difference is over the two seeds that both have.
-    assert "+0.500*" in text
+    assert "+0.500" in text
     plain = to_plain(made)["budgets"][0]["arms"][1]
     assert plain["measures"]["final_loss"]["difference"]["seeds"] == 2
     assert plain["runs"][1]["error"] == "3 of 4 updates are not finite."
@@ -245,23 +250,25 @@ def test_wide_tables_go_on_beneath_with_their_names():
     made = comparison(arm("a" * 60, [2.0, 3.0]), arm("b", [2.5, 3.7], seconds=123456.0))
     lines = table_lines(learned_table(made, made.budgets[0]), width=80)
     assert max(map(len, lines[:-1])) <= 80
-    assert len([line for line in lines if line.startswith("b ")]) == 3
-    assert len(shortened("a" * 60)) == 40
-    assert shortened("x" * 30 + "y" * 30) == "x" * 20 + ELLIPSIS + "y" * 19
-    assert shortened("short") == "short"
+    assert len([line for line in lines if line.startswith("b ")]) == 4
+    assert len(shortened("a" * 60, 40)) == 40
+    assert shortened("x" * 30 + "y" * 30, 40) == "x" * 20 + ELLIPSIS + "y" * 19
+    assert shortened("short", 40) == "short"
 
 
 @pytest.mark.parametrize(
     ("form", "values", "expected"),
     [
-        (FINAL_LOSS.form, (1.23456, 0.0123), f"1.235 {PLUS_MINUS} 0.012"),
+        (FINAL_LOSS.form, (1.23456, (1.22226, 1.24686)), f"1.235 {PLUS_MINUS} 0.012"),
+        (FINAL_LOSS.form, (1.23456, (0.9, 1.7)), "1.235 (0.900 to 1.700)"),
         (LEARNED[1].form, (0.123, None), "12.3%"),
-        (LEARNED[1].form, (0.123, 0.004), f"12.3 {PLUS_MINUS} 0.4%"),
-        (Form(BYTES), (13_762_560, 0.0), "13.8 MB"),
+        (LEARNED[1].form, (0.123, (0.119, 0.127)), f"12.3 {PLUS_MINUS} 0.4%"),
+        (LEARNED[1].form, (0.05, (0.002, 0.6)), "5.0% (0.2 to 60.0%)"),
+        (Form(BYTES), (13_762_560, None), "13.8 MB"),
         (Form(BYTES), (512, None), "512 B"),
         (Form(BYTES), (0, None), "0 B"),
-        (Form(SECONDS), (12.34, 1.0), f"12.3 {PLUS_MINUS} 1.0 s"),
-        (Form(SECONDS), (150.0, 6.0), f"2.50 {PLUS_MINUS} 0.10 min"),
+        (Form(SECONDS), (12.34, (11.34, 13.34)), f"12.3 {PLUS_MINUS} 1.0 s"),
+        (Form(SECONDS), (150.0, (144.0, 156.0)), f"2.50 {PLUS_MINUS} 0.10 min"),
     ],
 )
 def test_figures_are_shown_in_one_unit_with_their_interval(form, values, expected):
@@ -270,10 +277,59 @@ def test_figures_are_shown_in_one_unit_with_their_interval(form, values, expecte
 
 def test_curves_are_means_at_the_rounds_that_all_seeds_have():
     made = arm("FedIT", [2.0, 3.0, None])
-    line = mean_curve(made, "bytes_up")
+    [line] = mean_curve(made, "bytes_up", joined=True)
     assert line.points == [(250.0 * number, 5 - 2.5 * number / 4) for number in range(5)]
-    assert line.halves[0] == 0
-    assert line.halves[-1] > 1
+    assert line.intervals[0] is None
+    low, high = line.intervals[-1]
+    assert 0 < low < 2 < 3 < high
+    # Against what differs between arms at the same rounds, points stand alone.
+    [alone] = mean_curve(made, "bytes_up", joined=False)
+    assert (alone.points, alone.joined, line.joined) == (line.points, False, True)
+
+
+def judged_at(made, rounds, every):
+    """The arm with its runs judged after these rounds alone."""
+    outcomes = [
+        dataclasses.replace(each, curve=[point for point in each.curve if point.round in rounds]) for each in made.outcomes
+    ]
+    return dataclasses.replace(made, outcomes=[judged_alike(each, every) for each in outcomes])
+
+
+def test_lines_join_what_all_arms_were_judged_at_and_nothing_else():
+    every_round = judged_at(arm("DevFT", [2.0, 3.0]), {0, 1, 2, 3, 4}, 2)
+    joined, single = mean_curve(every_round, "round", joined=True)
+    assert ([x for x, _ in joined.points], joined.joined) == ([0, 2, 4], True)
+    assert ([x for x, _ in single.points], single.joined) == ([1, 3], False)
+    # A run of an older folder that was judged at its ends alone.
+    ends = judged_at(arm("FedIT", [2.0, 3.0]), {0, 4}, 2)
+    [alone] = mean_curve(ends, "round", joined=True)
+    assert ([x for x, _ in alone.points], alone.joined) == ([0, 4], False)
+    made = comparison(ends, every_round, target=3.6)
+    made = dataclasses.replace(made, common={**made.common, "evaluate_every": 2})
+    assert unlike(made) == ["FedIT"]
+    assert "every 2 rounds in all arms but FedIT, judged at the ends of stages alone" in " ".join(fairness(made))
+    html = comparison_html(made)
+    titles = {}
+    for svg in check_page(html).findall(".//{*}svg[@aria-label]"):
+        if "of the full model against" in svg.get("aria-label"):
+            titles[svg.get("aria-label").split("against ")[1]] = len(svg.findall(".//{*}polyline"))
+    assert titles == {
+        "rounds, equal rounds": 1,
+        "sent up by all clients, equal rounds": 0,
+        "training work, equal rounds": 0,
+        "training time, equal rounds": 0,
+    }
+    assert "(FedIT not at these)" in text_of(html)
+
+
+def test_a_target_is_reached_where_all_arms_were_judged_or_at_a_runs_end():
+    grown = judged_at(arm("DevFT", [2.0]), {0, 1, 2, 3, 4}, 2)
+    [outcome] = grown.outcomes
+    # From 5 to 2 in four steps: 2.75 after three, which FedIT was not judged at.
+    assert reached(outcome, 2.75).round == 4
+    assert reached(outcome, 3.5).round == 2
+    [ends] = judged_at(arm("FedIT", [2.0]), {0, 3, 4}, 2).outcomes
+    assert reached(ends, 2.75).round == 3
 
 
 def test_the_page_shows_verdict_tables_pictures_and_runs():
