@@ -65,6 +65,7 @@ from devft_jax.programs import (
     versions,
 )
 from devft_jax.reporting import Progress
+from devft_jax.reporting.layers import is_negative
 from devft_jax.reporting.progress import readable_bytes
 from devft_jax.stages import after_round, check_composition, named_growth, plan_stages
 from devft_jax.state import State, add_round, first_record, missed_bytes, stage_record
@@ -409,7 +410,7 @@ class Trainer:
         judged = self.judge_stage(state)
         record["loss_start"] = None if judged is None else judged.loss
         self.progress.stage(stage, len(self.stage_rounds), record, self._loss_before(state))
-        negative = [value for value in record["anchor_coefficients"] or () if value is not None and value < 0]
+        negative = [value for value in record["anchor_coefficients"] or () if is_negative(value)]
         if negative:
             self.progress.warn(
                 f"an anchor's weight is negative ({min(negative):.2f}), as Eq. 5 has it for a group this large; "

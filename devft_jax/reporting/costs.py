@@ -1,4 +1,7 @@
-"""What a round costs at each stage, as in the paper's Figures 5 to 7: raw figures, and ratios to the deepest stage."""
+"""What training costs at each stage, as in the paper's Figures 5 to 7: raw figures, and ratios to the deepest stage.
+
+Rounds have examples of other lengths, so that time and operations are compared for as many tokens, not for a round.
+"""
 
 from collections.abc import Callable
 from statistics import mean, median
@@ -17,11 +20,28 @@ def _column(combine: Callable[[list[Any]], float], *names: str) -> Measure:
     return lambda stage: combine([sum(row[name] for name in names) for row in stage.rows])
 
 
-MEASURES: tuple[tuple[str, Units, Measure], ...] = (
-    ("Time of a round (median)", SECONDS, _column(median, "seconds")),
+def _for_tokens(combine: Callable[[list[Any]], float], name: str, tokens: float) -> Measure:
+    return lambda stage: combine([tokens * row[name] / max(row["tokens"], 1) for row in stage.rows])
+
+
+TIME, MESSAGES, WORK = (
+    ("Time for 1,000 tokens (median over rounds)", SECONDS, _for_tokens(median, "seconds", 1000)),
     ("Messages of a round, up and down", BYTES, _column(mean, "bytes_up", "bytes_down")),
-    ("Training operations of a round", FLOPS, _column(mean, "train_flops")),
+    ("Training operations for a token", FLOPS, _for_tokens(mean, "train_flops", 1)),
+)
+
+COMPARED: tuple[tuple[str, Units, Measure], ...] = (
+    TIME,
+    MESSAGES,
+    WORK,
     ("Memory of its largest program", BYTES, _column(max, "program_bytes")),
+)
+
+OF_A_ROUND: tuple[tuple[str, Units, Measure], ...] = (
+    ("Tokens of a round", ((1.0, ""),), _column(mean, "tokens")),
+    ("Time of a round (median)", SECONDS, _column(median, "seconds")),
+    ("Training operations of a round", FLOPS, _column(mean, "train_flops")),
+    *COMPARED,
 )
 
 
@@ -29,23 +49,21 @@ def costs(story: Story) -> str:
     """The section."""
     stages = [stage for stage in story.stages if stage.rows]
     words = (
-        "Compilation and evaluation are not counted. Memory is what XLA's analysis of the largest program gives for one "
-        "device: its arguments, the base model among them, its results and its scratch space."
+        "Tokens count with padding. Compilation and evaluation are not counted. Memory is what XLA's analysis of the "
+        "largest program gives for one device: its arguments, the base model among them, its results and its scratch space."
     )
     if len(stages) == 1:
-        return page.section(
-            "costs", "What a round costs", page.paragraph(words), f'<div class="scroll">{_table(stages)}</div>'
-        )
+        return page.section("costs", "What training costs", page.paragraph(words), page.scrolling(_table(stages)))
     deepest = story.deepest
     pictures = []
-    for name, units, measure in MEASURES:
+    for name, units, measure in COMPARED:
         bars = [Bar(f"{stage.layers} layers", measure(stage)) for stage in stages]
         picture = ratio_bars(f"{name}, by stage", bars, measure(deepest), units)
         pictures.append(page.figure(picture, name, wide=False))
     words = f"The dashed line is the deepest stage so far, {deepest.layers} layers. " + words
     return page.section(
         "costs",
-        "What a round costs at each stage",
+        "What training costs at each stage",
         page.paragraph(words),
         page.side_by_side(*pictures, least=400),
         _saving(story, deepest),
@@ -57,35 +75,37 @@ def _saving(story: Story, deepest: Stage) -> str:
     """What the run's rounds would have cost at full depth, by arithmetic, beside what they did cost."""
     if not (deepest.is_full and story.is_grown):
         return ""
-    parts = []
-    for (_, units, measure), columns in zip(
-        MEASURES[:3], (("seconds",), ("bytes_up", "bytes_down"), ("train_flops",)), strict=True
-    ):
-        spent, full = story.total(*columns)[-1], measure(deepest) * story.rounds
-        parts.append(f"{readable(spent, units)} instead of {readable(full, units)} ({readable_ratio(spent, full)})")
-    messages = f"{parts[1]} of messages" if story.total("bytes_up", "bytes_down")[-1] else "no messages"
-    dense = story.record["bytes_stage"]
+    tokens = story.total("tokens")[-1]
+
+    def beside(spent: float, full: float, units: Units) -> str:
+        return f"{readable(spent, units)} instead of {readable(full, units)} ({readable_ratio(spent, full)})"
+
+    seconds = beside(story.total("seconds")[-1], TIME[2](deepest) * tokens / 1000, SECONDS)
+    work = beside(story.total("train_flops")[-1], WORK[2](deepest) * tokens, FLOPS)
+    sent = story.total("bytes_up", "bytes_down")[-1]
+    messages = f"{beside(sent, MESSAGES[2](deepest) * story.rounds, BYTES)} of messages" if sent else "no messages"
     text = (
-        f"The {story.rounds} rounds took {parts[0]} of training, {messages} and {parts[2]}. The second figures are what as "
-        "many rounds at full depth would take: arithmetic from those of this run, not a measurement, and tells nothing of "
-        "how much each would learn."
+        f"The {story.rounds} rounds took {seconds} of training, {messages} and {work}. The second figures are what as many "
+        "rounds over as many tokens at full depth would take: arithmetic from those of this run, not a measurement, and "
+        "tells nothing of how much each would learn."
     )
-    if dense:
+    dense = readable(story.record["bytes_stage"], BYTES)
+    if story.record["bytes_stage"] and story.is_fused:
         text += (
-            f" Sending the fused submodels to the clients that took part would add {readable(dense, BYTES)} of messages, "
-            "unless each client keeps the base model and fuses it itself."
+            f" Sending the fused submodels to the clients that took part would add {dense} of messages, unless each client "
+            "keeps the base model and fuses it itself."
         )
+    elif story.record["bytes_stage"]:
+        text += f" Telling the clients that took part which layers a stage has would add {dense} of messages."
     return page.paragraph(text)
 
 
 def _table(stages: list[Stage]) -> str:
+    header = ["", *(f"stage {stage.number}" for stage in stages)]
     rows: list[list[Cell]] = [
-        [
-            f"stage {stage.number}",
-            stage.layers,
-            len(stage.rows),
-            *(readable(measure(stage), units) for _, units, measure in MEASURES),
-        ]
-        for stage in stages
+        ["Layers", *(str(stage.layers) for stage in stages)],
+        ["Rounds", *(f"{len(stage.rows):,}" for stage in stages)],
     ]
-    return page.table("Costs of one round", ["stage", "layers", "rounds", *(name for name, _, _ in MEASURES)], rows)
+    for name, units, measure in OF_A_ROUND:
+        rows.append([name, *(readable(measure(stage), units).rstrip() for stage in stages)])
+    return page.table("Costs by stage", header, rows, "figures")

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from devft_jax.reporting import page
-from devft_jax.reporting.chart import Band, Frame, Line, Mark, legend, plot_lines
+from devft_jax.reporting.chart import Band, Frame, Line, Mark, legend, plot_lines, spread_out
 from devft_jax.reporting.page import Cell
 from devft_jax.reporting.story import Axis, Evaluated, Stage, Story
 
@@ -37,11 +37,30 @@ def resume_marks(story: Story, axis: Axis) -> list[Mark]:
 
 
 def _pieces(
-    name: str, pieces: Sequence[Sequence[Evaluated]], axis: Axis, value: Callable[[Evaluated], float | None]
+    name: str,
+    story: Story,
+    pieces: Sequence[Sequence[Evaluated]],
+    axis: Axis,
+    value: Callable[[Evaluated], float | None],
 ) -> list[Line]:
-    known = [[(point, value(point)) for point in piece] for piece in pieces]
-    drawn = [[(axis.values[point.round], y) for point, y in piece if y is not None and math.isfinite(y)] for piece in known]
-    return [Line(name, points) for points in drawn if points]
+    """Measurements as lines where they follow one another as closely as they were made within stages, else as points."""
+    lines = []
+    for piece in pieces:
+        known = [(point.round, y) for point in piece if (y := value(point)) is not None and math.isfinite(y)]
+        for part in _close_together(known, story.config["evaluate_every"]):
+            lines.append(Line(name, [(axis.values[number], y) for number, y in part], joined=len(part) > 1))
+    return lines
+
+
+def _close_together(points: Sequence[tuple[int, float]], gap: int) -> list[list[tuple[int, float]]]:
+    """Points in order, cut where more than `gap` rounds lie between two: nothing was measured there."""
+    parts: list[list[tuple[int, float]]] = []
+    for point in points:
+        if parts and point[0] - parts[-1][-1][0] <= gap:
+            parts[-1].append(point)
+        else:
+            parts.append([point])
+    return parts
 
 
 def training_losses(story: Story, axis: Axis) -> list[Line]:
@@ -62,13 +81,19 @@ def _sparsely_marked(lines: Sequence[Line], most: int) -> list[Line]:
     return [dataclasses.replace(line, markers=line.markers and counts[line.name] <= most) for line in lines]
 
 
+def full_loss_lines(story: Story, axis: Axis) -> list[Line]:
+    """Held-out losses of the full model along an axis."""
+    return _pieces(FULL, story, story.full_model, axis, lambda point: point.loss)
+
+
+def stage_loss_lines(story: Story, axis: Axis) -> list[Line]:
+    """Losses of what each stage trains along an axis."""
+    return [*_pieces(SUBMODEL, story, story.submodels, axis, lambda point: point.loss), *training_losses(story, axis)]
+
+
 def loss_lines(story: Story, axis: Axis) -> list[Line]:
     """All losses along an axis."""
-    return [
-        *_pieces(FULL, story.full_model, axis, lambda point: point.loss),
-        *_pieces(SUBMODEL, story.submodels, axis, lambda point: point.loss),
-        *training_losses(story, axis),
-    ]
+    return [*full_loss_lines(story, axis), *stage_loss_lines(story, axis)]
 
 
 def accuracy_lines(story: Story, axis: Axis) -> list[Line]:
@@ -78,9 +103,52 @@ def accuracy_lines(story: Story, axis: Axis) -> list[Line]:
         return None if point.accuracy is None else 100 * point.accuracy
 
     return [
-        *_pieces(FULL, story.full_model, axis, percent),
-        *_pieces(SUBMODEL, story.submodels, axis, percent),
+        *_pieces(FULL, story, story.full_model, axis, percent),
+        *_pieces(SUBMODEL, story, story.submodels, axis, percent),
     ]
+
+
+def _losses(story: Story) -> str:
+    """The losses in one chart, or in one for the full model and one for the submodels where these would flatten it."""
+    full, trained = (
+        [y for line in lines(story, story.axes[0]) for _, y in line.points] for lines in (full_loss_lines, stage_loss_lines)
+    )
+    if not (story.is_grown and full and trained) or max(trained) <= max(full) + 2 * (max(full) - min(full)):
+        return _charts(story, "Loss", "loss", loss_lines, None)
+    return _charts(story, "Loss of the full model", "loss", full_loss_lines, None) + _charts(
+        story, "Loss of what each stage trains", "loss", stage_loss_lines, None
+    )
+
+
+def _accuracies(story: Story) -> str:
+    """Exact match, in a sentence where it never changed."""
+    values = {y for line in accuracy_lines(story, story.axes[0]) for _, y in line.points}
+    if len(values) == 1:
+        words = f"Exact match was {values.pop():.1f} % at every measurement."
+        return page.heading("Exact match") + page.paragraph(words)
+    return _charts(story, "Exact match", "exact match, %", accuracy_lines, 0.0)
+
+
+def _learning_rates(story: Story) -> str:
+    """The learning rate of every round, in a sentence where it was one."""
+    rates = [row.get("learning_rate") for row in story.rows]
+    known = [float(rate) for rate in rates if rate is not None]
+    if len(known) < len(rates):
+        return ""
+    if len(set(known)) == 1:
+        return page.heading("Learning rate") + page.paragraph(f"It was {known[0]:g} in every round.")
+    pieces = [
+        Line("learning rate", [(row["round"], row["learning_rate"]) for row in stage.rows], markers=len(stage.rows) == 1)
+        for stage in story.stages
+        if stage.rows
+    ]
+    parts = []
+    for width, height, kind in ((1000, 240, "broad"), (340, 220, "narrow")):
+        bands = stage_bands(story, story.axes[0])
+        frame = Frame(width=width, height=height, named=False, whole=True, bands=bands, low=0.0)
+        picture = plot_lines("Learning rate against rounds", "rounds", "rate", pieces, frame)
+        parts.append(page.figure(picture, "", wide=kind == "broad", kind=kind))
+    return page.heading("Learning rate") + "".join(parts)
 
 
 def _charts(story: Story, name: str, y_label: str, lines_of: Callable[[Story, Axis], list[Line]], low: float | None) -> str:
@@ -89,6 +157,8 @@ def _charts(story: Story, name: str, y_label: str, lines_of: Callable[[Story, Ax
     lines = lines_of(story, rounds)
     if not lines:
         return ""
+    logarithm = low is None and spread_out([y for line in lines for _, y in line.points])
+    y_label += ", logarithmic" if logarithm else ""
     parts = []
     for axis, large in ((rounds, True), (rounds, False), *((axis, False) for axis in costs)):
         frame = Frame(
@@ -99,6 +169,7 @@ def _charts(story: Story, name: str, y_label: str, lines_of: Callable[[Story, Ax
             bands=stage_bands(story, axis),
             marks=resume_marks(story, axis),
             low=low,
+            logarithm=logarithm,
         )
         picture = plot_lines(
             f"{name} against {axis.label}",
@@ -124,6 +195,10 @@ def learning(story: Story) -> str:
             f"of each stage{within}, when what the submodel learned has been carried back to every layer. In a stage at "
             "full depth the two are one."
         )
+    if story.record["base_loss"] is not None:
+        words.append(
+            "Held-out points are joined where the next was measured `evaluate_every` rounds later; others stand alone."
+        )
     if story.is_personal:
         words.append(
             "Held-out figures are means over all clients' own models; one that has not trained yet is the untuned base."
@@ -137,8 +212,9 @@ def learning(story: Story) -> str:
         "learning",
         "What was learned",
         *map(page.paragraph, words),
-        _charts(story, "Loss", "loss", loss_lines, None),
-        _charts(story, "Exact match", "exact match, %", accuracy_lines, 0.0),
+        _losses(story),
+        _accuracies(story),
+        _learning_rates(story),
         _round_table(story),
     )
 
@@ -213,12 +289,25 @@ def stage_changes(story: Story) -> str:
     lines = [*(Line(_FULL, points) for points in full), *trained, *(piece for piece in pieces if len(piece.points) > 1)]
     lines = [dataclasses.replace(line, points=[point for point in line.points if math.isfinite(point[1])]) for line in lines]
     lines = [line for line in lines if line.points]
-    frame = Frame(width=max(1000, 62 * len(names)), height=360, named=False, bands=bands, x_names=names, values=True)
-    picture = plot_lines("Held-out loss across the stage changes", "", "held-out loss", lines, frame)
+    logarithm = spread_out([y for line in lines for _, y in line.points])
+    frame = Frame(
+        width=max(1000, 62 * len(names)),
+        height=360,
+        named=False,
+        bands=bands,
+        x_names=names,
+        values=True,
+        logarithm=logarithm,
+    )
+    label = "held-out loss" + (", logarithmic" if logarithm else "")
+    picture = plot_lines("Held-out loss across the stage changes", "", label, lines, frame)
+    carried_back = "all layers of its groups (full), and the next submodel is fused from them"
+    if not story.is_fused:
+        carried_back = "its layers in the full model (full), and the next submodel has other layers of it"
     words = (
-        "Each stage trains its submodel from start to end; then its adapter is carried back to all layers of its groups "
-        "(full), and the next submodel is fused from them. Dotted steps train nothing: where they rise, the change of depth "
-        "costs held-out loss; where they fall, the model of the other depth is better at once."
+        f"Each stage trains its submodel from start to end; then its adapter is carried back to {carried_back}. Dotted "
+        "steps train nothing: where they rise, the change of depth costs held-out loss; where they fall, the model of the "
+        "other depth is better at once."
     )
     data = page.folded("Data: stage changes", _change_table(story.stages))
     return page.section(

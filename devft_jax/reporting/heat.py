@@ -80,33 +80,49 @@ def similarity_range(matrix: Sequence[Sequence[float]]) -> tuple[float, float]:
     return (min(values), max(values)) if values else (0.0, 1.0)
 
 
+def group_order(assign: Sequence[int]) -> list[int]:
+    """The layers, group after group, then those that are in none."""
+    return sorted(range(len(assign)), key=lambda layer: (assign[layer] < 0, assign[layer], layer))
+
+
 def similarity_map(
     title: str, matrix: Sequence[Sequence[float]], assign: Sequence[int], bounds: tuple[float, float]
 ) -> Picture:
     """Cosine similarity of layers [L, L], groups outlined; the diagonal, always 1, is left out and tells the group.
 
-    `bounds` are the values of the least and the most shade, of what lies off the diagonal.
+    Layers stand in the order of their groups: each is one square on the diagonal. `bounds` are the values of the least and
+    the most shade, of what lies off the diagonal.
     """
     size, (low, high) = len(matrix), bounds
+    order = group_order(assign)
     cell = max(4.0, min(26.0, 380 / size))
     left, top = 44, TITLE_HEIGHT + 26
-    values = {(row, column): matrix[row][column] for row in range(size) for column in range(size) if row != column}
+    values = {
+        (row, column): matrix[order[row]][order[column]] for row in range(size) for column in range(size) if row != column
+    }
     parts = cells_of(values, low, high, left, top, cell, cell)
     diagonal = "".join(
         f"M{left + i * cell:.4g} {top + i * cell:.4g}h{cell:.4g}v{cell:.4g}h{-cell:.4g}z" for i in range(size)
     )
     parts.append(f'<path class="empty" d="{diagonal}"/>')
-    parts.append(f'<path class="border" d="{_borders(assign, left, top, cell)}"/>')
-    step = every(size, cell)
-    for index in range(size):
+    runs = _runs_of_groups([assign[layer] for layer in order])
+    outlines = "".join(
+        f"M{left + first * cell:.4g} {top + first * cell:.4g}h{side:.4g}v{side:.4g}h{-side:.4g}z"
+        for first, side in ((first, count * cell) for group, first, count in runs if group >= 0)
+    )
+    parts.append(f'<path class="border" d="{outlines}"/>')
+    # In another order than the model's every layer is named, or none where there is no room.
+    step = every(size, cell) if order == list(range(size)) else 1 if cell >= 10 else size + 1
+    kind = "count" if cell >= 15 or step > 1 else "small"
+    for index, layer in enumerate(order):
         middle = index * cell + cell / 2
         x, y = left + middle, top + middle + 3.5
-        if cell >= 15:
-            name = "\u2013" if assign[index] < 0 else str(assign[index] + 1)
-            parts.append(f'<text class="count" x="{x:.1f}" y="{y:.1f}" text-anchor="middle">{name}</text>')
-        if index % step == 0:
-            parts.append(f'<text class="count soft" x="{left - 6}" y="{y:.1f}" text-anchor="end">{index}</text>')
-            parts.append(f'<text class="count soft" x="{x:.1f}" y="{top - 5}" text-anchor="middle">{index}</text>')
+        if cell >= 10:
+            name = "\u2013" if assign[layer] < 0 else str(assign[layer] + 1)
+            parts.append(f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="middle">{name}</text>')
+        if index % step == 0 and step <= size:
+            parts.append(f'<text class="{kind} soft" x="{left - 6}" y="{y:.1f}" text-anchor="end">{layer}</text>')
+            parts.append(f'<text class="{kind} soft" x="{x:.1f}" y="{top - 5}" text-anchor="middle">{layer}</text>')
     edge = left + size * cell
     parts.append(f'<text class="note soft" x="{left}" y="{top - 18}">layer</text>')
     bottom = top + size * cell + 14
@@ -114,23 +130,15 @@ def similarity_map(
     return Picture(title, round(max(edge + 12, left + 22 * STEPS + 130)), round(bottom + 32), parts)
 
 
-def _borders(assign: Sequence[int], left: float, top: float, cell: float) -> str:
-    """Lines around the cells whose two layers are of one group."""
-    size = len(assign)
-
-    def together(row: int, column: int) -> bool:
-        inside = 0 <= row < size and 0 <= column < size
-        return inside and assign[row] == assign[column] >= 0
-
-    pieces = []
-    for row in range(size + 1):
-        for column in range(size + 1):
-            x, y = left + column * cell, top + row * cell
-            if together(row - 1, column) != together(row, column):
-                pieces.append(f"M{x:.4g} {y:.4g}h{cell:.4g}")
-            if together(row, column - 1) != together(row, column):
-                pieces.append(f"M{x:.4g} {y:.4g}v{cell:.4g}")
-    return "".join(pieces)
+def _runs_of_groups(groups: Sequence[int]) -> list[tuple[int, int, int]]:
+    """(group, first place, places) of every run of one group; layers in none are runs of -1."""
+    runs: list[tuple[int, int, int]] = []
+    for place, group in enumerate(groups):
+        if runs and runs[-1][0] == group:
+            runs[-1] = (group, runs[-1][1], runs[-1][2] + 1)
+        else:
+            runs.append((group, place, 1))
+    return runs
 
 
 def time_map(

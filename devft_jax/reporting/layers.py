@@ -1,4 +1,4 @@
-"""How groups of layers are named: by their runs of neighbours."""
+"""How groups of layers and the weights of their anchors are shown."""
 
 from collections.abc import Sequence
 
@@ -12,3 +12,13 @@ def layer_runs(layers: Sequence[int], dash: str) -> list[str]:
         else:
             runs.append([layer])
     return [str(run[0]) if len(run) == 1 else f"{run[0]}{dash}{run[-1]}" for run in runs]
+
+
+def shown_weight(weight: float) -> str:
+    """An anchor's weight to two digits, without the sign that rounding leaves to a zero."""
+    return f"{weight:z.2f}"
+
+
+def is_negative(weight: float | None) -> bool:
+    """Whether an anchor's weight is below zero as far as its shown digits tell: 1 - 0.1 x 10 is not, but for rounding."""
+    return weight is not None and shown_weight(weight).startswith("-")

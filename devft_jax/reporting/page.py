@@ -50,6 +50,7 @@ table { border-collapse: collapse; min-width: min(100%, 26rem); font-size: .88re
 caption { text-align: left; padding: .2rem 0 .4rem; font-size: .88rem }
 th, td { padding: .22rem .7rem .22rem 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top }
 th { font-weight: 600 } tbody th { font-weight: 500 } .number { text-align: right }
+.figures td { text-align: right; white-space: nowrap }
 .matrix { font-size: .72rem } .matrix th, .matrix td { padding: .1rem .3rem }
 pre { background: var(--ground); border: 1px solid var(--line); border-radius: 6px; padding: 10px 14px;
   white-space: pre-wrap; overflow-wrap: anywhere; font-size: .88rem; margin: .5rem 0 }
@@ -132,9 +133,14 @@ def legend(entries: Iterable[tuple[Picture, str]]) -> str:
     return f'<ul class="legend">{items}</ul>'
 
 
+def scrolling(*parts: str) -> str:
+    """Parts that scroll sideways where the screen is too narrow for them."""
+    return f'<div class="scroll">{_joined(parts)}</div>'
+
+
 def folded(summary: str, *parts: str) -> str:
     """Parts that open under a line."""
-    return f'<details><summary>{escape(summary)}</summary><div class="scroll">{_joined(parts)}</div></details>'
+    return f"<details><summary>{escape(summary)}</summary>{scrolling(*parts)}</details>"
 
 
 def table(caption: str, header: Sequence[str], rows: Iterable[Sequence[Cell]], kind: str = "") -> str:

@@ -5,6 +5,7 @@ from statistics import median
 
 from devft_jax.reporting import page
 from devft_jax.reporting.heat import time_map
+from devft_jax.reporting.names import told_apart
 from devft_jax.reporting.page import Cell
 from devft_jax.reporting.split import MAX_CLIENTS, split_picture
 from devft_jax.reporting.stages import MAX_COLUMNS, bins_of
@@ -13,6 +14,8 @@ from devft_jax.reporting.story import Story
 # Rows of the map of participation: of more clients, neighbours share a row.
 MAX_ROWS = 60
 TABLE_ROWS = 1_000
+# That fit before a row of it.
+NAME_LETTERS = 9
 
 
 def clients(story: Story) -> str:
@@ -72,7 +75,7 @@ def _map(story: Story) -> str:
     picture = time_map(
         "Participation of clients over rounds",
         {place: float(count) for place, count in cells.items()},
-        [name if len(name) <= 9 else name[:8] + "\u2026" for name in names],
+        told_apart(names, NAME_LETTERS),
         len(bins),
         (0.0, float(most)),
         rounds=story.rounds,

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, TextIO
 
-from devft_jax.reporting.layers import layer_runs
+from devft_jax.reporting.layers import layer_runs, shown_weight
 
 
 def readable_bytes(count: float) -> str:
@@ -144,7 +144,7 @@ def shown_groups(groups: Sequence[Sequence[int]], assign: Sequence[int]) -> list
 def shown_weights(groups: Sequence[Sequence[int]], coefficients: Sequence[float]) -> str:
     """The anchors' weights in the groups of more than one layer, as `anchor's weight 0.70` or `... 0.90 x 3, -0.20`."""
     pairs = zip(groups, coefficients, strict=True)
-    counts = Counter(f"{coefficient:.2f}" for group, coefficient in pairs if len(group) > 1)
+    counts = Counter(shown_weight(coefficient) for group, coefficient in pairs if len(group) > 1)
     if not counts:
         return ""
     shown = [weight if count == 1 else f"{weight} x {count}" for weight, count in counts.items()]

@@ -148,7 +148,8 @@ def _tiles(story: Story) -> list[str]:
         others += f"; compiled meanwhile: {readable(record['compiled_ahead']['seconds'], SECONDS)}"
     tiles.append(_tile("Training time", readable(story.total("seconds")[-1], SECONDS), f"besides: {others}"))
     up, down = story.total("bytes_up")[-1], story.total("bytes_down")[-1]
-    dense = f"; fused submodels {readable(record['bytes_stage'], BYTES)}" if record["bytes_stage"] else ""
+    what = "fused submodels" if story.is_fused else "which layers a stage has"
+    dense = f"; {what}: {readable(record['bytes_stage'], BYTES)}" if record["bytes_stage"] else ""
     tiles.append(
         _tile("Messages", readable(up + down, BYTES), f"up {readable(up, BYTES)}, down {readable(down, BYTES)}{dense}")
     )

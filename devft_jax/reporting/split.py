@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+from devft_jax.reporting.names import shortened, told_apart
 from devft_jax.reporting.svg import Picture, escape
 
 # What is drawn at most: the first clients, and the most frequent groups beside a column for the others.
@@ -65,10 +66,6 @@ def _table(split: Mapping[str, Any]) -> _Table:
     rows = [row(client["name"], client["examples"], client["groups"]) for client in clients]
     rows.append(row(f"all {len(split['clients']):,}", split["examples"], totals))
     return _Table([*shown, *[f"{others} others"] * bool(others), *["none"] * without], rows)
-
-
-def _shortened(name: str, letters: int) -> str:
-    return name if len(name) <= letters else name[: letters - 1] + "…"
 
 
 def _step(share: float) -> int:
@@ -137,9 +134,9 @@ def split_picture(split: Mapping[str, Any]) -> Picture:
     height = 22 if shown <= 25 else 16 if shown <= 50 else 11
     letters = "" if height >= 16 else ' class="small"'
     width = min(46.0, max(22.0, 560 / len(columns))) if columns else 0.0
-    names = [_shortened(name, CLIENT_LETTERS) for name, _, _ in table.rows]
+    names = [*told_apart([name for name, _, _ in table.rows[:-1]], CLIENT_LETTERS), table.rows[-1][0]]
     left = 24 + max(60, round((7.2 if height >= 16 else 5.2) * max(map(len, names))))
-    titles = [_shortened(name, GROUP_LETTERS) for name in columns]
+    titles = [shortened(name, GROUP_LETTERS) for name in columns]
     # Column names rise at 45 degrees from the middle of their column.
     header = 24 + max((round(4.7 * len(name)) for name in titles), default=0)
     top = 52 + header

@@ -4,7 +4,8 @@ from itertools import pairwise
 
 from devft_jax.reporting import page
 from devft_jax.reporting.chart import Band, Frame, Line, plot_lines
-from devft_jax.reporting.heat import similarity_map, similarity_range, time_map
+from devft_jax.reporting.heat import group_order, similarity_map, similarity_range, time_map
+from devft_jax.reporting.layers import is_negative, shown_weight
 from devft_jax.reporting.page import Cell
 from devft_jax.reporting.story import Stage, Story
 from devft_jax.reporting.strip import group_name, layer_strip
@@ -25,52 +26,104 @@ def growth(story: Story) -> str:
                 f"over. Of its layers, these many learned: {', '.join(parts)}; the others stayed as they were."
             )
         return page.section("growth", "The layers", page.paragraph(words), _norms(story))
-    strip = layer_strip("Which layers were fused into which group at each stage", story.stages)
-    fused = [stage for stage in story.stages if stage.record["similarity"] is not None]
-    bounds = [similarity_range(stage.record["similarity"]) for stage in fused]
-    low, high = (min((low for low, _ in bounds), default=0.0), max((high for _, high in bounds), default=1.0))
+    title = "Which layers were fused into which group at each stage" if story.is_fused else "Which layers each stage has"
+    data = "groups and anchor weights" if story.is_fused else "layers"
+    strip = layer_strip(title, story.stages)
+    return page.section(
+        "growth",
+        "How the model grew",
+        *map(page.paragraph, _fused_words(story) if story.is_fused else _picked_words(story)),
+        page.figure(strip, "", page.folded(f"Data: {data}", _group_table(story))),
+        *(_similarity(story) if story.is_fused else _influence(story)),
+        _norms(story),
+    )
+
+
+def _fused_words(story: Story) -> list[str]:
+    """What the strip shows where layers are fused, and anchors whose weight is not what one would expect."""
     sentences = [
         f"Each narrow column is one of the model's {story.depth} layers, dark to light from first to last; a box is a "
         "group, whose layers are fused into one layer of the stage's submodel and get the same adapter back.",
     ]
-    negative = [
+    weights = [
         (stage.number, value)
         for stage in story.stages
-        for value in stage.record["anchor_coefficients"] or ()
-        if value is not None and value < 0
+        for value, layers in zip(stage.record["anchor_coefficients"] or (), stage.groups, strict=False)
+        if value is not None and len(layers) > 1
     ]
+    given = "growth" in story.objects
+    size = "a group's" if given else "a group is so large that its"
+    reason = "" if given or story.config["fusion"] != "dblf" else " Eq. 5 of the paper says so; beta auto avoids it."
+    negative = [f"stage {number} (\u2212{-value:.2f})" for number, value in weights if is_negative(value)]
     if negative:
-        where = ", ".join(f"stage {number} (\u2212{-value:.2f})" for number, value in negative)
-        size = "a group's" if "growth" in story.objects else "a group is so large that its"
-        reason = "" if "growth" in story.objects else " Eq. 5 of the paper says so; beta auto avoids it."
         sentences.append(
-            f"\u25bc In {where} {size} first layer, the anchor, enters with a negative weight: it is subtracted from the "
-            f"others instead of leading them.{reason}"
+            f"\u25bc In {', '.join(negative)} {size} first layer, the anchor, enters with a negative weight: it is "
+            f"subtracted from the others instead of leading them.{reason}"
         )
+    without = list(dict.fromkeys(f"stage {number}" for number, value in weights if shown_weight(value) == "0.00"))
+    if without and story.config["fusion"] == "dblf":
+        sentences.append(
+            f"In {', '.join(without)} {size} first layer, the anchor, enters with a weight of 0: the fused layer is made of "
+            f"the others alone.{reason}"
+        )
+    return sentences
+
+
+def _picked_words(story: Story) -> list[str]:
+    """What the strip shows where a stage has some of the model's layers as they are."""
+    sentences = [
+        f"Each narrow column is one of the model's {story.depth} layers, dark to light from first to last; a box is a layer "
+        "that the stage's submodel has, as it is stored, and pale ones are absent from it. What a layer learned returns to "
+        "that layer alone.",
+    ]
+    chosen = {
+        "progfed": "progfed takes the first layers, and more of them from stage to stage.",
+        "skip-grow": "skip-grow takes the first, the last and those with the largest block influence: how much a layer of "
+        "the untuned base changes what passes through it.",
+    }
+    if "growth" not in story.objects and story.config["growth"] in chosen:
+        sentences.append(chosen[story.config["growth"]])
+    return sentences
+
+
+def _influence(story: Story) -> list[str]:
+    """The block influence of the layers, where it was measured."""
+    influence = story.record.get("block_influence")
+    if influence is None:
+        return []
+    points = [(float(layer), value) for layer, value in enumerate(influence)]
+    frame = Frame(width=1000, height=260, named=False, whole=True, low=0.0)
+    picture = plot_lines(
+        "Block influence of the layers", "layer", "block influence", [Line("influence", points, joined=False)], frame
+    )
+    rows: list[list[Cell]] = [[str(layer), value] for layer, value in enumerate(influence)]
+    data = page.folded("Data: block influence", page.table("Block influence", ["layer", "influence"], rows))
+    return [page.heading("Why these layers"), page.figure(picture, "", data)]
+
+
+def _similarity(story: Story) -> list[str]:
+    """Similarity and spectrum of every stage that was fused."""
+    fused = [stage for stage in story.stages if stage.record["similarity"] is not None]
+    if not fused:
+        return []
+    bounds = [similarity_range(stage.record["similarity"]) for stage in fused]
+    low, high = min(low for low, _ in bounds), max(high for _, high in bounds)
     spectral = "This run's groups do not come from it: it shows what Eq. 3 would have gone by."
     if "growth" in story.objects:
         spectral = "This run's growth was an object, which may group otherwise: the shaded ones are those Eq. 3 goes by."
-    elif story.config["grouping"] == "dglg":
+    elif story.config["growth"] == "devft" and story.config["grouping"] == "dglg":
         spectral = "The eigenvectors of the shaded ones, as many as there are groups, are what the layers are grouped by."
     faint = ": the layers are nearly at right angles to each other, and on a scale up to 1 nothing would be seen"
-    similarity = [
-        page.heading("Why these groups"),
-        page.paragraph(
-            "The matrices show the similarity of each pair of layers (Eq. 1), on one scale for all stages, chosen from the "
-            f"values off the diagonal alone ({low:.3f} to {high:.3f}){faint if low > -0.2 and high < 0.2 else ''}. Outlines "
-            "enclose the layers of a group, numbers on the diagonal name it. Beside them, the eigenvalues of the Laplacian "
-            f"(Eq. 3). {spectral}"
-        ),
-    ]
-    return page.section(
-        "growth",
-        "How the model grew",
-        *map(page.paragraph, sentences),
-        page.figure(strip, "", page.folded("Data: groups and anchor weights", _group_table(story))),
-        *(similarity if fused else []),
-        *(_why(stage, (low, high)) for stage in fused),
-        _norms(story),
+    order = ""
+    if any(group_order(stage.record["assign"]) != list(range(story.depth)) for stage in fused):
+        order = "Layers stand in the order of their groups, so that those of a group are neighbours. "
+    words = (
+        "The matrices show the similarity of each pair of layers (Eq. 1), on one scale for all stages, chosen from the "
+        f"values off the diagonal alone ({low:.3f} to {high:.3f}){faint if low > -0.2 and high < 0.2 else ''}. {order}"
+        "Outlines enclose the layers of a group, numbers on the diagonal name it. Beside them, the eigenvalues of the "
+        f"Laplacian (Eq. 3). {spectral}"
     )
+    return [page.heading("Why these groups"), page.paragraph(words), *(_why(stage, (low, high)) for stage in fused)]
 
 
 def _group_table(story: Story) -> str:
@@ -79,9 +132,13 @@ def _group_table(story: Story) -> str:
         coefficients = stage.record["anchor_coefficients"]
         for group, layers in enumerate(stage.groups):
             weight = None if coefficients is None else coefficients[group]
-            note = "\u25bc negative" if weight is not None and weight < 0 else ""
-            shown = None if weight is None else round(weight, 4)
-            rows.append([f"stage {stage.number}, group {group + 1}", group_name(layers), len(layers), shown, note])
+            note = "\u25bc negative" if is_negative(weight) else ""
+            shown = None if weight is None else round(weight, 4) + 0.0
+            what = "group" if story.is_fused else "layer"
+            rows.append([f"stage {stage.number}, {what} {group + 1}", group_name(layers), len(layers), shown, note])
+    if not story.is_fused:
+        rows = [[row[0], row[1]] for row in rows]
+        return page.table("Every layer of a stage's submodel is one of the model's", ["layer", "of the model"], rows)
     return page.table(
         "The anchor is a group's first layer; its weight in the fused layer is 1 \u2212 beta (layers \u2212 1) with DBLF",
         ["group", "layers", "size", "anchor weight", ""],
@@ -178,7 +235,11 @@ def _norms(story: Story) -> str:
     if story.is_personal:
         words.append("Here it is the mean over the round's participants.")
     if story.is_grown:
-        words.append("Layers of a group share one adapter, so they share its norm.")
+        words.append(
+            "Layers of a group share one adapter, so they share its norm."
+            if story.is_fused
+            else "What is absent from a stage has none."
+        )
     if len(bins) < story.rounds:
         words.append(f"A column is the last of up to {-(-story.rounds // len(bins))} rounds.")
     return (

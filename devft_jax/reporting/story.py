@@ -18,7 +18,7 @@ _NUMBER, _KNOWN = (int, float), (int, float, type(None))
 
 # What the report reads of each record, besides what may be absent, and the types that it has in JSON.
 _ROW: Kinds = {
-    **dict.fromkeys(("round", "stage", "layers", "bytes_up", "bytes_down", "train_flops", "program_bytes"), int),
+    **dict.fromkeys(("round", "stage", "layers", "bytes_up", "bytes_down", "train_flops", "program_bytes", "tokens"), int),
     **dict.fromkeys(("loss", "seconds"), _NUMBER),
     **dict.fromkeys(("adapter_norms", "clients"), list),
 }
@@ -72,6 +72,11 @@ class Stage:
     def is_full(self) -> bool:
         """Whether the submodel is the model itself."""
         return self.record["anchor_coefficients"] is None
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether any of its layers stands for several of the model's; else each is one of them, and others are absent."""
+        return any(size > 1 for size in self.record["group_sizes"])
 
     @property
     def last(self) -> int:
@@ -170,6 +175,11 @@ class Story:
     def is_grown(self) -> bool:
         """Whether any stage trains a submodel."""
         return any(not stage.is_full for stage in self.stages)
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether submodels are made of groups of layers, not of some of the layers as they are."""
+        return any(stage.is_fused for stage in self.stages)
 
     def total(self, *names: str) -> list[float]:
         """The running total of these columns: [rounds + 1], from 0."""

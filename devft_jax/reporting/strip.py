@@ -8,13 +8,14 @@ neighbouring layers the streams fall straight down, and one sees a few wide boxe
 from collections.abc import Sequence
 
 from devft_jax.reporting.heat import every, ramp
-from devft_jax.reporting.layers import layer_runs
+from devft_jax.reporting.layers import is_negative, layer_runs, shown_weight
 from devft_jax.reporting.story import Stage
 from devft_jax.reporting.svg import TITLE_HEIGHT, Picture, escape
 
 # Cividis, roughly: colour-blind people see the same order, and all of it stands out from white and black.
 _STOPS = ("#00326e", "#7c7b78", "#fdd835")
-LEFT, ROOM, ROW, GAP = 118, 850, 30, 36
+# At the left there is room for `128 layers, 128 absent`.
+LEFT, ROOM, ROW, GAP = 152, 818, 30, 36
 # Slivers at least this wide say the number of their layer.
 NUMBERED = 19
 
@@ -59,16 +60,17 @@ def _box(stage: Stage, group: int, layers: list[int], columns: dict[int, int], t
     coefficients = stage.record["anchor_coefficients"]
     weight = None if coefficients is None else coefficients[group]
     tip = f"stage {stage.number}, group {group + 1}: layer {group_name(layers)}"
-    tip += "" if weight is None else f", anchor weight {weight:.2f}"
+    tip += "" if weight is None or len(layers) == 1 else f", anchor weight {shown_weight(weight)}"
     parts = [
         f'<rect class="outline" fill-opacity="0" pointer-events="all" x="{x + 0.7:.1f}" y="{top}" width="{wide - 1.4:.1f}" '
         f'height="{ROW}" rx="3"><title>{escape(tip)}</title></rect>'
     ]
     label = f"{len(layers)} layers in one"
-    if weight is not None and weight < 0:
+    negative = is_negative(weight)
+    if weight is not None and negative:
         label += f" \u25bc anchor weight \u2212{-weight:.2f}"
     if len(layers) > 1 and 6.4 * len(label) > wide:
-        label = f"{len(layers)} in 1" + (" \u25bc" if weight is not None and weight < 0 else "")
+        label = f"{len(layers)} in 1" + (" \u25bc" if negative else "")
     if len(layers) > 1 and 6.4 * len(label) <= wide:
         kind = "note halo alert" if "\u25bc" in label else "note halo strong"
         parts.append(

@@ -4,6 +4,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from devft_jax.files import printable
+
 # The palette of Okabe and Ito, which colour-blind people can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 
@@ -34,13 +36,18 @@ _FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
 
 
 def exactly(text: str) -> str:
-    """Any text as content or attribute of XML, letter by letter; what XML cannot hold becomes U+FFFD."""
-    return "".join(_MARKUP.get(letter, letter) for letter in _FORBIDDEN.sub("\ufffd", text))
+    """Any text as content or attribute of XML, letter by letter.
+
+    Control characters, among them those that turn the direction of text, are shown as their escapes; what XML cannot hold
+    besides becomes U+FFFD.
+    """
+    shown = printable(text, keep="\t\n\r")
+    return "".join(_MARKUP.get(letter, letter) for letter in _FORBIDDEN.sub("\ufffd", shown))
 
 
 def escape(text: str) -> str:
     """As `exactly`, on one line and without double spaces."""
-    return exactly(" ".join(_FORBIDDEN.sub("\ufffd", text).split()))
+    return exactly(" ".join(printable(text, keep="\t\n\r").split()))
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,13 @@ def write_story(
             stages.append(stage_record(depth, depths[stage], generator, held_out=held_out, finished=done))
         layers = depths[stage]
         row = {"round": number, "stage": stage, "layers": layers, "loss": 4 / number, "seconds": 0.1 * layers}
-        row |= {"bytes_up": 100 * layers, "bytes_down": 100 * layers, "train_flops": 10**9 * layers, "dropped": 0}
+        row |= {
+            "bytes_up": 100 * layers,
+            "bytes_down": 100 * layers,
+            "train_flops": 10**9 * layers,
+            "dropped": 0,
+            "tokens": 1000,
+        }
         row |= {"program_bytes": 10**6 * (layers + 1), "adapter_norms": generator.uniform(0, 3, layers).tolist()}
         row |= {"clients": sorted(generator.choice(clients, min(2, clients), replace=False).tolist())}
         if held_out and evaluate_every and number % evaluate_every == 0 and number != ends[stage]:

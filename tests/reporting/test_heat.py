@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from devft_jax.reporting.heat import STEPS, cells_of, similarity_map, step_of, time_map
+from devft_jax.reporting.heat import STEPS, cells_of, group_order, similarity_map, step_of, time_map
 
 
 def drawn_cells(parts, left, top, width, height):
@@ -52,7 +52,23 @@ def test_groups_are_named_on_the_diagonal_and_enclosed():
     assert "0.05" in texts
     border = next(path for path in tree.iter("path") if path.get("class") == "border").get("d")
     # Around one cell, and around two by two; the absent layer is in no group.
-    assert len(re.findall("[hv]", border)) == 4 + 8
+    assert border == "M44 58h26v26h-26zM70 84h52v52h-52z"
+
+
+def test_scattered_groups_are_one_square_each_and_every_layer_keeps_its_values():
+    """Thirty layers in interleaved groups: outlines of their cells where they lie would be a plaid."""
+    assign = [layer % 3 for layer in range(30)]
+    matrix = [[row + column / 100 for column in range(30)] for row in range(30)]
+    tree = ElementTree.fromstring(similarity_map("a", matrix, assign, (0.0, 29.3)).inline())
+    border = next(path for path in tree.iter("path") if path.get("class") == "border").get("d")
+    assert border.count("z") == 3
+    rows = [
+        int(text.text)
+        for text in tree.iter("text")
+        if text.get("class") == "small soft" and text.get("text-anchor") == "end"
+    ]
+    assert rows == [*range(0, 30, 3), *range(1, 30, 3), *range(2, 30, 3)]
+    assert group_order([1, 0, -1, 0]) == [1, 3, 0, 2]
 
 
 @pytest.mark.parametrize("apart", [True, False])
