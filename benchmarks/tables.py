@@ -32,8 +32,8 @@ def shown(found: Median, digits: int = 2) -> str:
 
 
 def shown_mean(found: Estimate, times: float = 1.0, digits: int = 3) -> str:
-    """A mean and half its interval."""
-    half = "" if found.half is None else f" ± {times * found.half:.{digits}f}"
+    """A mean and half its interval, which has no bounds."""
+    half = "" if found.high is None else f" ± {times * (found.high - found.mean):.{digits}f}"
     return f"{times * found.mean:.{digits}f}{half}"
 
 
