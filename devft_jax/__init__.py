@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from devft_jax.config import RunConfig, preset
     from devft_jax.run import Run, train
 
-__all__ = ["Run", "RunConfig", "preset", "train"]
+__all__ = ["Run", "RunConfig", "__version__", "preset", "train"]
+
+__version__ = "0.1.0"
 
 _HOMES = {
     "Run": "devft_jax.run",
@@ -26,3 +28,8 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'devft_jax' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    """What is meant to be used, imported or not."""
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})

@@ -20,23 +20,25 @@ control comes as close as whole ranks or rounds allow; of two equally near it ta
 import bisect
 import contextlib
 import dataclasses
-import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from devft_jax.base_model import bundled_model
-from devft_jax.config import RunConfig, config_from_mapping, field_types, validate
+from devft_jax.config import MOST_CONFIG_BYTES, RunConfig, config_from_mapping, field_types, option_value, validate
 from devft_jax.data import DataOptions
 from devft_jax.developmental import GROWTHS, planned_stages
 from devft_jax.errors import InputError
 from devft_jax.federated.algorithms import ALGORITHMS, algorithm_of
 from devft_jax.federated.options import validate_learning_rate
+from devft_jax.files import checked_path, printable, read_yaml
 from devft_jax.models.pretrained import model_architecture
+from devft_jax.options import closest
 from devft_jax.plan import make_plan
 from devft_jax.reporting.units import BYTES, readable
 from devft_jax.stages import check_composition, named_growth, plan_stages
+from devft_jax.values import item_kind
 
 END_TO_END = "end-to-end"
 CONTROLS = {"bytes": "bytes_up", "flops": "train_flops"}
@@ -95,38 +97,34 @@ def parse_arm(text: str) -> Arm:
         name, equals, value = option.partition("=")
         if not equals or not name or not value:
             raise InputError(f"the arm '{text}' has the option '{option}'; write it as option=value.")
-        overrides[name.replace("-", "_")] = _plain_value(name.replace("-", "_"), value)
+        name = name.replace("-", "_")
+        with _naming(text):
+            overrides[name] = _value(name, value)
     kind, _, target = control.partition("=")
     if "@" in text and (kind not in CONTROLS or not target):
         raise InputError(
             f"the arm '{text}' ends in '@{control}'; write @bytes=ARM or @flops=ARM with the name of another arm."
         )
-    arm = Arm(text, algorithm, growth if plus else END_TO_END, overrides, kind or None, target or None)
-    _check(arm)
-    return arm
+    return _checked(Arm(text, algorithm, growth if plus else END_TO_END, overrides, kind or None, target or None))
 
 
-def _plain_value(name: str, text: str) -> Any:
-    """The value of an option, as a configuration file would hold it."""
-    import yaml
-
-    if "tuple" in str(field_types().get(name, "")):
-        return [yaml.safe_load(part) for part in text.split("/")] if text != "none" else None
-    return None if text == "none" else yaml.safe_load(text)
+def _value(name: str, text: str) -> Any:
+    """The value of an option as a flag would take it, in which / stands between values of a list."""
+    kind = field_types().get(name)
+    if kind is None:
+        # Said where the arm's configuration is made, as of a file's options.
+        return text
+    return option_value(name, text.replace("/", ",") if item_kind(kind) is not None else text)
 
 
 def read_arms(path: str | Path) -> list[Arm]:
     """The arms of a YAML file: a mapping of options, or the text of an arm, by title."""
-    import yaml
-
-    try:
-        found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"the arms file {path} cannot be read ({error}); give a YAML or JSON text file.") from error
-    except yaml.YAMLError as error:
-        raise InputError(f"the arms file {path} is not valid YAML or JSON.") from error
+    path = checked_path(path, "arms_file")
+    found = read_yaml(path, "the arms file", MOST_CONFIG_BYTES)
     if not isinstance(found, dict) or not found:
-        raise InputError(f"the arms file {path} must hold arms by title, such as FedIT: {{algorithm: fedit}}.")
+        raise InputError(
+            f"the arms file {printable(str(path))} must hold arms by title, such as FedIT: {{algorithm: fedit}}."
+        )
     return [_arm_of(str(title), value) for title, value in found.items()]
 
 
@@ -141,23 +139,24 @@ def _arm_of(title: str, value: Any) -> Arm:
         raise InputError(f"the arm '{title}' has bytes_of and flops_of; give one.")
     control, target = next(iter(targets.items()), (None, None))
     algorithm, growth = str(overrides.pop("algorithm")), str(overrides.pop("growth", END_TO_END))
-    arm = Arm(title, algorithm, growth, overrides, control, target)
-    _check(arm)
-    return arm
+    return _checked(Arm(title, algorithm, growth, overrides, control, target))
 
 
-def _check(arm: Arm) -> None:
+def _checked(arm: Arm) -> Arm:
+    """The arm with its algorithm and growth as their names are written, or an `InputError`."""
+    found: dict[str, Any] = {}
     for kind, name, known in (("algorithm", arm.algorithm, ALGORITHMS), ("growth", arm.growth, GROWTHS)):
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean '{close[0]}'?" if close else f"; choose from {', '.join(known)}."
-            raise InputError(f"the arm '{arm.name}' names the {kind} '{name}', which does not exist{hint}")
+        if name.lower() not in known:
+            hint = closest(name.lower(), known, f"choose from {', '.join(known)}.")
+            raise InputError(f"the arm '{arm.name}' names the {kind} '{name}', which does not exist; {hint}")
+        found[kind] = name.lower()
     shared = sorted(COMMON & arm.overrides.keys())
     if shared:
         raise InputError(
             f"the arm '{arm.name}' sets {shared[0]}, which all arms share so that they can be compared; give it for all of "
             f"them, as --{shared[0].replace('_', '-')}."
         )
+    return dataclasses.replace(arm, **found)
 
 
 def check_arms(arms: Sequence[Arm]) -> None:
@@ -255,25 +254,25 @@ def configure(arms: Sequence[Arm], common: RunConfig) -> list[Configured]:
     for arm in arms:
         if arm.control is not None:
             assert arm.target is not None
-            with _naming(arm):
+            with _naming(arm.name):
                 found[arm.name] = _control(found[arm.name], found[arm.target])
     for each in found.values():
-        with _naming(each.arm):
+        with _naming(each.arm.name):
             check_stages(each.config)
     return [found[arm.name] for arm in arms]
 
 
 @contextlib.contextmanager
-def _naming(arm: Arm) -> Iterator[None]:
+def _naming(name: str) -> Iterator[None]:
     """Says of which arm an `InputError` inside the block is."""
     try:
         yield
     except InputError as error:
-        raise InputError(f"the arm '{arm.name}' cannot be run: {error}") from error
+        raise InputError(f"the arm '{name}' cannot be run: {error}") from error
 
 
 def _own(arm: Arm, common: RunConfig) -> Configured:
-    with _naming(arm):
+    with _naming(arm.name):
         config = config_from_mapping({**arm.overrides, "algorithm": arm.algorithm, "growth": arm.growth}, common)
         validate(config)
         if total_rounds(config) != total_rounds(common):
@@ -330,7 +329,7 @@ def leanest(arms: Sequence[Configured]) -> str:
     costs = {}
     for each in arms:
         if each.arm.control is None:
-            with _naming(each.arm):
+            with _naming(each.arm.name):
                 costs[each.arm.name] = Costs(each.config)
     sending = {name: cost.of("bytes_up") for name, cost in costs.items() if not cost.bounded and cost.of("bytes_up")}
     bounded = next((name for name, cost in costs.items() if cost.bounded), None)
@@ -360,7 +359,7 @@ def within_bytes(arms: Sequence[Configured], of: str) -> Fitting:
     """
     costs = {}
     for each in arms:
-        with _naming(each.arm):
+        with _naming(each.arm.name):
             costs[each.arm.name] = Costs(each.config)
     budget = costs[of].of("bytes_up")
     if not budget:
@@ -393,7 +392,7 @@ def _cut(own: Configured, costs: Costs, budget: float, of: str) -> Configured | 
         return dataclasses.replace(
             own, note=noted(f"full length: its {rounds} rounds send {most}{sent / budget:.0%} of the budget")
         )
-    with _naming(own.arm):
+    with _naming(own.arm.name):
         if own.config.stage_rounds is not None:
             raise InputError("stage_rounds fixes its length, which a budget of bytes must cut; leave it out.")
     found = costs.by_rounds("bytes_up", rounds)

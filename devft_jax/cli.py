@@ -1,62 +1,177 @@
 """The `devft` command: flags from the rooms' option dataclasses, errors as one sentence, exit codes.
 
-Exit codes: 0 done; 2 bad input, nothing was started; 1 a run that could not go on; 128 + signal number for a run that was
-stopped and can be resumed with the same command.
+Exit codes: 0 done; 2 bad input, nothing was started; 1 what could not go on; 128 + signal number for a run that was stopped
+and can be resumed with the same command, 141 for output whose reader has gone.
+
+Nothing heavy is imported here, so that help, versions and mistakes are answered at once.
 """
 
 import dataclasses
+import inspect
 import os
 import re
 import sys
+import tempfile
+import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any, Literal
 
-import jax
-
+import devft_jax
+from devft_jax import screen
 from devft_jax.errors import InputError, RunError
-from devft_jax.options import flags_of
+from devft_jax.files import cache_folder, printable, write_atomically
+from devft_jax.flags import Section, flags_of, parse
+from devft_jax.options import closest, operand, path, verbatim
+from devft_jax.screen import complain, show
+
+TRACEBACK_FILE = "traceback.txt"
+
+MOST_OF_A_REASON = 300
+"""Characters of an unforeseen error's own text."""
+
+CLOSED_PIPE = 141
+"""128 + SIGPIPE, which a shell shows of a program whose reader has gone."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line in a process of its own and exit with its code."""
-    configure_jax()
-    sys.exit(run_command(sys.argv[1:] if arguments is None else arguments))
+    screen.prepare()
+    code = run_command(sys.argv[1:] if arguments is None else arguments, prepare=configure_jax)
+    error = screen.finish()
+    if error is not None and code == 0:
+        code = _not_written(error)
+    sys.exit(code)
 
 
-def run_command(arguments: Sequence[str]) -> int:
-    """Run one command and return its exit code."""
+def run_command(arguments: Sequence[str], prepare: Callable[[], None] | None = None) -> int:
+    """Run one command and return its exit code; `prepare` is called before the first that computes."""
     warnings.showwarning = _show_warning
+    words = [word for word in arguments if word != "--traceback"]
+    wanted = len(words) < len(arguments)
     try:
-        return _dispatch(list(arguments))
+        return _dispatch(words, prepare)
     except InputError as error:
-        print(f"devft: {error}", file=sys.stderr)
-        return 2
+        code, said = 2, str(error)
     except RunError as error:
-        print(f"devft: {error}", file=sys.stderr)
-        return 1
-    except BrokenPipeError:
-        # The reader of a pipe such as `devft list | head` has gone; Python would complain once more at its exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        code, said = 1, str(error)
+    except BrokenPipeError as error:
+        screen.discard(sys.stdout)
+        return _not_written(error)
     except KeyboardInterrupt:
-        print("devft: interrupted; what was saved before stays whole.", file=sys.stderr)
-        return 130
+        code, said = 130, "interrupted; what was saved before stays whole."
+    except Exception as error:
+        code, said = 1, _unforeseen(error, words, wanted)
+        if wanted:
+            _show_traceback()
+    complain(f"devft: {said}")
+    return code
+
+
+def _show_traceback() -> None:
+    with suppress(OSError):
+        show(traceback.format_exc(), stream=sys.stderr)
+
+
+def _not_written(error: OSError) -> int:
+    """What is said, and the exit code, where standard output took no more."""
+    if isinstance(error, BrokenPipeError):
+        return CLOSED_PIPE
+    complain(f"devft: standard output cannot be written ({error.strerror}); what it was to show is incomplete.")
+    return 1
+
+
+def _unforeseen(error: Exception, words: Sequence[str], shown: bool) -> str:
+    """An error that nothing else put into words, in one sentence."""
+    command = " ".join(["devft", *words[:1]])
+    reason = " ".join(str(error).split())
+    if _is_of_memory(error):
+        return (
+            f"`{command}` ran out of memory; lower batch_size, max_length or clients_per_step, or quantise the model "
+            "(`devft plan` says what a run needs)."
+        )
+    where = "; ".join([*getattr(error, "__notes__", ()), *([] if shown else ["--traceback shows where"])])
+    reason = reason if len(reason) <= MOST_OF_A_REASON else f"{reason[:MOST_OF_A_REASON]}..."
+    return f"`{command}` ended by {type(error).__name__} ({reason}), which it should have put into words; {where}."
+
+
+def _is_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory did not suffice, the host's or a device's."""
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error).lower()
+
+
+@contextmanager
+def _traceback_kept(folder: Path) -> Iterator[None]:
+    """Writes where an unforeseen error came from into the run's folder, if that was made."""
+    try:
+        yield
+    except (InputError, RunError, BrokenPipeError):
+        raise
+    except Exception as error:
+        if folder.is_dir():
+            with suppress(OSError):
+                write_atomically(folder / TRACEBACK_FILE, traceback.format_exc())
+                error.add_note(f"{folder / TRACEBACK_FILE} holds where")
+        raise
 
 
 def _show_warning(message: Warning | str, *where: Any, **more: Any) -> None:
     """A warning as one line, without the source that raised it."""
-    print(f"warning: {message}", file=sys.stderr, flush=True)
+    complain(f"warning: {message}")
 
 
 def configure_jax() -> None:
-    """Set JAX up before it is first used: one host device per core, compiled programs kept between runs."""
+    """Set JAX up before it is first used: one host device per core, compiled programs kept between runs.
+
+    Raises:
+      InputError: the cache's name cannot be one.
+    """
+    import jax
+
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     jax.config.update("jax_num_cpu_devices", cores or 1)
-    cache = os.environ.get("DEVFT_CACHE", str(Path.home() / ".cache" / "devft_jax"))
-    jax.config.update("jax_compilation_cache_dir", str(Path(cache) / "programs"))
+    jax.config.update("jax_compilation_cache_dir", _programs_folder())
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    platforms = os.environ.get("JAX_PLATFORMS", "")
+    if platforms and "cpu" not in platforms.split(","):
+        # What is computed once, and on the host's memory, needs the host beside the accelerator.
+        jax.config.update("jax_platforms", f"{platforms},cpu")
+
+
+def _programs_folder() -> str | None:
+    """Where compiled programs are kept; None, with a warning, where nothing can be."""
+    folder = cache_folder() / "programs"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        complain(
+            f"warning: the cache {folder} cannot be written ({error.strerror}), so programs are compiled anew every time; "
+            "name a writable folder by DEVFT_CACHE."
+        )
+        return None
+    return str(folder)
+
+
+def _require_devices() -> None:
+    """Raise `InputError` where JAX has no device of the platform that the environment names."""
+    import jax
+
+    try:
+        jax.devices()
+    except RuntimeError as error:
+        named = os.environ.get("JAX_PLATFORMS", "")
+        reason = " ".join(str(error).split())
+        if not named:
+            raise InputError(f"JAX finds no device ({reason}); set JAX_PLATFORMS=cpu to compute on the host.") from error
+        raise InputError(
+            f"JAX_PLATFORMS '{printable(named)}' names a platform that this machine does not have ({reason}); unset it, or "
+            "write cpu."
+        ) from error
 
 
 COMMANDS = {
@@ -81,18 +196,25 @@ def _usage() -> str:
             "",
             *lines,
             "",
-            "`devft COMMAND --help` explains every option with its unit and default.",
+            "`devft COMMAND --help` explains every option with its unit and default; `devft --version` says the version.",
+            "--traceback, with any command, shows where an error that was not foreseen came from.",
         ]
     )
 
 
-def _dispatch(arguments: list[str]) -> int:
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(_usage())
+def _dispatch(arguments: list[str], prepare: Callable[[], None] | None) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        show(_usage())
         return 0 if arguments else 2
+    if arguments[0] in ("-V", "--version"):
+        show(f"devft {devft_jax.__version__}")
+        return 0
     command, rest = arguments[0], arguments[1:]
     if command not in COMMANDS:
-        raise InputError(f"the command '{command}' does not exist; choose from {', '.join(COMMANDS)}.")
+        hint = closest(command, COMMANDS, f"choose from {', '.join(COMMANDS)}.")
+        raise InputError(f"the command '{command}' does not exist; {hint}")
+    if prepare is not None:
+        prepare()
     commands = {
         "run": _run,
         "compare": _compare,
@@ -106,51 +228,7 @@ def _dispatch(arguments: list[str]) -> int:
     return commands[command](rest)
 
 
-def _comma_tuples() -> Any:
-    """A tyro registry in which tuples are written with commas: --capacities 2,4,8,16."""
-    import tyro
-
-    registry = tyro.constructors.ConstructorRegistry()
-
-    @registry.primitive_rule
-    def _(info: Any) -> Any:
-        from typing import get_args, get_origin
-
-        if get_origin(info.type) is not tuple:
-            return None
-        item = get_args(info.type)[0]
-        if item not in (int, float, str):
-            return None
-
-        def parse(words: list[str]) -> tuple[Any, ...]:
-            return tuple(item(part) for part in words[0].split(",") if part)
-
-        return tyro.constructors.PrimitiveConstructorSpec(
-            nargs=1,
-            metavar=f"{item.__name__.upper()},...",
-            instance_from_str=parse,
-            is_instance=lambda value: isinstance(value, tuple),
-            str_from_instance=lambda value: [",".join(str(part) for part in value)],
-        )
-
-    return registry
-
-
-def _take_option(arguments: list[str], flag: str) -> tuple[str | None, list[str]]:
-    """The value of `--flag value` or `--flag=value`, and the arguments without it."""
-    for index, word in enumerate(arguments):
-        if word == flag:
-            if index + 1 == len(arguments) or arguments[index + 1].startswith("--"):
-                raise InputError(f"{flag} needs a value; write it behind the flag.")
-            return arguments[index + 1], arguments[:index] + arguments[index + 2 :]
-        if word.startswith(f"{flag}="):
-            return word.split("=", 1)[1], arguments[:index] + arguments[index + 1 :]
-    return None, arguments
-
-
-START = (
-    "--preset NAME starts from a preset, --config FILE from a YAML or JSON file of the same names; flags given besides win."
-)
+START = "Options win over those of --config, and these over those of --preset."
 
 
 def parse_run(arguments: Sequence[str]) -> Any:
@@ -186,6 +264,32 @@ def parse_compare(arguments: Sequence[str]) -> tuple[Any, Any]:
     return _parse(arguments, CompareOptions, prog="devft compare", description=description, without=own)
 
 
+MOST_USED = (
+    "preset",
+    "config",
+    "model",
+    "data",
+    "test_data",
+    "algorithm",
+    "growth",
+    "capacities",
+    "clients",
+    "rounds",
+    "out",
+)
+"""Options that open the help of a run: all that most people need."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartOptions:
+    """What the other options start from."""
+
+    preset: str | None = None
+    """Start from a preset of `devft list`, such as demo."""
+    config: str | None = path(None)
+    """Start from a YAML or JSON file of the same names, such as `rounds: 40`."""
+
+
 def _parse(
     arguments: Sequence[str], extra: type | None = None, *, prog: str, description: str, without: Sequence[str] = ()
 ) -> tuple[Any, Any]:
@@ -193,56 +297,45 @@ def _parse(
 
     Options of a run named in `without` have no flags and stay as the preset or the file has them.
     """
-    import tyro
+    from devft_jax.config import ROOMS, RunConfig, option_value, preset, read_config, validate_types
 
-    from devft_jax.config import ROOMS, RunConfig, preset, read_config, validate_types
+    rooms = [(room, flags_of(room, without=without)) for room in ROOMS]
+    own = flags_of(extra) if extra is not None else []
+    sections = [Section("start", flags_of(StartOptions)), *([Section(_title(extra), own)] if extra is not None else [])]
+    sections += [Section(_title(room), flags) for room, flags in rooms]
+    values = parse(prog, description, sections, arguments, MOST_USED)
 
-    preset_name, rest = _take_option(list(arguments), "--preset")
-    file_name, rest = _take_option(rest, "--config")
-    start = RunConfig() if preset_name is None else preset(preset_name)
+    preset_name, file_name = values.pop("preset", None), values.pop("config", None)
+    start = None if preset_name is None else preset(preset_name)
     if file_name is not None:
         start = read_config(file_name, start)
-        validate_types(start)
-
-    flags = {_title(room): flags_of(room, start, without) for room in ROOMS}
-    if extra is not None:
-        flags = {_title(extra): flags_of(extra, extra()), **flags}
-    rooms = dataclasses.make_dataclass(
-        "Flags",
-        [(title, Annotated[options, tyro.conf.OmitArgPrefixes], options()) for title, options in flags.items()],
-        frozen=True,
+    others = {flag.name: values.pop(flag.name) for flag in own if flag.name in values}
+    config = dataclasses.replace(
+        start or RunConfig(), **{name: option_value(name, value, exact=True) for name, value in values.items()}
     )
-    parsed: Any = tyro.cli(
-        rooms,
-        prog=prog,
-        description=description,
-        args=rest,
-        registry=_comma_tuples(),
-        config=(tyro.conf.FlagCreatePairsOff,),
-    )
-    values: dict[str, Any] = {}
-    for title in flags:
-        values.update(vars(getattr(parsed, title)))
-    if extra is None:
-        return RunConfig(**values), None
-    others = {field.name: values.pop(field.name) for field in dataclasses.fields(extra)}
-    return dataclasses.replace(start, **values), extra(**others)
+    validate_types(config)
+    return config, None if extra is None else extra(**others)
 
 
 def _title(room: type) -> str:
-    """LearningRateOptions -> learning_rate, which heads its options in `--help`."""
-    return re.sub(r"(?<!^)(?=[A-Z])", "_", room.__name__.removesuffix("Options")).lower()
+    """LearningRateOptions -> learning rate, which heads its options in `--help`."""
+    return re.sub(r"(?<!^)(?=[A-Z])", " ", room.__name__.removesuffix("Options")).lower()
 
 
 def _run(arguments: list[str]) -> int:
-    from devft_jax.run import train
+    config = parse_run(arguments)
+    from devft_jax.run import default_folder, train
 
-    run = train(parse_run(arguments))
+    _require_devices()
+    with _traceback_kept(Path(config.out or default_folder(config))):
+        run = train(config)
     return 0 if run.stopped_by is None else 128 + run.stopped_by
 
 
 def _compare(arguments: list[str]) -> int:
     import shlex
+
+    import jax
 
     from devft_jax.compare import compare
     from devft_jax.reporting.comparison import to_text
@@ -253,8 +346,8 @@ def _compare(arguments: list[str]) -> int:
     made = compare(common, options, command=shlex.join(["devft", "compare", *arguments]))
     if made.comparison is None:
         return 128 + (made.stopped_by or 0)
-    print(to_text(made.comparison))
-    print(f"{made.folder}: comparison.html, comparison.md, comparison.csv, comparison.json, runs.csv and runs/")
+    show(to_text(made.comparison))
+    show(f"{made.folder}: comparison.html, comparison.md, comparison.csv, comparison.json, runs.csv and runs/")
     return 1 if made.failed else 0
 
 
@@ -265,102 +358,104 @@ def _plan(arguments: list[str]) -> int:
 
     config, options = parse_plan(arguments)
     plan = make_plan(config, options)
-    print(json.dumps(to_plain(plan), indent=1) if options.json else to_text(plan))
+    show(json.dumps(to_plain(plan), indent=1) if options.json else to_text(plan))
     return 0
+
+
+def _parse_options(command: str, room: type, arguments: Sequence[str]) -> Any:
+    """The options of one dataclass, whose docstring says what the command does."""
+    about = inspect.cleandoc(room.__doc__ or "")
+    return room(**parse(command, about, [Section("options", flags_of(room))], arguments))
 
 
 def _replay(arguments: list[str]) -> int:
-    import tyro
-
+    asked = _parse_options("devft replay", ReplayOptions, arguments)
     from devft_jax.run import replay
 
-    def options(
-        folder: tyro.conf.Positional[str],
-        client: str,
-        round: int,
-    ) -> tuple[str, str, int]:
-        """Train one client of one round again, step by step, to see where it breaks.
-
-        Args:
-          folder: the run's folder.
-          client: the client's name, as the split's table shows it.
-          round: the round, from 1.
-        """
-        return folder, client, round
-
-    folder, client, round_index = tyro.cli(options, prog="devft replay", args=arguments)
-    again = replay(folder, client=client, round=round_index)
-    print(f"client '{again.client}', stage {again.stage}, round {again.round}")
-    print("step        loss   gradient     update")
+    _require_devices()
+    again = replay(asked.folder, client=asked.client, round=asked.round)
+    show(f"client '{again.client}', stage {again.stage}, round {again.round}")
+    show("step        loss   gradient     update")
     for step in again.steps:
-        print(f"{step.step:>4}  {step.loss:>10.5f}  {step.gradient_norm:>9.4g}  {step.update_norm:>9.4g}")
-    print(again.first_break or "every value is finite")
+        show(f"{step.step:>4}  {step.loss:>10.5f}  {step.gradient_norm:>9.4g}  {step.update_norm:>9.4g}")
+    show(again.first_break or "every value is finite")
     return 0
 
 
-def _report(arguments: list[str]) -> int:
-    import tyro
+@dataclass(frozen=True, kw_only=True)
+class ReplayOptions:
+    """Train one client of one round again, step by step, to see where it breaks."""
 
+    folder: str = operand(path=True)
+    """The run's folder."""
+    client: str = verbatim()
+    """The client's name, as the split's table shows it."""
+    round: int
+    """The round, from 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """Write a run's report as one self-contained page; the run may be finished, stopped or under way."""
+
+    folder: str = operand(path=True)
+    """The run's folder; nothing else in it is changed."""
+    out: str | None = path(None)
+    """The file to write, absent or an older report; by default report.html in the folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """Write a run, or a PEFT adapter with its base, as a folder that PEFT or transformers loads."""
+
+    source: str = operand(path=True)
+    """The run's folder, of an unfinished run too; or a PEFT adapter's, for the form merged."""
+    out: str = path()
+    """The folder to write; absent, empty, or an earlier export of the same request."""
+    form: Literal["adapter", "merged", "submodel", "submodel-adapter"] = "adapter"
+    """Adapter (PEFT), merged (the model with it), submodel (a stage's, merged) or submodel-adapter (both apart)."""
+    stage: int | None = None
+    """The stage, from 1, as of its newest checkpoint; by default the run's newest checkpoint."""
+    client: str | None = verbatim(None)
+    """Whose model, in a run where every client has its own, such as one of local-only."""
+    model: str | None = path(None)
+    """The base, as for `devft run`; by default the one that the run or the adapter names."""
+    dtype: str = "bfloat16"
+    """Stored type of a model's weights: bfloat16, float32 or float16."""
+
+
+@dataclass(frozen=True)
+class ListOptions:
+    """Algorithms and growths with what they send and keep; presets, data sets, templates and partitions."""
+
+
+def _report(arguments: list[str]) -> int:
+    asked = _parse_options("devft report", ReportOptions, arguments)
     from devft_jax.report import write_report
 
-    def options(folder: tyro.conf.Positional[str], out: str | None = None) -> str:
-        """Write a run's report as one self-contained page; the run may be finished, stopped or under way.
-
-        Args:
-          folder: the run's folder; nothing else in it is changed.
-          out: the file to write, absent or an older report; by default report.html in the folder.
-        """
-        return str(write_report(folder, out))
-
-    print(tyro.cli(options, prog="devft report", args=arguments))
+    show(str(write_report(asked.folder, asked.out)))
     return 0
 
 
 def _export(arguments: list[str]) -> int:
-    import tyro
+    asked = _parse_options("devft export", ExportOptions, arguments)
+    from devft_jax.export import export
 
-    from devft_jax.export import Form, export
-
-    def options(
-        source: tyro.conf.Positional[str],
-        out: str,
-        form: Form = "adapter",
-        stage: int | None = None,
-        client: str | None = None,
-        model: str | None = None,
-        dtype: str = "bfloat16",
-    ) -> str:
-        """Write a run, or a PEFT adapter with its base, as a folder that PEFT or transformers loads.
-
-        Args:
-          source: the run's folder, of an unfinished run too; or a PEFT adapter's, for the form merged.
-          out: the folder to write; absent, empty, or an earlier export of the same request.
-          form: adapter (PEFT), merged (the model with it), submodel (a stage's, merged) or submodel-adapter (both apart).
-          stage: the stage, from 1, as of its newest checkpoint; by default the run's newest checkpoint.
-          client: whose model, in a run where every client has its own, such as one of local-only.
-          model: the base, as for `devft run`; by default the one that the run or the adapter names.
-          dtype: stored type of a model's weights: bfloat16, float32 or float16.
-        """
-        return str(export(source, out, form=form, stage=stage, client=client, model=model, dtype=dtype))
-
-    print(tyro.cli(options, prog="devft export", args=arguments))
+    _require_devices()
+    options = {field.name: getattr(asked, field.name) for field in dataclasses.fields(asked)}
+    show(str(export(options.pop("source"), options.pop("out"), **options)))
     return 0
 
 
 def _generate(arguments: list[str]) -> int:
     from devft_jax.generate import command
 
-    return command(arguments)
+    return command(arguments, prepare=_require_devices)
 
 
 def _list(arguments: list[str]) -> int:
-    import tyro
-
+    _parse_options("devft list", ListOptions, arguments)
     from devft_jax.listing import listing
 
-    def nothing() -> None:
-        """Algorithms and growths with what they send and keep; presets, data sets, templates and partitions."""
-
-    tyro.cli(nothing, prog="devft list", args=arguments)
-    print(listing())
+    show(listing())
     return 0

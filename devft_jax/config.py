@@ -5,7 +5,6 @@ the command line and `growth: devft` in a YAML file say the same. Everything is 
 """
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import math
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from devft_jax.accounting.energy import EnergyOptions, validate_energy
-from devft_jax.data import DataOptions, validate_data
+from devft_jax.data import METHODS, TEMPLATES, DataOptions, validate_data
 from devft_jax.developmental import GROWTHS, validate_capacities
 from devft_jax.developmental.fusion import check_fusion
 from devft_jax.developmental.grouping import check_grouping
@@ -27,28 +26,31 @@ from devft_jax.errors import InputError
 from devft_jax.evaluation import EvaluationOptions
 from devft_jax.federated.algorithms import ALGORITHMS
 from devft_jax.federated.algorithms.options import AlgorithmOptions, MethodConfig, validate_algorithm
-from devft_jax.federated.local import OptimizerOptions, validate_optimizer
+from devft_jax.federated.local import OPTIMIZERS, OptimizerOptions, validate_optimizer
 from devft_jax.federated.options import (
+    SCHEDULES,
     FederatedOptions,
     LearningRateOptions,
     validate_federated,
     validate_learning_rate,
 )
+from devft_jax.files import checked_path, printable, read_yaml
 from devft_jax.models.lora import LoraOptions, validate_lora
-from devft_jax.models.quantization import QuantizationOptions, validate_quantization
-from devft_jax.options import execution, identity_fields
+from devft_jax.models.quantization import BITS, QuantizationOptions, validate_quantization
+from devft_jax.options import check_paths, closest, execution, identity_fields, known_name, path, unknown_name
 from devft_jax.programs import ExecutionOptions, validate_execution
+from devft_jax.values import convert, readable
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobOptions:
     """The model, the seed and the run's folder."""
 
-    model: str = "bundled"
+    model: str = path("bundled")
     """Frozen base model: a Hugging Face folder or name, or bundled for the small LLaMA that comes with the package."""
     seed: int = 0
     """Seed of initialisation, cohorts, data order, dropout and k-means."""
-    out: str | None = execution(None)
+    out: str | None = execution(None, path=True)
     """The run's folder: absent, empty or this run's own, anything else is refused untouched; by default one under runs/
     named after the configuration."""
     checkpoint_every: int = execution(10)
@@ -154,11 +156,56 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+NAMES: dict[str, tuple[str, ...]] = {
+    "algorithm": tuple(ALGORITHMS),
+    "growth": tuple(GROWTHS),
+    "template": tuple(TEMPLATES),
+    "partition": ("auto", *METHODS),
+    "optimizer": tuple(OPTIMIZERS),
+    "schedule": tuple(SCHEDULES),
+    "quantization": ("none", *BITS),
+}
+"""Options whose values are names of the package's own, which may be written in any case."""
+
+MOST: dict[str, int] = {
+    "rank": 2**16,
+    "clients": 10**7,
+    "clients_per_round": 10**7,
+    "rounds": 10**7,
+    "stages": 10**4,
+    "local_steps": 10**6,
+    "batch_size": 10**6,
+    "evaluation_batch": 10**6,
+    "max_length": 2**24,
+    "partition_groups": 10**5,
+    "probe_examples": 10**7,
+    "model_shards": 2**16,
+    "length_buckets": 2**16,
+    "examples_per_pass": 10**6,
+    "clients_per_step": 10**7,
+    "devices": 2**16,
+    "head_rows": 2**24,
+    "hyper_rank": 2**16,
+    "hyper_width": 2**20,
+    "hyper_clusters": 10**5,
+    "domains": 10**5,
+    "domain_top": 10**5,
+}
+"""Sizes beyond which nothing is believed, so that a slip of the keyboard is answered before arrays of that size are made."""
+
+MOST_CONFIG_BYTES = 2**20
+"""Bytes of a configuration file."""
+
+MOST_OF_ANY = 2**53
+"""Of a whole number that is no size of an array."""
+
+MOST_ITEMS = 10_000
+"""Values of one list."""
+
+
 def preset(name: str) -> RunConfig:
-    """A named configuration; its fields can be overridden with `dataclasses.replace`."""
-    if not isinstance(name, str) or name not in PRESETS:
-        raise InputError(f"preset '{name}' is unknown; choose from {', '.join(PRESETS)}.")
-    return RunConfig(**PRESETS[name])
+    """A named configuration; its fields can be overridden with `dataclasses.replace`. The name may be in any case."""
+    return RunConfig(**PRESETS[known_name("preset", name, PRESETS)])
 
 
 def field_types() -> dict[str, Any]:
@@ -181,66 +228,48 @@ def _matches(value: Any, annotation: Any) -> bool:
     return isinstance(value, (int, float) if annotation is float else annotation)
 
 
-def _readable(annotation: Any) -> str:
-    return (
-        getattr(annotation, "__name__", str(annotation))
-        if not typing.get_args(annotation)
-        else str(annotation).replace("typing.", "")
-    )
+def option_value(name: str, value: Any, *, exact: bool = False) -> Any:
+    """The value of one option from its plain value or text; see `devft_jax.values.convert`."""
+    found = convert(name, value, field_types()[name], exact=exact)
+    by_case = {each.lower(): each for each in NAMES.get(name, ())}
+    return by_case.get(found.lower(), found) if isinstance(found, str) else found
 
 
-def _from_plain(value: Any, annotation: Any) -> Any:
-    """What YAML and JSON cannot say: tuples, tuples of one, and (in YAML) rates such as 1e-4, which it reads as text."""
-    arguments = typing.get_args(annotation)
-    kinds = [annotation, *arguments]
-    floats = float in kinds or tuple[float, ...] in kinds
-    if isinstance(value, list):
-        return tuple(_number(item) if floats else item for item in value)
-    value = _number(value) if floats and value not in arguments else value
-    one = tuple[float, ...] in kinds or tuple[int, ...] in kinds
-    return (value,) if one and isinstance(value, int | float) else value
+def config_from_mapping(values: Mapping[str, Any], start: RunConfig | None = None, *, exact: bool = False) -> RunConfig:
+    """A configuration from plain values (YAML, JSON), on top of `start` (by default every field's default).
 
+    Args:
+      exact: the values are what `to_plain` gave, so that text stands for itself; otherwise they are read as people write
+        them, `4,8` for a list.
 
-def _number(value: Any) -> Any:
-    """Text that is a number, as one; anything else as it is."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return float(value)
-    except ValueError:
-        return value
-
-
-def config_from_mapping(values: Mapping[str, Any], start: RunConfig | None = None) -> RunConfig:
-    """A configuration from plain values (YAML, JSON), on top of `start` (by default every field's default)."""
+    Raises:
+      InputError: an option does not exist, or a value is not of its type.
+    """
     annotations = field_types()
     for name in values:
         if name not in annotations:
-            close = difflib.get_close_matches(str(name), annotations, n=1)
-            hint = f"; did you mean '{close[0]}'?" if close else "; see `devft run --help`."
-            raise InputError(f"the option '{name}' does not exist{hint}")
-    plain = {name: _from_plain(value, annotations[name]) for name, value in values.items()}
-    return dataclasses.replace(start or RunConfig(), **plain)
+            hint = closest(str(name), annotations, "see `devft run --help`.")
+            raise InputError(f"the option '{printable(str(name))}' does not exist; {hint}")
+    return dataclasses.replace(
+        start or RunConfig(), **{name: option_value(name, value, exact=exact) for name, value in values.items()}
+    )
 
 
 def read_config(path: str | Path, start: RunConfig | None = None) -> RunConfig:
-    """A configuration from a YAML or JSON file of `RunConfig`'s fields; `preset` may name a preset to start from."""
-    import yaml
+    """A configuration from a YAML or JSON file of `RunConfig`'s fields; `preset` may name a preset to start from.
 
-    path = Path(path)
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"the configuration {path} cannot be read ({error}); give a YAML or JSON text file.") from error
-    except yaml.YAMLError as error:
-        place = getattr(error, "problem_mark", None)
-        where = f" line {place.line + 1}" if place else ""
-        raise InputError(f"the configuration {path}{where} is not valid YAML or JSON.") from error
+    The `config.json` of a run's folder is one, whose text stands for itself.
+    """
+    path = checked_path(path, "config")
+    values = read_yaml(path, "the configuration", MOST_CONFIG_BYTES)
     if not isinstance(values, dict):
-        raise InputError(f"the configuration {path} must hold options by name, such as rounds: 40.")
+        raise InputError(f"the configuration {printable(str(path))} must hold options by name, such as rounds: 40.")
     values = dict(values)
     if "preset" in values:
-        start = preset(values.pop("preset"))
+        name = values.pop("preset")
+        if start is not None:
+            raise InputError(f"the configuration {printable(str(path))} names a preset, and so does --preset; give one.")
+        start = preset(name)
     return config_from_mapping(values, start)
 
 
@@ -254,20 +283,38 @@ def validate_types(config: RunConfig) -> None:
     for name, annotation in field_types().items():
         value = getattr(config, name)
         if not _matches(value, annotation):
-            raise InputError(f"{name} {value!r} is not of the type {_readable(annotation)}.")
+            raise InputError(f"{name} {value!r} is not {readable(annotation)}; correct it.")
         numbers = value if isinstance(value, tuple) else (value,)
         if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
             raise InputError(f"{name} {value!r} is not a finite number; give one.")
 
 
+def _validate_sizes(config: RunConfig) -> None:
+    """Raise `InputError` for a size that no run has, before anything of that size is made."""
+    for name, value in vars(config).items():
+        most = {"capacities": 10**6, "stage_rounds": MOST["rounds"], "client_ranks": MOST["rank"]}.get(
+            name, MOST.get(name, MOST_OF_ANY)
+        )
+        if isinstance(value, tuple) and len(value) > MOST_ITEMS:
+            raise InputError(f"{name} has {len(value):,} values; give {MOST_ITEMS:,} or fewer.")
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, int) and number > most:
+                raise InputError(f"{name} {number} is too large; use {most:,} or less.")
+
+
 def validate(config: RunConfig) -> None:
     """Raise `InputError` for anything that can be known to be wrong before model and data are read."""
     validate_types(config)
+    check_paths(config)
+    if config.probe_data is not None:
+        # Growth's room, which needs jax and numpy only, cannot mark it.
+        checked_path(config.probe_data, "probe_data")
+    _validate_sizes(config)
     validate_data(config)
     validate_quantization(config)
     validate_lora(config)
     if config.algorithm not in ALGORITHMS:
-        raise InputError(f"algorithm '{config.algorithm}' is unknown; choose from {', '.join(ALGORITHMS)}.")
+        raise unknown_name("algorithm", config.algorithm, ALGORITHMS)
     validate_federated(config)
     validate_algorithm(config)
     validate_learning_rate(config)
@@ -295,7 +342,7 @@ def _validate_growth(config: RunConfig) -> None:
     }
     for name, allowed in choices.items():
         if getattr(config, name) not in allowed:
-            raise InputError(f"{name} '{getattr(config, name)}' is unknown; choose from {', '.join(allowed)}.")
+            raise unknown_name(name, getattr(config, name), allowed)
     try:
         check_grouping(config.grouping, 1, 1, has_key=True)
         check_fusion(config.fusion, config.beta, has_key=True)

@@ -292,7 +292,7 @@ def _run_config(source: Path, model: str | None) -> RunConfig:
         )
     if "model" in given and model is None:
         raise InputError(f"the run in {source} was given its model as an object in Python; name its folder with --model.")
-    config = config_from_mapping(stored)
+    config = config_from_mapping(stored, exact=True)
     validate(config)
     return config
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TextIO
+from typing import Any, Literal, TextIO
 
 from devft_jax.base_model import bundled_model
 from devft_jax.config import RunConfig, config_from_mapping, validate
@@ -21,6 +21,8 @@ from devft_jax.data.sources import LAYOUTS
 from devft_jax.data.tokens import prompt_tokens
 from devft_jax.errors import InputError
 from devft_jax.federated.algorithms import algorithm_of
+from devft_jax.flags import Section, flags_of
+from devft_jax.flags import parse as parse_words
 from devft_jax.models.files import one_line, read_json
 from devft_jax.models.folder import model_folder
 from devft_jax.models.generation import (
@@ -34,8 +36,9 @@ from devft_jax.models.generation import (
 from devft_jax.models.llama import Adapter, Compute
 from devft_jax.models.peft_format import import_peft
 from devft_jax.models.pretrained import Model, load_pretrained
-from devft_jax.options import flags_of
+from devft_jax.options import operand, path, verbatim
 from devft_jax.programs import ExecutionOptions, resolve_compute, validate_execution
+from devft_jax.screen import complain, show
 
 BATCHES_AT_ONCE = 8
 """Batches whose prompts are sorted by length together, and whose answers are written before the next are drawn."""
@@ -44,17 +47,28 @@ INTERACTIVE_LOOK = 4
 """Tokens decoded before an interactive answer shows more."""
 
 
+ABOUT = "Answer prompts: one, those of a file or of standard input, or, at a terminal, one after the other."
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceOptions:
+    """The model that is asked."""
+
+    source: str = operand(path=True)
+    """A run's folder, a model's folder, a Hugging Face name, or bundled for the small model of this package."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class PromptOptions:
     """What is asked, and of which model."""
 
-    prompt: str | None = None
+    prompt: str | None = verbatim(None)
     """One prompt. With neither this nor `file`, lines of standard input are the prompts."""
-    input: str = ""
+    input: str = verbatim("")
     """What `prompt` refers to, such as a text to shorten; worded as a record's input is in training."""
-    file: str | None = None
+    file: str | None = path(None)
     """Prompts from a file: a line each, or, in .jsonl and .json, records with instruction and input as training data has."""
-    adapter: str | None = None
+    adapter: str | None = path(None)
     """Folder of a PEFT adapter; by default the run's own, none for other models."""
     compare: bool = False
     """Also show what the model says without the adapter."""
@@ -65,7 +79,7 @@ class PromptOptions:
     """Storage of the frozen projections; by default as in the run, none for other models."""
     dtype: Literal["auto", "float32", "bfloat16"] | None = None
     """Precision of activations and frozen weights; by default as in the run, auto (float32 on CPU) for other models."""
-    out: str | None = None
+    out: str | None = path(None)
     """File that gets a JSON object for every prompt besides; an older one is replaced."""
 
 
@@ -179,7 +193,7 @@ def _run_config(folder: Path, fields: Mapping[str, Any]) -> RunConfig:
             f"the run in {folder} was given its model as an object in Python; name the model's folder and add "
             f"--adapter {folder / 'adapter'}."
         )
-    config = config_from_mapping({name: value for name, value in fields.items() if name != "objects"})
+    config = config_from_mapping({name: value for name, value in fields.items() if name != "objects"}, exact=True)
     validate(config)
     return config
 
@@ -253,8 +267,8 @@ def _record(row: Any, origin: str, fields: Mapping[str, str]) -> Record:
 # ---- the command -----------------------------------------------------------------------------------------------------
 
 
-def command(arguments: Sequence[str]) -> int:
-    """`devft generate`."""
+def command(arguments: Sequence[str], prepare: Callable[[], None]) -> int:
+    """`devft generate`; `prepare` is called before the model is opened."""
     source, asked, options = parse(arguments)
     validate_generation(options)
     if asked.prompt is not None and asked.file is not None:
@@ -265,6 +279,7 @@ def command(arguments: Sequence[str]) -> int:
         raise InputError(f"file {asked.file} does not exist; name a file of prompts.")
     if asked.out and asked.file and Path(asked.out).expanduser().resolve() == Path(asked.file).expanduser().resolve():
         raise InputError(f"out {asked.out} is the file of prompts and would replace it; name another.")
+    prepare()
     respondent = open_respondent(source, asked)
     voices = {"base": respondent.bare, "adapter": respondent} if asked.compare else {"answer": respondent}
     if asked.prompt is not None:
@@ -288,30 +303,13 @@ def command(arguments: Sequence[str]) -> int:
 
 def parse(arguments: Sequence[str]) -> tuple[str, PromptOptions, GenerationOptions]:
     """The source and the options of a command line."""
-    import tyro
-
-    prompt_flags = flags_of(PromptOptions, PromptOptions())
-    generation_flags = flags_of(GenerationOptions, GenerationOptions())
-
-    def options(
-        source: tyro.conf.Positional[str],
-        *,
-        prompts: Annotated[prompt_flags, tyro.conf.OmitArgPrefixes],  # type: ignore[valid-type]
-        generation: Annotated[generation_flags, tyro.conf.OmitArgPrefixes],  # type: ignore[valid-type]
-    ) -> tuple[str, PromptOptions, GenerationOptions]:
-        """Answer prompts: one, those of a file or of standard input, or, at a terminal, one after the other.
-
-        Args:
-          source: A run's folder, a model's folder, a Hugging Face name, or bundled for the small model of this package.
-        """
-        return source, PromptOptions(**vars(prompts)), GenerationOptions(**vars(generation))
-
-    return tyro.cli(
-        options,
-        prog="devft generate",
-        args=list(arguments),
-        config=(tyro.conf.UseAppendAction, tyro.conf.FlagCreatePairsOff),
+    rooms = {"source": SourceOptions, "prompts": PromptOptions, "generation": GenerationOptions}
+    sections = [Section(title, flags_of(room)) for title, room in rooms.items()]
+    values = parse_words("devft generate", ABOUT, sections, arguments)
+    source, asked, options = (
+        {flag.name: values[flag.name] for flag in section.flags if flag.name in values} for section in sections
     )
+    return source["source"], PromptOptions(**asked), GenerationOptions(**options)
 
 
 Writer = Callable[[dict[str, Any]], None]
@@ -359,15 +357,15 @@ def answer_all(
 def _show(record: Record, said: Mapping[str, Completion], number: int, *, alone: bool) -> None:
     """Prompt and answers for a reader; a single answer to a single prompt stands by itself, fit for a pipe."""
     if alone and len(said) == 1:
-        print(*(completion.text for completion in said.values()))
+        show(*(completion.text or "" for completion in said.values()))
         return
     if not alone:
-        print(f"--- prompt {number}")
-        print("\n".join(part for part in (record.instruction, record.input) if part))
+        show(f"--- prompt {number}")
+        show("\n".join(part for part in (record.instruction, record.input) if part))
     for name, completion in said.items():
-        print(f"--- {name}")
-        print(completion.text)
-    print(flush=True)
+        show(f"--- {name}")
+        show(completion.text or "")
+    show()
 
 
 def to_row(voices: Mapping[str, Respondent], record: Record, said: Mapping[str, Completion]) -> dict[str, Any]:
@@ -384,13 +382,13 @@ def to_row(voices: Mapping[str, Respondent], record: Record, said: Mapping[str, 
 def converse(voices: Mapping[str, Respondent], options: GenerationOptions, write: Writer) -> None:
     """Answer what is typed, line by line, text appearing as it is drawn; Ctrl-D ends."""
     options = dataclasses.replace(options, tokens_per_look=min(options.tokens_per_look, INTERACTIVE_LOOK))
-    print("A line is a prompt; Ctrl-D ends.", file=sys.stderr)
+    complain("A line is a prompt; Ctrl-D ends.")
     number = 0
     while True:
         try:
             line = input("> ")
         except EOFError:
-            print()
+            show()
             return
         if not line.strip():
             continue
@@ -399,16 +397,16 @@ def converse(voices: Mapping[str, Respondent], options: GenerationOptions, write
         try:
             for name, voice in voices.items():
                 if len(voices) > 1:
-                    print(f"--- {name}")
+                    show(f"--- {name}")
                 [said[name]] = voice.answer([record], options, first=number, listen=_say)
-                print(flush=True)
+                show()
         except InputError as error:
             # A prompt that does not fit ends its answer, not the conversation.
-            print(f"devft: {error}", file=sys.stderr)
+            complain(f"devft: {error}")
             continue
         write(to_row(voices, record, said))
         number += 1
 
 
 def _say(index: int, text: str) -> None:
-    print(text, end="", flush=True)
+    show(text, end="")

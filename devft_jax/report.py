@@ -4,7 +4,6 @@ Reading takes no lock and writes nothing but the page, so that a run that is und
 reported on as well as a finished one.
 """
 
-import shlex
 from pathlib import Path
 
 from devft_jax.command import command_line, nearest_preset, start_of
@@ -61,10 +60,9 @@ def read_story(path: str | Path) -> Story:
 
 def read_settings(story: Story, path: str | Path) -> Settings:
     """The configuration beside the defaults or the preset that it is nearest to."""
-    config = config_from_mapping({name: value for name, value in story.config.items() if name != "objects"})
+    config = config_from_mapping({name: value for name, value in story.config.items() if name != "objects"}, exact=True)
     start = nearest_preset(config)
     values, starts, identity = to_plain(config), to_plain(start_of(start)), identity_fields(config)
     texts = {name: text for room in ROOMS for name, text in option_texts(room).items()}
     options = [Option(name, values[name], starts[name], text, name not in identity) for name, text in texts.items()]
-    file = shlex.join(["devft", "run", "--config", str(Path(path) / "config.json")])
-    return Settings(options, start, command_line(config), file)
+    return Settings(options, start, command_line(config))

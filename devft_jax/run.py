@@ -366,7 +366,7 @@ def replay(path: str | Path, *, client: str, round: int, progress: Progress | No
                 "Python and cannot be replayed from its folder alone."
             )
         # No later stage is reached for which it would pay.
-        config = dataclasses.replace(config_from_mapping(stored), compile_ahead="off")
+        config = dataclasses.replace(config_from_mapping(stored, exact=True), compile_ahead="off")
         trainer = Trainer(config, progress=progress, scratch=folder.path)
         names = [item.name for item in trainer.data.clients]
         total = sum(trainer.stage_rounds)

@@ -33,7 +33,7 @@ def test_an_arm_is_read_from_its_text():
     assert parse_arm("fedit") == Arm("fedit", "fedit")
     found = parse_arm("fedit+devft:beta=0.2:learning-rate=3e-3:capacities=4/16:fusion=sum@flops=central:rank=4")
     assert (found.algorithm, found.growth) == ("fedit", "devft")
-    assert found.overrides == {"beta": 0.2, "learning_rate": ["3e-3"], "capacities": [4, 16], "fusion": "sum"}
+    assert found.overrides == {"beta": 0.2, "learning_rate": (3e-3,), "capacities": (4, 16), "fusion": "sum"}
     assert (found.control, found.target) == ("flops", "central:rank=4")
 
 
@@ -70,7 +70,7 @@ def test_a_file_gives_arms_titles(tmp_path):
         (["fedit:beta"], "has the option 'beta'; write it as option=value"),
         (["fedit:rang=3"], "the arm 'fedit:rang=3' cannot be run: the option 'rang' does not exist; did you mean 'rank'"),
         (["fedit:rank=0"], "the arm 'fedit:rank=0' cannot be run: rank 0 is not positive"),
-        (["fedit:rank=many"], "rank 'many' is not of the type int"),
+        (["fedit:rank=many"], "the arm 'fedit:rank=many' cannot be run: rank 'many' is not a whole number"),
         (["fedit:clients=3"], "sets clients, which all arms share so that they can be compared; give it .* as --clients"),
         (["fedit:rounds=3"], "sets rounds, which all arms share"),
         (["fedit:seed=3"], "sets seed, which all arms share"),

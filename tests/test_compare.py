@@ -169,7 +169,7 @@ def test_options_of_a_run_are_the_common_part_and_arms_own_theirs(tmp_path, caps
     common, options = parse_compare(["--config", str(tmp_path / "run.yaml"), "--arms", "fedit", "--rank", "3"])
     assert (common.seed, common.rounds, common.rank) == (7, 9, 3)
     assert (options.arms, options.seeds) == (("fedit",), None)
-    with pytest.raises(SystemExit):
+    with pytest.raises(InputError, match="devft compare has no option --algorithm"):
         parse_compare(["--arms", "fedit", "--algorithm", "fedit"])
     with pytest.raises(SystemExit):
         parse_compare(["--help"])

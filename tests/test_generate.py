@@ -285,5 +285,5 @@ def test_a_damaged_configuration_is_one_sentence(folders, tmp_path):
     shutil.copytree(folders["run"], run)
     config = json.loads((run / "config.json").read_text()) | {"model": 5}
     (run / "config.json").write_text(json.dumps(config))
-    with pytest.raises(InputError, match="model 5 is not of the type str"):
+    with pytest.raises(InputError, match="model 5 is not text"):
         open_respondent(str(run), PromptOptions())

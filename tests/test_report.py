@@ -212,13 +212,6 @@ def test_a_lengthened_run_is_not_said_to_be_repeated_by_its_command(tmp_path):
     assert "planned for fewer rounds and lengthened after round 9" in text_of(page_of(folder))
 
 
-def test_objects_have_no_command_where_flags_cannot_say_the_rest(tmp_path):
-    folder = write_story(tmp_path, data=("a.json", "b.json"), objects={"growth": "Mine(1)"})
-    html = page_of(folder)
-    assert tree_of(html).find(".//pre") is None
-    assert "the run's config.json has it" in text_of(html)
-
-
 def test_pooled_training_has_no_messages_and_one_client(tmp_path):
     folder = write_story(tmp_path, clients=1, rounds=4, depths=(8,))
     assert "messages up and down" in text_of(page_of(folder))
@@ -365,7 +358,7 @@ def test_the_command_and_what_differs_come_first(tmp_path):
     assert command.text == f"devft run --rounds 12 --out '{spaced}'"
     other = write_story(tmp_path / "b", data=("a.json", "b.json"))
     [command] = check_page(page_of(other)).findall(".//pre/code")
-    assert command.text == f"devft run --config {other}/config.json"
+    assert command.text == f"devft run --data a.json,b.json --rounds 12 --out {other}"
 
 
 def test_a_long_wide_run_with_many_clients_stays_small(tmp_path):

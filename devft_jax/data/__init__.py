@@ -48,7 +48,7 @@ from devft_jax.data.tokens import OVERLONG, Examples, tokenize
 from devft_jax.data.topics import find_topics, require_scikit_learn
 from devft_jax.errors import InputError
 from devft_jax.files import printable
-from devft_jax.options import execution
+from devft_jax.options import execution, path
 
 __all__ = [
     "BUILT_IN",
@@ -94,11 +94,11 @@ _HOLD_OUT_STREAM = 4
 class DataOptions:
     """The training and test data, their wording, and how they are split over clients."""
 
-    data: str | tuple[str, ...] = "microtasks"
+    data: str | tuple[str, ...] = path("microtasks")
     """Training data: a file of JSON, JSONL, CSV, TSV (gzipped or not) or Parquet, a folder, a quoted
     glob, a Hugging Face name (owner/name[/configuration][:split]), or the built-in
     microtasks[:split[:count]]. Records are instructions or conversations (messages, conversations)."""
-    test_data: str | None = None
+    test_data: str | None = path(None)
     """Held-out data, named like `data`; by default the files and subfolders of a data folder whose names
     say test, eval, validation, valid, val, dev or held_out, which are never trained on."""
     test_fraction: float = 0.0
@@ -133,7 +133,7 @@ class DataOptions:
     """Most training records used, a fixed random subset of each file pro rata; by default all."""
     test_limit: int | None = None
     """Most test records, chosen the same way; by default all."""
-    cache_dir: str | None = execution(None)
+    cache_dir: str | None = execution(None, path=True)
     """Folder of the token cache; by default $DEVFT_CACHE, else ~/.cache/devft_jax."""
 
 

@@ -31,6 +31,7 @@ from devft_jax.data.prompts import CHAT_DATE, Segment, TextTemplate, find_templa
 from devft_jax.data.sources import Record
 from devft_jax.data.store import StoreWriter, read_store
 from devft_jax.errors import InputError, RunError
+from devft_jax.files import cache_folder, checked_path
 
 OVERLONG = ("drop", "error")
 
@@ -320,11 +321,6 @@ def _report_overlong(examples: Examples, records: RecordStream, max_length: int,
     warnings.warn(f"{finding}; they are dropped, raise max_length to keep them.", stacklevel=3)
 
 
-def default_cache_dir() -> Path:
-    """`DEVFT_CACHE` of the environment, else `~/.cache/devft_jax`."""
-    return Path(os.environ.get("DEVFT_CACHE") or "~/.cache/devft_jax").expanduser()
-
-
 def _store_path(
     survey: _Survey, tokenizer: Any, template: str, max_length: int, cache_dir: str | os.PathLike[str] | None
 ) -> Path | None:
@@ -341,5 +337,5 @@ def _store_path(
     else:
         worded = [tokenizer.get_chat_template(), tokenizer.special_tokens_map, str(CHAT_DATE)]
     key = json.dumps([_VERSION, content, special, max_length, worded, survey.digest.hexdigest()], sort_keys=True)
-    folder = Path(cache_dir).expanduser() if cache_dir is not None else default_cache_dir()
+    folder = cache_folder() if cache_dir is None else checked_path(Path(cache_dir), "cache_dir")
     return folder / "tokens" / hashlib.blake2b(key.encode(), digest_size=20).hexdigest()

@@ -42,7 +42,7 @@ from devft_jax.models.llama import (
     logits_of,
     run_layers,
 )
-from devft_jax.options import execution
+from devft_jax.options import execution, verbatim
 
 SMALLEST_BUCKET = 32
 FLOAT32 = np.finfo(np.float32)
@@ -61,7 +61,7 @@ class GenerationOptions:
     """Divides the logits before a token is drawn; 0 takes the most likely token."""
     top_p: float = 1.0
     """Probability, in (0, 1], that the most likely tokens must reach together to be all that is drawn from."""
-    stop: tuple[str, ...] = ()
+    stop: tuple[str, ...] = verbatim(())
     """Texts that end an answer and are cut from it."""
     sampling_seed: int = 0
     """Seed of the drawn tokens; without effect at temperature 0."""

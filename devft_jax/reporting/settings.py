@@ -26,14 +26,12 @@ class Settings:
 
     Attributes:
       start: what `devft run` starts from: a preset by name, or the defaults (None).
-      command: the command line that says the configuration; None where flags cannot.
-      file_command: the same through the folder's `config.json`.
+      command: the command line that says the configuration.
     """
 
     options: Sequence[Option]
     start: str | None
-    command: str | None
-    file_command: str
+    command: str
 
 
 def shown(value: Any) -> str:
@@ -88,18 +86,8 @@ def _command(story: Story, configured: Settings) -> list[str]:
                 "alert",
             )
         )
-    if configured.command is None and story.objects:
-        parts.append(page.paragraph("Flags cannot say this configuration; the run's config.json has it."))
-        return parts
-    if configured.command is None:
-        parts.append(page.paragraph("Flags cannot say this configuration; the run's config.json can:"))
-        command = configured.file_command
-    else:
-        command = configured.command
-        parts.append(
-            page.paragraph("Name another folder after --out to run it anew; in the same folder it goes on or is done.")
-        )
-    parts.append(page.code(command))
+    parts.append(page.paragraph("Name another folder after --out to run it anew; in the same folder it goes on or is done."))
+    parts.append(page.code(configured.command))
     return parts
 
 

@@ -1,7 +1,6 @@
 """Token ids to the last one, what happens at the length limit, and a cache that changes nothing."""
 
 import dataclasses
-import os
 import warnings
 
 import numpy as np
@@ -255,8 +254,11 @@ def test_the_default_folder_comes_from_the_environment(encode, make_record, tmp_
     monkeypatch.setenv("DEVFT_CACHE", str(tmp_path))
     encode([make_record(1, 1)])
     assert len(cache_files(tmp_path)) == 1
-    monkeypatch.delenv("DEVFT_CACHE")
-    assert str(tokens.default_cache_dir()) == os.path.expanduser("~/.cache/devft_jax")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for named, folder in (("", "home/.cache/devft_jax"), ("~/x", "home/x")):
+        monkeypatch.setenv("DEVFT_CACHE", named)
+        encode([make_record(2, 1)])
+        assert len(cache_files(tmp_path / folder)) == 1
 
 
 def test_a_tokenizer_without_visible_content_is_not_cached(encode, word_tokenizer, make_record, tmp_path):

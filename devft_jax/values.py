@@ -1,0 +1,255 @@
+"""One conversion from what people write to the type that an option has: for flags, configuration files and arms alike.
+
+A value comes as text (behind a flag, in an arm) or as YAML and JSON hold it (numbers, booleans, lists, null), and means the
+same either way:
+
+    4,8,16   [4, 8, 16]   "4 8 16"       a list, also as text in a file
+    1e-4   1E-4   0.0001                 a number; 1e3 is also a whole one
+    true yes on   false no off           a boolean, in any case
+    none   null                          no value, where an option may have none
+    a.jsonl,b.jsonl                      several names, unless a file of just this name exists
+
+Text in JSON's quotes stands for itself, `"a,b.jsonl"` behind a flag for a name with a comma; so does each text of a JSON
+list or object. `as_words` writes a value so that `from_words` reads it again.
+"""
+
+import glob
+import json
+import os
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any, Literal
+
+from devft_jax.errors import InputError
+from devft_jax.files import parse_json, printable
+
+NOTHING = ("none", "null")
+TRUE, FALSE = ("true", "yes", "on"), ("false", "no", "off")
+
+MOST_DIGITS = 40
+"""Of a whole number that an option is given."""
+
+
+def kinds_of(annotation: Any) -> tuple[Any, ...]:
+    """The members of a union, or the annotation alone."""
+    union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    return typing.get_args(annotation) if union else (annotation,)
+
+
+def choices_of(annotation: Any) -> tuple[str, ...]:
+    """The texts that the annotation names."""
+    return tuple(
+        text for kind in kinds_of(annotation) if typing.get_origin(kind) is Literal for text in typing.get_args(kind)
+    )
+
+
+def item_kind(annotation: Any) -> Any:
+    """The type of an item where the annotation allows a tuple, else None."""
+    return next((typing.get_args(kind)[0] for kind in kinds_of(annotation) if typing.get_origin(kind) is tuple), None)
+
+
+def is_mapping(annotation: Any) -> bool:
+    """Whether the annotation allows names with values."""
+    return any(typing.get_origin(kind) is Mapping for kind in kinds_of(annotation))
+
+
+def readable(annotation: Any) -> str:
+    """A type in words."""
+    words = {int: "a whole number", float: "a number such as 0.1 or 1e-4", str: "text", bool: "true or false"}
+    lists = {int: "whole numbers such as 4,8,16", float: "numbers such as 1e-4,1e-3", str: "names such as a,b"}
+    item = item_kind(annotation)
+    found = ["names with values such as {instruction: question}"] if is_mapping(annotation) else []
+    found += [] if item is None else [lists[item]]
+    found += [words[kind] for kind in kinds_of(annotation) if kind in words]
+    found += choices_of(annotation)
+    found += ["none"] if type(None) in kinds_of(annotation) else []
+    return " or ".join(found)
+
+
+def convert(name: str, value: Any, annotation: Any, *, exact: bool = False) -> Any:
+    """A plain value or its text as the annotated type.
+
+    Args:
+      name: of the option, for the sentence.
+      exact: text stands for itself, as in what a run's folder holds; otherwise it is read as people write it.
+
+    Raises:
+      InputError: the value is none of this type.
+    """
+    if isinstance(value, str):
+        if exact and str in kinds_of(annotation):
+            return value
+        return _from_text(name, value, annotation)
+    item = item_kind(annotation)
+    if isinstance(value, list | tuple):
+        if item is None:
+            raise _wrong(name, value, annotation)
+        return tuple(convert(name, each, item, exact=exact or item is str) for each in value)
+    if isinstance(value, Mapping):
+        if not is_mapping(annotation):
+            raise _wrong(name, value, annotation)
+        return {_plain_text(key): _plain_text(text) for key, text in value.items()}
+    return _from_scalar(name, value, annotation, exact)
+
+
+def _from_scalar(name: str, value: Any, annotation: Any, exact: bool = False) -> Any:
+    """From null, a boolean or a number."""
+    kinds, item = kinds_of(annotation), item_kind(annotation)
+    if value is None and type(None) in kinds:
+        return None
+    if isinstance(value, bool):
+        if bool in kinds:
+            return value
+        raise _wrong(name, value, annotation)
+    if isinstance(value, int | float):
+        whole = isinstance(value, int) or value.is_integer()
+        if int in kinds and whole:
+            return int(value)
+        if float in kinds:
+            with suppress(OverflowError):
+                return float(value)
+        if item in (int, float):
+            return (_from_scalar(name, value, item),)
+        if str in kinds and not exact:
+            return str(value)
+    raise _wrong(name, value, annotation)
+
+
+def _from_text(name: str, text: str, annotation: Any) -> Any:
+    kinds, item = kinds_of(annotation), item_kind(annotation)
+    plain = text.strip().lower()
+    for choice in choices_of(annotation):
+        if plain == choice.lower():
+            return choice
+    if type(None) in kinds and plain in NOTHING:
+        return None
+    if item is not None:
+        return _list_from_text(name, text, annotation)
+    if bool in kinds and plain in TRUE + FALSE:
+        return plain in TRUE
+    if int in kinds and len(plain) <= MOST_DIGITS:
+        with suppress(ValueError):
+            return int(plain)
+        with suppress(ValueError, OverflowError):
+            if float(plain).is_integer():
+                return int(float(plain))
+    if float in kinds:
+        with suppress(ValueError):
+            return float(plain.lstrip(".") if plain.lstrip("+-") in (".inf", ".nan") else plain)
+    if str in kinds:
+        return text
+    if is_mapping(annotation) and plain.startswith("{"):
+        return convert(name, parse_json(text, name, None), annotation, exact=True)
+    raise _wrong(name, text, annotation)
+
+
+def _list_from_text(name: str, text: str, annotation: Any) -> Any:
+    """Several values out of one text; a single text stays one where the option may be one."""
+    kinds, item = kinds_of(annotation), item_kind(annotation)
+    stripped = text.strip()
+    if stripped.startswith("[") and stripped.endswith("]"):
+        with suppress(InputError):
+            return convert(name, parse_json(stripped, name, None), annotation)
+        stripped = stripped[1:-1]
+        parts = [part.strip().strip("'\"") for part in stripped.split(",")]
+    elif item is str:
+        parts = [part.strip() for part in stripped.split(",")] if "," in text and not _is_file(text) else [text]
+    else:
+        parts = stripped.split(",") if "," in stripped else stripped.split()
+    # A comma behind the last one says nothing.
+    parts = parts[:-1] if len(parts) > 1 and not parts[-1].strip() else parts
+    if not all(part.strip() for part in parts) or not parts:
+        raise InputError(f"{name} {printable(text)!r} has an empty place; write {readable(annotation)}.")
+    if str in kinds and len(parts) == 1:
+        return parts[0]
+    try:
+        return tuple(convert(name, part, item, exact=item is str) for part in parts)
+    except InputError as error:
+        raise _wrong(name, text, annotation) from error
+
+
+def _is_file(text: str) -> bool:
+    """Whether a text with commas is the name of a file, or a pattern that files match."""
+    with suppress(OSError, ValueError):
+        path = os.path.expanduser(text)
+        return os.path.exists(path) or (glob.has_magic(path) and bool(glob.glob(path)))
+    return False
+
+
+def _plain_text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def _wrong(name: str, value: Any, annotation: Any) -> InputError:
+    shown = repr(value) if len(repr(value)) <= 80 else f"{repr(value)[:60]}..."
+    return InputError(f"{name} {printable(shown)} is not {readable(annotation)}; correct it.")
+
+
+def from_words(name: str, words: Sequence[str], annotation: Any) -> Any:
+    """The value that the words behind a flag say, in any of the module's forms.
+
+    Raises:
+      InputError: they are none of this type, or not one value.
+    """
+    item = item_kind(annotation)
+    if is_mapping(annotation) and len(words) > 1:
+        if len(words) % 2:
+            raise InputError(f"{name} has {len(words)} words; write a name and its value in turn.")
+        return _pairs(name, list(zip(words[::2], words[1::2], strict=True)))
+    if len(words) == 1:
+        return _from_word(name, words[0], annotation)
+    if item is None:
+        raise InputError(f"{name} takes one value and is given {len(words)}: {printable(' '.join(words))}; give one.")
+    found: list[Any] = []
+    for word in words:
+        value = _from_word(name, word, annotation)
+        found += value if isinstance(value, tuple) else [value]
+    if None in found:
+        raise InputError(f"{name} is given none besides other values; give one or the other.")
+    return tuple(found)
+
+
+def _pairs(name: str, pairs: list[tuple[str, str]]) -> dict[str, str]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise InputError(f"{name} names one thing twice; name each once.")
+    return found
+
+
+def _from_word(name: str, word: str, annotation: Any) -> Any:
+    """One word; JSON of the right shape stands for itself."""
+    reads: list[tuple[str, type, bool]] = [
+        ('"', str, str in kinds_of(annotation)),
+        ("[", list, item_kind(annotation) is not None),
+    ]
+    for mark, shape, fits in reads:
+        if fits and word.startswith(mark):
+            with suppress(InputError):
+                value = parse_json(word, name, None)
+                if isinstance(value, shape):
+                    return convert(name, value, annotation, exact=True)
+    return convert(name, word, annotation)
+
+
+def as_words(value: Any, annotation: Any) -> list[str]:
+    """A value as words behind a flag: the reverse of `from_words`."""
+    if isinstance(value, Mapping):
+        parts = [text for pair in value.items() for text in pair]
+        return [json.dumps(value)] if len(parts) < 2 or any(map(_needs_quotes, parts)) else parts
+    if isinstance(value, tuple):
+        parts = [_plain_text(item) for item in value]
+        enough = 2 if str in kinds_of(annotation) else 1
+        quoted = len(parts) < enough or any("," in part or _needs_quotes(part) for part in parts)
+        return [json.dumps(list(value)) if quoted else ",".join(parts)]
+    if isinstance(value, str) and value not in choices_of(annotation):
+        several = item_kind(annotation) is not None and "," in value
+        return [json.dumps(value) if several or _needs_quotes(value) else value]
+    return [str(value).lower() if value is None or isinstance(value, bool) else str(value)]
+
+
+def _needs_quotes(text: str) -> bool:
+    """Whether a text could be read as something else, or not be seen for what it is."""
+    marked = text.startswith(("-", '"', "[", "{")) or text != text.strip() or not text
+    return marked or not text.isprintable() or text.lower() in NOTHING
