@@ -86,7 +86,7 @@ def convert(name: str, value: Any, annotation: Any, *, exact: bool = False) -> A
     if isinstance(value, list | tuple):
         if item is None:
             raise _wrong(name, value, annotation)
-        return tuple(convert(name, each, item, exact=exact or item is str) for each in value)
+        return tuple(convert(name, each, item, exact=exact or isinstance(each, str)) for each in value)
     if isinstance(value, Mapping):
         if not is_mapping(annotation):
             raise _wrong(name, value, annotation)
