@@ -4,13 +4,14 @@ Every program is compiled ahead of time for its shapes and kept here, so that co
 training, and its scratch memory is known.
 """
 
+import contextlib
 import functools
 import os
 import platform
 import threading
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata
@@ -240,6 +241,9 @@ class CompiledPrograms:
     JAX keeps what is compiled with the jitted function: a run that is given the function of another finds its programs and
     compiles nothing. What is likely to be called later can be compiled ahead, on a thread of its own.
 
+    Args:
+      waiting: gives, for a program's name, what surrounds the time that a caller waits for its compilation.
+
     Attributes:
       seconds: that callers waited for compilation. scratch_bytes: largest temporary memory of any program called.
       peak_bytes: largest memory of a program called since this was last set to 0, on each device, as XLA's analysis gives
@@ -248,7 +252,8 @@ class CompiledPrograms:
       compile_seconds: what compiling took, in this run or an earlier one, of the program called last under each name.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, waiting: Callable[[str], contextlib.AbstractContextManager[None]] | None = None) -> None:
+        self._waiting = waiting or (lambda name: contextlib.nullcontext())
         self.seconds = 0.0
         self.scratch_bytes = self.peak_bytes = self.last_bytes = 0
         self.compile_seconds: dict[str, float] = {}
@@ -287,7 +292,8 @@ class CompiledPrograms:
         if key not in self._programs:
             began = time.perf_counter()
             try:
-                self._programs[key] = self._first(key, function, arguments)
+                with self._waiting(name):
+                    self._programs[key] = self._first(key, function, arguments)
             finally:
                 self.seconds += time.perf_counter() - began
         program = self._programs[key]

@@ -9,6 +9,7 @@ the last round; `report.html` shows it where the run ends or is stopped, and `de
 import contextlib
 import dataclasses
 import signal
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,7 @@ from devft_jax.models.pretrained import Model
 from devft_jax.report import write_report
 from devft_jax.reporting import Progress, split_chart
 from devft_jax.storage import RUN, RunFolder
+from devft_jax.time_left import Course, seconds_left
 from devft_jax.trainer import State, Trainer
 
 # Clients up to which split.json is laid out to be read.
@@ -98,15 +100,27 @@ class StopRequest:
                 signal.signal(number, handler)
 
 
-def _seconds_left(trainer: Trainer, state: State, row: dict[str, Any]) -> float:
-    """Time to the end if a round costs what this stage's rounds cost so far, per layer."""
-    stage = state.record["stages"][-1]
-    each = stage["seconds"] / stage["rounds"]
-    left = (trainer.stage_rounds[state.stage] - state.rounds_in_stage) * each
-    for later in range(state.stage + 1, len(trainer.stage_rounds)):
-        deeper = trainer.depths[later] / row["layers"] if trainer.depths else 1.0
-        left += trainer.stage_rounds[later] * each * deeper
-    return left
+def _course(trainer: Trainer, state: State) -> Course:
+    """The run's stages and evaluations, from its first round on; depths that are not known are taken for the last one's."""
+    known = [stage["layers"] for stage in state.record["stages"]]
+    planned = list(trainer.depths or ())[len(known) :] or known[-1:] * len(trainer.stage_rounds)
+    config, clients, algorithm = trainer.config, len(trainer.data.clients), trainer.algorithm
+
+    def models(rounds: int, last: bool) -> float:
+        # Clients that have trained, if each round draws them anew; all others are one model.
+        own = 1 + clients * (1 - (1 - min(1.0, config.clients_per_round / clients)) ** rounds)
+        if algorithm.has_global_model:
+            return 1 + own * (last and algorithm.consensus is not None)
+        return own
+
+    return Course(
+        rounds=trainer.stage_rounds,
+        depths=[*known, *planned][: len(trainer.stage_rounds)],
+        layers=trainer.model.config.layers,
+        every=config.evaluate_every,
+        full=config.evaluate_full,
+        models=models,
+    )
 
 
 def _advance(trainer: Trainer, state: State, history: list[dict[str, Any]]) -> bool:
@@ -136,6 +150,7 @@ def _work(
     """Rounds until the run ends (True) or is asked to stop (False)."""
     config, progress = trainer.config, trainer.progress
     total, stages = sum(trainer.stage_rounds), len(trainer.stage_rounds)
+    saving, began_at = 0.0, state.round
     while _advance(trainer, state, history):
         if not state.rounds_in_stage:
             folder.write_json("record.json", trainer.summary(state))
@@ -144,13 +159,16 @@ def _work(
         due = config.evaluate_every and state.round % config.evaluate_every == 0
         if due and not last_of_stage:
             row |= _evaluated(trainer, state)
+        began = time.perf_counter()
         folder.append_metrics(row)
         folder.write_json("record.json", trainer.summary(state))
-        progress.round(row, total, stages, _seconds_left(trainer, state, row))
+        left = seconds_left(_course(trainer, state), state.record, state.round, saving / max(1, state.round - 1 - began_at))
+        progress.round(row, total, stages, left)
         stopping = stop.signal is not None and state.round < total
         # A stage's last round is always saved: from it the stage can be exported.
         if state.round % config.checkpoint_every == 0 or last_of_stage or stopping:
             trainer.save(folder, state)
+        saving += time.perf_counter() - began
         if stopping:
             return False
     return True

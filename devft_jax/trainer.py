@@ -31,7 +31,7 @@ from devft_jax.data import (
     length_buckets,
     pool,
 )
-from devft_jax.developmental import Growth, LayerMap, StageShape, next_stage, planned_depths, planned_stages
+from devft_jax.developmental import Growth, LayerMap, StageShape, Transition, next_stage, planned_depths, planned_stages
 from devft_jax.errors import InputError, RunError
 from devft_jax.evaluation import HeldOut, Judgement
 from devft_jax.federated.algorithm import Algorithm, Clients, same_server
@@ -72,6 +72,9 @@ from devft_jax.state import State, add_round, first_record, missed_bytes, stage_
 from devft_jax.storage import RunFolder
 
 PyTree = Any
+
+_PROGRAMS = {"chunk": "what clients train", "evaluate": "what judges held-out data", "prefix": "the layers below"}
+"""Compiled programs that take a while, in words."""
 
 
 @shared_programs
@@ -118,9 +121,13 @@ class Trainer:
         self.progress = progress
         self.devices = local_devices(config)
         self.compute = resolve_compute(config)
-        self.programs = CompiledPrograms()
+        self._compiled_for = ""
+        self.programs = CompiledPrograms(
+            lambda name: progress.doing(f"compiling {_PROGRAMS.get(name, name)}{self._compiled_for}")
+        )
         self.energy = EnergyMeter(config, self.devices)
-        self.model, original_blocks = open_model(config, self.compute, model)
+        with progress.doing("reading the model"):
+            self.model, original_blocks = open_model(config, self.compute, model)
         layers = self.model.config.layers
         self.growth = growth or named_growth(config, layers)
         self.depths = planned_depths(self.growth, layers)
@@ -129,7 +136,8 @@ class Trainer:
         self.algorithm = algorithm or algorithm_of(config)
         check_composition(self.algorithm, planned_stages(self.growth, layers) or ())
         self._probe = probe_examples(config, self.model.tokenizer) if hasattr(self.growth, "prepared") else None
-        self.data = data or build_federated_data(config, self.model.tokenizer, seed=config.seed)
+        with progress.doing("reading and splitting the data"):
+            self.data = data or build_federated_data(config, self.model.tokenizer, seed=config.seed)
         check_cohort(self.data, config.clients_per_round)
         check_tokens(self.data, self.model.config, config.max_length, progress)
         participants, local_steps = config.clients_per_round, config.local_steps
@@ -259,7 +267,8 @@ class Trainer:
             base=base_fingerprint(self.model.base),
         )
         self._compile_ahead(state, 0)
-        base = self.judge.evaluate(self.base, None, state.record["seconds"])
+        with self.progress.doing("judging the untuned base on held-out data"):
+            base = self.judge.evaluate(self.base, None, state.record["seconds"])
         state.record["base_loss"] = None if base is None else base.loss
         state.record["base_accuracy"] = None if base is None else base.accuracy
         return state
@@ -372,32 +381,12 @@ class Trainer:
         if stage >= len(self.stage_rounds):
             return False
         began = time.perf_counter()
-        blocks = self.submodels.layers_to_fuse(stage)
-        adapter = self.algorithm.view(state.full)
-        tree = (blocks, *self.submodels.brought_home((adapter.lora, adapter.delta)))
-        key = jax.random.fold_in(run_key(self.config.seed, Purpose.GROWTH), stage)
-        if self._probe is not None:
-            if "block_influence" not in state.record:
-                state.record["block_influence"] = self.block_influence()
-            # Kept, so that a resumed run chooses by the same figures wherever it goes on.
-            self.growth = self.growth.prepared(lambda: np.asarray(state.record["block_influence"]))  # type: ignore[attr-defined]
-        try:
-            with jax.default_device(self.submodels.home):
-                transition = next_stage(self.growth, stage, tree, history, key)
-        except ValueError as error:
-            raise RunError(f"stage {stage + 1} could not be built: {error}") from error
+        self._compiled_for = f" in stage {stage + 1}"
+        with self.progress.doing(f"building stage {stage + 1}'s model"):
+            transition = self._enter(state, stage, history)
         if transition is None:
             return False
-        check_composition(self.algorithm, [StageShape.of(transition.layer_map)])
-        layer_map = dataclasses.replace(transition.layer_map, align=self.config.gauge_alignment)
-        state.layer_map, state.stage, state.rounds_in_stage = layer_map, stage, 0
-        state.bank.enter(layer_map)
-        self.stage_base = self.submodels.fused(layer_map, blocks)
-        state.server = self.algorithm.submodel(state.full, layer_map)
-        if self.algorithm.enter is not same_server:
-            state.server = self._entered(state.server, layer_map)
-        jax.block_until_ready((self.stage_base, state.server))
-        self.hidden_states.open(state, self.stage_rounds[stage])
+        layer_map = state.layer_map
         record = stage_record(
             transition,
             layer_map,
@@ -417,6 +406,36 @@ class Trainer:
                 "--beta auto avoids it."
             )
         return True
+
+    def _enter(self, state: State, stage: int, history: Sequence[dict[str, Any]]) -> Transition | None:
+        """Choose the stage's submodel and make it the state's; None where the growth has no further stage."""
+        blocks = self.submodels.layers_to_fuse(stage)
+        adapter = self.algorithm.view(state.full)
+        tree = (blocks, *self.submodels.brought_home((adapter.lora, adapter.delta)))
+        key = jax.random.fold_in(run_key(self.config.seed, Purpose.GROWTH), stage)
+        if self._probe is not None:
+            if "block_influence" not in state.record:
+                state.record["block_influence"] = self.block_influence()
+            # Kept, so that a resumed run chooses by the same figures wherever it goes on.
+            self.growth = self.growth.prepared(lambda: np.asarray(state.record["block_influence"]))  # type: ignore[attr-defined]
+        try:
+            with jax.default_device(self.submodels.home):
+                transition = next_stage(self.growth, stage, tree, history, key)
+        except ValueError as error:
+            raise RunError(f"stage {stage + 1} could not be built: {error}") from error
+        if transition is None:
+            return None
+        check_composition(self.algorithm, [StageShape.of(transition.layer_map)])
+        layer_map = dataclasses.replace(transition.layer_map, align=self.config.gauge_alignment)
+        state.layer_map, state.stage, state.rounds_in_stage = layer_map, stage, 0
+        state.bank.enter(layer_map)
+        self.stage_base = self.submodels.fused(layer_map, blocks)
+        state.server = self.algorithm.submodel(state.full, layer_map)
+        if self.algorithm.enter is not same_server:
+            state.server = self._entered(state.server, layer_map)
+        jax.block_until_ready((self.stage_base, state.server))
+        self.hidden_states.open(state, self.stage_rounds[stage])
+        return transition
 
     def _entered(self, server: PyTree, layer_map: LayerMap) -> PyTree:
         """A stage's state, completed from the frozen weights of the layers that have an adapter."""
@@ -457,15 +476,17 @@ class Trainer:
         record = state.record["stages"][-1]
         submodel = self.judge_stage(state)
         began = time.perf_counter()
-        state.full = jax.block_until_ready(self.transferred(state))
-        state.bank.leave()
+        with self.progress.doing(f"carrying what stage {state.stage + 1} learned to all layers"):
+            state.full = jax.block_until_ready(self.transferred(state))
+            state.bank.leave()
         state.record["seconds"]["build"] += time.perf_counter() - began
         judged = submodel
         if not state.layer_map.is_identity:
-            judged = self.judge.models(self.base, state.full, state.bank.view(full=True), state.record["seconds"])
+            judged = self._judge_full(state, state.full)
         if judged is not None and self.algorithm.consensus is not None and state.stage + 1 == len(self.stage_rounds):
             # At the run's end each client's own model, too, beside the one that stands for all of them.
-            own = self.judge.own_models(self.base, state.full, state.bank.view(full=True), state.record["seconds"])
+            with self.progress.doing("judging every client's own model on held-out data"):
+                own = self.judge.own_models(self.base, state.full, state.bank.view(full=True), state.record["seconds"])
             judged = None if own is None else dataclasses.replace(judged, personal=own.personal)
         record["loss_end"] = None if submodel is None else submodel.loss
         record["loss_full_after_transfer"] = None if judged is None else judged.loss
@@ -671,14 +692,24 @@ class Trainer:
 
     def judge_stage(self, state: State) -> Judgement | None:
         """The stage's model, or the clients' own models, on held-out data; None without it."""
-        return self.judge.models(self.stage_base, state.server, state.bank.view(full=False), state.record["seconds"])
+        judged = self._judged(f"stage {state.stage + 1}'s model")
+        with self.progress.doing(f"judging {judged} on held-out data"):
+            return self.judge.models(self.stage_base, state.server, state.bank.view(full=False), state.record["seconds"])
 
     def judge_transferred(self, state: State) -> Judgement | None:
         """The full model as if the stage under way, of a submodel, ended now; None without held-out data."""
         began = time.perf_counter()
         full = jax.block_until_ready(self.transferred(state))
         state.record["seconds"]["evaluate"] += time.perf_counter() - began
-        return self.judge.models(self.base, full, state.bank.view(full=True), state.record["seconds"])
+        return self._judge_full(state, full)
+
+    def _judge_full(self, state: State, full: PyTree) -> Judgement | None:
+        with self.progress.doing(f"judging {self._judged('the full model')} on held-out data"):
+            return self.judge.models(self.base, full, state.bank.view(full=True), state.record["seconds"])
+
+    def _judged(self, model: str) -> str:
+        """What is judged, in words: of methods without a global model, what every client has of its own."""
+        return model if self.algorithm.has_global_model else "every client's own model"
 
     def global_adapter(self, state: State) -> Adapter | None:
         """The adapter of all clients at full depth, with what was learned so far; None where each only has its own."""

@@ -1,12 +1,17 @@
 """Progress of a run as plain lines, one a round, readable in a terminal and in a log file alike."""
 
+import contextlib
 import os
 import sys
+import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TextIO
 
 from devft_jax.reporting.layers import layer_runs, shown_weight
+
+PATIENCE = 1.5
+"""Seconds after which something that trains nothing is told of."""
 
 
 def readable_bytes(count: float) -> str:
@@ -39,6 +44,17 @@ class Progress:
         """A line, or several."""
         if not self.quiet:
             print(text, file=self.stream, flush=True)
+
+    @contextlib.contextmanager
+    def doing(self, what: str) -> Iterator[None]:
+        """Says what is being done where that takes a while and no round ends meanwhile."""
+        timer = threading.Timer(PATIENCE, self.say, [f"  {what} ..."])
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
 
     def warn(self, text: str) -> None:
         """A line that is never left out."""
