@@ -62,7 +62,7 @@ def write_random_model(folder: Path) -> None:
     projections = {name: normal(LAYERS, *config.projection_shape(name)) for name in PROJECTIONS}
     blocks = Block(**projections, norm_attention=ones(LAYERS, WIDTH), norm_mlp=ones(LAYERS, WIDTH))
     base = Base(embed=normal(VOCABULARY, WIDTH), blocks=blocks, norm=ones(WIDTH), head=normal(WIDTH, VOCABULARY))
-    save_pretrained(folder, config, base)
+    save_pretrained(folder, config, base, dtype="bfloat16")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(bundled_model() / name, folder)
 

@@ -420,8 +420,8 @@ class ExportOptions:
     """Whose model, in a run where every client has its own, such as one of local-only."""
     model: str | None = path(None)
     """The base, as for `devft run`; by default the one that the run or the adapter names."""
-    dtype: str = "bfloat16"
-    """Stored type of a model's weights: bfloat16, float32 or float16."""
+    dtype: str = "auto"
+    """Stored type of a model's weights: auto (as in the base), bfloat16, float32 or float16."""
 
 
 @dataclass(frozen=True)

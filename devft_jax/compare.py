@@ -37,7 +37,7 @@ from devft_jax.arms import (
     total_rounds,
     within_bytes,
 )
-from devft_jax.config import RunConfig, identity, to_plain, validate
+from devft_jax.config import RunConfig, anchored, identity, to_plain, validate
 from devft_jax.data import check_data_found
 from devft_jax.errors import InputError
 from devft_jax.federated.algorithms import algorithm_of
@@ -273,7 +273,7 @@ class _Runs:
 
     def _job(self, config: RunConfig, label: str) -> Job:
         watched = bool(config.growth != END_TO_END and config.evaluate_every)
-        config = dataclasses.replace(config, evaluate_full=watched)
+        config = dataclasses.replace(anchored(config), evaluate_full=watched)
         name = run_name(config)
         return Job(name, dataclasses.replace(config, out=str(self.folder / name)), f"{label}, seed {config.seed}")
 

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from devft_jax.accounting.energy import EnergyOptions, validate_energy
 from devft_jax.data import METHODS, TEMPLATES, DataOptions, validate_data
+from devft_jax.data.sources import named_from_anywhere as data_from_anywhere
 from devft_jax.developmental import GROWTHS, validate_capacities
 from devft_jax.developmental.fusion import check_fusion
 from devft_jax.developmental.grouping import check_grouping
@@ -34,7 +35,8 @@ from devft_jax.federated.options import (
     validate_federated,
     validate_learning_rate,
 )
-from devft_jax.files import checked_path, printable, read_yaml
+from devft_jax.files import checked_path, printable, read_yaml, whole_path
+from devft_jax.models.folder import named_from_anywhere as model_from_anywhere
 from devft_jax.models.lora import LoraOptions, validate_lora
 from devft_jax.models.quantization import BITS, QuantizationOptions, validate_quantization
 from devft_jax.options import check_paths, closest, execution, identity_fields, known_name, path, unknown_name
@@ -366,9 +368,25 @@ def _validate_growth(config: RunConfig) -> None:
         raise InputError(f"stage_rounds {config.stage_rounds} must be 1 or more for every stage.")
 
 
+def anchored(config: RunConfig) -> RunConfig:
+    """The configuration with every local file and folder named by its whole path, so that it holds wherever one stands."""
+    changes: dict[str, Any] = {}
+    for name in ("data", "test_data", "probe_data"):
+        value = getattr(config, name)
+        if value is not None:
+            named = data_from_anywhere(value) if isinstance(value, str) else tuple(map(data_from_anywhere, value))
+            changes[name] = named
+    if config.model != "bundled":
+        changes["model"] = model_from_anywhere(config.model)
+    for name in ("out", "cache_dir"):
+        if getattr(config, name) is not None:
+            changes[name] = str(whole_path(checked_path(getattr(config, name), name)))
+    return dataclasses.replace(config, **changes)
+
+
 def identity(config: RunConfig) -> dict[str, Any]:
     """The plain values that decide what is computed; `rounds` may grow on resume and is treated apart."""
-    plain = to_plain(config)
+    plain = to_plain(anchored(config))
     return {name: plain[name] for name in identity_fields(config) if name != "rounds"}
 
 

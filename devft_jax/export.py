@@ -12,6 +12,7 @@ the bank. Everything is computed in host memory.
 """
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -20,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from devft_jax.answer_ends import ends_of_adapter, ends_of_run
 from devft_jax.base_model import bundled_model, fuse_blocks
 from devft_jax.checkpoints import restore_bank, stage_shapes
 from devft_jax.config import RunConfig, config_from_mapping, validate
@@ -33,12 +35,13 @@ from devft_jax.files import write_atomically
 from devft_jax.fingerprints import base_fingerprint
 from devft_jax.models.families import read_config
 from devft_jax.models.files import DTYPES, json_text, one_line, read_json
-from devft_jax.models.folder import CONFIG_FILE, model_folder
+from devft_jax.models.folder import CONFIG_FILE, model_folder, named_from_anywhere
 from devft_jax.models.llama import Adapter, ModelConfig
 from devft_jax.models.lora import as_low_rank
 from devft_jax.models.peft_format import (
     ADAPTER_CONFIG_FILE,
     ADAPTER_WEIGHTS_FILE,
+    check_finite,
     export_peft,
     import_peft,
     read_adapter_config,
@@ -48,7 +51,9 @@ from devft_jax.models.pretrained import (
     Model,
     load_original_blocks,
     load_pretrained,
+    load_tokenizer,
     save_pretrained,
+    stored_dtypes,
 )
 from devft_jax.programs import host_device
 from devft_jax.reporting.progress import readable_bytes
@@ -100,7 +105,7 @@ def export(
     stage: int | None = None,
     client: str | None = None,
     model: str | None = None,
-    dtype: str = "bfloat16",
+    dtype: str = "auto",
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> Exported:
     """Write a run, or a PEFT adapter with its base, as a folder that PEFT or transformers loads.
@@ -115,7 +120,8 @@ def export(
       stage: from 1; takes the newest checkpoint of that stage, adapter, merged and submodel then being as of that moment.
       client: whose model, by the name in the run's split; where every client has its own, and only there.
       model: the base, a folder, Hugging Face name or "bundled"; by default what the run or the adapter names.
-      dtype: stored type of a model's weights, "bfloat16", "float32" or "float16"; adapters are float32.
+      dtype: stored type of a model's weights, "bfloat16", "float32" or "float16"; "auto" is that of the base: what no
+        adapter changes keeps its bytes. Adapters are float32.
       max_shard_bytes: a model's weights are split into files of at most this size.
 
     Returns:
@@ -126,12 +132,13 @@ def export(
     """
     if form not in get_args(Form):
         raise InputError(f"form '{form}' is unknown; choose from {', '.join(get_args(Form))}.")
-    if dtype not in DTYPES.values():
-        raise InputError(f"dtype {dtype!r} is unknown; choose from {', '.join(DTYPES.values())}.")
+    if dtype not in ("auto", *DTYPES.values()):
+        raise InputError(f"dtype {dtype!r} is unknown; choose from auto, {', '.join(DTYPES.values())}.")
     source, out = Path(source).expanduser(), Path(out).expanduser().absolute()
     if not source.is_dir():
         raise InputError(f"the folder {source} does not exist; name a run's folder or a PEFT adapter's.")
-    request = {"source": str(source.resolve()), "form": form, "stage": stage, "client": client, "model": model}
+    named = None if model is None else _resolved(model)
+    request = {"source": str(source.resolve()), "form": form, "stage": stage, "client": client, "model": named}
     _check_out(out, request)
     job = _Job(out, form, dtype, max_shard_bytes, request)
     # Weights pass through host memory on their way from file to file; an accelerator may be too small for them.
@@ -153,36 +160,42 @@ class _Job:
     max_shard_bytes: int
     request: dict[str, Any]
 
-    def write_adapter(self, adapter: Adapter, what: str, base: str | None) -> Exported:
+    def write_adapter(self, adapter: Adapter, what: str, base: str | None, ends: Sequence[int]) -> Exported:
         """A PEFT folder."""
+        check_finite(adapter)
         self._begin()
-        export_peft(adapter, self.out, base_model=base)
+        export_peft(adapter, self.out, base_model=base, answer_ends=ends)
         how = f"load it with PEFT: AutoPeftModelForCausalLM.from_pretrained('{self.out}')"
         return Exported(self.out, what, (self.out / ADAPTER_WEIGHTS_FILE).stat().st_size, how)
 
-    def write_model(self, model: Model, adapter: Adapter | None, what: str) -> Exported:
+    def write_model(self, model: Model, adapter: Adapter | None, what: str, ends: Sequence[int]) -> Exported:
         """A model's folder, the adapter merged in."""
+        assert model.folder is not None
+        if adapter is not None:
+            check_finite(adapter)
         self._begin()
         size = save_pretrained(
             self.out,
             model.config,
             model.base,
             adapter=adapter,
-            dtype=self.dtype,
+            dtype=stored_dtypes(model.folder) if self.dtype == "auto" else self.dtype,
             source=model.folder,
+            answer_ends=ends,
             max_shard_bytes=self.max_shard_bytes,
         )
         how = f"load it with transformers: AutoModelForCausalLM.from_pretrained('{self.out}')"
         return Exported(self.out, what, size, how)
 
-    def write_both(self, model: Model, adapter: Adapter, what: str) -> Exported:
+    def write_both(self, model: Model, adapter: Adapter, what: str, ends: Sequence[int]) -> Exported:
         """A model's folder, and its adapter within."""
+        check_finite(adapter)
         folder = self.out / "adapter"
         self._begin()
         # The adapter of an earlier export is never beside another model.
         (folder / ADAPTER_CONFIG_FILE).unlink(missing_ok=True)
-        written = self.write_model(model, None, what)
-        export_peft(adapter, folder, base_model=str(self.out))
+        written = self.write_model(model, None, what, ends)
+        export_peft(adapter, folder, base_model=str(self.out), answer_ends=ends)
         size = written.size + (folder / ADAPTER_WEIGHTS_FILE).stat().st_size
         how = f"load both with PEFT: AutoPeftModelForCausalLM.from_pretrained('{folder}')"
         return Exported(self.out, what, size, how)
@@ -203,10 +216,7 @@ def _check_out(out: Path, request: dict[str, Any]) -> None:
 
 def _resolved(model: str) -> str:
     """A base's folder as a path that holds from anywhere, or its Hugging Face name."""
-    if model == "bundled":
-        return str(bundled_model())
-    folder = Path(model).expanduser()
-    return str(folder.resolve()) if folder.is_dir() else model
+    return str(bundled_model()) if model == "bundled" else named_from_anywhere(model)
 
 
 # ---- a PEFT adapter --------------------------------------------------------------------------------------------------
@@ -223,7 +233,8 @@ def _export_adapter_folder(job: _Job, source: Path, stage: int | None, model: st
         raise InputError(f"{source / ADAPTER_CONFIG_FILE} does not name the adapter's base; name it with --model.")
     path = _resolved(named)
     adapter = import_peft(source, read_config(model_folder(path) / CONFIG_FILE))
-    return job.write_model(load_pretrained(path), adapter, f"{path} merged with the adapter {source}")
+    what = f"{path} merged with the adapter {source}"
+    return job.write_model(load_pretrained(path), adapter, what, ends_of_adapter(source))
 
 
 # ---- a run -----------------------------------------------------------------------------------------------------------
@@ -238,12 +249,13 @@ def _export_run(job: _Job, source: Path, stage: int | None, client: str | None, 
         )
     position = _client_position(source, config, client)
     path = _resolved(model or config.model)
+    ends = ends_of_run(source, lambda: load_tokenizer(model_folder(path)))
     finished = source / "adapter"
     with RunFolder(source) as folder:
         rounds = folder.last_rounds()
         if not rounds and stage is None and job.form in ("adapter", "merged") and (finished / ADAPTER_CONFIG_FILE).is_file():
             adapter = import_peft(finished, read_config(model_folder(path) / CONFIG_FILE))
-            return _write_full(job, config, path, adapter, f"the adapter of {source} as it finished", None)
+            return _write_full(job, config, path, adapter, f"the adapter of {source} as it finished", None, ends)
         chosen = _chosen_round(folder, rounds, stage)
         total = sum(folder.read_record(max(rounds.values()))["stage_rounds"])
         checkpoint = _read_checkpoint(folder, chosen, config, read_config(model_folder(path) / CONFIG_FILE), position)
@@ -251,21 +263,23 @@ def _export_run(job: _Job, source: Path, stage: int | None, client: str | None, 
     if client is not None:
         when = f"of client '{client}' {when}"
     if job.form in ("adapter", "merged"):
-        return _write_full(job, config, path, checkpoint.full, f"the adapter {when}", checkpoint.base)
+        return _write_full(job, config, path, checkpoint.full, f"the adapter {when}", checkpoint.base, ends)
     small = _submodel(config, path, checkpoint)
     what = f"the submodel of stage {checkpoint.stage} {when}, {small.config.layers} layers"
     if job.form == "submodel":
-        return job.write_model(small, checkpoint.submodel, f"{what}, merged with its adapter")
-    return job.write_both(small, checkpoint.submodel, f"{what}, and its adapter")
+        return job.write_model(small, checkpoint.submodel, f"{what}, merged with its adapter", ends)
+    return job.write_both(small, checkpoint.submodel, f"{what}, and its adapter", ends)
 
 
-def _write_full(job: _Job, config: RunConfig, path: str, adapter: Adapter, what: str, trained_on: str | None) -> Exported:
+def _write_full(
+    job: _Job, config: RunConfig, path: str, adapter: Adapter, what: str, trained_on: str | None, ends: Sequence[int]
+) -> Exported:
     """The adapter at full depth, alone or in its base, which is compared with the fingerprint of what it was trained on."""
     if job.form == "adapter":
-        return job.write_adapter(adapter, what, path)
+        return job.write_adapter(adapter, what, path, ends)
     model = load_pretrained(path, quantization=config.quantization)
     _warn_of_another_base(model, trained_on)
-    return job.write_model(model, adapter, f"{path} merged with {what}")
+    return job.write_model(model, adapter, f"{path} merged with {what}", ends)
 
 
 def _warn_of_another_base(model: Model, trained_on: str | None) -> None:

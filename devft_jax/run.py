@@ -20,6 +20,7 @@ import numpy as np
 
 from devft_jax.config import (
     RunConfig,
+    anchored,
     config_from_mapping,
     identity,
     identity_hash,
@@ -264,8 +265,8 @@ def train(
     """
     progress = progress or Progress()
     validate(config)
-    out = str(Path(config.out or default_folder(config)))
-    config = dataclasses.replace(config, out=out)
+    config = anchored(dataclasses.replace(config, out=config.out or str(default_folder(config))))
+    out = str(config.out)
     given = {"model": model, "data": data, "algorithm": algorithm, "growth": growth}
     objects = {name: _describe_object(item) for name, item in given.items() if item is not None}
     with RunFolder(out, RUN) as folder, StopRequest().listening() as stop, contextlib.ExitStack() as at_end:

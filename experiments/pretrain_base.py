@@ -310,7 +310,7 @@ def main() -> None:
         manager.save(step + 1, args=ocp.args.StandardSave({"base": base, "state": state}))
         described = {key: str(value) for key, value in vars(options).items()}
         history_file.write_text(json.dumps({"options": described, "history": history}, indent=1) + "\n")
-        save_pretrained(options.out, config, base, bos_id=1, eos_id=2)
+        save_pretrained(options.out, config, base, dtype="bfloat16", bos_id=1, eos_id=2)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import os
 
 import pytest
 
@@ -8,6 +9,7 @@ from devft_jax.config import (
     PRESETS,
     ROOMS,
     RunConfig,
+    anchored,
     config_from_mapping,
     identity,
     identity_hash,
@@ -67,6 +69,37 @@ def test_identity_ignores_execution_options_and_rounds_only():
     assert identity_hash(dataclasses.replace(config, rounds=99)) != identity_hash(config)
     for name, value in {"seed": 1, "rank": 8, "beta": 0.2, "data": "x.json", "dtype": "float32"}.items():
         assert identity(dataclasses.replace(config, **{name: value})) != identity(config)
+
+
+def test_files_are_named_from_anywhere_and_names_stay(tmp_path, monkeypatch):
+    for folder in ("lib/tiny", "work", "elsewhere"):
+        (tmp_path / folder).mkdir(parents=True)
+    for name in ("a.jsonl", "b.jsonl", "blob"):
+        (tmp_path / "work" / name).write_text("{}")
+    (tmp_path / "work" / "link.jsonl").symlink_to("blob")
+    monkeypatch.chdir(tmp_path / "work")
+    asked = RunConfig(
+        model="../lib/tiny",
+        data=("a.jsonl", "./*.jsonl", "owner/name:train", "microtasks:train:60", "link.jsonl"),
+        test_data="../work/b.jsonl",
+        probe_data=".",
+        cache_dir="cache",
+        out="run",
+    )
+    work, found = tmp_path / "work", anchored(asked)
+    assert found.model == str(tmp_path / "lib" / "tiny")
+    files = tuple(str(work / name) for name in ("a.jsonl", "*.jsonl"))
+    assert found.data == (*files, "owner/name:train", "microtasks:train:60", str(work / "link.jsonl"))
+    assert (found.test_data, found.probe_data) == (str(work / "b.jsonl"), str(work))
+    assert (found.cache_dir, found.out) == (str(work / "cache"), str(work / "run"))
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert anchored(found) == found
+    from_here = dataclasses.replace(found, model=os.path.relpath(found.model), test_data="../work/b.jsonl")
+    assert identity(from_here) == identity(found)
+    assert identity_hash(from_here) == identity_hash(found)
+    names = RunConfig(model="meta-llama/Llama-2-7b-hf", data="databricks/databricks-dolly-15k")
+    assert anchored(names) == names
+    assert anchored(RunConfig(model="bundled")).model == "bundled"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -10,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from devft_jax.base_model import bundled_model
 from devft_jax.cli import run_command
@@ -290,7 +292,7 @@ def test_a_failed_export_can_be_written_again(finished, tmp_path, monkeypatch):
     [
         (("--form", "submodel", "--stage", 3), "stage 3 is outside 1 to 2, the stages of the run in"),
         (("--stage", 0), "stage 0 is outside 1 to 2"),
-        (("--dtype", "int8"), "dtype 'int8' is unknown; choose from float32, bfloat16, float16"),
+        (("--dtype", "int8"), "dtype 'int8' is unknown; choose from auto, float32, bfloat16, float16"),
         (("--model", "/nowhere/at/all"), "the model folder /nowhere/at/all does not exist"),
         (
             ("--model", "bundled"),
@@ -326,6 +328,103 @@ def test_a_configuration_that_is_none(finished, tmp_path):
         (copy / "config.json").write_text(json.dumps(fields))
         with pytest.raises(InputError, match=message):
             export(copy, tmp_path / "out")
+
+
+@pytest.mark.parametrize("stored", ["float16", "float32", "bfloat16"])
+def test_a_base_keeps_its_type_and_what_no_adapter_changes_its_bytes(config, tiny, tmp_path, stored):
+    model = load_pretrained(tiny / "model", dtype="float32")
+    base = model.base.replace(norm=model.base.norm.astype(jnp.float32))
+    types = {"norm": "float32"}
+    types = {name: types.get(name, stored) for name in ("embed", "norm", "head", *PROJECTIONS, "norm_attention", "norm_mlp")}
+    save_pretrained(tmp_path / "base", model.config, base, dtype=types, source=tiny / "model")
+    adapter = init_lora(jax.random.key(1), model.config, rank=2, alpha=4.0, targets=("q",))
+    factors = adapter.lora["q"]
+    adapter = adapter.replace(lora={"q": factors.replace(b=factors.b.at[1].set(0.1))})
+    export_peft(adapter, tmp_path / "adapter", base_model=str(tmp_path / "base"))
+    export(tmp_path / "adapter", tmp_path / "out", form="merged")
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("base", "out"))
+    changed = {name for name in before if before[name].tobytes() != after[name].tobytes()}
+    assert changed == {"model.layers.1.self_attn.q_proj.weight"}
+    assert {name: value.dtype for name, value in before.items()} == {name: value.dtype for name, value in after.items()}
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["torch_dtype"] == stored
+
+
+def test_a_submodel_has_its_bases_type(finished, tiny, tmp_path):
+    model = load_pretrained(tiny / "model")
+    save_pretrained(tmp_path / "half", model.config, model.base, dtype="float16", source=tiny / "model")
+    with pytest.warns(UserWarning, match="are not those that the run was trained on"):
+        export(finished.folder, tmp_path / "out", form="submodel", stage=1, model=str(tmp_path / "half"))
+    assert {value.dtype.name for value in load_file(tmp_path / "out" / "model.safetensors").values()} == {"float16"}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+@pytest.mark.parametrize("form", ["adapter", "merged"])
+def test_weights_that_are_not_finite_are_never_merged_silently(finished, tiny, tmp_path, monkeypatch, value, form):
+    """Neither an adapter's from a folder, nor a run's from a checkpoint, nor those of a base."""
+    adapter = import_peft(finished.folder / "adapter", MODEL)
+    factors = adapter.lora["down"]
+    broken = adapter.replace(lora=adapter.lora | {"down": factors.replace(b=factors.b.at[2, 0, 3].set(value))})
+    monkeypatch.setattr("devft_jax.export.as_low_rank", lambda adapter: broken)
+    with pytest.raises(InputError, match=r"lora_B of down_proj holds NaN or infinite values in layer 2, counted from 0"):
+        export(finished.folder, tmp_path / "out", form=form)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(InputError, match="lora_B of down_proj holds NaN or infinite values in layer 2"):
+        export_peft(broken, tmp_path / "peft")
+
+
+def test_a_base_or_a_sum_that_is_not_finite_names_its_tensor(finished, tiny, tmp_path):
+    model = load_pretrained(tiny / "model")
+    adapter = import_peft(finished.folder / "adapter", MODEL)
+    blocks = model.base.blocks
+    broken = model.base.replace(blocks=blocks.replace(q=blocks.q.at[1, 0, 0].set(jnp.nan)))
+    with pytest.raises(
+        RunError, match=r"model\.layers\.1\.self_attn\.q_proj\.weight \(layer 1, .* the base's weights hold NaN"
+    ):
+        save_pretrained(tmp_path / "out", model.config, broken, adapter=adapter)
+    assert not list((tmp_path / "out").glob("*"))
+    with pytest.warns(
+        UserWarning, match=r"model\.layers\.1\.self_attn\.q_proj\.weight holds NaN or infinite values in float32"
+    ):
+        save_pretrained(tmp_path / "out", model.config, broken)
+    large = model.base.replace(blocks=blocks.replace(q=blocks.q.at[3].set(1e5)))
+    with pytest.raises(
+        RunError, match=r"q_proj\.weight \(layer 3, .* the merged weights hold NaN or infinite values in float16"
+    ):
+        save_pretrained(tmp_path / "half", model.config, large, adapter=adapter, dtype="float16")
+
+
+def test_an_export_is_the_same_request_from_another_folder(finished, tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tiny)
+    export(os.path.relpath(finished.folder), tmp_path / "out", model="model")
+    assert json.loads((tmp_path / "out" / ADAPTER_CONFIG_FILE).read_text())["base_model_name_or_path"] == str(tiny / "model")
+    monkeypatch.chdir(tmp_path)
+    export(finished.folder, "out", model=os.path.relpath(tiny / "model"))
+
+
+def test_what_ended_answers_in_training_ends_them_in_exports(finished, tiny, tmp_path):
+    """A chat template's end of turn, which is not the tokenizer's eos."""
+    run = tmp_path / "run"
+    shutil.copytree(finished.folder, run)
+    split = json.loads((run / "split.json").read_text())
+    (run / "split.json").write_text(json.dumps(split | {"ends_with": ["</s>", "h"]}))
+    settings = {"temperature": 0.6, "eos_token_id": 7}
+    base = tmp_path / "base"
+    shutil.copytree(tiny / "model", base)
+    export(run, tmp_path / "plain", form="merged", model=str(base))
+    assert json.loads((tmp_path / "plain" / "generation_config.json").read_text())["eos_token_id"] == [2, 10]
+    (base / "generation_config.json").write_text(json.dumps(settings))
+    export(run, tmp_path / "merged", form="merged", model=str(base))
+    export(run, tmp_path / "both", form="submodel-adapter", stage=1, model=str(base))
+    export(run, tmp_path / "adapter", model=str(base))
+    export(tmp_path / "adapter", tmp_path / "again", form="merged")
+    wanted = settings | {"bos_token_id": 1, "eos_token_id": [7, 2, 10]}
+    for name in ("merged", "both", "again"):
+        assert json.loads((tmp_path / name / "generation_config.json").read_text()) == wanted
+    for name in ("adapter", "both/adapter"):
+        assert json.loads((tmp_path / name / "generation_config.json").read_text()) == {"eos_token_id": [2, 10]}
+    (run / "split.json").write_text(json.dumps(split | {"ends_with": ["<|elsewhere|>"]}))
+    with pytest.raises(InputError, match=r"trained answers end in '<\|elsewhere\|>', which the tokenizer .* does not have"):
+        export(run, tmp_path / "other", form="merged")
 
 
 @pytest.mark.parametrize("inside", ["adapter/export", "checkpoints/9"])

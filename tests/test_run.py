@@ -160,6 +160,35 @@ def test_the_command_line_runs_the_same(finished, config, tmp_path, capfd):
     assert "tokens/s" in text
 
 
+def test_nothing_stored_depends_on_where_one_stood(config, tmp_path, monkeypatch, capfd):
+    """Started with paths relative to one folder, a run is resumed, replayed, asked and exported from another."""
+    inputs, elsewhere = Path(config.model).parent, tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(inputs)
+    relative = dataclasses.replace(
+        config, model="model", data="client_*.json", test_data="./test.json", out=os.path.relpath(tmp_path / "run"), rounds=3
+    )
+    first = train(relative, progress=QUIET)
+    stored = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert [stored[name] for name in ("model", "data", "test_data", "out")] == [
+        str(inputs / "model"),
+        str(inputs / "client_*.json"),
+        str(inputs / "test.json"),
+        str(tmp_path / "run"),
+    ]
+    adapter = json.loads((tmp_path / "run" / "adapter" / "adapter_config.json").read_text())
+    assert adapter["base_model_name_or_path"] == str(inputs / "model")
+    monkeypatch.chdir(elsewhere)
+    name = {field: os.path.relpath(stored[field]) for field in ("model", "data", "test_data", "out")}
+    longer = train(dataclasses.replace(relative, rounds=4, **name), progress=QUIET)
+    assert (longer.folder, longer.summary["lengthened_after"]) == (first.folder, 3)
+    client = next(item for item in json.loads((tmp_path / "run" / "split.json").read_text())["clients"])["name"]
+    assert len(replay(longer.folder, client=client, round=4, progress=QUIET).steps) == config.local_steps
+    assert run_command(["generate", "../run", "--prompt", "a", "--max-new-tokens", "2"]) == 0
+    assert run_command(["export", "../run", "--out", "merged", "--form", "merged"]) == 0
+    assert run_command(["export", "../run/adapter", "--out", "again", "--form", "merged"]) == 0
+
+
 def test_a_finished_run_is_not_run_again(finished, config, capfd):
     before = (finished.folder / "metrics.jsonl").read_text()
     again = train(dataclasses.replace(config, out=str(finished.folder)), progress=QUIET)

@@ -33,7 +33,7 @@ import numpy as np
 from devft_jax.data.files import SUFFIXES, Row, Scan, read_rows, scan_rows, shown, stem, to_scan
 from devft_jax.data.partition import apportion, random_stream
 from devft_jax.errors import InputError
-from devft_jax.files import checked_path, printable
+from devft_jax.files import checked_path, printable, whole_path
 
 ROLES = ("instruction", "input", "output", "messages")
 
@@ -263,6 +263,14 @@ def check_found(spec: str | Sequence[str]) -> None:
     for one in (spec,) if isinstance(spec, str) else spec:
         if one.partition(":")[0] not in BUILT_IN:
             _local_files(one, None)
+
+
+def named_from_anywhere(spec: str) -> str:
+    """Data as it may be stored: local files by their whole path, which holds wherever one stands, else by name."""
+    if not spec or spec.partition(":")[0] in BUILT_IN:
+        return spec
+    path = checked_path(spec, "data")
+    return str(whole_path(path)) if path.exists() or glob.has_magic(spec) else spec
 
 
 def held_out_files(spec: str | Sequence[str]) -> tuple[Path, ...]:

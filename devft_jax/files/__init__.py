@@ -1,7 +1,7 @@
 """Files and text from outside: read with one clear sentence where they are wrong, written whole or not at all."""
 
 from devft_jax.files.parsing import parse_json, parse_yaml, read_json, read_text, read_yaml
-from devft_jax.files.paths import cache_folder, checked_path
+from devft_jax.files.paths import cache_folder, checked_path, whole_path
 from devft_jax.files.shown import printable
 from devft_jax.files.writing import exclusive_temporary, write_atomically
 
@@ -15,5 +15,6 @@ __all__ = [
     "read_json",
     "read_text",
     "read_yaml",
+    "whole_path",
     "write_atomically",
 ]

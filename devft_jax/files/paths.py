@@ -42,6 +42,11 @@ def checked_path(value: str | Path, field: str) -> Path:
         raise InputError(f"{field} '{shown}' begins with a home folder that is not known; write the whole path.") from error
 
 
+def whole_path(path: Path) -> Path:
+    """The path from the root on, which holds wherever one stands; its last part may stay a link."""
+    return path.resolve() if path.name in ("", "..") else path.parent.resolve() / path.name
+
+
 def cache_folder() -> Path:
     """Where programs and tokens are kept between runs: `DEVFT_CACHE`, or ~/.cache/devft_jax where that is empty or unset.
 

@@ -13,7 +13,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from devft_jax.errors import InputError
-from devft_jax.files import checked_path, printable
+from devft_jax.files import checked_path, printable, whole_path
 from devft_jax.models.files import one_line, read_json
 
 CONFIG_FILE = "config.json"
@@ -60,6 +60,12 @@ def model_folder(path: str | Path, *, weights: bool = True) -> Path:
         folder = _fetched(str(path), [*SMALL_FILES, *files], commit)
     check_inside(folder)
     return folder
+
+
+def named_from_anywhere(path: str) -> str:
+    """A model as it may be stored: a local folder by its whole path, which holds wherever one stands, else its name."""
+    folder = checked_path(path, "model")
+    return str(whole_path(folder)) if folder.exists() else path
 
 
 def _fetched(name: str, files: Sequence[str], commit: str | None = None) -> Path:

@@ -31,6 +31,7 @@ from flax import struct
 
 from devft_jax.errors import InputError
 from devft_jax.models.files import read_json
+from devft_jax.models.folder import CONFIG_FILE
 from devft_jax.models.llama import (
     DEFAULT_COMPUTE,
     Adapter,
@@ -42,6 +43,7 @@ from devft_jax.models.llama import (
     logits_of,
     run_layers,
 )
+from devft_jax.models.pretrained import GENERATION_CONFIG_FILE, eos_ids_of
 from devft_jax.options import execution, verbatim
 
 SMALLEST_BUCKET = 32
@@ -303,14 +305,8 @@ def end_token_ids(folder: Path, tokenizer: Any) -> tuple[int, ...]:
       InputError: a file cannot be read, or holds something else than ids.
     """
     found: list[int] = []
-    for path in (folder / "generation_config.json", folder / "config.json"):
-        value = read_json(path).get("eos_token_id") if path.is_file() else None
-        if value is None:
-            continue
-        found = value if isinstance(value, list) else [value]
-        if not all(isinstance(item, int) and not isinstance(item, bool) for item in found):
-            raise InputError(f"eos_token_id {value!r} in {path} is neither a token id nor a list of them; correct it.")
-        break
+    for path in (folder / GENERATION_CONFIG_FILE, folder / CONFIG_FILE):
+        found = found or (eos_ids_of(read_json(path), path) if path.is_file() else [])
     if tokenizer.eos_token_id is not None:
         found = [*found, tokenizer.eos_token_id]
     return tuple(dict.fromkeys(found))

@@ -41,7 +41,7 @@ from devft_jax.models.files import (
 )
 from devft_jax.models.folder import check_inside
 from devft_jax.models.llama import PROJECTIONS, Adapter, LoraFactors, ModelConfig, layer_scales
-from devft_jax.models.pretrained import PROJECTION_MODULES
+from devft_jax.models.pretrained import GENERATION_CONFIG_FILE, PROJECTION_MODULES
 
 T = TypeVar("T")
 Module = tuple[int, str]
@@ -80,7 +80,9 @@ UNSUPPORTED_FIELDS = (
 """Fields that, where set, make PEFT compute something else than `x @ W + scale * (x @ a) @ b` in every module."""
 
 
-def export_peft(adapter: Adapter, path: str | Path, *, base_model: str | None = None) -> None:
+def export_peft(
+    adapter: Adapter, path: str | Path, *, base_model: str | None = None, answer_ends: Sequence[int] = ()
+) -> None:
     """Write an adapter as a folder that PEFT loads, in float32.
 
     A layer's rank is what remains of its factors without trailing columns of `a` and rows of `b` that are zero in both, at
@@ -90,15 +92,18 @@ def export_peft(adapter: Adapter, path: str | Path, *, base_model: str | None = 
       adapter: factors of every layer of the model.
       path: the folder, made if absent; older files of the two names are replaced once the new ones are complete.
       base_model: folder or Hugging Face name of the base that the adapter belongs to.
+      answer_ends: ids of the tokens at which its answers end, kept in a generation_config.json beside it.
 
     Raises:
-      InputError: the adapter has no factors, or is made by a hypernetwork, which PEFT does not know.
+      InputError: the adapter has no factors, holds NaN or infinite values, or is made by a hypernetwork, which PEFT does not
+        know.
       RunError: the folder cannot be written.
     """
     if adapter.hyper is not None:
         raise InputError("PEFT knows no adapter that a hypernetwork makes; keep the run's checkpoints.")
     if not adapter.lora:
         raise InputError("the adapter adapts no projection; give one with factors.")
+    check_finite(adapter)
     tensors: dict[str, PlannedTensor] = {}
     ranks: dict[Module, int] = {}
     alphas: dict[Module, float] = {}
@@ -131,11 +136,26 @@ def export_peft(adapter: Adapter, path: str | Path, *, base_model: str | None = 
     }
     fields |= {"rank_pattern": rank_pattern} if rank_pattern else {}
     fields |= {"alpha_pattern": alpha_pattern} if alpha_pattern else {}
-    files = {
+    files: dict[str, Callable[[Path], Any]] = {
         ADAPTER_WEIGHTS_FILE: lambda file: write_safetensors(file, tensors),
         ADAPTER_CONFIG_FILE: lambda file: write_json(file, fields),
     }
-    replace_files(Path(path), files, key_file=ADAPTER_CONFIG_FILE)
+    if answer_ends:
+        ends = {"eos_token_id": list(answer_ends)}
+        files[GENERATION_CONFIG_FILE] = lambda file: write_json(file, ends)
+    replace_files(Path(path), files, key_file=ADAPTER_CONFIG_FILE, stale=GENERATION_CONFIG_FILE.__eq__)
+
+
+def check_finite(adapter: Adapter) -> None:
+    """Raise `InputError` for a NaN or infinite factor, which would turn all that a model says into NaN."""
+    for name, factors in adapter.lora.items():
+        for factor, values in (("A", factors.a), ("B", factors.b)):
+            broken = np.flatnonzero(~np.isfinite(np.asarray(values, np.float32)).all(axis=(1, 2)))
+            if len(broken):
+                raise InputError(
+                    f"the adapter's lora_{factor} of {name}_proj holds NaN or infinite values in layer {broken[0]}, counted "
+                    "from 0, so that the model could compute nothing with it; take it as of an earlier stage or checkpoint."
+                )
 
 
 def _alpha(scale: jax.Array, rank: int) -> float:

@@ -16,7 +16,8 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,12 +38,21 @@ from devft_jax.models.files import (
     write_json,
     write_safetensors,
 )
-from devft_jax.models.folder import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, check_inside, model_folder, read_index
+from devft_jax.models.folder import (
+    CONFIG_FILE,
+    INDEX_FILE,
+    WEIGHTS_FILE,
+    check_inside,
+    model_folder,
+    named_from_anywhere,
+    read_index,
+)
 from devft_jax.models.llama import PROJECTIONS, Adapter, Base, Block, ModelConfig, dense_weight, layer_scales
 from devft_jax.models.quantization import BITS, QTensor, quantize_projection
 from devft_jax.models.sentencepiece_model import MODEL_FILE, read_sentencepiece
 from devft_jax.programs import host_device
 
+GENERATION_CONFIG_FILE = "generation_config.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", TOKENIZER_CONFIG_FILE)
 
@@ -53,7 +63,7 @@ COMPANION_FILES = (
     "vocab.json",
     "merges.txt",
     "chat_template.jinja",
-    "generation_config.json",
+    GENERATION_CONFIG_FILE,
 )
 """Files that travel with a model's weights into a folder made from it."""
 
@@ -156,7 +166,7 @@ def load_pretrained(path: str | Path, *, quantization: str | None = None, dtype:
     leaves = _read_leaves(folder, config, dtype, None if quantization == "none" else quantization)
     on_device = {leaf: jax.device_put(leaves.pop(leaf)) for leaf in list(leaves)}
     outside = {leaf: on_device.pop(leaf, None) for leaf in ("embed", "norm", "head")}
-    return Model(config, Base(blocks=_block(config, on_device), **outside), folder, str(path))
+    return Model(config, Base(blocks=_block(config, on_device), **outside), folder, named_from_anywhere(str(path)))
 
 
 def load_original_blocks(path: str | Path, *, dtype: str | None = None) -> Block:
@@ -208,10 +218,11 @@ def save_pretrained(
     base: Base,
     *,
     adapter: Adapter | None = None,
-    dtype: str = "bfloat16",
+    dtype: str | Mapping[str, str] = "auto",
     source: str | Path | None = None,
     bos_id: int | None = None,
     eos_id: int | None = None,
+    answer_ends: Sequence[int] = (),
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> int:
     """Write a model folder that transformers and `load_pretrained` read: config.json, weights, the source's tokenizer.
@@ -226,22 +237,24 @@ def save_pretrained(
       adapter: merged into the projections, W + scale * a @ b in float32 of every layer. Quantised projections are
         dequantised for it, so that the merged model is what the adapter computes beside them. Layers that it leaves
         unchanged keep their bits.
-      dtype: stored type, "bfloat16", "float32" or "float16".
+      dtype: stored type, "bfloat16", "float32" or "float16"; "auto" keeps every weight's own, and writes dequantised ones in
+        the embedding's; or the type of each leaf by name, as `stored_dtypes` gives it.
       source: folder of the model that the weights come from. Its tokenizer's and generation settings' files are copied,
         in place of older ones, and config.json gets the ids of its special tokens.
       bos_id: id of the token that begins a document; None takes the source's, and without one writes none.
       eos_id: id of the token that ends a document, as `bos_id`.
+      answer_ends: ids at which generation is to stop; generation_config.json gets them besides the source's own.
       max_shard_bytes: a file of weights gets no larger, unless one tensor is; several files are listed by an index.
 
     Returns:
       Bytes of the weights.
 
     Raises:
-      InputError: `dtype` is none of the three, `max_shard_bytes` is not positive, the adapter does not fit the base, or
+      InputError: `dtype` is none of these, `max_shard_bytes` is not positive, the adapter does not fit the base, or
         the source's config.json or tokenizer cannot be read.
-      RunError: the folder cannot be written.
+      RunError: the folder cannot be written, or a merged weight is NaN or infinite.
     """
-    _float_dtype(dtype)
+    dtypes = _dtypes_to_write(base, dtype)
     if max_shard_bytes < 1:
         raise InputError(f"max_shard_bytes {max_shard_bytes} is not positive; use {MAX_SHARD_BYTES} as Hugging Face does.")
     depth = base.blocks.norm_mlp.shape[0]
@@ -255,9 +268,9 @@ def save_pretrained(
         "num_hidden_layers": depth,
         "tie_word_embeddings": base.head is None,
         **ids,
-        "torch_dtype": dtype,
+        "torch_dtype": dtypes["embed"],
     }
-    tensors = _planned_tensors(config, base, adapter, dtype)
+    tensors = _planned_tensors(config, base, adapter, dtypes)
     shards = _shards(tensors, max_shard_bytes)
     total = sum(tensor.nbytes for tensor in tensors.values())
 
@@ -275,6 +288,9 @@ def save_pretrained(
             file = Path(source or "").expanduser() / name
             if file.is_file():
                 files[name] = functools.partial(shutil.copyfile, file)
+    settings = _generation_settings(None if source is None else Path(source).expanduser(), ids, answer_ends)
+    if settings is not None:
+        files[GENERATION_CONFIG_FILE] = functools.partial(write_json, fields=settings)
     files[CONFIG_FILE] = functools.partial(write_json, fields=fields)
 
     def stale(name: str) -> bool:
@@ -284,46 +300,124 @@ def save_pretrained(
     return total
 
 
-def _planned_tensors(config: ModelConfig, base: Base, adapter: Adapter | None, dtype: str) -> dict[str, PlannedTensor]:
-    """Every tensor of a checkpoint in Hugging Face's names and shapes, not yet made."""
+def _generation_settings(source: Path | None, ids: Mapping[str, Any], answer_ends: Sequence[int]) -> dict[str, Any] | None:
+    """What generation_config.json is to say so that generation stops at `answer_ends`, too; None where it says so already.
+
+    Args:
+      ids: of the special tokens, which hold where the source has no such file.
+    """
+    file = None if source is None else source / GENERATION_CONFIG_FILE
+    own = read_json(file) if file is not None and file.is_file() else {}
+    fields = {name: value for name, value in ids.items() if own.get(name) is None} | own
+    present = eos_ids_of(fields, file or Path(CONFIG_FILE))
+    wanted = list(dict.fromkeys([*present, *answer_ends]))
+    return None if wanted == present else fields | {"eos_token_id": wanted}
+
+
+def eos_ids_of(fields: Mapping[str, Any], path: Path) -> list[int]:
+    """The ids of `eos_token_id`, one or a list, in a config.json or generation_config.json; empty where it has none.
+
+    Raises:
+      InputError: they are no token ids.
+    """
+    value = fields.get("eos_token_id")
+    found = [] if value is None else value if isinstance(value, list) else [value]
+    if not all(type(item) is int and 0 <= item < 2**31 for item in found):
+        shown = repr(value)
+        shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
+        raise InputError(f"eos_token_id {shown} in {path} is neither a token id nor a list of them; correct it.")
+    return list(dict.fromkeys(found))
+
+
+def _dtypes_to_write(base: Base, dtype: str | Mapping[str, str]) -> dict[str, str]:
+    """The type in which each leaf is written, by the names of `block_tensors` and `embed`, `norm` and `head`."""
+    leaves = {"embed": base.embed, "norm": base.norm, "head": base.head}
+    leaves |= {name: getattr(base.blocks, name) for name in (*PROJECTIONS, *NORM_MODULES)}
+    leaves |= {f"{BIAS}{name}": bias for name, bias in base.blocks.bias.items()}
+    floats = np.dtype(base.embed.dtype).name
+    own = {
+        name: floats if isinstance(leaf, QTensor) else np.dtype(leaf.dtype).name
+        for name, leaf in leaves.items()
+        if leaf is not None
+    }
+    given = {} if dtype == "auto" else dict.fromkeys(own, dtype) if isinstance(dtype, str) else dtype
+    found = own | {name: given[name] for name in own if name in given}
+    for name in found.values():
+        _float_dtype(name)
+    return found
+
+
+def stored_dtypes(folder: Path) -> dict[str, str]:
+    """The type in which each leaf of a model's folder is stored, by name, from the headers of its files."""
+    stored = _stored_tensors(folder)
+    places = _checked_places(folder, read_config(folder / CONFIG_FILE), stored)
+    return {place.leaf: DTYPES[stored[name].dtype] for name, place in reversed(places.items())}
+
+
+def _planned_tensors(
+    config: ModelConfig, base: Base, adapter: Adapter | None, dtypes: Mapping[str, str]
+) -> dict[str, PlannedTensor]:
+    """Every tensor of a checkpoint in Hugging Face's names and shapes, not yet made; `dtypes` by leaf."""
     depth = base.blocks.norm_mlp.shape[0]
     scales = {} if adapter is None else layer_scales(adapter, depth)
 
-    def outside(weight: jax.Array, turned: bool = False) -> PlannedTensor:
+    def outside(leaf: str, weight: jax.Array, turned: bool = False) -> PlannedTensor:
         shape = weight.shape[::-1] if turned else weight.shape
 
         def make() -> np.ndarray:
-            array = np.asarray(dense_weight(weight, np.dtype(dtype)))
+            array = np.asarray(dense_weight(weight, np.dtype(dtypes[leaf])))
+            _warn_unless_finite(leaf, array)
             return array.T if turned else array
 
-        return PlannedTensor(shape, dtype, make)
+        return PlannedTensor(shape, dtypes[leaf], make)
 
-    def within(leaf: str, layer: int, turned: bool) -> PlannedTensor:
+    def within(leaf: str, layer: int, name: str, turned: bool) -> PlannedTensor:
         stack = _leaf(base.blocks, leaf)
         shape = stack.shape[1:]
 
         def make() -> np.ndarray:
             weight = jax.tree.map(lambda part: part[layer], stack)
             if adapter is not None and leaf in adapter.lora:
-                factors = adapter.lora[leaf]
-                a, b = (np.asarray(part[layer], np.float32) for part in (factors.a, factors.b))
-                dense = np.asarray(dense_weight(weight, np.dtype(np.float32)))
-                update = np.float32(scales[leaf][layer]) * (a @ b)
-                # Adding zero would turn -0.0 into 0.0.
-                weight = np.where(update == 0, dense, dense + update)
-            array = np.asarray(dense_weight(weight, np.dtype(dtype)))
+                array = merged(leaf, layer, name, weight)
+            else:
+                array = np.asarray(dense_weight(weight, np.dtype(dtypes[leaf])))
+                _warn_unless_finite(name, array)
             return array.T if turned else array
 
-        return PlannedTensor(shape[::-1] if turned else shape, dtype, make)
+        return PlannedTensor(shape[::-1] if turned else shape, dtypes[leaf], make)
 
-    tensors = {EMBEDDING: outside(base.embed)}
+    def merged(leaf: str, layer: int, name: str, weight: Any) -> np.ndarray:
+        assert adapter is not None
+        factors = adapter.lora[leaf]
+        a, b = (np.asarray(part[layer], np.float32) for part in (factors.a, factors.b))
+        dense = np.asarray(dense_weight(weight, np.dtype(np.float32)))
+        update = np.float32(scales[leaf][layer]) * (a @ b)
+        # Adding zero would turn -0.0 into 0.0.
+        with np.errstate(over="ignore", invalid="ignore"):
+            array = np.where(update == 0, dense, dense + update).astype(dtypes[leaf])
+        if not np.isfinite(array).all():
+            part = "the adapter's" if not np.isfinite(update).all() else "the base's"
+            part = "the merged" if np.isfinite(update).all() and np.isfinite(dense).all() else part
+            raise RunError(
+                f"{name} (layer {layer}, counted from 0) cannot be merged: {part} weights hold NaN or infinite values in "
+                f"{dtypes[leaf]}; nothing was written: give whole weights, or dtype float32 where the type is too small."
+            )
+        return array
+
+    tensors = {EMBEDDING: outside("embed", base.embed)}
     for layer in range(depth):
         for leaf, (module, turned) in block_tensors(config).items():
-            tensors[f"model.layers.{layer}.{module}"] = within(leaf, layer, turned)
-    tensors["model.norm.weight"] = outside(base.norm)
+            name = f"model.layers.{layer}.{module}"
+            tensors[name] = within(leaf, layer, name, turned)
+    tensors["model.norm.weight"] = outside("norm", base.norm)
     if base.head is not None:
-        tensors[HEAD] = outside(base.head, turned=True)
+        tensors[HEAD] = outside("head", base.head, turned=True)
     return tensors
+
+
+def _warn_unless_finite(name: str, weights: np.ndarray) -> None:
+    if not np.isfinite(weights).all():
+        warnings.warn(f"{name} holds NaN or infinite values in {weights.dtype.name} and is written so.", stacklevel=2)
 
 
 def _shards(tensors: Mapping[str, PlannedTensor], most: int) -> dict[str, dict[str, PlannedTensor]]:

@@ -76,7 +76,7 @@ RUN = Kind(
     {
         "checkpoints": None,
         "bank": None,
-        "adapter": {"adapter_config.json", "adapter_model.safetensors"}.__contains__,
+        "adapter": {"adapter_config.json", "adapter_model.safetensors", "generation_config.json"}.__contains__,
     },
 )
 COMPARISON = Kind(

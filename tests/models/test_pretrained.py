@@ -121,10 +121,15 @@ def test_dtype_converts_and_none_keeps(tmp_path, config, base, dtype):
         chex.assert_trees_all_equal(converted, jax.tree.map(lambda leaf, other=other: leaf.astype(other), kept))
 
 
-def test_saves_in_bfloat16_by_default(tmp_path, config, base):
+@pytest.mark.parametrize("stored", ["bfloat16", "float16", "float32"])
+def test_saves_in_the_weights_own_type_by_default(tmp_path, config, base, stored):
+    base = jax.tree.map(lambda leaf: leaf.astype(stored), base)
     save_pretrained(tmp_path, config, base)
-    assert all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(load_pretrained(tmp_path).base))
-    assert json.loads((tmp_path / "config.json").read_text())["torch_dtype"] == "bfloat16"
+    chex.assert_trees_all_equal(load_pretrained(tmp_path).base, base)
+    assert json.loads((tmp_path / "config.json").read_text())["torch_dtype"] == stored
+    packed = quantize_base(base, "int8")
+    save_pretrained(tmp_path, config, packed)
+    assert load_pretrained(tmp_path).base.blocks.q.dtype == stored
 
 
 def test_saves_the_depth_of_the_leaves_and_the_ids(tmp_path, config, base):
