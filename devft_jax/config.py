@@ -100,6 +100,7 @@ _PAPER: dict[str, Any] = {
     "data": "vicgalle/alpaca-gpt4",
     "data_limit": 20_000,
     "clients": 20,
+    "template": "openfedllm",
     "partition": "iid",
     "clients_per_round": 2,
     "local_steps": 10,

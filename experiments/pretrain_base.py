@@ -85,7 +85,7 @@ def read_prose(options: argparse.Namespace) -> list[str]:
 
 def train_tokenizer(texts: list[str], size: int):
     """A byte-level BPE whose digits stand alone, so that a number's pieces do not depend on its neighbours."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -95,6 +95,8 @@ def train_tokenizer(texts: list[str], size: int):
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
+    # A text by itself begins as one of the training data does.
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", BOS)])
     trainer = trainers.BpeTrainer(
         vocab_size=size,
         special_tokens=["<unk>", "<s>", "</s>"],
@@ -123,7 +125,8 @@ def token_stream(tokenizer, documents: list[Document]):
     import numpy as np
 
     tokens, counts = [], []
-    for document, encoding in zip(documents, tokenizer.encode_batch([text for text, _ in documents]), strict=True):
+    encodings = tokenizer.encode_batch([text for text, _ in documents], add_special_tokens=False)
+    for document, encoding in zip(documents, encodings, strict=True):
         ends = np.asarray([end for _, end in encoding.offsets])
         full = np.zeros(len(ends), bool)
         for start, end in document.answers:

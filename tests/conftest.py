@@ -73,9 +73,9 @@ def token_cache(tmp_path_factory):
 def word_tokenizer():
     """Factory of `transformers` tokenizers in which every known word is one token.
 
-    Ids are 0 `<unk>`, 1 `<s>`, 2 `</s>`, 3 to 28 the letters, then the numbers from "0" at 29 on.
+    Ids are 0 `<unk>`, 1 `<s>`, which leads a text, 2 `</s>`, 3 to 28 the letters, then the numbers from "0" at 29 on.
     """
-    from tokenizers import Tokenizer, models, pre_tokenizers
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     @functools.cache
@@ -84,6 +84,8 @@ def word_tokenizer():
         vocabulary = special | {word: index for index, word in enumerate(words, len(special))}
         backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
         backend.pre_tokenizer = pre_tokenizers.Whitespace()
+        if bos:
+            backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
         return PreTrainedTokenizerFast(
             tokenizer_object=backend,
             unk_token="<unk>",

@@ -70,6 +70,7 @@ def examples_from(rows: list[list[int]], prompt_lengths: list[int]) -> Examples:
         lengths=lengths,
         prompt_lengths=np.array(prompt_lengths, np.int32),
         record_index=np.arange(count),
+        answers=np.zeros(count, np.int32),
         category_codes=np.full(count, -1, np.int32),
         category_names=(),
         truncated=np.zeros(count, bool),

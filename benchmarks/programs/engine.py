@@ -81,6 +81,7 @@ def federated_data(work: Work) -> FederatedData:
         lengths=work.lengths,
         prompt_lengths=work.prompt_lengths,
         record_index=np.arange(count),
+        answers=np.zeros(count, np.int32),
         category_codes=np.full(count, -1, np.int32),
         category_names=(),
         truncated=np.zeros(count, bool),

@@ -44,7 +44,7 @@ from devft_jax.data.sources import (
     load_sources,
     only_folder,
 )
-from devft_jax.data.tokens import OVERLONG, Examples, tokenize
+from devft_jax.data.tokens import OVERLONG, Examples, special_borders, tokenize
 from devft_jax.data.topics import find_topics, require_scikit_learn
 from devft_jax.errors import InputError
 from devft_jax.files import printable
@@ -107,10 +107,11 @@ class DataOptions:
     """Field names by role (instruction, input, output, or messages), such as `--fields instruction Question
     output Answer`; by default found from the data."""
     template: str = "auto"
-    """Wording of the prompt: alpaca, alpaca_short, completion for the instruction as it is, chat for the
-    tokenizer's own template, or auto (chat for conversations where the tokenizer has one, else alpaca)."""
+    """Wording of the prompt: alpaca (Stanford's), openfedllm (its form of that), alpaca_short, completion
+    for the instruction as it is, chat for the tokenizer's own template, or auto (chat for conversations
+    where the tokenizer has one, else alpaca)."""
     max_length: int = 512
-    """Most tokens of an example, bos and eos included; longer ones are cut there."""
+    """Most tokens of an example, those that lead and end it included; longer ones are cut there."""
     overlong: str = "drop"
     """What a prompt without room for a completion leads to: drop (with a warning) or error."""
     partition: str = "auto"
@@ -163,6 +164,10 @@ class FederatedData:
     """The record of each test example, in the same order, for graders that read text."""
     template: str
     """The template used, auto resolved."""
+    begins_with: tuple[str, ...] = ()
+    """The special tokens that lead every example, in order."""
+    ends_with: tuple[str, ...] = ()
+    """The special tokens in which examples end, any of them."""
     notes: tuple[str, ...] = ()
     """What was decided on the way and the user should know, a sentence each."""
     groups: Groups | None = None
@@ -232,27 +237,54 @@ def build_federated_data(options: DataOptions, tokenizer: object, *, seed: int =
     train: Examples = examples
     test: Examples | None = None
     test_records: tuple[Record, ...] = ()
-    notes: tuple[str, ...] = ()
     if options.test_fraction:
         train, test = _hold_out(examples, options, seed)
-        test_records = tuple(records.at(test.record_index))
+        test_records = _records_of(test, records)
     elif options.test_data is not None or set_aside:
         held_out = Records(_load(options.test_data or options.data, options, options.test_limit, held_out=True))
         test = _tokenize(held_out, tokenizer, template, options)
-        test_records = tuple(held_out.at(test.record_index))
-    if set_aside:
-        folder = only_folder(options.data) or Path()
-        names = ", ".join(printable(path.relative_to(folder).as_posix()) for path in set_aside)
-        if options.test_data is None and not options.test_fraction:
-            notes = (f"held out because of the file name: {names}",)
-        else:
-            notes = (f"neither trained nor tested on because of the file name: {names}",)
+        test_records = _records_of(test, held_out)
+    groups: Groups | None = None
     if method in NATURAL:
         train, clients = _natural_clients(train, method, sources, options)
-        return FederatedData(train, clients, method, test, test_records, template, notes)
-    groups = _groups(train, records, method, options)
-    clients = _drawn_clients(train, groups, method, options, seed)
-    return FederatedData(train, clients, method, test, test_records, template, notes, groups)
+    else:
+        groups = _groups(train, records, method, options)
+        clients = _drawn_clients(train, groups, method, options, seed)
+    begins_with, ends_with = special_borders(train, tokenizer, template)
+    return FederatedData(
+        train=train,
+        clients=clients,
+        partition=method,
+        test=test,
+        test_records=test_records,
+        template=template,
+        begins_with=begins_with,
+        ends_with=ends_with,
+        notes=(*_notes_on_files(options, set_aside), *_notes_on_turns(train)),
+        groups=groups,
+    )
+
+
+def _notes_on_files(options: DataOptions, set_aside: Sequence[Path]) -> list[str]:
+    """What became of the files that a folder sets aside."""
+    if not set_aside:
+        return []
+    folder = only_folder(options.data) or Path()
+    names = ", ".join(path.relative_to(folder).as_posix() for path in set_aside)
+    is_test = options.test_data is None and not options.test_fraction
+    done = "held out" if is_test else "neither trained nor tested on"
+    return [f"{done} because of the file name: {printable(names)}"]
+
+
+def _notes_on_turns(train: Examples) -> list[str]:
+    """How many conversations are several examples, because the chat template would have it so."""
+    parts = train.record_index[train.answers > 0]
+    if not len(parts):
+        return []
+    return [
+        f"{len(np.unique(parts)):,} conversations are trained answer by answer, as {len(parts):,} examples, because the "
+        "chat template words earlier turns otherwise once others follow"
+    ]
 
 
 def public_examples(spec: str | None, count: int, tokenizer: object, options: DataOptions) -> Examples:
@@ -283,6 +315,12 @@ def pool(data: FederatedData) -> FederatedData:
 
 def _load(spec: str | Sequence[str], options: DataOptions, limit: int | None, *, held_out: bool = False) -> list[Source]:
     return load_sources(spec, fields=options.fields, category_field=options.category_field, limit=limit, held_out=held_out)
+
+
+def _records_of(examples: Examples, records: Records) -> tuple[Record, ...]:
+    """The record of each example, up to the answer that the example ends with."""
+    found = zip(records.at(examples.record_index), examples.answers.tolist(), strict=True)
+    return tuple(record.until(answers) if answers else record for record, answers in found)
 
 
 def _tokenize(records: Sequence[Record] | Records, tokenizer: object, template: str, options: DataOptions) -> Examples:
@@ -316,15 +354,19 @@ def _check_categories(records: Records, method: str, options: DataOptions) -> No
 
 
 def _hold_out(examples: Examples, options: DataOptions, seed: int) -> tuple[Examples, Examples]:
-    """Train and test part; the test part has at least one example and leaves at least one."""
-    if len(examples) < 2:
+    """Train and test part, of whole records; the test part has at least one and leaves at least one."""
+    owners = examples.owners
+    size = int(owners[-1]) + 1
+    if size < 2:
         raise InputError(f"test_fraction {options.test_fraction} cannot hold out of one example; use more data.")
-    wanted = round(options.test_fraction * len(examples))
+    wanted = round(options.test_fraction * size)
     if options.test_limit is not None:
         wanted = min(wanted, options.test_limit)
-    count = min(max(wanted, 1), len(examples) - 1)
-    order = random_stream(_HOLD_OUT_STREAM, seed).permutation(len(examples))
-    return examples.take(np.sort(order[count:])), examples.take(np.sort(order[:count]))
+    count = min(max(wanted, 1), size - 1)
+    order = random_stream(_HOLD_OUT_STREAM, seed).permutation(size)
+    is_test = np.zeros(size, bool)
+    is_test[order[:count]] = True
+    return examples.take(np.flatnonzero(~is_test[owners])), examples.take(np.flatnonzero(is_test[owners]))
 
 
 @dataclass(frozen=True)
@@ -350,17 +392,25 @@ def _groups(train: Examples, records: Records, method: str, options: DataOptions
 def _drawn_clients(
     train: Examples, groups: Groups | None, method: str, options: DataOptions, seed: int
 ) -> tuple[Client, ...]:
+    # What is drawn are records, each by its last example, which holds most of it.
+    owners = train.owners
+    last = np.flatnonzero(np.diff(owners, append=len(owners)))
     # Splits by iid and dirichlet follow the order of the records, so that those already measured stay as they are.
-    keys = None if method in ("iid", "dirichlet") else content_keys(train)
+    keys = None if method in ("iid", "dirichlet") else content_keys(train.take(last))
     parts = partition(
-        (groups or category_groups(train)).codes,
+        (groups or category_groups(train)).codes[last],
         method,
         num_clients=options.clients,
         alpha=options.dirichlet_alpha,
         seed=seed,
         keys=keys,
     )
-    return tuple(Client(f"client-{number}", number, part) for number, part in enumerate(parts))
+    client_of = np.empty(len(last), np.int64)
+    for number, part in enumerate(parts):
+        client_of[part] = number
+    sizes = np.bincount(client_of[owners], minlength=len(parts))
+    found = np.split(np.argsort(client_of[owners], kind="stable"), np.cumsum(sizes)[:-1])
+    return tuple(Client(f"client-{number}", number, part) for number, part in enumerate(found))
 
 
 def _natural_clients(
@@ -395,7 +445,9 @@ def _natural_clients(
             "part; give it more data, raise max_length or data_limit, or set min_examples to leave small clients out."
         )
     parts = partition(codes, method, num_clients=len(names))
-    return train, tuple(Client(name, crc32(name.encode()), part) for name, part in zip(names, parts, strict=True))
+    return train, tuple(
+        Client(name, crc32(name.encode("utf-8", "surrogatepass")), part) for name, part in zip(names, parts, strict=True)
+    )
 
 
 # What the groups of a kind are called in the table.
@@ -414,7 +466,7 @@ def describe(data: FederatedData, *, max_clients: int = 50) -> str:
     """A table of the split for the terminal: examples, tokens and categories, topics or lengths of each client."""
     groups = _shown_groups(data)
     rows: list[tuple[str, ...]] = [("client", "examples", "tokens", _PLURALS[groups.kind] if groups else "")]
-    rows += [_row(client.name, data.train, groups, client.indices) for client in data.clients[:max_clients]]
+    rows += [_row(printable(client.name), data.train, groups, client.indices) for client in data.clients[:max_clients]]
     if len(data.clients) > max_clients:
         rows.append((f"... and {len(data.clients) - max_clients:,} more", "", "", ""))
     rows.append(_row(f"all {len(data.clients):,} ({data.partition})", data.train, groups, np.arange(len(data.train))))
@@ -429,14 +481,16 @@ def describe(data: FederatedData, *, max_clients: int = 50) -> str:
     cut = int(data.train.truncated.sum())
     if cut:
         lines.append(f"{cut:,} training completions are cut at the length limit")
-    lines.append(f"template {data.template}")
+    begins = " ".join(data.begins_with) or "no special token"
+    ends = " or ".join(data.ends_with) or "no special token"
+    lines.append(f"template {data.template}; an example begins with {printable(begins)} and ends in {printable(ends)}")
     lines += data.notes
     return "\n".join(lines)
 
 
 def _row(name: str, examples: Examples, groups: Groups | None, indices: np.ndarray) -> tuple[str, ...]:
     counts = _counts_by_name(groups, indices) if groups else {}
-    common = [f"{group} {count:,}" for group, count in sorted(counts.items(), key=lambda item: -item[1])]
+    common = [f"{printable(group)} {count:,}" for group, count in sorted(counts.items(), key=lambda item: -item[1])]
     if len(common) > 4:
         common[4:] = [f"{len(common) - 4} more"]
     return name, f"{len(indices):,}", f"{int(examples.lengths[indices].sum()):,}", ", ".join(common)
@@ -449,7 +503,7 @@ def _counts_by_name(groups: Groups, indices: np.ndarray) -> dict[str, int]:
 
 
 def split_record(data: FederatedData) -> dict[str, Any]:
-    """The split as plain values for `split.json`: all groups in order, what each client has, and the prompts' template.
+    """The split as plain values for `split.json`: all groups in order, what each client has, and how prompts are worded.
 
     `grouped_by` is category, topic, length, or None where examples have no groups beside their client; a client's
     `groups` are counts of examples by name, without those it lacks and without examples that have no category.
@@ -459,6 +513,9 @@ def split_record(data: FederatedData) -> dict[str, Any]:
     return {
         "partition": data.partition,
         "template": data.template,
+        "begins_with": list(data.begins_with),
+        "ends_with": list(data.ends_with),
+        "notes": list(data.notes),
         "examples": len(data.train),
         "tokens": int(lengths.sum()),
         "grouped_by": groups.kind if groups else None,

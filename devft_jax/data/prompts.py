@@ -4,40 +4,34 @@ A record becomes `Segment`s in turn: text that the model is given, and text of t
 the loss covers. A single instruction gives two, a conversation two for every assistant turn, and
 both go the same way from here on.
 
-`alpaca` is the template of Stanford Alpaca (Taori et al. 2023), letter for letter; OpenFedLLM,
-whose protocol DevFT follows, trains with that format. In a conversation its opening sentence, or the
-system text in its place, comes once, and the headings come again for every exchange. Neighbouring
-turns of one role are read as one.
+`alpaca` is the template of Stanford Alpaca (Taori et al. 2023), letter for letter. `openfedllm` is
+what OpenFedLLM (Ye et al. 2024), whose protocol DevFT follows, makes of it: no section for the
+input, which follows its instruction after a space, a space behind both, and an answer on the line
+of its heading. There the space before the answer is part of the answer, as it is in the tokens of
+most models. In a conversation the opening sentence, or the system text in its place, comes once,
+and the headings come again for every exchange. Neighbouring turns of one role are read as one.
 
 `chat` is the template that the tokenizer brings with it, which most instruction-tuned models need to
 be spoken to. Which part of its text is the assistant's is found by rendering the conversation up to
-every assistant turn, once without the turn but asking for it and once with it: each rendering must
-begin with the one before. `auto` is `chat` for conversations where the tokenizer has such a
-template, and `alpaca` for everything else.
+every assistant turn, once without the turn but asking for it and once with it: the second must begin
+with the first. Most templates only ever append, so that a conversation is one text. Where a template
+words earlier turns otherwise once others follow, as Qwen3's leaves out what the model thought, an
+answer begins a text of its own, behind the prompt that the template makes for it: every answer is
+trained exactly once, after what the model will be given. `auto` is `chat` for conversations where
+the tokenizer has such a template, and `alpaca` for everything else.
 """
 
-import datetime
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from typing import Any
 
+from devft_jax.data.chat import ChatTemplate, ChatTemplateError, chat_template
 from devft_jax.data.sources import Record, Turn
 from devft_jax.errors import InputError
-
-# Templates such as LLaMA 3.2's print today's date, under which no run could be repeated. This is the
-# day that LLaMA 3.1's template names.
-CHAT_DATE = datetime.date(2024, 7, 26)
-
-# The function by which templates ask for the date, with that day's values; no value holds a percent
-# sign, so the order does not matter. The plus sign keeps a line break that the template begins with.
-_DATE_MACRO = (
-    "{% macro strftime_now(format) %}{{ format"
-    + "".join(f" | replace('%{letter}', '{CHAT_DATE.strftime('%' + letter)}')" for letter in "aAbBdjmyYHIMSp")
-    + " }}{% endmacro +%}"
-)
+from devft_jax.files import printable
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +41,8 @@ class Segment:
     text: str
     is_answer: bool
     """Whether the assistant says it: the loss covers its tokens."""
+    begins: bool = False
+    """Whether a new text begins here: the model is not given what comes before."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +61,8 @@ class TextTemplate:
     """Used when the input is empty."""
     separator: str
     """Also joins neighbouring turns of one role."""
+    answer: str = "{answer}"
+    """How an answer stands behind its prompt. With more than the answer itself both are tokenised as one text."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +86,19 @@ TEMPLATES: dict[str, TextTemplate | NamedTemplate] = {
         with_input="### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:",
         without_input="### Instruction:\n{instruction}\n\n### Response:",
         separator="\n\n",
+    ),
+    "openfedllm": TextTemplate(
+        description="OpenFedLLM's form of alpaca: the input behind the instruction, the answer behind its heading",
+        opening=(
+            "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+        ),
+        opening_with_input=(
+            "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+        ),
+        with_input="### Instruction:\n{instruction} {input} \n\n### Response:",
+        without_input="### Instruction:\n{instruction} \n\n### Response:",
+        separator="\n\n",
+        answer=" {answer}",
     ),
     "alpaca_short": TextTemplate(
         description="alpaca's headings without its opening sentence, for small models and short contexts",
@@ -116,6 +127,12 @@ def find_template(name: str) -> TextTemplate | NamedTemplate:
     return TEMPLATES[name]
 
 
+def joins_texts(name: str) -> bool:
+    """Whether a template's prompts and answers are tokenised as one text, and not apart."""
+    wording = find_template(name)
+    return wording.answer != "{answer}" if isinstance(wording, TextTemplate) else True
+
+
 def resolve_template(name: str, *, conversational: bool, tokenizer: Any) -> str:
     """The template that is used: `auto` decided by whether any record is a conversation, others as they are."""
     if name != "auto":
@@ -138,8 +155,9 @@ def renderer(template: str, tokenizer: Any = None) -> Callable[[Record], list[Se
 
     The function gives the segments of an instruction or a conversation: prompts and answers
     alternate, a prompt is the first (it may be empty) and an answer the last; turns after the last
-    assistant turn are left out. It raises `InputError` for a conversation that a chat template
-    refuses, or words in a way that hides where the answers are.
+    assistant turn are left out. A prompt that `begins` a text holds all that its answer follows. It
+    raises `InputError` for a conversation that a chat template refuses, or words in a way that hides
+    where the answers are.
 
     Args:
       template: one of `TEMPLATES` but `auto`, which `resolve_template` decides.
@@ -165,11 +183,13 @@ def prompt_text(record: Record, template: str, tokenizer: Any = None) -> str:
     wording = find_template(template)
     if isinstance(wording, TextTemplate):
         return next(_text_segments(record, wording)).text
-    return _chat(template, tokenizer)(record.turns[:-1], record.origin, ask=True)
+    turns = record.turns[:-1]
+    [text] = _chat(template, tokenizer)(turns, [(len(turns), True)], record.origin)
+    return text
 
 
-def _chat(template: str, tokenizer: Any) -> Callable[..., str]:
-    """The tokenizer's chat template: a function of turns, their record's origin, and whether to `ask` for an answer."""
+def _chat(template: str, tokenizer: Any) -> Callable[..., list[str]]:
+    """The tokenizer's chat template: a function of turns, cuts as `ChatTemplate` has them, and their record's origin."""
     if template == "auto":
         raise InputError("template 'auto' depends on the data; name the template that it stands for.")
     if getattr(tokenizer, "chat_template", None) is None:
@@ -184,7 +204,7 @@ def _chat(template: str, tokenizer: Any) -> Callable[..., str]:
             f"the tokenizer {tokenizer_name(tokenizer)!r} has several chat templates and none is called default; "
             "name the one to use default in its files, or use another template such as alpaca."
         ) from error
-    return partial(_apply, tokenizer, _DATE_MACRO + chosen)
+    return partial(_apply, chat_template(chosen, tokenizer.special_tokens_map))
 
 
 def _text_segments(record: Record, wording: TextTemplate) -> Iterator[Segment]:
@@ -195,7 +215,7 @@ def _text_segments(record: Record, wording: TextTemplate) -> Iterator[Segment]:
         parts = [""] if number else []
         parts += [lead] if lead else []
         yield Segment(wording.separator.join([*parts, pattern.format(instruction=instruction, input=input)]), False)
-        yield Segment(answer, True)
+        yield Segment(wording.answer.format(answer=answer), True)
 
 
 def _exchanges(record: Record, separator: str) -> Iterator[tuple[str, str, str, str]]:
@@ -213,26 +233,27 @@ def _exchanges(record: Record, separator: str) -> Iterator[tuple[str, str, str, 
             said[role] = separator.join(filter(None, [said[role], text]))
 
 
-def _chat_segments(record: Record, apply: Callable[..., str], end_of_turn: re.Pattern[str] | None) -> Iterator[Segment]:
+def _chat_segments(
+    record: Record, apply: Callable[..., list[str]], end_of_turn: re.Pattern[str] | None
+) -> Iterator[Segment]:
     turns = record.turns
+    answered = [index for index, turn in enumerate(turns) if turn.role == "assistant"]
+    texts = iter(apply(turns, [cut for index in answered for cut in ((index, True), (index + 1, False))], record.origin))
     done = ""
-    for index, turn in enumerate(turns):
-        if turn.role != "assistant":
-            continue
-        asked = apply(turns[:index], record.origin, ask=True)
-        answered = apply(turns[: index + 1], record.origin, ask=False)
-        if not asked.startswith(done) or not answered.startswith(asked):
+    for index, asked, whole in zip(answered, texts, texts, strict=True):
+        if not whole.startswith(asked):
             raise InputError(
                 f"the tokenizer's chat template words what comes before turn {index + 1} of {record.origin} otherwise "
-                "once that turn follows, so which tokens are the assistant's cannot be told; use another template "
-                "such as alpaca, or a chat template that only ever appends."
+                "when it asks for that turn, so which tokens are the assistant's cannot be told; use another template "
+                "such as alpaca, or a chat template whose turns begin with what asks for them."
             )
-        answer = answered[len(asked) :]
+        answer = whole[len(asked) :]
         # What a template prints after the end of turn, often a line break, is not said by the model,
         # which has stopped by then: it belongs to the next prompt.
         end = end_of_turn and end_of_turn.search(answer)
         answer = answer[: end.end(1)] if end else answer
-        yield Segment(asked[len(done) :], False)
+        begins = not asked.startswith(done)
+        yield Segment(asked if begins else asked[len(done) :], False, begins)
         yield Segment(answer, True)
         done = asked + answer
 
@@ -243,16 +264,11 @@ def special_texts(tokenizer: Any) -> set[str]:
     return {*tokenizer.all_special_tokens, *(token.content for token in added.values())}
 
 
-def _apply(tokenizer: Any, chat_template: str, turns: tuple[Turn, ...], origin: str, *, ask: bool) -> str:
+def _apply(apply: ChatTemplate, turns: Sequence[Turn], cuts: Sequence[tuple[int, bool]], origin: str) -> list[str]:
     try:
-        return tokenizer.apply_chat_template(
-            [{"role": turn.role, "content": turn.content} for turn in turns],
-            chat_template=chat_template,
-            tokenize=False,
-            add_generation_prompt=ask,
-        )
-    except Exception as error:  # a template is a program: it may raise anything, and some refuse by raising
-        reason = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
+        return apply([{"role": turn.role, "content": turn.content} for turn in turns], cuts)
+    except ChatTemplateError as error:
+        reason = printable(str(error)).rstrip(".")
         raise InputError(
             f"the tokenizer's chat template refuses the conversation {origin} ({reason}); correct or remove the "
             "record, or use another template such as alpaca."

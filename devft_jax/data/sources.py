@@ -128,6 +128,11 @@ class Record:
         asked = next((turn.content for turn in reversed(turns[:last]) if turn.role == "user"), "")
         return cls(asked, "", turns[last].content, category, origin, tuple(turns))
 
+    def until(self, answers: int) -> "Record":
+        """The conversation up to the end of so many assistant turns."""
+        ends = [index for index, turn in enumerate(self.conversation, 1) if turn.role == "assistant"]
+        return Record.of_turns(self.conversation[: ends[answers - 1]], self.category, self.origin)
+
     @property
     def turns(self) -> tuple[Turn, ...]:
         """The record as a conversation; input follows its instruction on a line of its own."""
@@ -179,7 +184,7 @@ class Records:
         return chain.from_iterable(self.sources)
 
     def at(self, index: np.ndarray) -> Iterator[Record]:
-        """The records at ascending positions `index` i64[M], in one pass.
+        """The records at ascending positions `index` i64[M], which may repeat, in one pass.
 
         With the `record_index` of `Examples` it gives the record of every example, in their order:
         what a split by content reads the texts from.
@@ -187,11 +192,11 @@ class Records:
         wanted = iter(np.asarray(index).tolist())
         position = next(wanted, None)
         for number, record in enumerate(self):
-            if position is None:
-                return
-            if number == position:
+            while number == position:
                 yield record
                 position = next(wanted, None)
+            if position is None:
+                return
 
 
 @dataclass(frozen=True)

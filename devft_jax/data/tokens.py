@@ -1,11 +1,16 @@
 """Records as token ids: tokenised once, kept flat on disk, found again by content.
 
-Under a text template an example is `bos`, then every prompt and every `answer + eos` in turn, each
-tokenised apart, so that the borders where the loss begins are exact and a prompt has the same ids
-as when the model generates from it. A chat template prints bos and the ends of turns itself; its
-text is tokenised as a whole where the tokenizer then keeps the borders, as it does with nearly every
-template, and apart where a token would reach across one. An eos follows the last answer only if
-the template ends it with no token of that kind.
+Under a text template an example is what the tokenizer itself puts before a text (its bos, or
+nothing), then every prompt and every `answer + eos` in turn, each tokenised apart, so that the
+borders where the loss begins are exact and a prompt has the same ids as when the model generates
+from it. A chat template prints bos and the ends of turns itself; its text is tokenised as a whole
+where the tokenizer then keeps the borders, as it does with nearly every template, and apart where a
+token would reach across one. An eos follows the last answer only if the template ends it with no
+token of that kind.
+
+A record is one example, but for a conversation that a chat template words anew at a later turn: each
+text of it is an example, and every answer is in exactly one. Whatever tells records apart (what is
+held out, who has what) keeps such examples together.
 
 All examples lie end to end in one array with a flag a token beside it, five bytes a token, in a
 store that is mapped into memory (`devft_jax.data.store`): neither the texts nor the ids are ever in
@@ -21,13 +26,22 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, chain, islice, pairwise
+from itertools import accumulate, chain, islice, pairwise, takewhile
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from devft_jax.data.prompts import CHAT_DATE, Segment, TextTemplate, find_template, prompt_text, renderer, tokenizer_name
+from devft_jax.data.chat import CHAT_DATE
+from devft_jax.data.prompts import (
+    Segment,
+    TextTemplate,
+    find_template,
+    joins_texts,
+    prompt_text,
+    renderer,
+    tokenizer_name,
+)
 from devft_jax.data.sources import Record
 from devft_jax.data.store import StoreWriter, read_store
 from devft_jax.errors import InputError, RunError
@@ -36,7 +50,7 @@ from devft_jax.files import cache_folder, checked_path
 OVERLONG = ("drop", "error")
 
 # Raise it with every change of what the same records become.
-_VERSION = 2
+_VERSION = 3
 
 # Records tokenised at once: enough to keep a fast tokenizer's threads busy, few enough that the
 # Python lists it returns stay small.
@@ -49,6 +63,7 @@ _DTYPES = {
     "lengths": np.dtype("<i8"),
     "prompt_lengths": np.dtype("<i4"),
     "record_index": np.dtype("<i8"),
+    "answers": np.dtype("<i4"),
     "category_codes": np.dtype("<i4"),
     "truncated": np.dtype(bool),
 }
@@ -77,9 +92,11 @@ class Examples:
     lengths: np.ndarray
     """i64[N], tokens of each example."""
     prompt_lengths: np.ndarray
-    """i32[N], tokens before the first of an answer, bos included."""
+    """i32[N], tokens before the first of an answer, those that lead the example included."""
     record_index: np.ndarray
-    """i64[N], ascending, which of the tokenised records each example came from."""
+    """i64[N], ascending, which of the tokenised records each example came from; several of one follow each other."""
+    answers: np.ndarray
+    """i32[N], with how many of its record's answers the example ends; 0 for all of the record."""
     category_codes: np.ndarray
     """i32[N], index into `category_names`; -1 for a record without category."""
     category_names: tuple[str, ...]
@@ -103,9 +120,15 @@ class Examples:
             lengths=self.lengths[index],
             prompt_lengths=self.prompt_lengths[index],
             record_index=self.record_index[index],
+            answers=self.answers[index],
             category_codes=self.category_codes[index],
             truncated=self.truncated[index],
         )
+
+    @property
+    def owners(self) -> np.ndarray:
+        """i64[N], ascending, the number of each example's record among those that have examples."""
+        return np.cumsum(np.diff(self.record_index, prepend=self.record_index[:1]) != 0)
 
 
 def tokenize(
@@ -120,17 +143,17 @@ def tokenize(
     """Tokenise records, or find what an earlier call made of the same ones.
 
     An example that runs past the limit is cut there: its last answer then has no end, or later turns
-    are missing. One whose first answer does not begin within the limit teaches nothing: such records
-    are dropped with one warning, or refused.
+    are missing. One whose first answer does not begin within the limit teaches nothing: records with
+    no other are dropped with one warning, or refused.
 
     Args:
       records: what to tokenise; at least one. They are read twice, or three times for a warning.
-      tokenizer: of `transformers`. It must have an eos token; without a bos token none is added.
+      tokenizer: of `transformers`. It must have an eos token; an example begins as a text of its own does.
       template: name of a prompt template of `devft_jax.data.prompts`, but not `auto`.
-      max_length: most tokens of an example, bos and eos included.
+      max_length: most tokens of an example, those that lead and end it included.
       overlong: "drop" or "error", for prompts that leave no room.
-      cache_dir: folder of the cache; by default that of the environment variable `DEVFT_CACHE`,
-        else `~/.cache/devft_jax`. Only fast tokenizers are cached: only they show their content.
+      cache_dir: folder of the cache; by default that of `devft_jax.files.cache_folder`. Only fast
+        tokenizers are cached: only they show their content.
 
     Raises:
       InputError: an unusable option or tokenizer, an overlong prompt under "error", no example.
@@ -147,7 +170,7 @@ def tokenize(
     survey = _Survey()
     for record in records:
         survey.add(record)
-    encode = _Encoder(tokenizer, render, max_length, joins=template == "chat")
+    encode = _Encoder(tokenizer, render, max_length, template)
     path = _store_path(survey, tokenizer, template, max_length, cache_dir)
     found = read_store(path, _DTYPES) if path else None
     arrays, names = found or _fill_store(path, records, survey, encode)
@@ -163,9 +186,31 @@ def tokenize(
 
 
 def prompt_tokens(record: Record, tokenizer: Any, template: str) -> list[int]:
-    """Token ids of an instruction's prompt, as `tokenize` makes them: bos included, unless a chat template decides it."""
-    encode = _Encoder(tokenizer, lambda record: [], 0, joins=template == "chat")
+    """Token ids of an instruction's prompt, as `tokenize` makes them, those that lead a text included."""
+    encode = _Encoder(tokenizer, lambda record: [], 0, template)
     return encode.prompt(prompt_text(record, template, tokenizer))
+
+
+def leading_tokens(tokenizer: Any) -> list[int]:
+    """Ids that the tokenizer puts before a text by its own rule: often its bos, or nothing."""
+    bare, whole = (
+        tokenizer(["a"], add_special_tokens=special, return_attention_mask=False, verbose=False)["input_ids"][0]
+        for special in (False, True)
+    )
+    starts = range(len(whole) - len(bare) + 1)
+    return next((whole[:start] for start in starts if whole[start : start + len(bare)] == bare), [])
+
+
+def special_borders(examples: Examples, tokenizer: Any, template: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The special tokens that lead the examples, in order, and those in which examples end that were not cut."""
+    special = {*tokenizer.all_special_ids, *getattr(tokenizer, "added_tokens_decoder", {})}
+    lead = leading_tokens(tokenizer)
+    if template == "chat":
+        lead = list(takewhile(special.__contains__, examples.row(0)[: examples.prompt_lengths[0]].tolist()))
+    whole = ~examples.truncated
+    last = np.unique(examples.tokens[examples.starts[whole] + examples.lengths[whole] - 1]).tolist()
+    ends = [token for token in last if token in special]
+    return tuple(tokenizer.convert_ids_to_tokens(lead)), tuple(tokenizer.convert_ids_to_tokens(ends))
 
 
 class _Survey:
@@ -188,49 +233,90 @@ class _Survey:
             self.first_silent = self.first_silent or record.origin
 
 
+class _Example(NamedTuple):
+    """An example on its way into the store."""
+
+    tokens: list[int]
+    """Empty where no answer fits."""
+    flags: list[bool]
+    """Whether each token is an answer's."""
+    cut: bool
+    answers: int = 0
+
+
+def _passes(segments: list[Segment]) -> list[list[Segment]]:
+    """The segments of each text that a record became."""
+    starts = [0, *(index for index, segment in enumerate(segments) if segment.begins and index), len(segments)]
+    return [segments[start:stop] for start, stop in pairwise(starts)]
+
+
 class _Encoder:
     """Batches of records to token ids and a flag for each, cut at the length limit."""
 
-    def __init__(self, tokenizer: Any, render: Callable[[Record], list[Segment]], max_length: int, *, joins: bool):
+    def __init__(self, tokenizer: Any, render: Callable[[Record], list[Segment]], max_length: int, template: str):
         self.tokenizer = tokenizer
         self.render = render
         self.max_length = max_length
-        self.joins = joins
-        self.bos = [] if joins or tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+        self.chats = template == "chat"
+        self.joins = joins_texts(template)
+        self.lead = [] if self.chats else leading_tokens(tokenizer)
         self.eos = [tokenizer.eos_token_id]
         self.ends = {tokenizer.eos_token_id}
-        if joins:
+        if self.chats:
             self.ends |= {*tokenizer.all_special_ids, *getattr(tokenizer, "added_tokens_decoder", {})}
 
-    def __call__(self, records: Sequence[Record]) -> Iterator[tuple[list[int], list[bool], bool]]:
-        """(tokens, whether each is an answer's, whether it was cut) of every record, empty where no answer fits."""
-        texts = [self.render(record) for record in records]
-        apart = iter(self._ids([segment.text for segments in texts for segment in segments]))
-        rows = [list(islice(apart, len(segments))) for segments in texts]
-        if self.joins:
-            rows = self._joined(texts, rows)
-        for segments, row in zip(texts, rows, strict=True):
-            if not self.joins:
-                row = [ids + self.eos if segment.is_answer else ids for segment, ids in zip(segments, row, strict=True)]
-            elif not row[-1] or row[-1][-1] not in self.ends:
-                row[-1] = row[-1] + self.eos
-            tokens = [*self.bos, *chain.from_iterable(row)]
-            flags = [False] * len(self.bos)
-            for segment, ids in zip(segments, row, strict=True):
-                flags += [segment.is_answer] * len(ids)
-            yield self._cut(tokens, flags)
+    def __call__(self, records: Sequence[Record]) -> Iterator[list[_Example]]:
+        """The examples of every record: none where no answer fits."""
+        passes = [_passes(self.render(record)) for record in records]
+        units = [unit for some in passes for segments in some for unit in self._units(segments)]
+        ids = chain.from_iterable(self._ids_by_unit(units))
+        for some in passes:
+            rows = [self._example(segments, list(islice(ids, len(segments)))) for segments in some]
+            yield self._numbered(some, rows)
+
+    def _units(self, segments: list[Segment]) -> list[list[Segment]]:
+        """What is tokenised as one text: all, an answer with its prompt, or every segment by itself."""
+        size = len(segments) if self.chats else 2 if self.joins else 1
+        return [segments[start : start + size] for start in range(0, len(segments), size)]
+
+    def _ids_by_unit(self, units: list[list[Segment]]) -> list[list[list[int]]]:
+        apart = iter(self._ids([segment.text for unit in units for segment in unit]))
+        rows = [list(islice(apart, len(unit))) for unit in units]
+        return self._joined(units, rows) if self.joins else rows
+
+    def _example(self, segments: list[Segment], row: list[list[int]]) -> _Example:
+        if not self.chats:
+            row = [ids + self.eos if segment.is_answer else ids for segment, ids in zip(segments, row, strict=True)]
+        elif not row[-1] or row[-1][-1] not in self.ends:
+            row[-1] = row[-1] + self.eos
+        tokens = [*self.lead, *chain.from_iterable(row)]
+        flags = [False] * len(self.lead)
+        for segment, ids in zip(segments, row, strict=True):
+            flags += [segment.is_answer] * len(ids)
+        return self._cut(tokens, flags)
+
+    @staticmethod
+    def _numbered(passes: list[list[Segment]], examples: list[_Example]) -> list[_Example]:
+        """The examples that fit, with the number of answers that each ends with; the last says that others do not."""
+        if len(passes) > 1:
+            answers = accumulate(sum(segment.is_answer for segment in segments) for segments in passes)
+            examples = [example._replace(answers=count) for example, count in zip(examples, answers, strict=True)]
+        fitting = [example for example in examples if example.tokens]
+        if fitting and len(fitting) < len(examples):
+            fitting[-1] = fitting[-1]._replace(cut=True)
+        return fitting
 
     def prompt(self, text: str) -> list[int]:
         """Ids of text that comes first and asks for an answer."""
-        return [*self.bos, *self._ids([text])[0]]
+        return [*self.lead, *self._ids([text])[0]]
 
-    def _cut(self, tokens: list[int], flags: list[bool]) -> tuple[list[int], list[bool], bool]:
+    def _cut(self, tokens: list[int], flags: list[bool]) -> _Example:
         cut = len(tokens) > self.max_length
         # After the last answer token there is nothing to learn.
         length = min(len(tokens), self.max_length)
         while length and not flags[length - 1]:
             length -= 1
-        return tokens[:length], flags[:length], cut
+        return _Example(tokens[:length], flags[:length], cut)
 
     def _joined(self, texts: list[list[Segment]], apart: list[list[list[int]]]) -> list[list[list[int]]]:
         """Ids by segment as in the tokens of the whole text, if it has a border between tokens where segments have."""
@@ -284,18 +370,19 @@ def _write_store(
         while some := list(islice(stream, _RECORDS_PER_CALL)):
             for record in some:
                 again.add(record)
-            rows = [*enumerate(encode(some))]
-            kept = [(index, tokens, flags, cut) for index, (tokens, flags, cut) in rows if tokens]
-            lengths = np.array([len(tokens) for _, tokens, _, _ in kept], np.int64)
+            found = [(index, example) for index, examples in enumerate(encode(some)) for example in examples]
+            records_of, kept = [index for index, _ in found], [example for _, example in found]
+            lengths = np.array([len(example.tokens) for example in kept], np.int64)
             store.append(
-                tokens=np.fromiter(chain.from_iterable(tokens for _, tokens, _, _ in kept), np.int32),
-                is_answer=np.fromiter(chain.from_iterable(flags for _, _, flags, _ in kept), bool),
+                tokens=np.fromiter(chain.from_iterable(example.tokens for example in kept), np.int32),
+                is_answer=np.fromiter(chain.from_iterable(example.flags for example in kept), bool),
                 starts=start + np.cumsum(lengths) - lengths,
                 lengths=lengths,
-                prompt_lengths=np.array([flags.index(True) for _, _, flags, _ in kept], np.int32),
-                record_index=np.array([first + index for index, *_ in kept], np.int64),
-                category_codes=np.array([code_of.get(some[index].category, -1) for index, *_ in kept], np.int32),
-                truncated=np.array([cut for *_, cut in kept], bool),
+                prompt_lengths=np.array([example.flags.index(True) for example in kept], np.int32),
+                record_index=first + np.array(records_of, np.int64),
+                answers=np.array([example.answers for example in kept], np.int32),
+                category_codes=np.array([code_of.get(some[index].category, -1) for index in records_of], np.int32),
+                truncated=np.array([example.cut for example in kept], bool),
             )
             start += int(lengths.sum())
             first += len(some)
@@ -305,12 +392,13 @@ def _write_store(
 
 
 def _report_overlong(examples: Examples, records: RecordStream, max_length: int, overlong: str) -> None:
-    dropped = len(records) - len(examples)
+    kept = np.unique(examples.record_index)
+    dropped = len(records) - len(kept)
     if not dropped:
         return
     # The first position where the ascending index has a gap.
-    gaps = np.flatnonzero(examples.record_index != np.arange(len(examples)))
-    first = next(islice(records, int(gaps[0]) if len(gaps) else len(examples), None)).origin
+    gaps = np.flatnonzero(kept != np.arange(len(kept)))
+    first = next(islice(records, int(gaps[0]) if len(gaps) else len(kept), None)).origin
     finding = (
         f"{dropped} of {len(records)} prompts leave no room for a completion within max_length "
         f"{max_length}, the first is {first}"
@@ -330,7 +418,7 @@ def _store_path(
     content = json.loads(backend.to_str())
     # What an earlier call left set, not what the tokenizer is.
     content["truncation"] = content["padding"] = None
-    special = [tokenizer.bos_token_id, tokenizer.eos_token_id]
+    special = [leading_tokens(tokenizer), tokenizer.eos_token_id]
     wording = find_template(template)
     if isinstance(wording, TextTemplate):
         worded: Any = dataclasses.asdict(replace(wording, description=""))

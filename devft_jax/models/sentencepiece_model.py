@@ -17,6 +17,9 @@ from devft_jax.models.files import read_json
 MODEL_FILE = "tokenizer.model"
 CONFIG_FILE = "tokenizer_config.json"
 
+# Its setting that says whether a text begins with bos, as LLaMA's do unless it says otherwise.
+ADDS_BOS = "add_bos_token"
+
 # The mark of a space inside pieces.
 _SPACE = "▁"
 
@@ -82,11 +85,12 @@ def _settings(folder: Path, vocabulary: int, remedy: str) -> dict[str, Any]:
     names = ("bos_token", "eos_token", "unk_token", "pad_token")
     tokens = {name: stored[name] for name in names if stored.get(name)}
     plain = {name: token["content"] if isinstance(token, dict) else token for name, token in tokens.items()}
+    plain |= {ADDS_BOS: stored[ADDS_BOS]} if isinstance(stored.get(ADDS_BOS), bool) else {}
     return plain | ({"chat_template": stored["chat_template"]} if stored.get("chat_template") else {})
 
 
 def _convert(model: Any, settings: dict[str, Any]) -> Any:
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, processors
     from transformers import PreTrainedTokenizerFast
 
     trainer, rules = model.trainer_spec, model.normalizer_spec
@@ -118,7 +122,12 @@ def _convert(model: Any, settings: dict[str, Any]) -> Any:
     special = {"unk_token": trainer.unk_piece}
     special |= {"bos_token": trainer.bos_piece} if trainer.bos_piece in vocabulary else {}
     special |= {"eos_token": trainer.eos_piece} if trainer.eos_piece in vocabulary else {}
-    return PreTrainedTokenizerFast(tokenizer_object=backend, **(special | settings))
+    special |= {name: text for name, text in settings.items() if name != ADDS_BOS}
+    bos = special.get("bos_token")
+    index = None if bos is None else backend.token_to_id(bos)
+    if index is not None and settings.get(ADDS_BOS, True):
+        backend.post_processor = processors.TemplateProcessing(single=[bos, "$A"], special_tokens=[(bos, index)])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **special)
 
 
 def _merges(pieces: Any, vocabulary: dict[str, int]) -> list[tuple[str, str]]:

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from devft_jax.data import DataOptions, build_federated_data, gather_batch
+from devft_jax.data import DataOptions, build_federated_data, describe, gather_batch, split_record
 from devft_jax.data.sources import Record, Turn
-from devft_jax.data.tokens import tokenize
+from devft_jax.data.tokens import prompt_tokens, tokenize
 from devft_jax.errors import InputError
 
 CHATML = (
@@ -26,6 +26,17 @@ ENDLESS = (
     "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
 )
 
+# What a Qwen3 model's template does, in other words: what the model thought is shown only after the last question, where an
+# answer without thoughts gets empty ones.
+THINKING = (
+    "{% set ns = namespace(last=0) %}{% for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}"
+    "{% endif %}{% endfor %}{% for m in messages %}{% set thought = '' %}{% set said = m.content %}"
+    "{% if m.role == 'assistant' and '</think>' in said %}{% set thought = said.split('</think>')[0].split('<think>')[-1] %}"
+    "{% set said = said.split('</think>')[-1] %}{% endif %}<|im_start|>{{ m.role }}\n"
+    "{% if m.role == 'assistant' and loop.index0 > ns.last and (loop.last or thought.strip()) %}"
+    "{{ '<think>\n' + thought.strip() + '\n</think>\n\n' + said.strip() }}{% else %}{{ said.strip() }}{% endif %}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 TEXT = "the cat sat on the mat and said hello to you assistant user system\n\n 12 + 34 = 46 [INST] hi [/INST] ok\n"
 
 
@@ -198,6 +209,134 @@ def test_conversations_train_with_the_tokenizers_template_unless_told_otherwise(
     assert data.test.row(0).tolist() == data.train.row(0).tolist()
     told = build_federated_data(DataOptions(data=str(path), template="alpaca_short", clients=2), tokenizer)
     assert told.template == "alpaca_short"
-    assert tokenizer.decode(told.train.row(0)).startswith("<s>### Instruction:\nhi")
+    assert tokenizer.decode(told.train.row(0)).startswith("### Instruction:\nhi")
     assert build_federated_data(DataOptions(data=str(path), clients=2), word_tokenizer()).template == "alpaca"
     assert build_federated_data(DataOptions(data=str(test), clients=1), tokenizer).template == "alpaca"
+
+
+# ---- templates that word earlier turns anew ------------------------------------------------------------------------------
+
+
+def test_every_answer_is_trained_once_after_the_prompt_that_generation_sees(chat_tokenizer):
+    tokenizer = chat_tokenizer(THINKING)
+    record = talk("hi", "<think>\nhm\n</think>\n\nhello", "and", "ok", "so", "12", system="Be brief.")
+    plain = talk("the cat", "sat")
+    examples = tokenize([plain, record, plain], tokenizer, template="chat", max_length=2000)
+    assert examples.record_index.tolist() == [0, 1, 1, 1, 2]
+    assert examples.owners.tolist() == [0, 1, 1, 1, 2]
+    assert examples.answers.tolist() == [0, 1, 2, 3, 0]
+    said = ["<think>\nhm\n</think>\n\nhello", "<think>\n\n</think>\n\nok", "<think>\n\n</think>\n\n12"]
+    for number, text in enumerate(said, 1):
+        found, [(start, stop)] = answers(examples, number, tokenizer)
+        assert found == [f"{text}<|im_end|>"]
+        assert stop == examples.lengths[number]
+        asked = record.turns[: 2 * number]
+        assert examples.row(number)[:start].tolist() == prompt_ids(tokenizer, asked)
+        assert "hm" not in tokenizer.decode(examples.row(number)[:start])
+
+
+def test_a_template_that_words_only_some_turns_anew_goes_on_in_the_text_begun(chat_tokenizer):
+    # The system text stands before the last question, as in some of Mistral's.
+    moved = (
+        "{% for m in messages if m.role != 'system' %}{% if m.role == 'user' %}[INST]{% if loop.index > 4 %} late{% endif %}"
+        "{{ m.content }}[/INST]{% else %}{{ '...' if messages|length > 4 and not loop.last else m.content }}{{ eos_token }}"
+        "{% endif %}{% endfor %}"
+    )
+    tokenizer = chat_tokenizer(moved)
+    examples = tokenize([talk("hi", "a", "hi", "b", "hi", "c")], tokenizer, template="chat")
+    assert examples.answers.tolist() == [2, 3]
+    assert answers(examples, 0, tokenizer)[0] == ["a</s>", "b</s>"]
+    assert answers(examples, 1, tokenizer)[0] == ["c</s>"]
+
+
+def test_answers_that_do_not_fit_are_left_out_and_said(chat_tokenizer):
+    tokenizer = chat_tokenizer(THINKING)
+    record = talk("hi", "ok", "the cat sat on the mat " * 10, "ok")
+    whole = tokenize([record], tokenizer, template="chat", max_length=2000)
+    assert whole.truncated.tolist() == [False, False]
+    short = tokenize([record], tokenizer, template="chat", max_length=int(whole.lengths[0]))
+    assert short.row(0).tolist() == whole.row(0).tolist()
+    assert short.truncated.tolist() == [True]
+
+
+def test_the_examples_of_a_conversation_stay_together(chat_tokenizer, tmp_path):
+    tokenizer = chat_tokenizer(THINKING)
+    rows = []
+    for number in range(12):
+        said = [("user", f"{number} cat"), ("assistant", f"{number}")] * (1 + number % 3)
+        rows.append({"messages": [{"role": role, "content": text} for role, text in said]})
+    path = tmp_path / "chat.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    for method in ("iid", "quantity", "length"):
+        options = DataOptions(data=str(path), clients=4, partition=method, test_fraction=0.25, partition_groups=2)
+        data = build_federated_data(options, tokenizer)
+        assert len(np.unique(data.test.record_index)) == 3
+        parts = [set(data.train.record_index[client.indices].tolist()) for client in data.clients]
+        assert sum(map(len, parts)) == 9
+        assert sum(len(client.indices) for client in data.clients) == len(data.train) == 24 - len(data.test)
+        assert not set(data.test.record_index) & set.union(*parts)
+        for record, end in zip(data.test_records, data.test.answers, strict=True):
+            assert len(record.turns) == 2 * max(end, 1)
+    note = "conversations are trained answer by answer, as"
+    assert note in describe(data)
+    assert note in split_record(data)["notes"][0]
+    appended = build_federated_data(DataOptions(data=str(path), clients=4), chat_tokenizer(CHATML))
+    assert len(appended.train) == 12
+    assert appended.notes == ()
+
+
+# ---- what leads and ends a text -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rule", "lead"),
+    [(None, []), ("<s> $A", ["<s>"]), ("$A </s>", []), ("<s> $A </s>", ["<s>"]), ("<unk> <s> $A", ["<unk>", "<s>"])],
+)
+def test_a_text_begins_as_the_tokenizer_has_it(chat_tokenizer, tmp_path, rule, lead):
+    from tokenizers import processors
+
+    tokenizer = chat_tokenizer(CHATML)
+    if rule is not None:
+        special = [(name, tokenizer.convert_tokens_to_ids(name)) for name in ("<unk>", "<s>", "</s>")]
+        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single=rule, special_tokens=special)
+    asked = Record("hi", "", "ok", None, "a.jsonl:1")
+    prompt = prompt_tokens(asked, tokenizer, "completion")
+    assert tokenizer.convert_ids_to_tokens(prompt) == [*lead, "hi"]
+    row = tokenize([asked], tokenizer, template="completion", cache_dir=tmp_path).row(0).tolist()
+    assert row == [*prompt, *tokenizer("ok", add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    chat = tokenize([talk("hi", "ok")], tokenizer, template="chat").row(0)
+    assert tokenizer.convert_ids_to_tokens(int(chat[0])) == "<|im_start|>"
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([{"instruction": "hi", "output": "ok"}]))
+    for template, begins, ends in (("completion", lead, ["</s>"]), ("chat", ["<|im_start|>"], ["<|im_end|>"])):
+        data = build_federated_data(DataOptions(data=str(path), clients=1, template=template), tokenizer)
+        split = split_record(data)
+        assert (split["begins_with"], split["ends_with"]) == (begins, ends)
+        said = " ".join(begins) or "no special token"
+        assert f"template {template}; an example begins with {said} and ends in {ends[0]}" in describe(data)
+
+
+def test_the_bundled_tokenizer_keeps_its_bos():
+    from devft_jax.base_model import bundled_model
+    from devft_jax.models.pretrained import load_tokenizer
+
+    tokenizer = load_tokenizer(bundled_model())
+    assert tokenizer("a")["input_ids"] == [1, *tokenizer("a", add_special_tokens=False)["input_ids"]]
+    assert prompt_tokens(Record("a", "", "b", None, "x:1"), tokenizer, "completion") == tokenizer("a")["input_ids"]
+
+
+@pytest.mark.parametrize(("kind", "answer"), [("bytes", "Ġok"), ("words", "▁ok")])
+def test_openfedllm_is_tokenised_as_one_text(chat_tokenizer, kind, answer):
+    tokenizer = chat_tokenizer(CHATML, kind)
+    record = Record("the cat", "sat", "ok", None, "a.jsonl:1")
+    row = tokenize([record], tokenizer, template="openfedllm").row(0).tolist()
+    text = (
+        "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+        "\n\n### Instruction:\nthe cat sat \n\n### Response: ok"
+    )
+    assert row == [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    prompt = prompt_tokens(record, tokenizer, "openfedllm")
+    assert row[: len(prompt)] == prompt
+    assert "".join(tokenizer.convert_ids_to_tokens(row[len(prompt) :])) == f"{answer}</s>"
+    both = tokenize([talk("hi", "ok", "hi", "12")], tokenizer, template="openfedllm")
+    assert ["".join(text.split()) for text in answers(both, 0, tokenizer)[0]] == ["ok</s>", "12</s>"]

@@ -1,8 +1,10 @@
 """Prompt templates: wording letter for letter, and content that looks like a pattern."""
 
+from typing import ClassVar
+
 import pytest
 
-from devft_jax.data.prompts import render, resolve_template
+from devft_jax.data.prompts import prompt_text, render, resolve_template
 from devft_jax.data.sources import Record, Turn
 from devft_jax.errors import InputError
 
@@ -31,21 +33,29 @@ def test_alpaca_is_the_stanford_wording():
     )
 
 
+def test_openfedllm_has_no_input_section_and_answers_behind_the_heading():
+    opening = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+    assert texts(record(), "openfedllm") == (f"{opening}\n\n### Instruction:\nAdd. \n\n### Response:", " 3")
+    assert texts(record(input="1 2"), "openfedllm") == (f"{opening}\n\n### Instruction:\nAdd. 1 2 \n\n### Response:", " 3")
+    assert texts(TALK, "openfedllm")[1:3] == (" Hello", "\n\n### Instruction:\n1 + 1? \n\n### Response:")
+    assert prompt_text(record(), "openfedllm") == texts(record(), "openfedllm")[0]
+
+
 def test_completion_is_the_prompt_as_it_is():
     assert texts(record(), "completion") == ("Add.", "3")
     assert texts(record(input="1 2"), "completion") == ("Add.\n1 2", "3")
 
 
-@pytest.mark.parametrize("template", ["alpaca", "alpaca_short", "completion"])
+@pytest.mark.parametrize("template", ["alpaca", "openfedllm", "alpaca_short", "completion"])
 def test_braces_in_a_record_are_text(template):
     prompt, completion = texts(record("print({x})", "{input} {0}", "{}"), template)
     assert "print({x})" in prompt
     assert "{input} {0}" in prompt
-    assert completion == "{}"
+    assert completion.strip() == "{}"
 
 
 def test_an_unknown_template_is_refused():
-    with pytest.raises(InputError, match="template 'vicuna' is unknown; choose from auto, alpaca, alpaca_short, comp"):
+    with pytest.raises(InputError, match="template 'vicuna' is unknown; choose from auto, alpaca, openfedllm, alpaca"):
         render(record(), "vicuna")
 
 
@@ -65,7 +75,7 @@ def test_a_conversation_repeats_the_headings_and_says_the_system_text_once():
     )
     assert texts(TALK, "completion") == ("Be brief.\nHi", "Hello", "\n1 + 1?", "2")
     one = conversation(("user", "Add."), ("assistant", "3"))
-    for template in ("alpaca", "alpaca_short", "completion"):
+    for template in ("alpaca", "openfedllm", "alpaca_short", "completion"):
         assert texts(one, template) == texts(record(), template)
 
 
@@ -96,72 +106,71 @@ def test_the_last_exchange_of_a_conversation_is_its_instruction():
 
 
 class FakeTokenizer:
-    """Renders a chat as a function of its messages says; `<end>` is its only special token."""
+    """Has a chat template; `<end>` is its only special token."""
 
     name_or_path = "fake"
-    chat_template = "given"
     all_special_tokens = ("<end>",)
+    special_tokens_map: ClassVar[dict[str, str]] = {"eos_token": "<end>"}
 
-    def __init__(self, rendering):
-        self.rendering = rendering
+    def __init__(self, chat_template):
+        self.chat_template = chat_template
 
     def get_chat_template(self):
         return self.chat_template
 
-    def apply_chat_template(self, messages, *, chat_template, tokenize, add_generation_prompt):
-        assert chat_template.endswith(self.chat_template)
-        assert not tokenize
-        return self.rendering(messages, add_generation_prompt)
 
-
-def plain_rendering(messages, ask):
-    said = "".join(f"{message['role'][0]}:{message['content']}<end>\n" for message in messages)
-    return f"{said}a:" if ask else said
+PLAIN = (
+    "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}{{ eos_token }}{{ '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}a:{% endif %}"
+)
 
 
 def test_a_chat_is_cut_where_the_assistant_begins_and_ends():
-    segments = render(TALK, "chat", FakeTokenizer(plain_rendering))
+    segments = render(TALK, "chat", FakeTokenizer(PLAIN))
     assert [segment.text for segment in segments] == [
         "s:Be brief.<end>\nu:Hi<end>\na:",
         "Hello<end>",
         "\nu:1 + 1?<end>\na:",
         "2<end>",
     ]
-    instruction = render(record(input="1 2"), "chat", FakeTokenizer(plain_rendering))
+    instruction = render(record(input="1 2"), "chat", FakeTokenizer(PLAIN))
     assert [segment.text for segment in instruction] == ["u:Add.\n1 2<end>\na:", "3<end>"]
 
 
 def test_a_second_end_that_only_the_last_turn_has_is_left_out():
-    def rendering(messages, ask):
-        return plain_rendering(messages, ask) + ("" if ask else "<end>")
-
-    segments = render(TALK, "chat", FakeTokenizer(rendering))
+    twice = PLAIN + "{% if not add_generation_prompt %}{{ eos_token }}{% endif %}"
+    segments = render(TALK, "chat", FakeTokenizer(twice))
     assert [segment.text for segment in segments][1::2] == ["Hello<end>", "2<end>"]
 
 
-def test_a_template_that_rewrites_earlier_turns_is_refused():
-    def forgetful(messages, ask):
-        kept = [
-            message | {"content": "..."} if message["role"] == "assistant" and number < len(messages) - 1 else message
-            for number, message in enumerate(messages)
-        ]
-        return plain_rendering(kept, ask)
+FORGETFUL = PLAIN.replace("m.content", "m.content if loop.last or m.role != 'assistant' else '...'")
 
-    with pytest.raises(InputError, match=r"before turn 5 of a\.jsonl:4 otherwise .* use another template such as alpaca"):
-        render(TALK, "chat", FakeTokenizer(forgetful))
-    assert len(render(record(), "chat", FakeTokenizer(forgetful))) == 2
+
+def test_a_template_that_rewrites_earlier_turns_gives_every_answer_a_text_of_its_own():
+    segments = render(TALK, "chat", FakeTokenizer(FORGETFUL))
+    assert [(segment.text, segment.is_answer, segment.begins) for segment in segments] == [
+        ("s:Be brief.<end>\nu:Hi<end>\na:", False, False),
+        ("Hello<end>", True, False),
+        ("s:Be brief.<end>\nu:Hi<end>\na:...<end>\nu:1 + 1?<end>\na:", False, True),
+        ("2<end>", True, False),
+    ]
+    assert len(render(record(), "chat", FakeTokenizer(FORGETFUL))) == 2
+
+
+def test_an_answer_that_does_not_follow_what_asks_for_it_is_refused():
+    thinking = PLAIN.replace("%}a:{%", "%}a:<think>{%")
+    with pytest.raises(InputError, match=r"before turn 3 of a\.jsonl:4 otherwise when it asks .* another template such as"):
+        render(TALK, "chat", FakeTokenizer(thinking))
 
 
 def test_a_conversation_that_the_chat_template_refuses_is_named():
-    def strict(messages, ask):
-        raise ValueError("Roles must alternate.\nand a trace")
-
+    strict = FakeTokenizer("{{ raise_exception('Roles must alternate.\\nand a trace') }}")
     with pytest.raises(InputError, match=r"refuses the conversation a\.jsonl:4 \(Roles must alternate\); correct or"):
-        render(TALK, "chat", FakeTokenizer(strict))
+        render(TALK, "chat", strict)
 
 
 def test_auto_is_the_chat_template_only_for_conversations_and_where_there_is_one(word_tokenizer):
-    chat = FakeTokenizer(plain_rendering)
+    chat = FakeTokenizer(PLAIN)
     assert resolve_template("auto", conversational=True, tokenizer=chat) == "chat"
     assert resolve_template("auto", conversational=False, tokenizer=chat) == "alpaca"
     assert resolve_template("auto", conversational=True, tokenizer=word_tokenizer()) == "alpaca"
