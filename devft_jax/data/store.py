@@ -22,6 +22,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from devft_jax.files import parse_json
+
 _INDEX = "store.json"
 
 # Names of stores that are being written, and the seconds without a write after which nobody writes one any more.
@@ -81,18 +83,23 @@ class StoreWriter:
         if self.path is None:
             # On POSIX systems a mapping outlives the name of its file.
             return _map(self._folder, self._dtypes), note
-        if read_store(self.path, self._dtypes) is None:
-            shutil.rmtree(self.path, ignore_errors=True)
-            # Where this fails another process has published the same store in the meantime.
-            with suppress(OSError):
-                self._folder.rename(self.path)
+        if found := read_store(self.path, self._dtypes):
+            return found
+        shutil.rmtree(self.path, ignore_errors=True)
+        try:
+            self._folder.rename(self.path)
+        except OSError:
+            # Another process may have published the same store in the meantime; anything else is not taken for one.
+            if found := read_store(self.path, self._dtypes):
+                return found
+            raise
         return _map(self.path, self._dtypes), note
 
 
 def read_store(path: Path, dtypes: Mapping[str, np.dtype]) -> tuple[dict[str, np.ndarray], Any] | None:
     """The arrays, read-only and mapped, and the note of a whole and undamaged store; None for any other."""
     try:
-        index = json.loads((path / _INDEX).read_bytes())
+        index = parse_json((path / _INDEX).read_bytes(), _INDEX)
         sound = all(
             (path / name).stat().st_size == index["bytes"][name] and _checksum(path / name) == index["crc32"][name]
             for name in dtypes

@@ -8,6 +8,7 @@ import pytest
 
 from devft_jax.data import DataOptions, build_federated_data, describe, pool, split_record, validate_data
 from devft_jax.errors import InputError
+from devft_jax.reporting.split import split_chart
 
 
 @pytest.fixture
@@ -376,3 +377,18 @@ def test_real_federated_data_is_read_whole(shared, word_tokenizer):
     assert [len(client.indices) for client in found.clients] == sizes
     assert len(found.test) == len(found.test_records) == 80
     assert len(found.train.category_names) == 8
+
+
+def test_names_are_true_in_the_split_and_harmless_where_they_are_shown(build, tmp_path):
+    odd = "a\x1b[31m\u202eb"
+    for name in (odd, "plain"):
+        write(tmp_path / f"{name}.json", 1, 4, category=f"k{name}")
+    write(tmp_path / f"test{odd}.json", 1, 4)
+    data = build(data=str(tmp_path))
+    record = json.loads(json.dumps(split_record(data)))
+    assert [client["name"] for client in record["clients"]] == [odd, "plain"]
+    assert record["clients"][0]["groups"] == {f"k{odd}": 4}
+    for text in (describe(data), split_chart(record)):
+        assert "\x1b" not in text
+        assert "\u202e" not in text
+        assert r"a\x1b[31m\u202eb" in text

@@ -142,3 +142,23 @@ def test_memory_does_not_grow_with_the_data(tmp_path, suffix):
     assert examples == count
     # What a run keeps of every example is a few numbers of its own and pages of the store.
     assert grown * 1024 < size / 3
+
+
+def test_a_link_in_the_place_of_a_store_is_not_read_through(tmp_path):
+    dtypes = {"a": np.dtype("<i4")}
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "a").write_bytes(bytes(12))
+    (tmp_path / "stores").mkdir()
+    (tmp_path / "stores" / "one").symlink_to(tmp_path / "elsewhere")
+    with StoreWriter(tmp_path / "stores" / "one", dtypes) as writer:
+        writer.append(a=np.arange(3))
+        with pytest.raises(OSError, match="one"):
+            writer.publish(None)
+    assert (tmp_path / "elsewhere" / "a").read_bytes() == bytes(12)
+    assert [path.name for path in (tmp_path / "stores").iterdir()] == ["one"]
+
+
+@pytest.mark.parametrize("index", ["[" * 100_000, "{}", "3", '{"bytes": 1' + "0" * 5000 + "}", "\udcff"])
+def test_an_odd_index_is_no_store(tmp_path, index):
+    (tmp_path / "store.json").write_bytes(index.encode("utf-8", "surrogateescape"))
+    assert read_store(tmp_path, {"a": np.dtype("<i4")}) is None
