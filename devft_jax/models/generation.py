@@ -381,7 +381,7 @@ def _check_prompts(
     for row_id, prompt in zip(row_ids, prompts, strict=True):
         number = row_id + 1
         if not len(prompt):
-            raise InputError(f"prompt {number} is empty and the tokenizer has no bos token to begin with; write a prompt.")
+            raise InputError(f"prompt {number} is empty and the tokenizer begins a text with no token; write a prompt.")
         if len(prompt) > room:
             raise InputError(
                 f"prompt {number} has {len(prompt)} tokens and max_new_tokens is {options.max_new_tokens}, which exceeds "

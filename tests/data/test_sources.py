@@ -584,7 +584,7 @@ def test_every_naming_of_shards_is_one_source(tmp_path, names, whole):
 def test_shards_that_are_missing_are_said_and_two_sets_of_them_refused(tmp_path):
     for number in (1, 3):
         fill(tmp_path / f"train-{number:05}-of-00004.jsonl", str(number))
-    with pytest.warns(UserWarning, match=r"2 of the 4 parts of 'train' in .* are missing, the first is 00000; only the"):
+    with pytest.warns(UserWarning, match=r"'train' in .* lacks 2 of its 4 parts, the first is 00000; only the others"):
         assert [record.output for record in read(tmp_path)] == ["1", "3"]
     fill(tmp_path / "train-00001-of-00004-0a1b2c3d4e5f6071.jsonl", "again")
     with pytest.raises(InputError, match=r"are both part 1 of 'train'; remove the older one"):

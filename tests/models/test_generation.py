@@ -336,7 +336,7 @@ def test_options_that_cannot_be_used(base, change, words):
 @pytest.mark.parametrize(
     ("prompt", "words"),
     [
-        ([], "prompt 2 is empty and the tokenizer has no bos"),
+        ([], "prompt 2 is empty and the tokenizer begins a text with no token"),
         ([37], "outside the model's vocabulary of 37"),
         ([-1], "outside"),
     ],
