@@ -399,8 +399,8 @@ def _load_shards(shards: Sequence[_Shard], fields: Mapping[str, str], category_f
     if missing and ordered[-1].index < total:
         first = next(number for number, shard in enumerate([*ordered, None]) if shard is None or shard.index != number)
         warnings.warn(
-            f"{name!r} in {shown(ordered[0].path.parent)} lacks {missing:,} of its {total:,} parts, the first is {first:05}; "
-            "only the others are read.",
+            f"{name!r} in {shown(ordered[0].path.parent)} lacks {missing:,} of its {total:,} parts, the first is "
+            f"{first:05}; only the others are read.",
             stacklevel=4,
         )
     return _load_files(ordered[0].whole, [shard.path for shard in ordered], fields, category_field)

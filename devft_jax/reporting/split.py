@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from devft_jax.files import printable
 from devft_jax.reporting.names import shortened, told_apart
 from devft_jax.reporting.svg import Picture, escape
 
@@ -61,12 +60,12 @@ def _table(split: Mapping[str, Any]) -> _Table:
             cells.append(sum(counts.values()) - sum(cells))
         if without:
             cells.append(size - sum(cells))
-        return printable(name), size, cells
+        return name, size, cells
 
     clients = split["clients"][:MAX_CLIENTS]
     rows = [row(client["name"], client["examples"], client["groups"]) for client in clients]
     rows.append(row(f"all {len(split['clients']):,}", split["examples"], totals))
-    return _Table([*map(printable, shown), *[f"{others} others"] * bool(others), *["none"] * without], rows)
+    return _Table([*shown, *[f"{others} others"] * bool(others), *["none"] * without], rows)
 
 
 def _step(share: float) -> int:

@@ -285,7 +285,8 @@ def test_description_is_a_table_of_the_split(build, folder):
     assert lines[4].split()[:5] == ["all", "3", "(file)", "27", "108"]
     assert lines[5].split()[:3] == ["test", "9", "36"]
     assert "x " in lines[4]
-    assert lines[6:] == ["27 training completions are cut at the length limit", "template completion"]
+    worded = "template completion; an example begins with <s> and ends in no special token"
+    assert lines[6:] == ["27 training completions are cut at the length limit", worded]
     shortened = describe(data, max_clients=1).splitlines()
     assert shortened[2] == "... and 2 more"
 
@@ -383,7 +384,7 @@ def test_names_are_true_in_the_split_and_harmless_where_they_are_shown(build, tm
     odd = "a\x1b[31m\u202eb"
     for name in (odd, "plain"):
         write(tmp_path / f"{name}.json", 1, 4, category=f"k{name}")
-    write(tmp_path / f"test{odd}.json", 1, 4)
+    write(tmp_path / f"test_{odd}.json", 1, 4)
     data = build(data=str(tmp_path))
     record = json.loads(json.dumps(split_record(data)))
     assert [client["name"] for client in record["clients"]] == [odd, "plain"]
