@@ -167,7 +167,7 @@ class FederatedData:
     begins_with: tuple[str, ...] = ()
     """The special tokens that lead every example, in order."""
     ends_with: tuple[str, ...] = ()
-    """The special tokens in which examples end, any of them."""
+    """The special tokens in which answers end, any of them."""
     notes: tuple[str, ...] = ()
     """What was decided on the way and the user should know, a sentence each."""
     groups: Groups | None = None

@@ -56,6 +56,9 @@ _VERSION = 3
 # Python lists it returns stay small.
 _RECORDS_PER_CALL = 1024
 
+# Examples whose inner answers are looked at for what ends them.
+_LOOKED_INTO = 1000
+
 _DTYPES = {
     "tokens": np.dtype("<i4"),
     "is_answer": np.dtype(bool),
@@ -202,14 +205,18 @@ def leading_tokens(tokenizer: Any) -> list[int]:
 
 
 def special_borders(examples: Examples, tokenizer: Any, template: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The special tokens that lead the examples, in order, and those in which examples end that were not cut."""
+    """The special tokens that lead the examples, in order, and those in which their answers end, unless they were cut."""
     special = {*tokenizer.all_special_ids, *getattr(tokenizer, "added_tokens_decoder", {})}
     lead = leading_tokens(tokenizer)
     if template == "chat":
         lead = list(takewhile(special.__contains__, examples.row(0)[: examples.prompt_lengths[0]].tolist()))
     whole = ~examples.truncated
-    last = np.unique(examples.tokens[examples.starts[whole] + examples.lengths[whole] - 1]).tolist()
-    ends = [token for token in last if token in special]
+    last = {*examples.tokens[examples.starts[whole] + examples.lengths[whole] - 1].tolist()}
+    # Conversations that were cut have answers that ended before; a few show how.
+    for index in range(min(len(examples), _LOOKED_INTO)):
+        flags = examples.is_answer[examples.starts[index] :][: examples.lengths[index]]
+        last |= {*examples.row(index)[:-1][flags[:-1] & ~flags[1:]].tolist()}
+    ends = [token for token in sorted(last) if token in special]
     return tuple(tokenizer.convert_ids_to_tokens(lead)), tuple(tokenizer.convert_ids_to_tokens(ends))
 
 

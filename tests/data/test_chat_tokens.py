@@ -316,6 +316,15 @@ def test_a_text_begins_as_the_tokenizer_has_it(chat_tokenizer, tmp_path, rule, l
         assert f"template {template}; an example begins with {said} and ends in {ends[0]}" in describe(data)
 
 
+def test_what_ends_answers_is_known_where_every_conversation_is_cut(chat_tokenizer, tmp_path):
+    path = tmp_path / "chat.jsonl"
+    said = [("user", "hi"), ("assistant", "ok"), ("user", "hi"), ("assistant", "the cat sat on the mat")]
+    path.write_text(json.dumps({"messages": [{"role": role, "content": text} for role, text in said]}))
+    data = build_federated_data(DataOptions(data=str(path), clients=1, max_length=24), chat_tokenizer(CHATML))
+    assert data.train.truncated.all()
+    assert data.ends_with == ("<|im_end|>",)
+
+
 def test_the_bundled_tokenizer_keeps_its_bos():
     from devft_jax.base_model import bundled_model
     from devft_jax.models.pretrained import load_tokenizer
