@@ -250,7 +250,7 @@ def build_federated_data(options: DataOptions, tokenizer: object, *, seed: int =
     else:
         groups = _groups(train, records, method, options)
         clients = _drawn_clients(train, groups, method, options, seed)
-    begins_with, ends_with = special_borders(train, tokenizer, template)
+    begins_with, ends_with = special_borders(train, tokenizer, template, options.max_length)
     return FederatedData(
         train=train,
         clients=clients,

@@ -204,13 +204,16 @@ def leading_tokens(tokenizer: Any) -> list[int]:
     return next((whole[:start] for start in starts if whole[start : start + len(bare)] == bare), [])
 
 
-def special_borders(examples: Examples, tokenizer: Any, template: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def special_borders(
+    examples: Examples, tokenizer: Any, template: str, max_length: int
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The special tokens that lead the examples, in order, and those in which their answers end, unless they were cut."""
     special = {*tokenizer.all_special_ids, *getattr(tokenizer, "added_tokens_decoder", {})}
     lead = leading_tokens(tokenizer)
     if template == "chat":
         lead = list(takewhile(special.__contains__, examples.row(0)[: examples.prompt_lengths[0]].tolist()))
-    whole = ~examples.truncated
+    # One that is shorter than the limit lacks later turns and not its end.
+    whole = ~examples.truncated | (examples.lengths < max_length)
     last = {*examples.tokens[examples.starts[whole] + examples.lengths[whole] - 1].tolist()}
     # Conversations that were cut have answers that ended before; a few show how.
     for index in range(min(len(examples), _LOOKED_INTO)):

@@ -320,9 +320,11 @@ def test_what_ends_answers_is_known_where_every_conversation_is_cut(chat_tokeniz
     path = tmp_path / "chat.jsonl"
     said = [("user", "hi"), ("assistant", "ok"), ("user", "hi"), ("assistant", "the cat sat on the mat")]
     path.write_text(json.dumps({"messages": [{"role": role, "content": text} for role, text in said]}))
-    data = build_federated_data(DataOptions(data=str(path), clients=1, max_length=24), chat_tokenizer(CHATML))
-    assert data.train.truncated.all()
-    assert data.ends_with == ("<|im_end|>",)
+    for limit in (24, 30):
+        data = build_federated_data(DataOptions(data=str(path), clients=1, max_length=limit), chat_tokenizer(CHATML))
+        assert data.train.truncated.all()
+        assert (data.train.lengths[0] < limit) == (limit == 24)
+        assert data.ends_with == ("<|im_end|>",)
 
 
 def test_the_bundled_tokenizer_keeps_its_bos():
