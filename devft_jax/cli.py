@@ -28,7 +28,7 @@ from devft_jax.flags import Section, flags_of, parse
 from devft_jax.options import closest, operand, path, verbatim
 from devft_jax.screen import complain, show
 
-TRACEBACK_FILE = "traceback.txt"
+TRACEBACK_FILE, KEPT = "traceback.txt", "holds where"
 
 MOST_OF_A_REASON = 300
 """Characters of an unforeseen error's own text."""
@@ -93,7 +93,9 @@ def _unforeseen(error: Exception, words: Sequence[str], shown: bool) -> str:
             f"`{command}` ran out of memory; lower batch_size, max_length or clients_per_step, or quantise the model "
             "(`devft plan` says what a run needs)."
         )
-    where = "; ".join([*getattr(error, "__notes__", ()), *([] if shown else ["--traceback shows where"])])
+    # Libraries add notes of their own.
+    kept = [note for note in getattr(error, "__notes__", ()) if note.endswith(KEPT)]
+    where = "; ".join([*kept, *([] if shown else ["--traceback shows where"])]) or "that is a fault of devft"
     reason = reason if len(reason) <= MOST_OF_A_REASON else f"{reason[:MOST_OF_A_REASON]}..."
     return f"`{command}` ended by {type(error).__name__} ({reason}), which it should have put into words; {where}."
 
@@ -114,7 +116,7 @@ def _traceback_kept(folder: Path) -> Iterator[None]:
         if folder.is_dir():
             with suppress(OSError):
                 write_atomically(folder / TRACEBACK_FILE, traceback.format_exc())
-                error.add_note(f"{folder / TRACEBACK_FILE} holds where")
+                error.add_note(f"{folder / TRACEBACK_FILE} {KEPT}")
         raise
 
 

@@ -159,7 +159,7 @@ def layer_kept(
         block, table, keys = given
         scale = {name: jnp.float32(1.0) for name in lora}
         attend = causal_attention(config, compute, length)
-        shares = jnp.full((rows, length), 1 / length)
+        shares = jnp.full((rows, length), 1 / length, jnp.float32)
         change = None if generator is None else functools.partial(adapt, generator, shares, layer_token)
         options: dict[str, Any] = {"table": table, "attend": attend, "dropout": adapter.dropout, "row_keys": keys}
         return decoder_layer(config, x, block, lora, scale, {}, change=change, **options)[0]
@@ -168,7 +168,7 @@ def layer_kept(
     if policy is not None:
         layer = jax.checkpoint(layer, policy=policy, prevent_cse=False)
     x = jax.ShapeDtypeStruct((rows, length, config.width), compute.dtype)
-    table = jax.eval_shape(lambda: rotary_table(config, jnp.arange(length)))
+    table = jax.eval_shape(lambda: rotary_table(config, jnp.arange(length, dtype=jnp.int32)))
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0, impl="threefry2x32"), rows))
     generator = None if adapter.hyper is None else jax.eval_shape(generator_of, adapter.hyper)
     trained = (of_one_layer(adapter.lora), generator, of_one_layer(adapter.layer_tokens))
@@ -307,7 +307,7 @@ def compiled_memory(
     shape = (clients, work.steps, work.batch, work.length)
     row = messages.participant.row
     rows = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((clients, *leaf.shape), leaf.dtype), row)
-    shares = jax.eval_shape(lambda: Share(jnp.zeros(clients), jnp.zeros(clients, "int32")))
+    shares = jax.eval_shape(lambda: Share(jnp.zeros(clients, jnp.float32), jnp.zeros(clients, "int32")))
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0, impl="threefry2x32"), clients))
     training = replace(training, compute=replace(compute, frozen_layers=frozen))
     lowered = jit_chunk(training, mesh).lower(

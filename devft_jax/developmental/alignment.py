@@ -34,7 +34,7 @@ def align_factors(layer_map: LayerMap, a: jax.Array, b: jax.Array) -> tuple[jax.
     group = jnp.maximum(layer_map.assign, 0)
     anchor = anchors(layer_map.assign, layer_map.num_groups)[group]
     mixes = jnp.count_nonzero(layer_map.fuse, axis=1) > 1
-    turned = (layer_map.assign >= 0) & mixes[group] & (anchor != jnp.arange(layer_map.num_layers))
+    turned = (layer_map.assign >= 0) & mixes[group] & (anchor != jnp.arange(layer_map.num_layers, dtype=jnp.int32))
     rotation = procrustes(a, b, a[anchor], b[anchor])
     exact = lax.Precision.HIGHEST
     rotated_a = jnp.einsum("lir,lrs->lis", a, rotation, precision=exact)

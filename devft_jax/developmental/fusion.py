@@ -58,7 +58,7 @@ def _coefficients(
     assign: jax.Array, num_groups: int, method: str, beta: jax.Array | None, key: jax.Array | None
 ) -> jax.Array:
     """`fusion_matrix` once its arguments are known to be sound; `beta` None is "auto"."""
-    member = assign[None, :] == jnp.arange(num_groups)[:, None]
+    member = assign[None, :] == jnp.arange(num_groups, dtype=jnp.int32)[:, None]
     size = member.sum(axis=1, keepdims=True, dtype=jnp.float32)
     if method == "sum":
         return member.astype(jnp.float32)
@@ -66,7 +66,7 @@ def _coefficients(
         return member / jnp.maximum(size, 1.0)
     if method == "r_one":
         assert key is not None
-        drawn = jnp.where(member, jax.random.uniform(key, assign.shape), -1.0).argmax(axis=1)
+        drawn = jnp.where(member, jax.random.uniform(key, assign.shape, jnp.float32), -1.0).argmax(axis=1)
         return _one_hot(drawn, member)
     anchor = _one_hot(member.argmax(axis=1), member)
     if method == "anchor":
@@ -90,12 +90,12 @@ def check_fusion(method: str, beta: Any, *, has_key: bool) -> None:
 @functools.partial(jax.jit, static_argnames="num_groups")
 def anchors(assign: jax.Array, num_groups: int) -> jax.Array:
     """The first layer of every group: i32[G]. Groups without layers give 0."""
-    member = jnp.asarray(assign)[None, :] == jnp.arange(num_groups)[:, None]
+    member = jnp.asarray(assign)[None, :] == jnp.arange(num_groups, dtype=jnp.int32)[:, None]
     return member.argmax(axis=1).astype(jnp.int32)
 
 
 def _one_hot(layers: jax.Array, member: jax.Array) -> jax.Array:
-    chosen = jnp.arange(member.shape[1])[None, :] == layers[:, None]
+    chosen = jnp.arange(member.shape[1], dtype=jnp.int32)[None, :] == layers[:, None]
     return (chosen & member).astype(jnp.float32)
 
 

@@ -80,7 +80,7 @@ def check_grouping(method: str, num_groups: int, num_layers: int, *, has_key: bo
 def number_by_first_layer(labels: jax.Array, num_groups: int) -> jax.Array:
     """Renames the groups of i32[L] labels 0..G-1 so that they are ordered by their first layers."""
     layers = labels.shape[0]
-    first = jnp.full(num_groups, layers).at[labels].min(jnp.arange(layers))
+    first = jnp.full(num_groups, layers, jnp.int32).at[labels].min(jnp.arange(layers, dtype=jnp.int32))
     return jnp.argsort(jnp.argsort(first))[labels].astype(jnp.int32)
 
 
@@ -143,7 +143,7 @@ def kmeans(
         return labels, jnp.square(points - centres[labels]).sum()
 
     candidates = 2 + int(math.log(num_groups))
-    uniform = jax.random.uniform(key, (restarts, num_groups, candidates))
+    uniform = jax.random.uniform(key, (restarts, num_groups, candidates), jnp.float32)
     labels, inertia = jax.vmap(once)(uniform)
     best = jnp.argmin(inertia)
     return labels[best], inertia[best]

@@ -104,7 +104,7 @@ class StageShape:
             member = assign == np.arange(self.layers)[:, None]
             chosen = member & (np.cumsum(member, axis=1) == 1) if self.picks else member
             some = LayerMap(jnp.asarray(chosen / chosen.sum(axis=1, keepdims=True), jnp.float32), jnp.asarray(assign))
-        return dataclasses.replace(some, train=jnp.arange(self.layers) >= self.frozen)
+        return dataclasses.replace(some, train=jnp.arange(self.layers, dtype=jnp.int32) >= self.frozen)
 
 
 class FixedGrowth(abc.ABC):
@@ -173,7 +173,7 @@ class Transition:
     @property
     def group_sizes(self) -> tuple[int, ...]:
         """Number of layers that every group is assigned."""
-        groups = jnp.arange(self.layer_map.num_groups)[:, None]
+        groups = jnp.arange(self.layer_map.num_groups, dtype=jnp.int32)[:, None]
         return tuple((self.layer_map.assign == groups).sum(axis=1).tolist())
 
 

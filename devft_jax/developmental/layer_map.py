@@ -73,7 +73,9 @@ class LayerMap:
     @classmethod
     def shapes(cls, num_groups: int, num_layers: int, bare: int = 0) -> Self:
         """Shapes and dtypes of any map from `num_layers` layers to `num_groups` groups, for tracing and for reading one."""
-        return jax.eval_shape(lambda: cls(jnp.zeros((num_groups, num_layers)), jnp.zeros(num_layers, jnp.int32), bare=bare))
+        return jax.eval_shape(
+            lambda: cls(jnp.zeros((num_groups, num_layers), jnp.float32), jnp.zeros(num_layers, jnp.int32), bare=bare)
+        )
 
     @property
     def num_groups(self) -> int:
@@ -184,7 +186,7 @@ def layer_map(
         return LayerMap.identity(num_layers)
     group_key, fusion_key = (None, None) if key is None else jax.random.split(key)
     compared = grouping == "dglg" and num_groups > 1
-    similarity = layer_similarity(tree, select=select) if compared else jnp.eye(num_layers)
+    similarity = layer_similarity(tree, select=select) if compared else jnp.eye(num_layers, dtype=jnp.float32)
     assign = group_layers(similarity, num_groups, method=grouping, key=group_key)
     matrix = fusion_matrix(assign, num_groups=num_groups, method=fusion, beta=beta, key=fusion_key)
     return LayerMap(matrix, assign)
@@ -246,7 +248,7 @@ def transition_gap(gram: jax.Array, layer_map: LayerMap) -> jax.Array:
     With DBLF |fuse[g, j]| is beta. `gram` f32[L, L] comes from `layer_gram`, so the weights are not read
     again. A distance below about 1e-3 of the layers' norms is lost in float32 rounding.
     """
-    layers = jnp.arange(layer_map.num_layers)
+    layers = jnp.arange(layer_map.num_layers, dtype=jnp.int32)
     group = jnp.maximum(layer_map.assign, 0)
     anchor = anchors(layer_map.assign, layer_map.num_groups)[group]
     squares = jnp.diagonal(gram)
@@ -263,7 +265,7 @@ def _sources(layer_map: LayerMap, anchor: jax.Array, *, anchors_only: bool) -> j
     group = jnp.maximum(assign, 0)
     takes = (assign >= 0) & jnp.asarray(layer_map.train)[group]
     if anchors_only:
-        takes &= anchor[group] == jnp.arange(layer_map.num_layers)
+        takes &= anchor[group] == jnp.arange(layer_map.num_layers, dtype=jnp.int32)
     return jnp.where(takes, assign, -1)
 
 

@@ -71,7 +71,7 @@ def masked(factors: LoraFactors, mask: jax.Array) -> LoraFactors:
 
 def first_directions(lora: dict[str, LoraFactors], rank: jax.Array) -> dict[str, LoraFactors]:
     """The factors with every direction from `rank` i32[] on set to zero."""
-    return {name: masked(factors, jnp.arange(factors.a.shape[-1]) < rank) for name, factors in lora.items()}
+    return {name: masked(factors, jnp.arange(factors.a.shape[-1], dtype=jnp.int32) < rank) for name, factors in lora.items()}
 
 
 def probe(lora: dict[str, LoraFactors]) -> dict[str, jax.Array]:
@@ -83,7 +83,7 @@ def probe(lora: dict[str, LoraFactors]) -> dict[str, jax.Array]:
 
     def one(name: str, factors: LoraFactors) -> jax.Array:
         key = jax.random.fold_in(jax.random.key(0, impl="threefry2x32"), PROJECTIONS.index(name))
-        vectors = jax.random.normal(key, (PROBES, factors.a.shape[-2]))
+        vectors = jax.random.normal(key, (PROBES, factors.a.shape[-2]), jnp.float32)
         return jnp.einsum("pi,gir,gro->gpo", vectors, factors.a, factors.b)
 
     return {name: one(name, factors) for name, factors in lora.items()}

@@ -62,7 +62,7 @@ def corrected(delta: dict[str, jax.Array], increment: Increment) -> dict[str, ja
 
 def no_delta(model: ModelConfig, targets: tuple[str, ...]) -> dict[str, jax.Array]:
     """D before the first round."""
-    return {name: jnp.zeros((model.layers, *model.projection_shape(name))) for name in targets}
+    return {name: jnp.zeros((model.layers, *model.projection_shape(name)), jnp.float32) for name in targets}
 
 
 def keeps_increment(layer_map: LayerMap) -> bool:

@@ -155,8 +155,8 @@ def step_gradients(loss: Loss, passes: Passes, train: PyTree, batch: Batch, key:
     size, length = mask.shape
     count = completion_tokens(mask)
     # What stands behind the last token that counts changes nothing.
-    ends = jnp.max(jnp.where(mask, jnp.arange(1, length + 1), 0), axis=-1)
-    rows = (*batch, ends, jnp.arange(size))
+    ends = jnp.max(jnp.where(mask, jnp.arange(1, length + 1, dtype=jnp.int32), 0), axis=-1)
+    rows = (*batch, ends, jnp.arange(size, dtype=jnp.int32))
     number = -(-size // passes.examples)
     if number > 1:
         order = jnp.argsort(-ends)
@@ -241,7 +241,7 @@ def local_train(
         index, batch = inputs
         return local_step(loss, optimizer, train_rows, passes, carry, batch, jax.random.fold_in(key, index))
 
-    steps = jnp.arange(batches[0].shape[0])
+    steps = jnp.arange(batches[0].shape[0], dtype=jnp.int32)
     (trained, _), losses = jax.lax.scan(step, (train, optimizer.init(train)), (steps, batches))
     change = jax.tree.map(jnp.subtract, trained, train)
     norm = optax.tree.norm(change)

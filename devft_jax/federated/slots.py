@@ -21,7 +21,7 @@ class Slots(struct.PyTreeNode):
 
 def in_slot(message: PyTree, share: Share, count: int) -> Slots:
     """A client's message in its slot of `count`."""
-    mine = jnp.arange(count) == share.slot
+    mine = jnp.arange(count, dtype=jnp.int32) == share.slot
 
     def one(leaf: jax.Array) -> jax.Array:
         # Chosen from a broadcast, which a sum over clients never has to write down.

@@ -124,7 +124,7 @@ def inner_products(a: jax.Array, b: jax.Array) -> jax.Array:
         return jnp.sum(product, axis=-1, keepdims=True)
     # XLA's CPU library was seen to take fifty times as long for the sum of a product inside a large program.
     flat = product.reshape(-1, product.shape[-1])
-    return jnp.dot(flat, jnp.ones(flat.shape[-1]), precision="highest").reshape(*product.shape[:-1], 1)
+    return jnp.dot(flat, jnp.ones(flat.shape[-1], jnp.float32), precision="highest").reshape(*product.shape[:-1], 1)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -143,7 +143,7 @@ def _blocks(length: int, window: int | None) -> Iterator[tuple[slice, slice, jax
     for first in range(0, length, size):
         last = min(first + size, length)
         begin = 0 if window is None else max(0, first - window + 1)
-        query, key = jnp.arange(first, last)[:, None], jnp.arange(begin, last)
+        query, key = jnp.arange(first, last, dtype=jnp.int32)[:, None], jnp.arange(begin, last, dtype=jnp.int32)
         seen = key <= query
         yield slice(first, last), slice(begin, last), seen if window is None else seen & (key > query - window)
 

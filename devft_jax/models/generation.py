@@ -141,7 +141,9 @@ def prefill(
         room = ((0, 0), (0, slots - length), (0, 0), (0, 0))
         return mixed, Cache(jnp.pad(keys, room), jnp.pad(values, room))
 
-    hidden, cache = run_layers(config, base, adapter, tokens, jnp.arange(length), attend=attend, compute=compute)
+    hidden, cache = run_layers(
+        config, base, adapter, tokens, jnp.arange(length, dtype=jnp.int32), attend=attend, compute=compute
+    )
     last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
     return logits_of(base, last), cache
 
@@ -168,7 +170,7 @@ def decode_step(
     hidden, new = run_layers(
         config, base, adapter, tokens[:, None], positions[:, None], attend=attend, memory=cache, compute=compute
     )
-    rows = jnp.arange(len(positions))
+    rows = jnp.arange(len(positions), dtype=jnp.int32)
     # Written once for all layers: a cache handed through the scan over layers would be copied at every token.
     cache = jax.tree.map(lambda old, added: old.at[:, rows, positions].set(added), cache, new)
     return logits_of(base, hidden[:, 0]), cache
@@ -177,7 +179,7 @@ def decode_step(
 def cached_attention(config: ModelConfig, positions: jax.Array, slots: int) -> Attention:
     """Attention of one token a row, at `positions` i32[B], to its cache and itself; hands its key and value on."""
     window = config.sliding_window
-    slot = jnp.arange(slots)
+    slot = jnp.arange(slots, dtype=jnp.int32)
     visible = slot < positions[:, None]
     if window is not None:
         visible &= slot > positions[:, None] - window
@@ -226,7 +228,7 @@ def draw_tokens(
     def draw(logits: jax.Array, key: jax.Array) -> jax.Array:
         # The likeliest token's quotient is 0, so that none overflows however small the temperature.
         logits = (logits - jnp.max(logits)) / temperature
-        noise = jax.random.gumbel(jax.random.fold_in(key, step), logits.shape)
+        noise = jax.random.gumbel(jax.random.fold_in(key, step), logits.shape, jnp.float32)
         if method == "all":
             return jnp.argmax(logits + noise)
         order = jnp.argsort(-logits)

@@ -82,19 +82,19 @@ def init_hypernetwork(
     keys = jax.random.split(key, 7)
 
     def uniform(key: jax.Array, inputs: int, shape: tuple[int, ...]) -> jax.Array:
-        return jax.random.uniform(key, shape, minval=-(inputs**-0.5), maxval=inputs**-0.5)
+        return jax.random.uniform(key, shape, jnp.float32, minval=-(inputs**-0.5), maxval=inputs**-0.5)
 
     return Hypernetwork(
         label_weight=uniform(keys[0], clusters, (clusters, TOKEN_WIDTH)),
         label_bias=uniform(keys[1], clusters, (TOKEN_WIDTH,)),
         context_weight=uniform(keys[2], width, (width, TOKEN_WIDTH)),
         context_bias=uniform(keys[3], width, (TOKEN_WIDTH,)),
-        layer_tokens=jax.random.normal(keys[4], (layers, TOKEN_WIDTH)),
-        left=0.01 * jax.random.normal(keys[5], (TOKEN_WIDTH, rank, inner)),
-        right=0.01 * jax.random.normal(keys[6], (inner, width)),
-        shift=jnp.zeros((rank, width)),
-        inner_bias=jnp.zeros(rank),
-        outer_bias=jnp.zeros(width),
+        layer_tokens=jax.random.normal(keys[4], (layers, TOKEN_WIDTH), jnp.float32),
+        left=0.01 * jax.random.normal(keys[5], (TOKEN_WIDTH, rank, inner), jnp.float32),
+        right=0.01 * jax.random.normal(keys[6], (inner, width), jnp.float32),
+        shift=jnp.zeros((rank, width), jnp.float32),
+        inner_bias=jnp.zeros(rank, jnp.float32),
+        outer_bias=jnp.zeros(width, jnp.float32),
         gate=jnp.float32(0.0) if gate else None,
     )
 
@@ -110,7 +110,7 @@ def generator_of(adapter: HyperAdapter) -> Generator:
 
 def prompt_shares(prompt_lengths: jax.Array, length: int) -> jax.Array:
     """Each token's share in the mean over its prompt, f32[B, T]: zero behind the first i32[B] tokens of a row."""
-    inside = jnp.arange(length) < prompt_lengths[:, None]
+    inside = jnp.arange(length, dtype=jnp.int32) < prompt_lengths[:, None]
     return inside / jnp.maximum(prompt_lengths, 1)[:, None].astype(jnp.float32)
 
 

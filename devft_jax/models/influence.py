@@ -23,7 +23,7 @@ def layer_cosines(
       tokens: i32[B, T], padded on the right. real: bool[B, T], which are no padding.
     """
     length = tokens.shape[-1]
-    attend, table = causal_attention(config, compute, length), rotary_table(config, jnp.arange(length))
+    attend, table = causal_attention(config, compute, length), rotary_table(config, jnp.arange(length, dtype=jnp.int32))
 
     def step(x, block):
         after, _ = decoder_layer(config, x, block, {}, {}, {}, table=table, attend=attend)

@@ -322,7 +322,7 @@ def frozen_product(x: jax.Array, weight: Any) -> jax.Array:
 def _drop(keys: jax.Array, rate: float, x: jax.Array) -> jax.Array:
     """Dropout of `x [B, T, D]`, each row by its own of `keys [B]`."""
     # A row's bits follow its flat index, with T leading: padding to more tokens changes no real token's mask.
-    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate, x.shape[1:]))(keys)
+    keep = jax.vmap(lambda key: jax.random.bernoulli(key, jnp.float32(1.0 - rate), x.shape[1:]))(keys)
     return jnp.where(checkpoint_name(keep, KEPT), x / (1.0 - rate), 0.0)
 
 
@@ -437,7 +437,7 @@ def hidden_states(
     length = tokens.shape[-1]
     attend = causal_attention(config, compute, length)
     options: dict[str, Any] = {"compute": compute, "key": key, "prompt_lengths": prompt_lengths, "prefix": prefix}
-    hidden, _ = run_layers(config, base, adapter, tokens, jnp.arange(length), attend=attend, **options)
+    hidden, _ = run_layers(config, base, adapter, tokens, jnp.arange(length, dtype=jnp.int32), attend=attend, **options)
     return hidden
 
 
@@ -482,7 +482,7 @@ def run_layers(
 
     keys = key
     if key is not None and key.ndim == 0:
-        keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(tokens.shape[0]))
+        keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(tokens.shape[0], dtype=jnp.int32))
 
     def layer(x, block, adaptation, remembered, index):
         factors, scales, delta, layer_token = adaptation
@@ -529,10 +529,10 @@ def run_layers(
             parts.append(handed_on)
     adaptation = (adapter.lora, layer_scales(adapter, adapted), adapter.delta, adapter.layer_tokens)
     if bare + compute.frozen_layers == 0:
-        x, handed_on = jax.lax.scan(saving(step), x, (base.blocks, adaptation, memory, jnp.arange(depth)))
+        x, handed_on = jax.lax.scan(saving(step), x, (base.blocks, adaptation, memory, jnp.arange(depth, dtype=jnp.int32)))
     else:
         # Nothing below the first layer that learns depends on what trains, so it has no backward pass.
-        first, numbers = bare + compute.frozen_layers, jnp.arange(depth)
+        first, numbers = bare + compute.frozen_layers, jnp.arange(depth, dtype=jnp.int32)
         frozen, learning = (
             jax.tree.map(lambda leaf, cut=cut: leaf[cut], adaptation)
             for cut in (slice(compute.frozen_layers), slice(compute.frozen_layers, None))
@@ -565,7 +565,7 @@ def run_bare(
         block, remembered = read_layer((base.blocks, memory), index)
         return decoder_layer(config, x, block, {}, {}, {}, table=table, attend=attend, memory=remembered)
 
-    return jax.lax.scan(step, x, jnp.arange(layers))
+    return jax.lax.scan(step, x, jnp.arange(layers, dtype=jnp.int32))
 
 
 def prefix_states(
@@ -577,7 +577,7 @@ def prefix_states(
     the padding behind it.
     """
     length = tokens.shape[-1]
-    attend, table = causal_attention(config, compute, length), rotary_table(config, jnp.arange(length))
+    attend, table = causal_attention(config, compute, length), rotary_table(config, jnp.arange(length, dtype=jnp.int32))
     x = base.embed[tokens].astype(jnp.dtype(compute.dtype))
     return run_bare(config, base, x, layers, table=table, attend=attend)[0]
 
@@ -620,7 +620,7 @@ def init_base(key: jax.Array, config: ModelConfig, *, dtype: str = "float32") ->
     keys = iter(jax.random.split(key, len(PROJECTIONS) + 2))
 
     def normal(shape: tuple[int, ...], deviation: float = 0.02) -> jax.Array:
-        return (deviation * jax.random.normal(next(keys), shape)).astype(dtype)
+        return (deviation * jax.random.normal(next(keys), shape, jnp.float32)).astype(dtype)
 
     shrunk = 0.02 / (2 * config.layers) ** 0.5
     projections = {

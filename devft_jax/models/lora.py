@@ -64,14 +64,16 @@ def init_lora(
     for name in sorted(targets, key=PROJECTIONS.index):
         fan_in, fan_out = config.projection_shape(name)
         a = initial_a(key, name, (config.layers, fan_in, rank))
-        lora[name] = LoraFactors(a=a, b=jnp.zeros((config.layers, rank, fan_out)))
+        lora[name] = LoraFactors(a=a, b=jnp.zeros((config.layers, rank, fan_out), jnp.float32))
     return Adapter(lora=lora, scale=jnp.float32(alpha / rank), dropout=dropout)
 
 
 def initial_a(key: jax.Array, name: str, shape: tuple[int, int, int]) -> jax.Array:
     """A fresh a of a projection, uniform within 1/sqrt(in), of `shape` (L, in, r)."""
     bound = shape[1] ** -0.5
-    return jax.random.uniform(jax.random.fold_in(key, PROJECTIONS.index(name)), shape, minval=-bound, maxval=bound)
+    return jax.random.uniform(
+        jax.random.fold_in(key, PROJECTIONS.index(name)), shape, jnp.float32, minval=-bound, maxval=bound
+    )
 
 
 def adapter_norms(adapter: Adapter) -> jax.Array:

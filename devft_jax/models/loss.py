@@ -129,7 +129,7 @@ def _score(
         picked = jnp.take_along_axis(logits, wanted[:, None], axis=-1)[:, 0]
         put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=number * rows, axis=0)
         if differentiate:
-            slope = shares / total[:, None] - (jnp.arange(logits.shape[-1]) == wanted[:, None])
+            slope = shares / total[:, None] - (jnp.arange(logits.shape[-1], dtype=jnp.int32) == wanted[:, None])
             by_state = jnp.einsum(
                 "nv,dv->nd",
                 slope.astype(hidden.dtype),
@@ -143,7 +143,7 @@ def _score(
 
     size = len(order.index)
     slopes = jnp.zeros((size, hidden.shape[-1]), hidden.dtype) if differentiate else None
-    carry = jnp.zeros(size), jnp.zeros(size, bool) if hits else None, slopes, jnp.zeros(size)
+    carry = jnp.zeros(size, jnp.float32), jnp.zeros(size, bool) if hits else None, slopes, jnp.zeros(size, jnp.float32)
     nll, hit, slopes, normalisers = jax.lax.fori_loop(0, order.blocks, body, carry)
     scored = TokenStatistics(
         nll=jnp.where(counted, nll[order.place], 0.0), hit=hit[order.place] | ~counted if hits else None
@@ -155,14 +155,14 @@ def _backward(rows: int, axis: str | None, hits: bool, kept: Any, gradients: Tok
     order, slopes, normalisers, hidden, head, targets, counted = kept
     weights = jnp.where(counted, gradients.nll, 0.0)
     by_hidden = (weights[:, None] * slopes[order.place].astype(jnp.float32)).astype(hidden.dtype)
-    in_order = jnp.where(jnp.arange(len(order.index)) < jnp.sum(counted), weights[order.index], 0.0)
+    in_order = jnp.where(jnp.arange(len(order.index), dtype=jnp.int32) < jnp.sum(counted), weights[order.index], 0.0)
 
     # Only where the head itself is trained, as in pretraining; otherwise nobody reads it and the compiler drops it.
     def body(number: jax.Array, total: jax.Array) -> jax.Array:
         tokens, states, logits = _block(rows, number, hidden, head, order.index)
         cut = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=number * rows, slice_size=rows)
         slope = jnp.exp(logits - cut(normalisers)[:, None])
-        slope = slope - (jnp.arange(logits.shape[-1]) == targets[tokens][:, None])
+        slope = slope - (jnp.arange(logits.shape[-1], dtype=jnp.int32) == targets[tokens][:, None])
         slope = (cut(in_order)[:, None] * slope).astype(hidden.dtype)
         return total + jnp.einsum("nd,nv->dv", states, slope, preferred_element_type=jnp.float32)
 

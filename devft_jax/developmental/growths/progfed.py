@@ -62,7 +62,7 @@ class ProgFed(FixedGrowth):
         depth, lowest = steps[stage]
         layers = jnp.arange(num_layers, dtype=jnp.int32)
         assign = jnp.where(layers < depth, layers, -1)
-        return LayerMap(jnp.eye(depth, num_layers), assign, jnp.arange(depth) >= lowest)
+        return LayerMap(jnp.eye(depth, num_layers, dtype=jnp.float32), assign, jnp.arange(depth, dtype=jnp.int32) >= lowest)
 
     def stage_rounds(self, rounds: int, num_layers: int) -> tuple[int, ...]:
         """The rounds of every stage, warm-ups included; ValueError where one would have none."""

@@ -59,7 +59,7 @@ def c2a(config: MethodConfig) -> Algorithm:
         return Adapter(lora={}, scale=jnp.float32(1.0), hyper=HyperAdapter(network, histogram))
 
     def view(server: Hypernetwork) -> Adapter:
-        return adapter(server, jnp.full(config.hyper_clusters, 1 / config.hyper_clusters))
+        return adapter(server, jnp.full(config.hyper_clusters, 1 / config.hyper_clusters, jnp.float32))
 
     def start(participant: Participant) -> tuple[PyTree, PyTree]:
         return as_float32(participant.down), participant.row["histogram"]

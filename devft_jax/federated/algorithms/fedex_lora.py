@@ -83,8 +83,11 @@ def fedex_lora(config: MethodConfig) -> Algorithm:
 
         def nothing(fan_in: int, fan_out: int) -> LoraFactors | jax.Array:
             if dense_is_smaller(fan_in, fan_out):
-                return jnp.zeros((model.layers, fan_in, fan_out))
-            return LoraFactors(a=jnp.zeros((model.layers, fan_in, width)), b=jnp.zeros((model.layers, width, fan_out)))
+                return jnp.zeros((model.layers, fan_in, fan_out), jnp.float32)
+            return LoraFactors(
+                a=jnp.zeros((model.layers, fan_in, width), jnp.float32),
+                b=jnp.zeros((model.layers, width, fan_out), jnp.float32),
+            )
 
         increment = {name: nothing(*model.projection_shape(name)) for name in adapter.lora} if slots > 1 else {}
         delta = no_delta(model, tuple(adapter.lora))

@@ -64,7 +64,7 @@ def towards(factors: LoraFactors, reference: LoraFactors, age: jax.Array, share:
     of_a = jnp.einsum("gir,gis->grs", factors.a, reference.a, precision="highest")
     of_b = jnp.einsum("gro,gso->grs", factors.b, reference.b, precision="highest")
     nothing = jnp.where(odd, jnp.all(reference.a == 0, axis=(1, 2)), jnp.all(reference.b == 0, axis=(1, 2)))
-    none = jnp.eye(factors.a.shape[-1])
+    none = jnp.eye(factors.a.shape[-1], dtype=jnp.float32)
     full = jnp.where(nothing[:, None, None], none, nearest_orthogonal(jnp.where(odd, of_a, of_b)))
     turn = nearest_rotation((1 - share) * none + share * full)
     return LoraFactors(

@@ -90,7 +90,7 @@ class Sparse(struct.PyTreeNode):
         if self.where is None:
             return self.shape.unravel(values)
         if self.where.dtype == jnp.int32:
-            return self.shape.unravel(jnp.zeros(size).at[self.where].set(values))
+            return self.shape.unravel(jnp.zeros(size, jnp.float32).at[self.where].set(values))
         chosen = jnp.unpackbits(self.where, count=size).astype(bool)
         return self.shape.unravel(jnp.where(chosen, values[jnp.maximum(jnp.cumsum(chosen) - 1, 0)], 0))
 

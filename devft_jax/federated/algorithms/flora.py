@@ -69,7 +69,9 @@ def flora(config: MethodConfig) -> Algorithm:
 
         def empty_stack(leaf: jax.Array) -> LoraFactors:
             layers, fan_in, fan_out = leaf.shape
-            factors = LoraFactors(a=jnp.zeros((layers, fan_in, width)), b=jnp.zeros((layers, width, fan_out)))
+            factors = LoraFactors(
+                a=jnp.zeros((layers, fan_in, width), jnp.float32), b=jnp.zeros((layers, width, fan_out), jnp.float32)
+            )
             return travelling(factors, config.message_dtype)
 
         stack = {name: empty_stack(leaf) for name, leaf in delta.items()}
@@ -80,7 +82,7 @@ def flora(config: MethodConfig) -> Algorithm:
         for name, leaf in participant.known.items():
             layers, fan_in, fan_out = leaf.shape
             a = initial_a(participant.key, name, (layers, fan_in, largest))
-            lora[name] = LoraFactors(a=a, b=jnp.zeros((layers, largest, fan_out)))
+            lora[name] = LoraFactors(a=a, b=jnp.zeros((layers, largest, fan_out), jnp.float32))
         if mixed:
             lora = first_directions(lora, participant.row["rank"])
         return lora, corrected(participant.known, participant.down.lora)

@@ -75,7 +75,7 @@ def hetlora(config: MethodConfig) -> Algorithm:
 
     def tail_norm(lora: dict[str, LoraFactors], rank: jax.Array) -> jax.Array:
         """T(g) f32[]."""
-        directions = jnp.arange(most)
+        directions = jnp.arange(most, dtype=jnp.int32)
         tail = (directions >= kept(rank)) & (directions < rank)
 
         def one(factors: LoraFactors) -> jax.Array:

@@ -107,7 +107,7 @@ def scaffold(config: MethodConfig) -> Algorithm:
         return server.replace(adapter=adapter, control=optax.tree.zeros_like(adapter.lora))
 
     def submodel_row(row: PyTree, layer_map: LayerMap) -> PyTree:
-        return jax.tree.map(lambda leaf: jnp.zeros((layer_map.num_groups, *leaf.shape[1:])), row)
+        return jax.tree.map(lambda leaf: jnp.zeros((layer_map.num_groups, *leaf.shape[1:]), jnp.float32), row)
 
     return dataclasses.replace(
         federated,
