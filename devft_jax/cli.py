@@ -43,7 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     code = run_command(sys.argv[1:] if arguments is None else arguments, prepare=configure_jax)
     error = screen.finish()
     if error is not None and code == 0:
-        code = _not_written(error)
+        code = CLOSED_PIPE if isinstance(error, BrokenPipeError) else 1
+        if code == 1:
+            complain(f"devft: {screen.not_written(error)}")
     sys.exit(code)
 
 
@@ -58,9 +60,10 @@ def run_command(arguments: Sequence[str], prepare: Callable[[], None] | None = N
         code, said = 2, str(error)
     except RunError as error:
         code, said = 1, str(error)
-    except BrokenPipeError as error:
+    except BrokenPipeError:
+        # The reader of a pipe such as `devft list | head` has gone, and wants nothing said.
         screen.discard(sys.stdout)
-        return _not_written(error)
+        return CLOSED_PIPE
     except KeyboardInterrupt:
         code, said = 130, "interrupted; what was saved before stays whole."
     except Exception as error:
@@ -74,14 +77,6 @@ def run_command(arguments: Sequence[str], prepare: Callable[[], None] | None = N
 def _show_traceback() -> None:
     with suppress(OSError):
         show(traceback.format_exc(), stream=sys.stderr)
-
-
-def _not_written(error: OSError) -> int:
-    """What is said, and the exit code, where standard output took no more."""
-    if isinstance(error, BrokenPipeError):
-        return CLOSED_PIPE
-    complain(f"devft: standard output cannot be written ({error.strerror}); what it was to show is incomplete.")
-    return 1
 
 
 def _unforeseen(error: Exception, words: Sequence[str], shown: bool) -> str:

@@ -41,7 +41,7 @@ from devft_jax.config import RunConfig, anchored, identity, to_plain, validate
 from devft_jax.data import check_data_found
 from devft_jax.errors import InputError
 from devft_jax.federated.algorithms import algorithm_of
-from devft_jax.files import write_atomically
+from devft_jax.files import as_cell, write_atomically
 from devft_jax.report import read_story
 from devft_jax.reporting import Progress
 from devft_jax.reporting import comparison as told
@@ -565,5 +565,5 @@ def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({name: as_cell(value) for name, value in row.items()} for row in rows)
     return text.getvalue()

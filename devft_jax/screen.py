@@ -10,6 +10,7 @@ import os
 import sys
 from typing import TextIO
 
+from devft_jax.errors import RunError
 from devft_jax.files import printable
 
 
@@ -17,11 +18,25 @@ def show(text: str = "", *, end: str = "\n", stream: TextIO | None = None) -> No
     """Text of one or several lines, on standard output by default; nowhere where that was closed.
 
     Raises:
-      OSError: the stream cannot be written, such as a full disk, or a pipe whose reader has gone (BrokenPipeError).
+      BrokenPipeError: the reader of a pipe has gone. RunError: standard output cannot be written otherwise.
+      OSError: another stream cannot be.
     """
     stream = sys.stdout if stream is None else stream
-    if stream is not None:
+    if stream is None:
+        return
+    try:
         print(printable(text, keep="\n\t"), end=end, file=stream, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        if stream is sys.stdout:
+            raise not_written(error) from error
+        raise
+
+
+def not_written(error: OSError) -> RunError:
+    """What is said where standard output takes no more."""
+    return RunError(f"standard output cannot be written ({error.strerror}); what it was to show is incomplete.")
 
 
 def complain(text: str) -> None:

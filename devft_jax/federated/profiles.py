@@ -73,7 +73,7 @@ class _Profiles:
         vocabulary, width = self._embed.shape
         if width <= DIRECTIONS:
             return np.asarray(self._embed, np.float32)
-        projection = jax.random.normal(self._table_key, (width, DIRECTIONS), jnp.float32) / DIRECTIONS**0.5
+        projection = jax.random.normal(self._table_key, (width, DIRECTIONS), np.float32) / DIRECTIONS**0.5
 
         def projected(start: int) -> np.ndarray:
             rows = self._embed[start : start + VOCABULARY_BLOCK].astype("float32")

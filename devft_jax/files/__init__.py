@@ -2,10 +2,13 @@
 
 from devft_jax.files.parsing import parse_json, parse_yaml, read_json, read_text, read_yaml
 from devft_jax.files.paths import cache_folder, checked_path, whole_path
-from devft_jax.files.shown import printable
+from devft_jax.files.shown import as_cell, as_code_block, as_markdown, printable
 from devft_jax.files.writing import exclusive_temporary, write_atomically
 
 __all__ = [
+    "as_cell",
+    "as_code_block",
+    "as_markdown",
     "cache_folder",
     "checked_path",
     "exclusive_temporary",

@@ -71,6 +71,8 @@ def _read_bytes(path: Path, what: str, most: int) -> bytes:
                     f"{name} has {found.st_size:,} bytes, more than the {most:,} that are read of it; shorten it."
                 )
             return file.read()
+    except InputError:
+        raise
     except IsADirectoryError as error:
         raise InputError(f"{name} is a folder; give the path of a text file.") from error
     except (OSError, ValueError) as error:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from devft_jax.files import as_code_block, as_markdown
 from devft_jax.reporting.names import shortened
 from devft_jax.reporting.statistics import POSITIVE, SHARE, Bounds, Estimate, estimate, paired_difference
 from devft_jax.reporting.table import table
@@ -682,21 +683,18 @@ def to_text(comparison: Comparison) -> str:
 def to_markdown(comparison: Comparison) -> str:
     """The comparison as a page of Markdown."""
 
-    def safe(text: str) -> str:
-        return text.replace("\\", "\\\\").replace("|", "\\|").replace("*", "\\*").replace("<", "&lt;")
-
     parts = [f"# Comparison of {len(comparison.budgets[0].arms)} methods", ""]
     if comparison.command:
-        parts += ["```", comparison.command, "```", ""]
+        parts += [as_code_block(comparison.command), ""]
     for section in sections(comparison):
-        parts += [f"## {safe(section.title)}", ""]
+        parts += [f"## {as_markdown(section.title)}", ""]
         for shown in section.tables:
-            parts += [f"**{safe(shown.title)}**", ""]
-            parts += ["| " + " | ".join(map(safe, shown.header)) + " |"]
+            parts += [f"**{as_markdown(shown.title)}**", ""]
+            parts += ["| " + " | ".join(map(as_markdown, shown.header)) + " |"]
             parts += ["|---" + "|---:" * (len(shown.header) - 1) + "|"]
-            parts += ["| " + " | ".join(map(safe, row)) + " |" for row in shown.rows]
-            parts += ["", *([safe(shown.below), ""] if shown.below else [])]
-        parts += [f"- {safe(paragraph)}" for paragraph in section.paragraphs]
+            parts += ["| " + " | ".join(map(as_markdown, row)) + " |" for row in shown.rows]
+            parts += ["", *([as_markdown(shown.below), ""] if shown.below else [])]
+        parts += [f"- {as_markdown(paragraph)}" for paragraph in section.paragraphs]
         parts += [""]
     return "\n".join(parts).rstrip() + "\n"
 

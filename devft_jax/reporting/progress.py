@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, TextIO
 
+from devft_jax.files import printable
 from devft_jax.reporting.layers import layer_runs, shown_weight
 
 PATIENCE = 1.5
@@ -43,7 +44,7 @@ class Progress:
     def say(self, text: str) -> None:
         """A line, or several."""
         if not self.quiet:
-            print(text, file=self.stream, flush=True)
+            print(printable(text, keep="\n"), file=self.stream, flush=True)
 
     @contextlib.contextmanager
     def doing(self, what: str) -> Iterator[None]:
@@ -58,7 +59,7 @@ class Progress:
 
     def warn(self, text: str) -> None:
         """A line that is never left out."""
-        print(f"warning: {text}", file=self.stream, flush=True)
+        print(f"warning: {printable(text)}", file=self.stream, flush=True)
 
     def stage(self, stage: int, stages: int, record: dict[str, Any], before: float | None) -> None:
         """A stage begins: which layers were fused, and what that does to held-out loss.

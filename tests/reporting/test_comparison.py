@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from devft_jax.compare import _csv
+from devft_jax.files import as_cell
 from devft_jax.reporting.comparison import (
     BYTES_UP,
     FINAL_LOSS,
@@ -228,7 +229,7 @@ def test_every_comparison_has_text_markdown_files_and_a_page(names, seeds, draw)
     arms, runs = arm_rows(made), run_rows(made)
     assert len(arms) == 2 * len(names)
     assert len(runs) == seeds * len(names)
-    assert [row["arm"] for row in csv.DictReader(io.StringIO(_csv(arms)))] == [row["arm"] for row in arms]
+    assert [row["arm"] for row in csv.DictReader(io.StringIO(_csv(arms)))] == [as_cell(row["arm"]) for row in arms]
     check_page(comparison_html(made))
 
 
@@ -346,3 +347,21 @@ def test_the_page_shows_verdict_tables_pictures_and_runs():
     assert {"FedIT", "<DevFT> & more", "local"} <= titles
     assert "What sends nothing is a dotted level over bytes: local." in words
     assert "prefers-color-scheme: dark" in html
+
+
+@pytest.mark.parametrize("name", ["=HYPERLINK(1)", "+1", "-1", "@SUM(1)", "\t=1", "\r=1", " =1", "\uff1d1"])
+def test_no_name_is_a_formula_and_numbers_stay(name):
+    made = comparison(arm(name, [1.5]), arm("b", [2.0]))
+    [first, _] = csv.DictReader(io.StringIO(_csv(arm_rows(made))))
+    assert first["arm"].startswith("'")
+    assert float(first["final_loss_mean"]) == 1.5
+    assert to_plain(made)["budgets"][0]["arms"][0]["name"] == name
+
+
+def test_no_name_is_markup_in_markdown():
+    name = "a|b [x](http://evil) <b>`c`\x1b[31m\n# d"
+    made = comparison(arm(name, [1.5]), arm("b", [2.0]), command="devft compare ```\nx")
+    page = to_markdown(made)
+    assert "a\\|b \\[x\\](http\\://evil) &lt;b&gt;\\`c\\`\\\\x1b\\[31m\\\\x0a# d" in page
+    assert page.split("\n\n")[1] == "````\ndevft compare ```\nx\n````"
+    assert page.replace("\n", "").isprintable()
