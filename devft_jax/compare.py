@@ -42,6 +42,7 @@ from devft_jax.data import check_data_found
 from devft_jax.errors import InputError
 from devft_jax.federated.algorithms import algorithm_of
 from devft_jax.files import as_cell, write_atomically
+from devft_jax.options import path
 from devft_jax.report import read_story
 from devft_jax.reporting import Progress
 from devft_jax.reporting import comparison as told
@@ -68,7 +69,7 @@ class CompareOptions:
     of a list joined by /). Two controls: fedit@bytes=ARM has the rank at which it sends what another arm sends, and
     fedit@flops=ARM as many rounds as compute what it computes. Example:
     fedit,fedit+devft,fedit+devft:beta=0.2:capacities=4/16,fedit@bytes=fedit+devft."""
-    arms_file: str | None = None
+    arms_file: str | None = path(None)
     """A YAML file of arms by title instead, such as `FedIT: {algorithm: fedit}` and `DevFT: {algorithm: fedit, growth:
     devft, beta: 0.2}`; `bytes_of: TITLE` and `flops_of: TITLE` make controls."""
     seeds: tuple[int, ...] | None = None
@@ -93,7 +94,7 @@ class CompareOptions:
     every client has a model of its own, all of which would be judged, it is at the ends alone, too."""
     tuning_seed: int = 1000
     """Seed of the search for a rate, none of the seeds."""
-    out: str = "runs/compare"
+    out: str = path("runs/compare")
     """The comparison's folder: absent, empty or a comparison's, which shares its runs."""
 
 

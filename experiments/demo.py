@@ -17,6 +17,10 @@ when the command is given again, and each run is a folder that `devft generate`,
 import argparse
 import dataclasses
 import json
+import os
+import shlex
+import shutil
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -235,7 +239,17 @@ def main() -> None:
     reports = [str(run.folder / "report.html") for run in runs.values() if (run.folder / "report.html").exists()]
     if reports:
         print("reports: " + "  ".join(reports))
-    print(f"ask a run: devft generate {out / 'fedit'} --compare")
+    print(f"ask a run: {own_command()} generate {shlex.quote(str(out / 'fedit'))} --compare")
+
+
+def own_command() -> str:
+    """The `devft` beside this Python, as it can be typed here: by name where the shell finds that one, else by its path."""
+    beside = Path(sys.executable).with_name("devft")
+    found = shutil.which("devft")
+    if not beside.exists() or (found is not None and Path(found).samefile(beside)):
+        return "devft" if found else f"{shlex.quote(sys.executable)} -m devft_jax"
+    near = os.path.relpath(beside)
+    return shlex.quote(str(beside) if near.startswith("..") else near)
 
 
 if __name__ == "__main__":

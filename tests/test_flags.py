@@ -1,11 +1,13 @@
 """A command's words: one sentence for each mistake, and the help."""
 
 import dataclasses
+import textwrap
+from pathlib import Path
 
 import pytest
 
 from devft_jax.cli import parse_compare, parse_run, run_command
-from devft_jax.config import ROOMS
+from devft_jax.config import ROOMS, validate
 from devft_jax.generate import parse as parse_generate
 
 
@@ -124,3 +126,13 @@ def test_arms_and_seeds_may_be_several_words():
     )[1]
     assert (options.arms, options.seeds) == (("fedit", "fedit+devft:capacities=4/16"), (0, 1))
     assert options.budget == ("rounds", "bytes")
+
+
+def test_the_readmes_file_is_one(tmp_path):
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    content = textwrap.dedent(readme.split("```yaml\n")[1].split("```")[0])
+    (tmp_path / "run.yaml").write_text(content)
+    config = parse_run(["--config", str(tmp_path / "run.yaml"), "--rounds", "3"])
+    validate(config)
+    assert (config.data, config.capacities) == (("clients/a.jsonl", "clients/b.jsonl"), (3, 6, 12, 24))
+    assert (config.learning_rate, config.rounds, config.evaluate_full) == ((1e-4,), 3, True)

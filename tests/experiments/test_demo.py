@@ -1,6 +1,8 @@
 """What the demo compares and what it says of the numbers; the runs themselves are `make demo`."""
 
 import json
+import shutil
+import sys
 from xml.etree import ElementTree
 
 import pytest
@@ -18,6 +20,7 @@ from experiments.demo import (
     equal_byte_rounds,
     loss_by_megabytes,
     methods,
+    own_command,
     picture,
     result_rows,
     stage_rows,
@@ -149,3 +152,19 @@ def test_the_picture_shows_the_full_model_only(tmp_path):
     # Against bytes the same rounds of two methods lie at different places: points stand alone.
     assert not drawn.findall(".//{*}polyline")
     assert len([mark for mark in drawn.findall(".//{*}circle") if mark.get("r") == "4.0"]) == 4
+
+
+def test_the_last_line_names_a_command_that_can_be_typed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / ".venv" / "bin"
+    folder.mkdir(parents=True)
+    (folder / "devft").touch()
+    monkeypatch.setattr(sys, "executable", str(folder / "python"))
+    for found, command in ((None, ".venv/bin/devft"), (str(folder / "devft"), "devft"), (sys.prefix, ".venv/bin/devft")):
+        monkeypatch.setattr(shutil, "which", lambda name, found=found: found)
+        assert own_command() == command
+    monkeypatch.chdir("/")
+    assert own_command() == str(folder / "devft").removeprefix("/")
+    (folder / "devft").unlink()
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert own_command() == f"{folder}/python -m devft_jax"
