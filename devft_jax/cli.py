@@ -132,6 +132,11 @@ def configure_jax() -> None:
     jax.config.update("jax_num_cpu_devices", cores or 1)
     jax.config.update("jax_compilation_cache_dir", _programs_folder())
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    # A command computes the same whatever the environment asks of JAX in general.
+    jax.config.update("jax_enable_x64", False)
+    jax.config.update("jax_numpy_rank_promotion", "allow")
+    jax.config.update("jax_numpy_dtype_promotion", "standard")
+    jax.config.update("jax_disable_jit", False)
     platforms = os.environ.get("JAX_PLATFORMS", "")
     if platforms and "cpu" not in platforms.split(","):
         # What is computed once, and on the host's memory, needs the host beside the accelerator.
@@ -158,17 +163,21 @@ def _require_devices() -> None:
     """Raise `InputError` where JAX has no device of the platform that the environment names."""
     import jax
 
+    named = os.environ.get("JAX_PLATFORMS", "")
+    reason = "no such device"
     try:
-        jax.devices()
+        # Where the host is among the platforms, JAX falls back on it without a word.
+        if not named or "cpu" in named.split(",") or jax.devices()[0].platform != "cpu":
+            jax.devices()
+            return
     except RuntimeError as error:
-        named = os.environ.get("JAX_PLATFORMS", "")
         reason = " ".join(str(error).split())
-        if not named:
-            raise InputError(f"JAX finds no device ({reason}); set JAX_PLATFORMS=cpu to compute on the host.") from error
-        raise InputError(
-            f"JAX_PLATFORMS '{printable(named)}' names a platform that this machine does not have ({reason}); unset it, or "
-            "write cpu."
-        ) from error
+    if not named:
+        raise InputError(f"JAX finds no device ({reason}); set JAX_PLATFORMS=cpu to compute on the host.")
+    raise InputError(
+        f"JAX_PLATFORMS '{printable(named)}' names a platform that this machine does not have ({reason}); unset it, or "
+        "write cpu."
+    )
 
 
 COMMANDS = {

@@ -11,7 +11,7 @@ import platform
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata
@@ -143,6 +143,13 @@ def resolve_clients_per_step(options: ExecutionOptions, devices: Sequence[jax.De
     per_device = 1 if devices[0].platform == "cpu" else 8
     asked = per_device * len(devices) if options.clients_per_step == "auto" else options.clients_per_step
     return -(-asked // len(devices)) * len(devices)
+
+
+@contextlib.contextmanager
+def usual_arithmetic() -> Iterator[None]:
+    """JAX's own rules of types and shapes inside the block, whatever the environment asks for; the thread's own."""
+    with jax.enable_x64(False), jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        yield
 
 
 def host_device() -> jax.Device:
@@ -329,7 +336,7 @@ class CompiledPrograms:
             return
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, "devft-compile")
-        # JAX's setting is the thread's own.
+        # JAX's settings are the thread's own.
         precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
         program = self._thread.submit(_compile_ahead, function, arguments, precision)
         self._ahead[key] = _Ahead(program, arguments)
@@ -348,7 +355,7 @@ def _key(name: str, function: Any, arguments: tuple[Any, ...]) -> Any:
 
 
 def _compile_ahead(function: Any, arguments: tuple[Any, ...], precision: Any) -> _Program:
-    with jax.default_matmul_precision(precision):
+    with jax.default_matmul_precision(precision), usual_arithmetic():
         return _compile(function, arguments)
 
 

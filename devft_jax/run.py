@@ -37,6 +37,7 @@ from devft_jax.models.llama import Adapter
 from devft_jax.models.lora import as_low_rank
 from devft_jax.models.peft_format import export_peft
 from devft_jax.models.pretrained import Model
+from devft_jax.programs import usual_arithmetic
 from devft_jax.report import write_report
 from devft_jax.reporting import Progress, split_chart
 from devft_jax.storage import RUN, RunFolder
@@ -240,6 +241,7 @@ def _finish(trainer: Trainer, state: State, folder: RunFolder) -> dict[str, Any]
     return summary
 
 
+@usual_arithmetic()
 def train(
     config: RunConfig,
     *,
@@ -361,6 +363,7 @@ class Replay:
         return f"{place}: not finite first in {', '.join(last.nonfinite)}"
 
 
+@usual_arithmetic()
 def replay(path: str | Path, *, client: str, round: int, progress: Progress | None = None) -> Replay:
     """Replay one client of one round of a run, step by step, from the checkpoint before it.
 
