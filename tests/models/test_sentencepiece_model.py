@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from devft_jax.data.tokens import leading_tokens
 from devft_jax.errors import InputError
 from devft_jax.models import sentencepiece_model
 from devft_jax.models.pretrained import load_tokenizer
@@ -59,6 +60,16 @@ def test_special_tokens_and_chat_template_come_from_the_settings(tmp_path):
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": {"330": {"content": "<pad>"}}}))
     with pytest.raises(InputError, match=r"adds tokens that tokenizer\.model does not hold; put the tokenizer\.json"):
         load_tokenizer(tmp_path)
+
+
+def test_a_text_begins_with_bos_unless_the_settings_say_otherwise(tmp_path):
+    train(tmp_path)
+    bare = load_tokenizer(tmp_path)("a cat", add_special_tokens=False)["input_ids"]
+    for settings, lead in (({}, [1]), ({"add_bos_token": True}, [1]), ({"add_bos_token": False}, [])):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+        tokenizer = load_tokenizer(tmp_path)
+        assert tokenizer("a cat")["input_ids"] == [*lead, *bare]
+        assert leading_tokens(tokenizer) == lead
 
 
 def test_a_model_of_another_kind_and_a_damaged_one_are_refused(tmp_path):
