@@ -80,14 +80,14 @@ _TRAINING_WORD = re.compile(rf"(?<!{_LETTER})(train|training)(?!{_LETTER})")
 
 # Hugging Face's names of the parts of one split, such as train-00000-of-00002 and c4-train.00000-of-01024, some with a
 # hash behind them; and those of its own conversions to Parquet, which only number the parts in the folder of a split.
-_SHARD = re.compile(r"(?P<whole>.*)[-._](?P<index>\d{4,})[-_]of[-_](?P<total>\d{4,})(?:[-._][0-9a-f]{8,64})?", re.IGNORECASE)
+_SHARD = re.compile(r"(?P<whole>.+)[-._](?P<index>\d{4,})[-_]of[-_](?P<total>\d{4,})(?:[-._][0-9a-f]{8,64})?", re.IGNORECASE)
 _NUMBERED = re.compile(r"(?:.*/)?(?:partial-)?(?:train|validation|test)/\d{4}\.parquet", re.IGNORECASE)
 
 # The folder in which Hugging Face's data sets keep their files.
 _DATA_FOLDER = "data"
 
 # What data sets keep beside their data.
-_METADATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+_METADATA = ("config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 
 # First element of the random stream that picks the records kept under a limit.
 _LIMIT_STREAM = 1

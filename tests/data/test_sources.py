@@ -523,7 +523,7 @@ def test_subfolders_called_after_splits_belong_to_the_folder(tmp_path):
 
 
 def test_a_folder_sets_its_test_files_aside_and_nothing_else_does(tmp_path):
-    for name in ("train.csv", "more.jsonl", "test.json", "dataset_info.json", ".hidden.json", "README.md"):
+    for name in ("train.csv", "more.jsonl", "test.json", "dataset_info.json", "config.json", ".hidden.json", "README.md"):
         text = "instruction,output\na,b\n" if name.endswith("csv") else json.dumps(ALPACA)
         write(tmp_path / name, text)
     folder = str(tmp_path)
