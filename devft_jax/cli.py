@@ -40,6 +40,8 @@ CLOSED_PIPE = 141
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line in a process of its own and exit with its code."""
     screen.prepare()
+    # What libraries fail to tidy up at the exit, such as event loops, is no news beside the sentence that was said.
+    sys.unraisablehook = lambda unraisable: None
     code = run_command(sys.argv[1:] if arguments is None else arguments, prepare=configure_jax)
     error = screen.finish()
     if error is not None and code == 0:

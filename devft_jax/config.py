@@ -41,7 +41,7 @@ from devft_jax.models.lora import LoraOptions, validate_lora
 from devft_jax.models.quantization import BITS, QuantizationOptions, validate_quantization
 from devft_jax.options import check_paths, closest, execution, identity_fields, known_name, path, unknown_name
 from devft_jax.programs import ExecutionOptions, validate_execution
-from devft_jax.values import convert, readable
+from devft_jax.values import MOST_ITEMS, convert, readable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,9 +172,9 @@ NAMES: dict[str, tuple[str, ...]] = {
 
 MOST: dict[str, int] = {
     "rank": 2**16,
-    "clients": 10**7,
-    "clients_per_round": 10**7,
-    "rounds": 10**7,
+    "clients": 10**6,
+    "clients_per_round": 10**6,
+    "rounds": 10**5,
     "stages": 10**4,
     "local_steps": 10**6,
     "batch_size": 10**6,
@@ -185,7 +185,7 @@ MOST: dict[str, int] = {
     "model_shards": 2**16,
     "length_buckets": 2**16,
     "examples_per_pass": 10**6,
-    "clients_per_step": 10**7,
+    "clients_per_step": 10**6,
     "devices": 2**16,
     "head_rows": 2**24,
     "hyper_rank": 2**16,
@@ -199,11 +199,11 @@ MOST: dict[str, int] = {
 MOST_CONFIG_BYTES = 2**20
 """Bytes of a configuration file."""
 
+MOST_TRAININGS = 10**7
+"""Clients of all rounds together, each counted in every round that it takes part in."""
+
 MOST_OF_ANY = 2**53
 """Of a whole number that is no size of an array."""
-
-MOST_ITEMS = 10_000
-"""Values of one list."""
 
 
 def preset(name: str) -> RunConfig:
@@ -303,6 +303,12 @@ def _validate_sizes(config: RunConfig) -> None:
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, int) and number > most:
                 raise InputError(f"{name} {number} is too large; use {most:,} or less.")
+    trainings = config.rounds * config.clients_per_round
+    if trainings > MOST_TRAININGS:
+        raise InputError(
+            f"rounds {config.rounds} of clients_per_round {config.clients_per_round} are {trainings:,} trainings of a "
+            f"client; use {MOST_TRAININGS:,} or less."
+        )
 
 
 def validate(config: RunConfig) -> None:

@@ -32,6 +32,10 @@ MOST_DIGITS = 40
 """Of a whole number that an option is given."""
 
 
+MOST_ITEMS = 10_000
+"""Values of one list."""
+
+
 def kinds_of(annotation: Any) -> tuple[Any, ...]:
     """The members of a union, or the annotation alone."""
     union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
@@ -86,6 +90,7 @@ def convert(name: str, value: Any, annotation: Any, *, exact: bool = False) -> A
     if isinstance(value, list | tuple):
         if item is None:
             raise _wrong(name, value, annotation)
+        _check_count(name, value)
         return tuple(convert(name, each, item, exact=exact or isinstance(each, str)) for each in value)
     if isinstance(value, Mapping):
         if not is_mapping(annotation):
@@ -158,6 +163,7 @@ def _list_from_text(name: str, text: str, annotation: Any) -> Any:
         parts = [part.strip() for part in stripped.split(",")] if "," in text and not _is_file(text) else [text]
     else:
         parts = stripped.split(",") if "," in stripped else stripped.split()
+    _check_count(name, parts)
     # A comma behind the last one says nothing.
     parts = parts[:-1] if len(parts) > 1 and not parts[-1].strip() else parts
     if not all(part.strip() for part in parts) or not parts:
@@ -168,6 +174,11 @@ def _list_from_text(name: str, text: str, annotation: Any) -> Any:
         return tuple(convert(name, part, item, exact=item is str) for part in parts)
     except InputError as error:
         raise _wrong(name, text, annotation) from error
+
+
+def _check_count(name: str, values: Sequence[Any]) -> None:
+    if len(values) > MOST_ITEMS:
+        raise InputError(f"{name} has {len(values):,} values; give {MOST_ITEMS:,} or fewer.")
 
 
 def _is_file(text: str) -> bool:

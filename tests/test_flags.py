@@ -136,3 +136,11 @@ def test_the_readmes_file_is_one(tmp_path):
     validate(config)
     assert (config.data, config.capacities) == (("clients/a.jsonl", "clients/b.jsonl"), (3, 6, 12, 24))
     assert (config.learning_rate, config.rounds, config.evaluate_full) == ((1e-4,), 3, True)
+
+
+def test_many_clients_in_many_rounds_are_answered_at_once(capsys):
+    assert run_command(["plan", "--rounds", "100000", "--clients", "1000", "--clients-per-round", "1000"]) == 2
+    said = capsys.readouterr().err
+    assert "rounds 100000 of clients_per_round 1000 are 100,000,000 trainings of a client; use 10,000,000 or less." in said
+    assert run_command(["compare", "--arms", "fedit", "--seeds", ",".join(map(str, range(20_000)))]) == 2
+    assert capsys.readouterr().err == "devft: seeds has 20,000 values; give 10,000 or fewer.\n"

@@ -62,9 +62,9 @@ def test_a_text_means_the_same_behind_a_flag_and_in_a_file(tmp_path, option, tex
 
 
 def test_an_arms_values_are_read_alike():
-    found = parse_arm("FedIT+DevFT:capacities=4/16:beta=2e-1:compile-ahead=off:evaluate_full=yes:devices=none")
+    found = parse_arm("FedIT+DevFT:capacities=4/16:beta=2e-1:compile-ahead=off:gauge_alignment=yes:devices=none")
     assert (found.algorithm, found.growth) == ("fedit", "devft")
-    overrides = {"capacities": (4, 16), "beta": 0.2, "compile_ahead": "off", "evaluate_full": True, "devices": None}
+    overrides = {"capacities": (4, 16), "beta": 0.2, "compile_ahead": "off", "gauge_alignment": True, "devices": None}
     assert found.overrides == overrides
 
 
