@@ -9,13 +9,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from devft_jax.data.prompts import tokenizer_name
+from devft_jax.data import Record
+from devft_jax.data.prompts import renderer, tokenizer_name
 from devft_jax.errors import InputError
 from devft_jax.files import printable
 from devft_jax.models.files import read_json
 from devft_jax.models.pretrained import GENERATION_CONFIG_FILE, eos_ids_of
 
 SPLIT_FILE = "split.json"
+
+_PROBE = Record(instruction="a", input="", output="b", category=None, origin="a probe of the template")
 
 
 def ends_of_run(folder: Path, tokenizer: Callable[[], Any]) -> list[int]:
@@ -48,6 +51,24 @@ def ids_of(texts: Sequence[str], tokenizer: Any) -> list[int]:
                 "have; give the model that was trained."
             )
     return [vocabulary[text] for text in texts]
+
+
+def ends_of_template(template: str, tokenizer: Any) -> list[int]:
+    """The token in which a template ends an answer, as it would in training; empty where that is the tokenizer's eos.
+
+    Args:
+      template: not `auto`.
+    """
+    if template != "chat":
+        return []
+    try:
+        answer = renderer(template, tokenizer)(_PROBE)[-1].text
+    except InputError:
+        # Some templates want more of a conversation than this; they word what is asked, or refuse it, by themselves.
+        return []
+    ids = tokenizer(answer, add_special_tokens=False)["input_ids"]
+    special = {*tokenizer.all_special_ids, *getattr(tokenizer, "added_tokens_decoder", {})}
+    return [token for token in ids[-1:] if token in special]
 
 
 def ends_of_adapter(folder: Path) -> list[int]:

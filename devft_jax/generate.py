@@ -8,19 +8,21 @@ import dataclasses
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
+from devft_jax.answer_ends import ends_of_adapter, ends_of_run, ends_of_template
 from devft_jax.base_model import bundled_model
 from devft_jax.config import RunConfig, config_from_mapping, validate
 from devft_jax.data import Record
 from devft_jax.data.prompts import find_template, prompt_text, renderer, resolve_template
 from devft_jax.data.sources import LAYOUTS
 from devft_jax.data.tokens import prompt_tokens
-from devft_jax.errors import InputError
+from devft_jax.errors import InputError, RunError
 from devft_jax.federated.algorithms import algorithm_of
+from devft_jax.files import MOST_BYTES, checked_path, decoded, parse_json, printable, read_text
 from devft_jax.flags import Section, flags_of
 from devft_jax.flags import parse as parse_words
 from devft_jax.models.files import one_line, read_json
@@ -39,9 +41,6 @@ from devft_jax.models.pretrained import Model, load_pretrained
 from devft_jax.options import operand, path, verbatim
 from devft_jax.programs import ExecutionOptions, resolve_compute, validate_execution
 from devft_jax.screen import complain, show
-
-BATCHES_AT_ONCE = 8
-"""Batches whose prompts are sorted by length together, and whose answers are written before the next are drawn."""
 
 INTERACTIVE_LOOK = 4
 """Tokens decoded before an interactive answer shows more."""
@@ -145,13 +144,13 @@ def open_respondent(source: str, asked: PromptOptions) -> Respondent:
     Raises:
       InputError: `source` is neither, cannot be read, or does not fit the flags.
     """
-    folder = Path(source).expanduser()
+    folder = checked_path(source, "source")
     fields = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     is_run = bool(fields) and "model_type" not in fields
     run = _run_config(folder, fields) if is_run else RunConfig(model=source, template="completion")
     adapter_folder = folder / "adapter" if is_run else None
     if asked.adapter is not None:
-        adapter_folder = Path(asked.adapter)
+        adapter_folder = checked_path(asked.adapter, "adapter")
     elif is_run and not algorithm_of(run).low_rank:
         raise InputError(
             f"the run in {folder} ({run.algorithm}) has no low-rank adapter, and answers are drawn with no other kind; name "
@@ -180,8 +179,10 @@ def open_respondent(source: str, asked: PromptOptions) -> Respondent:
     template = resolve_template(template, conversational=True, tokenizer=model.tokenizer)
     renderer(template, model.tokenizer)  # refuses a chat template that is not there, before anything is asked
     adapter = None if adapter_folder is None else import_peft(adapter_folder, model.config)
-    eos_ids = end_token_ids(path, model.tokenizer)
-    return Respondent(model, adapter, template, run.fields or {}, eos_ids, compute)
+    ends = [*end_token_ids(path, model.tokenizer), *ends_of_template(template, model.tokenizer)]
+    ends += ends_of_run(folder, lambda: model.tokenizer) if is_run else []
+    ends += [] if adapter_folder is None else ends_of_adapter(adapter_folder)
+    return Respondent(model, adapter, template, run.fields or {}, tuple(dict.fromkeys(ends)), compute)
 
 
 def _run_config(folder: Path, fields: Mapping[str, Any]) -> RunConfig:
@@ -207,7 +208,17 @@ def _template_of_run(folder: Path, run: RunConfig) -> str:
 
 
 def to_record(text: str, origin: str, input: str = "") -> Record:
-    """A prompt as typed."""
+    """A prompt as typed.
+
+    Raises:
+      InputError: it holds bytes that are no text.
+    """
+    try:
+        (text + input).encode()
+    except UnicodeEncodeError as error:
+        # Python keeps a byte that is no UTF-8 as half of a character.
+        wrong = printable(error.object[error.start])
+        raise InputError(f"{origin} is not UTF-8 text ({wrong}); write it in UTF-8.") from error
     return Record(instruction=text, input=input, output="", category=None, origin=origin)
 
 
@@ -222,31 +233,21 @@ def read_prompts(path: str | Path, fields: Mapping[str, str]) -> list[Record]:
     Raises:
       InputError: the file cannot be read, holds no prompt, or a record without an instruction; names the line.
     """
-    path = Path(path).expanduser()
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"the prompts {path} cannot be read ({one_line(error)}); give a UTF-8 text file.") from error
+    path = checked_path(path, "file")
+    text = read_text(path, "the prompts")
     lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if path.suffix == ".json":
-        rows = _parsed(text, path, 1)
+        rows = parse_json(text, str(path))
         if not isinstance(rows, list):
             raise InputError(f"{path} does not hold an array of records; write them in brackets, or a line each in .jsonl.")
         records = [_record(row, f"{path}:{number}", fields) for number, row in enumerate(rows, 1)]
     elif path.suffix == ".jsonl":
-        records = [_record(_parsed(line, path, number), f"{path}:{number}", fields) for number, line in lines]
+        records = [_record(parse_json(line, str(path), number), f"{path}:{number}", fields) for number, line in lines]
     else:
         records = [to_record(line.rstrip("\r"), f"{path}:{number}") for number, line in lines]
     if not records:
         raise InputError(f"{path} holds no prompt; write one a line.")
     return records
-
-
-def _parsed(text: str, path: Path, line: int) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise InputError(f"{path}:{line} is not valid JSON ({one_line(error)}); correct it.") from error
 
 
 def _record(row: Any, origin: str, fields: Mapping[str, str]) -> Record:
@@ -264,6 +265,24 @@ def _record(row: Any, origin: str, fields: Mapping[str, str]) -> Record:
     return to_record(instruction, origin, text("input") or "")
 
 
+def read_standard_input(stream: TextIO) -> list[Record]:
+    """The prompts of a stream, one a line; empty lines are left out.
+
+    Raises:
+      InputError: it is no UTF-8 text, endless, or holds no prompt.
+    """
+    # As bytes: what is no text is named by its line, whatever encoding the terminal has.
+    raw = getattr(stream, "buffer", None)
+    content = stream.read().encode("utf-8", "surrogateescape") if raw is None else raw.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise InputError(f"standard input holds more than {MOST_BYTES:,} bytes of prompts; give them in parts.")
+    lines = enumerate(decoded(content, "standard input").split("\n"), 1)
+    records = [to_record(line.rstrip("\r"), f"standard input:{number}") for number, line in lines if line.strip()]
+    if not records:
+        raise InputError("standard input holds no prompt; write one a line, or give --prompt or --file.")
+    return records
+
+
 # ---- the command -----------------------------------------------------------------------------------------------------
 
 
@@ -275,7 +294,7 @@ def command(arguments: Sequence[str], prepare: Callable[[], None]) -> int:
         raise InputError("prompt and file exclude each other; give one of them.")
     if asked.input and asked.prompt is None:
         raise InputError("input belongs to a prompt; give prompt besides.")
-    if asked.file is not None and not Path(asked.file).expanduser().is_file():
+    if asked.file is not None and not checked_path(asked.file, "file").exists():
         raise InputError(f"file {asked.file} does not exist; name a file of prompts.")
     if asked.out and asked.file and Path(asked.out).expanduser().resolve() == Path(asked.file).expanduser().resolve():
         raise InputError(f"out {asked.out} is the file of prompts and would replace it; name another.")
@@ -291,13 +310,9 @@ def command(arguments: Sequence[str], prepare: Callable[[], None]) -> int:
             converse(voices, options, written)
         return 0
     else:
-        records = [
-            to_record(line.rstrip("\r\n"), f"line {number}") for number, line in enumerate(sys.stdin, 1) if line.strip()
-        ]
-        if not records:
-            raise InputError("standard input holds no prompt; write one a line, or give --prompt or --file.")
+        records = read_standard_input(sys.stdin)
     with _writing(asked.out) as written:
-        answer_all(voices, records, options, written)
+        answer_all(voices, records, options, written, kept=asked.out is not None)
     return 0
 
 
@@ -317,41 +332,79 @@ Writer = Callable[[dict[str, Any]], None]
 
 @contextmanager
 def _writing(path: str | None) -> Iterator[Writer]:
-    """A function that adds a line to the file; one that does nothing where there is no file."""
+    """A function that adds a line to the file; one that does nothing where there is no file.
+
+    An older file is replaced with the first line: what ends without an answer leaves it.
+    """
     if path is None:
         yield lambda row: None
         return
     try:
-        file: TextIO = Path(path).expanduser().open("w", encoding="utf-8")
+        file: TextIO = checked_path(path, "out").open("a", encoding="utf-8")
     except OSError as error:
         raise InputError(
             f"out {path} cannot be written ({one_line(error)}); name a file in a folder you may write."
         ) from error
-    with file:
+    written = 0
 
-        def write(row: dict[str, Any]) -> None:
+    def write(row: dict[str, Any]) -> None:
+        nonlocal written
+        try:
+            if not written and file.seekable() and file.tell():
+                file.truncate(0)
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
             file.flush()
+        except OSError as error:
+            raise RunError(
+                f"out {path} cannot be written ({one_line(error)}); it holds {written} answers: make room there and ask the "
+                "rest again."
+            ) from error
+        written += 1
 
+    try:
         yield write
+    finally:
+        # What could not be written fails here once more.
+        with suppress(OSError):
+            file.close()
 
 
 def answer_all(
-    voices: Mapping[str, Respondent], records: Sequence[Record], options: GenerationOptions, write: Writer
+    voices: Mapping[str, Respondent],
+    records: Sequence[Record],
+    options: GenerationOptions,
+    write: Writer,
+    *,
+    kept: bool = False,
 ) -> None:
-    """Answer records in their order, on standard output and through `write`.
+    """Answer records in their order, through `write` and on standard output.
+
+    An answer is written before it is shown, batch by batch, so that what is stopped keeps those that it had.
 
     Args:
       voices: one respondent, or several to compare, by the heading under which each answers.
+      kept: `write` keeps the answers: they are all drawn, even where nobody reads standard output any more.
+
+    Raises:
+      OSError: standard output could not be written; what is kept is whole.
     """
-    together = BATCHES_AT_ONCE * options.generation_batch
-    for start in range(0, len(records), together):
-        some = records[start : start + together]
+    unseen: OSError | None = None
+    for start in range(0, len(records), options.generation_batch):
+        some = records[start : start + options.generation_batch]
         answers = {name: voice.answer(some, options, first=start) for name, voice in voices.items()}
-        for index, record in enumerate(some):
-            said = {name: completions[index] for name, completions in answers.items()}
-            _show(record, said, start + index + 1, alone=len(records) == 1)
-            write(to_row(voices, record, said))
+        said = [{name: completions[index] for name, completions in answers.items()} for index in range(len(some))]
+        for record, one in zip(some, said, strict=True):
+            write(to_row(voices, record, one))
+        try:
+            for number, (record, one) in enumerate(zip(some, said, strict=True), start + 1):
+                if unseen is None:
+                    _show(record, one, number, alone=len(records) == 1)
+        except OSError as error:
+            unseen = error
+            if not kept:
+                break
+    if unseen is not None:
+        raise unseen
 
 
 def _show(record: Record, said: Mapping[str, Completion], number: int, *, alone: bool) -> None:
@@ -392,9 +445,9 @@ def converse(voices: Mapping[str, Respondent], options: GenerationOptions, write
             return
         if not line.strip():
             continue
-        record = to_record(line, f"line {number + 1}")
         said = {}
         try:
+            record = to_record(line, f"line {number + 1}")
             for name, voice in voices.items():
                 if len(voices) > 1:
                     show(f"--- {name}")

@@ -5,10 +5,12 @@ import io
 import json
 import shutil
 import sys
+from pathlib import Path
 
 import jax
 import pytest
 
+from devft_jax import generate
 from devft_jax.cli import run_command
 from devft_jax.config import RunConfig, to_plain
 from devft_jax.data import Record, tokenize
@@ -16,7 +18,14 @@ from devft_jax.data.prompts import prompt_text
 from devft_jax.data.tokens import prompt_tokens
 from devft_jax.errors import InputError
 from devft_jax.evaluation import HeldOut
-from devft_jax.generate import PromptOptions, converse, open_respondent, read_prompts, to_record
+from devft_jax.generate import (
+    PromptOptions,
+    converse,
+    open_respondent,
+    read_prompts,
+    read_standard_input,
+    to_record,
+)
 from devft_jax.models.generation import GenerationOptions
 from devft_jax.models.llama import Compute, ModelConfig
 from devft_jax.models.peft_format import export_peft
@@ -144,7 +153,7 @@ def test_input_and_template_word_the_prompt(capsys, folders, tmp_path):
     assert rows(out)[0]["prompt"] == "### Instruction:\na\n\n### Input:\nb\n\n### Response:\n"
 
 
-def test_draws_follow_the_number_of_the_prompt(capsys, folders, tmp_path, monkeypatch):
+def test_draws_follow_the_number_of_the_prompt(capsys, folders, tmp_path):
     """Answers do not depend on how many prompts are worked on together."""
     path, out = tmp_path / "prompts.txt", tmp_path / "answers.jsonl"
     path.write_text("a b\n" * 5)
@@ -152,8 +161,7 @@ def test_draws_follow_the_number_of_the_prompt(capsys, folders, tmp_path, monkey
     ask(capsys, *words)
     together = rows(out)
     assert len({tuple(row["tokens"]) for row in together}) > 1
-    monkeypatch.setattr("devft_jax.generate.BATCHES_AT_ONCE", 1)
-    ask(capsys, *words)
+    ask(capsys, *words[:-1], "3")
     assert rows(out) == together
 
 
@@ -236,13 +244,120 @@ def test_folders_that_cannot_be_asked(tmp_path, fields, sentence):
         ("a.json", "{}", "does not hold an array"),
         ("a.json", "[]", "holds no prompt"),
         ("a.txt", "\n\n", "holds no prompt"),
-        ("a.txt", "\udcff", "cannot be read"),
+        ("a.txt", "a\n\udcff", r"a\.txt:2 is not UTF-8 text \(byte 0xff\)"),
+        (
+            "a.jsonl",
+            '{"instruction": "a"}\n{"instruction": "a", "instruction": "b"}',
+            r"a\.jsonl:2 names 'instruction' twice",
+        ),
+        ("a.jsonl", '\n{"instruction": ' + "1" * 5000 + "}", r"a\.jsonl:2 holds an integer of 5,000 digits"),
+        ("a.jsonl", '{"instruction": "\\ud800"}', r"a\.jsonl:1 holds .*half of a character"),
+        ("a.json", '[\n{"instruction": "\\udfff"}]', r"a\.json:2 holds .*half of a character"),
+        ("a.json", "[" * 100_000, "is nested too deeply"),
     ],
 )
 def test_files_that_hold_no_prompts(tmp_path, name, text, sentence):
     (tmp_path / name).write_text(text, encoding="utf-8", errors="surrogateescape")
     with pytest.raises(InputError, match=sentence):
         read_prompts(tmp_path / name, {})
+
+
+@pytest.mark.parametrize(
+    ("words", "place"),
+    [
+        (["--prompt", "a \udcff"], "prompt"),
+        (["--prompt", "a", "--input", "\ud800"], "input"),
+        (["--prompt", "a", "--stop", "\udcff"], "stop"),
+    ],
+)
+def test_prompts_that_are_no_text(capsys, folders, words, place):
+    assert run_command(["generate", folders["run"], *words]) == 2
+    error = capsys.readouterr().err
+    assert "not" in error
+    assert "UTF-8" in error
+    assert place in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("option", ["--file", "--out", "--adapter", None])
+@pytest.mark.parametrize("name", ["/tmp/\udcff", "a\0b", "x" * 300, "~nobody-at-all/x", ""])
+def test_names_that_no_file_can_have(capsys, folders, option, name):
+    words = ["generate", name] if option is None else ["generate", folders["run"], option, name]
+    assert run_command([*words, *(["--prompt", "a"] if option != "--file" else [])]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("devft: ")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"a\n\xff\n", r"standard input:2 is not UTF-8 text \(byte 0xff\)"),
+        (b"\n \n", "standard input holds no prompt"),
+        (b"", "standard input holds no prompt"),
+    ],
+)
+def test_a_pipe_that_is_no_text(content, sentence):
+    with pytest.raises(InputError, match=sentence):
+        read_standard_input(io.TextIOWrapper(io.BytesIO(content), "ascii"))
+
+
+def test_a_pipe_is_utf8_whatever_the_terminal_has(monkeypatch):
+    piped = io.TextIOWrapper(io.BytesIO("\ufeffä\r\n\n日本\n".encode()), "ascii")
+    assert [(record.instruction, record.origin) for record in read_standard_input(piped)] == [
+        ("ä", "standard input:1"),
+        ("日本", "standard input:3"),
+    ]
+    monkeypatch.setattr(generate, "MOST_BYTES", 10)
+    with pytest.raises(InputError, match="standard input holds more than 10 bytes"):
+        read_standard_input(io.TextIOWrapper(io.BytesIO(b"a" * 11), "ascii"))
+
+
+def test_answers_are_written_before_they_are_shown(capsys, folders, tmp_path, monkeypatch):
+    """Whatever becomes of the screen: all answers are in the file, and the exit code says that nobody saw them."""
+    path, out = tmp_path / "prompts.txt", tmp_path / "answers.jsonl"
+    path.write_text("a b\n" * 5)
+
+    def closed(*text, **how):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(generate, "show", closed)
+    words = ["--file", str(path), "--generation-batch", "2", "--max-new-tokens", "2"]
+    assert run_command(["generate", folders["run"], *words, "--out", str(out)]) != 0
+    assert len(rows(out)) == 5
+
+
+def test_what_is_stopped_keeps_the_answers_that_it_had(folders, tmp_path, monkeypatch):
+    path, out = tmp_path / "prompts.txt", tmp_path / "answers.jsonl"
+    path.write_text("a b\n" * 6)
+    answer, calls = generate.Respondent.answer, []
+
+    def interrupted(self, records, options, **more):
+        calls.append(len(records))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return answer(self, records, options, **more)
+
+    monkeypatch.setattr(generate.Respondent, "answer", interrupted)
+    words = ["--file", str(path), "--generation-batch", "2", "--max-new-tokens", "2", "--out", str(out)]
+    assert run_command(["generate", folders["run"], *words]) == 130
+    assert len(rows(out)) == 4
+
+
+def test_older_answers_stay_until_there_are_new_ones(capsys, folders, tmp_path):
+    out = tmp_path / "answers.jsonl"
+    out.write_text("precious\n")
+    assert run_command(["generate", folders["run"], "--prompt", "a " * 60, "--out", str(out)]) == 2
+    assert out.read_text() == "precious\n"
+    assert ask(capsys, folders["run"], "--prompt", "a", "--out", str(out))[0] == 0
+    assert len(rows(out)) == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a device that is always full")
+def test_a_full_disk_is_one_sentence(capsys, folders):
+    assert run_command(["generate", folders["run"], "--prompt", "a", "--max-new-tokens", "2", "--out", "/dev/full"]) == 1
+    error = capsys.readouterr().err
+    assert "out /dev/full cannot be written (No space left on device); it holds 0 answers" in error
 
 
 def test_the_bundled_model_speaks(capsys):
@@ -287,3 +402,40 @@ def test_a_damaged_configuration_is_one_sentence(folders, tmp_path):
     (run / "config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match="model 5 is not text"):
         open_respondent(str(run), PromptOptions())
+
+
+TURNS = "{% for m in messages %}{{ m.role }} {{ m.content }} <|end|> {% endfor %}"
+
+
+def test_what_ended_answers_in_training_ends_them(folders, tmp_path, word_tokenizer):
+    """A chat template's end of turn that is not the eos: by the run's split, the adapter's folder or the template."""
+    tokenizer = word_tokenizer(words=tuple("abcdefghijklmnopqrstuvwxyz") + tuple(map(str, range(34))))
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|end|>"]})
+    tokenizer.chat_template = TURNS
+    run, model = tmp_path / "run", tmp_path / "model"
+    shutil.copytree(folders["run"], run)
+    shutil.copytree(folders["model"], model)
+    tokenizer.save_pretrained(model)
+    end, eos = tokenizer.convert_tokens_to_ids("<|end|>"), tokenizer.eos_token_id
+    config = json.loads((run / "config.json").read_text()) | {"model": str(model)}
+    (run / "config.json").write_text(json.dumps(config))
+
+    def ends(source, **asked):
+        return open_respondent(str(source), PromptOptions(**asked)).eos_ids
+
+    assert ends(run) == ends(model) == (eos,)
+    assert ends(model, template="chat") == ends(run, template="chat") == (eos, end)
+    (run / "split.json").write_text(json.dumps({"ends_with": ["</s>", "<|end|>"]}))
+    assert ends(run) == (eos, end)
+    (run / "adapter" / "generation_config.json").write_text(json.dumps({"eos_token_id": [end]}))
+    assert ends(model, adapter=str(run / "adapter")) == (eos, end)
+    (model / "generation_config.json").write_text(json.dumps({"eos_token_id": [5, 6]}))
+    assert ends(model) == (5, 6, eos)
+    for wrong in ("5", [5, -1], [True], 2**31, 10**30, [None]):
+        (model / "generation_config.json").write_text(json.dumps({"eos_token_id": wrong}))
+        with pytest.raises(InputError, match=r"eos_token_id .* in .*generation_config\.json is neither a token id nor"):
+            ends(model)
+    (model / "generation_config.json").unlink()
+    (run / "split.json").write_text(json.dumps({"ends_with": ["<|elsewhere|>"]}))
+    with pytest.raises(InputError, match=r"trained answers end in '<\|elsewhere\|>', which the tokenizer .* does not have"):
+        ends(run)

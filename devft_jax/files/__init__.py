@@ -1,16 +1,18 @@
 """Files and text from outside: read with one clear sentence where they are wrong, written whole or not at all."""
 
-from devft_jax.files.parsing import parse_json, parse_yaml, read_json, read_text, read_yaml
+from devft_jax.files.parsing import MOST_BYTES, decoded, parse_json, parse_yaml, read_json, read_text, read_yaml
 from devft_jax.files.paths import cache_folder, checked_path, whole_path
 from devft_jax.files.shown import as_cell, as_code_block, as_markdown, printable
 from devft_jax.files.writing import exclusive_temporary, write_atomically
 
 __all__ = [
+    "MOST_BYTES",
     "as_cell",
     "as_code_block",
     "as_markdown",
     "cache_folder",
     "checked_path",
+    "decoded",
     "exclusive_temporary",
     "parse_json",
     "parse_yaml",

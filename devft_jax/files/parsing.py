@@ -41,7 +41,7 @@ def read_text(path: Path, what: str = "the file", most: int = MOST_BYTES) -> str
     Raises:
       InputError: the file cannot be read, is too large or is no text.
     """
-    return _text(_read_bytes(path, what, most), _named(path, what))
+    return decoded(_read_bytes(path, what, most), _named(path, what))
 
 
 def read_json(path: Path, what: str = "the file", most: int = MOST_BYTES) -> Any:
@@ -80,7 +80,8 @@ def _read_bytes(path: Path, what: str, most: int) -> bytes:
         raise InputError(f"{name} cannot be read ({reason}); give the path of a text file.") from error
 
 
-def _text(content: bytes, name: str, first_line: int | None = 1) -> str:
+def decoded(content: bytes, name: str, first_line: int | None = 1) -> str:
+    """UTF-8 text with or without a byte order mark; what is none is refused by `name`, its line and byte."""
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -103,7 +104,7 @@ def parse_json(text: str | bytes, where: str, first_line: int | None = 1) -> Any
     Raises:
       InputError: the text is no JSON, or JSON that no program reads alike.
     """
-    text = _text(text, where, first_line) if isinstance(text, bytes) else text
+    text = decoded(text, where, first_line) if isinstance(text, bytes) else text
     try:
         value = json.loads(text, object_pairs_hook=_object)
     except _NameTwiceError as error:
