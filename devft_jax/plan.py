@@ -5,12 +5,13 @@ traced on shapes) and who takes part when, because cohorts are drawn from the se
 the same bytes. Upper bounds are FLOPs, because examples are taken to be as long as `max_length`, padded; a run has shorter
 ones. So are the bytes of messages whose ranks differ between clients or rounds, each counted at the largest. Hidden states
 that a run may store (`prefix_cache`) are taken to be computed in every step, and their memory is not in the plan.
-Projections, marked with *, are times at a stated rate, energy at stated joules, and memory by the formula of
-`devft_jax.accounting.memory`.
+Projections, marked with *, are times at a stated rate (of training alone, at the rate of this machine's products of matrices
+where none is given, which training does not quite reach), energy at the joules that a run would be charged here, and memory
+by the formula of `devft_jax.accounting.memory`.
 
-What only the data could tell comes from the configuration: the number of clients is `clients`, which a split by field or
-file overrides with its own. It also draws its cohorts by the clients' names, so that who takes part when, and with it the
-bytes of submodels and of catch-up, is then one draw like those of the run.
+What only the data could tell comes from the configuration: the number of clients is `clients`, or that of the files where
+each is a client. A split by field overrides it with its own. It also draws its cohorts by the clients' names, so that who
+takes part when, and with it the bytes of submodels and of catch-up, is then one draw like those of the run.
 
 Beside these the plan states communication as the paper does (Table 4 and Figure 6 of Wu et al. 2025): low-rank parameters x
 rounds x 1 byte, in one direction, for one client, of FedIT's and FedSA-LoRA's own messages.
@@ -21,7 +22,9 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
+from zlib import crc32
 
 import jax
 import numpy as np
@@ -45,10 +48,11 @@ from devft_jax.accounting.memory import (
     stage_memory,
     stage_quantization,
 )
+from devft_jax.accounting.speed import Speed, measured_speed
 from devft_jax.base_model import bundled_model
 from devft_jax.config import RunConfig, validate
 from devft_jax.config import to_plain as config_to_plain
-from devft_jax.data import length_buckets
+from devft_jax.data import clients_by_file, length_buckets
 from devft_jax.developmental import StageShape, planned_stages
 from devft_jax.developmental.schedule import equal_shares
 from devft_jax.errors import InputError
@@ -92,9 +96,9 @@ PAPER_ROUNDS = {"meta-llama/Llama-2-7b-hf": 300, "meta-llama/Llama-2-13b-hf": 40
 class PlanOptions:
     """What the plan assumes and shows besides the run's own options."""
 
-    flops_per_second: float = 1e14
-    """Rate at which training is assumed to run, floating-point operations per second of all devices together; the default
-    is a data-centre GPU at an ordinary share of its peak."""
+    flops_per_second: float | None = None
+    """Rate at which training is assumed to run, floating-point operations per second of all devices together; by default
+    what this machine's products of matrices reach, measured in a second and kept. 1e14 suits a data-centre GPU."""
     memory: str | None = None
     """Memory of a device, such as 24GB or 80GiB: the plan then says which stages fit into it."""
     compile: bool = False
@@ -118,7 +122,7 @@ class StagePlan:
       recipe: bytes from which a client that holds the base fuses the submodel itself.
       bytes_missed: of messages that returning clients were absent for; 0 for methods whose messages do not add up.
       train_flops: upper bound. flops_per_token: of a training step, by what they are spent on.
-      evaluation_flops: of one held-out example of full length. seconds: projected.
+      evaluation_flops: of one held-out example of full length.
       simulator, client: memory of one device of the simulator, and of a client's own. compiled: XLA's figure for the first.
     """
 
@@ -140,7 +144,6 @@ class StagePlan:
     train_flops: int
     flops_per_token: dict[str, int]
     evaluation_flops: int
-    seconds: float
     simulator: MemoryTerms
     client: MemoryTerms
     compiled: CompiledMemory | None
@@ -172,6 +175,7 @@ class Plan:
       cumulative: whether messages add up, so that absentees are owed those that they missed.
       bounded: names of the bytes that are upper bounds, because messages of smaller rank are among them.
       compute: execution choices. devices: of the simulator. work: what one of them trains at once. length: T, padded.
+      counted: whether clients are the data's files, which were counted.
       stages: in order. end_to_end: the same rounds at full depth.
       convention: communication as the paper counts it, by method.
     """
@@ -187,18 +191,44 @@ class Plan:
     compute: Compute
     devices: int
     work: Work
+    counted: bool
     stages: tuple[StagePlan, ...]
     end_to_end: StagePlan
     convention: dict[str, Convention]
 
+    @cached_property
+    def speed(self) -> Speed | None:
+        """What was measured of this machine; None where a rate was given."""
+        if self.options.flops_per_second is not None:
+            return None
+        model, tokens = self.architecture, self.work.clients * self.work.batch * self.work.length
+        return measured_speed(tokens, model.width, model.feed_forward, self.compute.dtype)
+
+    @property
+    def flops_per_second(self) -> float:
+        """The rate of all devices together that times are projected at; more of a CPU's than there are share its cores."""
+        if self.speed is None:
+            assert self.options.flops_per_second is not None
+            return self.options.flops_per_second
+        at_once = min(self.devices, jax.local_device_count()) if jax.default_backend() == "cpu" else self.devices
+        return self.speed.flops_per_second * at_once
+
+    def seconds(self, stage: StagePlan) -> float:
+        """Projected time of a stage's training."""
+        return stage.train_flops / self.flops_per_second
+
+    def of(self, stage: StagePlan, name: str) -> Any:
+        """A figure of a stage: one of its fields, or its seconds."""
+        return self.seconds(stage) if name == "seconds" else getattr(stage, name)
+
     def total(self, name: str) -> Any:
-        """A field of the stages, summed."""
-        return sum(getattr(stage, name) for stage in self.stages)
+        """A figure of the stages, summed."""
+        return sum(self.of(stage, name) for stage in self.stages)
 
     @property
     def energy(self) -> dict[str, float]:
-        """Projected `kwh` and `kgco2e` with the stated factors behind them."""
-        joules = resolve_joules_per_flop(self.config, "accelerator")
+        """Projected `kwh` and `kgco2e` with the stated factors behind them: those by which a run here is estimated."""
+        joules = resolve_joules_per_flop(self.config, jax.default_backend())
         return {**emissions(self.total("train_flops") * joules, self.config), "joules_per_flop": joules}
 
     def fitting(self, kind: str) -> list[bool]:
@@ -234,16 +264,21 @@ def make_plan(config: RunConfig, options: PlanOptions | None = None, *, architec
     """
     options = options or PlanOptions()
     validate(config)
-    if not 0 < options.flops_per_second < math.inf:
+    if options.flops_per_second is not None and not 0 < options.flops_per_second < math.inf:
         raise InputError(
             f"flops_per_second {options.flops_per_second} is not a positive, finite rate; 1e14 suits a data-centre GPU."
         )
     if options.memory is not None:
         parse_memory(options.memory)
+    names = _files(config)
+    if names is not None:
+        config = dataclasses.replace(config, clients=len(names))
     if config.clients_per_round > config.clients:
+        planned = "that the data's files make" if names is not None else "planned for"
+        remedy = "" if names is not None else ", or give --clients the number that the data has"
         raise InputError(
-            f"clients_per_round {config.clients_per_round} exceeds the {config.clients} clients planned for; use "
-            f"{config.clients} or fewer, or give --clients the number that the data has."
+            f"clients_per_round {config.clients_per_round} exceeds the {config.clients} clients {planned}; use "
+            f"{config.clients} or fewer{remedy}."
         )
     if architecture is None:
         architecture = model_architecture(bundled_model() if config.model == "bundled" else config.model)
@@ -259,6 +294,8 @@ def make_plan(config: RunConfig, options: PlanOptions | None = None, *, architec
     planner = _Planner(config, options, architecture)
     check_composition(planner.algorithm, shapes)
     ids = np.arange(1 if planner.algorithm.pools else config.clients, dtype=np.uint32)
+    if names is not None and not planner.algorithm.pools:
+        ids = np.array([crc32(name.encode()) for name in names], np.uint32)
     cohorts = [sample_cohort(config.seed, index, ids, planner.participants) for index in range(sum(rounds))]
     sizes = {layers: planner.owed(layers) for layers in {*depths, architecture.layers}}
     missed = missed_bytes(cohorts, np.repeat([sizes[layers] for layers in depths], rounds).tolist())
@@ -282,10 +319,19 @@ def make_plan(config: RunConfig, options: PlanOptions | None = None, *, architec
         compute=planner.compute,
         devices=planner.devices,
         work=planner.work,
+        counted=names is not None,
         stages=tuple(stages),
         end_to_end=end_to_end,
         convention=paper_convention(config, architecture, depths, rounds),
     )
+
+
+def _files(config: RunConfig) -> list[str] | None:
+    """The clients' names where files make them and are there to be counted: a plan needs no data."""
+    try:
+        return clients_by_file(config)
+    except InputError:
+        return None
 
 
 class _Planner:
@@ -383,7 +429,6 @@ class _Planner:
             train_flops=flops,
             flops_per_token=per_token,
             evaluation_flops=self.work.length * evaluation_flops(architecture, layers=stage.depth, **shape),
-            seconds=flops / self.options.flops_per_second,
             simulator=stage_memory(work=self.work, model_shards=config.model_shards, **choices),
             client=stage_memory(work=alone, simulator=False, **choices),
             compiled=compiled_memory(work=self.work, model_shards=config.model_shards, **choices)
@@ -444,7 +489,7 @@ def to_plain(plan: Plan) -> dict[str, Any]:
     """The plan as JSON-ready values, with totals, ratios to end-to-end training, and which figures are what."""
 
     def stage_values(stage: StagePlan) -> dict[str, Any]:
-        values = dataclasses.asdict(stage)
+        values = {**dataclasses.asdict(stage), "seconds": plan.seconds(stage)}
         for kind in ("simulator", "client"):
             values[kind]["total"] = getattr(stage, kind).total
         if stage.compiled is not None:
@@ -463,12 +508,13 @@ def to_plain(plan: Plan) -> dict[str, Any]:
         "dtype": plan.compute.dtype,
         "message_dtype": plan.config.message_dtype,
         "work": dataclasses.asdict(plan.work),
-        "flops_per_second": plan.options.flops_per_second,
+        "flops_per_second": plan.flops_per_second,
+        "measured_on": None if plan.speed is None else plan.speed.device,
         "stages": [stage_values(stage) for stage in plan.stages],
         "total": totals,
         "end_to_end": stage_values(plan.end_to_end),
         "ratio_to_end_to_end": {
-            name: totals[name] / getattr(plan.end_to_end, name) for name in TOTALS if getattr(plan.end_to_end, name)
+            name: totals[name] / plan.of(plan.end_to_end, name) for name in TOTALS if plan.of(plan.end_to_end, name)
         },
         "energy": plan.energy,
         "paper_convention": {name: dataclasses.asdict(row) for name, row in plan.convention.items()},
@@ -521,7 +567,9 @@ def _heading(plan: Plan) -> list[str]:
         lines += [
             f"        (bytes {named} are upper bounds, too: ranks differ between clients or rounds, the largest is counted)"
         ]
-    if config.partition in ("field", "file", "auto"):
+    if plan.counted:
+        lines += [f"        (clients are the {config.clients} files of the data, those with too few examples among them)"]
+    elif config.partition in ("field", "file", "auto"):
         lines += [
             "        (data that is split by field or file has its own number of clients: give it as --clients; who of them",
             "        takes part follows from their names, so that bytes of submodels and of catch-up differ a little)",
@@ -541,11 +589,11 @@ def _stage_table(plan: Plan) -> list[str]:
             readable_bytes(stage.bytes_down),
             readable_bytes(stage.bytes_stage),
             readable_count(stage.train_flops, "FLOP"),
-            _projected(stage.seconds),
+            _projected(plan.seconds(stage)),
         )
 
     def ratio(name: str) -> str:
-        own, full = plan.total(name), getattr(plan.end_to_end, name)
+        own, full = plan.total(name), plan.of(plan.end_to_end, name)
         return f"1/{full / own:.2f}" + "*" * (name == "seconds") if own and full else ""
 
     total = tuple(readable_bytes(plan.total(name)) for name in ("bytes_up", "bytes_down", "bytes_stage"))
@@ -562,9 +610,23 @@ def _stage_table(plan: Plan) -> list[str]:
     return [
         *table(rows),
         *(recomputed if remat != "none" else ()),
-        f"time at {readable_count(plan.options.flops_per_second, 'FLOP')}/s in all, whatever this machine is "
-        "(--flops-per-second)",
-        f"energy* {energy['kwh']:.3g} kWh, {energy['kgco2e']:.3g} kgCO2e at {energy['joules_per_flop']:.3g} J a FLOP",
+        *_rate(plan),
+        f"energy* {energy['kwh']:.3g} kWh, {energy['kgco2e']:.3g} kgCO2e at {energy['joules_per_flop']:.3g} J a FLOP, as "
+        "estimates of runs here (--joules-per-flop)",
+    ]
+
+
+def _rate(plan: Plan) -> list[str]:
+    """What the times stand for, in lines."""
+    rate = f"time at {readable_count(plan.flops_per_second, 'FLOP')}/s in all"
+    left_out = "of training alone: compiling, evaluating and building stages come on top"
+    if plan.speed is None:
+        return [f"{rate}, as given (--flops-per-second), whatever this machine is;", left_out]
+    kept = "" if plan.speed.kept_in is None else "measured once and kept as speed.json in the cache folder; "
+    return [
+        f"{rate}, what products of matrices reach here ({plan.speed.device});",
+        left_out,
+        f"({kept}another machine: --flops-per-second, 1e14 for a GPU)",
     ]
 
 

@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from devft_jax.accounting.energy import resolve_joules_per_flop
 from devft_jax.accounting.memory import MemoryTerms
 from devft_jax.cli import parse_plan, run_command
 from devft_jax.config import RunConfig, preset
@@ -90,7 +91,7 @@ def test_totals_ratios_and_stages_of_the_seven_billion(seven):
     plain = to_plain(seven)
     assert plain["ratio_to_end_to_end"]["bytes_up"] == pytest.approx(15 / 32)
     assert 15 / 32 < plain["ratio_to_end_to_end"]["train_flops"] < 0.5
-    assert plain["total"]["seconds"] == pytest.approx(plain["total"]["train_flops"] / 1e14)
+    assert plain["total"]["seconds"] == pytest.approx(plain["total"]["train_flops"] / plain["flops_per_second"])
     assert seven.stages[-1].client == dataclasses.replace(seven.end_to_end.client)
     json.dumps(plain)
 
@@ -325,3 +326,55 @@ def test_what_cannot_be_run_is_not_planned():
 def test_layers_that_the_weights_choose_are_not_planned():
     with pytest.raises(InputError, match=r"chooses the layers of a stage from the weights.* give --capacities"):
         make_plan(RunConfig(capacity_schedule="eigengap"))
+
+
+def test_times_and_energy_are_those_of_this_machine_unless_a_rate_is_given(capsys):
+    plan = make_plan(preset("demo"))
+    assert plan.flops_per_second == plan.speed.flops_per_second * plan.devices
+    assert plan.seconds(plan.stages[0]) == plan.stages[0].train_flops / plan.flops_per_second
+    # A run on a CPU is charged 1e-9 J an operation where nothing measures it.
+    assert plan.energy["joules_per_flop"] == resolve_joules_per_flop(plan.config, "cpu") == 1e-9
+    text = to_text(plan)
+    assert "what products of matrices reach here (cpu" in text
+    assert "of training alone: compiling, evaluating and building stages come on top" in text
+    given = make_plan(preset("demo"), PlanOptions(flops_per_second=1e14))
+    assert given.speed is None
+    assert "100.00 TFLOP/s in all, as given (--flops-per-second)" in to_text(given)
+    assert to_plain(given)["measured_on"] is None
+
+
+def test_a_plan_of_bytes_alone_measures_nothing(monkeypatch):
+    monkeypatch.setattr("devft_jax.plan.measured_speed", None)
+    assert make_plan(preset("demo")).total("bytes_up") > 0
+
+
+def test_the_time_of_a_small_run_is_projected_to_its_order_of_magnitude(tmp_path):
+    """On a machine that does other things besides, so that thirty times as long or as short is no fault."""
+    config = dataclasses.replace(
+        preset("demo"),
+        growth="end-to-end",
+        rounds=3,
+        data="microtasks:train:200",
+        evaluate_every=0,
+        out=str(tmp_path / "out"),
+    )
+    config = dataclasses.replace(config, test_data=None, clients=4, clients_per_round=2, local_steps=2, devices=1)
+    taken = train(config, progress=QUIET).summary["seconds"]["train"]
+    assert 1 / 30 < make_plan(config).total("seconds") / taken < 30
+
+
+def test_files_are_counted_as_the_clients_that_a_run_makes_of_them(tiny, tmp_path):
+    """Clients of a glob, with the cohorts of the run, so that what stage changes send is exact, too."""
+    plan = make_plan(tiny)
+    assert (plan.config.clients, plan.counted) == (3, True)
+    assert "2 out of 3 clients" in to_text(plan)
+    assert "clients are the 3 files of the data" in to_text(plan)
+    run = train(dataclasses.replace(tiny, out=str(tmp_path / "out")), progress=QUIET)
+    assert plan.total("bytes_stage") == run.summary["bytes_stage"] > 0
+    with pytest.raises(InputError, match="exceeds the 3 clients that the data's files make; use 3 or fewer"):
+        make_plan(dataclasses.replace(tiny, clients_per_round=5))
+    one = make_plan(dataclasses.replace(tiny, partition="iid", clients=7))
+    assert (one.config.clients, one.counted) == (7, False)
+    # A plan needs no data: what is not there is planned for as many clients as are given.
+    away = make_plan(dataclasses.replace(tiny, data="nowhere/*.json", clients=9))
+    assert (away.config.clients, away.counted) == (9, False)

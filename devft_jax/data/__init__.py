@@ -43,6 +43,7 @@ from devft_jax.data.sources import (
     held_out_files,
     load_sources,
     only_folder,
+    source_names,
 )
 from devft_jax.data.tokens import OVERLONG, Examples, special_borders, tokenize
 from devft_jax.data.topics import find_topics, require_scikit_learn
@@ -209,6 +210,20 @@ def check_data_found(options: DataOptions) -> None:
     for spec in (options.data, options.test_data):
         if spec is not None:
             check_found(spec)
+
+
+def clients_by_file(options: DataOptions) -> list[str] | None:
+    """The names of the clients where each is a file, known without reading any; None where clients come about otherwise.
+
+    Those that `min_examples` will leave out are among them.
+
+    Raises:
+      InputError: local files are not there.
+    """
+    if options.partition not in ("auto", "file"):
+        return None
+    names = source_names(options.data)
+    return names if options.partition == "file" or len(names) > 1 else None
 
 
 def build_federated_data(options: DataOptions, tokenizer: object, *, seed: int = 0) -> FederatedData:

@@ -258,7 +258,7 @@ def load_sources(
     if limit is not None and limit < 1:
         raise InputError(f"a limit of {limit} records leaves no data; use 1 or more.")
     part = None if len(specs) > 1 else "held-out" if held_out else "training"
-    sources = [load(fields or {}, category_field) for load in _planned(specs, part)]
+    sources = [load(fields or {}, category_field) for _, load in _planned(specs, part)]
     _check_distinct_names(sources)
     return sources if limit is None else _limited(sources, limit)
 
@@ -313,28 +313,44 @@ def said_part(name: str) -> str | None:
 _Load = Callable[[Mapping[str, str], str | None], Source]
 
 
-def _planned(specs: Sequence[str], part: str | None) -> list[_Load]:
-    """How each source is read, in order; shards of one file are one source wherever they are named."""
-    found: list[_Load] = []
+def source_names(spec: str | Sequence[str]) -> list[str]:
+    """The names that the sources of training data would have, in order; reads nothing, and asks no network.
+
+    Raises:
+      InputError: local files are not there.
+    """
+    specs = (spec,) if isinstance(spec, str) else tuple(spec)
+    return [name for name, _ in _planned(specs, None if len(specs) > 1 else "training")]
+
+
+def _planned(specs: Sequence[str], part: str | None) -> list[tuple[str, _Load]]:
+    """The name of each source and how it is read, in order; shards of one file are one source wherever they are named."""
+    found: list[tuple[str, _Load]] = []
     shards: dict[tuple[Path, str], list[_Shard]] = {}
     for spec in specs:
         if spec.partition(":")[0] in BUILT_IN:
-            found.append(partial(_load_built_in, spec))
+            found.append((_built_in_name(spec), partial(_load_built_in, spec)))
             continue
         files = _local_files(spec, part)
         if files is None:
-            found.append(partial(_load_hub, spec))
+            found.append((spec, partial(_load_hub, spec)))
             continue
         for name, path in files:
             shard = _Shard.of(name, path)
             if shard is None:
-                found.append(partial(_load_files, name, [path]))
+                found.append((name, partial(_load_files, name, [path])))
                 continue
             others = shards.setdefault((path.parent, shard.whole), [])
             if not others:
-                found.append(partial(_load_shards, others))
+                found.append((shard.whole, partial(_load_shards, others)))
             others.append(shard)
     return found
+
+
+def _built_in_name(spec: str) -> str:
+    """`name:split` of a built-in data set."""
+    name, *details = spec.split(":")
+    return f"{name}:{details[0] if details and details[0] else next(iter(BUILT_IN[name].counts))}"
 
 
 def _load_built_in(spec: str, fields: Mapping[str, str], category_field: str | None) -> Source:

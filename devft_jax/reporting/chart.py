@@ -219,7 +219,7 @@ def _axes(scales: _Scales, x_ticks: Sequence[float], y_ticks: Sequence[float], x
     yield f'<line class="axis" x1="{LEFT}" x2="{wall}" y1="{floor}" y2="{floor}"/>'
     yield f'<text x="{(LEFT + wall) / 2}" y="{scales.frame.height - 14}" text-anchor="middle">{escape(x_label)}</text>'
     middle = (TOP + floor) / 2
-    yield f'<text transform="translate(18 {middle}) rotate(-90)" text-anchor="middle">{escape(y_label)}</text>'
+    yield f'<text transform="translate(13 {middle}) rotate(-90)" text-anchor="middle">{escape(y_label)}</text>'
 
 
 def look(index: int) -> tuple[str, str]:

@@ -647,16 +647,22 @@ def _plain(value: Any) -> str:
 # ---- as text ---------------------------------------------------------------------------------------------------------
 
 
-def table_lines(shown: Table, width: int = WIDTH) -> list[str]:
-    """A table as aligned lines; columns that do not fit go on beneath, each part with the rows' names."""
-    rows = [[shortened(row[0], NAME_WIDTH), *row[1:]] for row in (shown.header, *shown.rows)]
+def column_parts(rows: Sequence[Sequence[str]], width: int) -> list[list[int]]:
+    """The columns after the first, in parts of which each has room beside the first."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     parts: list[list[int]] = [[]]
     for index, needed in enumerate(widths[1:], 1):
-        taken = widths[0] + sum(widths[each] + 2 for each in parts[-1])
+        taken = min(widths[0], NAME_WIDTH) + sum(widths[each] + 2 for each in parts[-1])
         if parts[-1] and taken + 2 + needed > width:
             parts.append([])
         parts[-1].append(index)
+    return parts
+
+
+def table_lines(shown: Table, width: int = WIDTH) -> list[str]:
+    """A table as aligned lines; columns that do not fit go on beneath, each part with the rows' names."""
+    rows = [[shortened(row[0], NAME_WIDTH), *row[1:]] for row in (shown.header, *shown.rows)]
+    parts = column_parts(rows, width)
     lines = [shown.title]
     for number, part in enumerate(parts):
         lines += [""] if number else []
@@ -682,7 +688,6 @@ def to_text(comparison: Comparison) -> str:
 
 def to_markdown(comparison: Comparison) -> str:
     """The comparison as a page of Markdown."""
-
     parts = [f"# Comparison of {len(comparison.budgets[0].arms)} methods", ""]
     if comparison.command:
         parts += [as_code_block(comparison.command), ""]

@@ -26,6 +26,7 @@ from devft_jax.reporting.comparison import (
     Comparison,
     Point,
     Table,
+    column_parts,
     cost_table,
     fairness,
     front_points,
@@ -44,6 +45,9 @@ from devft_jax.reporting.settings import shown
 from devft_jax.reporting.statistics import estimate
 from devft_jax.reporting.svg import escape
 from devft_jax.reporting.units import BYTES, FLOPS, SECONDS, Units, unit_for
+
+PAGE_LETTERS = 118
+"""Letters that a table has room for; columns beyond them go on in a further table."""
 
 STYLE = """
 .results th { text-align: right; white-space: nowrap } .results td { text-align: right; white-space: nowrap }
@@ -92,7 +96,11 @@ def _headline(comparison: Comparison, title: str) -> str:
 def _table(found: Table | None) -> str:
     if found is None:
         return ""
-    inside = page.table(found.title, found.header, [list(row) for row in found.rows], "results")
+    inside = ""
+    for number, part in enumerate(column_parts([found.header, *found.rows], PAGE_LETTERS)):
+        columns = [0, *part]
+        header, *rows = [[row[index] for index in columns] for row in (found.header, *found.rows)]
+        inside += page.table(found.title if number == 0 else f"{found.title}, continued", header, rows, "results")
     below = page.paragraph(f"{found.below[:1].upper()}{found.below[1:]}.", "soft") if found.below else ""
     return f'<div class="scroll" tabindex="0" role="group" aria-label="{escape(found.title)}">{inside}</div>{below}'
 
@@ -188,6 +196,9 @@ def _curves(comparison: Comparison, budget: Budget) -> list[str]:
         still += [line.name for line in lines if line.name in free]
         size, unit = unit_for(max(x for line in moving for x, _ in line.points), units) if units else (1.0, "")
         drawn = [dataclasses.replace(line, points=[(x / size, y) for x, y in line.points]) for line in moving]
+        if not joined:
+            # Among so many single points they would hide them; those against rounds are the same.
+            drawn = [dataclasses.replace(line, intervals=()) for line in drawn]
         if comparison.target is not None:
             levels.append(Level("target", comparison.target))
         title = f"Held-out loss of the full model against {label}, equal {budget.kind}"
@@ -200,12 +211,13 @@ def _curves(comparison: Comparison, budget: Budget) -> list[str]:
     if not against_rounds:
         return []
     words = (
-        "Means over seeds of the full model's loss, with their intervals; one without a bar at its end goes on beyond the "
-        "picture. "
+        "Means over seeds of the full model's loss, against rounds with their intervals; one without a bar at its end goes "
+        "on beyond the picture. "
     )
     every = comparison.common["evaluate_every"]
+    often = f"{every} rounds" if every > 1 else "round"
     words += (
-        f"Against rounds, lines join what was measured at the rounds at which all arms were judged, every {every}"
+        f"Against rounds, lines join what was measured at the rounds at which all arms were judged, every {often}"
         if every
         else "The arms were not judged at the same rounds"
     )

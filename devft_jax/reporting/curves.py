@@ -146,7 +146,7 @@ def _learning_rates(story: Story) -> str:
     for width, height, kind in ((1000, 240, "broad"), (340, 220, "narrow")):
         bands = stage_bands(story, story.axes[0])
         frame = Frame(width=width, height=height, named=False, whole=True, bands=bands, low=0.0)
-        picture = plot_lines("Learning rate against rounds", "rounds", "rate", pieces, frame)
+        picture = plot_lines("Learning rate against rounds", "rounds", "", pieces, frame)
         parts.append(page.figure(picture, "", wide=kind == "broad", kind=kind))
     return page.heading("Learning rate") + "".join(parts)
 
@@ -303,7 +303,7 @@ def stage_changes(story: Story) -> str:
     picture = plot_lines("Held-out loss across the stage changes", "", label, lines, frame)
     carried_back = "all layers of its groups (full), and the next submodel is fused from them"
     if not story.is_fused:
-        carried_back = "its layers in the full model (full), and the next submodel has other layers of it"
+        carried_back = "its layers in the full model (full), and the next submodel has more or other layers of it"
     words = (
         f"Each stage trains its submodel from start to end; then its adapter is carried back to {carried_back}. Dotted "
         "steps train nothing: where they rise, the change of depth costs held-out loss; where they fall, the model of the "

@@ -122,7 +122,9 @@ def similarity_map(
             parts.append(f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="middle">{name}</text>')
         if index % step == 0 and step <= size:
             parts.append(f'<text class="{kind} soft" x="{left - 6}" y="{y:.1f}" text-anchor="end">{layer}</text>')
-            parts.append(f'<text class="{kind} soft" x="{x:.1f}" y="{top - 5}" text-anchor="middle">{layer}</text>')
+            # Side by side, two digits each, they would run into one another.
+            if step * cell >= 15:
+                parts.append(f'<text class="{kind} soft" x="{x:.1f}" y="{top - 5}" text-anchor="middle">{layer}</text>')
     edge = left + size * cell
     parts.append(f'<text class="note soft" x="{left}" y="{top - 18}">layer</text>')
     bottom = top + size * cell + 14

@@ -20,6 +20,7 @@ from devft_jax.reporting.comparison import (
     WIDTH,
     Form,
     arm_rows,
+    column_parts,
     fairness,
     fronts,
     judged_alike,
@@ -365,3 +366,15 @@ def test_no_name_is_markup_in_markdown():
     assert "a\\|b \\[x\\](http\\://evil) &lt;b&gt;\\`c\\`\\\\x1b\\[31m\\\\x0a# d" in page
     assert page.split("\n\n")[1] == "````\ndevft compare ```\nx\n````"
     assert page.replace("\n", "").isprintable()
+
+
+def test_wide_tables_of_the_page_go_on_in_further_tables():
+    made = comparison(*(arm(f"arm {index}", [2.0 + index, 3.1]) for index in range(3)), target=2.5)
+    widths = [len(row) for row in column_parts([["name", *["x" * 30] * 6]], 118)]
+    assert widths == [3, 3]
+    noisy = [dataclasses.replace(each, outcomes=[*each.outcomes]) for each in made.budgets[0].arms]
+    for each in noisy:
+        for number, outcome in enumerate(each.outcomes):
+            outcome.summary["seconds"]["train"] = outcome.summary["train_flops"] = outcome.summary["bytes_up"] = 10.0**number
+            outcome.summary["peak_memory_bytes"] = outcome.summary["bytes_down"] = 7.0 * 10**number
+    assert "What it cost, continued" in text_of(comparison_html(made))

@@ -1,0 +1,89 @@
+"""How fast this machine multiplies matrices: what a plan's time is projected from.
+
+A product like those of a model's layers, tokens x width by width x hidden, of at most 1024 each, is timed for about a second
+and the best rate kept in the cache folder as `speed.json`, by device, dtype, size and version of JAX. Training reaches less
+than that: what lies between products, such as softmax and norms, is not counted as operations, and takes time.
+"""
+
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from devft_jax.errors import InputError
+from devft_jax.files import cache_folder, read_json, write_atomically
+from devft_jax.programs import versions
+
+LARGEST = 1024
+"""Rows and columns at most: beyond it the rate does not grow on a CPU, and a measurement would take long."""
+
+MEASURED_FOR = 0.7
+"""Seconds of products, after the first ones."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Operations a second of one device (of a CPU: a slice of its cores), and what it was measured on."""
+
+    flops_per_second: float
+    device: str
+    kept_in: Path | None = None
+
+
+def measured_speed(rows: int, width: int, hidden: int, dtype: str) -> Speed:
+    """The rate of products [rows, width] x [width, hidden]; measured once, then read.
+
+    A file that cannot be read or written is no reason to fail: then it is measured, and not kept.
+    """
+    shape = tuple(min(LARGEST, size) for size in (rows, width, hidden))
+    found = versions(jax.local_devices()[0])
+    machine = f"{found['device']}, {os.cpu_count()} cores for {jax.local_device_count()} device(s)"
+    name = f"{machine}, jax {found['jax']}, {dtype}, {'x'.join(map(str, shape))}"
+    path = cache_folder() / "speed.json"
+    known = _known(path)
+    rate = known.get(name)
+    if rate is None:
+        rate = _measured(shape, dtype)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, json.dumps({**known, name: rate}, indent=1) + "\n")
+        except OSError:
+            return Speed(rate, found["device"])
+    return Speed(rate, found["device"], path)
+
+
+def _known(path: Path) -> dict[str, float]:
+    """The rates of a file by name, those that are any; empty where there is none."""
+    try:
+        stored = read_json(path) if path.exists() else {}
+    except InputError:
+        return {}
+    items = stored.items() if isinstance(stored, dict) else ()
+    return {name: rate for name, rate in items if isinstance(rate, float) and 0 < rate < float("inf")}
+
+
+def _measured(shape: tuple[int, ...], dtype: str) -> float:
+    """Operations a second of the fastest of several products."""
+    rows, width, hidden = shape
+    left, right = jnp.ones((rows, width), dtype), jnp.ones((width, hidden), dtype)
+    product = jax.jit(jnp.matmul)
+    product(left, right).block_until_ready()
+    # Enough products in a row for the clock, and for the call's own cost to be small.
+    count = 1
+    while (seconds := _timed(product, left, right, count)) < MEASURED_FOR / 20:
+        count *= 2
+    best, until = seconds / count, time.perf_counter() + MEASURED_FOR
+    while time.perf_counter() < until:
+        best = min(best, _timed(product, left, right, count) / count)
+    return 2.0 * rows * width * hidden / best
+
+
+def _timed(product: jax.stages.Wrapped, left: jax.Array, right: jax.Array, count: int) -> float:
+    began = time.perf_counter()
+    results = [product(left, right) for _ in range(count)]
+    jax.block_until_ready(results)
+    return time.perf_counter() - began
