@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from devft_jax.base_model import bundled_model
+from devft_jax.checks import check_ranks
 from devft_jax.config import MOST_CONFIG_BYTES, RunConfig, config_from_mapping, field_types, option_value, validate
 from devft_jax.data import DataOptions
 from devft_jax.developmental import GROWTHS, planned_stages
@@ -33,6 +34,8 @@ from devft_jax.errors import InputError
 from devft_jax.federated.algorithms import ALGORITHMS, algorithm_of
 from devft_jax.federated.options import validate_learning_rate
 from devft_jax.files import checked_path, printable, read_yaml
+from devft_jax.models.llama import ModelConfig
+from devft_jax.models.lora import narrowest_target
 from devft_jax.models.pretrained import model_architecture
 from devft_jax.options import closest
 from devft_jax.plan import make_plan
@@ -48,8 +51,6 @@ COMMON = {*(each.name for each in dataclasses.fields(DataOptions)), "model", "se
 COMMON |= {"evaluate_every", "evaluate_full"}
 """Options that all arms share: with another of these an arm would not be compared on the same clients, data and budget, or
 not be judged at the same rounds."""
-
-LARGEST_RANK = 4096
 
 UNKNOWN_BYTES = (
     "has ranks that differ between clients or rounds, so that only an upper bound of its bytes is known beforehand"
@@ -176,9 +177,16 @@ def check_arms(arms: Sequence[Arm]) -> None:
             )
 
 
+def architecture_of(config: RunConfig) -> ModelConfig:
+    """Of the base that a configuration names."""
+    return model_architecture(bundled_model() if config.model == "bundled" else config.model)
+
+
 def check_stages(config: RunConfig) -> None:
-    """Raise `InputError` for stages that do not fit the model, or rates that do not fit the stages, before any run."""
-    layers = model_architecture(bundled_model() if config.model == "bundled" else config.model).layers
+    """Raise `InputError` for stages or ranks that do not fit the model, or rates that do not fit the stages."""
+    architecture = architecture_of(config)
+    check_ranks(config, architecture)
+    layers = architecture.layers
     growth = named_growth(config, layers)
     validate_learning_rate(config, len(plan_stages(config, growth, layers)))
     check_composition(algorithm_of(config), planned_stages(growth, layers) or ())
@@ -232,7 +240,7 @@ def nearest(costs: Mapping[int, float], wanted: float) -> int:
     return min(costs, key=lambda number: (abs(costs[number] - wanted), -number))
 
 
-def nearest_rank(cost: Callable[[int], float], wanted: float, most: int = LARGEST_RANK) -> int:
+def nearest_rank(cost: Callable[[int], float], wanted: float, most: int) -> int:
     """As `nearest`, over ranks up to `most`, whose costs rise."""
     reached = 1 + bisect.bisect_left(range(1, most + 1), wanted, key=cost)
     return nearest({rank: cost(rank) for rank in (reached - 1, reached) if 1 <= rank <= most}, wanted)
@@ -305,7 +313,9 @@ def _control(own: Configured, target: Configured) -> Configured:
         return Configured(own.arm, config, note)
 
     def at_rank(rank: int) -> RunConfig:
-        return dataclasses.replace(own.config, rank=rank, alpha=own.config.alpha * rank / own.config.rank)
+        alpha = own.config.alpha
+        followed = alpha if alpha == "auto" else alpha * rank / own.config.rank
+        return dataclasses.replace(own.config, rank=rank, alpha=followed)
 
     def sent(rank: int) -> float:
         return Costs(at_rank(rank)).of(name)
@@ -314,7 +324,7 @@ def _control(own: Configured, target: Configured) -> Configured:
         raise InputError(
             f"what {config.algorithm} sends does not follow rank, so no rank sends what '{name_of_target}' does."
         )
-    rank = nearest_rank(sent, wanted)
+    rank = nearest_rank(sent, wanted, narrowest_target(architecture_of(config), config.targets)[0])
     share, most = sent(rank) / wanted, "at most " if Costs(at_rank(rank)).bounded else ""
     return Configured(
         own.arm, at_rank(rank), f"rank {rank} instead of {config.rank} sends {most}{share:.0%} of '{name_of_target}'"

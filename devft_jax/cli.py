@@ -321,6 +321,8 @@ def _parse(
     config = dataclasses.replace(
         start or RunConfig(), **{name: option_value(name, value, exact=True) for name, value in values.items()}
     )
+    # A preset's options are nobody's choice for this run; those of a file and of flags are.
+    config = config.with_given({*(start.given if file_name is not None and start is not None else ()), *values})
     validate_types(config)
     return config, None if extra is None else extra(**others)
 

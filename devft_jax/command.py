@@ -9,6 +9,8 @@ import shlex
 from typing import Any
 
 from devft_jax.config import PRESETS, ROOMS, RunConfig, field_types, preset
+from devft_jax.effects import unread
+from devft_jax.models.lora import resolve_alpha
 from devft_jax.values import as_words
 
 
@@ -25,14 +27,21 @@ def start_of(name: str | None) -> RunConfig:
 
 def differing(config: RunConfig, start: RunConfig) -> dict[str, Any]:
     """The options whose values are not those of `start`, by name, in the order of the rooms."""
+    if start.alpha == "auto" and resolve_alpha(config) == resolve_alpha(dataclasses.replace(config, alpha="auto")):
+        # A run's folder holds the number that auto stood for.
+        config = dataclasses.replace(config, alpha="auto")
     names = [field.name for room in ROOMS for field in dataclasses.fields(room)]
     return {name: getattr(config, name) for name in names if getattr(config, name) != getattr(start, name)}
 
 
 def command_line(config: RunConfig) -> str:
-    """The shell command whose parsing gives this configuration."""
-    name = nearest_preset(config)
-    changes, kinds = differing(config, start_of(name)), field_types()
+    """The shell command whose parsing gives this configuration.
+
+    Options of methods that the run does not use, such as those that all arms of a comparison share, are left out.
+    """
+    name, kinds = nearest_preset(config), field_types()
+    needless = {option for option, condition in unread(config).items() if condition.part in ("algorithm", "growth")}
+    changes = {option: value for option, value in differing(config, start_of(name)).items() if option not in needless}
     # The folder last, where it is easily replaced.
     changes = {option: changes[option] for option in sorted(changes, key=lambda option: option == "out")}
     words = ["devft", "run", *(["--preset", name] if name else [])]

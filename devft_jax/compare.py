@@ -39,6 +39,7 @@ from devft_jax.arms import (
 )
 from devft_jax.config import RunConfig, anchored, identity, to_plain, validate
 from devft_jax.data import check_data_found
+from devft_jax.effects import check_arms_effects, check_effects, given_options
 from devft_jax.errors import InputError
 from devft_jax.federated.algorithms import algorithm_of
 from devft_jax.files import as_cell, write_atomically
@@ -197,14 +198,21 @@ def _checked(common: RunConfig, options: CompareOptions) -> _Request:
         raise InputError(f"evaluations {options.evaluations} is negative; use 0 to judge at the ends of stages alone.")
     for seed in seeds:
         validate(dataclasses.replace(common, seed=seed))
+    if options.learning_rates is not None and "learning_rate" in given_options(common):
+        raise InputError(
+            "learning_rate has no effect beside learning_rates, which searches one for every arm; leave one of them out."
+        )
     _check_rates(options, seeds, [arm.name for arm in arms if "learning_rate" in arm.overrides])
     check_data_found(common)
+    asked = common
     # Arms have their stages; the common rounds are what the configuration's own growth would take.
     common = dataclasses.replace(common, rounds=total_rounds(common))
     own_grid = bool(options.evaluations and not common.evaluate_every)
     if own_grid:
         common = dataclasses.replace(common, evaluate_every=-(-common.rounds // options.evaluations))
     arms_of = configure(arms, common)
+    check_effects(asked.with_given(asked.given & {"rounds"}))
+    check_arms_effects(asked, {each.arm.name: (each.config, each.arm.overrides) for each in arms_of})
     reference = options.reference or names[0]
     budgets = []
     for kind in options.budget:

@@ -10,10 +10,10 @@ import json
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from devft_jax.accounting.energy import EnergyOptions, validate_energy
 from devft_jax.data import METHODS, TEMPLATES, DataOptions, validate_data
@@ -37,7 +37,7 @@ from devft_jax.federated.options import (
 )
 from devft_jax.files import checked_path, printable, read_yaml, whole_path
 from devft_jax.models.folder import named_from_anywhere as model_from_anywhere
-from devft_jax.models.lora import LoraOptions, validate_lora
+from devft_jax.models.lora import LoraOptions, resolve_alpha, validate_lora
 from devft_jax.models.quantization import BITS, QuantizationOptions, validate_quantization
 from devft_jax.options import check_paths, closest, execution, identity_fields, known_name, path, unknown_name
 from devft_jax.programs import ExecutionOptions, validate_execution
@@ -73,6 +73,25 @@ class RunConfig(
     EnergyOptions,
 ):
     """Everything that describes a run; see the rooms' dataclasses for the fields."""
+
+    def __new__(cls, **options: Any) -> Self:
+        """Notes which options it is made with."""
+        made = super().__new__(cls)
+        object.__setattr__(made, "_given", frozenset(options))
+        return made
+
+    @property
+    def given(self) -> frozenset[str]:
+        """The options that it was made with; none where all were handed over, as by `dataclasses.replace`: nobody says then
+        which of them are meant for this run."""
+        given: frozenset[str] = getattr(self, "_given")  # noqa: B009
+        return given if len(given) < len(dataclasses.fields(self)) else frozenset()
+
+    def with_given(self, names: Iterable[str]) -> Self:
+        """The same options, of which these are the ones that were given."""
+        made = dataclasses.replace(self)
+        object.__setattr__(made, "_given", frozenset(names))
+        return made
 
 
 ROOMS: tuple[type, ...] = (
@@ -134,6 +153,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "max_length": 96,
         "rounds": 16,
         "rank": 16,
+        "alpha": 64.0,
         "learning_rate": (6e-3,),
         "schedule": "cosine",
         "dropout": 0.0,
@@ -253,9 +273,8 @@ def config_from_mapping(values: Mapping[str, Any], start: RunConfig | None = Non
         if name not in annotations:
             hint = closest(str(name), annotations, "see `devft run --help`.")
             raise InputError(f"the option '{printable(str(name))}' does not exist; {hint}")
-    return dataclasses.replace(
-        start or RunConfig(), **{name: option_value(name, value, exact=exact) for name, value in values.items()}
-    )
+    found = {name: option_value(name, value, exact=exact) for name, value in values.items()}
+    return dataclasses.replace(start or RunConfig(), **found).with_given(found)
 
 
 def read_config(path: str | Path, start: RunConfig | None = None) -> RunConfig:
@@ -277,8 +296,8 @@ def read_config(path: str | Path, start: RunConfig | None = None) -> RunConfig:
 
 
 def to_plain(config: RunConfig) -> dict[str, Any]:
-    """The configuration as JSON-ready values."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
+    """The configuration as JSON-ready values, alpha as the number that it stands for."""
+    return json.loads(json.dumps(dataclasses.asdict(config) | {"alpha": resolve_alpha(config)}))
 
 
 def validate_types(config: RunConfig) -> None:
@@ -294,7 +313,8 @@ def validate_types(config: RunConfig) -> None:
 
 def _validate_sizes(config: RunConfig) -> None:
     """Raise `InputError` for a size that no run has, before anything of that size is made."""
-    for name, value in vars(config).items():
+    for name in field_types():
+        value = getattr(config, name)
         most = {"capacities": 10**6, "stage_rounds": MOST["rounds"], "client_ranks": MOST["rank"]}.get(
             name, MOST.get(name, MOST_OF_ANY)
         )

@@ -50,11 +50,13 @@ from devft_jax.accounting.memory import (
 )
 from devft_jax.accounting.speed import Speed, measured_speed
 from devft_jax.base_model import bundled_model
+from devft_jax.checks import check_ranks
 from devft_jax.config import RunConfig, validate
 from devft_jax.config import to_plain as config_to_plain
 from devft_jax.data import clients_by_file, length_buckets
 from devft_jax.developmental import StageShape, planned_stages
 from devft_jax.developmental.schedule import equal_shares
+from devft_jax.effects import check_effects
 from devft_jax.errors import InputError
 from devft_jax.federated.algorithm import Algorithm
 from devft_jax.federated.algorithms import algorithm_of
@@ -264,6 +266,7 @@ def make_plan(config: RunConfig, options: PlanOptions | None = None, *, architec
     """
     options = options or PlanOptions()
     validate(config)
+    check_effects(config)
     if options.flops_per_second is not None and not 0 < options.flops_per_second < math.inf:
         raise InputError(
             f"flops_per_second {options.flops_per_second} is not a positive, finite rate; 1e14 suits a data-centre GPU."
@@ -282,6 +285,7 @@ def make_plan(config: RunConfig, options: PlanOptions | None = None, *, architec
         )
     if architecture is None:
         architecture = model_architecture(bundled_model() if config.model == "bundled" else config.model)
+    check_ranks(config, architecture)
     growth = named_growth(config, architecture.layers)
     shapes, rounds = planned_stages(growth, architecture.layers), plan_stages(config, growth, architecture.layers)
     validate_learning_rate(config, len(rounds))

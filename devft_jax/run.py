@@ -29,6 +29,7 @@ from devft_jax.config import (
 )
 from devft_jax.data import FederatedData, describe, split_record
 from devft_jax.developmental import Growth
+from devft_jax.effects import check_effects, unread
 from devft_jax.errors import InputError
 from devft_jax.federated.algorithm import Algorithm
 from devft_jax.federated.replay import StepReport, replay_client
@@ -203,7 +204,9 @@ def _open_run(config: RunConfig, folder: RunFolder, objects: dict[str, str]) -> 
     Raises:
       InputError: the folder holds another run.
     """
-    mine = {**identity(config), **({"objects": objects} if objects else {})}
+    without_effect = unread(config, objects)
+    mine = {name: value for name, value in identity(config).items() if name not in without_effect}
+    mine |= {"objects": objects} if objects else {}
     stored = folder.read_json("config.json")
     if stored is not None:
         theirs = {name: value for name, value in stored.items() if name in mine or name == "objects"}
@@ -267,10 +270,11 @@ def train(
     """
     progress = progress or Progress()
     validate(config)
-    config = anchored(dataclasses.replace(config, out=config.out or str(default_folder(config))))
-    out = str(config.out)
     given = {"model": model, "data": data, "algorithm": algorithm, "growth": growth}
     objects = {name: _describe_object(item) for name, item in given.items() if item is not None}
+    check_effects(config, objects)
+    config = anchored(dataclasses.replace(config, out=config.out or str(default_folder(config))))
+    out = str(config.out)
     with RunFolder(out, RUN) as folder, StopRequest().listening() as stop, contextlib.ExitStack() as at_end:
         trainer = Trainer(
             config, model=model, data=data, algorithm=algorithm, growth=growth, progress=progress, scratch=folder.path

@@ -20,7 +20,7 @@ from devft_jax.accounting import Adaptation, EnergyMeter, energy_summary, peak_m
 from devft_jax.accounting.communication import picked_layers_bytes
 from devft_jax.base_model import Submodels, open_model
 from devft_jax.checkpoints import read_state, save_state
-from devft_jax.checks import check_cohort, check_tokens
+from devft_jax.checks import check_cohort, check_ranks, check_tokens
 from devft_jax.chunk_size import Trial, choose, next_smaller
 from devft_jax.config import RunConfig, validate
 from devft_jax.data import (
@@ -133,6 +133,8 @@ class Trainer:
         self.depths = planned_depths(self.growth, layers)
         self.stage_rounds = plan_stages(config, self.growth, layers)
         validate_learning_rate(config, len(self.stage_rounds))
+        if algorithm is None:
+            check_ranks(config, self.model.config)
         self.algorithm = algorithm or algorithm_of(config)
         check_composition(self.algorithm, planned_stages(self.growth, layers) or ())
         self._probe = probe_examples(config, self.model.tokenizer) if hasattr(self.growth, "prepared") else None

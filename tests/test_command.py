@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from devft_jax.cli import parse_run
 from devft_jax.command import command_line, differing, nearest_preset
-from devft_jax.config import PRESETS, RunConfig, preset
+from devft_jax.config import PRESETS, RunConfig, config_from_mapping, preset, to_plain
+from devft_jax.effects import check_effects
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_size=12) | st.text(
     "ab,[]\"'{} -none\\", max_size=8
@@ -105,3 +106,13 @@ def test_every_value_can_be_said_by_flags(change):
     command = command_line(dataclasses.replace(RunConfig(), **change))
     assert command.isprintable()
     assert parsed(command) == dataclasses.replace(RunConfig(), **change)
+
+
+def test_a_runs_record_is_said_without_what_follows_or_does_not_matter():
+    arm = dataclasses.replace(RunConfig(), algorithm="fedit", growth="end-to-end", prox_mu=0.5, capacities=(4, 8), rank=8)
+    stored = config_from_mapping(to_plain(arm))
+    assert stored.alpha == 16.0
+    assert command_line(stored) == "devft run --rank 8 --growth end-to-end"
+    check_effects(parsed(command_line(stored)))
+    other = dataclasses.replace(stored, alpha=64.0)
+    assert command_line(other) == "devft run --rank 8 --alpha 64.0 --growth end-to-end"

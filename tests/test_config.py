@@ -56,6 +56,16 @@ def test_a_file_says_what_flags_say_and_flags_win(tmp_path, suffix):
     validate(from_file)
 
 
+def test_alpha_follows_the_rank_and_is_stored_as_a_number():
+    assert to_plain(RunConfig(rank=8))["alpha"] == identity(RunConfig(rank=8))["alpha"] == 16.0
+    assert identity(RunConfig()) == identity(RunConfig(alpha=64.0))
+    assert identity_hash(RunConfig()) == identity_hash(RunConfig(alpha=64.0))
+    assert to_plain(parse_run(["--rank", "8", "--alpha", "64"]))["alpha"] == 64.0
+    assert to_plain(parse_run(["--rank", "8", "--alpha", "auto"]))["alpha"] == 16.0
+    # The presets are what was measured, or what the paper used.
+    assert {name: preset(name).alpha for name in PRESETS} == dict.fromkeys(PRESETS, 64.0)
+
+
 def test_plain_values_round_trip():
     config = preset("paper-llama2-7b")
     assert config_from_mapping(to_plain(config)) == config

@@ -41,6 +41,7 @@ from devft_jax.data.sources import (
     Turn,
     check_found,
     held_out_files,
+    is_built_in,
     load_sources,
     only_folder,
     source_names,
@@ -74,12 +75,15 @@ __all__ = [
     "evaluation_order",
     "fitted_lengths",
     "gather_batch",
+    "has_held_out",
+    "is_built_in",
     "length_buckets",
     "load_sources",
     "partition",
     "pool",
     "public_examples",
     "render",
+    "resolved_partition",
     "split_record",
     "tokenize",
     "validate_data",
@@ -224,6 +228,21 @@ def clients_by_file(options: DataOptions) -> list[str] | None:
         return None
     names = source_names(options.data)
     return names if options.partition == "file" or len(names) > 1 else None
+
+
+def resolved_partition(options: DataOptions) -> str | None:
+    """The method of the split, auto resolved by the names of files; None where the files are not there to be counted."""
+    if options.partition != "auto":
+        return options.partition
+    try:
+        return "iid" if clients_by_file(options) is None else "file"
+    except InputError:
+        return None
+
+
+def has_held_out(options: DataOptions) -> bool:
+    """Whether there is held-out data, as far as options and the names of files tell."""
+    return bool(options.test_data is not None or options.test_fraction or held_out_files(options.data))
 
 
 def build_federated_data(options: DataOptions, tokenizer: object, *, seed: int = 0) -> FederatedData:

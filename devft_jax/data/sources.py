@@ -278,6 +278,11 @@ def named_from_anywhere(spec: str) -> str:
     return str(whole_path(path)) if path.exists() or glob.has_magic(spec) else spec
 
 
+def is_built_in(spec: str | Sequence[str]) -> bool:
+    """Whether `spec` names nothing but built-in data."""
+    return all(one.partition(":")[0] in BUILT_IN for one in ((spec,) if isinstance(spec, str) else spec))
+
+
 def held_out_files(spec: str | Sequence[str]) -> tuple[Path, ...]:
     """The files that a folder sets aside as held-out data by their names; empty for any other spec."""
     folder = only_folder(spec)

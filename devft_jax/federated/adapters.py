@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from devft_jax.developmental import LayerMap, align_factors, fuse, inherit
 from devft_jax.models.llama import PROJECTIONS, Adapter, LoraFactors, ModelConfig
-from devft_jax.models.lora import LoraOptions, init_lora
+from devft_jax.models.lora import LoraOptions, init_lora, lora_scale, resolve_alpha
 
 PROBES = 16
 
@@ -18,7 +18,7 @@ def initial_adapter(key: jax.Array, model: ModelConfig, options: LoraOptions) ->
         key,
         model,
         rank=options.rank,
-        alpha=options.alpha,
+        alpha=resolve_alpha(options),
         targets=options.targets,
         dropout=options.dropout,
     )
@@ -26,7 +26,7 @@ def initial_adapter(key: jax.Array, model: ModelConfig, options: LoraOptions) ->
 
 def adapter_of(lora: dict[str, LoraFactors], options: LoraOptions, delta: dict[str, jax.Array] | None = None) -> Adapter:
     """The adapter of these factors (and dense corrections): scale and dropout are known to everyone beforehand."""
-    return Adapter(lora=lora, scale=jnp.float32(options.alpha / options.rank), dropout=options.dropout, delta=delta or {})
+    return Adapter(lora=lora, scale=jnp.float32(lora_scale(options)), dropout=options.dropout, delta=delta or {})
 
 
 def one_factor(lora: dict[str, LoraFactors], factor: Literal["a", "b"]) -> dict[str, jax.Array]:

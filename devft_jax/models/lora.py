@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +19,9 @@ class LoraOptions:
 
     rank: int = 32
     """Rank r of the low-rank update of each adapted projection."""
-    alpha: float = 64.0
-    """Numerator of the update's scale alpha / r."""
+    alpha: float | Literal["auto"] = "auto"
+    """Numerator of the update's scale alpha / rank: a number, or auto, twice the rank. Clients with ranks of their own have
+    the same scale."""
     dropout: float = 0.05
     """Probability of dropping an input element of the low-rank product while training."""
     targets: tuple[str, ...] = ("q", "v")
@@ -30,8 +32,8 @@ def validate_lora(options: LoraOptions) -> None:
     """Raise `InputError` unless the options describe an adapter."""
     if options.rank < 1:
         raise InputError(f"rank {options.rank} is not positive; use 1 or more, such as 32.")
-    if options.alpha <= 0:
-        raise InputError(f"alpha {options.alpha} is not positive; twice the rank is usual.")
+    if options.alpha != "auto" and options.alpha <= 0:
+        raise InputError(f"alpha {options.alpha} is not positive; auto, twice the rank, is usual.")
     if not 0.0 <= options.dropout < 1.0:
         raise InputError(f"dropout {options.dropout} is outside [0, 1); 0.05 is usual.")
     unknown = [name for name in options.targets if name not in PROJECTIONS]
@@ -39,6 +41,32 @@ def validate_lora(options: LoraOptions) -> None:
         raise InputError(
             f"targets {','.join(options.targets) or '(none)'} must name projections once each; "
             f"choose from {', '.join(PROJECTIONS)}."
+        )
+
+
+def resolve_alpha(options: LoraOptions) -> float:
+    """alpha as a number: as asked, or twice the rank."""
+    return 2.0 * options.rank if options.alpha == "auto" else options.alpha
+
+
+def lora_scale(options: LoraOptions) -> float:
+    """The scale alpha / r of the update."""
+    return resolve_alpha(options) / options.rank
+
+
+def narrowest_target(model: ModelConfig, targets: Sequence[str]) -> tuple[int, str]:
+    """The largest rank that the updates of all adapted projections can have, and the projection that sets it."""
+    return min((min(model.projection_shape(name)), name) for name in targets)
+
+
+def check_rank(model: ModelConfig, targets: Sequence[str], rank: int, option: str = "rank") -> None:
+    """Raise `InputError` for a rank, of the option of this name, that the update of an adapted projection cannot have."""
+    most, narrowest = narrowest_target(model, targets)
+    if rank > most:
+        shape = " x ".join(map(str, model.projection_shape(narrowest)))
+        raise InputError(
+            f"{option} {rank} exceeds {most}, the largest rank that projection '{narrowest}' [{shape}] can have; "
+            f"use {most} or less, or adapt other targets."
         )
 
 

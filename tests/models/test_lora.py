@@ -9,7 +9,16 @@ from hypothesis import strategies as st
 
 from devft_jax.errors import InputError
 from devft_jax.models.llama import PROJECTIONS, Adapter
-from devft_jax.models.lora import LoraOptions, adapter_norms, as_low_rank, init_lora, validate_lora
+from devft_jax.models.lora import (
+    LoraOptions,
+    adapter_norms,
+    as_low_rank,
+    check_rank,
+    init_lora,
+    lora_scale,
+    resolve_alpha,
+    validate_lora,
+)
 from tests.tiny import CONFIG, random_adapter
 
 
@@ -43,6 +52,24 @@ def test_each_layer_and_target_draws_its_own_factors_whatever_the_other_targets(
     np.testing.assert_array_equal(alone, together["k"].a)
     assert not np.allclose(alone[0], alone[1])
     assert not np.allclose(together["q"].a, together["k"].a)
+
+
+def test_alpha_follows_the_rank_unless_it_is_given():
+    assert [resolve_alpha(LoraOptions(rank=rank)) for rank in (8, 32)] == [16.0, 64.0]
+    assert [lora_scale(LoraOptions(rank=rank)) for rank in (8, 32)] == [2.0, 2.0]
+    assert lora_scale(LoraOptions(rank=8, alpha=64.0)) == 8.0
+    validate_lora(LoraOptions(alpha="auto"))
+
+
+def test_a_rank_beyond_the_narrowest_target_is_refused():
+    # k and v are [16, 8]; q and o [16, 16].
+    check_rank(CONFIG, ("q", "v"), 8)
+    check_rank(CONFIG, ("q", "o"), 16)
+    with pytest.raises(InputError) as caught:
+        check_rank(CONFIG, ("q", "v"), 9)
+    assert str(caught.value) == (
+        "rank 9 exceeds 8, the largest rank that projection 'v' [16 x 8] can have; use 8 or less, or adapt other targets."
+    )
 
 
 def test_default_options_are_valid():

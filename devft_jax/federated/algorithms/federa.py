@@ -38,6 +38,7 @@ from devft_jax.federated.algorithms.fedit import Sums, fedit
 from devft_jax.federated.algorithms.options import MethodConfig
 from devft_jax.federated.corrections import no_delta, product
 from devft_jax.models.llama import Base, LoraFactors, ModelConfig, dense_weight
+from devft_jax.models.lora import lora_scale
 
 
 class Server(struct.PyTreeNode):
@@ -78,7 +79,7 @@ def federa(config: MethodConfig) -> Algorithm:
     `message_dtype` is the dtype in which the factors' changes travel.
     """
     averaging = fedit(config)
-    scale = config.alpha / config.rank
+    scale = lora_scale(config)
 
     def init_server(key: jax.Array, model: ModelConfig, clients: Clients) -> Server:
         adapter = initial_adapter(key, model, config)

@@ -41,7 +41,7 @@ from devft_jax.federated.corrections import (
 )
 from devft_jax.federated.slots import Slots, apart, in_slot, side_by_side
 from devft_jax.models.llama import Adapter, LoraFactors, ModelConfig
-from devft_jax.models.lora import adapter_norms
+from devft_jax.models.lora import adapter_norms, lora_scale
 
 
 class Server(struct.PyTreeNode):
@@ -68,7 +68,7 @@ def fedex_lora(config: MethodConfig) -> Algorithm:
     """
     slots = config.clients_per_round
     width = (slots - 1) * config.rank
-    scale = config.alpha / config.rank
+    scale = lora_scale(config)
 
     def dense_is_smaller(fan_in: int, fan_out: int) -> bool:
         return fan_in * fan_out < width * (fan_in + fan_out)

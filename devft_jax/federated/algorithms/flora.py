@@ -44,7 +44,7 @@ from devft_jax.federated.corrections import (
 from devft_jax.federated.messages import Ranked
 from devft_jax.federated.slots import Slots, apart, in_slot, side_by_side
 from devft_jax.models.llama import PROJECTIONS, Adapter, LoraFactors, ModelConfig
-from devft_jax.models.lora import adapter_norms, initial_a
+from devft_jax.models.lora import adapter_norms, initial_a, lora_scale
 
 
 class Server(struct.PyTreeNode):
@@ -62,7 +62,7 @@ def flora(config: MethodConfig) -> Algorithm:
     targets = tuple(sorted(config.targets, key=PROJECTIONS.index))
     ranks = config.client_ranks or (config.rank,)
     mixed, largest, slots = len(set(ranks)) > 1, max(ranks), config.clients_per_round
-    scale = config.alpha / config.rank
+    scale = lora_scale(config)
 
     def init_server(key: jax.Array, model: ModelConfig, clients: Clients) -> Server:
         delta, width = no_delta(model, targets), slots * largest
