@@ -34,6 +34,7 @@ from devft_jax.developmental.growth import (
 )
 from devft_jax.developmental.growths import GROWTHS, DevFT, EndToEnd, ProgFed, SkipGrow, TopGrow, make_growth
 from devft_jax.developmental.layer_map import LayerMap, fuse, inherit, layer_map, transition_gap
+from devft_jax.developmental.rotation import nearest_orthogonal, nearest_rotation
 from devft_jax.developmental.schedule import geometric_schedule, validate_capacities
 from devft_jax.developmental.similarity import (
     LayerGrams,
@@ -71,6 +72,8 @@ __all__ = [
     "layer_map",
     "layer_similarity",
     "make_growth",
+    "nearest_orthogonal",
+    "nearest_rotation",
     "next_stage",
     "planned_depths",
     "planned_stages",

@@ -17,6 +17,7 @@ from jax import lax
 
 from devft_jax.developmental.fusion import anchors
 from devft_jax.developmental.layer_map import LayerMap
+from devft_jax.developmental.rotation import nearest_orthogonal
 
 
 def align_factors(layer_map: LayerMap, a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -48,5 +49,4 @@ def procrustes(a: jax.Array, b: jax.Array, to_a: jax.Array, to_b: jax.Array) -> 
     exact = lax.Precision.HIGHEST
     inputs = jnp.einsum("lir,lis->lrs", a, to_a, precision=exact)
     outputs = jnp.einsum("lro,lso->lrs", b, to_b, precision=exact)
-    left, _, right = jnp.linalg.svd(inputs + outputs, full_matrices=False)
-    return jnp.einsum("lrk,lks->lrs", left, right, precision=exact)
+    return nearest_orthogonal(inputs + outputs)

@@ -164,3 +164,26 @@ def test_rounds_are_counted_from_the_beginning_of_a_stage():
     assert int(algorithm.submodel(full, identity).age) == 0
     # It is no part of a message.
     assert message_bytes(participant(algorithm, server).down) == message_bytes(server.adapter.lora)
+
+
+def as_published(matrix, share):
+    """R_lambda of one a_i^T a_ref as the authors' released code has it, in numpy: the sign first, then the mixture."""
+    left, _, right = np.linalg.svd(matrix)
+    if np.linalg.det(left @ right) < 0:
+        right[-1] *= -1
+    mixed, _, with_ = np.linalg.svd((1 - share) * np.eye(len(matrix)) + share * left @ right)
+    return mixed @ with_
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.8, 1.0])
+def test_reflections_are_turned_round_before_they_are_mixed(share):
+    reflections = 0
+    for seed in range(6):
+        trained, reference = factors_of(seed), factors_of(seed + 20)
+        found = towards(trained, reference, jnp.int32(1), share)
+        for layer in range(4):
+            own, target = (np.asarray(each.a[layer], np.float64) for each in (trained, reference))
+            left, _, right = np.linalg.svd(own.T @ target)
+            reflections += np.linalg.det(left @ right) < 0
+            np.testing.assert_allclose(found.a[layer], own @ as_published(own.T @ target, share), atol=1e-4)
+    assert reflections > 5

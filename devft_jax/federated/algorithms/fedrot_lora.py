@@ -7,14 +7,20 @@ received, a_ref and b_ref, aligning one factor in odd rounds and the other in ev
     odd    a_i^T a_ref = U S V^T    R = U V^T minimises ||a_i R - a_ref||
     even   b_i b_ref^T = U S V^T    R = U V^T minimises ||R^T b_i - b_ref||
 
-A full rotation is too much; with lambda (`rotation`),
+R is to be a rotation: where U V^T is a reflection, the direction of the least singular value is turned round. A full
+rotation is too much; with lambda (`rotation`),
 
-    R_lambda = the orthogonal polar factor of (1 - lambda) I + lambda R, with determinant +1,
+    R_lambda = the rotation nearest to (1 - lambda) I + lambda R,
 
 is uploaded (a_i R_lambda, R_lambda^T b_i), and the server averages as FedIT does. lambda = 0 is FedIT. Rounds are counted
 from 0 at the beginning of each stage. A reference that is zero, as b is in the first round, is nothing to turn to.
 
-The authors' released configuration has a lambda beyond 1, which selects a variant without the determinant's sign; it is
+That order is the one of the authors' code: were a reflection mixed with I first, half of the way would be a singular matrix.
+The mixture of I with a rotation has no negative determinant, so that the nearest orthogonal matrix, which they take, is a
+rotation. Where the singular values leave R open (a reference of lower rank), theirs depends on their decomposition, here on
+how `nearest_rotation` goes, which keeps what it need not turn.
+
+The authors' released configuration has a lambda beyond 1, which selects a variant that adds lambda I to a_i^T a_ref; it is
 below the results that they report, of lambda 0.4 to 0.6. Their framework weighs a message by the examples that the client
 processed in the round, which is `weighting` uniform where all clients take equally many steps; by default the weight is
 the size of the client's data, as in FedIT.
@@ -29,7 +35,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from devft_jax.developmental import LayerMap
+from devft_jax.developmental import LayerMap, nearest_rotation
 from devft_jax.federated.adapters import returned_adapter, stage_adapter
 from devft_jax.federated.algorithm import Algorithm, Clients, Participant, PyTree, as_float32
 from devft_jax.federated.algorithms.fedit import Sums, fedit
@@ -44,29 +50,13 @@ class Server(struct.PyTreeNode):
     age: jax.Array
 
 
-def nearest_orthogonal(matrix: jax.Array) -> jax.Array:
-    """U V^T of the singular value decomposition of [..., r, r], the orthogonal matrix nearest to it."""
-    left, _, right = jnp.linalg.svd(matrix, full_matrices=False)
-    return jnp.matmul(left, right, precision="highest")
-
-
-def nearest_rotation(matrix: jax.Array) -> jax.Array:
-    """The same among matrices of determinant +1: a reflection has its least direction turned round."""
-    left, _, right = jnp.linalg.svd(matrix, full_matrices=False)
-    sign = jnp.linalg.det(left) * jnp.linalg.det(right)
-    left = left.at[..., -1].multiply(jnp.sign(sign)[..., None])
-    return jnp.matmul(left, right, precision="highest")
-
-
 def towards(factors: LoraFactors, reference: LoraFactors, age: jax.Array, share: float) -> LoraFactors:
     """A client's factors [G, ...] rotated towards the round's reference; their product stays the same."""
-    odd = age % 2 == 1
     of_a = jnp.einsum("gir,gis->grs", factors.a, reference.a, precision="highest")
     of_b = jnp.einsum("gro,gso->grs", factors.b, reference.b, precision="highest")
-    nothing = jnp.where(odd, jnp.all(reference.a == 0, axis=(1, 2)), jnp.all(reference.b == 0, axis=(1, 2)))
-    none = jnp.eye(factors.a.shape[-1], dtype=jnp.float32)
-    full = jnp.where(nothing[:, None, None], none, nearest_orthogonal(jnp.where(odd, of_a, of_b)))
-    turn = nearest_rotation((1 - share) * none + share * full)
+    turn = nearest_rotation(jnp.where(age % 2 == 1, of_a, of_b))
+    if share != 1:
+        turn = nearest_rotation((1 - share) * jnp.eye(turn.shape[-1], dtype=jnp.float32) + share * turn)
     return LoraFactors(
         a=jnp.einsum("gir,grs->gis", factors.a, turn, precision="highest"),
         b=jnp.einsum("grs,gro->gso", turn, factors.b, precision="highest"),
