@@ -569,7 +569,7 @@ def _heading(plan: Plan) -> list[str]:
     if plan.bounded:
         named = " and ".join(name.removeprefix("bytes_") for name in plan.bounded if name != "bytes_missed")
         lines += [
-            f"        (bytes {named} are upper bounds, too: ranks differ between clients or rounds, the largest is counted)"
+            f"        (bytes {named} are upper bounds, too: not all clients and rounds have as much, the most is counted)"
         ]
     if plan.counted:
         lines += [f"        (clients are the {config.clients} files of the data, those with too few examples among them)"]

@@ -31,7 +31,16 @@ from devft_jax.data import (
     length_buckets,
     pool,
 )
-from devft_jax.developmental import Growth, LayerMap, StageShape, Transition, next_stage, planned_depths, planned_stages
+from devft_jax.developmental import (
+    Growth,
+    LayerMap,
+    StageShape,
+    Transition,
+    next_stage,
+    planned_depths,
+    planned_stages,
+    wants_measure,
+)
 from devft_jax.errors import InputError, RunError
 from devft_jax.evaluation import HeldOut, Judgement
 from devft_jax.federated.algorithm import Algorithm, Clients, same_server
@@ -137,7 +146,7 @@ class Trainer:
             check_ranks(config, self.model.config)
         self.algorithm = algorithm or algorithm_of(config)
         check_composition(self.algorithm, planned_stages(self.growth, layers) or ())
-        self._probe = probe_examples(config, self.model.tokenizer) if hasattr(self.growth, "prepared") else None
+        self._probe = probe_examples(config, self.model.tokenizer) if wants_measure(self.growth) else None
         with progress.doing("reading and splitting the data"):
             self.data = data or build_federated_data(config, self.model.tokenizer, seed=config.seed)
         check_cohort(self.data, config.clients_per_round)

@@ -144,7 +144,7 @@ def test_a_run_measures_what_was_planned(tiny, tmp_path, change):
     ("change", "bounded"),
     [
         ({}, []),
-        ({"algorithm": "fedex-lora"}, []),
+        ({"algorithm": "fedex-lora"}, ["bytes_down", "bytes_missed"]),
         ({"algorithm": "flora"}, ["bytes_down", "bytes_missed"]),
         ({"algorithm": "flora", "client_ranks": (2, 1, 4)}, ["bytes_up", "bytes_down", "bytes_missed"]),
         ({"algorithm": "hetlora", "client_ranks": (2, 1)}, ["bytes_up", "bytes_down"]),

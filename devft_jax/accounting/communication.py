@@ -28,7 +28,7 @@ import numpy as np
 from devft_jax.developmental import LayerMap
 from devft_jax.federated.algorithm import Algorithm, Clients, Participant
 from devft_jax.federated.cohort import broadcast_of, participant_shapes, uplink_shapes
-from devft_jax.federated.messages import message_bytes
+from devft_jax.federated.messages import message_bytes, travelling_parts
 from devft_jax.models.llama import ModelConfig
 from devft_jax.models.quantization import base_shapes
 
@@ -78,8 +78,8 @@ def round_messages(algorithm: Algorithm, config: ModelConfig, layers: int) -> Me
 
 
 def message_elements(message: PyTree) -> int:
-    """Number of elements of a message, arrays or their shapes."""
-    return sum(leaf.size for leaf in jax.tree.leaves(message))
+    """Number of elements of a message, arrays or their shapes, in full where ranks differ."""
+    return sum(leaf.size for leaf in jax.tree.leaves(travelling_parts(message)))
 
 
 def submodel_bytes(config: ModelConfig, layers: int, *, dtype: str, quantization: str = "none") -> int:

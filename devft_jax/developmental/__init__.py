@@ -31,6 +31,7 @@ from devft_jax.developmental.growth import (
     planned_depths,
     planned_stages,
     proposed_rounds,
+    wants_measure,
 )
 from devft_jax.developmental.growths import GROWTHS, DevFT, EndToEnd, ProgFed, SkipGrow, TopGrow, make_growth
 from devft_jax.developmental.layer_map import LayerMap, fuse, inherit, layer_map, transition_gap
@@ -82,4 +83,5 @@ __all__ = [
     "spectral_embedding",
     "transition_gap",
     "validate_capacities",
+    "wants_measure",
 ]

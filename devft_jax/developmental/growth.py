@@ -47,7 +47,8 @@ class Growth(Protocol):
         tuple[int, ...]`, how it would share out the rounds, see `proposed_rounds`.
         One that chooses by what the layers do, not by their weights, may have `prepared(measure) -> Growth`:
         called before every stage, with a function that gives the block influence f32[L] of the base's layers
-        on public text, measured once in a run and then kept.
+        on public text, measured once in a run and then kept. One that has its figures already says so by
+        `measured`, true, and is not called.
         """
         ...
 
@@ -194,6 +195,11 @@ def next_stage(growth: Growth, stage: int, tree: Any, history: Sequence[Any], ke
         return Transition(chosen, None, jnp.float32(0))
     similarity = similarity_from_gram(grams.gram(getattr(growth, "select", None)))
     return Transition(chosen, similarity, transition_gap(grams.gram(), chosen))
+
+
+def wants_measure(growth: Growth) -> bool:
+    """Whether a growth has its layers measured on text before it can choose: it has `prepared`, and is not `measured`."""
+    return hasattr(growth, "prepared") and not getattr(growth, "measured", False)
 
 
 def planned_depths(growth: Growth, num_layers: int) -> tuple[int, ...] | None:

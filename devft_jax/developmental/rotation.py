@@ -30,6 +30,9 @@ TOLERANCE = 1e-6
 # Six to nine sweeps are usual for up to 64 rows.
 MOST_SWEEPS = 30
 
+Factors = tuple[jax.Array, jax.Array, jax.Array]
+"""U^T M V, U and V, [r, r] each."""
+
 _matmul = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
 
 
@@ -70,18 +73,18 @@ def _diagonalised(matrix: jax.Array, size: int) -> tuple[jax.Array, jax.Array, j
     eye = jnp.eye(even, dtype=jnp.float32)
     order = jnp.asarray(_next_pairs(even))
 
-    def one_round(_: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    def one_round(_: jax.Array, carry: Factors) -> Factors:
         middle, left, right = carry
         rows, columns = _pair_rotations(middle)
         middle = _rotate_columns(_rotate_columns(middle.mT, rows).mT, columns)
         left, right = _rotate_columns(left, rows), _rotate_columns(right, columns)
         return middle[order][:, order], left[:, order], right[:, order]
 
-    def sweep(state: tuple[jax.Array, tuple[jax.Array, ...]]) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    def sweep(state: tuple[jax.Array, Factors]) -> tuple[jax.Array, Factors]:
         count, carry = state
         return count + 1, lax.fori_loop(0, max(even - 1, 1), one_round, carry)
 
-    def unfinished(state: tuple[jax.Array, tuple[jax.Array, ...]]) -> jax.Array:
+    def unfinished(state: tuple[jax.Array, Factors]) -> jax.Array:
         count, (middle, _, _) = state
         return (count < MOST_SWEEPS) & (_off_diagonal(middle) > TOLERANCE * jnp.linalg.norm(scaled[:size, :size]))
 

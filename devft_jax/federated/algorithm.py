@@ -18,7 +18,14 @@ tells it apart, its part of `traits(clients)`. One round is
 reported. `known` is for what a client computes by itself, from the seed, from the stage's groups or from earlier messages;
 an algorithm whose clients have to have had every earlier message for that says which part of it, `cumulative`, and is
 charged for those parts of the messages that returning clients have missed. Aggregation is a plain sum of contributions, so
-it streams over chunks of clients and over devices in any order; `finalize` divides by the weight that the sums carry. A
+it streams over chunks of clients and over devices in any order; `finalize` divides by the weight that the sums carry.
+
+What a client trains is sent as its difference from what the client received (`change_of`), and the server adds the mean
+difference to its own float32 state, never to what it had sent. A step far below the precision of a message's dtype so
+arrives with all its digits and is kept, and small steps add up until the downlink's rounding shows them, at the bytes of
+whole factors. Clients begin where the downlink was rounded to, which both sides know, also of a client that sat rounds out.
+
+A
 method whose server needs its participants' messages apart puts each into its own slot of the sums (`Share.slot`), whose
 memory then grows with the cohort.
 
@@ -244,6 +251,11 @@ class Algorithm:
 def as_float32(tree: PyTree) -> PyTree:
     """Every leaf in float32: low-rank factors train and accumulate in it whatever the message's dtype."""
     return jax.tree.map(lambda leaf: leaf.astype("float32"), tree)
+
+
+def change_of(train: PyTree, received: PyTree, dtype: str) -> PyTree:
+    """What training changed of `received`, a message's leaves as they travelled, in the dtype in which messages travel."""
+    return travelling(jax.tree.map(jnp.subtract, train, as_float32(received)), dtype)
 
 
 def travelling(tree: PyTree, dtype: str) -> PyTree:

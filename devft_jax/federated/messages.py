@@ -2,8 +2,8 @@
 
 A message is a pytree. Its bytes are the sizes of its leaves in the dtype in which they travel. Clients of one cohort are
 trained together under `vmap`, so that their messages have one shape; where ranks differ between clients or rounds, smaller
-factors are padded with zeros that do not travel. Such a message says so by being `Ranked`. What its receiver knows of the
-sender beforehand, and needs to make use of the message, is `Unsent`.
+factors are padded with zeros that do not travel. Such a message says so by being `Ranked`. A part that not every round has
+is `Due` in the others. What its receiver knows of the sender beforehand, and needs to make use of the message, is `Unsent`.
 """
 
 from collections.abc import Sequence
@@ -32,14 +32,26 @@ class Ranked(struct.PyTreeNode):
     most: int = struct.field(pytree_node=False)
 
 
+class Due(struct.PyTreeNode):
+    """A part of a message that travels in some rounds alone, of which both sides know which; zero in the others.
+
+    Attributes:
+      value: what travels. due: bool[], whether it does; this does not travel.
+    """
+
+    value: PyTree
+    due: jax.Array
+
+
 class Unsent(struct.PyTreeNode):
     """A part of a message's pytree that does not travel: what the receiver knows of the sender, such as its group."""
 
     value: PyTree
 
 
-def _parts(message: PyTree) -> list[Any]:
-    parts = jax.tree.leaves(message, is_leaf=lambda node: isinstance(node, Ranked | Unsent))
+def travelling_parts(message: PyTree) -> list[Any]:
+    """Leaves and `Ranked` and `Due` parts of a message, without what is `Unsent`."""
+    parts = jax.tree.leaves(message, is_leaf=lambda node: isinstance(node, Ranked | Due | Unsent))
     return [part for part in parts if not isinstance(part, Unsent)]
 
 
@@ -51,29 +63,33 @@ def message_bytes(message: PyTree, ranks: Sequence[int] | None = None) -> int:
     """Bytes of one message, arrays or their shapes.
 
     Args:
-      message: what travels. ranks: of its `Ranked` parts in their order; without them these count in full, which is the most
-        that they can be.
+      message: what travels. ranks: of its `Ranked` and `Due` parts in their order, as `ranks_of` gives them; without them
+        these count in full, which is the most that they can be.
     """
-    parts = _parts(message)
-    ranked = [part for part in parts if isinstance(part, Ranked)]
-    chosen = iter([part.most for part in ranked] if ranks is None else ranks)
+    chosen = None if ranks is None else iter(ranks)
     total = 0
-    for part in parts:
+    for part in travelling_parts(message):
         if isinstance(part, Ranked):
             full = sum(map(_size, jax.tree.leaves(part.lora)))
-            total += full * int(next(chosen)) // part.most + _size(part.rank)
+            total += full * (part.most if chosen is None else int(next(chosen))) // part.most + _size(part.rank)
+        elif isinstance(part, Due):
+            total += message_bytes(part.value) * (1 if chosen is None else int(next(chosen)))
         else:
             total += _size(part)
     return total
 
 
 def ranks_of(message: PyTree) -> tuple[jax.Array, ...]:
-    """The ranks of a message's `Ranked` parts, in their order; empty for a message whose shape says all."""
-    return tuple(part.rank for part in _parts(message) if isinstance(part, Ranked))
+    """How much of a message's parts travels, in their order; empty for a message whose shape says all.
+
+    The rank i32[] of a `Ranked` part, bool[] for one that is `Due` or not.
+    """
+    sized = [part for part in travelling_parts(message) if isinstance(part, Ranked | Due)]
+    return tuple(part.rank if isinstance(part, Ranked) else part.due for part in sized)
 
 
 def messages_bytes(message: PyTree, ranks: Sequence[np.ndarray], count: int) -> int:
-    """Bytes of `count` messages of one shape whose `Ranked` parts have ranks i32[count] each."""
+    """Bytes of `count` messages of one shape whose `Ranked` and `Due` parts have `ranks` i32[count] each."""
     if not ranks:
         return count * message_bytes(message)
     return sum(message_bytes(message, [int(part[index]) for part in ranks]) for index in range(count))

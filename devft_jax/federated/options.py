@@ -9,7 +9,7 @@ from devft_jax.options import execution
 
 MESSAGE_DTYPES = ("float32", "bfloat16", "float16")
 WEIGHTINGS = ("method", "examples", "uniform")
-SCHEDULES = ("constant", "cosine", "cosine-per-stage")
+SCHEDULES = ("constant", "cosine", "cosine-per-stage", "linear", "linear-per-stage")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +42,12 @@ class LearningRateOptions:
     learning_rate: tuple[float, ...] = (1e-4,)
     """One rate, or one per stage, such as the paper's 1e-6,1e-5,1e-4,1e-4."""
     schedule: str = "cosine"
-    """constant, cosine (over all rounds) or cosine-per-stage (restarting at each stage)."""
+    """constant, or a fall by a cosine or along a line: cosine, linear (over all rounds), cosine-per-stage, linear-per-stage
+    (restarting at each stage)."""
     min_learning_rate: float = 1e-6
-    """Where a cosine ends; a rate below it stays as it is."""
+    """Where a cosine or a line ends; a rate below it stays as it is."""
+    rate_warmup_rounds: int = 0
+    """Rounds at the start, of the run or with -per-stage of each stage, in which the rate rises along a line."""
 
 
 def validate_federated(options: FederatedOptions) -> None:
@@ -70,6 +73,8 @@ def validate_learning_rate(options: LearningRateOptions, stages: int | None = No
     rates = options.learning_rate
     if not rates or any(not 0 <= rate < math.inf for rate in rates):
         raise InputError(f"learning_rate {rates} must be one or more finite rates of 0 or above.")
+    if options.rate_warmup_rounds < 0:
+        raise InputError(f"rate_warmup_rounds {options.rate_warmup_rounds} is negative; use 0 or more.")
     if options.min_learning_rate < 0:
         raise InputError(f"min_learning_rate {options.min_learning_rate} is negative; use 0 or more.")
     if stages is not None and len(rates) not in (1, stages):
@@ -79,19 +84,29 @@ def validate_learning_rate(options: LearningRateOptions, stages: int | None = No
 def learning_rate_at(options: LearningRateOptions, stage_rounds: Sequence[int], stage: int, round_in_stage: int) -> float:
     """The rate of a round.
 
-    The cosine is OpenFedLLM's: min + (rate - min) (1 + cos(pi t / T)) / 2 with t from 0 over T rounds, of all stages or of
-    the stage.
+    With t from 0 over T rounds, of all stages or of the stage, W rounds of warm-up, and x = (t - W) / (T - W),
+
+        t < W       rate (t + 1) / (W + 1)
+        constant    rate
+        cosine      min + (rate - min) (1 + cos(pi x)) / 2
+        linear      min + (rate - min) (1 - x)
+
+    The cosine is OpenFedLLM's. All of them begin at the rate itself and would reach `min` one round after the last. A
+    warm-up of as many rounds as there are, or more, rises to the end.
 
     Args:
       stage_rounds: rounds of each stage. stage, round_in_stage: both from 0.
     """
     rates = options.learning_rate
     rate = rates[stage] if len(rates) > 1 else rates[0]
-    if options.schedule == "constant" or rate <= options.min_learning_rate:
-        return rate
-    if options.schedule == "cosine":
-        done, total = sum(stage_rounds[:stage]) + round_in_stage, sum(stage_rounds)
-    else:
+    done, total = sum(stage_rounds[:stage]) + round_in_stage, sum(stage_rounds)
+    if options.schedule.endswith("-per-stage"):
         done, total = round_in_stage, stage_rounds[stage]
-    floor = options.min_learning_rate
-    return floor + (rate - floor) * (1 + math.cos(math.pi * done / total)) / 2
+    warmup, floor = options.rate_warmup_rounds, options.min_learning_rate
+    if done < warmup:
+        return rate * (done + 1) / (warmup + 1)
+    if options.schedule == "constant" or rate <= floor:
+        return rate
+    fallen = (done - warmup) / (total - warmup)
+    left = 1 - fallen if options.schedule.startswith("linear") else (1 + math.cos(math.pi * fallen)) / 2
+    return floor + (rate - floor) * left

@@ -29,6 +29,7 @@ from devft_jax.developmental import (
     proposed_rounds,
     streaming,
     transition_gap,
+    wants_measure,
 )
 from devft_jax.developmental.layer_map import check_layer_map
 from devft_jax.developmental.options import GrowthOptions
@@ -181,6 +182,13 @@ def test_selections_are_nested_and_hold_the_first_and_last(influence, data):
     assert [len(each) for each in chosen] == capacities
     assert all(before < after for before, after in pairwise(chosen))
     assert all(0 in each and (len(each) == 1 or layers - 1 in each) for each in chosen)
+
+
+def test_only_a_growth_without_its_figures_wants_a_measure():
+    assert wants_measure(SkipGrow((2, 8)))
+    assert not wants_measure(SkipGrow((2, 8), INFLUENCE))
+    assert not wants_measure(SkipGrow((2, 8)).prepared(lambda: np.array(INFLUENCE)))
+    assert not wants_measure(EndToEnd())
 
 
 def test_skip_grow_measures_once_and_is_planned_before():

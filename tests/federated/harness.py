@@ -282,6 +282,11 @@ def trained_messages(algorithm: Algorithm, server: Any, rows: Sequence[Any], *, 
     return ups, new_rows
 
 
+def changed_to(trees: Sequence[Any], start: Any) -> list[Any]:
+    """The float32 messages of clients that trained `start` to `trees`."""
+    return [jax.tree.map(jnp.subtract, tree, start) for tree in trees]
+
+
 def contributed(algorithm: Algorithm, ups: Sequence[Any], weights: Sequence[float]) -> Any:
     """The sums of these messages."""
     parts = [

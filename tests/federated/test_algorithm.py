@@ -12,6 +12,7 @@ from devft_jax.developmental import LayerMap
 from devft_jax.federated.algorithm import Clients, as_float32, empty
 from devft_jax.federated.algorithms import ALGORITHMS
 from devft_jax.federated.cohort import zero_sums
+from devft_jax.federated.messages import travelling_parts
 from devft_jax.models.llama import Adapter
 from tests.federated.harness import (
     FIVE,
@@ -103,7 +104,7 @@ def test_updates_reach_the_global_model(name):
 def test_contributions_are_float32_and_nothing_at_weight_zero(name):
     algorithm, server, rows = started(name, message_dtype="bfloat16")
     ups, _ = trained_messages(algorithm, server, rows, move=noise(1))
-    floats = [leaf for leaf in jax.tree.leaves(ups) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    floats = [leaf for leaf in jax.tree.leaves(travelling_parts(ups)) if jnp.issubdtype(leaf.dtype, jnp.floating)]
     # Where all examples lie in one place nothing travels, and what the server hands itself is not rounded.
     assert {leaf.dtype for leaf in floats} <= {jnp.dtype("float32" if algorithm.pools else "bfloat16")}
     sums = contributed(algorithm, ups, WEIGHTS)

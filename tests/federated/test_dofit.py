@@ -47,7 +47,10 @@ def a_round(options, server, domains=DOMAINS, weights=WEIGHTS, distance=1.0):
     rows = [{"domain": jnp.int32(domain)} for domain in domains]
     move = lambda who, leaf: leaf + distance * rng.normal(size=leaf.shape).astype(np.float32)  # noqa: E731
     ups, _ = trained_messages(algorithm, server, rows, move=move)
-    sent = [jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), up[0]) for up in ups]
+    sent = [
+        jax.tree.map(lambda leaf, old, own=domain: np.asarray(leaf, np.float64) + np.asarray(old[own]), up[0], server.lora)
+        for up, domain in zip(ups, domains, strict=True)
+    ]
     return sent, *aggregated(algorithm, server, ups, weights)
 
 
@@ -129,7 +132,7 @@ def test_one_domain_is_fedit(rule):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((after, metrics)))
     start = init(fedit(options))
     assert_identical(dofit(options).view(server).lora, start.lora)
-    ups = [jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), tree) for tree in sent]
+    ups = [jax.tree.map(lambda leaf, old: jnp.asarray(leaf - old, jnp.float32), tree, start.lora) for tree in sent]
     expected, _ = aggregated(fedit(options), start, ups, (2.0, 9.0, 4.0))
     assert_close(dofit(options).view(after).lora, expected.lora, atol=1e-6)
 

@@ -9,13 +9,25 @@ import numpy as np
 import pytest
 
 from devft_jax.accounting.communication import round_messages
+from devft_jax.developmental import LayerMap
 from devft_jax.federated.algorithms.fedex_lora import covariance, fedex_lora
 from devft_jax.federated.algorithms.fedit import fedit
 from devft_jax.federated.algorithms.options import MethodConfig
-from devft_jax.federated.messages import message_bytes
+from devft_jax.federated.messages import message_bytes, ranks_of
 from devft_jax.models.architectures import ARCHITECTURES
 from devft_jax.models.llama import LoraFactors
-from tests.federated.harness import aggregated, assert_close, assert_identical, init, participant, trained_messages
+from tests.federated.harness import (
+    FIVE,
+    SGD,
+    aggregated,
+    assert_close,
+    assert_identical,
+    engine,
+    init,
+    participant,
+    run_round,
+    trained_messages,
+)
 from tests.tiny import CONFIG, random_adapter
 
 # At rank 2, v's residual is smaller as factors with two participants and dense with four.
@@ -61,7 +73,8 @@ def test_the_model_becomes_the_mean_of_the_clients_models(participants, weights)
     after, metrics = aggregated(algorithm, server, ups, weights)
     found = update(algorithm.view(after))
     for name, leaf in found.items():
-        own = [SCALE * np.asarray(up[name].a, np.float64) @ np.asarray(up[name].b, np.float64) for up in ups]
+        old = server.adapter.lora[name]
+        own = [SCALE * np.asarray(old.a + up[name].a, "f8") @ np.asarray(old.b + up[name].b, "f8") for up in ups]
         wanted = np.asarray(before[name], np.float64) + np.average(own, axis=0, weights=weights)
         np.testing.assert_allclose(leaf, wanted, atol=2e-5)
     averaging = fedit(OPTIONS)
@@ -93,7 +106,8 @@ def test_an_empty_slot_leaves_the_residual_exact(empty):
     after, _ = aggregated(algorithm, server, ups, weights)
     before = algorithm.view(server).delta
     for name, leaf in update(algorithm.view(after)).items():
-        own = [SCALE * np.asarray(up[name].a, np.float64) @ np.asarray(up[name].b, np.float64) for up in ups]
+        old = server.adapter.lora[name]
+        own = [SCALE * np.asarray(old.a + up[name].a, "f8") @ np.asarray(old.b + up[name].b, "f8") for up in ups]
         wanted = np.asarray(before[name], np.float64) + np.average(own, axis=0, weights=weights)
         np.testing.assert_allclose(leaf, wanted, atol=2e-5)
 
@@ -106,7 +120,8 @@ def test_clients_add_the_residual_that_the_server_adds(participants, dtype):
     ups, _ = trained_messages(algorithm, server, [{}] * participants, move=noisy(1))
     after, _ = aggregated(algorithm, server, ups, [1.0] * participants)
     at_start = participant(algorithm, after)
-    assert {leaf.dtype for leaf in jax.tree.leaves(at_start.down)} == {jnp.dtype(dtype)}
+    lora, residual = at_start.down
+    assert {leaf.dtype for leaf in jax.tree.leaves((lora, residual.value))} == {jnp.dtype(dtype)}
     _, frozen = algorithm.start(at_start)
     assert_identical(frozen, algorithm.view(after).delta)
 
@@ -131,6 +146,41 @@ def test_a_message_is_no_larger_than_a_dense_residual():
         algorithm = fedex_lora(MethodConfig(clients_per_round=participants, message_dtype="bfloat16"))
         messages = round_messages(algorithm, config, 32)
         assert (messages.bytes_down, messages.bytes_up) == (2 * (a + b + residual), 2 * (a + b))
+
+
+def test_a_residual_that_does_not_exist_is_not_charged():
+    """What travels in the first rounds: the factors alone, and from the second round on the residual beside them."""
+    algorithm = with_participants(3)
+    full = init(algorithm)
+    fused = LayerMap(jnp.array([[0.5, 0.5, 0, 0], [0, 0, 0.5, 0.5]], jnp.float32), jnp.array([0, 0, 1, 1], jnp.int32))
+
+    def down_of(server):
+        down = participant(algorithm, server).down
+        return message_bytes(down, [int(part) for part in ranks_of(down)]), message_bytes(down[0])
+
+    def after_a_round(server):
+        ups, _ = trained_messages(algorithm, server, [{}] * 3, move=noisy(1))
+        return aggregated(algorithm, server, ups, [1.0] * 3)[0]
+
+    for layer_map in (fused, LayerMap.identity(4)):
+        stage = algorithm.submodel(full, layer_map)
+        charged, factors = down_of(stage)
+        # At full depth the last residual of the stage before has not travelled yet.
+        assert (charged == factors) == (layer_map is fused)
+        stage = after_a_round(stage)
+        charged, factors = down_of(stage)
+        assert charged > factors
+        full = algorithm.transfer(full, stage, layer_map, "copy")
+    assert down_of(init(algorithm)) == (message_bytes(init(algorithm).adapter.lora),) * 2
+
+
+def test_rounds_charge_and_owe_what_travels():
+    algorithm = with_participants(5)
+    first = run_round(engine(algorithm, SGD, 1, 5), init(algorithm), FIVE)
+    second = run_round(engine(algorithm, SGD, 1, 5), first.server, FIVE)
+    factors = message_bytes(init(algorithm).adapter.lora)
+    assert (first.bytes_down, first.bytes_cumulative) == (5 * factors, 0)
+    assert second.bytes_down == 5 * (factors + second.bytes_cumulative) > 5 * factors
 
 
 def test_it_charges_those_who_were_away_and_weighs_all_alike():

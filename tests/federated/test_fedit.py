@@ -15,6 +15,7 @@ from tests.federated.harness import (
     SEVEN,
     aggregated,
     assert_close,
+    changed_to,
     fedit_with,
     init,
     participant,
@@ -35,7 +36,8 @@ def clients_lora(count: int, *, seed: int = 0, same: str = "") -> list[dict[str,
 
 def aggregate(trees, weights):
     """The server's round on these uploads."""
-    return aggregated(fedit_with(SEVEN), server_with(SEVEN), trees, weights)
+    server = server_with(SEVEN)
+    return aggregated(fedit_with(SEVEN), server, changed_to(trees, server.lora), weights)
 
 
 def stacked(trees, name):
@@ -96,7 +98,9 @@ def test_one_client_has_no_aggregation_error_and_no_product_gives_zero():
     fresh = [
         {name: factors.replace(b=jnp.zeros_like(factors.b)) for name, factors in tree.items()} for tree in clients_lora(3)
     ]
-    assert aggregate(fresh, [1.0, 2.0, 3.0])[1]["aggregation_error"] == 0
+    empty = jax.tree.map(jnp.zeros_like, fresh[0])
+    server = server_with(SEVEN).replace(lora=empty)
+    assert aggregated(fedit_with(SEVEN), server, changed_to(fresh, empty), [1.0, 2.0, 3.0])[1]["aggregation_error"] == 0
 
 
 def test_identical_clients_and_their_order_change_nothing():

@@ -78,4 +78,5 @@ def test_messages_are_fedits():
     at_start = participant(algorithm, server)
     assert_identical(at_start.down, participant(federated, server).down)
     train, _ = algorithm.start(at_start)
-    assert_identical(algorithm.finish(at_start, train)[0], train)
+    moved = jax.tree.map(lambda leaf: leaf + 1, train)
+    assert_identical(algorithm.finish(at_start, moved)[0], federated.finish(at_start, moved)[0])

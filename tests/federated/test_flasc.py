@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from devft_jax.accounting.communication import message_elements, round_messages
 from devft_jax.developmental import LayerMap
 from devft_jax.federated.algorithm import Share
-from devft_jax.federated.algorithms.flasc import flasc, sparse
+from devft_jax.federated.algorithms.flasc import entries_sent, flasc, sparse
 from devft_jax.federated.algorithms.options import MethodConfig
 from devft_jax.federated.messages import message_bytes
 from tests.federated.harness import (
@@ -25,6 +25,7 @@ from tests.federated.harness import (
     aggregated,
     assert_close,
     assert_identical,
+    changed_to,
     contributed,
     engine,
     fedit_with,
@@ -59,12 +60,20 @@ def entries(tree):
 
 
 def largest(tree, density):
-    """The pytree's entries with all but the largest ceil(density P) zero, by a stable sort."""
+    """The pytree's entries with all but the largest floor(density P) zero, by a stable sort."""
     vector = entries(tree)
-    kept = np.argsort(-np.abs(vector), kind="stable")[: math.ceil(density * len(vector))]
+    kept = np.argsort(-np.abs(vector), kind="stable")[: entries_sent(density, len(vector))]
     result = np.zeros_like(vector)
     result[kept] = vector[kept]
     return result
+
+
+@pytest.mark.parametrize(
+    ("density", "size", "count"), [(0.07, 100, 7), (0.29, 100, 29), (0.5, 3, 1), (0.001, 100, 1), (1.0, 7, 7)]
+)
+def test_the_number_of_entries_is_that_of_the_density_as_written(density, size, count):
+    assert entries_sent(density, size) == count
+    assert sparse(jnp.arange(1.0, size + 1), density, "float32").values.size == count
 
 
 @pytest.mark.parametrize("density", [0.01, 0.03, 0.25, 0.9, 1.0])
@@ -74,7 +83,7 @@ def test_the_largest_entries_of_all_leaves_together_travel(density):
     message = sparse(lora, density, "float32")
     np.testing.assert_array_equal(entries(message.dense()), largest(lora, density))
     assert jax.tree.structure(message.dense()) == jax.tree.structure(lora)
-    assert np.count_nonzero(entries(message.dense())) == message.values.size == math.ceil(density * size)
+    assert np.count_nonzero(entries(message.dense())) == message.values.size == entries_sent(density, size)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +94,7 @@ def test_the_largest_entries_of_all_leaves_together_travel(density):
 def test_positions_travel_in_the_smaller_form(density, position_bytes, dtype, width):
     lora = random_adapter(SEVEN, seed=3).lora
     size = len(entries(lora))
-    count = math.ceil(density * size)
+    count = entries_sent(density, size)
     message = sparse(lora, density, dtype)
     assert message_bytes(message) == width * count + position_bytes(count, size)
     assert position_bytes(count, size) <= min(4 * count, -(-size // 8))
@@ -143,7 +152,8 @@ def test_dense_messages_average_as_fedit_does_with_equal_weights():
     sums = contributed(algorithm, ups, [1.0] * 4)
     # A server that took its pseudo-gradient in one step of size 1 would stand at the plain mean.
     stepped = jax.tree.map(lambda x, total: x + total / sums.weight, server.adapter.lora, sums.update)
-    federated, _ = aggregated(fedit_with(SEVEN), server_with(SEVEN), trees, [1.0] * 4)
+    ups = changed_to(trees, server_with(SEVEN).lora)
+    federated, _ = aggregated(fedit_with(SEVEN), server_with(SEVEN), ups, [1.0] * 4)
     assert_close(stepped, federated.lora)
     assert algorithm.weighting == "uniform"
 
@@ -200,7 +210,7 @@ def test_a_stage_has_a_mask_of_its_own_and_begins_anew():
     stage = algorithm.submodel(trained, layers)
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(stage.moments))
     down = algorithm.broadcast(stage)
-    assert down.values.size == math.ceil(0.25 * len(entries(stage.adapter.lora)))
+    assert down.values.size == math.floor(0.25 * len(entries(stage.adapter.lora)))
     assert down.values.size < algorithm.broadcast(full).values.size
     back = algorithm.transfer(full, stage, layers, "copy")
     assert_identical(back.moments, full.moments)

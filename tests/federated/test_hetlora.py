@@ -15,7 +15,7 @@ from devft_jax.errors import InputError
 from devft_jax.federated.algorithm import Clients, Share
 from devft_jax.federated.algorithms.hetlora import hetlora
 from devft_jax.federated.algorithms.options import MethodConfig
-from devft_jax.federated.messages import Ranked, message_bytes
+from devft_jax.federated.messages import Ranked, Unsent, message_bytes
 from devft_jax.models.llama import LoraFactors
 from tests.federated.harness import (
     RATE,
@@ -24,6 +24,7 @@ from tests.federated.harness import (
     aggregated,
     assert_close,
     assert_identical,
+    changed_to,
     client,
     contributed,
     engine,
@@ -72,9 +73,25 @@ def padded(lora, most=4):
     return {name: one(factors) for name, factors in lora.items()}
 
 
+def begun_with(lora):
+    """The server's factors with their first directions exchanged for these."""
+
+    def one(old, new):
+        rank = new.a.shape[-1]
+        return LoraFactors(a=old.a.at[..., :rank].set(new.a), b=old.b.at[:, :rank].set(new.b))
+
+    return {name: one(old, lora[name]) for name, old in server_with(FOUR).lora.items()}
+
+
 def upload(rank, seed, *, scale=1.0):
     lora = jax.tree.map(lambda leaf: scale * leaf, random_adapter(FOUR, seed=seed).lora)
-    return Ranked(lora=padded(first_directions(lora, rank)), rank=jnp.int32(rank), most=4)
+    return sent(lora, rank)
+
+
+def sent(lora, rank):
+    """The message of a client that trained its directions to these."""
+    change, arrived = (padded(first_directions(each, rank)) for each in (*changed_to([lora], server_with(FOUR).lora), lora))
+    return Ranked(lora=change, rank=jnp.int32(rank), most=4), Unsent(arrived)
 
 
 def product_norm(lora):
@@ -131,7 +148,8 @@ def test_a_masked_client_trains_as_one_of_its_own_rank(rank, dropout):
     np.testing.assert_allclose(found.losses[0], losses, atol=1e-5)
     if tail(trained, AFTER_PRUNING[rank], rank) < tail(start, AFTER_PRUNING[rank], rank):
         trained = first_directions(trained, AFTER_PRUNING[rank])
-    assert_close(found.server.lora, padded(trained))
+    # The directions that nobody held are the server's.
+    assert_close(found.server.lora, begun_with(trained))
 
 
 @pytest.mark.parametrize("rank", [4, 3, 1])
@@ -175,11 +193,13 @@ def test_a_client_prunes_a_tail_that_has_become_smaller(rank, by):
     at_start = participant(algorithm, server_with(FOUR), row(rank))
     train, _ = algorithm.start(at_start)
     trained = scaled_tail(train, AFTER_PRUNING[rank], by)
-    up, new_row = algorithm.finish(at_start, trained)
+    (up, arrived), new_row = algorithm.finish(at_start, trained)
     wanted = AFTER_PRUNING[rank] if by < 1 else rank
     assert new_row["rank"] == up.rank == wanted
     assert new_row["rank"].dtype == jnp.int32
-    assert_identical(up.lora, padded(first_directions(trained, wanted)))
+    assert_close(arrived.value, padded(first_directions(trained, wanted)), atol=1e-6)
+    change = jax.tree.map(jnp.subtract, trained, at_start.down.lora)
+    assert_identical(up.lora, padded(first_directions(change, wanted)))
 
 
 @given(rank=st.integers(1, 12), gamma=st.floats(0.01, 1.0))
@@ -213,8 +233,8 @@ def test_clients_weigh_by_the_norm_of_their_product(weights):
     ups = [upload(4, 1), upload(3, 2, scale=2.0), upload(1, 3, scale=0.5)]
     server, metrics = aggregated(made(), server_with(FOUR), ups, weights)
     # Uniform unless a run weighs by examples, which then multiply.
-    by_norm = [weight * product_norm(up.lora) for weight, up in zip(weights, ups, strict=True)]
-    assert_close(server.lora, weighted_mean([up.lora for up in ups], by_norm))
+    by_norm = [weight * product_norm(up[1].value) for weight, up in zip(weights, ups, strict=True)]
+    assert_close(server.lora, weighted_mean([up[1].value for up in ups], by_norm))
     assert metrics["mean_rank"] == pytest.approx(np.average([4, 3, 1], weights=weights))
     assert made().weighting == "uniform"
 
@@ -222,19 +242,19 @@ def test_clients_weigh_by_the_norm_of_their_product(weights):
 def test_where_all_products_are_zero_the_mean_is_plain():
     trees = [random_adapter(FOUR, seed=index).lora for index in range(3)]
     zero = [{name: each.replace(b=jnp.zeros_like(each.b)) for name, each in tree.items()} for tree in trees]
-    ups = [Ranked(lora=lora, rank=jnp.int32(4), most=4) for lora in zero]
+    ups = [sent(lora, 4) for lora in zero]
     server, metrics = aggregated(made(), server_with(FOUR), ups, [1.0] * 3)
     assert_close(server.lora, weighted_mean(zero, [1.0] * 3))
     assert all(np.isfinite(value) for value in metrics.values())
     # Beside a client that has a product the others do not count.
     server, _ = aggregated(made(), server_with(FOUR), [*ups, upload(3, 7)], [1.0] * 4)
-    assert_close(server.lora, upload(3, 7).lora)
+    assert_close(server.lora, upload(3, 7)[1].value)
 
 
 def test_equal_clients_are_fedits():
     up = upload(4, 5)
     server, _ = aggregated(made(), server_with(FOUR), [up, up, up], [1.0] * 3)
-    federated, _ = aggregated(fedit_with(FOUR), server_with(FOUR), [up.lora] * 3, [1.0] * 3)
+    federated, _ = aggregated(fedit_with(FOUR), server_with(FOUR), [up[0].lora] * 3, [1.0] * 3)
     assert_close(server, federated)
 
 
@@ -276,7 +296,7 @@ def test_a_round_that_prunes_sends_less():
     np.testing.assert_array_equal(found.bank_rows["rank"], [2, 1, 1])
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(server_with(FOUR).lora)) // 4
     assert (found.bytes_down, found.bytes_up) == (8 * size + 3 * 4, 4 * size + 3 * 4)
-    assert not np.any(found.server.lora["v"].a[..., 2:])
+    assert_close(found.server.lora["v"].a[..., 2:], server_with(FOUR).lora["v"].a[..., 2:])
     # What is reported is the loss of the task alone.
     free = run_round(engine(made(rank_penalty=0.0), SGD, 1, 3), server_with(FOUR), members, bank=bank_of(4, 3, 1))
     np.testing.assert_allclose(found.losses[:, 0], free.losses[:, 0], atol=1e-5)

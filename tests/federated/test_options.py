@@ -1,5 +1,7 @@
 """Learning rates by hand, and what each bad option is told."""
 
+import dataclasses
+
 import pytest
 
 from devft_jax.errors import InputError
@@ -42,6 +44,38 @@ def test_cosine_starts_at_the_rate_and_counts_from_zero():
     assert rates(options, (1, 2, 1)) == pytest.approx(wanted, rel=1e-7)
 
 
+def test_linear_falls_by_equal_steps_and_would_reach_its_floor_a_round_later():
+    options = LearningRateOptions(learning_rate=(1e-4,), schedule="linear", min_learning_rate=2e-5)
+    assert rates(options, (4,)) == pytest.approx([1e-4, 8e-5, 6e-5, 4e-5])
+    assert rates(options, (1, 2, 1)) == pytest.approx([1e-4, 8e-5, 6e-5, 4e-5])
+    assert learning_rate_at(options, (4,), 0, 4) == pytest.approx(2e-5)
+    restarting = LearningRateOptions(learning_rate=(1e-4,), schedule="linear-per-stage", min_learning_rate=0.0)
+    assert rates(restarting, (2, 4)) == pytest.approx([1e-4, 5e-5, 1e-4, 7.5e-5, 5e-5, 2.5e-5])
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "linear"])
+def test_a_warm_up_rises_to_the_rate_and_the_fall_begins_there(schedule):
+    plain = LearningRateOptions(learning_rate=(8e-5,), schedule=schedule, min_learning_rate=0.0)
+    warm = dataclasses.replace(plain, rate_warmup_rounds=3)
+    assert rates(warm, (2, 5)) == pytest.approx([2e-5, 4e-5, 6e-5, *rates(plain, (4,))])
+    per_stage = dataclasses.replace(warm, schedule=f"{schedule}-per-stage", rate_warmup_rounds=1)
+    if schedule != "constant":
+        assert rates(per_stage, (3, 2)) == pytest.approx([4e-5, *rates(plain, (2,)), 4e-5, 8e-5])
+
+
+def test_a_warm_up_may_last_as_long_as_the_run_or_longer():
+    warm = LearningRateOptions(learning_rate=(8e-5,), min_learning_rate=0.0, rate_warmup_rounds=4)
+    assert rates(warm, (4,)) == pytest.approx([1.6e-5, 3.2e-5, 4.8e-5, 6.4e-5])
+    assert rates(warm, (2,)) == pytest.approx([1.6e-5, 3.2e-5])
+    # Lengthened, the rounds that were run keep their rates.
+    assert rates(warm, (5,)) == pytest.approx([1.6e-5, 3.2e-5, 4.8e-5, 6.4e-5, 8e-5])
+
+
+def test_a_rate_below_the_floor_warms_up_all_the_same():
+    warm = LearningRateOptions(learning_rate=(1e-7,), min_learning_rate=1e-6, schedule="linear", rate_warmup_rounds=1)
+    assert rates(warm, (3,)) == pytest.approx([5e-8, 1e-7, 1e-7])
+
+
 def test_cosine_per_stage_restarts():
     options = LearningRateOptions(learning_rate=(2e-4,), schedule="cosine-per-stage", min_learning_rate=0.0)
     half = [2e-4, 1e-4]
@@ -65,9 +99,14 @@ def test_a_rate_at_or_below_the_floor_stays_as_it_is():
     ("options", "stages", "sentence"),
     [
         (
-            {"schedule": "linear"},
+            {"schedule": "step"},
             None,
-            "schedule 'linear' is unknown; choose from constant, cosine, cosine-per-stage.",
+            "schedule 'step' is unknown; choose from constant, cosine, cosine-per-stage, linear, linear-per-stage.",
+        ),
+        (
+            {"rate_warmup_rounds": -1},
+            None,
+            "rate_warmup_rounds -1 is negative; use 0 or more.",
         ),
         (
             {"learning_rate": ()},

@@ -21,6 +21,7 @@ from tests.federated.harness import (
     aggregated,
     assert_close,
     assert_identical,
+    changed_to,
     fedit_with,
     init,
     largest_change,
@@ -91,7 +92,7 @@ def test_rounds_follow_the_rule(name, forms):
     for age in range(3):
         trees = uploads(age)
         mean = weighted_mean(trees, weights)
-        server, metrics = aggregated(algorithm, server, trees, weights)
+        server, metrics = aggregated(algorithm, server, changed_to(trees, server.adapter.lora), weights)
         leaves, structure = jax.tree.flatten(expected)
         steps, new = [], []
         for leaf, target, (m, v) in zip(leaves, jax.tree.leaves(mean), structure.flatten_up_to(moments), strict=True):
@@ -119,8 +120,8 @@ def test_without_momentum_fedavgm_is_fedit(forms):
     algorithm = made("fedavgm", server_beta1=0.0, **forms)
     server, federated = begun(algorithm), server_with(SEVEN)
     for age in range(2):
-        server, _ = aggregated(algorithm, server, uploads(age), WEIGHTS)
-        federated, _ = aggregated(fedit_with(SEVEN), federated, uploads(age), WEIGHTS)
+        server, _ = aggregated(algorithm, server, changed_to(uploads(age), server.adapter.lora), WEIGHTS)
+        federated, _ = aggregated(fedit_with(SEVEN), federated, changed_to(uploads(age), federated.lora), WEIGHTS)
         assert_close(server.adapter, federated, atol=2e-6)
 
 
@@ -149,7 +150,7 @@ def test_the_second_moment_is_never_negative(name, second_moment, updates):
     cut = lambda tree: jax.tree.map(lambda leaf: leaf[:1, :1, :1], tree)  # noqa: E731
     server = server.replace(adapter=server.adapter.replace(lora=one), first=cut(server.first), second=cut(server.second))
     for update in updates:
-        up = jax.tree.map(lambda leaf, by=update: leaf + jnp.float32(by), server.adapter.lora)
+        up = jax.tree.map(lambda leaf, by=update: jnp.full_like(leaf, by), server.adapter.lora)
         server, metrics = aggregated(algorithm, server, [up], [1.0])
         assert np.isfinite(metrics["update_norm"])
         assert all(np.all(leaf >= 0) for leaf in jax.tree.leaves(server.second))
@@ -164,8 +165,7 @@ def test_with_a_large_tau_fedadam_is_fedavgm_scaled():
         moves = uploads(age)
         steps = []
         for algorithm, server in ((adam, first), (averaging, second)):
-            ups = [optax.tree.add(server.adapter.lora, move) for move in moves]
-            after, _ = aggregated(algorithm, server, ups, [1.0] * 3)
+            after, _ = aggregated(algorithm, server, moves, [1.0] * 3)
             steps.append(optax.tree.sub(after.adapter.lora, server.adapter.lora))
             first, second = (after, second) if algorithm is adam else (first, after)
         # Their momenta are one, and the denominator, sqrt(v) + tau, no longer depends on the entry.

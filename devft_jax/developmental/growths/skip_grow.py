@@ -40,6 +40,11 @@ class SkipGrow(FixedGrowth):
         """Refuses what no model could be grown with."""
         object.__setattr__(self, "capacities", validate_capacities(self.capacities))
 
+    @property
+    def measured(self) -> bool:
+        """Whether it has its layers' influence."""
+        return self.influence is not None
+
     def prepared(self, measure: Callable[[], np.ndarray]) -> "SkipGrow":
         """This growth with the influence f32[L] that `measure` gives, which is asked once."""
         if self.influence is not None:

@@ -69,8 +69,8 @@ def c2a(config: MethodConfig) -> Algorithm:
         return Sums(network=weighted, weight=share.weight)
 
     def finalize(server: Hypernetwork, sums: Sums) -> tuple[Hypernetwork, dict[str, jax.Array]]:
-        network = jax.tree.map(lambda leaf: leaf / sums.weight, sums.network)
-        return network, {"update_norm": optax.tree.norm(jax.tree.map(jnp.subtract, network, server))}
+        change = jax.tree.map(lambda leaf: leaf / sums.weight, sums.network)
+        return optax.tree.add(server, change), {"update_norm": optax.tree.norm(change)}
 
     def submodel(server: Hypernetwork, layer_map: LayerMap) -> Hypernetwork:
         return server.replace(layer_tokens=fuse(layer_map, server.layer_tokens))

@@ -39,7 +39,7 @@ from flax import struct
 
 from devft_jax.developmental import LayerMap
 from devft_jax.federated.adapters import adapter_of, initial_adapter, returned_adapter, stage_adapter
-from devft_jax.federated.algorithm import Algorithm, Clients, Participant, PyTree, Share, as_float32, travelling
+from devft_jax.federated.algorithm import Algorithm, Clients, Participant, PyTree, Share, as_float32, change_of, travelling
 from devft_jax.federated.algorithms.fedit import fedit
 from devft_jax.federated.algorithms.options import MethodConfig
 from devft_jax.federated.messages import Unsent
@@ -58,7 +58,7 @@ class Server(struct.PyTreeNode):
 
 
 class Sums(struct.PyTreeNode):
-    """Weighted sums over each domain's participants: `lora` of the factors, [J, L, ...], and their `weight` [J]."""
+    """Weighted sums over each domain's participants: `lora` of the factors' changes, [J, L, ...], and their `weight` [J]."""
 
     lora: dict[str, LoraFactors]
     weight: jax.Array
@@ -74,7 +74,7 @@ def dofit(config: MethodConfig) -> Algorithm:
 
     def finish(participant: Participant, train: PyTree) -> tuple[PyTree, PyTree]:
         domain = Unsent(participant.row["domain"])
-        return (travelling(train, config.message_dtype), domain), participant.row
+        return (change_of(train, participant.down, config.message_dtype), domain), participant.row
 
     def contribution(up: PyTree, share: Share) -> Sums:
         lora, domain = up
@@ -84,7 +84,7 @@ def dofit(config: MethodConfig) -> Algorithm:
     def finalize(server: Server, sums: Sums) -> tuple[Server, dict[str, jax.Array]]:
         def averaged(total: jax.Array, old: jax.Array) -> jax.Array:
             weight = _per_domain(sums.weight, old)
-            return jnp.where(weight > 0, total / jnp.where(weight > 0, weight, 1.0), old)
+            return old + jnp.where(weight > 0, total / jnp.where(weight > 0, weight, 1.0), 0.0)
 
         lora = jax.tree.map(averaged, sums.lora, server.lora)
         shared = shared_matrices(lora, top=_offered(config.domain_top, lora, server.layers))

@@ -6,7 +6,8 @@ With the singular value decomposition W = U S V^T of every adapted weight, its f
     a_0 = U_r (S_r / s)^(1/2),    b_0 = (S_r / s)^(1/2) V_r^T,    W_res = W - s a_0 b_0,
 
 clients start at (a_0, b_0) beside the frozen W_res, so that the model is the base at the start, whatever alpha; then FedIT.
-The sign of each triplet is fixed by its largest entry of U being positive.
+The sign of each triplet is fixed by its largest entry of U being positive. A weight of lower rank than r has directions of
+no size; these begin as LoRA's do, b at zero beside an a that is not, since zero in both factors they could never learn.
 
 Every client decomposes the same weights, so that (a_0, b_0) does not travel. What does are a - a_0 and b - b_0, of the size
 of FedIT's message: in half precision, rounding a_0 itself would disturb the model more than a round teaches it. W_res is
@@ -33,12 +34,15 @@ from flax import struct
 from devft_jax.developmental import LayerMap, fuse, inherit
 from devft_jax.errors import InputError
 from devft_jax.federated.adapters import adapter_of, initial_adapter, probe
-from devft_jax.federated.algorithm import Algorithm, Clients, Participant, PyTree, as_float32, travelling
-from devft_jax.federated.algorithms.fedit import Sums, fedit
+from devft_jax.federated.algorithm import Algorithm, Clients, Participant, PyTree, as_float32, change_of, travelling
+from devft_jax.federated.algorithms.fedit import Sums, fedit, mean_change
 from devft_jax.federated.algorithms.options import MethodConfig
 from devft_jax.federated.corrections import no_delta, product
 from devft_jax.models.llama import Base, LoraFactors, ModelConfig, dense_weight
 from devft_jax.models.lora import lora_scale
+
+# Of a column of the a with which LoRA begins, whose entries are uniform within 1 / sqrt(in).
+FIRST_NORM = 3**-0.5
 
 
 class Server(struct.PyTreeNode):
@@ -65,10 +69,13 @@ def principal_factors(weights: Any, delta: jax.Array, rank: int, scale: float) -
     def one(layer: tuple[Any, jax.Array]) -> LoraFactors:
         weight, correction = layer
         left, values, right = jnp.linalg.svd(dense_weight(weight, jnp.float32) + correction, full_matrices=False)
+        # As numpy's matrix_rank has it.
+        none = values[:rank] <= values[0] * max(left.shape[0], right.shape[1]) * jnp.finfo(jnp.float32).eps
         left, right, root = left[:, :rank], right[:rank], jnp.sqrt(values[:rank] / scale)
         largest = jnp.take_along_axis(left, jnp.argmax(jnp.abs(left), axis=0)[None], axis=0)[0]
-        root_signed = jnp.where(largest < 0, -root, root)
-        return LoraFactors(a=left * root_signed, b=root_signed[:, None] * right)
+        sign = jnp.where(largest < 0, -1.0, 1.0)
+        of_a, of_b = jnp.where(none, FIRST_NORM, root), jnp.where(none, 0.0, root)
+        return LoraFactors(a=left * (sign * of_a), b=(sign * of_b)[:, None] * right)
 
     return jax.lax.map(one, (weights, delta))
 
@@ -105,18 +112,16 @@ def federa(config: MethodConfig) -> Algorithm:
         return jax.tree.map(jnp.add, initial, as_float32(participant.down)), delta
 
     def finish(participant: Participant, train: PyTree) -> tuple[PyTree, PyTree]:
-        change = jax.tree.map(jnp.subtract, train, participant.known[0])
-        return travelling(change, config.message_dtype), participant.row
+        since = jax.tree.map(jnp.subtract, train, participant.known[0])
+        return change_of(since, participant.down, config.message_dtype), participant.row
 
     def finalize(server: Server, sums: Sums) -> tuple[Server, dict[str, jax.Array]]:
-        change, probed = jax.tree.map(lambda leaf: leaf / sums.weight, (sums.lora, sums.probed))
-        after = server.replace(change=change)
-        # Shifting all clients' factors alike leaves their covariance: that of the changes is that of the factors.
-        error = jax.tree.map(jnp.subtract, probed, probe(change))
+        step, error = mean_change(sums)
+        after = server.replace(change=optax.tree.add(server.change, step))
         learned = jax.tree.map(lambda new, old, lost: new - old + lost, probe(after.lora), probe(server.initial), error)
         size = optax.tree.norm(learned)
         metrics = {
-            "update_norm": optax.tree.norm(jax.tree.map(jnp.subtract, change, server.change)),
+            "update_norm": optax.tree.norm(step),
             "aggregation_error": jnp.where(size > 0, optax.tree.norm(error) / size, 0.0),
         }
         return after, metrics

@@ -11,8 +11,11 @@ the server takes a <- a_m, b <- b_m, and W + D is corrected by D <- D + s C: the
     C = sum_{i < K} w_i (a_i - a_m)(b_i - b_K).
 
 The downlink is (a, b) and the residual s C of the round before, as these factors or dense, whichever is smaller for the
-projection's shape. It adds to what clients have, so that one who sat out rounds needs every residual that it missed. Means
-are uniform, as in the authors' code.
+projection's shape. It adds to what clients have, so that one who sat out rounds needs every residual that it missed. The
+first round of a run has none, nor has the first of a stage that fuses layers. Means are uniform, as in the authors' code.
+
+The aggregation is exact in float32 messages. In 16 bits the residual is rounded, and it belongs to the factors from which
+the clients began, (a, b) rounded, while the server adds the mean of their changes to (a, b) itself.
 
 That code adds the residual transposed, which is right for weights stored [in, out] and wrong for the others, unseen where
 these are square. The authors change the weights themselves; here D stays in float32 beside them, since packing them anew
@@ -29,30 +32,38 @@ from flax import struct
 
 from devft_jax.developmental import LayerMap
 from devft_jax.federated.adapters import adapter_of, initial_adapter, returned_adapter, stage_adapter
-from devft_jax.federated.algorithm import Algorithm, Clients, Participant, PyTree, Share, as_float32, travelling
+from devft_jax.federated.algorithm import Algorithm, Clients, Participant, PyTree, Share, as_float32, change_of, travelling
 from devft_jax.federated.algorithms.options import MethodConfig
 from devft_jax.federated.corrections import (
     Correction,
     corrected,
+    keeps_increment,
     no_delta,
     product,
     returned_correction,
     stage_correction,
 )
+from devft_jax.federated.messages import Due
 from devft_jax.federated.slots import Slots, apart, in_slot, side_by_side
 from devft_jax.models.llama import Adapter, LoraFactors, ModelConfig
 from devft_jax.models.lora import adapter_norms, lora_scale
 
 
 class Server(struct.PyTreeNode):
-    """The `adapter` of the means, and the `correction`, whose increment is the last residual; none with one participant."""
+    """The state.
+
+    Attributes:
+      adapter: of the means. correction: its increment is the last residual; there is none with one participant.
+      due: bool[], whether there is a residual that has not travelled yet.
+    """
 
     adapter: Adapter
     correction: Correction
+    due: jax.Array
 
 
 def covariance(factors: LoraFactors, shares: jax.Array) -> LoraFactors:
-    """C of clients' factors [K, L, in, r], [K, L, r, out] in its factors of rank (K - 1) r.
+    """C of clients' factors [K, L, in, r], [K, L, r, out], or of their changes, in its factors of rank (K - 1) r.
 
     The last client's own term is left out. It is zero because of b_K - b_K, or, if its slot is empty, because of w_K.
     """
@@ -91,38 +102,41 @@ def fedex_lora(config: MethodConfig) -> Algorithm:
 
         increment = {name: nothing(*model.projection_shape(name)) for name in adapter.lora} if slots > 1 else {}
         delta = no_delta(model, tuple(adapter.lora))
-        return Server(adapter, Correction(delta, travelling(increment, config.message_dtype)))
+        return Server(adapter, Correction(delta, travelling(increment, config.message_dtype)), jnp.zeros((), bool))
 
     def broadcast(server: Server) -> PyTree:
-        return travelling(server.adapter.lora, config.message_dtype), server.correction.increment
+        lora = travelling(server.adapter.lora, config.message_dtype)
+        return lora, Due(server.correction.increment, server.due)
 
     def start(participant: Participant) -> tuple[PyTree, PyTree]:
         lora, increment = participant.down
-        return as_float32(lora), corrected(participant.known, increment)
+        return as_float32(lora), corrected(participant.known, increment.value)
 
     def finish(participant: Participant, train: PyTree) -> tuple[PyTree, PyTree]:
-        return travelling(train, config.message_dtype), participant.row
+        return change_of(train, participant.down[0], config.message_dtype), participant.row
 
     def contribution(up: PyTree, share: Share) -> Slots:
         return in_slot(up, share, slots)
 
     def finalize(server: Server, sums: Slots) -> tuple[Server, dict[str, jax.Array]]:
         clients, shares = apart(sums)
-        lora = jax.tree.map(lambda leaf: jnp.tensordot(shares, leaf, 1, precision="highest"), clients)
+        change = jax.tree.map(lambda leaf: jnp.tensordot(shares, leaf, 1, precision="highest"), clients)
+        lora = optax.tree.add(server.adapter.lora, change)
         increment: dict[str, LoraFactors | jax.Array] = {}
         if slots > 1:
             increment = {name: residual(factors, shares) for name, factors in clients.items()}
         increment = travelling(increment, config.message_dtype)
-        change = jax.tree.map(jnp.subtract, lora, server.adapter.lora)
         metrics = {"update_norm": optax.tree.norm(change), "residual_norm": residual_norm(increment)}
-        return Server(server.adapter.replace(lora=lora), server.correction.followed_by(increment)), metrics
+        correction = server.correction.followed_by(increment)
+        return Server(server.adapter.replace(lora=lora), correction, jnp.ones_like(server.due)), metrics
 
     def submodel(full: Server, layer_map: LayerMap) -> Server:
-        return Server(stage_adapter(full.adapter, layer_map), stage_correction(full.correction, layer_map))
+        due = full.due if keeps_increment(layer_map) else jnp.zeros_like(full.due)
+        return Server(stage_adapter(full.adapter, layer_map), stage_correction(full.correction, layer_map), due)
 
     def transfer(full: Server, stage: Server, layer_map: LayerMap, mode: str) -> Server:
         adapter = returned_adapter(full.adapter, stage.adapter, layer_map, mode)
-        return Server(adapter, returned_correction(full.correction, stage.correction, layer_map))
+        return Server(adapter, returned_correction(full.correction, stage.correction, layer_map), stage.due)
 
     return Algorithm(
         name="fedex-lora",

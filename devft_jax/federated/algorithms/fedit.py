@@ -2,14 +2,17 @@
 
 Every participant i starts from the global (a, b), trains both on its own examples and sends them back; the server takes
 
-    a <- sum_i w_i a_i,    b <- sum_i w_i b_i,    w_i = n_i / sum_j n_j over the round's participants.
+    a <- sum_i w_i a_i,    b <- sum_i w_i b_i,    w_i = n_i / sum_j n_j over the round's participants,
+
+where a_i and b_i travel as their differences from the global ones.
 
 The mean of products is not the product of means: with a_m, b_m the weighted means,
 
     sum_i w_i a_i b_i - a_m b_m = sum_i w_i (a_i - a_m)(b_i - b_m).
 
 The share of that error in the mean product is reported every round. Its Frobenius norms are estimated from
-a few fixed Gaussian vectors x per projection (`probe`).
+a few fixed Gaussian vectors x per projection (`probe`), and of the differences, since a shift that all clients share changes
+no covariance.
 """
 
 import jax
@@ -18,17 +21,27 @@ import optax
 from flax import struct
 
 from devft_jax.federated.adapters import adapter_of, initial_adapter, probe, returned_adapter, stage_adapter
-from devft_jax.federated.algorithm import Algorithm, Participant, PyTree, Share, as_float32, travelling
+from devft_jax.federated.algorithm import Algorithm, Participant, PyTree, Share, as_float32, change_of, travelling
 from devft_jax.federated.algorithms.options import MethodConfig
 from devft_jax.models.llama import Adapter, LoraFactors
 
 
 class Sums(struct.PyTreeNode):
-    """Weighted sums over clients: `lora` of the factors, `probed` of x a_i b_i [G, PROBES, out], and the `weight`."""
+    """Weighted sums over clients of the factors' changes.
+
+    Attributes:
+      lora: of the changes. probed: of x times the product of a client's changes, [G, PROBES, out]. weight: f32[].
+    """
 
     lora: dict[str, LoraFactors]
     probed: dict[str, jax.Array]
     weight: jax.Array
+
+
+def mean_change(sums: Sums) -> tuple[dict[str, LoraFactors], dict[str, jax.Array]]:
+    """The clients' mean change of the factors, and the probed covariance that the product of means lacks."""
+    change, probed = jax.tree.map(lambda leaf: leaf / sums.weight, (sums.lora, sums.probed))
+    return change, jax.tree.map(jnp.subtract, probed, probe(change))
 
 
 def fedit(config: MethodConfig) -> Algorithm:
@@ -42,7 +55,7 @@ def fedit(config: MethodConfig) -> Algorithm:
         return as_float32(participant.down), ()
 
     def finish(participant: Participant, train: PyTree) -> tuple[PyTree, PyTree]:
-        return travelling(train, config.message_dtype), participant.row
+        return change_of(train, participant.down, config.message_dtype), participant.row
 
     def contribution(up: PyTree, share: Share) -> Sums:
         lora = as_float32(up)
@@ -50,11 +63,11 @@ def fedit(config: MethodConfig) -> Algorithm:
         return Sums(lora=weighted[0], probed=weighted[1], weight=share.weight)
 
     def finalize(server: Adapter, sums: Sums) -> tuple[Adapter, dict[str, jax.Array]]:
-        lora, probed = jax.tree.map(lambda leaf: leaf / sums.weight, (sums.lora, sums.probed))
-        error = jax.tree.map(jnp.subtract, probed, probe(lora))
-        product = optax.tree.norm(probed)
+        change, error = mean_change(sums)
+        lora = optax.tree.add(server.lora, change)
+        product = optax.tree.norm(optax.tree.add(probe(lora), error))
         metrics = {
-            "update_norm": optax.tree.norm(jax.tree.map(jnp.subtract, lora, server.lora)),
+            "update_norm": optax.tree.norm(change),
             "aggregation_error": jnp.where(product > 0, optax.tree.norm(error) / product, 0.0),
         }
         return server.replace(lora=lora), metrics

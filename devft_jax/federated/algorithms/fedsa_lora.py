@@ -31,7 +31,7 @@ from flax import struct
 
 from devft_jax.developmental import LayerMap, fuse, inherit
 from devft_jax.federated.adapters import adapter_of, both_factors, initial_adapter, one_factor, returned_adapter
-from devft_jax.federated.algorithm import Algorithm, Participant, PyTree, Share, as_float32, travelling
+from devft_jax.federated.algorithm import Algorithm, Participant, PyTree, Share, as_float32, change_of, travelling
 from devft_jax.federated.algorithms.options import MethodConfig
 from devft_jax.models.llama import Adapter
 
@@ -44,7 +44,7 @@ class Row(struct.PyTreeNode):
 
 
 class Sums(struct.PyTreeNode):
-    """Weighted sums over clients: `a` {projection: [G, in, r]}, and the `weight`."""
+    """Weighted sums over clients: `a` {projection: [G, in, r]} of its changes, and the `weight`."""
 
     a: dict[str, jax.Array]
     weight: jax.Array
@@ -61,14 +61,14 @@ def fedsa_lora(config: MethodConfig) -> Algorithm:
 
     def finish(participant: Participant, train: PyTree) -> tuple[PyTree, Row]:
         row = Row(b=one_factor(train, "b"), seen=jnp.ones_like(participant.row.seen))
-        return travelling(one_factor(train, "a"), config.message_dtype), row
+        return change_of(one_factor(train, "a"), participant.down, config.message_dtype), row
 
     def contribution(up: PyTree, share: Share) -> Sums:
         return Sums(a=jax.tree.map(lambda leaf: share.weight * leaf, as_float32(up)), weight=share.weight)
 
     def finalize(server: Adapter, sums: Sums) -> tuple[Adapter, dict[str, jax.Array]]:
-        a = jax.tree.map(lambda leaf: leaf / sums.weight, sums.a)
-        change = jax.tree.map(jnp.subtract, a, one_factor(server.lora, "a"))
+        change = jax.tree.map(lambda leaf: leaf / sums.weight, sums.a)
+        a = optax.tree.add(one_factor(server.lora, "a"), change)
         lora = both_factors(a, one_factor(server.lora, "b"))
         return server.replace(lora=lora), {"update_norm": optax.tree.norm(change)}
 

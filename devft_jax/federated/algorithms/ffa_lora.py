@@ -21,13 +21,13 @@ from flax import struct
 from devft_jax.developmental import fuse
 from devft_jax.errors import InputError
 from devft_jax.federated.adapters import adapter_of, both_factors, initial_adapter, one_factor, returned_adapter
-from devft_jax.federated.algorithm import Algorithm, Clients, Participant, PyTree, Share, as_float32, travelling
+from devft_jax.federated.algorithm import Algorithm, Clients, Participant, PyTree, Share, as_float32, change_of, travelling
 from devft_jax.federated.algorithms.options import MethodConfig
 from devft_jax.models.llama import Adapter, ModelConfig
 
 
 class Sums(struct.PyTreeNode):
-    """Weighted sums over clients: `b` {projection: [G, r, out]}, and the `weight`."""
+    """Weighted sums over clients: `b` {projection: [G, r, out]} of its changes, and the `weight`."""
 
     b: dict[str, jax.Array]
     weight: jax.Array
@@ -58,14 +58,14 @@ def ffa_lora(config: MethodConfig) -> Algorithm:
         return as_float32(participant.down), participant.known
 
     def finish(participant: Participant, train: PyTree) -> tuple[PyTree, PyTree]:
-        return travelling(train, config.message_dtype), participant.row
+        return change_of(train, participant.down, config.message_dtype), participant.row
 
     def contribution(up: PyTree, share: Share) -> Sums:
         return Sums(b=jax.tree.map(lambda leaf: share.weight * leaf, as_float32(up)), weight=share.weight)
 
     def finalize(server: Adapter, sums: Sums) -> tuple[Adapter, dict[str, jax.Array]]:
-        b = jax.tree.map(lambda leaf: leaf / sums.weight, sums.b)
-        change = jax.tree.map(jnp.subtract, b, one_factor(server.lora, "b"))
+        change = jax.tree.map(lambda leaf: leaf / sums.weight, sums.b)
+        b = optax.tree.add(one_factor(server.lora, "b"), change)
         lora = both_factors(one_factor(server.lora, "a"), b)
         return server.replace(lora=lora), {"update_norm": optax.tree.norm(change)}
 

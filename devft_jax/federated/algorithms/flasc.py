@@ -1,24 +1,26 @@
 """FLASC (Kuo et al., 2024): both messages are sparse, local training is dense.
 
 With P the vector of all P_n entries of the stage's a and b together, and top_k its k entries largest in size, others zero,
-the server sends top_k(P) with k = ceil(rho_d P_n), rho_d = `density_down`. Every participant trains all entries from there,
+the server sends top_k(P) with k = floor(rho_d P_n), rho_d = `density_down`. Every participant trains all entries from there,
 
     x_i <- local training from top_k(P),      delta_i = x_i - top_k(P),
 
-and sends the ceil(rho_u P_n) largest entries of delta_i, rho_u = `density_up`. The server takes the plain mean of these as
+and sends the floor(rho_u P_n) largest entries of delta_i, rho_u = `density_up`. The server takes the plain mean of these as
 the negative of a gradient and moves all of P by AdamW (`server_learning_rate`, `server_beta1`, `server_beta2`). The model
 that is judged is the server's adapter masked as it is sent, top_k(P).
 
 A sparse message is the values and, whichever is smaller, their positions as int32 or one bit per entry; at density 1 every
-entry travels and no position. Of entries equal in size those first in order are kept.
+entry travels and no position. One entry at least travels; of entries equal in size those first in order are kept.
 
 Differences from the authors' code: their densities are 1 unless set, here a quarter both ways; their server decays weights
 by PyTorch's default 0.01 times its step size each round, here by nothing, so that clients that learn nothing change nothing;
 their second moment decays by PyTorch's 0.999, here by `server_beta2`; their clients run SGD with momentum, here the run's
-optimiser.
+optimiser. They judge the adapter after a round through the mask of that round's start, here through the mask of the next
+message, so that what is judged is what clients would receive.
 
 Known of the method: b begins at zero, so that the mask is all in a, and the model that is judged is the untuned base until
-entries of b have outgrown the entries of a that the mask would keep, which takes about 1 / (sqrt(in) `server_learning_rate`)
+entries of b have outgrown entries of a that the mask would keep, the largest half of a at a quarter of all entries. Those
+begin at 0.5 / sqrt(in) and b moves by `server_learning_rate` a round, which takes 0.5 / (sqrt(in) `server_learning_rate`)
 rounds of a stage.
 
 A stage's k counts the stage's entries, the mask is that of its own adapter, and AdamW begins anew. Layers of a stage that do
@@ -29,6 +31,7 @@ what is judged, never to the server's adapter: values that are not sent, of thes
 import dataclasses
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, Self
 
 import jax
@@ -95,11 +98,16 @@ class Sparse(struct.PyTreeNode):
         return self.shape.unravel(jnp.where(chosen, values[jnp.maximum(jnp.cumsum(chosen) - 1, 0)], 0))
 
 
+def entries_sent(density: float, size: int) -> int:
+    """floor(density x size), at least 1, of the density as it is written: 0.07 of 100 is 7, and 0.29 is 29."""
+    return max(1, math.floor(Fraction(str(density)) * size))
+
+
 def sparse(tree: PyTree, density: float, dtype: str) -> Sparse:
-    """The ceil(density x entries) entries of `tree` that are largest in size, as they travel in `dtype`."""
+    """The floor(density x entries) entries of `tree` that are largest in size, one at least, as they travel in `dtype`."""
     shape = Shape.of(tree)
     vector, _ = ravel_pytree(tree)
-    count = math.ceil(density * shape.size)
+    count = entries_sent(density, shape.size)
     if count == shape.size:
         return Sparse(values=vector.astype(dtype), where=None, shape=shape)
     where = jnp.sort(jax.lax.top_k(jnp.abs(vector), count)[1])

@@ -13,12 +13,14 @@ and takes
     a <- sum_i u_i a_i,   b <- sum_i u_i b_i,   u_i = ||a_i b_i||_F / sum_j ||a_j b_j||_F,
 
 one weight per client, with the norm over all matrices. Every norm has a floor far below any that training reaches, so that
-where all products are zero this is the plain mean. A run's `weighting` by examples multiplies the norms.
+where all products are zero this is the plain mean. A run's `weighting` by examples multiplies the norms. What travels up is
+the difference from what the client received, of which the server knows the rest.
 
 No code of the authors is known to be public. Decided here: the scale is alpha / r for every client, because alpha / r_i
 would make another function of the directions that a truncation keeps; the penalty has gradients, where a public
-reimplementation has none; norms are added over matrices, where the paper writes of one. What the paper leaves: a direction
-that few clients hold is diluted by the others' zeros, and the mean of factors has FedIT's error.
+reimplementation has none; norms are added over matrices, where the paper writes of one; a direction that no participant of
+a round holds stays as it is, since zero in both factors it could never learn again. What the paper leaves: a direction that
+few clients hold is diluted by the others' zeros, and the mean of factors has FedIT's error.
 
 Clients of one cohort train under `vmap` with factors of rank r whose directions from r_i on are masked; these zeros do not
 travel (`Ranked`). Ranks stay across stages, because a stage changes layers and not directions; gauge alignment, where it is
@@ -34,12 +36,11 @@ import optax
 from flax import struct
 
 from devft_jax.errors import InputError
-from devft_jax.federated.adapters import adapter_of, first_directions, masked
-from devft_jax.federated.algorithm import Algorithm, Clients, Participant, PyTree, Share, as_float32
-from devft_jax.federated.algorithms.fedit import Sums as FedITSums
+from devft_jax.federated.adapters import adapter_of, first_directions, masked, probe
+from devft_jax.federated.algorithm import Algorithm, Clients, Participant, PyTree, Share, as_float32, change_of
 from devft_jax.federated.algorithms.fedit import fedit
 from devft_jax.federated.algorithms.options import MethodConfig
-from devft_jax.federated.messages import Ranked
+from devft_jax.federated.messages import Ranked, Unsent
 from devft_jax.models.llama import Adapter, LoraFactors
 from devft_jax.models.lora import adapter_norms
 
@@ -48,9 +49,19 @@ SMALLEST_NORM = 1e-20
 
 
 class Sums(struct.PyTreeNode):
-    """FedIT's sums with the clients' norms in their weights, and sums of ranks with the `weight` alone."""
+    """Sums over clients, with their norms in the weights of the first four.
 
-    federated: FedITSums
+    Attributes:
+      change: of the factors' changes. absent: f32[r], of the clients that do not hold a direction.
+      probed: of x a_i b_i [G, PROBES, out]. norm: f32[], of the weights themselves.
+      holders: f32[r], how many clients hold a direction. rank: of the ranks. weight: f32[], without norms.
+    """
+
+    change: dict[str, LoraFactors]
+    absent: jax.Array
+    probed: dict[str, jax.Array]
+    norm: jax.Array
+    holders: jax.Array
     rank: jax.Array
     weight: jax.Array
 
@@ -97,22 +108,45 @@ def hetlora(config: MethodConfig) -> Algorithm:
         rank = participant.down.rank
         before = tail_norm(as_float32(participant.down.lora), rank)
         rank = jnp.where(tail_norm(train, rank) < before, kept(rank), rank)
-        up, _ = federated.finish(participant, train)
-        return ranked(up, rank), {"rank": rank}
+        change = first_directions(change_of(train, participant.down.lora, config.message_dtype), rank)
+        arrived = optax.tree.add(as_float32(participant.down.lora), as_float32(change))
+        return (ranked(change, rank), Unsent(first_directions(arrived, rank))), {"rank": rank}
 
-    def contribution(up: Ranked, share: Share) -> Sums:
+    def contribution(up: tuple[Ranked, Unsent], share: Share) -> Sums:
+        sent, lora = up[0], up[1].value
         # The common scale in this norm cancels between clients.
-        norm = optax.tree.norm(adapter_norms(adapter_of(as_float32(up.lora), config)))
-        by_norm = share.replace(weight=share.weight * jnp.maximum(norm, SMALLEST_NORM))
+        norm = optax.tree.norm(adapter_norms(adapter_of(lora, config)))
+        weight = share.weight * jnp.maximum(norm, SMALLEST_NORM)
+        holds = jnp.where(jnp.arange(most) < sent.rank, 1.0, 0.0)
+        change, absent, probed = jax.tree.map(lambda leaf: weight * leaf, (as_float32(sent.lora), 1 - holds, probe(lora)))
         return Sums(
-            federated=federated.contribution(up.lora, by_norm),
-            rank=share.weight * up.rank,
+            change=change,
+            absent=absent,
+            probed=probed,
+            norm=weight,
+            holders=share.count * holds,
+            rank=share.weight * sent.rank,
             weight=share.weight,
         )
 
     def finalize(server: Adapter, sums: Sums) -> tuple[Adapter, dict[str, jax.Array]]:
-        server, metrics = federated.finalize(server, sums.federated)
-        return server, metrics | {"mean_rank": sums.rank / sums.weight}
+        change, absent, probed = jax.tree.map(lambda leaf: leaf / sums.norm, (sums.change, sums.absent, sums.probed))
+        held = sums.holders > 0
+        zeros = jnp.where(held, absent, 0.0)
+
+        def step_of(factors: LoraFactors, moved: LoraFactors) -> LoraFactors:
+            return LoraFactors(a=moved.a - zeros * factors.a, b=moved.b - zeros[:, None] * factors.b)
+
+        step = {name: step_of(factors, change[name]) for name, factors in server.lora.items()}
+        lora = optax.tree.add(server.lora, step)
+        mean = {name: masked(factors, held) for name, factors in lora.items()}
+        error, product = jax.tree.map(jnp.subtract, probed, probe(mean)), optax.tree.norm(probed)
+        metrics = {
+            "update_norm": optax.tree.norm(step),
+            "aggregation_error": jnp.where(product > 0, optax.tree.norm(error) / product, 0.0),
+            "mean_rank": sums.rank / sums.weight,
+        }
+        return server.replace(lora=lora), metrics
 
     def traits(clients: Clients) -> PyTree:
         return {"rank": jnp.resize(jnp.array(ranks, jnp.int32), (clients.size,))}

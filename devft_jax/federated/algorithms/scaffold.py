@@ -9,8 +9,8 @@ and at the end of its round renews its control by the authors' option II, from w
 
     c_i+ = c_i - c + (x - x_i) / (E lr).
 
-It sends x_i and the change c_i+ - c_i, and receives x and c, twice FedIT's messages each way. The server takes FedIT's mean
-of the x_i and, over all N clients of the population and not only the round's participants S,
+It sends the changes x_i - x and c_i+ - c_i, and receives x and c, twice FedIT's messages each way. The server takes
+FedIT's mean of the x_i and, over all N clients of the population and not only the round's participants S,
 
     c <- c + (1 / N) sum_{i in S} (c_i+ - c_i),
 
@@ -33,7 +33,7 @@ from flax import struct
 
 from devft_jax.developmental import LayerMap
 from devft_jax.federated.adapters import returned_adapter, stage_adapter
-from devft_jax.federated.algorithm import Algorithm, Clients, Participant, PyTree, Share, as_float32, travelling
+from devft_jax.federated.algorithm import Algorithm, Clients, Participant, PyTree, Share, as_float32, change_of, travelling
 from devft_jax.federated.algorithms.fedit import Sums as FedITSums
 from devft_jax.federated.algorithms.fedit import fedit
 from devft_jax.federated.algorithms.options import MethodConfig
@@ -83,14 +83,15 @@ def scaffold(config: MethodConfig) -> Algorithm:
     def finish(participant: Participant, train: PyTree) -> tuple[PyTree, PyTree]:
         down = as_float32(participant.down)
         length = participant.steps * participant.learning_rate
-        moved = length > 0
+        learned = length > 0
         change = jax.tree.map(
-            lambda before, after, control: jnp.where(moved, (before - after) / jnp.where(moved, length, 1) - control, 0),
+            lambda before, after, control: jnp.where(learned, (before - after) / jnp.where(learned, length, 1) - control, 0),
             down.lora,
             train,
             down.control,
         )
-        up = travelling(Message(lora=train, control=change), config.message_dtype)
+        moved = change_of(train, participant.down.lora, config.message_dtype)
+        up = Message(lora=moved, control=travelling(change, config.message_dtype))
         return up, optax.tree.add(participant.row, as_float32(up.control))
 
     def contribution(up: Message, share: Share) -> Sums:

@@ -21,7 +21,7 @@ moment of d instead of m (`second_moment` update). Neither corrects bias. OpenFe
 a misspelt name; here it runs as its server is written.
 
 The server's own x is float32, while d is measured from x as it travelled: clients that learn nothing give d = 0 in every
-message dtype, up to the rounding of a float32 mean, and no message's rounding builds up in m or v.
+message dtype, and no message's rounding builds up in m or v.
 
 A stage has layers of its own: m, v and the count of rounds begin anew with each. A layer that does not learn has d = 0 and
 so stays.
@@ -38,8 +38,8 @@ from flax import struct
 
 from devft_jax.developmental import LayerMap
 from devft_jax.federated.adapters import returned_adapter, stage_adapter
-from devft_jax.federated.algorithm import Algorithm, Clients, as_float32
-from devft_jax.federated.algorithms.fedit import Sums, fedit
+from devft_jax.federated.algorithm import Algorithm, Clients
+from devft_jax.federated.algorithms.fedit import Sums, fedit, mean_change
 from devft_jax.federated.algorithms.options import MethodConfig
 from devft_jax.models.llama import Adapter, LoraFactors, ModelConfig
 
@@ -92,9 +92,8 @@ def with_server_rule(
         return fresh(federated.init_server(key, model, clients))
 
     def finalize(server: Server, sums: Sums) -> tuple[Server, dict[str, jax.Array]]:
-        mean, metrics = federated.finalize(server.adapter, sums)
-        sent = as_float32(federated.broadcast(server.adapter))
-        step, first, second = rule(optax.tree.sub(mean.lora, sent), server)
+        _, metrics = federated.finalize(server.adapter, sums)
+        step, first, second = rule(mean_change(sums)[0], server)
         adapter = server.adapter.replace(lora=optax.tree.add(server.adapter.lora, step))
         metrics = metrics | {"update_norm": optax.tree.norm(step)}
         return Server(adapter=adapter, first=first, second=second, age=server.age + 1), metrics
