@@ -157,7 +157,10 @@ def _tiles(story: Story) -> list[str]:
     tiles.append(_tile("Training operations", readable(flops, FLOPS), "counted from shapes"))
     if record.get("energy"):
         tiles.append(_energy(record["energy"]))
-    tiles.append(_tile("Peak memory", readable(record["peak_memory_bytes"], BYTES), record["peak_memory_source"]))
+    source = record["peak_memory_source"]
+    if source == "process peak resident set":
+        source += ": of the whole process, with what it did before this run"
+    tiles.append(_tile("Peak memory", readable(record["peak_memory_bytes"], BYTES), source))
     return tiles
 
 
