@@ -46,7 +46,7 @@ from devft_jax.reporting.statistics import estimate
 from devft_jax.reporting.svg import escape
 from devft_jax.reporting.units import BYTES, FLOPS, SECONDS, Units, unit_for
 
-PAGE_LETTERS = 118
+PAGE_LETTERS = 130
 """Letters that a table has room for; columns beyond them go on in a further table."""
 
 STYLE = """
