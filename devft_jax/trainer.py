@@ -332,6 +332,7 @@ class Trainer:
 
     def resume(self, folder: RunFolder, round_index: int) -> State:
         """The state of a checkpoint, with the stage's submodel rebuilt from its LayerMap."""
+        folder.check(round_index)
         record = folder.read_record(round_index)
         for name, found in (("data", data_fingerprint(self.data)), ("base", base_fingerprint(self.model.base))):
             if record[name] != found:

@@ -30,6 +30,7 @@ from devft_jax.report import read_settings, read_story, write_report
 from devft_jax.reporting import Progress, split_chart
 from devft_jax.reporting.report import report_html
 from devft_jax.run import replay, train
+from devft_jax.storage.digests import write_list
 from tests.tiny_run import MODEL, write_run_inputs
 
 QUIET = Progress(quiet=True)
@@ -387,17 +388,15 @@ def test_a_folder_in_use_is_refused(config, tmp_path):
 
 
 def test_a_failed_save_is_a_run_error_and_keeps_what_was_saved(config, tmp_path, monkeypatch):
-    import orbax.checkpoint as ocp
+    original, calls = write_list, []
 
-    original, calls = ocp.CheckpointManager.save, []
-
-    def save(self, step, *arguments, **keywords):
-        calls.append(step)
+    def save(folder, **marks):
+        calls.append(folder)
         if len(calls) == 2:
             raise OSError(28, "No space left on device")
-        return original(self, step, *arguments, **keywords)
+        return original(folder, **marks)
 
-    monkeypatch.setattr(ocp.CheckpointManager, "save", save)
+    monkeypatch.setattr("devft_jax.storage.run_folder.write_list", save)
     chosen = dataclasses.replace(config, out=str(tmp_path))
     with pytest.raises(RunError, match="No space left on device"):
         train(chosen, progress=QUIET)
@@ -539,7 +538,7 @@ KILL_IN_CHECKPOINT = textwrap.dedent(
     def watch():
         while True:
             whole = [path for path in folder.glob("*") if path.name.isdecimal()]
-            partial = [path for path in folder.glob("*") if "tmp" in path.name]
+            partial = [path for path in folder.glob(".*.partial") if WHERE in " ".join(os.listdir(path))]
             if whole and partial:
                 os.kill(os.getpid(), signal.SIGKILL)
     threading.Thread(target=watch, daemon=True).start()
@@ -554,11 +553,11 @@ def slow(value):
     return pytest.param(value, marks=pytest.mark.slow)
 
 
-@pytest.mark.parametrize("where", [slow("first-stage"), "stage-border", slow("last-stage"), "during-a-checkpoint"])
+@pytest.mark.parametrize("where", [slow("first-stage"), "stage-border", slow("last-stage"), "tmp", slow("record")])
 def test_a_killed_run_resumes_bit_for_bit(long, uninterrupted, tmp_path, where):
-    if where == "during-a-checkpoint":
+    if where in ("tmp", "record"):
         every = dataclasses.replace(long, checkpoint_every=1)
-        process = start(every, tmp_path, KILL_IN_CHECKPOINT)
+        process = start(every, tmp_path, KILL_IN_CHECKPOINT.replace("WHERE", repr(where)))
         process.wait(180)
     else:
         process = start(long, tmp_path)

@@ -49,7 +49,8 @@ def _marks_within(folder: Path) -> dict[str, Mark]:
 def write_list(folder: Path, *, bank: Path | None, metrics: Mark) -> None:
     """Finish a checkpoint that is otherwise whole; OSError where that fails."""
     listed = {"files": _marks_within(folder), "bank": None if bank is None else mark_of(bank), "metrics": metrics}
-    write_atomically(folder / LIST_FILE, json.dumps(listed, indent=1) + "\n")
+    # Without a blank or an end of line none of its own bytes can change unnoticed.
+    write_atomically(folder / LIST_FILE, json.dumps(listed, separators=(",", ":")))
 
 
 def read_list(folder: Path) -> dict[str, Any]:
@@ -57,11 +58,8 @@ def read_list(folder: Path) -> dict[str, Any]:
     if not (folder / LIST_FILE).exists():
         raise ValueError(f"it has no {LIST_FILE}")
     listed = read_json(folder / LIST_FILE)
-    if (
-        not isinstance(listed, dict)
-        or listed.keys() != {"files", "bank", "metrics"}
-        or not isinstance(listed["files"], dict)
-    ):
+    parts = {"files", "bank", "metrics"}
+    if not isinstance(listed, dict) or listed.keys() != parts or not isinstance(listed["files"], dict):
         raise ValueError(f"{LIST_FILE} is damaged")
     return listed
 
@@ -76,7 +74,9 @@ def fault_of(folder: Path, bank: Path) -> str | None:
         listed = read_list(folder)
         found = _marks_within(folder)
         if listed["bank"] is not None:
-            listed["files"], found[bank.name] = {**listed["files"], bank.name: listed["bank"]}, mark_of(bank)
+            listed["files"][bank.name] = listed["bank"]
+            if bank.is_file():
+                found[bank.name] = mark_of(bank)
     except (OSError, ValueError) as error:
         return str(getattr(error, "strerror", None) or error)
     for name in sorted(listed["files"].keys() | found.keys()):

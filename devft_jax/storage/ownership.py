@@ -136,8 +136,9 @@ def _is_left_over(name: str, kind: Kind) -> bool:
 
 def remove_left_over(path: Path, kind: Kind) -> None:
     """Remove what killed processes had begun to write into a folder of this kind, which is held alone."""
-    for entry in os.scandir(path):
-        if _is_left_over(entry.name, kind):
+    within = [entry for name in kind.folders if (path / name).is_dir() for entry in os.scandir(path / name)]
+    for entry in [*os.scandir(path), *within]:
+        if _is_left_over(entry.name, kind) or (entry in within and begun(entry.name)):
             if entry.is_dir(follow_symlinks=False):
                 shutil.rmtree(entry.path, ignore_errors=True)
             else:

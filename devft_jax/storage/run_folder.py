@@ -22,8 +22,9 @@ from typing import Any
 import jax
 
 from devft_jax.errors import InputError, RunError
-from devft_jax.files import checked_path, write_atomically
+from devft_jax.files import checked_path, parse_json, read_json, read_text, write_atomically
 from devft_jax.files.writing import temporary_name
+from devft_jax.storage.digests import fault_of, new_digest, read_list, same_start, write_list
 from devft_jax.storage.ownership import LOCK_FILE, Kind, claim, remove_left_over
 
 PyTree = Any
@@ -46,7 +47,8 @@ class RunFolder:
         self._kind = kind
         self._made = False
         self._lock: Any = None
-        self._manager: Any = None
+        self._sound: set[int] = set()
+        self._metrics, self._metrics_bytes = new_digest(), 0
         self._stages: dict[int, int | None] = {}
 
     def __enter__(self) -> "RunFolder":
@@ -79,9 +81,6 @@ class RunFolder:
 
     def __exit__(self, kind: type | None, *exception: object) -> None:
         """Let the folder go; one in which a refused run wrote nothing is removed."""
-        if self._manager is not None:
-            self._manager.close()
-            self._manager = None
         if kind is not None and self._made and self.path.is_dir() and os.listdir(self.path) == [LOCK_FILE]:
             (self.path / LOCK_FILE).unlink()
             self.path.rmdir()
@@ -89,12 +88,9 @@ class RunFolder:
 
     def read_json(self, name: str) -> dict[str, Any] | None:
         """A JSON file of the folder, or None where there is none."""
-        try:
-            value = json.loads((self.path / name).read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        if not (self.path / name).exists():
             return None
-        except (OSError, ValueError) as error:
-            raise InputError(f"{self.path / name} cannot be read ({error}); restore it or name another folder.") from error
+        value = read_json(self.path / name)
         if not isinstance(value, dict):
             raise InputError(f"{self.path / name} does not hold options by name; restore it or name another folder.")
         return value
@@ -110,8 +106,16 @@ class RunFolder:
 
     def append_metrics(self, row: dict[str, Any]) -> None:
         """Add a line to metrics.jsonl."""
-        with self._saving("metrics.jsonl"), open(self.path / "metrics.jsonl", "a") as lines:
-            lines.write(json.dumps(row) + "\n")
+        line = json.dumps(row) + "\n"
+        with self._saving("metrics.jsonl"), open(self.path / "metrics.jsonl", "a", encoding="utf-8") as lines:
+            lines.write(line)
+        self._count_metrics(line)
+
+    def _count_metrics(self, text: str) -> None:
+        """Add to the digest of metrics.jsonl what was written to it."""
+        content = text.encode()
+        self._metrics.update(content)
+        self._metrics_bytes += len(content)
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """All lines of metrics.jsonl; a last line cut off by a kill is left out.
@@ -124,38 +128,30 @@ class RunFolder:
     def read_metrics_so_far(self) -> tuple[list[dict[str, Any]], bool]:
         """As `read_metrics`, and whether the last line was incomplete, as while it is being written or after a kill."""
         path = self.path / "metrics.jsonl"
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except FileNotFoundError:
+        if not path.exists():
             return [], False
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path} cannot be read ({error}); restore it or name another folder.") from error
-        rows = []
+        lines = read_text(path).splitlines()
+        rows: list[dict[str, Any]] = []
         for number, line in enumerate(lines, 1):
             try:
-                rows.append(dict(json.loads(line)))
-            except (ValueError, TypeError) as error:
+                row = parse_json(line, str(path), number)
+            except InputError:
                 if number == len(lines):
                     return rows, True
-                raise InputError(f"{path}:{number} is not a line of metrics; restore it or name another folder.") from error
+                raise
+            if not isinstance(row, dict) or any(type(row.get(name)) is not int for name in ("round", "stage")):
+                raise InputError(f"{path}:{number} is not a line of metrics; restore it or name another folder.")
+            rows.append(row)
         return rows, False
 
     def cut_metrics(self, rounds: int) -> list[dict[str, Any]]:
         """Keep the lines of the first `rounds` rounds only and return them."""
         rows = [row for row in self.read_metrics() if row["round"] <= rounds]
-        self.write_text("metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        self.write_text("metrics.jsonl", text)
+        self._metrics, self._metrics_bytes = new_digest(), 0
+        self._count_metrics(text)
         return rows
-
-    @property
-    def _checkpoints(self) -> Any:
-        if self._manager is None:
-            import orbax.checkpoint as ocp
-
-            self._manager = ocp.CheckpointManager(
-                self.path / "checkpoints",
-                options=ocp.CheckpointManagerOptions(max_to_keep=None, enable_async_checkpointing=False),
-            )
-        return self._manager
 
     def latest_round(self) -> int | None:
         """The round of the newest whole checkpoint, or None."""
@@ -166,8 +162,21 @@ class RunFolder:
         return max((saved for saved in self._saved_rounds() if saved < round_index), default=None)
 
     def _saved_rounds(self) -> list[int]:
-        """Rounds of all whole checkpoints; looking does not make the folder."""
-        return list(self._checkpoints.all_steps()) if (self.path / "checkpoints").exists() else []
+        """Rounds of all checkpoints that hold anything, ascending."""
+        return [saved for saved, filled in self._found_rounds().items() if filled]
+
+    def empty_rounds(self) -> list[int]:
+        """Rounds of checkpoints without a byte in them, which are passed over."""
+        return [saved for saved, filled in self._found_rounds().items() if not filled]
+
+    def _found_rounds(self) -> dict[int, bool]:
+        """The rounds that folders are named after, ascending, and whether these hold anything."""
+        folders = (path for path in self._checkpoints.glob("*") if path.name.isdecimal() and path.is_dir())
+        return {int(path.name): _holds_bytes(path) for path in sorted(folders, key=lambda path: int(path.name))}
+
+    @property
+    def _checkpoints(self) -> Path:
+        return self.path / "checkpoints"
 
     def bank_path(self, round_index: int) -> Path:
         """The file of what clients keep, as of a checkpoint."""
@@ -188,23 +197,36 @@ class RunFolder:
         """
         import orbax.checkpoint as ocp
 
-        arguments = ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), record=ocp.args.JsonSave(record))
-        with self._saving(f"the checkpoint of round {round_index}"):
-            if bank is not None:
-                bank(self.bank_path(round_index))
-            self._checkpoints.save(round_index, args=arguments, force=True)
-            self._stages[round_index] = record["stage"]
-            kept = {
-                *self.last_rounds().values(),
-                record["lengthened_after"],
-                *sorted(self._saved_rounds())[-CHECKPOINTS_KEPT:],
-            }
-            for old in set(self._saved_rounds()) - kept:
-                self._checkpoints.delete(old)
-            kept_banks = {self.bank_path(saved) for saved in self._saved_rounds()}
-            for path in (self.path / "bank").glob("round_*.safetensors"):
-                if path not in kept_banks:
-                    path.unlink()
+        final = self._checkpoints / str(round_index)
+        new = temporary_name(final)
+        try:
+            with self._saving(f"the checkpoint of round {round_index}"):
+                if bank is not None:
+                    bank(self.bank_path(round_index))
+                new.mkdir(parents=True)
+                with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as writer:
+                    writer.save(new / "arrays", args=ocp.args.StandardSave(arrays))
+                write_atomically(new / "record.json", json.dumps(record) + "\n")
+                held = None if bank is None else self.bank_path(round_index)
+                write_list(new, bank=held, metrics={"bytes": self._metrics_bytes, "digest": self._metrics.hexdigest()})
+                _remove(final)
+                os.replace(new, final)
+                self._stages[round_index] = record["stage"]
+                self._sound.add(round_index)
+                self._remove_older(record["lengthened_after"])
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+
+    def _remove_older(self, lengthened_after: int) -> None:
+        """Remove the checkpoints that no reason keeps, and what clients kept at rounds without one."""
+        saved = self._saved_rounds()
+        kept = {*self.last_rounds().values(), lengthened_after, *saved[-CHECKPOINTS_KEPT:]}
+        for old in set(saved) - kept:
+            _remove(self._checkpoints / str(old))
+        kept_banks = {self.bank_path(round_index) for round_index in kept}
+        for path in (self.path / "bank").glob("round_*.safetensors"):
+            if path not in kept_banks:
+                path.unlink()
 
     def last_rounds(self) -> dict[int, int]:
         """For every stage that has a whole checkpoint, from 0, the round of its newest."""
@@ -220,21 +242,63 @@ class RunFolder:
                 self._stages[round_index] = None
         return self._stages[round_index]
 
+    def check(self, round_index: int) -> None:
+        """Raise `InputError` unless all that a resume reads is as it was written: the checkpoint, the rows, the metrics."""
+        self._refuse_damaged(round_index)
+        if not self._metrics_as_of(round_index):
+            before = self._sound_before(round_index, metrics=True)
+            raise InputError(
+                f"{self.path / 'metrics.jsonl'} is not what it was when round {round_index} was saved; restore it, or "
+                f"{self._way_on(before)}."
+            )
+
+    def _fault(self, round_index: int) -> str | None:
+        if round_index in self._sound:
+            return None
+        found = fault_of(self._checkpoints / str(round_index), self.bank_path(round_index))
+        if found is None:
+            self._sound.add(round_index)
+        return found
+
+    def _refuse_damaged(self, round_index: int) -> None:
+        if found := self._fault(round_index):
+            raise self._cannot_be_read(round_index, found)
+
+    def _metrics_as_of(self, round_index: int) -> bool:
+        return same_start(self.path / "metrics.jsonl", read_list(self._checkpoints / str(round_index))["metrics"])
+
+    def _cannot_be_read(self, round_index: int, reason: str) -> InputError:
+        path = self._checkpoints / str(round_index)
+        way_on = self._way_on(self._sound_before(round_index))
+        return InputError(f"the checkpoint {path} cannot be read ({reason}); {way_on}.")
+
+    def _sound_before(self, round_index: int, *, metrics: bool = False) -> int | None:
+        """The newest checkpoint before this one's that is as it was written."""
+        earlier = [saved for saved in reversed(self._saved_rounds()) if saved < round_index]
+        sound = (saved for saved in earlier if not self._fault(saved) and (not metrics or self._metrics_as_of(saved)))
+        return next(sound, None)
+
+    def _way_on(self, before: int | None) -> str:
+        if before is None:
+            return "start again in another folder"
+        later = [str(self._checkpoints / str(saved)) for saved in self._saved_rounds() if saved > before]
+        what = "it" if len(later) == 1 else " and ".join(later)
+        return f"delete {what} to go on from round {before}"
+
     def read_record(self, round_index: int) -> dict[str, Any]:
         """The JSON record of a checkpoint."""
-        import orbax.checkpoint as ocp
-
-        arguments = ocp.args.Composite(record=ocp.args.JsonRestore())
+        self._refuse_damaged(round_index)
         with self.restoring(round_index):
-            return self._checkpoints.restore(round_index, args=arguments)["record"]
+            return read_json(self._checkpoints / str(round_index) / "record.json")
 
     def read_arrays(self, round_index: int, like: PyTree) -> PyTree:
         """The arrays of a checkpoint, in the structure, shapes and dtypes of `like`."""
         import orbax.checkpoint as ocp
 
-        arguments = ocp.args.Composite(arrays=ocp.args.StandardRestore(_on_first_device(like)))
-        with self.restoring(round_index):
-            return self._checkpoints.restore(round_index, args=arguments)["arrays"]
+        self._refuse_damaged(round_index)
+        with self.restoring(round_index), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
+            path = self._checkpoints / str(round_index) / "arrays"
+            return reader.restore(path, args=ocp.args.StandardRestore(_on_first_device(like)))
 
     def read_some_arrays(self, round_index: int, like: PyTree) -> PyTree:
         """As `read_arrays`, but what `like` lacks of the checkpoint is left out, as an export does without the bank.
@@ -244,7 +308,8 @@ class RunFolder:
         """
         import orbax.checkpoint as ocp
 
-        path = self.path / "checkpoints" / str(round_index) / "arrays"
+        self._refuse_damaged(round_index)
+        path = self._checkpoints / str(round_index) / "arrays"
         target = _on_first_device(like)
         wanted = ocp.checkpoint_utils.construct_restore_args(target)
         arguments = ocp.args.PyTreeRestore(target, restore_args=wanted, partial_restore=True)
@@ -267,13 +332,10 @@ class RunFolder:
         try:
             with _quiet_libraries():
                 yield
+        except InputError:
+            raise
         except Exception as error:
-            before = self.checkpoint_before(round_index)
-            remedy = "start again in another folder" if before is None else f"delete it to go on from round {before}"
-            raise InputError(
-                f"the checkpoint {self.path / 'checkpoints' / str(round_index)} cannot be read "
-                f"({type(error).__name__}); {remedy}."
-            ) from error
+            raise self._cannot_be_read(round_index, type(error).__name__) from error
 
     @contextlib.contextmanager
     def replacing(self, name: str) -> Iterator[Path]:
@@ -305,6 +367,18 @@ class RunFolder:
                 f"{what} could not be saved in {self.path} ({type(error).__name__}: {reason}); what "
                 "was saved before is whole: make room there and run again to go on."
             ) from error
+
+
+def _holds_bytes(folder: Path) -> bool:
+    return any(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _remove(folder: Path) -> None:
+    """Remove a checkpoint, if there is one: first its name, so that what is left of it is never taken for one."""
+    if folder.exists():
+        old = temporary_name(folder)
+        os.replace(folder, old)
+        shutil.rmtree(old)
 
 
 def _on_first_device(like: PyTree) -> PyTree:

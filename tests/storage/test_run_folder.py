@@ -1,5 +1,6 @@
 """Which checkpoints a run keeps, and how a part of one is read."""
 
+import json
 import shutil
 
 import jax
@@ -9,8 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from devft_jax.config import RunConfig, to_plain
 from devft_jax.errors import InputError
-from devft_jax.storage import RunFolder
+from devft_jax.storage import RUN, Rows, RunFolder
+from devft_jax.storage.bank import save_rows
 
 ARRAYS = {"full": {"a": jnp.arange(6.0).reshape(3, 2)}, "bank": {"seen": jnp.zeros(5)}}
 
@@ -64,7 +67,7 @@ def test_a_half_removed_checkpoint_is_removed(tmp_path):
     with RunFolder(tmp_path) as folder:
         for round_index in (1, 2):
             save(folder, round_index, 0)
-    shutil.rmtree(tmp_path / "checkpoints" / "1" / "record")
+    (tmp_path / "checkpoints" / "1" / "record.json").unlink()
     with RunFolder(tmp_path) as folder:
         assert folder.last_rounds() == {0: 2}
         for round_index in (3, 4):
@@ -83,6 +86,121 @@ def test_a_part_of_a_checkpoint(tmp_path):
         other = {"full": {"a": jax.ShapeDtypeStruct((4, 2), jnp.float32)}}
         with pytest.raises(InputError, match=r"is of a model of other shapes \(full\.a is \(3, 2\), not \(4, 2\)\)"):
             folder.read_some_arrays(7, other)
-        shutil.rmtree(tmp_path / "checkpoints" / "7" / "arrays")
-        with pytest.raises(InputError, match="cannot be read"):
-            folder.read_some_arrays(7, like)
+    shutil.rmtree(tmp_path / "checkpoints" / "7" / "arrays")
+    with RunFolder(tmp_path) as folder, pytest.raises(InputError, match="cannot be read"):
+        folder.read_some_arrays(7, like)
+
+
+def some_bank(path):
+    rows = Rows({"seen": jax.ShapeDtypeStruct((3,), jnp.float32)}, 4)
+    rows.put(np.arange(3), {"seen": np.arange(9, dtype=np.float32).reshape(3, 3)})
+    save_rows(path, {"full": rows})
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A folder with the checkpoints of rounds 1 and 2, the rows of clients and metrics."""
+    path = tmp_path_factory.mktemp("saved")
+    with RunFolder(path) as folder:
+        for round_index in (1, 2):
+            folder.append_metrics({"round": round_index, "stage": 0, "loss": 0.1 + round_index})
+            record = {"stage": 0, "lengthened_after": 0}
+            folder.save_checkpoint(round_index, ARRAYS, record, some_bank)
+    return path
+
+
+def flipped(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+HARMS = {
+    "flipped": flipped,
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "emptied": lambda path: path.write_bytes(b""),
+    "removed": lambda path: path.unlink(),
+    "added": lambda path: (path.parent / "more").write_text("x"),
+}
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_every_byte_that_a_resume_reads_is_checked(saved, tmp_path, harm):
+    newest = [path for path in (saved / "checkpoints" / "2").rglob("*") if path.is_file()]
+    assert len(newest) > 5
+    names = [path.relative_to(saved) for path in [*newest, saved / "bank" / "round_2.safetensors"]]
+    for number, name in enumerate(names):
+        if harm == "added" and name.parent.name == "bank":
+            continue
+        copy = tmp_path / str(number)
+        shutil.copytree(saved, copy)
+        HARMS[harm](copy / name)
+        with RunFolder(copy) as folder:
+            for read in (folder.check, folder.read_record, lambda at, of=folder: of.read_arrays(at, ARRAYS)):
+                with pytest.raises(
+                    InputError, match=r"checkpoints/2 cannot be read \(.*\); delete it to go on from round 1"
+                ):
+                    read(2)
+            folder.check(1)
+
+
+def test_what_is_whole_is_accepted(saved):
+    with RunFolder(saved) as folder:
+        for round_index in (1, 2):
+            folder.check(round_index)
+            np.testing.assert_array_equal(folder.read_arrays(round_index, ARRAYS)["full"]["a"], ARRAYS["full"]["a"])
+
+
+def test_metrics_of_saved_rounds_are_checked_and_later_ones_are_not(saved, tmp_path):
+    shutil.copytree(saved, tmp_path / "a")
+    lines = (saved / "metrics.jsonl").read_text().splitlines(keepends=True)
+    with RunFolder(tmp_path / "a") as folder:
+        (folder.path / "metrics.jsonl").write_text("".join(lines) + '{"round": 3, "stage": 0}\n{"rou')
+        folder.check(2)
+        (folder.path / "metrics.jsonl").write_text(lines[0] + lines[1].replace("2.1", "2.2"))
+        with pytest.raises(
+            InputError, match=r"metrics.jsonl is not what it was when round 2 .*delete it to go on from round 1"
+        ):
+            folder.check(2)
+        folder.check(1)
+        (folder.path / "metrics.jsonl").unlink()
+        with pytest.raises(InputError, match=r"metrics.jsonl is not what it was .*start again in another folder"):
+            folder.check(2)
+
+
+def test_the_way_on_passes_over_what_is_damaged_too(saved, tmp_path):
+    with RunFolder(tmp_path / "a") as folder:
+        for round_index, stage in ((1, 0), (2, 1), (3, 2)):
+            save(folder, round_index, stage)
+    for damaged in (2, 3):
+        flipped(tmp_path / "a" / "checkpoints" / str(damaged) / "record.json")
+    words = r"delete \S+/checkpoints/2 and \S+/checkpoints/3 to go on from round 1"
+    with RunFolder(tmp_path / "a") as folder, pytest.raises(InputError, match=words):
+        folder.check(3)
+
+
+def test_checkpoints_that_are_empty_are_passed_over(saved, tmp_path):
+    shutil.copytree(saved, tmp_path / "a")
+    (tmp_path / "a" / "checkpoints" / "7" / "arrays").mkdir(parents=True)
+    (tmp_path / "a" / "checkpoints" / "8").mkdir()
+    (tmp_path / "a" / "checkpoints" / "8" / "record.json").write_text("")
+    with RunFolder(tmp_path / "a") as folder:
+        assert folder.latest_round() == 2
+        assert folder.empty_rounds() == [7, 8]
+
+
+@pytest.mark.parametrize(
+    "line", ["{}", "3", '{"round": "7", "stage": 0}', '{"round": NaN, "stage": 0}', '{"round": 3}', "null"]
+)
+def test_a_line_that_is_json_and_no_metrics_is_named(tmp_path, line):
+    (tmp_path / "metrics.jsonl").write_text(line + "\n")
+    with RunFolder(tmp_path) as folder, pytest.raises(InputError, match=r"metrics.jsonl:1 is not a line of metrics"):
+        folder.cut_metrics(1)
+
+
+def test_what_a_kill_left_of_a_checkpoint_is_removed(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(to_plain(RunConfig())))
+    (tmp_path / "checkpoints" / f".7.{'0' * 16}.partial" / "arrays").mkdir(parents=True)
+    with RunFolder(tmp_path, RUN) as folder:
+        assert folder.latest_round() is None
+        assert not any((tmp_path / "checkpoints").iterdir())
