@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from devft_jax.accounting import Adaptation, EnergyMeter, energy_summary, peak_memory, training_flops
+from devft_jax.accounting import Adaptation, EnergyMeter, MemoryMeter, energy_summary, training_flops
 from devft_jax.accounting.communication import picked_layers_bytes
 from devft_jax.base_model import Submodels, open_model
 from devft_jax.checkpoints import read_state, save_state
@@ -46,7 +46,14 @@ from devft_jax.evaluation import HeldOut, Judgement
 from devft_jax.federated.algorithm import Algorithm, Clients, same_server
 from devft_jax.federated.algorithms import algorithm_of
 from devft_jax.federated.bank import ClientBank
-from devft_jax.federated.cohort import ChunkTooLargeError, Cohort, LocalTraining, RoundResult, frozen_rows
+from devft_jax.federated.cohort import (
+    ChunkTooLargeError,
+    Cohort,
+    LocalTraining,
+    RoundResult,
+    frozen_rows,
+    participant_shapes,
+)
 from devft_jax.federated.local import OptimizerOptions, choose_passes
 from devft_jax.federated.messages import message_bytes
 from devft_jax.federated.options import learning_rate_at, validate_learning_rate
@@ -58,7 +65,8 @@ from devft_jax.hidden_states import HiddenStates
 from devft_jax.judging import Judge
 from devft_jax.models.llama import Adapter, Base
 from devft_jax.models.lora import adapter_norms
-from devft_jax.models.pretrained import Model
+from devft_jax.models.pretrained import Model, parameter_count
+from devft_jax.models.quantization import base_shapes
 from devft_jax.models.sharding import part_bytes, undivided, whole
 from devft_jax.options import room_of
 from devft_jax.probe import block_influence, probe_examples
@@ -135,6 +143,7 @@ class Trainer:
             lambda name: progress.doing(f"compiling {_PROGRAMS.get(name, name)}{self._compiled_for}")
         )
         self.energy = EnergyMeter(config, self.devices)
+        self.memory = MemoryMeter()
         with progress.doing("reading the model"):
             self.model, original_blocks = open_model(config, self.compute, model)
         layers = self.model.config.layers
@@ -343,15 +352,17 @@ class Trainer:
         planned = tuple(record["stage_rounds"])
         self.stage_rounds = self._extended(planned, folder)
         if self.stage_rounds != planned:
+            before = self._rate_at(record, record["stage"], record["rounds_in_stage"] - 1, planned)
             record["stage_rounds"] = list(self.stage_rounds)
             record["lengthened_after"] = record["round"]
+            self._choose_lengthened_rate(record, planned, before)
         if record["round"] < sum(self.stage_rounds):
             record["resumed_after"].append(record["round"])
         now = {"devices": len(self.devices), "model_shards": self.config.model_shards}
         if self.config.clients_per_step == "auto" and all(record[name] == value for name, value in now.items()):
             self.cohort.clients_per_step = record["clients_per_step"]
         for name, value in {"clients_per_step": self.clients_per_step, **now}.items():
-            if record[name] != value:
+            if record[name] != value and record["round"] < sum(self.stage_rounds):
                 self.progress.warn(
                     f"{name} was {record[name]} and is {value}: the run goes on, equal up to rounding but not bit for bit."
                 )
@@ -380,6 +391,36 @@ class Trainer:
                 "a run can be lengthened, not shortened."
             )
         return (*planned[:-1], planned[-1] + wanted - sum(planned))
+
+    def _choose_lengthened_rate(self, record: dict[str, Any], planned: tuple[int, ...], before: float) -> None:
+        """Decide by what schedule a lengthened run goes on, and say what that makes of its rate.
+
+        Args:
+          record: of the run, with its new stages. planned: the old ones. before: the rate of the last round.
+        """
+        if self.config.lengthened_rate == "end":
+            record.setdefault("rate_ends_after", sum(planned))
+        else:
+            record.pop("rate_ends_after", None)
+        stage, done = record["stage"], record["rounds_in_stage"]
+        stage, done = (stage, done) if done < self.stage_rounds[stage] else (stage + 1, 0)
+        after = self._rate_at(record, stage, done, self.stage_rounds)
+        if after == before:
+            return
+        ends = {"rate_ends_after": sum(planned)}
+        end = self._rate_at(ends, len(planned) - 1, planned[-1], self.stage_rounds)
+        total, last = sum(self.stage_rounds), record["round"]
+        told = (
+            f"lengthened from {sum(planned)} to {total} rounds: the learning rate is {before:.3g} in round {last} and "
+            f"{after:.3g} in round {last + 1}"
+        )
+        if after > before and self.config.lengthened_rate == "schedule":
+            self.progress.warn(
+                f"{told}, as schedule {self.config.schedule} has it for a run of {total}; --lengthened-rate end goes on at "
+                f"{end:.3g}, where it had come down to."
+            )
+        else:
+            self.progress.say(told)
 
     def save(self, folder: RunFolder, state: State) -> None:
         """One checkpoint of everything."""
@@ -411,6 +452,9 @@ class Trainer:
         judged = self.judge_stage(state)
         record["loss_start"] = None if judged is None else judged.loss
         self.progress.stage(stage, len(self.stage_rounds), record, self._loss_before(state))
+        trained = self._trained_parameters(state)
+        share = trained / parameter_count(base_shapes(self.model.config, dtype=self.compute.dtype))
+        self.progress.say(f"  {trained:,} parameters are trained, {share:.2%} of the model's")
         negative = [value for value in record["anchor_coefficients"] or () if is_negative(value)]
         if negative:
             self.progress.warn(
@@ -457,6 +501,17 @@ class Trainer:
         with jax.default_device(self.submodels.home):
             entered = jax.device_get(self.algorithm.enter(jax.device_get(server), base))
         return jax.device_put(entered)
+
+    def _trained_parameters(self, state: State) -> int:
+        """Numbers that a participant of the stage optimises, without those of layers that are kept from learning."""
+        row = state.bank.stage_row(state.layer_map)
+        broadcast = jax.eval_shape(
+            lambda server: (self.algorithm.broadcast(server), self.algorithm.known(server)), state.server
+        )
+        train, _ = jax.eval_shape(self.algorithm.start, participant_shapes(self.algorithm, broadcast, row))
+        rows = np.asarray(state.layer_map.train)
+        learning = np.count_nonzero(rows) / len(rows) if self.algorithm.layered else 1
+        return round(sum(leaf.size for leaf in jax.tree.leaves(train)) * learning)
 
     def _loss_before(self, state: State) -> float | None:
         """Held-out loss of the full model before the stage that has just begun."""
@@ -523,7 +578,13 @@ class Trainer:
 
     def learning_rate(self, state: State) -> float:
         """The rate of the next round."""
-        return learning_rate_at(self.config, self.stage_rounds, state.stage, state.rounds_in_stage)
+        return self._rate_at(state.record, state.stage, state.rounds_in_stage, self.stage_rounds)
+
+    def _rate_at(self, record: dict[str, Any], stage: int, round_in_stage: int, stage_rounds: tuple[int, ...]) -> float:
+        """The rate of a round in these stages; past the end of a schedule that was not lengthened with the run, its last."""
+        beyond = max(0, sum(stage_rounds) - record.get("rate_ends_after", sum(stage_rounds)))
+        scheduled = (*stage_rounds[:-1], stage_rounds[-1] - beyond)
+        return learning_rate_at(self.config, scheduled, stage, min(round_in_stage, scheduled[stage]))
 
     def prepare_client(self, state: State, position: int) -> tuple[ClientWork, tuple[np.ndarray, ...]]:
         """What one client does in the next round, of which it need be no participant, and the batches that it trains on."""
@@ -732,7 +793,7 @@ class Trainer:
     def summary(self, state: State) -> dict[str, Any]:
         """The figures of a run, finished or as it stands, as `summary.json` and `record.json` hold them."""
         stages = [{name: value for name, value in stage.items() if name != "groups"} for stage in state.record["stages"]]
-        peak, source = peak_memory()
+        peak, source = self.memory.peak()
         last = stages[-1]
         return {
             "final_loss": last.get("loss_full_after_transfer"),
@@ -759,6 +820,7 @@ class Trainer:
             "energy": energy_summary(state.record["joules"], self.config, self.energy.joules_per_flop),
             "peak_memory_bytes": peak,
             "peak_memory_source": source,
+            "progress_lost": self.progress.lost,
             "scratch_bytes": self.programs.scratch_bytes,
             "updates_dropped": state.record["dropped"],
             "clients": len(self.data.clients),

@@ -9,16 +9,16 @@ from devft_jax.accounting.flops import (
     training_breakdown,
     training_flops,
 )
-from devft_jax.accounting.memory import peak_memory
+from devft_jax.accounting.memory import MemoryMeter
 
 __all__ = [
     "Adaptation",
     "EnergyMeter",
     "EnergyOptions",
+    "MemoryMeter",
     "energy_summary",
     "evaluation_flops",
     "forward_breakdown",
-    "peak_memory",
     "prefix_flops",
     "training_breakdown",
     "training_flops",

@@ -44,6 +44,7 @@ import resource
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -324,15 +325,59 @@ def compiled_memory(
     return CompiledMemory.of(lowered.compile())
 
 
-def peak_memory() -> tuple[int, str]:
-    """Peak bytes since the process began, and their source.
+class MemoryMeter:
+    """The most memory that a run takes: a peak's rise over what the process held when the meter was made.
 
-    On an accelerator that reports it, the largest `peak_bytes_in_use` of the local devices; otherwise the process's peak
-    resident set, which includes the interpreter and the host's copies.
+    On an accelerator that reports it, of the device that rose most; otherwise of the process's resident set. Runs that
+    follow one another in a process thus do not count what earlier ones held. Where the system lets no peak be forgotten,
+    and an earlier run's was higher, the rise is only known to be at most that much, and the source says so.
     """
+
+    def __init__(self) -> None:
+        self._devices = _device_bytes()
+        self._forgotten = _forget_peak()
+        self._start, self._peak = _resident_bytes()
+
+    def peak(self) -> tuple[int, str]:
+        """Bytes since the start, and their source."""
+        if self._devices:
+            rises = [
+                (peak - held, peak > peak_before)
+                for (_, peak), (held, peak_before) in zip(_device_bytes(), self._devices, strict=True)
+            ]
+            most, is_own = max(rises)
+            return max(0, most), "device allocator, rise over the run's start" + ("" if is_own else _AT_MOST)
+        _, peak = _resident_bytes()
+        known = self._forgotten or peak > self._peak
+        return max(0, peak - self._start), "process resident set, rise over the run's start" + ("" if known else _AT_MOST)
+
+
+_AT_MOST = ", at most: something before it took more"
+
+
+def _device_bytes() -> list[tuple[int, int]]:
+    """Bytes in use and their peak, of every local device; none where devices do not report them."""
     statistics = [device.memory_stats() or {} for device in jax.local_devices()]
-    peaks = [entry["peak_bytes_in_use"] for entry in statistics if "peak_bytes_in_use" in entry]
-    if peaks:
-        return max(peaks), "device allocator"
-    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return resident * (1 if sys.platform == "darwin" else 1024), "process peak resident set"
+    if not all("peak_bytes_in_use" in entry for entry in statistics):
+        return []
+    return [(entry.get("bytes_in_use", 0), entry["peak_bytes_in_use"]) for entry in statistics]
+
+
+def _forget_peak() -> bool:
+    """Let the process's peak begin anew, which Linux alone can."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def _resident_bytes() -> tuple[int, int]:
+    """Bytes of the process that are in memory, and their peak; the peak twice where only that is known."""
+    try:
+        lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        now, peak = (int(lines[name].split()[0]) * 1024 for name in ("VmRSS", "VmHWM"))
+    except (OSError, KeyError, ValueError):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        return peak, peak
+    return now, peak

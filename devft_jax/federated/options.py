@@ -9,6 +9,7 @@ from devft_jax.options import execution
 
 MESSAGE_DTYPES = ("float32", "bfloat16", "float16")
 WEIGHTINGS = ("method", "examples", "uniform")
+LENGTHENED_RATES = ("schedule", "end")
 SCHEDULES = ("constant", "cosine", "cosine-per-stage", "linear", "linear-per-stage")
 
 
@@ -48,6 +49,9 @@ class LearningRateOptions:
     """Where a cosine or a line ends; a rate below it stays as it is."""
     rate_warmup_rounds: int = 0
     """Rounds at the start, of the run or with -per-stage of each stage, in which the rate rises along a line."""
+    lengthened_rate: str = execution("schedule")
+    """Rate of the rounds by which a run is lengthened: schedule (that of a run of the new length, which rises again where the
+    old one had come down) or end (where the schedule of the old length ended)."""
 
 
 def validate_federated(options: FederatedOptions) -> None:
@@ -75,6 +79,10 @@ def validate_learning_rate(options: LearningRateOptions, stages: int | None = No
         raise InputError(f"learning_rate {rates} must be one or more finite rates of 0 or above.")
     if options.rate_warmup_rounds < 0:
         raise InputError(f"rate_warmup_rounds {options.rate_warmup_rounds} is negative; use 0 or more.")
+    if options.lengthened_rate not in LENGTHENED_RATES:
+        raise InputError(
+            f"lengthened_rate '{options.lengthened_rate}' is unknown; choose from {', '.join(LENGTHENED_RATES)}."
+        )
     if options.min_learning_rate < 0:
         raise InputError(f"min_learning_rate {options.min_learning_rate} is negative; use 0 or more.")
     if stages is not None and len(rates) not in (1, stages):

@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, TextIO
 
-from devft_jax.files import printable
 from devft_jax.reporting.layers import layer_runs, shown_weight
+from devft_jax.screen import show
 
 PATIENCE = 1.5
 """Seconds after which something that trains nothing is told of."""
@@ -35,16 +35,35 @@ def readable_seconds(seconds: float) -> str:
 
 
 class Progress:
-    """Writes a run's progress to `stream`; `quiet` keeps only warnings."""
+    """Writes a run's progress to `stream`; `quiet` keeps only warnings.
+
+    Nobody's reading it is no reason to end a run: once the stream cannot be written, as when a pipe's reader has gone,
+    nothing is written any more.
+
+    Attributes:
+      lost: why the stream could not be written; None as long as it can.
+    """
 
     def __init__(self, stream: TextIO | None = None, *, quiet: bool = False):
         self.stream = stream or sys.stderr
         self.quiet = quiet
+        self.lost: str | None = None
+
+    def _write(self, text: str) -> None:
+        if self.lost is not None or self.stream is None:
+            return
+        try:
+            try:
+                show(text, stream=self.stream)
+            except UnicodeEncodeError:
+                show(text.encode("ascii", "backslashreplace").decode(), stream=self.stream)
+        except (OSError, ValueError) as error:
+            self.lost = getattr(error, "strerror", None) or str(error)
 
     def say(self, text: str) -> None:
         """A line, or several."""
         if not self.quiet:
-            print(printable(text, keep="\n"), file=self.stream, flush=True)
+            self._write(text)
 
     @contextlib.contextmanager
     def doing(self, what: str) -> Iterator[None]:
@@ -59,7 +78,7 @@ class Progress:
 
     def warn(self, text: str) -> None:
         """A line that is never left out."""
-        print(f"warning: {printable(text)}", file=self.stream, flush=True)
+        self._write(f"warning: {text}")
 
     def stage(self, stage: int, stages: int, record: dict[str, Any], before: float | None) -> None:
         """A stage begins: which layers were fused, and what that does to held-out loss.

@@ -2,12 +2,15 @@
 
 import dataclasses
 import math
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from devft_jax.accounting.memory import Work, compiled_memory, kept_for_backward, layer_kept, stage_memory
+from devft_jax.accounting import memory as measured
+from devft_jax.accounting.memory import MemoryMeter, Work, compiled_memory, kept_for_backward, layer_kept, stage_memory
 from devft_jax.errors import InputError
 from devft_jax.federated.algorithms.fedit import fedit
 from devft_jax.federated.algorithms.options import MethodConfig
@@ -176,3 +179,35 @@ def test_memory_follows_the_clients_trained_at_once():
     for name in ("lora", "moments", "activations", "loss_chunk", "batches"):
         assert getattr(four, name) == 4 * getattr(one, name), name
     assert four.weights == one.weights
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux lets a peak be forgotten")
+def test_of_several_runs_in_a_process_each_has_its_own_peak():
+    megabyte = 2**20
+    earlier = np.ones(300 * megabyte, np.uint8)
+    del earlier
+    meter = MemoryMeter()
+    later = np.ones(60 * megabyte, np.uint8)
+    del later
+    peak, source = meter.peak()
+    assert 50 * megabyte < peak < 150 * megabyte
+    assert source == "process resident set, rise over the run's start"
+
+
+def test_a_peak_that_is_anothers_is_only_a_bound(monkeypatch):
+    monkeypatch.setattr(measured, "_forget_peak", lambda: False)
+    monkeypatch.setattr(measured, "_resident_bytes", lambda: (100, 900))
+    meter = MemoryMeter()
+    assert meter.peak() == (800, "process resident set, rise over the run's start, at most: something before it took more")
+    monkeypatch.setattr(measured, "_resident_bytes", lambda: (100, 1000))
+    assert meter.peak() == (900, "process resident set, rise over the run's start")
+
+
+def test_a_devices_peak_is_the_runs_where_the_device_tells_it(monkeypatch):
+    bytes_of = {"bytes_in_use": 10, "peak_bytes_in_use": 50}
+    device = type("Device", (), {"memory_stats": lambda self: dict(bytes_of)})()
+    monkeypatch.setattr(measured.jax, "local_devices", lambda: [device])
+    meter = MemoryMeter()
+    assert meter.peak() == (40, "device allocator, rise over the run's start, at most: something before it took more")
+    bytes_of["peak_bytes_in_use"] = 70
+    assert meter.peak() == (60, "device allocator, rise over the run's start")

@@ -125,3 +125,25 @@ def test_long_lines_are_folded_between_groups():
     assert all(len(line) <= 40 for line in text.splitlines())
     assert text.split() == " ".join(words).split()
     assert text.splitlines()[1].startswith("    [")
+
+
+class Gone(io.StringIO):
+    """A stream whose reader has gone, or whose disk is full."""
+
+    def write(self, text):
+        raise BrokenPipeError(32, "Broken pipe")
+
+
+def test_a_stream_that_takes_no_more_is_no_reason_to_fail():
+    progress = Progress(Gone())
+    progress.say("one")
+    progress.warn("two")
+    assert progress.lost == "Broken pipe"
+
+
+def test_what_a_terminal_cannot_show_is_replaced():
+    raw = io.BytesIO()
+    progress = Progress(io.TextIOWrapper(raw, encoding="ascii"))
+    progress.say("client 'Zoë'")
+    assert raw.getvalue() == b"client 'Zo\\xeb'\n"
+    assert progress.lost is None
