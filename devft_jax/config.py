@@ -41,6 +41,7 @@ from devft_jax.models.lora import LoraOptions, resolve_alpha, validate_lora
 from devft_jax.models.quantization import BITS, QuantizationOptions, validate_quantization
 from devft_jax.options import check_paths, closest, execution, identity_fields, known_name, path, unknown_name
 from devft_jax.programs import ExecutionOptions, validate_execution
+from devft_jax.storage.ownership import RUN_OPTIONS
 from devft_jax.values import MOST_ITEMS, convert, readable
 
 
@@ -293,6 +294,23 @@ def read_config(path: str | Path, start: RunConfig | None = None) -> RunConfig:
             raise InputError(f"the configuration {printable(str(path))} names a preset, and so does --preset; give one.")
         start = preset(name)
     return config_from_mapping(values, start)
+
+
+def stored_config(fields: Mapping[str, Any], folder: Path) -> tuple[RunConfig, dict[str, str]]:
+    """The configuration in a run's config.json, and what was given as objects in Python, by name.
+
+    Raises:
+      InputError: it is not a run's, or a value is of another type than its option's.
+    """
+    path, objects = folder / "config.json", fields.get("objects", {})
+    lacking = sorted(RUN_OPTIONS - fields.keys())
+    if lacking:
+        raise InputError(f"{path} is no run's (it lacks {lacking[0]}); restore it, or name a folder that `devft run` wrote.")
+    if not isinstance(objects, dict) or not all(isinstance(text, str) for text in objects.values()):
+        raise InputError(f"{path} has objects that are no names; restore it, or name another folder.")
+    config = config_from_mapping({name: value for name, value in fields.items() if name != "objects"}, exact=True)
+    validate_types(config)
+    return config, objects
 
 
 def to_plain(config: RunConfig) -> dict[str, Any]:

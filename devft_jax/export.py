@@ -24,7 +24,7 @@ import numpy as np
 from devft_jax.answer_ends import ends_of_adapter, ends_of_run
 from devft_jax.base_model import bundled_model, fuse_blocks
 from devft_jax.checkpoints import restore_bank, stage_shapes
-from devft_jax.config import RunConfig, config_from_mapping, validate
+from devft_jax.config import RunConfig, stored_config, validate
 from devft_jax.developmental import LayerMap
 from devft_jax.errors import InputError, RunError
 from devft_jax.federated.algorithm import Clients
@@ -298,7 +298,7 @@ def _run_config(source: Path, model: str | None) -> RunConfig:
     stored = RunFolder(source).read_json("config.json")
     if stored is None or "model" not in stored:
         raise InputError(f"{source} holds neither a run nor a PEFT adapter; name a folder that `devft run` or PEFT wrote.")
-    given = stored.pop("objects", {})
+    config, given = stored_config(stored, source)
     if "algorithm" in given:
         raise InputError(
             f"the run in {source} was given its algorithm as an object in Python, which its folder does not hold; write "
@@ -306,7 +306,6 @@ def _run_config(source: Path, model: str | None) -> RunConfig:
         )
     if "model" in given and model is None:
         raise InputError(f"the run in {source} was given its model as an object in Python; name its folder with --model.")
-    config = config_from_mapping(stored, exact=True)
     validate(config)
     return config
 

@@ -15,7 +15,7 @@ from typing import Any, Literal, TextIO
 
 from devft_jax.answer_ends import ends_of_adapter, ends_of_run, ends_of_template
 from devft_jax.base_model import bundled_model
-from devft_jax.config import RunConfig, config_from_mapping, validate
+from devft_jax.config import RunConfig, stored_config, validate
 from devft_jax.data import Record
 from devft_jax.data.prompts import find_template, prompt_text, renderer, resolve_template
 from devft_jax.data.sources import LAYOUTS
@@ -189,12 +189,12 @@ def _run_config(folder: Path, fields: Mapping[str, Any]) -> RunConfig:
     """The configuration of the run that a folder holds."""
     if "model" not in fields:
         raise InputError(f"{folder / 'config.json'} describes neither a run nor a model; name another folder.")
-    if "model" in fields.get("objects", {}):
+    config, objects = stored_config(fields, folder)
+    if "model" in objects:
         raise InputError(
             f"the run in {folder} was given its model as an object in Python; name the model's folder and add "
             f"--adapter {folder / 'adapter'}."
         )
-    config = config_from_mapping({name: value for name, value in fields.items() if name != "objects"}, exact=True)
     validate(config)
     return config
 

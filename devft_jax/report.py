@@ -7,7 +7,7 @@ reported on as well as a finished one.
 from pathlib import Path
 
 from devft_jax.command import command_line, nearest_preset, start_of
-from devft_jax.config import ROOMS, config_from_mapping, to_plain
+from devft_jax.config import ROOMS, stored_config, to_plain
 from devft_jax.errors import InputError
 from devft_jax.files import checked_path, write_atomically
 from devft_jax.options import identity_fields, option_texts
@@ -29,7 +29,15 @@ def write_report(path: str | Path, out: str | Path | None = None) -> Path:
     if out is not None:
         target = checked_path(out, "out")
         claim_file(target)
-    text = report_html(story, read_settings(story, path))
+    try:
+        text = report_html(story, read_settings(story, path))
+    except InputError:
+        raise
+    except Exception as error:  # whatever a damaged value leads to
+        raise InputError(
+            f"the records in {path} cannot be shown ({type(error).__name__}: {error}); they are damaged or another "
+            "version's: run it again in another folder."
+        ) from error
     try:
         write_atomically(target, text)
     except OSError as error:
@@ -60,7 +68,7 @@ def read_story(path: str | Path) -> Story:
 
 def read_settings(story: Story, path: str | Path) -> Settings:
     """The configuration beside the defaults or the preset that it is nearest to."""
-    config = config_from_mapping({name: value for name, value in story.config.items() if name != "objects"}, exact=True)
+    config, _ = stored_config(story.config, Path(path))
     start = nearest_preset(config)
     values, starts, identity = to_plain(config), to_plain(start_of(start)), identity_fields(config)
     texts = {name: text for room in ROOMS for name, text in option_texts(room).items()}

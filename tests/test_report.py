@@ -1,5 +1,7 @@
 """The report of a run's folder: well formed and self-contained whatever the run, honest about what is known."""
 
+import contextlib
+import copy
 import json
 import re
 from xml.etree import ElementTree
@@ -418,3 +420,32 @@ def test_columns_of_a_map_cover_all_rounds_once(rounds, most):
     bins = bins_of([Stage(1, {}, [{}] * rounds, 0)], most)
     assert len(bins) == min(rounds, most)
     assert [number for first, last in bins for number in range(first, last + 1)] == list(range(1, rounds + 1))
+
+
+@pytest.mark.parametrize("name", ["summary.json", "split.json", "metrics.jsonl", "config.json"])
+def test_whatever_a_value_of_a_record_becomes_is_one_sentence_or_a_page(tmp_path, name):
+    write_story(tmp_path / "run", depth=4, rounds=3)
+    path = tmp_path / "run" / name
+    text = path.read_text()
+    lines = text.splitlines(keepends=True) if name.endswith("l") else [text]
+    record = json.loads(lines[0])
+
+    def places(value, place=()):
+        yield place
+        for key in value if isinstance(value, dict) else range(min(1, len(value))) if isinstance(value, list) else ():
+            if len(place) < 3:
+                yield from places(value[key], (*place, key))
+
+    for place in places(record):
+        for new in ({}, "7", None, [], -1, float("nan"), 10**30, [None]):
+            changed = copy.deepcopy(record)
+            if place:
+                within = changed
+                for key in place[:-1]:
+                    within = within[key]
+                within[place[-1]] = new
+            else:
+                changed = new
+            path.write_text("".join([json.dumps(changed) + "\n", *lines[1:]]))
+            with contextlib.suppress(InputError):
+                write_report(tmp_path / "run")

@@ -78,7 +78,7 @@ class StoreWriter:
             os.fsync(file.fileno())
             file.close()
         sizes = {name: (self._folder / name).stat().st_size for name in self._dtypes}
-        index = {"bytes": sizes, "crc32": self._checksums, "note": note}
+        index = {"bytes": sizes, "crc32": self._checksums, "note": note, "note_crc32": _note_checksum(note)}
         (self._folder / _INDEX).write_text(json.dumps(index))
         if self.path is None:
             # On POSIX systems a mapping outlives the name of its file.
@@ -100,7 +100,7 @@ def read_store(path: Path, dtypes: Mapping[str, np.dtype]) -> tuple[dict[str, np
     """The arrays, read-only and mapped, and the note of a whole and undamaged store; None for any other."""
     try:
         index = parse_json((path / _INDEX).read_bytes(), _INDEX)
-        sound = all(
+        sound = index["note_crc32"] == _note_checksum(index["note"]) and all(
             (path / name).stat().st_size == index["bytes"][name] and _checksum(path / name) == index["crc32"][name]
             for name in dtypes
         )
@@ -115,6 +115,10 @@ def _remove_abandoned(folder: Path) -> None:
         with suppress(OSError):  # another process removes or publishes it
             if time.time() - max(path.stat().st_mtime for path in (store, *store.iterdir())) > _ABANDONED:
                 shutil.rmtree(store, ignore_errors=True)
+
+
+def _note_checksum(note: Any) -> int:
+    return zlib.crc32(json.dumps(note, sort_keys=True).encode())
 
 
 def _checksum(path: Path) -> int:

@@ -113,7 +113,8 @@ def learning_rate_at(options: LearningRateOptions, stage_rounds: Sequence[int], 
     warmup, floor = options.rate_warmup_rounds, options.min_learning_rate
     if done < warmup:
         return rate * (done + 1) / (warmup + 1)
-    if options.schedule == "constant" or rate <= floor:
+    # Past the end of a schedule that is all warm-up, as where a run is lengthened, nothing falls.
+    if options.schedule == "constant" or rate <= floor or total <= warmup:
         return rate
     fallen = (done - warmup) / (total - warmup)
     left = 1 - fallen if options.schedule.startswith("linear") else (1 + math.cos(math.pi * fallen)) / 2

@@ -37,6 +37,27 @@ _STAGE: Kinds = {
     **dict.fromkeys(("anchor_coefficients", "similarity", "spectrum"), (list, type(None))),
 }
 _CLIENT: Kinds = {"name": str, "examples": int, "tokens": int, "groups": dict}
+# What a finished run's record has besides, which a repeated command and comparisons tell.
+_SUMMARY: Kinds = {
+    **dict.fromkeys(("rounds", "clients", "bytes_up", "bytes_down", "train_flops"), int),
+    **dict.fromkeys(("final_loss", "accuracy"), _KNOWN),
+    "personal_models": bool,
+    **dict.fromkeys(("personal", "energy"), (dict, type(None))),
+}
+_PERSONAL: Kinds = {
+    **dict.fromkeys(("losses", "accuracies"), list),
+    **dict.fromkeys(("loss", "accuracy", "loss_spread", "accuracy_spread"), _NUMBER),
+}
+# What lists and objects hold, by the name under which they stand.
+_WITHIN: Kinds = {
+    **dict.fromkeys(("clients", "assign", "group_sizes", "stage_rounds", "resumed_after"), int),
+    **dict.fromkeys(("adapter_norms", "anchor_coefficients"), _KNOWN),
+    **dict.fromkeys(("spectrum", "seconds", "losses", "accuracies"), _NUMBER),
+    "groups": int,
+    "similarity": list,
+    "versions": str,
+    "stages": dict,
+}
 
 
 @dataclass(frozen=True)
@@ -251,21 +272,13 @@ def check(story: Story, path: str) -> None:
     Args:
       path: of the folder, for the sentence.
     """
-    stages: Any = story.record.get("stages")
     clients: Any = story.split.get("clients")
-    for where, kinds, records in (
-        ("metrics.jsonl", _ROW, story.rows),
-        ("its record", _RECORD, [story.record]),
-        ("a stage of its record", _STAGE, stages),
-        ("a client of its split", _CLIENT, clients),
-    ):
-        for record in records if isinstance(records, list) else []:
-            wrong = [name for name, kind in kinds.items() if not isinstance(record.get(name, ...), kind)]
-            if wrong:
-                raise InputError(
-                    f"the run in {path} was written by another version of devft or is damaged ({where} lacks a usable "
-                    f"{wrong[0]}); run it again in another folder to report on it."
-                )
+    for row in story.rows:
+        _check_kinds(row, _ROW, "metrics.jsonl", path)
+    check_record(story.record, path)
+    stages = story.record["stages"]
+    for client in clients if isinstance(clients, list) else []:
+        _check_kinds(client, _CLIENT, "a client of its split", path)
     rounds = [row["round"] for row in story.rows]
     problems = {
         "metrics.jsonl is not one line for each round": rounds != list(range(1, len(rounds) + 1)),
@@ -282,3 +295,45 @@ def check(story: Story, path: str) -> None:
     for problem, found in problems.items():
         if found:
             raise InputError(f"the records in {path} do not fit together ({problem}); run it again in another folder.")
+
+
+def check_record(record: Mapping[str, Any], path: str, *, finished: bool = False) -> None:
+    """Raise `InputError` unless a run's record, of a `finished` one its summary, has what is read of it.
+
+    Args:
+      path: of the folder, for the sentence.
+    """
+    _check_kinds(record, _RECORD, "its record", path)
+    # An unfinished run's record lacks some of it.
+    _check_kinds(record, _SUMMARY if finished else _there(_SUMMARY, record), "its record", path)
+    if own := record.get("personal"):
+        _check_kinds(own, _PERSONAL if finished else _there(_PERSONAL, own), "its record of clients' own models", path)
+    for stage in record["stages"]:
+        _check_kinds(stage, _STAGE, "a stage of its record", path)
+    if finished and not record["stages"]:
+        raise _unusable("its record", "stages", path)
+    if not {"train", "compile", "build", "evaluate"} <= record["seconds"].keys():
+        raise _unusable("its record", "seconds", path)
+
+
+def _there(kinds: Kinds, record: Mapping[str, Any]) -> Kinds:
+    return {name: kind for name, kind in kinds.items() if name in record}
+
+
+def _check_kinds(record: Any, kinds: Kinds, where: str, path: str) -> None:
+    if not isinstance(record, dict):
+        raise _unusable(where, "object", path)
+    for name, kind in kinds.items():
+        value = record.get(name, ...)
+        if not isinstance(value, kind):
+            raise _unusable(where, name, path)
+        held = value.values() if isinstance(value, dict) else value
+        if name in _WITHIN and isinstance(value, dict | list) and not all(isinstance(one, _WITHIN[name]) for one in held):
+            raise _unusable(where, name, path)
+
+
+def _unusable(where: str, name: str, path: str) -> InputError:
+    return InputError(
+        f"the run in {path} was written by another version of devft or is damaged ({where} lacks a usable {name}); run it "
+        "again in another folder to report on it."
+    )

@@ -22,6 +22,9 @@ Names = Callable[[str], bool]
 PAGE_MARK = '<meta name="generator" content="devft"/>'
 """Every page that is written has it within its first bytes."""
 
+RUN_OPTIONS = frozenset({"algorithm", "growth", "model", "data", "rounds", "seed"})
+"""Options that every run's config.json has said, whichever version wrote it."""
+
 EXPORT_FILE = "devft_export.json"
 """Says where an export comes from; a folder that holds it may be written again by the same request."""
 
@@ -52,7 +55,7 @@ class Kind:
 def is_run(path: Path) -> bool:
     """Whether the folder's config.json is that of a run."""
     fields = _fields(path / "config.json")
-    return {"algorithm", "growth", "model", "data", "rounds", "seed"} <= fields.keys() and "model_type" not in fields
+    return fields.keys() >= RUN_OPTIONS and "model_type" not in fields
 
 
 def _is_comparison(path: Path) -> bool:

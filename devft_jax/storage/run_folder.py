@@ -90,7 +90,11 @@ class RunFolder:
         """A JSON file of the folder, or None where there is none."""
         if not (self.path / name).exists():
             return None
-        value = read_json(self.path / name)
+        try:
+            # Names of clients may hold what `read_json` refuses of data.
+            value = json.loads(read_text(self.path / name))
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{self.path / name} cannot be read ({error}); restore it or name another folder.") from error
         if not isinstance(value, dict):
             raise InputError(f"{self.path / name} does not hold options by name; restore it or name another folder.")
         return value
@@ -139,7 +143,7 @@ class RunFolder:
                 if number == len(lines):
                     return rows, True
                 raise
-            if not isinstance(row, dict) or any(type(row.get(name)) is not int for name in ("round", "stage")):
+            if not isinstance(row, dict) or type(row.get("round")) is not int:
                 raise InputError(f"{path}:{number} is not a line of metrics; restore it or name another folder.")
             rows.append(row)
         return rows, False

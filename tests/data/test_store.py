@@ -162,3 +162,13 @@ def test_a_link_in_the_place_of_a_store_is_not_read_through(tmp_path):
 def test_an_odd_index_is_no_store(tmp_path, index):
     (tmp_path / "store.json").write_bytes(index.encode("utf-8", "surrogateescape"))
     assert read_store(tmp_path, {"a": np.dtype("<i4")}) is None
+
+
+def test_a_note_that_was_changed_is_no_store(tmp_path):
+    fill(tmp_path / "store")
+    index = tmp_path / "store" / "store.json"
+    fields = json.loads(index.read_text())
+    assert read_store(tmp_path / "store", DTYPES) is not None
+    for changed in ({**fields, "note": "other"}, {name: fields[name] for name in fields if name != "note_crc32"}, [], 3):
+        index.write_text(json.dumps(changed))
+        assert read_store(tmp_path / "store", DTYPES) is None
