@@ -27,6 +27,7 @@ from devft_jax.files import cache_folder, printable, write_atomically
 from devft_jax.flags import Section, flags_of, parse
 from devft_jax.options import closest, operand, path, verbatim
 from devft_jax.screen import complain, show
+from devft_jax.stopping import own_process
 
 TRACEBACK_FILE, KEPT = "traceback.txt", "holds where"
 
@@ -39,6 +40,7 @@ CLOSED_PIPE = 141
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line in a process of its own and exit with its code."""
+    own_process()
     screen.prepare()
     # What libraries fail to tidy up at the exit, such as event loops, is no news beside the sentence that was said.
     sys.unraisablehook = lambda unraisable: None
@@ -385,6 +387,8 @@ def _replay(arguments: list[str]) -> int:
     _require_devices()
     again = replay(asked.folder, client=asked.client, round=asked.round)
     show(f"client '{again.client}', stage {again.stage}, round {again.round}")
+    if not again.took_part:
+        show("it was not in this round; this is what it would have done")
     show("step        loss   gradient     update")
     for step in again.steps:
         show(f"{step.step:>4}  {step.loss:>10.5f}  {step.gradient_norm:>9.4g}  {step.update_norm:>9.4g}")

@@ -52,7 +52,7 @@ from devft_jax.reporting.comparison_page import comparison_html
 from devft_jax.reporting.progress import readable_seconds
 from devft_jax.reporting.story import Story
 from devft_jax.reporting.units import BYTES, readable
-from devft_jax.run import StopRequest
+from devft_jax.stopping import StopRequest
 from devft_jax.storage import COMPARISON, RunFolder
 
 BUDGETS = ("rounds", "bytes")
@@ -360,7 +360,6 @@ class _Runs:
                 except subprocess.TimeoutExpired:
                     pass
                 if self.stop.signal is not None and not passed_on:
-                    self.progress.say("  stopping when the run has saved its round; Ctrl-C again stops at once")
                     process.send_signal(signal.SIGINT)
                     passed_on = True
                 if time.monotonic() - told_at > TOLD_EVERY:
@@ -455,7 +454,9 @@ def compare(common: RunConfig, options: CompareOptions, *, progress: Progress | 
     """
     progress = progress or Progress()
     request = _checked(common, options)
-    with RunFolder(options.out, COMPARISON) as folder, StopRequest().listening() as stop:
+    stop = StopRequest(progress.say)
+    stop.doing = "the round that the run is in"
+    with RunFolder(options.out, COMPARISON) as folder, stop.listening():
         try:
             comparison = _compared(request, folder.path, progress, stop, command)
         except _Stopped as stopped:

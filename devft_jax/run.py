@@ -8,10 +8,8 @@ the last round; `report.html` shows it where the run ends or is stopped, and `de
 
 import contextlib
 import dataclasses
-import signal
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +19,9 @@ import numpy as np
 from devft_jax.config import (
     RunConfig,
     anchored,
-    config_from_mapping,
     identity,
     identity_hash,
+    stored_config,
     to_plain,
     validate,
 )
@@ -36,11 +34,14 @@ from devft_jax.federated.replay import StepReport, replay_client
 from devft_jax.federated.sampling import client_keys
 from devft_jax.models.llama import Adapter
 from devft_jax.models.lora import as_low_rank
-from devft_jax.models.peft_format import export_peft
+from devft_jax.models.peft_format import export_peft, import_peft
 from devft_jax.models.pretrained import Model
 from devft_jax.programs import usual_arithmetic
 from devft_jax.report import write_report
 from devft_jax.reporting import Progress, split_chart
+from devft_jax.reporting.story import check_record
+from devft_jax.reporting.units import counted
+from devft_jax.stopping import Stopped, StopRequest
 from devft_jax.storage import RUN, RunFolder
 from devft_jax.time_left import Course, seconds_left
 from devft_jax.trainer import State, Trainer
@@ -58,6 +59,7 @@ class Run:
       adapter: the global model at full depth; None where every client has its own, which `export` takes from the folder.
       summary: what `summary.json` holds; empty while unfinished.
       stopped_by: the signal that stopped the run before its last round; None when it finished.
+      history: the lines of `metrics.jsonl`, a round each.
     """
 
     config: RunConfig
@@ -65,6 +67,7 @@ class Run:
     adapter: Adapter | None
     summary: dict[str, Any]
     stopped_by: int | None = None
+    history: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def finished(self) -> bool:
@@ -75,32 +78,6 @@ class Run:
 def default_folder(config: RunConfig) -> Path:
     """runs/<growth>-<algorithm>-<hash of the configuration>."""
     return Path("runs") / f"{config.growth}-{config.algorithm}-{identity_hash(config)}"
-
-
-class StopRequest:
-    """Set by Ctrl-C or SIGTERM; the trainer looks at it between rounds. A second Ctrl-C interrupts at once."""
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-
-    @contextlib.contextmanager
-    def listening(self) -> Iterator["StopRequest"]:
-        """Handle the two signals inside the block (only the main thread can; elsewhere nothing is changed)."""
-
-        def note(number: int, frame: object) -> None:
-            self.signal = number
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-
-        try:
-            previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:
-            yield self
-            return
-        try:
-            yield self
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
 
 
 def _course(trainer: Trainer, state: State) -> Course:
@@ -154,7 +131,14 @@ def _work(
     config, progress = trainer.config, trainer.progress
     total, stages = sum(trainer.stage_rounds), len(trainer.stage_rounds)
     saving, began_at = 0.0, state.round
+    saved = state.round
     while _advance(trainer, state, history):
+        if stop.signal is not None:
+            if saved < state.round:
+                trainer.save(folder, state)
+            return False
+        # From here on something would be lost.
+        stop.doing = f"round {state.round + 1}"
         if not state.rounds_in_stage:
             folder.write_json("record.json", trainer.summary(state))
         row = _round(trainer, state, history)
@@ -171,9 +155,11 @@ def _work(
         # A stage's last round is always saved: from it the stage can be exported.
         if state.round % config.checkpoint_every == 0 or last_of_stage or stopping:
             trainer.save(folder, state)
+            saved = state.round
         saving += time.perf_counter() - began
         if stopping:
             return False
+        stop.doing = "the change of stages" if last_of_stage else "the round"
     return True
 
 
@@ -236,12 +222,16 @@ def _finish(trainer: Trainer, state: State, folder: RunFolder) -> dict[str, Any]
             f"{trainer.algorithm.name} has no adapter that PEFT loads: what it learned is in the checkpoint"
         )
     elif adapter is not None:
-        with folder.replacing("adapter") as exported:
-            export_peft(as_low_rank(adapter), exported, base_model=trainer.model.path)
+        _write_adapter(trainer, folder, adapter)
     summary = trainer.summary(state)
     folder.write_json("summary.json", summary)
     (folder.path / "record.json").unlink(missing_ok=True)
     return summary
+
+
+def _write_adapter(trainer: Trainer, folder: RunFolder, adapter: Adapter) -> None:
+    with folder.replacing("adapter") as exported:
+        export_peft(as_low_rank(adapter), exported, base_model=trainer.model.path)
 
 
 @usual_arithmetic()
@@ -269,56 +259,123 @@ def train(
       InputError: the request cannot work. RunError: the run could not go on; its checkpoints stay.
     """
     progress = progress or Progress()
+    stop = StopRequest(progress.say, may_exit=True)
+    try:
+        with stop.listening():
+            return _trained(config, stop, progress, model=model, data=data, algorithm=algorithm, growth=growth)
+    except Stopped:
+        progress.say("stopped before a round was trained: the same command goes on from there.")
+        return Run(config, Path(config.out or default_folder(config)).absolute(), None, {}, stop.signal)
+
+
+def _trained(config: RunConfig, stop: StopRequest, progress: Progress, **given: Any) -> Run:
+    """`train`, that raises `Stopped` where it is asked to stop before it has trained anything."""
     validate(config)
-    given = {"model": model, "data": data, "algorithm": algorithm, "growth": growth}
     objects = {name: _describe_object(item) for name, item in given.items() if item is not None}
     check_effects(config, objects)
     config = anchored(dataclasses.replace(config, out=config.out or str(default_folder(config))))
     out = str(config.out)
-    with RunFolder(out, RUN) as folder, StopRequest().listening() as stop, contextlib.ExitStack() as at_end:
-        trainer = Trainer(
-            config, model=model, data=data, algorithm=algorithm, growth=growth, progress=progress, scratch=folder.path
-        )
+    with RunFolder(out, RUN) as folder, contextlib.ExitStack() as at_end:
+        trainer = Trainer(config, **given, progress=progress, scratch=folder.path)
         at_end.callback(trainer.programs.close)
         checkpoint = _open_run(config, folder, objects)
+        for empty in folder.empty_rounds():
+            progress.warn(f"the checkpoint of round {empty} in {folder.path} is empty and passed over.")
+        summary = _finished_summary(trainer, folder, checkpoint)
+        if summary is not None:
+            return _untouched(trainer, folder, checkpoint, summary)
         progress.say(describe(trainer.data))
         described = {**to_plain(config), **({"objects": objects} if objects else {})}
         if checkpoint is None:
             # What is wrong with a first state is found before anything is written.
             state = trainer.begin()
             folder.write_json("config.json", described)
-            split = split_record(trainer.data)
-            folder.write_json("split.json", split, indented=len(split["clients"]) <= MOST_INDENTED)
-            folder.write_text("split.svg", split_chart(split))
             history = folder.cut_metrics(0)
+            _write_split(trainer, folder, anew=True)
             _say_base(progress, state)
         else:
             state = trainer.resume(folder, checkpoint)
             folder.write_json("config.json", described)
             history = folder.cut_metrics(checkpoint)
+            _write_split(trainer, folder, anew=False)
             folder.write_json("record.json", trainer.summary(state))
             progress.say(f"resuming {folder.path} after round {checkpoint}")
         finished = _work(trainer, state, folder, history, stop)
         if not finished:
+            if not state.round:
+                raise Stopped
             folder.write_json("record.json", {**trainer.summary(state), "stopped_by": stop.signal})
             _report(progress, folder)
             progress.say(
                 f"stopped after round {state.round} of {sum(trainer.stage_rounds)}; saved in "
                 f"{folder.path}: the same command goes on from there."
             )
-            return Run(config, folder.path, trainer.global_adapter(state), {}, stop.signal)
+            return Run(config, folder.path, trainer.global_adapter(state), {}, stop.signal, history)
+        stop.doing = "the run"
         summary = _finish(trainer, state, folder)
+        reported = _report(progress, folder)
+        _say_summary(progress, summary)
+        shown = ", report.html shows it" if reported else ""
+        progress.say(f"finished {counted(summary['rounds'], 'round')}; everything is in {folder.path}{shown}")
+        return Run(config, folder.path, _final_adapter(trainer, state), summary, None, history)
+
+
+def _write_split(trainer: Trainer, folder: RunFolder, *, anew: bool) -> None:
+    """Write split.json and split.svg; of a run that goes on only what is not there."""
+    if not anew and all((folder.path / name).exists() for name in ("split.json", "split.svg")):
+        return
+    split = split_record(trainer.data)
+    if anew or not (folder.path / "split.json").exists():
+        folder.write_json("split.json", split, indented=len(split["clients"]) <= MOST_INDENTED)
+    folder.write_text("split.svg", split_chart(split))
+
+
+def _finished_summary(trainer: Trainer, folder: RunFolder, checkpoint: int | None) -> dict[str, Any] | None:
+    """The summary of a run that has come to the end that is asked for; None of any other.
+
+    One whose last checkpoint was removed, and an earlier one kept, is to go on from there.
+    """
+    # A record beside the summary is that of a run that goes on.
+    if (folder.path / "record.json").exists():
+        return None
+    summary = folder.read_json("summary.json")
+    if summary is None:
+        return None
+    check_record(summary, str(folder.path), finished=True)
+    at_its_end = sum(summary["stage_rounds"]) == sum(trainer.stage_rounds) and checkpoint in (None, summary["rounds"])
+    return summary if at_its_end else None
+
+
+def _untouched(trainer: Trainer, folder: RunFolder, checkpoint: int | None, summary: dict[str, Any]) -> Run:
+    """A finished run as it lies there; only what is missing of what it wrote is written again."""
+    progress, exported = trainer.progress, folder.path / "adapter"
+    adapter = None
+    if checkpoint is not None:
+        adapter = trainer.global_adapter(trainer.resume(folder, checkpoint))
+        if adapter is not None and trainer.algorithm.low_rank and not exported.exists():
+            _write_adapter(trainer, folder, adapter)
+    elif exported.exists():
+        adapter = import_peft(exported, trainer.model.config)
+    history = folder.read_metrics()
+    _write_split(trainer, folder, anew=False)
+    if not (folder.path / "report.html").exists():
         _report(progress, folder)
-        _say_summary(progress, summary, folder)
-        return Run(config, folder.path, _final_adapter(trainer, state), summary)
+    _say_summary(progress, summary)
+    progress.say(
+        f"{folder.path} holds this run, finished after {counted(summary['rounds'], 'round')}: nothing is left to do; "
+        "a larger --rounds lengthens it, another --out begins anew"
+    )
+    return Run(trainer.config, folder.path, adapter, summary, None, history)
 
 
-def _report(progress: Progress, folder: RunFolder) -> None:
-    """Write report.html; the run is saved by then, so a page that cannot be written is no reason to fail it."""
+def _report(progress: Progress, folder: RunFolder) -> bool:
+    """Whether report.html could be written; the run is saved by then, so that one that cannot is no reason to fail it."""
     try:
         write_report(folder.path)
     except InputError as error:
         progress.warn(f"{error} The run itself is saved.")
+        return False
+    return True
 
 
 def _say_base(progress: Progress, state: State) -> None:
@@ -330,7 +387,7 @@ def _say_base(progress: Progress, state: State) -> None:
         )
 
 
-def _say_summary(progress: Progress, summary: dict[str, Any], folder: RunFolder) -> None:
+def _say_summary(progress: Progress, summary: dict[str, Any]) -> None:
     if summary["final_loss"] is not None:
         progress.say(
             f"held-out loss {summary['base_loss']:.4f} -> {summary['final_loss']:.4f}, "
@@ -345,17 +402,20 @@ def _say_summary(progress: Progress, summary: dict[str, Any], folder: RunFolder)
         progress.say(
             f"  {whose}; standard deviations over clients {own['loss_spread']:.4f} and {own['accuracy_spread']:.1%}"
         )
-    progress.say(f"finished {summary['rounds']} rounds; everything is in {folder.path}, report.html shows it")
 
 
 @dataclass(frozen=True)
 class Replay:
-    """A client's round, trained again: its steps, up to the first that is not finite. Stage and round count from 1."""
+    """A client's round, trained again: its steps, up to the first that is not finite. Stage and round count from 1.
+
+    `took_part` tells whether the client was one of the round's participants; of another it is what it would have done.
+    """
 
     client: str
     stage: int
     round: int
     steps: list[StepReport]
+    took_part: bool
 
     @property
     def first_break(self) -> str | None:
@@ -386,13 +446,14 @@ def replay(path: str | Path, *, client: str, round: int, progress: Progress | No
         stored = folder.read_json("config.json")
         if stored is None:
             raise InputError(f"{folder.path} holds no run; name a folder that `devft run` wrote.")
-        if "objects" in stored:
+        config, objects = stored_config(stored, folder.path)
+        if objects:
             raise InputError(
-                f"the run in {folder.path} was given its {', '.join(stored['objects'])} as objects in "
+                f"the run in {folder.path} was given its {', '.join(objects)} as objects in "
                 "Python and cannot be replayed from its folder alone."
             )
         # No later stage is reached for which it would pay.
-        config = dataclasses.replace(config_from_mapping(stored, exact=True), compile_ahead="off")
+        config = dataclasses.replace(config, compile_ahead="off")
         trainer = Trainer(config, progress=progress, scratch=folder.path)
         names = [item.name for item in trainer.data.clients]
         total = sum(trainer.stage_rounds)
@@ -425,4 +486,5 @@ def replay(path: str | Path, *, client: str, round: int, progress: Progress | No
         train_rows=np.asarray(state.layer_map.train),
         mesh=trainer.cohort.mesh,
     )
-    return Replay(client, state.stage + 1, round, steps)
+    took_part = member.position in trainer.rounds.members(state.round).positions
+    return Replay(client, state.stage + 1, round, steps, bool(took_part))

@@ -220,7 +220,7 @@ def main() -> None:
         progress.say(f"\n== {name}: {method.what} ==")
         runs[name] = train(dataclasses.replace(method.config, out=str(out / method.folder)), progress=progress)
         if not runs[name].finished:
-            raise SystemExit(130)
+            raise SystemExit(128 + (runs[name].stopped_by or 0))
     summaries = {name: run.summary for name, run in runs.items()}
     write_atomically(out / "demo.svg", picture(runs))
     write_atomically(out / "demo.json", json.dumps(summaries, indent=1) + "\n")
@@ -253,4 +253,7 @@ def own_command() -> str:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None

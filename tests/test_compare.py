@@ -23,7 +23,7 @@ from devft_jax.reporting import Progress
 from devft_jax.reporting import comparison as told
 from devft_jax.reporting.comparison import to_text
 from devft_jax.reporting.comparison_page import comparison_html
-from devft_jax.run import StopRequest
+from devft_jax.stopping import StopRequest
 from tests.conftest import REPOSITORY
 from tests.reporting.stories import write_story
 from tests.test_report import check_page

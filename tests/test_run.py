@@ -191,11 +191,98 @@ def test_nothing_stored_depends_on_where_one_stood(config, tmp_path, monkeypatch
 
 
 def test_a_finished_run_is_not_run_again(finished, config, capfd):
-    before = (finished.folder / "metrics.jsonl").read_text()
-    again = train(dataclasses.replace(config, out=str(finished.folder)), progress=QUIET)
+    def files():
+        found = [path for path in finished.folder.rglob("*") if path.is_file() and path.name != ".lock"]
+        return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in found}
+
+    before, told = files(), io.StringIO()
+    again = train(dataclasses.replace(config, out=str(finished.folder)), progress=Progress(told))
     assert again.finished
-    assert again.summary["final_loss"] == finished.summary["final_loss"]
-    assert (finished.folder / "metrics.jsonl").read_text() == before
+    assert again.summary == json.loads((finished.folder / "summary.json").read_text())
+    assert again.history == finished.history
+    for leaf, same in zip(jax.tree.leaves(again.adapter), jax.tree.leaves(finished.adapter), strict=True):
+        np.testing.assert_array_equal(leaf, same)
+    assert files() == before
+    assert "finished after 6 rounds: nothing is left to do" in told.getvalue()
+
+
+def test_a_finished_run_without_its_checkpoints_is_not_trained_anew(copied):
+    folder = Path(copied.out)
+    shutil.rmtree(folder / "checkpoints")
+    before = adapter_bytes(folder)
+    again = train(copied, progress=QUIET)
+    assert again.summary["rounds"] == 6
+    assert adapter_bytes(folder) == before
+    assert not (folder / "checkpoints").exists()
+
+
+def test_what_is_missing_of_a_run_is_written_again(finished, copied):
+    for name in ("split.json", "split.svg", "report.html"):
+        (Path(copied.out) / name).unlink()
+    shutil.rmtree(Path(copied.out) / "adapter")
+    train(copied, progress=QUIET)
+    for name in ("split.json", "split.svg"):
+        assert (Path(copied.out) / name).read_bytes() == (finished.folder / name).read_bytes()
+    assert adapter_bytes(Path(copied.out)) == adapter_bytes(finished.folder)
+    assert (Path(copied.out) / "report.html").exists()
+    (Path(copied.out) / "split.json").unlink()
+    longer = train(dataclasses.replace(copied, rounds=7), progress=QUIET)
+    assert (longer.folder / "split.json").read_bytes() == (finished.folder / "split.json").read_bytes()
+
+
+def test_a_runs_history_is_its_metrics(finished):
+    lines = (finished.folder / "metrics.jsonl").read_text().splitlines()
+    assert finished.history == [json.loads(line) for line in lines]
+    assert [row["round"] for row in finished.history] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("lengthened_rate", ["schedule", "end"])
+def test_a_lengthened_cosine_says_what_becomes_of_its_rate(config, tmp_path, lengthened_rate):
+    short = dataclasses.replace(config, rounds=2, growth="end-to-end", min_learning_rate=1e-3, out=str(tmp_path))
+    last = train(short, progress=QUIET).history[-1]["learning_rate"]
+    told = io.StringIO()
+    longer = dataclasses.replace(short, rounds=6, lengthened_rate=lengthened_rate)
+    rates = [row["learning_rate"] for row in train(longer, progress=Progress(told)).history]
+    said = told.getvalue()
+    if lengthened_rate == "schedule":
+        assert rates[2:] == pytest.approx([0.03775, 0.0255, 0.01325, 0.0042824], rel=1e-4)
+        assert f"warning: lengthened from 2 to 6 rounds: the learning rate is {last:.3g} in round 2 and 0.0378" in said
+        assert "--lengthened-rate end goes on at 0.001" in said
+    else:
+        assert rates[2:] == [1e-3] * 4
+        assert f"lengthened from 2 to 6 rounds: the learning rate is {last:.3g} in round 2 and 0.001 in round 3" in said
+    # What was decided holds on however often the run is resumed.
+    rate = train(dataclasses.replace(longer, rounds=7), progress=QUIET).history[-1]["learning_rate"]
+    assert rate == (1e-3 if lengthened_rate == "end" else pytest.approx(0.0034262, rel=1e-3))
+
+
+def test_trained_parameters_are_told(config, tmp_path):
+    told = io.StringIO()
+    train(dataclasses.replace(config, rounds=1, growth="end-to-end", out=str(tmp_path)), progress=Progress(told))
+    parameters = 4 * (2 * (16 * 4) + 4 * 16 + 4 * 8)
+    total = 2 * 64 * 16 + 16 + 4 * (2 * 16 * 16 + 2 * 16 * 8 + 3 * 16 * 24 + 2 * 16)
+    assert f"{parameters:,} parameters are trained, {parameters / total:.2%} of the model's" in told.getvalue()
+    assert "finished 1 round;" in told.getvalue()
+
+
+def test_a_replay_says_whether_the_client_took_part(finished):
+    row = finished.history[2]
+    for client in range(3):
+        again = replay(finished.folder, client=f"client_{client}", round=3, progress=QUIET)
+        assert again.took_part == (client in row["clients"])
+
+
+@pytest.mark.parametrize("name", ["summary.json", "record.json"])
+@pytest.mark.parametrize("change", [{"stage_rounds": "6"}, {"stages": []}, {"stages": [3]}, {"seconds": {}}])
+def test_a_record_that_is_json_and_no_record_is_one_sentence(copied, name, change):
+    folder = Path(copied.out)
+    summary = json.loads((folder / "summary.json").read_text()) | change
+    (folder / name).write_text(json.dumps(summary))
+    if name == "summary.json":
+        with pytest.raises(InputError, match=r"is damaged \(.* lacks a usable|do not fit together"):
+            train(copied, progress=QUIET)
+    with pytest.raises(InputError, match=r"is damaged \(.* lacks a usable|do not fit together"):
+        write_report(folder)
 
 
 def test_more_rounds_lengthen_the_last_stage_and_rounds_before_are_not_replayed(copied):
@@ -537,8 +624,11 @@ KILL_IN_CHECKPOINT = textwrap.dedent(
     folder = Path(sys.argv[sys.argv.index("--out") + 1]) / "checkpoints"
     def watch():
         while True:
-            whole = [path for path in folder.glob("*") if path.name.isdecimal()]
-            partial = [path for path in folder.glob(".*.partial") if WHERE in " ".join(os.listdir(path))]
+            try:
+                whole = [name for name in os.listdir(folder) if name.isdecimal()]
+                partial = [path for path in folder.glob(".*.partial") if any(WHERE in name for name in os.listdir(path))]
+            except OSError:  # it has just got its name
+                continue
             if whole and partial:
                 os.kill(os.getpid(), signal.SIGKILL)
     threading.Thread(target=watch, daemon=True).start()
@@ -578,7 +668,34 @@ def test_a_killed_run_resumes_bit_for_bit(long, uninterrupted, tmp_path, where):
         assert mine["energy"]["kwh"] == pytest.approx(theirs["energy"]["kwh"], rel=1e-12)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, slow(signal.SIGTERM)])
+@pytest.mark.parametrize("stream", ["closed", "/dev/full"])
+def test_a_run_whose_progress_nobody_takes_goes_on(config, finished, tmp_path, stream):
+    command = [sys.executable, "-c", "from devft_jax.cli import main; main()", "run", *flags(config, out=str(tmp_path))]
+    if stream == "closed":
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, env={**os.environ, "JAX_PLATFORMS": "cpu"})
+        process.stderr.close()
+        assert process.wait(180) == 0
+    else:
+        with open(stream, "w") as full:
+            assert subprocess.run(command, stderr=full, env={**os.environ, "JAX_PLATFORMS": "cpu"}).returncode == 0
+    assert adapter_bytes(tmp_path) == adapter_bytes(finished.folder)
+    assert json.loads((tmp_path / "summary.json").read_text())["progress_lost"] in ("Broken pipe", "No space left on device")
+
+
+def test_a_stop_while_a_run_is_loaded_is_before_its_first_round(long, tmp_path):
+    process = start(long, tmp_path / "run")
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "run" / ".lock").exists() and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 128 + signal.SIGTERM
+    said = process.stderr.read()
+    assert "stopped before a round was trained: the same command goes on from there" in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, slow(signal.SIGTERM), slow(signal.SIGHUP)])
 def test_a_stopped_run_says_how_to_go_on_and_does(long, uninterrupted, tmp_path, number):
     process = start(long, tmp_path)
     wait_for_rounds(process, tmp_path, 4)

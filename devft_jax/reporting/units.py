@@ -24,6 +24,11 @@ def readable(value: float, units: Units) -> str:
     return f"{scaled:,.{digits}f} {name}"
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 round`, `2 rounds`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def readable_ratio(part: float, whole: float) -> str:
     """How much smaller or larger `part` is: 8.2x less, 1.3x more, or the same."""
     if not part or not whole:
