@@ -50,8 +50,8 @@ class LearningRateOptions:
     rate_warmup_rounds: int = 0
     """Rounds at the start, of the run or with -per-stage of each stage, in which the rate rises along a line."""
     lengthened_rate: str = execution("schedule")
-    """Rate of the rounds by which a run is lengthened: schedule (that of a run of the new length, which rises again where the
-    old one had come down) or end (where the schedule of the old length ended)."""
+    """Rate of the rounds by which a run is lengthened: schedule (that of a run of the new length, which rises again where
+    the old one had come down) or end (where the schedule of the old length ended)."""
 
 
 def validate_federated(options: FederatedOptions) -> None:
