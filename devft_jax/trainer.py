@@ -90,7 +90,12 @@ from devft_jax.storage import RunFolder
 
 PyTree = Any
 
-_PROGRAMS = {"chunk": "what clients train", "evaluate": "what judges held-out data", "prefix": "the layers below"}
+_PROGRAMS = {
+    "chunk": "what clients train",
+    "evaluate": "what judges held-out data",
+    "prefix": "the layers below",
+    "finalize": "the server's step",
+}
 """Compiled programs that take a while, in words."""
 
 
