@@ -32,7 +32,7 @@ ALWAYS = {
         "data_limit",
     ),
     *("quantization", "growth", "stage_rounds", "algorithm", "clients_per_round", "local_steps", "batch_size"),
-    *("learning_rate", "optimizer", "clip_norm", "dtype"),
+    *("learning_rate", "rate_warmup_rounds", "optimizer", "clip_norm", "dtype"),
 }
 
 
