@@ -360,6 +360,7 @@ class _Runs:
                 except subprocess.TimeoutExpired:
                     pass
                 if self.stop.signal is not None and not passed_on:
+                    self.progress.say("  stopping when the run has saved its round; Ctrl-C again stops at once")
                     process.send_signal(signal.SIGINT)
                     passed_on = True
                 if time.monotonic() - told_at > TOLD_EVERY:
@@ -454,7 +455,7 @@ def compare(common: RunConfig, options: CompareOptions, *, progress: Progress | 
     """
     progress = progress or Progress()
     request = _checked(common, options)
-    stop = StopRequest(progress.say)
+    stop = StopRequest()
     stop.doing = "the round that the run is in"
     with RunFolder(options.out, COMPARISON) as folder, stop.listening():
         try:

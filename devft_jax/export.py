@@ -333,19 +333,27 @@ def _client_position(source: Path, config: RunConfig, client: str | None) -> int
     return names.index(client)
 
 
+def _not_in_place_of_a_damaged_one(folder: RunFolder, chosen: int) -> int:
+    """The round, or `InputError` where the checkpoint after it cannot be read and may be the one that is wanted."""
+    after = folder.checkpoint_after(chosen)
+    if after is not None:
+        folder.read_record(after)
+    return chosen
+
+
 def _chosen_round(folder: RunFolder, rounds: dict[int, int], stage: int | None) -> int:
     """The round of the newest checkpoint, of a stage (from 1) where one is asked for."""
     if not rounds:
         raise InputError(f"the run in {folder.path} has no checkpoint yet; let it train up to its first one.")
     newest = max(rounds.values())
     if stage is None:
-        return newest
+        return _not_in_place_of_a_damaged_one(folder, newest)
     record = folder.read_record(newest)
     stages = len(record["stage_rounds"])
     if not 1 <= stage <= stages:
         raise InputError(f"stage {stage} is outside 1 to {stages}, the stages of the run in {folder.path}.")
     if stage - 1 in rounds:
-        return rounds[stage - 1]
+        return _not_in_place_of_a_damaged_one(folder, rounds[stage - 1])
     kept = ", ".join(str(other + 1) for other in rounds)
     if stage - 1 > record["stage"]:
         raise InputError(f"the run in {folder.path} has not saved stage {stage} yet; choose from {kept}, or let it go on.")

@@ -466,3 +466,17 @@ def test_runs_given_objects(finished, tiny, tmp_path):
     export(copy, tmp_path / "out", model=str(tiny / "model"))
     given(growth="Mine")
     export(copy, tmp_path / "other")
+
+
+@pytest.mark.parametrize(("damaged", "stage", "before"), [(6, None, 5), (6, 2, 5), (3, 1, None)])
+def test_a_damaged_checkpoint_is_not_exported_nor_an_older_one_in_its_place(finished, tmp_path, damaged, stage, before):
+    copy = tmp_path / "run"
+    shutil.copytree(finished.folder, copy)
+    for path in (copy / "checkpoints" / str(damaged) / "arrays").rglob("*"):
+        if path.is_file():
+            path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
+            break
+    words = f"delete it to go on from round {before}" if before else "no readable checkpoint of stage 1 any more"
+    with pytest.raises(InputError, match=words):
+        export(copy, tmp_path / "out", stage=stage)
+    assert not (tmp_path / "out").exists()

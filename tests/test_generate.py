@@ -219,15 +219,19 @@ def test_bad_input_is_one_sentence_and_exit_code_2(capsys, folders, words, sente
     assert error.count("\n") == 1
 
 
+RUN = to_plain(RunConfig())
+
+
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
         ({"rounds": 3}, "describes neither a run nor a model"),
-        ({"model": "bundled"}, "has no adapter yet"),
-        ({"model": "bundled", "objects": {"model": "Model"}}, "its model as an object"),
-        ({"model": "bundled", "speed": 3}, "option 'speed' does not exist"),
+        ({"model": "bundled"}, r"is no run's \(it lacks algorithm\)"),
+        (RUN, "has no adapter yet"),
+        ({**RUN, "objects": {"model": "Model"}}, "its model as an object"),
+        ({**RUN, "speed": 3}, "option 'speed' does not exist"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else None,
 )
 def test_folders_that_cannot_be_asked(tmp_path, fields, sentence):
     (tmp_path / "config.json").write_text(json.dumps(fields))

@@ -165,6 +165,10 @@ class RunFolder:
         """The newest checkpoint of a round before this one, or None."""
         return max((saved for saved in self._saved_rounds() if saved < round_index), default=None)
 
+    def checkpoint_after(self, round_index: int) -> int | None:
+        """The oldest checkpoint of a round after this one, or None."""
+        return min((saved for saved in self._saved_rounds() if saved > round_index), default=None)
+
     def _saved_rounds(self) -> list[int]:
         """Rounds of all checkpoints that hold anything, ascending."""
         return [saved for saved, filled in self._found_rounds().items() if filled]
