@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from devft_jax.data import Record
+from devft_jax.data import FederatedData, Record
 from devft_jax.data.prompts import renderer, tokenizer_name
 from devft_jax.errors import InputError
 from devft_jax.files import printable
 from devft_jax.models.files import read_json
-from devft_jax.models.pretrained import GENERATION_CONFIG_FILE, eos_ids_of
+from devft_jax.models.pretrained import GENERATION_CONFIG_FILE, Model, eos_ids_of
 
 SPLIT_FILE = "split.json"
 
@@ -34,15 +34,18 @@ def ends_of_run(folder: Path, tokenizer: Callable[[], Any]) -> list[int]:
     texts = read_json(file).get("ends_with", []) if file.is_file() else []
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise InputError(f"ends_with in {file} is no list of tokens; restore it.")
-    return ids_of(texts, tokenizer()) if texts else []
+    return _ids_of(texts, tokenizer()) if texts else []
 
 
-def ids_of(texts: Sequence[str], tokenizer: Any) -> list[int]:
-    """Ids of tokens by their texts.
+def ends_of_data(data: FederatedData, model: Model) -> list[int]:
+    """Ids of the tokens in which trained answers ended; empty where the data's tokenizer is not the model's."""
+    if not data.ends_with or not model.has_tokenizer:
+        return []
+    vocabulary = model.tokenizer.get_vocab()
+    return [vocabulary[text] for text in data.ends_with if text in vocabulary]
 
-    Raises:
-      InputError: the tokenizer has no such token.
-    """
+
+def _ids_of(texts: Sequence[str], tokenizer: Any) -> list[int]:
     vocabulary = tokenizer.get_vocab()
     for text in texts:
         if text not in vocabulary:

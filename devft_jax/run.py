@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from devft_jax.answer_ends import ends_of_data
 from devft_jax.config import (
     RunConfig,
     anchored,
@@ -230,8 +231,9 @@ def _finish(trainer: Trainer, state: State, folder: RunFolder) -> dict[str, Any]
 
 
 def _write_adapter(trainer: Trainer, folder: RunFolder, adapter: Adapter) -> None:
+    ends = ends_of_data(trainer.data, trainer.model)
     with folder.replacing("adapter") as exported:
-        export_peft(as_low_rank(adapter), exported, base_model=trainer.model.path)
+        export_peft(as_low_rank(adapter), exported, base_model=trainer.model.path, answer_ends=ends)
 
 
 @usual_arithmetic()

@@ -104,7 +104,7 @@ def test_the_merged_model_computes_what_was_trained(finished, tiny, tmp_path, ca
     assert np.abs(expected - logits(tiny / "model")).max() > 0.1
     np.testing.assert_allclose(logits(tmp_path / "out"), expected, atol=1e-4)
     assert load_pretrained(tmp_path / "out").config == MODEL
-    assert load_pretrained(tmp_path / "out").tokenizer("a b")["input_ids"] == [3, 4]
+    assert load_pretrained(tmp_path / "out").tokenizer("a b", add_special_tokens=False)["input_ids"] == [3, 4]
     assert json.loads((tmp_path / "out" / "config.json").read_text())["eos_token_id"] == 2
 
 

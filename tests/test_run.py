@@ -152,6 +152,11 @@ def test_the_exported_adapter_is_the_runs_adapter(finished):
     assert float(imported.scale) == float(finished.adapter.scale)
 
 
+def test_the_run_and_its_adapter_tell_what_ended_answers(finished):
+    assert json.loads((finished.folder / "split.json").read_text())["ends_with"] == ["</s>"]
+    assert json.loads((finished.folder / "adapter" / "generation_config.json").read_text()) == {"eos_token_id": [2]}
+
+
 def test_the_command_line_runs_the_same(finished, config, tmp_path, capfd):
     assert run_command(["run", *flags(config, out=str(tmp_path))]) == 0
     assert adapter_bytes(tmp_path) == adapter_bytes(finished.folder)

@@ -121,6 +121,11 @@ class Model:
         return Model(self.config, base, self.folder or self._tokenizer, self.path)
 
     @property
+    def has_tokenizer(self) -> bool:
+        """Whether it came with one, read or not."""
+        return self._tokenizer is not None
+
+    @property
     def tokenizer(self) -> Any:
         """The Hugging Face tokenizer.
 
