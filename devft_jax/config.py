@@ -366,6 +366,11 @@ def validate(config: RunConfig) -> None:
     validate_algorithm(config)
     validate_learning_rate(config)
     validate_optimizer(config)
+    if config.optimizer == "adamw" and max(config.learning_rate) >= 1:
+        raise InputError(
+            f"learning_rate {max(config.learning_rate)} moves every weight by about as much in one step of adamw, which no "
+            "model survives; use less than 1, such as 1e-4."
+        )
     validate_execution(config)
     validate_energy(config)
     _validate_growth(config)
@@ -405,6 +410,8 @@ def _validate_growth(config: RunConfig) -> None:
         value = getattr(config, name)
         if value is not None and value < 1:
             raise InputError(f"{name} {value} is not positive; use 1 or more.")
+    if config.beta != "auto" and not 0 <= config.beta <= 1:
+        raise InputError(f"beta {config.beta} is outside [0, 1]; the paper has 0.1, a tenth of each difference.")
     if config.warmup_rounds < 0:
         raise InputError(f"warmup_rounds {config.warmup_rounds} is negative; use 0 for none.")
     if not 0 <= config.plateau_improvement < 1:

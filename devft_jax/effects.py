@@ -257,9 +257,11 @@ def given_options(config: RunConfig) -> frozenset[str]:
 def check_effects(config: RunConfig, objects: Collection[str] = ()) -> None:
     """Raise `InputError` for an option that was given and has no effect; see `unread` for the arguments."""
     given = given_options(config)
-    for name, condition in unread(config, objects).items():
-        if name in given:
-            raise InputError(f"{told(config, name)} {condition.reason(config)}; leave it out or {condition.remedy}.")
+    found = {name: condition for name, condition in unread(config, objects).items() if name in given}
+    for name, condition in found.items():
+        others = [told(config, other) for other in found if other != name]
+        besides = f" ({listed(others, 'and')} {'has' if len(others) == 1 else 'have'} no effect either)" if others else ""
+        raise InputError(f"{told(config, name)} {condition.reason(config)}; leave it out or {condition.remedy}{besides}.")
 
 
 def check_arms_effects(common: RunConfig, arms: Mapping[str, tuple[RunConfig, Collection[str]]]) -> None:

@@ -124,6 +124,17 @@ def test_options_with_an_effect_are_taken(flags):
     check_effects(config)
 
 
+def test_all_that_has_no_effect_is_named_at_once(capsys):
+    flags = "--growth end-to-end --prox-mu 0.5 --capacities 4,8 --dirichlet-alpha 0.01 --client-ranks 4,2"
+    assert run_command(["run", *flags.split()]) == 2
+    told = capsys.readouterr().err
+    assert told.endswith(
+        "or quantity (capacities 4,8, prox_mu 0.5 and client_ranks 4,2 have no effect either).\n",
+    )
+    assert run_command(["run", "--prox-mu", "0.5", "--rotation", "0.1"]) == 2
+    assert capsys.readouterr().err.endswith("use --algorithm fedprox (rotation 0.1 has no effect either).\n")
+
+
 def test_files_of_clients_give_their_own_number(tmp_path):
     for name in ("a", "b"):
         (tmp_path / f"{name}.jsonl").write_text('{"instruction": "x", "output": "y"}\n')
