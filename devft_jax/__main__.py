@@ -1,6 +1,23 @@
-"""`python -m devft_jax` is the `devft` command."""
+"""The `devft` command, also as `python -m devft_jax`; Ctrl-C is answered while it is still being loaded."""
 
-from devft_jax.cli import main
+import os
+import signal
+
+
+def main() -> None:
+    """Run the command line in a process of its own and exit with its code."""
+    handled = signal.signal(signal.SIGINT, _interrupted)
+    from devft_jax.cli import main as command
+
+    signal.signal(signal.SIGINT, handled)
+    command()
+
+
+def _interrupted(number: int, frame: object) -> None:
+    """Nothing has been started: an exception, which modules under way may catch, would only be in the way."""
+    os.write(2, b"devft: interrupted; nothing was started.\n")
+    os._exit(128 + number)
+
 
 if __name__ == "__main__":
     main()

@@ -119,3 +119,21 @@ def test_a_second_ctrl_c_ends_a_process_of_ours_in_the_middle_of_a_computation()
     said = process.stderr.read()
     assert "finishing round 3; Ctrl-C again stops now\nstopped at once" in said
     assert "Traceback" not in said
+
+
+def test_ctrl_c_while_the_command_is_loaded_is_no_traceback():
+    script = textwrap.dedent(
+        """
+        import builtins, os, signal
+        from devft_jax.__main__ import main
+        imported = builtins.__import__
+        def asking(name, *rest):
+            if name == "devft_jax.cli":
+                os.kill(os.getpid(), signal.SIGINT)
+            return imported(name, *rest)
+        builtins.__import__ = asking
+        main()
+        """
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (130, "devft: interrupted; nothing was started.\n")
