@@ -8,6 +8,7 @@ the last round; `report.html` shows it where the run ends or is stopped, and `de
 
 import contextlib
 import dataclasses
+import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +34,7 @@ from devft_jax.errors import InputError
 from devft_jax.federated.algorithm import Algorithm
 from devft_jax.federated.replay import StepReport, replay_client
 from devft_jax.federated.sampling import client_keys
-from devft_jax.models.llama import Adapter
+from devft_jax.models.llama import PROJECTIONS, Adapter
 from devft_jax.models.lora import as_low_rank
 from devft_jax.models.peft_format import export_peft, import_peft
 from devft_jax.models.pretrained import Model
@@ -94,10 +95,13 @@ def _course(trainer: Trainer, state: State) -> Course:
             return 1 + own * (last and algorithm.consensus is not None)
         return own
 
+    model = trainer.model.config
+    of_layer = sum(math.prod(model.projection_shape(name)) for name in PROJECTIONS)
     return Course(
         rounds=trainer.stage_rounds,
         depths=[*known, *planned][: len(trainer.stage_rounds)],
-        layers=trainer.model.config.layers,
+        layers=model.layers,
+        head=model.vocabulary * model.width / of_layer,
         every=config.evaluate_every,
         full=config.evaluate_full,
         models=models,
@@ -150,7 +154,9 @@ def _work(
         began = time.perf_counter()
         folder.append_metrics(row)
         folder.write_json("record.json", trainer.summary(state))
-        left = seconds_left(_course(trainer, state), state.record, state.round, saving / max(1, state.round - 1 - began_at))
+        rounds = [each["seconds"] for each in history if each["stage"] == state.stage]
+        others = saving / max(1, state.round - 1 - began_at)
+        left = seconds_left(_course(trainer, state), state.record, rounds, state.round, others)
         progress.round(row, total, stages, left)
         stopping = stop.signal is not None and state.round < total
         # A stage's last round is always saved: from it the stage can be exported.

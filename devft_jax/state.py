@@ -38,6 +38,7 @@ def first_record(**fixed: Any) -> dict[str, Any]:
     """The record of a run before its first round: totals of zero, and what is `fixed` by then."""
     return {
         "seconds": dict.fromkeys(("train", "compile", "build", "evaluate"), 0.0),
+        "compile_before": 0.0,
         "bytes_up": 0,
         "bytes_down": 0,
         "bytes_stage": 0,

@@ -294,6 +294,7 @@ class Trainer:
         self._compile_ahead(state, 0)
         with self.progress.doing("judging the untuned base on held-out data"):
             base = self.judge.evaluate(self.base, None, state.record["seconds"])
+        state.record["compile_before"] = state.record["seconds"]["compile"]
         state.record["base_loss"] = None if base is None else base.loss
         state.record["base_accuracy"] = None if base is None else base.accuracy
         return state

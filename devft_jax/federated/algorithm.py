@@ -25,8 +25,7 @@ difference to its own float32 state, never to what it had sent. A step far below
 arrives with all its digits and is kept, and small steps add up until the downlink's rounding shows them, at the bytes of
 whole factors. Clients begin where the downlink was rounded to, which both sides know, also of a client that sat rounds out.
 
-A
-method whose server needs its participants' messages apart puts each into its own slot of the sums (`Share.slot`), whose
+A method whose server needs its participants' messages apart puts each into its own slot of the sums (`Share.slot`), whose
 memory then grows with the cohort.
 
 At a stage change `submodel` carries the full-depth server state into the new stage's submodel, `enter` completes it from

@@ -363,12 +363,15 @@ def line_chart(title: str, x_label: str, y_label: str, lines: Sequence[Line], *,
     return plot_lines(title, x_label, y_label, lines, Frame(levels=levels)).document()
 
 
-def legend(lines: Sequence[Line]) -> list[tuple[Picture, str]]:
-    """The look and name of each of these lines."""
-    marked = {line.name: line.markers for line in reversed(lines)}
+def legend(lines: Sequence[Line], names: Sequence[str] | None = None) -> list[tuple[Picture, str]]:
+    """The look and name of each of these lines; `names` are those of other charts' lines, too, with which they share looks."""
+    marked = {name: next(line.markers for line in lines if line.name == name) for name in (line.name for line in lines)}
     joined = {line.name for line in lines if line.joined}
     entries = []
-    for index, name in enumerate(dict.fromkeys(line.name for line in lines)):
+    names = list(marked) if names is None else names
+    for index, name in enumerate(names):
+        if name not in marked:
+            continue
         colour, dash = look(index)
         stroke = f'<path d="M3 {TITLE_HEIGHT + 9}h38" stroke="{colour}" stroke-width="2" stroke-dasharray="{dash}"/>'
         parts = [stroke] if name in joined else []

@@ -11,6 +11,8 @@ from devft_jax.reporting.page import Cell
 from devft_jax.reporting.story import Axis, Evaluated, Stage, Story
 
 FULL, SUBMODEL, TRAINING = "full model, held-out", "stage's submodel, held-out", "training, mean over clients"
+# What is the same looks the same in every chart, whatever else is drawn there.
+NAMES = (FULL, SUBMODEL, TRAINING)
 # More points than this in the width of a large chart are drawn without a marker each.
 MARKED = 60
 # Rows of the table of rounds; of longer runs it shows every second, third ... round.
@@ -177,10 +179,11 @@ def _charts(story: Story, name: str, y_label: str, lines_of: Callable[[Story, Ax
             y_label,
             _sparsely_marked(lines_of(story, axis), MARKED if large else MARKED // 3),
             frame,
+            names=NAMES,
         )
         kind = "" if axis is not rounds else "broad" if large else "narrow"
         parts.append(page.figure(picture, "", wide=large, kind=kind))
-    return page.heading(name) + page.legend(legend(lines)) + parts[0] + page.side_by_side(*parts[1:])
+    return page.heading(name) + page.legend(legend(lines, NAMES)) + parts[0] + page.side_by_side(*parts[1:])
 
 
 def learning(story: Story) -> str:
@@ -197,7 +200,7 @@ def learning(story: Story) -> str:
         )
     if story.record["base_loss"] is not None:
         words.append(
-            "Held-out points are joined where the next was measured `evaluate_every` rounds later; others stand alone."
+            "Held-out points are joined where the next was measured evaluate_every rounds later; others stand alone."
         )
     if story.is_personal:
         words.append(
@@ -300,7 +303,7 @@ def stage_changes(story: Story) -> str:
         logarithm=logarithm,
     )
     label = "held-out loss" + (", logarithmic" if logarithm else "")
-    picture = plot_lines("Held-out loss across the stage changes", "", label, lines, frame)
+    picture = plot_lines("Held-out loss across the stage changes", "", label, lines, frame, names=_NAMES)
     carried_back = "all layers of its groups (full), and the next submodel is fused from them"
     if not story.is_fused:
         carried_back = "its layers in the full model (full), and the next submodel has more or other layers of it"
@@ -314,12 +317,13 @@ def stage_changes(story: Story) -> str:
         "changes",
         "Across the stage changes",
         page.paragraph(words),
-        page.legend(legend(lines)),
+        page.legend(legend(lines, _NAMES)),
         page.figure(picture, "", data),
     )
 
 
 _FULL, _SUBMODEL, _CARRIED = "full model", "submodel, trained from start to end", "carried over, nothing trained"
+_NAMES = (_FULL, _SUBMODEL, _CARRIED)
 
 
 def _change_table(stages: Sequence[Stage]) -> str:
