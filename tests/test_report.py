@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 
 from devft_jax.cli import run_command
 from devft_jax.errors import InputError
+from devft_jax.federated.options import LearningRateOptions, learning_rate_at
 from devft_jax.report import read_settings, read_story, write_report
 from devft_jax.reporting.curves import training_losses
 from devft_jax.reporting.report import report_html
 from devft_jax.reporting.stages import bins_of
 from devft_jax.reporting.story import Stage
+from devft_jax.reporting.svg import COLOURS
 from devft_jax.storage import RunFolder
 from tests.reporting.stories import stage_record, write_story
 
@@ -316,6 +318,128 @@ def test_groups_are_said_to_come_from_the_spectrum_only_where_they_do(tmp_path, 
     assert ("This run's growth was an object, which may group otherwise" in words) == ("objects" in change)
 
 
+def polylines(html, title):
+    """The points of every line in the first picture of this title."""
+    picture = next(svg for svg in tree_of(html).iter("svg") if svg.get("aria-label") == title)
+    return [[tuple(map(float, pair.split(","))) for pair in line.get("points").split()] for line in picture.iter("polyline")]
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "cosine-per-stage", "linear-per-stage", "constant"])
+@pytest.mark.parametrize("warmup", [0, 2])
+def test_the_learning_rate_is_drawn_as_the_schedule_has_it(tmp_path, schedule, warmup):
+    options = LearningRateOptions(learning_rate=(1e-3,), schedule=schedule, rate_warmup_rounds=warmup)
+    folder = write_story(tmp_path, depth=8, depths=(2, 8), rounds=12)
+    rates = [learning_rate_at(options, (6, 6), index // 6, index % 6) for index in range(12)]
+    rewrite(folder, lambda row: {**row, "learning_rate": rates[row["round"] - 1]})
+    html = page_of(folder)
+    check_page(html)
+    if (schedule, warmup) == ("constant", 0):
+        assert "Learning rate It was 0.001 in every round." in text_of(html)
+        return
+    pieces = polylines(html, "Learning rate against rounds")
+    assert [len(piece) for piece in pieces] == [6, 6]
+    # Heights are the rates on one scale, 0 at the floor.
+    heights = [y for piece in pieces for _, y in piece]
+    highest = rates.index(max(rates))
+    floor = 240 - 56
+    scale = (floor - heights[highest]) / rates[highest]
+    assert scale > 0
+    assert [(floor - y) / scale for y in heights] == pytest.approx(rates, abs=1.5e-6)
+
+
+def rewrite(folder, change):
+    """Every row of the metrics changed."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(change(row)) + "\n" for row in rows))
+
+
+def test_a_run_without_recorded_rates_shows_none(tmp_path):
+    assert "Learning rate" not in text_of(page_of(write_story(tmp_path)))
+
+
+def test_submodels_that_would_flatten_the_full_model_have_a_panel_of_their_own(tmp_path):
+    folder = write_story(tmp_path, depth=8, depths=(2, 8), rounds=8)
+    stages = json.loads((folder / "summary.json").read_text())["stages"]
+    stages[0] |= {"loss_start": 40.0, "loss_end": 38.0, "loss_full_after_transfer": 2.4}
+    stages[1] |= {"loss_start": 2.4, "loss_end": 2.2, "loss_full_after_transfer": 2.2}
+    edit(folder, "summary.json", stages=stages, base_loss=2.6, final_loss=2.2)
+
+    def as_far_apart(row):
+        loss = 39.0 if row["stage"] == 0 else 2.3
+        return {name: loss if name in ("loss", "held_out_loss") else value for name, value in row.items()}
+
+    rewrite(folder, as_far_apart)
+    html = page_of(folder)
+    check_page(html)
+    words = text_of(html)
+    assert "Loss of the full model full model, held-out" in words
+    assert "Loss of what each stage trains stage's submodel, held-out training, mean over clients" in words
+    # A factor of more than five: the submodels' panel is logarithmic, the full model's is not.
+    labels = {}
+    for svg in tree_of(html).iter("svg"):
+        labels.setdefault(svg.get("aria-label"), [text.text for text in svg.iter("text")])
+    assert "loss, logarithmic" in labels["Loss of what each stage trains against rounds"]
+    assert "loss" in labels["Loss of the full model against rounds"]
+    full = [float(text) for text in labels["Loss of the full model against rounds"] if re.fullmatch(r"\d\.\d+", text)]
+    assert max(full) < 3
+
+
+def test_losses_alike_share_a_panel_and_what_is_the_same_looks_the_same(tmp_path):
+    folder = write_story(tmp_path, depth=8, depths=(2, 8), rounds=8)
+    together = page_of(folder)
+    assert "Loss of the full model" not in text_of(together)
+    rewrite(folder, lambda row: {**row, "loss": 90.0})
+    apart = page_of(folder)
+
+    def colour(html, title):
+        picture = next(svg for svg in tree_of(html).iter("svg") if svg.get("aria-label") == title)
+        return {element.get(name) for element in picture.iter() for name in ("fill", "stroke")} & set(COLOURS)
+
+    shared, own = colour(together, "Loss against rounds"), colour(apart, "Loss of what each stage trains against rounds")
+    assert len(shared) == 3
+    assert own == shared - colour(apart, "Loss of the full model against rounds")
+    assert len(own) == 2
+
+
+@pytest.mark.parametrize("growth", ["progfed", "skip-grow"])
+def test_layers_that_are_picked_are_not_said_to_be_grouped(tmp_path, growth):
+    folder = write_story(tmp_path, depth=30, depths=(15, 30), rounds=8, growth=growth)
+    stages = json.loads((folder / "summary.json").read_text())["stages"]
+    picked = {"assign": [*range(15), *[-1] * 15], "group_sizes": [1] * 15, "anchor_coefficients": [1.0] * 15}
+    stages[0] |= {**picked, "similarity": None, "spectrum": None}
+    extra = {"block_influence": [0.1] * 30} if growth == "skip-grow" else {}
+    edit(folder, "summary.json", stages=stages, bytes_stage=64, **extra)
+    html = page_of(folder)
+    check_page(html)
+    words = text_of(html)
+    for wrong in ("fused", "eigen", "grouped", "anchor", "Eq. 3"):
+        assert wrong not in words[: words.index("Configuration and reproduction")], wrong
+    assert "which layers a stage has: 64 B" in words
+    assert "15 layers, 15 absent" in words
+    assert ("Block influence of the layers" in html) == (growth == "skip-grow")
+    assert {"progfed": "takes the first layers", "skip-grow": "the largest block influence"}[growth] in words
+
+
+def test_an_anchor_of_weight_zero_is_left_out_and_not_subtracted(tmp_path):
+    folder = write_story(tmp_path, depth=16, depths=(1, 16), rounds=4)
+    stages = json.loads((folder / "summary.json").read_text())["stages"]
+    for weight in (0.0, -0.0, -1e-9, 1e-9):
+        stages[0]["anchor_coefficients"] = [weight]
+        edit(folder, "summary.json", stages=stages)
+        words = text_of(page_of(folder))
+        assert "subtracted" not in words
+        assert "negative" not in words
+        assert f"{MINUS}0.00" not in words
+        assert "enters with a weight of 0: the fused layer is made of the others alone" in words
+
+
+def test_a_table_of_costs_scrolls_where_there_is_no_room(tmp_path):
+    for number, depths in enumerate(((8,), (1, 2, 4, 8))):
+        tree = check_page(page_of(write_story(tmp_path / str(number), depth=8, depths=depths, rounds=8)))
+        boxes = [box for box in tree.iter("div") if "scroll" in (box.get("class") or "").split()]
+        assert "Costs by stage" in [caption.text for box in boxes for caption in box.iter("caption")]
+
+
 def test_a_stage_that_has_only_begun_is_told(tmp_path):
     folder = write_story(tmp_path, depth=8, depths=(2, 8), rounds=3, planned=6)
     begun = stage_record(8, 8, np.random.default_rng(0), finished=False)
@@ -354,7 +478,8 @@ def test_the_command_and_what_differs_come_first(tmp_path):
         table.find("caption").text: table for table in reversed(list(tree.find(".//section[@id='settings']").iter("table")))
     }
     first = [row.find("th").text for row in tables["What is computed"].findall("tbody/tr")]
-    assert first == ["rank", "rounds"]
+    # alpha follows the rank, so that it is another one, too.
+    assert first == ["rank", "alpha", "rounds"]
     spaced = write_story(tmp_path / "a  b")
     [command] = check_page(page_of(spaced)).findall(".//pre/code")
     assert command.text == f"devft run --rounds 12 --out '{spaced}'"

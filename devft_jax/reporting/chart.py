@@ -364,7 +364,7 @@ def line_chart(title: str, x_label: str, y_label: str, lines: Sequence[Line], *,
 
 
 def legend(lines: Sequence[Line], names: Sequence[str] | None = None) -> list[tuple[Picture, str]]:
-    """The look and name of each of these lines; `names` are those of other charts' lines, too, with which they share looks."""
+    """The look and name of each of these lines; `names` are those of other charts' lines, too, so that looks agree."""
     marked = {name: next(line.markers for line in lines if line.name == name) for name in (line.name for line in lines)}
     joined = {line.name for line in lines if line.joined}
     entries = []

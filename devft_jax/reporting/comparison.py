@@ -345,7 +345,8 @@ def learned_table(comparison: Comparison, budget: Budget) -> Table:
     header = ["", "rounds", "rank", "rate", "seeds"]
     for measure in measures:
         # By its name, since the two may stand in different parts of a wide table.
-        header += [measure.title, *(() if measure.optional else (f"difference in {measure.title.removeprefix('held-out ')}",))]
+        difference_in = f"difference in {measure.title.removeprefix('held-out ')}"
+        header += [measure.title, *(() if measure.optional else (difference_in,))]
     rows = [_base_row(budget, measures)] if any(arm.finished for arm in budget.arms) else []
     for arm in budget.arms:
         row = [arm.name, str(arm.rounds), str(arm.config["rank"]), _rate(arm), _counted(arm)]

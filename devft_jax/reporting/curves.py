@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from devft_jax.reporting import page
 from devft_jax.reporting.chart import Band, Frame, Line, Mark, legend, plot_lines, spread_out
 from devft_jax.reporting.page import Cell
-from devft_jax.reporting.story import Axis, Evaluated, Stage, Story
+from devft_jax.reporting.story import Axis, Evaluated, Story
 
 FULL, SUBMODEL, TRAINING = "full model, held-out", "stage's submodel, held-out", "training, mean over clients"
 # What is the same looks the same in every chart, whatever else is drawn there.
@@ -312,7 +312,7 @@ def stage_changes(story: Story) -> str:
         "steps train nothing: where they rise, the change of depth costs held-out loss; where they fall, the model of the "
         "other depth is better at once."
     )
-    data = page.folded("Data: stage changes", _change_table(story.stages))
+    data = page.folded("Data: stage changes", _change_table(story))
     return page.section(
         "changes",
         "Across the stage changes",
@@ -326,8 +326,15 @@ _FULL, _SUBMODEL, _CARRIED = "full model", "submodel, trained from start to end"
 _NAMES = (_FULL, _SUBMODEL, _CARRIED)
 
 
-def _change_table(stages: Sequence[Stage]) -> str:
+def _change_table(story: Story) -> str:
     header = ["stage", "layers", "rounds", "start", "end", "full model after transfer", "exact match after transfer"]
+    caption = "Held-out loss"
+    if story.is_fused:
+        header.append("transition gap")
+        caption += (
+            ". The transition gap is the quantity that the paper's Lemma 1 bounds: how far, over all weights, the submodel "
+            "lies from its groups' anchors; 0 where nothing is fused"
+        )
     rows = [
         [
             stage.number,
@@ -337,12 +344,8 @@ def _change_table(stages: Sequence[Stage]) -> str:
             stage.record.get("loss_end"),
             stage.record.get("loss_full_after_transfer"),
             stage.record.get("accuracy_full_after_transfer"),
-            stage.record["transition_gap"],
+            *((stage.record["transition_gap"],) if story.is_fused else ()),
         ]
-        for stage in stages
+        for stage in story.stages
     ]
-    caption = (
-        "Held-out loss. The transition gap is the quantity that the paper's Lemma 1 bounds: how far, over all weights, the "
-        "submodel lies from its groups' anchors; 0 where nothing is fused"
-    )
-    return page.table(caption, [*header, "transition gap"], rows)
+    return page.table(caption, header, rows)

@@ -117,6 +117,14 @@ def test_a_line_keeps_its_look_where_others_are_left_out():
     assert alone.get("stroke") == second.get("stroke")
 
 
+def test_a_legend_shows_the_looks_that_lines_have_among_all_names():
+    lines = [Line("b", [(0, 1), (1, 2)], markers=False), Line("c", [(0, 1)], joined=False)]
+    whole = legend([Line(name, [(0, 0)]) for name in "abc"])
+    some = legend(lines, ["a", "b", "c"])
+    assert [name for _, name in some] == ["b", "c"]
+    assert [picture.body for picture, _ in some] == [whole[1][0].body[:1], whole[2][0].body[1:]]
+
+
 def test_intervals_stand_around_their_points_inside_the_picture():
     picture = plot_lines("t", "x", "y", [Line("a", [(0, 1), (1, 2)], intervals=[None, (1.5, 2.5)])])
     [whisker] = [path for path in ElementTree.fromstring(picture.document()).findall(".//{*}path") if path.get("stroke")]

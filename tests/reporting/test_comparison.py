@@ -368,6 +368,12 @@ def test_no_name_is_markup_in_markdown():
     assert page.replace("\n", "").isprintable()
 
 
+def test_a_difference_says_of_what_wherever_a_table_is_cut():
+    made = comparison(arm("a", [2.0, 3.0]), arm("b", [2.5, 3.7]))
+    header = learned_table(made, made.budgets[0]).header
+    assert [name for name in header if "difference" in name] == ["difference in loss", "difference in exact match"]
+
+
 def test_wide_tables_of_the_page_go_on_in_further_tables():
     made = comparison(*(arm(f"arm {index}", [2.0 + index, 3.1]) for index in range(3)), target=2.5)
     widths = [len(row) for row in column_parts([["name", *["x" * 30] * 6]], 118)]

@@ -32,5 +32,19 @@ def test_every_layer_stands_once_in_every_row_and_boxes_hold_their_groups(depth,
         np.testing.assert_allclose(sizes, [len(group) * width for group in stage.groups if group], atol=0.11)
 
 
+@given(st.integers(1, 128), st.integers(0, 99))
+def test_how_many_layers_a_stage_has_and_lacks_stands_inside_the_picture(depth, seed):
+    here = np.random.default_rng(seed).random(depth) < 0.5
+    assign = np.where(here, np.cumsum(here) - 1, -1).tolist()
+    record = {"layers": sum(here), "assign": assign, "group_sizes": [1] * sum(here), "anchor_coefficients": None}
+    tree = ElementTree.fromstring(layer_strip("a", [Stage(1, record, [], 0)]).inline())
+    [name] = [text for text in tree.iter("text") if text.text.startswith(f"{sum(here)} layers")]
+    absent = depth - sum(here)
+    assert name.text == f"{sum(here)} layers" + (f", {absent} absent" if absent else "")
+    # Its end is anchored; a letter of a note takes at most seven units.
+    assert name.get("text-anchor") == "end"
+    assert float(name.get("x")) - 7 * len(name.text) >= 0
+
+
 def test_groups_are_named_as_runs():
     assert group_name([0, 1, 2, 5, 7, 8]) == "0\u20132, 5, 7\u20138"
