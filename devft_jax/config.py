@@ -366,11 +366,6 @@ def validate(config: RunConfig) -> None:
     validate_algorithm(config)
     validate_learning_rate(config)
     validate_optimizer(config)
-    if config.optimizer == "adamw" and max(config.learning_rate) >= 1:
-        raise InputError(
-            f"learning_rate {max(config.learning_rate)} moves every weight by about as much in one step of adamw, which no "
-            "model survives; use less than 1, such as 1e-4."
-        )
     validate_execution(config)
     validate_energy(config)
     _validate_growth(config)
