@@ -24,8 +24,8 @@ def drawn(kind: str, size: int, count: int = 4) -> np.ndarray:
         matrices = (left * (np.arange(size) < (size + 1) // 2)) @ right
     elif kind == "symmetric":
         matrices = matrices + np.swapaxes(matrices, 1, 2)
-    elif kind in ("small", "large"):
-        matrices *= 1e-25 if kind == "small" else 1e25
+    elif kind in ("small", "large", "largest"):
+        matrices *= {"small": 1e-25, "large": 1e25, "largest": 3e38 / np.abs(matrices).max()}[kind]
     return matrices.astype(np.float32)
 
 
@@ -44,7 +44,9 @@ def closeness(found: np.ndarray, matrix: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("kind", ["any", "orthogonal", "ill-conditioned", "singular", "symmetric", "small", "large"])
+@pytest.mark.parametrize(
+    "kind", ["any", "orthogonal", "ill-conditioned", "singular", "symmetric", "small", "large", "largest"]
+)
 def test_they_are_as_near_as_numpys(kind, size):
     for matrix, rotation, orthogonal in zip(
         drawn(kind, size),
