@@ -138,7 +138,6 @@ def configure_jax() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     # A command computes the same whatever the environment asks of JAX in general.
     jax.config.update("jax_enable_x64", False)
-    jax.config.update("jax_numpy_rank_promotion", "allow")
     jax.config.update("jax_numpy_dtype_promotion", "standard")
     jax.config.update("jax_disable_jit", False)
     platforms = os.environ.get("JAX_PLATFORMS", "")

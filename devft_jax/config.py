@@ -5,6 +5,7 @@ the command line and `growth: devft` in a YAML file say the same. Everything is 
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -19,7 +20,9 @@ from devft_jax.accounting.energy import EnergyOptions, validate_energy
 from devft_jax.data import METHODS, TEMPLATES, DataOptions, validate_data
 from devft_jax.data.sources import named_from_anywhere as data_from_anywhere
 from devft_jax.developmental import GROWTHS, validate_capacities
+from devft_jax.developmental.fusion import METHODS as FUSIONS
 from devft_jax.developmental.fusion import check_fusion
+from devft_jax.developmental.grouping import METHODS as GROUPINGS
 from devft_jax.developmental.grouping import check_grouping
 from devft_jax.developmental.layer_map import MODES
 from devft_jax.developmental.options import CAPACITY_SCHEDULES, PROGFED_SCHEDULES, STAGE_ENDS, GrowthOptions
@@ -29,6 +32,7 @@ from devft_jax.federated.algorithms import ALGORITHMS
 from devft_jax.federated.algorithms.options import AlgorithmOptions, MethodConfig, validate_algorithm
 from devft_jax.federated.local import OPTIMIZERS, OptimizerOptions, validate_optimizer
 from devft_jax.federated.options import (
+    LENGTHENED_RATES,
     SCHEDULES,
     FederatedOptions,
     LearningRateOptions,
@@ -42,7 +46,7 @@ from devft_jax.models.quantization import BITS, QuantizationOptions, validate_qu
 from devft_jax.options import check_paths, closest, execution, identity_fields, known_name, path, unknown_name
 from devft_jax.programs import ExecutionOptions, validate_execution
 from devft_jax.storage.ownership import RUN_OPTIONS
-from devft_jax.values import MOST_ITEMS, convert, readable
+from devft_jax.values import MOST_ITEMS, choices_of, convert, readable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +84,11 @@ class RunConfig(
         made = super().__new__(cls)
         object.__setattr__(made, "_given", frozenset(options))
         return made
+
+    def __post_init__(self) -> None:
+        """Names are written as the package writes them."""
+        for name in field_types():
+            object.__setattr__(self, name, _in_known_case(name, getattr(self, name)))
 
     @property
     def given(self) -> frozenset[str]:
@@ -188,6 +197,13 @@ NAMES: dict[str, tuple[str, ...]] = {
     "optimizer": tuple(OPTIMIZERS),
     "schedule": tuple(SCHEDULES),
     "quantization": ("none", *BITS),
+    "grouping": tuple(GROUPINGS),
+    "fusion": tuple(FUSIONS),
+    "transfer": MODES,
+    "capacity_schedule": CAPACITY_SCHEDULES,
+    "stage_end": STAGE_ENDS,
+    "progfed_schedule": PROGFED_SCHEDULES,
+    "lengthened_rate": LENGTHENED_RATES,
 }
 """Options whose values are names of the package's own, which may be written in any case."""
 
@@ -232,6 +248,7 @@ def preset(name: str) -> RunConfig:
     return RunConfig(**PRESETS[known_name("preset", name, PRESETS)])
 
 
+@functools.cache
 def field_types() -> dict[str, Any]:
     """The annotation of every field of `RunConfig`."""
     return typing.get_type_hints(RunConfig)
@@ -255,8 +272,15 @@ def _matches(value: Any, annotation: Any) -> bool:
 def option_value(name: str, value: Any, *, exact: bool = False) -> Any:
     """The value of one option from its plain value or text; see `devft_jax.values.convert`."""
     found = convert(name, value, field_types()[name], exact=exact)
-    by_case = {each.lower(): each for each in NAMES.get(name, ())}
-    return by_case.get(found.lower(), found) if isinstance(found, str) else found
+    return _in_known_case(name, found)
+
+
+def _in_known_case(name: str, value: Any) -> Any:
+    """An option's value, a name of the package's own in the case in which it is known."""
+    if not isinstance(value, str):
+        return value
+    by_case = {each.lower(): each for each in (*NAMES.get(name, ()), *choices_of(field_types()[name]))}
+    return by_case.get(value.lower(), value)
 
 
 def config_from_mapping(values: Mapping[str, Any], start: RunConfig | None = None, *, exact: bool = False) -> RunConfig:

@@ -6,6 +6,7 @@ tokenised as in training, by the tokenizer's chat template too.
 
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -31,6 +32,7 @@ from devft_jax.models.generation import (
     Completion,
     GenerationOptions,
     Listener,
+    check_prompts,
     end_token_ids,
     generate,
     validate_generation,
@@ -41,6 +43,9 @@ from devft_jax.models.pretrained import Model, load_pretrained
 from devft_jax.options import operand, path, verbatim
 from devft_jax.programs import ExecutionOptions, resolve_compute, validate_execution
 from devft_jax.screen import complain, show
+
+BEGINNING = b'{"instruction": '
+"""Of every line that `to_row` makes."""
 
 INTERACTIVE_LOOK = 4
 """Tokens decoded before an interactive answer shows more."""
@@ -79,7 +84,7 @@ class PromptOptions:
     dtype: Literal["auto", "float32", "bfloat16"] | None = None
     """Precision of activations and frozen weights; by default as in the run, auto (float32 on CPU) for other models."""
     out: str | None = path(None)
-    """File that gets a JSON object for every prompt besides; an older one is replaced."""
+    """File that gets a JSON object for every prompt besides; absent, empty, or earlier answers, which are replaced."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +115,10 @@ class Respondent:
     def tokens(self, record: Record) -> list[int]:
         """The prompt's token ids, as in training."""
         return prompt_tokens(record, self.model.tokenizer, self.template)
+
+    def check(self, records: Sequence[Record], options: GenerationOptions) -> None:
+        """Raise `InputError` unless every record can be answered."""
+        check_prompts(self.model.config, [self.tokens(record) for record in records], range(len(records)), options)
 
     def answer(
         self,
@@ -298,6 +307,8 @@ def command(arguments: Sequence[str], prepare: Callable[[], None]) -> int:
         raise InputError(f"file {asked.file} does not exist; name a file of prompts.")
     if asked.out and asked.file and Path(asked.out).expanduser().resolve() == Path(asked.file).expanduser().resolve():
         raise InputError(f"out {asked.out} is the file of prompts and would replace it; name another.")
+    if asked.out:
+        _check_out(checked_path(asked.out, "out"))
     prepare()
     respondent = open_respondent(source, asked)
     voices = {"base": respondent.bare, "adapter": respondent} if asked.compare else {"answer": respondent}
@@ -311,6 +322,7 @@ def command(arguments: Sequence[str], prepare: Callable[[], None]) -> int:
         return 0
     else:
         records = read_standard_input(sys.stdin)
+    respondent.check(records, options)
     with _writing(asked.out) as written:
         answer_all(voices, records, options, written, kept=asked.out is not None)
     return 0
@@ -330,17 +342,40 @@ def parse(arguments: Sequence[str]) -> tuple[str, PromptOptions, GenerationOptio
 Writer = Callable[[dict[str, Any]], None]
 
 
+def _check_out(path: Path) -> None:
+    """Raise `InputError` where the file of answers would take the place of something else, such as a run's own file."""
+    if path.is_dir():
+        raise InputError(f"out {printable(str(path))} is a folder; name a file in it.")
+    if not path.is_file():
+        return
+    try:
+        with path.open("rb") as file:
+            # An answer's line begins with its prompt, however long it is.
+            begin = file.read(len(BEGINNING))
+    except OSError as error:
+        raise InputError(
+            f"out {printable(str(path))} cannot be read ({one_line(error)}) to see what it holds; name another file."
+        ) from error
+    if begin not in (b"", BEGINNING):
+        raise InputError(
+            f"out {printable(str(path))} holds something else than answers of `devft generate`, which it would replace; "
+            "name another file."
+        )
+
+
 @contextmanager
 def _writing(path: str | None) -> Iterator[Writer]:
     """A function that adds a line to the file; one that does nothing where there is no file.
 
-    An older file is replaced with the first line: what ends without an answer leaves it.
+    An older file is replaced with the first line: what ends without an answer leaves it, and leaves no empty one behind.
     """
     if path is None:
         yield lambda row: None
         return
+    place = checked_path(path, "out")
+    made = not os.path.lexists(place)
     try:
-        file: TextIO = checked_path(path, "out").open("a", encoding="utf-8")
+        file: TextIO = place.open("a", encoding="utf-8")
     except OSError as error:
         raise InputError(
             f"out {path} cannot be written ({one_line(error)}); name a file in a folder you may write."
@@ -367,6 +402,8 @@ def _writing(path: str | None) -> Iterator[Writer]:
         # What could not be written fails here once more.
         with suppress(OSError):
             file.close()
+        if made and not written:
+            place.unlink(missing_ok=True)
 
 
 def answer_all(

@@ -147,8 +147,8 @@ def resolve_clients_per_step(options: ExecutionOptions, devices: Sequence[jax.De
 
 @contextlib.contextmanager
 def usual_arithmetic() -> Iterator[None]:
-    """JAX's own rules of types and shapes inside the block, whatever the environment asks for; the thread's own."""
-    with jax.enable_x64(False), jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+    """JAX's own rules of types inside the block, whatever the environment asks for; the thread's own."""
+    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
         yield
 
 

@@ -141,8 +141,13 @@ def _from_text(name: str, text: str, annotation: Any) -> Any:
             if float(plain).is_integer():
                 return int(float(plain))
     if float in kinds:
+        number = None
         with suppress(ValueError):
-            return float(plain.lstrip(".") if plain.lstrip("+-") in (".inf", ".nan") else plain)
+            number = float(plain.lstrip(".") if plain.lstrip("+-") in (".inf", ".nan") else plain)
+        if number == 0 and any(digit in "123456789" for digit in plain.partition("e")[0]):
+            raise InputError(f"{name} {printable(text)} is too small to be told from 0; write 0, or 1e-300 or more.")
+        if number is not None:
+            return number
     if str in kinds:
         return text
     if is_mapping(annotation) and plain.startswith("{"):

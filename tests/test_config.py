@@ -210,3 +210,19 @@ def test_a_flag_is_not_taken_for_a_value():
 def test_missing_file_is_named(tmp_path):
     with pytest.raises(InputError, match="cannot be read"):
         read_config(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(
+    ("name", "written", "known"),
+    [
+        ("algorithm", "FedIT", "fedit"),
+        ("transfer", "DELTA", "delta"),
+        ("fusion", "Mean", "mean"),
+        ("grouping", "Even_Blocks", "even_blocks"),
+        ("schedule", "Cosine", "cosine"),
+    ],
+)
+def test_names_are_known_in_any_case_wherever_they_are_written(name, written, known):
+    assert getattr(RunConfig(**{name: written}), name) == known
+    assert getattr(dataclasses.replace(RunConfig(), **{name: written}), name) == known
+    assert getattr(config_from_mapping({name: written}), name) == known

@@ -59,6 +59,37 @@ def rows(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+EARLIER = '{"instruction": "an earlier question", "input": "", "prompt": "", "completion": "precious"}\n'
+
+
+@pytest.mark.parametrize("content", ["precious\n", '{"model": "x"}', "\n", "\0\1"])
+def test_a_file_that_holds_no_answers_is_not_replaced(folders, tmp_path, capsys, content):
+    """Such as a run's own config.json."""
+    out = tmp_path / "config.json"
+    out.write_text(content)
+    assert run_command(["generate", folders["run"], "--prompt", "a", "--out", str(out)]) == 2
+    assert f"out {out} holds something else than answers of `devft generate`" in capsys.readouterr().err
+    assert out.read_text() == content
+
+
+def test_a_question_that_cannot_be_answered_leaves_the_answers_file_as_it_was(folders, tmp_path, capsys):
+    """Every prompt is looked at before the first is answered: an older file stays, a new one is not begun."""
+    prompts, out = tmp_path / "prompts.txt", tmp_path / "answers.jsonl"
+    prompts.write_text("a\n" * 20 + "a " * 80)
+    words = ["generate", folders["run"], "--file", str(prompts), "--out", str(out)]
+    assert run_command(words) == 2
+    assert "prompt 21 has" in capsys.readouterr().err
+    assert not out.exists()
+    out.write_text(EARLIER)
+    assert run_command(words) == 2
+    assert out.read_text() == EARLIER
+
+
+def test_answers_of_a_short_model_need_no_option(folders, capsys):
+    assert run_command(["generate", folders["run"], "--prompt", "a b c"]) == 0
+    assert capsys.readouterr().out.strip()
+
+
 def test_one_prompt_gives_the_answer_alone(capsys, folders):
     code, text = ask(capsys, folders["run"], "--prompt", "a b c")
     assert code == 0
@@ -350,9 +381,9 @@ def test_what_is_stopped_keeps_the_answers_that_it_had(folders, tmp_path, monkey
 
 def test_older_answers_stay_until_there_are_new_ones(capsys, folders, tmp_path):
     out = tmp_path / "answers.jsonl"
-    out.write_text("precious\n")
-    assert run_command(["generate", folders["run"], "--prompt", "a " * 60, "--out", str(out)]) == 2
-    assert out.read_text() == "precious\n"
+    out.write_text(EARLIER)
+    assert run_command(["generate", folders["run"], "--prompt", "a " * 80, "--out", str(out)]) == 2
+    assert out.read_text() == EARLIER
     assert ask(capsys, folders["run"], "--prompt", "a", "--out", str(out))[0] == 0
     assert len(rows(out)) == 1
 

@@ -9,7 +9,7 @@ from devft_jax.arms import parse_arm
 from devft_jax.cli import parse_run
 from devft_jax.config import RunConfig, config_from_mapping, read_config
 from devft_jax.errors import InputError
-from devft_jax.values import as_words, from_words
+from devft_jax.values import as_words, convert, from_words
 
 
 @pytest.mark.parametrize(
@@ -152,3 +152,10 @@ def test_words_come_back_for_every_kind():
     cases = [(("a", "b,c"), tuple[str, ...]), (None, int | None), (1e-7, float), ((), tuple[int, ...] | None)]
     for value, kind in cases:
         assert from_words("x", as_words(value, kind), kind) == value
+
+
+@pytest.mark.parametrize("text", ["1e-400", "0.5e-999", "-3E-400"])
+def test_a_number_too_small_to_be_one_is_not_taken_for_zero(text):
+    with pytest.raises(InputError, match=f"x {text} is too small to be told from 0"):
+        convert("x", text, float)
+    assert convert("x", "0.0e5", float) == 0

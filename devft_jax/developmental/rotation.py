@@ -130,7 +130,7 @@ def _pair_rotations(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def _rotate_columns(matrix: jax.Array, rotation: jax.Array) -> jax.Array:
     """Neighbouring columns (x, y) become (c x + s y, c y - s x)."""
-    cosine, sine = rotation
+    cosine, sine = rotation[:, None]
     x, y = matrix[:, 0::2], matrix[:, 1::2]
     return jnp.stack([cosine * x + sine * y, cosine * y - sine * x], axis=-1).reshape(matrix.shape)
 

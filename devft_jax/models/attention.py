@@ -143,7 +143,7 @@ def _blocks(length: int, window: int | None) -> Iterator[tuple[slice, slice, jax
     for first in range(0, length, size):
         last = min(first + size, length)
         begin = 0 if window is None else max(0, first - window + 1)
-        query, key = jnp.arange(first, last, dtype=jnp.int32)[:, None], jnp.arange(begin, last, dtype=jnp.int32)
+        query, key = jnp.arange(first, last, dtype=jnp.int32)[:, None], jnp.arange(begin, last, dtype=jnp.int32)[None]
         seen = key <= query
         yield slice(first, last), slice(begin, last), seen if window is None else seen & (key > query - window)
 
@@ -183,7 +183,7 @@ def _forward(window: int | None, queries: jax.Array, keys: jax.Array, values: ja
     mixed, normalisers = [], []
     for block, past, seen in _blocks(length, window):
         scores = _product("nqe,nke->nqk", _rows(q, block), k[:, past]) * size**-0.5
-        scores = jnp.where(jnp.tile(seen, (group, 1)), scores, UNSEEN)
+        scores = jnp.where(jnp.tile(seen, (group, 1))[None], scores, UNSEEN)
         top = jnp.max(scores, axis=-1, keepdims=True)
         weights = jnp.exp(scores - top)
         total = jnp.sum(weights, axis=-1, keepdims=True)
@@ -209,7 +209,7 @@ def _backward(window: int | None, kept: Any, gradient: jax.Array) -> tuple[jax.A
     for block, past, seen in _blocks(length, window):
         rows, up = _rows(q, block), _rows(d, block)
         scores = _product("nqe,nke->nqk", rows, k[:, past]) * size**-0.5
-        visible = jnp.tile(seen, (group, 1))
+        visible = jnp.tile(seen, (group, 1))[None]
         weights = jnp.where(visible, jnp.exp(scores - _rows(normaliser, block)[..., None]), 0.0)
         dv = dv.at[:, :, past].add(_product("neq,nqk->nek", jnp.swapaxes(up, 1, 2), weights.astype(up.dtype)))
         towards = _product("nqe,nke->nqk", up, v[:, past])

@@ -47,6 +47,7 @@ from devft_jax.models.pretrained import GENERATION_CONFIG_FILE, eos_ids_of
 from devft_jax.options import execution, verbatim
 
 SMALLEST_BUCKET = 32
+USUAL_NEW_TOKENS = 128
 FLOAT32 = np.finfo(np.float32)
 
 Method = Literal["greedy", "all", "nucleus"]
@@ -57,8 +58,8 @@ Method = Literal["greedy", "all", "nucleus"]
 class GenerationOptions:
     """How answers are drawn and where they end."""
 
-    max_new_tokens: int = 128
-    """Most tokens of an answer."""
+    max_new_tokens: int | Literal["auto"] = "auto"
+    """Most tokens of an answer; auto is 128, or fewer where a short model has no room for them behind the prompt."""
     temperature: float = 0.0
     """Divides the logits before a token is drawn; 0 takes the most likely token."""
     top_p: float = 1.0
@@ -92,7 +93,7 @@ def validate_generation(options: GenerationOptions) -> None:
     """Raise `InputError` unless answers can be drawn so."""
     for name in ("max_new_tokens", "generation_batch", "tokens_per_look"):
         value = getattr(options, name)
-        if value < 1:
+        if value != "auto" and value < 1:
             raise InputError(f"{name} {value} is not positive; use 1 or more.")
     if not 0 <= options.temperature < math.inf:
         raise InputError(f"temperature {options.temperature} is not a number from 0; use 0 for greedy, 0.7 to vary.")
@@ -179,7 +180,7 @@ def decode_step(
 def cached_attention(config: ModelConfig, positions: jax.Array, slots: int) -> Attention:
     """Attention of one token a row, at `positions` i32[B], to its cache and itself; hands its key and value on."""
     window = config.sliding_window
-    slot = jnp.arange(slots, dtype=jnp.int32)
+    slot = jnp.arange(slots, dtype=jnp.int32)[None]
     visible = slot < positions[:, None]
     if window is not None:
         visible &= slot > positions[:, None] - window
@@ -353,11 +354,14 @@ def generate(
     if adapter is not None and adapter.hyper is not None:
         raise InputError("answers cannot be drawn with an adapter that a hypernetwork makes; give a low-rank one, or none.")
     row_ids = range(len(prompts)) if row_ids is None else row_ids
-    _check_prompts(config, prompts, row_ids, options)
+    check_prompts(config, prompts, row_ids, options)
     if tokenizer is None and options.stop:
         raise InputError(f"stop {options.stop[0]!r} needs a tokenizer to turn tokens into text; give one.")
     endings = _Endings.of(eos_ids, options, tokenizer)
-    answers = [_Answer(endings, None if listen is None else partial(listen, index)) for index in range(len(prompts))]
+    answers = [
+        _Answer(endings, _most_new(config, prompt, options), None if listen is None else partial(listen, index))
+        for index, prompt in enumerate(prompts)
+    ]
     for batch in _batches(prompts, options.generation_batch):
         rows = [row_ids[index] if index is not None else 0 for index in batch]
         tokens, lengths = _padded([prompts[index] if index is not None else (0,) for index in batch], config)
@@ -371,19 +375,33 @@ def generate(
     return [answer.completion() for answer in answers]
 
 
-def _check_prompts(
+def _most_new(config: ModelConfig, prompt: Sequence[int], options: GenerationOptions) -> int:
+    """Most tokens of the answer to a prompt, whatever it is batched with."""
+    if options.max_new_tokens == "auto":
+        return min(USUAL_NEW_TOKENS, config.max_length - len(prompt))
+    return options.max_new_tokens
+
+
+def check_prompts(
     config: ModelConfig, prompts: Sequence[Sequence[int]], row_ids: Sequence[int], options: GenerationOptions
 ) -> None:
-    room = config.max_length - options.max_new_tokens
+    """Raise `InputError` unless the model can read every prompt and has room for its answer; see `generate`."""
+    least = 1 if options.max_new_tokens == "auto" else options.max_new_tokens
+    room = config.max_length - least
     if room < 1:
         raise InputError(
-            f"max_new_tokens {options.max_new_tokens} leaves no room for a prompt in the model's {config.max_length} "
+            f"max_new_tokens {least} leaves no room for a prompt in the model's {config.max_length} "
             f"tokens; use {config.max_length - 1} or fewer."
         )
     for row_id, prompt in zip(row_ids, prompts, strict=True):
         number = row_id + 1
         if not len(prompt):
             raise InputError(f"prompt {number} is empty and the tokenizer begins a text with no token; write a prompt.")
+        if len(prompt) > room and options.max_new_tokens == "auto":
+            raise InputError(
+                f"prompt {number} has {len(prompt)} tokens, which leaves no room for an answer in the model's "
+                f"{config.max_length}; shorten the prompt."
+            )
         if len(prompt) > room:
             raise InputError(
                 f"prompt {number} has {len(prompt)} tokens and max_new_tokens is {options.max_new_tokens}, which exceeds "
@@ -451,10 +469,11 @@ def _decoded(
         return np.array([answer is None or answer.reason is not None for answer in members])
 
     keys = sampling_keys(np.uint32(options.sampling_seed), np.array(rows, np.uint32))
-    slots = tokens.shape[1] + -(-options.max_new_tokens // SMALLEST_BUCKET) * SMALLEST_BUCKET
+    limit = max(answer.limit for answer in members if answer is not None)
+    slots = tokens.shape[1] + -(-limit // SMALLEST_BUCKET) * SMALLEST_BUCKET
     state = _begin(base, adapter, tokens, lengths, finished(), keys, slots=slots, **drawing)
     yield np.asarray(state.token)[None]
-    count, limit = 1, options.max_new_tokens
+    count = 1
     while not (done := finished()).all():
         state, drawn = _decode(
             base, adapter, state.replace(done=done), limit=np.int32(limit), chunk=options.tokens_per_look, **drawing
@@ -472,7 +491,6 @@ class _Endings:
     stop_ids: frozenset[int]
     """Of stop texts that are one special token, which decoding leaves out of the text."""
     stop: tuple[str, ...]
-    limit: int
     tokenizer: Any
 
     @classmethod
@@ -480,7 +498,7 @@ class _Endings:
         special = tokenizer.get_added_vocab() if options.stop else {}
         stop_ids = frozenset(special[text] for text in options.stop if text in special)
         stop = tuple(text for text in options.stop if text not in special)
-        return cls(frozenset(eos_ids), stop_ids, stop, options.max_new_tokens, tokenizer)
+        return cls(frozenset(eos_ids), stop_ids, stop, tokenizer)
 
     @property
     def ids(self) -> np.ndarray:
@@ -504,10 +522,11 @@ class _Endings:
 
 
 class _Answer:
-    """One answer as it grows."""
+    """One answer as it grows, to `limit` tokens at most."""
 
-    def __init__(self, endings: _Endings, listen: Callable[[str], None] | None):
+    def __init__(self, endings: _Endings, limit: int, listen: Callable[[str], None] | None):
         self.endings = endings
+        self.limit = limit
         self.tokens: list[int] = []
         self.reason: Literal["eos", "stop", "length"] | None = None
         self._listen = listen
@@ -522,7 +541,7 @@ class _Answer:
                 self.reason = "eos" if token in endings.eos else "stop"
                 break
             self.tokens.append(token)
-            if len(self.tokens) == endings.limit:
+            if len(self.tokens) == self.limit:
                 self.reason = "length"
                 break
         if endings.stop and endings.found(endings.text(self.tokens)) is not None:

@@ -102,7 +102,7 @@ def init_hypernetwork(
 def generator_of(adapter: HyperAdapter) -> Generator:
     """What all layers of a pass share, computed once for it."""
     network = adapter.network
-    rows = jnp.einsum("trc,cd->trd", network.left, network.right) + network.shift
+    rows = jnp.einsum("trc,cd->trd", network.left, network.right) + network.shift[None]
     norm = jnp.sqrt(jnp.sum(rows**2, axis=(1, 2), keepdims=True) + _TINY)
     token = adapter.histogram @ network.label_weight + network.label_bias + network.context_bias
     return Generator(rows / norm, token, network.context_weight, network.inner_bias, network.outer_bias, network.gate)
@@ -110,7 +110,7 @@ def generator_of(adapter: HyperAdapter) -> Generator:
 
 def prompt_shares(prompt_lengths: jax.Array, length: int) -> jax.Array:
     """Each token's share in the mean over its prompt, f32[B, T]: zero behind the first i32[B] tokens of a row."""
-    inside = jnp.arange(length, dtype=jnp.int32) < prompt_lengths[:, None]
+    inside = jnp.arange(length, dtype=jnp.int32)[None] < prompt_lengths[:, None]
     return inside / jnp.maximum(prompt_lengths, 1)[:, None].astype(jnp.float32)
 
 
@@ -123,11 +123,11 @@ def adapt(generator: Generator, shares: jax.Array, layer_token: jax.Array, x: ja
     """
     mean = jnp.einsum("bt,btd->bd", shares, x.astype(jnp.float32))
     context = mean * jax.lax.rsqrt(jnp.sum(mean**2, axis=-1, keepdims=True) + _TINY)
-    token = generator.token + layer_token + context @ generator.context_weight
+    token = (generator.token + layer_token)[None] + context @ generator.context_weight
     inwards, outwards = bottleneck_weights(generator, token)
-    low = jnp.einsum("btd,bdr->btr", x, inwards.astype(x.dtype)) + generator.inner_bias.astype(x.dtype)
+    low = jnp.einsum("btd,bdr->btr", x, inwards.astype(x.dtype)) + generator.inner_bias[None, None].astype(x.dtype)
     low = jax.nn.gelu(low, approximate=False)
-    added = jnp.einsum("btr,brd->btd", low, outwards.astype(x.dtype)) + generator.outer_bias.astype(x.dtype)
+    added = jnp.einsum("btr,brd->btd", low, outwards.astype(x.dtype)) + generator.outer_bias[None, None].astype(x.dtype)
     return x + (added if generator.gate is None else (generator.gate * added).astype(x.dtype))
 
 
@@ -141,7 +141,7 @@ def bottleneck_weights(generator: Generator, tokens: jax.Array) -> tuple[jax.Arr
 def generated_norms(adapter: HyperAdapter) -> jax.Array:
     """Size of every layer's adapter, f32[L]: the norm of the weights made without a context, times the gate."""
     generator = generator_of(adapter)
-    _, made = bottleneck_weights(generator, generator.token + adapter.network.layer_tokens)
+    _, made = bottleneck_weights(generator, generator.token[None] + adapter.network.layer_tokens)
     norms = jnp.sqrt(jnp.sum(made**2, axis=(1, 2)))
     return norms if generator.gate is None else jnp.abs(generator.gate) * norms
 

@@ -28,6 +28,7 @@ from jax.ad_checkpoint import checkpoint_name
 from devft_jax.models import attention
 from devft_jax.models.attention import Attention, Kernel, inner_products
 from devft_jax.models.hypernetwork import HyperAdapter, adapt, generator_of, prompt_shares
+from devft_jax.shapes import beside
 
 PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
 
@@ -210,13 +211,14 @@ def rotary_frequencies(config: ModelConfig) -> jax.Array:
 
 def rotary_table(config: ModelConfig, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Cosines and sines for `positions` i32[..., T], each f32[..., T, 1, E / 2]."""
-    angles = positions[..., None, None].astype(jnp.float32) * rotary_frequencies(config)
+    places = positions[..., None, None].astype(jnp.float32)
+    angles = places * beside(rotary_frequencies(config), places)
     return jnp.cos(angles), jnp.sin(angles)
 
 
 def rotate(x: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Array:
     """Rotary position embedding of `x [..., T, heads, E]`, halves paired as in Hugging Face checkpoints."""
-    cos, sin = (part.astype(x.dtype) for part in table)
+    cos, sin = (beside(part, x).astype(x.dtype) for part in table)
     first, second = jnp.split(x, 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
@@ -230,14 +232,14 @@ def rms_norm(x: jax.Array, weight: jax.Array, epsilon: float) -> jax.Array:
 def _rms_forward(x: jax.Array, weight: jax.Array, epsilon: float) -> tuple[jax.Array, Any]:
     wide = x.astype(jnp.float32)
     scale = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + epsilon)
-    return (wide * scale * weight.astype(jnp.float32)).astype(x.dtype), (x, weight, scale)
+    return (wide * scale * beside(weight, wide).astype(jnp.float32)).astype(x.dtype), (x, weight, scale)
 
 
 def _rms_backward(epsilon: float, kept: Any, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
     # With n the normalised x and g the gradient times the weight: scale * (g - n * mean(g * n)).
     x, weight, scale = kept
     normed = x.astype(jnp.float32) * scale
-    towards = gradient.astype(jnp.float32) * weight.astype(jnp.float32)
+    towards = gradient.astype(jnp.float32) * beside(weight, gradient).astype(jnp.float32)
     if jax.default_backend() == "cpu":
         # Used twice, and itself a sum over the projections that read the norm: the compiler would make that sum twice.
         towards = jax.lax.optimization_barrier(towards)
@@ -370,7 +372,7 @@ def decoder_layer(
     def project(name: str, inputs: jax.Array) -> jax.Array:
         outputs = frozen_product(inputs, getattr(block, name))
         if name in block.bias:
-            outputs = outputs + block.bias[name].astype(outputs.dtype)
+            outputs = outputs + beside(block.bias[name], outputs).astype(outputs.dtype)
         if name in delta:
             outputs = outputs + inputs @ delta[name].astype(inputs.dtype)
         if name not in lora:

@@ -129,7 +129,7 @@ def _score(
         picked = jnp.take_along_axis(logits, wanted[:, None], axis=-1)[:, 0]
         put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=number * rows, axis=0)
         if differentiate:
-            slope = shares / total[:, None] - (jnp.arange(logits.shape[-1], dtype=jnp.int32) == wanted[:, None])
+            slope = shares / total[:, None] - (jnp.arange(logits.shape[-1], dtype=jnp.int32)[None] == wanted[:, None])
             by_state = jnp.einsum(
                 "nv,dv->nd",
                 slope.astype(hidden.dtype),
@@ -162,7 +162,7 @@ def _backward(rows: int, axis: str | None, hits: bool, kept: Any, gradients: Tok
         tokens, states, logits = _block(rows, number, hidden, head, order.index)
         cut = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=number * rows, slice_size=rows)
         slope = jnp.exp(logits - cut(normalisers)[:, None])
-        slope = slope - (jnp.arange(logits.shape[-1], dtype=jnp.int32) == targets[tokens][:, None])
+        slope = slope - (jnp.arange(logits.shape[-1], dtype=jnp.int32)[None] == targets[tokens][:, None])
         slope = (cut(in_order)[:, None] * slope).astype(hidden.dtype)
         return total + jnp.einsum("nd,nv->dv", states, slope, preferred_element_type=jnp.float32)
 

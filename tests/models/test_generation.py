@@ -110,6 +110,17 @@ def test_greedy_answers_equal_the_naive_loop(base, adapter):
 SAMPLED = GenerationOptions(max_new_tokens=11, temperature=0.8, top_p=0.9, sampling_seed=5)
 
 
+def test_by_default_an_answer_has_the_room_that_a_short_model_leaves_it(base):
+    """Every prompt for itself, whatever it is answered with."""
+    short = dataclasses.replace(CONFIG, max_length=16)
+    answers = generate(short, base, None, PROMPTS, options=GenerationOptions())
+    assert [len(answer.tokens) for answer in answers] == [16 - len(prompt) for prompt in PROMPTS]
+    for prompt, answer in zip(PROMPTS, answers, strict=True):
+        assert generate(short, base, None, [prompt], options=GenerationOptions()) == [answer]
+    with pytest.raises(InputError, match="prompt 1 has 16 tokens, which leaves no room for an answer in the model's 16"):
+        generate(short, base, None, [[5] * 16], options=GenerationOptions())
+
+
 @pytest.mark.parametrize("options", [greedy(11), SAMPLED], ids=["greedy", "nucleus"])
 @pytest.mark.parametrize("change", [{"generation_batch": 1}, {"generation_batch": 2, "tokens_per_look": 3}], ids=str)
 def test_batches_and_chunks_change_no_answer(base, options, change):

@@ -79,7 +79,9 @@ def dofit(config: MethodConfig) -> Algorithm:
     def contribution(up: PyTree, share: Share) -> Sums:
         lora, domain = up
         weight = share.weight * jax.nn.one_hot(domain.value, config.domains)
-        return Sums(lora=jax.tree.map(lambda leaf: _per_domain(weight, leaf[None]) * leaf, as_float32(lora)), weight=weight)
+        return Sums(
+            lora=jax.tree.map(lambda leaf: _per_domain(weight, leaf[None]) * leaf[None], as_float32(lora)), weight=weight
+        )
 
     def finalize(server: Server, sums: Sums) -> tuple[Server, dict[str, jax.Array]]:
         def averaged(total: jax.Array, old: jax.Array) -> jax.Array:

@@ -75,7 +75,7 @@ def principal_factors(weights: Any, delta: jax.Array, rank: int, scale: float) -
         largest = jnp.take_along_axis(left, jnp.argmax(jnp.abs(left), axis=0)[None], axis=0)[0]
         sign = jnp.where(largest < 0, -1.0, 1.0)
         of_a, of_b = jnp.where(none, FIRST_NORM, root), jnp.where(none, 0.0, root)
-        return LoraFactors(a=left * (sign * of_a), b=(sign * of_b)[:, None] * right)
+        return LoraFactors(a=left * (sign * of_a)[None], b=(sign * of_b)[:, None] * right)
 
     return jax.lax.map(one, (weights, delta))
 

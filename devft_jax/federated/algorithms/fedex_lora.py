@@ -68,8 +68,8 @@ def covariance(factors: LoraFactors, shares: jax.Array) -> LoraFactors:
     The last client's own term is left out. It is zero because of b_K - b_K, or, if its slot is empty, because of w_K.
     """
     weights = shares[:, None, None, None]
-    a = weights * (factors.a - jnp.sum(weights * factors.a, axis=0))
-    return LoraFactors(*side_by_side(a[:-1], factors.b[:-1] - factors.b[-1]))
+    a = weights * (factors.a - jnp.sum(weights * factors.a, axis=0, keepdims=True))
+    return LoraFactors(*side_by_side(a[:-1], factors.b[:-1] - factors.b[-1:]))
 
 
 def fedex_lora(config: MethodConfig) -> Algorithm:

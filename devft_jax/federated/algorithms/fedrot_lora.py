@@ -56,7 +56,7 @@ def towards(factors: LoraFactors, reference: LoraFactors, age: jax.Array, share:
     of_b = jnp.einsum("gro,gso->grs", factors.b, reference.b, precision="highest")
     turn = nearest_rotation(jnp.where(age % 2 == 1, of_a, of_b))
     if share != 1:
-        turn = nearest_rotation((1 - share) * jnp.eye(turn.shape[-1], dtype=jnp.float32) + share * turn)
+        turn = nearest_rotation((1 - share) * jnp.eye(turn.shape[-1], dtype=jnp.float32)[None] + share * turn)
     return LoraFactors(
         a=jnp.einsum("gir,grs->gis", factors.a, turn, precision="highest"),
         b=jnp.einsum("grs,gro->gso", turn, factors.b, precision="highest"),

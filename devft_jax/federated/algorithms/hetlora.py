@@ -135,7 +135,7 @@ def hetlora(config: MethodConfig) -> Algorithm:
         zeros = jnp.where(held, absent, 0.0)
 
         def step_of(factors: LoraFactors, moved: LoraFactors) -> LoraFactors:
-            return LoraFactors(a=moved.a - zeros * factors.a, b=moved.b - zeros[:, None] * factors.b)
+            return LoraFactors(a=moved.a - zeros[None, None] * factors.a, b=moved.b - zeros[None, :, None] * factors.b)
 
         step = {name: step_of(factors, change[name]) for name, factors in server.lora.items()}
         lora = optax.tree.add(server.lora, step)
