@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from devft_jax.answer_ends import ends_of_adapter, ends_of_run
+from devft_jax.answer_ends import SPLIT_FILE, ends_of_adapter, ends_of_run
 from devft_jax.base_model import bundled_model, fuse_blocks
 from devft_jax.checkpoints import restore_bank, stage_shapes
 from devft_jax.config import RunConfig, stored_config, validate
@@ -251,7 +251,7 @@ def _export_run(job: _Job, source: Path, stage: int | None, client: str | None, 
     path = _resolved(model or config.model)
     ends = ends_of_run(source, lambda: load_tokenizer(model_folder(path)))
     finished = source / "adapter"
-    with RunFolder(source) as folder:
+    with RunFolder(source).reading() as folder:
         rounds = folder.last_rounds()
         if not rounds and stage is None and job.form in ("adapter", "merged") and (finished / ADAPTER_CONFIG_FILE).is_file():
             adapter = import_peft(finished, read_config(model_folder(path) / CONFIG_FILE))
@@ -321,7 +321,7 @@ def _client_position(source: Path, config: RunConfig, client: str | None) -> int
         return None
     if client is None and algorithm.has_global_model:
         return None
-    names = [item["name"] for item in read_json(source / "split.json")["clients"]]
+    names = _client_names(source)
     shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
     if client is None:
         raise InputError(
@@ -331,6 +331,16 @@ def _client_position(source: Path, config: RunConfig, client: str | None) -> int
     if client not in names:
         raise InputError(f"client '{client}' is not one of the run's: {shown}.")
     return names.index(client)
+
+
+def _client_names(source: Path) -> list[str]:
+    """The run's clients, in the order of their rows."""
+    clients = read_json(source / SPLIT_FILE).get("clients")
+    clients = clients if isinstance(clients, list) else []
+    names = [item["name"] for item in clients if isinstance(item, dict) and isinstance(item.get("name"), str)]
+    if not names or len(names) < len(clients):
+        raise InputError(f"{source / SPLIT_FILE} does not name the run's clients; restore it.")
+    return names
 
 
 def _not_in_place_of_a_damaged_one(folder: RunFolder, chosen: int) -> int:
@@ -370,7 +380,7 @@ def _read_checkpoint(
     record = folder.read_record(round_index)
     key = run_key(config.seed, Purpose.INITIALISATION)
     # Only what clients keep depends on how many there are.
-    clients = Clients(1 if algorithm.personal is None else len(read_json(folder.path / "split.json")["clients"]))
+    clients = Clients(1 if algorithm.personal is None else len(_client_names(folder.path)))
 
     def init_server(clients: Clients) -> Any:
         return algorithm.init_server(key, architecture, clients)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
-from devft_jax.answer_ends import ends_of_adapter, ends_of_run, ends_of_template
+from devft_jax.answer_ends import SPLIT_FILE, ends_of_adapter, ends_of_run, ends_of_template
 from devft_jax.base_model import bundled_model
 from devft_jax.config import RunConfig, stored_config, validate
 from devft_jax.data import Record
@@ -205,12 +205,23 @@ def _run_config(folder: Path, fields: Mapping[str, Any]) -> RunConfig:
             f"--adapter {folder / 'adapter'}."
         )
     validate(config)
+    if Path(config.model).is_absolute() and not Path(config.model).exists():
+        raise InputError(
+            f"the model {config.model} of the run in {folder} is not there any more; name where it is now instead of the "
+            f"run, and add --adapter {folder / 'adapter'}."
+        )
     return config
 
 
 def _template_of_run(folder: Path, run: RunConfig) -> str:
     """The template that a run trained with; what `auto` stood for depended on its data, and is kept with the split."""
-    return run.template if run.template != "auto" else read_json(folder / "split.json").get("template", "alpaca")
+    if run.template != "auto":
+        return run.template
+    template = read_json(folder / SPLIT_FILE).get("template", "alpaca")
+    if not isinstance(template, str):
+        raise InputError(f"template in {folder / SPLIT_FILE} is no name; restore it, or name one with template.")
+    find_template(template)
+    return template
 
 
 # ---- prompts ---------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ the last round; `report.html` shows it where the run ends or is stopped, and `de
 import contextlib
 import dataclasses
 import math
+import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,7 +37,7 @@ from devft_jax.federated.replay import StepReport, replay_client
 from devft_jax.federated.sampling import client_keys
 from devft_jax.models.llama import PROJECTIONS, Adapter
 from devft_jax.models.lora import as_low_rank
-from devft_jax.models.peft_format import export_peft, import_peft
+from devft_jax.models.peft_format import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, export_peft, import_peft
 from devft_jax.models.pretrained import Model
 from devft_jax.programs import usual_arithmetic
 from devft_jax.report import write_report
@@ -202,7 +203,8 @@ def _open_run(config: RunConfig, folder: RunFolder, objects: dict[str, str]) -> 
     mine |= {"objects": objects} if objects else {}
     stored = folder.read_json("config.json")
     if stored is not None:
-        theirs = {name: value for name, value in stored.items() if name in mine or name == "objects"}
+        seen_from_here = {**stored, **_anchored_paths(stored)}
+        theirs = {name: value for name, value in seen_from_here.items() if name in mine or name == "objects"}
         different = [name for name in {**theirs, **mine} if theirs.get(name) != mine.get(name)]
         if different:
             name = different[0]
@@ -211,6 +213,31 @@ def _open_run(config: RunConfig, folder: RunFolder, objects: dict[str, str]) -> 
                 f"{mine.get(name)!r}; name another folder, or give the same options to resume."
             )
     return folder.latest_round()
+
+
+def _anchored_paths(stored: dict[str, Any]) -> dict[str, Any]:
+    """The files and folders of a config.json that names them from where its run was started, as they are from here."""
+    paths: dict[str, Any] = {}
+    for name in ("model", "data", "test_data", "probe_data"):
+        value = stored.get(name)
+        value = tuple(value) if isinstance(value, list) and all(isinstance(item, str) for item in value) else value
+        if isinstance(value, str | tuple) and value:
+            paths[name] = value
+    plain = to_plain(anchored(dataclasses.replace(RunConfig(), **paths)))
+    return {name: plain[name] for name in paths}
+
+
+def _refuse_lost_checkpoints(folder: RunFolder) -> None:
+    """Raise `InputError` where a run without a checkpoint had one, so that beginning anew would lose what it learned."""
+    rounds = max((row["round"] for row in folder.read_metrics()), default=0)
+    every = (folder.read_json("config.json") or {}).get("checkpoint_every")
+    # As many a run may have trained that was stopped before its first checkpoint.
+    unsaved = every if type(every) is int else rounds
+    if rounds > unsaved or (folder.path / "summary.json").exists():
+        raise InputError(
+            f"the run in {folder.path} has trained {counted(rounds, 'round')}, but no checkpoint that it could go on from "
+            "is left; restore its checkpoints, or name another folder to begin anew."
+        )
 
 
 def _final_adapter(trainer: Trainer, state: State) -> Adapter | None:
@@ -292,6 +319,8 @@ def _trained(config: RunConfig, stop: StopRequest, progress: Progress, **given: 
         summary = _finished_summary(trainer, folder, checkpoint)
         if summary is not None:
             return _untouched(trainer, folder, checkpoint, summary)
+        if checkpoint is None:
+            _refuse_lost_checkpoints(folder)
         progress.say(describe(trainer.data))
         described = {**to_plain(config), **({"objects": objects} if objects else {})}
         if checkpoint is None:
@@ -330,10 +359,11 @@ def _trained(config: RunConfig, stop: StopRequest, progress: Progress, **given: 
 
 def _write_split(trainer: Trainer, folder: RunFolder, *, anew: bool) -> None:
     """Write split.json and split.svg; of a run that goes on only what is not there."""
-    if not anew and all((folder.path / name).exists() for name in ("split.json", "split.svg")):
+    there = {name for name in ("split.json", "split.svg") if _holds_something(folder.path / name)}
+    if not anew and len(there) == 2:
         return
     split = split_record(trainer.data)
-    if anew or not (folder.path / "split.json").exists():
+    if anew or "split.json" not in there:
         folder.write_json("split.json", split, indented=len(split["clients"]) <= MOST_INDENTED)
     folder.write_text("split.svg", split_chart(split))
 
@@ -360,13 +390,13 @@ def _untouched(trainer: Trainer, folder: RunFolder, checkpoint: int | None, summ
     adapter = None
     if checkpoint is not None:
         adapter = trainer.global_adapter(trainer.resume(folder, checkpoint))
-        if adapter is not None and trainer.algorithm.low_rank and not exported.exists():
+        if adapter is not None and trainer.algorithm.low_rank and not _is_whole(exported):
             _write_adapter(trainer, folder, adapter)
-    elif exported.exists():
+    elif _is_whole(exported):
         adapter = import_peft(exported, trainer.model.config)
     history = folder.read_metrics()
     _write_split(trainer, folder, anew=False)
-    if not (folder.path / "report.html").exists():
+    if not _holds_something(folder.path / "report.html"):
         _report(progress, folder)
     _say_summary(progress, summary)
     progress.say(
@@ -374,6 +404,15 @@ def _untouched(trainer: Trainer, folder: RunFolder, checkpoint: int | None, summ
         "a larger --rounds lengthens it, another --out begins anew"
     )
     return Run(trainer.config, folder.path, adapter, summary, None, history)
+
+
+def _is_whole(exported: Path) -> bool:
+    """Whether an adapter's folder has the files of one, and something in them."""
+    return all(_holds_something(exported / name) for name in (ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE))
+
+
+def _holds_something(file: Path) -> bool:
+    return file.is_file() and file.stat().st_size > 0
 
 
 def _report(progress: Progress, folder: RunFolder) -> bool:
@@ -450,7 +489,7 @@ def replay(path: str | Path, *, client: str, round: int, progress: Progress | No
     progress = progress or Progress()
     if not Path(path).is_dir():
         raise InputError(f"the folder {path} does not exist; name one that `devft run` wrote.")
-    with RunFolder(path) as folder:
+    with RunFolder(path).reading() as folder:
         stored = folder.read_json("config.json")
         if stored is None:
             raise InputError(f"{folder.path} holds no run; name a folder that `devft run` wrote.")
@@ -462,7 +501,8 @@ def replay(path: str | Path, *, client: str, round: int, progress: Progress | No
             )
         # No later stage is reached for which it would pay.
         config = dataclasses.replace(config, compile_ahead="off")
-        trainer = Trainer(config, progress=progress, scratch=folder.path)
+        scratch = folder.path if os.access(folder.path, os.W_OK) else None
+        trainer = Trainer(config, progress=progress, scratch=scratch)
         names = [item.name for item in trainer.data.clients]
         total = sum(trainer.stage_rounds)
         if client not in names:

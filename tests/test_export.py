@@ -330,6 +330,18 @@ def test_a_configuration_that_is_none(finished, tmp_path):
             export(copy, tmp_path / "out")
 
 
+@pytest.mark.parametrize("split", ["{}", '{"clients": 3}', '{"clients": [{}, {"name": "a"}]}', '{"clients": []}'])
+def test_a_split_that_names_no_clients_is_one_sentence(finished, tmp_path, split):
+    copy = tmp_path / "run"
+    shutil.copytree(finished.folder, copy)
+    stored = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(stored | {"algorithm": "local-only"}))
+    (copy / "split.json").write_text(split)
+    with pytest.raises(InputError, match=r"split.json does not name the run's clients; restore it"):
+        export(copy, tmp_path / "out", client="client_0")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("stored", ["float16", "float32", "bfloat16"])
 def test_a_base_keeps_its_type_and_what_no_adapter_changes_its_bytes(config, tiny, tmp_path, stored):
     model = load_pretrained(tiny / "model", dtype="float32")

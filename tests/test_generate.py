@@ -106,6 +106,24 @@ def test_a_run_is_its_model_with_its_adapter(capsys, folders):
     assert run == both != bare
 
 
+def test_a_run_whose_model_was_moved_says_how_to_ask_it(folders, tmp_path):
+    shutil.copytree(folders["run"], tmp_path / "run")
+    fields = json.loads((tmp_path / "run" / "config.json").read_text()) | {"model": str(tmp_path / "gone")}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(fields))
+    with pytest.raises(InputError, match=r"gone of the run in .* is not there any more; .* add --adapter \S+/run/adapter"):
+        open_respondent(str(tmp_path / "run"), PromptOptions())
+
+
+@pytest.mark.parametrize("split", ['{"template": 5}', '{"template": "no such"}'])
+def test_a_template_of_a_damaged_split_is_one_sentence(folders, tmp_path, split):
+    shutil.copytree(folders["run"], tmp_path / "run")
+    fields = json.loads((tmp_path / "run" / "config.json").read_text()) | {"template": "auto"}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(fields))
+    (tmp_path / "run" / "split.json").write_text(split)
+    with pytest.raises(InputError, match="template"):
+        open_respondent(str(tmp_path / "run"), PromptOptions())
+
+
 def test_comparing_shows_both_under_headings(capsys, folders, tmp_path):
     out = tmp_path / "answers.jsonl"
     _, text = ask(capsys, folders["run"], "--prompt", "a b c", "--compare", "--out", str(out))

@@ -235,6 +235,50 @@ def test_what_is_missing_of_a_run_is_written_again(finished, copied):
     assert (longer.folder / "split.json").read_bytes() == (finished.folder / "split.json").read_bytes()
 
 
+@pytest.mark.parametrize("name", ["split.json", "split.svg", "report.html", "adapter/adapter_model.safetensors"])
+@pytest.mark.parametrize("harm", [Path.unlink, lambda file: file.write_bytes(b"")], ids=["removed", "emptied"])
+def test_a_file_that_is_removed_or_emptied_is_written_again(finished, copied, name, harm):
+    harm(Path(copied.out) / name)
+    train(copied, progress=QUIET)
+    written = (Path(copied.out) / name).read_bytes()
+    assert written
+    assert name == "report.html" or written == (finished.folder / name).read_bytes()
+
+
+@pytest.mark.parametrize("harm", ["removed", "emptied"])
+@pytest.mark.parametrize("unfinished", [False, True])
+def test_a_trained_run_that_lost_its_checkpoints_is_not_begun_anew(copied, harm, unfinished):
+    folder = Path(copied.out)
+    if harm == "removed":
+        shutil.rmtree(folder / "checkpoints")
+    for file in (folder / "checkpoints").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    if unfinished:
+        (folder / "summary.json").unlink()
+    before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    with pytest.raises(InputError, match=r"has trained 6 rounds, but no checkpoint that it could go on from is left"):
+        train(dataclasses.replace(copied, rounds=8), progress=QUIET)
+    assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
+
+
+def test_a_run_that_was_stored_with_relative_paths_goes_on_from_where_it_was_begun(copied, tiny, tmp_path, monkeypatch):
+    stored = json.loads((Path(copied.out) / "config.json").read_text())
+    stored |= {"model": "model", "data": ["client_*.json"], "test_data": "test.json"}
+    (Path(copied.out) / "config.json").write_text(json.dumps(stored))
+    with pytest.raises(InputError, match=r"holds another run: its (model|data|test_data) is '/"):
+        train(copied, progress=QUIET)
+    monkeypatch.chdir(tiny)
+    assert train(copied, progress=QUIET).finished
+
+
+def test_a_replay_makes_nothing_in_a_folder_of_somebody_else(tmp_path):
+    (tmp_path / "mine.txt").write_text("")
+    with pytest.raises(InputError, match="holds no run"):
+        replay(tmp_path, client="client_0", round=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
 def test_a_runs_history_is_its_metrics(finished):
     lines = (finished.folder / "metrics.jsonl").read_text().splitlines()
     assert finished.history == [json.loads(line) for line in lines]
@@ -542,6 +586,40 @@ def test_tokens_outside_the_vocabulary_are_refused(tiny, config, tmp_path):
     with pytest.raises(InputError, match="vocabulary ends at 7"):
         train(dataclasses.replace(config, model=str(tmp_path / "model"), out=str(tmp_path / "run")), progress=QUIET)
     assert not (tmp_path / "run").exists()
+
+
+TRAP = "import pathlib\npathlib.Path(__file__).with_name('ran').touch()\nclass Trap: ...\n"
+
+
+@pytest.mark.parametrize("command", ["run", "plan", "export", "replay", "generate"])
+def test_no_command_runs_code_of_a_model_folder_or_asks_whether_to(copied, tiny, tmp_path, monkeypatch, capfd, command):
+    model = tmp_path / "model"
+    shutil.copytree(tiny / "model", model)
+    for name in ("trap", "tokenization_trap", "configuration_trap", "modeling_trap"):
+        (model / f"{name}.py").write_text(TRAP)
+    settings = {"auto_map": {"AutoTokenizer": ["trap.Trap", None]}, "tokenizer_class": "TrapTokenizer"}
+    (model / "tokenizer_config.json").write_text(json.dumps(settings))
+    fields = json.loads((model / "config.json").read_text())
+    for name in ("bos_token_id", "eos_token_id"):
+        # They are then asked of the tokenizer.
+        fields.pop(name, None)
+    fields["auto_map"] = {"AutoConfig": "trap.Trap", "AutoModelForCausalLM": "trap.Trap"}
+    (model / "config.json").write_text(json.dumps(fields))
+    stored = json.loads((Path(copied.out) / "config.json").read_text()) | {"model": str(model)}
+    (Path(copied.out) / "config.json").write_text(json.dumps(stored))
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))
+    words = {
+        "run": flags(copied, model=str(model)),
+        "plan": flags(copied, model=str(model)),
+        "export": [copied.out, "--form", "merged", "--out", str(tmp_path / "merged")],
+        "replay": [copied.out, "--client", "client_0", "--round", "1"],
+        "generate": [str(model), "--prompt", "a"],
+    }
+    assert run_command([command, *words[command]]) == (0 if command == "plan" else 2)
+    assert not list(tmp_path.rglob("ran"))
+    assert sys.stdin.read() == "y\n" * 9
+    if command != "plan":
+        assert "no code from a model's folder is ever run" in capfd.readouterr().err.replace("\n", " ")
 
 
 def test_a_damaged_checkpoint_names_the_way_on(copied):

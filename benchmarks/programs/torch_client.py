@@ -40,7 +40,9 @@ def from_peft(state: State, like: Arrays) -> Arrays:
 
 def peft_model(work: Work) -> PeftModel:
     """The work's model with adapters in PEFT, in training mode."""
-    base = AutoModelForCausalLM.from_pretrained(work.model, dtype=torch.float32, use_safetensors=True)
+    base = AutoModelForCausalLM.from_pretrained(
+        work.model, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+    )
     base.config.use_cache = False
     lora = LoraConfig(
         task_type="CAUSAL_LM",

@@ -1,8 +1,9 @@
 """Where a model's files lie: a folder, or what is fetched of a model on Hugging Face, and nothing outside of either.
 
-A folder comes from others. Its files are therefore regular ones inside it: a shard's name with a separator in it, or a link
-that leads elsewhere, would have another file of this machine read, and copied into what is exported. Links into Hugging
-Face's own cache, of which its snapshots are made, are followed.
+A folder comes from others. A shard's name with a separator in it would have another file of this machine read, and so
+would a link under the name of a tokenizer or a template, whose text is copied into what is exported. Such links are followed
+within the folder and into Hugging Face's own cache, of which its snapshots are made. Weights may be links to anywhere, as
+those who keep them on another disk have them: of what is read there only tensors of the model's own names and shapes pass.
 """
 
 import os
@@ -23,7 +24,9 @@ INDEX_FILE = "model.safetensors.index.json"
 SMALL_FILES = ["*.json", "tokenizer.model", "merges.txt", "vocab.txt", "*.jinja"]
 """Configuration and the files of a tokenizer in any form: what is fetched of a model before its weights."""
 
-READ_FILES = ["*.safetensors", *SMALL_FILES]
+WEIGHTS_SUFFIX = ".safetensors"
+
+READ_FILES = [f"*{WEIGHTS_SUFFIX}", *SMALL_FILES]
 """Names of what is read in a model's folder."""
 
 TEMPLATES_FOLDER = "additional_chat_templates"
@@ -102,19 +105,24 @@ def read_index(index: Path) -> dict[str, str]:
 
 
 def check_inside(folder: Path) -> None:
-    """Raise `InputError` where a file that would be read of a folder is no regular file in it or in Hugging Face's cache."""
+    """Raise `InputError` where a file that would be read of a folder is no regular file, or lies where it must not."""
     for file in _read_of(folder):
         try:
             regular = stat.S_ISREG(os.stat(file).st_mode)
-        except OSError:
+        except OSError as error:
+            if file.suffix == WEIGHTS_SUFFIX:
+                raise InputError(
+                    f"{file} is a link to {printable(str(_resolved(file)))}, which cannot be read ({one_line(error)}); "
+                    "fetch the file itself."
+                ) from error
             # What leads nowhere is as good as absent.
             continue
         if not regular and not file.is_dir():
             raise InputError(f"{file} is no regular file; put the file itself there.")
-        if not any(_resolved(file).is_relative_to(place) for place in _places(folder)):
+        if file.suffix != WEIGHTS_SUFFIX and not any(_resolved(file).is_relative_to(place) for place in _places(folder)):
             raise InputError(
-                f"{file} is a link to {printable(str(_resolved(file)))}, outside the folder, where nothing is read; put the "
-                "file itself there."
+                f"{file} is a link to {printable(str(_resolved(file)))}, outside the folder, where nothing but weights is "
+                "read; put the file itself there."
             )
 
 

@@ -7,6 +7,7 @@ They lie in the checkpoint as a list that is written last, before the checkpoint
     metrics   of metrics.jsonl as far as the checkpoint's round
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -28,7 +29,9 @@ def new_digest(content: bytes = b"") -> Any:
 
 
 def mark_of(path: Path, most: int | None = None) -> Mark:
-    """Of a file, or of its first `most` bytes; OSError where it cannot be read."""
+    """Of a file, or of its first `most` bytes; OSError where it cannot be read or, as a pipe, would never end."""
+    if not path.is_file():
+        raise OSError(errno.EINVAL, f"{path.name} is no regular file")
     digest, size = new_digest(), 0
     with path.open("rb") as file:
         while piece := file.read(_PIECE if most is None else min(_PIECE, most - size)):
@@ -61,7 +64,13 @@ def read_list(folder: Path) -> dict[str, Any]:
     parts = {"files", "bank", "metrics"}
     if not isinstance(listed, dict) or listed.keys() != parts or not isinstance(listed["files"], dict):
         raise ValueError(f"{LIST_FILE} is damaged")
+    if not _is_mark(listed["metrics"]):
+        raise ValueError(f"{LIST_FILE} is damaged")
     return listed
+
+
+def _is_mark(value: Any) -> bool:
+    return isinstance(value, dict) and value.keys() == {"bytes", "digest"} and type(value["bytes"]) is int
 
 
 def fault_of(folder: Path, bank: Path) -> str | None:

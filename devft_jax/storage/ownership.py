@@ -123,12 +123,26 @@ def _claimed(path: Path, kind: Kind) -> bool:
                 raise InputError(f"out {path} holds {other.one}; name another folder for the {kind.name}.")
         if others:
             first = next((name for name in ("config.json", EXPORT_FILE) if name in others), others[0])
+            _refuse_damaged(path, first)
             raise InputError(f"out {path} holds something else ({first}); name an absent or empty folder.")
     _refuse_the_root(path, kind)
     for name in found:
         if name in kind.files or name in kind.folders:
             _check_entry(path / name, kind, is_folder=name in kind.folders)
     return mine
+
+
+def _refuse_damaged(path: Path, name: str) -> None:
+    """Raise `InputError` where what tells whose folder it is cannot be read: it may be one's own."""
+    if name not in ("config.json", EXPORT_FILE) or not (path / name).is_file():
+        return
+    try:
+        read_json(path / name)
+    except InputError as error:
+        reason = str(error).rpartition(";")[0].removeprefix(f"{path}/")
+        raise InputError(
+            f"out {path} holds something else ({reason}); name an absent or empty folder, or restore {name} if it is yours."
+        ) from error
 
 
 def _is_left_over(name: str, kind: Kind) -> bool:

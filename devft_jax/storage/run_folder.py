@@ -86,6 +86,27 @@ class RunFolder:
             self.path.rmdir()
         os.close(self._lock)
 
+    @contextlib.contextmanager
+    def reading(self) -> Iterator["RunFolder"]:
+        """Keep others from writing while the folder is read, which may be one that cannot be written; nothing is made."""
+        try:
+            held = os.open(self.path / LOCK_FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError:
+            # Nobody has written there since it was copied, or nobody may.
+            yield self
+            return
+        try:
+            try:
+                fcntl.flock(held, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise InputError(f"{self.path} is in use by a run; wait for it.") from error
+            except OSError:
+                # Not every file system has locks for readers.
+                pass
+            yield self
+        finally:
+            os.close(held)
+
     def read_json(self, name: str) -> dict[str, Any] | None:
         """A JSON file of the folder, or None where there is none."""
         if not (self.path / name).exists():

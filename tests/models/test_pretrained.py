@@ -511,7 +511,7 @@ def test_an_index_names_nothing_outside_the_folder(tmp_path, folder, shard):
     assert "\x1b" not in str(raised.value)
 
 
-@pytest.mark.parametrize("name", [WEIGHTS_FILE, "config.json", "tokenizer.json", "generation_config.json", "x.jinja"])
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "generation_config.json", INDEX_FILE, "x.jinja"])
 def test_links_out_of_the_folder_are_not_followed(tmp_path, folder, name):
     secret = tmp_path / "secret"
     if (folder / name).exists():
@@ -519,7 +519,24 @@ def test_links_out_of_the_folder_are_not_followed(tmp_path, folder, name):
     else:
         secret.write_text("{}")
     (folder / name).symlink_to(secret)
-    with pytest.raises(InputError, match=rf"{name} is a link to {secret}, outside the folder, where nothing is read"):
+    with pytest.raises(InputError, match=rf"{name} is a link to {secret}, outside the folder, where nothing but weights is"):
+        load_pretrained(folder)
+
+
+@pytest.mark.parametrize("shards", [False, True])
+def test_weights_may_be_links_to_another_disk_and_those_that_lead_nowhere_are_named(tmp_path, folder, config, base, shards):
+    if shards:
+        save_pretrained(folder, config, base, max_shard_bytes=2000)
+    (tmp_path / "disk").mkdir()
+    names = [path.name for path in folder.glob("*.safetensors")]
+    assert (len(names) > 1) == shards
+    for number, name in enumerate(names):
+        # As stores name them that keep files by their content.
+        shutil.move(folder / name, tmp_path / "disk" / str(number))
+        (folder / name).symlink_to(tmp_path / "disk" / str(number))
+    chex.assert_trees_all_equal(load_pretrained(folder).base, base)
+    (tmp_path / "disk" / "0").unlink()
+    with pytest.raises(InputError, match=rf"{names[0]} is a link to \S+disk/0, which cannot be read \(No such file"):
         load_pretrained(folder)
 
 

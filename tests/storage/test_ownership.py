@@ -84,6 +84,15 @@ def test_every_kind_refuses_what_no_kind_left(tmp_path, names):
             claim(folder, kind)
 
 
+@pytest.mark.parametrize(("name", "kind"), [("config.json", RUN), ("devft_export.json", EXPORT)])
+@pytest.mark.parametrize("text", ["", "{", '{"a": 1'])
+def test_a_damaged_record_of_whose_folder_it_is_is_named(tmp_path, name, kind, text):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=rf"\({name}:1 is not valid JSON .*\); name .* or restore {name} if it is"):
+        claim(tmp_path, kind)
+    assert (tmp_path / name).read_text() == text
+
+
 def test_nothing_is_nobodys_and_a_lock_or_what_a_kill_left_is_nothing(tmp_path):
     assert not claim(tmp_path / "absent", RUN)
     assert not claim(tmp_path, RUN)

@@ -1,6 +1,7 @@
 """Which checkpoints a run keeps, and how a part of one is read."""
 
 import json
+import os
 import shutil
 
 import jax
@@ -142,6 +143,37 @@ def test_every_byte_that_a_resume_reads_is_checked(saved, tmp_path, harm):
                 ):
                     read(2)
             folder.check(1)
+
+
+def test_a_flip_of_any_bit_of_the_digests_is_noticed(saved, tmp_path):
+    shutil.copytree(saved, tmp_path / "a")
+    file = tmp_path / "a" / "checkpoints" / "2" / "digests.json"
+    content = file.read_bytes()
+    start = content.index(b'"metrics"')
+    for place in range(start, len(content)):
+        for bit in range(8):
+            file.write_bytes(content[:place] + bytes([content[place] ^ (1 << bit)]) + content[place + 1 :])
+            with RunFolder(tmp_path / "a") as folder, pytest.raises(InputError, match="to go on from round 1"):
+                folder.check(2)
+
+
+def test_a_pipe_in_a_checkpoint_is_not_waited_for(saved, tmp_path):
+    shutil.copytree(saved, tmp_path / "a")
+    os.mkfifo(tmp_path / "a" / "checkpoints" / "2" / "more")
+    with RunFolder(tmp_path / "a") as folder, pytest.raises(InputError, match="more is no regular file"):
+        folder.check(2)
+
+
+def test_who_reads_makes_nothing_and_keeps_writers_out(saved, tmp_path):
+    shutil.copytree(saved, tmp_path / "a", ignore=shutil.ignore_patterns(".lock"))
+    with RunFolder(tmp_path / "a").reading() as folder:
+        assert folder.latest_round() == 2
+    assert not (tmp_path / "a" / ".lock").exists()
+    one, other = (RunFolder(tmp_path / "a") for _ in range(2))
+    with one, pytest.raises(InputError, match="is in use by a run; wait for it"), other.reading():
+        pass
+    with other.reading(), one.reading(), pytest.raises(InputError, match="is in use by another"), RunFolder(tmp_path / "a"):
+        pass
 
 
 def test_what_is_whole_is_accepted(saved):
