@@ -202,6 +202,7 @@ def load_tokenizer(folder: Path) -> Any:
         # transformers reads these too, but numbers some texts otherwise than the original does.
         return read_sentencepiece(folder)
     settings = read_json(folder / TOKENIZER_CONFIG_FILE) if (folder / TOKENIZER_CONFIG_FILE).is_file() else {}
+    _check_named_files(settings, folder / TOKENIZER_CONFIG_FILE)
     from transformers import AutoTokenizer
 
     try:
@@ -215,6 +216,16 @@ def load_tokenizer(folder: Path) -> Any:
                 "with a tokenizer_class of transformers."
             ) from error
         raise InputError(f"the tokenizer in {folder} cannot be read ({one_line(error)}); restore its files.") from error
+
+
+def _check_named_files(settings: Mapping[str, Any], path: Path) -> None:
+    """Raise `InputError` where a tokenizer's settings name a file outside their folder, which transformers would read."""
+    names = settings.get("fast_tokenizer_files") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) and re.fullmatch(r"[\w.+-]+", name) for name in names):
+        raise InputError(
+            f"fast_tokenizer_files {printable(repr(names)[:120])} in {path} are no names of files beside it; nothing "
+            "outside the model's folder is read: correct them."
+        )
 
 
 def save_pretrained(

@@ -511,6 +511,24 @@ def test_an_index_names_nothing_outside_the_folder(tmp_path, folder, shard):
     assert "\x1b" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    "names", [["../tokenizer.4.0.0.json"], ["tokenizer.4.0.0.json", "/tmp/tokenizer.4.0.json"], "a", [5]]
+)
+def test_a_tokenizer_names_nothing_outside_the_folder(tmp_path, folder, word_tokenizer, names):
+    word_tokenizer().save_pretrained(folder)
+    shutil.copy(folder / "tokenizer.json", tmp_path / "tokenizer.4.0.0.json")
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"fast_tokenizer_files": names}))
+    with pytest.raises(
+        InputError, match=r"fast_tokenizer_files .* in .*tokenizer_config.json are no names of files beside it"
+    ):
+        load_tokenizer(folder)
+    shutil.copy(folder / "tokenizer.json", folder / "tokenizer.4.0.0.json")
+    named = {"fast_tokenizer_files": ["tokenizer.4.0.0.json"]}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | named))
+    assert load_tokenizer(folder)("a b")["input_ids"]
+
+
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "generation_config.json", INDEX_FILE, "x.jinja"])
 def test_links_out_of_the_folder_are_not_followed(tmp_path, folder, name):
     secret = tmp_path / "secret"
