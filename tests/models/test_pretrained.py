@@ -823,7 +823,7 @@ def test_the_sources_tokenizer_and_ids_come_along(tmp_path, source, config, base
         assert (tmp_path / "out" / name).read_bytes() == (source / name).read_bytes()
     fields = json.loads((tmp_path / "out" / "config.json").read_text())
     assert (fields["bos_token_id"], fields["eos_token_id"], fields["pad_token_id"]) == (5, [6, 7], 3)
-    assert load_pretrained(tmp_path / "out").tokenizer("a")["input_ids"] == [3]
+    assert load_pretrained(tmp_path / "out").tokenizer("a")["input_ids"] == [1, 3]
     save_pretrained(tmp_path / "out", config, base, source=source, eos_id=2)
     assert json.loads((tmp_path / "out" / "config.json").read_text())["eos_token_id"] == 2
 
