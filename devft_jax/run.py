@@ -208,9 +208,10 @@ def _open_run(config: RunConfig, folder: RunFolder, objects: dict[str, str]) -> 
         different = [name for name in {**theirs, **mine} if theirs.get(name) != mine.get(name)]
         if different:
             name = different[0]
+            where = "" if theirs.get(name) == stored.get(name) else ", from the folder where it was started,"
             raise InputError(
-                f"out {folder.path} holds another run: its {name} is {theirs.get(name)!r}, not "
-                f"{mine.get(name)!r}; name another folder, or give the same options to resume."
+                f"out {folder.path} holds another run: its {name} is {stored.get(name)!r}, not "
+                f"{mine.get(name)!r}; name another folder, or give the same options{where} to resume."
             )
     return folder.latest_round()
 
