@@ -312,6 +312,12 @@ def plot_lines(
                 f'y2="{height:.1f}" stroke-width="0.7" opacity="0.6"/>'
             )
             parts.append(f'<text x="{scales.wall + 12}" y="{height + 4:.1f}">{escape(name)}</text>')
+    else:
+        # A legend tells of lines; that of a level stands on it.
+        heights = _spread([scales.down(level.y) - 4 for level in frame.levels], scales.floor - 4)
+        for level, height in zip(frame.levels, heights, strict=True):
+            x = scales.wall - 2
+            parts.append(f'<text class="note soft" x="{x}" y="{height:.1f}" text-anchor="end">{escape(level.name)}</text>')
     return Picture(title, frame.width, frame.height, parts, left=LEFT)
 
 

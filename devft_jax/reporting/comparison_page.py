@@ -189,7 +189,7 @@ def _curves(comparison: Comparison, budget: Budget) -> list[str]:
         lines = [line for name in names for line in mean_curve(budget.arm(name), spent, joined=joined)]
         # What sends nothing is no line over bytes, but a level that it ends at.
         free = [name for name in names if not any(x for line in lines if line.name == name for x, _ in line.points)]
-        levels = [Level(line.name, line.points[-1][1]) for line in lines if line.name in free]
+        levels = [Level(shortened(line.name, NAME_WIDTH), line.points[-1][1]) for line in lines if line.name in free]
         moving = [line for line in lines if line.name not in free]
         if not moving:
             continue

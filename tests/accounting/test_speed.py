@@ -46,6 +46,23 @@ def test_where_nothing_can_be_kept_it_is_measured_all_the_same(measurements, tmp
     assert measured_speed(8, 8, 8, "float32").kept_in is None
 
 
+def test_a_fast_device_holds_few_results_at_once():
+    begun, waited = [], []
+
+    class Result:
+        def block_until_ready(self):
+            waited.append(self)
+            return self
+
+    def product(left, right):
+        begun.append(Result())
+        assert len(begun) - len(waited) <= module.WAITING
+        return begun[-1]
+
+    module._timed(product, None, None, 1000)
+    assert (len(begun), len(set(waited))) == (1000, 1000)
+
+
 def test_a_real_measurement_is_a_rate(monkeypatch):
     monkeypatch.setattr(module, "MEASURED_FOR", 0.02)
     assert 1e6 < module._measured((64, 64, 64), "float32") < 1e16

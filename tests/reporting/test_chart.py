@@ -57,6 +57,15 @@ def test_levels_cross_the_chart_and_every_name_is_inside_and_apart(points, heigh
         assert 48 - 0.1 <= start <= 364 + 0.1, level
 
 
+def test_levels_are_named_where_a_legend_names_the_lines():
+    frame = Frame(width=480, height=340, named=False, levels=[Level("<one>", 1.0), Level("two", 1.001), Level("three", 2.0)])
+    picture = ElementTree.fromstring(plot_lines("t", "x", "y", [Line("a", [(0, 1), (1, 2)])], frame).document())
+    named = {text.text: float(text.get("y")) for text in picture.findall(".//{*}text") if text.get("class") == "note soft"}
+    assert set(named) == {"<one>", "two", "three"}
+    assert all(after - before > 16 for before, after in pairwise(sorted(named.values())))
+    assert all(0 < y < 340 - 56 for y in named.values())
+
+
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (3.2, 4.9), (-1e-3, 1e-3), (0, 2.7e8), (5, 5)])
 def test_ticks_span_the_values_with_few_round_steps(low, high):
     values = ticks(low, high)
