@@ -8,6 +8,7 @@ Nothing heavy is imported here, so that help, versions and mistakes are answered
 
 import dataclasses
 import inspect
+import itertools
 import os
 import re
 import sys
@@ -308,7 +309,8 @@ def _parse(
     """
     from devft_jax.config import ROOMS, RunConfig, option_value, preset, read_config, validate_types
 
-    rooms = [(room, flags_of(room, without=without)) for room in ROOMS]
+    shown = _asked_preset(arguments) if _asks_help(arguments) else None
+    rooms = [(room, flags_of(room, shown, without)) for room in ROOMS]
     own = flags_of(extra) if extra is not None else []
     sections = [Section("start", flags_of(StartOptions)), *([Section(_title(extra), own)] if extra is not None else [])]
     sections += [Section(_title(room), flags) for room, flags in rooms]
@@ -326,6 +328,19 @@ def _parse(
     config = config.with_given({*(start.given if file_name is not None and start is not None else ()), *values})
     validate_types(config)
     return config, None if extra is None else extra(**others)
+
+
+def _asks_help(arguments: Sequence[str]) -> bool:
+    return any(word in ("-h", "--help") for word in arguments)
+
+
+def _asked_preset(arguments: Sequence[str]) -> Any:
+    """The preset whose values a help shows as defaults; None where none is named."""
+    from devft_jax.config import preset
+
+    after = [following for word, following in itertools.pairwise(arguments) if word == "--preset"]
+    named = [word.partition("=")[2] for word in arguments if word.startswith("--preset=")] + after
+    return preset(named[0]) if named and not named[0].startswith("-") else None
 
 
 def _title(room: type) -> str:

@@ -64,7 +64,7 @@ from devft_jax.federated.cohort import LocalTraining, cumulative_bytes
 from devft_jax.federated.local import OptimizerOptions, Passes
 from devft_jax.federated.messages import message_bytes, ranks_of
 from devft_jax.federated.options import validate_learning_rate
-from devft_jax.federated.sampling import sample_cohort
+from devft_jax.federated.sampling import sample_cohorts
 from devft_jax.models.architectures import ARCHITECTURES
 from devft_jax.models.attention import kernel_for
 from devft_jax.models.llama import Compute, ModelConfig
@@ -300,7 +300,7 @@ def make_plan(config: RunConfig, options: PlanOptions | None = None, *, architec
     ids = np.arange(1 if planner.algorithm.pools else config.clients, dtype=np.uint32)
     if names is not None and not planner.algorithm.pools:
         ids = np.array([crc32(name.encode()) for name in names], np.uint32)
-    cohorts = [sample_cohort(config.seed, index, ids, planner.participants) for index in range(sum(rounds))]
+    cohorts = sample_cohorts(config.seed, sum(rounds), ids, planner.participants)
     sizes = {layers: planner.owed(layers) for layers in {*depths, architecture.layers}}
     missed = missed_bytes(cohorts, np.repeat([sizes[layers] for layers in depths], rounds).tolist())
     stages: list[StagePlan] = []

@@ -144,3 +144,18 @@ def test_many_clients_in_many_rounds_are_answered_at_once(capsys):
     assert "rounds 100000 of clients_per_round 1000 are 100,000,000 trainings of a client; use 10,000,000 or less." in said
     assert run_command(["compare", "--arms", "fedit", "--seeds", ",".join(map(str, range(20_000)))]) == 2
     assert capsys.readouterr().err == "devft: seeds has 20,000 values; give 10,000 or fewer.\n"
+
+
+@pytest.mark.parametrize("words", [["--preset", "demo", "--help"], ["--help", "--preset=Demo"]])
+def test_the_help_of_a_preset_shows_its_values(words, capsys):
+    for command in ("run", "plan", "compare"):
+        with pytest.raises(SystemExit):
+            run_command([command, *words])
+        shown = " ".join(capsys.readouterr().out.split())
+        assert "(default: microtasks:train:6000)" in shown
+        assert "(default: 0.006)" in shown
+
+
+def test_the_help_of_an_unknown_preset_says_so(capsys):
+    assert run_command(["run", "--preset", "dmo", "--help"]) == 2
+    assert "did you mean 'demo'?" in capsys.readouterr().err

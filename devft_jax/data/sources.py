@@ -17,11 +17,13 @@ Nothing that a data set brings is ever run: files are read as data, and scripts 
 
 import glob
 import importlib
+import logging
 import math
 import re
 import warnings
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, pairwise
@@ -441,6 +443,18 @@ def _load_files(name: str, paths: Sequence[Path], fields: Mapping[str, str], cat
     return Source(name, place, sum(scan.count for scan in scans), read, reader.messages is not None)
 
 
+@contextmanager
+def _quiet(package: str) -> Iterator[None]:
+    """A package's warnings, such as of every attempt to reach a server, are left out: what comes of them is said once."""
+    logger = logging.getLogger(package)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 def _load_hub(spec: str, fields: Mapping[str, str], category_field: str | None) -> Source:
     """`owner/name[/configuration][:split]` on Hugging Face, by the `datasets` package."""
     import datasets
@@ -454,7 +468,8 @@ def _load_hub(spec: str, fields: Mapping[str, str], category_field: str | None) 
             f"data {spec!r} does not exist, and {repository!r} is a file or folder here; give its files by path or glob."
         )
     try:
-        rows = datasets.load_dataset(repository, *parts[2:3], split=split or "train", trust_remote_code=False)
+        with _quiet("huggingface_hub"):
+            rows = datasets.load_dataset(repository, *parts[2:3], split=split or "train", trust_remote_code=False)
     except Exception as error:  # the package raises a different type for every back end
         reason = printable(str(error).strip().split("\n")[0].rstrip(".")) or type(error).__name__
         raise InputError(

@@ -12,6 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+MOST_PRIORITIES = 2**20
+"""Drawn at once where many rounds are."""
+
 
 class Purpose(IntEnum):
     """What a key is for; folded first, so that purposes never share a stream."""
@@ -34,6 +37,11 @@ def _priorities(seed: int, round_index: jax.Array, ids: jax.Array) -> jax.Array:
     return jax.vmap(lambda client: jax.random.bits(jax.random.fold_in(key, client)))(ids)
 
 
+@partial(jax.jit, static_argnums=0)
+def _priorities_of_rounds(seed: int, round_indices: jax.Array, ids: jax.Array) -> jax.Array:
+    return jax.vmap(lambda index: _priorities(seed, index, ids))(round_indices)
+
+
 def sample_cohort(seed: int, round_index: int, ids: np.ndarray, size: int) -> np.ndarray:
     """Positions i64[size] of the round's participants, ascending: uniform without replacement.
 
@@ -44,7 +52,23 @@ def sample_cohort(seed: int, round_index: int, ids: np.ndarray, size: int) -> np
       seed: of the run. round_index: global round, counted over all stages.
       ids: u32[N] client ids. size: participants, at most N.
     """
-    priorities = np.asarray(_priorities(seed, jnp.uint32(round_index), jnp.asarray(ids)))
+    return _smallest(np.asarray(_priorities(seed, jnp.uint32(round_index), jnp.asarray(ids))), ids, size)
+
+
+def sample_cohorts(seed: int, rounds: int, ids: np.ndarray, size: int) -> list[np.ndarray]:
+    """`sample_cohort` of the first `rounds` rounds, many of them drawn at once."""
+    some = max(1, MOST_PRIORITIES // len(ids))
+    cohorts: list[np.ndarray] = []
+    for first in range(0, rounds, some):
+        # Always as many, so that one compiled program serves all of them.
+        indices = jnp.arange(first, first + min(some, rounds), dtype=jnp.uint32)
+        drawn = np.asarray(_priorities_of_rounds(seed, indices, jnp.asarray(ids)))
+        cohorts += [_smallest(priorities, ids, size) for priorities in drawn[: rounds - first]]
+    return cohorts
+
+
+def _smallest(priorities: np.ndarray, ids: np.ndarray, size: int) -> np.ndarray:
+    """Positions of the `size` smallest priorities, ascending."""
     last = np.partition(priorities, size - 1)[size - 1]
     below, equal = np.flatnonzero(priorities < last), np.flatnonzero(priorities == last)
     # Of equal priorities the smaller ids.

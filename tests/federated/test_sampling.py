@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from devft_jax.federated.sampling import Purpose, client_keys, run_key, sample_cohort
+from devft_jax.federated import sampling
+from devft_jax.federated.sampling import Purpose, client_keys, run_key, sample_cohort, sample_cohorts
 
 # One population size and seed, because each compiles.
 SEED = 11
@@ -107,3 +108,12 @@ def test_keys_are_threefry_whatever_the_default(default):
     wanted = jnp.stack([jax.random.fold_in(training, client) for client in IDS[:2]])
     np.testing.assert_array_equal(key_data(keys), key_data(wanted))
     assert jax.random.key_impl(keys) == jax.random.key_impl(root)
+
+
+@pytest.mark.parametrize("at_once", [3, 10**6])
+def test_many_rounds_at_once_are_the_same_rounds(monkeypatch, at_once):
+    monkeypatch.setattr(sampling, "MOST_PRIORITIES", at_once * len(IDS))
+    together = sample_cohorts(SEED, 7, IDS, 4)
+    assert len(together) == 7
+    for index, cohort in enumerate(together):
+        np.testing.assert_array_equal(cohort, sample_cohort(SEED, index, IDS, 4))
