@@ -332,8 +332,12 @@ def stored_config(fields: Mapping[str, Any], folder: Path) -> tuple[RunConfig, d
         raise InputError(f"{path} is no run's (it lacks {lacking[0]}); restore it, or name a folder that `devft run` wrote.")
     if not isinstance(objects, dict) or not all(isinstance(text, str) for text in objects.values()):
         raise InputError(f"{path} has objects that are no names; restore it, or name another folder.")
-    config = config_from_mapping({name: value for name, value in fields.items() if name != "objects"}, exact=True)
-    validate_types(config)
+    try:
+        config = config_from_mapping({name: value for name, value in fields.items() if name != "objects"}, exact=True)
+        validate_types(config)
+    except InputError as error:
+        reason = str(error).rpartition(";")[0] or str(error)
+        raise InputError(f"{path} is not as this version writes it ({reason}); restore it, or name another run.") from error
     return config, objects
 
 

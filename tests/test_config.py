@@ -15,6 +15,7 @@ from devft_jax.config import (
     identity_hash,
     preset,
     read_config,
+    stored_config,
     to_plain,
     validate,
 )
@@ -226,3 +227,14 @@ def test_names_are_known_in_any_case_wherever_they_are_written(name, written, kn
     assert getattr(RunConfig(**{name: written}), name) == known
     assert getattr(dataclasses.replace(RunConfig(), **{name: written}), name) == known
     assert getattr(config_from_mapping({name: written}), name) == known
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [({"head_rovs": 1}, "the option 'head_rovs' does not exist"), ({"rounds": "7"}, "rounds"), ({"alpha": None}, "alpha")],
+)
+def test_a_damaged_option_of_a_stored_run_is_named_with_its_file(tmp_path, change, words):
+    with pytest.raises(
+        InputError, match=rf"{tmp_path}/config.json is not as this version writes it \(.*{words}.*restore it"
+    ):
+        stored_config(to_plain(RunConfig()) | change, tmp_path)
