@@ -231,7 +231,7 @@ def test_names_are_known_in_any_case_wherever_they_are_written(name, written, kn
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [({"head_rovs": 1}, "the option 'head_rovs' does not exist"), ({"rounds": "7"}, "rounds"), ({"alpha": None}, "alpha")],
+    [({"head_rovs": 1}, "the option 'head_rovs' does not exist"), ({"rounds": [7]}, "rounds"), ({"alpha": None}, "alpha")],
 )
 def test_a_damaged_option_of_a_stored_run_is_named_with_its_file(tmp_path, change, words):
     with pytest.raises(
