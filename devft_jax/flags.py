@@ -26,6 +26,34 @@ WIDEST, INDENT = 110, 28
 """Columns of a help text, and those before an option's text."""
 
 
+ELSEWHERE = {
+    **dict.fromkeys(("lr", "lr_max", "client_lr", "local_lr"), "learning_rate"),
+    **dict.fromkeys(("lr_scheduler_type", "lr_scheduler", "scheduler"), "schedule"),
+    **dict.fromkeys(("warmup_steps", "warmup_ratio"), "rate_warmup_rounds"),
+    **dict.fromkeys(("r", "lora_r", "lora_rank", "peft_lora_r"), "rank"),
+    **dict.fromkeys(("lora_alpha", "peft_lora_alpha"), "alpha"),
+    **dict.fromkeys(("lora_dropout", "peft_lora_dropout"), "dropout"),
+    **dict.fromkeys(("target_modules", "lora_target_modules"), "targets"),
+    **dict.fromkeys(("model_name", "model_name_or_path", "model_path", "base_model", "global_model"), "model"),
+    **dict.fromkeys(("dataset", "dataset_name", "dataset_path", "data_path", "train_file"), "data"),
+    **dict.fromkeys(("test_file", "validation_file", "eval_data"), "test_data"),
+    **dict.fromkeys(("max_samples", "dataset_sample", "num_samples"), "data_limit"),
+    **dict.fromkeys(("output", "output_dir", "save_dir"), "out"),
+    **dict.fromkeys(("num_rounds", "comm_rounds", "num_communication_rounds", "epochs"), "rounds"),
+    **dict.fromkeys(("num_clients", "n_clients"), "clients"),
+    **dict.fromkeys(("sample_clients", "client_selection_frac", "clients_sampled"), "clients_per_round"),
+    **dict.fromkeys(("max_steps", "num_steps", "steps"), "local_steps"),
+    **dict.fromkeys(("per_device_train_batch_size", "local_batch_size", "micro_batch_size"), "batch_size"),
+    **dict.fromkeys(("seq_length", "max_seq_length", "max_seq_len", "cutoff_len"), "max_length"),
+    **dict.fromkeys(("fed_alg", "strategy", "method"), "algorithm"),
+    **dict.fromkeys(("split_strategy", "split"), "partition"),
+    **dict.fromkeys(("load_in_4bit", "load_in_8bit", "bits"), "quantization"),
+    **dict.fromkeys(("optim",), "optimizer"),
+    **dict.fromkeys(("gpus", "num_devices"), "devices"),
+}
+"""Options as the field's other tools call them, by what they are called here."""
+
+
 @dataclass(frozen=True)
 class Flag:
     """One option of a command line.
@@ -154,7 +182,12 @@ def _named(command: str, flags: Mapping[str, Flag], word: str) -> Flag:
     flag = flags.get(name)
     if flag is None or flag.operand:
         known = [each.written for each in flags.values() if not each.operand]
-        hint = closest(f"--{name.replace('_', '-')}", known, f"see `{command} --help`.")
+        meant = flags.get(ELSEWHERE.get(name.lower(), ""))
+        hint = (
+            f"here it is called {meant.written}."
+            if meant is not None
+            else closest(f"--{name.replace('_', '-')}", known, f"see `{command} --help`.")
+        )
         raise InputError(f"{command} has no option {printable(word.partition('=')[0])}; {hint}")
     return flag
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from devft_jax.cli import parse_compare, parse_run, run_command
-from devft_jax.config import ROOMS, validate
+from devft_jax.config import ROOMS, field_types, validate
+from devft_jax.flags import ELSEWHERE
 from devft_jax.generate import parse as parse_generate
 
 
@@ -15,6 +16,9 @@ from devft_jax.generate import parse as parse_generate
     ("words", "sentence"),
     [
         (["run", "--round", "3"], "devft run has no option --round; did you mean '--rounds'?"),
+        (["run", "--lr", "1e-4"], "devft run has no option --lr; here it is called --learning-rate."),
+        (["run", "--num_rounds=4"], "devft run has no option --num_rounds; here it is called --rounds."),
+        (["report", "--lr", "1"], "devft report has no option --lr; see `devft report --help`."),
         (["run", "--zzz"], "devft run has no option --zzz; see `devft run --help`."),
         (["run", "-r", "3"], "devft run has no option -r; see `devft run --help`."),
         (["run", "--rounds"], "--rounds needs a value; write it behind the flag."),
@@ -159,3 +163,8 @@ def test_the_help_of_a_preset_shows_its_values(words, capsys):
 def test_the_help_of_an_unknown_preset_says_so(capsys):
     assert run_command(["run", "--preset", "dmo", "--help"]) == 2
     assert "did you mean 'demo'?" in capsys.readouterr().err
+
+
+def test_names_of_other_tools_lead_to_options_that_exist():
+    assert set(ELSEWHERE.values()) <= set(field_types())
+    assert not set(ELSEWHERE) & set(field_types())
