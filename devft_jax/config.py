@@ -44,7 +44,7 @@ from devft_jax.models.folder import named_from_anywhere as model_from_anywhere
 from devft_jax.models.lora import LoraOptions, resolve_alpha, validate_lora
 from devft_jax.models.quantization import BITS, QuantizationOptions, validate_quantization
 from devft_jax.options import check_paths, closest, execution, identity_fields, known_name, path, unknown_name
-from devft_jax.programs import ExecutionOptions, validate_execution
+from devft_jax.programs import DTYPES, REMAT, ExecutionOptions, validate_execution
 from devft_jax.storage.ownership import RUN_OPTIONS
 from devft_jax.values import MOST_ITEMS, choices_of, convert, readable
 
@@ -204,6 +204,8 @@ NAMES: dict[str, tuple[str, ...]] = {
     "stage_end": STAGE_ENDS,
     "progfed_schedule": PROGFED_SCHEDULES,
     "lengthened_rate": LENGTHENED_RATES,
+    "dtype": DTYPES,
+    "remat": REMAT,
 }
 """Options whose values are names of the package's own, which may be written in any case."""
 
@@ -354,7 +356,8 @@ def validate_types(config: RunConfig) -> None:
             raise InputError(f"{name} {value!r} is not {readable(annotation)}; correct it.")
         numbers = value if isinstance(value, tuple) else (value,)
         if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
-            raise InputError(f"{name} {value!r} is not a finite number; give one.")
+            shown = ",".join(map(str, numbers))
+            raise InputError(f"{name} {shown} is not finite; give a number such as 1e-4.")
 
 
 def _validate_sizes(config: RunConfig) -> None:

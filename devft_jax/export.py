@@ -31,7 +31,7 @@ from devft_jax.federated.algorithm import Clients
 from devft_jax.federated.algorithms import algorithm_of
 from devft_jax.federated.bank import BankView, ClientBank
 from devft_jax.federated.sampling import Purpose, run_key
-from devft_jax.files import write_atomically
+from devft_jax.files import existing_folder, write_atomically
 from devft_jax.fingerprints import base_fingerprint
 from devft_jax.models.families import read_config
 from devft_jax.models.files import DTYPES, json_text, one_line, read_json
@@ -135,8 +135,7 @@ def export(
     if dtype not in ("auto", *DTYPES.values()):
         raise InputError(f"dtype {dtype!r} is unknown; choose from auto, {', '.join(DTYPES.values())}.")
     source, out = Path(source).expanduser(), Path(out).expanduser().absolute()
-    if not source.is_dir():
-        raise InputError(f"the folder {source} does not exist; name a run's folder or a PEFT adapter's.")
+    existing_folder(source, "name a run's folder or a PEFT adapter's")
     named = None if model is None else _resolved(model)
     request = {"source": str(source.resolve()), "form": form, "stage": stage, "client": client, "model": named}
     _check_out(out, request)

@@ -26,6 +26,8 @@ from devft_jax.options import execution
 
 CLIENT_AXIS = "client"
 MODEL_AXIS = "model"
+DTYPES = ("auto", "float32", "bfloat16")
+REMAT = ("auto", *REMAT_POLICIES)
 # Clients, or held-out examples, are divided over all devices.
 OVER_DEVICES = PartitionSpec((CLIENT_AXIS, MODEL_AXIS))
 
@@ -77,10 +79,7 @@ class ExecutionOptions:
 
 def validate_execution(options: ExecutionOptions) -> None:
     """Raise `InputError` for a choice that does not exist; devices are checked by `local_devices`."""
-    choices = {
-        "dtype": ("auto", "float32", "bfloat16"),
-        "remat": ("auto", *REMAT_POLICIES),
-    }
+    choices = {"dtype": DTYPES, "remat": REMAT}
     for name, allowed in choices.items():
         if getattr(options, name) not in allowed:
             raise InputError(f"{name} '{getattr(options, name)}' is unknown; choose from {', '.join(allowed)}.")

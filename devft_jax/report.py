@@ -9,7 +9,7 @@ from pathlib import Path
 from devft_jax.command import command_line, nearest_preset, start_of
 from devft_jax.config import ROOMS, stored_config, to_plain
 from devft_jax.errors import InputError
-from devft_jax.files import checked_path, write_atomically
+from devft_jax.files import checked_path, existing_folder, write_atomically
 from devft_jax.options import identity_fields, option_texts
 from devft_jax.reporting.report import report_html
 from devft_jax.reporting.settings import Option, Settings
@@ -49,9 +49,7 @@ def write_report(path: str | Path, out: str | Path | None = None) -> Path:
 
 def read_story(path: str | Path) -> Story:
     """What the run's folder tells; see `write_report` for errors."""
-    folder = RunFolder(path)
-    if not folder.path.is_dir():
-        raise InputError(f"the folder {path} does not exist; name one that `devft run` wrote.")
+    folder = RunFolder(existing_folder(path, "name one that `devft run` wrote"))
     config, split = folder.read_json("config.json"), folder.read_json("split.json")
     if config is None or split is None:
         raise InputError(f"{folder.path} holds no run; name a folder that `devft run` wrote.")

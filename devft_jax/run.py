@@ -35,6 +35,7 @@ from devft_jax.errors import InputError
 from devft_jax.federated.algorithm import Algorithm
 from devft_jax.federated.replay import StepReport, replay_client
 from devft_jax.federated.sampling import client_keys
+from devft_jax.files import existing_folder
 from devft_jax.models.llama import PROJECTIONS, Adapter
 from devft_jax.models.lora import as_low_rank
 from devft_jax.models.peft_format import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, export_peft, import_peft
@@ -488,9 +489,7 @@ def replay(path: str | Path, *, client: str, round: int, progress: Progress | No
       InputError: the folder holds no run, or the run no such client or round.
     """
     progress = progress or Progress()
-    if not Path(path).is_dir():
-        raise InputError(f"the folder {path} does not exist; name one that `devft run` wrote.")
-    with RunFolder(path).reading() as folder:
+    with RunFolder(existing_folder(path, "name one that `devft run` wrote")).reading() as folder:
         stored = folder.read_json("config.json")
         if stored is None:
             raise InputError(f"{folder.path} holds no run; name a folder that `devft run` wrote.")

@@ -221,6 +221,8 @@ def test_missing_file_is_named(tmp_path):
         ("fusion", "Mean", "mean"),
         ("grouping", "Even_Blocks", "even_blocks"),
         ("schedule", "Cosine", "cosine"),
+        ("remat", "Dots", "dots"),
+        ("dtype", "BFloat16", "bfloat16"),
     ],
 )
 def test_names_are_known_in_any_case_wherever_they_are_written(name, written, known):

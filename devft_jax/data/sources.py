@@ -498,7 +498,8 @@ def _local_files(spec: str, part: str | None) -> list[tuple[str, Path]] | None:
         root = _glob_root(path)
         files = [match for match in found if _is_data_file(match) and not _in_a_circle(match, root)]
     elif spec.startswith((".", "/", "~")) or spec.endswith("/") or spec.lower().endswith(SUFFIXES):
-        raise InputError(f"data {spec!r} does not exist; give an existing file, folder or glob.")
+        what = "is no regular file" if path.exists() else "does not exist"
+        raise InputError(f"data {spec!r} {what}; give an existing file, folder or glob.")
     else:
         return None
     if not files:

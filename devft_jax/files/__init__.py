@@ -1,7 +1,7 @@
 """Files and text from outside: read with one clear sentence where they are wrong, written whole or not at all."""
 
 from devft_jax.files.parsing import MOST_BYTES, decoded, parse_json, parse_yaml, read_json, read_text, read_yaml
-from devft_jax.files.paths import cache_folder, checked_path, whole_path
+from devft_jax.files.paths import cache_folder, checked_path, existing_folder, whole_path
 from devft_jax.files.shown import as_cell, as_code_block, as_markdown, printable
 from devft_jax.files.writing import exclusive_temporary, write_atomically
 
@@ -14,6 +14,7 @@ __all__ = [
     "checked_path",
     "decoded",
     "exclusive_temporary",
+    "existing_folder",
     "parse_json",
     "parse_yaml",
     "printable",

@@ -47,6 +47,20 @@ def whole_path(path: Path) -> Path:
     return path.resolve() if path.name in ("", "..") else path.parent.resolve() / path.name
 
 
+def existing_folder(path: str | Path, remedy: str) -> Path:
+    """The folder at a path; `remedy` ends the sentence where there is none, such as "name a run's folder".
+
+    Raises:
+      InputError: nothing is there, or something else.
+    """
+    folder, shown = Path(path), printable(str(path))
+    if not folder.exists():
+        raise InputError(f"the folder {shown} does not exist; {remedy}.")
+    if not folder.is_dir():
+        raise InputError(f"{shown} is a file, not a folder; {remedy}.")
+    return folder
+
+
 def cache_folder() -> Path:
     """Where programs and tokens are kept between runs: `DEVFT_CACHE`, or ~/.cache/devft_jax where that is empty or unset.
 

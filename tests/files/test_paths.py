@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from devft_jax.errors import InputError
-from devft_jax.files import cache_folder, checked_path, printable
+from devft_jax.files import cache_folder, checked_path, existing_folder, printable
 
 
 @pytest.mark.parametrize(
@@ -30,6 +30,15 @@ def test_a_home_folder_is_expanded(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert checked_path("~/x", "out") == tmp_path / "x"
     assert checked_path("a" * 255, "out") == Path("a" * 255)
+
+
+def test_a_file_is_not_told_to_be_absent(tmp_path):
+    (tmp_path / "a").write_text("x")
+    assert existing_folder(tmp_path, "name another") == tmp_path
+    with pytest.raises(InputError, match=r"/a is a file, not a folder; name another\.$"):
+        existing_folder(tmp_path / "a", "name another")
+    with pytest.raises(InputError, match=r"/b does not exist; name another\.$"):
+        existing_folder(tmp_path / "b", "name another")
 
 
 @pytest.mark.parametrize(("value", "folder"), [(None, ".cache/devft_jax"), ("", ".cache/devft_jax"), ("~/x", "x")])
