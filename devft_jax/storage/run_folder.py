@@ -298,7 +298,7 @@ class RunFolder:
 
     def _cannot_be_read(self, round_index: int, reason: str) -> InputError:
         path = self._checkpoints / str(round_index)
-        way_on = self._way_on(self._sound_before(round_index))
+        way_on = self._way_on(self._sound_before(round_index), named=path)
         return InputError(f"the checkpoint {path} cannot be read ({reason}); {way_on}.")
 
     def _sound_before(self, round_index: int, *, metrics: bool = False) -> int | None:
@@ -307,11 +307,12 @@ class RunFolder:
         sound = (saved for saved in earlier if not self._fault(saved) and (not metrics or self._metrics_as_of(saved)))
         return next(sound, None)
 
-    def _way_on(self, before: int | None) -> str:
+    def _way_on(self, before: int | None, named: Path | None = None) -> str:
+        """What to do, after a sentence that is about `named` where it is about a checkpoint."""
         if before is None:
             return "start again in another folder"
-        later = [str(self._checkpoints / str(saved)) for saved in self._saved_rounds() if saved > before]
-        what = "it" if len(later) == 1 else " and ".join(later)
+        later = [self._checkpoints / str(saved) for saved in self._saved_rounds() if saved > before]
+        what = "it" if later == [named] else " and ".join(map(str, later))
         return f"delete {what} to go on from round {before}"
 
     def read_record(self, round_index: int) -> dict[str, Any]:
