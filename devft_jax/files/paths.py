@@ -21,7 +21,8 @@ def checked_path(value: str | Path, field: str) -> Path:
       InputError: no file can have this name.
     """
     text = str(value)
-    shown = printable(text if len(text) <= 80 else f"{text[:60]}...")
+    # Of a long path the end tells most.
+    shown = printable(text if len(text) <= 80 else f"{text[:20]}...{text[-55:]}")
     if not text:
         raise InputError(f"{field} is empty; name a file or folder.")
     if "\0" in text:

@@ -45,7 +45,7 @@ def test_of_an_unknown_name_the_config_alone_is_fetched(monkeypatch, tmp_path):
 
     asked = []
 
-    def fetch(name, allow_patterns, ignore_patterns):
+    def fetch(name, allow_patterns, ignore_patterns, revision):
         asked.append((name, allow_patterns))
         return str(bundled_model())
 
