@@ -753,7 +753,7 @@ def test_a_killed_run_resumes_bit_for_bit(long, uninterrupted, tmp_path, where):
         assert mine["energy"]["kwh"] == pytest.approx(theirs["energy"]["kwh"], rel=1e-12)
 
 
-@pytest.mark.parametrize("stream", ["closed", "/dev/full"])
+@pytest.mark.parametrize("stream", ["closed", slow("/dev/full")])
 def test_a_run_whose_progress_nobody_takes_goes_on(config, finished, tmp_path, stream):
     command = [sys.executable, "-c", "from devft_jax.cli import main; main()", "run", *flags(config, out=str(tmp_path))]
     if stream == "closed":
