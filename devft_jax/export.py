@@ -41,10 +41,10 @@ from devft_jax.models.lora import as_low_rank
 from devft_jax.models.peft_format import (
     ADAPTER_CONFIG_FILE,
     ADAPTER_WEIGHTS_FILE,
+    base_of_adapter,
     check_finite,
     export_peft,
     import_peft,
-    read_adapter_config,
 )
 from devft_jax.models.pretrained import (
     MAX_SHARD_BYTES,
@@ -227,10 +227,7 @@ def _export_adapter_folder(job: _Job, source: Path, stage: int | None, model: st
             f"{source} is a PEFT adapter, which can be exported merged and without a stage; give --form merged alone, or "
             "a run's folder."
         )
-    named = model or read_adapter_config(source).get("base_model_name_or_path")
-    if not isinstance(named, str) or not named:
-        raise InputError(f"{source / ADAPTER_CONFIG_FILE} does not name the adapter's base; name it with --model.")
-    path = _resolved(named)
+    path = _resolved(model or base_of_adapter(source, "name it with --model"))
     adapter = import_peft(source, read_config(model_folder(path) / CONFIG_FILE))
     what = f"{path} merged with the adapter {source}"
     return job.write_model(load_pretrained(path), adapter, what, ends_of_adapter(source))

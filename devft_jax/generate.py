@@ -38,7 +38,7 @@ from devft_jax.models.generation import (
     validate_generation,
 )
 from devft_jax.models.llama import Adapter, Compute
-from devft_jax.models.peft_format import import_peft
+from devft_jax.models.peft_format import ADAPTER_CONFIG_FILE, base_of_adapter, import_peft
 from devft_jax.models.pretrained import Model, load_pretrained
 from devft_jax.options import operand, path, verbatim
 from devft_jax.programs import ExecutionOptions, resolve_compute, validate_execution
@@ -59,7 +59,8 @@ class SourceOptions:
     """The model that is asked."""
 
     source: str = operand(path=True)
-    """A run's folder, a model's folder, a Hugging Face name, or bundled for the small model of this package."""
+    """A run's folder, a model's folder, a PEFT adapter's folder (with the base that it names), a Hugging Face name, or
+    bundled for the small model of this package."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +148,7 @@ def open_respondent(source: str, asked: PromptOptions) -> Respondent:
     """Load what `devft generate SOURCE` asks.
 
     Args:
-      source: a run's folder, a model's folder, a Hugging Face name, or "bundled".
+      source: a run's folder, a model's folder, a PEFT adapter's, a Hugging Face name, or "bundled".
       asked: flags that win over what the run's folder says.
 
     Raises:
@@ -156,8 +157,10 @@ def open_respondent(source: str, asked: PromptOptions) -> Respondent:
     folder = checked_path(source, "source")
     fields = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     is_run = bool(fields) and "model_type" not in fields
-    run = _run_config(folder, fields) if is_run else RunConfig(model=source, template="completion")
-    adapter_folder = folder / "adapter" if is_run else None
+    is_adapter = not fields and (folder / ADAPTER_CONFIG_FILE).is_file()
+    named = base_of_adapter(folder, "ask the base and add --adapter") if is_adapter else source
+    run = _run_config(folder, fields) if is_run else RunConfig(model=named, template="completion")
+    adapter_folder = folder / "adapter" if is_run else folder if is_adapter else None
     if asked.adapter is not None:
         adapter_folder = checked_path(asked.adapter, "adapter")
     elif is_run and not algorithm_of(run).low_rank:
@@ -176,7 +179,7 @@ def open_respondent(source: str, asked: PromptOptions) -> Respondent:
         )
     if asked.compare and adapter_folder is None:
         raise InputError(
-            f"compare needs an adapter and {source} is no folder of a run; name a run's folder, or an adapter with adapter."
+            f"compare needs an adapter and {source} is neither a run's folder nor an adapter's; name one, or add --adapter."
         )
     find_template(asked.template or run.template)
     execution = ExecutionOptions(dtype=asked.dtype or run.dtype)

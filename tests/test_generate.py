@@ -59,6 +59,17 @@ def rows(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def test_an_adapters_folder_is_asked_with_the_base_that_it_names(folders, tmp_path, capsys):
+    named, nameless = tmp_path / "named", tmp_path / "nameless"
+    export_peft(random_adapter(MODEL, ("q", "v")), named, base_model=folders["model"])
+    export_peft(random_adapter(MODEL, ("q", "v")), nameless)
+    expected = ask(capsys, folders["model"], "--adapter", str(named), "--prompt", "a b c")
+    assert ask(capsys, str(named), "--prompt", "a b c") == expected
+    assert ask(capsys, str(named), "--prompt", "a b c", "--compare")[0] == 0
+    assert run_command(["generate", str(nameless), "--prompt", "a"]) == 2
+    assert "does not name the adapter's base; ask the base and add --adapter." in capsys.readouterr().err
+
+
 EARLIER = '{"instruction": "an earlier question", "input": "", "prompt": "", "completion": "precious"}\n'
 
 

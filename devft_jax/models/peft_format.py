@@ -243,6 +243,18 @@ def import_peft(path: str | Path, config: ModelConfig) -> Adapter:
     return Adapter(lora=lora, scale=scale, dropout=settings.dropout)
 
 
+def base_of_adapter(folder: Path, remedy: str) -> str:
+    """The folder or the Hugging Face name of the base that a PEFT adapter says it belongs to; `remedy` ends the sentence.
+
+    Raises:
+      InputError: it names none.
+    """
+    named = read_adapter_config(folder).get("base_model_name_or_path")
+    if not isinstance(named, str) or not named:
+        raise InputError(f"{folder / ADAPTER_CONFIG_FILE} does not name the adapter's base; {remedy}.")
+    return named
+
+
 def read_adapter_config(folder: Path) -> dict[str, Any]:
     """The fields of an adapter folder's `adapter_config.json`.
 
