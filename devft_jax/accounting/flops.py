@@ -5,7 +5,10 @@ model and less of a large one. A product with frozen weights is done once forwar
 inputs), the latter in the adapted layers alone, since nothing below the lowest of them depends on what trains; a low-rank
 factor that trains needs a third (its own gradient). Attention scores and mixtures are counted over the whole square, and
 twice again in the backward pass, also by a kernel that leaves out what no query sees; the head is counted at every token,
-also where only completions are scored. Weights that a hypernetwork makes for an example count like
+also where only completions are scored. The gradient of the inputs of q, k and v in the lowest adapted layer is counted too,
+although nothing needs it: one scan runs all adapted layers, so that it is computed, and to save it that layer would be
+compiled by itself in every program. By these formulas it is 2.6 % of a step of four layers of LLaMA-2-7B and 0.4 % of all 32
+(rank 32 on q and v, 256 tokens). Weights that a hypernetwork makes for an example count like
 low-rank factors that train, and making them once for every example; what a batch shares is not counted. Nor is
 rematerialisation, nor a dense correction of frozen weights, which a client adds to them once: the figure is the work of the
 method, not of a way to simulate it.
