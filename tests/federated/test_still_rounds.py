@@ -20,6 +20,13 @@ FUSED = LayerMap(
 )
 
 
+@pytest.fixture(autouse=True)
+def said_broadcasts():
+    """What the server computes broadcasts nothing silently."""
+    with jax.numpy_rank_promotion("raise"):
+        yield
+
+
 def gradients(algorithm, server, row):
     """Of a linear function of what a client's adapter adds, by what the client trains; all at its start."""
     train, frozen = algorithm.start(participant(algorithm, server, row))
