@@ -430,7 +430,7 @@ def test_however_a_run_dies_there_is_a_sentence(tmp_path, script, expected):
 @pytest.mark.slow
 def test_ctrl_c_saves_the_run_under_way_and_the_same_command_goes_on(config, tmp_path):
     out = tmp_path / "out"
-    longer = dataclasses.replace(config, rounds=120, evaluate_every=0, checkpoint_every=1000)
+    longer = dataclasses.replace(config, rounds=120, evaluate_every=0, checkpoint_every=1000, capacities=None)
     words = [sys.executable, "-m", "devft_jax", *command(longer, out, "fedit,local-only")]
     process = subprocess.Popen(words, cwd=REPOSITORY, env=os.environ, stderr=subprocess.PIPE, text=True)
     while not [path for path in out.glob("runs/*/metrics.jsonl") if len(path.read_text().splitlines()) > 3]:

@@ -114,6 +114,9 @@ def test_any_chunks_are_the_same_run(config, tmp_path, algorithm, growth):
     """All but FLASC, whose server makes whole steps of rounding; tests/federated has a round of it in any chunks."""
     # An epsilon far above the gradients: at 1e-8 AdamW makes whole steps of rounding, too.
     nearly_linear = {"epsilon": 1.0, "learning_rate": (1.0,)}
+    if algorithm == "hetlora":
+        # The norm of a direction near zero has a gradient of full size, whose sign may be rounding.
+        nearly_linear["rank_penalty"] = 0.0
     two, one = (
         train(
             chosen(config, algorithm, growth, tmp_path / str(size), clients_per_step=size, **nearly_linear), progress=QUIET
