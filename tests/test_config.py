@@ -83,21 +83,21 @@ def test_identity_ignores_execution_options_and_rounds_only():
 
 
 def test_files_are_named_from_anywhere_and_names_stay(tmp_path, monkeypatch):
-    for folder in ("lib/tiny", "work", "elsewhere"):
+    for folder in ("lib/tiny", "inside", "elsewhere"):
         (tmp_path / folder).mkdir(parents=True)
     for name in ("a.jsonl", "b.jsonl", "blob"):
-        (tmp_path / "work" / name).write_text("{}")
-    (tmp_path / "work" / "link.jsonl").symlink_to("blob")
-    monkeypatch.chdir(tmp_path / "work")
+        (tmp_path / "inside" / name).write_text("{}")
+    (tmp_path / "inside" / "link.jsonl").symlink_to("blob")
+    monkeypatch.chdir(tmp_path / "inside")
     asked = RunConfig(
         model="../lib/tiny",
         data=("a.jsonl", "./*.jsonl", "owner/name:train", "microtasks:train:60", "link.jsonl"),
-        test_data="../work/b.jsonl",
+        test_data="../inside/b.jsonl",
         probe_data=".",
         cache_dir="cache",
         out="run",
     )
-    work, found = tmp_path / "work", anchored(asked)
+    work, found = tmp_path / "inside", anchored(asked)
     assert found.model == str(tmp_path / "lib" / "tiny")
     files = tuple(str(work / name) for name in ("a.jsonl", "*.jsonl"))
     assert found.data == (*files, "owner/name:train", "microtasks:train:60", str(work / "link.jsonl"))
@@ -105,7 +105,7 @@ def test_files_are_named_from_anywhere_and_names_stay(tmp_path, monkeypatch):
     assert (found.cache_dir, found.out) == (str(work / "cache"), str(work / "run"))
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert anchored(found) == found
-    from_here = dataclasses.replace(found, model=os.path.relpath(found.model), test_data="../work/b.jsonl")
+    from_here = dataclasses.replace(found, model=os.path.relpath(found.model), test_data="../inside/b.jsonl")
     assert identity(from_here) == identity(found)
     assert identity_hash(from_here) == identity_hash(found)
     names = RunConfig(model="meta-llama/Llama-2-7b-hf", data="databricks/databricks-dolly-15k")
