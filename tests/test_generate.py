@@ -262,7 +262,7 @@ def test_greedy_answers_are_right_exactly_where_exact_match_says_so(folders):
         (["run", "--prompt", "a", "--file", "x"], "prompt and file exclude each other"),
         (["run", "--file", "/nowhere.txt"], "file /nowhere.txt does not exist"),
         (["run", "--input", "a"], "input belongs to a prompt"),
-        (["model", "--prompt", "a", "--compare"], "model is no folder of a run"),
+        (["model", "--prompt", "a", "--compare"], "model is neither a run's folder nor an adapter's"),
         (["model", "--prompt", "a", "--adapter", "/nowhere"], "/nowhere"),
         (["run", "--prompt", "a", "--template", "x"], "template 'x' is unknown"),
         (["run", "--prompt", "a", "--top-p", "0"], "top_p 0.0 is outside"),
