@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from devft_jax.reporting.statistics import LEVEL, Estimate, estimate
+from devft_jax.comparing.statistics import LEVEL, Estimate, estimate
 
 
 @dataclass(frozen=True)

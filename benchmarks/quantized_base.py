@@ -34,9 +34,9 @@ def write_random_model(folder: Path) -> None:
     import ml_dtypes
     import numpy as np
 
-    from devft_jax.base_model import bundled_model
+    from devft_jax.models.huggingface.reading import save_pretrained
     from devft_jax.models.llama import PROJECTIONS, Base, Block, ModelConfig
-    from devft_jax.models.pretrained import save_pretrained
+    from devft_jax.training.submodels import bundled_model
 
     config = ModelConfig(
         vocabulary=VOCABULARY,
@@ -71,12 +71,12 @@ def measure(options: dict[str, Any]) -> dict[str, Any]:
     """One run in this process: what loading and training took."""
     from anonymous_memory import peak_memory
 
-    from devft_jax.base_model import bundled_model
-    from devft_jax.cli import configure_jax
-    from devft_jax.config import config_from_mapping
-    from devft_jax.models.pretrained import load_pretrained
+    from devft_jax.commands.cli import configure_jax
+    from devft_jax.config.run_config import config_from_mapping
+    from devft_jax.models.huggingface.reading import load_pretrained
     from devft_jax.reporting import Progress
-    from devft_jax.run import train
+    from devft_jax.training.run import train
+    from devft_jax.training.submodels import bundled_model
 
     configure_jax()
     config = config_from_mapping(options)

@@ -6,8 +6,8 @@ from typing import Any
 
 from measure import Median, fit_depth, median, paired_ratio
 
+from devft_jax.comparing.statistics import Estimate
 from devft_jax.reporting.chart import Frame, Line, plot_lines
-from devft_jax.reporting.statistics import Estimate
 
 Rounds = list[dict[str, float]]
 

@@ -20,10 +20,10 @@ import jax
 import numpy as np
 
 from devft_jax import RunConfig
-from devft_jax.base_model import bundled_model
 from devft_jax.data import Examples, build_federated_data, gather_batch
 from devft_jax.errors import InputError
 from devft_jax.models import Base, ModelConfig, init_base, load_pretrained, save_pretrained
+from devft_jax.training.submodels import bundled_model
 
 sys.path.insert(0, str(Path(__file__).parent / "programs"))
 

@@ -8,18 +8,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from devft_jax.config import RunConfig, preset
-    from devft_jax.run import Run, train
+    from devft_jax.config.run_config import RunConfig, preset
+    from devft_jax.training.run import Run, train
 
 __all__ = ["Run", "RunConfig", "__version__", "preset", "train"]
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Run": "devft_jax.run",
-    "train": "devft_jax.run",
-    "RunConfig": "devft_jax.config",
-    "preset": "devft_jax.config",
+    "Run": "devft_jax.training.run",
+    "train": "devft_jax.training.run",
+    "RunConfig": "devft_jax.config.run_config",
+    "preset": "devft_jax.config.run_config",
 }
 
 

@@ -7,7 +7,7 @@ import signal
 def main() -> None:
     """Run the command line in a process of its own and exit with its code."""
     handled = signal.signal(signal.SIGINT, _interrupted)
-    from devft_jax.cli import main as command
+    from devft_jax.commands.cli import main as command
 
     signal.signal(signal.SIGINT, handled)
     command()

@@ -27,18 +27,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from devft_jax.arms import Costs, nearest
-from devft_jax.cli import configure_jax
-from devft_jax.compare import full_model_curve
-from devft_jax.config import RunConfig, preset
+from devft_jax.commands.cli import configure_jax
+from devft_jax.comparing.arms import Costs, nearest
+from devft_jax.comparing.compare import full_model_curve
+from devft_jax.config.run_config import RunConfig, preset
 from devft_jax.errors import InputError
 from devft_jax.files import write_atomically
-from devft_jax.report import read_story
 from devft_jax.reporting.chart import Level, Line, line_chart
 from devft_jax.reporting.progress import Progress, readable_bytes, readable_seconds
+from devft_jax.reporting.report_file import read_story
 from devft_jax.reporting.table import table
-from devft_jax.run import Run, train
 from devft_jax.storage import RUN, Kind, claim
+from devft_jax.training.run import Run, train
 
 CENTRAL_LEARNING_RATE = 2e-3
 """Central training's own: its noisy steps follow one another where clients' are averaged, and at the preset's rate it ends

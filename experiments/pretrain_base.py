@@ -21,7 +21,7 @@ from pathlib import Path
 
 import jax
 
-from devft_jax.data.microtasks import Document, solved_documents
+from devft_jax.data.microtasks.generate import Document, solved_documents
 from devft_jax.models.llama import Base, Compute, ModelConfig, init_base
 from devft_jax.models.loss import completion_loss
 
@@ -235,7 +235,7 @@ def main() -> None:
     import orbax.checkpoint as ocp
     from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-    from devft_jax.models.pretrained import save_pretrained
+    from devft_jax.models.huggingface.reading import save_pretrained
 
     tokenizer, streams = prepare(options)
     config = ModelConfig(

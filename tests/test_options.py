@@ -4,11 +4,11 @@ import dataclasses
 
 import pytest
 
-from devft_jax.cli import parse_run
-from devft_jax.config import ROOMS, RunConfig
+from devft_jax.commands.cli import parse_run
+from devft_jax.commands.flags import flags_of
+from devft_jax.commands.generate import PromptOptions
+from devft_jax.config.run_config import ROOMS, RunConfig
 from devft_jax.federated.local import OptimizerOptions
-from devft_jax.flags import flags_of
-from devft_jax.generate import PromptOptions
 from devft_jax.models.generation import GenerationOptions
 from devft_jax.options import execution, identity_fields, option_texts, room_of
 

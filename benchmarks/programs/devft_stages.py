@@ -24,8 +24,8 @@ import jax
 from engine import start_trainer
 from protocol import Work, own_output, versions
 
-from devft_jax.cli import configure_jax
-from devft_jax.trainer import State
+from devft_jax.commands.cli import configure_jax
+from devft_jax.training.trainer import State
 
 CAPACITIES = (2, 4, 8, 16)
 """Layers of the stages."""

@@ -22,7 +22,7 @@ from devft_jax.data import Client, Examples, FederatedData, draw_examples
 from devft_jax.models import Model, load_pretrained
 from devft_jax.models.llama import LoraFactors
 from devft_jax.reporting import Progress
-from devft_jax.trainer import State, Trainer
+from devft_jax.training.trainer import State, Trainer
 
 SEED = 0
 

@@ -54,9 +54,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from devft_jax.accounting.communication import Messages, round_messages
 from devft_jax.errors import InputError
 from devft_jax.federated.algorithm import Algorithm, Share
-from devft_jax.federated.cohort import CHUNKS_IN_FLIGHT, LocalTraining, jit_chunk, zero_sums
 from devft_jax.federated.local import make_optimizer
 from devft_jax.federated.messages import message_bytes
+from devft_jax.federated.round.cohort import CHUNKS_IN_FLIGHT, LocalTraining, jit_chunk, zero_sums
 from devft_jax.models.hypernetwork import adapt, generator_of
 from devft_jax.models.llama import (
     PROJECTIONS,
@@ -72,7 +72,8 @@ from devft_jax.models.llama import (
 )
 from devft_jax.models.quantization import base_shapes
 from devft_jax.models.sharding import part_bytes, partition_specs, shard_base, shard_blocks
-from devft_jax.programs import MODEL_AXIS, OVER_DEVICES, CompiledMemory, client_mesh
+from devft_jax.runtime.compiled import CompiledMemory
+from devft_jax.runtime.devices import MODEL_AXIS, OVER_DEVICES, client_mesh
 
 PyTree = Any
 # A position of a batch: its token id i32, and whether it is one of an answer.

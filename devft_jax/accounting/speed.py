@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from devft_jax.errors import InputError
 from devft_jax.files import cache_folder, read_json, write_atomically
-from devft_jax.programs import versions
+from devft_jax.runtime.devices import versions
 
 LARGEST = 1024
 """Rows and columns at most: beyond it the rate does not grow on a CPU, and a measurement would take long."""

@@ -375,7 +375,7 @@ def _load_built_in(spec: str, fields: Mapping[str, str], category_field: str | N
     if len(count_text) > len(str(most)) or int(count_text) > most:
         shown = count_text if len(count_text) <= 20 else f"{count_text[:20]}..."
         raise InputError(f"data '{name}:{split}:{shown}' asks for more than the {most:,} records of that split; lower it.")
-    module = importlib.import_module(f"devft_jax.data.{name}")
+    module = importlib.import_module(f"devft_jax.data.{name}.generate")
     records = tuple(module.generate(split=split, count=int(count_text), seed=0))
     if not records:
         raise InputError(f"data {spec!r} asks for no record; use a count of 1 or more.")

@@ -33,15 +33,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from devft_jax.data.chat import CHAT_DATE
-from devft_jax.data.prompts import (
-    Segment,
-    TextTemplate,
-    find_template,
-    joins_texts,
-    prompt_text,
-    renderer,
-    tokenizer_name,
-)
+from devft_jax.data.prompts import Segment, TextTemplate, find_template, joins_texts, prompt_text, renderer, tokenizer_name
 from devft_jax.data.sources import Record
 from devft_jax.data.store import StoreWriter, read_store
 from devft_jax.errors import InputError, RunError

@@ -13,13 +13,7 @@ Needs jax and numpy only.
 
 from devft_jax.developmental.alignment import align_factors
 from devft_jax.developmental.fusion import anchors, fusion_matrix
-from devft_jax.developmental.grouping import (
-    group_layers,
-    kmeans,
-    laplacian,
-    laplacian_spectrum,
-    spectral_embedding,
-)
+from devft_jax.developmental.grouping import group_layers, kmeans, laplacian, laplacian_spectrum, spectral_embedding
 from devft_jax.developmental.growth import (
     FixedGrowth,
     GramGrowth,
@@ -37,12 +31,7 @@ from devft_jax.developmental.growths import GROWTHS, DevFT, EndToEnd, ProgFed, S
 from devft_jax.developmental.layer_map import LayerMap, fuse, inherit, layer_map, transition_gap
 from devft_jax.developmental.rotation import nearest_orthogonal, nearest_rotation
 from devft_jax.developmental.schedule import geometric_schedule, validate_capacities
-from devft_jax.developmental.similarity import (
-    LayerGrams,
-    layer_gram,
-    layer_similarity,
-    similarity_from_gram,
-)
+from devft_jax.developmental.similarity import LayerGrams, layer_gram, layer_similarity, similarity_from_gram
 
 __all__ = [
     "GROWTHS",

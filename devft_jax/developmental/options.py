@@ -3,12 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from devft_jax.developmental.schedule import (
-    geometric_schedule,
-    halving_schedule,
-    linear_schedule,
-    validate_capacities,
-)
+from devft_jax.developmental.schedule import geometric_schedule, halving_schedule, linear_schedule, validate_capacities
 
 CAPACITY_SCHEDULES = ("geometric", "linear", "eigengap")
 PROGFED_SCHEDULES = ("halving", "equal")

@@ -20,7 +20,8 @@ from devft_jax.models.llama import Adapter, Base, Compute, ModelConfig
 from devft_jax.models.loss import completion_statistics
 from devft_jax.models.sharding import partition_specs, place, placed_shapes
 from devft_jax.options import execution
-from devft_jax.programs import OVER_DEVICES, CompiledPrograms, client_mesh, shapes_on, shared_programs
+from devft_jax.runtime.compiled import CompiledPrograms, shared_programs
+from devft_jax.runtime.devices import OVER_DEVICES, client_mesh, shapes_on
 
 
 @dataclass(frozen=True, kw_only=True)

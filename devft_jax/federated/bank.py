@@ -23,8 +23,8 @@ import numpy as np
 
 from devft_jax.developmental import LayerMap
 from devft_jax.federated.algorithm import Algorithm, own_traits
-from devft_jax.programs import host_device
-from devft_jax.storage.bank import MOST_IN_MEMORY, Rows, SavedRows, blocks, save_rows
+from devft_jax.runtime.devices import host_device
+from devft_jax.storage.rows import MOST_IN_MEMORY, Rows, SavedRows, blocks, save_rows
 
 PyTree = Any
 

@@ -27,7 +27,8 @@ from devft_jax.data import Examples, evaluation_batches
 from devft_jax.errors import RunError
 from devft_jax.models.llama import Base, Compute, ModelConfig, prefix_states
 from devft_jax.models.sharding import partition_specs
-from devft_jax.programs import OVER_DEVICES, CompiledPrograms, shared_programs
+from devft_jax.runtime.compiled import CompiledPrograms, shared_programs
+from devft_jax.runtime.devices import OVER_DEVICES
 
 # What `auto` asks for: visits per distinct example, at most so many bytes on disk, and on a device for one chunk of clients.
 LEAST_VISITS = 2.0

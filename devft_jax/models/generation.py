@@ -30,8 +30,9 @@ import numpy as np
 from flax import struct
 
 from devft_jax.errors import InputError
-from devft_jax.models.files import read_json
-from devft_jax.models.folder import CONFIG_FILE
+from devft_jax.models.huggingface.names import CONFIG_FILE
+from devft_jax.models.huggingface.reading import GENERATION_CONFIG_FILE, eos_ids_of
+from devft_jax.models.huggingface.safetensors import read_json
 from devft_jax.models.llama import (
     DEFAULT_COMPUTE,
     Adapter,
@@ -43,7 +44,6 @@ from devft_jax.models.llama import (
     logits_of,
     run_layers,
 )
-from devft_jax.models.pretrained import GENERATION_CONFIG_FILE, eos_ids_of
 from devft_jax.options import execution, verbatim
 
 SMALLEST_BUCKET = 32

@@ -3,15 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from devft_jax.models.llama import (
-    DEFAULT_COMPUTE,
-    Base,
-    Compute,
-    ModelConfig,
-    causal_attention,
-    decoder_layer,
-    rotary_table,
-)
+from devft_jax.models.llama import DEFAULT_COMPUTE, Base, Compute, ModelConfig, causal_attention, decoder_layer, rotary_table
 
 
 def layer_cosines(

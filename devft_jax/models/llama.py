@@ -11,7 +11,8 @@ E head size, r rank, V vocabulary. Linear weights are stored `[in, out]`.
 
 Covers LLaMA 1-3 (Touvron et al. 2023; Grattafiori et al. 2024) and its descendants: RMSNorm, rotary positions with
 optional scaling, grouped-query attention, SwiGLU, tied or separate head. What a family changes is a field of `ModelConfig`:
-`biases` (Qwen2), `qk_norm` (Qwen3), `sliding_window` (Mistral); `devft_jax.models.families` says which family has which.
+`biases` (Qwen2), `qk_norm` (Qwen3), `sliding_window` (Mistral); `devft_jax.models.huggingface.families` says which
+family has which.
 """
 
 import dataclasses
@@ -28,7 +29,7 @@ from jax.ad_checkpoint import checkpoint_name
 from devft_jax.models import attention
 from devft_jax.models.attention import Attention, Kernel, inner_products
 from devft_jax.models.hypernetwork import HyperAdapter, adapt, generator_of, prompt_shares
-from devft_jax.shapes import beside
+from devft_jax.models.shapes import beside
 
 PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
 

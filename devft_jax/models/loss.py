@@ -17,15 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from devft_jax.models.llama import (
-    DEFAULT_COMPUTE,
-    Adapter,
-    Base,
-    Compute,
-    ModelConfig,
-    head_weight,
-    hidden_states,
-)
+from devft_jax.models.llama import DEFAULT_COMPUTE, Adapter, Base, Compute, ModelConfig, head_weight, hidden_states
 
 
 class TokenStatistics(struct.PyTreeNode):

@@ -20,7 +20,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from devft_jax.models.llama import PROJECTIONS, Base, Block, ShardedWeight
-from devft_jax.programs import shapes_on
+from devft_jax.runtime.devices import shapes_on
 
 PyTree = Any
 

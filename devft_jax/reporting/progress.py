@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, TextIO
 
 from devft_jax.reporting.layers import layer_runs, shown_weight
-from devft_jax.screen import show
+from devft_jax.runtime.screen import show
 
 PATIENCE = 1.5
 """Seconds after which something that trains nothing is told of."""

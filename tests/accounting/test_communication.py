@@ -17,7 +17,6 @@ from devft_jax.accounting.communication import (
     round_messages,
     submodel_bytes,
 )
-from devft_jax.base_model import fuse_blocks
 from devft_jax.developmental import LayerMap, fuse
 from devft_jax.errors import InputError
 from devft_jax.federated.algorithms.fedit import fedit
@@ -26,6 +25,7 @@ from devft_jax.federated.messages import message_bytes
 from devft_jax.models.architectures import ARCHITECTURES
 from devft_jax.models.llama import init_base
 from devft_jax.models.quantization import base_shapes, quantize_base
+from devft_jax.training.submodels import fuse_blocks
 from tests.federated.harness import init, participant
 from tests.tiny import CONFIG
 

@@ -14,9 +14,9 @@ from devft_jax.accounting.memory import MemoryMeter, Work, compiled_memory, kept
 from devft_jax.errors import InputError
 from devft_jax.federated.algorithms.fedit import fedit
 from devft_jax.federated.algorithms.options import MethodConfig
-from devft_jax.federated.cohort import LocalTraining
 from devft_jax.federated.local import OptimizerOptions, Passes
 from devft_jax.federated.messages import message_bytes
+from devft_jax.federated.round.cohort import LocalTraining
 from devft_jax.models.architectures import ARCHITECTURES
 from devft_jax.models.llama import PROJECTIONS, Compute, ModelConfig
 from devft_jax.models.quantization import base_shapes

@@ -328,8 +328,8 @@ def test_what_ends_answers_is_known_where_every_conversation_is_cut(chat_tokeniz
 
 
 def test_the_bundled_tokenizer_keeps_its_bos():
-    from devft_jax.base_model import bundled_model
-    from devft_jax.models.pretrained import load_tokenizer
+    from devft_jax.models.huggingface.reading import load_tokenizer
+    from devft_jax.training.submodels import bundled_model
 
     tokenizer = load_tokenizer(bundled_model())
     assert tokenizer("a")["input_ids"] == [1, *tokenizer("a", add_special_tokens=False)["input_ids"]]

@@ -141,7 +141,7 @@ def test_built_in_data_has_splits_and_counts(monkeypatch):
         return [Record("a", "", "b", "c", f"microtasks:{split}:{n}") for n in range(count)]
 
     module = types.SimpleNamespace(generate=generate)
-    monkeypatch.setitem(sys.modules, "devft_jax.data.microtasks", module)
+    monkeypatch.setitem(sys.modules, "devft_jax.data.microtasks.generate", module)
     defaults = BUILT_IN["microtasks"].counts
     [train], [test], [few] = map(load_sources, ("microtasks", "microtasks:test", "microtasks::7"))
     assert asked == [
@@ -154,7 +154,7 @@ def test_built_in_data_has_splits_and_counts(monkeypatch):
 
 
 def test_the_built_in_defaults_can_be_generated():
-    pytest.importorskip("devft_jax.data.microtasks")
+    pytest.importorskip("devft_jax.data.microtasks.generate")
     for split, count in BUILT_IN["microtasks"].counts.items():
         [source] = load_sources(f"microtasks:{split}")
         assert len(source) == count

@@ -5,14 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from devft_jax.developmental import (
-    group_layers,
-    kmeans,
-    laplacian,
-    laplacian_spectrum,
-    layer_similarity,
-    spectral_embedding,
-)
+from devft_jax.developmental import group_layers, kmeans, laplacian, laplacian_spectrum, layer_similarity, spectral_embedding
 
 METHODS = ("dglg", "random", "even_blocks", "even_strides")
 

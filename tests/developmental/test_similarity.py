@@ -6,13 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.test_util import check_grads
 
-from devft_jax.developmental import (
-    LayerGrams,
-    layer_gram,
-    layer_similarity,
-    similarity_from_gram,
-    streaming,
-)
+from devft_jax.developmental import LayerGrams, layer_gram, layer_similarity, similarity_from_gram, streaming
 from tests.developmental.weights import block_quantised, layer_quantised, on_device, rows, stack
 
 LAYERS = 7

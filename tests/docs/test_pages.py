@@ -14,11 +14,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from devft_jax import base_model, cli
-from devft_jax.arms import check_arms, parse_arm, read_arms
-from devft_jax.config import validate
+from devft_jax.commands import cli
+from devft_jax.comparing.arms import check_arms, parse_arm, read_arms
+from devft_jax.config.run_config import validate
 from devft_jax.developmental import next_stage
 from devft_jax.federated.algorithms import ALGORITHMS
+from devft_jax.training import submodels as base_model
 from tests.conftest import REPOSITORY
 from tests.federated import test_algorithm as laws
 from tests.tiny_run import write_run_inputs
@@ -26,7 +27,7 @@ from tests.tiny_run import write_run_inputs
 PAGES = ("README.md", "docs/algorithm.md", "docs/extending.md", "docs/reproducing.md")
 
 # Commands that take the folder of a run and options of their own.
-OF_A_FOLDER = {"export": "devft_jax.export.export", "replay": "devft_jax.run.replay"}
+OF_A_FOLDER = {"export": "devft_jax.exporting.export.export", "replay": "devft_jax.training.run.replay"}
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[([^\]]+)\]\(([^)#\s]+)\)|^\[(\w+)\]: (\S+)$", re.MULTILINE)
@@ -127,7 +128,7 @@ def test_the_blocks_of_the_readme_run_up_to_their_training(monkeypatch):
             assert next_stage(growth, 0, blocks, (), jax.random.key(0)) is not None
         return types.SimpleNamespace(summary={"final_loss": 0.0}, folder="")
 
-    monkeypatch.setattr("devft_jax.run.train", train)
+    monkeypatch.setattr("devft_jax.training.run.train", train)
     run_blocks("README.md", blocks=blocks, trained={"weight": jnp.zeros((8, 3))})
 
 
@@ -172,7 +173,7 @@ def check_command(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
         assert cli.run_command([command, *rest]) == 130
         assert asked
     elif command == "generate":
-        from devft_jax.generate import parse
+        from devft_jax.commands.generate import parse
 
         parse(rest)
     else:

@@ -7,9 +7,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from devft_jax.config import identity, preset, validate
+from devft_jax.config.run_config import identity, preset, validate
 from devft_jax.reporting.table import table
-from devft_jax.run import Run
+from devft_jax.training.run import Run
 from experiments.demo import (
     CENTRAL,
     DEVFT,

@@ -14,13 +14,13 @@ from devft_jax.data import Examples, gather_batch
 from devft_jax.federated.algorithm import Algorithm, Clients, Participant, Share
 from devft_jax.federated.algorithms.fedit import fedit
 from devft_jax.federated.algorithms.options import MethodConfig
-from devft_jax.federated.cohort import Cohort, LocalTraining, RoundResult, broadcast_of, participant_of
 from devft_jax.federated.local import OptimizerOptions, Passes
+from devft_jax.federated.round.cohort import Cohort, LocalTraining, RoundResult, broadcast_of, participant_of
 from devft_jax.federated.sampling import client_keys
 from devft_jax.federated.work import ClientWork
 from devft_jax.models.llama import PROJECTIONS, Adapter, Base, Compute, ModelConfig, forward
 from devft_jax.models.lora import LoraOptions
-from devft_jax.programs import CompiledPrograms
+from devft_jax.runtime.compiled import CompiledPrograms
 from devft_jax.storage import Rows
 from tests.tiny import (
     CONFIG,

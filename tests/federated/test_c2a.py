@@ -13,21 +13,21 @@ from devft_jax.accounting import Adaptation, training_flops
 from devft_jax.accounting.communication import message_elements, round_messages
 from devft_jax.accounting.flops import forward_breakdown
 from devft_jax.accounting.memory import Work, layer_kept, stage_memory
-from devft_jax.cli import run_command
+from devft_jax.commands.cli import run_command
 from devft_jax.developmental import LayerMap
 from devft_jax.errors import InputError
-from devft_jax.export import export
+from devft_jax.exporting.export import export
 from devft_jax.federated.algorithm import Clients
 from devft_jax.federated.algorithms.c2a import c2a
 from devft_jax.federated.algorithms.fedit import fedit
 from devft_jax.federated.algorithms.options import MethodConfig
-from devft_jax.federated.cohort import LocalTraining
 from devft_jax.federated.local import OptimizerOptions, Passes
+from devft_jax.federated.round.cohort import LocalTraining
 from devft_jax.models.architectures import ARCHITECTURES
 from devft_jax.models.llama import Compute, ModelConfig, init_base
 from devft_jax.reporting import Progress
-from devft_jax.run import replay, train
 from devft_jax.storage import RunFolder
+from devft_jax.training.run import replay, train
 from tests.federated.harness import (
     FIVE,
     SGD,

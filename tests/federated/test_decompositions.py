@@ -15,10 +15,17 @@ from devft_jax.developmental.options import GrowthOptions
 from devft_jax.federated.algorithm import Algorithm, Clients, Share
 from devft_jax.federated.algorithms import ALGORITHMS
 from devft_jax.federated.algorithms.options import MethodConfig
-from devft_jax.federated.cohort import LocalTraining, broadcast_of, jit_chunk, participant_shapes, uplink_shapes, zero_sums
 from devft_jax.federated.local import OptimizerOptions
+from devft_jax.federated.round.cohort import (
+    LocalTraining,
+    broadcast_of,
+    jit_chunk,
+    participant_shapes,
+    uplink_shapes,
+    zero_sums,
+)
 from devft_jax.models.llama import Compute
-from devft_jax.programs import client_mesh
+from devft_jax.runtime.devices import client_mesh
 from tests.conftest import REPOSITORY
 from tests.federated.harness import BASE, SGD, WHOLE, client, engine, run_round
 from tests.tiny import CONFIG, random_adapter

@@ -12,16 +12,16 @@ import pytest
 from devft_jax.accounting.communication import round_messages
 from devft_jax.developmental import LayerMap
 from devft_jax.errors import InputError
-from devft_jax.export import export
+from devft_jax.exporting.export import export
 from devft_jax.federated.algorithm import Share
 from devft_jax.federated.algorithms.dofit import dofit
 from devft_jax.federated.algorithms.fedit import fedit
 from devft_jax.federated.algorithms.options import MethodConfig
 from devft_jax.models.architectures import ARCHITECTURES
+from devft_jax.models.huggingface.peft import import_peft
 from devft_jax.models.llama import init_base
-from devft_jax.models.peft_format import import_peft
 from devft_jax.reporting import Progress
-from devft_jax.run import train
+from devft_jax.training.run import train
 from tests.federated.harness import aggregated, assert_close, assert_identical, contributed, init, trained_messages
 from tests.tiny import CONFIG
 from tests.tiny_run import MODEL, write_run_inputs

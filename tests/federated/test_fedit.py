@@ -8,8 +8,8 @@ import pytest
 from devft_jax.developmental import LayerMap
 from devft_jax.federated.algorithms.fedit import fedit
 from devft_jax.federated.algorithms.options import MethodConfig
-from devft_jax.federated.cohort import zero_sums
 from devft_jax.federated.messages import message_bytes
+from devft_jax.federated.round.cohort import zero_sums
 from devft_jax.models.llama import PROJECTIONS, LoraFactors, ModelConfig
 from tests.federated.harness import (
     SEVEN,

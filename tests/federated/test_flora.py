@@ -19,7 +19,7 @@ from devft_jax.federated.algorithms.options import MethodConfig
 from devft_jax.federated.messages import message_bytes
 from devft_jax.models.llama import LoraFactors
 from devft_jax.reporting import Progress
-from devft_jax.run import train
+from devft_jax.training.run import train
 from tests.federated.harness import (
     BASE,
     EXAMPLES,

@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 
 from devft_jax.accounting.memory import Work, compiled_memory
-from devft_jax.federated.cohort import Cohort, LocalTraining, jit_chunk
 from devft_jax.federated.local import OptimizerOptions, Passes
 from devft_jax.federated.prefix import PrefixCache
-from devft_jax.federated.replay import replay_client
+from devft_jax.federated.round.cohort import Cohort, LocalTraining, jit_chunk
 from devft_jax.models.llama import Compute, ModelConfig
 from devft_jax.models.quantization import base_shapes, quantize_base
 from devft_jax.models.sharding import part_bytes, place, shard_base
-from devft_jax.programs import MODEL_AXIS, CompiledPrograms, client_mesh
+from devft_jax.runtime.compiled import CompiledPrograms
+from devft_jax.runtime.devices import MODEL_AXIS, client_mesh
+from devft_jax.training.replay import replay_client
 from tests.federated.harness import (
     BASE,
     BUCKETS,
@@ -34,7 +35,7 @@ from tests.federated.harness import (
     run_round,
     server_with,
 )
-from tests.federated.test_cohort import chunk_arguments
+from tests.federated.round.test_cohort import chunk_arguments
 from tests.tiny import CONFIG
 
 # Neighbours, who hold a base together, have examples of different lengths; 11 are no multiple of 8.

@@ -12,13 +12,14 @@ from devft_jax.errors import RunError
 from devft_jax.federated import prefix as prefix_module
 from devft_jax.federated.algorithm import Clients
 from devft_jax.federated.algorithms import ALGORITHMS
-from devft_jax.federated.cohort import Cohort, LocalTraining
 from devft_jax.federated.local import Passes
 from devft_jax.federated.prefix import PrefixCache, Visits, worth_storing
-from devft_jax.federated.replay import replay_client
+from devft_jax.federated.round.cohort import Cohort, LocalTraining
 from devft_jax.models.llama import Compute, prefix_states
 from devft_jax.models.quantization import quantize_base
-from devft_jax.programs import CompiledPrograms, client_mesh
+from devft_jax.runtime.compiled import CompiledPrograms
+from devft_jax.runtime.devices import client_mesh
+from devft_jax.training.replay import replay_client
 from tests.federated.harness import (
     BASE,
     BATCH,

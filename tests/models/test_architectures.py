@@ -3,8 +3,8 @@
 import pytest
 
 from devft_jax.models.architectures import ARCHITECTURES
-from devft_jax.models.families import read_config
-from devft_jax.models.pretrained import model_architecture, parameter_count
+from devft_jax.models.huggingface.families import read_config
+from devft_jax.models.huggingface.reading import model_architecture, parameter_count
 from devft_jax.models.quantization import base_shapes
 
 PARAMETERS = {
@@ -25,12 +25,12 @@ def test_the_number_of_parameters_is_the_published_one(name):
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_a_known_name_needs_no_download(name, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("devft_jax.models.pretrained.model_folder", None)
+    monkeypatch.setattr("devft_jax.models.huggingface.reading.model_folder", None)
     assert model_architecture(name) is ARCHITECTURES[name]
 
 
 def test_a_folders_own_config_goes_first(monkeypatch, tmp_path):
-    from devft_jax.base_model import bundled_model
+    from devft_jax.training.submodels import bundled_model
 
     name = "meta-llama/Llama-2-7b-hf"
     folder = tmp_path / name
@@ -41,7 +41,7 @@ def test_a_folders_own_config_goes_first(monkeypatch, tmp_path):
 
 
 def test_of_an_unknown_name_the_config_alone_is_fetched(monkeypatch, tmp_path):
-    from devft_jax.base_model import bundled_model
+    from devft_jax.training.submodels import bundled_model
 
     asked = []
 

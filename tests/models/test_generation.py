@@ -26,7 +26,7 @@ from devft_jax.models.generation import (
 from devft_jax.models.llama import DEFAULT_COMPUTE, Compute, forward, hidden_states
 from devft_jax.models.quantization import quantize_base
 from tests.models.conftest import CONFIG, random_adapter, random_base
-from tests.models.test_families import EXAMPLES
+from tests.models.huggingface.test_families import EXAMPLES
 
 LENGTHS = (7, 1, 4)
 PROMPTS = [np.random.default_rng(length).integers(0, CONFIG.vocabulary, length).tolist() for length in LENGTHS]

@@ -10,6 +10,8 @@ import pytest
 
 from devft_jax.errors import InputError
 from devft_jax.models.generation import GenerationOptions, generate
+from devft_jax.models.huggingface.peft import export_peft
+from devft_jax.models.huggingface.reading import save_pretrained
 from devft_jax.models.hypernetwork import (
     TOKEN_WIDTH,
     HyperAdapter,
@@ -33,8 +35,6 @@ from devft_jax.models.llama import (
 )
 from devft_jax.models.lora import adapter_norms
 from devft_jax.models.loss import completion_loss, completion_statistics
-from devft_jax.models.peft_format import export_peft
-from devft_jax.models.pretrained import save_pretrained
 
 CLUSTERS, RANK, INNER = 4, 3, 5
 

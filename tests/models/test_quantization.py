@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from devft_jax.developmental import LayerMap, fuse, fusion_matrix, layer_similarity
 from devft_jax.errors import InputError
+from devft_jax.models.huggingface.reading import load_pretrained, parameter_count, save_pretrained
 from devft_jax.models.llama import PROJECTIONS, Compute, ModelConfig, dense_weight, forward, init_base
 from devft_jax.models.loss import completion_loss
-from devft_jax.models.pretrained import load_pretrained, parameter_count, save_pretrained
 from devft_jax.models.quantization import (
     BITS,
     NF4_VALUES,
@@ -253,7 +253,7 @@ def test_loading_needs_the_packed_model_and_one_tensor(tmp_path):
         f"""
         import resource, sys
         import numpy as np
-        from devft_jax.models.pretrained import load_pretrained
+        from devft_jax.models.huggingface.reading import load_pretrained
         from devft_jax.models.quantization import quantize_projection
         for shape in {[config.projection_shape(name) for name in PROJECTIONS]}:
             quantize_projection("q", np.ones(shape[::-1], "float32").T.astype("bfloat16"), "nf4")

@@ -13,7 +13,7 @@ from devft_jax.models.influence import layer_cosines
 from devft_jax.models.llama import PROJECTIONS, Compute, ShardedWeight, forward, init_base, prefix_states
 from devft_jax.models.quantization import quantize, quantize_base
 from devft_jax.models.sharding import part_bytes, partition_specs, place, shard_base, undivided, whole
-from devft_jax.programs import MODEL_AXIS, client_mesh
+from devft_jax.runtime.devices import MODEL_AXIS, client_mesh
 from tests.tiny import CONFIG, random_base
 
 # Wide enough for two blocks of inputs each in k, v and their like, and for three in down.

@@ -15,16 +15,16 @@ import torch
 from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from devft_jax.config import RunConfig, to_plain
-from devft_jax.export import export
+from devft_jax.config.run_config import RunConfig, to_plain
+from devft_jax.exporting.export import export
+from devft_jax.models.huggingface.peft import import_peft
+from devft_jax.models.huggingface.reading import load_pretrained, save_pretrained
 from devft_jax.models.llama import PROJECTIONS, Adapter, ModelConfig, forward, init_base
 from devft_jax.models.lora import init_lora
-from devft_jax.models.peft_format import import_peft
-from devft_jax.models.pretrained import load_pretrained, save_pretrained
 from devft_jax.models.quantization import quantize_base
 from devft_jax.reporting import Progress
 from devft_jax.storage import RunFolder
-from devft_jax.trainer import Trainer
+from devft_jax.training.trainer import Trainer
 
 pytestmark = pytest.mark.parity
 

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from devft_jax.models.generation import GenerationOptions, end_token_ids, generate
-from devft_jax.models.pretrained import load_pretrained
+from devft_jax.models.huggingface.reading import load_pretrained
 from tests.parity.test_transformers import ARCHITECTURES, random_model
 
 pytestmark = pytest.mark.parity

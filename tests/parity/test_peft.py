@@ -14,10 +14,10 @@ import torch
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
+from devft_jax.models.huggingface.peft import export_peft, import_peft
+from devft_jax.models.huggingface.reading import save_pretrained
 from devft_jax.models.llama import PROJECTIONS, Adapter, ModelConfig, forward, init_base
 from devft_jax.models.lora import init_lora
-from devft_jax.models.peft_format import export_peft, import_peft
-from devft_jax.models.pretrained import save_pretrained
 
 pytestmark = pytest.mark.parity
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from devft_jax.config import RunConfig, to_plain
+from devft_jax.config.run_config import RunConfig, to_plain
 from devft_jax.developmental import geometric_schedule
 
 VERSIONS = {"devft_jax": "1", "jax": "2", "jaxlib": "3", "python": "4", "system": "Linux", "device": "cpu, cpu"}

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from devft_jax.compare import CompareOptions, compare
-from devft_jax.config import RunConfig, to_plain
+from devft_jax.comparing.compare import CompareOptions, compare
+from devft_jax.config.run_config import RunConfig, to_plain
 from devft_jax.errors import InputError, RunError
 from devft_jax.files import exclusive_temporary
-from devft_jax.report import write_report
 from devft_jax.reporting import Progress
-from devft_jax.run import train
+from devft_jax.reporting.report_file import write_report
 from devft_jax.storage import COMPARISON, EXPORT, RUN, RunFolder, claim
+from devft_jax.training.run import train
 from experiments import demo
 from tests.reporting.stories import write_story
 

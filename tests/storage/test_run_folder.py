@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from devft_jax.config import RunConfig, to_plain
+from devft_jax.config.run_config import RunConfig, to_plain
 from devft_jax.errors import InputError
 from devft_jax.storage import RUN, Rows, RunFolder
-from devft_jax.storage.bank import save_rows
+from devft_jax.storage.rows import save_rows
 
 ARRAYS = {"full": {"a": jnp.arange(6.0).reshape(3, 2)}, "bank": {"seen": jnp.zeros(5)}}
 

@@ -1,0 +1,1 @@
+"""The `devft` command: one file a command."""

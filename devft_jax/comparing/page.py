@@ -1,0 +1,277 @@
+"""`comparison.html`: a comparison on one page that needs nothing else.
+
+First what can be said, then for every budget its tables, what was learned against what was spent, with the Pareto front, and
+the losses along the runs; then how it was compared, and every run.
+
+Lines join measurements against rounds alone, and those at which all arms were judged. Against bytes, operations or seconds
+the same rounds of two arms lie at different places, and a line between two of them would claim what was not measured: an
+arm whose points lie far apart would seem worse in between than it is.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from statistics import fmean
+
+from devft_jax.comparing.statistics import estimate
+from devft_jax.comparing.tables import (
+    BYTES_UP,
+    COSTS,
+    FINAL_LOSS,
+    MEASURES,
+    NAME_WIDTH,
+    TRAIN_FLOPS,
+    ArmResult,
+    Budget,
+    Comparison,
+    Point,
+    Table,
+    column_parts,
+    cost_table,
+    fairness,
+    front_points,
+    fronts,
+    learned_table,
+    mean_of,
+    notes,
+    run_rows,
+    target_table,
+    tuning_table,
+    unlike,
+    verdict,
+)
+from devft_jax.reporting import page
+from devft_jax.reporting.chart import Frame, Level, Line, Spot, legend, plot_lines, plot_spots
+from devft_jax.reporting.names import shortened
+from devft_jax.reporting.settings import shown
+from devft_jax.reporting.svg import escape
+from devft_jax.reporting.units import BYTES, FLOPS, SECONDS, Units, unit_for
+
+PAGE_LETTERS = 130
+"""Letters that a table has room for; columns beyond them go on in a further table."""
+
+STYLE = """
+.results th { text-align: right; white-space: nowrap } .results td { text-align: right; white-space: nowrap }
+.results thead th:first-child, .results tbody th { text-align: left; white-space: normal; overflow-wrap: anywhere;
+  min-width: 11rem }
+"""
+
+SPENT = ((BYTES_UP, "bytes_up", "sent up by all clients", BYTES), (TRAIN_FLOPS, "train_flops", "training work", FLOPS))
+"""What final losses are drawn against: a measure of a run, the same figure of a point along it, a label and its units."""
+
+AXES: tuple[tuple[str, str, Units], ...] = (
+    ("round", "rounds", ()),
+    *((spent, label, units) for _, spent, label, units in SPENT),
+    ("seconds", "training time", SECONDS),
+)
+"""What losses along the runs are drawn against: a figure of a point, a label and its units."""
+
+
+def comparison_html(comparison: Comparison) -> str:
+    """The page."""
+    title = f"Comparison of {len(comparison.budgets[0].arms)} methods"
+    body = [_headline(comparison, title)]
+    body += [_budget(comparison, budget) for budget in comparison.budgets]
+    body += [_terms(comparison), _runs(comparison)]
+    return page.page(title, (STYLE,), body)
+
+
+def _headline(comparison: Comparison, title: str) -> str:
+    seeds = len(comparison.seeds)
+    links = {
+        **{budget.kind: f"Equal {budget.kind}" for budget in comparison.budgets},
+        "terms": "How it was compared",
+        "runs": "Every run",
+    }
+    items = "".join(f'<li><a href="#{name}">{text}</a></li>' for name, text in links.items())
+    model = "the bundled model" if comparison.common["model"] == "bundled" else str(comparison.common["model"])
+    what = f"{model[:1].upper()}{model[1:]} on {shown(comparison.common['data'])}, {seeds} seed{'s' if seeds > 1 else ''}."
+    words = verdict(comparison)
+    return (
+        f"<header><h1>{escape(title)}</h1>{page.paragraph(what)}"
+        + "".join(page.paragraph(sentence, "lead" if index == 0 else "") for index, sentence in enumerate(words))
+        + f'<nav aria-label="Sections"><ul>{items}</ul></nav></header>'
+    )
+
+
+def _table(found: Table | None) -> str:
+    if found is None:
+        return ""
+    inside = ""
+    for number, part in enumerate(column_parts([found.header, *found.rows], PAGE_LETTERS)):
+        columns = [0, *part]
+        header, *rows = [[row[index] for index in columns] for row in (found.header, *found.rows)]
+        inside += page.table(found.title if number == 0 else f"{found.title}, continued", header, rows, "results")
+    below = page.paragraph(f"{found.below[:1].upper()}{found.below[1:]}.", "soft") if found.below else ""
+    return f'<div class="scroll" tabindex="0" role="group" aria-label="{escape(found.title)}">{inside}</div>{below}'
+
+
+def _budget(comparison: Comparison, budget: Budget) -> str:
+    return page.section(
+        budget.kind,
+        budget.text,
+        _table(learned_table(comparison, budget)),
+        *_spots(budget),
+        _table(cost_table(comparison, budget)),
+        _table(target_table(comparison, budget)),
+        *_curves(comparison, budget),
+        _table(tuning_table(comparison, budget)),
+        *map(page.paragraph, notes(budget)),
+    )
+
+
+def _spots(budget: Budget) -> list[str]:
+    """Loss against bytes and against operations, with the front; nothing without losses."""
+    names = [arm.name for arm in budget.arms if mean_of(arm, FINAL_LOSS) is not None]
+    if not names:
+        return []
+    pictures = []
+    for measure, _, label, units in SPENT:
+        points = front_points(budget, measure)
+        if not points:
+            continue
+        size, unit = unit_for(max(x for x, _ in points.values()), units)
+        spots = []
+        for name in names:
+            cost, loss = (mean_of(budget.arm(name), each) for each in (measure, FINAL_LOSS))
+            if cost is not None and loss is not None:
+                reach = None if cost.interval is None else (cost.interval[0] / size, cost.interval[1] / size)
+                spots.append(Spot(name, cost.mean / size, loss.mean, reach, loss.interval))
+        front = [(points[name][0] / size, points[name][1]) for name in fronts(budget, measure)]
+        title = f"Held-out loss against {label}, equal {budget.kind}"
+        picture = plot_spots(title, f"{label}, {unit}", "held-out loss", spots, front=front)
+        pictures.append(page.figure(picture, "", wide=False))
+    caption = (
+        "Means over seeds with their intervals. The dashed line is the Pareto front: whatever lies above and to the right "
+        "of it is matched or beaten in both by an arm on it; what holds all data in one place takes no part in it."
+    )
+    looks = legend([Line(name, [(0, 0)]) for name in names])
+    return [
+        page.heading("Loss against cost"),
+        page.paragraph(caption),
+        page.legend([(look, shortened(name, NAME_WIDTH)) for look, name in looks]),
+        page.side_by_side(*pictures, least=420),
+    ]
+
+
+def mean_curve(arm: ArmResult, spent: str, *, joined: bool) -> list[Line]:
+    """Means over an arm's finished runs, of loss against what was spent, at the rounds at which all of them were judged.
+
+    Where `joined`, the rounds at which all arms were judged make a line; all other measurements stand each for itself.
+    """
+    runs = [{point.round: point for point in outcome.curve} for outcome in arm.finished if outcome.curve]
+    rounds = sorted(set.intersection(*map(set, runs))) if runs else []
+    alike = [number for number in rounds if joined and all(run[number].alike for run in runs)]
+    pieces = [(alike, True), ([number for number in rounds if number not in alike], False)]
+    return [
+        _piece(arm.name, [[run[number] for run in runs] for number in part], spent, line) for part, line in pieces if part
+    ]
+
+
+def _piece(name: str, measured: Sequence[Sequence[Point]], spent: str, joined: bool) -> Line:
+    """A line, or single points, through the means of measurements of several runs."""
+    points, intervals = [], []
+    for each in measured:
+        found = estimate([point.loss for point in each], FINAL_LOSS.bounds)
+        assert found is not None
+        points.append((fmean(getattr(point, spent) for point in each), found.mean))
+        intervals.append(found.interval)
+    return Line(name, points, intervals=intervals, joined=joined)
+
+
+def _curves(comparison: Comparison, budget: Budget) -> list[str]:
+    """Losses along the runs against rounds, and against everything that was spent."""
+    names = [arm.name for arm in budget.arms if mean_of(arm, FINAL_LOSS) is not None]
+    against_rounds: list[str] = []
+    against_costs: list[str] = []
+    still: list[str] = []
+    for spent, label, units in AXES:
+        joined = spent == "round"
+        lines = [line for name in names for line in mean_curve(budget.arm(name), spent, joined=joined)]
+        # What sends nothing is no line over bytes, but a level that it ends at.
+        free = [name for name in names if not any(x for line in lines if line.name == name for x, _ in line.points)]
+        levels = [Level(shortened(line.name, NAME_WIDTH), line.points[-1][1]) for line in lines if line.name in free]
+        moving = [line for line in lines if line.name not in free]
+        if not moving:
+            continue
+        still += [line.name for line in lines if line.name in free]
+        size, unit = unit_for(max(x for line in moving for x, _ in line.points), units) if units else (1.0, "")
+        drawn = [dataclasses.replace(line, points=[(x / size, y) for x, y in line.points]) for line in moving]
+        if not joined:
+            # Among so many single points they would hide them; those against rounds are the same.
+            drawn = [dataclasses.replace(line, intervals=()) for line in drawn]
+        if comparison.target is not None:
+            levels.append(Level("target", comparison.target))
+        title = f"Held-out loss of the full model against {label}, equal {budget.kind}"
+        x_label = f"{label}, {unit}" if unit else label
+        for width, height, kind in ((1000, 380, "broad"), (340, 280, "narrow")) if joined else ((480, 340, ""),):
+            frame = Frame(width=width, height=height, named=False, whole=joined, levels=levels)
+            picture = plot_lines(title, x_label, "held-out loss", drawn, frame, names=names)
+            figure = page.figure(picture, "", wide=kind == "broad", kind=kind)
+            (against_rounds if joined else against_costs).append(figure)
+    if not against_rounds:
+        return []
+    words = (
+        "Means over seeds of the full model's loss, against rounds with their intervals; one without a bar at its end goes "
+        "on beyond the picture. "
+    )
+    every = comparison.common["evaluate_every"]
+    often = f"{every} rounds" if every > 1 else "round"
+    words += (
+        f"Against rounds, lines join what was measured at the rounds at which all arms were judged, every {often}"
+        if every
+        else "The arms were not judged at the same rounds"
+    )
+    apart = [name for name in unlike(comparison) if name in names] if every else []
+    words += f" ({', '.join(apart)} not at these)" if apart else ""
+    words += (
+        "; all other points stand alone, as do all against costs: the same rounds lie at another place there in each arm, "
+        "and between two points nothing was measured."
+    )
+    if comparison.target is not None:
+        words += f" A dotted level is the target, {comparison.target:.4f}."
+    if still:
+        words += f" What sends nothing is a dotted level over bytes: {', '.join(dict.fromkeys(still))}."
+    looks = legend([Line(name, [(0, 0)]) for name in names])
+    return [
+        page.heading("Loss along the runs"),
+        page.paragraph(words),
+        page.legend([(look, shortened(name, NAME_WIDTH)) for look, name in looks]),
+        *against_rounds,
+        page.side_by_side(*against_costs, least=420),
+    ]
+
+
+def _terms(comparison: Comparison) -> str:
+    options = sorted(comparison.common.items())
+    rows: Sequence[Sequence[page.Cell]] = [
+        [name, shown(value)] for name, value in options if name not in ("algorithm", "growth", "seed", "out")
+    ]
+    command = [page.heading("The command"), page.code(comparison.command)] if comparison.command else []
+    return page.section(
+        "terms",
+        "How it was compared",
+        *map(page.paragraph, fairness(comparison)),
+        *command,
+        page.folded("Options that all arms share", page.table("Options of every run", ["option", "value"], rows)),
+    )
+
+
+def _runs(comparison: Comparison) -> str:
+    header = ["arm", "seed", "budgets", "held-out loss", *(each.title for each in COSTS[:5]), "folder"]
+    forms = {each.name: each.form for each in MEASURES}
+
+    def cells(row: dict[str, object]) -> list[page.Cell]:
+        names = ("final_loss", *(each.name for each in COSTS[:5]))
+        values = [row[name] for name in names]
+        told: list[page.Cell] = [
+            forms[name].shown(value) if isinstance(value, int | float) else None
+            for name, value in zip(names, values, strict=True)
+        ]
+        if row["error"] is not None:
+            told[0] = f"failed: {row['error']}"
+        return [str(row["arm"]), str(row["seed"]), str(row["budgets"]), *told, str(row["folder"])]
+
+    rows = [cells(row) for row in run_rows(comparison)]
+    words = "Every run is a folder that devft report, export, generate and replay take; comparison.json has all figures."
+    listed = page.table("Every run", header, rows)
+    return page.section("runs", "Every run", page.paragraph(words), page.folded(f"The {len(rows)} runs", listed))

@@ -1,0 +1,50 @@
+"""The command line that says a configuration: the reverse of `devft_jax.commands.cli.parse_run`.
+
+A configuration does not remember the preset it came from, so the command starts from the defaults or the preset from which
+the fewest options differ.
+"""
+
+import dataclasses
+import shlex
+from typing import Any
+
+from devft_jax.config.effects import unread
+from devft_jax.config.run_config import PRESETS, ROOMS, RunConfig, field_types, preset
+from devft_jax.config.values import as_words
+from devft_jax.models.lora import resolve_alpha
+
+
+def nearest_preset(config: RunConfig) -> str | None:
+    """The preset from which the fewest options differ, `out` not counted; None where the defaults are as near."""
+    names = [None, *PRESETS]
+    return min(names, key=lambda name: len(differing(config, start_of(name)).keys() - {"out"}))
+
+
+def start_of(name: str | None) -> RunConfig:
+    """A preset's configuration, or the defaults."""
+    return RunConfig() if name is None else preset(name)
+
+
+def differing(config: RunConfig, start: RunConfig) -> dict[str, Any]:
+    """The options whose values are not those of `start`, by name, in the order of the rooms."""
+    if start.alpha == "auto" and resolve_alpha(config) == resolve_alpha(dataclasses.replace(config, alpha="auto")):
+        # A run's folder holds the number that auto stood for.
+        config = dataclasses.replace(config, alpha="auto")
+    names = [field.name for room in ROOMS for field in dataclasses.fields(room)]
+    return {name: getattr(config, name) for name in names if getattr(config, name) != getattr(start, name)}
+
+
+def command_line(config: RunConfig) -> str:
+    """The shell command whose parsing gives this configuration.
+
+    Options of methods that the run does not use, such as those that all arms of a comparison share, are left out.
+    """
+    name, kinds = nearest_preset(config), field_types()
+    needless = {option for option, condition in unread(config).items() if condition.part in ("algorithm", "growth")}
+    changes = {option: value for option, value in differing(config, start_of(name)).items() if option not in needless}
+    # The folder last, where it is easily replaced.
+    changes = {option: changes[option] for option in sorted(changes, key=lambda option: option == "out")}
+    words = ["devft", "run", *(["--preset", name] if name else [])]
+    for option, value in changes.items():
+        words += [f"--{option.replace('_', '-')}", *as_words(value, kinds[option])]
+    return shlex.join(words)

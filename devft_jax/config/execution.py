@@ -1,0 +1,122 @@
+"""How a run is executed: devices, precision, and memory against time."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+
+from devft_jax.errors import InputError
+from devft_jax.models.llama import REMAT_POLICIES, Compute
+from devft_jax.options import execution
+
+DTYPES = ("auto", "float32", "bfloat16")
+REMAT = ("auto", *REMAT_POLICIES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExecutionOptions:
+    """Devices, precision and memory of the simulation."""
+
+    dtype: str = "auto"
+    """Precision of activations and frozen weights: float32, bfloat16, or auto (float32 on CPU, else bfloat16)."""
+    devices: int | None = execution(None)
+    """Local devices to spread the clients over; by default all. On CPU a device is a slice of the host's cores."""
+    model_shards: int = execution(1)
+    """Devices that hold the frozen base together, for one that a device has no room for: each keeps a part, and a layer's
+    weights are gathered where the layer runs. It divides the devices; all of them train clients of their own."""
+    clients_per_step: int | Literal["auto"] = execution("auto")
+    """Clients trained at once (memory grows with it, results do not change), at most a round's participants. auto begins
+    with one per CPU device and 8 per accelerator and, where enough training is left after the first round, times larger
+    numbers and keeps what is fastest and fits into memory."""
+    examples_per_pass: int | None = execution(None)
+    """Examples of a local step that are run at once, its passes' gradients being summed (memory grows with it, results do
+    not change); by default all on an accelerator, and as many as suit the examples' length on a CPU."""
+    length_buckets: int = execution(4)
+    """Padded lengths between which a pass's examples choose, at most: each saves padding and is compiled; chosen to suit the
+    training data."""
+    remat: str = execution("auto")
+    """What the backward pass recomputes to save memory: none, dots (all but the outputs of projections and attention), full
+    (all but a layer's inputs), or auto (dots on CPU, where memory is slower than arithmetic, else none)."""
+    attention: Literal["auto", "xla", "cudnn", "splash", "blocked"] = execution("auto")
+    """Attention kernel: xla, cudnn, splash (for TPUs), blocked (written for CPUs), or auto (cudnn on NVIDIA GPUs in
+    bfloat16, splash on TPUs for 128 tokens or more, blocked on CPU, else xla)."""
+    head_rows: int = execution(256)
+    """Tokens of a client whose logits are held at once in the loss."""
+    bank_in_memory: int = execution(2**27)
+    """Bytes of what clients keep between rounds that may lie in memory: where the rows of all clients could take more, they
+    lie in a file of the run's folder, which grows with the clients that have taken part."""
+    compile_ahead: Literal["auto", "on", "off"] = execution("auto")
+    """Whether a thread compiles what the next stage needs while the present one trains, where the growth tells its stages'
+    depths beforehand: on, off, or auto (on for accelerators; on a CPU, training and the compiler want the same cores)."""
+    prefix_cache: Literal["auto", "on", "off"] = execution("auto")
+    """Whether layers that a growth runs below every adapter, such as top-grow's, are run once for each example, their hidden
+    states stored in the run's folder while the stage lasts: on, off, or auto (where examples come often enough and the
+    states are not too large)."""
+
+
+def validate_execution(options: ExecutionOptions) -> None:
+    """Raise `InputError` for a choice that does not exist; devices are checked by `local_devices`."""
+    choices = {"dtype": DTYPES, "remat": REMAT}
+    for name, allowed in choices.items():
+        if getattr(options, name) not in allowed:
+            raise InputError(f"{name} '{getattr(options, name)}' is unknown; choose from {', '.join(allowed)}.")
+    for name in ("devices", "model_shards", "clients_per_step", "examples_per_pass", "length_buckets", "head_rows"):
+        value = getattr(options, name)
+        if isinstance(value, int) and value < 1:
+            raise InputError(f"{name} {value} is not positive; use 1 or more.")
+    if options.devices is not None:
+        check_model_shards(options.model_shards, options.devices)
+    if options.bank_in_memory < 0:
+        raise InputError(f"bank_in_memory {options.bank_in_memory} is negative; use 0 to keep all of it in a file.")
+
+
+def check_model_shards(shards: int, devices: int) -> None:
+    """Raise `InputError` unless so many devices are made of groups of `shards`."""
+    if shards > devices:
+        raise InputError(
+            f"model_shards {shards} exceeds the {devices} device(s) of the run; use {devices} or fewer, or more devices."
+        )
+    if devices % shards:
+        raise InputError(
+            f"devices {devices} is not a multiple of model_shards {shards}; use {devices - devices % shards} devices, or a "
+            "number of shards that divides them."
+        )
+
+
+def local_devices(options: ExecutionOptions) -> list[jax.Device]:
+    """The devices to use, as many as asked for; more than there are, or no whole groups of shards, is an `InputError`."""
+    found = jax.local_devices()
+    wanted = len(found) if options.devices is None else options.devices
+    if wanted > len(found):
+        raise InputError(
+            f"devices {wanted} exceeds the {len(found)} {found[0].platform} device(s) found; use {len(found)} or fewer."
+        )
+    check_model_shards(options.model_shards, wanted)
+    return found[:wanted]
+
+
+def resolve_compute(options: ExecutionOptions) -> Compute:
+    """The execution choices of the forward pass, `auto` resolved for the default platform.
+
+    Raises:
+      InputError: the platform lacks the attention kernel asked for.
+    """
+    platform = jax.default_backend()
+    for kernel, home, machine in (("cudnn", "gpu", "an NVIDIA GPU"), ("splash", "tpu", "a TPU")):
+        if options.attention == kernel and platform != home:
+            raise InputError(f"attention '{kernel}' needs {machine} and JAX runs on {platform}; use auto or xla.")
+    dtype = options.dtype
+    if dtype == "auto":
+        dtype = "float32" if platform == "cpu" else "bfloat16"
+    remat = options.remat
+    if remat == "auto":
+        remat = "dots" if platform == "cpu" else "none"
+    return Compute(dtype=dtype, remat=remat, attention=options.attention, head_rows=options.head_rows)
+
+
+def resolve_clients_per_step(options: ExecutionOptions, devices: Sequence[jax.Device]) -> int:
+    """Clients trained at once, a multiple of the devices: as asked, or what auto begins with."""
+    per_device = 1 if devices[0].platform == "cpu" else 8
+    asked = per_device * len(devices) if options.clients_per_step == "auto" else options.clients_per_step
+    return -(-asked // len(devices)) * len(devices)

@@ -1,0 +1,1 @@
+"""Hugging Face's and PEFT's files: names, reading, writing, families, tokenizers."""

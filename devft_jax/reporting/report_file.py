@@ -1,0 +1,74 @@
+"""`devft report`: a run's folder as one self-contained page.
+
+Reading takes no lock and writes nothing but the page, so that a run that is under way, or whose folder may only be read, is
+reported on as well as a finished one.
+"""
+
+from pathlib import Path
+
+from devft_jax.config.command_line import command_line, nearest_preset, start_of
+from devft_jax.config.run_config import ROOMS, stored_config, to_plain
+from devft_jax.errors import InputError
+from devft_jax.files import checked_path, existing_folder, write_atomically
+from devft_jax.options import identity_fields, option_texts
+from devft_jax.reporting.report import report_html
+from devft_jax.reporting.settings import Option, Settings
+from devft_jax.reporting.story import Story, check
+from devft_jax.storage import RunFolder, claim_file
+
+
+def write_report(path: str | Path, out: str | Path | None = None) -> Path:
+    """Write the report of the run in the folder `path` to `out`, by default to `report.html` in it; returns where.
+
+    Raises:
+      InputError: the folder holds no run with a finished round, its records are damaged or of another version, or the file
+        cannot be written.
+    """
+    story = read_story(path)
+    target = Path(path) / "report.html"
+    if out is not None:
+        target = checked_path(out, "out")
+        claim_file(target)
+    try:
+        text = report_html(story, read_settings(story, path))
+    except InputError:
+        raise
+    except Exception as error:  # whatever a damaged value leads to
+        raise InputError(
+            f"the records in {path} cannot be shown ({type(error).__name__}: {error}); they are damaged or another "
+            "version's: run it again in another folder."
+        ) from error
+    try:
+        write_atomically(target, text)
+    except OSError as error:
+        raise InputError(
+            f"the report {target} cannot be written ({error.strerror}); name another file with --out."
+        ) from error
+    return target
+
+
+def read_story(path: str | Path) -> Story:
+    """What the run's folder tells; see `write_report` for errors."""
+    folder = RunFolder(existing_folder(path, "name one that `devft run` wrote"))
+    config, split = folder.read_json("config.json"), folder.read_json("split.json")
+    if config is None or split is None:
+        raise InputError(f"{folder.path} holds no run; name a folder that `devft run` wrote.")
+    # A run under way may go on between these two: its record is read last, and knows all stages of the rounds read.
+    rows, cut_off = folder.read_metrics_so_far()
+    under_way = folder.read_json("record.json")
+    record = folder.read_json("summary.json") if under_way is None else under_way
+    if record is None or not rows:
+        raise InputError(f"the run in {folder.path} has not finished a round yet; ask again when it has.")
+    story = Story(folder.path.name, config, record, rows, split, finished=under_way is None, cut_off=cut_off)
+    check(story, str(folder.path))
+    return story
+
+
+def read_settings(story: Story, path: str | Path) -> Settings:
+    """The configuration beside the defaults or the preset that it is nearest to."""
+    config, _ = stored_config(story.config, Path(path))
+    start = nearest_preset(config)
+    values, starts, identity = to_plain(config), to_plain(start_of(start)), identity_fields(config)
+    texts = {name: text for room in ROOMS for name, text in option_texts(room).items()}
+    options = [Option(name, values[name], starts[name], text, name not in identity) for name, text in texts.items()]
+    return Settings(options, start, command_line(config))

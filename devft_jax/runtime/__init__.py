@@ -1,0 +1,1 @@
+"""What a run executes on: devices, compiled programs, work done ahead, signals, the terminal."""

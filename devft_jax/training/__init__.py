@@ -1,0 +1,1 @@
+"""A run: its model, its stages, its rounds, its checkpoints."""

@@ -1,0 +1,149 @@
+"""The frozen model of a run: opened and packed as the configuration says, and fused into a stage's submodel.
+
+Where devices hold the base together (`model_shards`), no device ever has all of it: the model is read, packed, compared and
+fused in host memory, and only parts go to the devices.
+"""
+
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from devft_jax.config.run_config import RunConfig
+from devft_jax.developmental import LayerMap, fuse
+from devft_jax.errors import InputError
+from devft_jax.models.huggingface.reading import Model, load_original_blocks, load_pretrained
+from devft_jax.models.llama import Base, Block, Compute
+from devft_jax.models.quantization import QTensor, is_quantized, quantize_base, quantize_projection
+from devft_jax.models.sharding import place, placed_shapes, shard_base, shard_blocks, whole
+from devft_jax.runtime.devices import MODEL_AXIS, host_device
+
+
+def bundled_model() -> Path:
+    """The folder of the small LLaMA that comes with the package."""
+    return Path(str(resources.files("devft_jax") / "assets" / "base"))
+
+
+def open_model(config: RunConfig, compute: Compute, given: Model | None) -> tuple[Model, Callable[[], Block]]:
+    """The run's model, packed as configured, and what gives its layers as they were before.
+
+    Its weights lie on the default device, or in host memory (numpy) where devices hold the base together.
+
+    Raises:
+      InputError: the model cannot be read, or float weights are asked for of a given model that is packed.
+    """
+    if config.model_shards > 1:
+        with jax.default_device(host_device()):
+            model, original_blocks = _open_model(config, compute, given)
+        return model.with_base(jax.device_get(model.base)), original_blocks
+    return _open_model(config, compute, given)
+
+
+def _open_model(config: RunConfig, compute: Compute, given: Model | None) -> tuple[Model, Callable[[], Block]]:
+    if given is None:
+        path = bundled_model() if config.model == "bundled" else config.model
+        model = load_pretrained(path, dtype=compute.dtype, quantization=config.quantization)
+        return model, lambda: load_original_blocks(path)
+    if config.fuse_from == "original" and is_quantized(given.base):
+        raise InputError(
+            "fuse_from 'original' needs the model's float weights and the given model is packed; give a float model, "
+            "or fuse from 'packed'."
+        )
+    packed = given if config.quantization == "none" else given.with_base(quantize_base(given.base, config.quantization))
+    return packed, lambda: given.base.blocks
+
+
+def fuse_blocks(layer_map: LayerMap, source: Block, base: Block, *, repack: bool, dtype: Any) -> Block:
+    """The representative layers of a stage, fused one leaf at a time so that only one expanded leaf is held besides.
+
+    Args:
+      layer_map: not the identity.
+      source: [L, ...], what is fused: floats (numpy or JAX) or packed.
+      base: [L, ...], the base's own layers; what is a float there stays one, of that dtype.
+      repack: pack the other leaves again, each in its own kind, where layers that are only picked keep their codes;
+        otherwise they are expanded to `dtype`.
+    """
+
+    def one(leaf: Any, own: Any) -> Any:
+        fused = fuse(layer_map, leaf)
+        if not isinstance(own, QTensor):
+            return fused.astype(own.dtype)
+        if repack:
+            return fused if isinstance(fused, QTensor) else quantize_projection("a fused projection", fused, own.kind)
+        return fused.dequantize(dtype) if isinstance(fused, QTensor) else fused.astype(dtype)
+
+    return jax.tree.map(one, source, base, is_leaf=lambda leaf: isinstance(leaf, QTensor))
+
+
+class Submodels:
+    """Builds the frozen part of a stage's submodel.
+
+    Args:
+      config: `fuse_from` and `fused_precision` decide what is fused and how it is kept.
+      model: the run's. original_blocks: gives its layers before they were packed.
+      dtype: of what is kept as floats. depths: of every stage, where the growth tells them.
+      mesh: of the devices that train; its model axis tells how many hold a base together.
+
+    Attributes:
+      base: the model's own, on the devices of the mesh.
+      home: where layers are compared and fused: None for the default device, or the host's memory.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        model: Model,
+        original_blocks: Callable[[], Block],
+        *,
+        dtype: Any,
+        depths: tuple[int, ...] | None,
+        mesh: Mesh,
+    ):
+        self._config, self._model, self._original_blocks = config, model, original_blocks
+        self._dtype, self._depths, self._mesh = dtype, depths, mesh
+        self._shards = mesh.shape[MODEL_AXIS]
+        self.home = host_device() if self._shards > 1 else None
+        # Layers are compared and fused in one place; what clients use is put on all devices, whole or in parts.
+        self.base = place(shard_base(model.base, self._shards, MODEL_AXIS), mesh)
+
+    def layers_to_fuse(self, stage: int) -> Block:
+        """The layers that a stage is grouped and fused from: the base's, or the original ones of a quantised base."""
+        full_depth = self._depths is not None and self._depths[stage : stage + 1] == (self._model.config.layers,)
+        # A stage at full depth fuses nothing, so that nothing need be read for it.
+        own = self._config.fuse_from == "packed" or full_depth
+        return self._model.base.blocks if own else self._original_blocks()
+
+    def shapes(self, layer_map: LayerMap) -> Base:
+        """Shapes, dtypes and placement of what `fused` gives for maps such as this one."""
+        if layer_map.runs_base:
+            return placed_shapes(self.base, self._mesh)
+
+        def one(own: Any) -> Any:
+            if isinstance(own, QTensor) and self._config.fused_precision != "packed":
+                own = jax.ShapeDtypeStruct(own.shape, self._dtype)
+            return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((layer_map.num_groups, *leaf.shape[1:]), leaf.dtype), own)
+
+        blocks = jax.tree.map(one, self._model.base.blocks, is_leaf=lambda leaf: isinstance(leaf, QTensor))
+        return placed_shapes(self.base.replace(blocks=shard_blocks(blocks, self._shards, MODEL_AXIS)), self._mesh)
+
+    def fused(self, layer_map: LayerMap, blocks: Block) -> Base:
+        """The base with a stage's layers, fused from `blocks`; a map that runs the base as it is keeps the base itself."""
+        if layer_map.runs_base:
+            return self.base
+        own, repack = self._model.base.blocks, self._config.fused_precision == "packed"
+        with jax.default_device(self.home):
+            fused = fuse_blocks(layer_map, blocks, own, repack=repack, dtype=self._dtype)
+        return self.base.replace(blocks=place(shard_blocks(fused, self._shards, MODEL_AXIS), self._mesh))
+
+    def brought_home(self, tree: Any) -> Any:
+        """Arrays that are compared with the layers: with a base that no device holds whole, in host memory like it."""
+        return tree if self.home is None else jax.device_get(tree)
+
+    def at_home(self, base: Base) -> Base:
+        """A base on the devices as what is derived from its weights reads it: on the first of them, or in host memory."""
+        if self._shards > 1:
+            return jax.device_get(whole(base))
+        return jax.tree.map(lambda leaf: leaf.addressable_data(0), base)

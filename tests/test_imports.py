@@ -1,0 +1,85 @@
+"""The rooms of the package import downward only: none above itself, and no two each other."""
+
+import ast
+from pathlib import Path
+
+import devft_jax
+
+ROOT = Path(devft_jax.__file__).parent
+ORDER = (
+    "errors",
+    "typing",
+    "files",
+    "options",
+    "developmental",
+    "runtime",
+    "storage",
+    "models",
+    "data",
+    "federated",
+    "evaluation",
+    "accounting",
+    "config",
+    "reporting",
+    "testing",
+    "training",
+    "exporting",
+    "planning",
+    "comparing",
+    "",
+    "commands",
+    "__main__",
+)
+"""Every room after those that it may import. The package's face and its command stand above them all."""
+AT_THE_ROOT = {"__init__", "__main__", "errors", "options", "typing", "testing"}
+
+
+def modules():
+    """Every module of the package by its dotted name, with its file."""
+    for file in sorted(ROOT.rglob("*.py")):
+        name = ".".join(file.relative_to(ROOT.parent).with_suffix("").parts)
+        yield name.removesuffix(".__init__"), file
+
+
+def imported(name, file, known):
+    """The modules of the package that a file imports, inside its functions too."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.split(".")[0] == "devft_jax")
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "devft_jax":
+            assert node.level == 0
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                yield inner if inner in known else node.module
+
+
+def room(name):
+    return name.split(".")[1] if "." in name else ""
+
+
+def test_nothing_else_stands_at_the_root():
+    assert {file.stem for file in ROOT.glob("*.py")} <= AT_THE_ROOT
+    rooms = {folder.name for folder in ROOT.iterdir() if (folder / "__init__.py").exists()} - {"assets"}
+    assert rooms <= set(ORDER)
+
+
+def test_no_room_imports_one_above_it():
+    known = dict(modules())
+    above = [
+        f"{name} imports {other}"
+        for name, file in known.items()
+        if room(name) in ORDER
+        for other in imported(name, file, known)
+        if room(other) not in ORDER[: ORDER.index(room(name)) + 1]
+    ]
+    assert not above
+
+
+def test_no_two_modules_import_each_other():
+    known = dict(modules())
+    arrows = {name: set(imported(name, file, known)) - {name} for name, file in known.items()}
+    # What imports only what is settled is settled; a circle never is.
+    settled: set[str] = set()
+    while ready := {name for name, others in arrows.items() if others <= settled} - settled:
+        settled |= ready
+    assert not sorted(set(arrows) - settled)

@@ -1,0 +1,114 @@
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from devft_jax.config.run_config import RunConfig
+from devft_jax.developmental import DevFT
+from devft_jax.errors import InputError
+from devft_jax.training.stages import after_round, has_flattened, named_growth, plan_stages
+
+
+class Silent:
+    """A growth that tells nothing beforehand."""
+
+    def next(self, stage, tree, history, key):
+        return None
+
+
+def test_equal_shares_leave_the_rest_to_the_last_stages():
+    growth = DevFT((4, 8, 16, 32))
+    assert plan_stages(RunConfig(rounds=11), growth, 32) == (2, 3, 3, 3)
+    assert plan_stages(RunConfig(rounds=300), growth, 32) == (75, 75, 75, 75)
+    assert plan_stages(RunConfig(stage_rounds=(1, 2, 3, 4)), growth, 32) == (1, 2, 3, 4)
+    assert plan_stages(RunConfig(stage_rounds=(7,)), Silent(), 32) == (7,)
+
+
+@pytest.mark.parametrize(
+    ("options", "growth", "words"),
+    [
+        ({}, Silent(), r"stage_rounds is needed .*give the rounds of each, such as"),
+        ({"stage_rounds": (1,)}, DevFT((4, 8)), "names 1 stages and the growth has 2"),
+        ({"rounds": 1}, DevFT((4, 8)), "rounds 1 is fewer than the 2 stages"),
+    ],
+)
+def test_rounds_that_do_not_fit_the_stages_are_refused(options, growth, words):
+    with pytest.raises(InputError, match=words):
+        plan_stages(RunConfig(**options), growth, 8)
+
+
+def test_a_growth_that_does_not_fit_the_model_is_an_input_error():
+    with pytest.raises(InputError, match="beyond the model's 8 layers"):
+        named_growth(dataclasses.replace(RunConfig(), capacities=(4, 16)), 8)
+
+
+@pytest.mark.parametrize(
+    ("options", "capacities"),
+    [
+        ({}, (4, 8, 16, 32)),
+        ({"stages": 3}, (8, 16, 32)),
+        ({"stages": 1}, (32,)),
+        ({"capacity_schedule": "linear"}, (8, 16, 24, 32)),
+        ({"capacity_schedule": "linear", "stages": 5}, (7, 13, 20, 26, 32)),
+        ({"capacity_schedule": "eigengap", "stages": 3}, (8, 16, 32)),
+        ({"capacities": (2, 5), "capacity_schedule": "linear"}, (2, 5)),
+    ],
+)
+def test_a_schedule_names_the_capacities(options, capacities):
+    growth = named_growth(RunConfig(**options), 32)
+    assert growth.capacities == capacities
+    assert growth.eigengap == (options.get("capacity_schedule") == "eigengap")
+
+
+def test_a_plateau_is_a_mean_that_no_longer_falls():
+    falling = [4.0, 3.0, 2.0, 1.0]
+    assert not has_flattened(falling, window=2, improvement=0.1)
+    assert has_flattened([*falling, 1.0, 1.0, 1.0], window=2, improvement=0.1)
+    assert not has_flattened([1.0] * 3, window=2, improvement=0.1)
+    assert has_flattened([10.0, 10.0, 9.5, 9.5], window=2, improvement=0.1)
+    assert not has_flattened([10.0, 10.0, 9.5, 9.5], window=2, improvement=0.04)
+    # One lucky cohort is no end, and one unlucky cohort no plateau.
+    assert not has_flattened([4.0, 4.0, 1.0, 5.0], window=2, improvement=0.1)
+
+
+PLATEAU = RunConfig(stage_end="plateau", plateau_rounds=2, plateau_improvement=0.1)
+
+
+def test_a_flat_stage_gives_the_rest_of_its_rounds_to_the_last():
+    planned = (8, 8, 8)
+    assert after_round(PLATEAU, planned, 0, [3.0] * 3) == planned
+    assert after_round(PLATEAU, planned, 0, [3.0] * 4) == (4, 8, 12)
+    assert after_round(PLATEAU, (4, 8, 12), 1, [3.0] * 5) == (4, 5, 15)
+    assert after_round(PLATEAU, planned, 2, [3.0] * 5) == planned
+    assert after_round(PLATEAU, planned, 0, [3.0] * 8) == planned
+    assert after_round(dataclasses.replace(PLATEAU, min_stage_rounds=6), planned, 0, [3.0] * 5) == planned
+    assert after_round(dataclasses.replace(PLATEAU, min_stage_rounds=6), planned, 0, [3.0] * 6) == (6, 8, 10)
+    assert after_round(RunConfig(), planned, 0, [3.0] * 6) == planned
+
+
+@given(st.lists(st.floats(0.1, 10), min_size=30, max_size=30), st.integers(1, 4), st.lists(st.integers(1, 9), min_size=1))
+def test_however_stages_end_the_run_has_its_rounds(losses, window, planned):
+    config = dataclasses.replace(PLATEAU, plateau_rounds=window)
+    rounds: tuple[int, ...] = tuple(planned)
+    for stage in range(len(planned)):
+        done = 0
+        while done < rounds[stage]:
+            done += 1
+            rounds = after_round(config, rounds, stage, [losses[(stage + n) % 30] for n in range(done)])
+        assert stage == len(planned) - 1 or 1 <= done <= planned[stage]
+    assert sum(rounds) == sum(planned)
+
+
+def test_progfed_gives_the_first_stages_half_a_share():
+    progfed = {"growth": "progfed", "rounds": 300}
+    for options, expected in (
+        ({}, (37, 37, 37, 189)),
+        ({"progfed_schedule": "equal"}, (75, 75, 75, 75)),
+        ({"stages": 3, "warmup_rounds": 5, "rounds": 310}, (50, 5, 50, 5, 200)),
+    ):
+        config = RunConfig(**{**progfed, **options})
+        assert plan_stages(config, named_growth(config, 32), 32) == expected
+    short = RunConfig(growth="progfed", rounds=9, warmup_rounds=1)
+    with pytest.raises(InputError, match="rounds 9 leaves a stage of progfed without a round: use 11 or more"):
+        plan_stages(short, named_growth(short, 32), 32)
