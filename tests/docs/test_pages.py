@@ -24,7 +24,7 @@ from tests.conftest import REPOSITORY
 from tests.federated import test_algorithm as laws
 from tests.tiny_run import write_run_inputs
 
-PAGES = ("README.md", "docs/algorithm.md", "docs/extending.md", "docs/reproducing.md")
+PAGES = ["README.md", *(str(path.relative_to(REPOSITORY)) for path in sorted((REPOSITORY / "docs").glob("**/*.md")))]
 
 # Commands that take the folder of a run and options of their own.
 OF_A_FOLDER = {"export": "devft_jax.exporting.export.export", "replay": "devft_jax.training.run.replay"}
@@ -95,7 +95,7 @@ def room(tmp_path, word_tokenizer, monkeypatch) -> Path:
         records = json.loads(path.read_text())
         (tmp_path / "clients" / f"{path.stem}.jsonl").write_text("\n".join(map(json.dumps, records)))
     (tmp_path / "my_run.yaml").write_text("rounds: 8\n")
-    [arms] = [block.text for block in fenced("docs/reproducing.md") if block.language == "yaml"]
+    [arms] = [block.text for block in fenced("docs/guides/comparing.md") if block.language == "yaml"]
     (tmp_path / "arms.yaml").write_text(arms)
     monkeypatch.setattr(base_model, "bundled_model", lambda: tmp_path / "model")
     monkeypatch.chdir(tmp_path)
@@ -107,11 +107,16 @@ def test_the_blocks_of_the_algorithms_page_run(room, capsys):
     assert capsys.readouterr().out
 
 
-def test_the_blocks_on_extending_run_and_what_they_say_holds(room, capsys, monkeypatch):
-    page = run_blocks("docs/extending.md")
-    grown, adaptive, sent, _ = capsys.readouterr().out.splitlines()
+def test_the_blocks_on_a_growth_run_and_what_they_say_holds(room, capsys):
+    run_blocks("docs/guides/your_growth.md")
+    grown, adaptive = capsys.readouterr().out.splitlines()
     assert grown.startswith("[2, 4] ")
     assert adaptive == "[2, 2, 4]"
+
+
+def test_the_blocks_on_an_algorithm_run_and_what_they_say_holds(room, capsys, monkeypatch):
+    page = run_blocks("docs/guides/your_algorithm.md")
+    sent, _ = capsys.readouterr().out.splitlines()
     up, down = map(int, sent.split())
     assert 0 < up < down
     monkeypatch.setitem(ALGORITHMS, "fedit-b", page.fedit_b)
@@ -133,7 +138,7 @@ def test_the_blocks_of_the_readme_run_up_to_their_training(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["docs/algorithm.md", "docs/extending.md"])
+@pytest.mark.parametrize("page", ["docs/algorithm.md", "docs/guides/your_growth.md", "docs/guides/your_algorithm.md"])
 def test_the_blocks_run_on_the_bundled_model_as_they_stand(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run_blocks(page)
