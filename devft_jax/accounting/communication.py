@@ -19,7 +19,6 @@ message that it missed (`missed_bytes`).
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,8 +30,7 @@ from devft_jax.federated.messages import message_bytes, travelling_parts
 from devft_jax.federated.round.cohort import broadcast_of, participant_shapes, uplink_shapes
 from devft_jax.models.llama import ModelConfig
 from devft_jax.models.quantization import base_shapes
-
-PyTree = Any
+from devft_jax.typing import PyTree
 
 
 @dataclass(frozen=True)

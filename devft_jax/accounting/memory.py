@@ -74,8 +74,8 @@ from devft_jax.models.quantization import base_shapes
 from devft_jax.models.sharding import part_bytes, partition_specs, shard_base, shard_blocks
 from devft_jax.runtime.compiled import CompiledMemory
 from devft_jax.runtime.devices import MODEL_AXIS, OVER_DEVICES, client_mesh
+from devft_jax.typing import PyTree
 
-PyTree = Any
 # A position of a batch: its token id i32, and whether it is one of an answer.
 TOKEN_BYTES = 5
 

@@ -1,7 +1,6 @@
 """What held-out data says of a run's models: of the one that stands for all clients, or of every client's own."""
 
 import time
-from typing import Any
 
 import jax
 import numpy as np
@@ -12,8 +11,7 @@ from devft_jax.federated.bank import BankView
 from devft_jax.models.llama import Adapter, Base
 from devft_jax.runtime.compiled import CompiledPrograms
 from devft_jax.storage.fingerprint import fingerprint
-
-PyTree = Any
+from devft_jax.typing import PyTree
 
 
 class Judge:

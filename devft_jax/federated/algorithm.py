@@ -49,8 +49,7 @@ from flax import struct
 
 from devft_jax.developmental import LayerMap
 from devft_jax.models.llama import Adapter, Base, ModelConfig
-
-PyTree = Any
+from devft_jax.typing import PyTree
 
 
 class Participant(struct.PyTreeNode):

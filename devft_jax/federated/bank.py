@@ -16,7 +16,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -25,8 +24,7 @@ from devft_jax.developmental import LayerMap
 from devft_jax.federated.algorithm import Algorithm, own_traits
 from devft_jax.runtime.devices import host_device
 from devft_jax.storage.rows import MOST_IN_MEMORY, Rows, SavedRows, blocks, save_rows
-
-PyTree = Any
+from devft_jax.typing import PyTree
 
 
 @dataclass(frozen=True)

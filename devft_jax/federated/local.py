@@ -12,7 +12,6 @@ branch that is taken and not all branches that are selected from.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +22,8 @@ from flax import struct
 from devft_jax.data import fitted_lengths
 from devft_jax.errors import InputError
 from devft_jax.models.loss import completion_tokens
+from devft_jax.typing import PyTree
 
-PyTree = Any
 Batch = tuple[jax.Array, ...]
 """Tokens and mask [..., B, T], and where they are stored the hidden states [..., B, T, D] that the layers below make."""
 Loss = Callable[[PyTree, Batch, jax.Array, jax.Array, float], tuple[jax.Array, jax.Array]]

@@ -14,8 +14,7 @@ import numpy as np
 from flax import struct
 
 from devft_jax.models.llama import LoraFactors
-
-PyTree = Any
+from devft_jax.typing import PyTree
 
 
 class Ranked(struct.PyTreeNode):

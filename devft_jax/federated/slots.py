@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from devft_jax.federated.algorithm import PyTree, Share, as_float32
+from devft_jax.federated.algorithm import Share, as_float32
+from devft_jax.typing import PyTree
 
 
 class Slots(struct.PyTreeNode):

@@ -21,8 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from devft_jax.models.llama import PROJECTIONS, Base, Block, ShardedWeight
 from devft_jax.runtime.devices import shapes_on
-
-PyTree = Any
+from devft_jax.typing import PyTree
 
 
 def _is_sharded(leaf: Any) -> bool:

@@ -21,8 +21,7 @@ import numpy as np
 
 from devft_jax.errors import RunError
 from devft_jax.files import exclusive_temporary
-
-PyTree = Any
+from devft_jax.typing import PyTree
 
 MOST_IN_MEMORY = 2**27
 # Clients whose rows are moved at once where all are.

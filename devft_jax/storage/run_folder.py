@@ -26,8 +26,8 @@ from devft_jax.files import checked_path, parse_json, read_json, read_text, writ
 from devft_jax.files.writing import temporary_name
 from devft_jax.storage.digests import fault_of, new_digest, read_list, same_start, write_list
 from devft_jax.storage.ownership import LOCK_FILE, Kind, claim, remove_left_over
+from devft_jax.typing import PyTree
 
-PyTree = Any
 CHECKPOINTS_KEPT = 2
 
 

@@ -15,8 +15,7 @@ from devft_jax.federated.algorithm import Algorithm, Clients
 from devft_jax.federated.bank import ClientBank
 from devft_jax.storage import RunFolder
 from devft_jax.training.state import State
-
-PyTree = Any
+from devft_jax.typing import PyTree
 
 
 def save_state(folder: RunFolder, state: State) -> None:

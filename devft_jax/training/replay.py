@@ -16,8 +16,7 @@ from devft_jax.federated.local import local_step, make_optimizer, step_gradients
 from devft_jax.federated.round.cohort import LocalTraining, broadcast_of, client_loss, frozen_rows, participant_of
 from devft_jax.models.llama import Base
 from devft_jax.models.sharding import partition_specs, place
-
-PyTree = Any
+from devft_jax.typing import PyTree
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,7 @@ import numpy as np
 
 from devft_jax.developmental import LayerMap, Transition
 from devft_jax.federated.bank import ClientBank
-
-PyTree = Any
+from devft_jax.typing import PyTree
 
 
 @dataclass

@@ -72,8 +72,7 @@ from devft_jax.training.probe import block_influence, probe_examples
 from devft_jax.training.stages import after_round, check_composition, named_growth, plan_stages
 from devft_jax.training.state import State, add_round, first_record, missed_bytes, stage_record
 from devft_jax.training.submodels import Submodels, open_model
-
-PyTree = Any
+from devft_jax.typing import PyTree
 
 _PROGRAMS = {
     "chunk": "what clients train",

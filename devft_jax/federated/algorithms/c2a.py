@@ -35,11 +35,12 @@ import optax
 from flax import struct
 
 from devft_jax.developmental import LayerMap, fuse, inherit
-from devft_jax.federated.algorithm import Algorithm, Participant, PyTree, Share, as_float32, travelling
+from devft_jax.federated.algorithm import Algorithm, Participant, Share, as_float32, travelling
 from devft_jax.federated.algorithms.fedit import fedit
 from devft_jax.federated.algorithms.options import MethodConfig
 from devft_jax.models.hypernetwork import HyperAdapter, Hypernetwork, init_hypernetwork
 from devft_jax.models.llama import Adapter
+from devft_jax.typing import PyTree
 
 
 class Sums(struct.PyTreeNode):

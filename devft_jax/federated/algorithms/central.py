@@ -18,9 +18,10 @@ import dataclasses
 
 import jax
 
-from devft_jax.federated.algorithm import Algorithm, PyTree
+from devft_jax.federated.algorithm import Algorithm
 from devft_jax.federated.algorithms.fedit import fedit
 from devft_jax.federated.algorithms.options import MethodConfig
+from devft_jax.typing import PyTree
 
 
 def central(config: MethodConfig) -> Algorithm:

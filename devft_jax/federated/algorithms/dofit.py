@@ -39,11 +39,12 @@ from flax import struct
 
 from devft_jax.developmental import LayerMap
 from devft_jax.federated.adapters import adapter_of, initial_adapter, returned_adapter, stage_adapter
-from devft_jax.federated.algorithm import Algorithm, Clients, Participant, PyTree, Share, as_float32, change_of, travelling
+from devft_jax.federated.algorithm import Algorithm, Clients, Participant, Share, as_float32, change_of, travelling
 from devft_jax.federated.algorithms.fedit import fedit
 from devft_jax.federated.algorithms.options import MethodConfig
 from devft_jax.federated.messages import Unsent
 from devft_jax.models.llama import Adapter, LoraFactors, ModelConfig
+from devft_jax.typing import PyTree
 
 # Relative to a matrix's norm, above the rounding of means over some hundred clients and below what a step teaches.
 ROUNDING = 1e-5

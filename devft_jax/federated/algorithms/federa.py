@@ -34,12 +34,13 @@ from flax import struct
 from devft_jax.developmental import LayerMap, fuse, inherit
 from devft_jax.errors import InputError
 from devft_jax.federated.adapters import adapter_of, initial_adapter, probe
-from devft_jax.federated.algorithm import Algorithm, Clients, Participant, PyTree, as_float32, change_of, travelling
+from devft_jax.federated.algorithm import Algorithm, Clients, Participant, as_float32, change_of, travelling
 from devft_jax.federated.algorithms.fedit import Sums, fedit, mean_change
 from devft_jax.federated.algorithms.options import MethodConfig
 from devft_jax.federated.corrections import no_delta, product
 from devft_jax.models.llama import Base, LoraFactors, ModelConfig, dense_weight
 from devft_jax.models.lora import lora_scale
+from devft_jax.typing import PyTree
 
 # Of a column of the a with which LoRA begins, whose entries are uniform within 1 / sqrt(in).
 FIRST_NORM = 3**-0.5

@@ -32,7 +32,7 @@ from flax import struct
 
 from devft_jax.developmental import LayerMap
 from devft_jax.federated.adapters import adapter_of, initial_adapter, returned_adapter, stage_adapter
-from devft_jax.federated.algorithm import Algorithm, Clients, Participant, PyTree, Share, as_float32, change_of, travelling
+from devft_jax.federated.algorithm import Algorithm, Clients, Participant, Share, as_float32, change_of, travelling
 from devft_jax.federated.algorithms.options import MethodConfig
 from devft_jax.federated.corrections import (
     Correction,
@@ -47,6 +47,7 @@ from devft_jax.federated.messages import Due
 from devft_jax.federated.slots import Slots, apart, in_slot, side_by_side
 from devft_jax.models.llama import Adapter, LoraFactors, ModelConfig
 from devft_jax.models.lora import adapter_norms, lora_scale
+from devft_jax.typing import PyTree
 
 
 class Server(struct.PyTreeNode):

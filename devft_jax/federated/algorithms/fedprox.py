@@ -19,9 +19,10 @@ import dataclasses
 import jax
 import optax
 
-from devft_jax.federated.algorithm import Algorithm, Participant, PyTree
+from devft_jax.federated.algorithm import Algorithm, Participant
 from devft_jax.federated.algorithms.fedit import fedit
 from devft_jax.federated.algorithms.options import MethodConfig
+from devft_jax.typing import PyTree
 
 
 def fedprox(config: MethodConfig) -> Algorithm:

@@ -37,10 +37,11 @@ from flax import struct
 
 from devft_jax.developmental import LayerMap, nearest_rotation
 from devft_jax.federated.adapters import returned_adapter, stage_adapter
-from devft_jax.federated.algorithm import Algorithm, Clients, Participant, PyTree, as_float32
+from devft_jax.federated.algorithm import Algorithm, Clients, Participant, as_float32
 from devft_jax.federated.algorithms.fedit import Sums, fedit
 from devft_jax.federated.algorithms.options import MethodConfig
 from devft_jax.models.llama import Adapter, LoraFactors, ModelConfig
+from devft_jax.typing import PyTree
 
 
 class Server(struct.PyTreeNode):

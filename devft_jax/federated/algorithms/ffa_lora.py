@@ -21,9 +21,10 @@ from flax import struct
 from devft_jax.developmental import fuse
 from devft_jax.errors import InputError
 from devft_jax.federated.adapters import adapter_of, both_factors, initial_adapter, one_factor, returned_adapter
-from devft_jax.federated.algorithm import Algorithm, Clients, Participant, PyTree, Share, as_float32, change_of, travelling
+from devft_jax.federated.algorithm import Algorithm, Clients, Participant, Share, as_float32, change_of, travelling
 from devft_jax.federated.algorithms.options import MethodConfig
 from devft_jax.models.llama import Adapter, ModelConfig
+from devft_jax.typing import PyTree
 
 
 class Sums(struct.PyTreeNode):

@@ -42,10 +42,11 @@ from jax.flatten_util import ravel_pytree
 
 from devft_jax.developmental import LayerMap
 from devft_jax.federated.adapters import returned_adapter, stage_adapter
-from devft_jax.federated.algorithm import Algorithm, Clients, Participant, PyTree, Share
+from devft_jax.federated.algorithm import Algorithm, Clients, Participant, Share
 from devft_jax.federated.algorithms.fedit import fedit
 from devft_jax.federated.algorithms.options import MethodConfig
 from devft_jax.models.llama import Adapter, LoraFactors, ModelConfig
+from devft_jax.typing import PyTree
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from flax import struct
 
 from devft_jax.developmental import LayerMap
 from devft_jax.federated.adapters import adapter_of, first_directions
-from devft_jax.federated.algorithm import Algorithm, Clients, Participant, PyTree, Share, as_float32, travelling
+from devft_jax.federated.algorithm import Algorithm, Clients, Participant, Share, as_float32, travelling
 from devft_jax.federated.algorithms.options import MethodConfig
 from devft_jax.federated.corrections import (
     Correction,
@@ -45,6 +45,7 @@ from devft_jax.federated.messages import Ranked
 from devft_jax.federated.slots import Slots, apart, in_slot, side_by_side
 from devft_jax.models.llama import PROJECTIONS, Adapter, LoraFactors, ModelConfig
 from devft_jax.models.lora import adapter_norms, initial_a, lora_scale
+from devft_jax.typing import PyTree
 
 
 class Server(struct.PyTreeNode):

@@ -37,12 +37,13 @@ from flax import struct
 
 from devft_jax.errors import InputError
 from devft_jax.federated.adapters import adapter_of, first_directions, masked, probe
-from devft_jax.federated.algorithm import Algorithm, Clients, Participant, PyTree, Share, as_float32, change_of
+from devft_jax.federated.algorithm import Algorithm, Clients, Participant, Share, as_float32, change_of
 from devft_jax.federated.algorithms.fedit import fedit
 from devft_jax.federated.algorithms.options import MethodConfig
 from devft_jax.federated.messages import Ranked, Unsent
 from devft_jax.models.llama import Adapter, LoraFactors
 from devft_jax.models.lora import adapter_norms
+from devft_jax.typing import PyTree
 
 # Below any norm that training reaches, and far enough from the smallest float32 to be multiplied and divided by.
 SMALLEST_NORM = 1e-20

@@ -19,8 +19,9 @@ work and are counted like any growth's.
 
 from devft_jax.developmental import LayerMap, fuse, inherit
 from devft_jax.federated.adapters import adapter_of, aligned, initial_adapter, returned_adapter, stage_adapter
-from devft_jax.federated.algorithm import Algorithm, Participant, PyTree, empty
+from devft_jax.federated.algorithm import Algorithm, Participant, empty
 from devft_jax.federated.algorithms.options import MethodConfig
+from devft_jax.typing import PyTree
 
 
 def local_only(config: MethodConfig) -> Algorithm:

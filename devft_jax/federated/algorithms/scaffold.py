@@ -33,11 +33,12 @@ from flax import struct
 
 from devft_jax.developmental import LayerMap
 from devft_jax.federated.adapters import returned_adapter, stage_adapter
-from devft_jax.federated.algorithm import Algorithm, Clients, Participant, PyTree, Share, as_float32, change_of, travelling
+from devft_jax.federated.algorithm import Algorithm, Clients, Participant, Share, as_float32, change_of, travelling
 from devft_jax.federated.algorithms.fedit import Sums as FedITSums
 from devft_jax.federated.algorithms.fedit import fedit
 from devft_jax.federated.algorithms.options import MethodConfig
 from devft_jax.models.llama import Adapter, LoraFactors, ModelConfig
+from devft_jax.typing import PyTree
 
 
 class Server(struct.PyTreeNode):

@@ -37,7 +37,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from devft_jax.developmental.layer_map import frozen_below
-from devft_jax.federated.algorithm import Algorithm, Participant, PyTree, Share
+from devft_jax.federated.algorithm import Algorithm, Participant, Share
 from devft_jax.federated.local import Batch, LocalStatistics, Loss, OptimizerOptions, Passes, local_train, make_optimizer
 from devft_jax.federated.messages import message_bytes, messages_bytes, ranks_of
 from devft_jax.federated.round.chunk_size import Trial, padding, trial_runs
@@ -49,6 +49,7 @@ from devft_jax.models.sharding import partition_specs
 from devft_jax.runtime.compiled import CompiledPrograms, shared_programs
 from devft_jax.runtime.devices import MODEL_AXIS, OVER_DEVICES, client_mesh, shapes_on
 from devft_jax.runtime.prefetch import made_ahead
+from devft_jax.typing import PyTree
 
 # Chunks whose inputs may wait on the device at once: one that runs and one that is ready.
 CHUNKS_IN_FLIGHT = 2
