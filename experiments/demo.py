@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from devft_jax.commands.cli import configure_jax
+from devft_jax.commands.jax_setup import configure_jax
 from devft_jax.comparing.arms import Costs, nearest
 from devft_jax.comparing.compare import full_model_curve
 from devft_jax.config.run_config import RunConfig, preset

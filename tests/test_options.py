@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 
-from devft_jax.commands.cli import parse_run
 from devft_jax.commands.flags import flags_of
 from devft_jax.commands.generate import PromptOptions
+from devft_jax.commands.run import parse_run
 from devft_jax.config.run_config import ROOMS, RunConfig
 from devft_jax.federated.local import OptimizerOptions
 from devft_jax.models.generation import GenerationOptions

@@ -5,7 +5,7 @@ import argparse
 from engine import Engine
 from protocol import Program, Work, serve
 
-from devft_jax.commands.cli import configure_jax
+from devft_jax.commands.jax_setup import configure_jax
 
 
 def make(work: Work, options: argparse.Namespace) -> Program:

@@ -24,7 +24,7 @@ import jax
 from engine import start_trainer
 from protocol import Work, own_output, versions
 
-from devft_jax.commands.cli import configure_jax
+from devft_jax.commands.jax_setup import configure_jax
 from devft_jax.training.trainer import State
 
 CAPACITIES = (2, 4, 8, 16)

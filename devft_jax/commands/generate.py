@@ -16,6 +16,7 @@ from typing import Any, Literal, TextIO
 
 from devft_jax.commands.flags import Section, flags_of
 from devft_jax.commands.flags import parse as parse_words
+from devft_jax.commands.jax_setup import require_devices
 from devft_jax.config.execution import ExecutionOptions, resolve_compute, validate_execution
 from devft_jax.config.run_config import RunConfig, stored_config, validate
 from devft_jax.data import Record
@@ -309,8 +310,12 @@ def read_standard_input(stream: TextIO) -> list[Record]:
 # ---- the command -----------------------------------------------------------------------------------------------------
 
 
-def command(arguments: Sequence[str], prepare: Callable[[], None]) -> int:
-    """`devft generate`; `prepare` is called before the model is opened."""
+def command(arguments: Sequence[str]) -> int:
+    """Run `devft generate` and return its exit code.
+
+    Args:
+      arguments: the words after `devft generate`.
+    """
     source, asked, options = parse(arguments)
     validate_generation(options)
     if asked.prompt is not None and asked.file is not None:
@@ -323,7 +328,7 @@ def command(arguments: Sequence[str], prepare: Callable[[], None]) -> int:
         raise InputError(f"out {asked.out} is the file of prompts and would replace it; name another.")
     if asked.out:
         _check_out(checked_path(asked.out, "out"))
-    prepare()
+    require_devices()
     respondent = open_respondent(source, asked)
     voices = {"base": respondent.bare, "adapter": respondent} if asked.compare else {"answer": respondent}
     if asked.prompt is not None:

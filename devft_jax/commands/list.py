@@ -5,14 +5,34 @@ a line each.
 """
 
 import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from devft_jax.commands.parsing import parse_options
 from devft_jax.config.run_config import PRESETS, RunConfig
 from devft_jax.data import BUILT_IN, METHODS, TEMPLATES
 from devft_jax.developmental import GROWTHS
 from devft_jax.federated.algorithms import ALGORITHMS, algorithm_of
+from devft_jax.runtime.screen import show
 
 WIDTH = 120
+
+
+@dataclass(frozen=True)
+class ListOptions:
+    """Algorithms and growths with what they send and keep; presets, data sets, templates and partitions."""
+
+
+def command(arguments: Sequence[str]) -> int:
+    """Run `devft list` and return its exit code.
+
+    Args:
+      arguments: the words after `devft list`.
+    """
+    parse_options("devft list", ListOptions, arguments)
+    show(listing())
+    return 0
 
 
 def listing() -> str:

@@ -1,4 +1,4 @@
-"""The command line that says a configuration: the reverse of `devft_jax.commands.cli.parse_run`.
+"""The command line that says a configuration: the reverse of `devft_jax.commands.run.parse_run`.
 
 A configuration does not remember the preset it came from, so the command starts from the defaults or the preset from which
 the fewest options differ.

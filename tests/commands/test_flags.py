@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from devft_jax.commands.cli import parse_compare, parse_run, run_command
+from devft_jax.commands.cli import run_command
+from devft_jax.commands.compare import parse_compare
 from devft_jax.commands.flags import ELSEWHERE
 from devft_jax.commands.generate import parse as parse_generate
+from devft_jax.commands.run import parse_run
 from devft_jax.config.run_config import ROOMS, field_types, validate
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import jax
 import pytest
-from devft_jax.inference import generate
 
+from devft_jax.commands import generate
 from devft_jax.commands.cli import run_command
 from devft_jax.commands.generate import (
     PromptOptions,

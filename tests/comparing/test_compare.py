@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from devft_jax.commands.cli import parse_compare, run_command
+from devft_jax.commands.cli import run_command
+from devft_jax.commands.compare import parse_compare
 from devft_jax.comparing import compare as module
 from devft_jax.comparing import tables as told
 from devft_jax.comparing.compare import CompareOptions, Job, _Runs, check_splits, compare, read_outcome, run_name

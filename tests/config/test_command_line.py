@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from devft_jax.commands.cli import parse_run
+from devft_jax.commands.run import parse_run
 from devft_jax.config.command_line import command_line, differing, nearest_preset
 from devft_jax.config.effects import check_effects
 from devft_jax.config.run_config import PRESETS, RunConfig, config_from_mapping, preset, to_plain

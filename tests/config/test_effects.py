@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from devft_jax.commands.cli import parse_run, run_command
+from devft_jax.commands.cli import run_command
+from devft_jax.commands.run import parse_run
 from devft_jax.comparing.arms import configure, parse_arm
 from devft_jax.config.effects import READ, check_arms_effects, check_effects, unread
 from devft_jax.config.run_config import PRESETS, RunConfig, identity_fields, preset, read_config, to_plain, validate

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from devft_jax.commands.cli import parse_run
+from devft_jax.commands.run import parse_run
 from devft_jax.config.run_config import (
     PRESETS,
     ROOMS,

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from devft_jax.commands.cli import parse_run
+from devft_jax.commands.run import parse_run
 from devft_jax.comparing.arms import parse_arm
 from devft_jax.config.run_config import RunConfig, config_from_mapping, read_config
 from devft_jax.config.values import as_words, convert, from_words

@@ -15,6 +15,9 @@ import jax.numpy as jnp
 import pytest
 
 from devft_jax.commands import cli
+from devft_jax.commands.compare import parse_compare
+from devft_jax.commands.plan import parse_plan
+from devft_jax.commands.run import parse_run
 from devft_jax.comparing.arms import check_arms, parse_arm, read_arms
 from devft_jax.config.run_config import validate
 from devft_jax.developmental import next_stage
@@ -158,15 +161,15 @@ def check_command(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     program, command, *rest = shlex.split(line)
     assert program == "devft"
     if command == "run":
-        validate(cli.parse_run(rest))
+        validate(parse_run(rest))
     elif command == "compare":
-        common, options = cli.parse_compare(rest)
+        common, options = parse_compare(rest)
         validate(common)
         arms = read_arms(options.arms_file) if options.arms is None else list(map(parse_arm, options.arms))
         check_arms(arms)
         assert {options.reference, options.budget_of} <= {None, *(arm.name for arm in arms)}
     elif command == "plan":
-        validate(cli.parse_plan(rest)[0])
+        validate(parse_plan(rest)[0])
     elif command in OF_A_FOLDER:
         asked: list[object] = []
 

@@ -7,7 +7,8 @@ import pytest
 
 from devft_jax.accounting.energy import resolve_joules_per_flop
 from devft_jax.accounting.memory import MemoryTerms
-from devft_jax.commands.cli import parse_plan, run_command
+from devft_jax.commands.cli import run_command
+from devft_jax.commands.plan import parse_plan
 from devft_jax.config.run_config import RunConfig, preset
 from devft_jax.errors import InputError
 from devft_jax.models.architectures import ARCHITECTURES

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from devft_jax.commands.cli import _require_devices
+from devft_jax.commands.jax_setup import require_devices
 from devft_jax.developmental import layer_map
 from devft_jax.errors import InputError
 from devft_jax.models.generation import GenerationOptions, generate
@@ -57,7 +57,7 @@ def test_arrays_of_64_bits_change_no_type_and_no_value():
 @pytest.mark.parametrize("asked", ["JAX_ENABLE_X64=1", "JAX_DISABLE_JIT=1", "JAX_NUMPY_DTYPE_PROMOTION=strict"])
 def test_a_command_sets_what_others_ask_of_jax_aside(asked):
     program = (
-        "from devft_jax.commands.cli import configure_jax; configure_jax(); import jax, jax.numpy as jnp;"
+        "from devft_jax.commands.jax_setup import configure_jax; configure_jax(); import jax, jax.numpy as jnp;"
         "x = jnp.zeros(1) + jnp.ones(1, jnp.int32); jax.jit(lambda y: print(type(y).__name__))(x); print(x.dtype)"
     )
     name, _, value = asked.partition("=")
@@ -78,7 +78,7 @@ def test_a_platform_is_not_silently_replaced(monkeypatch, found):
     monkeypatch.setenv("JAX_PLATFORMS", "cuda")
     monkeypatch.setattr(jax, "devices", lambda: [types.SimpleNamespace(platform=found)])
     if found == "gpu":
-        _require_devices()
+        require_devices()
         return
     with pytest.raises(InputError, match="JAX_PLATFORMS 'cuda' names a platform that this machine does not have"):
-        _require_devices()
+        require_devices()

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from devft_jax.commands import cli
+from devft_jax.commands.jax_setup import programs_folder
 from devft_jax.errors import InputError, RunError
 from devft_jax.reporting import Progress
 from devft_jax.runtime import screen
@@ -20,7 +21,7 @@ def devft(*words, code="", **streams):
 
 SHOWING = """
 from devft_jax.runtime import screen
-cli._list = lambda words: [screen.show('a line ' * 20) for _ in range(2000)] and 0
+cli.command_of = lambda name: lambda words: [screen.show('a line ' * 20) for _ in range(2000)] and 0
 """
 
 
@@ -48,14 +49,15 @@ def test_a_reader_that_has_gone_ends_quietly_and_not_with_success():
 
 
 def test_streams_that_are_closed_give_their_numbers_to_no_file():
-    code = "import os\ncli._list = lambda words: os.open('/', os.O_RDONLY) - 3"
+    code = "import os\ncli.command_of = lambda name: lambda words: os.open('/', os.O_RDONLY) - 3"
     shell = ["sh", "-c", 'exec "$0" "$@" 1>&- 2>&-', sys.executable, "-c"]
     program = f"import sys\nfrom devft_jax.commands import cli\n{code}\ncli.configure_jax = lambda: None\ncli.main()"
     assert subprocess.run([*shell, program, "list"], check=False).returncode == 0
 
 
 def test_any_text_is_shown_in_any_encoding():
-    code = "from devft_jax.runtime import screen\ncli._list = lambda words: screen.show('\\u00fc\\x1b[31m\\udcff\\tb') or 0"
+    showing = "lambda words: screen.show('\\u00fc\\x1b[31m\\udcff\\tb') or 0"
+    code = f"from devft_jax.runtime import screen\ncli.command_of = lambda name: {showing}"
     done = devft("list", code=code, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii"})
     assert (done.returncode, done.stdout, done.stderr) == (0, "\\xfc\\x1b[31m\\udcff\tb\n", "")
 
@@ -91,7 +93,7 @@ def test_every_error_is_one_sentence(monkeypatch, capsys, error, code, sentence)
     def fail(words):
         raise error
 
-    monkeypatch.setattr(cli, "_list", fail)
+    monkeypatch.setattr(cli, "command_of", lambda name: fail)
     assert cli.run_command(["list"]) == code
     said = capsys.readouterr().err
     assert sentence in said
@@ -144,8 +146,8 @@ def test_the_version_and_what_the_package_offers(capsys):
 def test_a_cache_that_cannot_be_is_left_out_with_a_warning(tmp_path, monkeypatch, capsys, kind):
     (tmp_path / "file").touch()
     monkeypatch.setenv("DEVFT_CACHE", str(tmp_path / "file" if kind == "file" else "/proc/none"))
-    assert cli._programs_folder() is None
+    assert programs_folder() is None
     assert "cannot be written" in capsys.readouterr().err
     monkeypatch.setenv("DEVFT_CACHE", "~/x")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert cli._programs_folder() == str(tmp_path / "x" / "programs")
+    assert programs_folder() == str(tmp_path / "x" / "programs")

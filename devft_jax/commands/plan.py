@@ -1,0 +1,48 @@
+"""`devft plan`: what a run would cost, from shapes alone."""
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from devft_jax.commands.parsing import START, parse_configuration
+from devft_jax.runtime.screen import show
+
+if TYPE_CHECKING:
+    from devft_jax.config.run_config import RunConfig
+    from devft_jax.planning.plan import PlanOptions
+
+ABOUT = (
+    "What a run would cost, from shapes alone: bytes, FLOPs, memory and time of every stage, beside end-to-end training.\n\n"
+    f"Takes every option of `devft run`. {START}"
+)
+
+
+def parse_plan(arguments: Sequence[str]) -> "tuple[RunConfig, PlanOptions]":
+    """The configuration that is planned, and the plan's own options.
+
+    Args:
+      arguments: the words after `devft plan`.
+
+    Returns:
+      The configuration and the options, their types checked.
+
+    Raises:
+      InputError: the words cannot be read.
+    """
+    from devft_jax.planning.plan import PlanOptions
+
+    return parse_configuration(arguments, PlanOptions, command="devft plan", about=ABOUT)
+
+
+def command(arguments: Sequence[str]) -> int:
+    """Run `devft plan` and return its exit code.
+
+    Args:
+      arguments: the words after `devft plan`.
+    """
+    from devft_jax.planning.plan import make_plan, to_plain, to_text
+
+    config, options = parse_plan(arguments)
+    plan = make_plan(config, options)
+    show(json.dumps(to_plain(plan), indent=1) if options.json else to_text(plan))
+    return 0
