@@ -1,0 +1,555 @@
+"""What a run's folder records, as dataclasses: the only place that knows the names in its JSON files.
+
+    metrics.jsonl                   a `RoundRecord` a line
+    summary.json, record.json       a `RunRecord`, with a `StageRecord` for every stage begun; the second while unfinished
+    split.json                      a `SplitRecord`, with a `ClientRecord` for every client
+    checkpoints/<round>/record.json a `CheckpointRecord`, with the `RunTotals` up to there
+
+An attribute has the name that stands in the file. `to_plain` gives what is written, `from_plain` reads it: a name that this
+version does not know is left out (in a line of metrics a number is taken for one of the algorithm's own), a name that is
+missing takes its attribute's default, and one without a default, or a value of another type, is an `InputError`.
+"""
+
+import dataclasses
+import functools
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from devft_jax.errors import InputError
+
+_OMITTED = {"omitted": True}
+"""Marks an attribute that is not written while it is None."""
+_INLINE = {"inline": True}
+"""Marks an attribute whose names are written among those of the record that holds it."""
+
+
+class Record:
+    """A dataclass that is written to a JSON file by the names of its attributes."""
+
+    where: ClassVar[str]
+    """What the record is, for the sentence about one that cannot be read."""
+
+    def to_plain(self) -> dict[str, Any]:
+        """The record as plain values by name, in the order of its attributes."""
+        plain: dict[str, Any] = {}
+        for each in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = _plain(getattr(self, each.name))
+            if each.metadata.get("inline"):
+                plain |= value
+            elif value is not None or not each.metadata.get("omitted"):
+                plain[each.name] = value
+        return plain
+
+    @classmethod
+    def from_plain(cls, plain: Any, path: str | Path) -> Self:
+        """The record that plain values hold.
+
+        Args:
+          plain: what a JSON file holds.
+          path: the run's folder, for the sentence.
+
+        Raises:
+          InputError: a name without a default is missing, or has a value of another type.
+        """
+        if not isinstance(plain, dict):
+            raise unusable(cls.where, "object", path)
+        hints, values = _hints(cls), {}  # type: ignore[arg-type]
+        for each in dataclasses.fields(cls):  # type: ignore[arg-type]
+            if each.metadata.get("inline"):
+                values[each.name] = cls._inline(each.name, hints[each.name], plain, path)
+            elif each.name in plain:
+                try:
+                    values[each.name] = _read(hints[each.name], plain[each.name], path)
+                except TypeError:
+                    raise unusable(cls.where, each.name, path) from None
+            elif each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING:
+                raise unusable(cls.where, each.name, path)
+        return cls(**values)
+
+    @classmethod
+    def _inline(cls, name: str, hint: Any, plain: dict[str, Any], path: str | Path) -> Any:
+        """The value of an inline attribute out of the names around it."""
+        return _read(hint, plain, path)
+
+
+def unusable(where: str, name: str, path: str | Path) -> InputError:
+    """What is said of a record that cannot be read.
+
+    Args:
+      where: the record.
+      name: of the value that is missing or of another type.
+      path: the run's folder.
+    """
+    return InputError(
+        f"the run in {path} was written by another version of devft or is damaged ({where} lacks a usable {name}); run it "
+        "again in another folder to report on it."
+    )
+
+
+@dataclass(kw_only=True)
+class PersonalRecord(Record):
+    """Held-out figures of the clients' own models.
+
+    Attributes:
+      loss: mean over clients, nats per token.
+      accuracy: mean over clients of the share of examples answered exactly.
+      losses: of every client.
+      accuracies: of every client.
+      loss_spread: standard deviation over clients.
+      accuracy_spread: standard deviation over clients.
+    """
+
+    where = "its record of clients' own models"
+
+    loss: float
+    accuracy: float
+    losses: list[float]
+    accuracies: list[float]
+    loss_spread: float
+    accuracy_spread: float
+
+
+@dataclass(kw_only=True)
+class RoundRecord(Record):
+    """A round: a line of `metrics.jsonl`.
+
+    Attributes:
+      round: from 1, over all stages.
+      stage: from 0.
+      layers: of the stage's submodel, L or G.
+      loss: training loss, nats per token, mean over the participants; NaN where none of their updates is finite.
+      learning_rate: None in a line of a version that did not record it.
+      metrics: the algorithm's own figures by name, written among the others; None for one that is not finite.
+      client_update_norm: mean over the participants.
+      tokens: trained on, with padding.
+      seconds: of training, without compilation.
+      tokens_per_second: `tokens` / `seconds`.
+      bytes_up: of all messages from clients.
+      bytes_down: of all messages to clients.
+      bytes_missed: of earlier messages that participants sat out and need.
+      train_flops: counted operations.
+      program_bytes: memory of the largest program.
+      adapter_norms: [G] of every layer's update; None for one that is not finite.
+      dropped: updates that were not finite.
+      clients: the participants' positions in the split.
+      held_out_loss: of the stage's model, where it was evaluated after this round.
+      held_out_accuracy: as `held_out_loss`.
+      full_loss: of the full model as if the stage ended here, where that was evaluated.
+      full_accuracy: as `full_loss`.
+    """
+
+    where = "metrics.jsonl"
+
+    round: int
+    stage: int
+    layers: int
+    loss: float
+    learning_rate: float | None = field(default=None, metadata=_OMITTED)
+    metrics: dict[str, float | None] = field(default_factory=dict, metadata=_INLINE)
+    client_update_norm: float
+    tokens: int
+    seconds: float
+    tokens_per_second: float
+    bytes_up: int
+    bytes_down: int
+    bytes_missed: int
+    train_flops: int
+    program_bytes: int
+    adapter_norms: list[float | None]
+    dropped: int
+    clients: list[int]
+    held_out_loss: float | None = field(default=None, metadata=_OMITTED)
+    held_out_accuracy: float | None = field(default=None, metadata=_OMITTED)
+    full_loss: float | None = field(default=None, metadata=_OMITTED)
+    full_accuracy: float | None = field(default=None, metadata=_OMITTED)
+
+    @classmethod
+    def _inline(cls, name: str, hint: Any, plain: dict[str, Any], path: str | Path) -> dict[str, float | None]:
+        known = {each.name for each in dataclasses.fields(cls)}
+        own = {key: value for key, value in plain.items() if key not in known}
+        return {key: value for key, value in own.items() if value is None or isinstance(value, int | float)}
+
+
+@dataclass(kw_only=True)
+class StageRecord(Record):
+    """A stage: its layers, its totals so far and what held-out data said of it.
+
+    Attributes:
+      layers: of the submodel that have an adapter, G.
+      depth: layers that run, with those below every adapter.
+      trained: the rows that learn, of the base itself the layers; None where all do.
+      rounds: done.
+      seconds: of training.
+      bytes_up: of all messages from clients.
+      bytes_down: of all messages to clients.
+      assign: [L], the group of every layer of the model, -1 for one that is absent.
+      group_sizes: [G].
+      anchor_coefficients: [G], the weight of each group's first layer, None for a group of no layer; None where the base
+        itself is run.
+      transition_gap: Lemma 1's.
+      similarity: [L, L] between layers, where the growth measured it.
+      spectrum: [L], eigenvalues of the Laplacian, where the growth measured them.
+      planned_rounds: as planned when the stage began.
+      submodel_bytes: what a client that holds the base needs besides.
+      cached_layers: of the lowest layers, whose hidden states are stored and not run again.
+      loss_start: held-out loss of the untrained submodel; None without held-out data.
+      loss_end: held-out loss of the trained submodel; None until the stage has ended.
+      loss_full_after_transfer: held-out loss of the full model after the stage, None until then.
+      accuracy_full_after_transfer: as `loss_full_after_transfer`.
+      personal: of the clients' own models at the stage's end, where they were judged.
+    """
+
+    where = "a stage of its record"
+
+    layers: int
+    depth: int
+    trained: list[int] | None
+    rounds: int = 0
+    seconds: float = 0.0
+    bytes_up: int = 0
+    bytes_down: int = 0
+    assign: list[int]
+    group_sizes: list[int]
+    anchor_coefficients: list[float | None] | None
+    transition_gap: float
+    similarity: list[list[float]] | None
+    spectrum: list[float] | None
+    planned_rounds: int
+    submodel_bytes: int
+    cached_layers: int
+    loss_start: float | None = None
+    loss_end: float | None = None
+    loss_full_after_transfer: float | None = None
+    accuracy_full_after_transfer: float | None = None
+    personal: PersonalRecord | None = None
+
+    @property
+    def runs_base(self) -> bool:
+        """Whether the submodel is the model itself."""
+        return self.anchor_coefficients is None
+
+    @property
+    def groups(self) -> list[list[int]]:
+        """The layers of each group."""
+        members: list[list[int]] = [[] for _ in range(self.layers)]
+        for layer, group in enumerate(self.assign):
+            if group >= 0:
+                members[group].append(layer)
+        return members
+
+
+@dataclass(kw_only=True)
+class SecondsRecord(Record):
+    """What a run's time went into, in seconds.
+
+    Attributes:
+      train: rounds, without compilation.
+      compile: waited for.
+      build: stages: grouping, fusing, transfer.
+      evaluate: on held-out data, without compilation.
+    """
+
+    where = "its record of seconds"
+
+    train: float
+    compile: float
+    build: float
+    evaluate: float
+
+
+@dataclass(kw_only=True)
+class EnergyRecord(Record):
+    """Energy of the training rounds.
+
+    Attributes:
+      kwh: kilowatt hours.
+      kgco2e: kilograms of CO2 equivalent.
+      grid_kgco2e_per_kwh: the factor between them.
+      source: what measured it, or the estimate.
+      covers: what is covered.
+      joules_per_flop: behind the part that is estimated; None where nothing is.
+    """
+
+    where = "its record of energy"
+
+    kwh: float
+    kgco2e: float
+    grid_kgco2e_per_kwh: float
+    source: str
+    covers: str = "training rounds"
+    joules_per_flop: float | None = field(default=None, metadata=_OMITTED)
+
+
+@dataclass(kw_only=True)
+class CompiledAheadRecord(Record):
+    """Programs compiled while a stage before theirs trained.
+
+    Attributes:
+      programs: how many.
+      seconds: of the thread that compiled them.
+      unused: how many of them have not been run.
+    """
+
+    where = "its record of programs compiled ahead"
+
+    programs: int
+    seconds: float
+    unused: int
+
+
+@dataclass(kw_only=True)
+class RunTotals(Record):
+    """Totals and decisions of a run so far, which its checkpoints hold and a resumed run goes on from.
+
+    Attributes:
+      seconds: by kind.
+      compile_before: of these, compiled before the first stage.
+      bytes_up: of all messages from clients.
+      bytes_down: of all messages to clients.
+      bytes_stage: dense submodels, once a stage for every client that takes part in it.
+      bytes_missed: of earlier messages that participants sat out and needed.
+      cumulative_bytes: [rounds + 1], the running total of messages that those who sit a round out will need.
+      train_flops: counted operations.
+      joules: by their source.
+      dropped: updates that were not finite.
+      stages: all begun.
+      lengthened_after: the last round as planned before the run was lengthened; 0 if it was not.
+      resumed_after: the rounds after which it was resumed.
+      stage_rounds: of every stage, as planned by now.
+      clients_per_step: clients trained at once.
+      clients_per_step_settled: whether that number is final.
+      devices: in use.
+      model_shards: devices that hold the base together.
+      data: fingerprint.
+      base: fingerprint.
+      base_loss: held-out loss of the untuned base; None without held-out data.
+      base_accuracy: as `base_loss`.
+      block_influence: [L], where the growth chooses by it.
+      rate_ends_after: the round at which the learning rate's schedule ends, where that is before the run's end.
+    """
+
+    where = "the record of its checkpoint"
+
+    seconds: SecondsRecord = field(default_factory=lambda: SecondsRecord(train=0.0, compile=0.0, build=0.0, evaluate=0.0))
+    compile_before: float = 0.0
+    bytes_up: int = 0
+    bytes_down: int = 0
+    bytes_stage: int = 0
+    bytes_missed: int = 0
+    cumulative_bytes: list[int] = field(default_factory=lambda: [0])
+    train_flops: int = 0
+    joules: dict[str, float] = field(default_factory=dict)
+    dropped: int = 0
+    stages: list[StageRecord] = field(default_factory=list)
+    lengthened_after: int = 0
+    resumed_after: list[int] = field(default_factory=list)
+    stage_rounds: list[int]
+    clients_per_step: int
+    clients_per_step_settled: bool = False
+    devices: int
+    model_shards: int
+    data: str
+    base: str
+    base_loss: float | None = None
+    base_accuracy: float | None = None
+    block_influence: list[float] | None = field(default=None, metadata=_OMITTED)
+    rate_ends_after: int | None = field(default=None, metadata=_OMITTED)
+
+
+@dataclass(kw_only=True)
+class CheckpointRecord(Record):
+    """What a checkpoint holds beside its arrays.
+
+    Attributes:
+      totals: up to its round; written among the other names.
+      round: rounds done, over all stages.
+      stage: under way, from 0.
+      rounds_in_stage: done in it.
+      groups: of its map, G.
+      bare: layers that run below every adapter.
+      maps: (groups, bare) of every map that rows of the bank have gone through; None of an empty bank.
+    """
+
+    where = "the record of its checkpoint"
+
+    totals: RunTotals = field(metadata=_INLINE)
+    round: int
+    stage: int
+    rounds_in_stage: int
+    groups: int
+    bare: int
+    maps: list[list[int]] | None = field(default=None, metadata=_OMITTED)
+
+
+@dataclass(kw_only=True)
+class RunRecord(Record):
+    """A run, finished (`summary.json`) or as it stands (`record.json`).
+
+    Attributes:
+      final_loss: held-out loss of the full model after the last stage; None until then, or without held-out data.
+      base_loss: of the untuned base.
+      accuracy: as `final_loss`: share of examples answered exactly.
+      base_accuracy: of the untuned base.
+      personal: of the clients' own models after the last stage.
+      personal_models: whether every client has a model of its own, whose means are the held-out figures.
+      held_out_examples: their number.
+      rounds: done.
+      stage_rounds: of every stage, as planned by now.
+      lengthened_after: the last round as planned before the run was lengthened; 0 if it was not.
+      resumed_after: the rounds after which it was resumed.
+      seconds: by kind.
+      programs_compiled: their number.
+      compiled_ahead: which of them while another stage trained.
+      bytes_up: of all messages from clients.
+      bytes_down: of all messages to clients.
+      bytes_stage: dense submodels at stage changes.
+      bytes_missed: of earlier messages that participants sat out and needed.
+      base_bytes: the frozen base as stored.
+      message_dtype: in which messages travel.
+      train_flops: counted operations.
+      energy: of the training rounds.
+      peak_memory_bytes: of this process's part of the run.
+      peak_memory_source: what measured it.
+      progress_lost: why the progress could no longer be written; None where it could.
+      scratch_bytes: of the largest scratch space of a program.
+      updates_dropped: updates that were not finite.
+      clients: of the data.
+      devices: in use.
+      clients_per_step: clients trained at once.
+      block_influence: [L], where the growth chooses by it.
+      versions: of software, system and device, by name.
+      stages: all begun, at least one.
+      stopped_by: the number of the signal that stopped the run.
+    """
+
+    where = "its record"
+
+    final_loss: float | None
+    base_loss: float | None
+    accuracy: float | None
+    base_accuracy: float | None
+    personal: PersonalRecord | None
+    personal_models: bool
+    held_out_examples: int
+    rounds: int
+    stage_rounds: list[int]
+    lengthened_after: int
+    resumed_after: list[int]
+    seconds: SecondsRecord
+    programs_compiled: int
+    compiled_ahead: CompiledAheadRecord
+    bytes_up: int
+    bytes_down: int
+    bytes_stage: int
+    bytes_missed: int
+    base_bytes: int
+    message_dtype: str
+    train_flops: int
+    energy: EnergyRecord
+    peak_memory_bytes: int
+    peak_memory_source: str
+    progress_lost: str | None
+    scratch_bytes: int
+    updates_dropped: int
+    clients: int
+    devices: int
+    clients_per_step: int
+    block_influence: list[float] | None
+    versions: dict[str, str]
+    stages: list[StageRecord]
+    stopped_by: int | None = field(default=None, metadata=_OMITTED)
+
+    @classmethod
+    def from_plain(cls, plain: Any, path: str | Path) -> Self:
+        """As `Record.from_plain`; a record without a stage is none."""
+        record = super().from_plain(plain, path)
+        if not record.stages:
+            raise unusable(cls.where, "stages", path)
+        return record
+
+
+@dataclass(kw_only=True)
+class ClientRecord(Record):
+    """A client of the split.
+
+    Attributes:
+      name: of the client.
+      id: its number, from which its random numbers come.
+      examples: their number.
+      tokens: of its examples.
+      groups: examples by the name of their group.
+    """
+
+    where = "a client of its split"
+
+    name: str
+    id: int
+    examples: int
+    tokens: int
+    groups: dict[str, int]
+
+
+@dataclass(kw_only=True)
+class SplitRecord(Record):
+    """The training data and its split over clients.
+
+    Attributes:
+      partition: how it was split.
+      template: how prompts are worded.
+      begins_with: texts of the tokens before every example.
+      ends_with: texts of the tokens after every answer.
+      notes: what else is to be known of the prompts.
+      examples: of all clients.
+      tokens: of all examples.
+      grouped_by: category, topic or length; None where examples have no groups.
+      groups: examples by the name of their group, over all clients.
+      clients: in order.
+    """
+
+    where = "its split"
+
+    partition: str
+    template: str
+    begins_with: list[str] = field(default_factory=list)
+    ends_with: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    examples: int
+    tokens: int
+    grouped_by: str | None
+    groups: dict[str, int]
+    clients: list[ClientRecord]
+
+
+@functools.cache
+def _hints(record: type) -> dict[str, Any]:
+    return typing.get_type_hints(record)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Record):
+        return value.to_plain()
+    if isinstance(value, list) and value and isinstance(value[0], Record):
+        return [each.to_plain() for each in value]
+    return value
+
+
+def _read(hint: Any, value: Any, path: str | Path) -> Any:
+    """A value of an attribute's type; a `TypeError` where it is of another."""
+    of, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if of is types.UnionType:
+        [kind] = [each for each in arguments if each is not type(None)]
+        return None if value is None else _read(kind, value, path)
+    if of in (list, dict):
+        if not isinstance(value, of):
+            raise TypeError
+        if of is dict:
+            return {name: _read(arguments[1], each, path) for name, each in value.items()}
+        return [_read(arguments[0], each, path) for each in value]
+    if issubclass(hint, Record):
+        return hint.from_plain(value, path)
+    if not isinstance(value, int | float if hint is float else hint):
+        raise TypeError
+    return value
