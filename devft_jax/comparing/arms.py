@@ -35,7 +35,7 @@ from devft_jax.config.run_config import (
 )
 from devft_jax.config.values import item_kind
 from devft_jax.data import DataOptions
-from devft_jax.developmental import GROWTHS, planned_stages
+from devft_jax.developmental import GROWTHS
 from devft_jax.errors import InputError
 from devft_jax.federated.algorithms import ALGORITHMS, algorithm_of
 from devft_jax.federated.options import validate_learning_rate
@@ -196,7 +196,7 @@ def check_stages(config: RunConfig) -> None:
     layers = architecture.layers
     growth = named_growth(config, layers)
     validate_learning_rate(config, len(plan_stages(config, growth, layers)))
-    check_composition(algorithm_of(config), planned_stages(growth, layers) or ())
+    check_composition(algorithm_of(config), growth.shapes(layers) or ())
 
 
 class Costs:

@@ -14,24 +14,14 @@ Needs jax and numpy only.
 from devft_jax.developmental.alignment import align_factors
 from devft_jax.developmental.fusion import anchors, fusion_matrix
 from devft_jax.developmental.grouping import group_layers, kmeans, laplacian, laplacian_spectrum, spectral_embedding
-from devft_jax.developmental.growth import (
-    FixedGrowth,
-    GramGrowth,
-    Growth,
-    NamedGrowth,
-    StageShape,
-    Transition,
-    next_stage,
-    planned_depths,
-    planned_stages,
-    proposed_rounds,
-    wants_measure,
-)
+from devft_jax.developmental.growth import FixedGrowth, GramGrowth, Growth, NamedGrowth
 from devft_jax.developmental.growths import GROWTHS, DevFT, EndToEnd, ProgFed, SkipGrow, TopGrow, make_growth
 from devft_jax.developmental.layer_map import LayerMap, fuse, inherit, layer_map, transition_gap
 from devft_jax.developmental.rotation import nearest_orthogonal, nearest_rotation
 from devft_jax.developmental.schedule import geometric_schedule, validate_capacities
 from devft_jax.developmental.similarity import LayerGrams, layer_gram, layer_similarity, similarity_from_gram
+from devft_jax.developmental.stage_shape import StageShape
+from devft_jax.developmental.transition import Transition, next_stage
 
 __all__ = [
     "GROWTHS",
@@ -65,12 +55,8 @@ __all__ = [
     "nearest_orthogonal",
     "nearest_rotation",
     "next_stage",
-    "planned_depths",
-    "planned_stages",
-    "proposed_rounds",
     "similarity_from_gram",
     "spectral_embedding",
     "transition_gap",
     "validate_capacities",
-    "wants_measure",
 ]

@@ -30,17 +30,21 @@ class LayerGrams:
     Every function of this package that reads a tree only for them also takes `LayerGrams(tree)`; a
     trainer that wants similarity, groups and transition gap for its logs reads the weights once. The
     tree must not change in between.
+
+    Attributes:
+        tree: the weights, every leaf `[L, ...]`.
+        num_layers: L.
     """
 
     def __init__(self, tree: Any) -> None:
         """Checks the shapes of `tree`; reads no weights yet."""
         self.num_layers: int = streaming.count_layers(tree)
-        self._tree = tree
+        self.tree = tree
 
     @functools.cached_property
     def per_leaf(self) -> dict[str, jax.Array]:
         """Gram matrix f32[L, L] of every leaf by its `jax.tree_util.keystr` path."""
-        leaves = streaming.named_leaves(self._tree)
+        leaves = streaming.named_leaves(self.tree)
         return {path: streaming.gram(leaf) for path, leaf in leaves}
 
     def gram(self, select: Select | None = None) -> jax.Array:

@@ -49,7 +49,7 @@ from devft_jax.config.run_config import RunConfig, validate
 from devft_jax.config.run_config import to_plain as config_to_plain
 from devft_jax.data import length_buckets
 from devft_jax.data.federated_data import clients_by_file
-from devft_jax.developmental import StageShape, planned_stages
+from devft_jax.developmental import StageShape
 from devft_jax.developmental.schedule import equal_shares
 from devft_jax.errors import InputError
 from devft_jax.federated.algorithm import Algorithm
@@ -283,7 +283,7 @@ def make_plan(config: RunConfig, options: PlanOptions | None = None, *, architec
         architecture = model_architecture(bundled_model() if config.model == "bundled" else config.model)
     check_ranks(config, architecture)
     growth = named_growth(config, architecture.layers)
-    shapes, rounds = planned_stages(growth, architecture.layers), plan_stages(config, growth, architecture.layers)
+    shapes, rounds = growth.shapes(architecture.layers), plan_stages(config, growth, architecture.layers)
     validate_learning_rate(config, len(rounds))
     if shapes is None:
         raise InputError(

@@ -12,7 +12,7 @@ a resumed run ends its stages where an uninterrupted one does.
 from collections.abc import Iterable, Sequence
 
 from devft_jax.config.run_config import RunConfig
-from devft_jax.developmental import Growth, StageShape, make_growth, proposed_rounds
+from devft_jax.developmental import Growth, StageShape, make_growth
 from devft_jax.errors import InputError
 from devft_jax.federated.algorithm import Algorithm
 
@@ -30,7 +30,7 @@ def plan_stages(config: RunConfig, growth: Growth, num_layers: int) -> tuple[int
     # Of configured rounds only their number is compared, so the proposal may be one of any length.
     rounds = config.rounds if config.stage_rounds is None else max(config.rounds, 10**6)
     try:
-        proposed = proposed_rounds(growth, rounds, num_layers)
+        proposed = growth.stage_rounds(rounds, num_layers)
     except ValueError as error:
         raise InputError(str(error)) from error
     if config.stage_rounds is not None:

@@ -27,9 +27,6 @@ from devft_jax.developmental import (
     StageShape,
     Transition,
     next_stage,
-    planned_depths,
-    planned_stages,
-    wants_measure,
 )
 from devft_jax.errors import InputError, RunError
 from devft_jax.evaluation import HeldOut, Judgement
@@ -67,6 +64,7 @@ from devft_jax.storage import RunFolder
 from devft_jax.training.checkpoints import read_state, save_state
 from devft_jax.training.checks import check_cohort, check_ranks, check_tokens
 from devft_jax.training.fingerprints import base_fingerprint, data_fingerprint
+from devft_jax.training.given import check_given_growth
 from devft_jax.training.hidden_states import HiddenStates
 from devft_jax.training.probe import block_influence, probe_examples
 from devft_jax.training.stages import after_round, check_composition, named_growth, plan_stages
@@ -136,15 +134,17 @@ class Trainer:
         with progress.doing("reading the model"):
             self.model, original_blocks = open_model(config, self.compute, model)
         layers = self.model.config.layers
+        if growth is not None:
+            check_given_growth(growth)
         self.growth = growth or named_growth(config, layers)
-        self.depths = planned_depths(self.growth, layers)
+        self.depths = self.growth.depths(layers)
         self.stage_rounds = plan_stages(config, self.growth, layers)
         validate_learning_rate(config, len(self.stage_rounds))
         if algorithm is None:
             check_ranks(config, self.model.config)
         self.algorithm = algorithm or algorithm_of(config)
-        check_composition(self.algorithm, planned_stages(self.growth, layers) or ())
-        self._probe = probe_examples(config, self.model.tokenizer) if wants_measure(self.growth) else None
+        check_composition(self.algorithm, self.growth.shapes(layers) or ())
+        self._probe = probe_examples(config, self.model.tokenizer) if not self.growth.measured else None
         with progress.doing("reading and splitting the data"):
             self.data = data or build_federated_data(config, self.model.tokenizer, seed=config.seed)
         check_cohort(self.data, config.clients_per_round)
@@ -286,7 +286,7 @@ class Trainer:
     def _compile_ahead(self, state: State, stage: int) -> None:
         """Have a stage's programs compiled while something else runs, where its shape is known before it begins."""
         layers = self.model.config.layers
-        planned = planned_stages(self.growth, layers) or ()
+        planned = self.growth.shapes(layers) or ()
         wanted = self.config.compile_ahead == "on" or (
             self.config.compile_ahead == "auto" and self.devices[0].platform != "cpu"
         )
@@ -463,7 +463,7 @@ class Trainer:
             if "block_influence" not in state.record:
                 state.record["block_influence"] = self.block_influence()
             # Kept, so that a resumed run chooses by the same figures wherever it goes on.
-            self.growth = self.growth.prepared(lambda: np.asarray(state.record["block_influence"]))  # type: ignore[attr-defined]
+            self.growth = self.growth.prepared(lambda: np.asarray(state.record["block_influence"]))
         try:
             with jax.default_device(self.submodels.home):
                 transition = next_stage(self.growth, stage, tree, history, key)

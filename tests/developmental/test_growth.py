@@ -12,6 +12,8 @@ from devft_jax.developmental import (
     GROWTHS,
     DevFT,
     EndToEnd,
+    Growth,
+    LayerGrams,
     LayerMap,
     ProgFed,
     SkipGrow,
@@ -24,12 +26,8 @@ from devft_jax.developmental import (
     layer_similarity,
     make_growth,
     next_stage,
-    planned_depths,
-    planned_stages,
-    proposed_rounds,
     streaming,
     transition_gap,
-    wants_measure,
 )
 from devft_jax.developmental.layer_map import check_layer_map
 from devft_jax.developmental.options import GrowthOptions
@@ -53,7 +51,7 @@ def reads(monkeypatch):
     return seen
 
 
-class Prefixes:
+class Prefixes(Growth):
     """A growth as a user would write one: the first 2, then the first 4 layers, while the loss falls."""
 
     def next(self, stage, tree, history, key):
@@ -69,7 +67,7 @@ def test_devft_grows_through_its_capacities_and_stops(tree):
     maps = [growth.next(stage, tree, (), KEY) for stage in range(4)]
     assert [m and m.num_groups for m in maps] == [2, 4, 8, None]
     assert maps[2].is_identity
-    assert planned_depths(growth, LAYERS) == (2, 4, 8)
+    assert growth.depths(LAYERS) == (2, 4, 8)
 
 
 def test_devft_is_layer_map_with_its_choices(tree):
@@ -91,8 +89,8 @@ def test_the_widest_gap_chooses_the_depth_within_its_window():
     assert growth.next(0, tree, (), KEY).assign.tolist() == [0] * 4 + [1] * 4 + [2] * 4
     assert growth.next(1, tree, (), KEY).is_identity
     assert growth.next(2, tree, (), KEY) is None
-    assert planned_depths(growth, 12) is None
-    assert proposed_rounds(growth, 7, 12) == (3, 4)
+    assert growth.depths(12) is None
+    assert growth.stage_rounds(7, 12) == (3, 4)
     assert DevFT((5, 12)).next(0, tree, (), KEY).num_groups == 5
 
 
@@ -101,14 +99,14 @@ def test_every_named_growth_says_what_it_is():
         assert all((kind.reference, kind.message, kind.state))
         growth = make_growth(GrowthOptions(growth=name), LAYERS)
         assert hash(growth) == hash(make_growth(GrowthOptions(growth=name), LAYERS))
-        assert sum(proposed_rounds(growth, 12, LAYERS)) == 12
+        assert sum(growth.stage_rounds(12, LAYERS)) == 12
 
 
 def test_end_to_end_is_one_stage_of_everything(tree):
     growth = EndToEnd()
     assert growth.next(0, tree, (), KEY).is_identity
     assert growth.next(1, tree, (), KEY) is None
-    assert planned_depths(growth, LAYERS) == (LAYERS,)
+    assert growth.depths(LAYERS) == (LAYERS,)
 
 
 def test_progfed_is_prefixes_whose_last_is_the_model_itself(tree):
@@ -119,7 +117,7 @@ def test_progfed_is_prefixes_whose_last_is_the_model_itself(tree):
     assert maps[1].selected().tolist() == [0, 1, 2, 3]
     assert all(bool(found.train.all()) for found in maps[:4])
     assert_trees_equal(maps[3], LayerMap.identity(LAYERS))
-    assert planned_depths(growth, LAYERS) == (2, 4, 6, 8)
+    assert growth.depths(LAYERS) == (2, 4, 6, 8)
 
 
 def test_progfed_warms_its_newest_block_up():
@@ -127,7 +125,7 @@ def test_progfed_warms_its_newest_block_up():
     assert growth.stage_rounds(9, LAYERS) == (3, 3, 3)
     warm = growth.stage_map(1, LAYERS)
     assert warm.train.tolist() == [False] * 4 + [True] * 4
-    assert planned_stages(growth, LAYERS) == (
+    assert growth.shapes(LAYERS) == (
         StageShape(4, 4, 0, picks=True),
         StageShape(8, 4, 4, picks=True),
         StageShape(8, 8, 0, picks=True),
@@ -152,7 +150,7 @@ def test_top_grow_is_the_model_of_which_the_top_learns(tree):
     assert next_stage(growth, 0, tree, (), KEY).similarity is None
     assert_trees_equal(second, LayerMap.identity(LAYERS))
     assert growth.next(2, tree, (), KEY) is None
-    assert planned_stages(growth, LAYERS) == (StageShape(2, 2, bare=6, picks=True), StageShape(8, 8, picks=True))
+    assert growth.shapes(LAYERS) == (StageShape(2, 2, bare=6, picks=True), StageShape(8, 8, picks=True))
     learned = inherit(first, jax.tree.map(lambda leaf: leaf + 1, fuse(first, tree)), tree)
     for after, before in zip(jax.tree.leaves(learned), jax.tree.leaves(tree), strict=True):
         np.testing.assert_array_equal(after[:6], before[:6])
@@ -178,17 +176,17 @@ def test_selections_are_nested_and_hold_the_first_and_last(influence, data):
     layers = len(influence)
     capacities = sorted(data.draw(st.sets(st.integers(1, layers), min_size=1)))
     growth = SkipGrow(tuple(capacities), tuple(influence))
-    chosen = [set(growth.selected(count)) for count in capacities]
+    chosen = [set(growth.most_influential(count)) for count in capacities]
     assert [len(each) for each in chosen] == capacities
     assert all(before < after for before, after in pairwise(chosen))
     assert all(0 in each and (len(each) == 1 or layers - 1 in each) for each in chosen)
 
 
-def test_only_a_growth_without_its_figures_wants_a_measure():
-    assert wants_measure(SkipGrow((2, 8)))
-    assert not wants_measure(SkipGrow((2, 8), INFLUENCE))
-    assert not wants_measure(SkipGrow((2, 8)).prepared(lambda: np.array(INFLUENCE)))
-    assert not wants_measure(EndToEnd())
+def test_only_a_growth_without_its_figures_is_not_measured():
+    assert not SkipGrow((2, 8)).measured
+    assert SkipGrow((2, 8), INFLUENCE).measured
+    assert SkipGrow((2, 8)).prepared(lambda: np.array(INFLUENCE)).measured
+    assert EndToEnd().measured
 
 
 def test_skip_grow_measures_once_and_is_planned_before():
@@ -203,7 +201,7 @@ def test_skip_grow_measures_once_and_is_planned_before():
         growth.stage_map(0, LAYERS)
     assert growth.prepared(measure).prepared(measure) == SkipGrow((2, 8), INFLUENCE)
     assert len(asked) == 1
-    assert planned_stages(growth, LAYERS) == (StageShape(2, 2, picks=True), StageShape(8, 8, picks=True))
+    assert growth.shapes(LAYERS) == (StageShape(2, 2, picks=True), StageShape(8, 8, picks=True))
     with pytest.raises(ValueError, match="not finite"):
         SkipGrow((2, 8), (np.nan,) * LAYERS).stage_map(0, LAYERS)
 
@@ -277,7 +275,108 @@ def test_a_growth_of_ones_own_needs_only_next_and_may_use_the_history(tree, read
     assert len(reads) == len(jax.tree.leaves(tree))
     assert next_stage(growth, 1, tree, [{"loss": 0.5}], KEY).layer_map.num_groups == 4
     assert next_stage(growth, 1, tree, [{"loss": 2.0}], KEY) is None
-    assert planned_depths(growth, LAYERS) is None
+    assert growth.depths(LAYERS) is None
+
+
+def test_what_a_growth_tells_of_its_stages_is_told_once():
+    class Told(Prefixes):
+        def depths(self, num_layers):
+            return (2, 4)
+
+    class Shaped(Prefixes):
+        def shapes(self, num_layers):
+            return StageShape(2, 1, 1, picks=True), StageShape(4, 4, picks=True)
+
+    assert Told().shapes(LAYERS) == (StageShape(2, 2), StageShape(4, 4))
+    assert Told().shapes(4)[-1].picks
+    assert Told().stage_rounds(5, LAYERS) == (2, 3)
+    assert Shaped().depths(LAYERS) == (2, 4)
+    assert Shaped().stage_rounds(5, LAYERS) == (2, 3)
+    silent = Prefixes()
+    assert (silent.depths(LAYERS), silent.shapes(LAYERS), silent.stage_rounds(5, LAYERS)) == (None, None, None)
+
+
+def test_the_grams_are_enough_for_a_growth_that_reads_weights(tree):
+    class Largest(Growth):
+        """One row: the layer with the largest weight."""
+
+        def next(self, stage, tree, history, key):
+            largest = np.argmax(np.abs(np.asarray(tree[0]["large"])).max(axis=(1, 2)))
+            layers = jnp.arange(LAYERS)
+            return LayerMap(jnp.eye(1, LAYERS, int(largest)), jnp.where(layers == largest, 0, -1))
+
+    growth = Largest()
+    assert_trees_equal(growth.from_grams(0, LayerGrams(tree), (), KEY), growth.next(0, tree, (), KEY))
+
+
+def test_one_that_is_prepared_says_by_that_that_it_is_not_measured():
+    class Asking(Prefixes):
+        def prepared(self, measure):
+            return self
+
+    assert not Asking().measured
+    assert Prefixes().measured
+    unmeasured = Prefixes()
+    assert unmeasured.prepared(lambda: np.zeros(LAYERS)) is unmeasured
+
+
+def depth(self, num_layers):
+    """What a user wrote for `depths`."""
+    return (2, 4)
+
+
+@pytest.mark.parametrize(
+    ("members", "words"),
+    [
+        ({"depth": depth}, "Odd.depth is no part of a growth: call it depths if that is meant, or _depth if it is your own"),
+        ({"dephts": property(depth)}, "call it depths"),
+        ({"stage_round": depth}, "call it stage_rounds"),
+        ({"prepare": staticmethod(depth)}, "call it prepared"),
+        ({"Shapes": depth}, "call it shapes"),
+        ({"measure": property(depth)}, "call it measured"),
+        ({"selects": None}, "call it select"),
+        ({"depths": (2, 4)}, "Odd.depths is a method of every growth: write it as one, or rename the attribute"),
+        ({"shapes": property(depth)}, "Odd.shapes is a method of every growth"),
+        ({"__annotations__": {"depths": tuple}}, "Odd.depths is a method of every growth"),
+        ({"measured": depth}, "Odd.measured is a property of every growth: decorate it with @property"),
+    ],
+)
+def test_a_misspelt_member_is_refused_when_the_class_is_made(members, words):
+    with pytest.raises(TypeError, match=words):
+        type("Odd", (Prefixes,), members)
+
+
+def test_members_of_ones_own_are_free():
+    @dataclasses.dataclass(frozen=True)
+    class Own(ProgFed):
+        depth: int = 4
+        rounds: tuple[int, ...] = ()
+        select: object = None
+
+        def steps(self, num_layers):
+            return ((self.depth, 0),)
+
+        def selection(self):
+            return self._depth()
+
+        def _depth(self):
+            return self.depth
+
+        @property
+        def measured(self):
+            return True
+
+    assert Own().depths(LAYERS) == (4,)
+    assert Own(depth=2).selection() == 2
+
+
+def test_a_growth_without_next_cannot_be_made():
+    class Unwritten(Growth):
+        def depths(self, num_layers):
+            return (2,)
+
+    with pytest.raises(TypeError, match="abstract"):
+        Unwritten()
 
 
 @pytest.mark.parametrize(
@@ -299,7 +398,7 @@ def test_devft_refuses_a_model_that_is_too_shallow(tree):
     with pytest.raises(ValueError, match="beyond the model's 8 layers"):
         DevFT((4, 16)).next(0, tree, (), KEY)
     with pytest.raises(ValueError, match="beyond the model's 8 layers"):
-        planned_depths(DevFT((4, 16)), LAYERS)
+        DevFT((4, 16)).depths(LAYERS)
 
 
 def test_growths_compare_and_hash_by_value():
@@ -327,7 +426,7 @@ def test_growths_compare_and_hash_by_value():
     ],
 )
 def test_a_map_that_does_not_fit_the_model_is_refused_in_words(tree, chosen, words):
-    class Wrong:
+    class Wrong(Growth):
         def next(self, stage, tree, history, key):
             return chosen
 
@@ -336,7 +435,7 @@ def test_a_map_that_does_not_fit_the_model_is_refused_in_words(tree, chosen, wor
 
 
 def test_a_group_of_no_layer_may_be_computed_if_it_does_not_train(tree):
-    class Doubled:
+    class Doubled(Growth):
         """Layer 0 twice: once to train, once as it is."""
 
         def next(self, stage, tree, history, key):
@@ -350,7 +449,7 @@ def test_a_group_of_no_layer_may_be_computed_if_it_does_not_train(tree):
 
 @pytest.mark.parametrize("name", GROWTHS)
 def test_some_map_of_a_stage_has_the_shape_that_its_growth_tells(name):
-    for shape in planned_stages(make_growth(GrowthOptions(growth=name), LAYERS), LAYERS):
+    for shape in make_growth(GrowthOptions(growth=name), LAYERS).shapes(LAYERS):
         some = shape.some_map(LAYERS)
         check_layer_map(some, LAYERS)
         found = StageShape.of(some)

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import pytest
 
-from devft_jax.developmental import LayerMap
+from devft_jax.developmental import Growth, LayerMap
 from devft_jax.federated.algorithms import ALGORITHMS, algorithm_of
 from devft_jax.reporting import Progress
 from devft_jax.runtime.compiled import CompiledPrograms
@@ -94,7 +94,7 @@ def test_what_is_compiled_ahead_is_what_is_called_and_changes_nothing(config, tm
 
 
 def test_no_stage_is_compiled_ahead_whose_shape_is_not_known(config, tmp_path):
-    class Undecided:
+    class Undecided(Growth):
         def next(self, stage, tree, history, key):
             return LayerMap.top(4, 2) if stage == 0 else LayerMap.identity(4) if stage == 1 else None
 

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from devft_jax.developmental import ProgFed
+from devft_jax.developmental import Growth, ProgFed
 from devft_jax.errors import InputError
 from devft_jax.exporting.export import export
 from devft_jax.reporting import Progress
@@ -32,7 +32,7 @@ def rows_of(run):
     return [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
 
 
-class FirstStage:
+class FirstStage(Growth):
     """A growth up to the end of its first stage."""
 
     def __init__(self, growth):

@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 
 from devft_jax.commands.cli import run_command
 from devft_jax.config.run_config import RunConfig
-from devft_jax.developmental import DevFT, LayerMap
+from devft_jax.developmental import DevFT, Growth, LayerMap
 from devft_jax.errors import InputError, RunError
 from devft_jax.models.huggingface.peft import import_peft
 from devft_jax.models.huggingface.reading import load_pretrained, save_pretrained
@@ -427,7 +427,7 @@ def test_chunks_and_devices_change_nothing_but_rounding(config, finished, tmp_pa
 
 
 def test_a_growth_of_ones_own_is_one_function(config, tmp_path):
-    class LastLayerFirst:
+    class LastLayerFirst(Growth):
         def next(self, stage, tree, history, key):
             if stage == 2:
                 return None
@@ -444,8 +444,19 @@ def test_a_growth_of_ones_own_is_one_function(config, tmp_path):
         replay(run.folder, client="client_0", round=1, progress=QUIET)
 
 
+def test_what_is_no_growth_is_refused_in_one_sentence(config, tmp_path):
+    class Plain:
+        def next(self, stage, tree, history, key):
+            return None
+
+    chosen = dataclasses.replace(config, out=str(tmp_path / "a"))
+    for given, words in ((Plain(), "an object of .*Plain"), (DevFT, "the class DevFT"), ("devft", "an object of str")):
+        with pytest.raises(InputError, match=f"growth is {words} and no Growth; give an object of a class that inherits"):
+            train(chosen, growth=given, progress=QUIET)
+
+
 def test_a_wrong_map_ends_with_one_sentence_and_a_frozen_row_of_no_layer_runs(config, tmp_path):
-    class Doubled:
+    class Doubled(Growth):
         def __init__(self, train):
             self.train = train
 

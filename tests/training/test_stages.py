@@ -5,12 +5,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from devft_jax.config.run_config import RunConfig
-from devft_jax.developmental import DevFT
+from devft_jax.developmental import DevFT, Growth
 from devft_jax.errors import InputError
 from devft_jax.training.stages import after_round, has_flattened, named_growth, plan_stages
 
 
-class Silent:
+class Silent(Growth):
     """A growth that tells nothing beforehand."""
 
     def next(self, stage, tree, history, key):

@@ -16,7 +16,7 @@ import jax
 from devft_jax.developmental import fusion as fusions
 from devft_jax.developmental import grouping as groupings
 from devft_jax.developmental.grouping import laplacian_spectrum
-from devft_jax.developmental.growth import NamedGrowth
+from devft_jax.developmental.growth import GramGrowth, NamedGrowth
 from devft_jax.developmental.layer_map import LayerMap, layer_map
 from devft_jax.developmental.options import GrowthOptions, planned_capacities
 from devft_jax.developmental.schedule import capacity_windows, equal_shares, validate_capacities, widest_gap
@@ -24,7 +24,7 @@ from devft_jax.developmental.similarity import LayerGrams, Select, layer_similar
 
 
 @dataclasses.dataclass(frozen=True)
-class DevFT:
+class DevFT(GramGrowth):
     """The paper's growth: stage s has `capacities[s]` representative layers (Eqs. 1-5).
 
     Attributes:
@@ -59,12 +59,8 @@ class DevFT:
         """Equal shares."""
         return equal_shares(rounds, len(self.capacities))
 
-    def next(self, stage: int, tree: Any, history: Sequence[Any], key: jax.Array) -> LayerMap | None:
-        """Groups and fuses the layers as they are now; see `Growth.next`."""
-        return self.from_grams(stage, LayerGrams(tree), history, key)
-
     def from_grams(self, stage: int, grams: LayerGrams, history: Sequence[Any], key: jax.Array) -> LayerMap | None:
-        """See `GramGrowth.from_grams`; the last, full-depth stage reads no weights."""
+        """Groups and fuses the layers as they are; the last, full-depth stage reads no weights. See `Growth.from_grams`."""
         capacities = validate_capacities(self.capacities, grams.num_layers)
         if stage >= len(capacities):
             return None

@@ -18,10 +18,11 @@ from collections.abc import Callable
 import jax.numpy as jnp
 import numpy as np
 
-from devft_jax.developmental.growth import FixedGrowth, NamedGrowth, StageShape
+from devft_jax.developmental.growth import FixedGrowth, NamedGrowth
 from devft_jax.developmental.layer_map import LayerMap
 from devft_jax.developmental.options import GrowthOptions, planned_capacities
 from devft_jax.developmental.schedule import validate_capacities
+from devft_jax.developmental.stage_shape import StageShape
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +56,15 @@ class SkipGrow(FixedGrowth):
         """The shape of every stage, which does not depend on the influence."""
         return tuple(StageShape(each, each, picks=True) for each in validate_capacities(self.capacities, num_layers))
 
-    def selected(self, count: int) -> list[int]:
-        """The `count` layers of a stage, ascending."""
+    def most_influential(self, count: int) -> list[int]:
+        """The layers of a stage, ascending: the first, the last, and those of largest influence.
+
+        Args:
+            count: how many.
+
+        Raises:
+            ValueError: the influence has not been measured, or is not finite.
+        """
         if self.influence is None:
             raise ValueError("skip-grow has not measured its layers: give their influence, or call prepared(measure) first.")
         if not np.isfinite(self.influence).all():
@@ -73,7 +81,7 @@ class SkipGrow(FixedGrowth):
             return None
         if capacities[stage] == num_layers:
             return LayerMap.identity(num_layers)
-        layers = np.array(self.selected(capacities[stage]))
+        layers = np.array(self.most_influential(capacities[stage]))
         assign = np.full(num_layers, -1, np.int32)
         assign[layers] = np.arange(len(layers))
         return LayerMap(jnp.asarray(np.eye(num_layers, dtype=np.float32)[layers]), jnp.asarray(assign))

@@ -1,0 +1,61 @@
+"""What is known of a stage before any weight is read: enough to plan it and to compile its programs."""
+
+import dataclasses
+from typing import Self
+
+import jax.numpy as jnp
+import numpy as np
+
+from devft_jax.developmental.layer_map import LayerMap, frozen_below
+
+
+@dataclasses.dataclass(frozen=True)
+class StageShape:
+    """What is known of a stage before weights are read.
+
+    Attributes:
+        layers: rows G of the submodel, which have an adapter.
+        trained: rows that learn.
+        frozen: rows below the lowest row that learns, which need no backward pass.
+        bare: layers that run below the rows without an adapter.
+        picks: whether every row is one layer of the model as it is stored, so that no fused layer need be sent.
+    """
+
+    layers: int
+    trained: int
+    frozen: int = 0
+    bare: int = 0
+    picks: bool = False
+
+    @property
+    def depth(self) -> int:
+        """The layers that the submodel runs."""
+        return self.layers + self.bare
+
+    @classmethod
+    def of(cls, layer_map: LayerMap) -> Self:
+        """The shape of a concrete map.
+
+        Args:
+            layer_map: of a stage, not traced.
+        """
+        train = np.asarray(layer_map.train)
+        picks = layer_map.selected() is not None
+        return cls(layer_map.num_groups, int(train.sum()), frozen_below(train), layer_map.bare, picks)
+
+    def some_map(self, num_layers: int) -> LayerMap:
+        """One of the maps of this shape: what a program is compiled from is the same for all of them.
+
+        Args:
+            num_layers: L, the depth of the model.
+        """
+        if self.bare:
+            some = LayerMap.top(num_layers, self.layers)
+        elif self.picks and self.layers == num_layers:
+            some = LayerMap.identity(num_layers)
+        else:
+            assign = np.arange(num_layers, dtype=np.int32) * self.layers // num_layers
+            member = assign == np.arange(self.layers)[:, None]
+            chosen = member & (np.cumsum(member, axis=1) == 1) if self.picks else member
+            some = LayerMap(jnp.asarray(chosen / chosen.sum(axis=1, keepdims=True), jnp.float32), jnp.asarray(assign))
+        return dataclasses.replace(some, train=jnp.arange(self.layers, dtype=jnp.int32) >= self.frozen)

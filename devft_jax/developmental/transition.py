@@ -1,0 +1,67 @@
+"""A stage change: the growth's choice, and in the same single pass over the weights what its log shows."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from devft_jax.developmental.grouping import laplacian_spectrum
+from devft_jax.developmental.growth import Growth
+from devft_jax.developmental.layer_map import LayerMap, check_layer_map, transition_gap
+from devft_jax.developmental.similarity import LayerGrams, similarity_from_gram
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Transition:
+    """A stage's map with what was measured on the weights it was chosen from.
+
+    Attributes:
+        layer_map: the map.
+        similarity: f32[L, L], Eq. 1 over what the growth compares; None if the map keeps the model's own
+            layers, for which no weights are read.
+        gap: f32[], `transition_gap` over all parameters; 0 there.
+    """
+
+    layer_map: LayerMap
+    similarity: jax.Array | None
+    gap: jax.Array
+
+    @property
+    def spectrum(self) -> jax.Array | None:
+        """Eigenvalues of the Laplacian of `similarity`, ascending: f32[L], or None without it."""
+        return None if self.similarity is None else laplacian_spectrum(self.similarity)
+
+    @property
+    def group_sizes(self) -> tuple[int, ...]:
+        """Number of layers that every group is assigned."""
+        groups = jnp.arange(self.layer_map.num_groups, dtype=jnp.int32)[:, None]
+        return tuple((self.layer_map.assign == groups).sum(axis=1).tolist())
+
+
+def next_stage(growth: Growth, stage: int, tree: Any, history: Sequence[Any], key: jax.Array) -> Transition | None:
+    """`growth.next` together with the measurements of a stage change, in one pass over the weights.
+
+    Args:
+        growth: what chooses.
+        stage: 0, 1, ...
+        tree: (base blocks, LoRA) at full depth, every leaf `[L, ...]`.
+        history: the records of all rounds so far, oldest first.
+        key: for the growth's draws.
+
+    Returns:
+        The stage's map with what was measured, None where the growth has no further stage.
+
+    Raises:
+        ValueError: the growth gives something else than a `LayerMap` for the tree's layers.
+    """
+    grams = LayerGrams(tree)
+    chosen = growth.from_grams(stage, grams, history, key)
+    if chosen is None:
+        return None
+    check_layer_map(chosen, grams.num_layers)
+    if chosen.runs_base:
+        return Transition(chosen, None, jnp.float32(0))
+    similarity = similarity_from_gram(grams.gram(growth.select))
+    return Transition(chosen, similarity, transition_gap(grams.gram(), chosen))
