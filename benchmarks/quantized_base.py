@@ -34,8 +34,9 @@ def write_random_model(folder: Path) -> None:
     import ml_dtypes
     import numpy as np
 
+    from devft_jax.models.architecture import PROJECTIONS, ModelConfig
+    from devft_jax.models.base import Base, Block
     from devft_jax.models.huggingface.reading import save_pretrained
-    from devft_jax.models.llama import PROJECTIONS, Base, Block, ModelConfig
     from devft_jax.training.submodels import bundled_model
 
     config = ModelConfig(

@@ -22,7 +22,9 @@ from pathlib import Path
 import jax
 
 from devft_jax.data.microtasks.generate import Document, solved_documents
-from devft_jax.models.llama import Base, Compute, ModelConfig, init_base
+from devft_jax.models.architecture import ModelConfig
+from devft_jax.models.base import Base, init_base
+from devft_jax.models.llama import Compute
 from devft_jax.models.loss import completion_loss
 
 BOS, EOS = 1, 2

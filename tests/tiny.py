@@ -6,7 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from devft_jax.data import Examples
-from devft_jax.models.llama import PROJECTIONS, Adapter, Base, Block, LoraFactors, ModelConfig
+from devft_jax.models.adapter import Adapter, LoraFactors
+from devft_jax.models.architecture import PROJECTIONS, ModelConfig
+from devft_jax.models.base import Base, Block
 from devft_jax.models.lora import LoraOptions
 
 # Grouped queries make k and v [16, 8]; no projection but q and o is square.

@@ -20,7 +20,7 @@ from protocol import TARGETS, Arrays, Program, Work
 from devft_jax import RunConfig
 from devft_jax.data import Client, Examples, FederatedData, draw_examples
 from devft_jax.models import Model, load_pretrained
-from devft_jax.models.llama import LoraFactors
+from devft_jax.models.adapter import LoraFactors
 from devft_jax.reporting import Progress
 from devft_jax.training.trainer import State, Trainer
 

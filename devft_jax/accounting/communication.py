@@ -28,7 +28,7 @@ from devft_jax.developmental import LayerMap
 from devft_jax.federated.algorithm import Algorithm, Clients, Participant
 from devft_jax.federated.messages import message_bytes, travelling_parts
 from devft_jax.federated.round.cohort import broadcast_of, participant_shapes, uplink_shapes
-from devft_jax.models.llama import ModelConfig
+from devft_jax.models.architecture import ModelConfig
 from devft_jax.models.quantization import base_shapes
 from devft_jax.typing import PyTree
 

@@ -19,8 +19,9 @@ from typing import Any, Self
 
 import jax
 
+from devft_jax.models.adapter import Adapter
+from devft_jax.models.architecture import PROJECTIONS, ModelConfig
 from devft_jax.models.hypernetwork import products
-from devft_jax.models.llama import PROJECTIONS, Adapter, ModelConfig
 
 
 @dataclass(frozen=True)

@@ -57,21 +57,15 @@ from devft_jax.federated.algorithm import Algorithm, Share
 from devft_jax.federated.local import make_optimizer
 from devft_jax.federated.messages import message_bytes
 from devft_jax.federated.round.cohort import CHUNKS_IN_FLIGHT, LocalTraining, jit_chunk, zero_sums
+from devft_jax.models.adapter import Adapter
+from devft_jax.models.architecture import PROJECTIONS, ModelConfig
+from devft_jax.models.base import Base
+from devft_jax.models.decoder import decoder_layer, rotary_table
 from devft_jax.models.hypernetwork import adapt, generator_of
-from devft_jax.models.llama import (
-    PROJECTIONS,
-    REMAT_POLICIES,
-    Adapter,
-    Base,
-    Compute,
-    ModelConfig,
-    ShardedWeight,
-    causal_attention,
-    decoder_layer,
-    rotary_table,
-)
+from devft_jax.models.llama import REMAT_POLICIES, Compute, causal_attention
 from devft_jax.models.quantization import base_shapes
 from devft_jax.models.sharding import part_bytes, partition_specs, shard_base, shard_blocks
+from devft_jax.models.weights import ShardedWeight, Weight
 from devft_jax.runtime.compiled import CompiledMemory
 from devft_jax.runtime.devices import MODEL_AXIS, OVER_DEVICES, client_mesh
 from devft_jax.typing import PyTree
@@ -251,7 +245,7 @@ def stage_quantization(config: ModelConfig, layers: int, quantization: str, fuse
 
 def expanded_bytes(config: ModelConfig, compute: Compute, base: Base) -> int:
     """Bytes of the largest packed projection of one layer while it is expanded: in float32, then in the compute dtype."""
-    packed = [name for name in PROJECTIONS if hasattr(getattr(base.blocks, name), "dequantize")]
+    packed = [name for name in PROJECTIONS if isinstance(getattr(base.blocks, name), Weight)]
     largest = max((math.prod(config.projection_shape(name)) for name in packed), default=0)
     return largest * (4 + jnp.dtype(compute.dtype).itemsize)
 

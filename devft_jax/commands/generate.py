@@ -27,6 +27,7 @@ from devft_jax.data.tokens import prompt_tokens
 from devft_jax.errors import InputError, RunError
 from devft_jax.federated.algorithms import algorithm_of
 from devft_jax.files import MOST_BYTES, checked_path, decoded, parse_json, printable, read_text
+from devft_jax.models.adapter import Adapter
 from devft_jax.models.generation import (
     Completion,
     GenerationOptions,
@@ -40,7 +41,7 @@ from devft_jax.models.huggingface.names import model_folder
 from devft_jax.models.huggingface.peft import ADAPTER_CONFIG_FILE, base_of_adapter, import_peft
 from devft_jax.models.huggingface.reading import Model, load_pretrained
 from devft_jax.models.huggingface.safetensors import one_line, read_json
-from devft_jax.models.llama import Adapter, Compute
+from devft_jax.models.llama import Compute
 from devft_jax.options import operand, path, verbatim
 from devft_jax.runtime.screen import complain, show
 from devft_jax.training.submodels import bundled_model

@@ -40,8 +40,8 @@ from devft_jax.errors import InputError
 from devft_jax.federated.algorithms import ALGORITHMS, algorithm_of
 from devft_jax.federated.options import validate_learning_rate
 from devft_jax.files import checked_path, printable, read_yaml
+from devft_jax.models.architecture import ModelConfig
 from devft_jax.models.huggingface.reading import model_architecture
-from devft_jax.models.llama import ModelConfig
 from devft_jax.models.lora import narrowest_target
 from devft_jax.options import closest
 from devft_jax.planning.plan import make_plan

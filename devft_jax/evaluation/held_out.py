@@ -16,7 +16,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from devft_jax.data import Examples, evaluation_batches, evaluation_order
-from devft_jax.models.llama import Adapter, Base, Compute, ModelConfig
+from devft_jax.models.adapter import Adapter
+from devft_jax.models.architecture import ModelConfig
+from devft_jax.models.base import Base
+from devft_jax.models.llama import Compute
 from devft_jax.models.loss import completion_statistics
 from devft_jax.models.sharding import partition_specs, place, placed_shapes
 from devft_jax.options import execution

@@ -8,7 +8,8 @@ import numpy as np
 from devft_jax.evaluation import Evaluation, HeldOut, Judgement
 from devft_jax.federated.algorithm import Algorithm
 from devft_jax.federated.bank import BankView
-from devft_jax.models.llama import Adapter, Base
+from devft_jax.models.adapter import Adapter
+from devft_jax.models.base import Base
 from devft_jax.runtime.compiled import CompiledPrograms
 from devft_jax.storage.fingerprint import fingerprint
 from devft_jax.typing import PyTree

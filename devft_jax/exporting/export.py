@@ -30,6 +30,8 @@ from devft_jax.federated.algorithms import algorithm_of
 from devft_jax.federated.bank import BankView, ClientBank
 from devft_jax.federated.sampling import Purpose, run_key
 from devft_jax.files import existing_folder, write_atomically
+from devft_jax.models.adapter import Adapter
+from devft_jax.models.architecture import ModelConfig
 from devft_jax.models.huggingface.families import read_config
 from devft_jax.models.huggingface.names import CONFIG_FILE, model_folder, named_from_anywhere
 from devft_jax.models.huggingface.peft import (
@@ -50,7 +52,6 @@ from devft_jax.models.huggingface.reading import (
     stored_dtypes,
 )
 from devft_jax.models.huggingface.safetensors import DTYPES, json_text, one_line, read_json
-from devft_jax.models.llama import Adapter, ModelConfig
 from devft_jax.models.lora import as_low_rank
 from devft_jax.reporting.progress import readable_bytes
 from devft_jax.runtime.devices import host_device

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from devft_jax.developmental import LayerMap, align_factors, fuse, inherit
-from devft_jax.models.llama import PROJECTIONS, Adapter, LoraFactors, ModelConfig
+from devft_jax.models.adapter import Adapter, LoraFactors
+from devft_jax.models.architecture import PROJECTIONS, ModelConfig
 from devft_jax.models.lora import LoraOptions, init_lora, lora_scale, resolve_alpha
 
 PROBES = 16

@@ -48,7 +48,9 @@ import optax
 from flax import struct
 
 from devft_jax.developmental import LayerMap
-from devft_jax.models.llama import Adapter, Base, ModelConfig
+from devft_jax.models.adapter import Adapter
+from devft_jax.models.architecture import ModelConfig
+from devft_jax.models.base import Base
 from devft_jax.typing import PyTree
 
 

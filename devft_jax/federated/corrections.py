@@ -21,7 +21,8 @@ import jax.numpy as jnp
 from flax import struct
 
 from devft_jax.developmental import LayerMap, fuse, inherit
-from devft_jax.models.llama import LoraFactors, ModelConfig
+from devft_jax.models.adapter import LoraFactors
+from devft_jax.models.architecture import ModelConfig
 
 Increment = Mapping[str, LoraFactors | jax.Array]
 """Of each projection, in the dtype of messages: factors [L, in, r], [L, r, out] or the whole [L, in, out]; none for none."""

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from flax import struct
 
-from devft_jax.models.llama import LoraFactors
+from devft_jax.models.adapter import LoraFactors
 from devft_jax.typing import PyTree
 
 

@@ -25,7 +25,9 @@ from jax.sharding import Mesh, NamedSharding
 
 from devft_jax.data import Examples, evaluation_batches
 from devft_jax.errors import RunError
-from devft_jax.models.llama import Base, Compute, ModelConfig, prefix_states
+from devft_jax.models.architecture import ModelConfig
+from devft_jax.models.base import Base
+from devft_jax.models.llama import Compute, prefix_states
 from devft_jax.models.sharding import partition_specs
 from devft_jax.runtime.compiled import CompiledPrograms, shared_programs
 from devft_jax.runtime.devices import OVER_DEVICES

@@ -18,11 +18,11 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 Attention = Callable[[jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
-"""(queries [B, T, H, E], keys and values [B, T, K, E], what the layer remembers) -> (mixed values [B, T, H, E], what the
-layer hands on)."""
+"""(queries [B, T, H, E], keys and values [B, T, K, E], the layer's cache) -> (mixed values [B, T, H, E], new entries for
+that cache); None for no cache and no entries."""
 
 Kernel = Literal["xla", "cudnn", "splash", "blocked"]
-# Name under which a remat policy may keep what attention hands on to its backward pass.
+# Name under which a remat policy may save what attention's backward pass needs.
 SAVED = "attention"
 # Queries of a block: as few as fill a matrix product, and at most so many blocks, each of which is compiled.
 SMALLEST_BLOCK, MOST_BLOCKS = 64, 8
@@ -33,10 +33,16 @@ TILE, MOST_TILES = 128, 4
 
 
 def kernel_for(kernel: Kernel | Literal["auto"], *, dtype: str, head_size: int, length: int) -> Kernel:
-    """The kernel that `kernel` stands for on the default platform, for sequences of `length` tokens.
+    """The kernel that a name stands for on the default platform.
 
     `auto` is cudnn on an NVIDIA GPU in bfloat16 where the head size allows it, splash on a TPU for sequences of a tile or
     more, blocked on CPU, and xla elsewhere.
+
+    Args:
+      kernel: a kernel's name, or auto.
+      dtype: of queries, keys and values.
+      head_size: E.
+      length: T, tokens of a sequence.
     """
     if kernel != "auto":
         return kernel
@@ -49,17 +55,18 @@ def kernel_for(kernel: Kernel | Literal["auto"], *, dtype: str, head_size: int, 
 
 
 def causal(kernel: Kernel, *, length: int, window: int | None = None) -> Attention:
-    """Attention over a whole sequence of `length` tokens; remembers nothing and hands nothing on.
+    """Attention over whole sequences, without a cache.
 
     Args:
       kernel: xla, cudnn, splash or blocked.
+      length: T, tokens of a sequence.
       window: how many tokens a position attends to, itself and those before it; None for all.
     """
     # A window that nothing leaves would only keep kernels from their plain causal path.
     if window is not None and window >= length:
         window = None
 
-    def attend(queries: jax.Array, keys: jax.Array, values: jax.Array, memory: None) -> tuple[jax.Array, None]:
+    def attend(queries: jax.Array, keys: jax.Array, values: jax.Array, cache: None) -> tuple[jax.Array, None]:
         if kernel == "blocked":
             return blocked_attention(window, queries, keys, values), None
         if kernel == "splash":
@@ -82,8 +89,17 @@ def splash_attention(
 ) -> jax.Array:
     """`blocked_attention` by JAX's Pallas kernel for TPUs, which skips tiles that no query sees.
 
-    Sequences are padded to whole tiles on the right, where no real query sees them. `interpret` runs the kernel step by step
-    on any platform.
+    Sequences are padded to whole tiles on the right, where no real query sees them.
+
+    Args:
+      window: as in `causal`.
+      queries: [B, T, H, E].
+      keys: [B, T, K, E].
+      values: [B, T, K, E].
+      interpret: run the kernel step by step, on any platform.
+
+    Returns:
+      [B, T, H, E] in the values' dtype.
     """
     from jax.experimental.pallas.ops.tpu.splash_attention import (
         BlockSizes,
@@ -118,7 +134,15 @@ def splash_attention(
 
 
 def inner_products(a: jax.Array, b: jax.Array) -> jax.Array:
-    """sum(a * b) over the last axis, f32[..., 1]."""
+    """sum(a * b) over the last axis.
+
+    Args:
+      a: [..., n].
+      b: [..., n].
+
+    Returns:
+      f32[..., 1].
+    """
     product = a.astype(jnp.float32) * b.astype(jnp.float32)
     if jax.default_backend() != "cpu":
         return jnp.sum(product, axis=-1, keepdims=True)
@@ -129,10 +153,16 @@ def inner_products(a: jax.Array, b: jax.Array) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def blocked_attention(window: int | None, queries: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
-    """softmax(q k^T / sqrt(E)) v over the keys that each query sees, [B, T, H, E] in the values' dtype.
+    """softmax(q k^T / sqrt(E)) v over the keys that each query sees.
 
     Args:
       window: as in `causal`.
+      queries: [B, T, H, E].
+      keys: [B, T, K, E].
+      values: [B, T, K, E].
+
+    Returns:
+      [B, T, H, E] in the values' dtype.
     """
     return _forward(window, queries, keys, values)[0]
 

@@ -30,20 +30,14 @@ import numpy as np
 from flax import struct
 
 from devft_jax.errors import InputError
+from devft_jax.models.adapter import Adapter
+from devft_jax.models.architecture import ModelConfig
+from devft_jax.models.attention import Attention
+from devft_jax.models.base import Base
 from devft_jax.models.huggingface.names import CONFIG_FILE
 from devft_jax.models.huggingface.reading import GENERATION_CONFIG_FILE, eos_ids_of
 from devft_jax.models.huggingface.safetensors import read_json
-from devft_jax.models.llama import (
-    DEFAULT_COMPUTE,
-    Adapter,
-    Attention,
-    Base,
-    Compute,
-    ModelConfig,
-    causal_attention,
-    logits_of,
-    run_layers,
-)
+from devft_jax.models.llama import DEFAULT_COMPUTE, Compute, causal_attention, logits_of, run_layers
 from devft_jax.options import execution, verbatim
 
 SMALLEST_BUCKET = 32
@@ -137,8 +131,8 @@ def prefill(
     length = tokens.shape[1]
     causal = causal_attention(config, compute, length)
 
-    def attend(queries: jax.Array, keys: jax.Array, values: jax.Array, memory: None) -> tuple[jax.Array, Cache]:
-        mixed, _ = causal(queries, keys, values, memory)
+    def attend(queries: jax.Array, keys: jax.Array, values: jax.Array, cache: None) -> tuple[jax.Array, Cache]:
+        mixed, _ = causal(queries, keys, values, cache)
         room = ((0, 0), (0, slots - length), (0, 0), (0, 0))
         return mixed, Cache(jnp.pad(keys, room), jnp.pad(values, room))
 
@@ -169,7 +163,7 @@ def decode_step(
     """
     attend = cached_attention(config, positions, cache.keys.shape[2])
     hidden, new = run_layers(
-        config, base, adapter, tokens[:, None], positions[:, None], attend=attend, memory=cache, compute=compute
+        config, base, adapter, tokens[:, None], positions[:, None], attend=attend, cache=cache, compute=compute
     )
     rows = jnp.arange(len(positions), dtype=jnp.int32)
     # Written once for all layers: a cache handed through the scan over layers would be copied at every token.
@@ -185,15 +179,15 @@ def cached_attention(config: ModelConfig, positions: jax.Array, slots: int) -> A
     if window is not None:
         visible &= slot > positions[:, None] - window
 
-    def attend(queries: jax.Array, keys: jax.Array, values: jax.Array, memory: Cache) -> tuple[jax.Array, Cache]:
+    def attend(queries: jax.Array, keys: jax.Array, values: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
         batch, _, heads, size = queries.shape
         queries = queries.reshape(batch, config.kv_heads, -1, size)
         key, value = keys[:, 0], values[:, 0]
         score = partial(jnp.einsum, preferred_element_type=jnp.float32)
-        past = jnp.where(visible[:, None, None], score("bkge,bske->bkgs", queries, memory.keys), -jnp.inf)
+        past = jnp.where(visible[:, None, None], score("bkge,bske->bkgs", queries, cache.keys), -jnp.inf)
         own = score("bkge,bke->bkg", queries, key)[..., None]
         weights = jax.nn.softmax(jnp.concatenate([past, own], axis=-1) * size**-0.5, axis=-1).astype(value.dtype)
-        mixed = jnp.einsum("bkgs,bske->bkge", weights[..., :-1], memory.values) + weights[..., -1:] * value[:, :, None]
+        mixed = jnp.einsum("bkgs,bske->bkge", weights[..., :-1], cache.values) + weights[..., -1:] * value[:, :, None]
         return mixed.reshape(batch, 1, heads, size), Cache(key, value)
 
     return attend

@@ -3,7 +3,10 @@
 import jax
 import jax.numpy as jnp
 
-from devft_jax.models.llama import DEFAULT_COMPUTE, Base, Compute, ModelConfig, causal_attention, decoder_layer, rotary_table
+from devft_jax.models.architecture import ModelConfig
+from devft_jax.models.base import Base
+from devft_jax.models.decoder import decoder_layer, rotary_table
+from devft_jax.models.llama import DEFAULT_COMPUTE, Compute, causal_attention
 
 
 def layer_cosines(

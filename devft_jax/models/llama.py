@@ -2,116 +2,51 @@
 
 Every per-layer leaf leads with the layer axis `L`, so growing or shrinking a model is linear algebra on that axis and the
 forward pass does not know about stages: it runs as many layers as the leaves hold. The frozen `Base`, the trained `Adapter`
-and the tokens are three separate arguments; a low-rank update is applied as two small products beside the frozen one
-(`x @ W + scale * (x @ a) @ b`), never as `W + a @ b`, because under a `vmap` over clients the merged form would give every
-client a private copy of `W`.
+and the tokens are three separate arguments. From tokens to logits the functions below go downward: `forward`,
+`hidden_states`, `run_layers`, `_scan_run`; a layer itself is `devft_jax.models.decoder.decoder_layer`.
 
-Axis letters: B batch, T tokens, L layers, D model width, F feed-forward width, H query heads, K key/value heads,
-E head size, r rank, V vocabulary. Linear weights are stored `[in, out]`.
-
-Covers LLaMA 1-3 (Touvron et al. 2023; Grattafiori et al. 2024) and its descendants: RMSNorm, rotary positions with
-optional scaling, grouped-query attention, SwiGLU, tied or separate head. What a family changes is a field of `ModelConfig`:
-`biases` (Qwen2), `qk_norm` (Qwen3), `sliding_window` (Mistral); `devft_jax.models.huggingface.families` says which
-family has which.
+Axis letters: B batch, T tokens, L layers, D model width, V vocabulary.
 """
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import struct
-from jax.ad_checkpoint import checkpoint_name
 
 from devft_jax.models import attention
-from devft_jax.models.attention import Attention, Kernel, inner_products
-from devft_jax.models.hypernetwork import HyperAdapter, adapt, generator_of, prompt_shares
-from devft_jax.models.shapes import beside
+from devft_jax.models.adapter import Adapter, LoraFactors, layer_scales
+from devft_jax.models.architecture import PROJECTIONS, ModelConfig
+from devft_jax.models.attention import Attention, Kernel
+from devft_jax.models.base import Base, Block, head_weight
+from devft_jax.models.decoder import KEPT, PROJECTED, decoder_layer, fold_each, rms_norm, rotary_table
+from devft_jax.models.hypernetwork import adapt, generator_of, prompt_shares
+from devft_jax.models.weights import StackedWeight, read_layer
+from devft_jax.typing import PyTree
 
-PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
-
-# Names of what the policy "dots" keeps, beside attention's own: outputs of projections, and which elements dropout keeps.
-PROJECTED, KEPT = "projection", "dropout"
 REMAT_POLICIES = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.save_only_these_names(PROJECTED, KEPT, attention.SAVED),
 }
-
-
-@dataclass(frozen=True)
-class RopeScaling:
-    """Rescaling of rotary frequencies for long contexts.
-
-    `kind` is "linear" (every frequency divided by `factor`) or "llama3" (long wavelengths divided by `factor`, short ones
-    kept, a smooth ramp between, set by the two frequency factors and the original context length in tokens).
-    """
-
-    kind: str
-    factor: float
-    low_frequency_factor: float = 1.0
-    high_frequency_factor: float = 4.0
-    original_length: int = 8192
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """Shape of a LLaMA-family model; static under `jit`.
-
-    `family` is the name under which Hugging Face stores it. `biases` names the projections that add a bias. `qk_norm` tells
-    that every query and key head is RMS-normalised before its rotation. Under a `sliding_window` of w tokens a position
-    attends to itself and the w - 1 before it; None is full causal attention.
-    """
-
-    vocabulary: int
-    width: int
-    feed_forward: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_size: int
-    rope_theta: float = 10_000.0
-    rope_scaling: RopeScaling | None = None
-    norm_epsilon: float = 1e-5
-    tied_head: bool = False
-    max_length: int = 4096
-    family: str = "llama"
-    biases: tuple[str, ...] = ()
-    qk_norm: bool = False
-    sliding_window: int | None = None
-
-    def projection_shape(self, name: str) -> tuple[int, int]:
-        """`(in, out)` of one of the seven linear projections of a layer."""
-        queries, keys = self.heads * self.head_size, self.kv_heads * self.head_size
-        shapes = {
-            "q": (self.width, queries),
-            "k": (self.width, keys),
-            "v": (self.width, keys),
-            "o": (queries, self.width),
-            "gate": (self.width, self.feed_forward),
-            "up": (self.width, self.feed_forward),
-            "down": (self.feed_forward, self.width),
-        }
-        return shapes[name]
-
-    def with_layers(self, layers: int) -> "ModelConfig":
-        """The same architecture at another depth, as a submodel has it."""
-        return dataclasses.replace(self, layers=layers)
+"""What the backward pass finds saved of a layer, by the names of `Compute.remat`."""
 
 
 @dataclass(frozen=True)
 class Compute:
     """How the forward pass is executed; changes speed and memory, not what is computed.
 
-    `dtype` is that of activations and of the weights inside a product ("float32" or "bfloat16"); norms, softmax,
-    low-rank factors and the loss stay float32. `remat` names what the backward pass recomputes: "none" keeps all
-    activations, "dots" keeps what projections and attention put out, "full" keeps only each layer's input. `attention` names
-    the kernel (`devft_jax.models.attention`). `head_rows` is how many tokens' logits the loss holds at once.
-    `frozen_layers` is the number of an adapter's lowest layers that take no gradient, so that nothing is kept of them for a
-    backward pass and none is run through them.
+    Attributes:
+      dtype: of activations and of the weights inside a product, "float32" or "bfloat16"; norms, softmax, low-rank factors
+        and the loss stay float32.
+      remat: what the backward pass recomputes: "none" keeps all activations, "dots" keeps the outputs of projections and
+        attention, "full" keeps only each layer's input.
+      attention: name of the kernel (`devft_jax.models.attention`).
+      head_rows: tokens whose logits the loss holds at once.
+      frozen_layers: number of an adapter's lowest layers that take no gradient, so that nothing is kept of them for a
+        backward pass and none is run through them.
     """
 
     dtype: str = "float32"
@@ -122,475 +57,6 @@ class Compute:
 
 
 DEFAULT_COMPUTE = Compute()
-
-
-class Block(struct.PyTreeNode):
-    """The decoder layers of a model, stacked: projections `[L, in, out]`, norms `[L, D]`.
-
-    `bias` maps the projections that have one to theirs, `[L, out]`; `norm_q` and `norm_k` are `[L, E]` where queries and
-    keys are normalised, else None.
-    """
-
-    q: Any
-    k: Any
-    v: Any
-    o: Any
-    gate: Any
-    up: Any
-    down: Any
-    norm_attention: jax.Array
-    norm_mlp: jax.Array
-    bias: dict[str, jax.Array] = struct.field(default_factory=dict)
-    norm_q: jax.Array | None = None
-    norm_k: jax.Array | None = None
-
-
-class Base(struct.PyTreeNode):
-    """A frozen model: `embed [V, D]`, stacked `blocks`, final `norm [D]`, `head [D, V]` (None when tied to `embed`).
-
-    Large weights may be opaque: packed, or divided between devices.
-    """
-
-    embed: Any
-    blocks: Block
-    norm: jax.Array
-    head: Any
-
-
-class LoraFactors(struct.PyTreeNode):
-    """Low-rank factors of one projection in every layer: `a [L, in, r]` touches the input, `b [L, r, out]` the output."""
-
-    a: jax.Array
-    b: jax.Array
-
-
-class Adapter(struct.PyTreeNode):
-    """What is added to a frozen base: `lora` maps projection names to factors, `scale` multiplies their product.
-
-    `scale` is alpha / r, one scalar for all, or a dict with one value per layer `[L]` for each projection, as adapters
-    whose rank or alpha varies need it (their factors are padded with zeros to the largest rank). `dropout` is the chance
-    of dropping an element of a low-rank product's input while training. `delta` maps projections to dense corrections of
-    their frozen weights, f32[L, in, out], for methods that change these from round to round; they are kept beside the
-    weights because a packed or half-precision weight would lose a change that is small against it. `hyper` makes bottleneck
-    adapters behind every sublayer from the prompt (`devft_jax.models.hypernetwork`).
-
-    An adapter of fewer layers than its base belongs to the last of them.
-    """
-
-    lora: dict[str, LoraFactors]
-    scale: jax.Array | dict[str, jax.Array]
-    dropout: float = struct.field(pytree_node=False, default=0.0)
-    delta: dict[str, jax.Array] = struct.field(default_factory=dict)
-    hyper: HyperAdapter | None = None
-
-    @property
-    def layer_tokens(self) -> jax.Array | None:
-        """What tells the hypernetwork its layers apart, f32[L, t]; None without one."""
-        return None if self.hyper is None else self.hyper.network.layer_tokens
-
-    def depth(self, otherwise: int) -> int:
-        """The layers that it has factors, corrections or tokens for; `otherwise` for one that has none of them."""
-        leaves = jax.tree.leaves((self.lora, self.delta, self.layer_tokens))
-        return leaves[0].shape[0] if leaves else otherwise
-
-
-def rotary_frequencies(config: ModelConfig) -> jax.Array:
-    """Angular frequencies per position, f32[E / 2] (Su et al. 2021; LLaMA 3 scaling as Hugging Face applies it)."""
-    exponents = jnp.arange(0, config.head_size, 2, dtype=jnp.float32) / config.head_size
-    frequencies = config.rope_theta**-exponents
-    scaling = config.rope_scaling
-    if scaling is None:
-        return frequencies
-    if scaling.kind == "linear":
-        return frequencies / scaling.factor
-    wavelengths = 2 * jnp.pi / frequencies
-    turns = scaling.original_length / wavelengths
-    span = scaling.high_frequency_factor - scaling.low_frequency_factor
-    keep = jnp.clip((turns - scaling.low_frequency_factor) / span, 0.0, 1.0)
-    return keep * frequencies + (1 - keep) * frequencies / scaling.factor
-
-
-def rotary_table(config: ModelConfig, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Cosines and sines for `positions` i32[..., T], each f32[..., T, 1, E / 2]."""
-    places = positions[..., None, None].astype(jnp.float32)
-    angles = places * beside(rotary_frequencies(config), places)
-    return jnp.cos(angles), jnp.sin(angles)
-
-
-def rotate(x: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Rotary position embedding of `x [..., T, heads, E]`, halves paired as in Hugging Face checkpoints."""
-    cos, sin = (beside(part, x).astype(x.dtype) for part in table)
-    first, second = jnp.split(x, 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def rms_norm(x: jax.Array, weight: jax.Array, epsilon: float) -> jax.Array:
-    """Root-mean-square normalisation over the last axis in float32, returned in `x`'s dtype."""
-    return _rms_forward(x, weight, epsilon)[0]
-
-
-def _rms_forward(x: jax.Array, weight: jax.Array, epsilon: float) -> tuple[jax.Array, Any]:
-    wide = x.astype(jnp.float32)
-    scale = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + epsilon)
-    return (wide * scale * beside(weight, wide).astype(jnp.float32)).astype(x.dtype), (x, weight, scale)
-
-
-def _rms_backward(epsilon: float, kept: Any, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
-    # With n the normalised x and g the gradient times the weight: scale * (g - n * mean(g * n)).
-    x, weight, scale = kept
-    normed = x.astype(jnp.float32) * scale
-    towards = gradient.astype(jnp.float32) * beside(weight, gradient).astype(jnp.float32)
-    if jax.default_backend() == "cpu":
-        # Used twice, and itself a sum over the projections that read the norm: the compiler would make that sum twice.
-        towards = jax.lax.optimization_barrier(towards)
-    along = inner_products(towards, normed) / x.shape[-1]
-    by_weight = jnp.sum(gradient.astype(jnp.float32) * normed, axis=tuple(range(x.ndim - 1)))
-    return (scale * (towards - normed * along)).astype(x.dtype), by_weight.astype(weight.dtype)
-
-
-rms_norm.defvjp(_rms_forward, _rms_backward)
-
-
-def dense_weight(weight: Any, dtype: jnp.dtype) -> jax.Array:
-    """A projection's weight as a float array; opaque weights (4-bit, 8-bit) know how to expand themselves."""
-    if hasattr(weight, "dequantize"):
-        return weight.dequantize(dtype)
-    return weight.astype(dtype)
-
-
-def read_layer(stacked: Any, index: jax.Array) -> Any:
-    """Layer `index` of a tree of leaves [L, ...]."""
-    return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), stacked)
-
-
-class StackedWeight(struct.PyTreeNode):
-    """A projection of one layer, read out of the stack `[L, in, out]` of all layers when it is used: an opaque weight."""
-
-    stack: Any
-    index: jax.Array
-
-    def dequantize(self, dtype: jnp.dtype) -> jax.Array:
-        """The layer's weight [in, out] as a float array."""
-        return dense_weight(read_layer(self.stack, self.index), dtype)
-
-
-class ShardedWeight(struct.PyTreeNode):
-    """A frozen weight of which the devices along a mesh axis hold a part each: an opaque weight.
-
-    Inside `jax.shard_map` over that axis `part` is a device's own, outside it is the whole. Every use gathers the parts, so
-    that all devices along the axis have to come by it; see `devft_jax.models.sharding`.
-
-    Attributes:
-      part: a float array or a packed weight. dimensions: for each of its arrays the one that is divided, counted from the
-        end. axis: of the mesh.
-    """
-
-    part: Any
-    dimensions: tuple[int, ...] = struct.field(pytree_node=False)
-    axis: str = struct.field(pytree_node=False)
-
-    def gathered(self) -> Any:
-        """The weight as it was before it was divided."""
-        arrays, structure = jax.tree.flatten(self.part)
-        wholes = [
-            jax.lax.all_gather(array, self.axis, axis=array.ndim + dimension, tiled=True)
-            for array, dimension in zip(arrays, self.dimensions, strict=True)
-        ]
-        return jax.tree.unflatten(structure, wholes)
-
-    def dequantize(self, dtype: jnp.dtype) -> jax.Array:
-        """The weight as a float array; packed weights travel packed."""
-        return dense_weight(self.gathered(), dtype)
-
-    def __getitem__(self, rows: jax.Array) -> jax.Array:
-        """Rows i32[...] of an embedding [V, D] divided along D: [..., D], without gathering it."""
-        assert self.dimensions == (-1,)
-        # Every device looks its part up for all of them; rows are few against the embedding.
-        found = self.part[jax.lax.all_gather(rows, self.axis)]
-        return jax.lax.all_to_all(found, self.axis, split_axis=0, concat_axis=found.ndim - 1, tiled=True)[0]
-
-
-def frozen_product(x: jax.Array, weight: Any) -> jax.Array:
-    """`x [..., in] @ weight [in, out]` in `x`'s dtype.
-
-    An opaque weight is expanded again in the backward pass: kept from the forward pass, the expanded weights of all layers
-    would fill the memory that quantising them saved.
-    """
-    if hasattr(weight, "dequantize"):
-        return jax.checkpoint(lambda x, weight: x @ weight.dequantize(x.dtype), prevent_cse=False)(x, weight)
-    return x @ weight.astype(x.dtype)
-
-
-def _drop(keys: jax.Array, rate: float, x: jax.Array) -> jax.Array:
-    """Dropout of `x [B, T, D]`, each row by its own of `keys [B]`."""
-    # A row's bits follow its flat index, with T leading: padding to more tokens changes no real token's mask.
-    keep = jax.vmap(lambda key: jax.random.bernoulli(key, jnp.float32(1.0 - rate), x.shape[1:]))(keys)
-    return jnp.where(checkpoint_name(keep, KEPT), x / (1.0 - rate), 0.0)
-
-
-def fold_each(keys: jax.Array, number: Any) -> jax.Array:
-    """`fold_in` of one number into every key of `keys [B]`."""
-    return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
-
-
-def causal_attention(config: ModelConfig, compute: Compute, length: int) -> Attention:
-    """Attention over a whole sequence of `length` tokens; remembers nothing and hands nothing on."""
-    kernel = attention.kernel_for(compute.attention, dtype=compute.dtype, head_size=config.head_size, length=length)
-    return attention.causal(kernel, length=length, window=config.sliding_window)
-
-
-def decoder_layer(
-    config: ModelConfig,
-    x: jax.Array,
-    block: Block,
-    lora: dict[str, LoraFactors],
-    scale: dict[str, jax.Array],
-    delta: dict[str, jax.Array],
-    *,
-    table: tuple[jax.Array, jax.Array],
-    attend: Attention,
-    memory: Any = None,
-    dropout: float = 0.0,
-    row_keys: jax.Array | None = None,
-    change: Callable[[jax.Array], jax.Array] | None = None,
-) -> tuple[jax.Array, Any]:
-    """One decoder layer.
-
-    Args:
-      config: the architecture.
-      x: [B, T, D].
-      block, lora, scale, delta: of one layer, without the layer axis.
-      table: of the rotary positions of the T tokens.
-      attend: mixes the values. memory: what it is told of this layer besides.
-      dropout: probability of dropping an input element of a low-rank product. row_keys: of the rows [B]; None leaves it off.
-      change: of the outputs [B, T, D] of attention and MLP, before they are added to what went in; None leaves them.
-
-    Returns:
-      The layer's output [B, T, D], and what `attend` hands on.
-    """
-
-    def project(name: str, inputs: jax.Array) -> jax.Array:
-        outputs = frozen_product(inputs, getattr(block, name))
-        if name in block.bias:
-            outputs = outputs + beside(block.bias[name], outputs).astype(outputs.dtype)
-        if name in delta:
-            outputs = outputs + inputs @ delta[name].astype(inputs.dtype)
-        if name not in lora:
-            return checkpoint_name(outputs, PROJECTED)
-        if row_keys is not None and dropout > 0.0:
-            inputs = _drop(fold_each(row_keys, PROJECTIONS.index(name)), dropout, inputs)
-        factors = lora[name]
-        low = inputs @ factors.a.astype(inputs.dtype)
-        # A scale such as 0.7 has no exact half-precision form: it multiplies in float32.
-        outputs = outputs + (scale[name] * (low @ factors.b.astype(inputs.dtype))).astype(x.dtype)
-        return checkpoint_name(outputs, PROJECTED)
-
-    def heads(y: jax.Array, count: int, norm: jax.Array | None = None) -> jax.Array:
-        split = y.reshape(*y.shape[:-1], count, config.head_size)
-        return split if norm is None else rms_norm(split, norm, config.norm_epsilon)
-
-    with jax.named_scope("attention"):
-        normed = rms_norm(x, block.norm_attention, config.norm_epsilon)
-        queries = rotate(heads(project("q", normed), config.heads, block.norm_q), table)
-        keys = rotate(heads(project("k", normed), config.kv_heads, block.norm_k), table)
-        values = heads(project("v", normed), config.kv_heads)
-        mixed, handed_on = attend(queries, keys, values, memory)
-        mixed = project("o", mixed.reshape(*x.shape[:-1], -1))
-        x = x + (mixed if change is None else change(mixed))
-    with jax.named_scope("mlp"):
-        normed = rms_norm(x, block.norm_mlp, config.norm_epsilon)
-        gated = jax.nn.silu(project("gate", normed)) * project("up", normed)
-        mapped = project("down", gated)
-        return x + (mapped if change is None else change(mapped)), handed_on
-
-
-def layer_scales(adapter: Adapter, depth: int) -> dict[str, jax.Array]:
-    """The scale of every adapted projection in each of `depth` layers, f32[L]."""
-    if isinstance(adapter.scale, dict):
-        return adapter.scale
-    return {name: jnp.broadcast_to(adapter.scale, (depth,)) for name in adapter.lora}
-
-
-def hidden_states(
-    config: ModelConfig,
-    base: Base,
-    adapter: Adapter | None,
-    tokens: jax.Array,
-    *,
-    compute: Compute = DEFAULT_COMPUTE,
-    key: jax.Array | None = None,
-    prompt_lengths: jax.Array | None = None,
-    prefix: jax.Array | None = None,
-) -> jax.Array:
-    """Final normalised hidden states `[B, T, D]` in the compute dtype; the head is left to the caller.
-
-    Args:
-      config: the architecture; its `layers` is ignored, the leaves of `base.blocks` set the depth.
-      base: frozen weights.
-      adapter: of the same depth, or of the last layers alone; None for the bare base.
-      tokens: i32[B, T], padded on the right (causal attention keeps padding out of every real token's sight).
-      compute: execution choices.
-      key: a random key, or one for each row [B], switches LoRA dropout on; None (evaluation) leaves it off. Row b of one key
-        draws by fold_in(key, b).
-      prompt_lengths: i32[B], tokens before the first of an answer; only an adapter with a hypernetwork needs them.
-      prefix: [B, T, D], what the layers below an adapter of the last layers alone make of the tokens (`prefix_states`),
-        which are then not run; None runs them. At padding it may hold anything finite.
-    """
-    length = tokens.shape[-1]
-    attend = causal_attention(config, compute, length)
-    options: dict[str, Any] = {"compute": compute, "key": key, "prompt_lengths": prompt_lengths, "prefix": prefix}
-    hidden, _ = run_layers(config, base, adapter, tokens, jnp.arange(length, dtype=jnp.int32), attend=attend, **options)
-    return hidden
-
-
-def run_layers(
-    config: ModelConfig,
-    base: Base,
-    adapter: Adapter | None,
-    tokens: jax.Array,
-    positions: jax.Array,
-    *,
-    attend: Attention,
-    memory: Any = None,
-    compute: Compute = DEFAULT_COMPUTE,
-    key: jax.Array | None = None,
-    prompt_lengths: jax.Array | None = None,
-    prefix: jax.Array | None = None,
-) -> tuple[jax.Array, Any]:
-    """`hidden_states` under any attention, which may remember something of every layer and hand something on.
-
-    Args:
-      positions: of the tokens, i32[T] or i32[B, T].
-      attend: mixes the values. memory: pytree, leaves [L, ...], whose layers it is given; None for none.
-
-    Returns:
-      Hidden states [B, T, D] and what the layers that ran hand on, stacked [L, ...].
-    """
-    table = rotary_table(config, positions)
-    adapter = adapter or Adapter(lora={}, scale=jnp.float32(1.0))
-    depth = base.blocks.norm_mlp.shape[0]
-    adapted = adapter.depth(otherwise=depth)
-    bare = depth - adapted
-    if bare < 0:
-        raise ValueError(f"the adapter has {adapted} layers and the base {depth}; give an adapter of at most as many.")
-    if prefix is not None and bare == 0:
-        raise ValueError("the adapter reaches down to the first layer, so no layer runs below it: give no prefix.")
-
-    change_by: Callable[..., jax.Array] | None = None
-    if adapter.hyper is not None:
-        if prompt_lengths is None:
-            raise ValueError("the adapter makes its weights from prompts: give prompt_lengths.")
-        change_by = partial(adapt, generator_of(adapter.hyper), prompt_shares(prompt_lengths, tokens.shape[-1]))
-
-    keys = key
-    if key is not None and key.ndim == 0:
-        keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(tokens.shape[0], dtype=jnp.int32))
-
-    def layer(x, block, adaptation, remembered, index):
-        factors, scales, delta, layer_token = adaptation
-        change = None if change_by is None else partial(change_by, layer_token)
-        return decoder_layer(
-            config,
-            x,
-            block,
-            factors,
-            scales,
-            delta,
-            table=table,
-            attend=attend,
-            memory=remembered,
-            dropout=adapter.dropout,
-            row_keys=None if keys is None else fold_each(keys, index),
-            change=change,
-        )
-
-    policy = REMAT_POLICIES[compute.remat]
-
-    def saving(function: Callable[..., Any]) -> Callable[..., Any]:
-        return function if policy is None else jax.checkpoint(function, policy=policy, prevent_cse=False)
-
-    def step(x, given):
-        return layer(x, *given)
-
-    def read_step(x, given):
-        # The stack is read by number and the adaptation alone is cut: a slice of the stacked weights would be a copy.
-        adaptation, index = given
-        block, remembered = read_layer((base.blocks, memory), index)
-        if policy is None:
-            # Kept for the backward pass, the layers read would be that copy; read again by every product, they are not.
-            block = block.replace(**{name: StackedWeight(getattr(base.blocks, name), index) for name in PROJECTIONS})
-        return layer(x, block, adaptation, remembered, index)
-
-    parts = []
-    if prefix is not None:
-        x = prefix
-    else:
-        x = base.embed[tokens].astype(jnp.dtype(compute.dtype))
-        if bare:
-            x, handed_on = run_bare(config, base, x, bare, table=table, attend=attend, memory=memory)
-            parts.append(handed_on)
-    adaptation = (adapter.lora, layer_scales(adapter, adapted), adapter.delta, adapter.layer_tokens)
-    if bare + compute.frozen_layers == 0:
-        x, handed_on = jax.lax.scan(saving(step), x, (base.blocks, adaptation, memory, jnp.arange(depth, dtype=jnp.int32)))
-    else:
-        # Nothing below the first layer that learns depends on what trains, so it has no backward pass.
-        first, numbers = bare + compute.frozen_layers, jnp.arange(depth, dtype=jnp.int32)
-        frozen, learning = (
-            jax.tree.map(lambda leaf, cut=cut: leaf[cut], adaptation)
-            for cut in (slice(compute.frozen_layers), slice(compute.frozen_layers, None))
-        )
-        for run, adapted_by, part in (
-            (read_step, jax.lax.stop_gradient(frozen), numbers[bare:first]),
-            (saving(read_step), learning, numbers[first:]),
-        ):
-            if part.size:
-                x, handed_on = jax.lax.scan(run, x, (adapted_by, part))
-                parts.append(handed_on)
-        handed_on = jax.tree.map(lambda *pieces: jnp.concatenate(pieces), *parts)
-    return rms_norm(x, base.norm, config.norm_epsilon), handed_on
-
-
-def run_bare(
-    config: ModelConfig,
-    base: Base,
-    x: jax.Array,
-    layers: int,
-    *,
-    table: tuple[jax.Array, jax.Array],
-    attend: Attention,
-    memory: Any = None,
-) -> tuple[jax.Array, Any]:
-    """The lowest `layers` layers of a base, without an adapter, on [B, T, D]; the rest as in `run_layers`."""
-
-    def step(x: jax.Array, index: jax.Array) -> tuple[jax.Array, Any]:
-        # The stack is read by number: cut, it would be a copy of its weights.
-        block, remembered = read_layer((base.blocks, memory), index)
-        return decoder_layer(config, x, block, {}, {}, {}, table=table, attend=attend, memory=remembered)
-
-    return jax.lax.scan(step, x, jnp.arange(layers, dtype=jnp.int32))
-
-
-def prefix_states(
-    config: ModelConfig, base: Base, tokens: jax.Array, layers: int, *, compute: Compute = DEFAULT_COMPUTE
-) -> jax.Array:
-    """What the lowest `layers` layers of a base, without an adapter, make of `tokens` i32[B, T].
-
-    The hidden states [B, T, D] that enter the layer above them, in the compute dtype. Those of a real token do not depend on
-    the padding behind it.
-    """
-    length = tokens.shape[-1]
-    attend, table = causal_attention(config, compute, length), rotary_table(config, jnp.arange(length, dtype=jnp.int32))
-    x = base.embed[tokens].astype(jnp.dtype(compute.dtype))
-    return run_bare(config, base, x, layers, table=table, attend=attend)[0]
-
-
-def head_weight(base: Base) -> jax.Array:
-    """The output projection `[D, V]`, which a tied model shares with its embedding."""
-    weight = base.embed if base.head is None else base.head
-    if isinstance(weight, ShardedWeight):
-        weight = weight.gathered()
-    return weight.T if base.head is None else weight
 
 
 def forward(
@@ -604,46 +70,301 @@ def forward(
     prompt_lengths: jax.Array | None = None,
     prefix: jax.Array | None = None,
 ) -> jax.Array:
-    """Logits f32[B, T, V] of `tokens` i32[B, T]; arguments as in `hidden_states`."""
+    """Logits of tokens.
+
+    Args:
+      config: as in `hidden_states`, like all that follow.
+      base: frozen weights.
+      adapter: what is added to them, or None.
+      tokens: i32[B, T].
+      compute: execution choices.
+      key: switches LoRA dropout on.
+      prompt_lengths: i32[B].
+      prefix: [B, T, D].
+
+    Returns:
+      f32[B, T, V].
+    """
     options: dict[str, Any] = {"compute": compute, "key": key, "prompt_lengths": prompt_lengths, "prefix": prefix}
     return logits_of(base, hidden_states(config, base, adapter, tokens, **options))
 
 
 def logits_of(base: Base, hidden: jax.Array) -> jax.Array:
-    """Logits f32[..., V] of hidden states `[..., D]`."""
+    """Logits of hidden states.
+
+    Args:
+      base: whose head is used.
+      hidden: [..., D].
+
+    Returns:
+      f32[..., V].
+    """
     head = head_weight(base).astype(hidden.dtype)
     return jnp.einsum("...d,dv->...v", hidden, head, preferred_element_type=jnp.float32)
 
 
-def init_base(key: jax.Array, config: ModelConfig, *, dtype: str = "float32") -> Base:
-    """Random weights as for training from scratch: normal with deviation 0.02, residual outputs shrunk by sqrt(2 L).
+def hidden_states(
+    config: ModelConfig,
+    base: Base,
+    adapter: Adapter | None,
+    tokens: jax.Array,
+    *,
+    compute: Compute = DEFAULT_COMPUTE,
+    key: jax.Array | None = None,
+    prompt_lengths: jax.Array | None = None,
+    prefix: jax.Array | None = None,
+) -> jax.Array:
+    """Final normalised hidden states, before the head.
 
-    Norms are one and biases zero.
+    Args:
+      config: the architecture; its `layers` is ignored, the leaves of `base.blocks` set the depth.
+      base: frozen weights.
+      adapter: of the same depth, or of the last layers alone; None for the bare base.
+      tokens: i32[B, T], padded on the right, where causal attention hides padding from every real token.
+      compute: execution choices.
+      key: a random key, or one for each row [B], switches LoRA dropout on; None (evaluation) leaves it off. Row b of one key
+        draws by fold_in(key, b).
+      prompt_lengths: i32[B], tokens before the first of an answer; only an adapter with a hypernetwork needs them.
+      prefix: [B, T, D], the output of the layers below an adapter of the last layers alone (`prefix_states`), which are then
+        not run; None runs them. At padding it may hold anything finite.
+
+    Returns:
+      [B, T, D] in the compute dtype.
     """
-    keys = iter(jax.random.split(key, len(PROJECTIONS) + 2))
+    length = tokens.shape[-1]
+    options: dict[str, Any] = {"compute": compute, "key": key, "prompt_lengths": prompt_lengths, "prefix": prefix}
+    attend, positions = causal_attention(config, compute, length), jnp.arange(length, dtype=jnp.int32)
+    return run_layers(config, base, adapter, tokens, positions, attend=attend, **options)[0]
 
-    def normal(shape: tuple[int, ...], deviation: float = 0.02) -> jax.Array:
-        return (deviation * jax.random.normal(next(keys), shape, jnp.float32)).astype(dtype)
 
-    shrunk = 0.02 / (2 * config.layers) ** 0.5
-    projections = {
-        name: normal(
-            (config.layers, *config.projection_shape(name)),
-            shrunk if name in ("o", "down") else 0.02,
-        )
-        for name in PROJECTIONS
-    }
-    # Two arrays, not one twice: an optimiser step that donates its buffers refuses shared ones.
-    norms = [jnp.ones((config.layers, config.width), dtype) for _ in range(2)]
-    head_norms = [jnp.ones((config.layers, config.head_size), dtype) if config.qk_norm else None for _ in range(2)]
-    blocks = Block(
-        **projections,
-        norm_attention=norms[0],
-        norm_mlp=norms[1],
-        bias={name: jnp.zeros((config.layers, config.projection_shape(name)[1]), dtype) for name in config.biases},
-        norm_q=head_norms[0],
-        norm_k=head_norms[1],
+def causal_attention(config: ModelConfig, compute: Compute, length: int) -> Attention:
+    """Attention over whole sequences, without a cache.
+
+    Args:
+      config: the architecture.
+      compute: names the kernel.
+      length: T, tokens of a sequence.
+    """
+    kernel = attention.kernel_for(compute.attention, dtype=compute.dtype, head_size=config.head_size, length=length)
+    return attention.causal(kernel, length=length, window=config.sliding_window)
+
+
+def run_layers(
+    config: ModelConfig,
+    base: Base,
+    adapter: Adapter | None,
+    tokens: jax.Array,
+    positions: jax.Array,
+    *,
+    attend: Attention,
+    cache: PyTree = None,
+    compute: Compute = DEFAULT_COMPUTE,
+    key: jax.Array | None = None,
+    prompt_lengths: jax.Array | None = None,
+    prefix: jax.Array | None = None,
+) -> tuple[jax.Array, PyTree]:
+    """`hidden_states` under any attention, which may read a cache and return new entries for it.
+
+    Args:
+      config: as in `hidden_states`.
+      base: as in `hidden_states`.
+      adapter: as in `hidden_states`.
+      tokens: i32[B, T].
+      positions: of the tokens, i32[T] or i32[B, T].
+      attend: mixes the values.
+      cache: leaves [L, ...], of which `attend` gets the layer's; None for none.
+      compute: as in `hidden_states`.
+      key: as in `hidden_states`.
+      prompt_lengths: as in `hidden_states`.
+      prefix: as in `hidden_states`.
+
+    Returns:
+      Hidden states [B, T, D], and the entries that `attend` returned in the layers that ran, stacked [L, ...].
+    """
+    adapter = adapter or Adapter(lora={}, scale=jnp.float32(1.0))
+    depth = base.blocks.norm_mlp.shape[0]
+    adapted = adapter.depth(otherwise=depth)
+    bare = depth - adapted
+    if bare < 0:
+        raise ValueError(f"the adapter has {adapted} layers and the base {depth}; give an adapter of at most as many.")
+    if prefix is not None and bare == 0:
+        raise ValueError("the adapter reaches down to the first layer, so no layer runs below it: give no prefix.")
+    shared = _Shared(
+        config=config,
+        table=rotary_table(config, positions),
+        attend=attend,
+        change=_change(adapter, prompt_lengths, tokens.shape[-1]),
+        dropout=adapter.dropout,
+        row_keys=_row_keys(key, tokens.shape[0]),
     )
-    embed = normal((config.vocabulary, config.width))
-    head = None if config.tied_head else normal((config.width, config.vocabulary))
-    return Base(embed=embed, blocks=blocks, norm=jnp.ones(config.width, dtype), head=head)
+    x = embedded(base, tokens, compute) if prefix is None else prefix
+    pieces = []
+    for run in _runs(adapter, bare, depth, compute.frozen_layers):
+        if prefix is None or run.first >= bare:
+            x, entries = _scan_run(shared, base.blocks, cache, x, run, REMAT_POLICIES[compute.remat])
+            pieces.append(entries)
+    entries = pieces[0] if len(pieces) == 1 else jax.tree.map(lambda *parts: jnp.concatenate(parts), *pieces)
+    return rms_norm(x, base.norm, config.norm_epsilon), entries
+
+
+def embedded(base: Base, tokens: jax.Array, compute: Compute) -> jax.Array:
+    """What enters the first layer: the tokens' embeddings.
+
+    Args:
+      base: whose embedding is used.
+      tokens: i32[B, T].
+      compute: names the dtype.
+
+    Returns:
+      [B, T, D] in the compute dtype.
+    """
+    return base.embed[tokens].astype(jnp.dtype(compute.dtype))
+
+
+def prefix_states(
+    config: ModelConfig, base: Base, tokens: jax.Array, layers: int, *, compute: Compute = DEFAULT_COMPUTE
+) -> jax.Array:
+    """The output of a base's lowest layers, without an adapter: the input of the layer above them.
+
+    The states of a real token do not depend on the padding behind it.
+
+    Args:
+      config: the architecture.
+      base: frozen weights.
+      tokens: i32[B, T], padded on the right.
+      layers: how many of the lowest layers run.
+      compute: execution choices.
+
+    Returns:
+      [B, T, D] in the compute dtype.
+    """
+    length = tokens.shape[-1]
+    shared = _Shared(
+        config=config,
+        attend=causal_attention(config, compute, length),
+        table=rotary_table(config, jnp.arange(length, dtype=jnp.int32)),
+    )
+    return _scan_run(shared, base.blocks, None, embedded(base, tokens, compute), _bare_run(layers), None)[0]
+
+
+def _change(adapter: Adapter, prompt_lengths: jax.Array | None, length: int) -> Callable[..., jax.Array] | None:
+    """What the adapter's hypernetwork makes of a layer's token and a sublayer's output; None without one."""
+    if adapter.hyper is None:
+        return None
+    if prompt_lengths is None:
+        raise ValueError("the adapter makes its weights from prompts: give prompt_lengths.")
+    return partial(adapt, generator_of(adapter.hyper), prompt_shares(prompt_lengths, length))
+
+
+def _row_keys(key: jax.Array | None, rows: int) -> jax.Array | None:
+    """A key for each row, key[B], from one or from as many; None for None."""
+    if key is None or key.ndim:
+        return key
+    return jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(rows, dtype=jnp.int32))
+
+
+class _Adaptation(NamedTuple):
+    """What an adapter has for some layers, leaves [L, ...]: arguments of `decoder_layer` and a hypernetwork's tokens."""
+
+    lora: dict[str, LoraFactors]
+    scale: dict[str, jax.Array]
+    delta: dict[str, jax.Array]
+    layer_token: jax.Array | None
+
+
+class _Run(NamedTuple):
+    """Neighbouring layers of one kind, `first` to before `last`; nothing of one that does not learn is differentiated."""
+
+    first: int
+    last: int
+    adaptation: _Adaptation
+    learns: bool
+
+
+def _runs(adapter: Adapter, bare: int, depth: int, frozen: int) -> list[_Run]:
+    """Layers from the lowest up: `bare` ones without an adapter, `frozen` ones whose adapter takes no gradient, the rest."""
+    adaptation = _Adaptation(adapter.lora, layer_scales(adapter, depth - bare), adapter.delta, adapter.layer_tokens)
+    if bare + frozen == 0:
+        return [_Run(0, depth, adaptation, learns=True)]
+    # Nothing below the first layer that learns depends on what trains, so it has no backward pass.
+    fixed, learning = (
+        jax.tree.map(lambda leaf, cut=cut: leaf[cut], adaptation) for cut in (slice(frozen), slice(frozen, None))
+    )
+    runs = (
+        _bare_run(bare),
+        _Run(bare, bare + frozen, jax.lax.stop_gradient(fixed), learns=False),
+        _Run(bare + frozen, depth, learning, learns=True),
+    )
+    return [run for run in runs if run.first < run.last]
+
+
+def _bare_run(layers: int) -> _Run:
+    """The lowest `layers` layers, without an adapter."""
+    return _Run(0, layers, _Adaptation({}, {}, {}, None), learns=False)
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """What all layers of a pass share."""
+
+    config: ModelConfig
+    table: tuple[jax.Array, jax.Array]
+    attend: Attention
+    change: Callable[..., jax.Array] | None = None
+    dropout: float = 0.0
+    row_keys: jax.Array | None = None
+
+    def layer(
+        self, x: jax.Array, block: Block, cache: PyTree, adaptation: _Adaptation, index: jax.Array
+    ) -> tuple[jax.Array, PyTree]:
+        """Layer `index`: its output [B, T, D] and its cache entries."""
+        lora, scale, delta, token = adaptation
+        return decoder_layer(
+            self.config,
+            x,
+            block,
+            lora,
+            scale,
+            delta,
+            table=self.table,
+            attend=self.attend,
+            cache=cache,
+            dropout=self.dropout,
+            row_keys=None if self.row_keys is None else fold_each(self.row_keys, index),
+            change=None if self.change is None else partial(self.change, token),
+        )
+
+
+def _scan_run(
+    shared: _Shared, blocks: Block, cache: PyTree, x: jax.Array, run: _Run, policy: Callable[..., bool] | None
+) -> tuple[jax.Array, PyTree]:
+    """One scan over the layers of a run.
+
+    The scan itself slices the stacks that it runs through from end to end. A part of them is read by number instead, because
+    a slice of the stacked weights would be a copy.
+
+    Args:
+      shared: what all layers share.
+      blocks: the stacked weights of all layers.
+      cache: the cache of all layers, leaves [L, ...].
+      x: [B, T, D], what enters the run.
+      run: the layers.
+      policy: what the backward pass finds saved of a layer that learns; None saves all.
+
+    Returns:
+      The run's output [B, T, D], and its layers' cache entries, stacked.
+    """
+    whole = run.last - run.first == blocks.norm_mlp.shape[0]
+
+    def step(x: jax.Array, given: tuple[PyTree, _Adaptation, jax.Array]) -> tuple[jax.Array, PyTree]:
+        sliced, adaptation, index = given
+        block, layer_cache = sliced if whole else read_layer((blocks, cache), index)
+        if not whole and run.learns and policy is None:
+            # Saved for the backward pass, the layers read would be that copy; read again by every product, they are not.
+            block = block.replace(**{name: StackedWeight(getattr(blocks, name), index) for name in PROJECTIONS})
+        return shared.layer(x, block, layer_cache, adaptation, index)
+
+    if run.learns and policy is not None:
+        step = jax.checkpoint(step, policy=policy, prevent_cse=False)
+    numbers = jnp.arange(run.first, run.last, dtype=jnp.int32)
+    return jax.lax.scan(step, x, ((blocks, cache) if whole else None, run.adaptation, numbers))

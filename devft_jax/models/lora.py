@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from devft_jax.errors import InputError
+from devft_jax.models.adapter import Adapter, LoraFactors
+from devft_jax.models.architecture import PROJECTIONS, ModelConfig
 from devft_jax.models.hypernetwork import generated_norms
-from devft_jax.models.llama import PROJECTIONS, Adapter, LoraFactors, ModelConfig
 
 
 @dataclass(frozen=True, kw_only=True)

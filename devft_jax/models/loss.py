@@ -17,7 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from devft_jax.models.llama import DEFAULT_COMPUTE, Adapter, Base, Compute, ModelConfig, head_weight, hidden_states
+from devft_jax.models.adapter import Adapter
+from devft_jax.models.architecture import ModelConfig
+from devft_jax.models.base import Base, head_weight
+from devft_jax.models.llama import DEFAULT_COMPUTE, Compute, hidden_states
 
 
 class TokenStatistics(struct.PyTreeNode):

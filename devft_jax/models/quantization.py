@@ -26,7 +26,8 @@ import numpy as np
 from flax import struct
 
 from devft_jax.errors import InputError
-from devft_jax.models.llama import PROJECTIONS, Base, ModelConfig, init_base
+from devft_jax.models.architecture import PROJECTIONS, ModelConfig
+from devft_jax.models.base import Base, init_base
 
 BLOCK = 64
 

@@ -19,7 +19,10 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from devft_jax.models.llama import PROJECTIONS, Base, Block, ShardedWeight
+from devft_jax.models.architecture import PROJECTIONS
+from devft_jax.models.base import Base, Block
+from devft_jax.models.quantization import QTensor
+from devft_jax.models.weights import ShardedWeight
 from devft_jax.runtime.devices import shapes_on
 from devft_jax.typing import PyTree
 
@@ -49,8 +52,7 @@ def shard_blocks(blocks: Block, shards: int, axis: str) -> Block:
     divided = {}
     for name in PROJECTIONS:
         weight = getattr(blocks, name)
-        packed = hasattr(weight, "dequantize")
-        divided[name] = sharded(weight, shards, axis, *(weight.DIVISIBLE if packed else ((-2,), (-1,))))
+        divided[name] = sharded(weight, shards, axis, *(weight.DIVISIBLE if isinstance(weight, QTensor) else ((-2,), (-1,))))
     return blocks.replace(**divided)
 
 

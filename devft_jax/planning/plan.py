@@ -59,10 +59,11 @@ from devft_jax.federated.messages import message_bytes, ranks_of
 from devft_jax.federated.options import validate_learning_rate
 from devft_jax.federated.round.cohort import LocalTraining, cumulative_bytes
 from devft_jax.federated.sampling import sample_cohorts
-from devft_jax.models.architectures import ARCHITECTURES
+from devft_jax.models.architecture import ARCHITECTURES, ModelConfig
 from devft_jax.models.attention import kernel_for
-from devft_jax.models.huggingface.reading import model_architecture, parameter_count
-from devft_jax.models.llama import Compute, ModelConfig
+from devft_jax.models.base import parameter_count
+from devft_jax.models.huggingface.reading import model_architecture
+from devft_jax.models.llama import Compute
 from devft_jax.models.quantization import base_shapes
 from devft_jax.options import room_of
 from devft_jax.reporting.progress import readable_bytes, readable_seconds

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from devft_jax.data import FederatedData
-from devft_jax.models.llama import Base
+from devft_jax.models.base import Base
 from devft_jax.models.quantization import QTensor
 from devft_jax.storage.fingerprint import fingerprint
 

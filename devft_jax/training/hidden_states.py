@@ -14,7 +14,9 @@ from devft_jax.config.run_config import RunConfig
 from devft_jax.data import Examples
 from devft_jax.federated.prefix import PrefixCache, Visits, worth_storing
 from devft_jax.federated.work import ClientWork, Rounds
-from devft_jax.models.llama import Base, Compute, ModelConfig
+from devft_jax.models.architecture import ModelConfig
+from devft_jax.models.base import Base
+from devft_jax.models.llama import Compute
 from devft_jax.reporting import Progress
 from devft_jax.reporting.progress import readable_bytes
 from devft_jax.runtime.compiled import CompiledPrograms

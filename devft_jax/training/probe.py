@@ -7,8 +7,10 @@ from jax.sharding import Mesh, NamedSharding
 from devft_jax.config.run_config import RunConfig
 from devft_jax.data import Examples, evaluation_batches, length_buckets, public_examples
 from devft_jax.errors import InputError
+from devft_jax.models.architecture import ModelConfig
+from devft_jax.models.base import Base
 from devft_jax.models.influence import layer_cosines
-from devft_jax.models.llama import Base, Compute, ModelConfig
+from devft_jax.models.llama import Compute
 from devft_jax.models.sharding import partition_specs
 from devft_jax.runtime.compiled import CompiledPrograms, shared_programs
 from devft_jax.runtime.devices import OVER_DEVICES

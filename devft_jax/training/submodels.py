@@ -15,8 +15,9 @@ from jax.sharding import Mesh
 from devft_jax.config.run_config import RunConfig
 from devft_jax.developmental import LayerMap, fuse
 from devft_jax.errors import InputError
+from devft_jax.models.base import Base, Block
 from devft_jax.models.huggingface.reading import Model, load_original_blocks, load_pretrained
-from devft_jax.models.llama import Base, Block, Compute
+from devft_jax.models.llama import Compute
 from devft_jax.models.quantization import QTensor, is_quantized, quantize_base, quantize_projection
 from devft_jax.models.sharding import place, placed_shapes, shard_base, shard_blocks, whole
 from devft_jax.runtime.devices import MODEL_AXIS, host_device

@@ -22,8 +22,8 @@ from devft_jax.errors import InputError
 from devft_jax.federated.algorithms.fedit import fedit
 from devft_jax.federated.algorithms.options import MethodConfig
 from devft_jax.federated.messages import message_bytes
-from devft_jax.models.architectures import ARCHITECTURES
-from devft_jax.models.llama import init_base
+from devft_jax.models.architecture import ARCHITECTURES
+from devft_jax.models.base import init_base
 from devft_jax.models.quantization import base_shapes, quantize_base
 from devft_jax.training.submodels import fuse_blocks
 from tests.federated.harness import init, participant

@@ -14,7 +14,10 @@ from devft_jax.accounting import (
     training_breakdown,
     training_flops,
 )
-from devft_jax.models.llama import PROJECTIONS, Adapter, Compute, ModelConfig, init_base
+from devft_jax.models.adapter import Adapter
+from devft_jax.models.architecture import PROJECTIONS, ModelConfig
+from devft_jax.models.base import init_base
+from devft_jax.models.llama import Compute
 from devft_jax.models.lora import init_lora
 from devft_jax.models.loss import completion_loss, completion_statistics
 

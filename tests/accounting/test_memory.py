@@ -17,8 +17,8 @@ from devft_jax.federated.algorithms.options import MethodConfig
 from devft_jax.federated.local import OptimizerOptions, Passes
 from devft_jax.federated.messages import message_bytes
 from devft_jax.federated.round.cohort import LocalTraining
-from devft_jax.models.architectures import ARCHITECTURES
-from devft_jax.models.llama import PROJECTIONS, Compute, ModelConfig
+from devft_jax.models.architecture import ARCHITECTURES, PROJECTIONS, ModelConfig
+from devft_jax.models.llama import Compute
 from devft_jax.models.quantization import base_shapes
 
 SMALL = ModelConfig(vocabulary=1000, width=256, feed_forward=704, layers=9, heads=4, kv_heads=2, head_size=64)

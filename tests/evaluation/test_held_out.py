@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from devft_jax.evaluation.held_out import HeldOut, jit_scores
-from devft_jax.models.llama import PROJECTIONS, Compute, forward
+from devft_jax.models.architecture import PROJECTIONS
+from devft_jax.models.llama import Compute, forward
 from devft_jax.models.lora import LoraOptions
 from devft_jax.runtime.compiled import CompiledPrograms
 from tests.tiny import CONFIG, examples_from, random_adapter, random_base, random_examples

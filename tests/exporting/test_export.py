@@ -17,9 +17,11 @@ from devft_jax.commands.cli import run_command
 from devft_jax.config.run_config import to_plain
 from devft_jax.errors import InputError, RunError
 from devft_jax.exporting.export import EXPORT_FILE, export
+from devft_jax.models.architecture import PROJECTIONS
+from devft_jax.models.base import init_base
 from devft_jax.models.huggingface.peft import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, export_peft, import_peft
 from devft_jax.models.huggingface.reading import load_pretrained, save_pretrained
-from devft_jax.models.llama import PROJECTIONS, forward, init_base
+from devft_jax.models.llama import forward
 from devft_jax.models.lora import init_lora
 from devft_jax.reporting import Progress
 from devft_jax.storage import RunFolder

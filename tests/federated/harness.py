@@ -18,7 +18,10 @@ from devft_jax.federated.local import OptimizerOptions, Passes
 from devft_jax.federated.round.cohort import Cohort, LocalTraining, RoundResult, broadcast_of, participant_of
 from devft_jax.federated.sampling import client_keys
 from devft_jax.federated.work import ClientWork
-from devft_jax.models.llama import PROJECTIONS, Adapter, Base, Compute, ModelConfig, forward
+from devft_jax.models.adapter import Adapter
+from devft_jax.models.architecture import PROJECTIONS, ModelConfig
+from devft_jax.models.base import Base
+from devft_jax.models.llama import Compute, forward
 from devft_jax.models.lora import LoraOptions
 from devft_jax.runtime.compiled import CompiledPrograms
 from devft_jax.storage import Rows

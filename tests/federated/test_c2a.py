@@ -23,8 +23,9 @@ from devft_jax.federated.algorithms.fedit import fedit
 from devft_jax.federated.algorithms.options import MethodConfig
 from devft_jax.federated.local import OptimizerOptions, Passes
 from devft_jax.federated.round.cohort import LocalTraining
-from devft_jax.models.architectures import ARCHITECTURES
-from devft_jax.models.llama import Compute, ModelConfig, init_base
+from devft_jax.models.architecture import ARCHITECTURES, ModelConfig
+from devft_jax.models.base import init_base
+from devft_jax.models.llama import Compute
 from devft_jax.reporting import Progress
 from devft_jax.storage import RunFolder
 from devft_jax.training.run import replay, train

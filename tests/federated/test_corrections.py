@@ -7,7 +7,7 @@ import pytest
 
 from devft_jax.developmental import LayerMap
 from devft_jax.federated.corrections import Correction, no_delta, returned_correction, stage_correction
-from devft_jax.models.llama import LoraFactors
+from devft_jax.models.adapter import LoraFactors
 from tests.federated.harness import assert_identical
 from tests.tiny import CONFIG
 

@@ -17,9 +17,9 @@ from devft_jax.federated.algorithm import Share
 from devft_jax.federated.algorithms.dofit import dofit
 from devft_jax.federated.algorithms.fedit import fedit
 from devft_jax.federated.algorithms.options import MethodConfig
-from devft_jax.models.architectures import ARCHITECTURES
+from devft_jax.models.architecture import ARCHITECTURES
+from devft_jax.models.base import init_base
 from devft_jax.models.huggingface.peft import import_peft
-from devft_jax.models.llama import init_base
 from devft_jax.reporting import Progress
 from devft_jax.training.run import train
 from tests.federated.harness import aggregated, assert_close, assert_identical, contributed, init, trained_messages

@@ -14,8 +14,8 @@ from devft_jax.federated.algorithms.fedex_lora import covariance, fedex_lora
 from devft_jax.federated.algorithms.fedit import fedit
 from devft_jax.federated.algorithms.options import MethodConfig
 from devft_jax.federated.messages import message_bytes, ranks_of
-from devft_jax.models.architectures import ARCHITECTURES
-from devft_jax.models.llama import LoraFactors
+from devft_jax.models.adapter import LoraFactors
+from devft_jax.models.architecture import ARCHITECTURES
 from tests.federated.harness import (
     FIVE,
     SGD,

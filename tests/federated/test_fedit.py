@@ -10,7 +10,8 @@ from devft_jax.federated.algorithms.fedit import fedit
 from devft_jax.federated.algorithms.options import MethodConfig
 from devft_jax.federated.messages import message_bytes
 from devft_jax.federated.round.cohort import zero_sums
-from devft_jax.models.llama import PROJECTIONS, LoraFactors, ModelConfig
+from devft_jax.models.adapter import LoraFactors
+from devft_jax.models.architecture import PROJECTIONS, ModelConfig
 from tests.federated.harness import (
     SEVEN,
     aggregated,

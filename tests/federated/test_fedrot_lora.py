@@ -17,7 +17,7 @@ from devft_jax.federated.algorithms.fedit import fedit
 from devft_jax.federated.algorithms.fedrot_lora import fedrot_lora, nearest_rotation, towards
 from devft_jax.federated.algorithms.options import MethodConfig
 from devft_jax.federated.messages import message_bytes
-from devft_jax.models.llama import LoraFactors
+from devft_jax.models.adapter import LoraFactors
 from tests.federated.harness import (
     FIVE,
     SGD,

@@ -17,7 +17,7 @@ from devft_jax.federated.algorithm import Clients
 from devft_jax.federated.algorithms.flora import flora
 from devft_jax.federated.algorithms.options import MethodConfig
 from devft_jax.federated.messages import message_bytes
-from devft_jax.models.llama import LoraFactors
+from devft_jax.models.adapter import LoraFactors
 from devft_jax.reporting import Progress
 from devft_jax.training.run import train
 from tests.federated.harness import (

@@ -16,7 +16,7 @@ from devft_jax.federated.algorithm import Clients, Share
 from devft_jax.federated.algorithms.hetlora import hetlora
 from devft_jax.federated.algorithms.options import MethodConfig
 from devft_jax.federated.messages import Ranked, Unsent, message_bytes
-from devft_jax.models.llama import LoraFactors
+from devft_jax.models.adapter import LoraFactors
 from tests.federated.harness import (
     RATE,
     RESERVED,

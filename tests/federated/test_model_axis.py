@@ -11,7 +11,8 @@ from devft_jax.accounting.memory import Work, compiled_memory
 from devft_jax.federated.local import OptimizerOptions, Passes
 from devft_jax.federated.prefix import PrefixCache
 from devft_jax.federated.round.cohort import Cohort, LocalTraining, jit_chunk
-from devft_jax.models.llama import Compute, ModelConfig
+from devft_jax.models.architecture import ModelConfig
+from devft_jax.models.llama import Compute
 from devft_jax.models.quantization import base_shapes, quantize_base
 from devft_jax.models.sharding import part_bytes, place, shard_base
 from devft_jax.runtime.compiled import CompiledPrograms

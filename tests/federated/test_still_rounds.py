@@ -9,7 +9,7 @@ import pytest
 
 from devft_jax.developmental import LayerMap, fuse
 from devft_jax.federated.algorithms import ALGORITHMS
-from devft_jax.models.llama import PROJECTIONS
+from devft_jax.models.architecture import PROJECTIONS
 from tests.federated.harness import BASE, aggregated, participant, trained_messages
 from tests.federated.records import OPTIONS, WEIGHTS, K, assert_same_model, first, made, stage_of, started, still
 from tests.tiny import CONFIG

@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from devft_jax.models.llama import PROJECTIONS, Adapter, Base, ModelConfig, init_base
+from devft_jax.models.adapter import Adapter
+from devft_jax.models.architecture import PROJECTIONS, ModelConfig
+from devft_jax.models.base import Base, init_base
 from devft_jax.models.lora import init_lora
 
 CONFIG = ModelConfig(vocabulary=37, width=16, feed_forward=20, layers=3, heads=4, kv_heads=2, head_size=6)

@@ -68,7 +68,7 @@ def test_splash_attention_compiles_for_tpus_under_the_vmap_of_a_chunk():
     queries, keys, values, _ = (jnp.stack([leaf, leaf]) for leaf in inputs(300, dtype="bfloat16"))
 
     def total(queries, keys, values):
-        mixed, _ = jax.vmap(functools.partial(causal("splash", length=300), memory=None))(queries, keys, values)
+        mixed, _ = jax.vmap(functools.partial(causal("splash", length=300), cache=None))(queries, keys, values)
         return jnp.sum(mixed.astype("float32"))
 
     exported = jax.export.export(jax.jit(jax.grad(total)), platforms=["tpu"])(queries, keys, values)

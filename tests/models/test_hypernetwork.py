@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from devft_jax.errors import InputError
+from devft_jax.models.adapter import Adapter
+from devft_jax.models.decoder import decoder_layer, rms_norm, rotary_table
 from devft_jax.models.generation import GenerationOptions, generate
 from devft_jax.models.huggingface.peft import export_peft
 from devft_jax.models.huggingface.reading import save_pretrained
@@ -23,16 +25,7 @@ from devft_jax.models.hypernetwork import (
     products,
     prompt_shares,
 )
-from devft_jax.models.llama import (
-    Adapter,
-    Compute,
-    causal_attention,
-    decoder_layer,
-    forward,
-    logits_of,
-    rms_norm,
-    rotary_table,
-)
+from devft_jax.models.llama import Compute, causal_attention, forward, logits_of
 from devft_jax.models.lora import adapter_norms
 from devft_jax.models.loss import completion_loss, completion_statistics
 

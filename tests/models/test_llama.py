@@ -12,21 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from devft_jax.models import llama
-from devft_jax.models.llama import (
-    PROJECTIONS,
-    REMAT_POLICIES,
-    Adapter,
-    Compute,
-    RopeScaling,
-    dense_weight,
-    hidden_states,
-    init_base,
-    rms_norm,
-    rotary_frequencies,
-    rotary_table,
-    rotate,
-)
+from devft_jax.models.adapter import Adapter
+from devft_jax.models.architecture import PROJECTIONS, RopeScaling
+from devft_jax.models.base import init_base
+from devft_jax.models.decoder import rms_norm, rotary_frequencies, rotary_table, rotate
+from devft_jax.models.llama import REMAT_POLICIES, Compute, hidden_states
 from devft_jax.models.lora import init_lora
+from devft_jax.models.weights import dense_weight
 from tests.models.conftest import CONFIG, random_adapter, random_base
 
 forward = jax.jit(llama.forward, static_argnums=0, static_argnames="compute")

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from devft_jax.errors import InputError
-from devft_jax.models.llama import PROJECTIONS, Adapter
+from devft_jax.models.adapter import Adapter
+from devft_jax.models.architecture import PROJECTIONS
 from devft_jax.models.lora import (
     LoraOptions,
     adapter_norms,

@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 
 from devft_jax.developmental import LayerMap, fuse, fusion_matrix, layer_similarity
 from devft_jax.errors import InputError
-from devft_jax.models.huggingface.reading import load_pretrained, parameter_count, save_pretrained
-from devft_jax.models.llama import PROJECTIONS, Compute, ModelConfig, dense_weight, forward, init_base
+from devft_jax.models.architecture import PROJECTIONS, ModelConfig
+from devft_jax.models.base import init_base, parameter_count
+from devft_jax.models.huggingface.reading import load_pretrained, save_pretrained
+from devft_jax.models.llama import Compute, forward
 from devft_jax.models.loss import completion_loss
 from devft_jax.models.quantization import (
     BITS,
@@ -30,6 +32,7 @@ from devft_jax.models.quantization import (
     quantize_projection,
     validate_quantization,
 )
+from devft_jax.models.weights import dense_weight
 from tests.models.conftest import CONFIG, random_adapter, random_base
 
 # One bucket reaches half the distance to the next value; of NF4's the widest lies between -1 and -0.696.

@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
+from devft_jax.models.architecture import PROJECTIONS
+from devft_jax.models.base import init_base
 from devft_jax.models.influence import layer_cosines
-from devft_jax.models.llama import PROJECTIONS, Compute, ShardedWeight, forward, init_base, prefix_states
+from devft_jax.models.llama import Compute, forward, prefix_states
 from devft_jax.models.quantization import quantize, quantize_base
 from devft_jax.models.sharding import part_bytes, partition_specs, place, shard_base, undivided, whole
+from devft_jax.models.weights import ShardedWeight
 from devft_jax.runtime.devices import MODEL_AXIS, client_mesh
 from tests.tiny import CONFIG, random_base
 

@@ -17,9 +17,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from devft_jax.config.run_config import RunConfig, to_plain
 from devft_jax.exporting.export import export
+from devft_jax.models.adapter import Adapter
+from devft_jax.models.architecture import PROJECTIONS, ModelConfig
+from devft_jax.models.base import init_base
 from devft_jax.models.huggingface.peft import import_peft
 from devft_jax.models.huggingface.reading import load_pretrained, save_pretrained
-from devft_jax.models.llama import PROJECTIONS, Adapter, ModelConfig, forward, init_base
+from devft_jax.models.llama import forward
 from devft_jax.models.lora import init_lora
 from devft_jax.models.quantization import quantize_base
 from devft_jax.reporting import Progress

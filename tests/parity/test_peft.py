@@ -14,9 +14,12 @@ import torch
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
+from devft_jax.models.adapter import Adapter
+from devft_jax.models.architecture import PROJECTIONS, ModelConfig
+from devft_jax.models.base import init_base
 from devft_jax.models.huggingface.peft import export_peft, import_peft
 from devft_jax.models.huggingface.reading import save_pretrained
-from devft_jax.models.llama import PROJECTIONS, Adapter, ModelConfig, forward, init_base
+from devft_jax.models.llama import forward
 from devft_jax.models.lora import init_lora
 
 pytestmark = pytest.mark.parity

@@ -13,8 +13,10 @@ pytest.importorskip("torch", reason="parity needs torch: pip install 'devft-jax[
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from devft_jax.models.architecture import PROJECTIONS, ModelConfig, RopeScaling
+from devft_jax.models.base import init_base
 from devft_jax.models.huggingface.reading import load_pretrained, save_pretrained
-from devft_jax.models.llama import PROJECTIONS, ModelConfig, RopeScaling, forward, init_base
+from devft_jax.models.llama import forward
 
 pytestmark = pytest.mark.parity
 

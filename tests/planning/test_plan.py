@@ -11,7 +11,7 @@ from devft_jax.commands.cli import run_command
 from devft_jax.commands.plan import parse_plan
 from devft_jax.config.run_config import RunConfig, preset
 from devft_jax.errors import InputError
-from devft_jax.models.architectures import ARCHITECTURES
+from devft_jax.models.architecture import ARCHITECTURES
 from devft_jax.models.huggingface.families import config_fields
 from devft_jax.planning.plan import PlanOptions, make_plan, parse_memory, readable_count, to_plain, to_text
 from devft_jax.reporting import Progress

@@ -13,7 +13,7 @@ import pytest
 
 from devft_jax.errors import InputError
 from devft_jax.federated.algorithms import ALGORITHMS
-from devft_jax.models.llama import init_base
+from devft_jax.models.base import init_base
 from devft_jax.reporting import Progress
 from devft_jax.storage import RunFolder
 from devft_jax.training.run import Run, train

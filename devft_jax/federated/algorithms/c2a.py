@@ -38,8 +38,8 @@ from devft_jax.developmental import LayerMap, fuse, inherit
 from devft_jax.federated.algorithm import Algorithm, Participant, Share, as_float32, travelling
 from devft_jax.federated.algorithms.fedit import fedit
 from devft_jax.federated.algorithms.options import MethodConfig
+from devft_jax.models.adapter import Adapter
 from devft_jax.models.hypernetwork import HyperAdapter, Hypernetwork, init_hypernetwork
-from devft_jax.models.llama import Adapter
 from devft_jax.typing import PyTree
 
 

@@ -38,8 +38,11 @@ from devft_jax.federated.algorithm import Algorithm, Clients, Participant, as_fl
 from devft_jax.federated.algorithms.fedit import Sums, fedit, mean_change
 from devft_jax.federated.algorithms.options import MethodConfig
 from devft_jax.federated.corrections import no_delta, product
-from devft_jax.models.llama import Base, LoraFactors, ModelConfig, dense_weight
+from devft_jax.models.adapter import LoraFactors
+from devft_jax.models.architecture import ModelConfig
+from devft_jax.models.base import Base
 from devft_jax.models.lora import lora_scale
+from devft_jax.models.weights import dense_weight
 from devft_jax.typing import PyTree
 
 # Of a column of the a with which LoRA begins, whose entries are uniform within 1 / sqrt(in).

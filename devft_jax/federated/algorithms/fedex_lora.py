@@ -45,7 +45,8 @@ from devft_jax.federated.corrections import (
 )
 from devft_jax.federated.messages import Due
 from devft_jax.federated.slots import Slots, apart, in_slot, side_by_side
-from devft_jax.models.llama import Adapter, LoraFactors, ModelConfig
+from devft_jax.models.adapter import Adapter, LoraFactors
+from devft_jax.models.architecture import ModelConfig
 from devft_jax.models.lora import adapter_norms, lora_scale
 from devft_jax.typing import PyTree
 

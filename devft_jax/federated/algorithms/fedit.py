@@ -23,7 +23,7 @@ from flax import struct
 from devft_jax.federated.adapters import adapter_of, initial_adapter, probe, returned_adapter, stage_adapter
 from devft_jax.federated.algorithm import Algorithm, Participant, Share, as_float32, change_of, travelling
 from devft_jax.federated.algorithms.options import MethodConfig
-from devft_jax.models.llama import Adapter, LoraFactors
+from devft_jax.models.adapter import Adapter, LoraFactors
 from devft_jax.typing import PyTree
 
 

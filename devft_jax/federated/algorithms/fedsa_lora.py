@@ -33,7 +33,7 @@ from devft_jax.developmental import LayerMap, fuse, inherit
 from devft_jax.federated.adapters import adapter_of, both_factors, initial_adapter, one_factor, returned_adapter
 from devft_jax.federated.algorithm import Algorithm, Participant, Share, as_float32, change_of, travelling
 from devft_jax.federated.algorithms.options import MethodConfig
-from devft_jax.models.llama import Adapter
+from devft_jax.models.adapter import Adapter
 from devft_jax.typing import PyTree
 
 

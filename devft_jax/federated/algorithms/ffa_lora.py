@@ -23,7 +23,8 @@ from devft_jax.errors import InputError
 from devft_jax.federated.adapters import adapter_of, both_factors, initial_adapter, one_factor, returned_adapter
 from devft_jax.federated.algorithm import Algorithm, Clients, Participant, Share, as_float32, change_of, travelling
 from devft_jax.federated.algorithms.options import MethodConfig
-from devft_jax.models.llama import Adapter, ModelConfig
+from devft_jax.models.adapter import Adapter
+from devft_jax.models.architecture import ModelConfig
 from devft_jax.typing import PyTree
 
 

@@ -43,7 +43,8 @@ from devft_jax.federated.corrections import (
 )
 from devft_jax.federated.messages import Ranked
 from devft_jax.federated.slots import Slots, apart, in_slot, side_by_side
-from devft_jax.models.llama import PROJECTIONS, Adapter, LoraFactors, ModelConfig
+from devft_jax.models.adapter import Adapter, LoraFactors
+from devft_jax.models.architecture import PROJECTIONS, ModelConfig
 from devft_jax.models.lora import adapter_norms, initial_a, lora_scale
 from devft_jax.typing import PyTree
 

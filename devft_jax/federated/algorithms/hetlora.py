@@ -41,7 +41,7 @@ from devft_jax.federated.algorithm import Algorithm, Clients, Participant, Share
 from devft_jax.federated.algorithms.fedit import fedit
 from devft_jax.federated.algorithms.options import MethodConfig
 from devft_jax.federated.messages import Ranked, Unsent
-from devft_jax.models.llama import Adapter, LoraFactors
+from devft_jax.models.adapter import Adapter, LoraFactors
 from devft_jax.models.lora import adapter_norms
 from devft_jax.typing import PyTree
 

@@ -37,7 +37,8 @@ from devft_jax.federated.algorithm import Algorithm, Clients, Participant, Share
 from devft_jax.federated.algorithms.fedit import Sums as FedITSums
 from devft_jax.federated.algorithms.fedit import fedit
 from devft_jax.federated.algorithms.options import MethodConfig
-from devft_jax.models.llama import Adapter, LoraFactors, ModelConfig
+from devft_jax.models.adapter import Adapter, LoraFactors
+from devft_jax.models.architecture import ModelConfig
 from devft_jax.typing import PyTree
 
 

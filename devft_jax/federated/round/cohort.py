@@ -43,7 +43,10 @@ from devft_jax.federated.messages import message_bytes, messages_bytes, ranks_of
 from devft_jax.federated.round.chunk_size import Trial, padding, trial_runs
 from devft_jax.federated.sampling import client_keys
 from devft_jax.federated.work import ClientWork
-from devft_jax.models.llama import Adapter, Base, Compute, ModelConfig
+from devft_jax.models.adapter import Adapter
+from devft_jax.models.architecture import ModelConfig
+from devft_jax.models.base import Base
+from devft_jax.models.llama import Compute
 from devft_jax.models.loss import completion_loss
 from devft_jax.models.sharding import partition_specs
 from devft_jax.runtime.compiled import CompiledPrograms, shared_programs

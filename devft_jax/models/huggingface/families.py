@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from devft_jax.errors import InputError
+from devft_jax.models.architecture import ModelConfig, RopeScaling
 from devft_jax.models.huggingface.safetensors import read_json
-from devft_jax.models.llama import ModelConfig, RopeScaling
 
 ATTENTION_BIASES = ("q", "k", "v", "o")
 MLP_BIASES = ("gate", "up", "down")

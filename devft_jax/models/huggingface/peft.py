@@ -29,6 +29,8 @@ import numpy as np
 
 from devft_jax.errors import InputError
 from devft_jax.files import checked_path, printable
+from devft_jax.models.adapter import Adapter, LoraFactors, layer_scales
+from devft_jax.models.architecture import PROJECTIONS, ModelConfig
 from devft_jax.models.huggingface.expressions import full_matches
 from devft_jax.models.huggingface.names import check_inside
 from devft_jax.models.huggingface.reading import GENERATION_CONFIG_FILE, PROJECTION_MODULES
@@ -41,7 +43,6 @@ from devft_jax.models.huggingface.safetensors import (
     write_json,
     write_safetensors,
 )
-from devft_jax.models.llama import PROJECTIONS, Adapter, LoraFactors, ModelConfig, layer_scales
 
 T = TypeVar("T")
 Module = tuple[int, str]

@@ -26,7 +26,9 @@ import numpy as np
 
 from devft_jax.errors import InputError, RunError
 from devft_jax.files import printable
-from devft_jax.models.architectures import ARCHITECTURES
+from devft_jax.models.adapter import Adapter, layer_scales
+from devft_jax.models.architecture import ARCHITECTURES, PROJECTIONS, ModelConfig
+from devft_jax.models.base import Base, Block
 from devft_jax.models.huggingface.families import FAMILIES, config_fields, read_config
 from devft_jax.models.huggingface.names import (
     CONFIG_FILE,
@@ -48,8 +50,8 @@ from devft_jax.models.huggingface.safetensors import (
     write_safetensors,
 )
 from devft_jax.models.huggingface.sentencepiece import MODEL_FILE, read_sentencepiece
-from devft_jax.models.llama import PROJECTIONS, Adapter, Base, Block, ModelConfig, dense_weight, layer_scales
 from devft_jax.models.quantization import BITS, QTensor, quantize_projection
+from devft_jax.models.weights import dense_weight
 from devft_jax.runtime.devices import host_device
 
 GENERATION_CONFIG_FILE = "generation_config.json"
@@ -137,12 +139,6 @@ class Model:
         if isinstance(self._tokenizer, Path):
             self._tokenizer = load_tokenizer(self._tokenizer)
         return self._tokenizer
-
-
-def parameter_count(base: Base) -> int:
-    """Number of parameters of a base, packed ones counted as weights; a tied head counts once."""
-    weights = jax.tree.leaves(base, is_leaf=lambda leaf: isinstance(leaf, QTensor))
-    return sum(math.prod(weight.shape) for weight in weights)
 
 
 def load_pretrained(path: str | Path, *, quantization: str | None = None, dtype: str | None = None) -> Model:

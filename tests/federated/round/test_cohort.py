@@ -27,7 +27,10 @@ from devft_jax.federated.round.cohort import (
     uplink_shapes,
     zero_sums,
 )
-from devft_jax.models.llama import PROJECTIONS, Base, Compute, LoraFactors, ModelConfig
+from devft_jax.models.adapter import LoraFactors
+from devft_jax.models.architecture import PROJECTIONS, ModelConfig
+from devft_jax.models.base import Base
+from devft_jax.models.llama import Compute
 from devft_jax.models.loss import completion_loss
 from devft_jax.runtime.compiled import CompiledPrograms
 from devft_jax.runtime.devices import client_mesh

@@ -20,19 +20,16 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from devft_jax.errors import InputError, RunError
+from devft_jax.models.adapter import layer_scales
+from devft_jax.models.architecture import PROJECTIONS, RopeScaling
+from devft_jax.models.base import parameter_count
 from devft_jax.models.huggingface import reading as pretrained
 from devft_jax.models.huggingface.names import INDEX_FILE, WEIGHTS_FILE
-from devft_jax.models.huggingface.reading import (
-    Model,
-    load_pretrained,
-    load_tokenizer,
-    parameter_count,
-    read_config,
-    save_pretrained,
-)
-from devft_jax.models.llama import PROJECTIONS, RopeScaling, dense_weight, forward, layer_scales
+from devft_jax.models.huggingface.reading import Model, load_pretrained, load_tokenizer, read_config, save_pretrained
+from devft_jax.models.llama import forward
 from devft_jax.models.lora import init_lora
 from devft_jax.models.quantization import quantize_base
+from devft_jax.models.weights import dense_weight
 from tests.models.conftest import CONFIG, interrupt_replacing, random_adapter, random_base
 
 LLAMA3 = RopeScaling("llama3", 8.0, low_frequency_factor=1.0, high_frequency_factor=4.0, original_length=512)

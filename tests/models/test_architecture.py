@@ -2,9 +2,10 @@
 
 import pytest
 
-from devft_jax.models.architectures import ARCHITECTURES
+from devft_jax.models.architecture import ARCHITECTURES
+from devft_jax.models.base import parameter_count
 from devft_jax.models.huggingface.families import read_config
-from devft_jax.models.huggingface.reading import model_architecture, parameter_count
+from devft_jax.models.huggingface.reading import model_architecture
 from devft_jax.models.quantization import base_shapes
 
 PARAMETERS = {
