@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from devft_jax.developmental.streaming import is_concrete
+from devft_jax.developmental.leaves import is_concrete
 
 METHODS = ("dblf", "sum", "r_one", "mean", "anchor")
 

@@ -22,7 +22,7 @@ import operator
 import jax
 import jax.numpy as jnp
 
-from devft_jax.developmental.streaming import is_concrete
+from devft_jax.developmental.leaves import is_concrete
 
 METHODS = ("dglg", "random", "even_blocks", "even_strides")
 

@@ -26,6 +26,7 @@ import numpy as np
 from devft_jax.developmental import streaming
 from devft_jax.developmental.fusion import anchors, check_fusion, fusion_matrix
 from devft_jax.developmental.grouping import check_grouping, group_layers
+from devft_jax.developmental.leaves import count_layers, is_concrete, map_leaves, named_leaves, weight_shape
 from devft_jax.developmental.similarity import LayerGrams, Select, layer_similarity
 
 MODES = ("copy", "anchor_only", "delta", "anchor_delta")
@@ -101,14 +102,14 @@ class LayerMap:
     def is_identity(self) -> bool:
         """Whether the submodel is the model itself (`train` may still be a part). False if traced."""
         return (
-            streaming.is_concrete(self.fuse)
+            is_concrete(self.fuse)
             and np.array_equal(np.asarray(self.fuse), np.eye(self.num_groups, self.num_layers))
             and self.num_groups == self.num_layers
         )
 
     def selected(self) -> np.ndarray | None:
         """The layers i64[G] that the rows pick, if every row only picks one; None else or if traced."""
-        if not streaming.is_concrete(self.fuse):
+        if not is_concrete(self.fuse):
             return None
         fuse = np.asarray(self.fuse)
         one_hot = ((fuse == 0) | (fuse == 1)).all() and (fuse.sum(axis=1) == 1).all()
@@ -179,7 +180,7 @@ def layer_map(
     read once, and not at all when the groups do not depend on them: with `num_groups` = L the result is
     the identity, whatever the methods. Raises ValueError as the functions named here do.
     """
-    num_layers = tree.num_layers if isinstance(tree, LayerGrams) else streaming.count_layers(tree)
+    num_layers = tree.num_layers if isinstance(tree, LayerGrams) else count_layers(tree)
     check_grouping(grouping, num_groups, num_layers, has_key=key is not None)
     check_fusion(fusion, beta, has_key=key is not None)
     if num_groups == num_layers:
@@ -201,13 +202,13 @@ def fuse(layer_map: LayerMap, tree: Any) -> Any:
     numpy leaves give numpy leaves. Differentiable in the tree and in `layer_map.fuse`. Raises ValueError
     when a leaf does not lead with the map's L.
     """
-    streaming.count_layers(tree, expected=layer_map.num_layers)
+    count_layers(tree, expected=layer_map.num_layers)
     if layer_map.is_identity:
         return tree
     selected = layer_map.selected()
     if selected is not None:
-        return streaming.map_leaves(lambda leaf: streaming.take(selected, leaf), tree)
-    return streaming.map_leaves(lambda leaf: streaming.combine(layer_map.fuse, leaf), tree)
+        return map_leaves(lambda leaf: streaming.take(selected, leaf), tree)
+    return map_leaves(lambda leaf: streaming.combine(layer_map.fuse, leaf), tree)
 
 
 def inherit(layer_map: LayerMap, trained: Any, full: Any, *, mode: str = "copy") -> Any:
@@ -227,16 +228,16 @@ def inherit(layer_map: LayerMap, trained: Any, full: Any, *, mode: str = "copy")
     """
     if mode not in MODES:
         raise ValueError(f"inherit mode {mode!r} is unknown: choose from {', '.join(MODES)}.")
-    streaming.count_layers(full, expected=layer_map.num_layers)
+    count_layers(full, expected=layer_map.num_layers)
     _check_match(layer_map, trained, full)
     if _returns_everything(layer_map):
         return trained
     anchor = anchors(layer_map.assign, layer_map.num_groups)
     source = _sources(layer_map, anchor, anchors_only=mode == "anchor_only")
     if mode in ("copy", "anchor_only"):
-        return streaming.map_leaves(lambda t, f: streaming.replace(source, t, f), trained, full)
+        return map_leaves(lambda t, f: streaming.replace(source, t, f), trained, full)
     before = layer_map.fuse if mode == "delta" else jax.nn.one_hot(anchor, layer_map.num_layers)
-    return streaming.map_leaves(lambda t, f: streaming.shift(before, source, t, f), trained, full)
+    return map_leaves(lambda t, f: streaming.shift(before, source, t, f), trained, full)
 
 
 @jax.jit
@@ -270,7 +271,7 @@ def _sources(layer_map: LayerMap, anchor: jax.Array, *, anchors_only: bool) -> j
 
 
 def _returns_everything(layer_map: LayerMap) -> bool:
-    concrete = streaming.is_concrete(layer_map.assign) and streaming.is_concrete(layer_map.train)
+    concrete = is_concrete(layer_map.assign) and is_concrete(layer_map.train)
     return (
         concrete
         and layer_map.is_identity
@@ -280,12 +281,12 @@ def _returns_everything(layer_map: LayerMap) -> bool:
 
 
 def _check_match(layer_map: LayerMap, trained: Any, full: Any) -> None:
-    old, new = dict(streaming.named_leaves(full)), dict(streaming.named_leaves(trained))
+    old, new = dict(named_leaves(full)), dict(named_leaves(trained))
     if old.keys() != new.keys():
         odd = sorted(old.keys() ^ new.keys())[0]
         raise ValueError(f"trained and full differ at leaf {odd or 'root'}: give two trees of the same structure.")
     for path, leaf in new.items():
-        shape, wanted = streaming.weight_shape(leaf), streaming.weight_shape(old[path])
+        shape, wanted = weight_shape(leaf), weight_shape(old[path])
         if shape != (layer_map.num_groups, *wanted[1:]):
             raise ValueError(
                 f"Leaf {path or 'root'} of trained has shape {shape}, but the layer map has "

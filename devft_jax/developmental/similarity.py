@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from devft_jax.developmental import streaming
+from devft_jax.developmental.leaves import count_layers, named_leaves
 
 Select = Callable[[str], bool]
 
@@ -38,13 +39,13 @@ class LayerGrams:
 
     def __init__(self, tree: Any) -> None:
         """Checks the shapes of `tree`; reads no weights yet."""
-        self.num_layers: int = streaming.count_layers(tree)
+        self.num_layers: int = count_layers(tree)
         self.tree = tree
 
     @functools.cached_property
     def per_leaf(self) -> dict[str, jax.Array]:
         """Gram matrix f32[L, L] of every leaf by its `jax.tree_util.keystr` path."""
-        leaves = streaming.named_leaves(self.tree)
+        leaves = named_leaves(self.tree)
         return {path: streaming.gram(leaf) for path, leaf in leaves}
 
     def gram(self, select: Select | None = None) -> jax.Array:
@@ -72,8 +73,8 @@ def layer_gram(tree: Any, *, select: Select | None = None) -> jax.Array:
     """
     if isinstance(tree, LayerGrams):
         return tree.gram(select)
-    streaming.count_layers(tree)
-    leaves = dict(streaming.named_leaves(tree))
+    count_layers(tree)
+    leaves = dict(named_leaves(tree))
     grams = [streaming.gram(leaves[path]) for path in _chosen(list(leaves), select)]
     return functools.reduce(jnp.add, grams)
 

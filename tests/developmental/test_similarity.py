@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 from jax.test_util import check_grads
 
 from devft_jax.developmental import LayerGrams, layer_gram, layer_similarity, similarity_from_gram, streaming
+from devft_jax.developmental.streaming import blocks as blocks_module
+from devft_jax.developmental.streaming import device
 from tests.developmental.weights import block_quantised, layer_quantised, on_device, rows, stack
 
 LAYERS = 7
@@ -25,13 +27,13 @@ def cosines(tree) -> np.ndarray:
 def test_both_routes_equal_the_dense_cosine(dtype, blocks, seed):
     with pytest.MonkeyPatch.context() as patch:
         if blocks == "small blocks":
-            patch.setattr(streaming, "_SMALLEST_BLOCK", 1)
-            patch.setattr(streaming, "_LARGEST_BLOCK", 64)
-            streaming._device_gram.clear_cache()
+            patch.setattr(blocks_module, "SMALLEST_BLOCK", 1)
+            patch.setattr(blocks_module, "LARGEST_BLOCK", 64)
+            device.gram.clear_cache()
         tree = stack(seed, LAYERS, dtype)
         np.testing.assert_allclose(layer_similarity(tree), cosines(tree), atol=1e-6)
         np.testing.assert_allclose(layer_similarity(on_device(tree)), cosines(tree), atol=1e-6)
-    streaming._device_gram.clear_cache()
+    device.gram.clear_cache()
 
 
 def test_inner_products_are_exactly_symmetric_float32():

@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from devft_jax.developmental import streaming
-from devft_jax.developmental.streaming import Blocks
+from devft_jax.developmental.streaming import blocks as blocks_module
+from devft_jax.developmental.streaming import device, host
+from devft_jax.developmental.streaming.blocks import Blocks
 from tests.developmental.weights import block_quantised, layer_quantised
 
 LLAMA2_7B_UP = (32, 4096, 11008)
@@ -22,8 +24,8 @@ LLAMA2_13B_UP = (40, 5120, 13824)
 def test_blocks_cover_every_entry_once(trailing, layers, elements, at_once):
     shape = (layers, *trailing)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(streaming, "_SMALLEST_BLOCK", 1)
-        patch.setattr(streaming, "_LARGEST_BLOCK", elements)
+        patch.setattr(blocks_module, "SMALLEST_BLOCK", 1)
+        patch.setattr(blocks_module, "LARGEST_BLOCK", elements)
         blocks = Blocks.of(shape, at_once=at_once)
     visits = np.zeros(shape, int)
     for index in blocks.indices():
@@ -43,7 +45,7 @@ def test_a_block_and_its_product_fit_in_one_layer_and_in_the_caches(shape):
 @pytest.mark.parametrize("columns", [0, 1, 1023, 4096, 5000])
 def test_long_rows_are_multiplied_in_pieces(layers, columns):
     rows = np.random.default_rng(0).standard_normal((layers, columns)).astype(np.float32)
-    product = streaming._product_in_pieces(rows)
+    product = host._product_in_pieces(rows)
     exact = rows.astype(np.float64) @ rows.T.astype(np.float64)
     np.testing.assert_allclose(product, exact, rtol=1e-5, atol=1e-4 * max(columns, 1) ** 0.5)
     assert product.dtype == np.float32
@@ -60,10 +62,10 @@ def lowered(shape, dtype) -> dict:
     matrix = jax.ShapeDtypeStruct((8, shape[0]), jnp.float32)
     source = jax.ShapeDtypeStruct((shape[0],), jnp.int32)
     return {
-        "gram": (streaming._device_gram, (leaf,)),
-        "combine": (streaming._device_combine, (matrix, leaf)),
-        "replace": (streaming._device_replace, (source, small, leaf)),
-        "shift": (streaming._device_shift, (matrix, source, small, leaf)),
+        "gram": (device.gram, (leaf,)),
+        "combine": (device.combine, (matrix, leaf)),
+        "replace": (device.replace, (source, small, leaf)),
+        "shift": (device.shift, (matrix, source, small, leaf)),
     }
 
 
@@ -89,11 +91,11 @@ def test_accelerators_hold_no_leaf_and_no_result_in_float32(platform):
 
 def test_halves_are_compared_as_they_are_stored_where_there_are_matrix_units():
     block = jax.random.normal(jax.random.key(0), (16, 40, 30)).astype(jnp.bfloat16)
-    exact = streaming._gram_in_float32(block)
-    np.testing.assert_allclose(streaming._gram_in_bfloat16(block), exact, rtol=1e-5, atol=1e-5 * float(exact.max()))
+    exact = device._gram_in_float32(block)
+    np.testing.assert_allclose(device._gram_in_bfloat16(block), exact, rtol=1e-5, atol=1e-5 * float(exact.max()))
     leaf = jax.ShapeDtypeStruct((32, 1000, 64), jnp.bfloat16)
     for platform, operand in (("tpu", "bf16"), ("cuda", "bf16"), ("cpu", "f32")):
-        program = jax.export.export(streaming._device_gram, platforms=[platform])(leaf).mlir_module()
+        program = jax.export.export(device.gram, platforms=[platform])(leaf).mlir_module()
         products = [line for line in program.splitlines() if "stablehlo.dot_general" in line]
         assert products, platform
         wanted = re.compile(rf"x{operand}>, tensor<[0-9x]+x{operand}>\) -> tensor<32x32xf32>")
@@ -105,7 +107,7 @@ def test_quantised_weights_are_dequantised_block_by_block():
         code = jax.ShapeDtypeStruct((16, pieces, 64, 2048), jnp.int8)
         scale = jax.ShapeDtypeStruct((16, pieces, 2048), jnp.float32)
         leaf = type(block_quantised(0, 1))(code, scale)
-        return streaming._device_gram.lower(leaf).compile().memory_analysis().temp_size_in_bytes
+        return device.gram.lower(leaf).compile().memory_analysis().temp_size_in_bytes
 
     assert scratch(64) <= 4 * 64 * 64 * 2048
     assert scratch(128) <= 1.1 * scratch(64)
@@ -198,17 +200,3 @@ def test_leaves_without_columns_and_single_layers_pass(small_blocks):
         np.testing.assert_array_equal(streaming.gram(leaf), np.zeros((4, 4)))
         assert streaming.combine(np.ones((2, 4), np.float32), leaf).shape == (2, 0)
     assert streaming.gram(jnp.full((1, 3), 2.0)) == 12.0
-
-
-def test_leaves_that_cannot_be_layers_are_named():
-    good = jnp.zeros((4, 3))
-    with pytest.raises(ValueError, match=r"Leaf \['b'\] has shape \(5, 2\), but axis 0 must hold the 4 layers"):
-        streaming.count_layers({"a": good, "b": jnp.zeros((5, 2))})
-    with pytest.raises(ValueError, match=r"axis 0 must hold the 8 layers of the layer map"):
-        streaming.count_layers({"a": good}, expected=8)
-    with pytest.raises(ValueError, match=r"Leaf \['b'\] has shape \(\)"):
-        streaming.count_layers({"a": good, "b": 3.0})
-    with pytest.raises(ValueError, match=r"Leaf \['b'\] has dtype int32"):
-        streaming.count_layers({"a": good, "b": jnp.zeros((4, 2), jnp.int32)})
-    with pytest.raises(ValueError, match="no leaves"):
-        streaming.count_layers({})
