@@ -65,16 +65,6 @@ def returned_adapter(full: Adapter, stage: Adapter, layer_map: LayerMap, mode: s
     return full.replace(lora=lora, delta=delta)
 
 
-def masked(factors: LoraFactors, mask: jax.Array) -> LoraFactors:
-    """The directions that `mask` bool[r] names, the others zero."""
-    return LoraFactors(a=jnp.where(mask, factors.a, 0), b=jnp.where(mask[:, None], factors.b, 0))
-
-
-def first_directions(lora: dict[str, LoraFactors], rank: jax.Array) -> dict[str, LoraFactors]:
-    """The factors with every direction from `rank` i32[] on set to zero."""
-    return {name: masked(factors, jnp.arange(factors.a.shape[-1], dtype=jnp.int32) < rank) for name, factors in lora.items()}
-
-
 def probe(lora: dict[str, LoraFactors]) -> dict[str, jax.Array]:
     """`x a b` f32[G, PROBES, out] of each projection for its fixed Gaussian probes x.
 

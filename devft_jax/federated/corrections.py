@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from devft_jax.developmental import LayerMap, fuse, inherit
+from devft_jax.federated.aggregation import product
 from devft_jax.models.adapter import LoraFactors
 from devft_jax.models.architecture import ModelConfig
 
@@ -41,12 +42,6 @@ class Correction(struct.PyTreeNode):
     def followed_by(self, increment: Increment) -> "Correction":
         """The correction one round later."""
         return Correction(delta=self.total(), increment=increment)
-
-
-def product(factors: LoraFactors) -> jax.Array:
-    """a b, f32[L, in, out]."""
-    a, b = (leaf.astype(jnp.float32) for leaf in (factors.a, factors.b))
-    return jnp.einsum("lir,lro->lio", a, b, precision="highest")
 
 
 def corrected(delta: dict[str, jax.Array], increment: Increment) -> dict[str, jax.Array]:

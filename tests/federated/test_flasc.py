@@ -151,7 +151,7 @@ def test_dense_messages_average_as_fedit_does_with_equal_weights():
     ups = [algorithm.finish(participant(algorithm, server), tree)[0] for tree in trees]
     sums = contributed(algorithm, ups, [1.0] * 4)
     # A server that took its pseudo-gradient in one step of size 1 would stand at the plain mean.
-    stepped = jax.tree.map(lambda x, total: x + total / sums.weight, server.adapter.lora, sums.update)
+    stepped = jax.tree.map(lambda x, total: x + total / sums.weight, server.adapter.lora, sums.total)
     ups = changed_to(trees, server_with(SEVEN).lora)
     federated, _ = aggregated(fedit_with(SEVEN), server_with(SEVEN), ups, [1.0] * 4)
     assert_close(stepped, federated.lora)

@@ -32,22 +32,15 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import optax
-from flax import struct
 
 from devft_jax.developmental import LayerMap, fuse, inherit
-from devft_jax.federated.algorithm import Algorithm, Participant, Share, as_float32, travelling
+from devft_jax.federated.aggregation import WeightedSum, weighted
+from devft_jax.federated.algorithm import Algorithm, Participant, as_float32, travelling
 from devft_jax.federated.algorithms.fedit import fedit
 from devft_jax.federated.algorithms.options import MethodConfig
 from devft_jax.models.adapter import Adapter
 from devft_jax.models.hypernetwork import HyperAdapter, Hypernetwork, init_hypernetwork
 from devft_jax.typing import PyTree
-
-
-class Sums(struct.PyTreeNode):
-    """The weighted sum of clients' hypernetworks, and their `weight`."""
-
-    network: Hypernetwork
-    weight: jax.Array
 
 
 def c2a(config: MethodConfig) -> Algorithm:
@@ -65,12 +58,8 @@ def c2a(config: MethodConfig) -> Algorithm:
     def start(participant: Participant) -> tuple[PyTree, PyTree]:
         return as_float32(participant.down), participant.row["histogram"]
 
-    def contribution(up: PyTree, share: Share) -> Sums:
-        weighted = jax.tree.map(lambda leaf: share.weight * leaf, as_float32(up))
-        return Sums(network=weighted, weight=share.weight)
-
-    def finalize(server: Hypernetwork, sums: Sums) -> tuple[Hypernetwork, dict[str, jax.Array]]:
-        change = jax.tree.map(lambda leaf: leaf / sums.weight, sums.network)
+    def finalize(server: Hypernetwork, sums: WeightedSum) -> tuple[Hypernetwork, dict[str, jax.Array]]:
+        change = sums.mean()
         return optax.tree.add(server, change), {"update_norm": optax.tree.norm(change)}
 
     def submodel(server: Hypernetwork, layer_map: LayerMap) -> Hypernetwork:
@@ -98,7 +87,7 @@ def c2a(config: MethodConfig) -> Algorithm:
         broadcast=lambda server: travelling(server, config.message_dtype),
         start=start,
         adapter=adapter,
-        contribution=contribution,
+        contribution=weighted,
         finalize=finalize,
         view=view,
         submodel=submodel,

@@ -66,6 +66,95 @@ class Sums(struct.PyTreeNode):
     weight: jax.Array
 
 
+def _per_domain(values: jax.Array, leaf: jax.Array) -> jax.Array:
+    """`values` [J], to be multiplied with a leaf [J or 1, ...]."""
+    return values.reshape(-1, *[1] * (leaf.ndim - 1))
+
+
+def _offered(top: int, lora: dict[str, LoraFactors], layers: int) -> int:
+    """The number of matrices that a domain offers: `top` of a model of `layers` layers, in proportion for fewer."""
+    leaves = jax.tree.leaves(lora)
+    depth = leaves[0].shape[1]
+    return min(max(1, round(top * depth / layers)), len(leaves) * depth)
+
+
+def shared_matrices(lora: dict[str, LoraFactors], *, top: int) -> dict[str, LoraFactors]:
+    """Which matrices all domains count among their `top` largest, by squared norm: bool[L] for every leaf [J, L, ...].
+
+    Of equal norms the one of the earlier leaf and layer counts as larger.
+
+    Args:
+      lora: leaves [J, L, ...].
+      top: how many matrices a domain offers.
+    """
+    leaves, structure = jax.tree.flatten(lora)
+    depth = leaves[0].shape[1]
+    norms = jnp.concatenate([jnp.sum(leaf**2, axis=(2, 3)) for leaf in leaves], axis=1)
+    _, chosen = jax.lax.top_k(norms, top)
+    offered = jnp.any(jax.nn.one_hot(chosen, norms.shape[1], dtype=bool), axis=1)
+    shared = jnp.all(offered, axis=0)
+    return jax.tree.unflatten(structure, list(shared.reshape(len(leaves), depth)))
+
+
+def step_between_domains(
+    lora: dict[str, LoraFactors], shared: dict[str, LoraFactors], *, step: float, rule: str
+) -> dict[str, LoraFactors]:
+    """The shared matrices after the domains' servers have met; see the module's docstring.
+
+    Args:
+      lora: leaves [J, L, ...].
+      shared: bool[L] for each.
+      step: c.
+      rule: "dofit" or "mean".
+    """
+
+    def one(leaf: jax.Array, flags: jax.Array) -> jax.Array:
+        mean = jnp.mean(leaf, axis=0, keepdims=True)
+        if rule == "mean":
+            moved = jnp.broadcast_to(mean, leaf.shape)
+        else:
+            apart = jnp.abs(leaf - mean)
+            norm, size = (jnp.linalg.norm(part, axis=(2, 3), keepdims=True) for part in (apart, mean))
+            differs = norm > ROUNDING * size
+            moved = leaf + jnp.where(differs, step * apart / jnp.where(differs, norm, 1), 0)
+        return jnp.where(flags[None, :, None, None], moved, leaf)
+
+    return jax.tree.map(one, lora, shared)
+
+
+def averaged(server: Server, sums: Sums) -> dict[str, LoraFactors]:
+    """Every domain's factors after FedIT's mean of its participants' changes; those of a domain without any stay."""
+
+    def one(total: jax.Array, old: jax.Array) -> jax.Array:
+        weight = _per_domain(sums.weight, old)
+        return old + jnp.where(weight > 0, total / jnp.where(weight > 0, weight, 1.0), 0.0)
+
+    return jax.tree.map(one, sums.lora, server.lora)
+
+
+def submodel(server: Server, layer_map: LayerMap) -> Server:
+    """The stage's state: every domain's adapter fused by itself."""
+    stage = _renewed(server, [stage_adapter(adapter, layer_map) for adapter in _adapters(server)])
+    return stage.replace(learns=jnp.asarray(layer_map.train))
+
+
+def transfer(full: Server, stage: Server, layer_map: LayerMap, mode: str) -> Server:
+    """The state at full depth after a stage: every domain's adapter returned by itself."""
+    pairs = zip(_adapters(full), _adapters(stage), strict=True)
+    return _renewed(full, [returned_adapter(old, new, layer_map, mode) for old, new in pairs])
+
+
+def _adapters(server: Server) -> list[Adapter]:
+    """One for each domain; scale and dropout play no part where layers are fused."""
+    domains = jax.tree.leaves(server.lora)[0].shape[0]
+    parts = [jax.tree.map(lambda leaf, which=domain: leaf[which], server.lora) for domain in range(domains)]
+    return [Adapter(lora=lora, scale=jnp.float32(1.0)) for lora in parts]
+
+
+def _renewed(server: Server, adapters: list[Adapter]) -> Server:
+    return server.replace(lora=jax.tree.map(lambda *parts: jnp.stack(parts), *(adapter.lora for adapter in adapters)))
+
+
 def dofit(config: MethodConfig) -> Algorithm:
     """DoFIT with adapters as the configuration says. Row: the client's domain, {"domain": i32[]}."""
 
@@ -86,11 +175,7 @@ def dofit(config: MethodConfig) -> Algorithm:
         )
 
     def finalize(server: Server, sums: Sums) -> tuple[Server, dict[str, jax.Array]]:
-        def averaged(total: jax.Array, old: jax.Array) -> jax.Array:
-            weight = _per_domain(sums.weight, old)
-            return old + jnp.where(weight > 0, total / jnp.where(weight > 0, weight, 1.0), 0.0)
-
-        lora = jax.tree.map(averaged, sums.lora, server.lora)
+        lora = averaged(server, sums)
         shared = shared_matrices(lora, top=_offered(config.domain_top, lora, server.layers))
         shared = jax.tree.map(lambda flags: flags & server.learns, shared)
         stepped = step_between_domains(lora, shared, step=config.domain_step, rule=config.domain_rule)
@@ -99,23 +184,6 @@ def dofit(config: MethodConfig) -> Algorithm:
             "shared_matrices": sum(jnp.sum(flags, dtype=jnp.float32) for flags in jax.tree.leaves(shared)),
         }
         return server.replace(lora=stepped), metrics
-
-    def adapters(server: Server) -> list[Adapter]:
-        return [
-            adapter_of(jax.tree.map(lambda leaf, which=domain: leaf[which], server.lora), config)
-            for domain in range(config.domains)
-        ]
-
-    def of_adapters(server: Server, adapters: list[Adapter]) -> Server:
-        return server.replace(lora=jax.tree.map(lambda *parts: jnp.stack(parts), *(adapter.lora for adapter in adapters)))
-
-    def submodel(server: Server, layer_map: LayerMap) -> Server:
-        stage = of_adapters(server, [stage_adapter(adapter, layer_map) for adapter in adapters(server)])
-        return stage.replace(learns=jnp.asarray(layer_map.train))
-
-    def transfer(full: Server, stage: Server, layer_map: LayerMap, mode: str) -> Server:
-        pairs = zip(adapters(full), adapters(stage), strict=True)
-        return of_adapters(full, [returned_adapter(old, new, layer_map, mode) for old, new in pairs])
 
     def view(server: Server) -> Adapter:
         return adapter_of(jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), server.lora), config)
@@ -140,52 +208,3 @@ def dofit(config: MethodConfig) -> Algorithm:
         personal=lambda server, row: adapter_of(jax.tree.map(lambda leaf: leaf[row["domain"]], server.lora), config),
         consensus=lambda server, bank: view(server),
     )
-
-
-def _per_domain(values: jax.Array, leaf: jax.Array) -> jax.Array:
-    """`values` [J], to be multiplied with a leaf [J or 1, ...]."""
-    return values.reshape(-1, *[1] * (leaf.ndim - 1))
-
-
-def _offered(top: int, lora: dict[str, LoraFactors], layers: int) -> int:
-    """The number of matrices that a domain offers: `top` of a model of `layers` layers, in proportion for fewer."""
-    leaves = jax.tree.leaves(lora)
-    depth = leaves[0].shape[1]
-    return min(max(1, round(top * depth / layers)), len(leaves) * depth)
-
-
-def shared_matrices(lora: dict[str, LoraFactors], *, top: int) -> dict[str, LoraFactors]:
-    """Which matrices all domains count among their `top` largest, by squared norm: bool[L] for every leaf [J, L, ...].
-
-    Of equal norms the one of the earlier leaf and layer counts as larger.
-    """
-    leaves, structure = jax.tree.flatten(lora)
-    depth = leaves[0].shape[1]
-    norms = jnp.concatenate([jnp.sum(leaf**2, axis=(2, 3)) for leaf in leaves], axis=1)
-    _, chosen = jax.lax.top_k(norms, top)
-    offered = jnp.any(jax.nn.one_hot(chosen, norms.shape[1], dtype=bool), axis=1)
-    shared = jnp.all(offered, axis=0)
-    return jax.tree.unflatten(structure, list(shared.reshape(len(leaves), depth)))
-
-
-def step_between_domains(
-    lora: dict[str, LoraFactors], shared: dict[str, LoraFactors], *, step: float, rule: str
-) -> dict[str, LoraFactors]:
-    """The shared matrices after the domains' servers have met; see the module's docstring.
-
-    Args:
-      lora: leaves [J, L, ...]. shared: bool[L] for each. step: c. rule: "dofit" or "mean".
-    """
-
-    def one(leaf: jax.Array, flags: jax.Array) -> jax.Array:
-        mean = jnp.mean(leaf, axis=0, keepdims=True)
-        if rule == "mean":
-            moved = jnp.broadcast_to(mean, leaf.shape)
-        else:
-            apart = jnp.abs(leaf - mean)
-            norm, size = (jnp.linalg.norm(part, axis=(2, 3), keepdims=True) for part in (apart, mean))
-            differs = norm > ROUNDING * size
-            moved = leaf + jnp.where(differs, step * apart / jnp.where(differs, norm, 1), 0)
-        return jnp.where(flags[None, :, None, None], moved, leaf)
-
-    return jax.tree.map(one, lora, shared)

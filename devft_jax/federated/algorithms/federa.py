@@ -34,19 +34,17 @@ from flax import struct
 from devft_jax.developmental import LayerMap, fuse, inherit
 from devft_jax.errors import InputError
 from devft_jax.federated.adapters import adapter_of, initial_adapter, probe
+from devft_jax.federated.aggregation import WeightedSum, best_factors_of_layer, product
 from devft_jax.federated.algorithm import Algorithm, Clients, Participant, as_float32, change_of, travelling
-from devft_jax.federated.algorithms.fedit import Sums, fedit, mean_change
+from devft_jax.federated.algorithms.fedit import fedit, mean_change
 from devft_jax.federated.algorithms.options import MethodConfig
-from devft_jax.federated.corrections import no_delta, product
+from devft_jax.federated.corrections import no_delta
 from devft_jax.models.adapter import LoraFactors
 from devft_jax.models.architecture import ModelConfig
 from devft_jax.models.base import Base
 from devft_jax.models.lora import lora_scale
 from devft_jax.models.weights import dense_weight
 from devft_jax.typing import PyTree
-
-# Of a column of the a with which LoRA begins, whose entries are uniform within 1 / sqrt(in).
-FIRST_NORM = 3**-0.5
 
 
 class Server(struct.PyTreeNode):
@@ -72,14 +70,7 @@ def principal_factors(weights: Any, delta: jax.Array, rank: int, scale: float) -
 
     def one(layer: tuple[Any, jax.Array]) -> LoraFactors:
         weight, correction = layer
-        left, values, right = jnp.linalg.svd(dense_weight(weight, jnp.float32) + correction, full_matrices=False)
-        # As numpy's matrix_rank has it.
-        none = values[:rank] <= values[0] * max(left.shape[0], right.shape[1]) * jnp.finfo(jnp.float32).eps
-        left, right, root = left[:, :rank], right[:rank], jnp.sqrt(values[:rank] / scale)
-        largest = jnp.take_along_axis(left, jnp.argmax(jnp.abs(left), axis=0)[None], axis=0)[0]
-        sign = jnp.where(largest < 0, -1.0, 1.0)
-        of_a, of_b = jnp.where(none, FIRST_NORM, root), jnp.where(none, 0.0, root)
-        return LoraFactors(a=left * (sign * of_a)[None], b=(sign * of_b)[:, None] * right)
+        return best_factors_of_layer(dense_weight(weight, jnp.float32) + correction, rank, scale)
 
     return jax.lax.map(one, (weights, delta))
 
@@ -119,7 +110,7 @@ def federa(config: MethodConfig) -> Algorithm:
         since = jax.tree.map(jnp.subtract, train, participant.known[0])
         return change_of(since, participant.down, config.message_dtype), participant.row
 
-    def finalize(server: Server, sums: Sums) -> tuple[Server, dict[str, jax.Array]]:
+    def finalize(server: Server, sums: WeightedSum) -> tuple[Server, dict[str, jax.Array]]:
         step, error = mean_change(sums)
         after = server.replace(change=optax.tree.add(server.change, step))
         learned = jax.tree.map(lambda new, old, lost: new - old + lost, probe(after.lora), probe(server.initial), error)

@@ -32,19 +32,18 @@ from flax import struct
 
 from devft_jax.developmental import LayerMap
 from devft_jax.federated.adapters import adapter_of, initial_adapter, returned_adapter, stage_adapter
-from devft_jax.federated.algorithm import Algorithm, Clients, Participant, Share, as_float32, change_of, travelling
+from devft_jax.federated.aggregation import Slots, in_slot, product, stacked, zero_factors
+from devft_jax.federated.algorithm import Algorithm, Clients, Participant, as_float32, change_of, travelling
 from devft_jax.federated.algorithms.options import MethodConfig
 from devft_jax.federated.corrections import (
     Correction,
     corrected,
     keeps_increment,
     no_delta,
-    product,
     returned_correction,
     stage_correction,
 )
 from devft_jax.federated.messages import Due
-from devft_jax.federated.slots import Slots, apart, in_slot, side_by_side
 from devft_jax.models.adapter import Adapter, LoraFactors
 from devft_jax.models.architecture import ModelConfig
 from devft_jax.models.lora import adapter_norms, lora_scale
@@ -55,7 +54,8 @@ class Server(struct.PyTreeNode):
     """The state.
 
     Attributes:
-      adapter: of the means. correction: its increment is the last residual; there is none with one participant.
+      adapter: of the means.
+      correction: its increment is the last residual; there is none with one participant.
       due: bool[], whether there is a residual that has not travelled yet.
     """
 
@@ -65,13 +65,71 @@ class Server(struct.PyTreeNode):
 
 
 def covariance(factors: LoraFactors, shares: jax.Array) -> LoraFactors:
-    """C of clients' factors [K, L, in, r], [K, L, r, out], or of their changes, in its factors of rank (K - 1) r.
+    """C of clients' factors, or of their changes, in its factors of rank (K - 1) r.
 
     The last client's own term is left out. It is zero because of b_K - b_K, or, if its slot is empty, because of w_K.
+
+    Args:
+      factors: [K, L, in, r], [K, L, r, out].
+      shares: w, f32[K].
     """
     weights = shares[:, None, None, None]
-    a = weights * (factors.a - jnp.sum(weights * factors.a, axis=0, keepdims=True))
-    return LoraFactors(*side_by_side(a[:-1], factors.b[:-1] - factors.b[-1:]))
+    apart = LoraFactors(
+        a=(factors.a - jnp.sum(weights * factors.a, axis=0, keepdims=True))[:-1], b=factors.b[:-1] - factors.b[-1:]
+    )
+    return stacked(apart, shares[:-1])
+
+
+def dense_is_smaller(fan_in: int, fan_out: int, width: int) -> bool:
+    """Whether a matrix [in, out] has fewer elements than its factors of rank `width`."""
+    return fan_in * fan_out < width * (fan_in + fan_out)
+
+
+def no_residual(shape: tuple[int, ...], width: int) -> LoraFactors | jax.Array:
+    """The residual before the first round, zero, in the form in which residuals travel.
+
+    Args:
+      shape: (L, in, out) of the projection.
+      width: (K - 1) r, the rank of a residual.
+    """
+    _, fan_in, fan_out = shape
+    return jnp.zeros(shape, jnp.float32) if dense_is_smaller(fan_in, fan_out, width) else zero_factors(shape, width)
+
+
+def residual(factors: LoraFactors, shares: jax.Array, scale: float) -> LoraFactors | jax.Array:
+    """s C of clients' factors, dense or in low rank, whichever is smaller.
+
+    Args:
+      factors: [K, L, in, r], [K, L, r, out].
+      shares: w, f32[K].
+      scale: s.
+    """
+    found = covariance(factors, shares)
+    scaled = found.replace(a=scale * found.a)
+    fan_in, width = found.a.shape[-2:]
+    return product(scaled) if dense_is_smaller(fan_in, found.b.shape[-1], width) else scaled
+
+
+def residual_norm(increment: dict[str, LoraFactors | jax.Array]) -> jax.Array:
+    """Frobenius norm of a residual over all layers and projections, f32[]."""
+    wide = as_float32(increment)
+    factors = {name: leaf for name, leaf in wide.items() if isinstance(leaf, LoraFactors)}
+    dense = {name: leaf for name, leaf in wide.items() if name not in factors}
+    if not wide:
+        return jnp.float32(0.0)
+    return jnp.linalg.norm(adapter_norms(Adapter(lora=factors, scale=jnp.float32(1.0), delta=dense)))
+
+
+def submodel(full: Server, layer_map: LayerMap) -> Server:
+    """The stage's state: the last residual goes on travelling where the stage's layers are the model's own."""
+    due = full.due if keeps_increment(layer_map) else jnp.zeros_like(full.due)
+    return Server(stage_adapter(full.adapter, layer_map), stage_correction(full.correction, layer_map), due)
+
+
+def transfer(full: Server, stage: Server, layer_map: LayerMap, mode: str) -> Server:
+    """The state at full depth after a stage."""
+    adapter = returned_adapter(full.adapter, stage.adapter, layer_map, mode)
+    return Server(adapter, returned_correction(full.correction, stage.correction, layer_map), stage.due)
 
 
 def fedex_lora(config: MethodConfig) -> Algorithm:
@@ -79,31 +137,13 @@ def fedex_lora(config: MethodConfig) -> Algorithm:
 
     `message_dtype` is the dtype in which factors and residual travel. K is `clients_per_round`.
     """
-    slots = config.clients_per_round
-    width = (slots - 1) * config.rank
-    scale = lora_scale(config)
-
-    def dense_is_smaller(fan_in: int, fan_out: int) -> bool:
-        return fan_in * fan_out < width * (fan_in + fan_out)
-
-    def residual(factors: LoraFactors, shares: jax.Array) -> LoraFactors | jax.Array:
-        found = covariance(factors, shares)
-        scaled = found.replace(a=scale * found.a)
-        return product(scaled) if dense_is_smaller(found.a.shape[-2], found.b.shape[-1]) else scaled
+    slots, scale = config.clients_per_round, lora_scale(config)
 
     def init_server(key: jax.Array, model: ModelConfig, clients: Clients) -> Server:
         adapter = initial_adapter(key, model, config)
-
-        def nothing(fan_in: int, fan_out: int) -> LoraFactors | jax.Array:
-            if dense_is_smaller(fan_in, fan_out):
-                return jnp.zeros((model.layers, fan_in, fan_out), jnp.float32)
-            return LoraFactors(
-                a=jnp.zeros((model.layers, fan_in, width), jnp.float32),
-                b=jnp.zeros((model.layers, width, fan_out), jnp.float32),
-            )
-
-        increment = {name: nothing(*model.projection_shape(name)) for name in adapter.lora} if slots > 1 else {}
         delta = no_delta(model, tuple(adapter.lora))
+        width = (slots - 1) * config.rank
+        increment = {name: no_residual(leaf.shape, width) for name, leaf in delta.items()} if slots > 1 else {}
         return Server(adapter, Correction(delta, travelling(increment, config.message_dtype)), jnp.zeros((), bool))
 
     def broadcast(server: Server) -> PyTree:
@@ -117,28 +157,15 @@ def fedex_lora(config: MethodConfig) -> Algorithm:
     def finish(participant: Participant, train: PyTree) -> tuple[PyTree, PyTree]:
         return change_of(train, participant.down[0], config.message_dtype), participant.row
 
-    def contribution(up: PyTree, share: Share) -> Slots:
-        return in_slot(up, share, slots)
-
     def finalize(server: Server, sums: Slots) -> tuple[Server, dict[str, jax.Array]]:
-        clients, shares = apart(sums)
+        clients, shares = sums.apart()
         change = jax.tree.map(lambda leaf: jnp.tensordot(shares, leaf, 1, precision="highest"), clients)
         lora = optax.tree.add(server.adapter.lora, change)
-        increment: dict[str, LoraFactors | jax.Array] = {}
-        if slots > 1:
-            increment = {name: residual(factors, shares) for name, factors in clients.items()}
+        increment = {name: residual(factors, shares, scale) for name, factors in clients.items()} if slots > 1 else {}
         increment = travelling(increment, config.message_dtype)
         metrics = {"update_norm": optax.tree.norm(change), "residual_norm": residual_norm(increment)}
         correction = server.correction.followed_by(increment)
         return Server(server.adapter.replace(lora=lora), correction, jnp.ones_like(server.due)), metrics
-
-    def submodel(full: Server, layer_map: LayerMap) -> Server:
-        due = full.due if keeps_increment(layer_map) else jnp.zeros_like(full.due)
-        return Server(stage_adapter(full.adapter, layer_map), stage_correction(full.correction, layer_map), due)
-
-    def transfer(full: Server, stage: Server, layer_map: LayerMap, mode: str) -> Server:
-        adapter = returned_adapter(full.adapter, stage.adapter, layer_map, mode)
-        return Server(adapter, returned_correction(full.correction, stage.correction, layer_map), stage.due)
 
     return Algorithm(
         name="fedex-lora",
@@ -151,7 +178,7 @@ def fedex_lora(config: MethodConfig) -> Algorithm:
         start=start,
         adapter=lambda train, frozen: adapter_of(train, config, frozen),
         finish=finish,
-        contribution=contribution,
+        contribution=lambda up, share: in_slot(up, share, slots),
         finalize=finalize,
         view=lambda server: server.adapter.replace(delta=server.correction.total()),
         submodel=submodel,
@@ -160,13 +187,3 @@ def fedex_lora(config: MethodConfig) -> Algorithm:
         weighting="uniform",
         cumulative=lambda down: down[1],
     )
-
-
-def residual_norm(increment: dict[str, LoraFactors | jax.Array]) -> jax.Array:
-    """Frobenius norm of a residual over all layers and projections, f32[]."""
-    wide = as_float32(increment)
-    factors = {name: leaf for name, leaf in wide.items() if isinstance(leaf, LoraFactors)}
-    dense = {name: leaf for name, leaf in wide.items() if name not in factors}
-    if not wide:
-        return jnp.float32(0.0)
-    return jnp.linalg.norm(adapter_norms(Adapter(lora=factors, scale=jnp.float32(1.0), delta=dense)))

@@ -18,30 +18,22 @@ no covariance.
 import jax
 import jax.numpy as jnp
 import optax
-from flax import struct
 
 from devft_jax.federated.adapters import adapter_of, initial_adapter, probe, returned_adapter, stage_adapter
+from devft_jax.federated.aggregation import WeightedSum, weighted
 from devft_jax.federated.algorithm import Algorithm, Participant, Share, as_float32, change_of, travelling
 from devft_jax.federated.algorithms.options import MethodConfig
 from devft_jax.models.adapter import Adapter, LoraFactors
 from devft_jax.typing import PyTree
 
 
-class Sums(struct.PyTreeNode):
-    """Weighted sums over clients of the factors' changes.
+def mean_change(sums: WeightedSum) -> tuple[dict[str, LoraFactors], dict[str, jax.Array]]:
+    """The clients' mean change of the factors, and the probed covariance that the product of means lacks.
 
-    Attributes:
-      lora: of the changes. probed: of x times the product of a client's changes, [G, PROBES, out]. weight: f32[].
+    Args:
+      sums: of the factors' changes and of what they give for the probes, [G, PROBES, out], as FedIT's contributions.
     """
-
-    lora: dict[str, LoraFactors]
-    probed: dict[str, jax.Array]
-    weight: jax.Array
-
-
-def mean_change(sums: Sums) -> tuple[dict[str, LoraFactors], dict[str, jax.Array]]:
-    """The clients' mean change of the factors, and the probed covariance that the product of means lacks."""
-    change, probed = jax.tree.map(lambda leaf: leaf / sums.weight, (sums.lora, sums.probed))
+    change, probed = sums.mean()
     return change, jax.tree.map(jnp.subtract, probed, probe(change))
 
 
@@ -58,12 +50,11 @@ def fedit(config: MethodConfig) -> Algorithm:
     def finish(participant: Participant, train: PyTree) -> tuple[PyTree, PyTree]:
         return change_of(train, participant.down, config.message_dtype), participant.row
 
-    def contribution(up: PyTree, share: Share) -> Sums:
+    def contribution(up: PyTree, share: Share) -> WeightedSum:
         lora = as_float32(up)
-        weighted = jax.tree.map(lambda leaf: share.weight * leaf, (lora, probe(lora)))
-        return Sums(lora=weighted[0], probed=weighted[1], weight=share.weight)
+        return weighted((lora, probe(lora)), share)
 
-    def finalize(server: Adapter, sums: Sums) -> tuple[Adapter, dict[str, jax.Array]]:
+    def finalize(server: Adapter, sums: WeightedSum) -> tuple[Adapter, dict[str, jax.Array]]:
         change, error = mean_change(sums)
         lora = optax.tree.add(server.lora, change)
         product = optax.tree.norm(optax.tree.add(probe(lora), error))

@@ -37,8 +37,9 @@ from flax import struct
 
 from devft_jax.developmental import LayerMap, nearest_rotation
 from devft_jax.federated.adapters import returned_adapter, stage_adapter
+from devft_jax.federated.aggregation import WeightedSum
 from devft_jax.federated.algorithm import Algorithm, Clients, Participant, as_float32
-from devft_jax.federated.algorithms.fedit import Sums, fedit
+from devft_jax.federated.algorithms.fedit import fedit
 from devft_jax.federated.algorithms.options import MethodConfig
 from devft_jax.models.adapter import Adapter, LoraFactors
 from devft_jax.models.architecture import ModelConfig
@@ -78,7 +79,7 @@ def fedrot_lora(config: MethodConfig) -> Algorithm:
         rotated = {name: towards(factors, reference[name], age, config.rotation) for name, factors in train.items()}
         return averaging.finish(participant, rotated)
 
-    def finalize(server: Server, sums: Sums) -> tuple[Server, dict[str, jax.Array]]:
+    def finalize(server: Server, sums: WeightedSum) -> tuple[Server, dict[str, jax.Array]]:
         adapter, metrics = averaging.finalize(server.adapter, sums)
         return Server(adapter, server.age + 1), metrics
 

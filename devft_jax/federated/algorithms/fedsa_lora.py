@@ -31,7 +31,8 @@ from flax import struct
 
 from devft_jax.developmental import LayerMap, fuse, inherit
 from devft_jax.federated.adapters import adapter_of, both_factors, initial_adapter, one_factor, returned_adapter
-from devft_jax.federated.algorithm import Algorithm, Participant, Share, as_float32, change_of, travelling
+from devft_jax.federated.aggregation import WeightedSum, weighted
+from devft_jax.federated.algorithm import Algorithm, Participant, as_float32, change_of, travelling
 from devft_jax.federated.algorithms.options import MethodConfig
 from devft_jax.models.adapter import Adapter
 from devft_jax.typing import PyTree
@@ -42,13 +43,6 @@ class Row(struct.PyTreeNode):
 
     b: dict[str, jax.Array]
     seen: jax.Array
-
-
-class Sums(struct.PyTreeNode):
-    """Weighted sums over clients: `a` {projection: [G, in, r]} of its changes, and the `weight`."""
-
-    a: dict[str, jax.Array]
-    weight: jax.Array
 
 
 def fedsa_lora(config: MethodConfig) -> Algorithm:
@@ -64,11 +58,8 @@ def fedsa_lora(config: MethodConfig) -> Algorithm:
         row = Row(b=one_factor(train, "b"), seen=jnp.ones_like(participant.row.seen))
         return change_of(one_factor(train, "a"), participant.down, config.message_dtype), row
 
-    def contribution(up: PyTree, share: Share) -> Sums:
-        return Sums(a=jax.tree.map(lambda leaf: share.weight * leaf, as_float32(up)), weight=share.weight)
-
-    def finalize(server: Adapter, sums: Sums) -> tuple[Adapter, dict[str, jax.Array]]:
-        change = jax.tree.map(lambda leaf: leaf / sums.weight, sums.a)
+    def finalize(server: Adapter, sums: WeightedSum) -> tuple[Adapter, dict[str, jax.Array]]:
+        change = sums.mean()
         a = optax.tree.add(one_factor(server.lora, "a"), change)
         lora = both_factors(a, one_factor(server.lora, "b"))
         return server.replace(lora=lora), {"update_norm": optax.tree.norm(change)}
@@ -99,7 +90,7 @@ def fedsa_lora(config: MethodConfig) -> Algorithm:
         start=start,
         adapter=lambda train, frozen: adapter_of(train, config),
         finish=finish,
-        contribution=contribution,
+        contribution=weighted,
         finalize=finalize,
         view=lambda server: server,
         submodel=lambda server, layer_map: server.replace(lora=fuse(layer_map, server.lora)),

@@ -16,23 +16,16 @@ then depend on what only the server knows, every layer's b.
 import jax
 import jax.numpy as jnp
 import optax
-from flax import struct
 
 from devft_jax.developmental import fuse
 from devft_jax.errors import InputError
 from devft_jax.federated.adapters import adapter_of, both_factors, initial_adapter, one_factor, returned_adapter
-from devft_jax.federated.algorithm import Algorithm, Clients, Participant, Share, as_float32, change_of, travelling
+from devft_jax.federated.aggregation import WeightedSum, weighted
+from devft_jax.federated.algorithm import Algorithm, Clients, Participant, as_float32, change_of, travelling
 from devft_jax.federated.algorithms.options import MethodConfig
 from devft_jax.models.adapter import Adapter
 from devft_jax.models.architecture import ModelConfig
 from devft_jax.typing import PyTree
-
-
-class Sums(struct.PyTreeNode):
-    """Weighted sums over clients: `b` {projection: [G, r, out]} of its changes, and the `weight`."""
-
-    b: dict[str, jax.Array]
-    weight: jax.Array
 
 
 def orthonormal(name: str, a: jax.Array) -> jax.Array:
@@ -62,11 +55,8 @@ def ffa_lora(config: MethodConfig) -> Algorithm:
     def finish(participant: Participant, train: PyTree) -> tuple[PyTree, PyTree]:
         return change_of(train, participant.down, config.message_dtype), participant.row
 
-    def contribution(up: PyTree, share: Share) -> Sums:
-        return Sums(b=jax.tree.map(lambda leaf: share.weight * leaf, as_float32(up)), weight=share.weight)
-
-    def finalize(server: Adapter, sums: Sums) -> tuple[Adapter, dict[str, jax.Array]]:
-        change = jax.tree.map(lambda leaf: leaf / sums.weight, sums.b)
+    def finalize(server: Adapter, sums: WeightedSum) -> tuple[Adapter, dict[str, jax.Array]]:
+        change = sums.mean()
         b = optax.tree.add(one_factor(server.lora, "b"), change)
         lora = both_factors(one_factor(server.lora, "a"), b)
         return server.replace(lora=lora), {"update_norm": optax.tree.norm(change)}
@@ -81,7 +71,7 @@ def ffa_lora(config: MethodConfig) -> Algorithm:
         start=start,
         adapter=lambda train, frozen: adapter_of(both_factors(frozen, train), config),
         finish=finish,
-        contribution=contribution,
+        contribution=weighted,
         finalize=finalize,
         view=lambda server: server,
         submodel=lambda server, layer_map: server.replace(lora=fuse(layer_map, server.lora)),

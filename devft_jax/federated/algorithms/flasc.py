@@ -42,10 +42,11 @@ from jax.flatten_util import ravel_pytree
 
 from devft_jax.developmental import LayerMap
 from devft_jax.federated.adapters import returned_adapter, stage_adapter
+from devft_jax.federated.aggregation import WeightedSum, weighted
 from devft_jax.federated.algorithm import Algorithm, Clients, Participant, Share
 from devft_jax.federated.algorithms.fedit import fedit
 from devft_jax.federated.algorithms.options import MethodConfig
-from devft_jax.models.adapter import Adapter, LoraFactors
+from devft_jax.models.adapter import Adapter
 from devft_jax.models.architecture import ModelConfig
 from devft_jax.typing import PyTree
 
@@ -126,13 +127,6 @@ class Server(struct.PyTreeNode):
     moments: optax.OptState
 
 
-class Sums(struct.PyTreeNode):
-    """Weighted sums over clients of their updates, and the `weight`."""
-
-    update: dict[str, LoraFactors]
-    weight: jax.Array
-
-
 def flasc(config: MethodConfig) -> Algorithm:
     """FLASC with adapters, densities and the `server_` options as the configuration says."""
     federated = fedit(config)
@@ -151,11 +145,11 @@ def flasc(config: MethodConfig) -> Algorithm:
         update = optax.tree.sub(train, participant.down.dense())
         return sparse(update, config.density_up, config.message_dtype), participant.row
 
-    def contribution(up: Sparse, share: Share) -> Sums:
-        return Sums(update=optax.tree.scale(share.weight, up.dense()), weight=share.weight)
+    def contribution(up: Sparse, share: Share) -> WeightedSum:
+        return weighted(up.dense(), share)
 
-    def finalize(server: Server, sums: Sums) -> tuple[Server, dict[str, jax.Array]]:
-        gradient = jax.tree.map(lambda leaf: -leaf / sums.weight, sums.update)
+    def finalize(server: Server, sums: WeightedSum) -> tuple[Server, dict[str, jax.Array]]:
+        gradient = jax.tree.map(jnp.negative, sums.mean())
         step, moments = rule.update(gradient, server.moments, server.adapter.lora)
         adapter = server.adapter.replace(lora=optax.tree.add(server.adapter.lora, step))
         return Server(adapter=adapter, moments=moments), {"update_norm": optax.tree.norm(step)}

@@ -26,12 +26,12 @@ outlives a round: between rounds there is no adapter to carry over.
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import struct
 
 from devft_jax.developmental import LayerMap
-from devft_jax.federated.adapters import adapter_of, first_directions
-from devft_jax.federated.algorithm import Algorithm, Clients, Participant, Share, as_float32, travelling
+from devft_jax.federated.adapters import adapter_of
+from devft_jax.federated.aggregation import ClientRanks, Slots, first_directions, in_slot, stacked, zero_factors
+from devft_jax.federated.algorithm import Algorithm, Clients, Participant, Share, as_float32, empty, travelling
 from devft_jax.federated.algorithms.options import MethodConfig
 from devft_jax.federated.corrections import (
     Correction,
@@ -42,7 +42,6 @@ from devft_jax.federated.corrections import (
     stage_correction,
 )
 from devft_jax.federated.messages import Ranked
-from devft_jax.federated.slots import Slots, apart, in_slot, side_by_side
 from devft_jax.models.adapter import Adapter, LoraFactors
 from devft_jax.models.architecture import PROJECTIONS, ModelConfig
 from devft_jax.models.lora import adapter_norms, initial_a, lora_scale
@@ -56,70 +55,68 @@ class Server(struct.PyTreeNode):
     rank: jax.Array
 
 
+def fresh_factors(key: jax.Array, delta: dict[str, jax.Array], rank: int) -> dict[str, LoraFactors]:
+    """The factors with which a client begins a round: a drawn anew, b = 0.
+
+    Args:
+      key: the client's.
+      delta: the corrections [L, in, out] of every projection.
+      rank: of the factors.
+    """
+
+    def one(name: str, leaf: jax.Array) -> LoraFactors:
+        layers, fan_in, fan_out = leaf.shape
+        a = initial_a(key, name, (layers, fan_in, rank))
+        return LoraFactors(a=a, b=jnp.zeros((layers, rank, fan_out), jnp.float32))
+
+    return {name: one(name, leaf) for name, leaf in delta.items()}
+
+
+def submodel(full: Server, layer_map: LayerMap) -> Server:
+    """The stage's state: its stack goes on travelling where the stage's layers are the model's own."""
+    rank = full.rank if keeps_increment(layer_map) else jnp.zeros_like(full.rank)
+    return Server(stage_correction(full.correction, layer_map), rank)
+
+
+def transfer(full: Server, stage: Server, layer_map: LayerMap, mode: str) -> Server:
+    """The state at full depth after a stage; no mode matters, since no adapter outlives a round."""
+    return Server(returned_correction(full.correction, stage.correction, layer_map), stage.rank)
+
+
 def flora(config: MethodConfig) -> Algorithm:
     """FLoRA with clients of the configured rank, or of `client_ranks` in turn; row then: {"rank": i32[]}.
 
     `message_dtype` is the dtype in which factors travel, the stack like a client's own.
     """
     targets = tuple(sorted(config.targets, key=PROJECTIONS.index))
-    ranks = config.client_ranks or (config.rank,)
-    mixed, largest, slots = len(set(ranks)) > 1, max(ranks), config.clients_per_round
-    scale = lora_scale(config)
+    given = config.client_ranks or (config.rank,)
+    ranks, slots, scale = ClientRanks(given, most=max(given)), config.clients_per_round, lora_scale(config)
 
     def init_server(key: jax.Array, model: ModelConfig, clients: Clients) -> Server:
-        delta, width = no_delta(model, targets), slots * largest
-
-        def empty_stack(leaf: jax.Array) -> LoraFactors:
-            layers, fan_in, fan_out = leaf.shape
-            factors = LoraFactors(
-                a=jnp.zeros((layers, fan_in, width), jnp.float32), b=jnp.zeros((layers, width, fan_out), jnp.float32)
-            )
-            return travelling(factors, config.message_dtype)
-
-        stack = {name: empty_stack(leaf) for name, leaf in delta.items()}
-        return Server(correction=Correction(delta=delta, increment=stack), rank=jnp.int32(0))
+        delta = no_delta(model, targets)
+        stack = {name: zero_factors(leaf.shape, slots * ranks.most) for name, leaf in delta.items()}
+        return Server(Correction(delta, travelling(stack, config.message_dtype)), jnp.int32(0))
 
     def start(participant: Participant) -> tuple[PyTree, PyTree]:
-        lora = {}
-        for name, leaf in participant.known.items():
-            layers, fan_in, fan_out = leaf.shape
-            a = initial_a(participant.key, name, (layers, fan_in, largest))
-            lora[name] = LoraFactors(a=a, b=jnp.zeros((layers, largest, fan_out), jnp.float32))
-        if mixed:
+        lora = fresh_factors(participant.key, participant.known, ranks.most)
+        if ranks.differ:
             lora = first_directions(lora, participant.row["rank"])
         return lora, corrected(participant.known, participant.down.lora)
 
     def finish(participant: Participant, train: PyTree) -> tuple[PyTree, PyTree]:
         sent = travelling(train, config.message_dtype)
-        if mixed:
-            rank = participant.row["rank"]
-            sent = Ranked(lora=first_directions(sent, rank), rank=rank, most=largest)
-        return sent, participant.row
+        return ranks.message(sent, participant.row["rank"]) if ranks.differ else sent, participant.row
 
     def contribution(up: PyTree, share: Share) -> Slots:
-        return in_slot((up.lora, up.rank) if mixed else (up, jnp.int32(largest)), share, slots)
+        return in_slot((up.lora, up.rank) if ranks.differ else (up, jnp.int32(ranks.most)), share, slots)
 
     def finalize(server: Server, sums: Slots) -> tuple[Server, dict[str, jax.Array]]:
-        (lora, taken), shares = apart(sums)
-
-        def stacked(factors: LoraFactors) -> LoraFactors:
-            a, b = side_by_side(scale * shares[:, None, None, None] * factors.a, factors.b)
-            return LoraFactors(a=a, b=b)
-
-        stack = travelling({name: stacked(factors) for name, factors in lora.items()}, config.message_dtype)
+        (lora, taken), shares = sums.apart()
+        stack = {name: stacked(factors, scale * shares) for name, factors in lora.items()}
+        stack = travelling(stack, config.message_dtype)
         norms = adapter_norms(Adapter(lora=as_float32(stack), scale=jnp.float32(1.0)))
         rank = jnp.sum(jnp.round(taken)).astype(jnp.int32)
         return Server(server.correction.followed_by(stack), rank), {"update_norm": jnp.linalg.norm(norms)}
-
-    def traits(clients: Clients) -> PyTree:
-        return {"rank": jnp.asarray(np.resize(ranks, clients.size), jnp.int32)} if mixed else {}
-
-    def submodel(full: Server, layer_map: LayerMap) -> Server:
-        rank = full.rank if keeps_increment(layer_map) else jnp.zeros_like(full.rank)
-        return Server(stage_correction(full.correction, layer_map), rank)
-
-    def transfer(full: Server, stage: Server, layer_map: LayerMap, mode: str) -> Server:
-        return Server(returned_correction(full.correction, stage.correction, layer_map), stage.rank)
 
     return Algorithm(
         name="flora",
@@ -128,7 +125,7 @@ def flora(config: MethodConfig) -> Algorithm:
         message="up a and b of every adapted layer; down those of all participants, stacked",
         state="server: a dense correction of every adapted weight; clients: the same, and their rank where ranks differ",
         init_server=init_server,
-        broadcast=lambda server: Ranked(server.correction.increment, server.rank, most=slots * largest),
+        broadcast=lambda server: Ranked(server.correction.increment, server.rank, most=slots * ranks.most),
         start=start,
         adapter=lambda train, frozen: adapter_of(train, config, frozen),
         finish=finish,
@@ -138,6 +135,6 @@ def flora(config: MethodConfig) -> Algorithm:
         submodel=submodel,
         transfer=transfer,
         known=lambda server: server.correction.delta,
-        traits=traits,
+        traits=ranks.traits if ranks.differ else empty,
         cumulative=lambda down: down,
     )

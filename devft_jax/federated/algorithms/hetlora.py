@@ -36,8 +36,9 @@ import optax
 from flax import struct
 
 from devft_jax.errors import InputError
-from devft_jax.federated.adapters import adapter_of, first_directions, masked, probe
-from devft_jax.federated.algorithm import Algorithm, Clients, Participant, Share, as_float32, change_of
+from devft_jax.federated.adapters import adapter_of, probe
+from devft_jax.federated.aggregation import ClientRanks, first_directions, masked
+from devft_jax.federated.algorithm import Algorithm, Participant, Share, as_float32, change_of
 from devft_jax.federated.algorithms.fedit import fedit
 from devft_jax.federated.algorithms.options import MethodConfig
 from devft_jax.federated.messages import Ranked, Unsent
@@ -53,9 +54,13 @@ class Sums(struct.PyTreeNode):
     """Sums over clients, with their norms in the weights of the first four.
 
     Attributes:
-      change: of the factors' changes. absent: f32[r], of the clients that do not hold a direction.
-      probed: of x a_i b_i [G, PROBES, out]. norm: f32[], of the weights themselves.
-      holders: f32[r], how many clients hold a direction. rank: of the ranks. weight: f32[], without norms.
+      change: of the factors' changes.
+      absent: f32[r], of the clients that do not hold a direction.
+      probed: of x a_i b_i [G, PROBES, out].
+      norm: f32[], of the weights themselves.
+      holders: f32[r], how many clients hold a direction.
+      rank: of the ranks.
+      weight: f32[], without norms.
     """
 
     change: dict[str, LoraFactors]
@@ -67,37 +72,76 @@ class Sums(struct.PyTreeNode):
     weight: jax.Array
 
 
+def pruned_ranks(most: int, shrink: float) -> list[int]:
+    """g of every rank from 0 to the largest: what a pruning leaves of it.
+
+    Args:
+      most: the largest rank.
+      shrink: gamma.
+    """
+    return [max(1, min(math.floor(shrink * rank), rank - 1)) for rank in range(most + 1)]
+
+
+def tail_norm(lora: dict[str, LoraFactors], kept: jax.Array, rank: jax.Array) -> jax.Array:
+    """T(g) f32[], of the directions that a pruning would remove.
+
+    Args:
+      lora: factors [L, in, r], [L, r, out] of every projection.
+      kept: g, i32[].
+      rank: r_i, i32[].
+    """
+
+    def one(factors: LoraFactors) -> jax.Array:
+        directions = jnp.arange(factors.a.shape[-1], dtype=jnp.int32)
+        part = masked(factors, (directions >= kept) & (directions < rank))
+        return jnp.sum(_norms(part.a) * _norms(part.b))
+
+    return sum((one(factors) for factors in lora.values()), start=jnp.float32(0))
+
+
+def _norms(leaf: jax.Array) -> jax.Array:
+    """Frobenius norms f32[L] of matrices [L, ., .], with gradient zero where they are zero."""
+    squares = jnp.sum(leaf**2, axis=(1, 2))
+    zero = squares == 0
+    return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, squares)))
+
+
+def finalize(server: Adapter, sums: Sums) -> tuple[Adapter, dict[str, jax.Array]]:
+    """The mean of factors in which a direction that no participant holds stays as it is."""
+    change, absent, probed = jax.tree.map(lambda leaf: leaf / sums.norm, (sums.change, sums.absent, sums.probed))
+    held = sums.holders > 0
+    zeros = jnp.where(held, absent, 0.0)
+
+    def step_of(factors: LoraFactors, moved: LoraFactors) -> LoraFactors:
+        return LoraFactors(a=moved.a - zeros[None, None] * factors.a, b=moved.b - zeros[None, :, None] * factors.b)
+
+    step = {name: step_of(factors, change[name]) for name, factors in server.lora.items()}
+    lora = optax.tree.add(server.lora, step)
+    mean = {name: masked(factors, held) for name, factors in lora.items()}
+    error, product = jax.tree.map(jnp.subtract, probed, probe(mean)), optax.tree.norm(probed)
+    metrics = {
+        "update_norm": optax.tree.norm(step),
+        "aggregation_error": jnp.where(product > 0, optax.tree.norm(error) / product, 0.0),
+        "mean_rank": sums.rank / sums.weight,
+    }
+    return server.replace(lora=lora), metrics
+
+
 def hetlora(config: MethodConfig) -> Algorithm:
     """HETLoRA with adapters, ranks, `rank_shrink` and `rank_penalty` as the configuration says.
 
     A row is the client's rank, {"rank": i32[]}. Raises `InputError` for a client's rank above `rank`.
     """
-    federated = fedit(config)
-    most = config.rank
-    ranks = config.client_ranks or (most,)
-    if max(ranks) > most:
+    federated, ranks = fedit(config), ClientRanks(config.client_ranks or (config.rank,), most=config.rank)
+    if max(ranks.ranks) > ranks.most:
         raise InputError(
-            f"client_ranks {','.join(map(str, ranks))} holds a rank above rank {most}; raise rank to the largest of them."
+            f"client_ranks {','.join(map(str, ranks.ranks))} holds a rank above rank {ranks.most}; raise rank to the "
+            "largest of them."
         )
-    after_pruning = [max(1, min(math.floor(config.rank_shrink * rank), rank - 1)) for rank in range(most + 1)]
+    after_pruning = pruned_ranks(ranks.most, config.rank_shrink)
 
     def kept(rank: jax.Array) -> jax.Array:
-        """g i32[], the rank after a pruning."""
         return jnp.array(after_pruning, jnp.int32)[rank]
-
-    def tail_norm(lora: dict[str, LoraFactors], rank: jax.Array) -> jax.Array:
-        """T(g) f32[]."""
-        directions = jnp.arange(most, dtype=jnp.int32)
-        tail = (directions >= kept(rank)) & (directions < rank)
-
-        def one(factors: LoraFactors) -> jax.Array:
-            part = masked(factors, tail)
-            return jnp.sum(_norms(part.a) * _norms(part.b))
-
-        return sum((one(factors) for factors in lora.values()), start=jnp.float32(0))
-
-    def ranked(lora: dict[str, LoraFactors], rank: jax.Array) -> Ranked:
-        return Ranked(lora=first_directions(lora, rank), rank=rank, most=most)
 
     def start(participant: Participant) -> tuple[PyTree, PyTree]:
         return as_float32(participant.down.lora), participant.down.rank
@@ -106,19 +150,19 @@ def hetlora(config: MethodConfig) -> Algorithm:
         return federated.adapter(first_directions(train, frozen), ())
 
     def finish(participant: Participant, train: PyTree) -> tuple[PyTree, PyTree]:
-        rank = participant.down.rank
-        before = tail_norm(as_float32(participant.down.lora), rank)
-        rank = jnp.where(tail_norm(train, rank) < before, kept(rank), rank)
+        received, rank = as_float32(participant.down.lora), participant.down.rank
+        falls = tail_norm(train, kept(rank), rank) < tail_norm(received, kept(rank), rank)
+        rank = jnp.where(falls, kept(rank), rank)
         change = first_directions(change_of(train, participant.down.lora, config.message_dtype), rank)
-        arrived = optax.tree.add(as_float32(participant.down.lora), as_float32(change))
-        return (ranked(change, rank), Unsent(first_directions(arrived, rank))), {"rank": rank}
+        arrived = optax.tree.add(received, as_float32(change))
+        return (ranks.message(change, rank), Unsent(first_directions(arrived, rank))), {"rank": rank}
 
     def contribution(up: tuple[Ranked, Unsent], share: Share) -> Sums:
         sent, lora = up[0], up[1].value
         # The common scale in this norm cancels between clients.
         norm = optax.tree.norm(adapter_norms(adapter_of(lora, config)))
         weight = share.weight * jnp.maximum(norm, SMALLEST_NORM)
-        holds = jnp.where(jnp.arange(most) < sent.rank, 1.0, 0.0)
+        holds = jnp.where(jnp.arange(ranks.most) < sent.rank, 1.0, 0.0)
         change, absent, probed = jax.tree.map(lambda leaf: weight * leaf, (as_float32(sent.lora), 1 - holds, probe(lora)))
         return Sums(
             change=change,
@@ -130,48 +174,19 @@ def hetlora(config: MethodConfig) -> Algorithm:
             weight=share.weight,
         )
 
-    def finalize(server: Adapter, sums: Sums) -> tuple[Adapter, dict[str, jax.Array]]:
-        change, absent, probed = jax.tree.map(lambda leaf: leaf / sums.norm, (sums.change, sums.absent, sums.probed))
-        held = sums.holders > 0
-        zeros = jnp.where(held, absent, 0.0)
-
-        def step_of(factors: LoraFactors, moved: LoraFactors) -> LoraFactors:
-            return LoraFactors(a=moved.a - zeros[None, None] * factors.a, b=moved.b - zeros[None, :, None] * factors.b)
-
-        step = {name: step_of(factors, change[name]) for name, factors in server.lora.items()}
-        lora = optax.tree.add(server.lora, step)
-        mean = {name: masked(factors, held) for name, factors in lora.items()}
-        error, product = jax.tree.map(jnp.subtract, probed, probe(mean)), optax.tree.norm(probed)
-        metrics = {
-            "update_norm": optax.tree.norm(step),
-            "aggregation_error": jnp.where(product > 0, optax.tree.norm(error) / product, 0.0),
-            "mean_rank": sums.rank / sums.weight,
-        }
-        return server.replace(lora=lora), metrics
-
-    def traits(clients: Clients) -> PyTree:
-        return {"rank": jnp.resize(jnp.array(ranks, jnp.int32), (clients.size,))}
-
     return dataclasses.replace(
         federated,
         name="hetlora",
         reference="Cho et al., Heterogeneous LoRA for Federated Fine-tuning of On-Device Foundation Models, EMNLP 2024",
         message="a and b of every adapted layer up to the client's rank, and that rank, both ways",
         state="clients: their rank",
-        address=lambda down, row: ranked(down, row["rank"]),
+        address=lambda down, row: ranks.message(down, row["rank"]),
         start=start,
         adapter=adapter,
         finish=finish,
         contribution=contribution,
         finalize=finalize,
-        penalty=lambda train, frozen: config.rank_penalty * tail_norm(train, frozen),
-        traits=traits,
+        penalty=lambda train, rank: config.rank_penalty * tail_norm(train, kept(rank), rank),
+        traits=ranks.traits,
         weighting="uniform",
     )
-
-
-def _norms(leaf: jax.Array) -> jax.Array:
-    """Frobenius norms f32[L] of matrices [L, ., .], with gradient zero where they are zero."""
-    squares = jnp.sum(leaf**2, axis=(1, 2))
-    zero = squares == 0
-    return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, squares)))

@@ -33,8 +33,8 @@ from flax import struct
 
 from devft_jax.developmental import LayerMap
 from devft_jax.federated.adapters import returned_adapter, stage_adapter
+from devft_jax.federated.aggregation import WeightedSum
 from devft_jax.federated.algorithm import Algorithm, Clients, Participant, Share, as_float32, change_of, travelling
-from devft_jax.federated.algorithms.fedit import Sums as FedITSums
 from devft_jax.federated.algorithms.fedit import fedit
 from devft_jax.federated.algorithms.options import MethodConfig
 from devft_jax.models.adapter import Adapter, LoraFactors
@@ -60,8 +60,55 @@ class Message(struct.PyTreeNode):
 class Sums(struct.PyTreeNode):
     """FedIT's weighted sums, and the plain sum of the controls' changes."""
 
-    federated: FedITSums
+    federated: WeightedSum
     control: dict[str, LoraFactors]
+
+
+def corrected_optimizer(rule: optax.GradientTransformation, frozen: PyTree, rate: jax.Array) -> optax.GradientTransformation:
+    """The run's rule, after which every step is corrected by -lr (c - c_i).
+
+    Args:
+      rule: the run's optimiser.
+      frozen: c - c_i, of the adapter's shape.
+      rate: lr, f32[].
+    """
+
+    def corrected(updates: PyTree, train: PyTree) -> PyTree:
+        return jax.tree.map(lambda update, correction: update - rate * correction, updates, frozen)
+
+    return optax.chain(rule, optax.stateless(corrected))
+
+
+def change_of_control(down: Message, train: PyTree, length: jax.Array) -> PyTree:
+    """c_i+ - c_i = (x - x_i) / (E lr) - c, zero where the learning rate is.
+
+    Args:
+      down: x and c, in float32.
+      train: x_i.
+      length: E lr, f32[].
+    """
+    learned = length > 0
+
+    def one(before: jax.Array, after: jax.Array, control: jax.Array) -> jax.Array:
+        return jnp.where(learned, (before - after) / jnp.where(learned, length, 1) - control, 0)
+
+    return jax.tree.map(one, down.lora, train, down.control)
+
+
+def submodel(server: Server, layer_map: LayerMap) -> Server:
+    """The stage's state, in which the control begins at zero."""
+    adapter = stage_adapter(server.adapter, layer_map)
+    return server.replace(adapter=adapter, control=optax.tree.zeros_like(adapter.lora))
+
+
+def transfer(full: Server, stage: Server, layer_map: LayerMap, mode: str) -> Server:
+    """The state at full depth after a stage; its control is the one that it began with, zero."""
+    return full.replace(adapter=returned_adapter(full.adapter, stage.adapter, layer_map, mode))
+
+
+def submodel_row(row: PyTree, layer_map: LayerMap) -> PyTree:
+    """A client's control at the beginning of a stage, zero."""
+    return jax.tree.map(lambda leaf: jnp.zeros((layer_map.num_groups, *leaf.shape[1:]), jnp.float32), row)
 
 
 def scaffold(config: MethodConfig) -> Algorithm:
@@ -76,22 +123,9 @@ def scaffold(config: MethodConfig) -> Algorithm:
         down = as_float32(participant.down)
         return down.lora, optax.tree.sub(down.control, participant.row)
 
-    def optimizer(rule: optax.GradientTransformation, frozen: PyTree, rate: jax.Array) -> optax.GradientTransformation:
-        def corrected(updates: PyTree, train: PyTree) -> PyTree:
-            return jax.tree.map(lambda update, correction: update - rate * correction, updates, frozen)
-
-        return optax.chain(rule, optax.stateless(corrected))
-
     def finish(participant: Participant, train: PyTree) -> tuple[PyTree, PyTree]:
         down = as_float32(participant.down)
-        length = participant.steps * participant.learning_rate
-        learned = length > 0
-        change = jax.tree.map(
-            lambda before, after, control: jnp.where(learned, (before - after) / jnp.where(learned, length, 1) - control, 0),
-            down.lora,
-            train,
-            down.control,
-        )
+        change = change_of_control(down, train, participant.steps * participant.learning_rate)
         moved = change_of(train, participant.down.lora, config.message_dtype)
         up = Message(lora=moved, control=travelling(change, config.message_dtype))
         return up, optax.tree.add(participant.row, as_float32(up.control))
@@ -104,13 +138,6 @@ def scaffold(config: MethodConfig) -> Algorithm:
         adapter, metrics = federated.finalize(server.adapter, sums.federated)
         control = jax.tree.map(lambda leaf, change: leaf + change / server.clients, server.control, sums.control)
         return server.replace(adapter=adapter, control=control), metrics | {"control_norm": optax.tree.norm(control)}
-
-    def submodel(server: Server, layer_map: LayerMap) -> Server:
-        adapter = stage_adapter(server.adapter, layer_map)
-        return server.replace(adapter=adapter, control=optax.tree.zeros_like(adapter.lora))
-
-    def submodel_row(row: PyTree, layer_map: LayerMap) -> PyTree:
-        return jax.tree.map(lambda leaf: jnp.zeros((layer_map.num_groups, *leaf.shape[1:]), jnp.float32), row)
 
     return dataclasses.replace(
         federated,
@@ -127,11 +154,8 @@ def scaffold(config: MethodConfig) -> Algorithm:
         finalize=finalize,
         view=lambda server: server.adapter,
         submodel=submodel,
-        # The controls of the full depth are the ones that it began with, zero.
-        transfer=lambda full, stage, layer_map, mode: full.replace(
-            adapter=returned_adapter(full.adapter, stage.adapter, layer_map, mode)
-        ),
-        optimizer=optimizer,
+        transfer=transfer,
+        optimizer=corrected_optimizer,
         init_row=lambda server, trait: optax.tree.zeros_like(server.control),
         submodel_row=submodel_row,
         transfer_row=lambda full, stage, layer_map, mode: full,

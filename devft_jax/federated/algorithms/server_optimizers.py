@@ -38,8 +38,9 @@ from flax import struct
 
 from devft_jax.developmental import LayerMap
 from devft_jax.federated.adapters import returned_adapter, stage_adapter
+from devft_jax.federated.aggregation import WeightedSum
 from devft_jax.federated.algorithm import Algorithm, Clients
-from devft_jax.federated.algorithms.fedit import Sums, fedit, mean_change
+from devft_jax.federated.algorithms.fedit import fedit, mean_change
 from devft_jax.federated.algorithms.options import MethodConfig
 from devft_jax.models.adapter import Adapter, LoraFactors
 from devft_jax.models.architecture import ModelConfig
@@ -92,7 +93,7 @@ def with_server_rule(
     def init_server(key: jax.Array, model: ModelConfig, clients: Clients) -> Server:
         return fresh(federated.init_server(key, model, clients))
 
-    def finalize(server: Server, sums: Sums) -> tuple[Server, dict[str, jax.Array]]:
+    def finalize(server: Server, sums: WeightedSum) -> tuple[Server, dict[str, jax.Array]]:
         _, metrics = federated.finalize(server.adapter, sums)
         step, first, second = rule(mean_change(sums)[0], server)
         adapter = server.adapter.replace(lora=optax.tree.add(server.adapter.lora, step))

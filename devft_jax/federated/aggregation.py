@@ -1,0 +1,296 @@
+"""The three ways in which most methods aggregate, each to be taken as it is.
+
+A round's aggregation is a sum of contributions over clients, chunks and devices, which `finalize` turns into the server's
+step. What a method needs is usually one of these; N elements stand for one client's message, K for the cohort, r for the
+rank, L for the stage's layers.
+
+* **A mean** of what clients send, factors or anything else: `weighted` is the contribution, `WeightedSum.mean` the result.
+  4 N bytes, whatever the cohort; 2 N FLOPs a client.
+
+      contribution = weighted                              # (up, share) -> WeightedSum
+      finalize:      change = sums.mean()                  # sum_i w_i x_i / sum_i w_i
+
+  The mean of factors is not the factor of the mean: see `devft_jax.federated.algorithms.fedit` for the difference.
+
+* **A mean of products** sum_i w_i a_i b_i, which no sum of factors is. `in_slot` keeps every client's factors apart until
+  the end, `Slots.apart` gives them back with their shares: 4 K N bytes. The mean is then dense by `mean_of_products`
+  (4 L in out bytes, 2 K L in out r FLOPs) or exact in low rank K r by `stacked` (4 K N bytes, K N FLOPs), and comes back to
+  rank r by `best_factors`.
+
+      contribution = in_slot(up, share, cohort)
+      finalize:      clients, shares = sums.apart()        # leaves [K, ...], f32[K]
+                     lora = {name: best_factors(stacked(each, shares), rank) for name, each in clients.items()}
+
+* **Ranks per client**: `ClientRanks` gives every client a rank of its own as a trait, cuts factors to it and wraps messages
+  so that padding is not counted. Clients of one cohort train under `vmap` with factors of the largest rank, so that memory
+  and FLOPs are those of the largest.
+
+      traits  = ranks.traits                               # row: {"rank": i32[]}
+      address = lambda down, row: ranks.message(down, row["rank"])
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from devft_jax.federated.algorithm import Clients, Share, as_float32
+from devft_jax.federated.messages import Ranked
+from devft_jax.models.adapter import LoraFactors
+from devft_jax.typing import PyTree
+
+# ---------------------------------------------------------------------------------------------------
+# A mean
+
+
+class WeightedSum(struct.PyTreeNode):
+    """A sum of messages, each times its weight.
+
+    Attributes:
+      total: of the messages' shape, in float32.
+      weight: f32[], the sum of the weights.
+    """
+
+    total: PyTree
+    weight: jax.Array
+
+    def mean(self) -> PyTree:
+        """The weighted mean of the messages; there has to be one."""
+        return jax.tree.map(lambda leaf: leaf / self.weight, self.total)
+
+
+def weighted(message: PyTree, share: Share) -> WeightedSum:
+    """A client's contribution to a mean.
+
+    Args:
+      message: any pytree of floats, whatever their dtype.
+      share: its part in the aggregation.
+    """
+    return WeightedSum(jax.tree.map(lambda leaf: share.weight * leaf, as_float32(message)), share.weight)
+
+
+# ---------------------------------------------------------------------------------------------------
+# A mean of products
+
+
+class Slots(struct.PyTreeNode):
+    """The messages of a cohort, one by one: a sum whose every term is zero but in the slot of its client.
+
+    Everything in a slot is multiplied by the message's weight, which the slot carries too: a contribution is then linear in
+    its weight, like any other.
+
+    Attributes:
+      leaves: [K, ...] in float32, each times its weight.
+      weights: f32[K].
+    """
+
+    leaves: PyTree
+    weights: jax.Array
+
+    def apart(self) -> tuple[PyTree, jax.Array]:
+        """The messages, leaves f32[K, ...], and the clients' shares f32[K], which sum to one; zero in empty slots."""
+        divisor = jnp.where(self.weights > 0, self.weights, 1.0)
+        messages = jax.tree.map(lambda leaf: leaf / divisor.reshape(-1, *[1] * (leaf.ndim - 1)), self.leaves)
+        return messages, self.weights / jnp.sum(self.weights)
+
+
+def in_slot(message: PyTree, share: Share, count: int) -> Slots:
+    """A client's contribution where the server needs messages apart.
+
+    Args:
+      message: any pytree of numbers.
+      share: its part in the aggregation; `share.slot` is the client's place in the cohort.
+      count: K, the clients of a round.
+    """
+    mine = jnp.arange(count, dtype=jnp.int32) == share.slot
+
+    def one(leaf: jax.Array) -> jax.Array:
+        # Chosen from a broadcast, which a sum over clients never has to write down.
+        chosen = mine.reshape(-1, *[1] * leaf.ndim)
+        return jnp.where(chosen, share.weight * leaf, 0.0)
+
+    return Slots(leaves=jax.tree.map(one, as_float32(message)), weights=one(jnp.float32(1.0)))
+
+
+def product(factors: LoraFactors) -> jax.Array:
+    """a b, f32[L, in, out]; 2 L in out r FLOPs.
+
+    Args:
+      factors: [L, in, r], [L, r, out], in any float dtype.
+    """
+    a, b = (leaf.astype(jnp.float32) for leaf in (factors.a, factors.b))
+    return jnp.einsum("lir,lro->lio", a, b, precision="highest")
+
+
+def zero_factors(shape: tuple[int, ...], rank: int) -> LoraFactors:
+    """Factors of rank `rank` that are zero, [L, in, rank], [L, rank, out] in float32.
+
+    Args:
+      shape: (L, in, out) of their product.
+      rank: of the factors.
+    """
+    layers, fan_in, fan_out = shape
+    return LoraFactors(a=jnp.zeros((layers, fan_in, rank), jnp.float32), b=jnp.zeros((layers, rank, fan_out), jnp.float32))
+
+
+def stacked(factors: LoraFactors, shares: jax.Array) -> LoraFactors:
+    """sum_k w_k a_k b_k exactly, as one pair of factors of rank K r: a = [w_1 a_1, ..., w_K a_K], b = [b_1; ...; b_K].
+
+    Args:
+      factors: of every client, [K, L, in, r], [K, L, r, out].
+      shares: w, f32[K].
+
+    Returns:
+      Factors [L, in, K r], [L, K r, out]; 4 K N bytes in float32.
+    """
+    a, b = shares[:, None, None, None] * factors.a, factors.b
+    count, layers, fan_in, rank = a.shape
+    return LoraFactors(
+        a=jnp.moveaxis(a, 0, 2).reshape(layers, fan_in, count * rank),
+        b=jnp.moveaxis(b, 0, 1).reshape(layers, count * rank, b.shape[-1]),
+    )
+
+
+def mean_of_products(factors: LoraFactors, shares: jax.Array) -> jax.Array:
+    """sum_k w_k a_k b_k, dense: f32[L, in, out], of 4 L in out bytes; 2 K L in out r FLOPs.
+
+    Args:
+      factors: of every client, [K, L, in, r], [K, L, r, out].
+      shares: w, f32[K].
+    """
+    return product(stacked(factors, shares))
+
+
+def best_factors(matrix: LoraFactors | jax.Array, rank: int, scale: float = 1.0) -> LoraFactors:
+    """Factors of rank `rank` whose product, times `scale`, is the nearest to a matrix in the Frobenius norm.
+
+    With the singular value decomposition U S V^T,
+
+        a = U_r (S_r / scale)^(1/2),    b = (S_r / scale)^(1/2) V_r^T,
+
+    the sign of each triplet fixed by its largest entry of U being positive. Directions of no size, such as all those of a
+    zero matrix, get b = 0 beside an a that is not zero, as LoRA begins: zero in both factors they could never learn again.
+
+    A dense matrix costs about 14 in out min(in, out) FLOPs a layer. Factors of rank q are decomposed through their QR
+    decompositions, about 4 (in + out) q^2 + 14 q^3 FLOPs a layer, and the matrix is never formed.
+
+    Args:
+      matrix: f32[L, in, out], or factors [L, in, q], [L, q, out] of it.
+      rank: of the result, at most the number of singular values: min(in, out), and q if that is less.
+      scale: what the model multiplies the product by.
+
+    Returns:
+      Factors [L, in, rank], [L, rank, out].
+
+    Raises:
+      ValueError: the matrix has fewer singular values than `rank`.
+    """
+    most = min(_extents(matrix))
+    if rank > most:
+        raise ValueError(f"rank {rank} exceeds the {most} singular values of the matrix; lower it.")
+
+    return jax.lax.map(lambda layer: best_factors_of_layer(layer, rank, scale), matrix)
+
+
+def best_factors_of_layer(matrix: LoraFactors | jax.Array, rank: int, scale: float = 1.0) -> LoraFactors:
+    """`best_factors` of one layer.
+
+    Args:
+      matrix: f32[in, out], or factors [in, q], [q, out] of it.
+      rank: of the result.
+      scale: what the model multiplies the product by.
+
+    Returns:
+      Factors [in, rank], [rank, out].
+    """
+    if not isinstance(matrix, LoraFactors):
+        left, values, right = jnp.linalg.svd(matrix, full_matrices=False)
+        return _leading(left, values, right, rank, scale)
+    of_a, triangle = jnp.linalg.qr(matrix.a)
+    of_b, other = jnp.linalg.qr(matrix.b.T)
+    left, values, right = jnp.linalg.svd(jnp.matmul(triangle, other.T, precision="highest"), full_matrices=False)
+    left, right = jnp.matmul(of_a, left, precision="highest"), jnp.matmul(right, of_b.T, precision="highest")
+    return _leading(left, values, right, rank, scale)
+
+
+# Of a column of the a with which LoRA begins, whose entries are uniform within 1 / sqrt(in).
+FIRST_NORM = 3**-0.5
+
+
+def _extents(matrix: LoraFactors | jax.Array) -> tuple[int, ...]:
+    if isinstance(matrix, LoraFactors):
+        return (*matrix.a.shape[1:], matrix.b.shape[-1])
+    return matrix.shape[1:]
+
+
+def _leading(left: jax.Array, values: jax.Array, right: jax.Array, rank: int, scale: float) -> LoraFactors:
+    """Factors of the first triplets of a decomposition; see `best_factors`."""
+    # As numpy's matrix_rank has it.
+    none = values[:rank] <= values[0] * max(left.shape[0], right.shape[1]) * jnp.finfo(jnp.float32).eps
+    left, right, root = left[:, :rank], right[:rank], jnp.sqrt(values[:rank] / scale)
+    largest = jnp.take_along_axis(left, jnp.argmax(jnp.abs(left), axis=0)[None], axis=0)[0]
+    sign = jnp.where(largest < 0, -1.0, 1.0)
+    of_a, of_b = jnp.where(none, FIRST_NORM, root), jnp.where(none, 0.0, root)
+    return LoraFactors(a=left * (sign * of_a)[None], b=(sign * of_b)[:, None] * right)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Ranks per client
+
+
+def masked(factors: LoraFactors, mask: jax.Array) -> LoraFactors:
+    """Factors with some directions set to zero.
+
+    Args:
+      factors: [L, in, r], [L, r, out].
+      mask: bool[r], the directions that stay.
+    """
+    return LoraFactors(a=jnp.where(mask, factors.a, 0), b=jnp.where(mask[:, None], factors.b, 0))
+
+
+def first_directions(lora: dict[str, LoraFactors], rank: jax.Array) -> dict[str, LoraFactors]:
+    """Factors with every direction from `rank` on set to zero.
+
+    Args:
+      lora: factors [L, in, r], [L, r, out] of every projection.
+      rank: i32[], how many directions stay.
+    """
+    return {name: masked(factors, jnp.arange(factors.a.shape[-1], dtype=jnp.int32) < rank) for name, factors in lora.items()}
+
+
+@dataclass(frozen=True)
+class ClientRanks:
+    """Ranks that clients have in turn, by their place in the population.
+
+    Attributes:
+      ranks: such as (32, 16, 8); one alone is everyone's.
+      most: the rank that factors are padded to, at least the largest of them.
+    """
+
+    ranks: Sequence[int]
+    most: int
+
+    @property
+    def differ(self) -> bool:
+        """Whether there is more than one."""
+        return len(set(self.ranks)) > 1
+
+    def traits(self, clients: Clients) -> PyTree:
+        """An algorithm's `traits`: {"rank": i32[N]}.
+
+        Args:
+          clients: the population.
+        """
+        return {"rank": jnp.asarray(np.resize(self.ranks, clients.size), jnp.int32)}
+
+    def message(self, lora: dict[str, LoraFactors], rank: jax.Array) -> Ranked:
+        """The first directions of factors as a message: (a + b elements) rank / most, and 4 bytes for the rank.
+
+        Args:
+          lora: factors [L, in, most], [L, most, out] of every projection, in the dtype in which they travel.
+          rank: i32[], how many directions travel.
+        """
+        return Ranked(lora=first_directions(lora, rank), rank=rank, most=self.most)
