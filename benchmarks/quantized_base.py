@@ -36,7 +36,7 @@ def write_random_model(folder: Path) -> None:
 
     from devft_jax.models.architecture import PROJECTIONS, ModelConfig
     from devft_jax.models.base import Base, Block
-    from devft_jax.models.huggingface.reading import save_pretrained
+    from devft_jax.models.huggingface.writing import save_pretrained
     from devft_jax.training.submodels import bundled_model
 
     config = ModelConfig(

@@ -237,7 +237,7 @@ def main() -> None:
     import orbax.checkpoint as ocp
     from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-    from devft_jax.models.huggingface.reading import save_pretrained
+    from devft_jax.models.huggingface.writing import save_pretrained
 
     tokenizer, streams = prepare(options)
     config = ModelConfig(

@@ -11,7 +11,7 @@ import numpy as np
 from devft_jax.config.run_config import RunConfig
 from devft_jax.models.architecture import ModelConfig
 from devft_jax.models.base import Base, init_base
-from devft_jax.models.huggingface.reading import save_pretrained
+from devft_jax.models.huggingface.writing import save_pretrained
 from devft_jax.reporting import Progress
 
 MODEL = ModelConfig(vocabulary=64, width=16, feed_forward=24, layers=4, heads=4, kv_heads=2, head_size=4, max_length=64)

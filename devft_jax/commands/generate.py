@@ -28,18 +28,12 @@ from devft_jax.errors import InputError, RunError
 from devft_jax.federated.algorithms import algorithm_of
 from devft_jax.files import MOST_BYTES, checked_path, decoded, parse_json, printable, read_text
 from devft_jax.models.adapter import Adapter
-from devft_jax.models.generation import (
-    Completion,
-    GenerationOptions,
-    Listener,
-    check_prompts,
-    end_token_ids,
-    generate,
-    validate_generation,
-)
-from devft_jax.models.huggingface.names import model_folder
+from devft_jax.models.generation import Completion, GenerationOptions, Listener, check_prompts, generate, validate_generation
+from devft_jax.models.huggingface.end_tokens import end_token_ids
+from devft_jax.models.huggingface.folder import model_folder
+from devft_jax.models.huggingface.model import Model
 from devft_jax.models.huggingface.peft import ADAPTER_CONFIG_FILE, base_of_adapter, import_peft
-from devft_jax.models.huggingface.reading import Model, load_pretrained
+from devft_jax.models.huggingface.reading import load_pretrained
 from devft_jax.models.huggingface.safetensors import one_line, read_json
 from devft_jax.models.llama import Compute
 from devft_jax.options import operand, path, verbatim

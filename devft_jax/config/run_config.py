@@ -42,7 +42,7 @@ from devft_jax.federated.options import (
     validate_learning_rate,
 )
 from devft_jax.files import checked_path, printable, read_yaml, whole_path
-from devft_jax.models.huggingface.names import named_from_anywhere as model_from_anywhere
+from devft_jax.models.huggingface.folder import named_from_anywhere as model_from_anywhere
 from devft_jax.models.lora import LoraOptions, resolve_alpha, validate_lora
 from devft_jax.models.quantization import BITS, QuantizationOptions, validate_quantization
 from devft_jax.options import check_paths, closest, execution, identity_fields, known_name, path, unknown_name

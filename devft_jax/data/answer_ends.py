@@ -13,7 +13,9 @@ from devft_jax.data import FederatedData, Record
 from devft_jax.data.prompts import renderer, tokenizer_name
 from devft_jax.errors import InputError
 from devft_jax.files import printable
-from devft_jax.models.huggingface.reading import GENERATION_CONFIG_FILE, Model, eos_ids_of
+from devft_jax.models.huggingface.end_tokens import eos_ids_of
+from devft_jax.models.huggingface.folder import GENERATION_CONFIG_FILE
+from devft_jax.models.huggingface.model import Model
 from devft_jax.models.huggingface.safetensors import read_json
 
 SPLIT_FILE = "split.json"

@@ -33,7 +33,9 @@ from devft_jax.files import existing_folder, write_atomically
 from devft_jax.models.adapter import Adapter
 from devft_jax.models.architecture import ModelConfig
 from devft_jax.models.huggingface.families import read_config
-from devft_jax.models.huggingface.names import CONFIG_FILE, model_folder, named_from_anywhere
+from devft_jax.models.huggingface.folder import CONFIG_FILE, model_folder, named_from_anywhere
+from devft_jax.models.huggingface.headers import stored_dtypes
+from devft_jax.models.huggingface.model import Model
 from devft_jax.models.huggingface.peft import (
     ADAPTER_CONFIG_FILE,
     ADAPTER_WEIGHTS_FILE,
@@ -42,16 +44,10 @@ from devft_jax.models.huggingface.peft import (
     export_peft,
     import_peft,
 )
-from devft_jax.models.huggingface.reading import (
-    MAX_SHARD_BYTES,
-    Model,
-    load_original_blocks,
-    load_pretrained,
-    load_tokenizer,
-    save_pretrained,
-    stored_dtypes,
-)
+from devft_jax.models.huggingface.reading import load_original_blocks, load_pretrained
 from devft_jax.models.huggingface.safetensors import DTYPES, json_text, one_line, read_json
+from devft_jax.models.huggingface.tokenizer import load_tokenizer
+from devft_jax.models.huggingface.writing import MAX_SHARD_BYTES, save_pretrained
 from devft_jax.models.lora import as_low_rank
 from devft_jax.reporting.progress import readable_bytes
 from devft_jax.runtime.devices import host_device

@@ -3,8 +3,10 @@
 from devft_jax.models.adapter import Adapter, LoraFactors
 from devft_jax.models.architecture import ModelConfig
 from devft_jax.models.base import Base, Block, init_base
+from devft_jax.models.huggingface.model import Model
 from devft_jax.models.huggingface.peft import export_peft, import_peft
-from devft_jax.models.huggingface.reading import Model, load_pretrained, save_pretrained
+from devft_jax.models.huggingface.reading import load_pretrained
+from devft_jax.models.huggingface.writing import save_pretrained
 from devft_jax.models.llama import Compute, forward, hidden_states
 from devft_jax.models.lora import init_lora
 from devft_jax.models.loss import completion_loss, completion_statistics

@@ -21,7 +21,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -34,9 +33,6 @@ from devft_jax.models.adapter import Adapter
 from devft_jax.models.architecture import ModelConfig
 from devft_jax.models.attention import Attention
 from devft_jax.models.base import Base
-from devft_jax.models.huggingface.names import CONFIG_FILE
-from devft_jax.models.huggingface.reading import GENERATION_CONFIG_FILE, eos_ids_of
-from devft_jax.models.huggingface.safetensors import read_json
 from devft_jax.models.llama import DEFAULT_COMPUTE, Compute, causal_attention, logits_of, run_layers
 from devft_jax.options import execution, verbatim
 
@@ -290,23 +286,6 @@ def _decode(base, adapter, state, ends, limit, temperature, top_p, *, chunk, con
 
 
 # ---- answers ---------------------------------------------------------------------------------------------------------
-
-
-def end_token_ids(folder: Path, tokenizer: Any) -> tuple[int, ...]:
-    """Ids that end an answer: those of `generation_config.json`, else of `config.json`, and the tokenizer's eos.
-
-    Args:
-      folder: of the model. tokenizer: what training ends its completions with may be known to it alone.
-
-    Raises:
-      InputError: a file cannot be read, or holds something else than ids.
-    """
-    found: list[int] = []
-    for path in (folder / GENERATION_CONFIG_FILE, folder / CONFIG_FILE):
-        found = found or (eos_ids_of(read_json(path), path) if path.is_file() else [])
-    if tokenizer.eos_token_id is not None:
-        found = [*found, tokenizer.eos_token_id]
-    return tuple(dict.fromkeys(found))
 
 
 Listener = Callable[[int, str], None]

@@ -16,7 +16,8 @@ from devft_jax.config.run_config import RunConfig
 from devft_jax.developmental import LayerMap, fuse
 from devft_jax.errors import InputError
 from devft_jax.models.base import Base, Block
-from devft_jax.models.huggingface.reading import Model, load_original_blocks, load_pretrained
+from devft_jax.models.huggingface.model import Model
+from devft_jax.models.huggingface.reading import load_original_blocks, load_pretrained
 from devft_jax.models.llama import Compute
 from devft_jax.models.quantization import QTensor, is_quantized, quantize_base, quantize_projection
 from devft_jax.models.sharding import place, placed_shapes, shard_base, shard_blocks, whole

@@ -51,7 +51,7 @@ from devft_jax.federated.sampling import Purpose, client_keys, run_key
 from devft_jax.federated.work import ClientWork, Participants, Rounds
 from devft_jax.models.adapter import Adapter
 from devft_jax.models.base import Base, parameter_count
-from devft_jax.models.huggingface.reading import Model
+from devft_jax.models.huggingface.model import Model
 from devft_jax.models.lora import adapter_norms
 from devft_jax.models.quantization import base_shapes
 from devft_jax.models.sharding import part_bytes, undivided, whole

@@ -328,7 +328,7 @@ def test_what_ends_answers_is_known_where_every_conversation_is_cut(chat_tokeniz
 
 
 def test_the_bundled_tokenizer_keeps_its_bos():
-    from devft_jax.models.huggingface.reading import load_tokenizer
+    from devft_jax.models.huggingface.tokenizer import load_tokenizer
     from devft_jax.training.submodels import bundled_model
 
     tokenizer = load_tokenizer(bundled_model())

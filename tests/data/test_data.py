@@ -350,7 +350,7 @@ def test_held_out_examples_share_the_tokens(build, folder):
 
 @pytest.fixture(scope="module")
 def real_tokenizer(shared):
-    from devft_jax.models.huggingface.reading import load_tokenizer
+    from devft_jax.models.huggingface.tokenizer import load_tokenizer
 
     return load_tokenizer(shared / "models" / "proxy-16l")
 

@@ -20,7 +20,8 @@ from devft_jax.exporting.export import EXPORT_FILE, export
 from devft_jax.models.architecture import PROJECTIONS
 from devft_jax.models.base import init_base
 from devft_jax.models.huggingface.peft import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, export_peft, import_peft
-from devft_jax.models.huggingface.reading import load_pretrained, save_pretrained
+from devft_jax.models.huggingface.reading import load_pretrained
+from devft_jax.models.huggingface.writing import save_pretrained
 from devft_jax.models.llama import forward
 from devft_jax.models.lora import init_lora
 from devft_jax.reporting import Progress

@@ -14,15 +14,8 @@ from hypothesis import strategies as st
 
 from devft_jax.errors import InputError
 from devft_jax.models import generation
-from devft_jax.models.generation import (
-    GenerationOptions,
-    decode_step,
-    draw_tokens,
-    end_token_ids,
-    generate,
-    prefill,
-    sampling_keys,
-)
+from devft_jax.models.generation import GenerationOptions, decode_step, draw_tokens, generate, prefill, sampling_keys
+from devft_jax.models.huggingface.end_tokens import end_token_ids
 from devft_jax.models.llama import DEFAULT_COMPUTE, Compute, forward, hidden_states
 from devft_jax.models.quantization import quantize_base
 from tests.models.conftest import CONFIG, random_adapter, random_base

@@ -17,7 +17,8 @@ from devft_jax.developmental import LayerMap, fuse, fusion_matrix, layer_similar
 from devft_jax.errors import InputError
 from devft_jax.models.architecture import PROJECTIONS, ModelConfig
 from devft_jax.models.base import init_base, parameter_count
-from devft_jax.models.huggingface.reading import load_pretrained, save_pretrained
+from devft_jax.models.huggingface.reading import load_pretrained
+from devft_jax.models.huggingface.writing import save_pretrained
 from devft_jax.models.llama import Compute, forward
 from devft_jax.models.loss import completion_loss
 from devft_jax.models.quantization import (

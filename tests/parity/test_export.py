@@ -21,7 +21,8 @@ from devft_jax.models.adapter import Adapter
 from devft_jax.models.architecture import PROJECTIONS, ModelConfig
 from devft_jax.models.base import init_base
 from devft_jax.models.huggingface.peft import import_peft
-from devft_jax.models.huggingface.reading import load_pretrained, save_pretrained
+from devft_jax.models.huggingface.reading import load_pretrained
+from devft_jax.models.huggingface.writing import save_pretrained
 from devft_jax.models.llama import forward
 from devft_jax.models.lora import init_lora
 from devft_jax.models.quantization import quantize_base

@@ -15,7 +15,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from devft_jax.models.architecture import PROJECTIONS, ModelConfig, RopeScaling
 from devft_jax.models.base import init_base
-from devft_jax.models.huggingface.reading import load_pretrained, save_pretrained
+from devft_jax.models.huggingface.reading import load_pretrained
+from devft_jax.models.huggingface.writing import save_pretrained
 from devft_jax.models.llama import forward
 
 pytestmark = pytest.mark.parity

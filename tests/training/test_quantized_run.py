@@ -9,7 +9,8 @@ import pytest
 from devft_jax.errors import InputError
 from devft_jax.models.architecture import PROJECTIONS
 from devft_jax.models.base import init_base
-from devft_jax.models.huggingface.reading import Model, load_pretrained
+from devft_jax.models.huggingface.model import Model
+from devft_jax.models.huggingface.reading import load_pretrained
 from devft_jax.models.quantization import QTensor, quantize_base
 from devft_jax.reporting import Progress
 from devft_jax.training.run import train

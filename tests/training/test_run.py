@@ -24,7 +24,8 @@ from devft_jax.developmental import DevFT, Growth, LayerMap
 from devft_jax.errors import InputError, RunError
 from devft_jax.models.base import init_base
 from devft_jax.models.huggingface.peft import import_peft
-from devft_jax.models.huggingface.reading import load_pretrained, save_pretrained
+from devft_jax.models.huggingface.reading import load_pretrained
+from devft_jax.models.huggingface.writing import save_pretrained
 from devft_jax.models.lora import adapter_norms
 from devft_jax.reporting import Progress, split_chart
 from devft_jax.reporting.report import report_html

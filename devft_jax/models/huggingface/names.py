@@ -1,151 +1,106 @@
-"""Where a model's files lie: a folder, or what is fetched of a model on Hugging Face, and nothing outside of either.
+"""Names and shapes of a model's tensors in Hugging Face's layout, and where each belongs in a `Base`.
 
-A folder comes from others. A shard's name with a separator in it would have another file of this machine read, and so
-would a link under the name of a tokenizer or a template, whose text is copied into what is exported. Such links are followed
-within the folder and into Hugging Face's own cache, of which its snapshots are made. Weights may be links to anywhere, as
-those who keep them on another disk have them: of what is read there only tensors of the model's own names and shapes pass.
+Hugging Face stores linear weights `[out, in]`, one tensor per layer; a `Base` holds them `[L, in, out]`.
 """
 
-import os
-import re
-import stat
-from collections.abc import Iterator, Sequence
-from fnmatch import fnmatch
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
-from devft_jax.errors import InputError
-from devft_jax.files import checked_path, printable, whole_path
-from devft_jax.models.huggingface.safetensors import one_line, read_json
+from devft_jax.models.architecture import PROJECTIONS, ModelConfig
+from devft_jax.models.base import Block
 
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
+PROJECTION_MODULES = {name: f"{'self_attn' if name in ('q', 'k', 'v', 'o') else 'mlp'}.{name}_proj" for name in PROJECTIONS}
+"""Where each projection sits inside a Hugging Face decoder layer, such as `self_attn.q_proj`."""
 
-SMALL_FILES = ["*.json", "tokenizer.model", "merges.txt", "vocab.txt", "*.jinja"]
-"""Configuration and the files of a tokenizer in any form: what is fetched of a model before its weights."""
+NORM_MODULES = {
+    "norm_attention": "input_layernorm",
+    "norm_mlp": "post_attention_layernorm",
+    "norm_q": "self_attn.q_norm",
+    "norm_k": "self_attn.k_norm",
+}
+"""Where each norm of a block sits inside a Hugging Face decoder layer."""
 
-WEIGHTS_SUFFIX = ".safetensors"
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
-READ_FILES = [f"*{WEIGHTS_SUFFIX}", *SMALL_FILES]
-"""Names of what is read in a model's folder."""
-
-TEMPLATES_FOLDER = "additional_chat_templates"
-"""Where transformers looks for further templates."""
-
-_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
-_COMMIT = re.compile("[0-9a-f]{40}")
+BIAS = "bias_"
+"""Before a projection's name, the name of its bias as a leaf."""
 
 
-def model_folder(path: str | Path, *, weights: bool = True) -> Path:
-    """The local folder of a model; where `path` is a Hugging Face name, one into which its files are fetched.
+class Place(NamedTuple):
+    """Where a tensor belongs.
+
+    Attributes:
+      leaf: name of the leaf; see `block_tensors`.
+      layer: its layer there; None for a leaf without layers.
+      shape: of the tensor in its file.
+      transposed: whether the leaf holds it transposed.
+    """
+
+    leaf: str
+    layer: int | None
+    shape: tuple[int, ...]
+    transposed: bool
+
+
+def places(config: ModelConfig) -> Iterator[tuple[str, Place]]:
+    """Every tensor that a checkpoint of this architecture holds, layer by layer, so that a missing one is found early."""
+    vocabulary = (config.vocabulary, config.width)
+    yield EMBEDDING, Place("embed", None, vocabulary, transposed=False)
+    yield "model.norm.weight", Place("norm", None, (config.width,), transposed=False)
+    if not config.tied_head:
+        yield HEAD, Place("head", None, vocabulary, transposed=True)
+    tensors = block_tensors(config)
+    shapes = {leaf: leaf_shape(config, leaf) for leaf in tensors}
+    for layer in range(config.layers):
+        for leaf, (name, transposed) in tensors.items():
+            shape = shapes[leaf]
+            yield f"model.layers.{layer}.{name}", Place(leaf, layer, shape[::-1] if transposed else shape, transposed)
+
+
+def block_tensors(config: ModelConfig) -> dict[str, tuple[str, bool]]:
+    """For every leaf of an architecture's blocks, its tensor's name within a layer and whether that is stored transposed."""
+    tensors = {leaf: (f"{module}.weight", True) for leaf, module in PROJECTION_MODULES.items()}
+    tensors |= {f"{BIAS}{leaf}": (f"{PROJECTION_MODULES[leaf]}.bias", False) for leaf in config.biases}
+    norms = NORM_MODULES if config.qk_norm else {leaf: NORM_MODULES[leaf] for leaf in ("norm_attention", "norm_mlp")}
+    return tensors | {leaf: (f"{module}.weight", False) for leaf, module in norms.items()}
+
+
+def leaf_shape(config: ModelConfig, leaf: str) -> tuple[int, ...]:
+    """Shape of one layer of a leaf, as a `Block` holds it.
 
     Args:
-      path: a folder in Hugging Face's layout, or a name such as `meta-llama/Llama-2-7b-hf`.
-      weights: fetch the weights too, exactly the files that the index names; otherwise config.json alone.
-
-    Raises:
-      InputError: there is no such folder, Hugging Face does not give it, or a file in it lies elsewhere.
+      config: the architecture.
+      leaf: its name, as in `block_tensors`.
     """
-    folder = checked_path(path, "model")
-    if folder.is_dir():
-        check_inside(folder)
-        return folder
-    if folder.exists():
-        raise InputError(f"the model {path} is a file; give the folder that holds its config.json.")
-    if not _HUB_NAME.fullmatch(str(path)):
-        raise InputError(f"the model folder {printable(str(path))} does not exist; give another or a Hugging Face name.")
-    folder = _fetched(str(path), SMALL_FILES if weights else [CONFIG_FILE])
-    if weights:
-        index = folder / INDEX_FILE
-        files = sorted(set(read_index(index).values())) if index.is_file() else [WEIGHTS_FILE]
-        # The small files again, so that one folder, of one commit, holds all.
-        commit = folder.name if _COMMIT.fullmatch(folder.name) else None
-        folder = _fetched(str(path), [*SMALL_FILES, *files], commit)
-    check_inside(folder)
-    return folder
+    if leaf in PROJECTIONS:
+        return config.projection_shape(leaf)
+    if leaf.startswith(BIAS):
+        return config.projection_shape(leaf.removeprefix(BIAS))[1:]
+    return (config.head_size,) if leaf in ("norm_q", "norm_k") else (config.width,)
 
 
-def named_from_anywhere(path: str) -> str:
-    """A model as it may be stored: a local folder by its whole path, which holds wherever one stands, else its name."""
-    folder = checked_path(path, "model")
-    return str(whole_path(folder)) if folder.exists() else path
+def leaf_of(blocks: Block, leaf: str) -> Any:
+    """A leaf of a model's blocks.
 
-
-def _fetched(name: str, files: Sequence[str], commit: str | None = None) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        # Subfolders hold the same weights in other formats.
-        return Path(snapshot_download(name, revision=commit, allow_patterns=list(files), ignore_patterns=["*/*"]))
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"the model {name} is not a local folder and Hugging Face does not give it "
-            f"({one_line(error)}); check the name, the network and, where the model is gated, "
-            "that you are logged in."
-        ) from error
-
-
-def read_index(index: Path) -> dict[str, str]:
-    """File names by tensor, as `model.safetensors.index.json` has them.
-
-    Raises:
-      InputError: the file cannot be read, or names something else than safetensors beside it.
+    Args:
+      blocks: the blocks.
+      leaf: its name, as in `block_tensors`.
     """
-    shard_of = read_json(index).get("weight_map")
-    if not isinstance(shard_of, dict) or not all(isinstance(file, str) for file in shard_of.values()):
-        raise InputError(f"{index} holds no weight_map from tensors to files; restore it.")
-    for file in sorted(set(shard_of.values())):
-        # Names with such characters would be patterns where they are fetched.
-        if not re.fullmatch(r"[\w.,=+-]+\.safetensors", file) or file.startswith("."):
-            raise InputError(
-                f"{index} names the shard '{printable(file)}', which is no name of a safetensors file beside it; nothing "
-                "outside the model's folder is read: correct it."
-            )
-    return shard_of
+    return blocks.bias[leaf.removeprefix(BIAS)] if leaf.startswith(BIAS) else getattr(blocks, leaf)
 
 
-def check_inside(folder: Path) -> None:
-    """Raise `InputError` where a file that would be read of a folder is no regular file, or lies where it must not."""
-    for file in _read_of(folder):
-        try:
-            regular = stat.S_ISREG(os.stat(file).st_mode)
-        except OSError as error:
-            if file.suffix == WEIGHTS_SUFFIX:
-                raise InputError(
-                    f"{file} is a link to {printable(str(_resolved(file)))}, which cannot be read ({one_line(error)}); "
-                    "fetch the file itself."
-                ) from error
-            # What leads nowhere is as good as absent.
-            continue
-        if not regular and not file.is_dir():
-            raise InputError(f"{file} is no regular file; put the file itself there.")
-        if file.suffix != WEIGHTS_SUFFIX and not any(_resolved(file).is_relative_to(place) for place in _places(folder)):
-            raise InputError(
-                f"{file} is a link to {printable(str(_resolved(file)))}, outside the folder, where nothing but weights is "
-                "read; put the file itself there."
-            )
+def block_of(config: ModelConfig, leaves: Mapping[str, Any]) -> Block:
+    """The blocks made of their leaves.
+
+    Args:
+      config: the architecture.
+      leaves: by the names of `block_tensors`.
+    """
+    plain = {leaf: value for leaf, value in leaves.items() if not leaf.startswith(BIAS)}
+    return Block(**plain, bias={name: leaves[f"{BIAS}{name}"] for name in config.biases})
 
 
-def _read_of(folder: Path) -> Iterator[Path]:
-    for name in sorted(os.listdir(folder)):
-        if any(fnmatch(name, pattern) for pattern in READ_FILES):
-            yield folder / name
-    templates = folder / TEMPLATES_FOLDER
-    if templates.is_dir():
-        yield templates
-        yield from sorted(templates.iterdir())
-
-
-def _resolved(file: Path) -> Path:
-    return Path(os.path.realpath(file))
-
-
-def _places(folder: Path) -> Iterator[Path]:
-    """The folder, and where the files of Hugging Face's cache lie, to which its snapshots' names are links."""
-    own = _resolved(folder)
-    yield own
-    if own.parent.name == "snapshots":
-        yield own.parent.parent / "blobs"
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    yield _resolved(Path(HF_HUB_CACHE))
+def full_name(name: str) -> str:
+    """A tensor's name in a model with a head; one that was saved without its head has no `model.` before each."""
+    bare = name.removeprefix("model.")
+    return bare if bare == HEAD else f"model.{bare}"

@@ -32,8 +32,8 @@ from devft_jax.files import checked_path, printable
 from devft_jax.models.adapter import Adapter, LoraFactors, layer_scales
 from devft_jax.models.architecture import PROJECTIONS, ModelConfig
 from devft_jax.models.huggingface.expressions import full_matches
-from devft_jax.models.huggingface.names import check_inside
-from devft_jax.models.huggingface.reading import GENERATION_CONFIG_FILE, PROJECTION_MODULES
+from devft_jax.models.huggingface.folder import GENERATION_CONFIG_FILE, check_inside
+from devft_jax.models.huggingface.names import PROJECTION_MODULES
 from devft_jax.models.huggingface.safetensors import (
     DTYPES,
     PlannedTensor,

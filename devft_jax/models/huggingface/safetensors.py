@@ -34,6 +34,13 @@ class PlannedTensor(NamedTuple):
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
+def float_dtype(name: str) -> np.dtype:
+    """The type of weights that a name stands for; `InputError` where it is none that is written."""
+    if name not in DTYPES.values():
+        raise InputError(f"dtype {name!r} is unknown; choose from {', '.join(DTYPES.values())}.")
+    return np.dtype(name)
+
+
 def write_safetensors(file: Path, tensors: Mapping[str, PlannedTensor]) -> None:
     """Write a safetensors file, making one tensor at a time.
 

@@ -24,8 +24,11 @@ from devft_jax.models.adapter import layer_scales
 from devft_jax.models.architecture import PROJECTIONS, RopeScaling
 from devft_jax.models.base import parameter_count
 from devft_jax.models.huggingface import reading as pretrained
-from devft_jax.models.huggingface.names import INDEX_FILE, WEIGHTS_FILE
-from devft_jax.models.huggingface.reading import Model, load_pretrained, load_tokenizer, read_config, save_pretrained
+from devft_jax.models.huggingface.folder import INDEX_FILE, WEIGHTS_FILE
+from devft_jax.models.huggingface.model import Model
+from devft_jax.models.huggingface.reading import load_pretrained, read_config
+from devft_jax.models.huggingface.tokenizer import load_tokenizer
+from devft_jax.models.huggingface.writing import save_pretrained
 from devft_jax.models.llama import forward
 from devft_jax.models.lora import init_lora
 from devft_jax.models.quantization import quantize_base

@@ -12,7 +12,7 @@ import pytest
 from devft_jax.data.tokens import leading_tokens
 from devft_jax.errors import InputError
 from devft_jax.models.huggingface import sentencepiece as sentencepiece_model
-from devft_jax.models.huggingface.reading import load_tokenizer
+from devft_jax.models.huggingface.tokenizer import load_tokenizer
 
 
 def random_texts(count):

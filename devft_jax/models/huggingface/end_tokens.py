@@ -1,0 +1,65 @@
+"""At which tokens a model's answers end, as its folder says: `generation_config.json`, `config.json` and the tokenizer."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from devft_jax.errors import InputError
+from devft_jax.models.huggingface.folder import CONFIG_FILE, GENERATION_CONFIG_FILE
+from devft_jax.models.huggingface.safetensors import read_json
+
+
+def end_token_ids(folder: Path, tokenizer: Any) -> tuple[int, ...]:
+    """Ids that end an answer: those of `generation_config.json`, else of `config.json`, and the tokenizer's eos.
+
+    Args:
+      folder: of the model.
+      tokenizer: of the model; only it may know the token with which training ended completions.
+
+    Raises:
+      InputError: a file cannot be read, or holds something else than ids.
+    """
+    found: list[int] = []
+    for path in (folder / GENERATION_CONFIG_FILE, folder / CONFIG_FILE):
+        found = found or (eos_ids_of(read_json(path), path) if path.is_file() else [])
+    if tokenizer.eos_token_id is not None:
+        found = [*found, tokenizer.eos_token_id]
+    return tuple(dict.fromkeys(found))
+
+
+def eos_ids_of(fields: Mapping[str, Any], path: Path) -> list[int]:
+    """The ids of `eos_token_id`, one or a list, in a config.json or generation_config.json; empty where it has none.
+
+    Args:
+      fields: of the file.
+      path: of the file, for the sentence.
+
+    Raises:
+      InputError: they are no token ids.
+    """
+    value = fields.get("eos_token_id")
+    found = [] if value is None else value if isinstance(value, list) else [value]
+    if not all(type(item) is int and 0 <= item < 2**31 for item in found):
+        shown = repr(value)
+        shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
+        raise InputError(f"eos_token_id {shown} in {path} is neither a token id nor a list of them; correct it.")
+    return list(dict.fromkeys(found))
+
+
+def generation_settings(source: Path | None, ids: Mapping[str, Any], answer_ends: Sequence[int]) -> dict[str, Any] | None:
+    """The fields of generation_config.json with which generation stops at `answer_ends`, too.
+
+    Args:
+      source: folder of the model that the weights come from, if any.
+      ids: of the special tokens, which hold where the source has no such file.
+      answer_ends: ids at which answers end.
+
+    Returns:
+      The fields; None where the source's own say so already.
+    """
+    file = None if source is None else source / GENERATION_CONFIG_FILE
+    own = read_json(file) if file is not None and file.is_file() else {}
+    fields = {name: value for name, value in ids.items() if own.get(name) is None} | own
+    present = eos_ids_of(fields, file or Path(CONFIG_FILE))
+    wanted = list(dict.fromkeys([*present, *answer_ends]))
+    return None if wanted == present else fields | {"eos_token_id": wanted}
