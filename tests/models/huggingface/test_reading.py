@@ -23,7 +23,7 @@ from devft_jax.errors import InputError, RunError
 from devft_jax.models.adapter import layer_scales
 from devft_jax.models.architecture import PROJECTIONS, RopeScaling
 from devft_jax.models.base import parameter_count
-from devft_jax.models.huggingface import reading as pretrained
+from devft_jax.models.huggingface import writing
 from devft_jax.models.huggingface.folder import INDEX_FILE, WEIGHTS_FILE
 from devft_jax.models.huggingface.model import Model
 from devft_jax.models.huggingface.reading import load_pretrained, read_config
@@ -674,7 +674,7 @@ def test_a_failed_write_keeps_the_older_files(folder, config, base, monkeypatch,
         made.append(dtype)
         return make(weight, dtype)
 
-    monkeypatch.setattr(pretrained, "dense_weight", fail)
+    monkeypatch.setattr(writing, "dense_weight", fail)
     with pytest.raises(RunError, match=f"the folder {folder} cannot be written .No space left on device.; free space"):
         save_pretrained(folder, config, base, max_shard_bytes=shard_bytes)
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
