@@ -32,7 +32,9 @@ from devft_jax.models.generation import Completion, GenerationOptions, Listener,
 from devft_jax.models.huggingface.end_tokens import end_token_ids
 from devft_jax.models.huggingface.folder import model_folder
 from devft_jax.models.huggingface.model import Model
-from devft_jax.models.huggingface.peft import ADAPTER_CONFIG_FILE, base_of_adapter, import_peft
+from devft_jax.models.huggingface.peft.names import ADAPTER_CONFIG_FILE
+from devft_jax.models.huggingface.peft.reading import import_peft
+from devft_jax.models.huggingface.peft.settings import base_of_adapter
 from devft_jax.models.huggingface.reading import load_pretrained
 from devft_jax.models.huggingface.safetensors import one_line, read_json
 from devft_jax.models.llama import Compute

@@ -36,14 +36,10 @@ from devft_jax.models.huggingface.families import read_config
 from devft_jax.models.huggingface.folder import CONFIG_FILE, model_folder, named_from_anywhere
 from devft_jax.models.huggingface.headers import stored_dtypes
 from devft_jax.models.huggingface.model import Model
-from devft_jax.models.huggingface.peft import (
-    ADAPTER_CONFIG_FILE,
-    ADAPTER_WEIGHTS_FILE,
-    base_of_adapter,
-    check_finite,
-    export_peft,
-    import_peft,
-)
+from devft_jax.models.huggingface.peft.names import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE
+from devft_jax.models.huggingface.peft.reading import import_peft
+from devft_jax.models.huggingface.peft.settings import base_of_adapter
+from devft_jax.models.huggingface.peft.writing import check_finite, export_peft
 from devft_jax.models.huggingface.reading import load_original_blocks, load_pretrained
 from devft_jax.models.huggingface.safetensors import DTYPES, json_text, one_line, read_json
 from devft_jax.models.huggingface.tokenizer import load_tokenizer

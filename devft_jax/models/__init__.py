@@ -4,7 +4,8 @@ from devft_jax.models.adapter import Adapter, LoraFactors
 from devft_jax.models.architecture import ModelConfig
 from devft_jax.models.base import Base, Block, init_base
 from devft_jax.models.huggingface.model import Model
-from devft_jax.models.huggingface.peft import export_peft, import_peft
+from devft_jax.models.huggingface.peft.reading import import_peft
+from devft_jax.models.huggingface.peft.writing import export_peft
 from devft_jax.models.huggingface.reading import load_pretrained
 from devft_jax.models.huggingface.writing import save_pretrained
 from devft_jax.models.llama import Compute, forward, hidden_states

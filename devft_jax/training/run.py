@@ -30,7 +30,9 @@ from devft_jax.files import existing_folder
 from devft_jax.models.adapter import Adapter
 from devft_jax.models.architecture import PROJECTIONS
 from devft_jax.models.huggingface.model import Model
-from devft_jax.models.huggingface.peft import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, export_peft, import_peft
+from devft_jax.models.huggingface.peft.names import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE
+from devft_jax.models.huggingface.peft.reading import import_peft
+from devft_jax.models.huggingface.peft.writing import export_peft
 from devft_jax.models.lora import as_low_rank
 from devft_jax.reporting import Progress, split_chart
 from devft_jax.reporting.report_file import write_report

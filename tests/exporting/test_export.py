@@ -19,7 +19,9 @@ from devft_jax.errors import InputError, RunError
 from devft_jax.exporting.export import EXPORT_FILE, export
 from devft_jax.models.architecture import PROJECTIONS
 from devft_jax.models.base import init_base
-from devft_jax.models.huggingface.peft import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, export_peft, import_peft
+from devft_jax.models.huggingface.peft.names import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE
+from devft_jax.models.huggingface.peft.reading import import_peft
+from devft_jax.models.huggingface.peft.writing import export_peft
 from devft_jax.models.huggingface.reading import load_pretrained
 from devft_jax.models.huggingface.writing import save_pretrained
 from devft_jax.models.llama import forward
@@ -280,7 +282,7 @@ def test_a_failed_export_can_be_written_again(finished, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     # The model has been replaced by then, so the older adapter must not stay beside it.
-    monkeypatch.setattr("devft_jax.models.huggingface.peft.write_safetensors", full)
+    monkeypatch.setattr("devft_jax.models.huggingface.peft.writing.write_safetensors", full)
     with pytest.raises(RunError, match="No space left on device"):
         export(finished.folder, out, form="submodel-adapter", stage=1)
     with pytest.raises(InputError, match="cannot be read"):

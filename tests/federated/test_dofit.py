@@ -19,7 +19,7 @@ from devft_jax.federated.algorithms.fedit import fedit
 from devft_jax.federated.algorithms.options import MethodConfig
 from devft_jax.models.architecture import ARCHITECTURES
 from devft_jax.models.base import init_base
-from devft_jax.models.huggingface.peft import import_peft
+from devft_jax.models.huggingface.peft.reading import import_peft
 from devft_jax.reporting import Progress
 from devft_jax.training.run import train
 from tests.federated.harness import aggregated, assert_close, assert_identical, contributed, init, trained_messages

@@ -20,7 +20,7 @@ from devft_jax.exporting.export import export
 from devft_jax.models.adapter import Adapter
 from devft_jax.models.architecture import PROJECTIONS, ModelConfig
 from devft_jax.models.base import init_base
-from devft_jax.models.huggingface.peft import import_peft
+from devft_jax.models.huggingface.peft.reading import import_peft
 from devft_jax.models.huggingface.reading import load_pretrained
 from devft_jax.models.huggingface.writing import save_pretrained
 from devft_jax.models.llama import forward

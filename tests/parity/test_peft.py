@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM
 from devft_jax.models.adapter import Adapter
 from devft_jax.models.architecture import PROJECTIONS, ModelConfig
 from devft_jax.models.base import init_base
-from devft_jax.models.huggingface.peft import export_peft, import_peft
+from devft_jax.models.huggingface.peft.reading import import_peft
+from devft_jax.models.huggingface.peft.writing import export_peft
 from devft_jax.models.huggingface.writing import save_pretrained
 from devft_jax.models.llama import forward
 from devft_jax.models.lora import init_lora

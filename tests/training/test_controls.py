@@ -12,7 +12,7 @@ from devft_jax.errors import InputError
 from devft_jax.evaluation.judging import Judge
 from devft_jax.exporting.export import export
 from devft_jax.models.base import init_base
-from devft_jax.models.huggingface.peft import import_peft
+from devft_jax.models.huggingface.peft.reading import import_peft
 from devft_jax.reporting import Progress
 from devft_jax.training.run import replay, train
 from devft_jax.training.trainer import Trainer

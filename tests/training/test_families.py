@@ -15,7 +15,7 @@ import pytest
 from devft_jax.commands.cli import run_command
 from devft_jax.models.architecture import PROJECTIONS
 from devft_jax.models.base import init_base
-from devft_jax.models.huggingface.peft import import_peft
+from devft_jax.models.huggingface.peft.reading import import_peft
 from devft_jax.models.huggingface.reading import load_pretrained
 from devft_jax.models.llama import forward
 from devft_jax.models.quantization import is_quantized

@@ -23,7 +23,7 @@ from devft_jax.config.run_config import RunConfig
 from devft_jax.developmental import DevFT, Growth, LayerMap
 from devft_jax.errors import InputError, RunError
 from devft_jax.models.base import init_base
-from devft_jax.models.huggingface.peft import import_peft
+from devft_jax.models.huggingface.peft.reading import import_peft
 from devft_jax.models.huggingface.reading import load_pretrained
 from devft_jax.models.huggingface.writing import save_pretrained
 from devft_jax.models.lora import adapter_norms

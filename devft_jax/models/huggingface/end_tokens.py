@@ -6,7 +6,7 @@ from typing import Any
 
 from devft_jax.errors import InputError
 from devft_jax.models.huggingface.folder import CONFIG_FILE, GENERATION_CONFIG_FILE
-from devft_jax.models.huggingface.safetensors import read_json
+from devft_jax.models.huggingface.safetensors import read_json, shown
 
 
 def end_token_ids(folder: Path, tokenizer: Any) -> tuple[int, ...]:
@@ -40,9 +40,7 @@ def eos_ids_of(fields: Mapping[str, Any], path: Path) -> list[int]:
     value = fields.get("eos_token_id")
     found = [] if value is None else value if isinstance(value, list) else [value]
     if not all(type(item) is int and 0 <= item < 2**31 for item in found):
-        shown = repr(value)
-        shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
-        raise InputError(f"eos_token_id {shown} in {path} is neither a token id nor a list of them; correct it.")
+        raise InputError(f"eos_token_id {shown(value)} in {path} is neither a token id nor a list of them; correct it.")
     return list(dict.fromkeys(found))
 
 

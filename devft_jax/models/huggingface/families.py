@@ -14,7 +14,7 @@ from typing import Any
 
 from devft_jax.errors import InputError
 from devft_jax.models.architecture import ModelConfig, RopeScaling
-from devft_jax.models.huggingface.safetensors import read_json
+from devft_jax.models.huggingface.safetensors import read_json, shown
 
 ATTENTION_BIASES = ("q", "k", "v", "o")
 MLP_BIASES = ("gate", "up", "down")
@@ -199,7 +199,7 @@ def _family(fields: Mapping[str, Any], path: Path) -> Family:
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         known = ", ".join(f'"{name}" ({family.title})' for name, family in FAMILIES.items())
         raise InputError(
-            f"model_type {_shown(model_type)} in {path} is not supported; choose a model where it is one of {known}."
+            f"model_type {shown(model_type)} in {path} is not supported; choose a model where it is one of {known}."
         )
     return FAMILIES[model_type]
 
@@ -210,7 +210,7 @@ def _refuse_what_is_not_computed(fields: Mapping[str, Any], family: Family, path
         method = fields["quantization_config"]
         method = method.get("quant_method", "unknown") if isinstance(method, dict) else method
         raise InputError(
-            f"the weights beside {path} are stored quantised by {_shown(method)}, which is not read; give the model's "
+            f"the weights beside {path} are stored quantised by {shown(method)}, which is not read; give the model's "
             "16-bit weights, which the option quantization packs on loading."
         )
     accepted: dict[str, tuple[Any, ...]] = {
@@ -225,7 +225,7 @@ def _refuse_what_is_not_computed(fields: Mapping[str, Any], family: Family, path
         if fields.get(name) not in values:
             wanted = " or ".join(json.dumps(value) for value in values if value is not None)
             raise InputError(
-                f"{name} {_shown(fields.get(name))} in {path} is not supported; choose a {family.title} "
+                f"{name} {shown(fields.get(name))} in {path} is not supported; choose a {family.title} "
                 f"model where it is {wanted} or absent."
             )
 
@@ -244,14 +244,14 @@ def _sliding_window(fields: Mapping[str, Any], family: Family, layers: int, path
         isinstance(kinds, list) and len(kinds) == layers and all(isinstance(kind, str) for kind in kinds)
     ):
         raise InputError(
-            f"layer_types {_shown(kinds)} in {path} does not name the kind of each of the {layers} layers; correct the "
+            f"layer_types {shown(kinds)} in {path} does not name the kind of each of the {layers} layers; correct the "
             "config."
         )
     if kinds is None:
         first = fields.get("max_window_layers")
         first = 28 if first is None else first
         if type(first) is not int:
-            raise InputError(f"max_window_layers {_shown(first)} in {path} is not a whole number; correct the config.")
+            raise InputError(f"max_window_layers {shown(first)} in {path} is not a whole number; correct the config.")
         kinds = ["full_attention" if layer < first else "sliding_attention" for layer in range(layers)]
     if len(set(kinds)) > 1:
         raise InputError(
@@ -269,7 +269,7 @@ def _rope(fields: Mapping[str, Any], path: Path) -> tuple[float, RopeScaling | N
     """
     rope = fields.get("rope_scaling") or fields.get("rope_parameters") or {}
     if not isinstance(rope, dict):
-        raise InputError(f"rope_scaling {_shown(rope)} in {path} is not an object; correct the config.")
+        raise InputError(f"rope_scaling {shown(rope)} in {path} is not an object; correct the config.")
     theta = _positive(fields, "rope_theta", path, default=10_000.0)
     theta = _positive(rope, "rope_theta", path, default=theta)
     rotated = _positive(fields, "partial_rotary_factor", path, default=1.0)
@@ -292,7 +292,7 @@ def _rope(fields: Mapping[str, Any], path: Path) -> tuple[float, RopeScaling | N
             original_length=int(_positive(rope, "original_max_position_embeddings", path, whole=True)),
         )
     raise InputError(
-        f'rope_type {_shown(kind)} in {path} is not supported; choose a model where it is "default", "linear" or "llama3".'
+        f'rope_type {shown(kind)} in {path} is not supported; choose a model where it is "default", "linear" or "llama3".'
     )
 
 
@@ -311,13 +311,7 @@ def _positive(
         raise InputError(f"{name} is missing from {path}; add it.")
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or not 0 < value < math.inf or (whole and value % 1):
-        raise InputError(f"{name} {_shown(value)} in {path} is not a positive {'whole ' * whole}number; correct the config.")
+        raise InputError(f"{name} {shown(value)} in {path} is not a positive {'whole ' * whole}number; correct the config.")
     if value > (most := LARGEST.get(name, LARGEST_FLOAT)):
-        raise InputError(f"{name} {_shown(value)} in {path} is beyond {most:,}, as no model's is; correct the config.")
+        raise InputError(f"{name} {shown(value)} in {path} is beyond {most:,}, as no model's is; correct the config.")
     return value
-
-
-def _shown(value: Any) -> str:
-    """A value of a config in a sentence, however long it is."""
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

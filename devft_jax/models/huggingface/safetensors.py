@@ -112,6 +112,16 @@ def json_text(fields: Mapping[str, Any]) -> str:
     return json.dumps(fields, indent=2) + "\n"
 
 
+def shown(value: Any) -> str:
+    """A value of a configuration as it stands in a sentence, however long it is.
+
+    Args:
+      value: anything that JSON can hold.
+    """
+    text = json.dumps(value)
+    return text if len(text) <= 120 else f"{text[:117]}..."
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object that a file holds.
 

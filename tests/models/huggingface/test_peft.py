@@ -20,8 +20,10 @@ from safetensors.numpy import load_file, save_file
 from devft_jax.errors import InputError, RunError
 from devft_jax.models.adapter import Adapter, LoraFactors, layer_scales
 from devft_jax.models.architecture import PROJECTIONS
-from devft_jax.models.huggingface import expressions
-from devft_jax.models.huggingface.peft import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, export_peft, import_peft
+from devft_jax.models.huggingface.peft import expressions
+from devft_jax.models.huggingface.peft.names import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE
+from devft_jax.models.huggingface.peft.reading import import_peft
+from devft_jax.models.huggingface.peft.writing import export_peft
 from devft_jax.models.llama import forward
 from tests.models.conftest import CONFIG, interrupt_replacing, random_adapter
 

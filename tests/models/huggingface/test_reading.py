@@ -666,7 +666,7 @@ def test_the_tokenizer_is_read_once_and_when_asked(folder):
 @pytest.mark.parametrize("written", [0, 1, 29])
 def test_a_failed_write_keeps_the_older_files(folder, config, base, monkeypatch, written, shard_bytes):
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
-    make, made = pretrained.dense_weight, []
+    make, made = writing.dense_weight, []
 
     def fail(weight, dtype):
         if len(made) == written:
