@@ -3,8 +3,9 @@
 A folder holds `config.json`, the weights as one `model.safetensors` or as shards listed by
 `model.safetensors.index.json`, and the tokenizer's files. Every header is checked against `config.json` first
 (`devft_jax.models.huggingface.headers`). Weights are then streamed: one tensor at a time is transposed from Hugging Face's
-`[out, in]` into its layer of a preallocated `[L, in, out]` array, packed on the way where a quantised base is wanted; loading
-needs the memory of the final model plus one tensor. Only safetensors are read as weights, because a pickle can run code.
+`[out, in]` into its layer of a preallocated `[L, in, out]` array, packed on the way where a quantised base is wanted.
+Loading therefore needs the memory of the final model plus one tensor. Only safetensors are read as weights, because a
+pickle can run code.
 """
 
 import math
