@@ -9,7 +9,7 @@ from devft_jax.commands.generate import PromptOptions
 from devft_jax.commands.run import parse_run
 from devft_jax.config.run_config import ROOMS, RunConfig
 from devft_jax.federated.local import OptimizerOptions
-from devft_jax.models.generation import GenerationOptions
+from devft_jax.models.generation.options import GenerationOptions
 from devft_jax.options import execution, identity_fields, option_texts, room_of
 
 

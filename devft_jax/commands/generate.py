@@ -28,7 +28,9 @@ from devft_jax.errors import InputError, RunError
 from devft_jax.federated.algorithms import algorithm_of
 from devft_jax.files import MOST_BYTES, checked_path, decoded, parse_json, printable, read_text
 from devft_jax.models.adapter import Adapter
-from devft_jax.models.generation import Completion, GenerationOptions, Listener, check_prompts, generate, validate_generation
+from devft_jax.models.generation.answers import Completion
+from devft_jax.models.generation.generate import Listener, check_prompts, generate
+from devft_jax.models.generation.options import GenerationOptions, validate_generation
 from devft_jax.models.huggingface.end_tokens import end_token_ids
 from devft_jax.models.huggingface.folder import model_folder
 from devft_jax.models.huggingface.model import Model

@@ -27,7 +27,7 @@ from devft_jax.data.tokens import prompt_tokens
 from devft_jax.errors import InputError
 from devft_jax.evaluation import HeldOut
 from devft_jax.models.architecture import ModelConfig
-from devft_jax.models.generation import GenerationOptions
+from devft_jax.models.generation.options import GenerationOptions
 from devft_jax.models.huggingface.peft.writing import export_peft
 from devft_jax.models.huggingface.writing import save_pretrained
 from devft_jax.models.llama import Compute

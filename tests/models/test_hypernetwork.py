@@ -11,7 +11,8 @@ import pytest
 from devft_jax.errors import InputError
 from devft_jax.models.adapter import Adapter
 from devft_jax.models.decoder import decoder_layer, rms_norm, rotary_table
-from devft_jax.models.generation import GenerationOptions, generate
+from devft_jax.models.generation.generate import generate
+from devft_jax.models.generation.options import GenerationOptions
 from devft_jax.models.huggingface.peft.writing import export_peft
 from devft_jax.models.huggingface.writing import save_pretrained
 from devft_jax.models.hypernetwork import (

@@ -8,7 +8,8 @@ pytest.importorskip("torch", reason="parity needs torch: pip install 'devft-jax[
 import torch
 from transformers import AutoModelForCausalLM
 
-from devft_jax.models.generation import GenerationOptions, generate
+from devft_jax.models.generation.generate import generate
+from devft_jax.models.generation.options import GenerationOptions
 from devft_jax.models.huggingface.end_tokens import end_token_ids
 from devft_jax.models.huggingface.reading import load_pretrained
 from tests.parity.test_transformers import ARCHITECTURES, random_model

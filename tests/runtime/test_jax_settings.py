@@ -15,7 +15,8 @@ from devft_jax.commands.jax_setup import require_devices
 from devft_jax.developmental import layer_map
 from devft_jax.errors import InputError
 from devft_jax.models.base import init_base
-from devft_jax.models.generation import GenerationOptions, generate
+from devft_jax.models.generation.generate import generate
+from devft_jax.models.generation.options import GenerationOptions
 from devft_jax.models.lora import init_lora
 from devft_jax.models.loss import completion_loss
 from devft_jax.runtime.devices import usual_arithmetic

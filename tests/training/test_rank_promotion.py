@@ -7,7 +7,7 @@ import pytest
 
 from devft_jax.commands.generate import PromptOptions, open_respondent, to_record
 from devft_jax.exporting.export import export
-from devft_jax.models.generation import GenerationOptions
+from devft_jax.models.generation.options import GenerationOptions
 from devft_jax.training.run import train
 from tests.tiny_run import write_run_inputs
 

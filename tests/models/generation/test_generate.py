@@ -13,8 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from devft_jax.errors import InputError
-from devft_jax.models import generation
-from devft_jax.models.generation import GenerationOptions, decode_step, draw_tokens, generate, prefill, sampling_keys
+from devft_jax.models.generation import decoding
+from devft_jax.models.generation.decoding import decode_step, prefill
+from devft_jax.models.generation.generate import generate
+from devft_jax.models.generation.options import GenerationOptions
+from devft_jax.models.generation.sampling import draw_tokens, sampling_keys
 from devft_jax.models.huggingface.end_tokens import end_token_ids
 from devft_jax.models.llama import DEFAULT_COMPUTE, Compute, forward, hidden_states
 from devft_jax.models.quantization import quantize_base
@@ -151,11 +154,11 @@ def test_programs_do_not_grow_with_the_prompts(base):
     options = greedy(generation_batch=4, tokens_per_look=5)
 
     def compiled(*counts):
-        before = generation._decode._cache_size()
+        before = decoding.decode._cache_size()
         for count in counts:
             prompts = [[1 + count % 30] * (1 + index % 9) for index in range(count)]
             generate(CONFIG, base, None, prompts, options=options)
-        return generation._decode._cache_size() - before
+        return decoding.decode._cache_size() - before
 
     assert compiled(4) == 1
     assert compiled(3, 5, 8, 13, 21) == 0
