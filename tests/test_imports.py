@@ -23,6 +23,7 @@ ORDER = (
     "reporting",
     "testing",
     "training",
+    "inference",
     "exporting",
     "planning",
     "comparing",

@@ -48,7 +48,7 @@ from devft_jax.planning.plan import make_plan
 from devft_jax.reporting.units import BYTES, readable
 from devft_jax.training.checks import check_ranks
 from devft_jax.training.stages import check_composition, named_growth, plan_stages
-from devft_jax.training.submodels import bundled_model
+from devft_jax.training.submodels import model_path
 
 END_TO_END = "end-to-end"
 CONTROLS = {"bytes": "bytes_up", "flops": "train_flops"}
@@ -186,7 +186,7 @@ def check_arms(arms: Sequence[Arm]) -> None:
 
 def architecture_of(config: RunConfig) -> ModelConfig:
     """Of the base that a configuration names."""
-    return model_architecture(bundled_model() if config.model == "bundled" else config.model)
+    return model_architecture(model_path(config.model))
 
 
 def check_stages(config: RunConfig) -> None:

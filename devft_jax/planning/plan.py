@@ -71,7 +71,7 @@ from devft_jax.reporting.table import table
 from devft_jax.runtime.compiled import CompiledMemory
 from devft_jax.training.checks import check_ranks
 from devft_jax.training.stages import check_composition, named_growth, plan_stages
-from devft_jax.training.submodels import bundled_model
+from devft_jax.training.submodels import model_path
 
 TOTALS = ("rounds", "bytes_up", "bytes_down", "bytes_stage", "bytes_missed", "train_flops", "seconds")
 """Fields of a stage that add up over stages."""
@@ -281,7 +281,7 @@ def make_plan(config: RunConfig, options: PlanOptions | None = None, *, architec
             f"{config.clients} or fewer{remedy}."
         )
     if architecture is None:
-        architecture = model_architecture(bundled_model() if config.model == "bundled" else config.model)
+        architecture = model_architecture(model_path(config.model))
     check_ranks(config, architecture)
     growth = named_growth(config, architecture.layers)
     shapes, rounds = growth.shapes(architecture.layers), plan_stages(config, growth, architecture.layers)

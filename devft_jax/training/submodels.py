@@ -29,6 +29,15 @@ def bundled_model() -> Path:
     return Path(str(resources.files("devft_jax") / "assets" / "base"))
 
 
+def model_path(name: str) -> str | Path:
+    """The folder or Hugging Face name that the option `model` stands for.
+
+    Args:
+      name: a folder, a Hugging Face name, or "bundled" for the small LLaMA of the package.
+    """
+    return bundled_model() if name == "bundled" else name
+
+
 def open_model(config: RunConfig, compute: Compute, given: Model | None) -> tuple[Model, Callable[[], Block]]:
     """The run's model, packed as configured, and what gives its layers as they were before.
 
@@ -46,7 +55,7 @@ def open_model(config: RunConfig, compute: Compute, given: Model | None) -> tupl
 
 def _open_model(config: RunConfig, compute: Compute, given: Model | None) -> tuple[Model, Callable[[], Block]]:
     if given is None:
-        path = bundled_model() if config.model == "bundled" else config.model
+        path = model_path(config.model)
         model = load_pretrained(path, dtype=compute.dtype, quantization=config.quantization)
         return model, lambda: load_original_blocks(path)
     if config.fuse_from == "original" and is_quantized(given.base):

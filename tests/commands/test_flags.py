@@ -9,7 +9,7 @@ import pytest
 from devft_jax.commands.cli import run_command
 from devft_jax.commands.compare import parse_compare
 from devft_jax.commands.flags import ELSEWHERE
-from devft_jax.commands.generate import parse as parse_generate
+from devft_jax.commands.generate import parse_generate
 from devft_jax.commands.run import parse_run
 from devft_jax.config.run_config import ROOMS, field_types, validate
 
@@ -94,11 +94,10 @@ def test_booleans_and_texts_take_what_follows_them():
     assert parse_run(["--evaluate-full", "false"]).evaluate_full is False
     assert parse_run(["--evaluate-full=yes"]).evaluate_full is True
     assert parse_run(["--weight-decay", "-1"]).weight_decay == -1.0
-    source, asked, options = parse_generate(
-        ["--compare", "bundled", "--stop", ",", "--stop", "none", "--prompt", '"a" none']
-    )
-    assert (source, asked.compare, asked.prompt, options.stop) == ("bundled", True, '"a" none', (",", "none"))
-    assert parse_generate(["x", "--prompt=--a"])[1].prompt == "--a"
+    asked = parse_generate(["--compare", "bundled", "--stop", ",", "--stop", "none", "--prompt", '"a" none'])
+    assert (asked.source, asked.prompts.compare, asked.prompts.prompt) == ("bundled", True, '"a" none')
+    assert asked.generation.stop == (",", "none")
+    assert parse_generate(["x", "--prompt=--a"]).prompts.prompt == "--a"
 
 
 def test_the_help_opens_with_what_most_people_need_and_has_every_option_once(capsys):

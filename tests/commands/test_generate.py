@@ -1,53 +1,25 @@
 """`devft generate`: which model answers, how prompts come in and answers go out."""
 
-import dataclasses
 import io
 import json
-import shutil
 import sys
 from pathlib import Path
 
-import jax
 import pytest
 
-from devft_jax.commands import generate
 from devft_jax.commands.cli import run_command
-from devft_jax.commands.generate import (
-    PromptOptions,
-    converse,
-    open_respondent,
-    read_prompts,
-    read_standard_input,
-    to_record,
-)
-from devft_jax.config.run_config import RunConfig, to_plain
-from devft_jax.data import Record, tokenize
-from devft_jax.data.prompts import prompt_text
-from devft_jax.data.tokens import prompt_tokens
-from devft_jax.errors import InputError
-from devft_jax.evaluation import HeldOut
-from devft_jax.models.architecture import ModelConfig
+from devft_jax.inference import answers, respondent
+from devft_jax.inference.prompts import to_record
+from devft_jax.inference.respondent import ModelOptions, open_respondent
 from devft_jax.models.generation.options import GenerationOptions
 from devft_jax.models.huggingface.peft.writing import export_peft
-from devft_jax.models.huggingface.writing import save_pretrained
-from devft_jax.models.llama import Compute
-from devft_jax.runtime.compiled import CompiledPrograms
-from tests.models.conftest import random_adapter, random_base
-
-MODEL = ModelConfig(vocabulary=64, width=16, feed_forward=24, layers=2, heads=4, kv_heads=2, head_size=4, max_length=64)
+from tests.inference.folders import MODEL, write_folders
+from tests.models.conftest import random_adapter
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory, word_tokenizer):
-    """A model's folder, an adapter's, and that of a finished run of both."""
-    root = tmp_path_factory.mktemp("folders")
-    model, run = root / "model", root / "run"
-    save_pretrained(model, MODEL, random_base(MODEL), dtype="float32")
-    word_tokenizer(words=tuple("abcdefghijklmnopqrstuvwxyz") + tuple(map(str, range(35)))).save_pretrained(model)
-    export_peft(random_adapter(MODEL, ("q", "v")), run / "adapter")
-    config = RunConfig(model=str(model), template="completion", rank=3, alpha=6.0)
-    (run / "config.json").write_text(json.dumps(to_plain(config)))
-    return {"model": str(model), "run": str(run), "adapter": str(run / "adapter")}
+    return write_folders(tmp_path_factory.mktemp("folders"), word_tokenizer)
 
 
 def ask(capsys, *words):
@@ -105,7 +77,7 @@ def test_answers_of_a_short_model_need_no_option(folders, capsys):
 def test_one_prompt_gives_the_answer_alone(capsys, folders):
     code, text = ask(capsys, folders["run"], "--prompt", "a b c")
     assert code == 0
-    respondent = open_respondent(folders["run"], PromptOptions())
+    respondent = open_respondent(folders["run"], ModelOptions())
     [answer] = respondent.answer([to_record("a b c", "here")], GenerationOptions(max_new_tokens=6))
     assert text == f"{answer.text}\n"
     assert answer.text
@@ -116,24 +88,6 @@ def test_a_run_is_its_model_with_its_adapter(capsys, folders):
     _, both = ask(capsys, folders["model"], "--adapter", folders["adapter"], "--prompt", "a b c")
     _, bare = ask(capsys, folders["model"], "--prompt", "a b c")
     assert run == both != bare
-
-
-def test_a_run_whose_model_was_moved_says_how_to_ask_it(folders, tmp_path):
-    shutil.copytree(folders["run"], tmp_path / "run")
-    fields = json.loads((tmp_path / "run" / "config.json").read_text()) | {"model": str(tmp_path / "gone")}
-    (tmp_path / "run" / "config.json").write_text(json.dumps(fields))
-    with pytest.raises(InputError, match=r"gone of the run in .* is not there any more; .* add --adapter \S+/run/adapter"):
-        open_respondent(str(tmp_path / "run"), PromptOptions())
-
-
-@pytest.mark.parametrize("split", ['{"template": 5}', '{"template": "no such"}'])
-def test_a_template_of_a_damaged_split_is_one_sentence(folders, tmp_path, split):
-    shutil.copytree(folders["run"], tmp_path / "run")
-    fields = json.loads((tmp_path / "run" / "config.json").read_text()) | {"template": "auto"}
-    (tmp_path / "run" / "config.json").write_text(json.dumps(fields))
-    (tmp_path / "run" / "split.json").write_text(split)
-    with pytest.raises(InputError, match="template"):
-        open_respondent(str(tmp_path / "run"), PromptOptions())
 
 
 def test_comparing_shows_both_under_headings(capsys, folders, tmp_path):
@@ -173,13 +127,6 @@ def test_prompts_are_never_replaced_by_their_answers(capsys, folders, tmp_path):
     assert path.read_text() == "a b"
 
 
-def test_an_array_and_fields_of_other_names(tmp_path):
-    path = tmp_path / "prompts.json"
-    path.write_text(json.dumps([{"ask": "a", "about": 3, "instruction": "no"}]))
-    [record] = read_prompts(path, {"instruction": "ask", "input": "about"})
-    assert (record.instruction, record.input) == ("a", "3")
-
-
 def test_lines_of_a_pipe(capsys, folders, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("a b c\n\n"))
     _, piped = ask(capsys, folders["run"])
@@ -187,25 +134,6 @@ def test_lines_of_a_pipe(capsys, folders, monkeypatch):
     assert piped == asked
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n"))
     assert ask(capsys, folders["run"])[0] == 2
-
-
-def test_a_conversation_goes_on_after_a_prompt_that_is_too_long(capsys, folders, monkeypatch):
-    lines = iter(["a b c", "", "a " * 80, "d"])
-
-    def read(prompt):
-        line = next(lines, None)
-        if line is None:
-            raise EOFError
-        return line
-
-    monkeypatch.setattr("builtins.input", read)
-    respondent = open_respondent(folders["run"], PromptOptions())
-    written = []
-    converse({"answer": respondent}, GenerationOptions(max_new_tokens=6), written.append)
-    shown = capsys.readouterr()
-    assert [row["instruction"] for row in written] == ["a b c", "d"]
-    assert shown.out == f"{written[0]['completion']}\n{written[1]['completion']}\n\n"
-    assert "prompt 2 has 81 tokens" in shown.err
 
 
 def test_input_and_template_word_the_prompt(capsys, folders, tmp_path):
@@ -232,31 +160,6 @@ def test_a_packed_base(capsys, folders):
     assert text.strip()
 
 
-def test_greedy_answers_are_right_exactly_where_exact_match_says_so(folders):
-    """Held-out evaluation claims to know what greedy decoding would say without decoding."""
-    respondent = open_respondent(folders["run"], PromptOptions())
-    prompts = [Record(instruction=letter, input="", output="", category=None, origin="") for letter in "abcdefgh"]
-    options = GenerationOptions(max_new_tokens=8)
-    # Half of the references are what the model says, so that there is something to get right.
-    eos = respondent.model.tokenizer.eos_token_id
-    said = respondent.answer(prompts, options)
-    records = [
-        Record(instruction=prompt.instruction, input="", output=answer.text if index % 2 else "b", category=None, origin="")
-        for index, (prompt, answer) in enumerate(zip(prompts, said, strict=True))
-    ]
-    # Longer references are cut where the answers end: bos, one letter and 8 tokens.
-    examples = tokenize(records, respondent.model.tokenizer, template="completion", max_length=10)
-    held_out = HeldOut(
-        MODEL, Compute(), examples, buckets=(16,), batch_size=8, devices=jax.devices()[:1], programs=CompiledPrograms()
-    )
-    hits = held_out(respondent.model.base, respondent.adapter).hits
-    assert 0 < hits.sum() < len(hits)
-    for record, answer, hit, index in zip(records, said, hits, range(8), strict=True):
-        reference = examples.row(index)[examples.prompt_lengths[index] :]
-        ended = (*answer.tokens, eos) if answer.finish_reason == "eos" else answer.tokens
-        assert hit == (tuple(reference.tolist()) == ended), record
-
-
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
@@ -278,53 +181,6 @@ def test_bad_input_is_one_sentence_and_exit_code_2(capsys, folders, words, sente
     assert sentence in error
     assert error.startswith("devft: ")
     assert error.count("\n") == 1
-
-
-RUN = to_plain(RunConfig())
-
-
-@pytest.mark.parametrize(
-    ("fields", "sentence"),
-    [
-        ({"rounds": 3}, "describes neither a run nor a model"),
-        ({"model": "bundled"}, r"is no run's \(it lacks algorithm\)"),
-        (RUN, "has no adapter yet"),
-        ({**RUN, "objects": {"model": "Model"}}, "its model as an object"),
-        ({**RUN, "speed": 3}, "option 'speed' does not exist"),
-    ],
-    ids=lambda value: value if isinstance(value, str) else None,
-)
-def test_folders_that_cannot_be_asked(tmp_path, fields, sentence):
-    (tmp_path / "config.json").write_text(json.dumps(fields))
-    with pytest.raises(InputError, match=sentence):
-        open_respondent(str(tmp_path), PromptOptions())
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "sentence"),
-    [
-        ("a.jsonl", '{"instruction": "a"}\n{"instruction"', r"a.jsonl:2 is not valid JSON"),
-        ("a.jsonl", '{"text": "a"}', r"a.jsonl:1 has no field instruction, prompt or question \(it has text\)"),
-        ("a.jsonl", "3", "a.jsonl:1 is a int, not an object"),
-        ("a.json", "{}", "does not hold an array"),
-        ("a.json", "[]", "holds no prompt"),
-        ("a.txt", "\n\n", "holds no prompt"),
-        ("a.txt", "a\n\udcff", r"a\.txt:2 is not UTF-8 text \(byte 0xff\)"),
-        (
-            "a.jsonl",
-            '{"instruction": "a"}\n{"instruction": "a", "instruction": "b"}',
-            r"a\.jsonl:2 names 'instruction' twice",
-        ),
-        ("a.jsonl", '\n{"instruction": ' + "1" * 5000 + "}", r"a\.jsonl:2 holds an integer of 5,000 digits"),
-        ("a.jsonl", '{"instruction": "\\ud800"}', r"a\.jsonl:1 holds .*half of a character"),
-        ("a.json", '[\n{"instruction": "\\udfff"}]', r"a\.json:2 holds .*half of a character"),
-        ("a.json", "[" * 100_000, "is nested too deeply"),
-    ],
-)
-def test_files_that_hold_no_prompts(tmp_path, name, text, sentence):
-    (tmp_path / name).write_text(text, encoding="utf-8", errors="surrogateescape")
-    with pytest.raises(InputError, match=sentence):
-        read_prompts(tmp_path / name, {})
 
 
 @pytest.mark.parametrize(
@@ -354,30 +210,6 @@ def test_names_that_no_file_can_have(capsys, folders, option, name):
     assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize(
-    ("content", "sentence"),
-    [
-        (b"a\n\xff\n", r"standard input:2 is not UTF-8 text \(byte 0xff\)"),
-        (b"\n \n", "standard input holds no prompt"),
-        (b"", "standard input holds no prompt"),
-    ],
-)
-def test_a_pipe_that_is_no_text(content, sentence):
-    with pytest.raises(InputError, match=sentence):
-        read_standard_input(io.TextIOWrapper(io.BytesIO(content), "ascii"))
-
-
-def test_a_pipe_is_utf8_whatever_the_terminal_has(monkeypatch):
-    piped = io.TextIOWrapper(io.BytesIO("\ufeffä\r\n\n日本\n".encode()), "ascii")
-    assert [(record.instruction, record.origin) for record in read_standard_input(piped)] == [
-        ("ä", "standard input:1"),
-        ("日本", "standard input:3"),
-    ]
-    monkeypatch.setattr(generate, "MOST_BYTES", 10)
-    with pytest.raises(InputError, match="standard input holds more than 10 bytes"):
-        read_standard_input(io.TextIOWrapper(io.BytesIO(b"a" * 11), "ascii"))
-
-
 def test_answers_are_written_before_they_are_shown(capsys, folders, tmp_path, monkeypatch):
     """Whatever becomes of the screen: all answers are in the file, and the exit code says that nobody saw them."""
     path, out = tmp_path / "prompts.txt", tmp_path / "answers.jsonl"
@@ -386,7 +218,7 @@ def test_answers_are_written_before_they_are_shown(capsys, folders, tmp_path, mo
     def closed(*text, **how):
         raise BrokenPipeError
 
-    monkeypatch.setattr(generate, "show", closed)
+    monkeypatch.setattr(answers, "show", closed)
     words = ["--file", str(path), "--generation-batch", "2", "--max-new-tokens", "2"]
     assert run_command(["generate", folders["run"], *words, "--out", str(out)]) != 0
     assert len(rows(out)) == 5
@@ -395,7 +227,7 @@ def test_answers_are_written_before_they_are_shown(capsys, folders, tmp_path, mo
 def test_what_is_stopped_keeps_the_answers_that_it_had(folders, tmp_path, monkeypatch):
     path, out = tmp_path / "prompts.txt", tmp_path / "answers.jsonl"
     path.write_text("a b\n" * 6)
-    answer, calls = generate.Respondent.answer, []
+    answer, calls = respondent.Respondent.answer, []
 
     def interrupted(self, records, options, **more):
         calls.append(len(records))
@@ -403,7 +235,7 @@ def test_what_is_stopped_keeps_the_answers_that_it_had(folders, tmp_path, monkey
             raise KeyboardInterrupt
         return answer(self, records, options, **more)
 
-    monkeypatch.setattr(generate.Respondent, "answer", interrupted)
+    monkeypatch.setattr(respondent.Respondent, "answer", interrupted)
     words = ["--file", str(path), "--generation-batch", "2", "--max-new-tokens", "2", "--out", str(out)]
     assert run_command(["generate", folders["run"], *words]) == 130
     assert len(rows(out)) == 4
@@ -429,78 +261,3 @@ def test_the_bundled_model_speaks(capsys):
     code, text = ask(capsys, "bundled", "--prompt", "Once upon a time")
     assert code == 0
     assert text.strip()
-
-
-CHAT = (
-    "{% for m in messages %}<{{ m.role }}> {{ m.content }} {% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
-)
-
-
-def test_a_chat_template_words_prompts_as_in_training(word_tokenizer):
-    tokenizer = word_tokenizer()
-    tokenizer.chat_template = CHAT
-    record = to_record("a b", "prompt")
-    examples = tokenize([dataclasses.replace(record, output="c")], tokenizer, template="chat", max_length=32)
-    prompt = prompt_tokens(record, tokenizer, "chat")
-    assert prompt == examples.row(0)[: len(prompt)].tolist()
-    assert examples.prompt_lengths[0] == len(prompt)
-    assert prompt_text(record, "chat", tokenizer) == "<user> a b <assistant>"
-
-
-def test_a_run_that_chose_its_template_is_asked_in_that(folders, tmp_path):
-    """`auto` is decided by the data of the run, which generation has not got: the split says what it was."""
-    run = tmp_path / "run"
-    shutil.copytree(folders["run"], run)
-    config = json.loads((run / "config.json").read_text()) | {"template": "auto"}
-    (run / "config.json").write_text(json.dumps(config))
-    (run / "split.json").write_text(json.dumps({"template": "alpaca_short"}))
-    assert open_respondent(str(run), PromptOptions()).template == "alpaca_short"
-    with pytest.raises(InputError, match="template 'chat' needs a chat template"):
-        open_respondent(str(run), PromptOptions(template="chat"))
-    assert open_respondent(str(run), PromptOptions(template="auto")).template == "alpaca"
-
-
-def test_a_damaged_configuration_is_one_sentence(folders, tmp_path):
-    run = tmp_path / "run"
-    shutil.copytree(folders["run"], run)
-    config = json.loads((run / "config.json").read_text()) | {"model": 5}
-    (run / "config.json").write_text(json.dumps(config))
-    with pytest.raises(InputError, match="model 5 is not text"):
-        open_respondent(str(run), PromptOptions())
-
-
-TURNS = "{% for m in messages %}{{ m.role }} {{ m.content }} <|end|> {% endfor %}"
-
-
-def test_what_ended_answers_in_training_ends_them(folders, tmp_path, word_tokenizer):
-    """A chat template's end of turn that is not the eos: by the run's split, the adapter's folder or the template."""
-    tokenizer = word_tokenizer(words=tuple("abcdefghijklmnopqrstuvwxyz") + tuple(map(str, range(34))))
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<|end|>"]})
-    tokenizer.chat_template = TURNS
-    run, model = tmp_path / "run", tmp_path / "model"
-    shutil.copytree(folders["run"], run)
-    shutil.copytree(folders["model"], model)
-    tokenizer.save_pretrained(model)
-    end, eos = tokenizer.convert_tokens_to_ids("<|end|>"), tokenizer.eos_token_id
-    config = json.loads((run / "config.json").read_text()) | {"model": str(model)}
-    (run / "config.json").write_text(json.dumps(config))
-
-    def ends(source, **asked):
-        return open_respondent(str(source), PromptOptions(**asked)).eos_ids
-
-    assert ends(run) == ends(model) == (eos,)
-    assert ends(model, template="chat") == ends(run, template="chat") == (eos, end)
-    (run / "split.json").write_text(json.dumps({"ends_with": ["</s>", "<|end|>"]}))
-    assert ends(run) == (eos, end)
-    (run / "adapter" / "generation_config.json").write_text(json.dumps({"eos_token_id": [end]}))
-    assert ends(model, adapter=str(run / "adapter")) == (eos, end)
-    (model / "generation_config.json").write_text(json.dumps({"eos_token_id": [5, 6]}))
-    assert ends(model) == (5, 6, eos)
-    for wrong in ("5", [5, -1], [True], 2**31, 10**30, [None]):
-        (model / "generation_config.json").write_text(json.dumps({"eos_token_id": wrong}))
-        with pytest.raises(InputError, match=r"eos_token_id .* in .*generation_config\.json is neither a token id nor"):
-            ends(model)
-    (model / "generation_config.json").unlink()
-    (run / "split.json").write_text(json.dumps({"ends_with": ["<|elsewhere|>"]}))
-    with pytest.raises(InputError, match=r"trained answers end in '<\|elsewhere\|>', which the tokenizer .* does not have"):
-        ends(run)

@@ -16,6 +16,7 @@ import pytest
 
 from devft_jax.commands import cli
 from devft_jax.commands.compare import parse_compare
+from devft_jax.commands.generate import parse_generate
 from devft_jax.commands.plan import parse_plan
 from devft_jax.commands.run import parse_run
 from devft_jax.comparing.arms import check_arms, parse_arm, read_arms
@@ -181,9 +182,7 @@ def check_command(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
         assert cli.run_command([command, *rest]) == 130
         assert asked
     elif command == "generate":
-        from devft_jax.commands.generate import parse
-
-        parse(rest)
+        parse_generate(rest)
     else:
         # `report` takes the folders of runs, `list` nothing.
         assert command in ("report", "list")

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 from devft_jax.commands.cli import run_command
 from devft_jax.config.run_config import to_plain
 from devft_jax.errors import InputError, RunError
-from devft_jax.exporting.export import EXPORT_FILE, export
+from devft_jax.exporting.export import export
 from devft_jax.models.architecture import PROJECTIONS
 from devft_jax.models.base import init_base
 from devft_jax.models.huggingface.peft.names import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE
@@ -27,7 +27,7 @@ from devft_jax.models.huggingface.writing import save_pretrained
 from devft_jax.models.llama import forward
 from devft_jax.models.lora import init_lora
 from devft_jax.reporting import Progress
-from devft_jax.storage import RunFolder
+from devft_jax.storage import EXPORT_FILE, RunFolder
 from devft_jax.training.run import train
 from devft_jax.training.submodels import bundled_model
 from devft_jax.training.trainer import Trainer
@@ -329,7 +329,7 @@ def test_a_configuration_that_is_none(finished, tmp_path):
     copy = tmp_path / "run"
     shutil.copytree(finished.folder, copy)
     stored = json.loads((copy / "config.json").read_text())
-    for fields, message in (({"a": 1}, "holds neither a run nor a PEFT adapter"), (stored | {"model": 5}, "model 5 is not")):
+    for fields, message in (({"a": 1}, "describes neither a run nor a model"), (stored | {"model": 5}, "model 5 is not")):
         (copy / "config.json").write_text(json.dumps(fields))
         with pytest.raises(InputError, match=message):
             export(copy, tmp_path / "out")
@@ -381,7 +381,7 @@ def test_weights_that_are_not_finite_are_never_merged_silently(finished, tiny, t
     adapter = import_peft(finished.folder / "adapter", MODEL)
     factors = adapter.lora["down"]
     broken = adapter.replace(lora=adapter.lora | {"down": factors.replace(b=factors.b.at[2, 0, 3].set(value))})
-    monkeypatch.setattr("devft_jax.exporting.export.as_low_rank", lambda adapter: broken)
+    monkeypatch.setattr("devft_jax.inference.saved.as_low_rank", lambda adapter: broken)
     with pytest.raises(InputError, match=r"lora_B of down_proj holds NaN or infinite values in layer 2, counted from 0"):
         export(finished.folder, tmp_path / "out", form=form)
     assert not (tmp_path / "out").exists()

@@ -5,8 +5,9 @@ import dataclasses
 import jax
 import pytest
 
-from devft_jax.commands.generate import PromptOptions, open_respondent, to_record
 from devft_jax.exporting.export import export
+from devft_jax.inference.prompts import to_record
+from devft_jax.inference.respondent import ModelOptions, open_respondent
 from devft_jax.models.generation.options import GenerationOptions
 from devft_jax.training.run import train
 from tests.tiny_run import write_run_inputs
@@ -24,7 +25,7 @@ def test_a_run_its_export_and_its_answers_need_no_silent_broadcast(tmp_path, wor
         if algorithm == "c2a":
             return
         export(tmp_path / "run", tmp_path / "merged", form="merged")
-        respondent = open_respondent(str(tmp_path / "run"), PromptOptions())
+        respondent = open_respondent(str(tmp_path / "run"), ModelOptions())
         for temperature in (0.0, 0.7):
             options = GenerationOptions(max_new_tokens=3, temperature=temperature, top_p=0.9 if temperature else 1.0)
             [answer] = respondent.answer([to_record("a b", "here")], options)

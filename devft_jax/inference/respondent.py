@@ -1,0 +1,217 @@
+"""A model that answers: opened from a run, an adapter on its base or a model, and given prompts worded as in training."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from devft_jax.config.execution import ExecutionOptions, resolve_compute, validate_execution
+from devft_jax.config.run_config import RunConfig
+from devft_jax.data import Record
+from devft_jax.data.answer_ends import ends_of_adapter, ends_of_template
+from devft_jax.data.prompts import find_template, prompt_text, renderer, resolve_template
+from devft_jax.data.tokens import prompt_tokens
+from devft_jax.errors import InputError
+from devft_jax.files import checked_path
+from devft_jax.inference.sources import StoredRun, kind_of, read_run
+from devft_jax.models.adapter import Adapter
+from devft_jax.models.generation.answers import Completion
+from devft_jax.models.generation.generate import Listener, check_prompts, generate
+from devft_jax.models.generation.options import GenerationOptions
+from devft_jax.models.huggingface.end_tokens import end_token_ids
+from devft_jax.models.huggingface.folder import model_folder
+from devft_jax.models.huggingface.model import Model
+from devft_jax.models.huggingface.peft.reading import import_peft
+from devft_jax.models.huggingface.peft.settings import base_of_adapter
+from devft_jax.models.huggingface.reading import load_pretrained
+from devft_jax.models.llama import Compute
+from devft_jax.options import path
+from devft_jax.training.submodels import model_path
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """How the model is opened, where that is to differ from what the run says."""
+
+    adapter: str | None = path(None)
+    """Folder of a PEFT adapter; by default the run's own, none for other models."""
+    template: str | None = None
+    """Wording of the prompt: a template of `devft list`, or auto (chat where the tokenizer has a chat template, else
+    alpaca); by default the run's, completion (the prompt as it is) for other models."""
+    quantization: Literal["none", "int8", "int4", "nf4"] | None = None
+    """Storage of the frozen projections; by default as in the run, none for other models."""
+    dtype: Literal["auto", "float32", "bfloat16"] | None = None
+    """Precision of activations and frozen weights; by default as in the run, auto (float32 on CPU) for other models."""
+
+
+@dataclass(frozen=True)
+class Respondent:
+    """A loaded model that answers records.
+
+    Attributes:
+      model: the base with its tokenizer.
+      adapter: what was learned; None for the bare base.
+      template: how records are worded.
+      fields: names of a record's fields by role.
+      eos_ids: tokens that end its answers.
+      compute: precision and kernels.
+    """
+
+    model: Model
+    adapter: Adapter | None
+    template: str
+    fields: Mapping[str, str]
+    eos_ids: tuple[int, ...]
+    compute: Compute
+
+    @property
+    def bare(self) -> "Respondent":
+        """The same without its adapter."""
+        return dataclasses.replace(self, adapter=None)
+
+    def prompt(self, record: Record) -> str:
+        """The text that the model is given of a record.
+
+        Args:
+          record: its output is not used.
+        """
+        return prompt_text(record, self.template, self.model.tokenizer)
+
+    def tokens(self, record: Record) -> list[int]:
+        """The prompt's token ids, as in training.
+
+        Args:
+          record: its output is not used.
+        """
+        return prompt_tokens(record, self.model.tokenizer, self.template)
+
+    def check(self, records: Sequence[Record], options: GenerationOptions) -> None:
+        """Check that every record can be answered.
+
+        Args:
+          records: what is going to be asked.
+          options: how it will be.
+
+        Raises:
+          InputError: one cannot; names it by its number.
+        """
+        check_prompts(self.model.config, [self.tokens(record) for record in records], range(len(records)), options)
+
+    def answer(
+        self,
+        records: Sequence[Record],
+        options: GenerationOptions,
+        *,
+        first: int = 0,
+        listen: Listener | None = None,
+    ) -> list[Completion]:
+        """Answer records.
+
+        Args:
+          records: what is asked.
+          options: how answers are drawn.
+          first: number of the first record, which its random draws follow.
+          listen: called with the text of an answer as it is drawn.
+
+        Returns:
+          A completion for every record.
+
+        Raises:
+          InputError: a prompt does not fit the model.
+        """
+        return generate(
+            self.model.config,
+            self.model.base,
+            self.adapter,
+            [self.tokens(record) for record in records],
+            options=options,
+            eos_ids=self.eos_ids,
+            tokenizer=self.model.tokenizer,
+            compute=self.compute,
+            row_ids=range(first, first + len(records)),
+            listen=listen,
+        )
+
+
+def open_respondent(source: str, options: ModelOptions, *, compare: bool = False) -> Respondent:
+    """Load what answers: whatever a command is given as a model opens by this function.
+
+    Args:
+      source: a run's folder, a model's folder, a PEFT adapter's (with the base that it names), a Hugging Face name, or
+        "bundled".
+      options: what wins over what the run's folder says.
+      compare: whether it is going to be asked without its adapter, too.
+
+    Returns:
+      The model, loaded.
+
+    Raises:
+      InputError: there is no such source, it cannot be read, or it does not fit the options.
+    """
+    folder = checked_path(source, "source")
+    kind = kind_of(folder)
+    run = read_run(folder) if kind == "run" else None
+    if run is not None:
+        _check_model(run)
+        config = run.config
+    else:
+        name = base_of_adapter(folder, "ask the base and add --adapter") if kind == "adapter" else source
+        config = RunConfig(model=name, template="completion")
+    adapter_folder = folder if kind == "adapter" else None
+    if options.adapter is not None:
+        adapter_folder = checked_path(options.adapter, "adapter")
+    elif run is not None:
+        adapter_folder = _finished_adapter(run)
+    if compare and adapter_folder is None:
+        raise InputError(
+            f"compare needs an adapter and {source} is neither a run's folder nor an adapter's; name one, or add --adapter."
+        )
+    find_template(options.template or config.template)
+    execution = ExecutionOptions(dtype=options.dtype or config.dtype)
+    validate_execution(execution)
+    compute = resolve_compute(execution)
+    base_folder = model_folder(model_path(config.model))
+    model = load_pretrained(base_folder, quantization=options.quantization or config.quantization, dtype=compute.dtype)
+    template = options.template or (run.template if run is not None else config.template)
+    template = resolve_template(template, conversational=True, tokenizer=model.tokenizer)
+    renderer(template, model.tokenizer)  # refuses a chat template that is not there, before anything is asked
+    adapter = None if adapter_folder is None else import_peft(adapter_folder, model.config)
+    ends = [*end_token_ids(base_folder, model.tokenizer), *ends_of_template(template, model.tokenizer)]
+    ends += run.ends(lambda: model.tokenizer) if run is not None else []
+    ends += [] if adapter_folder is None else ends_of_adapter(adapter_folder)
+    return Respondent(model, adapter, template, config.fields or {}, tuple(dict.fromkeys(ends)), compute)
+
+
+def _check_model(run: StoredRun) -> None:
+    """Raise `InputError` where the run's model cannot be found by its configuration."""
+    if "model" in run.objects:
+        raise InputError(
+            f"the run in {run.folder} was given its model as an object in Python; name the model's folder and add "
+            f"--adapter {run.adapter_folder}."
+        )
+    if Path(run.config.model).is_absolute() and not Path(run.config.model).exists():
+        raise InputError(
+            f"the model {run.config.model} of the run in {run.folder} is not there any more; name where it is now instead "
+            f"of the run, and add --adapter {run.adapter_folder}."
+        )
+
+
+def _finished_adapter(run: StoredRun) -> Path:
+    """The folder of the run's adapter, or `InputError` where it has none that can be asked."""
+    if not run.algorithm.low_rank:
+        raise InputError(
+            f"the run in {run.folder} ({run.config.algorithm}) has no low-rank adapter, and answers are drawn with no other "
+            "kind; name another run's, or a PEFT adapter with --adapter."
+        )
+    if not run.algorithm.has_global_model:
+        raise InputError(
+            f"the run in {run.folder} ({run.config.algorithm}) has no global model, but one for each client; write a "
+            "client's with `devft export --client NAME` and name its folder with adapter."
+        )
+    if not run.adapter_folder.is_dir():
+        raise InputError(
+            f"the run in {run.folder} has no adapter yet; finish it with the command that started it, or name one with "
+            "adapter."
+        )
+    return run.adapter_folder

@@ -1,0 +1,145 @@
+"""What a run had learned by one of its checkpoints: the adapter at full depth, and that of the stage's submodel.
+
+A checkpoint holds the server's state at full depth as of the stage's start, the stage's own, and the stage's LayerMap, so
+the adapter at full depth is `transfer` of the three and the submodel is `fuse` of the base (docs/algorithm.md). Where every
+client has a model of its own, the adapters are those of one client, from the bank. A run is never trained or given its data.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from devft_jax.developmental import LayerMap
+from devft_jax.errors import InputError
+from devft_jax.federated.algorithm import Clients
+from devft_jax.federated.bank import BankView, ClientBank
+from devft_jax.federated.sampling import Purpose, run_key
+from devft_jax.inference.sources import StoredRun
+from devft_jax.models.adapter import Adapter
+from devft_jax.models.architecture import ModelConfig
+from devft_jax.models.lora import as_low_rank
+from devft_jax.storage import RunFolder
+from devft_jax.training.checkpoints import restore_bank, stage_shapes
+
+
+@dataclass(frozen=True)
+class SavedAdapters:
+    """What a run knew at one of its checkpoints; a client's where models are personal.
+
+    Attributes:
+      full: the adapter at full depth, with what the stage under way had learned; leaves [L, ...].
+      submodel: the stage's own; leaves [depth of the stage, ...].
+      layer_map: of the stage.
+      stage: its number, from 1.
+      base: fingerprint of the run's base.
+    """
+
+    full: Adapter
+    submodel: Adapter
+    layer_map: LayerMap
+    stage: int
+    base: str
+
+
+def chosen_round(folder: RunFolder, rounds: Mapping[int, int], stage: int | None) -> int:
+    """The round of the newest checkpoint, of a stage where one is named.
+
+    Args:
+      folder: the run's.
+      rounds: the round of each stage's newest checkpoint, by the stage from 0 (`RunFolder.last_rounds`).
+      stage: from 1; None for the newest checkpoint of all.
+
+    Raises:
+      InputError: there is no such checkpoint, or a damaged one may be the one that is meant.
+    """
+    if not rounds:
+        raise InputError(f"the run in {folder.path} has no checkpoint yet; let it train up to its first one.")
+    newest = max(rounds.values())
+    if stage is None:
+        return _not_in_place_of_a_damaged_one(folder, newest)
+    record = folder.read_record(newest)
+    stages = len(record["stage_rounds"])
+    if not 1 <= stage <= stages:
+        raise InputError(f"stage {stage} is outside 1 to {stages}, the stages of the run in {folder.path}.")
+    if stage - 1 in rounds:
+        return _not_in_place_of_a_damaged_one(folder, rounds[stage - 1])
+    kept = ", ".join(str(other + 1) for other in rounds)
+    if stage - 1 > record["stage"]:
+        raise InputError(f"the run in {folder.path} has not saved stage {stage} yet; choose from {kept}, or let it go on.")
+    raise InputError(
+        f"the run in {folder.path} has no readable checkpoint of stage {stage} any more; restore it, or choose from {kept}."
+    )
+
+
+def _not_in_place_of_a_damaged_one(folder: RunFolder, chosen: int) -> int:
+    """The round, or `InputError` where the checkpoint after it cannot be read and may be the one that is wanted."""
+    after = folder.checkpoint_after(chosen)
+    if after is not None:
+        folder.read_record(after)
+    return chosen
+
+
+def read_saved(
+    folder: RunFolder, round_index: int, run: StoredRun, architecture: ModelConfig, position: int | None
+) -> SavedAdapters:
+    """The adapters of one checkpoint; what clients keep is read only where a model is made from it.
+
+    Args:
+      folder: the run's, held for reading.
+      round_index: the round of the checkpoint.
+      run: the run.
+      architecture: of the base at full depth.
+      position: the client whose model is meant; None for the model of all clients.
+
+    Raises:
+      InputError: the checkpoint cannot be read, or is of another model.
+    """
+    algorithm, config = run.algorithm, run.config
+    record = folder.read_record(round_index)
+    key = run_key(config.seed, Purpose.INITIALISATION)
+    # How many clients there are matters only for what clients keep.
+    clients = Clients(1 if algorithm.personal is None else len(run.client_names()))
+
+    def init_server(clients: Clients) -> Any:
+        return algorithm.init_server(key, architecture, clients)
+
+    like = stage_shapes(algorithm, init_server, record, clients=clients.size, layers=architecture.layers)
+    arrays = jax.tree.map(jnp.asarray, jax.device_get(folder.read_some_arrays(round_index, like)))
+    full, server, layer_map = (arrays[name] for name in ("full", "server", "layer_map"))
+    deep = algorithm.transfer(full, server, layer_map, config.transfer)
+    if algorithm.personal is None:
+        adapters = algorithm.view(deep), algorithm.view(server)
+    else:
+        bank = ClientBank(
+            algorithm,
+            lambda: init_server(clients),
+            algorithm.traits(clients),
+            clients=clients.size,
+            mode=config.transfer,
+        )
+        restore_bank(folder, round_index, bank, arrays, align=config.gauge_alignment)
+
+        def adapter_of(server: Any, rows: BankView) -> Adapter:
+            if position is None:
+                return algorithm.global_model(server, rows.of_trained())
+            assert algorithm.personal is not None
+            return algorithm.personal(server, jax.tree.map(lambda leaf: leaf[0], rows.take(np.array([position]))))
+
+        adapters = adapter_of(deep, bank.view(full=True)), adapter_of(server, bank.view(full=False))
+    return SavedAdapters(
+        full=as_low_rank(adapters[0]),
+        submodel=_on_every_layer(as_low_rank(adapters[1]), layer_map.bare),
+        layer_map=layer_map,
+        stage=record["stage"] + 1,
+        base=record["base"],
+    )
+
+
+def _on_every_layer(adapter: Adapter, bare: int) -> Adapter:
+    """An adapter of the last layers with factors of zero for the `bare` ones below, as other tools need it."""
+    below = ((bare, 0), (0, 0), (0, 0))
+    return adapter.replace(lora=jax.tree.map(lambda leaf: jnp.pad(leaf, below), adapter.lora))

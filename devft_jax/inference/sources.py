@@ -1,0 +1,142 @@
+"""What a folder or name stands for, from its small files alone: a run, a PEFT adapter or a model; and a run's own facts."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from devft_jax.config.run_config import RunConfig, stored_config, validate
+from devft_jax.data.answer_ends import SPLIT_FILE, ends_of_run
+from devft_jax.data.prompts import find_template
+from devft_jax.errors import InputError
+from devft_jax.federated.algorithm import Algorithm
+from devft_jax.federated.algorithms import algorithm_of
+from devft_jax.models.huggingface.folder import CONFIG_FILE
+from devft_jax.models.huggingface.peft.names import ADAPTER_CONFIG_FILE
+from devft_jax.models.huggingface.safetensors import read_json
+
+Kind = Literal["run", "adapter", "model"]
+
+
+def kind_of(folder: Path) -> Kind:
+    """What lies in a folder; a model also where it is no folder, but a Hugging Face name or "bundled".
+
+    A folder with a PEFT adapter's configuration is an adapter, as transformers reads it, whatever else it holds.
+
+    Args:
+      folder: the path as it was given.
+
+    Raises:
+      InputError: its config.json cannot be read.
+    """
+    if (folder / ADAPTER_CONFIG_FILE).is_file():
+        return "adapter"
+    config = folder / CONFIG_FILE
+    return "run" if config.is_file() and "model_type" not in read_json(config) else "model"
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """A run as the files of its folder describe it.
+
+    Attributes:
+      folder: where it lies.
+      config: its options.
+      objects: options that were given as objects in Python, which the folder does not hold, with what these were.
+    """
+
+    folder: Path
+    config: RunConfig
+    objects: Mapping[str, str]
+
+    @cached_property
+    def algorithm(self) -> Algorithm:
+        """The run's algorithm."""
+        return algorithm_of(self.config)
+
+    @property
+    def adapter_folder(self) -> Path:
+        """Where the adapter lies once the run is finished."""
+        return self.folder / "adapter"
+
+    @property
+    def template(self) -> str:
+        """The template that it trained with; what `auto` stood for depended on its data, and is kept with the split.
+
+        Raises:
+          InputError: split.json cannot be read, or names no template.
+        """
+        if self.config.template != "auto":
+            return self.config.template
+        template = read_json(self.folder / SPLIT_FILE).get("template", "alpaca")
+        if not isinstance(template, str):
+            raise InputError(f"template in {self.folder / SPLIT_FILE} is no name; restore it, or name one with template.")
+        find_template(template)
+        return template
+
+    def ends(self, tokenizer: Callable[[], Any]) -> list[int]:
+        """Ids of the tokens in which its answers ended in training.
+
+        Args:
+          tokenizer: gives the run's tokenizer, where one is needed.
+
+        Raises:
+          InputError: split.json cannot be read, or names a token that the tokenizer lacks.
+        """
+        return ends_of_run(self.folder, tokenizer)
+
+    def client_names(self) -> list[str]:
+        """The run's clients, in the order of their rows in the bank.
+
+        Raises:
+          InputError: split.json does not name them.
+        """
+        clients = read_json(self.folder / SPLIT_FILE).get("clients")
+        clients = clients if isinstance(clients, list) else []
+        names = [item["name"] for item in clients if isinstance(item, dict) and isinstance(item.get("name"), str)]
+        if not names or len(names) < len(clients):
+            raise InputError(f"{self.folder / SPLIT_FILE} does not name the run's clients; restore it.")
+        return names
+
+    def client_position(self, client: str | None) -> int | None:
+        """The position of the client whose own model is meant; None for the model of all clients.
+
+        Args:
+          client: its name in the split; None where none was named.
+
+        Raises:
+          InputError: the run has no models of single clients and one is named; it has no others and none is named; or it
+            has no client of this name.
+        """
+        named = f"the run in {self.folder} ({self.config.algorithm})"
+        if self.algorithm.personal is None:
+            if client is not None:
+                raise InputError(f"{named} has one model for all clients; leave client '{client}' out.")
+            return None
+        if client is None and self.algorithm.has_global_model:
+            return None
+        names = self.client_names()
+        shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+        if client is None:
+            raise InputError(f"{named} has no global model, but one for each client; choose one with --client: {shown}.")
+        if client not in names:
+            raise InputError(f"client '{client}' is not one of the run's: {shown}.")
+        return names.index(client)
+
+
+def read_run(folder: Path) -> StoredRun:
+    """The run that a folder holds.
+
+    Args:
+      folder: of kind "run".
+
+    Raises:
+      InputError: its config.json is no run's, or holds options that this version does not take.
+    """
+    fields = read_json(folder / CONFIG_FILE)
+    if "model" not in fields:
+        raise InputError(f"{folder / CONFIG_FILE} describes neither a run nor a model; name another folder.")
+    config, objects = stored_config(fields, folder)
+    validate(config)
+    return StoredRun(folder, config, objects)
