@@ -40,7 +40,9 @@ def command(arguments: Sequence[str]) -> int:
     Args:
       arguments: the words after `devft plan`.
     """
-    from devft_jax.planning.plan import make_plan, to_plain, to_text
+    from devft_jax.planning.plan import to_plain
+    from devft_jax.planning.planner import make_plan
+    from devft_jax.planning.text import to_text
 
     config, options = parse_plan(arguments)
     plan = make_plan(config, options)

@@ -44,7 +44,7 @@ from devft_jax.models.architecture import ModelConfig
 from devft_jax.models.huggingface.reading import model_architecture
 from devft_jax.models.lora import narrowest_target
 from devft_jax.options import closest
-from devft_jax.planning.plan import make_plan
+from devft_jax.planning.planner import make_plan
 from devft_jax.reporting.units import BYTES, readable
 from devft_jax.training.checks import check_ranks
 from devft_jax.training.stages import check_composition, named_growth, plan_stages

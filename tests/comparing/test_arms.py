@@ -20,7 +20,7 @@ from devft_jax.comparing.arms import (
 )
 from devft_jax.config.run_config import RunConfig, preset
 from devft_jax.errors import InputError
-from devft_jax.planning.plan import make_plan
+from devft_jax.planning.planner import make_plan
 
 DEMO = preset("demo")
 

@@ -13,7 +13,9 @@ from devft_jax.config.run_config import RunConfig, preset
 from devft_jax.errors import InputError
 from devft_jax.models.architecture import ARCHITECTURES
 from devft_jax.models.huggingface.families import config_fields
-from devft_jax.planning.plan import PlanOptions, make_plan, parse_memory, readable_count, to_plain, to_text
+from devft_jax.planning.plan import PlanOptions, parse_memory, to_plain
+from devft_jax.planning.planner import make_plan
+from devft_jax.planning.text import readable_count, to_text
 from devft_jax.reporting import Progress
 from devft_jax.training.run import train
 from tests.tiny_run import write_run_inputs

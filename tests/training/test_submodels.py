@@ -11,7 +11,8 @@ from devft_jax.config.execution import resolve_compute
 from devft_jax.config.run_config import RunConfig
 from devft_jax.errors import InputError
 from devft_jax.models.weights import ShardedWeight
-from devft_jax.planning.plan import make_plan, to_text
+from devft_jax.planning.planner import make_plan
+from devft_jax.planning.text import to_text
 from devft_jax.reporting import Progress
 from devft_jax.training.run import replay, train
 from devft_jax.training.submodels import open_model

@@ -1,0 +1,278 @@
+"""Making a plan: every stage's bytes, operations and memory, from shapes and from the cohorts that the seed draws.
+
+What only the data could tell comes from the configuration: the number of clients is `clients`, or that of the files where
+each is a client. A split by field overrides it with its own. It also draws its cohorts by the clients' names, so that who
+takes part when, and with it the bytes of submodels and of catch-up, is then one draw like those of the run.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from zlib import crc32
+
+import jax
+import numpy as np
+
+from devft_jax.accounting.communication import (
+    Messages,
+    fusion_recipe_bytes,
+    message_elements,
+    missed_bytes,
+    newcomers,
+    picked_layers_bytes,
+    round_messages,
+    submodel_bytes,
+)
+from devft_jax.accounting.flops import Adaptation, evaluation_flops, training_breakdown
+from devft_jax.accounting.memory import Work, compiled_memory, stage_memory, stage_quantization
+from devft_jax.config.effects import check_effects
+from devft_jax.config.execution import check_model_shards, resolve_clients_per_step, resolve_compute
+from devft_jax.config.run_config import RunConfig, validate
+from devft_jax.data import length_buckets
+from devft_jax.data.federated_data import clients_by_file
+from devft_jax.developmental import StageShape
+from devft_jax.errors import InputError
+from devft_jax.federated.algorithm import Algorithm
+from devft_jax.federated.algorithms import algorithm_of
+from devft_jax.federated.local import OptimizerOptions, Passes
+from devft_jax.federated.messages import message_bytes, ranks_of
+from devft_jax.federated.options import validate_learning_rate
+from devft_jax.federated.round.cohort import LocalTraining, cumulative_bytes
+from devft_jax.federated.sampling import sample_cohorts
+from devft_jax.models.architecture import ModelConfig
+from devft_jax.models.base import parameter_count
+from devft_jax.models.huggingface.reading import model_architecture
+from devft_jax.models.quantization import base_shapes
+from devft_jax.options import room_of
+from devft_jax.planning.paper import paper_convention
+from devft_jax.planning.plan import Plan, PlanOptions, StagePlan
+from devft_jax.runtime.compiled import CompiledMemory
+from devft_jax.training.checks import check_ranks
+from devft_jax.training.stages import check_composition, named_growth, plan_stages
+from devft_jax.training.submodels import model_path
+
+
+def make_plan(config: RunConfig, options: PlanOptions | None = None, *, architecture: ModelConfig | None = None) -> Plan:
+    """Plan a run.
+
+    Args:
+      config: what would be run.
+      options: what the plan assumes.
+      architecture: of the model, in place of the one that `config.model` names.
+
+    Returns:
+      The plan.
+
+    Raises:
+      InputError: the configuration could not be run, as far as that can be known without weights and data.
+    """
+    options = options or PlanOptions()
+    validate(config)
+    check_effects(config)
+    options.check()
+    names = _client_files(config)
+    config = _with_clients(config, names)
+    if architecture is None:
+        architecture = model_architecture(model_path(config.model))
+    shapes, rounds = _stages(config, architecture)
+    planner = _Planner(config, options, architecture)
+    check_composition(planner.algorithm, shapes)
+    cohorts = planner.cohorts(sum(rounds), names)
+    whole = StageShape(architecture.layers, architecture.layers, picks=True)
+    [end_to_end] = planner.stages([whole], [sum(rounds)], cohorts)
+    return Plan(
+        config=config,
+        options=options,
+        architecture=architecture,
+        parameters=parameter_count(planner.base),
+        base_bytes=message_bytes(planner.base),
+        pools=planner.algorithm.pools,
+        cumulative=planner.algorithm.cumulative is not None,
+        bounded=planner.bounded(architecture.layers),
+        compute=planner.compute,
+        devices=planner.devices,
+        work=planner.work,
+        counted=names is not None,
+        stages=planner.stages(shapes, rounds, cohorts),
+        end_to_end=end_to_end,
+        convention=paper_convention(config, architecture, [shape.layers for shape in shapes], rounds),
+    )
+
+
+def _client_files(config: RunConfig) -> list[str] | None:
+    """The clients' names where files make them and are there to be counted: a plan needs no data."""
+    try:
+        return clients_by_file(config)
+    except InputError:
+        return None
+
+
+def _with_clients(config: RunConfig, names: Sequence[str] | None) -> RunConfig:
+    """The configuration with the clients that the files make, if they do; there must be enough for a round."""
+    if names is not None:
+        config = dataclasses.replace(config, clients=len(names))
+    if config.clients_per_round > config.clients:
+        planned = "that the data's files make" if names is not None else "planned for"
+        remedy = "" if names is not None else ", or give --clients the number that the data has"
+        raise InputError(
+            f"clients_per_round {config.clients_per_round} exceeds the {config.clients} clients {planned}; use "
+            f"{config.clients} or fewer{remedy}."
+        )
+    return config
+
+
+def _stages(config: RunConfig, architecture: ModelConfig) -> tuple[tuple[StageShape, ...], tuple[int, ...]]:
+    """The shape and the rounds of every stage, or `InputError` where they do not fit the model or follow its weights."""
+    check_ranks(config, architecture)
+    growth = named_growth(config, architecture.layers)
+    shapes, rounds = growth.shapes(architecture.layers), plan_stages(config, growth, architecture.layers)
+    validate_learning_rate(config, len(rounds))
+    if shapes is None:
+        raise InputError(
+            f"capacity_schedule '{config.capacity_schedule}' chooses the layers of a stage from the weights, which a plan "
+            "does not read; give --capacities to plan with."
+        )
+    return tuple(shapes), rounds
+
+
+class _Planner:
+    """What all stages of a plan share.
+
+    Attributes:
+      algorithm: of the configuration.
+      participants: of a round.
+      local_steps: that each of them trains in a round.
+      sent: 1 where messages travel, else 0: a factor of all bytes.
+      compute: precision and kernels.
+      devices: of the simulator.
+      work: what one of them trains at once.
+      training: a client's.
+      base: shapes of the frozen base as stored.
+    """
+
+    def __init__(self, config: RunConfig, options: PlanOptions, architecture: ModelConfig):
+        self._config, self._options, self._architecture = config, options, architecture
+        self.algorithm: Algorithm = algorithm_of(config)
+        self.participants, self.local_steps, self.sent = config.clients_per_round, config.local_steps, 1
+        if self.algorithm.pools:
+            # One participant that holds everyone's examples trains for all of them, and is the server itself.
+            self.participants, self.local_steps, self.sent = 1, config.clients_per_round * config.local_steps, 0
+        self.compute = resolve_compute(config)
+        found = jax.local_devices()
+        # A plan may be for more devices than the machine has that it is made on.
+        self.devices = config.devices or len(found)
+        check_model_shards(config.model_shards, self.devices)
+        at_once = resolve_clients_per_step(config, found[:1] * self.devices)
+        per_device = min(at_once // self.devices, -(-self.participants // self.devices))
+        self.work = Work(per_device, self.local_steps, config.batch_size, length_buckets(config.max_length)[-1])
+        whole_steps = Passes(config.batch_size, (self.work.length,))
+        optimizer = room_of(OptimizerOptions, config)
+        self.training = LocalTraining(self.algorithm, architecture, self.compute, optimizer, whole_steps)
+        self.base = base_shapes(architecture, dtype=self.compute.dtype, quantization=config.quantization)
+
+    def cohorts(self, rounds: int, names: Sequence[str] | None) -> list[np.ndarray]:
+        """The positions of each round's participants, drawn as the run draws them."""
+        ids = np.arange(self._config.clients, dtype=np.uint32)
+        if self.algorithm.pools:
+            ids = np.arange(1, dtype=np.uint32)
+        elif names is not None:
+            ids = np.array([crc32(name.encode()) for name in names], np.uint32)
+        return list(sample_cohorts(self._config.seed, rounds, ids, self.participants))
+
+    def messages(self, layers: int) -> Messages:
+        """What a client receives and sends in a round."""
+        return round_messages(self.algorithm, self._architecture, layers)
+
+    def owed(self, layers: int) -> int:
+        """Bytes of a round's message that a client needs even if it sits the round out."""
+        return self.sent * cumulative_bytes(self.algorithm, self.messages(layers).participant.down)
+
+    def bounded(self, layers: int) -> tuple[str, ...]:
+        """Names of the bytes that follow ranks which differ between clients or rounds."""
+        messages = self.messages(layers)
+        names = [
+            *(["bytes_up"] if ranks_of(messages.up) else []),
+            *(["bytes_down"] if ranks_of(messages.participant.down) else []),
+        ]
+        return (*names, "bytes_missed") if self.owed(layers) and "bytes_down" in names else tuple(names)
+
+    def submodel(self, shape: StageShape) -> int:
+        """Bytes that a client which holds the base receives once of a stage's frozen layers."""
+        config, architecture = self._config, self._architecture
+        if shape.depth == architecture.layers:
+            return 0
+        if shape.picks:
+            return self.sent * picked_layers_bytes(shape.layers)
+        stored = stage_quantization(architecture, shape.layers, config.quantization, config.fused_precision)
+        return self.sent * submodel_bytes(architecture, shape.layers, dtype=self.compute.dtype, quantization=stored)
+
+    def stages(
+        self, shapes: Sequence[StageShape], rounds: Sequence[int], cohorts: Sequence[np.ndarray]
+    ) -> tuple[StagePlan, ...]:
+        """Plans of stages that follow one another, the cohorts being those of all their rounds."""
+        sizes = [self.owed(shape.layers) for shape in shapes]
+        missed = missed_bytes(cohorts, np.repeat(sizes, rounds).tolist())
+        planned, done = [], 0
+        for shape, count in zip(shapes, rounds, strict=True):
+            own = slice(done, done + count)
+            planned.append(self._stage(shape, cohorts[own], sum(missed[own])))
+            done += count
+        return tuple(planned)
+
+    def _stage(self, shape: StageShape, cohorts: Sequence[np.ndarray], missed: int) -> StagePlan:
+        config, architecture, layers, depth = self._config, self._architecture, shape.layers, shape.depth
+        messages = self.messages(layers)
+        train, frozen = jax.eval_shape(self.algorithm.start, messages.participant)
+        adaptation = Adaptation.of(jax.eval_shape(self.algorithm.adapter, train, frozen), train, depth)
+        participations = sum(len(cohort) for cohort in cohorts)
+        new = newcomers(cohorts)
+        submodel = self.submodel(shape)
+        kept = shape.frozen if self.algorithm.layered else 0
+        length = self.work.length
+        per_token = training_breakdown(architecture, layers=depth, adaptation=adaptation, length=length, frozen=kept)
+        tokens = participations * self.local_steps * config.batch_size * length
+        memory_of = functools.partial(
+            stage_memory,
+            self.training,
+            layers=layers,
+            frozen=kept,
+            bare=shape.bare,
+            quantization=config.quantization,
+            fused_precision=config.fused_precision,
+        )
+        return StagePlan(
+            layers=layers,
+            bare=shape.bare,
+            rounds=len(cohorts),
+            parameters=parameter_count(base_shapes(architecture.with_layers(depth), dtype=self.compute.dtype)),
+            trained=message_elements(train),
+            message_up=self.sent * messages.bytes_up,
+            message_down=self.sent * messages.bytes_down,
+            bytes_up=self.sent * participations * messages.bytes_up,
+            bytes_down=self.sent * participations * messages.bytes_down,
+            clients=sum(new),
+            late=sum(new[1:]),
+            submodel=submodel,
+            bytes_stage=sum(new) * submodel,
+            recipe=submodel if shape.picks else self.sent * fusion_recipe_bytes(architecture, layers),
+            bytes_missed=missed,
+            train_flops=tokens * sum(per_token.values()),
+            flops_per_token=per_token,
+            evaluation_flops=length * evaluation_flops(architecture, layers=depth, adaptation=adaptation, length=length),
+            simulator=memory_of(self.work, model_shards=config.model_shards),
+            client=memory_of(dataclasses.replace(self.work, clients=1), simulator=False),
+            compiled=self._compiled(shape, kept) if self._options.compile else None,
+        )
+
+    def _compiled(self, shape: StageShape, frozen: int) -> CompiledMemory | None:
+        """The memory of the stage's program as XLA has it; None where the platform's compiler gives none."""
+        return compiled_memory(
+            self.training,
+            self.work,
+            layers=shape.layers,
+            frozen=frozen,
+            bare=shape.bare,
+            quantization=self._config.quantization,
+            fused_precision=self._config.fused_precision,
+            model_shards=self._config.model_shards,
+        )
