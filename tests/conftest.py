@@ -1,6 +1,7 @@
 """Settings of the test suite: CPU, eight host devices, float32 products, compiled programs kept for the session's life."""
 
 import copy
+import ctypes
 import functools
 import gc
 import os
@@ -32,8 +33,11 @@ PROGRAMS = REPOSITORY / ".cache" / "test-programs"
 # Small programs too: an operation outside `jit` is one for every shape, and hundreds of them cost more than a large one.
 jax.config.update("jax_compilation_cache_dir", str(PROGRAMS))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-# Each compiled program maps memory, and Linux lets a process hold 65,530 mappings.
-MAPPINGS_KEPT = 16_000
+# A worker of the suite keeps compiled programs while it takes less memory than this, and so stays below 2 GB.
+MOST_MEBIBYTES = 1_300
+# Dropping them must be worth it, where other things take the memory.
+LEAST_MEBIBYTES = 250
+kept_mebibytes = 0
 
 settings.register_profile("devft", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("devft")
@@ -48,14 +52,25 @@ def shared() -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", autouse=True)
-def forgotten_programs():
-    """Compiled programs serve the next module too, until they are so many that they are all dropped."""
+def resident_mebibytes() -> int:
+    """Memory of this process that lies in RAM; 0 where the system does not say."""
+    pages = Path("/proc/self/statm")
+    return int(pages.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") >> 20 if pages.exists() else 0
+
+
+@pytest.fixture(autouse=True)
+def bounded_memory():
+    """Compiled programs serve later tests too, until they take so much memory that all are dropped and it is given back."""
+    global kept_mebibytes
     yield
-    mappings = Path("/proc/self/maps")
-    if not mappings.exists() or mappings.read_bytes().count(b"\n") > MAPPINGS_KEPT:
+    if resident_mebibytes() > max(MOST_MEBIBYTES, kept_mebibytes + LEAST_MEBIBYTES):
         jax.clear_caches()
         gc.collect()
+        # The C library keeps what was freed, in a worker several gigabytes.
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
+        kept_mebibytes = resident_mebibytes()
 
 
 @pytest.fixture(scope="session", autouse=True)
