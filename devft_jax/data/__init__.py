@@ -9,6 +9,7 @@ from devft_jax.data.batches import (
     gather_batch,
     length_buckets,
 )
+from devft_jax.data.built_in import BUILT_IN, is_built_in
 from devft_jax.data.federated_data import (
     Client,
     DataOptions,
@@ -26,7 +27,8 @@ from devft_jax.data.federated_data import (
 from devft_jax.data.groups import Groups
 from devft_jax.data.partition import METHODS, partition
 from devft_jax.data.prompts import TEMPLATES, Segment, render
-from devft_jax.data.sources import BUILT_IN, Record, Records, Source, Turn, is_built_in, load_sources
+from devft_jax.data.records import Record, Records, Source, Turn
+from devft_jax.data.sources import load_sources
 from devft_jax.data.tokens import Examples, tokenize
 
 __all__ = [

@@ -29,7 +29,7 @@ from itertools import groupby
 from typing import Any
 
 from devft_jax.data.chat import ChatTemplate, ChatTemplateError, chat_template
-from devft_jax.data.sources import Record, Turn
+from devft_jax.data.records import Record, Turn
 from devft_jax.errors import InputError
 from devft_jax.files import printable
 

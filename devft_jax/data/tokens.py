@@ -34,7 +34,7 @@ import numpy as np
 
 from devft_jax.data.chat import CHAT_DATE
 from devft_jax.data.prompts import Segment, TextTemplate, find_template, joins_texts, prompt_text, renderer, tokenizer_name
-from devft_jax.data.sources import Record
+from devft_jax.data.records import Record
 from devft_jax.data.store import StoreWriter, read_store
 from devft_jax.errors import InputError, RunError
 from devft_jax.files import cache_folder, checked_path

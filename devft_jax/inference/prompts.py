@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from devft_jax.data import Record
-from devft_jax.data.sources import LAYOUTS
+from devft_jax.data.layouts import LAYOUTS
 from devft_jax.errors import InputError
 from devft_jax.files import MOST_BYTES, checked_path, decoded, parse_json, printable, read_text
 

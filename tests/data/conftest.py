@@ -2,7 +2,7 @@
 
 import pytest
 
-from devft_jax.data.sources import Record
+from devft_jax.data.records import Record
 from tests.conftest import WORDS
 
 

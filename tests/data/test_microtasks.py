@@ -13,9 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from devft_jax.data.microtasks.generate import CATEGORIES, TABLE, generate, grade, solved_documents
+from devft_jax.data.microtasks.generate import generate, grade, solved_documents
 from devft_jax.data.microtasks.generate import generate as microtasks
-from devft_jax.data.sources import Record
+from devft_jax.data.microtasks.templates import CATEGORIES, TABLE
+from devft_jax.data.records import Record
 from devft_jax.errors import InputError
 
 KIND_OF = {

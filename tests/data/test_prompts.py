@@ -5,7 +5,7 @@ from typing import ClassVar
 import pytest
 
 from devft_jax.data.prompts import prompt_text, render, resolve_template
-from devft_jax.data.sources import Record, Turn
+from devft_jax.data.records import Record, Turn
 from devft_jax.errors import InputError
 
 

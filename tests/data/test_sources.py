@@ -7,7 +7,10 @@ import types
 
 import pytest
 
-from devft_jax.data.sources import BUILT_IN, Record, Records, Turn, held_out_files, load_sources, said_part
+from devft_jax.data.built_in import BUILT_IN
+from devft_jax.data.folders import held_out_files, named_part
+from devft_jax.data.records import Record, Records, Turn
+from devft_jax.data.sources import load_sources
 from devft_jax.errors import InputError
 
 ALPACA = {"instruction": "Add.", "input": "1 2", "output": "3"}
@@ -498,8 +501,8 @@ def test_broken_conversations_are_named_by_line_and_turn(tmp_path, messages, mes
     ],
 )
 def test_what_names_say_about_the_split(names, expected):
-    assert {name: said_part(name) for name in names.split()} == dict.fromkeys(names.split(), expected)
-    assert said_part("my val") == "held-out"
+    assert {name: named_part(name) for name in names.split()} == dict.fromkeys(names.split(), expected)
+    assert named_part("my val") == "held-out"
 
 
 def test_the_words_are_all_those_of_the_datasets_package():
@@ -510,7 +513,7 @@ def test_the_words_are_all_those_of_the_datasets_package():
         for word in words:
             separators = [letter for letter in NON_WORDS_CHARS if not letter.isdigit()] + ["0", "9"]
             for between in separators:
-                assert said_part(f"a{between}{word.upper()}{between}b") == said_part(word) == expected
+                assert named_part(f"a{between}{word.upper()}{between}b") == named_part(word) == expected
 
 
 def test_subfolders_called_after_splits_belong_to_the_folder(tmp_path):

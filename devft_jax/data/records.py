@@ -1,0 +1,129 @@
+"""Records in one form, with an address each: an instruction with its answer, or a conversation."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What one side of a conversation says at once."""
+
+    role: str
+    """system, user or assistant."""
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One instruction with its answer, or a conversation.
+
+    Whatever reads only `instruction`, `input` and `output` sees the last exchange of a
+    conversation; whatever reads `turns` sees an instruction as a conversation of two turns.
+    """
+
+    instruction: str
+    input: str
+    """Context that the instruction refers to; empty when there is none."""
+    output: str
+    category: str | None
+    """Kind of task, where the data says so: what non-IID splits are made from."""
+    origin: str
+    """Where the record was read, as `path:number`: a line of JSONL or CSV, a record elsewhere."""
+    conversation: tuple[Turn, ...] = ()
+    """Every turn of a record that was given as turns; empty for any other."""
+
+    @classmethod
+    def of_turns(cls, turns: Sequence[Turn], category: str | None, origin: str) -> "Record":
+        """A conversation.
+
+        Args:
+          turns: in order; one of them must be the assistant's.
+          category: its kind of task, if known.
+          origin: where it was read.
+        """
+        last = max(index for index, turn in enumerate(turns) if turn.role == "assistant")
+        asked = next((turn.content for turn in reversed(turns[:last]) if turn.role == "user"), "")
+        return cls(asked, "", turns[last].content, category, origin, tuple(turns))
+
+    def until(self, answers: int) -> "Record":
+        """The conversation up to the end of an assistant turn.
+
+        Args:
+          answers: number of that turn among the assistant's, from 1.
+        """
+        ends = [index for index, turn in enumerate(self.conversation, 1) if turn.role == "assistant"]
+        return Record.of_turns(self.conversation[: ends[answers - 1]], self.category, self.origin)
+
+    @property
+    def turns(self) -> tuple[Turn, ...]:
+        """The record as a conversation; input follows its instruction on a line of its own."""
+        if self.conversation:
+            return self.conversation
+        asked = f"{self.instruction}\n{self.input}" if self.input else self.instruction
+        return Turn("user", asked), Turn("assistant", self.output)
+
+    @property
+    def text(self) -> str:
+        """All that is said, without any template's wording."""
+        return "\n".join(turn.content for turn in self.turns)
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """The records of one file (or of one split of a named data set), read anew by every iteration."""
+
+    name: str
+    """File name without folder and suffix, or the path below the folder that a glob starts from."""
+    place: str
+    """The path or name it is read from."""
+    size: int
+    read: Callable[[], Iterator[Record]]
+    conversational: bool = False
+    """Whether its records are conversations."""
+
+    def __len__(self) -> int:
+        """Number of records."""
+        return self.size
+
+    def __iter__(self) -> Iterator[Record]:
+        """A pass over the records; `InputError` at the first that cannot be used."""
+        return self.read()
+
+
+class Records:
+    """The records of several sources, one after another, never all in memory.
+
+    Attributes:
+      sources: the sources.
+    """
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self.sources = tuple(sources)
+
+    def __len__(self) -> int:
+        """Number of records in all sources."""
+        return sum(map(len, self.sources))
+
+    def __iter__(self) -> Iterator[Record]:
+        """A pass over the records of all sources."""
+        return chain.from_iterable(self.sources)
+
+    def at(self, index: np.ndarray) -> Iterator[Record]:
+        """The records at some positions, in one pass.
+
+        With the `record_index` of `Examples` it gives the record of every example, in their order.
+
+        Args:
+          index: i64[M], ascending; positions may repeat.
+        """
+        wanted = iter(np.asarray(index).tolist())
+        position = next(wanted, None)
+        for number, record in enumerate(self):
+            while number == position:
+                yield record
+                position = next(wanted, None)
+            if position is None:
+                return
