@@ -17,15 +17,28 @@ import argparse
 import gzip
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple, TypeAlias
 
 import jax
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from optax import contrib
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from devft_jax.data.microtasks.generate import Document, solved_documents
 from devft_jax.models.architecture import ModelConfig
 from devft_jax.models.base import Base, init_base
+from devft_jax.models.huggingface.writing import save_pretrained
 from devft_jax.models.llama import Compute
 from devft_jax.models.loss import completion_loss
+from devft_jax.typing import PyTree
+
+Streams: TypeAlias = dict[str, tuple[np.ndarray, np.ndarray]]
+"""By name ("problems", "prose"): all tokens of a text end to end, u16[N], and which of them count in full, bool[N]."""
 
 BOS, EOS = 1, 2
 TOKENIZER_SAMPLE = 4_000_000
@@ -85,10 +98,8 @@ def read_prose(options: argparse.Namespace) -> list[str]:
     return passages
 
 
-def train_tokenizer(texts: list[str], size: int):
+def train_tokenizer(texts: list[str], size: int) -> Tokenizer:
     """A byte-level BPE whose digits stand alone, so that a number's pieces do not depend on its neighbours."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -109,7 +120,7 @@ def train_tokenizer(texts: list[str], size: int):
     return tokenizer
 
 
-def save_tokenizer(tokenizer, folder: Path) -> None:
+def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     """`tokenizer.json` and the configuration that lets transformers find the special tokens."""
     tokenizer.save(str(folder / "tokenizer.json"))
     configuration = {
@@ -122,10 +133,8 @@ def save_tokenizer(tokenizer, folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(configuration, indent=1) + "\n")
 
 
-def token_stream(tokenizer, documents: list[Document]):
+def token_stream(tokenizer: Tokenizer, documents: list[Document]) -> tuple[np.ndarray, np.ndarray]:
     """All documents end to end, each between `<s>` and `</s>`: tokens u16[N] and which of them count in full, bool[N]."""
-    import numpy as np
-
     tokens, counts = [], []
     encodings = tokenizer.encode_batch([text for text, _ in documents], add_special_tokens=False)
     for document, encoding in zip(documents, encodings, strict=True):
@@ -138,11 +147,8 @@ def token_stream(tokenizer, documents: list[Document]):
     return np.concatenate(tokens), np.concatenate(counts)
 
 
-def prepare(options: argparse.Namespace):
+def prepare(options: argparse.Namespace) -> tuple[Tokenizer, Streams]:
     """Tokenizer and, per stream, its tokens and which of them count in full; built once and kept in the output folder."""
-    import numpy as np
-    from tokenizers import Tokenizer
-
     folder = options.out
     folder.mkdir(parents=True, exist_ok=True)
     stored = folder / "streams.npz"
@@ -162,19 +168,19 @@ def prepare(options: argparse.Namespace):
         for name, documents in (("problems", problems), ("prose", prose)):
             if documents:
                 arrays[name], arrays[f"{name}_full"] = token_stream(tokenizer, documents)
-        np.savez(stored, **arrays)
+        np.savez(stored, **arrays)  # type: ignore[arg-type]
     arrays = dict(np.load(stored))
-    streams = {name: (arrays[name], arrays[f"{name}_full"]) for name in ("problems", "prose") if name in arrays}
+    streams: Streams = {name: (arrays[name], arrays[f"{name}_full"]) for name in ("problems", "prose") if name in arrays}
     return Tokenizer.from_file(str(folder / "tokenizer.json")), streams
 
 
-def make_batch(options: argparse.Namespace, streams: dict, step: int, *, held_out: bool = False):
+def make_batch(
+    options: argparse.Namespace, streams: Streams, step: int, *, held_out: bool = False
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Random windows: tokens i32[batch, length], which count in full and which count in this step, both bool.
 
     The last fiftieth of each stream is held out. Every prose row counts in full.
     """
-    import numpy as np
-
     generator = np.random.default_rng([options.seed, int(held_out), step])
     prose_rows = round(options.text_share * options.batch) if "prose" in streams else 0
     rows, full = [], []
@@ -195,11 +201,8 @@ def make_batch(options: argparse.Namespace, streams: dict, step: int, *, held_ou
     )
 
 
-def make_optimizer(options: argparse.Namespace):
+def make_optimizer(options: argparse.Namespace) -> optax.GradientTransformation:
     """Muon for the layers' matrices, AdamW for the rest; warm-up, constant, then a linear fall to zero."""
-    import optax
-    from optax import contrib
-
     warm, fall = min(200, options.steps // 10), options.steps // 3
     schedule = optax.join_schedules(
         [
@@ -210,7 +213,7 @@ def make_optimizer(options: argparse.Namespace):
         [warm, options.steps - fall],
     )
 
-    def dimensions(base: Base):
+    def dimensions(base: Base) -> Base:
         per_layer = contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
         nothing = jax.tree.map(lambda leaf: None, base)
         blocks = jax.tree.map(lambda leaf: per_layer if leaf.ndim == 3 else None, base.blocks)
@@ -228,17 +231,84 @@ def make_optimizer(options: argparse.Namespace):
     )
 
 
+class Programs(NamedTuple):
+    """The compiled programs.
+
+    Attributes:
+      update: (base, state, tokens, counted) to the new base and state, and the loss; reuses the buffers of the old ones.
+      evaluate: (base, tokens, counted) to the loss.
+    """
+
+    update: Callable[[Base, PyTree, jax.Array, jax.Array], tuple[Base, PyTree, jax.Array]]
+    evaluate: Callable[[Base, jax.Array, jax.Array], jax.Array]
+
+
+def compile_programs(config: ModelConfig, optimizer: optax.GradientTransformation, compute: Compute) -> Programs:
+    """One step of training, and the loss of a batch."""
+
+    def loss(base: Base, tokens: jax.Array, counted: jax.Array) -> jax.Array:
+        return completion_loss(config, base, None, tokens, counted, compute=compute)
+
+    def update(base: Base, state: PyTree, tokens: jax.Array, counted: jax.Array) -> tuple[Base, PyTree, jax.Array]:
+        value, gradients = jax.value_and_grad(loss)(base, tokens, counted)
+        updates, state = optimizer.update(gradients, state, base)
+        return optax.apply_updates(base, updates), state, value
+
+    return Programs(jax.jit(update, donate_argnums=(0, 1)), jax.jit(loss))
+
+
+def held_out_losses(
+    options: argparse.Namespace, streams: Streams, programs: Programs, base: Base, split: NamedSharding
+) -> dict[str, float]:
+    """Mean loss of eight held-out batches of each stream, and of the answers of problems alone."""
+    found: dict[str, list[float]] = {}
+    for name in streams:
+        only = argparse.Namespace(**{**vars(options), "text_share": float(name == "prose")})
+        for index in range(8):
+            tokens, full, _ = make_batch(only, streams, index, held_out=True)
+            kinds = {name: np.ones_like(full)} | ({"answers": full} if name == "problems" else {})
+            for kind, counted in kinds.items():
+                value = programs.evaluate(base, *jax.device_put((tokens, counted), split))
+                found.setdefault(kind, []).append(float(value))
+    return {f"held_out_{name}": float(np.mean(values)) for name, values in found.items()}
+
+
+class Records:
+    """What a training writes: checkpoints, of which it goes on from the last, the history, and the model's folder."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        """Open the folder of the model."""
+        self.options = options
+        self.file = options.out / "training.json"
+        self.history: list[dict[str, float]] = []
+        self.manager = ocp.CheckpointManager(
+            (options.out / "checkpoints").absolute(),
+            options=ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False),
+        )
+
+    def restore(self, base: Base, state: PyTree) -> tuple[int, Base, PyTree]:
+        """Step, base and state of the last checkpoint; 0 and what is given where there is none."""
+        step = self.manager.latest_step() or 0
+        if not step:
+            return 0, base, state
+        restored = self.manager.restore(step, args=ocp.args.StandardRestore({"base": base, "state": state}))
+        self.history = [row for row in json.loads(self.file.read_text())["history"] if row["step"] <= step]
+        return step, restored["base"], restored["state"]
+
+    def save(self, config: ModelConfig, base: Base, state: PyTree, row: dict[str, float]) -> None:
+        """Add a row to the history, and write everything as of its step."""
+        self.history.append(row)
+        print(json.dumps(row), flush=True)
+        self.manager.save(int(row["step"]), args=ocp.args.StandardSave({"base": base, "state": state}))
+        described = {key: str(value) for key, value in vars(self.options).items()}
+        self.file.write_text(json.dumps({"options": described, "history": self.history}, indent=1) + "\n")
+        save_pretrained(self.options.out, config, base, dtype="bfloat16", bos_id=BOS, eos_id=EOS)
+
+
 def main() -> None:
-    """Train, evaluating and saving as it goes."""
+    """Train, evaluating and saving at intervals."""
     options = arguments()
     jax.config.update("jax_num_cpu_devices", options.devices)
-    import numpy as np
-    import optax
-    import orbax.checkpoint as ocp
-    from jax.sharding import AxisType, NamedSharding, PartitionSpec
-
-    from devft_jax.models.huggingface.writing import save_pretrained
-
     tokenizer, streams = prepare(options)
     config = ModelConfig(
         vocabulary=tokenizer.get_vocab_size(),
@@ -251,71 +321,30 @@ def main() -> None:
         max_length=512,
     )
     mesh = jax.make_mesh((len(jax.devices()),), ("data",), axis_types=(AxisType.Auto,))
-    everywhere, split = (
-        NamedSharding(mesh, PartitionSpec()),
-        NamedSharding(mesh, PartitionSpec("data")),
-    )
-    base = jax.device_put(init_base(jax.random.key(options.seed), config), everywhere)
+    everywhere, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
     optimizer = make_optimizer(options)
-    state = jax.device_put(optimizer.init(base), everywhere)
-    compute = Compute(dtype=options.dtype)
-
-    def loss(base: Base, tokens: jax.Array, counted: jax.Array) -> jax.Array:
-        return completion_loss(config, base, None, tokens, counted, compute=compute)
-
-    def update(base, state, tokens, counted):
-        value, gradients = jax.value_and_grad(loss)(base, tokens, counted)
-        updates, state = optimizer.update(gradients, state, base)
-        return optax.apply_updates(base, updates), state, value
-
-    update = jax.jit(update, donate_argnums=(0, 1))
-    evaluate = jax.jit(loss)
-
-    manager = ocp.CheckpointManager(
-        (options.out / "checkpoints").absolute(),
-        options=ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False),
-    )
-    history_file = options.out / "training.json"
-    history = []
-    start = manager.latest_step() or 0
-    if start:
-        restored = manager.restore(start, args=ocp.args.StandardRestore({"base": base, "state": state}))
-        base, state = restored["base"], restored["state"]
-        history = [row for row in json.loads(history_file.read_text())["history"] if row["step"] <= start]
+    programs = compile_programs(config, optimizer, Compute(dtype=options.dtype))
+    records = Records(options)
+    initial = jax.device_put(init_base(jax.random.key(options.seed), config), everywhere)
+    start, base, state = records.restore(initial, jax.device_put(optimizer.init(initial), everywhere))
 
     began = time.perf_counter()
     running: list[float] = []
-    for step in range(start, options.steps):
-        tokens, _, counted = jax.device_put(make_batch(options, streams, step), split)
-        base, state, value = update(base, state, tokens, counted)
+    for step in range(start + 1, options.steps + 1):
+        tokens, _, counted = jax.device_put(make_batch(options, streams, step - 1), split)
+        base, state, value = programs.update(base, state, tokens, counted)
         # Fetched in every step: on host devices two programs with collectives in flight can block each other.
         running.append(float(value))
-        if (step + 1) % options.every and step + 1 < options.steps:
+        if step % options.every and step < options.steps:
             continue
-        held_out: dict[str, list[float]] = {}
-        for name in streams:
-            only = argparse.Namespace(**{**vars(options), "text_share": float(name == "prose")})
-            for index in range(8):
-                tokens, full, _ = make_batch(only, streams, index, held_out=True)
-                kinds = {name: np.ones_like(full)} | ({"answers": full} if name == "problems" else {})
-                for kind, counted in kinds.items():
-                    value = evaluate(base, *jax.device_put((tokens, counted), split))
-                    held_out.setdefault(kind, []).append(float(value))
-        seconds = time.perf_counter() - began
         row = {
-            "step": step + 1,
-            "tokens": (step + 1) * options.batch * options.length,
+            "step": step,
+            "tokens": step * options.batch * options.length,
             "loss": float(np.mean(running)),
-            **{f"held_out_{name}": float(np.mean(values)) for name, values in held_out.items()},
-            "seconds": round(seconds, 1),
+            **held_out_losses(options, streams, programs, base, split),
         }
+        records.save(config, base, state, row | {"seconds": round(time.perf_counter() - began, 1)})
         running.clear()
-        history.append(row)
-        print(json.dumps(row), flush=True)
-        manager.save(step + 1, args=ocp.args.StandardSave({"base": base, "state": state}))
-        described = {key: str(value) for key, value in vars(options).items()}
-        history_file.write_text(json.dumps({"options": described, "history": history}, indent=1) + "\n")
-        save_pretrained(options.out, config, base, dtype="bfloat16", bos_id=1, eos_id=2)
 
 
 if __name__ == "__main__":
