@@ -45,12 +45,24 @@ def read_text(path: Path, what: str = "the file", most: int = MOST_BYTES) -> str
 
 
 def read_json(path: Path, what: str = "the file", most: int = MOST_BYTES) -> Any:
-    """What a JSON file holds; see `read_text` and `parse_json`."""
+    """What a JSON file holds; see `read_text` and `parse_json`.
+
+    Args:
+      path: as in `read_text`.
+      what: as in `read_text`.
+      most: as in `read_text`.
+    """
     return parse_json(_read_bytes(path, what, most), _named(path, what))
 
 
 def read_yaml(path: Path, what: str = "the file", most: int = MOST_BYTES) -> Any:
-    """What a YAML or JSON file holds; see `read_text` and `parse_yaml`."""
+    """What a YAML or JSON file holds; see `read_text` and `parse_yaml`.
+
+    Args:
+      path: as in `read_text`.
+      what: as in `read_text`.
+      most: as in `read_text`.
+    """
     return parse_yaml(read_text(path, what, most), _named(path, what))
 
 
@@ -81,7 +93,13 @@ def _read_bytes(path: Path, what: str, most: int) -> bytes:
 
 
 def decoded(content: bytes, name: str, first_line: int | None = 1) -> str:
-    """UTF-8 text with or without a byte order mark; what is none is refused by `name`, its line and byte."""
+    """UTF-8 text with or without a byte order mark; what is none is refused by `name`, its line and byte.
+
+    Args:
+      content: UTF-8, with or without a byte order mark.
+      name: what it was read from, for the sentence.
+      first_line: the number of the content's first line in there; None where there are no lines.
+    """
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

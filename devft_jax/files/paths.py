@@ -15,7 +15,8 @@ def checked_path(value: str | Path, field: str) -> Path:
     """The path that an option names, with `~` expanded.
 
     Args:
-      value: as the user wrote it. field: the option's name, for the sentence.
+      value: as the user wrote it.
+      field: the option's name, for the sentence.
 
     Raises:
       InputError: no file can have this name.
@@ -44,12 +45,20 @@ def checked_path(value: str | Path, field: str) -> Path:
 
 
 def whole_path(path: Path) -> Path:
-    """The path from the root on, which holds wherever one stands; its last part may stay a link."""
+    """The absolute path; its last part may stay a link.
+
+    Args:
+      path: absolute or relative.
+    """
     return path.resolve() if path.name in ("", "..") else path.parent.resolve() / path.name
 
 
 def existing_folder(path: str | Path, remedy: str) -> Path:
     """The folder at a path; `remedy` ends the sentence where there is none, such as "name a run's folder".
+
+    Args:
+      path: as the user wrote it.
+      remedy: ends the sentence where there is none, such as "name a run's folder".
 
     Raises:
       InputError: nothing is there, or something else.

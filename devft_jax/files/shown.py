@@ -29,6 +29,9 @@ def as_cell(value: object) -> object:
     """A value for a CSV file; text that a spreadsheet would compute as a formula gets an apostrophe before it.
 
     Numbers stay what they are.
+
+    Args:
+      value: text, a number or nothing.
     """
     if not isinstance(value, str):
         return value
@@ -38,13 +41,21 @@ def as_cell(value: object) -> object:
 
 
 def as_markdown(text: str) -> str:
-    """Text for a line or a cell of Markdown, in which nothing is a link, markup, HTML or the border of a cell."""
+    """Text for a line or a cell of Markdown, in which nothing is a link, markup, HTML or the border of a cell.
+
+    Args:
+      text: anything.
+    """
     plain = _MARKUP.sub(r"\\\g<0>", printable(text))
     return _ADDRESS.sub(r"\g<1>\\\g<2>", plain.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;"))
 
 
 def as_code_block(text: str) -> str:
-    """Text as a fenced block of Markdown, whatever fences it holds itself."""
+    """Text as a fenced block of Markdown, whatever fences it holds itself.
+
+    Args:
+      text: anything.
+    """
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
     return f"{fence}\n{printable(text, keep=chr(10))}\n{fence}"
 

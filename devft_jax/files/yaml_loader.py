@@ -42,6 +42,11 @@ def check_nodes(root: yaml.Node, where: str, most: int) -> None:
     """Raise `InputError` for a name given twice, half a surrogate pair, or a document that grows beyond `most` values.
 
     Aliases share what they repeat, so that a small file may stand for gigabytes; sizes are added up before it is built.
+
+    Args:
+      root: of the document.
+      where: what it was read from, for the sentence.
+      most: values that the document may stand for.
     """
     sizes: dict[int, int] = {}
     under_way: set[int] = set()

@@ -73,7 +73,11 @@ class ModelConfig:
     sliding_window: int | None = None
 
     def projection_shape(self, name: str) -> tuple[int, int]:
-        """`(in, out)` of one of the seven linear projections of a layer."""
+        """`(in, out)` of one of the seven linear projections of a layer.
+
+        Args:
+          name: one of `PROJECTIONS`.
+        """
         queries, keys = self.heads * self.head_size, self.kv_heads * self.head_size
         shapes = {
             "q": (self.width, queries),
@@ -87,7 +91,11 @@ class ModelConfig:
         return shapes[name]
 
     def with_layers(self, layers: int) -> "ModelConfig":
-        """The same architecture at another depth, as a submodel has it."""
+        """The same architecture at another depth, as a submodel has it.
+
+        Args:
+          layers: L.
+        """
         return dataclasses.replace(self, layers=layers)
 
 

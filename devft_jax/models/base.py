@@ -65,7 +65,11 @@ class Base(struct.PyTreeNode):
 
 
 def head_weight(base: Base) -> jax.Array:
-    """The output projection `[D, V]`, which a tied model shares with its embedding."""
+    """The output projection `[D, V]`, which a tied model shares with its embedding.
+
+    Args:
+      base: the model.
+    """
     weight = base.embed if base.head is None else base.head
     if isinstance(weight, ShardedWeight):
         weight = weight.gathered()
@@ -73,7 +77,11 @@ def head_weight(base: Base) -> jax.Array:
 
 
 def parameter_count(base: Base) -> int:
-    """Number of parameters of a base, packed ones counted as weights; a tied head counts once."""
+    """Number of parameters of a base, packed ones counted as weights; a tied head counts once.
+
+    Args:
+      base: arrays or shapes.
+    """
     weights = jax.tree.leaves(base, is_leaf=lambda leaf: isinstance(leaf, Weight))
     return sum(math.prod(weight.shape) for weight in weights)
 

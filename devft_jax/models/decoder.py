@@ -150,7 +150,11 @@ rms_norm.defvjp(_rms_forward, _rms_backward)
 
 
 def rotary_frequencies(config: ModelConfig) -> jax.Array:
-    """Angular frequencies per position, f32[E / 2] (Su et al. 2021; LLaMA 3 scaling as Hugging Face applies it)."""
+    """Angular frequencies per position, f32[E / 2] (Su et al. 2021; LLaMA 3 scaling as Hugging Face applies it).
+
+    Args:
+      config: the architecture.
+    """
     exponents = jnp.arange(0, config.head_size, 2, dtype=jnp.float32) / config.head_size
     frequencies = config.rope_theta**-exponents
     scaling = config.rope_scaling

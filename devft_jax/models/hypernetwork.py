@@ -35,9 +35,17 @@ class Hypernetwork(struct.PyTreeNode):
     """What is trained; see the module's docstring.
 
     Attributes:
-      label_weight, label_bias: Y [C, t], c_Y [t]. context_weight, context_bias: X [D, t], c_X [t].
-      layer_tokens: E [L, t]. left, right, shift: F [t, r, c], S [c, D], beta [r, D].
-      inner_bias, outer_bias: b1 [r], b2 [D]. gate: g f32[]; None for one that is always 1.
+      label_weight: Y [C, t].
+      label_bias: c_Y [t].
+      context_weight: X [D, t].
+      context_bias: c_X [t].
+      layer_tokens: E [L, t].
+      left: F [t, r, c].
+      right: S [c, D].
+      shift: beta [r, D].
+      inner_bias: b1 [r].
+      outer_bias: b2 [D].
+      gate: g f32[]; None for one that is always 1.
     """
 
     label_weight: jax.Array
@@ -54,14 +62,28 @@ class Hypernetwork(struct.PyTreeNode):
 
 
 class HyperAdapter(struct.PyTreeNode):
-    """A hypernetwork and the shares f32[C] of a client's examples, which it does not learn."""
+    """A hypernetwork, and what it is given of a client.
+
+    Attributes:
+      network: what is trained.
+      histogram: f32[C], the shares of a client's examples in the clusters.
+    """
 
     network: Hypernetwork
     histogram: jax.Array
 
 
 class Generator(struct.PyTreeNode):
-    """What all layers of a pass share: the rows of H, f32[t, r, D], and the part of e that they and all examples have."""
+    """What all layers of a pass share.
+
+    Attributes:
+      rows: of H, f32[t, r, D].
+      token: f32[t], the part of e that all layers and examples share.
+      context_weight: X [D, t].
+      inner_bias: b1 [r].
+      outer_bias: b2 [D].
+      gate: g f32[], or None.
+    """
 
     rows: jax.Array
     token: jax.Array
@@ -77,7 +99,13 @@ def init_hypernetwork(
     """A fresh one: F, S ~ N(0, 0.01^2), E ~ N(0, 1), linear maps uniform within 1 / sqrt(their inputs), the rest zero.
 
     Args:
-      width, layers: D and L of the model. rank, inner, clusters: r, c and C. gate: whether there is one.
+      key: random key.
+      width: D of the model.
+      layers: L of the model.
+      rank: r.
+      inner: c.
+      clusters: C.
+      gate: whether there is a gate.
     """
     keys = jax.random.split(key, 7)
 
@@ -100,7 +128,11 @@ def init_hypernetwork(
 
 
 def generator_of(adapter: HyperAdapter) -> Generator:
-    """What all layers of a pass share, computed once for it."""
+    """What all layers of a pass share, computed once for it.
+
+    Args:
+      adapter: the hypernetwork and a client's shares.
+    """
     network = adapter.network
     rows = jnp.einsum("trc,cd->trd", network.left, network.right) + network.shift[None]
     norm = jnp.sqrt(jnp.sum(rows**2, axis=(1, 2), keepdims=True) + _TINY)
@@ -109,7 +141,12 @@ def generator_of(adapter: HyperAdapter) -> Generator:
 
 
 def prompt_shares(prompt_lengths: jax.Array, length: int) -> jax.Array:
-    """Each token's share in the mean over its prompt, f32[B, T]: zero behind the first i32[B] tokens of a row."""
+    """Each token's share in the mean over its prompt, f32[B, T]: zero behind the first i32[B] tokens of a row.
+
+    Args:
+      prompt_lengths: i32[B], tokens of each prompt.
+      length: T.
+    """
     inside = jnp.arange(length, dtype=jnp.int32)[None] < prompt_lengths[:, None]
     return inside / jnp.maximum(prompt_lengths, 1)[:, None].astype(jnp.float32)
 
@@ -118,7 +155,9 @@ def adapt(generator: Generator, shares: jax.Array, layer_token: jax.Array, x: ja
     """A sublayer's output with the adapter's own added.
 
     Args:
-      shares: of the tokens in their prompts, f32[B, T]. layer_token: the layer's row of E, f32[t].
+      generator: from `generator_of`.
+      shares: of the tokens in their prompts, f32[B, T].
+      layer_token: the layer's row of E, f32[t].
       x: [B, T, D]; large products are in its dtype, the context and the token in float32.
     """
     mean = jnp.einsum("bt,btd->bd", shares, x.astype(jnp.float32))
@@ -132,14 +171,23 @@ def adapt(generator: Generator, shares: jax.Array, layer_token: jax.Array, x: ja
 
 
 def bottleneck_weights(generator: Generator, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """U [B, D, r] and V [B, r, D] of tokens f32[B, t]: the same numbers in two shapes, not each other's transpose."""
+    """U [B, D, r] and V [B, r, D] of tokens f32[B, t]: the same numbers in two shapes, not each other's transpose.
+
+    Args:
+      generator: from `generator_of`.
+      tokens: f32[B, t].
+    """
     made = jnp.einsum("bt,trd->brd", tokens, generator.rows)
     batch, rank, width = made.shape
     return made.reshape(batch, width, rank), made
 
 
 def generated_norms(adapter: HyperAdapter) -> jax.Array:
-    """Size of every layer's adapter, f32[L]: the norm of the weights made without a context, times the gate."""
+    """Size of every layer's adapter, f32[L]: the norm of the weights made without a context, times the gate.
+
+    Args:
+      adapter: the hypernetwork and a client's shares.
+    """
     generator = generator_of(adapter)
     _, made = bottleneck_weights(generator, generator.token[None] + adapter.network.layer_tokens)
     norms = jnp.sqrt(jnp.sum(made**2, axis=(1, 2)))
@@ -150,7 +198,8 @@ class Products(NamedTuple):
     """Multiply-adds of a forward pass through all layers' adapters.
 
     Attributes:
-      token: for every token, x U and its product with V. example: for every example, its context's part of e, and e H.
+      token: for every token, x U and its product with V.
+      example: for every example, its context's part of e, and e H.
       batch: for every batch of one client, F S and the client's part of e.
     """
 
@@ -160,7 +209,11 @@ class Products(NamedTuple):
 
 
 def products(network: Hypernetwork) -> Products:
-    """Of a hypernetwork of these shapes, arrays or not; each layer has two adapters."""
+    """Of a hypernetwork of these shapes, arrays or not; each layer has two adapters.
+
+    Args:
+      network: arrays or shapes.
+    """
     adapters = 2 * network.layer_tokens.shape[0]
     tokens, rank, inner = network.left.shape
     width = network.right.shape[1]

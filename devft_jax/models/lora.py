@@ -30,7 +30,11 @@ class LoraOptions:
 
 
 def validate_lora(options: LoraOptions) -> None:
-    """Raise `InputError` unless the options describe an adapter."""
+    """Raise `InputError` unless the options describe an adapter.
+
+    Args:
+      options: to be checked.
+    """
     if options.rank < 1:
         raise InputError(f"rank {options.rank} is not positive; use 1 or more, such as 32.")
     if options.alpha != "auto" and options.alpha <= 0:
@@ -46,22 +50,42 @@ def validate_lora(options: LoraOptions) -> None:
 
 
 def resolve_alpha(options: LoraOptions) -> float:
-    """alpha as a number: as asked, or twice the rank."""
+    """alpha as a number: as asked, or twice the rank.
+
+    Args:
+      options: of the adapter.
+    """
     return 2.0 * options.rank if options.alpha == "auto" else options.alpha
 
 
 def lora_scale(options: LoraOptions) -> float:
-    """The scale alpha / r of the update."""
+    """The scale alpha / r of the update.
+
+    Args:
+      options: of the adapter.
+    """
     return resolve_alpha(options) / options.rank
 
 
 def narrowest_target(model: ModelConfig, targets: Sequence[str]) -> tuple[int, str]:
-    """The largest rank that the updates of all adapted projections can have, and the projection that sets it."""
+    """The largest rank that the updates of all adapted projections can have, and the projection that sets it.
+
+    Args:
+      model: the architecture.
+      targets: adapted projections.
+    """
     return min((min(model.projection_shape(name)), name) for name in targets)
 
 
 def check_rank(model: ModelConfig, targets: Sequence[str], rank: int, option: str = "rank") -> None:
-    """Raise `InputError` for a rank, of the option of this name, that the update of an adapted projection cannot have."""
+    """Raise `InputError` for a rank, of the option of this name, that the update of an adapted projection cannot have.
+
+    Args:
+      model: the architecture.
+      targets: adapted projections.
+      rank: r.
+      option: the option's name, for the sentence.
+    """
     most, narrowest = narrowest_target(model, targets)
     if rank > most:
         shape = " x ".join(map(str, model.projection_shape(narrowest)))
@@ -85,7 +109,9 @@ def init_lora(
     Args:
       key: random key; each layer and target draws its own `a`.
       config: the base's architecture.
-      rank: r. alpha: the update is scaled by alpha / r. targets: adapted projections.
+      rank: r.
+      alpha: the update is scaled by alpha / r.
+      targets: adapted projections.
       dropout: probability of dropping an input element of the low-rank product while training.
     """
     validate_lora(LoraOptions(rank=rank, alpha=alpha, targets=tuple(targets), dropout=dropout))
@@ -98,7 +124,13 @@ def init_lora(
 
 
 def initial_a(key: jax.Array, name: str, shape: tuple[int, int, int]) -> jax.Array:
-    """A fresh a of a projection, uniform within 1/sqrt(in), of `shape` (L, in, r)."""
+    """A fresh a of a projection, uniform within 1/sqrt(in), of `shape` (L, in, r).
+
+    Args:
+      key: random key.
+      name: of the projection; each draws its own numbers.
+      shape: (L, in, r).
+    """
     bound = shape[1] ** -0.5
     return jax.random.uniform(
         jax.random.fold_in(key, PROJECTIONS.index(name)), shape, jnp.float32, minval=-bound, maxval=bound
@@ -110,6 +142,9 @@ def adapter_norms(adapter: Adapter) -> jax.Array:
 
     The product a b [in, out] is never formed: ||a b||_F^2 is the sum of the elementwise product of a^T a and b b^T, both
     [r, r], and <delta, a b> that of a^T delta and b. A hypernetwork updates no weight: of one it is `generated_norms`.
+
+    Args:
+      adapter: of any kind.
     """
     if adapter.hyper is not None:
         return generated_norms(adapter.hyper)
@@ -137,6 +172,9 @@ def as_low_rank(adapter: Adapter) -> Adapter:
     Each layer's delta + scale a b is factored by its singular values, down to those below float32's rounding, so that
     the rank is what the correction needs: at most the sum of the ranks that entered it. An adapter without corrections is
     returned as it is.
+
+    Args:
+      adapter: with or without dense corrections.
     """
     if not adapter.delta:
         return adapter

@@ -1,12 +1,12 @@
 """Next-token statistics of the tokens that count, without ever holding the logits of all of them.
 
-A client learns completions alone: what the model predicts inside a prompt or padding is never looked at, so the head is not
-multiplied there. The tokens that count are brought together and scored a block at a time; how many blocks there are follows
-their number, not the batch's shape. At a vocabulary of 128,256 the logits of 16 x 512 tokens would be 4.2 GB in float32, far
+A client learns completions alone: what the model predicts inside a prompt or padding is never used, so the head is not
+multiplied there. The tokens that count are gathered and scored a block at a time; the number of blocks follows their number,
+not the batch's shape. At a vocabulary of 128,256 the logits of 16 x 512 tokens would be 4.2 GB in float32, far
 more than the rest of a low-rank training step; those of a block of 256 are 131 MB.
 
-Where the loss is differentiated, a block's gradient with respect to its hidden states is made while its probabilities are at
-hand, so that each logit is computed once.
+Where the loss is differentiated, a block's gradient with respect to its hidden states is computed together with its
+probabilities, so that each logit is computed once.
 """
 
 import functools
@@ -24,9 +24,12 @@ from devft_jax.models.llama import DEFAULT_COMPUTE, Compute, hidden_states
 
 
 class TokenStatistics(struct.PyTreeNode):
-    """Per token: `nll` negative log-likelihood in nats, `hit` whether the token is the most likely one; both [...].
+    """What the model makes of each token.
 
-    `hit` is None where it was not asked for: a search through the vocabulary costs a small model more than a layer.
+    Attributes:
+      nll: f32[...], negative log-likelihood in nats.
+      hit: bool[...], whether the token is the most likely one; None where it was not asked for, because a search through the
+        vocabulary costs a small model more than a layer.
     """
 
     nll: jax.Array
@@ -51,7 +54,7 @@ def token_statistics(
       targets: i32[...], the token that each hidden state should predict.
       counted: bool[...]; elsewhere `nll` is zero, without a gradient, and `hit` is True.
       rows: tokens whose logits are held at once; a number of tokens that it does not divide is handled exactly.
-      hits: whether to tell which are the most likely tokens.
+      hits: whether to find out which are the most likely tokens.
       axis: name of a `vmap` over which all have as many blocks as the one with the most needs. Without it a `vmap` costs a
         copy of everything in every block.
     """
@@ -69,11 +72,12 @@ def _scored(
 
 
 class _Order(struct.PyTreeNode):
-    """The tokens that count brought together.
+    """The tokens that count, gathered.
 
     Attributes:
-      index: i32[M], which they are, in front; what follows names token 0. M is N rounded up to whole blocks.
-      place: i32[N], where in `index` a token that counts stands. blocks: i32[], how many hold any.
+      index: i32[M], their numbers, then zeros. M is N rounded up to whole blocks.
+      place: i32[N], where in `index` a token that counts is.
+      blocks: i32[], how many blocks hold any.
     """
 
     index: jax.Array
@@ -182,10 +186,19 @@ def completion_statistics(
     hits: bool = True,
     axis: str | None = None,
 ) -> TokenStatistics:
-    """`nll` and `hit` f32/bool[B, T-1] of tokens 1..T-1, zero and True where `mask` bool[B, T] is False.
+    """Statistics [B, T-1] of tokens 1..T-1; where `mask` is False, `nll` is zero and `hit` True.
 
-    `mask[b, t]` marks the completion tokens, those that a client learns to produce; `key` and `prefix` as in
-    `hidden_states`, `hits` and `axis` as in `token_statistics`.
+    Args:
+      config: as in `hidden_states`.
+      base: frozen weights.
+      adapter: what is added to them, or None.
+      tokens: i32[B, T], padded on the right.
+      mask: bool[B, T], the completion tokens, which a client learns to produce.
+      compute: execution choices.
+      key: as in `hidden_states`.
+      prefix: as in `hidden_states`.
+      hits: as in `token_statistics`.
+      axis: as in `token_statistics`.
     """
     # The first True of a row; 0 where there is none.
     prompt_lengths = jnp.argmax(mask, axis=-1)
@@ -212,7 +225,18 @@ def completion_loss(
 ) -> jax.Array:
     """Mean negative log-likelihood of the completion tokens of a batch, in nats; 0 for a batch without any.
 
-    `count` is their number where the rows are only a part of the batch: the parts' losses then add up to the batch's.
+    Args:
+      config: as in `hidden_states`.
+      base: frozen weights.
+      adapter: what is added to them, or None.
+      tokens: i32[B, T], padded on the right.
+      mask: bool[B, T], the completion tokens.
+      compute: execution choices.
+      key: as in `hidden_states`.
+      prefix: as in `hidden_states`.
+      count: i32[], number of completion tokens of the whole batch where the rows are only a part of it: the parts' losses
+        then add up to the batch's.
+      axis: as in `token_statistics`.
     """
     options: dict[str, Any] = {"compute": compute, "key": key, "prefix": prefix, "hits": False, "axis": axis}
     statistics = completion_statistics(config, base, adapter, tokens, mask, **options)
@@ -220,5 +244,9 @@ def completion_loss(
 
 
 def completion_tokens(mask: jax.Array) -> jax.Array:
-    """How many tokens of a batch are predicted and count, i32[]; nothing predicts the first of a row."""
+    """How many tokens of a batch are predicted and count, i32[]; nothing predicts the first of a row.
+
+    Args:
+      mask: bool[B, T], the completion tokens.
+    """
     return jnp.sum(mask[:, 1:], dtype=jnp.int32)

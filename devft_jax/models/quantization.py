@@ -74,7 +74,11 @@ class QuantizationOptions:
 
 
 def validate_quantization(options: QuantizationOptions) -> None:
-    """Raise `InputError` for a choice that does not exist."""
+    """Raise `InputError` for a choice that does not exist.
+
+    Args:
+      options: to be checked.
+    """
     choices = {
         "quantization": ("none", *BITS),
         "fused_precision": ("packed", "float"),
@@ -92,13 +96,15 @@ def validate_quantization(options: QuantizationOptions) -> None:
 
 
 class QTensor(struct.PyTreeNode):
-    """A packed weight `[..., in, out]`, N blocks of K inputs.
+    """A packed weight `[..., in, out]`, N blocks of K inputs: a `Weight`.
 
-    `code` is i8[..., N, K, out] for int8 and u8[..., N, K / 2, out] for the 4-bit kinds, `scale` f16[..., N, out]; `kind` is
-    one of `BITS`.
+    Attributes:
+      code: i8[..., N, K, out] for int8 and u8[..., N, K / 2, out] for the 4-bit kinds.
+      scale: f16[..., N, out].
+      kind: one of `BITS`.
     """
 
-    # Dimensions of codes and scales, counted from the end, along which whole blocks can be told apart: blocks, outputs.
+    # Dimensions of codes and scales, counted from the end, along which it can be divided without cutting a block: blocks, outputs.
     DIVISIBLE: ClassVar[tuple[tuple[int, int], ...]] = ((-3, -2), (-1, -1))
 
     code: Any
@@ -112,7 +118,11 @@ class QTensor(struct.PyTreeNode):
         return (*lead, blocks * rows * 8 // BITS[self.kind], fan_out)
 
     def dequantize(self, dtype: Any) -> jax.Array:
-        """The weight `[..., in, out]`; multiplied in float32, then rounded to `dtype`."""
+        """The weight `[..., in, out]`; multiplied in float32, then rounded to `dtype`.
+
+        Args:
+          dtype: of the result.
+        """
         codes = self.code
         if BITS[self.kind] == 4:
             codes = jnp.concatenate([codes & 15, codes >> 4], axis=-2)
@@ -127,7 +137,11 @@ class QTensor(struct.PyTreeNode):
 
 
 def block_size(fan_in: int) -> int:
-    """Inputs that share a scale: 64, or the largest power of two that divides `fan_in`."""
+    """Inputs that share a scale: 64, or the largest power of two that divides `fan_in`.
+
+    Args:
+      fan_in: inputs of the weight.
+    """
     return math.gcd(fan_in, BLOCK)
 
 
@@ -167,6 +181,10 @@ def quantize(weight: jax.Array, kind: str) -> QTensor:
 def quantize_base(base: Base, kind: str) -> Base:
     """The base with its seven projections packed; what is packed already stays as it is.
 
+    Args:
+      base: floats, or packed in part.
+      kind: "int8", "int4" or "nf4".
+
     Raises:
       InputError: a projection cannot be packed so.
     """
@@ -180,6 +198,11 @@ def quantize_base(base: Base, kind: str) -> Base:
 
 def quantize_projection(name: str, weight: Any, kind: str) -> QTensor:
     """One projection, packed; `weight [..., in, out]` may lie in host memory.
+
+    Args:
+      name: of the projection, for the sentence.
+      weight: [..., in, out], may lie in host memory.
+      kind: "int8", "int4" or "nf4".
 
     Raises:
       InputError: it cannot be packed so, or holds a value that a float16 scale cannot.
@@ -200,13 +223,22 @@ _quantize = jax.jit(quantize, static_argnums=1)
 
 
 def is_quantized(base: Base) -> bool:
-    """Whether a base's projections are packed."""
+    """Whether a base's projections are packed.
+
+    Args:
+      base: arrays or shapes.
+    """
     return any(isinstance(getattr(base.blocks, name), QTensor) for name in PROJECTIONS)
 
 
 @functools.lru_cache(maxsize=64)
 def base_shapes(config: ModelConfig, *, dtype: str, quantization: str = "none") -> Base:
     """A base's leaves as shapes and dtypes, as `load_pretrained` stores them; takes milliseconds at any size.
+
+    Args:
+      config: the architecture.
+      dtype: of weights that stay floats.
+      quantization: "none", "int8", "int4" or "nf4".
 
     Raises:
       InputError: a projection cannot be packed so.

@@ -35,8 +35,10 @@ def sharded(weight: Any, shards: int, axis: str, *choices: tuple[int, ...]) -> A
     """A weight divided over `shards` devices along the first of `choices` that allows it; itself where none does.
 
     Args:
-      weight: a float array or a packed weight; arrays or shapes. axis: of the mesh.
-      choices: for each array of the weight the dimension to divide, counted from its end.
+      weight: a float array or a packed weight; arrays or shapes.
+      shards: number of devices.
+      axis: of the mesh.
+      *choices: for each array of the weight the dimension to divide, counted from its end.
     """
     leaves = jax.tree.leaves(weight)
     for dimensions in choices:
@@ -46,7 +48,13 @@ def sharded(weight: Any, shards: int, axis: str, *choices: tuple[int, ...]) -> A
 
 
 def shard_blocks(blocks: Block, shards: int, axis: str) -> Block:
-    """Decoder layers with their projections divided over `shards` devices; one device leaves them as they are."""
+    """Decoder layers with their projections divided over `shards` devices; one device leaves them as they are.
+
+    Args:
+      blocks: the layers.
+      shards: number of devices.
+      axis: of the mesh.
+    """
     if shards == 1:
         return blocks
     divided = {}
@@ -57,7 +65,13 @@ def shard_blocks(blocks: Block, shards: int, axis: str) -> Block:
 
 
 def shard_base(base: Base, shards: int, axis: str) -> Base:
-    """A base divided over `shards` devices along a mesh axis; see the module's docstring. Nothing is moved."""
+    """A base divided over `shards` devices along a mesh axis; see the module's docstring. Nothing is moved.
+
+    Args:
+      base: arrays or shapes.
+      shards: number of devices.
+      axis: of the mesh.
+    """
     if shards == 1:
         return base
     return base.replace(
@@ -68,12 +82,20 @@ def shard_base(base: Base, shards: int, axis: str) -> Base:
 
 
 def whole(tree: PyTree) -> PyTree:
-    """The tree with its divided weights as ordinary ones: outside of programs, whose arrays span the devices."""
+    """The tree with its divided weights as ordinary ones: outside of programs, whose arrays span the devices.
+
+    Args:
+      tree: may hold divided weights.
+    """
     return jax.tree.map(lambda leaf: leaf.part if _is_sharded(leaf) else leaf, tree, is_leaf=_is_sharded)
 
 
 def partition_specs(tree: PyTree) -> PyTree:
-    """How each array of a tree lies on a mesh: divided weights along their axis, all else whole on every device."""
+    """How each array of a tree lies on a mesh: divided weights along their axis, all else whole on every device.
+
+    Args:
+      tree: may hold divided weights; arrays or shapes.
+    """
 
     def of(leaf: Any) -> Any:
         if not _is_sharded(leaf):
@@ -89,17 +111,32 @@ def partition_specs(tree: PyTree) -> PyTree:
 
 
 def place(tree: PyTree, mesh: Mesh) -> PyTree:
-    """The tree's arrays on the devices of a mesh, as `partition_specs` says."""
+    """The tree's arrays on the devices of a mesh, as `partition_specs` says.
+
+    Args:
+      tree: may hold divided weights.
+      mesh: of the devices.
+    """
     return jax.device_put(tree, jax.tree.map(lambda spec: NamedSharding(mesh, spec), partition_specs(tree)))
 
 
 def placed_shapes(tree: PyTree, mesh: Mesh) -> PyTree:
-    """Shapes, dtypes and placement of what `place` gives of such a tree, of arrays or shapes."""
+    """Shapes, dtypes and placement of what `place` gives of such a tree, of arrays or shapes.
+
+    Args:
+      tree: arrays or shapes.
+      mesh: of the devices.
+    """
     return jax.tree.map(lambda leaf, spec: shapes_on(NamedSharding(mesh, spec), leaf), tree, partition_specs(tree))
 
 
 def part_bytes(tree: PyTree, shards: int) -> int:
-    """Bytes that one of `shards` devices holds of a tree of arrays or shapes."""
+    """Bytes that one of `shards` devices holds of a tree of arrays or shapes.
+
+    Args:
+      tree: arrays or shapes; may hold divided weights.
+      shards: number of devices.
+    """
 
     def of(leaf: Any) -> int:
         size = sum(array.size * array.dtype.itemsize for array in jax.tree.leaves(leaf))
@@ -109,6 +146,10 @@ def part_bytes(tree: PyTree, shards: int) -> int:
 
 
 def undivided(base: Base) -> tuple[str, ...]:
-    """Names of the large weights of a divided base that every device holds whole."""
+    """Names of the large weights of a divided base that every device holds whole.
+
+    Args:
+      base: divided by `shard_base`.
+    """
     large = {"embed": base.embed, "head": base.head} | {name: getattr(base.blocks, name) for name in PROJECTIONS}
     return tuple(name for name, weight in large.items() if weight is not None and not _is_sharded(weight))

@@ -43,13 +43,15 @@ class Family:
     """One family's differences from LLaMA.
 
     Attributes:
-      title: its models' name in prose. model_type, architecture: what config.json calls it.
+      title: its models' name in prose.
+      model_type: what config.json calls it.
+      architecture: what config.json calls its class.
       defaults: values of optional fields of config.json that differ from LLaMA's when absent.
       biases: projections that always add a bias.
       optional_biases: projections whose bias a boolean field of config.json switches on, by that field.
       qk_norm: whether query and key heads are normalised.
-      window: "none"; "always", where `sliding_window` alone decides; or "switched", where `use_sliding_window` must be
-        true and only layers from `max_window_layers` on slide.
+      window: "none"; "always", where `sliding_window` alone decides; or "switched", where `use_sliding_window` must be true
+        and only layers from `max_window_layers` on slide.
     """
 
     title: str
@@ -106,7 +108,11 @@ FAMILIES = {
 
 
 def config_fields(config: ModelConfig) -> dict[str, Any]:
-    """An architecture as `config.json` has it, in the layout that transformers 4 and 5 both read."""
+    """An architecture as `config.json` has it, in the layout that transformers 4 and 5 both read.
+
+    Args:
+      config: the architecture.
+    """
     family = FAMILIES[config.family]
     scaling = config.rope_scaling
     rope_scaling: dict[str, Any] | None = None
@@ -145,6 +151,9 @@ def config_fields(config: ModelConfig) -> dict[str, Any]:
 
 def read_config(path: Path) -> ModelConfig:
     """The architecture that a `config.json` describes; absent optional fields have their family's defaults.
+
+    Args:
+      path: of the file.
 
     Raises:
       InputError: the file cannot be read, or describes a model that this package does not compute exactly.

@@ -68,7 +68,11 @@ def model_folder(path: str | Path, *, weights: bool = True) -> Path:
 
 
 def named_from_anywhere(path: str) -> str:
-    """A model as it may be stored: a local folder by its whole path, which holds wherever one stands, else its name."""
+    """A model as it may be stored: a local folder by its absolute path, else its name.
+
+    Args:
+      path: a folder or a Hugging Face name.
+    """
     folder = checked_path(path, "model")
     return str(whole_path(folder)) if folder.exists() else path
 
@@ -90,6 +94,9 @@ def _fetched(name: str, files: Sequence[str], commit: str | None = None) -> Path
 def read_index(index: Path) -> dict[str, str]:
     """File names by tensor, as `model.safetensors.index.json` has them.
 
+    Args:
+      index: path of the file.
+
     Raises:
       InputError: the file cannot be read, or names something else than safetensors beside it.
     """
@@ -107,7 +114,11 @@ def read_index(index: Path) -> dict[str, str]:
 
 
 def check_inside(folder: Path) -> None:
-    """Raise `InputError` where a file that would be read of a folder is no regular file, or lies where it must not."""
+    """Raise `InputError` where a file that would be read of a folder is no regular file, or is outside the folder.
+
+    Args:
+      folder: of a model or an adapter.
+    """
     for file in _read_of(folder):
         try:
             regular = stat.S_ISREG(os.stat(file).st_mode)
@@ -117,7 +128,7 @@ def check_inside(folder: Path) -> None:
                     f"{file} is a link to {printable(str(_resolved(file)))}, which cannot be read ({one_line(error)}); "
                     "fetch the file itself."
                 ) from error
-            # What leads nowhere is as good as absent.
+            # A broken link counts as an absent file.
             continue
         if not regular and not file.is_dir():
             raise InputError(f"{file} is no regular file; put the file itself there.")

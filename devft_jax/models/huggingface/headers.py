@@ -33,7 +33,11 @@ class Stored(NamedTuple):
 
 
 def stored_dtypes(folder: Path) -> dict[str, str]:
-    """The type in which each leaf of a model's folder is stored, by name, from the headers of its files."""
+    """The type in which each leaf of a model's folder is stored, by name, from the headers of its files.
+
+    Args:
+      folder: of the model.
+    """
     stored = stored_tensors(folder)
     belonging = checked_places(folder, read_config(folder / CONFIG_FILE), stored)
     return {place.leaf: DTYPES[stored[name].dtype] for name, place in reversed(belonging.items())}
@@ -41,6 +45,9 @@ def stored_dtypes(folder: Path) -> dict[str, str]:
 
 def stored_tensors(folder: Path) -> dict[str, Stored]:
     """The tensors that a checkpoint's files hold, by their names in a whole model.
+
+    Args:
+      folder: of the model.
 
     Raises:
       InputError: there is no safetensors file, one is absent or damaged, or holds not what the index promises.

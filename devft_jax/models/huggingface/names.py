@@ -43,7 +43,11 @@ class Place(NamedTuple):
 
 
 def places(config: ModelConfig) -> Iterator[tuple[str, Place]]:
-    """Every tensor that a checkpoint of this architecture holds, layer by layer, so that a missing one is found early."""
+    """Every tensor that a checkpoint of this architecture holds, layer by layer, so that a missing one is found early.
+
+    Args:
+      config: the architecture.
+    """
     vocabulary = (config.vocabulary, config.width)
     yield EMBEDDING, Place("embed", None, vocabulary, transposed=False)
     yield "model.norm.weight", Place("norm", None, (config.width,), transposed=False)
@@ -58,7 +62,11 @@ def places(config: ModelConfig) -> Iterator[tuple[str, Place]]:
 
 
 def block_tensors(config: ModelConfig) -> dict[str, tuple[str, bool]]:
-    """For every leaf of an architecture's blocks, its tensor's name within a layer and whether that is stored transposed."""
+    """For every leaf of an architecture's blocks, its tensor's name within a layer and whether that is stored transposed.
+
+    Args:
+      config: the architecture.
+    """
     tensors = {leaf: (f"{module}.weight", True) for leaf, module in PROJECTION_MODULES.items()}
     tensors |= {f"{BIAS}{leaf}": (f"{PROJECTION_MODULES[leaf]}.bias", False) for leaf in config.biases}
     norms = NORM_MODULES if config.qk_norm else {leaf: NORM_MODULES[leaf] for leaf in ("norm_attention", "norm_mlp")}
@@ -101,6 +109,10 @@ def block_of(config: ModelConfig, leaves: Mapping[str, Any]) -> Block:
 
 
 def full_name(name: str) -> str:
-    """A tensor's name in a model with a head; one that was saved without its head has no `model.` before each."""
+    """A tensor's name in a model with a head; one that was saved without its head has no `model.` before each.
+
+    Args:
+      name: in its file.
+    """
     bare = name.removeprefix("model.")
     return bare if bare == HEAD else f"model.{bare}"

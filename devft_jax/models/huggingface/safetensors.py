@@ -22,7 +22,13 @@ HEADER_ALIGNMENT = 8
 
 
 class PlannedTensor(NamedTuple):
-    """A tensor to be written: its `shape` and `dtype` (a value of `DTYPES`) now, its values when `make` is called."""
+    """A tensor to be written, whose values are made later.
+
+    Attributes:
+      shape: of the tensor.
+      dtype: a value of `DTYPES`.
+      make: gives its values.
+    """
 
     shape: tuple[int, ...]
     dtype: str
@@ -35,7 +41,11 @@ class PlannedTensor(NamedTuple):
 
 
 def float_dtype(name: str) -> np.dtype:
-    """The type of weights that a name stands for; `InputError` where it is none that is written."""
+    """The type of weights that a name stands for; `InputError` where it is none that is written.
+
+    Args:
+      name: of the type.
+    """
     if name not in DTYPES.values():
         raise InputError(f"dtype {name!r} is unknown; choose from {', '.join(DTYPES.values())}.")
     return np.dtype(name)
@@ -44,7 +54,11 @@ def float_dtype(name: str) -> np.dtype:
 def write_safetensors(file: Path, tensors: Mapping[str, PlannedTensor]) -> None:
     """Write a safetensors file, making one tensor at a time.
 
-    The library's own writer wants all tensors of a file at once and copies them, which doubles the memory of a shard.
+    The library's own writer takes all tensors of a file at once and copies them, which doubles the memory of a shard.
+
+    Args:
+      file: path of the new file.
+      tensors: by name.
     """
     names = {dtype: name for name, dtype in DTYPES.items()}
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -77,9 +91,9 @@ def replace_files(
 
     Args:
       folder: made if absent; other files in it stay.
-      files: by name, what writes each to the path it is given.
+      files: for every file's name, what writes it to a path.
       key_file: name of the key file, one of `files`.
-      stale: tells the names of older files that must not survive; asked for none of `files`.
+      stale: whether an older file of a name must be removed; asked for none of `files`.
 
     Raises:
       RunError: the folder cannot be written.
@@ -103,12 +117,21 @@ def replace_files(
 
 
 def write_json(path: Path, fields: Mapping[str, Any]) -> None:
-    """Write a JSON object to one of the files of `replace_files`."""
+    """Write a JSON object to one of the files of `replace_files`.
+
+    Args:
+      path: of the file.
+      fields: of the object.
+    """
     path.write_text(json_text(fields), encoding="utf-8")
 
 
 def json_text(fields: Mapping[str, Any]) -> str:
-    """A JSON object, one field a line."""
+    """A JSON object, one field a line.
+
+    Args:
+      fields: of the object.
+    """
     return json.dumps(fields, indent=2) + "\n"
 
 
@@ -125,6 +148,9 @@ def shown(value: Any) -> str:
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object that a file holds.
 
+    Args:
+      path: of the file.
+
     Raises:
       InputError: the file cannot be read or holds something else.
     """
@@ -135,7 +161,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def one_line(error: Exception) -> str:
-    """The first line of an error's text, to stand inside a sentence."""
+    """The first line of an error's text, to stand inside a sentence.
+
+    Args:
+      error: any.
+    """
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     lines = str(error).strip().splitlines() or [type(error).__name__]
@@ -145,6 +175,9 @@ def one_line(error: Exception) -> str:
 @contextmanager
 def open_safetensors(file: Path) -> Iterator[Any]:
     """An open safetensors file that gives numpy tensors one at a time.
+
+    Args:
+      file: path of the file.
 
     Raises:
       InputError: the file cannot be read, is damaged or is truncated.

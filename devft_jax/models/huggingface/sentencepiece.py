@@ -38,6 +38,9 @@ _PROBES = (
 def read_sentencepiece(folder: Path) -> Any:
     """The tokenizer of a folder that holds a `tokenizer.model` and no `tokenizer.json`.
 
+    Args:
+      folder: of the model.
+
     Raises:
       InputError: the file is of another kind, its packages are not installed, or it cannot be followed exactly.
     """

@@ -1,8 +1,8 @@
 """Regular expressions from outside, matched within a bounded time.
 
 An adapter's configuration may name modules by expressions. Python's matcher tries every way in which one could match, which
-for some of a few characters takes longer than anybody waits, and cannot be told to stop. So a process of its own does it,
-which can be.
+for some short expressions takes longer than anybody waits, and it cannot be interrupted. So a process of its own matches
+them, which can be.
 """
 
 import json
@@ -34,6 +34,8 @@ def full_matches(expressions: Sequence[str], texts: Sequence[str], names: Sequen
     """For every expression, the positions of the texts that it matches as a whole, ascending.
 
     Args:
+      expressions: regular expressions.
+      texts: what they are matched with.
       names: of the expressions, for the sentence: the field that holds each, its text, and the file.
 
     Raises:
