@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from devft_jax.data import FederatedData, Record
+from devft_jax.data.federated_data import FederatedData
 from devft_jax.data.prompts import renderer, tokenizer_name
+from devft_jax.data.records import Record
 from devft_jax.errors import InputError
 from devft_jax.files import printable
 from devft_jax.models.huggingface.end_tokens import eos_ids_of
@@ -24,9 +25,10 @@ _PROBE = Record(instruction="a", input="", output="b", category=None, origin="a 
 
 
 def ends_of_run(folder: Path, tokenizer: Callable[[], Any]) -> list[int]:
-    """Ids of the tokens in which a run's trained answers ended; empty where its split does not tell.
+    """Ids of the tokens in which a run's trained answers ended; empty where its split does not say.
 
     Args:
+      folder: of the run.
       tokenizer: gives the run's, where one is needed.
 
     Raises:
@@ -40,7 +42,12 @@ def ends_of_run(folder: Path, tokenizer: Callable[[], Any]) -> list[int]:
 
 
 def ends_of_data(data: FederatedData, model: Model) -> list[int]:
-    """Ids of the tokens in which trained answers ended; empty where the data's tokenizer is not the model's."""
+    """Ids of the tokens in which trained answers ended; empty where the data's tokenizer is not the model's.
+
+    Args:
+      data: that was trained on.
+      model: that was trained.
+    """
     if not data.ends_with or not model.has_tokenizer:
         return []
     vocabulary = model.tokenizer.get_vocab()
@@ -63,6 +70,7 @@ def ends_of_template(template: str, tokenizer: Any) -> list[int]:
 
     Args:
       template: not `auto`.
+      tokenizer: of `transformers`.
     """
     if template != "chat":
         return []
@@ -77,6 +85,10 @@ def ends_of_template(template: str, tokenizer: Any) -> list[int]:
 
 
 def ends_of_adapter(folder: Path) -> list[int]:
-    """Ids at which the answers of a PEFT adapter end, as the generation_config.json beside it says; empty without one."""
+    """Ids at which the answers of a PEFT adapter end, as the generation_config.json beside it says; empty without one.
+
+    Args:
+      folder: of the adapter.
+    """
     file = folder / GENERATION_CONFIG_FILE
     return eos_ids_of(read_json(file), file) if file.is_file() else []

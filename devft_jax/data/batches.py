@@ -54,6 +54,10 @@ def length_buckets(max_length: int, *, smallest: int = 32) -> tuple[int, ...]:
     """Padded lengths, ascending: `smallest` times powers of two, then `max_length`.
 
     Both are rounded up to multiples of 8, the narrowest tile of the accelerators.
+
+    Args:
+      max_length: of an example.
+      smallest: bucket.
     """
     largest = -(-max_length // 8) * 8
     buckets = [-(-smallest // 8) * 8]
@@ -69,7 +73,9 @@ def fitted_lengths(lengths: np.ndarray, most: int, *, worth: float = 0.05) -> tu
     `most`, as each save the share `worth` of all tokens run; each is one more program to compile.
 
     Args:
-      lengths: integers [N], positive. most: 1 or more.
+      lengths: integers [N], positive.
+      most: number of padded lengths, 1 or more.
+      worth: share of all tokens that each of them must save.
     """
     steps, counts = np.unique(-(-np.asarray(lengths) // 8), return_counts=True)
     below = np.concatenate([[0], np.cumsum(counts)])
@@ -95,7 +101,12 @@ def fitted_lengths(lengths: np.ndarray, most: int, *, worth: float = 0.05) -> tu
 
 
 def bucket_for(length: int, buckets: Sequence[int]) -> int:
-    """The smallest of ascending `buckets` that holds `length` tokens; ValueError if none does."""
+    """The smallest of ascending `buckets` that holds `length` tokens; ValueError if none does.
+
+    Args:
+      length: tokens.
+      buckets: ascending.
+    """
     for bucket in buckets:
         if length <= bucket:
             return bucket
@@ -133,6 +144,11 @@ def evaluation_order(examples: Examples, batch_size: int, buckets: Sequence[int]
     """Every example once, shortest first, in batches of few shapes and little padding.
 
     Yields (index i64[B], T) with T out of `buckets`, ascending. The last batch is filled up with rows of index -1.
+
+    Args:
+      examples: to be evaluated.
+      batch_size: B.
+      buckets: ascending.
     """
     lengths = examples.lengths
     order = np.argsort(lengths, kind="stable")
@@ -147,6 +163,12 @@ def evaluation_batches(
     """The batches of `evaluation_order`.
 
     Yields (index i64[B], tokens i32[B, T], mask bool[B, T]); rows of index -1 are all padding and masked out.
+
+    Args:
+      examples: to be evaluated.
+      batch_size: B.
+      buckets: ascending.
+      pad_id: token of the padding.
     """
     for index, length in evaluation_order(examples, batch_size, buckets):
         yield index, *gather_batch(examples, index, length, pad_id)

@@ -73,7 +73,7 @@ def load_built_in(spec: str, fields: Mapping[str, str], category_field: str | No
             f"split out of {', '.join(counts)}."
         )
     most = BUILT_IN[name].most[split]
-    # Long counts are not even turned into numbers.
+    # Long counts are not even parsed as numbers.
     if len(count_text) > len(str(most)) or int(count_text) > most:
         shown = count_text if len(count_text) <= 20 else f"{count_text[:20]}..."
         raise InputError(f"data '{name}:{split}:{shown}' asks for more than the {most:,} records of that split; lower it.")

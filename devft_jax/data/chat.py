@@ -32,7 +32,8 @@ class ChatTemplate:
     Its process starts with the first of them, serves all others and ends with this object.
 
     Args:
-      template: in jinja. names: what it may read besides the conversation, such as `bos_token`; JSON values.
+      template: in jinja.
+      names: what it may read besides the conversation, such as `bos_token`; JSON values.
       seconds: of computing, for one rendering.
     """
 
@@ -46,6 +47,10 @@ class ChatTemplate:
 
     def __call__(self, turns: Sequence[Mapping[str, str]], cuts: Sequence[tuple[int, bool]]) -> list[str]:
         """The text of each cut: of so many of the turns, with or without what asks for an answer.
+
+        Args:
+          turns: of the conversation, each with `role` and `content`.
+          cuts: (number of turns, whether an answer is asked for) of each text.
 
         Raises:
           ChatTemplateError: the template is wrong, refuses the conversation, or goes on and on.
@@ -103,5 +108,10 @@ def _shared(template: str, names: str) -> ChatTemplate:
 
 
 def chat_template(template: str, names: Mapping[str, Any]) -> ChatTemplate:
-    """A `ChatTemplate`, the same for the same arguments, so that one process serves whoever asks."""
+    """A `ChatTemplate`, the same for the same arguments, so that one process serves whoever asks.
+
+    Args:
+      template: in jinja.
+      names: as in `ChatTemplate`.
+    """
     return _shared(template, json.dumps(dict(names), sort_keys=True, default=str))

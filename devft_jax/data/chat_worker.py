@@ -1,9 +1,9 @@
 """Renders chat templates as a process of its own: a template is a program, and it may come from anywhere.
 
-The process knows jinja2 and nothing of this package. Its first line of input is `{"template", "names", "today", "seconds"}`:
-the template, what it may read besides the conversation, the day that it is told and how long a rendering may compute; every
-further line is `{"turns", "cuts"}`, answered by a line with the text of
-each cut, `[number of turns, whether an answer is asked for]`, or with `{"error"}`. What a template may use is what Hugging
+The process imports jinja2 and nothing of this package. Its first line of input is
+`{"template", "names", "today", "seconds"}`: the template, what it may read besides the conversation, the date that it gets
+and how long a rendering may compute. Every further line is `{"turns", "cuts"}`, answered by a line with the text of each cut,
+`[number of turns, whether an answer is asked for]`, or with `{"error"}`. What a template may use is what Hugging
 Face's documentation of chat templates promises, in jinja2's sandbox. A rendering that takes more time or memory than any
 conversation needs ends the process, and its reader notices.
 """
@@ -34,7 +34,11 @@ class Generation(jinja2.ext.Extension):
     tags = {"generation"}  # noqa: RUF012
 
     def parse(self, parser: Any) -> Any:
-        """The block as a node."""
+        """The block as a node.
+
+        Args:
+          parser: of jinja2, at the block.
+        """
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         return jinja2.nodes.Scope(body, lineno=line)
@@ -51,7 +55,11 @@ class Namespace(jinja2.utils.Namespace):
 
 
 def environment(today: datetime.date) -> jinja2.sandbox.ImmutableSandboxedEnvironment:
-    """What templates are read and run in; `today` is the day that they are told."""
+    """What templates are read and run in.
+
+    Args:
+      today: the date that templates get.
+    """
 
     def refuse(message: str) -> None:
         raise jinja2.TemplateError(message)
@@ -79,7 +87,12 @@ def environment(today: datetime.date) -> jinja2.sandbox.ImmutableSandboxedEnviro
 
 
 def bounded(compute: Callable[[], Any], seconds: float) -> Any:
-    """What `compute` gives, or `{"error"}`; without an answer in that time or memory the process ends."""
+    """What `compute` gives, or `{"error"}`; without an answer in that time or memory the process ends.
+
+    Args:
+      compute: what is to be computed.
+      seconds: of computing.
+    """
     # Nobody handles the signal, so that it ends the process wherever it is.
     signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
     try:
@@ -93,7 +106,13 @@ def bounded(compute: Callable[[], Any], seconds: float) -> Any:
 
 
 def answer(template: Any, start: dict[str, Any], request: dict[str, Any]) -> list[str] | dict[str, str]:
-    """The texts that a request asks for, or why there are none."""
+    """The texts that a request asks for, or why there are none.
+
+    Args:
+      template: of jinja2.
+      start: the first line of input.
+      request: another line of input.
+    """
     texts = []
     for length, asks in request["cuts"]:
         given = {

@@ -3,9 +3,8 @@
 A row is a number, counted from 1, and an object of named values. The number is what an editor shows
 where there are lines: JSONL gives the line, CSV and TSV (RFC 4180 quotes, so that a value may hold
 line breaks) the line on which the row starts; a JSON array and Parquet give the record. Text is
-UTF-8 with or without a byte order mark, and JSON is read by the rules of `devft_jax.files`. Gzip,
-Parquet and a JSON array against JSONL are told by content, CSV and TSV by the suffix, in either
-case. All but a JSON array, which is parsed whole, are read piece by piece; Parquet by parts of row
+UTF-8 with or without a byte order mark, and JSON is read by the rules of `devft_jax.files`. Gzip, Parquet and
+a JSON array or JSONL are recognised by content, CSV and TSV by the suffix, in either case. All but a JSON array, which is parsed whole, are read piece by piece; Parquet by parts of row
 groups.
 """
 
@@ -32,7 +31,7 @@ _OLD_LINE_END = re.compile(r"(?<=\r)(?!\n)")
 
 Row = tuple[int, Mapping[str, Any]]
 
-# Rows of Parquet turned into Python objects at once.
+# Rows of Parquet converted to Python objects at once.
 _PARQUET_ROWS = 1024
 
 # The csv module refuses longer values by default (131,072 characters), and answers may be longer.
@@ -41,26 +40,41 @@ _LONGEST_VALUE = 2**31 - 1
 
 @dataclass(frozen=True)
 class Scan:
-    """What a pass over all rows tells."""
+    """What a pass over all rows found.
+
+    Attributes:
+      count: number of rows.
+      fields: names that occur in any row.
+    """
 
     count: int
     fields: tuple[str, ...]
-    """Names that occur in any row."""
 
 
 def stem(name: str) -> str:
-    """A file's name, or a path, without the suffix of its format."""
+    """A file's name, or a path, without the suffix of its format.
+
+    Args:
+      name: of a file, or its path.
+    """
     suffix = max((suffix for suffix in (*SUFFIXES, ".gz") if name.lower().endswith(suffix)), key=len, default="")
     return name[: len(name) - len(suffix)]
 
 
 def shown(path: Path) -> str:
-    """What messages call a file."""
+    """What messages call a file.
+
+    Args:
+      path: of the file.
+    """
     return printable(str(path))
 
 
 def scan_rows(path: Path) -> Scan:
     """Count the rows of a file and collect their fields; of Parquet only the footer is read.
+
+    Args:
+      path: of the file.
 
     Raises:
       InputError: the file is unreadable, damaged, empty or holds something else than objects.
@@ -78,7 +92,12 @@ def scan_rows(path: Path) -> Scan:
 
 
 def to_scan(place: str, rows: Iterable[tuple[int, Any]]) -> Scan:
-    """Count rows and collect their fields."""
+    """Count rows and collect their fields.
+
+    Args:
+      place: of the rows, for sentences.
+      rows: numbered.
+    """
     count, present = 0, dict[str, None]()
     for number, row in rows:
         if not isinstance(row, Mapping):
@@ -92,7 +111,11 @@ def to_scan(place: str, rows: Iterable[tuple[int, Any]]) -> Scan:
 
 
 def read_rows(path: Path) -> Iterator[Row]:
-    """The rows of a file that `scan_rows` has accepted."""
+    """The rows of a file that `scan_rows` has accepted.
+
+    Args:
+      path: of the file.
+    """
     return _parquet_rows(path) if _begins_with(path, b"PAR1") else _text_rows(path)
 
 

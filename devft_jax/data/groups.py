@@ -14,23 +14,34 @@ from devft_jax.errors import InputError
 
 @dataclass(frozen=True, eq=False)
 class Groups:
-    """The group of each of N examples."""
+    """The group of each of N examples.
+
+    Attributes:
+      kind: "category", "topic" or "length".
+      codes: i32[N], index into `names`; -1 for an example without group.
+      names: G distinct names.
+    """
 
     kind: str
-    """"category", "topic" or "length"."""
     codes: np.ndarray
-    """i32[N], index into `names`; -1 for an example without group."""
     names: tuple[str, ...]
-    """G distinct names."""
 
     def count(self, indices: np.ndarray) -> np.ndarray:
-        """i64[G], how many of the examples at `indices` each group has."""
+        """i64[G], how many of the examples at `indices` each group has.
+
+        Args:
+          indices: i64[n], examples.
+        """
         codes = self.codes[indices]
         return np.bincount(codes[codes >= 0], minlength=len(self.names))
 
 
 def category_groups(examples: Examples) -> Groups:
-    """The categories that the records came with."""
+    """The categories that the records came with.
+
+    Args:
+      examples: of the records.
+    """
     return Groups("category", examples.category_codes, examples.category_names)
 
 
@@ -38,6 +49,10 @@ def length_groups(lengths: np.ndarray, num_bins: int) -> Groups:
     """Bins of `lengths` i64[N], in tokens, cut at the quantiles 1/num_bins, 2/num_bins ...
 
     Examples of one length share a bin. Where many do, bins differ in size and there may be fewer.
+
+    Args:
+      lengths: i64[N], in tokens.
+      num_bins: most bins.
 
     Raises:
       InputError: there is one bin only.
@@ -57,7 +72,11 @@ def length_groups(lengths: np.ndarray, num_bins: int) -> Groups:
 
 
 def content_keys(examples: Examples) -> np.ndarray:
-    """u64[N], a digest of each example's tokens, prompt length and category, for `partition`."""
+    """u64[N], a digest of each example's tokens, prompt length and category, for `partition`.
+
+    Args:
+      examples: N examples.
+    """
     names = (*examples.category_names, None)
     keys = np.empty(len(examples), "<u8")
     for index in range(len(examples)):

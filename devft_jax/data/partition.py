@@ -45,6 +45,9 @@ def random_stream(*path: int) -> np.random.Generator:
     """The generator that belongs to a path of non-negative integers: a purpose, a seed, a round ...
 
     Distinct paths give independent streams, whatever else is drawn and in which order.
+
+    Args:
+      *path: non-negative integers.
     """
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(path)))
 
@@ -53,6 +56,10 @@ def apportion(total: int, weights: np.ndarray) -> np.ndarray:
     """Split `total` into whole parts i64[n] in proportion to `weights` [n], by largest remainders.
 
     The parts add up to `total` exactly; equal remainders favour the earlier part.
+
+    Args:
+      total: what is divided.
+      weights: [n], not negative, not all zero.
     """
     exact = total * np.asarray(weights, np.float64) / np.sum(weights, dtype=np.float64)
     parts = np.floor(exact).astype(np.int64)

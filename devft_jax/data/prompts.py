@@ -36,13 +36,17 @@ from devft_jax.files import printable
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A piece of a record's text."""
+    """A piece of a record's text.
+
+    Attributes:
+      text: of the piece.
+      is_answer: whether the assistant says it: the loss covers its tokens.
+      begins: whether a new text begins here: the model is not given what comes before.
+    """
 
     text: str
     is_answer: bool
-    """Whether the assistant says it: the loss covers its tokens."""
     begins: bool = False
-    """Whether a new text begins here: the model is not given what comes before."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +55,15 @@ class TextTemplate:
 
     A prompt is `opening + separator + exchange`, the opening replaced by the system text if there is
     one; later prompts are `separator + exchange`, after the end of the answer before.
+
+    Attributes:
+      description: for users.
+      opening: pattern of the opening of a record without input.
+      opening_with_input: pattern of the opening of a record with input.
+      with_input: pattern of an exchange with input.
+      without_input: pattern of an exchange whose input is empty.
+      separator: between opening and exchange; also joins neighbouring turns of one role.
+      answer: how an answer follows its prompt. With more than the answer itself both are tokenised as one text.
     """
 
     description: str
@@ -58,16 +71,17 @@ class TextTemplate:
     opening_with_input: str
     with_input: str
     without_input: str
-    """Used when the input is empty."""
     separator: str
-    """Also joins neighbouring turns of one role."""
     answer: str = "{answer}"
-    """How an answer stands behind its prompt. With more than the answer itself both are tokenised as one text."""
 
 
 @dataclass(frozen=True)
 class NamedTemplate:
-    """A template that the tokenizer or the data decides."""
+    """A template that the tokenizer or the data decides.
+
+    Attributes:
+      description: for users.
+    """
 
     description: str
 
@@ -121,32 +135,56 @@ TEMPLATES: dict[str, TextTemplate | NamedTemplate] = {
 
 
 def find_template(name: str) -> TextTemplate | NamedTemplate:
-    """The template of that name; `InputError` if there is none."""
+    """The template of that name; `InputError` if there is none.
+
+    Args:
+      name: of the template.
+    """
     if name not in TEMPLATES:
         raise InputError(f"template {name!r} is unknown; choose from {', '.join(TEMPLATES)}.")
     return TEMPLATES[name]
 
 
 def joins_texts(name: str) -> bool:
-    """Whether a template's prompts and answers are tokenised as one text, and not apart."""
+    """Whether a template's prompts and answers are tokenised as one text, and not apart.
+
+    Args:
+      name: of the template.
+    """
     wording = find_template(name)
     return wording.answer != "{answer}" if isinstance(wording, TextTemplate) else True
 
 
 def resolve_template(name: str, *, conversational: bool, tokenizer: Any) -> str:
-    """The template that is used: `auto` decided by whether any record is a conversation, others as they are."""
+    """The template that is used: `auto` decided by whether any record is a conversation, others as they are.
+
+    Args:
+      name: of the template, or auto.
+      conversational: whether any record is a conversation.
+      tokenizer: of `transformers`.
+    """
     if name != "auto":
         return name
     return "chat" if conversational and getattr(tokenizer, "chat_template", None) is not None else "alpaca"
 
 
 def tokenizer_name(tokenizer: Any) -> str:
-    """What a message calls a tokenizer."""
+    """What a message calls a tokenizer.
+
+    Args:
+      tokenizer: of `transformers`.
+    """
     return getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
 
 
 def render(record: Record, template: str = "alpaca", tokenizer: Any = None) -> list[Segment]:
-    """One record's segments; `renderer` says how, and serves many records."""
+    """One record's segments; `renderer` says how, and serves many records.
+
+    Args:
+      record: to be worded.
+      template: as in `renderer`.
+      tokenizer: as in `renderer`.
+    """
     return renderer(template, tokenizer)(record)
 
 
@@ -179,6 +217,11 @@ def prompt_text(record: Record, template: str, tokenizer: Any = None) -> str:
     """What the model is given of an instruction whose answer it is asked for: the first segment that `render` gives.
 
     `template` and `tokenizer` are those of `renderer`, and so are the errors.
+
+    Args:
+      record: to be worded.
+      template: as in `renderer`.
+      tokenizer: as in `renderer`.
     """
     wording = find_template(template)
     if isinstance(wording, TextTemplate):
@@ -244,7 +287,7 @@ def _chat_segments(
         if not whole.startswith(asked):
             raise InputError(
                 f"the tokenizer's chat template words what comes before turn {index + 1} of {record.origin} otherwise "
-                "when it asks for that turn, so which tokens are the assistant's cannot be told; use another template "
+                "when it asks for that turn, so which tokens are the assistant's is unknown; use another template "
                 "such as alpaca, or a chat template whose turns begin with what asks for them."
             )
         answer = whole[len(asked) :]
@@ -259,7 +302,11 @@ def _chat_segments(
 
 
 def special_texts(tokenizer: Any) -> set[str]:
-    """The texts that the tokenizer reads as one token of their own each, end of turn among them."""
+    """The texts that the tokenizer reads as one token of their own each, end of turn among them.
+
+    Args:
+      tokenizer: of `transformers`.
+    """
     added = getattr(tokenizer, "added_tokens_decoder", {})
     return {*tokenizer.all_special_tokens, *(token.content for token in added.values())}
 

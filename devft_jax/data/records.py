@@ -9,10 +9,14 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What one side of a conversation says at once."""
+    """What one side of a conversation says at once.
+
+    Attributes:
+      role: system, user or assistant.
+      content: the text.
+    """
 
     role: str
-    """system, user or assistant."""
     content: str
 
 
@@ -22,18 +26,22 @@ class Record:
 
     Whatever reads only `instruction`, `input` and `output` sees the last exchange of a
     conversation; whatever reads `turns` sees an instruction as a conversation of two turns.
+
+    Attributes:
+      instruction: what is asked.
+      input: context that the instruction refers to; empty when there is none.
+      output: the answer.
+      category: kind of task, where the data says so: what non-IID splits are made from.
+      origin: where the record was read, as `path:number`: a line of JSONL or CSV, a record elsewhere.
+      conversation: every turn of a record that was given as turns; empty for any other.
     """
 
     instruction: str
     input: str
-    """Context that the instruction refers to; empty when there is none."""
     output: str
     category: str | None
-    """Kind of task, where the data says so: what non-IID splits are made from."""
     origin: str
-    """Where the record was read, as `path:number`: a line of JSONL or CSV, a record elsewhere."""
     conversation: tuple[Turn, ...] = ()
-    """Every turn of a record that was given as turns; empty for any other."""
 
     @classmethod
     def of_turns(cls, turns: Sequence[Turn], category: str | None, origin: str) -> "Record":
@@ -73,16 +81,21 @@ class Record:
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """The records of one file (or of one split of a named data set), read anew by every iteration."""
+    """The records of one file (or of one split of a named data set), read anew by every iteration.
+
+    Attributes:
+      name: file name without folder and suffix, or the path below the folder that a glob starts from.
+      place: the path or name it is read from.
+      size: number of records.
+      read: starts a pass over the records.
+      conversational: whether its records are conversations.
+    """
 
     name: str
-    """File name without folder and suffix, or the path below the folder that a glob starts from."""
     place: str
-    """The path or name it is read from."""
     size: int
     read: Callable[[], Iterator[Record]]
     conversational: bool = False
-    """Whether its records are conversations."""
 
     def __len__(self) -> int:
         """Number of records."""

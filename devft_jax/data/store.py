@@ -65,14 +65,22 @@ class StoreWriter:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def append(self, **parts: np.ndarray) -> None:
-        """Add values to the ends of the arrays named; OSError if they cannot be written."""
+        """Add values to the ends of the arrays named; OSError if they cannot be written.
+
+        Args:
+          **parts: new values by array.
+        """
         for name, part in parts.items():
             content = np.ascontiguousarray(part, self._dtypes[name]).tobytes()
             self._files[name].write(content)
             self._checksums[name] = zlib.crc32(content, self._checksums[name])
 
     def publish(self, note: Any) -> tuple[dict[str, np.ndarray], Any]:
-        """Finish the store and map it; `note` is any JSON value kept with it. OSError if it cannot be written."""
+        """Finish the store and map it; `note` is any JSON value kept with it. OSError if it cannot be written.
+
+        Args:
+          note: any JSON value, kept with the store.
+        """
         for file in self._files.values():
             file.flush()
             os.fsync(file.fileno())
@@ -97,7 +105,12 @@ class StoreWriter:
 
 
 def read_store(path: Path, dtypes: Mapping[str, np.dtype]) -> tuple[dict[str, np.ndarray], Any] | None:
-    """The arrays, read-only and mapped, and the note of a whole and undamaged store; None for any other."""
+    """The arrays, read-only and mapped, and the note of a whole and undamaged store; None for any other.
+
+    Args:
+      path: of the store.
+      dtypes: of each array by name.
+    """
     try:
         index = parse_json((path / _INDEX).read_bytes(), _INDEX)
         sound = index["note_crc32"] == _note_checksum(index["note"]) and all(

@@ -76,39 +76,51 @@ class RecordStream(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """N tokenised examples of T_n tokens each, in one array that other examples may share."""
+    """N tokenised examples of T_n tokens each, in one array that other examples may share.
+
+    Attributes:
+      tokens: i32[at least sum of T_n].
+      is_answer: bool, like `tokens`: whether the assistant says the token, so that the loss covers it.
+      starts: i64[N]; example n is `tokens[starts[n]:starts[n] + lengths[n]]`.
+      lengths: i64[N], tokens of each example.
+      prompt_lengths: i32[N], tokens before the first of an answer, those that lead the example included.
+      record_index: i64[N], ascending, which of the tokenised records each example came from; several of one follow each
+        other.
+      answers: i32[N], with how many of its record's answers the example ends; 0 for all of the record.
+      category_codes: i32[N], index into `category_names`; -1 for a record without category.
+      category_names: the categories of all records, sorted, also those of records that were dropped.
+      truncated: bool[N], whether the example was cut at the length limit.
+    """
 
     tokens: np.ndarray
-    """i32[at least sum of T_n]."""
     is_answer: np.ndarray
-    """bool, like `tokens`: whether the assistant says the token, so that the loss covers it."""
     starts: np.ndarray
-    """i64[N]; example n is `tokens[starts[n]:starts[n] + lengths[n]]`."""
     lengths: np.ndarray
-    """i64[N], tokens of each example."""
     prompt_lengths: np.ndarray
-    """i32[N], tokens before the first of an answer, those that lead the example included."""
     record_index: np.ndarray
-    """i64[N], ascending, which of the tokenised records each example came from; several of one follow each other."""
     answers: np.ndarray
-    """i32[N], with how many of its record's answers the example ends; 0 for all of the record."""
     category_codes: np.ndarray
-    """i32[N], index into `category_names`; -1 for a record without category."""
     category_names: tuple[str, ...]
-    """The categories of all records, sorted, also those of records that were dropped."""
     truncated: np.ndarray
-    """bool[N], whether the example was cut at the length limit."""
 
     def __len__(self) -> int:
         """N."""
         return len(self.lengths)
 
     def row(self, n: int) -> np.ndarray:
-        """i32[T_n], the tokens of one example."""
+        """i32[T_n], the tokens of one example.
+
+        Args:
+          n: number of the example.
+        """
         return self.tokens[self.starts[n] : self.starts[n] + self.lengths[n]]
 
     def take(self, index: np.ndarray) -> "Examples":
-        """The examples at `index` i64[M], in that order; they share the tokens with these."""
+        """The examples at `index` i64[M], in that order; they share the tokens with these.
+
+        Args:
+          index: i64[M], numbers of examples.
+        """
         return replace(
             self,
             starts=self.starts[index],
@@ -181,13 +193,23 @@ def tokenize(
 
 
 def prompt_tokens(record: Record, tokenizer: Any, template: str) -> list[int]:
-    """Token ids of an instruction's prompt, as `tokenize` makes them, those that lead a text included."""
+    """Token ids of an instruction's prompt, as `tokenize` makes them, those that lead a text included.
+
+    Args:
+      record: an instruction, or a conversation whose last answer is asked for.
+      tokenizer: of `transformers`.
+      template: name of a prompt template, but not `auto`.
+    """
     encode = _Encoder(tokenizer, lambda record: [], 0, template)
     return encode.prompt(prompt_text(record, template, tokenizer))
 
 
 def leading_tokens(tokenizer: Any) -> list[int]:
-    """Ids that the tokenizer puts before a text by its own rule: often its bos, or nothing."""
+    """Ids that the tokenizer puts before a text by its own rule: often its bos, or nothing.
+
+    Args:
+      tokenizer: of `transformers`.
+    """
     bare, whole = (
         tokenizer(["a"], add_special_tokens=special, return_attention_mask=False, verbose=False)["input_ids"][0]
         for special in (False, True)
@@ -199,7 +221,14 @@ def leading_tokens(tokenizer: Any) -> list[int]:
 def special_borders(
     examples: Examples, tokenizer: Any, template: str, max_length: int
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The special tokens that lead the examples, in order, and those in which their answers end, unless they were cut."""
+    """The special tokens that lead the examples, in order, and those in which their answers end, unless they were cut.
+
+    Args:
+      examples: made by `tokenize`.
+      tokenizer: of `transformers`.
+      template: name of a prompt template, but not `auto`.
+      max_length: most tokens of an example.
+    """
     special = {*tokenizer.all_special_ids, *getattr(tokenizer, "added_tokens_decoder", {})}
     lead = leading_tokens(tokenizer)
     if template == "chat":
@@ -216,7 +245,7 @@ def special_borders(
 
 
 class _Survey:
-    """What one pass over the records tells: their content's hash, the categories that occur and empty answers."""
+    """What one pass over the records finds: their content's hash, the categories that occur and empty answers."""
 
     def __init__(self) -> None:
         self.digest = hashlib.blake2b(digest_size=20)

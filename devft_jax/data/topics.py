@@ -104,7 +104,7 @@ class _Model:
         self.reduction = TruncatedSVD(min(_DIMENSIONS, *vectors.shape), random_state=0).fit(vectors)
         clusters = KMeans(num_topics, n_init=4, random_state=0)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # too few distinct points: told below
+            warnings.simplefilter("ignore", ConvergenceWarning)  # too few distinct points: an error below
             labels = clusters.fit_predict(self._embed(vectors))
         found = len(np.unique(labels))
         if found < num_topics:

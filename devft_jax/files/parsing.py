@@ -21,7 +21,7 @@ MOST_BYTES = 256 * 2**20
 """Bytes of a text file that is read as a whole, by default."""
 MOST_YAML_VALUES = 100_000
 """Values of a YAML file, with everything that its aliases repeat."""
-# Python turns longer ones into numbers only when told to: the time grows with the square.
+# Python refuses to parse longer ones by default: the time grows with the square.
 MOST_DIGITS = 4300
 
 _LONG_INTEGER = re.compile(rf"\d{{{MOST_DIGITS + 1},}}")

@@ -104,7 +104,7 @@ class QTensor(struct.PyTreeNode):
       kind: one of `BITS`.
     """
 
-    # Dimensions of codes and scales, counted from the end, along which it can be divided without cutting a block: blocks, outputs.
+    # Dimensions of codes and scales, from the end, that can be divided without cutting a block: blocks, outputs.
     DIVISIBLE: ClassVar[tuple[tuple[int, int], ...]] = ((-3, -2), (-1, -1))
 
     code: Any
