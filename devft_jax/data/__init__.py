@@ -10,6 +10,7 @@ from devft_jax.data.batches import (
     length_buckets,
 )
 from devft_jax.data.built_in import BUILT_IN, is_built_in
+from devft_jax.data.examples import Examples
 from devft_jax.data.federated_data import (
     Client,
     DataOptions,
@@ -29,7 +30,7 @@ from devft_jax.data.partition import METHODS, partition
 from devft_jax.data.prompts import TEMPLATES, Segment, render
 from devft_jax.data.records import Record, Records, Source, Turn
 from devft_jax.data.sources import load_sources
-from devft_jax.data.tokens import Examples, tokenize
+from devft_jax.data.tokens import tokenize
 
 __all__ = [
     "BUILT_IN",

@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from devft_jax.data.examples import Examples
 from devft_jax.data.partition import random_stream
-from devft_jax.data.tokens import Examples
 
 # First element of the random stream of data order.
 _DRAW_STREAM = 3

@@ -2,8 +2,8 @@
 
 The process imports jinja2 and nothing of this package. Its first line of input is
 `{"template", "names", "today", "seconds"}`: the template, what it may read besides the conversation, the date that it gets
-and how long a rendering may compute. Every further line is `{"turns", "cuts"}`, answered by a line with the text of each cut,
-`[number of turns, whether an answer is asked for]`, or with `{"error"}`. What a template may use is what Hugging
+and how long a rendering may compute. Every further line is `{"turns", "cuts"}`, answered by a line with the text of each
+cut, `[number of turns, whether an answer is asked for]`, or with `{"error"}`. What a template may use is what Hugging
 Face's documentation of chat templates promises, in jinja2's sandbox. A rendering that takes more time or memory than any
 conversation needs ends the process, and its reader notices.
 """

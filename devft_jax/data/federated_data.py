@@ -20,6 +20,7 @@ from zlib import crc32
 
 import numpy as np
 
+from devft_jax.data.examples import Examples
 from devft_jax.data.folders import held_out_files, only_folder
 from devft_jax.data.groups import Groups, category_groups, content_keys, length_groups
 from devft_jax.data.microtasks.generate import generate
@@ -27,7 +28,7 @@ from devft_jax.data.partition import METHODS, NATURAL, partition, random_stream
 from devft_jax.data.prompts import find_template, resolve_template
 from devft_jax.data.records import Record, Records, Source
 from devft_jax.data.sources import check_found, load_sources, source_names
-from devft_jax.data.tokens import OVERLONG, Examples, special_borders, tokenize
+from devft_jax.data.tokens import OVERLONG, special_borders, tokenize
 from devft_jax.data.topics import find_topics, require_scikit_learn
 from devft_jax.errors import InputError
 from devft_jax.files import printable

@@ -3,8 +3,9 @@
 A row is a number, counted from 1, and an object of named values. The number is what an editor shows
 where there are lines: JSONL gives the line, CSV and TSV (RFC 4180 quotes, so that a value may hold
 line breaks) the line on which the row starts; a JSON array and Parquet give the record. Text is
-UTF-8 with or without a byte order mark, and JSON is read by the rules of `devft_jax.files`. Gzip, Parquet and
-a JSON array or JSONL are recognised by content, CSV and TSV by the suffix, in either case. All but a JSON array, which is parsed whole, are read piece by piece; Parquet by parts of row
+UTF-8 with or without a byte order mark, and JSON is read by the rules of `devft_jax.files`. Gzip,
+Parquet and a JSON array or JSONL are recognised by content, CSV and TSV by the suffix, in either
+case. All but a JSON array, which is parsed whole, are read piece by piece; Parquet by parts of row
 groups.
 """
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from devft_jax.data.tokens import Examples
+from devft_jax.data.examples import Examples
 from devft_jax.errors import InputError
 
 

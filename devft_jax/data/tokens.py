@@ -1,13 +1,5 @@
 """Records as token ids: tokenised once, kept flat on disk, found again by content.
 
-Under a text template an example is what the tokenizer itself puts before a text (its bos, or
-nothing), then every prompt and every `answer + eos` in turn, each tokenised apart, so that the
-borders where the loss begins are exact and a prompt has the same ids as when the model generates
-from it. A chat template prints bos and the ends of turns itself; its text is tokenised as a whole
-where the tokenizer then keeps the borders, as it does with nearly every template, and apart where a
-token would reach across one. An eos follows the last answer only if the template ends it with no
-token of that kind.
-
 A record is one example, but for a conversation that a chat template words anew at a later turn: each
 text of it is an example, and every answer is in exactly one. Whatever tells records apart (what is
 held out, who has what) keeps such examples together.
@@ -24,16 +16,18 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import accumulate, chain, islice, pairwise, takewhile
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import chain, islice, takewhile
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from devft_jax.data.chat import CHAT_DATE
-from devft_jax.data.prompts import Segment, TextTemplate, find_template, joins_texts, prompt_text, renderer, tokenizer_name
+from devft_jax.data.encoding import Encoder, leading_tokens
+from devft_jax.data.examples import Examples
+from devft_jax.data.prompts import TextTemplate, find_template, renderer, tokenizer_name
 from devft_jax.data.records import Record
 from devft_jax.data.store import StoreWriter, read_store
 from devft_jax.errors import InputError, RunError
@@ -72,70 +66,6 @@ class RecordStream(Protocol):
 
     def __iter__(self) -> Iterator[Record]:
         """A pass over them, from the start."""
-
-
-@dataclass(frozen=True, eq=False)
-class Examples:
-    """N tokenised examples of T_n tokens each, in one array that other examples may share.
-
-    Attributes:
-      tokens: i32[at least sum of T_n].
-      is_answer: bool, like `tokens`: whether the assistant says the token, so that the loss covers it.
-      starts: i64[N]; example n is `tokens[starts[n]:starts[n] + lengths[n]]`.
-      lengths: i64[N], tokens of each example.
-      prompt_lengths: i32[N], tokens before the first of an answer, those that lead the example included.
-      record_index: i64[N], ascending, which of the tokenised records each example came from; several of one follow each
-        other.
-      answers: i32[N], with how many of its record's answers the example ends; 0 for all of the record.
-      category_codes: i32[N], index into `category_names`; -1 for a record without category.
-      category_names: the categories of all records, sorted, also those of records that were dropped.
-      truncated: bool[N], whether the example was cut at the length limit.
-    """
-
-    tokens: np.ndarray
-    is_answer: np.ndarray
-    starts: np.ndarray
-    lengths: np.ndarray
-    prompt_lengths: np.ndarray
-    record_index: np.ndarray
-    answers: np.ndarray
-    category_codes: np.ndarray
-    category_names: tuple[str, ...]
-    truncated: np.ndarray
-
-    def __len__(self) -> int:
-        """N."""
-        return len(self.lengths)
-
-    def row(self, n: int) -> np.ndarray:
-        """i32[T_n], the tokens of one example.
-
-        Args:
-          n: number of the example.
-        """
-        return self.tokens[self.starts[n] : self.starts[n] + self.lengths[n]]
-
-    def take(self, index: np.ndarray) -> "Examples":
-        """The examples at `index` i64[M], in that order; they share the tokens with these.
-
-        Args:
-          index: i64[M], numbers of examples.
-        """
-        return replace(
-            self,
-            starts=self.starts[index],
-            lengths=self.lengths[index],
-            prompt_lengths=self.prompt_lengths[index],
-            record_index=self.record_index[index],
-            answers=self.answers[index],
-            category_codes=self.category_codes[index],
-            truncated=self.truncated[index],
-        )
-
-    @property
-    def owners(self) -> np.ndarray:
-        """i64[N], ascending, the number of each example's record among those that have examples."""
-        return np.cumsum(np.diff(self.record_index, prepend=self.record_index[:1]) != 0)
 
 
 def tokenize(
@@ -177,7 +107,7 @@ def tokenize(
     survey = _Survey()
     for record in records:
         survey.add(record)
-    encode = _Encoder(tokenizer, render, max_length, template)
+    encode = Encoder(tokenizer, render, max_length, template)
     path = _store_path(survey, tokenizer, template, max_length, cache_dir)
     found = read_store(path, _DTYPES) if path else None
     arrays, names = found or _fill_store(path, records, survey, encode)
@@ -190,32 +120,6 @@ def tokenize(
             stacklevel=2,
         )
     return examples
-
-
-def prompt_tokens(record: Record, tokenizer: Any, template: str) -> list[int]:
-    """Token ids of an instruction's prompt, as `tokenize` makes them, those that lead a text included.
-
-    Args:
-      record: an instruction, or a conversation whose last answer is asked for.
-      tokenizer: of `transformers`.
-      template: name of a prompt template, but not `auto`.
-    """
-    encode = _Encoder(tokenizer, lambda record: [], 0, template)
-    return encode.prompt(prompt_text(record, template, tokenizer))
-
-
-def leading_tokens(tokenizer: Any) -> list[int]:
-    """Ids that the tokenizer puts before a text by its own rule: often its bos, or nothing.
-
-    Args:
-      tokenizer: of `transformers`.
-    """
-    bare, whole = (
-        tokenizer(["a"], add_special_tokens=special, return_attention_mask=False, verbose=False)["input_ids"][0]
-        for special in (False, True)
-    )
-    starts = range(len(whole) - len(bare) + 1)
-    return next((whole[:start] for start in starts if whole[start : start + len(bare)] == bare), [])
 
 
 def special_borders(
@@ -264,115 +168,8 @@ class _Survey:
             self.first_silent = self.first_silent or record.origin
 
 
-class _Example(NamedTuple):
-    """An example on its way into the store."""
-
-    tokens: list[int]
-    """Empty where no answer fits."""
-    flags: list[bool]
-    """Whether each token is an answer's."""
-    cut: bool
-    answers: int = 0
-
-
-def _passes(segments: list[Segment]) -> list[list[Segment]]:
-    """The segments of each text that a record became."""
-    starts = [0, *(index for index, segment in enumerate(segments) if segment.begins and index), len(segments)]
-    return [segments[start:stop] for start, stop in pairwise(starts)]
-
-
-class _Encoder:
-    """Batches of records to token ids and a flag for each, cut at the length limit."""
-
-    def __init__(self, tokenizer: Any, render: Callable[[Record], list[Segment]], max_length: int, template: str):
-        self.tokenizer = tokenizer
-        self.render = render
-        self.max_length = max_length
-        self.chats = template == "chat"
-        self.joins = joins_texts(template)
-        self.lead = [] if self.chats else leading_tokens(tokenizer)
-        self.eos = [tokenizer.eos_token_id]
-        self.ends = {tokenizer.eos_token_id}
-        if self.chats:
-            self.ends |= {*tokenizer.all_special_ids, *getattr(tokenizer, "added_tokens_decoder", {})}
-
-    def __call__(self, records: Sequence[Record]) -> Iterator[list[_Example]]:
-        """The examples of every record: none where no answer fits."""
-        passes = [_passes(self.render(record)) for record in records]
-        units = [unit for some in passes for segments in some for unit in self._units(segments)]
-        ids = chain.from_iterable(self._ids_by_unit(units))
-        for some in passes:
-            rows = [self._example(segments, list(islice(ids, len(segments)))) for segments in some]
-            yield self._numbered(some, rows)
-
-    def _units(self, segments: list[Segment]) -> list[list[Segment]]:
-        """What is tokenised as one text: all, an answer with its prompt, or every segment by itself."""
-        size = len(segments) if self.chats else 2 if self.joins else 1
-        return [segments[start : start + size] for start in range(0, len(segments), size)]
-
-    def _ids_by_unit(self, units: list[list[Segment]]) -> list[list[list[int]]]:
-        apart = iter(self._ids([segment.text for unit in units for segment in unit]))
-        rows = [list(islice(apart, len(unit))) for unit in units]
-        return self._joined(units, rows) if self.joins else rows
-
-    def _example(self, segments: list[Segment], row: list[list[int]]) -> _Example:
-        if not self.chats:
-            row = [ids + self.eos if segment.is_answer else ids for segment, ids in zip(segments, row, strict=True)]
-        elif not row[-1] or row[-1][-1] not in self.ends:
-            row[-1] = row[-1] + self.eos
-        tokens = [*self.lead, *chain.from_iterable(row)]
-        flags = [False] * len(self.lead)
-        for segment, ids in zip(segments, row, strict=True):
-            flags += [segment.is_answer] * len(ids)
-        return self._cut(tokens, flags)
-
-    @staticmethod
-    def _numbered(passes: list[list[Segment]], examples: list[_Example]) -> list[_Example]:
-        """The examples that fit, with the number of answers that each ends with; the last says that others do not."""
-        if len(passes) > 1:
-            answers = accumulate(sum(segment.is_answer for segment in segments) for segments in passes)
-            examples = [example._replace(answers=count) for example, count in zip(examples, answers, strict=True)]
-        fitting = [example for example in examples if example.tokens]
-        if fitting and len(fitting) < len(examples):
-            fitting[-1] = fitting[-1]._replace(cut=True)
-        return fitting
-
-    def prompt(self, text: str) -> list[int]:
-        """Ids of text that comes first and asks for an answer."""
-        return [*self.lead, *self._ids([text])[0]]
-
-    def _cut(self, tokens: list[int], flags: list[bool]) -> _Example:
-        cut = len(tokens) > self.max_length
-        # After the last answer token there is nothing to learn.
-        length = min(len(tokens), self.max_length)
-        while length and not flags[length - 1]:
-            length -= 1
-        return _Example(tokens[:length], flags[:length], cut)
-
-    def _joined(self, texts: list[list[Segment]], apart: list[list[list[int]]]) -> list[list[list[int]]]:
-        """Ids by segment as in the tokens of the whole text, if it has a border between tokens where segments have."""
-        wholes = self._ids(["".join(segment.text for segment in segments) for segments in texts])
-        return [
-            ids if [*chain.from_iterable(ids)] == whole else self._split(segments, whole) or ids
-            for segments, ids, whole in zip(texts, apart, wholes, strict=True)
-        ]
-
-    def _split(self, segments: list[Segment], whole: list[int]) -> list[list[int]] | None:
-        # Each text up to a border, tokenised like a prompt, must give the ids that the whole begins with.
-        begun = self._ids([*accumulate(segment.text for segment in segments[:-1])])
-        borders = [0, *map(len, begun), len(whole)]
-        if any(whole[: len(ids)] != ids for ids in begun) or borders != sorted(borders):
-            return None
-        return [whole[start:stop] for start, stop in pairwise(borders)]
-
-    def _ids(self, texts: list[str]) -> list[list[int]]:
-        # verbose=False: lengths are dealt with here, the tokenizer need not warn about its own limit.
-        encoded = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
-        return encoded["input_ids"]
-
-
 def _fill_store(
-    path: Path | None, records: RecordStream, survey: _Survey, encode: _Encoder
+    path: Path | None, records: RecordStream, survey: _Survey, encode: Encoder
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     """Tokenise into the store at `path`, or into one that nobody finds again where that cannot be written."""
     try:
@@ -390,7 +187,7 @@ def _fill_store(
 
 
 def _write_store(
-    path: Path | None, records: RecordStream, survey: _Survey, encode: _Encoder
+    path: Path | None, records: RecordStream, survey: _Survey, encode: Encoder
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     names = sorted(survey.categories)
     code_of = {None: -1} | {name: code for code, name in enumerate(names)}

@@ -10,8 +10,8 @@ from devft_jax.config.execution import ExecutionOptions, resolve_compute, valida
 from devft_jax.config.run_config import RunConfig
 from devft_jax.data import Record
 from devft_jax.data.answer_ends import ends_of_adapter, ends_of_template
+from devft_jax.data.encoding import prompt_tokens
 from devft_jax.data.prompts import find_template, prompt_text, renderer, resolve_template
-from devft_jax.data.tokens import prompt_tokens
 from devft_jax.errors import InputError
 from devft_jax.files import checked_path
 from devft_jax.inference.sources import StoredRun, kind_of, read_run

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from devft_jax.data import DataOptions, build_federated_data, describe, gather_batch, split_record
+from devft_jax.data.encoding import prompt_tokens
 from devft_jax.data.records import Record, Turn
-from devft_jax.data.tokens import prompt_tokens, tokenize
+from devft_jax.data.tokens import tokenize
 from devft_jax.errors import InputError
 
 CHATML = (

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from devft_jax.data import store, tokens
-from devft_jax.data.tokens import Examples, tokenize
+from devft_jax.data.examples import Examples
+from devft_jax.data.tokens import tokenize
 from devft_jax.errors import InputError
 
 A, ZERO = 3, 29  # ids of the words "a" and "0"

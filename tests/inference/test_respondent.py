@@ -9,8 +9,8 @@ import pytest
 
 from devft_jax.config.run_config import RunConfig, to_plain
 from devft_jax.data import Record, tokenize
+from devft_jax.data.encoding import prompt_tokens
 from devft_jax.data.prompts import prompt_text
-from devft_jax.data.tokens import prompt_tokens
 from devft_jax.errors import InputError
 from devft_jax.evaluation import HeldOut
 from devft_jax.inference.prompts import to_record

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from devft_jax.data.tokens import leading_tokens
+from devft_jax.data.encoding import leading_tokens
 from devft_jax.errors import InputError
 from devft_jax.models.huggingface import sentencepiece as sentencepiece_model
 from devft_jax.models.huggingface.tokenizer import load_tokenizer
