@@ -3,6 +3,7 @@
 from functools import partial
 from math import erf
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -89,8 +90,8 @@ def test_half_precision_stays_half_and_near(config):
 
 def test_both_weights_are_one_vector_in_two_shapes(config):
     inwards, outwards = bottleneck_weights(generator_of(hyper(config)), jnp.ones((2, TOKEN_WIDTH)))
-    assert inwards.shape == (2, config.width, RANK)
-    assert outwards.shape == (2, RANK, config.width)
+    chex.assert_shape(inwards, (2, config.width, RANK))
+    chex.assert_shape(outwards, (2, RANK, config.width))
     np.testing.assert_array_equal(inwards.reshape(2, -1), outwards.reshape(2, -1))
 
 

@@ -76,7 +76,7 @@ def test_the_scan_equals_a_plain_loop_over_layers_heads_and_positions(tokens, ti
     base = random_base(config)
     assert (base.head is None) == tied_head
     logits = forward(config, base, None, tokens)
-    assert logits.shape == (2, 7, config.vocabulary)
+    chex.assert_shape(logits, (2, 7, config.vocabulary))
     assert logits.dtype == jnp.float32
     np.testing.assert_allclose(logits, reference_forward(config, base, tokens), atol=2e-5)
 

@@ -1,5 +1,6 @@
 """Adapters begin as PEFT's do and refuse what is none."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,8 +29,8 @@ def test_shapes_scale_and_zero_b(config):
     assert list(adapter.lora) == ["q", "down"]
     for name, factors in adapter.lora.items():
         fan_in, fan_out = config.projection_shape(name)
-        assert factors.a.shape == (config.layers, fan_in, 3)
-        assert factors.b.shape == (config.layers, 3, fan_out)
+        chex.assert_shape(factors.a, (config.layers, fan_in, 3))
+        chex.assert_shape(factors.b, (config.layers, 3, fan_out))
         assert factors.a.dtype == factors.b.dtype == jnp.float32
         assert not factors.b.any()
     assert adapter.scale == 4.0

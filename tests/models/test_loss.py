@@ -123,7 +123,7 @@ def test_completion_statistics_score_each_token_from_its_predecessor(config, bas
     logits = forward(config, base, adapter, tokens)
     expected = -np.asarray(jax.nn.log_softmax(logits))
     statistics = completion_statistics(config, base, adapter, tokens, mask, compute=Compute(head_rows=3))
-    assert statistics.nll.shape == (2, 6)
+    chex.assert_shape(statistics.nll, (2, 6))
     for row in range(2):
         for position in range(1, 7):
             nll, hit = statistics.nll[row, position - 1], statistics.hit[row, position - 1]

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -81,7 +82,7 @@ def test_quantising_what_was_expanded_costs_nothing_more(kind):
     once = quantize(jnp.asarray(gaussian(128, 8)), kind)
     again = quantize(once.dequantize(jnp.float32), kind)
     if kind == "nf4":
-        jax.tree.map(np.testing.assert_array_equal, again, once)
+        chex.assert_trees_all_equal(again, once)
     else:
         step = np.asarray(once.scale, np.float32).max()
         np.testing.assert_allclose(again.dequantize(jnp.float32), once.dequantize(jnp.float32), atol=1.1 * step)
@@ -162,7 +163,7 @@ def test_gradients_equal_those_through_the_expanded_base_exactly(kind, remat):
     gradient = jax.jit(jax.value_and_grad(loss))
     packed, expanded = gradient(adapter.lora, base), gradient(adapter.lora, dequantized(base))
     assert float(packed[0]) == float(expanded[0])
-    jax.tree.map(np.testing.assert_array_equal, packed[1], expanded[1])
+    chex.assert_trees_all_equal(packed[1], expanded[1])
     assert all(jnp.abs(leaf).max() > 0 for leaf in jax.tree.leaves(packed[1]))
 
 
@@ -234,7 +235,7 @@ def test_loading_packed_equals_packing_what_was_loaded(tmp_path, kind, dtype):
     packed = load_pretrained(tmp_path, quantization=kind, dtype=dtype)
     assert is_quantized(packed.base)
     assert not is_quantized(plain.base)
-    jax.tree.map(np.testing.assert_array_equal, packed.base, quantize_base(plain.base, kind))
+    chex.assert_trees_all_equal(packed.base, quantize_base(plain.base, kind))
     assert packed.base.embed.dtype == dtype
     assert parameter_count(packed.base) == parameter_count(plain.base)
 

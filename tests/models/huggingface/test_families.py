@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -57,7 +58,7 @@ def test_saving_and_loading_is_the_identity(tmp_path, config):
     save_pretrained(tmp_path, config, base, dtype="float32")
     loaded = load_pretrained(tmp_path)
     assert loaded.config == config
-    jax.tree.map(np.testing.assert_array_equal, loaded.base, base)
+    chex.assert_trees_all_equal(loaded.base, base)
     assert parameter_count(loaded.base) == sum(leaf.size for leaf in jax.tree.leaves(base))
 
 
