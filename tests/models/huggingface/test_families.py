@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import time
 
 import chex
 import jax
@@ -13,10 +15,11 @@ from devft_jax.errors import InputError
 from devft_jax.models.architecture import ModelConfig, RopeScaling
 from devft_jax.models.base import parameter_count
 from devft_jax.models.huggingface.families import FAMILIES, config_fields, read_config
-from devft_jax.models.huggingface.reading import load_pretrained
+from devft_jax.models.huggingface.reading import load_pretrained, read_config
 from devft_jax.models.huggingface.writing import save_pretrained
 from devft_jax.models.llama import Compute, forward
 from tests.models.conftest import CONFIG, random_base
+from tests.models.huggingface.checkpoints import LLAMA3, edit_config
 
 SMALL = {
     "vocab_size": 37,
@@ -154,3 +157,130 @@ def test_every_leaf_of_a_family_matters(name):
         change = np.abs(forward(config, base.replace(blocks=moved), None, tokens) - logits).max()
         # A key's bias shifts every score of a query alike before rotation; rotation makes it matter.
         assert change > 1e-4, structure
+
+
+ROPE_LAYOUTS = {
+    "theta only": ({"rope_theta": 5000.0}, None),
+    "neither": ({}, None),
+    "null scaling": ({"rope_theta": 5000.0, "rope_scaling": None}, None),
+    "old, linear, by type": ({"rope_theta": 5000.0, "rope_scaling": {"type": "linear", "factor": 2}}, "linear"),
+    "old, linear": ({"rope_theta": 5000.0, "rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "linear"),
+    "old, default": ({"rope_theta": 5000.0, "rope_scaling": {"rope_type": "default"}}, None),
+    "new, default": ({"rope_parameters": {"rope_type": "default", "rope_theta": 5000.0}}, None),
+    "new, linear": ({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 5000.0}}, "linear"),
+}
+
+
+@pytest.mark.parametrize("name", ROPE_LAYOUTS)
+def test_both_rope_layouts(folder, config, name):
+    fields, kind = ROPE_LAYOUTS[name]
+    edit_config(folder, **({"rope_theta": None, "rope_scaling": None} | fields))
+    read = read_config(folder / "config.json")
+    theta = 10_000.0 if name == "neither" else 5000.0
+    scaling = None if kind is None else RopeScaling("linear", 2.0)
+    assert read == dataclasses.replace(config, rope_theta=theta, rope_scaling=scaling)
+
+
+@pytest.mark.parametrize("layout", ["rope_scaling", "rope_parameters"])
+def test_llama3_scaling_in_both_layouts(folder, config, layout):
+    scaling = {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 512,
+    }
+    edit_config(folder, rope_theta=5e5, rope_scaling=None)
+    edit_config(folder, **{layout: scaling})
+    expected = dataclasses.replace(config, rope_theta=5e5, rope_scaling=LLAMA3)
+    assert read_config(folder / "config.json") == expected
+
+
+def test_absent_fields_have_hugging_face_defaults(tmp_path):
+    required = {
+        "model_type": "llama",
+        "vocab_size": 37,
+        "hidden_size": 16,
+        "intermediate_size": 20,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(required))
+    config = read_config(tmp_path / "config.json")
+    assert (config.kv_heads, config.head_size, config.norm_epsilon) == (4, 4, 1e-6)
+    assert (config.rope_theta, config.tied_head, config.max_length) == (10_000.0, False, 2048)
+
+
+BAD_CONFIGS = [
+    (
+        {"model_type": "gpt2"},
+        r'model_type "gpt2" in .* is not supported; choose .* "llama" \(LLaMA\), "mistral" \(Mistral\), "qwen2"',
+    ),
+    ({"model_type": None}, "model_type null in"),
+    ({"hidden_act": "gelu"}, 'hidden_act "gelu" .* where it is "silu"'),
+    ({"attention_bias": "yes"}, 'attention_bias "yes" .* a LLaMA model where it is false or true or absent'),
+    ({"attention_bias": True}, r"lacks the tensor model.layers.0.self_attn.q_proj.bias of a LLaMA"),
+    ({"tie_word_embeddings": "yes"}, 'tie_word_embeddings "yes"'),
+    ({"quantization_config": {"quant_method": "gptq"}}, 'stored quantised by "gptq", .* give the model.s 16-bit weights'),
+    ({"vocab_size": None}, "vocab_size is missing from .*config.json; add it"),
+    ({"num_hidden_layers": 0}, "num_hidden_layers 0 in .* is not a positive whole number"),
+    ({"hidden_size": "16"}, 'hidden_size "16" in .* is not a positive whole number'),
+    ({"intermediate_size": 20.5}, "intermediate_size 20.5 in .* is not a positive whole number"),
+    ({"num_attention_heads": True}, "num_attention_heads true"),
+    ({"rms_norm_eps": -1e-5}, "rms_norm_eps -1e-05 in .* is not a positive number"),
+    ({"num_key_value_heads": 3}, "num_key_value_heads 3 in .* does not divide num_attention_heads 4"),
+    ({"head_dim": None, "hidden_size": 18}, "hidden_size 18 in .* is not a multiple of num_attention_heads 4"),
+    ({"head_dim": 5}, "head_dim 5 in .* is odd"),
+    ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, 'rope_type "yarn" in .* "default", "linear" or "llama3"'),
+    ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, 'rope_type "dynamic"'),
+    ({"rope_scaling": {"type": "linear"}}, "factor is missing from"),
+    ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "low_freq_factor is missing from"),
+    ({"rope_scaling": "linear"}, 'rope_scaling "linear" in .* is not an object'),
+    ({"rope_theta": 0}, "rope_theta 0 in"),
+    ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor 0.5 in"),
+]
+
+
+@pytest.mark.parametrize(("fields", "message"), BAD_CONFIGS, ids=[str(fields) for fields, _ in BAD_CONFIGS])
+def test_refuses_what_it_would_compute_wrongly(folder, fields, message):
+    edit_config(folder, **fields)
+    with pytest.raises(InputError, match=message):
+        load_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("{", ":1 is not valid JSON"), ("[1]", " does not hold a JSON object"), (None, " cannot be read")]
+)
+def test_refuses_an_unreadable_config(folder, text, message):
+    (folder / "config.json").unlink()
+    if text is not None:
+        (folder / "config.json").write_text(text)
+    with pytest.raises(InputError, match=f"config.json{message}"):
+        load_pretrained(folder)
+
+
+NO_NUMBERS = (-1, 0, True, "7", [], {}, float("inf"), float("nan"))
+
+
+COUNTS = ("num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size", "num_attention_heads", "head_dim")
+
+
+@pytest.mark.parametrize("name", [*COUNTS, "num_key_value_heads", "max_position_embeddings", "rms_norm_eps", "rope_theta"])
+def test_sizes_are_checked_before_they_are_believed(folder, name):
+    fields = json.loads((folder / "config.json").read_text())
+    values = [*NO_NUMBERS, 10**40]
+    values += [10**6, 10**9, 10**12] if name in COUNTS else []
+    values += [2.5] if name not in ("rms_norm_eps", "rope_theta") else []
+    for value in values:
+        (folder / "config.json").write_text(json.dumps(fields | {name: value}))
+        began = time.perf_counter()
+        with pytest.raises(InputError, match="config"):
+            load_pretrained(folder)
+        assert time.perf_counter() - began < 2, value
+
+
+def test_a_pipe_is_no_configuration(folder):
+    (folder / "config.json").unlink()
+    os.mkfifo(folder / "config.json")
+    with pytest.raises(InputError, match=r"config\.json is no regular file"):
+        load_pretrained(folder)
