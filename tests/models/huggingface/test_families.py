@@ -15,7 +15,7 @@ from devft_jax.errors import InputError
 from devft_jax.models.architecture import ModelConfig, RopeScaling
 from devft_jax.models.base import parameter_count
 from devft_jax.models.huggingface.families import FAMILIES, config_fields, read_config
-from devft_jax.models.huggingface.reading import load_pretrained, read_config
+from devft_jax.models.huggingface.reading import load_pretrained
 from devft_jax.models.huggingface.writing import save_pretrained
 from devft_jax.models.llama import Compute, forward
 from tests.models.conftest import CONFIG, random_base
