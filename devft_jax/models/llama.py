@@ -331,7 +331,7 @@ class _Shared:
             cache=cache,
             dropout=self.dropout,
             row_keys=None if self.row_keys is None else fold_each(self.row_keys, index),
-            change=None if self.change is None else partial(self.change, token),
+            change=None if self.change is None or token is None else partial(self.change, token),
         )
 
 

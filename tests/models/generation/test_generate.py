@@ -314,7 +314,7 @@ def test_end_tokens_of_a_folder(tmp_path, word_tokenizer, files, expected):
 
 def test_end_tokens_that_are_none(tmp_path, word_tokenizer):
     (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": "</s>"}))
-    with pytest.raises(InputError, match=r"eos_token_id '</s>' in .*config.json is neither"):
+    with pytest.raises(InputError, match=r'eos_token_id "</s>" in .*config.json is neither'):
         end_token_ids(tmp_path, word_tokenizer())
 
 
