@@ -13,8 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from devft_jax.data.microtasks.generate import generate, grade, solved_documents
-from devft_jax.data.microtasks.generate import generate as microtasks
+from devft_jax.data.microtasks.generate import generate, grade, solved_documents, split_of
 from devft_jax.data.microtasks.templates import CATEGORIES, TABLE
 from devft_jax.data.records import Record
 from devft_jax.errors import InputError
@@ -245,7 +244,7 @@ def test_train_and_test_share_no_problem(train_seed, test_seed, train_count, tes
 
 def test_one_problem_in_eight_is_for_testing():
     identities = [f"{a} {b}" for a in range(100) for b in range(100)]
-    split = Counter(microtasks.split_of("copy", identity) for identity in identities)
+    split = Counter(split_of("copy", identity) for identity in identities)
     # Three standard deviations of a binomial with n = 10,000 and p = 1/8.
     assert abs(split["test"] - 1250) < 3 * (10_000 * 7 / 64) ** 0.5
 
