@@ -5,8 +5,10 @@ Without a mesh DrJAX leaves the placement to XLA; the round runs on one host dev
 """
 
 import argparse
+from typing import Any
 
 import drjax
+import jax
 from llama import Llama, RoundProgram
 from protocol import Work, serve
 
@@ -18,8 +20,8 @@ class DrjaxRound(RoundProgram):
         model = Llama(work)
 
         @drjax.program(placements={"clients": work.clients})
-        def whole_round(weights, adapters, tokens, answer):
-            def client(adapters, tokens, answer):
+        def whole_round(weights: Any, adapters: Any, tokens: jax.Array, answer: jax.Array) -> Any:
+            def client(adapters: Any, tokens: jax.Array, answer: jax.Array) -> tuple[Any, jax.Array]:
                 return model.train(work, weights, adapters, (tokens, answer))
 
             return drjax.reduce_mean(drjax.map_fn(client, (drjax.broadcast(adapters), tokens, answer)))

@@ -5,6 +5,7 @@ client's products fill the machine.
 """
 
 import argparse
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +19,8 @@ class VmapRound(RoundProgram):
     def __init__(self, work: Work, options: argparse.Namespace):
         model = Llama(work)
 
-        def whole_round(weights, adapters, batches):
-            def client(batches):
+        def whole_round(weights: Any, adapters: Any, batches: tuple[jax.Array, jax.Array]) -> Any:
+            def client(batches: tuple[jax.Array, jax.Array]) -> tuple[Any, jax.Array]:
                 return model.train(work, weights, adapters, batches)
 
             if options.at_once is None:

@@ -150,7 +150,7 @@ def layer_kept(
     base = base_shapes(config.with_layers(1), dtype=compute.dtype, quantization=quantization)
     adapter = adapter_shapes(algorithm, round_messages(algorithm, config, 1))
 
-    def layer(x, trained, given):
+    def layer(x: jax.Array, trained: PyTree, given: PyTree) -> jax.Array:
         lora, generator, layer_token = trained
         block, table, keys = given
         scale = {name: jnp.float32(1.0) for name in lora}
@@ -161,14 +161,13 @@ def layer_kept(
         return decoder_layer(config, x, block, lora, scale, {}, change=change, **options)[0]
 
     policy = REMAT_POLICIES[compute.remat]
-    if policy is not None:
-        layer = jax.checkpoint(layer, policy=policy, prevent_cse=False)
+    run = layer if policy is None else jax.checkpoint(layer, policy=policy, prevent_cse=False)
     x = jax.ShapeDtypeStruct((rows, length, config.width), compute.dtype)
     table = jax.eval_shape(lambda: rotary_table(config, jnp.arange(length, dtype=jnp.int32)))
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0, impl="threefry2x32"), rows))
     generator = None if adapter.hyper is None else jax.eval_shape(generator_of, adapter.hyper)
     trained = (of_one_layer(adapter.lora), generator, of_one_layer(adapter.layer_tokens))
-    return kept_for_backward(layer, x, trained, (of_one_layer(base.blocks), table, keys))
+    return kept_for_backward(run, x, trained, (of_one_layer(base.blocks), table, keys))
 
 
 def adapter_shapes(algorithm: Algorithm, messages: Messages) -> Adapter:

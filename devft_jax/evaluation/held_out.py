@@ -59,13 +59,15 @@ class Evaluation:
 def jit_scores(config: ModelConfig, compute: Compute, mesh: Mesh) -> jax.stages.Wrapped:
     """(base, adapter, tokens i32[B, T], mask bool[B, T]) -> every row's nll f32[B] and exact match bool[B]."""
 
-    def score(base: Base, adapter: Adapter | None, tokens: jax.Array, mask: jax.Array):
+    def score(
+        base: Base, adapter: Adapter | None, tokens: jax.Array, mask: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         statistics = completion_statistics(config, base, adapter, tokens, mask, compute=compute)
         assert statistics.hit is not None
         return jnp.sum(statistics.nll, axis=-1), jnp.all(statistics.hit, axis=-1)
 
     # Rows are scored apart: devices need of each other parts of the base alone, where they hold it together.
-    def scores(base: Base, *arguments: Any):
+    def scores(base: Base, *arguments: Any) -> tuple[jax.Array, jax.Array]:
         specs = (partition_specs(base), PartitionSpec(), OVER_DEVICES, OVER_DEVICES)
         over_devices = jax.shard_map(score, mesh=mesh, in_specs=specs, out_specs=OVER_DEVICES, check_vma=False)
         return over_devices(base, *arguments)

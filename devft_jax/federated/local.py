@@ -236,7 +236,7 @@ def local_train(
       passes: how a step's examples are run.
     """
 
-    def step(carry, inputs):
+    def step(carry: tuple[PyTree, PyTree], inputs: tuple[jax.Array, Batch]) -> tuple[tuple[PyTree, PyTree], jax.Array]:
         index, batch = inputs
         return local_step(loss, optimizer, train_rows, passes, carry, batch, jax.random.fold_in(key, index))
 
