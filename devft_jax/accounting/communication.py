@@ -27,7 +27,8 @@ import numpy as np
 from devft_jax.developmental import LayerMap
 from devft_jax.federated.algorithm import Algorithm, Clients, Participant
 from devft_jax.federated.messages import message_bytes, travelling_parts
-from devft_jax.federated.round.cohort import broadcast_of, participant_shapes, uplink_shapes
+from devft_jax.federated.round.client import participant_shapes, uplink_shapes
+from devft_jax.federated.round.server import broadcast_of
 from devft_jax.models.architecture import ModelConfig
 from devft_jax.models.quantization import base_shapes
 from devft_jax.typing import PyTree
@@ -38,8 +39,9 @@ class Messages:
     """What one client receives and sends in a round, as pytrees of `jax.ShapeDtypeStruct`.
 
     Attributes:
-      broadcast: what the server sends to all, and what is known without a message. participant: one client at the start of
-        its round. up: its message.
+      broadcast: what the server sends to all, and what is known without a message.
+      participant: one client at the start of its round; `down` is the message that it received.
+      up: the message that it sends.
     """
 
     broadcast: tuple[PyTree, PyTree]
@@ -48,12 +50,12 @@ class Messages:
 
     @property
     def bytes_down(self) -> int:
-        """Bytes of the server's message to one client; the most, where clients differ in rank."""
+        """Bytes of the server's message to one client; of the largest where clients differ in rank."""
         return message_bytes(self.participant.down)
 
     @property
     def bytes_up(self) -> int:
-        """Bytes of one client's message; the most, where clients differ in rank."""
+        """Bytes of one client's message; of the largest where clients differ in rank."""
         return message_bytes(self.up)
 
 
@@ -61,7 +63,9 @@ def round_messages(algorithm: Algorithm, config: ModelConfig, layers: int) -> Me
     """The messages of one client and round at a depth.
 
     Args:
-      algorithm: whose messages. config: the base's architecture at full depth. layers: of the stage's submodel.
+      algorithm: defines the messages.
+      config: the base's architecture at full depth.
+      layers: of the stage's submodel.
     """
     clients = Clients(1)
     full = jax.eval_shape(lambda: algorithm.init_server(jax.random.key(0), config, clients))
@@ -81,7 +85,14 @@ def message_elements(message: PyTree) -> int:
 
 
 def submodel_bytes(config: ModelConfig, layers: int, *, dtype: str, quantization: str = "none") -> int:
-    """Bytes of a stage's dense layers as they are stored and would travel; 0 at full depth, where nothing is fused."""
+    """Bytes of a stage's dense layers as they are stored and would be sent; 0 at full depth, where nothing is fused.
+
+    Args:
+      config: the base's architecture at full depth.
+      layers: of the stage's submodel.
+      dtype: of the layers, where they are not quantised.
+      quantization: as the option of that name.
+    """
     if layers == config.layers:
         return 0
     return message_bytes(base_shapes(config.with_layers(layers), dtype=dtype, quantization=quantization).blocks)
@@ -113,7 +124,8 @@ def missed_bytes(cohorts: Sequence[np.ndarray], sizes: Sequence[int]) -> list[in
     """For each round of a run, bytes of the earlier rounds' messages that its participants have not received yet.
 
     Args:
-      cohorts: positions of each round's participants. sizes: bytes of each round's message to one client.
+      cohorts: positions of each round's participants.
+      sizes: bytes of each round's message to one client.
     """
     sent = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
     last: dict[int, int] = {}

@@ -33,7 +33,7 @@ JOULES_PER_FLOP = {"cpu": 1e-9, "accelerator": 5e-12}
 
 @dataclass(frozen=True, kw_only=True)
 class EnergyOptions:
-    """How energy is turned into emissions, and estimated where nothing measures it."""
+    """How emissions follow from energy, and how energy is estimated where nothing measures it."""
 
     grid_kgco2e_per_kwh: float = execution(0.475)
     """Carbon intensity of the grid, kg of CO2 equivalent per kWh; the default is about the world's average."""
@@ -66,7 +66,7 @@ def emissions(joules: float, options: EnergyOptions) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class _Counter:
-    """A counter of the hardware: `name` for messages, `joules` so far, and the `span` after which it begins again at 0."""
+    """A reading of a hardware counter: its `name`, the `joules` so far, and the `span` after which it begins again at 0."""
 
     name: str
     joules: float
@@ -74,11 +74,13 @@ class _Counter:
 
 
 class EnergyMeter:
-    """Joules between two readings, from the best source that these devices have.
+    """Measures the joules between two readings, from the best source that these devices have.
 
     Args:
-      options: factors. devices: the local devices in use.
-      powercap: the folder of the kernel's power zones. nvml: a module with pynvml's functions; by default pynvml itself.
+      options: factors of the estimate.
+      devices: the local devices in use.
+      powercap: the folder of the kernel's power zones.
+      nvml: a module with pynvml's functions; by default pynvml itself.
 
     Attributes:
       source: "nvml", "rapl" or "estimate from FLOPs".
@@ -120,7 +122,7 @@ class EnergyMeter:
         self._nvml, self._handles = nvml, handles
 
     def read(self) -> tuple[_Counter, ...] | None:
-        """The counters as they stand; None where energy is estimated, or a counter cannot be read any more."""
+        """The counters' present values; None where energy is estimated, or a counter can no longer be read."""
         if self.source == ESTIMATE:
             return None
         if self._nvml is None:
@@ -135,11 +137,14 @@ class EnergyMeter:
         return tuple(_Counter(str(index), value / 1e3) for index, value in enumerate(millijoules))
 
     def spent_since(self, before: tuple[_Counter, ...] | None, flops: int) -> tuple[str, float]:
-        """The source and the joules since a reading; from the `flops` counted since then where nothing measured.
+        """The source, and the joules since a reading.
 
-        A counter that has begun again is followed over one return to 0, which no interval between readings may exceed:
-        Intel's usually hold 262 kJ, a quarter of an hour at 300 W, and AMD's 65 kJ, under four minutes. Of a longer round
-        too little is counted.
+        A counter may return to 0 once between two readings. Intel's usually hold 262 kJ, a quarter of an hour at 300 W, and
+        AMD's 65 kJ, under four minutes; of a longer round too little is counted.
+
+        Args:
+          before: the earlier reading; None for an estimate.
+          flops: operations since then, for an estimate.
         """
         after = self.read()
         if before is None or after is None:
@@ -186,8 +191,9 @@ def energy_summary(joules: dict[str, float], options: EnergyOptions, joules_per_
     """What `summary.json` holds as `energy`.
 
     Args:
-      joules: of all rounds by their source; several where a run went on in another place.
-      options: factors. joules_per_flop: behind the part that is estimated.
+      joules: of all rounds by their source; several if the run was resumed on another machine.
+      options: the carbon intensity of the grid.
+      joules_per_flop: the factor of the estimated part.
     """
     summary = {
         **emissions(sum(joules.values()), options),

@@ -29,8 +29,10 @@ class Adaptation:
     """What is trained on a frozen model, in numbers.
 
     Attributes:
-      depth: adapted layers, the model's last ones. factors: elements of their low-rank factors. trained: elements that
-        train, among them or all of them. example: products of an example, whatever its length, with weights that train.
+      depth: adapted layers, the model's last ones.
+      factors: elements of their low-rank factors.
+      trained: elements that are trained, all of the factors' or some.
+      example: products of an example, whatever its length, with weights that are trained.
     """
 
     depth: int
@@ -40,7 +42,13 @@ class Adaptation:
 
     @classmethod
     def of(cls, adapter: Adapter, train: Any, layers: int) -> Self:
-        """From an adapter and what trains of it, arrays or shapes; `layers` is the depth of its base."""
+        """Count an adapter.
+
+        Args:
+          adapter: arrays or shapes.
+          train: its trained leaves, arrays or shapes.
+          layers: the depth of its base.
+        """
         factors, trained = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (adapter.lora, train))
         depth = adapter.depth(otherwise=layers)
         if adapter.hyper is not None:
@@ -53,7 +61,9 @@ def forward_breakdown(config: ModelConfig, *, layers: int, adaptation: Adaptatio
     """Operations of one forward pass per token position, by what they are spent on.
 
     Args:
-      config: the base's architecture. layers: of the (sub)model that runs. adaptation: its adapter.
+      config: the base's architecture.
+      layers: of the (sub)model that runs.
+      adaptation: its adapter.
       length: positions T of a row, padding included.
 
     Returns:
@@ -72,11 +82,18 @@ def forward_breakdown(config: ModelConfig, *, layers: int, adaptation: Adaptatio
 def training_breakdown(
     config: ModelConfig, *, layers: int, adaptation: Adaptation, length: int, frozen: int = 0
 ) -> dict[str, int]:
-    """Operations of one training step per token position, forward and backward; as `forward_breakdown`.
+    """Operations of one training step per token position, forward and backward, by what they are spent on.
 
     Args:
-      frozen: the lowest adapted layers, which do not learn and have no backward pass either; `adaptation` counts them among
-        those that train, each layer alike.
+      config: as in `forward_breakdown`.
+      layers: as in `forward_breakdown`.
+      adaptation: as in `forward_breakdown`.
+      length: as in `forward_breakdown`.
+      frozen: how many of the lowest adapted layers do not learn, and so have no backward pass; `adaptation` counts them
+        among the trained ones, all layers alike.
+
+    Returns:
+      As `forward_breakdown`.
     """
     learning = adaptation.depth - frozen
     forward = forward_breakdown(config, layers=layers, adaptation=adaptation, length=length)
@@ -91,7 +108,7 @@ def training_breakdown(
 
 
 def training_flops(config: ModelConfig, *, layers: int, adaptation: Adaptation, length: int, frozen: int = 0) -> int:
-    """Operations of one training step per token position; as `training_breakdown`, summed."""
+    """Operations of one training step per token position: the sum of `training_breakdown`."""
     return sum(training_breakdown(config, layers=layers, adaptation=adaptation, length=length, frozen=frozen).values())
 
 
@@ -102,5 +119,5 @@ def prefix_flops(config: ModelConfig, *, layers: int, length: int) -> int:
 
 
 def evaluation_flops(config: ModelConfig, *, layers: int, adaptation: Adaptation, length: int) -> int:
-    """Operations of scoring one held-out token position, a forward pass alone; as `forward_breakdown`, summed."""
+    """Operations of scoring one held-out token position, a forward pass: the sum of `forward_breakdown`."""
     return sum(forward_breakdown(config, layers=layers, adaptation=adaptation, length=length).values())

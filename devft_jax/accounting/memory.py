@@ -49,14 +49,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
 
 from devft_jax.accounting.communication import Messages, round_messages
 from devft_jax.errors import InputError
-from devft_jax.federated.algorithm import Algorithm, Share
+from devft_jax.federated.algorithm import Algorithm
 from devft_jax.federated.local import make_optimizer
 from devft_jax.federated.messages import message_bytes
-from devft_jax.federated.round.cohort import CHUNKS_IN_FLIGHT, LocalTraining, jit_chunk, zero_sums
+from devft_jax.federated.round.chunk import chunk_shapes, jit_chunk, zero_sums
+from devft_jax.federated.round.client import LocalTraining
+from devft_jax.federated.round.cohort import CHUNKS_IN_FLIGHT
 from devft_jax.models.adapter import Adapter
 from devft_jax.models.architecture import PROJECTIONS, ModelConfig
 from devft_jax.models.base import Base
@@ -64,10 +66,10 @@ from devft_jax.models.decoder import decoder_layer, rotary_table
 from devft_jax.models.hypernetwork import adapt, generator_of
 from devft_jax.models.llama import REMAT_POLICIES, Compute, causal_attention
 from devft_jax.models.quantization import base_shapes
-from devft_jax.models.sharding import part_bytes, partition_specs, shard_base, shard_blocks
+from devft_jax.models.sharding import part_bytes, placed_shapes, shard_base, shard_blocks
 from devft_jax.models.weights import ShardedWeight, Weight
 from devft_jax.runtime.compiled import CompiledMemory
-from devft_jax.runtime.devices import MODEL_AXIS, OVER_DEVICES, client_mesh
+from devft_jax.runtime.devices import MODEL_AXIS, OVER_DEVICES, client_mesh, shapes_on
 from devft_jax.typing import PyTree
 
 # A position of a batch: its token id i32, and whether it is one of an answer.
@@ -76,7 +78,14 @@ TOKEN_BYTES = 5
 
 @dataclass(frozen=True)
 class Work:
-    """What a device trains at once: `clients` C, each with `steps` S batches of `batch` B rows of `length` T tokens."""
+    """What a device trains at once.
+
+    Attributes:
+      clients: C.
+      steps: batches of a client, S.
+      batch: rows of a batch, B.
+      length: tokens of a row, T.
+    """
 
     clients: int
     steps: int
@@ -121,8 +130,10 @@ def kept_for_backward(function: Callable[..., jax.Array], x: PyTree, trained: Py
     """Bytes that the backward pass of `function(x, trained, given)` holds, traced on shapes.
 
     Args:
-      x: shapes of the inputs; counted where they are kept. trained: what is differentiated besides. given: what is not, such
-        as frozen weights. Neither of the last two is counted.
+      function: what is differentiated.
+      x: shapes of the inputs; counted if they are kept.
+      trained: shapes of what else is differentiated; not counted.
+      given: shapes of what is not differentiated, such as frozen weights; not counted.
     """
 
     def residuals(x: PyTree, trained: PyTree, given: PyTree) -> list[jax.Array]:
@@ -140,8 +151,12 @@ def layer_kept(
     """Bytes that one decoder layer keeps for its backward pass under the policy `compute.remat`.
 
     Args:
-      algorithm: whose adapter it carries. config: the architecture, at any depth. quantization: of its weights.
-      rows: examples, over all clients. length: T.
+      algorithm: defines the layer's adapter.
+      config: the architecture, at any depth.
+      compute: how the layer is executed.
+      quantization: of its weights.
+      rows: examples, over all clients.
+      length: tokens of a row, T.
     """
 
     def of_one_layer(tree: PyTree) -> PyTree:
@@ -191,12 +206,15 @@ def stage_memory(
     """Peak memory of one device in a stage, by formula, in milliseconds for a model of any size.
 
     Args:
-      training: a client's, of the base at full depth, whose passes are not looked at.
-      work: what the device trains at once. layers: of the stage's submodel that have an adapter.
-      frozen: the lowest of them, which do not learn. bare: layers that run below them without one.
-      quantization, fused_precision: as the options of those names.
-      simulator: whether the device belongs to the simulator, else it is a client's own; see the module's docstring.
-      model_shards: devices that hold the base together.
+      training: a client's, of the base at full depth; its passes are ignored.
+      work: what the device trains at once.
+      layers: layers of the stage's submodel that have an adapter.
+      frozen: how many of the lowest of them do not learn.
+      bare: layers that run below them without an adapter.
+      quantization: as the option of that name.
+      fused_precision: as the option of that name.
+      simulator: whether the device belongs to the simulator; otherwise it is a client's own (see the module's docstring).
+      model_shards: how many devices hold the base together.
     """
     algorithm, config, compute = training.algorithm, training.config, training.compute
     depth = layers + bare
@@ -238,7 +256,7 @@ def stage_memory(
 
 
 def stage_quantization(config: ModelConfig, layers: int, quantization: str, fused_precision: str) -> str:
-    """How a stage's layers are stored: packed like the base, or as floats where fused ones stay so."""
+    """How a stage's layers are stored: quantised like the base, or as floats where fused layers stay so."""
     return quantization if layers == config.layers or fused_precision == "packed" else "none"
 
 
@@ -250,7 +268,7 @@ def expanded_bytes(config: ModelConfig, compute: Compute, base: Base) -> int:
 
 
 def gathered_bytes(weight: Any) -> int:
-    """Bytes of a divided weight while it is gathered, as it is stored; none of one that each device has whole."""
+    """Bytes of a divided weight while it is gathered, as it is stored; 0 for a weight that each device has whole."""
     return message_bytes(weight) if isinstance(weight, ShardedWeight) else 0
 
 
@@ -265,12 +283,23 @@ def compiled_memory(
     fused_precision: str = "packed",
     model_shards: int = 1,
 ) -> CompiledMemory | None:
-    """Memory of the simulator's chunk program on one device, compiled from shapes alone; arguments as in `stage_memory`.
+    """Memory of the simulator's chunk program on one device, compiled from shapes alone.
 
-    None where the platform's compiler gives no analysis.
+    Args:
+      training: as in `stage_memory`.
+      work: as in `stage_memory`.
+      layers: as in `stage_memory`.
+      frozen: as in `stage_memory`.
+      bare: as in `stage_memory`.
+      quantization: as in `stage_memory`.
+      fused_precision: as in `stage_memory`.
+      model_shards: as in `stage_memory`.
+
+    Returns:
+      XLA's analysis; None if the platform's compiler has none.
 
     Raises:
-      InputError: this machine has fewer devices than hold the base together.
+      InputError: this machine has fewer devices than `model_shards`.
     """
     found = jax.local_devices()
     if model_shards > len(found):
@@ -279,57 +308,33 @@ def compiled_memory(
             "compile; plan without it here."
         )
     mesh = client_mesh(found[:model_shards], model_shards)
-    clients = work.clients * model_shards
-
-    def placed(tree: PyTree, specs: PyTree) -> PyTree:
-        def one(leaf: Any, spec: PartitionSpec) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
-
-        return jax.tree.map(one, tree, specs)
-
-    def shared(tree: PyTree) -> PyTree:
-        return placed(tree, jax.tree.map(lambda _: PartitionSpec(), tree))
-
-    def split(tree: PyTree) -> PyTree:
-        return placed(tree, jax.tree.map(lambda _: OVER_DEVICES, tree))
-
     algorithm, config, compute = training.algorithm, training.config, training.compute
     stored = stage_quantization(config, layers + bare, quantization, fused_precision)
     base = base_shapes(config.with_layers(layers + bare), dtype=compute.dtype, quantization=stored)
-    base = shard_base(base, model_shards, MODEL_AXIS)
+    base = placed_shapes(shard_base(base, model_shards, MODEL_AXIS), mesh)
     messages = round_messages(algorithm, config, layers)
+    shape = (work.steps, work.batch, work.length)
+    batch = jax.ShapeDtypeStruct(shape, "int32"), jax.ShapeDtypeStruct(shape, "bool")
+    learning = jax.ShapeDtypeStruct((layers,), "bool")
+    row, clients = messages.participant.row, work.clients * model_shards
+    inputs = chunk_shapes(mesh, base, messages.broadcast, row, batch, learning, clients=clients)
     sums = jax.eval_shape(lambda: zero_sums(algorithm, messages.up, model_shards))
-    shape = (clients, work.steps, work.batch, work.length)
-    row = messages.participant.row
-    rows = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((clients, *leaf.shape), leaf.dtype), row)
-    shares = jax.eval_shape(lambda: Share(jnp.zeros(clients, jnp.float32), jnp.zeros(clients, "int32")))
-    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0, impl="threefry2x32"), clients))
     training = replace(training, compute=replace(compute, frozen_layers=frozen))
-    lowered = jit_chunk(training, mesh).lower(
-        placed(base, partition_specs(base)),
-        shared(messages.broadcast),
-        split(rows),
-        split((jax.ShapeDtypeStruct(shape, "int32"), jax.ShapeDtypeStruct(shape, "bool"))),
-        split(shares),
-        shared(jax.ShapeDtypeStruct((), "float32")),
-        split(keys),
-        shared(jax.ShapeDtypeStruct((layers,), "bool")),
-        split(sums),
-    )
+    lowered = jit_chunk(training, mesh).lower(inputs, shapes_on(NamedSharding(mesh, OVER_DEVICES), sums))
     return CompiledMemory.of(lowered.compile())
 
 
 class MemoryMeter:
-    """The most memory that a run takes: a peak's rise over what the process held when the meter was made.
+    """Measures a run's peak memory, as its rise over what the process held when the meter was made.
 
-    On an accelerator that reports it, of the device that rose most; otherwise of the process's resident set. Runs that
-    follow one another in a process thus do not count what earlier ones held. Where the system lets no peak be forgotten,
-    and an earlier run's was higher, the rise is only known to be at most that much, and the source says so.
+    On accelerators that report their memory it is that of the device with the largest rise, otherwise that of the process's
+    resident set. Later runs in the same process therefore do not count what earlier ones held. Where the system cannot reset
+    its peak, and an earlier run's was higher, only an upper bound of the rise is known, and the source says so.
     """
 
     def __init__(self) -> None:
         self._devices = _device_bytes()
-        self._forgotten = _forget_peak()
+        self._peak_reset = _reset_peak()
         self._start, self._peak = _resident_bytes()
 
     def peak(self) -> tuple[int, str]:
@@ -342,7 +347,7 @@ class MemoryMeter:
             most, is_own = max(rises)
             return max(0, most), "device allocator, rise over the run's start" + ("" if is_own else _AT_MOST)
         _, peak = _resident_bytes()
-        known = self._forgotten or peak > self._peak
+        known = self._peak_reset or peak > self._peak
         return max(0, peak - self._start), "process resident set, rise over the run's start" + ("" if known else _AT_MOST)
 
 
@@ -357,8 +362,8 @@ def _device_bytes() -> list[tuple[int, int]]:
     return [(entry.get("bytes_in_use", 0), entry["peak_bytes_in_use"]) for entry in statistics]
 
 
-def _forget_peak() -> bool:
-    """Let the process's peak begin anew, which Linux alone can."""
+def _reset_peak() -> bool:
+    """Reset the process's peak, which Linux alone can do; whether it worked."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -367,7 +372,7 @@ def _forget_peak() -> bool:
 
 
 def _resident_bytes() -> tuple[int, int]:
-    """Bytes of the process that are in memory, and their peak; the peak twice where only that is known."""
+    """Bytes of the process in memory, and their peak; the peak twice if only that is known."""
     try:
         lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
         now, peak = (int(lines[name].split()[0]) * 1024 for name in ("VmRSS", "VmHWM"))

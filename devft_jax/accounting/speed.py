@@ -1,8 +1,8 @@
-"""How fast this machine multiplies matrices: what a plan's time is projected from.
+"""How fast this machine multiplies matrices, from which a plan's time is projected.
 
-A product like those of a model's layers, tokens x width by width x hidden, of at most 1024 each, is timed for about a second
-and the best rate kept in the cache folder as `speed.json`, by device, dtype, size and version of JAX. Training reaches less
-than that: what lies between products, such as softmax and norms, is not counted as operations, and takes time.
+A product like those of a model's layers, tokens x width by width x hidden, of at most 1024 each, is timed for about a
+second. The best rate is stored in the cache folder as `speed.json`, by device, dtype, size and version of JAX. Training is
+slower: what lies between products, such as softmax and norms, takes time but is not counted as operations.
 """
 
 import json
@@ -21,18 +21,24 @@ from devft_jax.files import cache_folder, read_json, write_atomically
 from devft_jax.runtime.devices import versions
 
 LARGEST = 1024
-"""Rows and columns at most: beyond it the rate does not grow on a CPU, and a measurement would take long."""
+"""Most rows and columns: with more, the rate does not grow on a CPU, and a measurement would take long."""
 
 MEASURED_FOR = 0.7
 """Seconds of products, after the first ones."""
 
 WAITING = 32
-"""Products that are begun before the first of them is waited for; enough to keep a device busy."""
+"""Products in flight at once; enough to keep a device busy."""
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Operations a second of one device (of a CPU: a slice of its cores), and what it was measured on."""
+    """A measured speed.
+
+    Attributes:
+      flops_per_second: of one device; of a CPU, of its share of the cores.
+      device: what was measured.
+      kept_in: the file where the figure is stored; None if it could not be written.
+    """
 
     flops_per_second: float
     device: str
@@ -40,9 +46,15 @@ class Speed:
 
 
 def measured_speed(rows: int, width: int, hidden: int, dtype: str) -> Speed:
-    """The rate of products [rows, width] x [width, hidden]; measured once, then read.
+    """The speed of products [rows, width] x [width, hidden]; measured once, then read from a file.
 
-    A file that cannot be read or written is no reason to fail: then it is measured, and not kept.
+    If the file cannot be read or written, the speed is measured and not stored.
+
+    Args:
+      rows: tokens of a step.
+      width: of the model.
+      hidden: of its feed-forward layers.
+      dtype: of both factors.
     """
     shape = tuple(min(LARGEST, size) for size in (rows, width, hidden))
     found = versions(jax.local_devices()[0])
@@ -62,7 +74,7 @@ def measured_speed(rows: int, width: int, hidden: int, dtype: str) -> Speed:
 
 
 def _known(path: Path) -> dict[str, float]:
-    """The rates of a file by name, those that are any; empty where there is none."""
+    """The valid rates of a file by name; empty if there is no file."""
     try:
         stored = read_json(path) if path.exists() else {}
     except InputError:
@@ -88,7 +100,7 @@ def _measured(shape: tuple[int, ...], dtype: str) -> float:
 
 
 def _timed(product: Callable[[jax.Array, jax.Array], jax.Array], left: jax.Array, right: jax.Array, count: int) -> float:
-    """Seconds of so many products, of which a fast device holds the results of `WAITING` at most."""
+    """Seconds of so many products, of which at most `WAITING` are in flight, so that their results fit on a device."""
     began, waiting = time.perf_counter(), deque[jax.Array]()
     for _ in range(count):
         waiting.append(product(left, right))

@@ -29,12 +29,12 @@ from devft_jax.runtime.devices import OVER_DEVICES, client_mesh, shapes_on
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationOptions:
-    """When and how the model is judged on the held-out data; where every client has its own, all of them are."""
+    """When and how the model is evaluated on the held-out data; where every client has its own model, all of them are."""
 
     evaluate_every: int = execution(0)
     """Rounds between evaluations within a stage; 0 evaluates at the borders of stages only."""
     evaluate_full: bool = execution(False)
-    """Judge at these evaluations, besides the stage's submodel, the full model as if the stage ended there."""
+    """Evaluate, besides the stage's submodel, also the full model as if the stage ended there."""
     evaluation_batch: int = execution(32)
     """Held-out examples scored at once."""
 
@@ -46,7 +46,8 @@ class Evaluation:
     Attributes:
       loss: mean negative log-likelihood of the completion tokens, nats per token.
       accuracy: share of examples whose whole completion greedy decoding reproduces.
-      hits: bool[N], which ones. examples: N.
+      hits: which examples, bool[N].
+      examples: N.
     """
 
     loss: float
@@ -59,14 +60,12 @@ class Evaluation:
 def jit_scores(config: ModelConfig, compute: Compute, mesh: Mesh) -> jax.stages.Wrapped:
     """(base, adapter, tokens i32[B, T], mask bool[B, T]) -> every row's nll f32[B] and exact match bool[B]."""
 
-    def score(
-        base: Base, adapter: Adapter | None, tokens: jax.Array, mask: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
+    def score(base: Base, adapter: Adapter | None, tokens: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
         statistics = completion_statistics(config, base, adapter, tokens, mask, compute=compute)
         assert statistics.hit is not None
         return jnp.sum(statistics.nll, axis=-1), jnp.all(statistics.hit, axis=-1)
 
-    # Rows are scored apart: devices need of each other parts of the base alone, where they hold it together.
+    # Every device scores its own rows; devices that hold the base together exchange parts of it, and nothing else.
     def scores(base: Base, *arguments: Any) -> tuple[jax.Array, jax.Array]:
         specs = (partition_specs(base), PartitionSpec(), OVER_DEVICES, OVER_DEVICES)
         over_devices = jax.shard_map(score, mesh=mesh, in_specs=specs, out_specs=OVER_DEVICES, check_vma=False)
@@ -79,9 +78,13 @@ class HeldOut:
     """Scores adapters on one set of examples; batches are spread over the devices.
 
     Args:
-      config, compute: the model. examples: held-out data. buckets: padded lengths, ascending.
+      config: the model's architecture.
+      compute: how the model is executed.
+      examples: the held-out data.
+      buckets: padded lengths, ascending.
       batch_size: examples scored at once, rounded up to a multiple of the devices.
-      devices: local devices to use. model_shards: of them hold a base together, as `shard_base` divides it.
+      devices: local devices to use.
+      model_shards: how many of them hold a base together, as `shard_base` divides it.
       programs: where compiled programs are kept and counted.
     """
 
@@ -107,7 +110,12 @@ class HeldOut:
         self._scores = jit_scores(config, compute, mesh)
 
     def prepare(self, base: Base, adapter: Adapter) -> None:
-        """Have the programs that score adapters of these shapes on such a base compiled ahead."""
+        """Begin to compile the programs that score an adapter on a base.
+
+        Args:
+          base: arrays or shapes.
+          adapter: arrays or shapes.
+        """
         model = placed_shapes((base, adapter), self.mesh)
         for length in sorted({length for _, length in evaluation_order(self.examples, self.batch_size, self.buckets)}):
             shape = (self.batch_size, length)
@@ -115,7 +123,12 @@ class HeldOut:
             self.programs.prepare("evaluate", self._scores, *model, *shapes_on(self.split, inputs))
 
     def __call__(self, base: Base, adapter: Adapter | None) -> Evaluation:
-        """Loss and exact match of `adapter` (None: the bare base) on every held-out example."""
+        """Score every held-out example.
+
+        Args:
+          base: the model.
+          adapter: its adapter; None for the base alone.
+        """
         base, adapter = place((base, adapter), self.mesh)
         pending = []
         tokens_counted = 0

@@ -1,4 +1,4 @@
-"""What held-out data says of a run: of its global model, or of the models that its clients have of their own."""
+"""The result of an evaluation: of the global model, or of the clients' own models."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ from devft_jax.evaluation.held_out import Evaluation
 
 @dataclass(frozen=True)
 class Judgement:
-    """One measurement.
+    """One evaluation of a run. Where models are personal and there is no global one, figures are means over clients.
 
     Attributes:
-      loss: nats per completion token. accuracy: share of examples answered exactly. Means over clients where models are
-        personal and none stands for all of them.
-      personal: of clients' own models, JSON-ready: `losses` and `accuracies` by client, their means `loss` and `accuracy`
-        and standard deviations over clients, `loss_spread` and `accuracy_spread`; None where only a global one was judged.
+      loss: nats per completion token.
+      accuracy: share of examples answered exactly.
+      personal: of the clients' own models, JSON-ready: `losses` and `accuracies` by client, their means `loss` and
+        `accuracy`, and their standard deviations over clients, `loss_spread` and `accuracy_spread`; None for a global model.
     """
 
     loss: float
@@ -26,7 +26,7 @@ class Judgement:
 
     @classmethod
     def over_clients(cls, evaluations: Sequence[Evaluation]) -> Self:
-        """The plain mean over the clients' own models, each on the same examples."""
+        """The plain mean over the clients' own models, all evaluated on the same examples."""
         losses = np.array([evaluation.loss for evaluation in evaluations])
         accuracies = np.array([evaluation.accuracy for evaluation in evaluations])
         personal = {

@@ -1,4 +1,4 @@
-"""What held-out data says of a run's models: of the one that stands for all clients, or of every client's own."""
+"""Evaluates a run's models on held-out data: the global model, or every client's own."""
 
 import time
 
@@ -16,17 +16,28 @@ from devft_jax.typing import PyTree
 
 
 class Judge:
-    """Judges an algorithm's models, of a stage or at full depth, and counts the time that it takes.
+    """Evaluates an algorithm's models, of a stage or at full depth, and counts the time.
 
     Args:
-      algorithm: whose models. held_out: scores them; None without held-out data. programs: which count what is compiled.
+      algorithm: makes the models from the server's and the clients' state.
+      held_out: scores them; None without held-out data.
+      programs: count the time spent on compilation.
     """
 
     def __init__(self, algorithm: Algorithm, held_out: HeldOut | None, programs: CompiledPrograms):
         self.algorithm, self.held_out, self.programs = algorithm, held_out, programs
 
     def evaluate(self, base: Base, adapter: Adapter | None, seconds: dict[str, float]) -> Evaluation | None:
-        """Held-out loss and exact match; None without held-out data. The time is added to `seconds`."""
+        """Held-out loss and exact match of one model.
+
+        Args:
+          base: the model.
+          adapter: its adapter; None for the base alone.
+          seconds: its `compile` and `evaluate` grow by the time spent.
+
+        Returns:
+          The evaluation; None without held-out data.
+        """
         if self.held_out is None:
             return None
         began, compiled = time.perf_counter(), self.programs.seconds
@@ -37,14 +48,30 @@ class Judge:
         return judged
 
     def models(self, base: Base, server: PyTree, bank: BankView, seconds: dict[str, float]) -> Judgement | None:
-        """The one model that stands for all clients, or every client's own where there is none."""
+        """Evaluate the global model, or every client's own where the algorithm has no global one.
+
+        Args:
+          base: the stage's or the full model.
+          server: the algorithm's state for it.
+          bank: the clients' rows for it.
+          seconds: as in `evaluate`.
+
+        Returns:
+          The result; None without held-out data.
+        """
         if not self.algorithm.has_global_model:
             return self.own_models(base, server, bank, seconds)
         judged = self.evaluate(base, self.algorithm.global_model(server, bank.of_trained()), seconds)
         return None if judged is None else Judgement(judged.loss, judged.accuracy)
 
     def prepare(self, base: Base, server: PyTree, row: PyTree) -> None:
-        """Have what judges such models compiled ahead; all arguments, `row` of one client, are arrays or shapes."""
+        """Begin to compile what evaluates such models. All trees may hold arrays or shapes.
+
+        Args:
+          base: the model.
+          server: the algorithm's state for it.
+          row: one client's row for it.
+        """
         if self.held_out is None:
             return
         algorithm = self.algorithm
@@ -58,10 +85,10 @@ class Judge:
         self.held_out.prepare(base, jax.eval_shape(adapter, server, row))
 
     def own_models(self, base: Base, server: PyTree, bank: BankView, seconds: dict[str, float]) -> Judgement | None:
-        """Every client's own model."""
+        """Evaluate every client's own model; arguments as of `models`."""
         personal = self.algorithm.personal
         assert personal is not None
-        # Rows that are equal, as those of clients that have not trained yet, make one model; it is scored once.
+        # Equal rows, such as those of clients that have not trained yet, make equal models: each is scored once.
         scores: dict[str, Evaluation] = {}
         of_clients: dict[int, Evaluation] = {}
         for positions in (*(np.array([position]) for position in bank.trained), *bank.kinds()):

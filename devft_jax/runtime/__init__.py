@@ -1,1 +1,1 @@
-"""What a run executes on: devices, compiled programs, work done ahead, signals, the terminal."""
+"""What a run executes on: devices, compiled programs, prefetching, requests to stop, the terminal."""

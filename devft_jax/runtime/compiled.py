@@ -1,7 +1,7 @@
-"""Compiled programs: what compiling cost, and what memory they take.
+"""Compiled programs: how long compiling took, and how much memory they need.
 
-Every program is compiled ahead of time for its shapes and kept here, so that compilation is counted and timed apart from
-training, and its scratch memory is known.
+Every program is compiled ahead of time for its shapes and cached here, so that compilation is counted and timed apart from
+training, and the program's memory is known.
 """
 
 import contextlib
@@ -18,14 +18,21 @@ import jax
 
 from devft_jax.runtime.devices import usual_arithmetic
 
-# For functions that make jitted ones. JAX keeps what it has compiled with the jitted function, so that calls that agree on
-# the arguments share their programs, within a run and with later runs of the process; those longest unused are let go.
+# A cache for functions that return jitted ones. JAX stores compiled programs with the jitted function: calls with equal
+# arguments share their programs, within a run and with later runs of the process. The least recently used are dropped.
 shared_programs = functools.lru_cache(maxsize=32)
 
 
 @dataclass(frozen=True)
 class CompiledMemory:
-    """XLA's analysis of a compiled program, bytes on one device; `aliased` outputs reuse the memory of arguments."""
+    """XLA's analysis of a compiled program, in bytes on one device.
+
+    Attributes:
+      arguments: of its inputs.
+      outputs: of its results.
+      temporaries: of what it needs while it runs.
+      aliased: of outputs that are written into donated arguments.
+    """
 
     arguments: int
     outputs: int
@@ -34,12 +41,12 @@ class CompiledMemory:
 
     @property
     def total(self) -> int:
-        """Arguments, outputs and temporaries, what is aliased counted once."""
+        """Arguments, outputs and temporaries; what is aliased counts once."""
         return self.arguments + self.outputs + self.temporaries - self.aliased
 
     @classmethod
     def of(cls, compiled: jax.stages.Compiled) -> Self | None:
-        """The analysis of a program; None where the platform's compiler gives none."""
+        """The analysis of a program; None if the platform's compiler has none."""
         analysis = compiled.memory_analysis()
         if analysis is None:
             return None
@@ -53,7 +60,7 @@ class CompiledMemory:
 
 @dataclass(frozen=True)
 class _Program:
-    """A compiled program; whether it is `new`, not found compiled; and the seconds that compiling it took."""
+    """A compiled program; `new` if it was compiled now and not found in a cache; the seconds that compiling it took."""
 
     executable: jax.stages.Compiled
     memory: CompiledMemory | None
@@ -63,7 +70,7 @@ class _Program:
 
 @dataclass(frozen=True)
 class _Ahead:
-    """A program that is compiled, or waits to be, on the background thread; `arguments` are shapes."""
+    """A program that the background thread compiles or will compile; `arguments` are shapes."""
 
     program: Future[_Program]
     arguments: tuple[Any, ...]
@@ -72,18 +79,19 @@ class _Ahead:
 class CompiledPrograms:
     """Ahead-of-time compiled programs by shape.
 
-    JAX keeps what is compiled with the jitted function: a run that is given the function of another finds its programs and
-    compiles nothing. What is likely to be called later can be compiled ahead, on a thread of its own.
+    JAX stores compiled programs with the jitted function: a run that uses the function of an earlier run finds its programs
+    and compiles nothing. A program that will probably be called later can be compiled ahead, on a background thread.
 
     Args:
-      waiting: gives, for a program's name, what surrounds the time that a caller waits for its compilation.
+      waiting: from a program's name, a context that is open while a caller waits for its compilation.
 
     Attributes:
-      seconds: that callers waited for compilation. scratch_bytes: largest temporary memory of any program called.
-      peak_bytes: largest memory of a program called since this was last set to 0, on each device, as XLA's analysis gives
-        it: arguments, outputs and temporaries, less what outputs share with arguments.
+      seconds: how long callers waited for compilation.
+      scratch_bytes: the largest temporary memory of any program called.
+      peak_bytes: the largest memory of a program called since this was last set to 0, on one device, by XLA's analysis:
+        arguments, outputs and temporaries, less what outputs share with arguments.
       last_bytes: the same of the program called last.
-      compile_seconds: what compiling took, in this run or an earlier one, of the program called last under each name.
+      compile_seconds: by name, how long compiling the program called last under it took, in this run or an earlier one.
     """
 
     def __init__(self, waiting: Callable[[str], contextlib.AbstractContextManager[None]] | None = None) -> None:
@@ -94,40 +102,48 @@ class CompiledPrograms:
         self._compiled = 0
         self._programs: dict[Any, _Program] = {}
         self._ahead: dict[Any, _Ahead] = {}
-        self._begun_ahead: list[Future[_Program]] = []
+        self._submitted: list[Future[_Program]] = []
         self._thread: ThreadPoolExecutor | None = None
 
     @property
     def count(self) -> int:
-        """Programs compiled, also ahead; not those that were found."""
-        return self._compiled + sum(program.new for program in self._made_ahead())
+        """Programs compiled in this run, also ahead; not those found in a cache."""
+        return self._compiled + sum(program.new for program in self._compiled_ahead())
 
     @property
     def ahead(self) -> dict[str, Any]:
-        """What was compiled ahead: `programs`, the `seconds` of the thread, and how many are `unused` so far."""
-        made = [program for program in self._made_ahead() if program.new]
+        """What was compiled ahead: how many `programs`, the thread's `seconds`, and how many are `unused` so far."""
+        compiled = [program for program in self._compiled_ahead() if program.new]
         called = {id(program) for program in self._programs.values()}
         return {
-            "programs": len(made),
-            "seconds": sum(program.seconds for program in made),
-            "unused": sum(id(program) not in called for program in made),
+            "programs": len(compiled),
+            "seconds": sum(program.seconds for program in compiled),
+            "unused": sum(id(program) not in called for program in compiled),
         }
 
-    def _made_ahead(self) -> list[_Program]:
-        done = [each for each in self._begun_ahead if each.done() and not each.cancelled() and each.exception() is None]
+    def _compiled_ahead(self) -> list[_Program]:
+        done = [each for each in self._submitted if each.done() and not each.cancelled() and each.exception() is None]
         return [each.result() for each in done]
 
     def call(self, name: str, function: Any, *arguments: Any) -> Any:
-        """Call a jitted function through its compiled program for these shapes, compiling on first sight.
+        """Call a jitted function through its compiled program for these shapes, which the first call compiles.
 
-        A program that is being compiled ahead is waited for; where that went wrong it is compiled here.
+        If the program is being compiled ahead, the call waits for it; if that failed, it compiles the program itself.
+
+        Args:
+          name: under which the program is counted.
+          function: a jitted function.
+          arguments: trees of arrays.
+
+        Returns:
+          What the function returns.
         """
         key = _key(name, function, arguments)
         if key not in self._programs:
             began = time.perf_counter()
             try:
                 with self._waiting(name):
-                    self._programs[key] = self._first(key, function, arguments)
+                    self._programs[key] = self._program(key, function, arguments)
             finally:
                 self.seconds += time.perf_counter() - began
         program = self._programs[key]
@@ -136,15 +152,16 @@ class CompiledPrograms:
         self.peak_bytes = max(self.peak_bytes, self.last_bytes)
         return program.executable(*arguments)
 
-    def _first(self, key: Any, function: Any, arguments: tuple[Any, ...]) -> _Program:
+    def _program(self, key: Any, function: Any, arguments: tuple[Any, ...]) -> _Program:
+        """The program of a first call: from the background thread, or compiled here."""
         ahead = self._ahead.pop(key, None)
-        # One that has not been begun need not wait for those before it.
-        begun = None
+        # A program that the thread has not begun is taken from its queue: here it need not wait for those before it.
+        running = None
         if ahead is not None and not ahead.program.cancel() and _fits(ahead.arguments, arguments):
-            begun = ahead.program
-        # What failed beside a round, for want of memory say, may do alone; what cannot be compiled says so again.
-        if begun is not None and begun.exception() is None:
-            program = begun.result()
+            running = ahead.program
+        # What failed beside a round, for example out of memory, may work alone; what cannot be compiled fails again.
+        if running is not None and running.exception() is None:
+            program = running.result()
         else:
             program = _compile(function, arguments)
             self._compiled += program.new
@@ -153,9 +170,11 @@ class CompiledPrograms:
         return program
 
     def prepare(self, name: str, function: Any, *arguments: Any) -> None:
-        """Begin to compile on the background thread what a `call` with arguments of these shapes will want.
+        """Compile on the background thread what a later `call` with arguments of these shapes needs.
 
         Args:
+          name: as in `call`.
+          function: as in `call`.
           arguments: trees of `jax.ShapeDtypeStruct`, with the sharding of those that are not on the default device alone.
         """
         key = _key(name, function, arguments)
@@ -163,14 +182,14 @@ class CompiledPrograms:
             return
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, "devft-compile")
-        # JAX's settings are the thread's own.
+        # Every thread has its own settings of JAX.
         precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
         program = self._thread.submit(_compile_ahead, function, arguments, precision)
         self._ahead[key] = _Ahead(program, arguments)
-        self._begun_ahead.append(program)
+        self._submitted.append(program)
 
     def close(self) -> None:
-        """Begin nothing more ahead. Nobody waits for the program under way but, at its end, the process."""
+        """Compile nothing more ahead. The program that the thread is compiling is finished; only the process's end waits."""
         if self._thread is not None:
             self._thread.shutdown(wait=False, cancel_futures=True)
             self._thread = None
@@ -196,12 +215,12 @@ def _compile(function: Any, arguments: tuple[Any, ...]) -> _Program:
     return _Program(executable, CompiledMemory.of(executable), new, took.get(shapes, seconds))
 
 
-# By jitted function and shapes, what compiling took that a later run need not do.
+# By jitted function and shapes, how long compiling took: a later run of the process finds the program, and reports this.
 _seconds_of: weakref.WeakKeyDictionary[Any, dict[Any, float]] = weakref.WeakKeyDictionary()
 
 
 def _fits(shapes: tuple[Any, ...], arguments: tuple[Any, ...]) -> bool:
-    """Whether a program compiled for `shapes` is the one that arrays of the same shapes would be given."""
+    """Whether a program compiled for `shapes` is the one that these arrays of the same shapes need."""
 
     def one(shape: jax.ShapeDtypeStruct, leaf: Any) -> bool:
         if shape.weak_type != getattr(leaf, "weak_type", False):
@@ -217,7 +236,7 @@ class _Compilations(threading.local):
     count = 0
 
     def note(self, event: str, duration_secs: float, **_: str | int) -> None:
-        """Hear of an event of JAX."""
+        """Count an event of JAX if it is a compilation."""
         self.count += event == "/jax/core/compile/backend_compile_duration"
 
 

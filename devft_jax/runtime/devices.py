@@ -18,7 +18,7 @@ OVER_DEVICES = PartitionSpec((CLIENT_AXIS, MODEL_AXIS))
 
 @contextlib.contextmanager
 def usual_arithmetic() -> Iterator[None]:
-    """JAX's own rules of types inside the block, whatever the environment asks for; the thread's own."""
+    """JAX's default rules of types inside the block, whatever the environment sets; for this thread alone."""
     with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
         yield
 
@@ -29,14 +29,17 @@ def host_device() -> jax.Device:
 
 
 def device_memory(devices: Sequence[jax.Device]) -> int | None:
-    """Bytes that each device may hold: what its allocator was given, on CPU an even part of the host's memory."""
+    """Bytes that each device may hold: the limit of its allocator; on CPU an even part of the host's memory.
+
+    None where the device reports no limit.
+    """
     if devices[0].platform == "cpu":
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // len(devices)
     return (devices[0].memory_stats() or {}).get("bytes_limit")
 
 
 def versions(device: jax.Device) -> dict[str, str]:
-    """What a run's figures depend on besides its configuration: software, system and the kind of device."""
+    """What a run's figures depend on besides its configuration: versions of the software, the system and the device."""
     try:
         package = metadata.version("devft-jax")
     except metadata.PackageNotFoundError:
@@ -52,13 +55,27 @@ def versions(device: jax.Device) -> dict[str, str]:
 
 
 def client_mesh(devices: Sequence[jax.Device], model_shards: int = 1) -> Mesh:
-    """A mesh of groups of `model_shards` devices that hold the base together; clients are divided over both axes."""
+    """The mesh of a run; clients are divided over both of its axes.
+
+    Args:
+      devices: local devices to use.
+      model_shards: how many devices hold a base together; it divides the number of devices.
+
+    Returns:
+      A mesh (client, model) of shape (devices / model_shards, model_shards).
+    """
     shape = (len(devices) // model_shards, model_shards)
     return jax.make_mesh(shape, (CLIENT_AXIS, MODEL_AXIS), axis_types=(AxisType.Auto,) * 2, devices=devices)
 
 
 def shapes_on(sharding: Sharding | None, tree: Any, *lead: int) -> Any:
-    """Shapes and dtypes of arrays such as `tree` has, with the axes `lead` before theirs, once they are placed."""
+    """Shapes and dtypes of a tree's arrays when they are placed on devices.
+
+    Args:
+      sharding: how they are placed; None for the default device.
+      tree: of arrays or shapes.
+      lead: sizes of axes to add before theirs.
+    """
 
     def one(leaf: Any) -> jax.ShapeDtypeStruct:
         weak = getattr(leaf, "weak_type", False)

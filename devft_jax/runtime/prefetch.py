@@ -1,4 +1,4 @@
-"""Work done ahead on a background thread, so that the device need not wait for the host."""
+"""Prefetching: a background thread computes the next items, so that the device need not wait for the host."""
 
 import contextlib
 import queue
@@ -12,51 +12,59 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class _Failed:
-    """What the thread ran into."""
+    """The error that ended the thread."""
 
     error: BaseException
 
 
 class _Ended:
-    """Nothing is left."""
+    """There are no more items."""
 
 
 @contextlib.contextmanager
-def made_ahead(items: Iterator[Item], ahead: int) -> Iterator[Iterator[Item]]:
-    """The same items in the same order, made on a thread that is at most `ahead` of them ahead.
+def prefetch(items: Iterator[Item], ahead: int) -> Iterator[Iterator[Item]]:
+    """The same items in the same order, computed on a background thread.
 
-    What the thread runs into is raised where the item would have been taken, with its own traceback. The thread ends with
-    the block, however that ends, once the item that it is making is made; it does not keep the process alive.
+    An error of the thread is raised where its item would have been taken, with the thread's traceback. The thread ends with
+    the block, also if that fails, after the item that it is computing; it does not keep the process alive.
+
+    Args:
+      items: computes the items; used by the thread alone.
+      ahead: how many items may wait to be taken.
+
+    Yields:
+      An iterator over the items.
     """
-    made: queue.Queue[Any] = queue.Queue(maxsize=ahead)
-    over = threading.Event()
+    ready: queue.Queue[Any] = queue.Queue(maxsize=ahead)
+    closed = threading.Event()
 
-    def hand_over(item: Any) -> bool:
-        while not over.is_set():
+    def put(item: Any) -> bool:
+        """Add an item when there is room; False if the block has ended."""
+        while not closed.is_set():
             with contextlib.suppress(queue.Full):
-                made.put(item, timeout=0.05)
+                ready.put(item, timeout=0.05)
                 return True
         return False
 
     def work() -> None:
         try:
             for item in items:
-                if not hand_over(item):
+                if not put(item):
                     return
-            hand_over(_Ended())
-        except BaseException as error:  # every kind is raised on the other side
-            hand_over(_Failed(error))
+            put(_Ended())
+        except BaseException as error:  # raised again by the thread that takes the items
+            put(_Failed(error))
 
     def taken() -> Iterator[Item]:
-        while not isinstance(item := made.get(), _Ended):
+        while not isinstance(item := ready.get(), _Ended):
             if isinstance(item, _Failed):
                 raise item.error
             yield item
 
-    thread = threading.Thread(target=work, name="devft-ahead", daemon=True)
+    thread = threading.Thread(target=work, name="devft-prefetch", daemon=True)
     thread.start()
     try:
         yield taken()
     finally:
-        over.set()
+        closed.set()
         thread.join()

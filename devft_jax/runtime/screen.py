@@ -1,7 +1,7 @@
-"""The one place where text goes to the terminal.
+"""The one place that writes to the terminal.
 
-Names of files, clients and categories come from outside: what would move a terminal's cursor or colour its text is shown as
-its escape (`devft_jax.files.printable`); what the terminal's encoding lacks too.
+Names of files, clients and categories come from outside: characters that would move a terminal's cursor or colour its text,
+and those that its encoding lacks, are shown as escapes (`devft_jax.files.printable`).
 """
 
 import contextlib
@@ -15,11 +15,17 @@ from devft_jax.files import printable
 
 
 def show(text: str = "", *, end: str = "\n", stream: TextIO | None = None) -> None:
-    """Text of one or several lines, on standard output by default; nowhere where that was closed.
+    """Print text of one or several lines; nothing if the stream was closed when the program started.
+
+    Args:
+      text: what to print.
+      end: printed after it.
+      stream: where; None for standard output.
 
     Raises:
-      BrokenPipeError: the reader of a pipe has gone. RunError: standard output cannot be written otherwise.
-      OSError: another stream cannot be.
+      BrokenPipeError: the reader of a pipe has gone.
+      RunError: standard output cannot be written for another reason.
+      OSError: another stream cannot be written.
     """
     stream = sys.stdout if stream is None else stream
     if stream is None:
@@ -35,21 +41,21 @@ def show(text: str = "", *, end: str = "\n", stream: TextIO | None = None) -> No
 
 
 def not_written(error: OSError) -> RunError:
-    """What is said where standard output takes no more."""
+    """The error of a standard output that cannot be written."""
     return RunError(f"standard output cannot be written ({error.strerror}); what it was to show is incomplete.")
 
 
 def complain(text: str) -> None:
-    """A sentence on standard error, in one line; where that cannot be written the exit code has to do."""
+    """Print a sentence on standard error, in one line; if that cannot be written, the exit code alone has to say it."""
     if sys.stderr is not None:
         with contextlib.suppress(OSError, ValueError):
             print(printable(text), file=sys.stderr, flush=True)
 
 
 def prepare() -> None:
-    """Make the standard streams take any text, and keep files that are opened later off closed ones.
+    """Make the standard streams accept any text, and open those that are closed on the null device.
 
-    A program started without one of them would give its number to the next file that it opens, into which others then write.
+    In a program started without one of them the next file opened would get its number, and messages would go into that file.
     """
     for number in range(3):
         try:
@@ -62,9 +68,12 @@ def prepare() -> None:
 
 
 def finish() -> OSError | None:
-    """Write what the standard streams still hold; the error where standard output could not be written.
+    """Flush the standard streams.
 
-    What is left unwritten is given up, so that Python does not complain of it at its exit with a code of its own.
+    What cannot be written is discarded, because Python would report it at its exit with an exit code of its own.
+
+    Returns:
+      The error if standard output could not be written, else None.
     """
     failed = None
     for stream in (sys.stderr, sys.stdout):
@@ -79,6 +88,6 @@ def finish() -> OSError | None:
 
 
 def discard(stream: TextIO) -> None:
-    """Send what a stream holds, and gets from now on, nowhere."""
+    """Redirect a stream to the null device, with what is still in its buffer."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -1,8 +1,8 @@
-"""Stopping on request: Ctrl-C, SIGTERM (as of schedulers and containers) and SIGHUP (of a terminal that is gone).
+"""Stopping on request: Ctrl-C, SIGTERM (sent by schedulers and containers) and SIGHUP (the terminal was closed).
 
-While nothing would be lost, as while a model is loaded or a first program compiled, the first request stops at once. Later
-what is under way, such as a round, is finished and saved; that is answered at once, by a thread of its own, because Python
-hears of a signal only when the computation under way returns. A second Ctrl-C then stops without that.
+While nothing would be lost, such as while a model is loaded or the first program compiled, the first request stops at once.
+Later the current work, such as a round, is finished and saved. A background thread says so at once, because Python handles
+a signal only when the running computation returns. A second Ctrl-C then stops without finishing.
 """
 
 import contextlib
@@ -12,46 +12,46 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-# A request may reach a process twice, as when its group is signalled too; what follows so soon is no second one.
+# A request may reach a process twice, for example if its group is signalled too: what follows so soon is no second request.
 _SAME_REQUEST = 0.5
 
 _owned = threading.Event()
 
 
 class Stopped(KeyboardInterrupt):
-    """Raised where a request may stop at once."""
+    """Raised by a request that may stop at once."""
 
 
 def own_process() -> None:
-    """Say that the process serves one command alone: a second Ctrl-C may end it wherever it is."""
+    """Declare that the process runs one command and nothing else: a second Ctrl-C may end it anywhere."""
     _owned.set()
 
 
 class StopRequest:
-    """What asked to stop, if anything has.
+    """Whether a stop was requested.
 
     Args:
-      say: told of the answer to a request; called from another thread.
-      may_exit: whether a second Ctrl-C may end a process of ours in the middle of a computation.
+      say: shows the answer to a request; called from another thread.
+      may_exit: whether a second Ctrl-C may end the process in the middle of a computation (only after `own_process`).
 
     Attributes:
-      signal: its number; None before a request.
-      doing: what a request waits for, in words; None as long as one stops at once, by `Stopped`.
+      signal: the signal's number; None before a request.
+      doing: what is finished before a request is obeyed, in words; None while a request stops at once, by `Stopped`.
     """
 
     def __init__(self, say: Callable[[str], None] = lambda text: None, *, may_exit: bool = False):
         self.signal: int | None = None
         self.doing: str | None = None
         self._say, self._may_exit = say, may_exit
-        self._heard: float | None = None
+        self._first_at: float | None = None
 
     @contextlib.contextmanager
     def listening(self) -> Iterator["StopRequest"]:
-        """Handle the signals inside the block (only the main thread can; elsewhere nothing is changed)."""
+        """Handle the signals inside the block. Only the main thread can; in another thread nothing changes."""
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
-        # Who starts a program with nohup wants it to outlive the terminal.
+        # A program started with nohup ignores SIGHUP, so that it outlives the terminal.
         numbers = [signal.SIGINT, signal.SIGTERM]
         if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
             numbers.append(signal.SIGHUP)
@@ -60,7 +60,7 @@ class StopRequest:
         answering = threading.Thread(target=self._answer, args=(reader,), name="devft-stop", daemon=True)
         answering.start()
         before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        previous = {number: signal.signal(number, self._hear) for number in numbers}
+        previous = {number: signal.signal(number, self._handle) for number in numbers}
         try:
             yield self
         finally:
@@ -71,18 +71,18 @@ class StopRequest:
             answering.join()
             os.close(reader)
 
-    def _hear(self, number: int, frame: object) -> None:
-        """What Python does of a signal, in the main thread, once it gets to it."""
-        if self._heard is None:
-            self._heard = time.monotonic()
+    def _handle(self, number: int, frame: object) -> None:
+        """The signal handler: called in the main thread, when the running computation returns."""
+        if self._first_at is None:
+            self._first_at = time.monotonic()
             self.signal = number
             if self.doing is None:
                 raise Stopped
-        elif number == signal.SIGINT and time.monotonic() - self._heard > _SAME_REQUEST:
+        elif number == signal.SIGINT and time.monotonic() - self._first_at > _SAME_REQUEST:
             raise KeyboardInterrupt
 
     def _answer(self, reader: int) -> None:
-        """What is done of a signal at once: it is answered, and a second Ctrl-C ends a process of ours."""
+        """Runs on a thread and answers a signal at once; a second Ctrl-C may end the process here."""
         first: float | None = None
         while numbers := os.read(reader, 1):
             number = numbers[0]

@@ -13,7 +13,8 @@ import optax
 from jax.sharding import Mesh, PartitionSpec
 
 from devft_jax.federated.local import local_step, make_optimizer, step_gradients
-from devft_jax.federated.round.cohort import LocalTraining, broadcast_of, client_loss, frozen_rows, participant_of
+from devft_jax.federated.round.client import LocalTraining, client_loss, frozen_rows, participant_of
+from devft_jax.federated.round.server import broadcast_of
 from devft_jax.models.base import Base
 from devft_jax.models.sharding import partition_specs, place
 from devft_jax.typing import PyTree

@@ -39,14 +39,8 @@ from devft_jax.federated.messages import message_bytes
 from devft_jax.federated.options import learning_rate_at, validate_learning_rate
 from devft_jax.federated.profiles import profiled_clients
 from devft_jax.federated.round.chunk_size import Trial, choose, next_smaller
-from devft_jax.federated.round.cohort import (
-    ChunkTooLargeError,
-    Cohort,
-    LocalTraining,
-    RoundResult,
-    frozen_rows,
-    participant_shapes,
-)
+from devft_jax.federated.round.client import LocalTraining, frozen_rows, participant_shapes
+from devft_jax.federated.round.cohort import ChunkTooLargeError, Cohort, RoundResult
 from devft_jax.federated.sampling import Purpose, client_keys, run_key
 from devft_jax.federated.work import ClientWork, Participants, Rounds
 from devft_jax.models.adapter import Adapter

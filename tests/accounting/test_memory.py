@@ -16,7 +16,7 @@ from devft_jax.federated.algorithms.fedit import fedit
 from devft_jax.federated.algorithms.options import MethodConfig
 from devft_jax.federated.local import OptimizerOptions, Passes
 from devft_jax.federated.messages import message_bytes
-from devft_jax.federated.round.cohort import LocalTraining
+from devft_jax.federated.round.client import LocalTraining
 from devft_jax.models.architecture import ARCHITECTURES, PROJECTIONS, ModelConfig
 from devft_jax.models.llama import Compute
 from devft_jax.models.quantization import base_shapes

@@ -15,7 +15,9 @@ from devft_jax.federated.algorithm import Algorithm, Clients, Participant, Share
 from devft_jax.federated.algorithms.fedit import fedit
 from devft_jax.federated.algorithms.options import MethodConfig
 from devft_jax.federated.local import OptimizerOptions, Passes
-from devft_jax.federated.round.cohort import Cohort, LocalTraining, RoundResult, broadcast_of, participant_of
+from devft_jax.federated.round.client import LocalTraining, participant_of
+from devft_jax.federated.round.cohort import Cohort, RoundResult
+from devft_jax.federated.round.server import broadcast_of
 from devft_jax.federated.sampling import client_keys
 from devft_jax.federated.work import ClientWork
 from devft_jax.models.adapter import Adapter

@@ -12,7 +12,7 @@ from devft_jax.developmental import LayerMap
 from devft_jax.federated.algorithm import Clients, as_float32, empty
 from devft_jax.federated.algorithms import ALGORITHMS
 from devft_jax.federated.messages import travelling_parts
-from devft_jax.federated.round.cohort import zero_sums
+from devft_jax.federated.round.chunk import zero_sums
 from devft_jax.models.adapter import Adapter
 from tests.federated.harness import (
     FIVE,

@@ -22,7 +22,7 @@ from devft_jax.federated.algorithms.c2a import c2a
 from devft_jax.federated.algorithms.fedit import fedit
 from devft_jax.federated.algorithms.options import MethodConfig
 from devft_jax.federated.local import OptimizerOptions, Passes
-from devft_jax.federated.round.cohort import LocalTraining
+from devft_jax.federated.round.client import LocalTraining
 from devft_jax.models.architecture import ARCHITECTURES, ModelConfig
 from devft_jax.models.base import init_base
 from devft_jax.models.llama import Compute

@@ -12,19 +12,15 @@ import pytest
 
 from devft_jax.developmental import GROWTHS, LayerMap, SkipGrow, fuse, make_growth, next_stage
 from devft_jax.developmental.options import GrowthOptions
-from devft_jax.federated.algorithm import Algorithm, Clients, Share
+from devft_jax.federated.algorithm import Algorithm, Clients
 from devft_jax.federated.algorithms import ALGORITHMS
 from devft_jax.federated.algorithms.options import MethodConfig
 from devft_jax.federated.local import OptimizerOptions
-from devft_jax.federated.round.cohort import (
-    LocalTraining,
-    broadcast_of,
-    jit_chunk,
-    participant_shapes,
-    uplink_shapes,
-    zero_sums,
-)
+from devft_jax.federated.round.chunk import chunk_shapes, jit_chunk, zero_sums
+from devft_jax.federated.round.client import LocalTraining, participant_shapes, uplink_shapes
+from devft_jax.federated.round.server import broadcast_of
 from devft_jax.models.llama import Compute
+from devft_jax.models.sharding import placed_shapes
 from devft_jax.runtime.devices import client_mesh
 from tests.conftest import REPOSITORY
 from tests.federated.harness import BASE, SGD, WHOLE, client, engine, run_round
@@ -103,22 +99,13 @@ def chunk_of(algorithm: Algorithm) -> str:
     broadcast, bank = jax.eval_shape(stage)
     row = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), bank)
     up = uplink_shapes(algorithm, participant_shapes(algorithm, broadcast, row))
-    of = jax.ShapeDtypeStruct
-    shape = (DEVICES, 1, 2, 16)
-    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0, impl="threefry2x32"), DEVICES))
+    mesh = client_mesh(jax.local_devices()[:DEVICES])
+    batch = jax.ShapeDtypeStruct((1, 2, 16), "int32"), jax.ShapeDtypeStruct((1, 2, 16), "bool")
+    learning = jax.ShapeDtypeStruct((CONFIG.layers,), "bool")
+    inputs = chunk_shapes(mesh, placed_shapes(BASE, mesh), broadcast, row, batch, learning, clients=DEVICES)
     training = LocalTraining(algorithm, CONFIG, Compute(), OptimizerOptions(), WHOLE)
-    program = jit_chunk(training, client_mesh(jax.local_devices()[:DEVICES])).lower(
-        jax.eval_shape(lambda: BASE),
-        broadcast,
-        bank,
-        (of(shape, "int32"), of(shape, "bool")),
-        Share(of((DEVICES,), "float32"), of((DEVICES,), "int32")),
-        of((), "float32"),
-        keys,
-        of((CONFIG.layers,), "bool"),
-        jax.eval_shape(lambda: zero_sums(algorithm, up, DEVICES)),
-    )
-    return program.as_text()
+    sums = jax.eval_shape(lambda: zero_sums(algorithm, up, DEVICES))
+    return jit_chunk(training, mesh).lower(inputs, sums).as_text()
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)

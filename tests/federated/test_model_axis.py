@@ -10,7 +10,9 @@ import pytest
 from devft_jax.accounting.memory import Work, compiled_memory
 from devft_jax.federated.local import OptimizerOptions, Passes
 from devft_jax.federated.prefix import PrefixCache
-from devft_jax.federated.round.cohort import Cohort, LocalTraining, jit_chunk
+from devft_jax.federated.round.chunk import jit_chunk
+from devft_jax.federated.round.client import LocalTraining
+from devft_jax.federated.round.cohort import Cohort
 from devft_jax.models.architecture import ModelConfig
 from devft_jax.models.llama import Compute
 from devft_jax.models.quantization import base_shapes, quantize_base
@@ -156,6 +158,6 @@ def test_no_device_holds_the_base_nor_gathers_more_than_a_layer_of_it(kind, rema
 def test_the_chunk_lowers_for_accelerators(platform):
     mesh = client_mesh(jax.local_devices(), 4)
     half = dataclasses.replace(training(), compute=Compute(dtype="bfloat16", remat="dots"), optimizer=OptimizerOptions())
-    base, *arguments = chunk_arguments(half.algorithm, CONFIG, 8, "bfloat16")
-    exported = jax.export.export(jit_chunk(half, mesh), platforms=[platform])(shard_base(base, 4, MODEL_AXIS), *arguments)
+    arguments = chunk_arguments(half.algorithm, CONFIG, mesh, "bfloat16")
+    exported = jax.export.export(jit_chunk(half, mesh), platforms=[platform])(*arguments)
     assert exported.nr_devices == 8

@@ -14,7 +14,8 @@ from devft_jax.federated.algorithm import Clients
 from devft_jax.federated.algorithms import ALGORITHMS
 from devft_jax.federated.local import Passes
 from devft_jax.federated.prefix import PrefixCache, Visits, worth_storing
-from devft_jax.federated.round.cohort import Cohort, LocalTraining
+from devft_jax.federated.round.client import LocalTraining
+from devft_jax.federated.round.cohort import Cohort
 from devft_jax.models.llama import Compute, prefix_states
 from devft_jax.models.quantization import quantize_base
 from devft_jax.runtime.compiled import CompiledPrograms

@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from devft_jax.federated.local import Passes
-from devft_jax.federated.round.cohort import LocalTraining
+from devft_jax.federated.round.client import LocalTraining
 from devft_jax.models.llama import Compute
 from devft_jax.runtime.devices import client_mesh
 from devft_jax.training.replay import replay_client

@@ -11,29 +11,27 @@ import ml_dtypes
 import numpy as np
 import optax
 import pytest
+from jax.sharding import Mesh
 
 from devft_jax.config.execution import ExecutionOptions, resolve_clients_per_step
-from devft_jax.federated.algorithm import Algorithm, Clients, Share
+from devft_jax.federated.algorithm import Algorithm, Clients
 from devft_jax.federated.algorithms.fedit import fedit
 from devft_jax.federated.algorithms.options import MethodConfig
 from devft_jax.federated.local import OptimizerOptions, Passes
-from devft_jax.federated.round import cohort as cohort_module
-from devft_jax.federated.round.cohort import (
-    Cohort,
-    LocalTraining,
-    broadcast_of,
-    make_chunk,
-    participant_shapes,
-    uplink_shapes,
-    zero_sums,
-)
+from devft_jax.federated.round import assembly
+from devft_jax.federated.round import client as client_module
+from devft_jax.federated.round.chunk import chunk_shapes, make_chunk, zero_sums
+from devft_jax.federated.round.client import LocalTraining, participant_shapes, uplink_shapes
+from devft_jax.federated.round.cohort import Cohort
+from devft_jax.federated.round.server import broadcast_of
 from devft_jax.models.adapter import LoraFactors
 from devft_jax.models.architecture import PROJECTIONS, ModelConfig
 from devft_jax.models.base import Base
 from devft_jax.models.llama import Compute
 from devft_jax.models.loss import completion_loss
+from devft_jax.models.sharding import placed_shapes, shard_base
 from devft_jax.runtime.compiled import CompiledPrograms
-from devft_jax.runtime.devices import client_mesh
+from devft_jax.runtime.devices import MODEL_AXIS, client_mesh
 from tests.federated.harness import (
     BUCKETS,
     DROPOUT,
@@ -96,9 +94,8 @@ def test_a_round_is_the_plain_loop_for_any_chunk_devices_and_passes(devices, ask
 def test_participants_of_like_work_share_a_chunk_and_are_dealt_to_its_devices(monkeypatch):
     tokens = [3, 10, 1, 9, 2, 8, 4, 7, 5, 6, 11]
     members = [dataclasses.replace(FIVE[0], position=n, lengths=np.array([[many]])) for n, many in enumerate(tokens)]
-    cohort = engine(fedit_with(), SGD, 2, 4)
-    monkeypatch.setattr(cohort_module, "CHUNKS_SORTED", 2)
-    groups = list(cohort._groups(members, 4))
+    monkeypatch.setattr(assembly, "CHUNKS_SORTED", 2)
+    groups = list(assembly.groups(members, 4, devices=2))
     assert [[member.position for member in chosen] for _, chosen in groups] == [slots.tolist() for slots, _ in groups]
     # Eight are sorted together; a device has every second of a chunk's. What is left over is as it comes.
     assert [[tokens[slot] for slot in slots] for slots, _ in groups] == [[10, 8, 9, 7], [4, 2, 3, 1], [11, 6, 5]]
@@ -342,24 +339,17 @@ PER_DEVICE = 5
 ALL_RANK_3 = MethodConfig(rank=3, alpha=3.0, dropout=0.0, targets=PROJECTIONS)
 
 
-def chunk_arguments(algorithm: Algorithm, config: ModelConfig, devices: int, dtype="float32"):
-    """Shapes of a chunk's arguments: 5 clients per device, 2 steps of 2 rows of 10 tokens."""
-    clients = PER_DEVICE * devices
+def chunk_arguments(algorithm: Algorithm, config: ModelConfig, mesh: Mesh, dtype="float32"):
+    """Shapes of a chunk's inputs and sums: 5 clients per device, 2 steps of 2 rows of 10 tokens."""
     server = jax.eval_shape(lambda: init(algorithm, config=config))
     base = jax.eval_shape(lambda: jax.tree.map(lambda leaf: leaf.astype(dtype), random_base(config)))
     broadcast = jax.eval_shape(functools.partial(broadcast_of, algorithm), server)
     up = uplink_shapes(algorithm, participant_shapes(algorithm, broadcast, {}))
-    shape = (clients, 2, 2, 10)
-
-    def of(shape, dtype):
-        return jax.ShapeDtypeStruct(shape, dtype)
-
-    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0, impl="threefry2x32"), clients))
-    batches = (of(shape, "int32"), of(shape, "bool"))
-    sums = jax.eval_shape(lambda: zero_sums(algorithm, up, devices))
-    shares = Share(of((clients,), "float32"), of((clients,), "int32"))
-    lr, rows = of((), "float32"), of((config.layers,), "bool")
-    return base, broadcast, {}, batches, shares, lr, keys, rows, sums
+    base = placed_shapes(shard_base(base, mesh.shape[MODEL_AXIS], MODEL_AXIS), mesh)
+    batch = jax.ShapeDtypeStruct((2, 2, 10), "int32"), jax.ShapeDtypeStruct((2, 2, 10), "bool")
+    learning = jax.ShapeDtypeStruct((config.layers,), "bool")
+    inputs = chunk_shapes(mesh, base, broadcast, {}, batch, learning, clients=PER_DEVICE * mesh.size)
+    return inputs, jax.eval_shape(lambda: zero_sums(algorithm, up, mesh.size))
 
 
 def chunk_program(devices: int, options: MethodConfig, compute: Compute):
@@ -367,7 +357,7 @@ def chunk_program(devices: int, options: MethodConfig, compute: Compute):
     algorithm = fedit_with(options)
     mesh = client_mesh(jax.local_devices()[:devices])
     chunk = make_chunk(LocalTraining(algorithm, DISTINCT, compute, OptimizerOptions(), Passes(1, (5, 10))), mesh)
-    return jax.jit(chunk), chunk_arguments(algorithm, DISTINCT, devices, compute.dtype)
+    return jax.jit(chunk), chunk_arguments(algorithm, DISTINCT, mesh, compute.dtype)
 
 
 def per_client_copies(program: str) -> set[tuple[int, ...]]:
@@ -403,7 +393,7 @@ def test_a_merged_adapter_would_be_seen_as_a_copy_per_client(monkeypatch):
         base = base.replace(blocks=base.blocks.replace(**merged))
         return completion_loss(config, base, None, tokens, mask, **rest)
 
-    monkeypatch.setattr(cohort_module, "completion_loss", merged_loss)
+    monkeypatch.setattr(client_module, "completion_loss", merged_loss)
     chunk, arguments = chunk_program(1, ALL_RANK_3, Compute())
     copies = per_client_copies(chunk.lower(*arguments).compile().as_text())
     for name in PROJECTIONS:

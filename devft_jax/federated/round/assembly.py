@@ -1,0 +1,133 @@
+"""Chunks on the host: which participants train together, and the arrays that their program reads.
+
+Devices wait for the chunk's client with the most tokens, and the clients of a device are padded alike. The participants of
+`CHUNKS_SORTED` chunks at a time are therefore sorted by their tokens before they are divided into chunks, and each chunk is
+dealt out over its devices. A last chunk that is not full is padded with clients of weight zero, never cut.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from devft_jax.federated.work import ClientWork
+from devft_jax.typing import PyTree
+
+# Chunks whose participants are sorted together.
+CHUNKS_SORTED = 8
+
+Assemble = Callable[[np.ndarray], tuple[np.ndarray, ...]]
+"""Examples i64[..., S, B], -1 for padding -> tokens and mask [..., S, B, T] and, where a round reads them, stored hidden
+states [..., S, B, T, D]. Called on a background thread."""
+
+
+class Bank(Protocol):
+    """What a round needs of the clients' rows.
+
+    Attributes:
+      row: shapes and dtypes of one row.
+    """
+
+    row: PyTree
+
+    def take(self, positions: np.ndarray) -> PyTree:
+        """Rows [C, ...] of the clients at `positions` i64[C]; called from another thread than `put`."""
+
+    def put(self, positions: np.ndarray, rows: PyTree) -> None:
+        """Store rows [C, ...] for the clients at `positions` i64[C], which are not taken again in the round."""
+
+
+@dataclass(frozen=True)
+class HostChunk:
+    """The host's arrays of one chunk of C clients.
+
+    Attributes:
+      real: how many clients are participants; the others, at the end, are padding.
+      positions: of the clients in the population, i64[C].
+      ids: of the clients, u32[C].
+      weights: of their messages, f32[C]; zero for padding.
+      slots: their places in the cohort, i32[C].
+      rows: what they keep [C, ...].
+      batches: their examples [C, S, B, ...].
+      lengths: how many of the participants' examples have which length.
+    """
+
+    real: int
+    positions: np.ndarray
+    ids: np.ndarray
+    weights: np.ndarray
+    slots: np.ndarray
+    rows: PyTree
+    batches: tuple[np.ndarray, ...]
+    lengths: Counter[int]
+
+
+def groups(cohort: Sequence[ClientWork], size: int, devices: int) -> Iterator[tuple[np.ndarray, list[ClientWork]]]:
+    """Divide a cohort into chunks of similar work.
+
+    Args:
+      cohort: the participants of a round.
+      size: clients of a chunk, a multiple of the devices.
+      devices: that a chunk is divided over.
+
+    Yields:
+      The participants of each chunk, after their places in the cohort i64[K]; K is `size` but for the last chunk.
+    """
+    for first in range(0, len(cohort), size * CHUNKS_SORTED):
+        some = cohort[first : first + size * CHUNKS_SORTED]
+        order = np.argsort([-int(member.lengths.sum()) for member in some], kind="stable")
+        for begin in range(0, len(some), size):
+            chosen = order[begin : begin + size]
+            if len(chosen) == size:
+                # A device trains neighbours of the chunk's array; in order, the first would get all the longest.
+                chosen = chosen.reshape(-1, devices).T.ravel()
+            yield first + chosen, [some[index] for index in chosen.tolist()]
+
+
+def host_chunks(
+    cohort: Sequence[ClientWork], bank: Bank, assemble: Assemble, *, size: int, devices: int
+) -> Iterator[HostChunk]:
+    """The chunks of a cohort, each assembled when it is asked for.
+
+    Args:
+      cohort: the participants of a round.
+      bank: gives their rows.
+      assemble: makes batches from their examples.
+      size: clients of a chunk, a multiple of the devices.
+      devices: that a chunk is divided over.
+
+    Raises:
+      ValueError: a participant's weight is not positive and finite, so that a mean could be taken over nothing.
+    """
+    return (_host_chunk(slots, members, bank, assemble, size) for slots, members in groups(cohort, size, devices))
+
+
+def _host_chunk(slots: np.ndarray, members: list[ClientWork], bank: Bank, assemble: Assemble, size: int) -> HostChunk:
+    """The chunk of the participants at `slots` of the cohort."""
+    for member in members:
+        if not 0 < member.weight < math.inf:
+            raise ValueError(
+                f"the weight {member.weight} of the client at position {member.position} is not positive and "
+                "finite: give every participant a positive weight, or leave it out."
+            )
+    examples = np.full((size, *members[0].examples.shape), -1, np.int64)
+    weights = np.zeros(size, np.float32)
+    ids = np.zeros(size, np.uint32)
+    positions = np.full(size, members[0].position)
+    for slot, member in enumerate(members):
+        examples[slot], weights[slot] = member.examples, member.weight
+        ids[slot], positions[slot] = member.id, member.position
+    return HostChunk(
+        real=len(members),
+        positions=positions,
+        ids=ids,
+        weights=weights,
+        # Padding has no slot of its own and adds zero to the one it names.
+        slots=np.pad(slots, (0, size - len(slots)), "edge").astype(np.int32),
+        rows=bank.take(positions),
+        batches=assemble(examples),
+        lengths=Counter(np.concatenate([member.lengths.ravel() for member in members]).tolist()),
+    )

@@ -1,0 +1,225 @@
+"""The compiled unit of a round: so many clients at once, on all devices.
+
+    chunk(inputs, sums) -> (sums, outputs)
+
+Clients run under `vmap` (as many as a device has of the chunk) and their local steps under `scan`; the client axis C is
+sharded over the local devices. The base is shared by all clients, never copied per client. The sums alone are donated: the
+round's total is added up in one buffer, while base and broadcast serve the next chunk too.
+
+Each device keeps sums of its own clients, which are added once, at the end of the round (`add_over_devices`): where each
+device has the base, a chunk contains no collective operation, so that devices never wait for each other.
+
+Devices that hold the base together (`devft_jax.models.sharding`) gather its weights as they go. A collective operation that
+only some devices of a group reach would never end, or mix up two exchanges. What depends on data and has a collective inside
+is therefore decided by the whole group: the padded length of a pass (`Passes.group`). The loss's loop over blocks of tokens,
+whose number each device decides alone, has no collective inside, since the head is gathered before it. Two chunks may still
+be in flight: a device runs its programs in the order of their launch, and XLA gives host devices, which share a pool of
+threads, a program of several devices only when the one before is done.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from devft_jax.federated.algorithm import Algorithm, Share
+from devft_jax.federated.local import Batch, LocalStatistics, local_train, make_optimizer
+from devft_jax.federated.messages import ranks_of
+from devft_jax.federated.round.client import LocalTraining, client_loss, participant_of
+from devft_jax.federated.sampling import client_keys
+from devft_jax.models.base import Base
+from devft_jax.models.sharding import partition_specs
+from devft_jax.runtime.compiled import shared_programs
+from devft_jax.runtime.devices import MODEL_AXIS, OVER_DEVICES, shapes_on
+from devft_jax.typing import PyTree
+
+# Name of the `vmap` over the clients that a device trains at once.
+CHUNK_AXIS = "chunk"
+
+
+class RoundInputs(struct.PyTreeNode):
+    """What all chunks of a round share.
+
+    Attributes:
+      base: the stage's frozen model.
+      broadcast: what the server sends, before it is addressed, and what is known without a message.
+      lr: the round's learning rate, f32[].
+      train_rows: which of the stage's layers learn, bool[G].
+    """
+
+    base: Base
+    broadcast: tuple[PyTree, PyTree]
+    lr: jax.Array
+    train_rows: jax.Array
+
+
+class ClientInputs(struct.PyTreeNode):
+    """What clients have each for themselves: C of them, or one where the axis C is mapped away.
+
+    Attributes:
+      rows: what they kept of earlier rounds [C, ...].
+      batches: tokens i32[C, S, B, T] and mask bool[C, S, B, T]; where the layers below the adapter's are not run, also the
+        hidden states that these make [C, S, B, T, D].
+      shares: weights f32[C] and slots i32[C] of their messages.
+      keys: for their random draws, key[C].
+    """
+
+    rows: PyTree
+    batches: Batch
+    shares: Share
+    keys: jax.Array
+
+
+class ChunkInputs(struct.PyTreeNode):
+    """All that a chunk reads.
+
+    Attributes:
+      shared: the same for all clients, whole on every device but for a base that is divided among them.
+      clients: each client's own, divided over the devices.
+    """
+
+    shared: RoundInputs
+    clients: ClientInputs
+
+
+class ClientOutputs(struct.PyTreeNode):
+    """What a chunk reports of its clients, divided over the devices.
+
+    Attributes:
+      rows: what they keep for later rounds [C, ...]; as before for a client whose update is not finite.
+      statistics: of their local training.
+      ranks: of the messages down and up where clients differ in rank, i32[C] per leaf.
+    """
+
+    rows: PyTree
+    statistics: LocalStatistics
+    ranks: PyTree
+
+
+def chunk_specs(base: Base) -> ChunkInputs:
+    """How a chunk's inputs are divided over the devices: a partition spec for each leaf, or for a whole subtree."""
+    whole: Any = PartitionSpec()
+    by_client: Any = OVER_DEVICES
+    shared = RoundInputs(base=partition_specs(base), broadcast=whole, lr=whole, train_rows=whole)
+    return ChunkInputs(shared=shared, clients=by_client)
+
+
+def chunk_shapes(
+    mesh: Mesh, base: Base, broadcast: tuple[PyTree, PyTree], row: PyTree, batch: PyTree, train_rows: Any, *, clients: int
+) -> ChunkInputs:
+    """Shapes, dtypes and placement of a chunk's inputs. All trees may hold arrays or shapes.
+
+    Args:
+      mesh: of the devices.
+      base: shapes of the stage's model, placed already (`devft_jax.models.sharding.placed_shapes`).
+      broadcast: what the server sends, and what is known without a message.
+      row: what one client keeps.
+      batch: one client's examples, [S, B, ...].
+      train_rows: bool[G].
+      clients: C.
+    """
+    whole, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, OVER_DEVICES)
+    share = jax.eval_shape(lambda: Share(jnp.float32(1.0), jnp.int32(0)))
+    ids = jax.ShapeDtypeStruct((clients,), np.uint32)
+    rate = jax.ShapeDtypeStruct((), np.float32)
+    broadcast, lr, train_rows = shapes_on(whole, (broadcast, rate, train_rows))
+    rows, batches, shares = shapes_on(split, (row, batch, share), clients)
+    keys = shapes_on(split, jax.eval_shape(partial(client_keys, 0, 0), ids))
+    return ChunkInputs(
+        shared=RoundInputs(base=base, broadcast=broadcast, lr=lr, train_rows=train_rows),
+        clients=ClientInputs(rows=rows, batches=batches, shares=shares, keys=keys),
+    )
+
+
+def all_finite(tree: PyTree) -> jax.Array:
+    """Whether no element of any leaf is NaN or infinite, bool[]."""
+    return jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
+
+
+def train_client(training: LocalTraining, shared: RoundInputs, client: ClientInputs) -> tuple[PyTree, ClientOutputs]:
+    """One client's round, traced.
+
+    Args:
+      training: what the program is made of.
+      shared: what all clients share.
+      client: its own inputs, without the axis C.
+
+    Returns:
+      Its contribution to the sums, zero where its update is not finite; and its report, without the axis C.
+    """
+    algorithm, lr = training.algorithm, shared.lr
+    participant = participant_of(algorithm, shared.broadcast, client.rows, client.keys, lr, client.batches[0].shape[0])
+    start, frozen = algorithm.start(participant)
+    loss = client_loss(training, shared.base, frozen)
+    rule = algorithm.optimizer(make_optimizer(training.optimizer, lr), frozen, lr)
+    learning = shared.train_rows if algorithm.layered else None
+    trained, statistics = local_train(loss, rule, start, client.batches, client.keys, learning, training.passes)
+    up, new_row = algorithm.finish(participant, trained)
+    # What float32 holds may overflow the dtype in which it travels.
+    finite = statistics.finite & all_finite((up, new_row))
+    new_row = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new_row, client.rows)
+    # Zero times NaN is NaN: a broken client's contribution is replaced, not only given no weight.
+    contribution = jax.tree.map(lambda leaf: jnp.where(finite, leaf, 0), algorithm.contribution(up, client.shares))
+    ranks = ranks_of(participant.down), ranks_of(up)
+    return contribution, ClientOutputs(rows=new_row, statistics=statistics.replace(finite=finite), ranks=ranks)
+
+
+def make_chunk(training: LocalTraining, mesh: Mesh) -> Callable[[ChunkInputs, PyTree], tuple[PyTree, ClientOutputs]]:
+    """The chunk over the devices of `mesh` as a traceable function.
+
+    Returns:
+      (inputs, sums [devices, ...]) -> (the sums with this chunk's clients added, what is reported of the clients).
+    """
+    group = MODEL_AXIS if mesh.shape[MODEL_AXIS] > 1 else None
+    training = replace(training, passes=replace(training.passes, axis=CHUNK_AXIS, group=group))
+
+    def on_a_device(inputs: ChunkInputs, sums: PyTree) -> tuple[PyTree, ClientOutputs]:
+        over_clients = jax.vmap(partial(train_client, training, inputs.shared), axis_name=CHUNK_AXIS)
+        contributions, outputs = over_clients(inputs.clients)
+        sums = jax.tree.map(lambda total, parts: total + jnp.sum(parts, axis=0, keepdims=True), sums, contributions)
+        return sums, outputs
+
+    def chunk(inputs: ChunkInputs, sums: PyTree) -> tuple[PyTree, ClientOutputs]:
+        over_devices = jax.shard_map(
+            on_a_device,
+            mesh=mesh,
+            in_specs=(chunk_specs(inputs.shared.base), OVER_DEVICES),
+            out_specs=OVER_DEVICES,
+            check_vma=False,
+        )
+        return over_devices(inputs, sums)
+
+    return chunk
+
+
+@shared_programs
+def jit_chunk(training: LocalTraining, mesh: Mesh) -> jax.stages.Wrapped:
+    """`make_chunk`, ready to be compiled; the sums are donated."""
+    return jax.jit(make_chunk(training, mesh), donate_argnames="sums")
+
+
+def zero_sums(algorithm: Algorithm, up: PyTree, devices: int) -> PyTree:
+    """The sums of no client: zeros [devices, ...] of the shapes of a message's contribution.
+
+    Args:
+      algorithm: whose contribution.
+      up: shapes of one client's message.
+      devices: that add up clients.
+    """
+    shapes = jax.eval_shape(algorithm.contribution, up, Share(jnp.float32(1.0), jnp.int32(0)))
+    return jax.tree.map(lambda leaf: jnp.zeros((devices, *leaf.shape), leaf.dtype), shapes)
+
+
+@shared_programs
+def jit_zero_sums(
+    algorithm: Algorithm, structure: Any, up: tuple[jax.ShapeDtypeStruct, ...], split: NamedSharding
+) -> jax.stages.Wrapped:
+    """`zero_sums` of the message with this structure and these leaves, divided as `split`; ready to be compiled."""
+    message = jax.tree.unflatten(structure, up)
+    return jax.jit(lambda: zero_sums(algorithm, message, split.mesh.size), out_shardings=split)
