@@ -89,15 +89,19 @@ def measure(options: dict[str, Any]) -> dict[str, Any]:
         del model
     with peak_memory() as run_memory:
         run = train(config, progress=Progress(quiet=True))
-    rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    summary = run.summary
+    assert summary is not None
     return {
         "load_seconds": load_seconds,
         "load_bytes": load[0],
         "run_bytes": run_memory[0],
-        "round_seconds": min(row["seconds"] for row in rows),
-        "build_seconds": run.summary["seconds"]["build"],
-        **{name: run.summary[name] for name in ("base_bytes", "scratch_bytes", "base_loss", "final_loss")},
-        "submodel_bytes": run.summary["stages"][0]["submodel_bytes"],
+        "round_seconds": min(row.seconds for row in run.history),
+        "build_seconds": summary.seconds.build,
+        "base_bytes": summary.base_bytes,
+        "scratch_bytes": summary.scratch_bytes,
+        "base_loss": summary.base_loss,
+        "final_loss": summary.final_loss,
+        "submodel_bytes": summary.stages[0].submodel_bytes,
     }
 
 

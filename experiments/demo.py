@@ -25,7 +25,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from devft_jax.commands.jax_setup import configure_jax
 from devft_jax.comparing.arms import Costs, nearest
@@ -38,6 +37,7 @@ from devft_jax.reporting.progress import Progress, readable_bytes, readable_seco
 from devft_jax.reporting.report_file import read_story
 from devft_jax.reporting.table import table
 from devft_jax.storage import RUN, Kind, claim
+from devft_jax.storage.records import RunRecord
 from devft_jax.training.run import Run, train
 
 CENTRAL_LEARNING_RATE = 2e-3
@@ -101,75 +101,81 @@ def equal_byte_rounds(config: RunConfig) -> int:
     return nearest(Costs(full).by_rounds("bytes_up", config.rounds), Costs(config).of("bytes_up"))
 
 
-def result_rows(summaries: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+def result_rows(summaries: Mapping[str, RunRecord]) -> list[list[str]]:
     """The table of results, with the untuned base first."""
     heads = ["", "rounds", "held-out loss", "exact match", "sent up", "stages down", "FLOPs", "training", "compiling"]
     base = next(iter(summaries.values()))
-    rows = [heads, ["untuned base", "", f"{base['base_loss']:.3f}", f"{base['base_accuracy']:.1%}", *[""] * 5]]
+    rows = [heads, ["untuned base", "", f"{base.base_loss:.3f}", f"{base.base_accuracy:.1%}", *[""] * 5]]
     for name, summary in summaries.items():
-        seconds = summary["seconds"]
+        seconds = summary.seconds
         rows.append(
             [
                 name,
-                str(summary["rounds"]),
-                f"{summary['final_loss']:.3f}",
-                f"{summary['accuracy']:.1%}",
-                readable_bytes(summary["bytes_up"]),
-                readable_bytes(summary["bytes_stage"]),
-                f"{summary['train_flops'] / 1e12:.2f} T",
-                readable_seconds(seconds["train"]),
-                readable_seconds(seconds["compile"]),
+                str(summary.rounds),
+                f"{summary.final_loss:.3f}",
+                f"{summary.accuracy:.1%}",
+                readable_bytes(summary.bytes_up),
+                readable_bytes(summary.bytes_stage),
+                f"{summary.train_flops / 1e12:.2f} T",
+                readable_seconds(seconds.train),
+                readable_seconds(seconds.compile),
             ]
         )
     return rows
 
 
-def stage_rows(summary: Mapping[str, Any]) -> list[list[str]]:
+def stage_rows(summary: RunRecord) -> list[list[str]]:
     """What each stage of a growing run did to held-out loss."""
     rows = [["layers", "groups", "loss at start", "at end", "full model after transfer"]]
-    for stage in summary["stages"]:
-        grows = stage["layers"] < len(stage["assign"])
+    for stage in summary.stages:
+        grows = stage.layers < len(stage.assign)
         rows.append(
             [
-                str(stage["layers"]),
-                ",".join(map(str, stage["group_sizes"])) if grows else "each layer",
-                f"{stage['loss_start']:.3f}",
-                f"{stage['loss_end']:.3f}",
-                f"{stage['loss_full_after_transfer']:.3f}",
+                str(stage.layers),
+                ",".join(map(str, stage.group_sizes)) if grows else "each layer",
+                f"{stage.loss_start:.3f}",
+                f"{stage.loss_end:.3f}",
+                f"{stage.loss_full_after_transfer:.3f}",
             ]
         )
     return rows
 
 
-def comparison(first: str, second: str, summaries: Mapping[str, Mapping[str, Any]]) -> str:
+def known(figure: float | None) -> float:
+    """A figure that every finished run with held-out data has."""
+    assert figure is not None
+    return figure
+
+
+def comparison(first: str, second: str, summaries: Mapping[str, RunRecord]) -> str:
     """Which of two methods ends at the lower held-out loss, and whether exact match agrees; what is equal is told before."""
     names = {FEDIT: "FedIT", EQUAL_BYTES: "FedIT"}
-    better, worse = sorted((first, second), key=lambda name: summaries[name]["final_loss"])
-    low, high = (f"{summaries[name]['final_loss']:.3f}" for name in (better, worse))
+    better, worse = sorted((first, second), key=lambda name: known(summaries[name].final_loss))
+    low, high = (f"{summaries[name].final_loss:.3f}" for name in (better, worse))
     if low == high:
         return f"{names.get(first, first)} and {names.get(second, second)} end at the same held-out loss, {low}"
     said = f"{names.get(better, better)} ends at a lower held-out loss than {names.get(worse, worse)}, {low} against {high}"
-    more, less = summaries[better]["accuracy"], summaries[worse]["accuracy"]
+    more, less = known(summaries[better].accuracy), known(summaries[worse].accuracy)
     return f"{said}, {'with' if more >= less else 'but with'} {more:.1%} against {less:.1%} exact match"
 
 
-def verdict(summaries: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def verdict(summaries: Mapping[str, RunRecord]) -> list[str]:
     """What the numbers say, in sentences; one seed says nothing of chance, and so they do."""
     devft, fedit = summaries[DEVFT], summaries[FEDIT]
-    share = {name: devft[name] / fedit[name] for name in ("bytes_up", "train_flops")}
-    base, ceiling = devft["base_loss"], summaries[CENTRAL]["final_loss"]
+    bytes_share, flops_share = devft.bytes_up / fedit.bytes_up, devft.train_flops / fedit.train_flops
+    base, ceiling = known(devft.base_loss), known(summaries[CENTRAL].final_loss)
     sentences = [
-        f"At equal rounds {comparison(FEDIT, DEVFT, summaries)}; DevFT sends {share['bytes_up']:.0%} of FedIT's bytes and "
-        f"computes {share['train_flops']:.0%} of its FLOPs.",
+        f"At equal rounds {comparison(FEDIT, DEVFT, summaries)}; DevFT sends {bytes_share:.0%} of FedIT's bytes and "
+        f"computes {flops_share:.0%} of its FLOPs.",
         f"At equal bytes {comparison(EQUAL_BYTES, DEVFT, summaries)}.",
     ]
-    if devft["bytes_stage"]:
+    if devft.bytes_stage:
         sentences.append(
-            f"These are bytes of adapters, up. DevFT's fused submodels are {readable_bytes(devft['bytes_stage'])} more, "
+            f"These are bytes of adapters, up. DevFT's fused submodels are {readable_bytes(devft.bytes_stage)} more, "
             "down, unless clients keep the base model and fuse it themselves."
         )
     if ceiling < base:
-        reached = {name: (base - summaries[name]["final_loss"]) / (base - ceiling) for name in (LOCAL, FEDIT, DEVFT)}
+        reached = {name: (base - known(summaries[name].final_loss)) / (base - ceiling) for name in (LOCAL, FEDIT, DEVFT)}
         shown = ", ".join(f"{name} {share:.0%}" for name, share in reached.items())
         sentences.append(f"Of what central training takes off the untuned base's loss they reach: {shown}.")
         if max(reached.values()) > 1:
@@ -185,13 +191,19 @@ def loss_by_megabytes(run: Run) -> list[tuple[float, float]]:
     return [(point.bytes_up / 1e6, point.loss) for point in full_model_curve(read_story(run.folder))]
 
 
+def summaries_of(runs: Mapping[str, Run]) -> dict[str, RunRecord]:
+    """What came of the runs, all of which have finished, by name."""
+    return {name: run.summary for name, run in runs.items() if run.summary is not None}
+
+
 def picture(runs: Mapping[str, Run]) -> str:
     """Loss against bytes of the methods that send, between levels for what sends nothing.
 
     Measurements are not joined: the same rounds send other bytes in each method, and between two nothing was measured.
     """
-    levels = [Level("untuned base", runs[FEDIT].summary["base_loss"])]
-    levels += [Level(name, runs[name].summary["final_loss"]) for name in (LOCAL, CENTRAL)]
+    summaries = summaries_of(runs)
+    levels = [Level("untuned base", known(summaries[FEDIT].base_loss))]
+    levels += [Level(name, known(summaries[name].final_loss)) for name in (LOCAL, CENTRAL)]
     lines = [Line(name, loss_by_megabytes(runs[name]), joined=False) for name in (DEVFT, FEDIT, EQUAL_BYTES)]
     return line_chart(
         "Held-out loss of the full model, demo", "sent up by all clients (MB)", "nats per token", lines, levels=levels
@@ -221,15 +233,17 @@ def main() -> None:
         runs[name] = train(dataclasses.replace(method.config, out=str(out / method.folder)), progress=progress)
         if not runs[name].finished:
             raise SystemExit(128 + (runs[name].stopped_by or 0))
-    summaries = {name: run.summary for name, run in runs.items()}
+    summaries = summaries_of(runs)
     write_atomically(out / "demo.svg", picture(runs))
-    write_atomically(out / "demo.json", json.dumps(summaries, indent=1) + "\n")
-    local = summaries[LOCAL]
-    print(f"\n{local['held_out_examples']} held-out items, {local['clients']} non-IID clients, seed {options.seed}\n")
+    plain = {name: summary.to_plain() for name, summary in summaries.items()}
+    write_atomically(out / "demo.json", json.dumps(plain, indent=1) + "\n")
+    local, own = summaries[LOCAL], summaries[LOCAL].personal
+    assert own is not None
+    print(f"\n{local.held_out_examples} held-out items, {local.clients} non-IID clients, seed {options.seed}\n")
     print(*table(result_rows(summaries)), sep="\n")
     print(
-        f"\nlocal-only is the mean over the {local['clients']} clients' own models; standard deviations over clients are "
-        f"{local['personal']['loss_spread']:.3f} in loss and {local['personal']['accuracy_spread']:.1%} in exact match"
+        f"\nlocal-only is the mean over the {local.clients} clients' own models; standard deviations over clients are "
+        f"{own.loss_spread:.3f} in loss and {own.accuracy_spread:.1%} in exact match"
     )
     print("\nDevFT, stage by stage (held-out loss)\n")
     print(*table(stage_rows(summaries[DEVFT])), sep="\n")

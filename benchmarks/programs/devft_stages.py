@@ -33,7 +33,7 @@ CAPACITIES = (2, 4, 8, 16)
 
 def own_copy(state: State) -> State:
     """A state that can be advanced without touching this one; arrays are never changed in place, FedIT's bank is empty."""
-    return replace(state, record=copy.deepcopy(state.record), bank=copy.copy(state.bank))
+    return replace(state, totals=copy.deepcopy(state.totals), bank=copy.copy(state.bank))
 
 
 def repeated(state: State, step: Callable[[State], Any], times: int) -> tuple[dict[str, Any], State]:

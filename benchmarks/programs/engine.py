@@ -124,17 +124,17 @@ class Engine(Program):
 
     def round(self) -> None:
         """The first round of a run."""
-        state = replace(self.first, record=copy.deepcopy(self.first.record))
+        state = replace(self.first, totals=copy.deepcopy(self.first.totals))
         self.row = self.trainer.round(state)
         self.state = jax.block_until_ready(state)
-        for name in ("clients_per_step", "clients_per_step_settled"):
-            self.first.record[name] = state.record[name]
+        self.first.totals.clients_per_step = state.totals.clients_per_step
+        self.first.totals.clients_per_step_settled = state.totals.clients_per_step_settled
 
     def figures(self) -> dict[str, float]:
         """Operations of the round's training, by this project's own count."""
-        return {"flops": self.row["train_flops"]}
+        return {"flops": self.row.train_flops}
 
     def result(self) -> tuple[Arrays, float]:
         """The global adapter after the round."""
         lora = self.state.server.lora
-        return {f"{name}.{factor}": getattr(lora[name], factor) for name in TARGETS for factor in "ab"}, self.row["loss"]
+        return {f"{name}.{factor}": getattr(lora[name], factor) for name in TARGETS for factor in "ab"}, self.row.loss

@@ -22,6 +22,7 @@ import jax
 
 from devft_jax.errors import InputError
 from devft_jax.options import execution
+from devft_jax.storage.records import EnergyRecord
 
 POWERCAP = Path("/sys/class/powercap")
 ESTIMATE = "estimate from FLOPs"
@@ -187,7 +188,7 @@ def _read_zone(zone: Path) -> _Counter:
     return _Counter(zone.name, int(microjoules) / 1e6, int(span) / 1e6)
 
 
-def energy_summary(joules: dict[str, float], options: EnergyOptions, joules_per_flop: float) -> dict[str, Any]:
+def energy_summary(joules: dict[str, float], options: EnergyOptions, joules_per_flop: float) -> EnergyRecord:
     """What `summary.json` holds as `energy`.
 
     Args:
@@ -195,11 +196,11 @@ def energy_summary(joules: dict[str, float], options: EnergyOptions, joules_per_
       options: the carbon intensity of the grid.
       joules_per_flop: the factor of the estimated part.
     """
-    summary = {
-        **emissions(sum(joules.values()), options),
-        "source": " + ".join(joules) or "no round yet",
-        "covers": "training rounds",
-    }
-    if ESTIMATE in joules:
-        summary["joules_per_flop"] = joules_per_flop
-    return summary
+    factors = emissions(sum(joules.values()), options)
+    return EnergyRecord(
+        kwh=factors["kwh"],
+        kgco2e=factors["kgco2e"],
+        grid_kgco2e_per_kwh=options.grid_kgco2e_per_kwh,
+        source=" + ".join(joules) or "no round yet",
+        joules_per_flop=joules_per_flop if ESTIMATE in joules else None,
+    )

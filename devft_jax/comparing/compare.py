@@ -407,15 +407,17 @@ def read_outcome(job: Job) -> Outcome | None:
         story = read_story(path)
     except InputError as error:
         return Outcome(job.config.seed, str(path), error=str(error))
-    loss = story.record.get("final_loss")
+    loss = story.record.final_loss
     if loss is not None and not math.isfinite(loss):
         return Outcome(job.config.seed, str(path), error=f"its final held-out loss is {loss}; it diverged.")
-    return Outcome(job.config.seed, str(path), story.record, full_model_curve(story))
+    return Outcome(job.config.seed, str(path), story.record.to_plain(), full_model_curve(story))
 
 
 def full_model_curve(story: Story) -> list[Point]:
     """The full model's held-out losses along a run, and what had been spent by then."""
-    seconds, sent, work = (story.total(name) for name in ("seconds", "bytes_up", "train_flops"))
+    seconds = story.total(lambda row: row.seconds)
+    sent = story.total(lambda row: row.bytes_up)
+    work = story.total(lambda row: row.train_flops)
     points = [point for piece in story.full_model for point in piece if math.isfinite(point.loss)]
     return [Point(at.round, seconds[at.round], sent[at.round], work[at.round], at.loss) for at in points]
 

@@ -15,7 +15,6 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from zlib import crc32
 
 import numpy as np
@@ -33,6 +32,7 @@ from devft_jax.data.topics import find_topics, require_scikit_learn
 from devft_jax.errors import InputError
 from devft_jax.files import printable
 from devft_jax.options import execution, path
+from devft_jax.storage.records import ClientRecord, SplitRecord
 
 # Seed of the generated text that is public; built-in data has seed 0.
 _PUBLIC_SEED = 1
@@ -481,32 +481,32 @@ def _counts_by_name(groups: Groups, indices: np.ndarray) -> dict[str, int]:
     return {name: count for name, count in zip(groups.names, counts, strict=True) if count}
 
 
-def split_record(data: FederatedData) -> dict[str, Any]:
-    """The split as plain values for `split.json`: all groups in order, what each client has, and how prompts are worded.
+def split_record(data: FederatedData) -> SplitRecord:
+    """The split as `split.json` holds it: all groups in order, what each client has, and how prompts are worded.
 
-    `grouped_by` is category, topic, length, or None where examples have no groups beside their client; a client's
-    `groups` are counts of examples by name, without those it lacks and without examples that have no category.
+    A client's groups are counts of examples by name, without those it lacks and without examples that have no category.
     """
     groups = _shown_groups(data)
     lengths = data.train.lengths
-    return {
-        "partition": data.partition,
-        "template": data.template,
-        "begins_with": list(data.begins_with),
-        "ends_with": list(data.ends_with),
-        "notes": list(data.notes),
-        "examples": len(data.train),
-        "tokens": int(lengths.sum()),
-        "grouped_by": groups.kind if groups else None,
-        "groups": _counts_by_name(groups, np.arange(len(data.train))) if groups else {},
-        "clients": [
-            {
-                "name": client.name,
-                "id": int(client.id),
-                "examples": len(client.indices),
-                "tokens": int(lengths[client.indices].sum()),
-                "groups": _counts_by_name(groups, client.indices) if groups else {},
-            }
-            for client in data.clients
-        ],
-    }
+    clients = [
+        ClientRecord(
+            name=client.name,
+            id=int(client.id),
+            examples=len(client.indices),
+            tokens=int(lengths[client.indices].sum()),
+            groups=_counts_by_name(groups, client.indices) if groups else {},
+        )
+        for client in data.clients
+    ]
+    return SplitRecord(
+        partition=data.partition,
+        template=data.template,
+        begins_with=list(data.begins_with),
+        ends_with=list(data.ends_with),
+        notes=list(data.notes),
+        examples=len(data.train),
+        tokens=int(lengths.sum()),
+        grouped_by=groups.kind if groups else None,
+        groups=_counts_by_name(groups, np.arange(len(data.train))) if groups else {},
+        clients=clients,
+    )

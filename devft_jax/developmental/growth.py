@@ -6,7 +6,7 @@ are growths of the same kind. One that trains the first 4 of 16 layers and then,
 
     class Prefixes(Growth):
         def next(self, stage, tree, history, key):
-            if stage == 2 or (stage == 1 and history[-1]["loss"] > history[0]["loss"]):
+            if stage == 2 or (stage == 1 and history[-1].loss > history[0].loss):
                 return None
             depth = (4, 8)[stage]
             layers = jnp.arange(16)

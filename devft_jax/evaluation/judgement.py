@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 
 from devft_jax.evaluation.held_out import Evaluation
+from devft_jax.storage.records import PersonalRecord
 
 
 @dataclass(frozen=True)
@@ -16,25 +17,24 @@ class Judgement:
     Attributes:
       loss: nats per completion token.
       accuracy: share of examples answered exactly.
-      personal: of the clients' own models, JSON-ready: `losses` and `accuracies` by client, their means `loss` and
-        `accuracy`, and their standard deviations over clients, `loss_spread` and `accuracy_spread`; None for a global model.
+      personal: of the clients' own models; None for a global model.
     """
 
     loss: float
     accuracy: float
-    personal: dict[str, Any] | None = None
+    personal: PersonalRecord | None = None
 
     @classmethod
     def over_clients(cls, evaluations: Sequence[Evaluation]) -> Self:
         """The plain mean over the clients' own models, all evaluated on the same examples."""
         losses = np.array([evaluation.loss for evaluation in evaluations])
         accuracies = np.array([evaluation.accuracy for evaluation in evaluations])
-        personal = {
-            "loss": float(losses.mean()),
-            "accuracy": float(accuracies.mean()),
-            "losses": losses.tolist(),
-            "accuracies": accuracies.tolist(),
-            "loss_spread": float(losses.std()),
-            "accuracy_spread": float(accuracies.std()),
-        }
-        return cls(float(losses.mean()), float(accuracies.mean()), personal)
+        personal = PersonalRecord(
+            loss=float(losses.mean()),
+            accuracy=float(accuracies.mean()),
+            losses=losses.tolist(),
+            accuracies=accuracies.tolist(),
+            loss_spread=float(losses.std()),
+            accuracy_spread=float(accuracies.std()),
+        )
+        return cls(personal.loss, personal.accuracy, personal)

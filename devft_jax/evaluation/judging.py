@@ -12,6 +12,7 @@ from devft_jax.models.adapter import Adapter
 from devft_jax.models.base import Base
 from devft_jax.runtime.compiled import CompiledPrograms
 from devft_jax.storage.fingerprint import fingerprint
+from devft_jax.storage.records import SecondsRecord
 from devft_jax.typing import PyTree
 
 
@@ -27,7 +28,7 @@ class Judge:
     def __init__(self, algorithm: Algorithm, held_out: HeldOut | None, programs: CompiledPrograms):
         self.algorithm, self.held_out, self.programs = algorithm, held_out, programs
 
-    def evaluate(self, base: Base, adapter: Adapter | None, seconds: dict[str, float]) -> Evaluation | None:
+    def evaluate(self, base: Base, adapter: Adapter | None, seconds: SecondsRecord) -> Evaluation | None:
         """Held-out loss and exact match of one model.
 
         Args:
@@ -43,11 +44,11 @@ class Judge:
         began, compiled = time.perf_counter(), self.programs.seconds
         judged = self.held_out(base, adapter)
         compile_seconds = self.programs.seconds - compiled
-        seconds["compile"] += compile_seconds
-        seconds["evaluate"] += time.perf_counter() - began - compile_seconds
+        seconds.compile += compile_seconds
+        seconds.evaluate += time.perf_counter() - began - compile_seconds
         return judged
 
-    def models(self, base: Base, server: PyTree, bank: BankView, seconds: dict[str, float]) -> Judgement | None:
+    def models(self, base: Base, server: PyTree, bank: BankView, seconds: SecondsRecord) -> Judgement | None:
         """Evaluate the global model, or every client's own where the algorithm has no global one.
 
         Args:
@@ -84,7 +85,7 @@ class Judge:
 
         self.held_out.prepare(base, jax.eval_shape(adapter, server, row))
 
-    def own_models(self, base: Base, server: PyTree, bank: BankView, seconds: dict[str, float]) -> Judgement | None:
+    def own_models(self, base: Base, server: PyTree, bank: BankView, seconds: SecondsRecord) -> Judgement | None:
         """Evaluate every client's own model; arguments as of `models`."""
         personal = self.algorithm.personal
         assert personal is not None

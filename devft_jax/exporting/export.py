@@ -112,7 +112,7 @@ def _export_run(request: Request) -> Exported:
             adapter = import_peft(run.adapter_folder, read_config(model_folder(base) / CONFIG_FILE))
             return _write_full(request, run, base, adapter, f"the adapter of {run.folder} as it finished", None, ends)
         chosen = chosen_round(folder, rounds, request.stage)
-        total = sum(folder.read_record(max(rounds.values()))["stage_rounds"])
+        total = sum(folder.read_record(max(rounds.values())).totals.stage_rounds)
         saved = read_saved(folder, chosen, run, read_config(model_folder(base) / CONFIG_FILE), position)
     when = f"of {run.folder} after round {chosen} of {total}"
     if request.client is not None:

@@ -62,13 +62,13 @@ def chosen_round(folder: RunFolder, rounds: Mapping[int, int], stage: int | None
     if stage is None:
         return _not_in_place_of_a_damaged_one(folder, newest)
     record = folder.read_record(newest)
-    stages = len(record["stage_rounds"])
+    stages = len(record.totals.stage_rounds)
     if not 1 <= stage <= stages:
         raise InputError(f"stage {stage} is outside 1 to {stages}, the stages of the run in {folder.path}.")
     if stage - 1 in rounds:
         return _not_in_place_of_a_damaged_one(folder, rounds[stage - 1])
     kept = ", ".join(str(other + 1) for other in rounds)
-    if stage - 1 > record["stage"]:
+    if stage - 1 > record.stage:
         raise InputError(f"the run in {folder.path} has not saved stage {stage} yet; choose from {kept}, or let it go on.")
     raise InputError(
         f"the run in {folder.path} has no readable checkpoint of stage {stage} any more; restore it, or choose from {kept}."
@@ -134,8 +134,8 @@ def read_saved(
         full=as_low_rank(adapters[0]),
         submodel=_on_every_layer(as_low_rank(adapters[1]), layer_map.bare),
         layer_map=layer_map,
-        stage=record["stage"] + 1,
-        base=record["base"],
+        stage=record.stage + 1,
+        base=record.totals.base,
     )
 
 

@@ -5,42 +5,41 @@ Rounds have examples of other lengths, so that time and operations are compared 
 
 from collections.abc import Callable
 from statistics import mean, median
-from typing import Any
 
 from devft_jax.reporting import page
 from devft_jax.reporting.bars import Bar, ratio_bars
 from devft_jax.reporting.page import Cell
-from devft_jax.reporting.story import Stage, Story
+from devft_jax.reporting.story import Column, Stage, Story, both_ways
 from devft_jax.reporting.units import BYTES, FLOPS, SECONDS, Units, readable, readable_ratio
 
 Measure = Callable[[Stage], float]
 
 
-def _column(combine: Callable[[list[Any]], float], *names: str) -> Measure:
-    return lambda stage: combine([sum(row[name] for name in names) for row in stage.rows])
+def _over_rounds(combine: Callable[[list[float]], float], column: Column) -> Measure:
+    return lambda stage: combine([column(row) for row in stage.rows])
 
 
-def _for_tokens(combine: Callable[[list[Any]], float], name: str, tokens: float) -> Measure:
-    return lambda stage: combine([tokens * row[name] / max(row["tokens"], 1) for row in stage.rows])
+def _for_tokens(combine: Callable[[list[float]], float], column: Column, tokens: float) -> Measure:
+    return lambda stage: combine([tokens * column(row) / max(row.tokens, 1) for row in stage.rows])
 
 
 TIME, MESSAGES, WORK = (
-    ("Time for 1,000 tokens (median over rounds)", SECONDS, _for_tokens(median, "seconds", 1000)),
-    ("Messages of a round, up and down", BYTES, _column(mean, "bytes_up", "bytes_down")),
-    ("Training operations for a token", FLOPS, _for_tokens(mean, "train_flops", 1)),
+    ("Time for 1,000 tokens (median over rounds)", SECONDS, _for_tokens(median, lambda row: row.seconds, 1000)),
+    ("Messages of a round, up and down", BYTES, _over_rounds(mean, both_ways)),
+    ("Training operations for a token", FLOPS, _for_tokens(mean, lambda row: row.train_flops, 1)),
 )
 
 COMPARED: tuple[tuple[str, Units, Measure], ...] = (
     TIME,
     MESSAGES,
     WORK,
-    ("Memory of its largest program", BYTES, _column(max, "program_bytes")),
+    ("Memory of its largest program", BYTES, _over_rounds(max, lambda row: row.program_bytes)),
 )
 
 OF_A_ROUND: tuple[tuple[str, Units, Measure], ...] = (
-    ("Tokens of a round", ((1.0, ""),), _column(mean, "tokens")),
-    ("Time of a round (median)", SECONDS, _column(median, "seconds")),
-    ("Training operations of a round", FLOPS, _column(mean, "train_flops")),
+    ("Tokens of a round", ((1.0, ""),), _over_rounds(mean, lambda row: row.tokens)),
+    ("Time of a round (median)", SECONDS, _over_rounds(median, lambda row: row.seconds)),
+    ("Training operations of a round", FLOPS, _over_rounds(mean, lambda row: row.train_flops)),
     *COMPARED,
 )
 
@@ -75,27 +74,27 @@ def _saving(story: Story, deepest: Stage) -> str:
     """What the run's rounds would have cost at full depth, by arithmetic, beside what they did cost."""
     if not (deepest.is_full and story.is_grown):
         return ""
-    tokens = story.total("tokens")[-1]
+    tokens = story.total(lambda row: row.tokens)[-1]
 
     def beside(spent: float, full: float, units: Units) -> str:
         return f"{readable(spent, units)} instead of {readable(full, units)} ({readable_ratio(spent, full)})"
 
-    seconds = beside(story.total("seconds")[-1], TIME[2](deepest) * tokens / 1000, SECONDS)
-    work = beside(story.total("train_flops")[-1], WORK[2](deepest) * tokens, FLOPS)
-    sent = story.total("bytes_up", "bytes_down")[-1]
+    seconds = beside(story.total(lambda row: row.seconds)[-1], TIME[2](deepest) * tokens / 1000, SECONDS)
+    work = beside(story.total(lambda row: row.train_flops)[-1], WORK[2](deepest) * tokens, FLOPS)
+    sent = story.total(both_ways)[-1]
     messages = f"{beside(sent, MESSAGES[2](deepest) * story.rounds, BYTES)} of messages" if sent else "no messages"
     text = (
         f"The {story.rounds} rounds took {seconds} of training, {messages} and {work}. The second figures are what as many "
         "rounds over as many tokens at full depth would take: arithmetic from those of this run, not a measurement, and "
         "tells nothing of how much each would learn."
     )
-    dense = readable(story.record["bytes_stage"], BYTES)
-    if story.record["bytes_stage"] and story.is_fused:
+    dense = readable(story.record.bytes_stage, BYTES)
+    if story.record.bytes_stage and story.is_fused:
         text += (
             f" Sending the fused submodels to the clients that took part would add {dense} of messages, unless each client "
             "keeps the base model and fuses it itself."
         )
-    elif story.record["bytes_stage"]:
+    elif story.record.bytes_stage:
         text += f" Telling the clients that took part which layers a stage has would add {dense} of messages."
     return page.paragraph(text)
 

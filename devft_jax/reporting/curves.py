@@ -67,10 +67,7 @@ def _close_together(points: Sequence[tuple[int, float]], gap: int) -> list[list[
 
 def training_losses(story: Story, axis: Axis) -> list[Line]:
     """The mean loss of each round's steps, a piece for each stage: another stage trains another submodel."""
-    drawn = [
-        [(axis.values[row["round"]], row["loss"]) for row in stage.rows if math.isfinite(row["loss"])]
-        for stage in story.stages
-    ]
+    drawn = [[(axis.values[row.round], row.loss) for row in stage.rows if math.isfinite(row.loss)] for stage in story.stages]
     # A single point is no line: without a marker it would not be seen.
     return [Line(TRAINING, points, markers=len(points) == 1) for points in drawn if points]
 
@@ -133,14 +130,14 @@ def _accuracies(story: Story) -> str:
 
 def _learning_rates(story: Story) -> str:
     """The learning rate of every round, in a sentence where it was one."""
-    rates = [row.get("learning_rate") for row in story.rows]
+    rates = [row.learning_rate for row in story.rows]
     known = [float(rate) for rate in rates if rate is not None]
     if len(known) < len(rates):
         return ""
     if len(set(known)) == 1:
         return page.heading("Learning rate") + page.paragraph(f"It was {known[0]:g} in every round.")
     pieces = [
-        Line("learning rate", [(row["round"], row["learning_rate"]) for row in stage.rows], markers=len(stage.rows) == 1)
+        Line("learning rate", [(row.round, row.learning_rate or 0.0) for row in stage.rows], markers=len(stage.rows) == 1)
         for stage in story.stages
         if stage.rows
     ]
@@ -191,14 +188,14 @@ def learning(story: Story) -> str:
     words = []
     if story.is_grown:
         words.append("Every second stage is shaded. Within a stage the model that is trained is its submodel.")
-    if story.is_grown and story.record["base_loss"] is not None:
-        within = ", and within it as if it ended there" if any("full_loss" in row for row in story.rows) else ""
+    if story.is_grown and story.record.base_loss is not None:
+        within = ", and within it as if it ended there" if any(row.full_loss is not None for row in story.rows) else ""
         words[-1] += (
             " It is the one that is evaluated there, too; the full model is evaluated before the first round and at the end "
             f"of each stage{within}, when what the submodel learned has been carried back to every layer. In a stage at "
             "full depth the two are one."
         )
-    if story.record["base_loss"] is not None:
+    if story.record.base_loss is not None:
         words.append(
             "Held-out points are joined where the next was measured evaluate_every rounds later; others stand alone."
         )
@@ -206,7 +203,7 @@ def learning(story: Story) -> str:
         words.append(
             "Held-out figures are means over all clients' own models; one that has not trained yet is the untuned base."
         )
-    if story.record["base_loss"] is None:
+    if story.record.base_loss is None:
         words.append("There was no held-out data, so only the training loss is known.")
     if story.resumes:
         after = ", ".join(map(str, story.resumes))
@@ -229,19 +226,19 @@ def _round_table(story: Story) -> str:
 
     def line(index: int) -> list[Cell]:
         row = story.rows[index]
-        number = row["round"]
+        number = row.round
         known = full.get(number)
         totals = [axis.values[number] for axis in axes]
-        held_out = row.get("held_out_loss")
-        loss = row["loss"] if row["loss"] == row["loss"] else None
+        held_out = row.held_out_loss
+        loss = row.loss if row.loss == row.loss else None
         return [
             number,
-            row["stage"] + 1,
-            row["layers"],
+            row.stage + 1,
+            row.layers,
             loss,
             held_out,
-            known and known.loss,
-            known and known.accuracy,
+            None if known is None else known.loss,
+            None if known is None else known.accuracy,
             *totals,
         ]
 
@@ -261,16 +258,16 @@ def stage_changes(story: Story) -> str:
     carried: list[tuple[float, float]] = []
     pieces: list[Line] = []
 
-    def place(name: str, loss: float) -> tuple[float, float]:
+    def place(name: str, loss: float | None) -> tuple[float, float]:
         names.append(name)
-        return len(names) - 1.0, loss
+        return len(names) - 1.0, math.nan if loss is None else loss
 
-    if story.record["base_loss"] is None or not story.is_grown:
+    if story.record.base_loss is None or not story.is_grown:
         return ""
-    full.append([place("base", story.record["base_loss"])])
+    full.append([place("base", story.record.base_loss)])
     carried.append(full[-1][0])
     for stage in story.stages:
-        start, end = stage.record["loss_start"], stage.record.get("loss_end")
+        start, end = stage.record.loss_start, stage.record.loss_end
         points = [place(f"start {stage.number}", start)]
         if end is not None:
             points.append(place(f"end {stage.number}", end))
@@ -285,7 +282,7 @@ def stage_changes(story: Story) -> str:
         pieces.append(Line(_CARRIED, [*carried, points[0]], markers=False))
         carried = [points[-1]] if end is not None else []
         if end is not None:
-            full.append([place("full", stage.record["loss_full_after_transfer"])])
+            full.append([place("full", stage.record.loss_full_after_transfer)])
             carried.append(full[-1][0])
     if len(carried) > 1:
         pieces.append(Line(_CARRIED, carried, markers=False))
@@ -340,11 +337,11 @@ def _change_table(story: Story) -> str:
             stage.number,
             stage.layers,
             len(stage.rows),
-            stage.record["loss_start"],
-            stage.record.get("loss_end"),
-            stage.record.get("loss_full_after_transfer"),
-            stage.record.get("accuracy_full_after_transfer"),
-            *((stage.record["transition_gap"],) if story.is_fused else ()),
+            stage.record.loss_start,
+            stage.record.loss_end,
+            stage.record.loss_full_after_transfer,
+            stage.record.accuracy_full_after_transfer,
+            *((stage.record.transition_gap,) if story.is_fused else ()),
         ]
         for stage in story.stages
     ]

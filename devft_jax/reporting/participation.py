@@ -20,8 +20,8 @@ NAME_LETTERS = 9
 
 def clients(story: Story) -> str:
     """The section."""
-    members = story.split["clients"]
-    taken = Counter(position for row in story.rows for position in row["clients"])
+    members = story.split.clients
+    taken = Counter(position for row in story.rows for position in row.clients)
     counts = [taken[position] for position in range(len(members))]
     never = counts.count(0)
     words = (
@@ -31,9 +31,9 @@ def clients(story: Story) -> str:
     )
     columns = [members, counts]
     if story.personal:
-        columns += [story.personal["losses"], story.personal["accuracies"]]
+        columns += [story.personal.losses, story.personal.accuracies]
     rows: list[list[Cell]] = [
-        [client["name"], client["examples"], client["tokens"], *rest]
+        [client.name, client.examples, client.tokens, *rest]
         for client, *rest in list(zip(*columns, strict=True))[:TABLE_ROWS]
     ]
     part = f", the first {TABLE_ROWS:,} of {len(members):,}" if len(members) > TABLE_ROWS else ""
@@ -53,12 +53,12 @@ def clients(story: Story) -> str:
 
 
 def _map(story: Story) -> str:
-    members = story.split["clients"]
+    members = story.split.clients
     bins = bins_of(story.stages, MAX_COLUMNS)
     together = -(-len(members) // MAX_ROWS)
     column_of = {number: column for column, (first, last) in enumerate(bins) for number in range(first, last + 1)}
-    cells = Counter((position // together, column_of[row["round"]]) for row in story.rows for position in row["clients"])
-    names = [members[first]["name"] for first in range(0, len(members), together)]
+    cells = Counter((position // together, column_of[row.round]) for row in story.rows for position in row.clients)
+    names = [members[first].name for first in range(0, len(members), together)]
     if together > 1:
         names = [f"{first + 1}\u2013{min(first + together, len(members))}" for first in range(0, len(members), together)]
     most = max(cells.values())

@@ -6,10 +6,11 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any, TextIO
+from typing import TextIO
 
 from devft_jax.reporting.layers import layer_runs, shown_weight
 from devft_jax.runtime.screen import show
+from devft_jax.storage.records import RoundRecord, StageRecord
 
 PATIENCE = 1.5
 """Seconds after which something that trains nothing is told of."""
@@ -80,24 +81,24 @@ class Progress:
         """A line that is never left out."""
         self._write(f"warning: {text}")
 
-    def stage(self, stage: int, stages: int, record: dict[str, Any], before: float | None) -> None:
+    def stage(self, stage: int, stages: int, record: StageRecord, before: float | None) -> None:
         """A stage begins: which layers were fused, and what that does to held-out loss.
 
         Args:
           stage: from 0. stages: of the run. record: the stage's. before: held-out loss of the full model, None if unknown.
         """
-        groups, layers, start = record["groups"], len(record["assign"]), record["loss_start"]
+        groups, layers, start = record.groups, len(record.assign), record.loss_start
         name = f"stage {stage + 1}/{stages}"
-        if groups is None:
-            some = "" if record["trained"] is None else f", of which {shown_layers(record['trained'])} learn"
+        if record.runs_base:
+            some = "" if record.trained is None else f", of which {shown_layers(record.trained)} learn"
             self.say(f"{name}  all {layers} layers{some}" + ("" if start is None else f";  held-out loss {start:.4f}"))
             return
         head = f"{name}  {len(groups)} layer{'s' if len(groups) > 1 else ''} <- {layers}:"
-        self.say(fill([head, *shown_groups(groups, record["assign"])], _columns(self.stream), indent=4))
+        self.say(fill([head, *shown_groups(groups, record.assign)], _columns(self.stream), indent=4))
         said = []
-        if record["trained"] is not None:
-            said.append(f"only the submodel's layers {shown_layers(record['trained'])} learn")
-        weights = shown_weights(groups, record["anchor_coefficients"])
+        if record.trained is not None:
+            said.append(f"only the submodel's layers {shown_layers(record.trained)} learn")
+        weights = shown_weights(groups, record.anchor_coefficients or [])
         if weights:
             said.append(weights)
         if start is not None and before is not None:
@@ -105,27 +106,27 @@ class Progress:
         if said:
             self.say("  " + ";  ".join(said))
 
-    def round(self, row: dict[str, Any], rounds: int, stages: int, seconds_left: float) -> None:
+    def round(self, row: RoundRecord, rounds: int, stages: int, seconds_left: float) -> None:
         """A round has ended."""
-        held_out = f"  held-out {row['held_out_loss']:.4f}" if "held_out_loss" in row else ""
-        dropped = f"  dropped {row['dropped']}" if row["dropped"] else ""
+        held_out = f"  held-out {row.held_out_loss:.4f}" if row.held_out_loss is not None else ""
+        dropped = f"  dropped {row.dropped}" if row.dropped else ""
         self.say(
-            f"  round {row['round']:>{len(str(rounds))}}/{rounds}  stage {row['stage'] + 1}/{stages}"
-            f"  loss {row['loss']:.4f}{held_out}  {row['tokens_per_second']:,.0f} tokens/s"
-            f"  up {readable_bytes(row['bytes_up'])}{dropped}  left {readable_seconds(seconds_left)}"
+            f"  round {row.round:>{len(str(rounds))}}/{rounds}  stage {row.stage + 1}/{stages}"
+            f"  loss {row.loss:.4f}{held_out}  {row.tokens_per_second:,.0f} tokens/s"
+            f"  up {readable_bytes(row.bytes_up)}{dropped}  left {readable_seconds(seconds_left)}"
         )
 
-    def stage_end(self, record: dict[str, Any]) -> None:
+    def stage_end(self, record: StageRecord) -> None:
         """A stage has ended: how its submodel did, and the full model after transfer."""
-        end, full = record["loss_end"], record["loss_full_after_transfer"]
+        end, full = record.loss_end, record.loss_full_after_transfer
         if end is None:
             return
-        if record["groups"] is None:
+        if record.runs_base:
             self.say(f"  end of stage: held-out loss {end:.4f}")
             return
         self.say(
             f"  end of stage: held-out loss {end:.4f} in the submodel -> {full:.4f} with all "
-            f"{len(record['assign'])} layers after transfer"
+            f"{len(record.assign)} layers after transfer"
         )
 
 
@@ -177,10 +178,11 @@ def shown_groups(groups: Sequence[Sequence[int]], assign: Sequence[int]) -> list
     return [*shown, *([f"absent: {shown_layers(absent)}"] if absent else [])]
 
 
-def shown_weights(groups: Sequence[Sequence[int]], coefficients: Sequence[float]) -> str:
+def shown_weights(groups: Sequence[Sequence[int]], coefficients: Sequence[float | None]) -> str:
     """The anchors' weights in the groups of more than one layer, as `anchor's weight 0.70` or `... 0.90 x 3, -0.20`."""
     pairs = zip(groups, coefficients, strict=True)
-    counts = Counter(shown_weight(coefficient) for group, coefficient in pairs if len(group) > 1)
+    known = [coefficient for group, coefficient in pairs if len(group) > 1 and coefficient is not None]
+    counts = Counter(map(shown_weight, known))
     if not counts:
         return ""
     shown = [weight if count == 1 else f"{weight} x {count}" for weight, count in counts.items()]

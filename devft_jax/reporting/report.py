@@ -5,7 +5,6 @@ sections lie in modules of their own; this one has the headline and puts them to
 """
 
 import math
-from typing import Any
 
 from devft_jax.reporting import heat, page, split, strip
 from devft_jax.reporting.costs import costs
@@ -16,6 +15,7 @@ from devft_jax.reporting.stages import growth
 from devft_jax.reporting.story import Story
 from devft_jax.reporting.svg import escape
 from devft_jax.reporting.units import BYTES, FLOPS, SECONDS, readable
+from devft_jax.storage.records import EnergyRecord
 
 
 def report_html(story: Story, configured: Settings) -> str:
@@ -51,7 +51,7 @@ def _state(story: Story) -> tuple[str, str]:
     resumed = f", resumed after round {', '.join(map(str, story.resumes))}" if story.resumes else ""
     if story.finished:
         return "done", f"finished: {story.rounds} round{'s' if story.rounds > 1 else ''}{resumed}"
-    how = "stopped" if story.record.get("stopped_by") else "under way or interrupted"
+    how = "stopped" if story.record.stopped_by else "under way or interrupted"
     return "open", f"{how} after round {story.rounds} of {story.planned}{resumed}"
 
 
@@ -64,11 +64,11 @@ def _what(story: Story) -> str:
         stages = f"so far in stages of {', '.join(depths)} layers,"
     # A growth may end before the rounds that it was given.
     rounds = story.rounds if story.finished else story.planned
-    data, examples, clients = _named(story, "data"), story.split["examples"], len(story.split["clients"])
+    data, examples, clients = _named(story, "data"), story.split.examples, len(story.split.clients)
     who = (
         f"with {story.participants:,} of {clients:,} clients a round" if clients > 1 else "by one client that holds all data"
     )
-    split = f", {story.split['partition']} split" if clients > 1 else ""
+    split = f", {story.split.partition} split" if clients > 1 else ""
     return (
         f"{_model(story)[:1].upper()}{_model(story)[1:]}, of {story.depth} layers, tuned {stages} over {rounds} "
         f"{'round' if rounds == 1 else 'rounds'} {who}, on {data} ({examples:,} examples{split})."
@@ -88,7 +88,7 @@ def _moved(before: float, after: float, form: str) -> str:
 def _result(story: Story) -> str:
     """What came of it, in plain words."""
     points = [point for piece in story.full_model for point in piece]
-    losses = [row["loss"] for row in story.rows if row["loss"] == row["loss"]]
+    losses = [row.loss for row in story.rows if row.loss == row.loss]
     training = (
         f"The training loss went from {losses[0]:.4f} in the first round to {losses[-1]:.4f} in the last." if losses else ""
     )
@@ -121,8 +121,8 @@ def _judged(story: Story) -> str:
         return "full model"
     if story.personal is None:
         return "mean of the clients' own models"
-    spread = story.personal["loss_spread"]
-    return f"mean of {len(story.personal['losses']):,} clients' own models, standard deviation {spread:.3f}"
+    spread = story.personal.loss_spread
+    return f"mean of {len(story.personal.losses):,} clients' own models, standard deviation {spread:.3f}"
 
 
 def _tiles(story: Story) -> list[str]:
@@ -131,7 +131,7 @@ def _tiles(story: Story) -> list[str]:
     tiles = []
     if len(points) > 1:
         base, last = points[0], points[-1]
-        examples = f"{record['held_out_examples']:,} held-out examples, {_judged(story)}"
+        examples = f"{record.held_out_examples:,} held-out examples, {_judged(story)}"
         tiles.append(_tile("Held-out loss", f"{last.loss:.3f}", examples, f"{base.loss:.3f}"))
         if base.accuracy is not None and last.accuracy is not None:
             tiles.append(
@@ -142,32 +142,31 @@ def _tiles(story: Story) -> list[str]:
                     f"{base.accuracy:.1%}",
                 )
             )
-    spent = record["seconds"]
-    others = ", ".join(f"{name} {readable(spent[name], SECONDS)}" for name in ("compile", "build", "evaluate"))
-    if (record.get("compiled_ahead") or {"programs": 0})["programs"]:
-        others += f"; compiled meanwhile: {readable(record['compiled_ahead']['seconds'], SECONDS)}"
-    tiles.append(_tile("Training time", readable(story.total("seconds")[-1], SECONDS), f"besides: {others}"))
-    up, down = story.total("bytes_up")[-1], story.total("bytes_down")[-1]
+    besides = {"compile": record.seconds.compile, "build": record.seconds.build, "evaluate": record.seconds.evaluate}
+    others = ", ".join(f"{name} {readable(seconds, SECONDS)}" for name, seconds in besides.items())
+    if record.compiled_ahead.programs:
+        others += f"; compiled meanwhile: {readable(record.compiled_ahead.seconds, SECONDS)}"
+    tiles.append(_tile("Training time", readable(story.total(lambda row: row.seconds)[-1], SECONDS), f"besides: {others}"))
+    up, down = story.total(lambda row: row.bytes_up)[-1], story.total(lambda row: row.bytes_down)[-1]
     what = "fused submodels" if story.is_fused else "which layers a stage has"
-    dense = f"; {what}: {readable(record['bytes_stage'], BYTES)}" if record["bytes_stage"] else ""
+    dense = f"; {what}: {readable(record.bytes_stage, BYTES)}" if record.bytes_stage else ""
     tiles.append(
         _tile("Messages", readable(up + down, BYTES), f"up {readable(up, BYTES)}, down {readable(down, BYTES)}{dense}")
     )
-    flops = story.total("train_flops")[-1]
+    flops = story.total(lambda row: row.train_flops)[-1]
     tiles.append(_tile("Training operations", readable(flops, FLOPS), "counted from shapes"))
-    if record.get("energy"):
-        tiles.append(_energy(record["energy"]))
-    source = record["peak_memory_source"]
+    if record.energy is not None:
+        tiles.append(_energy(record.energy))
+    source = record.peak_memory_source
     if source == "process peak resident set":
         source += ": of the whole process, with what it did before this run"
-    tiles.append(_tile("Peak memory", readable(record["peak_memory_bytes"], BYTES), source))
+    tiles.append(_tile("Peak memory", readable(record.peak_memory_bytes, BYTES), source))
     return tiles
 
 
-def _energy(energy: dict[str, Any]) -> str:
-    grams = 1000 * energy["kgco2e"]
-    note = f"{grams:.3g} g CO2e at {energy['grid_kgco2e_per_kwh']:g} kg/kWh; source: {energy['source']}"
-    return _tile("Energy", f"{1000 * energy['kwh']:.3g} Wh", note)
+def _energy(energy: EnergyRecord) -> str:
+    note = f"{1000 * energy.kgco2e:.3g} g CO2e at {energy.grid_kgco2e_per_kwh:g} kg/kWh; source: {energy.source}"
+    return _tile("Energy", f"{1000 * energy.kwh:.3g} Wh", note)
 
 
 def _headline(story: Story, title: str) -> str:
@@ -186,10 +185,8 @@ def _headline(story: Story, title: str) -> str:
                 "alert",
             )
         )
-    if story.record.get("updates_dropped"):
-        parts.append(
-            page.paragraph(f"{story.record['updates_dropped']:,} updates were not finite and were dropped.", "alert")
-        )
+    if story.record.updates_dropped:
+        parts.append(page.paragraph(f"{story.record.updates_dropped:,} updates were not finite and were dropped.", "alert"))
     links = {
         "learning": "What was learned",
         "growth": "How the model grew" if story.is_grown else "Layers",
@@ -198,7 +195,7 @@ def _headline(story: Story, title: str) -> str:
         "clients": "Clients",
         "settings": "Configuration",
     }
-    if not story.is_grown or story.record["base_loss"] is None:
+    if not story.is_grown or story.record.base_loss is None:
         del links["changes"]
     items = "".join(f'<li><a href="#{name}">{text}</a></li>' for name, text in links.items())
     parts.append(f'<nav aria-label="Sections"><ul>{items}</ul></nav>')

@@ -50,13 +50,13 @@ def write_report(path: str | Path, out: str | Path | None = None) -> Path:
 def read_story(path: str | Path) -> Story:
     """What the run's folder tells; see `write_report` for errors."""
     folder = RunFolder(existing_folder(path, "name one that `devft run` wrote"))
-    config, split = folder.read_json("config.json"), folder.read_json("split.json")
+    config, split = folder.read_json("config.json"), folder.read_split()
     if config is None or split is None:
         raise InputError(f"{folder.path} holds no run; name a folder that `devft run` wrote.")
     # A run under way may go on between these two: its record is read last, and knows all stages of the rounds read.
     rows, cut_off = folder.read_metrics_so_far()
-    under_way = folder.read_json("record.json")
-    record = folder.read_json("summary.json") if under_way is None else under_way
+    under_way = folder.read_under_way()
+    record = folder.read_summary() if under_way is None else under_way
     if record is None or not rows:
         raise InputError(f"the run in {folder.path} has not finished a round yet; ask again when it has.")
     story = Story(folder.path.name, config, record, rows, split, finished=under_way is None, cut_off=cut_off)

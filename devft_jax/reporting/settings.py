@@ -62,7 +62,7 @@ def settings(story: Story, configured: Settings) -> str:
             _options("How it is executed, without effect on the result", [o for o in same if o.execution], start, {}),
         ),
         page.heading("Versions"),
-        page.table("What the run was last executed with", ["", "version"], list(story.record["versions"].items())),
+        page.table("What the run was last executed with", ["", "version"], list(story.record.versions.items())),
     )
 
 

@@ -9,10 +9,10 @@ enough they say their counts, and everywhere in a tooltip. Without groups there 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
 
 from devft_jax.reporting.names import shortened, told_apart
 from devft_jax.reporting.svg import Picture, escape
+from devft_jax.storage.records import ClientRecord, SplitRecord
 
 # What is drawn at most: the first clients, and the most frequent groups beside a column for the others.
 MAX_CLIENTS, MAX_GROUPS = 100, 24
@@ -45,14 +45,14 @@ class _Table:
     rows: list[tuple[str, int, list[int]]]
 
 
-def _table(split: Mapping[str, Any]) -> _Table:
+def _table(split: SplitRecord) -> _Table:
     """Clients and, last, all of the data; rare groups summed up, examples without group in a column of their own."""
-    totals: Mapping[str, int] = split["groups"]
+    totals: Mapping[str, int] = split.groups
     by_frequency = sorted(totals, key=lambda name: -totals[name])
     kept = set(by_frequency if len(totals) <= MAX_GROUPS else by_frequency[: MAX_GROUPS - 1])
     shown = [name for name in totals if name in kept]
     others = len(totals) - len(shown)
-    without = split["grouped_by"] is not None and sum(totals.values()) < split["examples"]
+    without = split.grouped_by is not None and sum(totals.values()) < split.examples
 
     def row(name: str, size: int, counts: Mapping[str, int]) -> tuple[str, int, list[int]]:
         cells = [counts.get(group, 0) for group in shown]
@@ -62,9 +62,9 @@ def _table(split: Mapping[str, Any]) -> _Table:
             cells.append(size - sum(cells))
         return name, size, cells
 
-    clients = split["clients"][:MAX_CLIENTS]
-    rows = [row(client["name"], client["examples"], client["groups"]) for client in clients]
-    rows.append(row(f"all {len(split['clients']):,}", split["examples"], totals))
+    clients = split.clients[:MAX_CLIENTS]
+    rows = [row(client.name, client.examples, client.groups) for client in clients]
+    rows.append(row(f"all {len(split.clients):,}", split.examples, totals))
     return _Table([*shown, *[f"{others} others"] * bool(others), *["none"] * without], rows)
 
 
@@ -117,19 +117,19 @@ def _legend(left: float, y: float) -> list[str]:
     return parts
 
 
-def split_chart(split: Mapping[str, Any]) -> str:
+def split_chart(split: SplitRecord) -> str:
     """The picture of a split as SVG text; see `split_picture`."""
     return split_picture(split).document()
 
 
-def split_picture(split: Mapping[str, Any]) -> Picture:
+def split_picture(split: SplitRecord) -> Picture:
     """The picture of a split.
 
     Args:
       split: what `split.json` holds (`devft_jax.data.split_record`); at least one client.
     """
     table = _table(split)
-    clients = split["clients"]
+    clients = split.clients
     shown, columns = len(table.rows) - 1, table.columns
     height = 22 if shown <= 25 else 16 if shown <= 50 else 11
     letters = "" if height >= 16 else ' class="small"'
@@ -144,11 +144,11 @@ def split_picture(split: Mapping[str, Any]) -> Picture:
     right = left + width * len(columns)
     bars = right + 14 if columns else left
     longest_bar = max(130.0, MIN_WIDTH - COUNT_WIDTH - bars)
-    scale = longest_bar / max(client["examples"] for client in clients)
+    scale = longest_bar / max(client.examples for client in clients)
 
     caption = "examples of each client"
-    if columns:
-        caption = f"shade: share of a client's examples {_KINDS[split['grouped_by']]}"
+    if columns and split.grouped_by is not None:
+        caption = f"shade: share of a client's examples {_KINDS[split.grouped_by]}"
         caption += "; number: examples" if _numbers_fit(table, width, height) else ""
     parts = [f'<text class="note" x="16" y="45">{caption}</text>']
     for index, name in enumerate(titles):
@@ -170,15 +170,15 @@ def split_picture(split: Mapping[str, Any]) -> Picture:
         parts += _legend(left, bottom)
         bottom += 22
     parts.append(f'<text class="note" x="16" y="{bottom:.0f}">{_note(clients, shown)}</text>')
-    title = f"{split['partition']} split of {split['examples']:,} examples over {len(clients):,} clients"
+    title = f"{split.partition} split of {split.examples:,} examples over {len(clients):,} clients"
     if len(clients) == 1:
-        title = f"{split['examples']:,} examples of one client"
+        title = f"{split.examples:,} examples of one client"
     full_width = max(bars + longest_bar + COUNT_WIDTH, right + header + 8, MIN_WIDTH)
     return Picture(title, round(full_width), round(bottom + 16), parts, style=STYLE)
 
 
-def _note(clients: Sequence[Mapping[str, Any]], shown: int) -> str:
+def _note(clients: Sequence[ClientRecord], shown: int) -> str:
     """The range of client sizes, and which clients are drawn where not all are."""
-    sizes = [client["examples"] for client in clients]
+    sizes = [client.examples for client in clients]
     note = f"examples per client: {min(sizes):,} to {max(sizes):,}, median {median(sizes):,.0f}"
     return note if shown == len(clients) else f"{note}; the first {shown} of {len(clients):,} clients are drawn"

@@ -18,7 +18,7 @@ def growth(story: Story) -> str:
     """The section."""
     if not story.is_grown:
         words = f"The full model of {story.depth} layers was trained throughout: nothing was grouped, fused or carried over."
-        learned = [(stage.number, stage.record.get("trained")) for stage in story.stages]
+        learned = [(stage.number, stage.record.trained) for stage in story.stages]
         if any(part is not None for _, part in learned):
             parts = [f"{len(part) if part is not None else story.depth} in stage {number}" for number, part in learned]
             words = (
@@ -48,7 +48,7 @@ def _fused_words(story: Story) -> list[str]:
     weights = [
         (stage.number, value)
         for stage in story.stages
-        for value, layers in zip(stage.record["anchor_coefficients"] or (), stage.groups, strict=False)
+        for value, layers in zip(stage.record.anchor_coefficients or (), stage.groups, strict=False)
         if value is not None and len(layers) > 1
     ]
     given = "growth" in story.objects
@@ -88,7 +88,7 @@ def _picked_words(story: Story) -> list[str]:
 
 def _influence(story: Story) -> list[str]:
     """The block influence of the layers, where it was measured."""
-    influence = story.record.get("block_influence")
+    influence = story.record.block_influence
     if influence is None:
         return []
     points = [(float(layer), value) for layer, value in enumerate(influence)]
@@ -103,10 +103,10 @@ def _influence(story: Story) -> list[str]:
 
 def _similarity(story: Story) -> list[str]:
     """Similarity and spectrum of every stage that was fused."""
-    fused = [stage for stage in story.stages if stage.record["similarity"] is not None]
+    fused = [(stage, stage.record.similarity) for stage in story.stages if stage.record.similarity is not None]
     if not fused:
         return []
-    bounds = [similarity_range(stage.record["similarity"]) for stage in fused]
+    bounds = [similarity_range(similarity) for _, similarity in fused]
     low, high = min(low for low, _ in bounds), max(high for _, high in bounds)
     spectral = "This run's groups do not come from it: it shows what Eq. 3 would have gone by."
     if "growth" in story.objects:
@@ -115,7 +115,7 @@ def _similarity(story: Story) -> list[str]:
         spectral = "The eigenvectors of the shaded ones, as many as there are groups, are what the layers are grouped by."
     faint = ": the layers are nearly at right angles to each other, and on a scale up to 1 nothing would be seen"
     order = ""
-    if any(group_order(stage.record["assign"]) != list(range(story.depth)) for stage in fused):
+    if any(group_order(stage.record.assign) != list(range(story.depth)) for stage, _ in fused):
         order = "Layers stand in the order of their groups, so that those of a group are neighbours. "
     words = (
         "The matrices show the similarity of each pair of layers (Eq. 1), on one scale for all stages, chosen from the "
@@ -123,13 +123,17 @@ def _similarity(story: Story) -> list[str]:
         "Outlines enclose the layers of a group, numbers on the diagonal name it. Beside them, the eigenvalues of the "
         f"Laplacian (Eq. 3). {spectral}"
     )
-    return [page.heading("Why these groups"), page.paragraph(words), *(_why(stage, (low, high)) for stage in fused)]
+    return [
+        page.heading("Why these groups"),
+        page.paragraph(words),
+        *(_why(stage, similarity, (low, high)) for stage, similarity in fused),
+    ]
 
 
 def _group_table(story: Story) -> str:
     rows: list[list[Cell]] = []
     for stage in story.stages:
-        coefficients = stage.record["anchor_coefficients"]
+        coefficients = stage.record.anchor_coefficients
         for group, layers in enumerate(stage.groups):
             weight = None if coefficients is None else coefficients[group]
             note = "\u25bc negative" if is_negative(weight) else ""
@@ -146,11 +150,11 @@ def _group_table(story: Story) -> str:
     )
 
 
-def _why(stage: Stage, bounds: tuple[float, float]) -> str:
+def _why(stage: Stage, matrix: list[list[float]], bounds: tuple[float, float]) -> str:
     """A stage's similarity and spectrum beside each other."""
-    matrix, spectrum = stage.record["similarity"], stage.record["spectrum"]
+    spectrum = stage.record.spectrum or []
     title = f"Stage {stage.number}: similarity of the layers"
-    heat = similarity_map(title, matrix, stage.record["assign"], bounds)
+    heat = similarity_map(title, matrix, stage.record.assign, bounds)
     rows: list[list[Cell]] = [[str(index), *(f"{value:.3f}" for value in line)] for index, line in enumerate(matrix)]
     header = ["layer", *map(str, range(len(matrix)))]
     values = page.folded("Data: similarity", page.table("Cosine similarity of the layers", header, rows, "matrix"))
@@ -199,13 +203,14 @@ def bins_of(stages: list[Stage], most: int) -> list[tuple[int, int]]:
 def _norms(story: Story) -> str:
     """How far each layer's adapter has moved, over rounds: a layer has the norm of its group's."""
     bins = bins_of(story.stages, MAX_COLUMNS)
-    assigns = [stage.record["assign"] for stage in story.stages]
+    assigns = [stage.record.assign for stage in story.stages]
     cells: dict[tuple[int, int], float] = {}
     for column, (_, last) in enumerate(bins):
         row = story.rows[last - 1]
-        for layer, group in enumerate(assigns[row["stage"]]):
-            if group >= 0 and row["adapter_norms"][group] is not None:
-                cells[layer, column] = row["adapter_norms"][group]
+        for layer, group in enumerate(assigns[row.stage]):
+            norm = row.adapter_norms[group] if group >= 0 else None
+            if norm is not None:
+                cells[layer, column] = norm
     if not cells:
         return ""
     borders = [stage.last for stage in story.stages if stage.last < story.rounds and stage.rows]
@@ -220,11 +225,11 @@ def _norms(story: Story) -> str:
         label="norm of the update",
         row_label="layer of the full model",
     )
-    ends = [(stage, stage.rows[-1]["adapter_norms"]) for stage in story.stages if stage.rows]
+    ends = [(stage, stage.rows[-1].adapter_norms) for stage in story.stages if stage.rows]
     rows: list[list[Cell]] = [
         [
             str(layer),
-            *(None if stage.record["assign"][layer] < 0 else norms[stage.record["assign"][layer]] for stage, norms in ends),
+            *(None if stage.record.assign[layer] < 0 else norms[stage.record.assign[layer]] for stage, norms in ends),
         ]
         for layer in range(story.depth)
     ]

@@ -35,7 +35,7 @@ def group_name(layers: Sequence[int]) -> str:
 
 def _columns(stage: Stage) -> dict[int, int]:
     """Where each layer stands: group after group, then the layers that are absent from the stage."""
-    assign = stage.record["assign"]
+    assign = stage.record.assign
     order = sorted(range(len(assign)), key=lambda layer: (assign[layer] < 0, assign[layer], layer))
     return {layer: place for place, layer in enumerate(order)}
 
@@ -57,7 +57,7 @@ def _streams(upper: dict[int, int], lower: dict[int, int], top: float, width: fl
 def _box(stage: Stage, group: int, layers: list[int], columns: dict[int, int], top: float, width: float) -> list[str]:
     """A group's outline, what it holds on hover, and beneath it its anchor's weight where that is negative."""
     x, wide = LEFT + columns[layers[0]] * width, len(layers) * width
-    coefficients = stage.record["anchor_coefficients"]
+    coefficients = stage.record.anchor_coefficients
     weight = None if coefficients is None else coefficients[group]
     tip = f"stage {stage.number}, group {group + 1}: layer {group_name(layers)}"
     tip += "" if weight is None or len(layers) == 1 else f", anchor weight {shown_weight(weight)}"
@@ -81,7 +81,7 @@ def _box(stage: Stage, group: int, layers: list[int], columns: dict[int, int], t
 
 def layer_strip(title: str, stages: Sequence[Stage]) -> Picture:
     """The streams of all layers through these stages, one row a stage."""
-    size = len(stages[0].record["assign"])
+    size = len(stages[0].record.assign)
     width = ROOM / size
     colours = [ramp(_STOPS, layer / max(1, size - 1)) for layer in range(size)]
     top = TITLE_HEIGHT + (6 if width >= NUMBERED else 26)
@@ -96,7 +96,7 @@ def layer_strip(title: str, stages: Sequence[Stage]) -> Picture:
     for upper, lower, y in zip(places, places[1:], tops, strict=False):
         parts += _streams(upper, lower, y + ROW, width, colours)
     for stage, columns, y in zip(stages, places, tops, strict=True):
-        absent = [layer for layer, group in enumerate(stage.record["assign"]) if group < 0]
+        absent = [layer for layer, group in enumerate(stage.record.assign) if group < 0]
         for layer, place in columns.items():
             x, faded = LEFT + place * width, ' fill-opacity="0.25"' if layer in absent else ""
             parts.append(f'<rect x="{x:.1f}" y="{y}" width="{width:.1f}" height="{ROW}" fill="{colours[layer]}"{faded}/>')

@@ -44,18 +44,20 @@ class Record:
         return plain
 
     @classmethod
-    def from_plain(cls, plain: Any, path: str | Path) -> Self:
+    def from_plain(cls, plain: Any, path: str | Path, where: str | None = None) -> Self:
         """The record that plain values hold.
 
         Args:
           plain: what a JSON file holds.
           path: the run's folder, for the sentence.
+          where: what the record is, if not `cls.where`.
 
         Raises:
           InputError: a name without a default is missing, or has a value of another type.
         """
+        where = where or cls.where
         if not isinstance(plain, dict):
-            raise unusable(cls.where, "object", path)
+            raise unusable(where, "object", path)
         hints, values = _hints(cls), {}  # type: ignore[arg-type]
         for each in dataclasses.fields(cls):  # type: ignore[arg-type]
             if each.metadata.get("inline"):
@@ -64,9 +66,9 @@ class Record:
                 try:
                     values[each.name] = _read(hints[each.name], plain[each.name], path)
                 except TypeError:
-                    raise unusable(cls.where, each.name, path) from None
+                    raise unusable(where, each.name, path) from None
             elif each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING:
-                raise unusable(cls.where, each.name, path)
+                raise unusable(where, each.name, path)
         return cls(**values)
 
     @classmethod
@@ -234,11 +236,7 @@ class StageRecord(Record):
     @property
     def groups(self) -> list[list[int]]:
         """The layers of each group."""
-        members: list[list[int]] = [[] for _ in range(self.layers)]
-        for layer, group in enumerate(self.assign):
-            if group >= 0:
-                members[group].append(layer)
-        return members
+        return [[layer for layer, group in enumerate(self.assign) if group == own] for own in range(self.layers)]
 
 
 @dataclass(kw_only=True)
@@ -448,7 +446,7 @@ class RunRecord(Record):
     base_bytes: int
     message_dtype: str
     train_flops: int
-    energy: EnergyRecord
+    energy: EnergyRecord | None
     peak_memory_bytes: int
     peak_memory_source: str
     progress_lost: str | None
@@ -463,9 +461,9 @@ class RunRecord(Record):
     stopped_by: int | None = field(default=None, metadata=_OMITTED)
 
     @classmethod
-    def from_plain(cls, plain: Any, path: str | Path) -> Self:
+    def from_plain(cls, plain: Any, path: str | Path, where: str | None = None) -> Self:
         """As `Record.from_plain`; a record without a stage is none."""
-        record = super().from_plain(plain, path)
+        record = super().from_plain(plain, path, where)
         if not record.stages:
             raise unusable(cls.where, "stages", path)
         return record

@@ -26,6 +26,7 @@ from devft_jax.files import checked_path, parse_json, read_json, read_text, writ
 from devft_jax.files.writing import temporary_name
 from devft_jax.storage.digests import fault_of, new_digest, read_list, same_start, write_list
 from devft_jax.storage.ownership import LOCK_FILE, Kind, claim, remove_left_over
+from devft_jax.storage.records import CheckpointRecord, RoundRecord, RunRecord, SplitRecord
 from devft_jax.typing import PyTree
 
 CHECKPOINTS_KEPT = 2
@@ -129,9 +130,9 @@ class RunFolder:
         with self._saving(name):
             write_atomically(self.path / name, text)
 
-    def append_metrics(self, row: dict[str, Any]) -> None:
+    def append_metrics(self, row: RoundRecord) -> None:
         """Add a line to metrics.jsonl."""
-        line = json.dumps(row) + "\n"
+        line = json.dumps(row.to_plain()) + "\n"
         with self._saving("metrics.jsonl"), open(self.path / "metrics.jsonl", "a", encoding="utf-8") as lines:
             lines.write(line)
         self._count_metrics(line)
@@ -142,7 +143,7 @@ class RunFolder:
         self._metrics.update(content)
         self._metrics_bytes += len(content)
 
-    def read_metrics(self) -> list[dict[str, Any]]:
+    def read_metrics(self) -> list[RoundRecord]:
         """All lines of metrics.jsonl; a last line cut off by a kill is left out.
 
         Raises:
@@ -150,33 +151,63 @@ class RunFolder:
         """
         return self.read_metrics_so_far()[0]
 
-    def read_metrics_so_far(self) -> tuple[list[dict[str, Any]], bool]:
+    def read_metrics_so_far(self) -> tuple[list[RoundRecord], bool]:
         """As `read_metrics`, and whether the last line was incomplete, as while it is being written or after a kill."""
+        lines, cut_off = self._metrics_lines()
+        return [row for _, row in lines], cut_off
+
+    def _metrics_lines(self) -> tuple[list[tuple[str, RoundRecord]], bool]:
+        """The lines of metrics.jsonl as they stand and what they hold; and whether the last one is incomplete."""
         path = self.path / "metrics.jsonl"
         if not path.exists():
             return [], False
         lines = read_text(path).splitlines()
-        rows: list[dict[str, Any]] = []
+        found: list[tuple[str, RoundRecord]] = []
         for number, line in enumerate(lines, 1):
             try:
-                row = parse_json(line, str(path), number)
+                plain = parse_json(line, str(path), number)
             except InputError:
                 if number == len(lines):
-                    return rows, True
+                    return found, True
                 raise
-            if not isinstance(row, dict) or type(row.get("round")) is not int:
-                raise InputError(f"{path}:{number} is not a line of metrics; restore it or name another folder.")
-            rows.append(row)
-        return rows, False
+            found.append((line, RoundRecord.from_plain(plain, self.path, f"line {number} of metrics.jsonl")))
+        return found, False
 
-    def cut_metrics(self, rounds: int) -> list[dict[str, Any]]:
-        """Keep the lines of the first `rounds` rounds only and return them."""
-        rows = [row for row in self.read_metrics() if row["round"] <= rounds]
-        text = "".join(json.dumps(row) + "\n" for row in rows)
+    def cut_metrics(self, rounds: int) -> list[RoundRecord]:
+        """Keep the lines of the first `rounds` rounds only, as they stand, and return what they hold."""
+        lines, _ = self._metrics_lines()
+        kept = [(line, row) for line, row in lines if row.round <= rounds]
+        text = "".join(f"{line}\n" for line, _ in kept)
         self.write_text("metrics.jsonl", text)
         self._metrics, self._metrics_bytes = new_digest(), 0
         self._count_metrics(text)
-        return rows
+        return [row for _, row in kept]
+
+    def read_summary(self) -> RunRecord | None:
+        """What a finished run's summary.json holds; None where there is none."""
+        return self._read_run("summary.json")
+
+    def read_under_way(self) -> RunRecord | None:
+        """What record.json holds of a run that has not finished, or goes on after it had; None where there is none."""
+        return self._read_run("record.json")
+
+    def _read_run(self, name: str) -> RunRecord | None:
+        plain = self.read_json(name)
+        return None if plain is None else RunRecord.from_plain(plain, self.path)
+
+    def write_under_way(self, record: RunRecord) -> None:
+        """Replace record.json."""
+        self.write_json("record.json", record.to_plain())
+
+    def write_summary(self, record: RunRecord) -> None:
+        """Write summary.json, which takes the place of record.json."""
+        self.write_json("summary.json", record.to_plain())
+        (self.path / "record.json").unlink(missing_ok=True)
+
+    def read_split(self) -> SplitRecord | None:
+        """What split.json holds; None where there is none."""
+        plain = self.read_json("split.json")
+        return None if plain is None else SplitRecord.from_plain(plain, self.path)
 
     def latest_round(self) -> int | None:
         """The round of the newest whole checkpoint, or None."""
@@ -215,10 +246,10 @@ class RunFolder:
         self,
         round_index: int,
         arrays: PyTree,
-        record: dict[str, Any],
+        record: CheckpointRecord,
         bank: Callable[[Path], None] | None = None,
     ) -> None:
-        """Write arrays and a JSON record as the checkpoint of a round; it appears whole or not at all.
+        """Write arrays and a record as the checkpoint of a round; it appears whole or not at all.
 
         `bank` writes what clients keep to the file that it is given, before there is a checkpoint that needs it. Then older
         checkpoints are removed, except those that are kept for the reasons above. The record's `stage` and
@@ -235,14 +266,14 @@ class RunFolder:
                 new.mkdir(parents=True)
                 with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as writer:
                     writer.save(new / "arrays", args=ocp.args.StandardSave(arrays))
-                write_atomically(new / "record.json", json.dumps(record) + "\n")
+                write_atomically(new / "record.json", json.dumps(record.to_plain()) + "\n")
                 held = None if bank is None else self.bank_path(round_index)
                 write_list(new, bank=held, metrics={"bytes": self._metrics_bytes, "digest": self._metrics.hexdigest()})
                 _remove(final)
                 os.replace(new, final)
-                self._stages[round_index] = record["stage"]
+                self._stages[round_index] = record.stage
                 self._sound.add(round_index)
-                self._remove_older(record["lengthened_after"])
+                self._remove_older(record.totals.lengthened_after)
         finally:
             shutil.rmtree(new, ignore_errors=True)
 
@@ -266,7 +297,7 @@ class RunFolder:
         """The stage of a checkpoint; None where it cannot be read, as when its removal was interrupted."""
         if round_index not in self._stages:
             try:
-                self._stages[round_index] = self.read_record(round_index)["stage"]
+                self._stages[round_index] = self.read_record(round_index).stage
             except InputError:
                 self._stages[round_index] = None
         return self._stages[round_index]
@@ -315,11 +346,12 @@ class RunFolder:
         what = "it" if later == [named] else " and ".join(map(str, later))
         return f"delete {what} to go on from round {before}"
 
-    def read_record(self, round_index: int) -> dict[str, Any]:
-        """The JSON record of a checkpoint."""
+    def read_record(self, round_index: int) -> CheckpointRecord:
+        """The record of a checkpoint."""
         self._refuse_damaged(round_index)
         with self.restoring(round_index):
-            return read_json(self._checkpoints / str(round_index) / "record.json")
+            plain = read_json(self._checkpoints / str(round_index) / "record.json")
+        return CheckpointRecord.from_plain(plain, self.path)
 
     def read_arrays(self, round_index: int, like: PyTree) -> PyTree:
         """The arrays of a checkpoint, in the structure, shapes and dtypes of `like`."""

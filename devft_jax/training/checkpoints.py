@@ -5,7 +5,6 @@ Arrays and record are one checkpoint; what clients keep is a file beside it that
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import numpy as np
@@ -14,20 +13,21 @@ from devft_jax.developmental import LayerMap
 from devft_jax.federated.algorithm import Algorithm, Clients
 from devft_jax.federated.bank import ClientBank
 from devft_jax.storage import RunFolder
+from devft_jax.storage.records import CheckpointRecord
 from devft_jax.training.state import State
 from devft_jax.typing import PyTree
 
 
 def save_state(folder: RunFolder, state: State) -> None:
     """Write everything."""
-    record = {
-        **state.record,
-        "round": state.round,
-        "stage": state.stage,
-        "rounds_in_stage": state.rounds_in_stage,
-        "groups": state.layer_map.num_groups,
-        "bare": state.layer_map.bare,
-    }
+    record = CheckpointRecord(
+        totals=state.totals,
+        round=state.round,
+        stage=state.stage,
+        rounds_in_stage=state.rounds_in_stage,
+        groups=state.layer_map.num_groups,
+        bare=state.layer_map.bare,
+    )
     arrays = {
         "full": state.full,
         "server": state.server,
@@ -37,20 +37,20 @@ def save_state(folder: RunFolder, state: State) -> None:
     if not state.bank.empty:
         # Rows go through the stages that they have sat out when they are next used.
         arrays["maps"] = state.bank.maps
-        record["maps"] = [(layer_map.num_groups, layer_map.bare) for layer_map in state.bank.maps]
+        record.maps = [[layer_map.num_groups, layer_map.bare] for layer_map in state.bank.maps]
     folder.save_checkpoint(state.round, arrays, record, bank=None if state.bank.empty else state.bank.save)
 
 
 def stage_shapes(
-    algorithm: Algorithm, init_server: Callable[[Clients], PyTree], record: dict[str, Any], *, clients: int, layers: int
+    algorithm: Algorithm, init_server: Callable[[Clients], PyTree], record: CheckpointRecord, *, clients: int, layers: int
 ) -> PyTree:
     """Shapes and dtypes of the arrays of the checkpoint whose record this is, that belong to layers."""
     # Shapes need no look at the data.
     full = jax.eval_shape(lambda: init_server(Clients(clients)))
-    layer_map = LayerMap.shapes(record["groups"], layers, record["bare"])
+    layer_map = LayerMap.shapes(record.groups, layers, record.bare)
     shapes = {"full": full, "server": jax.eval_shape(algorithm.submodel, full, layer_map), "layer_map": layer_map}
-    if "maps" in record:
-        shapes["maps"] = [LayerMap.shapes(groups, layers, bare) for groups, bare in record["maps"]]
+    if record.maps is not None:
+        shapes["maps"] = [LayerMap.shapes(groups, layers, bare) for groups, bare in record.maps]
     return shapes
 
 
@@ -65,7 +65,7 @@ def restore_bank(folder: RunFolder, round_index: int, bank: ClientBank, arrays: 
 
 def read_state(
     folder: RunFolder,
-    record: dict[str, Any],
+    record: CheckpointRecord,
     algorithm: Algorithm,
     init_server: Callable[[Clients], PyTree],
     bank: ClientBank,
@@ -80,16 +80,16 @@ def read_state(
       bank: in which no client has a row yet. align: whether factors are aligned where layers are fused.
     """
     shapes = stage_shapes(algorithm, init_server, record, clients=clients, layers=layers)
-    arrays = folder.read_arrays(record["round"], {**shapes, "last_round": jax.ShapeDtypeStruct((clients,), np.int32)})
-    restore_bank(folder, record["round"], bank, arrays, align=align)
+    arrays = folder.read_arrays(record.round, {**shapes, "last_round": jax.ShapeDtypeStruct((clients,), np.int32)})
+    restore_bank(folder, record.round, bank, arrays, align=align)
     return State(
         full=arrays["full"],
         bank=bank,
         server=arrays["server"],
         layer_map=dataclasses.replace(arrays["layer_map"], align=align),
         last_round=np.array(arrays["last_round"]),
-        round=record["round"],
-        stage=record["stage"],
-        rounds_in_stage=record["rounds_in_stage"],
-        record=record,
+        round=record.round,
+        stage=record.stage,
+        rounds_in_stage=record.rounds_in_stage,
+        totals=record.totals,
     )

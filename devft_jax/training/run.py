@@ -36,11 +36,11 @@ from devft_jax.models.huggingface.peft.writing import export_peft
 from devft_jax.models.lora import as_low_rank
 from devft_jax.reporting import Progress, split_chart
 from devft_jax.reporting.report_file import write_report
-from devft_jax.reporting.story import check_record
 from devft_jax.reporting.units import counted
 from devft_jax.runtime.devices import usual_arithmetic
 from devft_jax.runtime.stopping import Stopped, StopRequest
 from devft_jax.storage import RUN, RunFolder
+from devft_jax.storage.records import RoundRecord, RunRecord
 from devft_jax.training.replay import StepReport, replay_client
 from devft_jax.training.time_left import Course, seconds_left
 from devft_jax.training.trainer import State, Trainer
@@ -56,7 +56,7 @@ class Run:
     Attributes:
       config: resolved. folder: where it lies.
       adapter: the global model at full depth; None where every client has its own, which `export` takes from the folder.
-      summary: what `summary.json` holds; empty while unfinished.
+      summary: what `summary.json` holds; None while unfinished.
       stopped_by: the signal that stopped the run before its last round; None when it finished.
       history: the lines of `metrics.jsonl`, a round each.
     """
@@ -64,9 +64,9 @@ class Run:
     config: RunConfig
     folder: Path
     adapter: Adapter | None
-    summary: dict[str, Any]
+    summary: RunRecord | None
     stopped_by: int | None = None
-    history: list[dict[str, Any]] = field(default_factory=list)
+    history: list[RoundRecord] = field(default_factory=list)
 
     @property
     def finished(self) -> bool:
@@ -81,7 +81,7 @@ def default_folder(config: RunConfig) -> Path:
 
 def _course(trainer: Trainer, state: State) -> Course:
     """The run's stages and evaluations, from its first round on; depths that are not known are taken for the last one's."""
-    known = [stage["layers"] for stage in state.record["stages"]]
+    known = [stage.layers for stage in state.totals.stages]
     planned = list(trainer.depths or ())[len(known) :] or known[-1:] * len(trainer.stage_rounds)
     config, clients, algorithm = trainer.config, len(trainer.data.clients), trainer.algorithm
 
@@ -105,7 +105,7 @@ def _course(trainer: Trainer, state: State) -> Course:
     )
 
 
-def _advance(trainer: Trainer, state: State, history: list[dict[str, Any]]) -> bool:
+def _advance(trainer: Trainer, state: State, history: list[RoundRecord]) -> bool:
     """Bring the state to where a round can run, crossing a stage border if one is due; False at the run's end."""
     if state.stage >= 0:
         if state.rounds_in_stage < trainer.stage_rounds[state.stage]:
@@ -114,7 +114,7 @@ def _advance(trainer: Trainer, state: State, history: list[dict[str, Any]]) -> b
     return trainer.begin_stage(state, history)
 
 
-def _round(trainer: Trainer, state: State, history: list[dict[str, Any]]) -> dict[str, Any]:
+def _round(trainer: Trainer, state: State, history: list[RoundRecord]) -> RoundRecord:
     """One round, put into the history, after which the stage may be over early."""
     row = trainer.round(state)
     history.append(row)
@@ -126,7 +126,7 @@ def _work(
     trainer: Trainer,
     state: State,
     folder: RunFolder,
-    history: list[dict[str, Any]],
+    history: list[RoundRecord],
     stop: StopRequest,
 ) -> bool:
     """Rounds until the run ends (True) or is asked to stop (False)."""
@@ -142,18 +142,18 @@ def _work(
         # From here on something would be lost.
         stop.doing = f"round {state.round + 1}"
         if not state.rounds_in_stage:
-            folder.write_json("record.json", trainer.summary(state))
+            folder.write_under_way(trainer.summary(state))
         row = _round(trainer, state, history)
         last_of_stage = state.rounds_in_stage == trainer.stage_rounds[state.stage]
         due = config.evaluate_every and state.round % config.evaluate_every == 0
         if due and not last_of_stage:
-            row |= _evaluated(trainer, state)
+            _evaluate(trainer, state, row)
         began = time.perf_counter()
         folder.append_metrics(row)
-        folder.write_json("record.json", trainer.summary(state))
-        rounds = [each["seconds"] for each in history if each["stage"] == state.stage]
+        folder.write_under_way(trainer.summary(state))
+        rounds = [each.seconds for each in history if each.stage == state.stage]
         others = saving / max(1, state.round - 1 - began_at)
-        left = seconds_left(_course(trainer, state), state.record, rounds, state.round, others)
+        left = seconds_left(_course(trainer, state), state.totals, rounds, state.round, others)
         progress.round(row, total, stages, left)
         stopping = stop.signal is not None and state.round < total
         # A stage's last round is always saved: from it the stage can be exported.
@@ -167,16 +167,15 @@ def _work(
     return True
 
 
-def _evaluated(trainer: Trainer, state: State) -> dict[str, float]:
-    """What held-out data says within a stage: of its own model and, where that is asked for, of the full one."""
-    judged = {"held_out": trainer.judge_stage(state)}
+def _evaluate(trainer: Trainer, state: State, row: RoundRecord) -> None:
+    """Add to a round within a stage what held-out data says of its model and, where that is asked for, of the full one."""
+    judged = trainer.judge_stage(state)
+    if judged is not None:
+        row.held_out_loss, row.held_out_accuracy = judged.loss, judged.accuracy
     if trainer.config.evaluate_full:
-        judged["full"] = judged["held_out"] if state.layer_map.is_identity else trainer.judge_transferred(state)
-    values: dict[str, float] = {}
-    for name, found in judged.items():
-        if found is not None:
-            values |= {f"{name}_loss": found.loss, f"{name}_accuracy": found.accuracy}
-    return values
+        full = judged if state.layer_map.is_identity else trainer.judge_transferred(state)
+        if full is not None:
+            row.full_loss, row.full_accuracy = full.loss, full.accuracy
 
 
 def _describe_object(item: Any) -> str:
@@ -226,7 +225,7 @@ def _anchored_paths(stored: dict[str, Any]) -> dict[str, Any]:
 
 def _refuse_lost_checkpoints(folder: RunFolder) -> None:
     """Raise `InputError` where a run without a checkpoint had one, so that beginning anew would lose what it learned."""
-    rounds = max((row["round"] for row in folder.read_metrics()), default=0)
+    rounds = max((row.round for row in folder.read_metrics()), default=0)
     every = (folder.read_json("config.json") or {}).get("checkpoint_every")
     # As many a run may have trained that was stopped before its first checkpoint.
     unsaved = every if type(every) is int else rounds
@@ -245,7 +244,7 @@ def _final_adapter(trainer: Trainer, state: State) -> Adapter | None:
     )
 
 
-def _finish(trainer: Trainer, state: State, folder: RunFolder) -> dict[str, Any]:
+def _finish(trainer: Trainer, state: State, folder: RunFolder) -> RunRecord:
     """Write the adapter, where there is a low-rank one for all clients, and the summary, which takes the record's place."""
     adapter = _final_adapter(trainer, state)
     if not trainer.algorithm.low_rank:
@@ -255,8 +254,7 @@ def _finish(trainer: Trainer, state: State, folder: RunFolder) -> dict[str, Any]
     elif adapter is not None:
         _write_adapter(trainer, folder, adapter)
     summary = trainer.summary(state)
-    folder.write_json("summary.json", summary)
-    (folder.path / "record.json").unlink(missing_ok=True)
+    folder.write_summary(summary)
     return summary
 
 
@@ -297,7 +295,7 @@ def train(
             return _trained(config, stop, progress, model=model, data=data, algorithm=algorithm, growth=growth)
     except Stopped:
         progress.say("stopped before a round was trained: the same command goes on from there.")
-        return Run(config, Path(config.out or default_folder(config)).absolute(), None, {}, stop.signal)
+        return Run(config, Path(config.out or default_folder(config)).absolute(), None, None, stop.signal)
 
 
 def _trained(config: RunConfig, stop: StopRequest, progress: Progress, **given: Any) -> Run:
@@ -332,25 +330,25 @@ def _trained(config: RunConfig, stop: StopRequest, progress: Progress, **given: 
             folder.write_json("config.json", described)
             history = folder.cut_metrics(checkpoint)
             _write_split(trainer, folder, anew=False)
-            folder.write_json("record.json", trainer.summary(state))
+            folder.write_under_way(trainer.summary(state))
             progress.say(f"resuming {folder.path} after round {checkpoint}")
         finished = _work(trainer, state, folder, history, stop)
         if not finished:
             if not state.round:
                 raise Stopped
-            folder.write_json("record.json", {**trainer.summary(state), "stopped_by": stop.signal})
+            folder.write_under_way(dataclasses.replace(trainer.summary(state), stopped_by=stop.signal))
             _report(progress, folder)
             progress.say(
                 f"stopped after round {state.round} of {sum(trainer.stage_rounds)}; saved in "
                 f"{folder.path}: the same command goes on from there."
             )
-            return Run(config, folder.path, trainer.global_adapter(state), {}, stop.signal, history)
+            return Run(config, folder.path, trainer.global_adapter(state), None, stop.signal, history)
         stop.doing = "the run"
         summary = _finish(trainer, state, folder)
         reported = _report(progress, folder)
         _say_summary(progress, summary)
         shown = ", report.html shows it" if reported else ""
-        progress.say(f"finished {counted(summary['rounds'], 'round')}; everything is in {folder.path}{shown}")
+        progress.say(f"finished {counted(summary.rounds, 'round')}; everything is in {folder.path}{shown}")
         return Run(config, folder.path, _final_adapter(trainer, state), summary, None, history)
 
 
@@ -361,11 +359,11 @@ def _write_split(trainer: Trainer, folder: RunFolder, *, anew: bool) -> None:
         return
     split = split_record(trainer.data)
     if anew or "split.json" not in there:
-        folder.write_json("split.json", split, indented=len(split["clients"]) <= MOST_INDENTED)
+        folder.write_json("split.json", split.to_plain(), indented=len(split.clients) <= MOST_INDENTED)
     folder.write_text("split.svg", split_chart(split))
 
 
-def _finished_summary(trainer: Trainer, folder: RunFolder, checkpoint: int | None) -> dict[str, Any] | None:
+def _finished_summary(trainer: Trainer, folder: RunFolder, checkpoint: int | None) -> RunRecord | None:
     """The summary of a run that has come to the end that is asked for; None of any other.
 
     One whose last checkpoint was removed, and an earlier one kept, is to go on from there.
@@ -373,15 +371,14 @@ def _finished_summary(trainer: Trainer, folder: RunFolder, checkpoint: int | Non
     # A record beside the summary is that of a run that goes on.
     if (folder.path / "record.json").exists():
         return None
-    summary = folder.read_json("summary.json")
+    summary = folder.read_summary()
     if summary is None:
         return None
-    check_record(summary, str(folder.path), finished=True)
-    at_its_end = sum(summary["stage_rounds"]) == sum(trainer.stage_rounds) and checkpoint in (None, summary["rounds"])
+    at_its_end = sum(summary.stage_rounds) == sum(trainer.stage_rounds) and checkpoint in (None, summary.rounds)
     return summary if at_its_end else None
 
 
-def _untouched(trainer: Trainer, folder: RunFolder, checkpoint: int | None, summary: dict[str, Any]) -> Run:
+def _untouched(trainer: Trainer, folder: RunFolder, checkpoint: int | None, summary: RunRecord) -> Run:
     """A finished run as it lies there; only what is missing of what it wrote is written again."""
     progress, exported = trainer.progress, folder.path / "adapter"
     adapter = None
@@ -397,7 +394,7 @@ def _untouched(trainer: Trainer, folder: RunFolder, checkpoint: int | None, summ
         _report(progress, folder)
     _say_summary(progress, summary)
     progress.say(
-        f"{folder.path} holds this run, finished after {counted(summary['rounds'], 'round')}: nothing is left to do; "
+        f"{folder.path} holds this run, finished after {counted(summary.rounds, 'round')}: nothing is left to do; "
         "a larger --rounds lengthens it, another --out begins anew"
     )
     return Run(trainer.config, folder.path, adapter, summary, None, history)
@@ -423,29 +420,27 @@ def _report(progress: Progress, folder: RunFolder) -> bool:
 
 
 def _say_base(progress: Progress, state: State) -> None:
-    if state.record["base_loss"] is None:
+    if state.totals.base_loss is None:
         progress.warn("no held-out data: give test_data or test_fraction to see what is learned.")
     else:
         progress.say(
-            f"untuned base: held-out loss {state.record['base_loss']:.4f}, exact match {state.record['base_accuracy']:.1%}"
+            f"untuned base: held-out loss {state.totals.base_loss:.4f}, exact match {state.totals.base_accuracy:.1%}"
         )
 
 
-def _say_summary(progress: Progress, summary: dict[str, Any]) -> None:
-    if summary["final_loss"] is not None:
+def _say_summary(progress: Progress, summary: RunRecord) -> None:
+    if summary.final_loss is not None:
         progress.say(
-            f"held-out loss {summary['base_loss']:.4f} -> {summary['final_loss']:.4f}, "
-            f"exact match {summary['base_accuracy']:.1%} -> {summary['accuracy']:.1%}"
+            f"held-out loss {summary.base_loss:.4f} -> {summary.final_loss:.4f}, "
+            f"exact match {summary.base_accuracy:.1%} -> {summary.accuracy:.1%}"
         )
-    if summary["personal"] is not None:
-        own = summary["personal"]
-        if summary["personal_models"]:
-            whose = f"means over {summary['clients']} clients' own models"
+    if summary.personal is not None:
+        own = summary.personal
+        if summary.personal_models:
+            whose = f"means over {summary.clients} clients' own models"
         else:
-            whose = f"the {summary['clients']} clients' own models: on average {own['loss']:.4f} and {own['accuracy']:.1%}"
-        progress.say(
-            f"  {whose}; standard deviations over clients {own['loss_spread']:.4f} and {own['accuracy_spread']:.1%}"
-        )
+            whose = f"the {summary.clients} clients' own models: on average {own.loss:.4f} and {own.accuracy:.1%}"
+        progress.say(f"  {whose}; standard deviations over clients {own.loss_spread:.4f} and {own.accuracy_spread:.1%}")
 
 
 @dataclass(frozen=True)
@@ -505,7 +500,7 @@ def replay(path: str | Path, *, client: str, round: int, progress: Progress | No
         if not 1 <= round <= total:
             raise InputError(f"round {round} is outside 1 to {total}.")
         latest = folder.latest_round()
-        lengthened = 0 if latest is None else folder.read_record(latest)["lengthened_after"]
+        lengthened = 0 if latest is None else folder.read_record(latest).totals.lengthened_after
         if round <= lengthened:
             raise InputError(
                 f"round {round} belongs to the run as it was before it was lengthened after round {lengthened}; "
@@ -513,7 +508,7 @@ def replay(path: str | Path, *, client: str, round: int, progress: Progress | No
             )
         checkpoint = folder.checkpoint_before(round)
         state = trainer.begin() if checkpoint is None else trainer.resume(folder, checkpoint)
-        history = [row for row in folder.read_metrics() if row["round"] <= state.round]
+        history = [row for row in folder.read_metrics() if row.round <= state.round]
     while _advance(trainer, state, history) and state.round < round - 1:
         _round(trainer, state, history)
     member, batches = trainer.prepare_client(state, names.index(client))

@@ -7,10 +7,11 @@ evaluating    by the layers that are run: the base, stages' beginnings and ends,
 saving        checkpoints and records, by rounds
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median_low
-from typing import Any
+
+from devft_jax.storage.records import RunTotals
 
 
 @dataclass(frozen=True)
@@ -48,27 +49,27 @@ class Course:
             yield before + 0.5, (depth + whole * grows) * self.models(before, last)
 
 
-def seconds_left(
-    course: Course, record: Mapping[str, Any], rounds: Sequence[float], round_index: int, saving: float = 0.0
-) -> float:
+def seconds_left(course: Course, totals: RunTotals, rounds: Sequence[float], round_index: int, saving: float = 0.0) -> float:
     """Seconds to the end after a round, before the stage's end where it was the stage's last.
 
     Args:
-      record: of the state: `seconds` by kind, `compile_before` of these before the first stage, and the `stages` begun.
+      course: of the run.
+      totals: so far.
       rounds: seconds of training in each round of the stage under way. Of two the shorter one is usual: a first round
         waits for threads and memory.
-      round_index: rounds of the run so far, from 1. saving: seconds that a round has taken beside all that, on average.
+      round_index: rounds of the run so far, from 1.
+      saving: seconds that a round has taken beside all that, on average.
     """
-    spent, begun = record["seconds"], len(record["stages"])
+    spent, begun = totals.seconds, len(totals.stages)
     each, depth = median_low(rounds), course.depths[begun - 1] + course.head
     left = each * (course.rounds[begun - 1] - len(rounds))
     later = zip(course.rounds[begun:], course.depths[begun:], strict=True)
     left += sum(each * count * (deeper + course.head) / depth for count, deeper in later)
-    left += (spent["compile"] - record["compile_before"]) / begun * (len(course.rounds) - begun)
+    left += (spent.compile - totals.compile_before) / begun * (len(course.rounds) - begun)
     built = [layers < course.layers for layers in course.depths]
-    left += spent["build"] / max(1, sum(built[:begun])) * sum(built[begun:])
+    left += spent.build / max(1, sum(built[:begun])) * sum(built[begun:])
     run = {True: 0.0, False: 0.0}
     for when, layers in course.evaluations():
         run[when <= round_index] += layers
-    left += spent["evaluate"] * run[False] / run[True]
+    left += spent.evaluate * run[False] / run[True]
     return left + saving * (sum(course.rounds) - round_index)

@@ -56,6 +56,7 @@ from devft_jax.reporting.progress import readable_bytes
 from devft_jax.runtime.compiled import CompiledPrograms, shared_programs
 from devft_jax.runtime.devices import device_memory, host_device, shapes_on, versions
 from devft_jax.storage import RunFolder
+from devft_jax.storage.records import CheckpointRecord, CompiledAheadRecord, RoundRecord, RunRecord, RunTotals
 from devft_jax.training.checkpoints import read_state, save_state
 from devft_jax.training.checks import check_cohort, check_ranks, check_tokens
 from devft_jax.training.fingerprints import base_fingerprint, data_fingerprint
@@ -63,7 +64,7 @@ from devft_jax.training.given import check_given_growth
 from devft_jax.training.hidden_states import HiddenStates
 from devft_jax.training.probe import block_influence, probe_examples
 from devft_jax.training.stages import after_round, check_composition, named_growth, plan_stages
-from devft_jax.training.state import State, add_round, first_record, missed_bytes, stage_record
+from devft_jax.training.state import State, add_round, missed_bytes, new_stage_record
 from devft_jax.training.submodels import Submodels, open_model
 from devft_jax.typing import PyTree
 
@@ -260,22 +261,21 @@ class Trainer:
             traits = jax.device_get(self.algorithm.traits(self.clients))
         bank = self._bank(lambda: full, traits)
         last_round = np.zeros(len(self.data.clients), np.int32)
-        state = State(full=full, bank=bank, layer_map=identity, last_round=last_round)
-        state.record = first_record(
+        totals = RunTotals(
             stage_rounds=list(self.stage_rounds),
             clients_per_step=self.clients_per_step,
-            clients_per_step_settled=False,
             devices=len(self.devices),
             model_shards=self.config.model_shards,
             data=data_fingerprint(self.data),
             base=base_fingerprint(self.model.base),
         )
+        state = State(full=full, bank=bank, layer_map=identity, last_round=last_round, totals=totals)
         self._compile_ahead(state, 0)
         with self.progress.doing("judging the untuned base on held-out data"):
-            base = self.judge.evaluate(self.base, None, state.record["seconds"])
-        state.record["compile_before"] = state.record["seconds"]["compile"]
-        state.record["base_loss"] = None if base is None else base.loss
-        state.record["base_accuracy"] = None if base is None else base.accuracy
+            base = self.judge.evaluate(self.base, None, state.totals.seconds)
+        state.totals.compile_before = state.totals.seconds.compile
+        state.totals.base_loss = None if base is None else base.loss
+        state.totals.base_accuracy = None if base is None else base.accuracy
         return state
 
     def _compile_ahead(self, state: State, stage: int) -> None:
@@ -328,30 +328,37 @@ class Trainer:
         """The state of a checkpoint, with the stage's submodel rebuilt from its LayerMap."""
         folder.check(round_index)
         record = folder.read_record(round_index)
-        for name, found in (("data", data_fingerprint(self.data)), ("base", base_fingerprint(self.model.base))):
-            if record[name] != found:
+        totals, done = record.totals, record.round
+        found = {"data": data_fingerprint(self.data), "base": base_fingerprint(self.model.base)}
+        for name, before in (("data", totals.data), ("base", totals.base)):
+            if before != found[name]:
                 raise InputError(
                     f"the {name} of the run in {folder.path} has changed since it was started; "
                     "restore it, or start a new run in another folder."
                 )
-        planned = tuple(record["stage_rounds"])
+        planned = tuple(totals.stage_rounds)
         self.stage_rounds = self._extended(planned, folder)
         if self.stage_rounds != planned:
-            before = self._rate_at(record, record["stage"], record["rounds_in_stage"] - 1, planned)
-            record["stage_rounds"] = list(self.stage_rounds)
-            record["lengthened_after"] = record["round"]
-            self._choose_lengthened_rate(record, planned, before)
-        if record["round"] < sum(self.stage_rounds):
-            record["resumed_after"].append(record["round"])
-        now = {"devices": len(self.devices), "model_shards": self.config.model_shards}
-        if self.config.clients_per_step == "auto" and all(record[name] == value for name, value in now.items()):
-            self.cohort.clients_per_step = record["clients_per_step"]
-        for name, value in {"clients_per_step": self.clients_per_step, **now}.items():
-            if record[name] != value and record["round"] < sum(self.stage_rounds):
-                self.progress.warn(
-                    f"{name} was {record[name]} and is {value}: the run goes on, equal up to rounding but not bit for bit."
-                )
-                record[name] = value
+            rate = self._rate_at(totals, record.stage, record.rounds_in_stage - 1, planned)
+            totals.stage_rounds = list(self.stage_rounds)
+            totals.lengthened_after = done
+            self._choose_lengthened_rate(record, planned, rate)
+        unfinished = done < sum(self.stage_rounds)
+        if unfinished:
+            totals.resumed_after.append(done)
+        devices = len(self.devices), self.config.model_shards
+        if self.config.clients_per_step == "auto" and (totals.devices, totals.model_shards) == devices:
+            self.cohort.clients_per_step = totals.clients_per_step
+        now = dataclasses.replace(
+            totals, clients_per_step=self.clients_per_step, devices=devices[0], model_shards=devices[1]
+        )
+        if unfinished:
+            for name in ("clients_per_step", "devices", "model_shards"):
+                if (was := getattr(totals, name)) != (value := getattr(now, name)):
+                    self.progress.warn(
+                        f"{name} was {was} and is {value}: the run goes on, equal up to rounding but not bit for bit."
+                    )
+            record.totals = now
         state = read_state(
             folder,
             record,
@@ -377,24 +384,28 @@ class Trainer:
             )
         return (*planned[:-1], planned[-1] + wanted - sum(planned))
 
-    def _choose_lengthened_rate(self, record: dict[str, Any], planned: tuple[int, ...], before: float) -> None:
+    def _choose_lengthened_rate(self, record: CheckpointRecord, planned: tuple[int, ...], before: float) -> None:
         """Decide by what schedule a lengthened run goes on, and say what that makes of its rate.
 
         Args:
-          record: of the run, with its new stages. planned: the old ones. before: the rate of the last round.
+          record: of the run, with its new stages.
+          planned: the old ones.
+          before: the rate of the last round.
         """
+        totals = record.totals
         if self.config.lengthened_rate == "end":
-            record.setdefault("rate_ends_after", sum(planned))
+            if totals.rate_ends_after is None:
+                totals.rate_ends_after = sum(planned)
         else:
-            record.pop("rate_ends_after", None)
-        stage, done = record["stage"], record["rounds_in_stage"]
+            totals.rate_ends_after = None
+        stage, done = record.stage, record.rounds_in_stage
         stage, done = (stage, done) if done < self.stage_rounds[stage] else (stage + 1, 0)
-        after = self._rate_at(record, stage, done, self.stage_rounds)
+        after = self._rate_at(totals, stage, done, self.stage_rounds)
         if after == before:
             return
-        ends = {"rate_ends_after": sum(planned)}
+        ends = dataclasses.replace(totals, rate_ends_after=sum(planned))
         end = self._rate_at(ends, len(planned) - 1, planned[-1], self.stage_rounds)
-        total, last = sum(self.stage_rounds), record["round"]
+        total, last = sum(self.stage_rounds), record.round
         told = (
             f"lengthened from {sum(planned)} to {total} rounds: the learning rate is {before:.3g} in round {last} and "
             f"{after:.3g} in round {last + 1}"
@@ -413,7 +424,7 @@ class Trainer:
 
     # ---- stages --------------------------------------------------------------------------------------------------
 
-    def begin_stage(self, state: State, history: Sequence[dict[str, Any]]) -> bool:
+    def begin_stage(self, state: State, history: Sequence[RoundRecord]) -> bool:
         """Ask the growth for the next stage and enter it; False when there is none."""
         stage = state.stage + 1
         if stage >= len(self.stage_rounds):
@@ -425,22 +436,22 @@ class Trainer:
         if transition is None:
             return False
         layer_map = state.layer_map
-        record = stage_record(
+        record = new_stage_record(
             transition,
             layer_map,
             planned_rounds=self.stage_rounds[stage],
             submodel_bytes=0 if self.algorithm.pools else self._submodel_bytes(layer_map),
             cached_layers=self.hidden_states.layers,
         )
-        state.record["stages"].append(record)
-        state.record["seconds"]["build"] += time.perf_counter() - began
+        state.totals.stages.append(record)
+        state.totals.seconds.build += time.perf_counter() - began
         judged = self.judge_stage(state)
-        record["loss_start"] = None if judged is None else judged.loss
+        record.loss_start = None if judged is None else judged.loss
         self.progress.stage(stage, len(self.stage_rounds), record, self._loss_before(state))
         trained = self._trained_parameters(state)
         share = trained / parameter_count(base_shapes(self.model.config, dtype=self.compute.dtype))
         self.progress.say(f"  {trained:,} parameters are trained, {share:.2%} of the model's")
-        negative = [value for value in record["anchor_coefficients"] or () if is_negative(value)]
+        negative = [value for value in record.anchor_coefficients or () if value is not None and is_negative(value)]
         if negative:
             self.progress.warn(
                 f"an anchor's weight is negative ({min(negative):.2f}), as Eq. 5 has it for a group this large; "
@@ -448,17 +459,17 @@ class Trainer:
             )
         return True
 
-    def _enter(self, state: State, stage: int, history: Sequence[dict[str, Any]]) -> Transition | None:
+    def _enter(self, state: State, stage: int, history: Sequence[RoundRecord]) -> Transition | None:
         """Choose the stage's submodel and make it the state's; None where the growth has no further stage."""
         blocks = self.submodels.layers_to_fuse(stage)
         adapter = self.algorithm.view(state.full)
         tree = (blocks, *self.submodels.brought_home((adapter.lora, adapter.delta)))
         key = jax.random.fold_in(run_key(self.config.seed, Purpose.GROWTH), stage)
         if self._probe is not None:
-            if "block_influence" not in state.record:
-                state.record["block_influence"] = self.block_influence()
+            if state.totals.block_influence is None:
+                state.totals.block_influence = self.block_influence()
             # Kept, so that a resumed run chooses by the same figures wherever it goes on.
-            self.growth = self.growth.prepared(lambda: np.asarray(state.record["block_influence"]))
+            self.growth = self.growth.prepared(lambda: np.asarray(state.totals.block_influence))
         try:
             with jax.default_device(self.submodels.home):
                 transition = next_stage(self.growth, stage, tree, history, key)
@@ -500,8 +511,8 @@ class Trainer:
 
     def _loss_before(self, state: State) -> float | None:
         """Held-out loss of the full model before the stage that has just begun."""
-        earlier = state.record["stages"][:-1]
-        return earlier[-1]["loss_full_after_transfer"] if earlier else state.record["base_loss"]
+        earlier = state.totals.stages[:-1]
+        return earlier[-1].loss_full_after_transfer if earlier else state.totals.base_loss
 
     def _submodel_bytes(self, layer_map: LayerMap) -> int:
         """What a client that holds the base needs besides: nothing, the numbers of the layers picked, or fused layers."""
@@ -511,12 +522,12 @@ class Trainer:
             return picked_layers_bytes(layer_map.num_groups)
         return message_bytes(self.stage_base.blocks)
 
-    def shorten_stage(self, state: State, history: Sequence[dict[str, Any]]) -> None:
+    def shorten_stage(self, state: State, history: Sequence[RoundRecord]) -> None:
         """End the stage here if its loss has flattened; the rounds that it leaves go to the last stage."""
-        losses = [row["loss"] for row in history if row["stage"] == state.stage]
+        losses = [row.loss for row in history if row.stage == state.stage]
         planned, self.stage_rounds = self.stage_rounds, after_round(self.config, self.stage_rounds, state.stage, losses)
         if self.stage_rounds != planned:
-            state.record["stage_rounds"] = list(self.stage_rounds)
+            state.totals.stage_rounds = list(self.stage_rounds)
             self.progress.say(
                 f"  the mean loss has flattened: stage {state.stage + 1} ends after {len(losses)} of "
                 f"{planned[state.stage]} rounds, the rest goes to the last stage"
@@ -525,25 +536,25 @@ class Trainer:
     def end_stage(self, state: State) -> None:
         """Return what the stage learned to every layer, and record whether it survived."""
         self.hidden_states.close()
-        record = state.record["stages"][-1]
+        record = state.totals.stages[-1]
         submodel = self.judge_stage(state)
         began = time.perf_counter()
         with self.progress.doing(f"carrying what stage {state.stage + 1} learned to all layers"):
             state.full = jax.block_until_ready(self.transferred(state))
             state.bank.leave()
-        state.record["seconds"]["build"] += time.perf_counter() - began
+        state.totals.seconds.build += time.perf_counter() - began
         judged = submodel
         if not state.layer_map.is_identity:
             judged = self._judge_full(state, state.full)
         if judged is not None and self.algorithm.consensus is not None and state.stage + 1 == len(self.stage_rounds):
             # At the run's end each client's own model, too, beside the one that stands for all of them.
             with self.progress.doing("judging every client's own model on held-out data"):
-                own = self.judge.own_models(self.base, state.full, state.bank.view(full=True), state.record["seconds"])
+                own = self.judge.own_models(self.base, state.full, state.bank.view(full=True), state.totals.seconds)
             judged = None if own is None else dataclasses.replace(judged, personal=own.personal)
-        record["loss_end"] = None if submodel is None else submodel.loss
-        record["loss_full_after_transfer"] = None if judged is None else judged.loss
-        record["accuracy_full_after_transfer"] = None if judged is None else judged.accuracy
-        record["personal"] = None if judged is None else judged.personal
+        record.loss_end = None if submodel is None else submodel.loss
+        record.loss_full_after_transfer = None if judged is None else judged.loss
+        record.accuracy_full_after_transfer = None if judged is None else judged.accuracy
+        record.personal = None if judged is None else judged.personal
         self.progress.stage_end(record)
 
     def transferred(self, state: State) -> PyTree:
@@ -563,11 +574,12 @@ class Trainer:
 
     def learning_rate(self, state: State) -> float:
         """The rate of the next round."""
-        return self._rate_at(state.record, state.stage, state.rounds_in_stage, self.stage_rounds)
+        return self._rate_at(state.totals, state.stage, state.rounds_in_stage, self.stage_rounds)
 
-    def _rate_at(self, record: dict[str, Any], stage: int, round_in_stage: int, stage_rounds: tuple[int, ...]) -> float:
+    def _rate_at(self, totals: RunTotals, stage: int, round_in_stage: int, stage_rounds: tuple[int, ...]) -> float:
         """The rate of a round in these stages; past the end of a schedule that was not lengthened with the run, its last."""
-        beyond = max(0, sum(stage_rounds) - record.get("rate_ends_after", sum(stage_rounds)))
+        planned = sum(stage_rounds)
+        beyond = max(0, planned - (planned if totals.rate_ends_after is None else totals.rate_ends_after))
         scheduled = (*stage_rounds[:-1], stage_rounds[-1] - beyond)
         return learning_rate_at(self.config, scheduled, stage, min(round_in_stage, scheduled[stage]))
 
@@ -580,7 +592,7 @@ class Trainer:
             self.hidden_states.fill(self.stage_base, members)
         return member, self.assemble(member.examples)
 
-    def round(self, state: State) -> dict[str, Any]:
+    def round(self, state: State) -> RoundRecord:
         """One round; advances the state and returns its line of metrics."""
         self.hidden_states.restore(self.stage_base, state)
         began, compiled = time.perf_counter(), self.programs.seconds
@@ -602,29 +614,29 @@ class Trainer:
         if self.algorithm.cumulative is not None:
             missed = missed_bytes(state, members.positions, result.bytes_cumulative)
         tokens = sum(length * examples for length, examples in result.examples_by_length.items())
-        row = {
-            "round": state.round,
-            "stage": state.stage,
-            "layers": state.layer_map.num_groups,
-            "loss": float(result.losses[kept].mean()),
-            "learning_rate": rate,
-            **{name: value if np.isfinite(value) else None for name, value in result.metrics.items()},
-            "client_update_norm": float(result.update_norms[kept].mean()),
-            "tokens": tokens,
-            "seconds": seconds,
-            "tokens_per_second": tokens / seconds,
-            "bytes_up": 0 if self.algorithm.pools else result.bytes_up,
-            "bytes_down": 0 if self.algorithm.pools else result.bytes_down,
-            "bytes_missed": missed,
-            "train_flops": fill_flops + self._flops(state, result),
-            "program_bytes": program_bytes,
-            "adapter_norms": [float(f"{norm:.6g}") if np.isfinite(norm) else None for norm in norms],
-            "dropped": int(np.count_nonzero(~kept)),
-            "clients": members.positions.tolist(),
-        }
+        row = RoundRecord(
+            round=state.round,
+            stage=state.stage,
+            layers=state.layer_map.num_groups,
+            loss=float(result.losses[kept].mean()),
+            learning_rate=rate,
+            metrics={name: value if np.isfinite(value) else None for name, value in result.metrics.items()},
+            client_update_norm=float(result.update_norms[kept].mean()),
+            tokens=tokens,
+            seconds=seconds,
+            tokens_per_second=tokens / seconds,
+            bytes_up=0 if self.algorithm.pools else result.bytes_up,
+            bytes_down=0 if self.algorithm.pools else result.bytes_down,
+            bytes_missed=missed,
+            train_flops=fill_flops + self._flops(state, result),
+            program_bytes=program_bytes,
+            adapter_norms=[float(f"{norm:.6g}") if np.isfinite(norm) else None for norm in norms],
+            dropped=int(np.count_nonzero(~kept)),
+            clients=members.positions.tolist(),
+        )
         row_compile = self.programs.seconds - compiled
         add_round(state, row, row_compile)
-        if self.config.clients_per_step == "auto" and not state.record["clients_per_step_settled"]:
+        if self.config.clients_per_step == "auto" and not state.totals.clients_per_step_settled:
             # Also where nobody has waited for it: a larger size would be waited for.
             compile_seconds = self.programs.compile_seconds["chunk"]
             self._settle_clients_per_step(state, members, Trial(seconds / len(members), compile_seconds, program_bytes))
@@ -632,9 +644,9 @@ class Trainer:
             self._ahead_of = state.stage
             began = time.perf_counter()
             self._compile_ahead(state, state.stage + 1)
-            state.record["seconds"]["build"] += time.perf_counter() - began
-        source, joules = self.energy.spent_since(counters, row["train_flops"])
-        state.record["joules"][source] = state.record["joules"].get(source, 0.0) + joules
+            state.totals.seconds.build += time.perf_counter() - began
+        source, joules = self.energy.spent_since(counters, row.train_flops)
+        state.totals.joules[source] = state.totals.joules.get(source, 0.0) + joules
         return row
 
     def _train(self, state: State, members: Participants, rate: float) -> RoundResult:
@@ -655,7 +667,7 @@ class Trainer:
                     ) from error
                 self.progress.warn(f"{error.size} clients at once do not fit into memory; going on with {smaller}")
                 self.cohort.clients_per_step = smaller
-                state.record |= {"clients_per_step": smaller, "clients_per_step_settled": True}
+                state.totals.clients_per_step, state.totals.clients_per_step_settled = smaller, True
 
     def _round_inputs(self, state: State, rate: float) -> dict[str, Any]:
         round_index = np.uint32(state.round)
@@ -688,9 +700,9 @@ class Trainer:
             memory=device_memory(devices),
         )
         compile_seconds = self.programs.seconds - compiled
-        state.record["seconds"]["compile"] += compile_seconds
-        state.record["seconds"]["build"] += time.perf_counter() - began - compile_seconds
-        state.record |= {"clients_per_step": size, "clients_per_step_settled": True}
+        state.totals.seconds.compile += compile_seconds
+        state.totals.seconds.build += time.perf_counter() - began - compile_seconds
+        state.totals.clients_per_step, state.totals.clients_per_step_settled = size, True
         if size != self.clients_per_step:
             self.progress.say(f"  {size} clients are trained at once from here on: faster than {self.clients_per_step}")
             self.cohort.clients_per_step = size
@@ -752,18 +764,18 @@ class Trainer:
         """The stage's model, or the clients' own models, on held-out data; None without it."""
         judged = self._judged(f"stage {state.stage + 1}'s model")
         with self.progress.doing(f"judging {judged} on held-out data"):
-            return self.judge.models(self.stage_base, state.server, state.bank.view(full=False), state.record["seconds"])
+            return self.judge.models(self.stage_base, state.server, state.bank.view(full=False), state.totals.seconds)
 
     def judge_transferred(self, state: State) -> Judgement | None:
         """The full model as if the stage under way, of a submodel, ended now; None without held-out data."""
         began = time.perf_counter()
         full = jax.block_until_ready(self.transferred(state))
-        state.record["seconds"]["evaluate"] += time.perf_counter() - began
+        state.totals.seconds.evaluate += time.perf_counter() - began
         return self._judge_full(state, full)
 
     def _judge_full(self, state: State, full: PyTree) -> Judgement | None:
         with self.progress.doing(f"judging {self._judged('the full model')} on held-out data"):
-            return self.judge.models(self.base, full, state.bank.view(full=True), state.record["seconds"])
+            return self.judge.models(self.base, full, state.bank.view(full=True), state.totals.seconds)
 
     def _judged(self, model: str) -> str:
         """What is judged, in words: of methods without a global model, what every client has of its own."""
@@ -775,43 +787,43 @@ class Trainer:
             return None
         return self.algorithm.global_model(self.transferred(state), state.bank.view(full=True).of_trained())
 
-    def summary(self, state: State) -> dict[str, Any]:
+    def summary(self, state: State) -> RunRecord:
         """The figures of a run, finished or as it stands, as `summary.json` and `record.json` hold them."""
-        stages = [{name: value for name, value in stage.items() if name != "groups"} for stage in state.record["stages"]]
+        totals = state.totals
         peak, source = self.memory.peak()
-        last = stages[-1]
-        return {
-            "final_loss": last.get("loss_full_after_transfer"),
-            "base_loss": state.record["base_loss"],
-            "accuracy": last.get("accuracy_full_after_transfer"),
-            "base_accuracy": state.record["base_accuracy"],
-            "personal": last.get("personal"),
-            "personal_models": not self.algorithm.has_global_model,
-            "held_out_examples": 0 if self.data.test is None else len(self.data.test),
-            "rounds": state.round,
-            "stage_rounds": list(self.stage_rounds),
-            "lengthened_after": state.record["lengthened_after"],
-            "resumed_after": state.record["resumed_after"],
-            "seconds": state.record["seconds"],
-            "programs_compiled": self.programs.count,
-            "compiled_ahead": self.programs.ahead,
-            "bytes_up": state.record["bytes_up"],
-            "bytes_down": state.record["bytes_down"],
-            "bytes_stage": state.record["bytes_stage"],
-            "bytes_missed": state.record["bytes_missed"],
-            "base_bytes": message_bytes(self.model.base),
-            "message_dtype": self.config.message_dtype,
-            "train_flops": state.record["train_flops"],
-            "energy": energy_summary(state.record["joules"], self.config, self.energy.joules_per_flop),
-            "peak_memory_bytes": peak,
-            "peak_memory_source": source,
-            "progress_lost": self.progress.lost,
-            "scratch_bytes": self.programs.scratch_bytes,
-            "updates_dropped": state.record["dropped"],
-            "clients": len(self.data.clients),
-            "devices": len(self.devices),
-            "clients_per_step": self.clients_per_step,
-            "block_influence": state.record.get("block_influence"),
-            "versions": self.versions,
-            "stages": stages,
-        }
+        last = totals.stages[-1]
+        return RunRecord(
+            final_loss=last.loss_full_after_transfer,
+            base_loss=totals.base_loss,
+            accuracy=last.accuracy_full_after_transfer,
+            base_accuracy=totals.base_accuracy,
+            personal=last.personal,
+            personal_models=not self.algorithm.has_global_model,
+            held_out_examples=0 if self.data.test is None else len(self.data.test),
+            rounds=state.round,
+            stage_rounds=list(self.stage_rounds),
+            lengthened_after=totals.lengthened_after,
+            resumed_after=totals.resumed_after,
+            seconds=dataclasses.replace(totals.seconds),
+            programs_compiled=self.programs.count,
+            compiled_ahead=CompiledAheadRecord(**self.programs.ahead),
+            bytes_up=totals.bytes_up,
+            bytes_down=totals.bytes_down,
+            bytes_stage=totals.bytes_stage,
+            bytes_missed=totals.bytes_missed,
+            base_bytes=message_bytes(self.model.base),
+            message_dtype=self.config.message_dtype,
+            train_flops=totals.train_flops,
+            energy=energy_summary(totals.joules, self.config, self.energy.joules_per_flop),
+            peak_memory_bytes=peak,
+            peak_memory_source=source,
+            progress_lost=self.progress.lost,
+            scratch_bytes=self.programs.scratch_bytes,
+            updates_dropped=totals.dropped,
+            clients=len(self.data.clients),
+            devices=len(self.devices),
+            clients_per_step=self.clients_per_step,
+            block_influence=totals.block_influence,
+            versions=self.versions,
+            stages=[dataclasses.replace(stage) for stage in totals.stages],
+        )

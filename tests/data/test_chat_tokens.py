@@ -280,7 +280,7 @@ def test_the_examples_of_a_conversation_stay_together(chat_tokenizer, tmp_path):
             assert len(record.turns) == 2 * max(end, 1)
     note = "conversations are trained answer by answer, as"
     assert note in describe(data)
-    assert note in split_record(data)["notes"][0]
+    assert note in split_record(data).notes[0]
     appended = build_federated_data(DataOptions(data=str(path), clients=4), chat_tokenizer(CHATML))
     assert len(appended.train) == 12
     assert appended.notes == ()
@@ -312,7 +312,7 @@ def test_a_text_begins_as_the_tokenizer_has_it(chat_tokenizer, tmp_path, rule, l
     for template, begins, ends in (("completion", lead, ["</s>"]), ("chat", ["<|im_start|>"], ["<|im_end|>"])):
         data = build_federated_data(DataOptions(data=str(path), clients=1, template=template), tokenizer)
         split = split_record(data)
-        assert (split["begins_with"], split["ends_with"]) == (begins, ends)
+        assert (split.begins_with, split.ends_with) == (begins, ends)
         said = " ".join(begins) or "no special token"
         assert f"template {template}; an example begins with {said} and ends in {ends[0]}" in describe(data)
 

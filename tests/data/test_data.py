@@ -69,7 +69,7 @@ def test_a_pool_is_one_client_with_everything(build, folder):
     np.testing.assert_array_equal(pooled.clients[0].indices, np.arange(36))
     assert pooled.train is data.train
     assert describe(pooled).splitlines()[1].split()[:2] == ["pool", "36"]
-    assert split_record(pooled)["clients"][0]["groups"] == {"x": 18, "y": 18}
+    assert split_record(pooled).clients[0].groups == {"x": 18, "y": 18}
     assert [client.name for client in data.clients] == ["client_1", "client_2", "client_10"]
 
 
@@ -162,7 +162,7 @@ def test_thousands_of_users_known_by_numbers_are_clients(build, tmp_path):
     assert table[0].split() == ["client", "examples", "tokens"]
     assert table[51:53] == ["... and 2,950 more", "all 3,000 (field)      6,000  24,000"]
     record = split_record(data)
-    assert (record["grouped_by"], record["groups"], len(record["clients"])) == (None, {}, 3000)
+    assert (record.grouped_by, record.groups, len(record.clients)) == (None, {}, 3000)
 
 
 def test_small_natural_clients_can_be_left_out(build, tmp_path, folder):
@@ -294,19 +294,19 @@ def test_description_is_a_table_of_the_split(build, folder):
 def test_the_record_of_a_split_adds_up(build, folder):
     (folder / "plain.json").write_text(json.dumps([{"prompt": "1", "completion": "2"}] * 3))
     data = build(data=str(folder))
-    record = json.loads(json.dumps(split_record(data)))
-    assert (record["partition"], record["examples"], record["grouped_by"]) == ("file", 39, "category")
-    assert record["groups"] == {"x": 18, "y": 18}
-    assert record["tokens"] == sum(client["tokens"] for client in record["clients"]) == len(data.train.tokens)
-    first, last = record["clients"][0], record["clients"][-1]
-    assert first == {
+    record = split_record(data)
+    assert (record.partition, record.examples, record.grouped_by) == ("file", 39, "category")
+    assert record.groups == {"x": 18, "y": 18}
+    assert record.tokens == sum(client.tokens for client in record.clients) == len(data.train.tokens)
+    first, last = record.clients[0], record.clients[-1]
+    assert first.to_plain() == {
         "name": "client_1",
         "id": crc32(b"client_1"),
         "examples": 6,
         "tokens": 6 * 5,
         "groups": {"x": 3, "y": 3},
     }
-    assert (last["name"], last["examples"], last["groups"]) == ("plain", 3, {})
+    assert (last.name, last.examples, last.groups) == ("plain", 3, {})
 
 
 def test_rare_categories_are_summed_up(build, tmp_path):
@@ -386,9 +386,9 @@ def test_names_are_true_in_the_split_and_harmless_where_they_are_shown(build, tm
         write(tmp_path / f"{name}.json", 1, 4, category=f"k{name}")
     write(tmp_path / f"test_{odd}.json", 1, 4)
     data = build(data=str(tmp_path))
-    record = json.loads(json.dumps(split_record(data)))
-    assert [client["name"] for client in record["clients"]] == [odd, "plain"]
-    assert record["clients"][0]["groups"] == {f"k{odd}": 4}
+    record = split_record(data)
+    assert [client.name for client in record.clients] == [odd, "plain"]
+    assert record.clients[0].groups == {f"k{odd}": 4}
     for text in (describe(data), split_chart(record)):
         assert "\x1b" not in text
         assert "\u202e" not in text

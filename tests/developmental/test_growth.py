@@ -1,5 +1,6 @@
 import dataclasses
 from itertools import pairwise
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -55,7 +56,7 @@ class Prefixes(Growth):
     """A growth as a user would write one: the first 2, then the first 4 layers, while the loss falls."""
 
     def next(self, stage, tree, history, key):
-        if stage == 2 or (history and history[-1]["loss"] > 1):
+        if stage == 2 or (history and history[-1].loss > 1):
             return None
         depth = (2, 4)[stage]
         assign = jnp.where(jnp.arange(LAYERS) < depth, jnp.arange(LAYERS), -1)
@@ -273,8 +274,8 @@ def test_a_growth_of_ones_own_needs_only_next_and_may_use_the_history(tree, read
     assert step.gap == 0
     assert step.group_sizes == (1, 1)
     assert len(reads) == len(jax.tree.leaves(tree))
-    assert next_stage(growth, 1, tree, [{"loss": 0.5}], KEY).layer_map.num_groups == 4
-    assert next_stage(growth, 1, tree, [{"loss": 2.0}], KEY) is None
+    assert next_stage(growth, 1, tree, [SimpleNamespace(loss=0.5)], KEY).layer_map.num_groups == 4
+    assert next_stage(growth, 1, tree, [SimpleNamespace(loss=2.0)], KEY) is None
     assert growth.depths(LAYERS) is None
 
 

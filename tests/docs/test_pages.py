@@ -135,7 +135,7 @@ def test_the_blocks_of_the_readme_run_up_to_their_training(monkeypatch):
         validate(config)
         if growth is not None:
             assert next_stage(growth, 0, blocks, (), jax.random.key(0)) is not None
-        return types.SimpleNamespace(summary={"final_loss": 0.0}, folder="")
+        return types.SimpleNamespace(summary=types.SimpleNamespace(final_loss=0.0), folder="")
 
     monkeypatch.setattr("devft_jax.training.run.train", train)
     run_blocks("README.md", blocks=blocks, trained={"weight": jnp.zeros((8, 3))})

@@ -1,5 +1,6 @@
 """What the demo compares and what it says of the numbers; the runs themselves are `make demo`."""
 
+import dataclasses
 import json
 import shutil
 import sys
@@ -9,6 +10,7 @@ import pytest
 
 from devft_jax.config.run_config import identity, preset, validate
 from devft_jax.reporting.table import table
+from devft_jax.storage.records import RunRecord, SecondsRecord
 from devft_jax.training.run import Run
 from experiments.demo import (
     CENTRAL,
@@ -27,23 +29,24 @@ from experiments.demo import (
     verdict,
 )
 from tests.reporting.stories import write_story
+from tests.run_records import run_record, stage_record
 
 LAYERS = 16
 
 
 def summary(loss, accuracy=0.1, *, bytes_up=1000, flops=10**12, stages=None):
-    return {
-        "final_loss": loss,
-        "accuracy": accuracy,
-        "base_loss": 5.0,
-        "base_accuracy": 0.0,
-        "rounds": 4,
-        "bytes_up": bytes_up,
-        "bytes_stage": 0,
-        "train_flops": flops,
-        "seconds": {"train": 61, "compile": 2},
-        "stages": stages or [{"rounds": 4, "loss_full_after_transfer": loss}],
-    }
+    return run_record(
+        final_loss=loss,
+        accuracy=accuracy,
+        base_loss=5.0,
+        base_accuracy=0.0,
+        rounds=4,
+        bytes_up=bytes_up,
+        bytes_stage=0,
+        train_flops=flops,
+        seconds=SecondsRecord(train=61, compile=2, build=0, evaluate=0),
+        stages=stages or [stage_record(rounds=4, loss_full_after_transfer=loss)],
+    )
 
 
 def results(**changes):
@@ -102,7 +105,7 @@ def test_the_verdict_is_computed():
     assert at_bytes.startswith("At equal bytes FedIT ends at a lower held-out loss than DevFT, 2.500")
     assert reached.endswith("they reach: local-only 25%, FedIT 75%, DevFT 50%.")
     assert "one seed" in seed
-    dense = verdict(results(**{DEVFT: {**summary(3.0), "bytes_stage": 37_000_000}}))
+    dense = verdict(results(**{DEVFT: dataclasses.replace(summary(3.0), bytes_stage=37_000_000)}))
     assert len(dense) == 5
     assert "DevFT's fused submodels are 37.00 MB more, down, unless clients keep the base model" in dense[2]
     better = verdict(results(**{DEVFT: summary(1.5)}))
@@ -116,11 +119,12 @@ def test_tables_are_aligned():
     assert lines[1].startswith("untuned base")
     assert lines[1].endswith("5.000         0.0%")
     assert len({line.index(loss) for line, loss in zip(lines[2:4], ("4.000", "2.000"), strict=True)}) == 1
+    after = {"loss_full_after_transfer": 2.5}
     stages = [
-        {"layers": 2, "assign": [0, 0, 1], "group_sizes": [2, 1], "loss_start": 4, "loss_end": 3},
-        {"layers": 3, "assign": [0, 1, 2], "group_sizes": [1, 1, 1], "loss_start": 3, "loss_end": 2},
+        stage_record(layers=2, assign=[0, 0, 1], group_sizes=[2, 1], loss_start=4, loss_end=3, **after),
+        stage_record(layers=3, assign=[0, 1, 2], group_sizes=[1, 1, 1], loss_start=3, loss_end=2, **after),
     ]
-    rows = stage_rows({"stages": [{**stage, "loss_full_after_transfer": 2.5} for stage in stages]})
+    rows = stage_rows(run_record(stages=stages))
     assert [row[1] for row in rows] == ["groups", "2,1", "each layer"]
 
 
@@ -135,7 +139,7 @@ def invented_run(folder, depths, loss):
     summary["stages"][0]["loss_full_after_transfer"] = 4.5
     summary["stages"][-1]["loss_full_after_transfer"] = summary["final_loss"] = loss
     (folder / "summary.json").write_text(json.dumps(summary))
-    return Run(preset("demo"), folder, None, summary)
+    return Run(preset("demo"), folder, None, RunRecord.from_plain(summary, folder))
 
 
 def test_the_picture_shows_the_full_model_only(tmp_path):

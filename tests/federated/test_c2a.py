@@ -186,13 +186,13 @@ def test_a_run_goes_on_bit_for_bit(config, tmp_path, growth, capfd):
     assert "c2a has no adapter that PEFT loads" in capfd.readouterr().err
     assert not (run.folder / "adapter").exists()
     assert run.adapter.hyper.network.gate != 0
-    assert run.summary["final_loss"] != run.summary["base_loss"]
+    assert run.summary.final_loss != run.summary.base_loss
     with RunFolder(run.folder) as folder:
         assert folder.latest_round() == 2
     shutil.rmtree(run.folder / "checkpoints" / "2")
     again = train(chosen, progress=QUIET)
     assert_identical(again.adapter, run.adapter)
-    assert again.summary["final_loss"] == run.summary["final_loss"]
+    assert again.summary.final_loss == run.summary.final_loss
     rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     assert len(rows[-1]["adapter_norms"]) == MODEL.layers
     if growth == "devft":

@@ -249,8 +249,8 @@ def run_twice(config, folder):
     shutil.rmtree(folder / "checkpoints" / "2")
     again = train(dataclasses.replace(config, out=str(folder)), progress=QUIET)
     assert (folder / "adapter" / "adapter_model.safetensors").read_bytes() == before
-    assert again.summary["final_loss"] == run.summary["final_loss"]
-    assert again.summary["personal"] == run.summary["personal"]
+    assert again.summary.final_loss == run.summary.final_loss
+    assert again.summary.personal == run.summary.personal
     return run
 
 
@@ -260,9 +260,9 @@ def test_a_run_goes_on_bit_for_bit(config, tmp_path, growth):
     run = run_twice(dataclasses.replace(config, growth=growth), tmp_path / "run")
     rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     assert all(row["bytes_up"] == row["bytes_down"] > 0 for row in rows)
-    assert not run.summary["personal_models"]
+    assert not run.summary.personal_models
     # Two domains over three clients: two models, of which two clients share one.
-    assert len(set(run.summary["personal"]["losses"])) == 2
+    assert len(set(run.summary.personal.losses)) == 2
     export(run.folder, tmp_path / "mean")
     written = [folder / "adapter_model.safetensors" for folder in (tmp_path / "mean", run.folder / "adapter")]
     assert written[0].read_bytes() == written[1].read_bytes()

@@ -223,5 +223,5 @@ def test_a_run_of_mixed_ranks_owes_absentees_their_stacks_and_goes_on_bit_for_bi
     assert summary["bytes_missed"] > 0
     shutil.rmtree(run.folder / "checkpoints" / "3")
     again = train(config, progress=Progress(quiet=True))
-    assert again.summary["resumed_after"] == [2]
+    assert again.summary.resumed_after == [2]
     assert_identical(again.adapter, run.adapter)

@@ -133,16 +133,17 @@ def test_a_run_measures_what_was_planned(tiny, tmp_path, change):
     # What FedEx-LoRA corrects does not exist in the first round of a stage, and the plan counts it there too.
     bounds = ("bytes_down", "bytes_missed") if config.algorithm == "fedex-lora" else ()
     for name in ("bytes_up", "bytes_down", "bytes_stage", "bytes_missed", "rounds"):
-        assert summary[name] == plan.total(name) or (name in bounds and summary[name] < plan.total(name)), name
-    assert summary["base_bytes"] == plan.base_bytes
-    for planned, measured in zip(plan.stages, summary["stages"], strict=True):
+        measured = getattr(summary, name)
+        assert measured == plan.total(name) or (name in bounds and measured < plan.total(name)), name
+    assert summary.base_bytes == plan.base_bytes
+    for planned, measured in zip(plan.stages, summary.stages, strict=True):
         assert (planned.layers, planned.rounds, planned.submodel) == (
-            measured["layers"],
-            measured["rounds"],
-            measured["submodel_bytes"],
+            measured.layers,
+            measured.rounds,
+            measured.submodel_bytes,
         )
     # Examples are shorter than max_length, but not by much here: one bucket holds all.
-    assert 0 < summary["train_flops"] <= plan.total("train_flops")
+    assert 0 < summary.train_flops <= plan.total("train_flops")
 
 
 @pytest.mark.parametrize(
@@ -364,7 +365,7 @@ def test_the_time_of_a_small_run_is_projected_to_its_order_of_magnitude(tmp_path
         out=str(tmp_path / "out"),
     )
     config = dataclasses.replace(config, test_data=None, clients=4, clients_per_round=2, local_steps=2, devices=1)
-    taken = train(config, progress=QUIET).summary["seconds"]["train"]
+    taken = train(config, progress=QUIET).summary.seconds.train
     assert 1 / 30 < make_plan(config).total("seconds") / taken < 30
 
 
@@ -375,7 +376,7 @@ def test_files_are_counted_as_the_clients_that_a_run_makes_of_them(tiny, tmp_pat
     assert "2 out of 3 clients" in to_text(plan)
     assert "clients are the 3 files of the data" in to_text(plan)
     run = train(dataclasses.replace(tiny, out=str(tmp_path / "out")), progress=QUIET)
-    assert plan.total("bytes_stage") == run.summary["bytes_stage"] > 0
+    assert plan.total("bytes_stage") == run.summary.bytes_stage > 0
     with pytest.raises(InputError, match="exceeds the 3 clients that the data's files make; use 3 or fewer"):
         make_plan(dataclasses.replace(tiny, clients_per_round=5))
     one = make_plan(dataclasses.replace(tiny, partition="iid", clients=7))

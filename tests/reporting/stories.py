@@ -7,6 +7,8 @@ import numpy as np
 
 from devft_jax.config.run_config import RunConfig, to_plain
 from devft_jax.developmental import geometric_schedule
+from devft_jax.storage.records import CompiledAheadRecord, SecondsRecord
+from tests import run_records
 
 VERSIONS = {"devft_jax": "1", "jax": "2", "jaxlib": "3", "python": "4", "system": "Linux", "device": "cpu, cpu"}
 
@@ -28,19 +30,20 @@ def stage_record(depth, layers, generator, *, held_out=True, finished=True):
     sizes = [assign.count(group) for group in range(layers)]
     similarity = generator.uniform(0.02, 0.07, (depth, depth)) + np.eye(depth)
     loss = (lambda: float(generator.uniform(1, 5))) if held_out else (lambda: None)
-    record = {
-        "layers": layers,
-        "assign": assign,
-        "group_sizes": sizes,
-        "anchor_coefficients": None if full else [1 - 0.1 * (size - 1) for size in sizes],
-        "transition_gap": 0.0 if full else 12.5,
-        "similarity": None if full else np.round(similarity, 5).tolist(),
-        "spectrum": None if full else np.round(np.sort(generator.uniform(0, 2, depth)), 5).tolist(),
-        "loss_start": loss(),
-    }
+    record = run_records.stage_record(
+        layers=layers,
+        depth=layers,
+        assign=assign,
+        group_sizes=sizes,
+        anchor_coefficients=None if full else [1 - 0.1 * (size - 1) for size in sizes],
+        transition_gap=0.0 if full else 12.5,
+        similarity=None if full else np.round(similarity, 5).tolist(),
+        spectrum=None if full else np.round(np.sort(generator.uniform(0, 2, depth)), 5).tolist(),
+        loss_start=loss(),
+    )
     if finished:
-        accuracy = 0.25 if held_out else None
-        record |= {"loss_end": loss(), "loss_full_after_transfer": loss(), "accuracy_full_after_transfer": accuracy}
+        record.loss_end, record.loss_full_after_transfer = loss(), loss()
+        record.accuracy_full_after_transfer = 0.25 if held_out else None
     return record
 
 
@@ -73,37 +76,44 @@ def write_story(
             done = ends[stage] <= rounds
             stages.append(stage_record(depth, depths[stage], generator, held_out=held_out, finished=done))
         layers = depths[stage]
-        row = {"round": number, "stage": stage, "layers": layers, "loss": 4 / number, "seconds": 0.1 * layers}
-        row |= {
-            "bytes_up": 100 * layers,
-            "bytes_down": 100 * layers,
-            "train_flops": 10**9 * layers,
-            "dropped": 0,
-            "tokens": 1000,
-        }
-        row |= {"program_bytes": 10**6 * (layers + 1), "adapter_norms": generator.uniform(0, 3, layers).tolist()}
-        row |= {"clients": sorted(generator.choice(clients, min(2, clients), replace=False).tolist())}
+        row = run_records.round_record(
+            round=number,
+            stage=stage,
+            layers=layers,
+            loss=4 / number,
+            learning_rate=None,
+            seconds=0.1 * layers,
+            bytes_up=100 * layers,
+            bytes_down=100 * layers,
+            train_flops=10**9 * layers,
+            tokens=1000,
+            program_bytes=10**6 * (layers + 1),
+            adapter_norms=generator.uniform(0, 3, layers).tolist(),
+            clients=sorted(generator.choice(clients, min(2, clients), replace=False).tolist()),
+        )
         if held_out and evaluate_every and number % evaluate_every == 0 and number != ends[stage]:
-            row |= {"held_out_loss": 3 / number, "held_out_accuracy": 0.1}
+            row.held_out_loss, row.held_out_accuracy = 3 / number, 0.1
         rows.append(row)
-    last = stages[-1].get("loss_full_after_transfer")
-    record = {
-        "final_loss": last,
-        "base_loss": 5.5 if held_out else None,
-        "base_accuracy": 0.0 if held_out else None,
-        "held_out_examples": 40 if held_out else 0,
-        "rounds": rounds,
-        "stage_rounds": stage_rounds,
-        "resumed_after": list(resumed),
-        "seconds": {"train": 9.0, "compile": 2.0, "build": 1.0, "evaluate": 3.0},
-        "compiled_ahead": {"programs": 3, "seconds": 4.0, "unused": 1},
-        "bytes_stage": 1000 if len(depths) > 1 else 0,
-        "peak_memory_bytes": 10**9,
-        "peak_memory_source": "process peak resident set",
-        "updates_dropped": 0,
-        "versions": VERSIONS,
-        "stages": stages,
-    }
+    record = run_records.run_record(
+        final_loss=stages[-1].loss_full_after_transfer,
+        base_loss=5.5 if held_out else None,
+        base_accuracy=0.0 if held_out else None,
+        held_out_examples=40 if held_out else 0,
+        rounds=rounds,
+        clients=clients,
+        stage_rounds=stage_rounds,
+        lengthened_after=0,
+        resumed_after=list(resumed),
+        seconds=SecondsRecord(train=9.0, compile=2.0, build=1.0, evaluate=3.0),
+        compiled_ahead=CompiledAheadRecord(programs=3, seconds=4.0, unused=1),
+        bytes_stage=1000 if len(depths) > 1 else 0,
+        energy=None,
+        peak_memory_bytes=10**9,
+        peak_memory_source="process peak resident set",
+        updates_dropped=0,
+        versions=VERSIONS,
+        stages=stages,
+    )
     counts = generator.integers(1, 9, (clients, 3))
     members = [
         {
@@ -122,8 +132,8 @@ def write_story(
     chosen = to_plain(RunConfig(rounds=planned, out=str(folder), **config))
     folder.mkdir(exist_ok=True)
     files = {"config.json": chosen | ({"objects": objects} if objects else {}), "split.json": split}
-    files["summary.json" if planned == rounds else "record.json"] = record
+    files["summary.json" if planned == rounds else "record.json"] = record.to_plain()
     for name, value in files.items():
         (folder / name).write_text(json.dumps(value))
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row.to_plain()) + "\n" for row in rows))
     return folder

@@ -9,16 +9,16 @@ from hypothesis import strategies as st
 
 from devft_jax.reporting import Progress
 from devft_jax.reporting.progress import fill, shown_groups, shown_layers, shown_weights
+from tests.run_records import stage_record
 
 
 def record(assign, **changes):
     """A stage's record, as the trainer writes it, of layers in groups; -1 is in none."""
     depth = max(assign) + 1
-    groups = [[layer for layer, group in enumerate(assign) if group == each] for each in range(depth)]
-    sizes = [len(group) for group in groups]
-    weights = [1 - 0.1 * (size - 1) for size in sizes]
-    written = {"layers": depth, "assign": assign, "groups": groups, "anchor_coefficients": weights, "loss_start": 3.5}
-    return {**written, "trained": None, "loss_end": 3.25, "loss_full_after_transfer": 3.0, **changes}
+    sizes = [assign.count(group) for group in range(depth)]
+    written = {"layers": depth, "assign": assign, "group_sizes": sizes, "loss_start": 3.5, "loss_end": 3.25}
+    written |= {"anchor_coefficients": [1 - 0.1 * (size - 1) for size in sizes], "loss_full_after_transfer": 3.0}
+    return stage_record(**(written | changes))
 
 
 def said(what, *arguments):
@@ -41,13 +41,13 @@ def test_a_fused_stage_tells_its_layers_weight_and_losses():
 
 
 def test_a_stage_of_all_layers_has_one_loss():
-    whole = record(list(range(16)), groups=None, anchor_coefficients=None)
+    whole = record(list(range(16)), anchor_coefficients=None)
     assert said("stage", 3, 4, whole, 3.5) == "stage 4/4  all 16 layers;  held-out loss 3.5000\n"
     assert said("stage_end", whole) == "  end of stage: held-out loss 3.2500\n"
 
 
 def test_a_stage_of_which_a_part_learns_says_which():
-    top = record(list(range(8)), groups=None, anchor_coefficients=None, trained=[6, 7])
+    top = record(list(range(8)), anchor_coefficients=None, trained=[6, 7])
     assert said("stage", 0, 2, top, 3.5) == "stage 1/2  all 8 layers, of which 6-7 learn;  held-out loss 3.5000\n"
     warm = record([0, 1, 2, 3, -1, -1], trained=[2, 3], loss_start=None)
     assert said("stage", 0, 2, warm, None) == (
@@ -75,7 +75,7 @@ def test_without_held_out_data_only_layers_are_told():
     ],
 )
 def test_groups_are_short_however_many_layers(assign, shown):
-    assert " ".join(shown_groups(record(assign)["groups"], assign)) == shown
+    assert " ".join(shown_groups(record(assign).groups, assign)) == shown
 
 
 def test_rows_that_no_layer_is_assigned_to_are_empty_brackets():
@@ -87,7 +87,7 @@ def test_rows_that_no_layer_is_assigned_to_are_empty_brackets():
 def test_every_layer_is_told_once_in_its_group(labels):
     order = list(dict.fromkeys(labels))
     assign = [order.index(label) for label in labels]
-    groups = record(assign)["groups"]
+    groups = record(assign).groups
     read = []
     for text in shown_groups(groups, assign):
         named = [[layer for part in group.split() for layer in span(part)] for group in re.findall(r"\[([^]]*)\]", text)]

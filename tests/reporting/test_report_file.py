@@ -128,7 +128,7 @@ def test_clients_own_models_are_told_as_a_mean_and_one_by_one(tmp_path):
     assert "own models" not in text_of(page_of(folder))
     losses = {"losses": [1.25, 2.5, 3.75], "accuracies": [0.5, 0.25, 0.125]}
     spread = {"loss_spread": 1.0206, "accuracy_spread": 0.1559}
-    edit(folder, "summary.json", personal_models=True, personal={**losses, **spread})
+    edit(folder, "summary.json", personal_models=True, personal={"loss": 2.5, "accuracy": 0.29, **losses, **spread})
     html = page_of(folder)
     words = text_of(html)
     assert "On average over the clients' own models, held-out loss fell from 5.5000" in words
@@ -254,8 +254,8 @@ def test_the_full_model_is_known_at_the_borders_only(tmp_path):
     assert [point.round for point in full] == [0, 4, 5, 6, 7, 8]
     [submodel] = story.submodels
     assert [point.round for point in submodel] == [0, 1, 2, 3, 4]
-    assert submodel[-1].loss == story.record["stages"][0]["loss_end"]
-    assert full[1].loss == story.record["stages"][0]["loss_full_after_transfer"]
+    assert submodel[-1].loss == story.record.stages[0].loss_end
+    assert full[1].loss == story.record.stages[0].loss_full_after_transfer
 
 
 def test_totals_run_over_all_rounds(tmp_path):
@@ -444,7 +444,7 @@ def test_a_stage_that_has_only_begun_is_told(tmp_path):
     folder = write_story(tmp_path, depth=8, depths=(2, 8), rounds=3, planned=6)
     begun = stage_record(8, 8, np.random.default_rng(0), finished=False)
     stages = json.loads((folder / "record.json").read_text())["stages"]
-    edit(folder, "record.json", stages=[*stages, begun], stopped_by=2)
+    edit(folder, "record.json", stages=[*stages, begun.to_plain()], stopped_by=2)
     words = text_of(page_of(folder))
     assert "stopped after round 3 of 6" in words
     assert "so far in stages of 2, 8 layers" in words
@@ -505,9 +505,9 @@ def test_a_long_wide_run_with_many_clients_stays_small(tmp_path):
         (lambda folder: (folder / "summary.json").unlink(), "has not finished a round yet"),
         (lambda folder: (folder / "metrics.jsonl").unlink(), "has not finished a round yet"),
         (lambda folder: (folder / "metrics.jsonl").write_text('{"round": 1}\n'), r"another version .*lacks a usable stage"),
-        (lambda folder: (folder / "summary.json").write_text("{}"), r"another version .*lacks a usable base_loss"),
+        (lambda folder: (folder / "summary.json").write_text("{}"), r"another version .*lacks a usable final_loss"),
         (lambda folder: (folder / "summary.json").write_text("["), r"summary.json cannot be read"),
-        (lambda folder: edit(folder, "summary.json", stages=[]), "rounds of stages that its record lacks"),
+        (lambda folder: edit(folder, "summary.json", stages=[]), "its record lacks a usable stages"),
         (lambda folder: edit(folder, "summary.json", stages=3), r"damaged \(its record lacks a usable stages\)"),
         (lambda folder: edit(folder, "split.json", clients=[]), "names clients that split.json lacks"),
         (lambda folder: edit(folder, "config.json", no_such_option=1), "the option 'no_such_option' does not exist"),

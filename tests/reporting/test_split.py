@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from devft_jax.reporting.split import MAX_CLIENTS, MAX_GROUPS, STEPS, split_chart
+from devft_jax.storage.records import ClientRecord, SplitRecord
 
 
 def split_of(counts, *, without=0, kind="category", names=None):
@@ -20,17 +21,19 @@ def split_of(counts, *, without=0, kind="category", names=None):
     def by_name(row):
         return {name: int(count) for name, count in zip(names, row, strict=True) if count}
 
-    return {
-        "partition": "dirichlet",
-        "examples": int(sizes.sum()),
-        "tokens": 10 * int(sizes.sum()),
-        "grouped_by": kind if names else None,
-        "groups": by_name(counts.sum(axis=0)),
-        "clients": [
-            {"name": f"client-{index}", "id": index, "examples": int(size), "tokens": 10 * int(size), "groups": by_name(row)}
-            for index, (row, size) in enumerate(zip(counts, sizes, strict=True))
-        ],
-    }
+    clients = [
+        ClientRecord(name=f"client-{index}", id=index, examples=int(size), tokens=10 * int(size), groups=by_name(row))
+        for index, (row, size) in enumerate(zip(counts, sizes, strict=True))
+    ]
+    return SplitRecord(
+        partition="dirichlet",
+        template="alpaca",
+        examples=int(sizes.sum()),
+        tokens=10 * int(sizes.sum()),
+        grouped_by=kind if names else None,
+        groups=by_name(counts.sum(axis=0)),
+        clients=clients,
+    )
 
 
 def drawn(split):
@@ -54,7 +57,7 @@ def test_all_examples_are_drawn_inside_the_picture(clients, groups, without, see
     stream = np.random.default_rng(seed)
     counts = stream.integers(0, most, (clients, groups)) * stream.integers(0, 2, (clients, groups))
     split = split_of(counts, without=max(without, int(groups == 0)))
-    if not split["examples"]:
+    if not split.examples:
         return
     picture = drawn(split)
     width, height = map(float, picture.get("viewBox").split()[2:])
@@ -65,12 +68,12 @@ def test_all_examples_are_drawn_inside_the_picture(clients, groups, without, see
     for text in picture.findall("{*}text[@x]"):
         assert 0 <= float(text.get("x")) < width
         assert 0 < float(text.get("y")) < height
-    if split["grouped_by"]:
+    if split.grouped_by:
         cells = tips(picture)
         everything = [count for row, _, count in cells if row == f"all {clients}"]
-        assert sum(everything) == split["examples"]
-        for client in split["clients"][:MAX_CLIENTS]:
-            assert sum(count for row, _, count in cells if row == client["name"]) == client["examples"]
+        assert sum(everything) == split.examples
+        for client in split.clients[:MAX_CLIENTS]:
+            assert sum(count for row, _, count in cells if row == client.name) == client.examples
     bars = picture.findall("{*}rect[@class='bar']")
     assert len(bars) == min(clients, MAX_CLIENTS)
     assert any(f"the first {MAX_CLIENTS} of {clients} clients are drawn" in text for text in texts(picture)) == (
@@ -121,7 +124,7 @@ def test_without_groups_there_are_sizes_only():
 
 def test_long_and_odd_names_are_shortened_and_escaped():
     split = split_of([[3]], names=["<a & b> " + "x" * 40])
-    split["clients"][0]["name"] = "client with a very long\x07 name"
+    split.clients[0].name = "client with a very long\x07 name"
     written = texts(drawn(split))
     assert "<a & b> " + "x" * 7 + "…" + "x" * 14 in written
     assert "client with…long\\x07 name" in written

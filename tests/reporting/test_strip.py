@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from devft_jax.reporting.story import Stage
 from devft_jax.reporting.strip import LEFT, ROOM, group_name, layer_strip
+from tests import run_records
 from tests.reporting.stories import stage_record
 
 
@@ -15,7 +16,7 @@ def test_every_layer_stands_once_in_every_row_and_boxes_hold_their_groups(depth,
     depths = sorted({max(1, depth // 4), max(1, depth // 2), depth})
     records = [stage_record(depth, layers, generator) for layers in depths]
     if absent and depths[0] < depth:
-        records[0]["assign"][-1] = -1
+        records[0].assign[-1] = -1
     stages = [Stage(index + 1, record, [], 0) for index, record in enumerate(records)]
     tree = ElementTree.fromstring(layer_strip("a", stages).inline())
     slivers = [rect for rect in tree.iter("rect") if rect.get("class") is None]
@@ -36,7 +37,8 @@ def test_every_layer_stands_once_in_every_row_and_boxes_hold_their_groups(depth,
 def test_how_many_layers_a_stage_has_and_lacks_stands_inside_the_picture(depth, seed):
     here = np.random.default_rng(seed).random(depth) < 0.5
     assign = np.where(here, np.cumsum(here) - 1, -1).tolist()
-    record = {"layers": sum(here), "assign": assign, "group_sizes": [1] * sum(here), "anchor_coefficients": None}
+    layers = int(sum(here))
+    record = run_records.stage_record(layers=layers, assign=assign, group_sizes=[1] * layers, anchor_coefficients=None)
     tree = ElementTree.fromstring(layer_strip("a", [Stage(1, record, [], 0)]).inline())
     [name] = [text for text in tree.iter("text") if text.text.startswith(f"{sum(here)} layers")]
     absent = depth - sum(here)

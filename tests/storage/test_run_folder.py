@@ -15,13 +15,18 @@ from devft_jax.config.run_config import RunConfig, to_plain
 from devft_jax.errors import InputError
 from devft_jax.storage import RUN, Rows, RunFolder
 from devft_jax.storage.rows import save_rows
+from tests.run_records import checkpoint_record, round_record, run_totals
 
 ARRAYS = {"full": {"a": jnp.arange(6.0).reshape(3, 2)}, "bank": {"seen": jnp.zeros(5)}}
 
 
+def of_checkpoint(round_index: int, stage: int, lengthened_after: int = 0):
+    return checkpoint_record(round=round_index, stage=stage, totals=run_totals(lengthened_after=lengthened_after))
+
+
 def save(folder: RunFolder, round_index: int, stage: int, lengthened_after: int = 0) -> None:
     arrays = jax.tree.map(lambda leaf: leaf + round_index, ARRAYS)
-    folder.save_checkpoint(round_index, arrays, {"stage": stage, "lengthened_after": lengthened_after})
+    folder.save_checkpoint(round_index, arrays, of_checkpoint(round_index, stage, lengthened_after))
 
 
 def kept(folder: RunFolder) -> set[int]:
@@ -104,9 +109,8 @@ def saved(tmp_path_factory):
     path = tmp_path_factory.mktemp("saved")
     with RunFolder(path) as folder:
         for round_index in (1, 2):
-            folder.append_metrics({"round": round_index, "stage": 0, "loss": 0.1 + round_index})
-            record = {"stage": 0, "lengthened_after": 0}
-            folder.save_checkpoint(round_index, ARRAYS, record, some_bank)
+            folder.append_metrics(round_record(round=round_index, loss=0.1 + round_index))
+            folder.save_checkpoint(round_index, ARRAYS, of_checkpoint(round_index, 0), some_bank)
     return path
 
 
@@ -224,7 +228,8 @@ def test_checkpoints_that_are_empty_are_passed_over(saved, tmp_path):
 @pytest.mark.parametrize("line", ["{}", "3", '{"round": "7", "stage": 0}', '{"round": NaN, "stage": 0}', "null"])
 def test_a_line_that_is_json_and_no_metrics_is_named(tmp_path, line):
     (tmp_path / "metrics.jsonl").write_text(line + "\n")
-    with RunFolder(tmp_path) as folder, pytest.raises(InputError, match=r"metrics.jsonl:1 is not a line of metrics"):
+    sentence = r"damaged \(line 1 of metrics.jsonl lacks a usable (object|round)"
+    with RunFolder(tmp_path) as folder, pytest.raises(InputError, match=sentence):
         folder.cut_metrics(1)
 
 

@@ -9,6 +9,7 @@ from devft_jax.developmental import Growth, LayerMap
 from devft_jax.federated.algorithms import ALGORITHMS, algorithm_of
 from devft_jax.reporting import Progress
 from devft_jax.runtime.compiled import CompiledPrograms
+from devft_jax.storage.records import CompiledAheadRecord
 from devft_jax.training.run import train
 from devft_jax.training.trainer import Trainer
 from tests.tiny_run import write_run_inputs
@@ -84,11 +85,11 @@ def test_what_is_compiled_ahead_is_what_is_called_and_changes_nothing(config, tm
     without = run_of(config, tmp_path / "without", compile_ahead="off", **changes)
     jax.clear_caches()
     ahead = run_of(config, tmp_path / "ahead", **changes)
-    assert without.summary["compiled_ahead"] == {"programs": 0, "seconds": 0, "unused": 0}
-    assert ahead.summary["compiled_ahead"]["unused"] == 0
-    assert ahead.summary["programs_compiled"] == without.summary["programs_compiled"] > 0
+    assert without.summary.compiled_ahead == CompiledAheadRecord(programs=0, seconds=0, unused=0)
+    assert ahead.summary.compiled_ahead.unused == 0
+    assert ahead.summary.programs_compiled == without.summary.programs_compiled > 0
     for name in ("final_loss", "accuracy", "personal", "bytes_up", "bytes_down"):
-        assert ahead.summary[name] == without.summary[name], name
+        assert getattr(ahead.summary, name) == getattr(without.summary, name), name
     if without.adapter is not None:
         assert adapter_bytes(ahead) == adapter_bytes(without)
 
@@ -100,19 +101,19 @@ def test_no_stage_is_compiled_ahead_whose_shape_is_not_known(config, tmp_path):
 
     chosen = dataclasses.replace(config, out=str(tmp_path), stage_rounds=(1, 1), test_data=None)
     run = train(chosen, growth=Undecided(), progress=QUIET)
-    assert run.summary["compiled_ahead"]["programs"] == 0
+    assert run.summary.compiled_ahead.programs == 0
 
 
 def test_an_equal_run_of_the_same_process_compiles_nothing(config, tmp_path):
     first = run_of(config, tmp_path / "first", weight_decay=0.125)
-    assert first.summary["programs_compiled"] > 0
+    assert first.summary.programs_compiled > 0
     again = run_of(config, tmp_path / "again", weight_decay=0.125)
     seeded = run_of(config, tmp_path / "seeded", weight_decay=0.125, seed=1)
     for run in (again, seeded):
-        assert run.summary["programs_compiled"] == run.summary["compiled_ahead"]["programs"] == 0
+        assert run.summary.programs_compiled == run.summary.compiled_ahead.programs == 0
     assert adapter_bytes(again) == adapter_bytes(first) != adapter_bytes(seeded)
     other = run_of(config, tmp_path / "other", weight_decay=0.25)
-    assert other.summary["programs_compiled"] > 0
+    assert other.summary.programs_compiled > 0
     assert adapter_bytes(other) != adapter_bytes(first)
 
 

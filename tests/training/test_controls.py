@@ -57,7 +57,7 @@ def test_with_one_client_all_three_are_the_same(config, tmp_path):
     for name in ("fedit", "local-only", "central"):
         run = train(dataclasses.replace(alone, algorithm=name, out=str(tmp_path / name)), progress=QUIET)
         found[name] = (run.adapter or clients_adapter(run, "client-0", tmp_path / "exported"), run.summary)
-        assert run.summary["final_loss"] < run.summary["base_loss"] - 0.1
+        assert run.summary.final_loss < run.summary.base_loss - 0.1
     for adapter, summary in found.values():
         assert summary["final_loss"] == pytest.approx(found["fedit"][1]["final_loss"], abs=1e-5)
         assert summary["train_flops"] == found["fedit"][1]["train_flops"]
@@ -67,13 +67,13 @@ def test_with_one_client_all_three_are_the_same(config, tmp_path):
 
 def test_controls_send_nothing_and_see_as_much(runs):
     fedit, local, central = (runs[name] for name in ("fedit", "local-only", "central"))
-    assert fedit.summary["bytes_up"] > 0
+    assert fedit.summary.bytes_up > 0
     for run in (local, central):
-        assert run.summary["bytes_up"] == run.summary["bytes_down"] == 0
-        assert run.summary["train_flops"] == fedit.summary["train_flops"]
+        assert run.summary.bytes_up == run.summary.bytes_down == 0
+        assert run.summary.train_flops == fedit.summary.train_flops
     # Each client still gets the fused layers of a stage; what is central has them already.
-    assert local.summary["bytes_stage"] == fedit.summary["bytes_stage"] > 0
-    assert central.summary["bytes_stage"] == 0
+    assert local.summary.bytes_stage == fedit.summary.bytes_stage > 0
+    assert central.summary.bytes_stage == 0
 
 
 def test_local_only_sees_fedits_cohorts_and_examples(runs):
@@ -87,17 +87,17 @@ def test_local_only_sees_fedits_cohorts_and_examples(runs):
 
 def test_what_is_judged_are_the_clients_own_models(runs, config, tmp_path):
     run = runs["local-only"]
-    personal = run.summary["personal"]
+    personal = run.summary.personal
     trainer = Trainer(dataclasses.replace(config, algorithm="local-only"), progress=QUIET)
     for position, name in enumerate(("client_0", "client_1", "client_2")):
         judged = trainer.judge.held_out(trainer.base, clients_adapter(run, name, tmp_path / name))
-        assert judged.loss == pytest.approx(personal["losses"][position], rel=1e-5)
-    assert len(set(personal["losses"])) == 3
-    assert run.summary["final_loss"] == pytest.approx(np.mean(personal["losses"]))
-    assert personal["loss_spread"] == pytest.approx(np.std(personal["losses"]))
-    assert run.summary["accuracy"] == pytest.approx(np.mean(personal["accuracies"]))
-    assert runs["fedit"].summary["personal"] is None
-    assert {name: run.summary["personal_models"] for name, run in runs.items()} == {
+        assert judged.loss == pytest.approx(personal.losses[position], rel=1e-5)
+    assert len(set(personal.losses)) == 3
+    assert run.summary.final_loss == pytest.approx(np.mean(personal.losses))
+    assert personal.loss_spread == pytest.approx(np.std(personal.losses))
+    assert run.summary.accuracy == pytest.approx(np.mean(personal.accuracies))
+    assert runs["fedit"].summary.personal is None
+    assert {name: run.summary.personal_models for name, run in runs.items()} == {
         "fedit": False,
         "local-only": True,
         "central": False,
@@ -123,8 +123,8 @@ def test_clients_that_have_not_trained_count_as_the_untuned_base(config, tmp_pat
 def test_any_clients_per_step_is_the_same_run(runs, config, tmp_path):
     chosen = dataclasses.replace(config, algorithm="local-only", devices=2, clients_per_step=2, out=str(tmp_path))
     other = train(chosen, progress=QUIET)
-    expected = runs["local-only"].summary["personal"]["losses"]
-    np.testing.assert_allclose(other.summary["personal"]["losses"], expected, atol=1e-5)
+    expected = runs["local-only"].summary.personal.losses
+    np.testing.assert_allclose(other.summary.personal.losses, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["local-only", pytest.param("central", marks=pytest.mark.slow)])
@@ -132,7 +132,7 @@ def test_a_run_goes_on_bit_for_bit(runs, tmp_path, name):
     whole = runs[name]
     # The newest checkpoint is the first of the second stage.
     again = train(dataclasses.replace(whole.config, out=f"{whole.folder}-cut"), progress=QUIET)
-    assert again.summary["resumed_after"] == [3]
+    assert again.summary.resumed_after == [3]
     names = ["client_0", "client_1", "client_2"] if name == "local-only" else [None]
     for client in names:
         files = []
@@ -141,8 +141,8 @@ def test_a_run_goes_on_bit_for_bit(runs, tmp_path, name):
             export(run.folder, folder, client=client)
             files.append((folder / "adapter_model.safetensors").read_bytes())
         assert files[0] == files[1]
-    assert again.summary["personal"] == whole.summary["personal"]
-    assert again.summary["final_loss"] == whole.summary["final_loss"]
+    assert again.summary.personal == whole.summary.personal
+    assert again.summary.final_loss == whole.summary.final_loss
 
 
 def test_a_client_is_replayed_from_its_own_adapter(runs):

@@ -98,12 +98,12 @@ def state_of(run: Run):
 @pytest.mark.parametrize(("algorithm", "growth"), SUBSET)
 def test_it_learns_and_goes_on_bit_for_bit(whole, algorithm, growth):
     run, cut = whole(algorithm, growth)
-    assert run.summary["final_loss"] < run.summary["base_loss"]
-    assert run.summary["updates_dropped"] == 0
+    assert run.summary.final_loss < run.summary.base_loss
+    assert run.summary.updates_dropped == 0
     again = train(dataclasses.replace(run.config, out=str(cut)), progress=QUIET)
-    assert again.summary["resumed_after"] == [4]
+    assert again.summary.resumed_after == [4]
     for name in ("final_loss", "bytes_up", "bytes_down", "bytes_missed", "train_flops"):
-        assert again.summary[name] == run.summary[name]
+        assert getattr(again.summary, name) == getattr(run.summary, name)
     for new, old in zip(jax.tree.leaves(state_of(again)), jax.tree.leaves(state_of(run)), strict=True):
         np.testing.assert_array_equal(new, old)
 
@@ -123,9 +123,9 @@ def test_any_chunks_are_the_same_run(config, tmp_path, algorithm, growth):
         )
         for size in (2, 1)
     )
-    assert two.summary["clients_per_step"] > one.summary["clients_per_step"] or algorithm == "central"
-    assert one.summary["final_loss"] == pytest.approx(two.summary["final_loss"], rel=1e-4)
-    assert (one.summary["bytes_up"], one.summary["bytes_down"]) == (two.summary["bytes_up"], two.summary["bytes_down"])
+    assert two.summary.clients_per_step > one.summary.clients_per_step or algorithm == "central"
+    assert one.summary.final_loss == pytest.approx(two.summary.final_loss, rel=1e-4)
+    assert (one.summary.bytes_up, one.summary.bytes_down) == (two.summary.bytes_up, two.summary.bytes_down)
 
 
 def test_what_excludes_each_other_says_so(config, tmp_path):

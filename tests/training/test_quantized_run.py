@@ -57,7 +57,7 @@ def test_stages_are_fused_from_expanded_weights_and_packed_again(config, kind):
         again = quantize_base(trainer.base.replace(blocks=base.replace(**{name: fused(state, weight)})), kind)
         np.testing.assert_allclose(leaf.dequantize("float32"), getattr(again.blocks, name).dequantize("float32"), atol=1e-3)
     np.testing.assert_allclose(blocks.bias["q"], fused(state, base.bias["q"]), atol=1e-6)
-    assert state.record["stages"][0]["submodel_bytes"] == sum(leaf.nbytes for leaf in jax.tree.leaves(blocks))
+    assert state.totals.stages[0].submodel_bytes == sum(leaf.nbytes for leaf in jax.tree.leaves(blocks))
 
 
 def test_fused_layers_may_stay_floats(config):
@@ -100,9 +100,9 @@ def test_picked_layers_keep_their_codes(config):
 def test_a_packed_run_learns_and_resumes_bit_for_bit(config, tmp_path, change):
     options = dataclasses.replace(config, out=str(tmp_path / "whole"), **change)
     finished = train(options, progress=CopiedInRound(2, options.out, tmp_path / "cut"))
-    assert finished.summary["final_loss"] < finished.summary["base_loss"] - 0.1
+    assert finished.summary.final_loss < finished.summary.base_loss - 0.1
     resumed = train(dataclasses.replace(options, out=str(tmp_path / "cut")), progress=QUIET)
-    assert resumed.summary["resumed_after"] == [1]
+    assert resumed.summary.resumed_after == [1]
     jax.tree.map(np.testing.assert_array_equal, resumed.adapter, finished.adapter)
 
 
@@ -111,7 +111,7 @@ def test_a_packed_base_is_smaller_and_near_the_float_one(config):
     for kind in ("none", "int8"):
         trainer = Trainer(dataclasses.replace(config, quantization=kind), progress=QUIET)
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(trainer.model.base))
-        found[kind] = size, trainer.begin().record["base_loss"]
+        found[kind] = size, trainer.begin().totals.base_loss
     assert found["int8"][0] < 0.6 * found["none"][0]
     assert abs(found["int8"][1] - found["none"][1]) < 0.02
 

@@ -31,6 +31,7 @@ from devft_jax.reporting import Progress, split_chart
 from devft_jax.reporting.report import report_html
 from devft_jax.reporting.report_file import read_settings, read_story, write_report
 from devft_jax.storage.digests import write_list
+from devft_jax.storage.records import CompiledAheadRecord, SecondsRecord, SplitRecord
 from devft_jax.training.run import replay, train
 from tests.tiny_run import MODEL, write_run_inputs
 
@@ -85,9 +86,9 @@ def test_a_run_leaves_the_folder_of_the_contract(finished, config):
     split = json.loads((folder / "split.json").read_text())
     assert [client["name"] for client in split["clients"]] == ["client_0", "client_1", "client_2"]
     assert sum(client["examples"] for client in split["clients"]) == split["examples"]
-    assert (folder / "split.svg").read_text() == split_chart(split)
+    assert (folder / "split.svg").read_text() == split_chart(SplitRecord.from_plain(split, folder))
     summary = json.loads((folder / "summary.json").read_text())
-    assert summary == json.loads(json.dumps(finished.summary))
+    assert summary == json.loads(json.dumps(finished.summary.to_plain()))
     losses = {"final_loss", "base_loss", "accuracy", "base_accuracy", "rounds", "stages"}
     costs = {"seconds", "bytes_up", "bytes_down", "bytes_stage", "train_flops", "peak_memory_bytes", "peak_memory_source"}
     for name in losses | costs:
@@ -122,27 +123,27 @@ def test_a_run_leaves_its_report(finished):
     assert not (folder / "record.json").exists()
     assert write_report(folder, folder / "again.html").read_text() == (folder / "report.html").read_text()
     page = (folder / "report.html").read_text()
-    assert f"{finished.summary['base_loss']:.4f} to {finished.summary['final_loss']:.4f}" in page
+    assert f"{finished.summary.base_loss:.4f} to {finished.summary.final_loss:.4f}" in page
     assert "finished: 6 rounds" in page
-    assert finished.summary["versions"]["jax"] == jax.__version__
-    assert finished.summary["resumed_after"] == []
+    assert finished.summary.versions["jax"] == jax.__version__
+    assert finished.summary.resumed_after == []
 
 
 def test_bytes_follow_depth_and_the_dense_submodels_are_counted(finished, config):
     per_layer = 4 * (2 * (16 * 4) + 4 * 16 + 4 * 8)  # float32: a and b of q [16, 16] and v [16, 8] at rank 4
-    rows = finished.summary["stages"]
+    rows = finished.summary.stages
     for stage in rows:
-        expected = stage["layers"] * per_layer * stage["rounds"] * config.clients_per_round
-        assert stage["bytes_up"] == stage["bytes_down"] == expected
-    assert finished.summary["bytes_up"] == sum(stage["bytes_up"] for stage in rows)
+        expected = stage.layers * per_layer * stage.rounds * config.clients_per_round
+        assert stage.bytes_up == stage.bytes_down == expected
+    assert finished.summary.bytes_up == sum(stage.bytes_up for stage in rows)
     blocks = 4 * (2 * 16 * 16 + 2 * 16 * 8 + 3 * 16 * 24 + 2 * 16)
-    assert [stage["submodel_bytes"] for stage in rows] == [blocks, 2 * blocks, 0]
-    assert finished.summary["bytes_stage"] % blocks == 0
-    assert finished.summary["bytes_stage"] >= 2 * blocks + 2 * 2 * blocks
+    assert [stage.submodel_bytes for stage in rows] == [blocks, 2 * blocks, 0]
+    assert finished.summary.bytes_stage % blocks == 0
+    assert finished.summary.bytes_stage >= 2 * blocks + 2 * 2 * blocks
 
 
 def test_training_lowers_held_out_loss(finished):
-    assert finished.summary["final_loss"] < finished.summary["base_loss"] - 0.1
+    assert finished.summary.final_loss < finished.summary.base_loss - 0.1
 
 
 def test_the_exported_adapter_is_the_runs_adapter(finished):
@@ -188,7 +189,7 @@ def test_nothing_stored_depends_on_where_one_stood(config, tmp_path, monkeypatch
     monkeypatch.chdir(elsewhere)
     name = {field: os.path.relpath(stored[field]) for field in ("model", "data", "test_data", "out")}
     longer = train(dataclasses.replace(relative, rounds=4, **name), progress=QUIET)
-    assert (longer.folder, longer.summary["lengthened_after"]) == (first.folder, 3)
+    assert (longer.folder, longer.summary.lengthened_after) == (first.folder, 3)
     client = next(item for item in json.loads((tmp_path / "run" / "split.json").read_text())["clients"])["name"]
     assert len(replay(longer.folder, client=client, round=4, progress=QUIET).steps) == config.local_steps
     assert run_command(["generate", "../run", "--prompt", "a", "--max-new-tokens", "2"]) == 0
@@ -204,7 +205,7 @@ def test_a_finished_run_is_not_run_again(finished, config, capfd):
     before, told = files(), io.StringIO()
     again = train(dataclasses.replace(config, out=str(finished.folder)), progress=Progress(told))
     assert again.finished
-    assert again.summary == json.loads((finished.folder / "summary.json").read_text())
+    assert again.summary.to_plain() == json.loads((finished.folder / "summary.json").read_text())
     assert again.history == finished.history
     for leaf, same in zip(jax.tree.leaves(again.adapter), jax.tree.leaves(finished.adapter), strict=True):
         np.testing.assert_array_equal(leaf, same)
@@ -217,7 +218,7 @@ def test_a_finished_run_without_its_checkpoints_is_not_trained_anew(copied):
     shutil.rmtree(folder / "checkpoints")
     before = adapter_bytes(folder)
     again = train(copied, progress=QUIET)
-    assert again.summary["rounds"] == 6
+    assert again.summary.rounds == 6
     assert adapter_bytes(folder) == before
     assert not (folder / "checkpoints").exists()
 
@@ -284,17 +285,17 @@ def test_a_replay_makes_nothing_in_a_folder_of_somebody_else(tmp_path):
 
 def test_a_runs_history_is_its_metrics(finished):
     lines = (finished.folder / "metrics.jsonl").read_text().splitlines()
-    assert finished.history == [json.loads(line) for line in lines]
-    assert [row["round"] for row in finished.history] == [1, 2, 3, 4, 5, 6]
+    assert [row.to_plain() for row in finished.history] == [json.loads(line) for line in lines]
+    assert [row.round for row in finished.history] == [1, 2, 3, 4, 5, 6]
 
 
 @pytest.mark.parametrize("lengthened_rate", ["schedule", "end"])
 def test_a_lengthened_cosine_says_what_becomes_of_its_rate(config, tmp_path, lengthened_rate):
     short = dataclasses.replace(config, rounds=2, growth="end-to-end", min_learning_rate=1e-3, out=str(tmp_path))
-    last = train(short, progress=QUIET).history[-1]["learning_rate"]
+    last = train(short, progress=QUIET).history[-1].learning_rate
     told = io.StringIO()
     longer = dataclasses.replace(short, rounds=6, lengthened_rate=lengthened_rate)
-    rates = [row["learning_rate"] for row in train(longer, progress=Progress(told)).history]
+    rates = [row.learning_rate for row in train(longer, progress=Progress(told)).history]
     said = told.getvalue()
     if lengthened_rate == "schedule":
         assert rates[2:] == pytest.approx([0.03775, 0.0255, 0.01325, 0.0042824], rel=1e-4)
@@ -304,7 +305,7 @@ def test_a_lengthened_cosine_says_what_becomes_of_its_rate(config, tmp_path, len
         assert rates[2:] == [1e-3] * 4
         assert f"lengthened from 2 to 6 rounds: the learning rate is {last:.3g} in round 2 and 0.001 in round 3" in said
     # What was decided holds on however often the run is resumed.
-    rate = train(dataclasses.replace(longer, rounds=7), progress=QUIET).history[-1]["learning_rate"]
+    rate = train(dataclasses.replace(longer, rounds=7), progress=QUIET).history[-1].learning_rate
     assert rate == (1e-3 if lengthened_rate == "end" else pytest.approx(0.0034262, rel=1e-3))
 
 
@@ -321,7 +322,7 @@ def test_a_replay_says_whether_the_client_took_part(finished):
     row = finished.history[2]
     for client in range(3):
         again = replay(finished.folder, client=f"client_{client}", round=3, progress=QUIET)
-        assert again.took_part == (client in row["clients"])
+        assert again.took_part == (client in row.clients)
 
 
 @pytest.mark.parametrize("name", ["summary.json", "record.json"])
@@ -339,8 +340,8 @@ def test_a_record_that_is_json_and_no_record_is_one_sentence(copied, name, chang
 
 def test_more_rounds_lengthen_the_last_stage_and_rounds_before_are_not_replayed(copied):
     longer = train(dataclasses.replace(copied, rounds=9), progress=QUIET)
-    assert [stage["rounds"] for stage in longer.summary["stages"]] == [2, 2, 5]
-    assert longer.summary["lengthened_after"] == 6
+    assert [stage.rounds for stage in longer.summary.stages] == [2, 2, 5]
+    assert longer.summary.lengthened_after == 6
     assert "planned for fewer rounds and lengthened after round 6" in (longer.folder / "report.html").read_text()
     with pytest.raises(InputError, match="lengthened, not shortened"):
         train(copied, progress=QUIET)
@@ -365,8 +366,8 @@ def test_another_run_is_refused_in_the_same_folder(finished, config, change):
 
 def test_end_to_end_growth_and_equal_cohorts(finished, config, tmp_path):
     run = train(dataclasses.replace(config, growth="end-to-end", out=str(tmp_path)), progress=QUIET)
-    assert [stage["layers"] for stage in run.summary["stages"]] == [4]
-    assert run.summary["bytes_stage"] == 0
+    assert [stage.layers for stage in run.summary.stages] == [4]
+    assert run.summary.bytes_stage == 0
 
     def cohorts(folder):
         return [json.loads(line)["clients"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -379,7 +380,7 @@ def test_end_to_end_growth_and_equal_cohorts(finished, config, tmp_path):
 )
 def test_every_transfer_runs(config, tmp_path, transfer):
     run = train(dataclasses.replace(config, transfer=transfer, out=str(tmp_path)), progress=QUIET)
-    assert run.summary["final_loss"] < run.summary["base_loss"]
+    assert run.summary.final_loss < run.summary.base_loss
 
 
 @pytest.mark.parametrize(
@@ -403,14 +404,14 @@ def test_the_full_model_can_be_judged_within_a_stage_as_if_it_ended_there(config
     run = train(watched, progress=QUIET)
     ended = train(dataclasses.replace(chosen, stage_rounds=(1, 1), out=str(tmp_path / "ended")), progress=QUIET)
     first, _, third, _ = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
-    assert first["full_loss"] == pytest.approx(ended.summary["stages"][0]["loss_full_after_transfer"], abs=1e-6)
+    assert first["full_loss"] == pytest.approx(ended.summary.stages[0].loss_full_after_transfer, abs=1e-6)
     assert first["full_loss"] != first["held_out_loss"]
     assert third["full_loss"] == third["held_out_loss"]
     measured = [point.round for piece in read_story(run.folder).full_model for point in piece]
     assert measured == [0, 1, 2, 3, 4]
     unwatched = dataclasses.replace(watched, evaluate_full=False, evaluate_every=0, out=str(tmp_path / "unwatched"))
     again = train(unwatched, progress=QUIET)
-    assert again.summary["final_loss"] == run.summary["final_loss"]
+    assert again.summary.final_loss == run.summary.final_loss
 
 
 @pytest.mark.slow
@@ -433,14 +434,14 @@ def test_a_growth_of_ones_own_is_one_function(config, tmp_path):
             if stage == 2:
                 return None
             if stage == 1:
-                assert [row["stage"] for row in history] == [0, 0]
+                assert [row.stage for row in history] == [0, 0]
                 return LayerMap.identity(4)
             fuse = np.eye(4, dtype=np.float32)[[0, 3]]
             return LayerMap(fuse=fuse, assign=np.array([0, -1, -1, 1], np.int32), train=np.array([False, True]))
 
     chosen = dataclasses.replace(config, out=str(tmp_path), stage_rounds=(2, 1))
     run = train(chosen, growth=LastLayerFirst(), progress=QUIET)
-    assert [stage["layers"] for stage in run.summary["stages"]] == [2, 4]
+    assert [stage.layers for stage in run.summary.stages] == [2, 4]
     with pytest.raises(InputError, match="objects"):
         replay(run.folder, client="client_0", round=1, progress=QUIET)
 
@@ -471,7 +472,7 @@ def test_a_wrong_map_ends_with_one_sentence_and_a_frozen_row_of_no_layer_runs(co
         train(dataclasses.replace(chosen, out=str(tmp_path / "a")), growth=Doubled([True, True, True]), progress=QUIET)
     right = Doubled([True, False, True])
     run = train(dataclasses.replace(chosen, out=str(tmp_path / "b")), growth=right, progress=QUIET)
-    assert run.summary["stages"][0]["anchor_coefficients"] == [1.0, None, 1.0]
+    assert run.summary.stages[0].anchor_coefficients == [1.0, None, 1.0]
 
 
 def test_replay_repeats_the_rounds_losses(finished):
@@ -646,7 +647,7 @@ def test_a_damaged_checkpoint_names_the_way_on(copied):
     shutil.rmtree(checkpoints / "6")
     again = train(copied, progress=QUIET)
     assert again.finished
-    assert again.summary["resumed_after"] == [4]
+    assert again.summary.resumed_after == [4]
 
 
 @pytest.mark.parametrize(("name", "text"), [("metrics.jsonl", "3\n{}\n"), ("config.json", "[]"), ("config.json", "{")])
@@ -822,19 +823,16 @@ def test_a_stopped_run_says_how_to_go_on_and_does(long, uninterrupted, tmp_path,
 def timeless_page(folder):
     """The report without what two equal runs differ in: times, memory, the folder's name and where it was resumed."""
 
-    def without_times(record):
-        return {**record, "seconds": 1.0, "tokens_per_second": 1.0}
-
     story = read_story(folder)
-    record = {
-        **story.record,
-        "resumed_after": [],
-        "peak_memory_bytes": 1,
-        "seconds": dict.fromkeys(story.record["seconds"], 1),
-        "compiled_ahead": {"programs": 1, "seconds": 1, "unused": 0},
-    }
-    record["stages"] = [without_times(stage) for stage in record["stages"]]
-    rows = [without_times(row) for row in story.rows]
+    record = dataclasses.replace(
+        story.record,
+        resumed_after=[],
+        peak_memory_bytes=1,
+        seconds=SecondsRecord(train=1, compile=1, build=1, evaluate=1),
+        compiled_ahead=CompiledAheadRecord(programs=1, seconds=1, unused=0),
+        stages=[dataclasses.replace(stage, seconds=1.0) for stage in story.record.stages],
+    )
+    rows = [dataclasses.replace(row, seconds=1.0, tokens_per_second=1.0) for row in story.rows]
     config = {**story.config, "out": "run"}
     story = dataclasses.replace(story, name="run", config=config, record=record, rows=rows)
     return report_html(story, read_settings(story, "run"))
@@ -856,8 +854,8 @@ def test_real_models_and_data(shared, tmp_path):
         out=str(tmp_path),
     )
     run = train(config, progress=QUIET)
-    assert run.summary["clients"] == 10
-    assert run.summary["final_loss"] < run.summary["base_loss"]
+    assert run.summary.clients == 10
+    assert run.summary.final_loss < run.summary.base_loss
 
 
 def test_the_adapter_file_holds_contiguous_hugging_face_factors(finished):

@@ -33,7 +33,7 @@ def config(tmp_path, word_tokenizer) -> RunConfig:
 def losses(run):
     """Of the untuned base and around every stage, on held-out data."""
     names = ("loss_start", "loss_end", "loss_full_after_transfer")
-    return np.array([run.summary["base_loss"], *(stage[name] for stage in run.summary["stages"] for name in names)])
+    return np.array([run.summary.base_loss, *(getattr(stage, name) for stage in run.summary.stages for name in names)])
 
 
 def both(config, tmp_path, **options):
@@ -64,8 +64,8 @@ def both(config, tmp_path, **options):
 def test_a_run_on_a_divided_base_has_the_losses_of_one_device(config, tmp_path, options):
     whole, divided = both(config, tmp_path, **options)
     np.testing.assert_allclose(losses(divided), losses(whole), rtol=1e-4)
-    assert divided.summary["stages"][0]["assign"] == whole.summary["stages"][0]["assign"]
-    influence = [run.summary["block_influence"] for run in (whole, divided)]
+    assert divided.summary.stages[0].assign == whole.summary.stages[0].assign
+    influence = [run.summary.block_influence for run in (whole, divided)]
     if influence[0] is not None:
         # A difference from one, so that what cosines lose by rounding stands absolutely.
         np.testing.assert_allclose(influence[1], influence[0], atol=5e-6)
@@ -78,7 +78,7 @@ def test_a_run_of_whole_bases_goes_on_and_is_replayed_on_a_divided_base(config, 
     train(config, progress=QUIET)
     resumed = train(dataclasses.replace(config, rounds=5, model_shards=4), progress=Progress(stream=stream))
     assert "model_shards was 1 and is 4: the run goes on, equal up to rounding but not bit for bit." in stream.getvalue()
-    assert resumed.summary["resumed_after"] == [4]
+    assert resumed.summary.resumed_after == [4]
     assert np.isfinite(losses(resumed)).all()
     assert replay(resumed.folder, client="client_0", round=5, progress=QUIET).first_break is None
 

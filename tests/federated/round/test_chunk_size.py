@@ -177,9 +177,9 @@ def test_auto_goes_on_with_the_next_smaller_size_and_a_resumed_run_keeps_it(conf
     run = train(dataclasses.replace(config, out=str(tmp_path)), progress=Progress())
     assert sizes == [3, *[1] * 6]
     assert "3 clients at once do not fit into memory; going on with 1" in capfd.readouterr().err
-    assert run.summary["clients_per_step"] == 1
+    assert run.summary.clients_per_step == 1
     longer = dataclasses.replace(config, rounds=3, out=str(tmp_path))
-    assert train(longer, progress=QUIET).summary["clients_per_step"] == 1
+    assert train(longer, progress=QUIET).summary.clients_per_step == 1
     assert sizes == [3, *[1] * 9]
 
 
@@ -195,7 +195,7 @@ def test_auto_tries_sizes_after_the_first_round_and_keeps_the_fastest(config, tm
     run = train(dataclasses.replace(config, out=str(tmp_path)), progress=Progress())
     assert tried == [(1, 3)]
     assert "3 clients are trained at once from here on: faster than 1" in capfd.readouterr().err
-    assert run.summary["clients_per_step"] == 3
+    assert run.summary.clients_per_step == 3
     with RunFolder(tmp_path) as folder:
         assert folder.read_record(1)["clients_per_step"] == 3
 
