@@ -37,7 +37,8 @@ from devft_jax.federated.algorithms import algorithm_of
 from devft_jax.federated.local import OptimizerOptions, Passes
 from devft_jax.federated.messages import message_bytes, ranks_of
 from devft_jax.federated.options import validate_learning_rate
-from devft_jax.federated.round.cohort import LocalTraining, cumulative_bytes
+from devft_jax.federated.round.client import LocalTraining
+from devft_jax.federated.round.server import cumulative_bytes
 from devft_jax.federated.sampling import sample_cohorts
 from devft_jax.models.architecture import ModelConfig
 from devft_jax.models.base import parameter_count
