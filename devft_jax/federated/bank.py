@@ -1,15 +1,15 @@
-"""What the clients of a run keep between rounds, brought from stage to stage only where it is used.
+"""What the clients of a run keep between rounds; rows pass from stage to stage only when they are used.
 
-Every client begins with the row that its algorithm makes from the server's first state and the client's traits. That row is
-made when the client first takes part, and a stage's map is applied to a row when it is next used. Between stages only the
-rows that were trained in the stage are returned to full depth; of all others it is remembered how many stages they have
-behind them, and these are applied one after the other: for stage t with map M_t
+Every client begins with the row that its algorithm makes from the server's first state and the client's traits. The row is
+made when the client first takes part, and a stage's map is applied to a row when it is next used. At the end of a stage only
+the rows that were trained in it return to full depth. For all others the bank stores how many stages they have passed, and
+applies the later ones when the row is used: for stage t with map M_t
 
     full_{t+1} = transfer_row(full_t, submodel_row(full_t, M_t), M_t)
 
-as for a client that sat the stage out. Two banks hold rows: `full` those at full depth, as of some stage's start, and
-`stage` those trained in the stage under way. Rows are mapped on the host's CPU, each by the same compiled function whatever
-others are mapped with it, so that nothing depends on who is asked for together.
+as for a client that took no part in the stage. Rows are held in two places: `full` has those at full depth, as of some
+stage's start, and `stage` those trained in the current stage. Rows are mapped on the host's CPU, each by the same compiled
+function, so that a row never depends on which others are mapped with it.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,8 +32,9 @@ class BankView:
     """All clients' rows, of a stage or at full depth.
 
     Attributes:
-      take: positions i64[K] -> rows [K, ...]. trained: i64[M], the clients that ever took part.
-      kinds: gives, of the others, i64[K] each, those whose rows are equal.
+      take: positions i64[K] -> rows [K, ...].
+      trained: positions of the clients that have taken part, i64[M].
+      kinds: returns the positions of the other clients, one i64[K] for each group of equal rows.
     """
 
     take: Callable[[np.ndarray], PyTree]
@@ -41,7 +42,7 @@ class BankView:
     kinds: Callable[[], list[np.ndarray]]
 
     def of_trained(self) -> PyTree:
-        """Rows of the clients that took part; before there is any, the first client's."""
+        """Rows of the clients that have taken part; the first client's row if none has."""
         return self.take(self.trained if len(self.trained) else np.array([0]))
 
 
@@ -49,13 +50,17 @@ class ClientBank:
     """The rows of all clients of one run.
 
     Args:
-      algorithm: whose rows. origin: gives the server's first state, at full depth.
-      traits: [N, ...], what tells clients apart before training, on the host.
-      clients: N. mode: how a stage is carried back.
-      in_memory: bytes of rows that may lie in memory; more lie in a file in `folder`.
+      algorithm: makes and maps the rows.
+      origin: returns the server's first state, at full depth.
+      traits: how clients differ before training, [N, ...] on the host.
+      clients: N.
+      mode: how a stage's result returns to full depth.
+      in_memory: most bytes of rows that are held in memory; more are held in a file.
+      folder: of that file; None for the system's temporary folder.
 
     Attributes:
-      row: shapes of one row of the stage under way. maps: of all stages so far, the one under way last.
+      row: shapes of one row of the current stage; between stages at full depth.
+      maps: of all stages so far, the current one last.
     """
 
     def __init__(
@@ -75,10 +80,10 @@ class ClientBank:
         self._full_row = trait
         if algorithm.init_row is not own_traits:
             self._full_row = jax.eval_shape(lambda trait: algorithm.init_row(origin(), trait), trait)
-        # A server may be as large as the model, and nothing be asked of it.
+        # A server may be as large as the model: it is not held where no row is made from it.
         self._origin = None if self.empty or algorithm.init_row is own_traits else origin
         self._full = self._bank(self._full_row)
-        # How many stages the full row of a client has behind it.
+        # How many stages the full row of a client has passed.
         self._since = np.zeros(clients, np.int32)
         self._stage: Rows | None = None
         self._enter: list[Callable[..., PyTree]] = []
@@ -99,9 +104,9 @@ class ClientBank:
         return jax.eval_shape(lambda row: self._algorithm.submodel_row(row, layer_map), self._full_row)
 
     def enter(self, layer_map: LayerMap) -> None:
-        """Begin a stage."""
+        """Begin a stage of this map."""
         algorithm, mode = self._algorithm, self._mode
-        # On the host its values are known while rows' programs are traced, so that a map of nothing changes nothing.
+        # On the host its values are known while the rows' programs are traced: an identity map then changes nothing.
         layer_map = jax.device_get(layer_map)
         self.row = self.stage_row(layer_map)
         self._stage = self._bank(self.row)
@@ -112,7 +117,7 @@ class ClientBank:
         self._leave.append(_per_row(lambda full, row: algorithm.transfer_row(full, row, layer_map, mode)))
 
     def leave(self) -> None:
-        """End the stage: what was trained in it returns to full depth."""
+        """End the stage: rows that were trained in it return to full depth."""
         assert self._stage is not None
         for some in blocks(np.flatnonzero(self._stage.stored)):
             self._full.put(some, self._returned(some))
@@ -120,7 +125,7 @@ class ClientBank:
         self._stage, self.row = None, self._full_row
 
     def take(self, positions: np.ndarray) -> PyTree:
-        """Rows [K, ...] of the stage under way."""
+        """Rows [K, ...] of the clients at `positions` i64[K], in the current stage."""
         if self.empty:
             return self.row
         assert self._stage is not None
@@ -131,13 +136,13 @@ class ClientBank:
         return _chosen(trained, stored, self._enter[-1](self._at_start(positions)))
 
     def put(self, positions: np.ndarray, rows: PyTree) -> None:
-        """New rows [K, ...] of the stage under way."""
+        """Store rows [K, ...] of the clients at `positions` i64[K], in the current stage."""
         if not self.empty:
             assert self._stage is not None
             self._stage.put(positions, rows)
 
     def _at_start(self, positions: np.ndarray) -> PyTree:
-        """Full rows as of the start of the stage under way, or as they are between stages."""
+        """Full rows as of the start of the current stage; between stages, as they are."""
         known = self._full.stored[positions]
         rows = self._full.take(positions)
         if not known.all():
@@ -159,7 +164,7 @@ class ClientBank:
         return traits if self._algorithm.init_row is own_traits else self._make_first(traits, count=len(positions))
 
     def _returned(self, positions: np.ndarray) -> PyTree:
-        """Full rows as if the stage under way ended now."""
+        """Full rows as if the current stage ended now."""
         if self.empty:
             return self._full_row
         if self._stage is None:
@@ -167,13 +172,13 @@ class ClientBank:
         return self._leave[-1](self._at_start(positions), self.take(positions))
 
     def view(self, *, full: bool) -> BankView:
-        """All clients' rows: of the stage under way, or at full depth with what it has taught so far."""
+        """All clients' rows: of the current stage or, if `full`, at full depth as if the stage ended now."""
         trained = self._full.stored if self._stage is None else self._full.stored | self._stage.stored
         others = np.flatnonzero(~trained)
         return BankView(self._returned if full else self.take, np.flatnonzero(trained), partial(self._kinds, others))
 
     def _kinds(self, positions: np.ndarray) -> list[np.ndarray]:
-        """Clients that never took part, divided into those of equal traits, whose rows are equal."""
+        """Clients that have not taken part, in groups of equal traits: their rows are equal."""
         leaves = [np.ascontiguousarray(leaf[positions]) for leaf in jax.tree.leaves(self._traits)]
         if not leaves or not len(positions):
             return [positions] if len(positions) else []
@@ -184,14 +189,24 @@ class ClientBank:
     # ---- checkpoints ---------------------------------------------------------------------------------------------
 
     def save(self, path: Path) -> None:
-        """Write the rows of clients that took part, and all clients' traits; OSError where that fails."""
+        """Write the rows of clients that have taken part, and all clients' traits, to a file; OSError if that fails."""
         assert self._stage is not None
         save_rows(
             path, {"traits": self._trait_rows(), "since": self._since_rows(), "full": self._full, "stage": self._stage}
         )
 
     def restore(self, path: Path, maps: Sequence[LayerMap]) -> None:
-        """Take over what was saved within the last of these stages; OSError, ValueError or KeyError where that fails."""
+        """Continue from a file of `save`.
+
+        Args:
+          path: the file.
+          maps: of all stages so far; the file was saved in the last one.
+
+        Raises:
+          OSError: the file cannot be read.
+          ValueError: it is damaged.
+          KeyError: it is of another algorithm.
+        """
         for layer_map in maps:
             self.enter(layer_map)
         assert self._stage is not None
@@ -219,9 +234,10 @@ def _rows_of(tree: PyTree, clients: int) -> Rows:
 
 
 def _per_row(function: Callable[..., PyTree], *shared: PyTree) -> Callable[..., PyTree]:
-    """`function(*shared, *trees of one row)` for trees of rows [K, ...] on the host; `count` is K where none has a leaf.
+    """Apply `function(*shared, *trees of one row)` to trees of rows [K, ...] on the host.
 
-    Rows pass one after the other through a program compiled for a power of two of them, at most `BLOCK`.
+    Rows pass one after the other through a program that is compiled for a power of two of rows, at most `BLOCK`. The
+    returned function takes K as `count`, for trees without leaves.
     """
 
     @jax.jit
@@ -245,7 +261,7 @@ def _per_row(function: Callable[..., PyTree], *shared: PyTree) -> Callable[..., 
 
 
 def _chosen(which: np.ndarray, rows: PyTree, others: PyTree) -> PyTree:
-    """Of two trees of rows [K, ...] the first where `which` bool[K], else the second."""
+    """Rows [K, ...] of the first tree where `which` bool[K] is true, else of the second."""
 
     def one(row: np.ndarray, other: np.ndarray) -> np.ndarray:
         return np.where(which.reshape(-1, *[1] * (row.ndim - 1)), row, other)

@@ -25,7 +25,7 @@ from devft_jax.models.loss import completion_tokens
 from devft_jax.typing import PyTree
 
 Batch = tuple[jax.Array, ...]
-"""Tokens and mask [..., B, T], and where they are stored the hidden states [..., B, T, D] that the layers below make."""
+"""Tokens and mask [..., B, T]; with stored hidden states also those of the layers below the adapters [..., B, T, D]."""
 Loss = Callable[[PyTree, Batch, jax.Array, jax.Array, float], tuple[jax.Array, jax.Array]]
 """(trained leaves, rows of a batch, their keys, the batch's completion tokens i32[], the rows' share of the step) -> (what
 is reduced f32[], the part of the mean loss that is reported f32[]); both add up over the rows of a batch."""
@@ -89,10 +89,11 @@ class Passes:
     """How a step's examples are run; see the module's docstring.
 
     Attributes:
-      examples: of one pass. lengths: to which a pass may be padded, ascending; the last is that of the batches.
-      axis: name of the `vmap` over the clients of a chunk, which share the choice; None where there is none.
-      group: mesh axis of the devices that gather the base's weights together, and so have to choose alike; None where each
-        has the base itself.
+      examples: of one pass.
+      lengths: to which a pass may be padded, ascending; the last is that of the batches.
+      axis: name of the `vmap` over the clients of a chunk, which share the choice of a length; None without one.
+      group: mesh axis of the devices that gather the base's weights together, and so must choose the same length; None where
+        each device has the whole base.
     """
 
     examples: int
@@ -109,10 +110,12 @@ def choose_passes(lengths: np.ndarray, *, batch_size: int, examples: int | None,
     """The passes of a run.
 
     Args:
-      lengths: integers [N], of the training examples. batch_size: of a step.
-      examples: of a pass as asked for; None for all of a step on accelerators, which want large products, and as many as
-        have about `PASS_TOKENS` tokens on a CPU.
+      lengths: tokens of the training examples, integers [N].
+      batch_size: examples of a step.
+      examples: of a pass; None chooses: all of a step on accelerators, for which large products are fast, and on a CPU as
+        many as have about `PASS_TOKENS` tokens.
       most_lengths: how many padded lengths there may be.
+      platform: of the devices: "cpu", "gpu" or "tpu".
     """
     if examples is None:
         examples = batch_size if platform != "cpu" else max(1, round(PASS_TOKENS / float(np.mean(lengths))))
@@ -123,9 +126,9 @@ class LocalStatistics(struct.PyTreeNode):
     """What a client reports besides its message.
 
     Attributes:
-      loss: f32[S], the loss before each step, in nats per completion token.
-      update_norm: f32[], norm of the change of all trained leaves together.
-      finite: bool[], whether every loss and every trained value is finite.
+      loss: the loss before each step, in nats per completion token, f32[S].
+      update_norm: norm of the change of all trained leaves together, f32[].
+      finite: whether every loss and every trained value is finite, bool[].
     """
 
     loss: jax.Array
@@ -144,16 +147,22 @@ def _keep_rows(updates: PyTree, train_rows: jax.Array) -> PyTree:
 
 
 def step_gradients(loss: Loss, passes: Passes, train: PyTree, batch: Batch, key: jax.Array) -> tuple[jax.Array, PyTree]:
-    """A step's mean loss that is reported, f32[], and the gradients of what is reduced.
+    """The loss of a step and its gradients.
 
     Args:
+      loss: see `Loss`.
+      passes: how the step's examples are run.
+      train: the trained leaves.
       batch: tokens i32[B, T], mask bool[B, T] and, where they are stored, hidden states [B, T, D].
       key: of the step; its example b uses fold_in(key, b), in whatever pass it is run.
+
+    Returns:
+      The mean loss that is reported, f32[], and the gradients of the loss that is reduced.
     """
     mask = batch[1]
     size, length = mask.shape
     count = completion_tokens(mask)
-    # What stands behind the last token that counts changes nothing.
+    # Tokens behind the last one that counts change nothing.
     ends = jnp.max(jnp.where(mask, jnp.arange(1, length + 1, dtype=jnp.int32), 0), axis=-1)
     rows = (*batch, ends, jnp.arange(size, dtype=jnp.int32))
     number = -(-size // passes.examples)
@@ -204,7 +213,20 @@ def local_step(
     batch: Batch,
     key: jax.Array,
 ) -> tuple[tuple[PyTree, PyTree], jax.Array]:
-    """One optimiser step; `carry` is (trained leaves, optimiser state). Returns the carry and the loss before the step."""
+    """One optimiser step.
+
+    Args:
+      loss: see `Loss`.
+      optimizer: the rule.
+      train_rows: as in `local_train`.
+      passes: how the step's examples are run.
+      carry: trained leaves and the optimiser's state.
+      batch: as in `step_gradients`.
+      key: as in `step_gradients`.
+
+    Returns:
+      The new carry, and the loss before the step, f32[].
+    """
     train, state = carry
     value, gradients = step_gradients(loss, passes, train, batch, key)
     if train_rows is None:
@@ -227,13 +249,16 @@ def local_train(
     """Train one client for S steps.
 
     Args:
-      loss: what is reduced, and the mean loss that is reported.
+      loss: see `Loss`.
       optimizer: built for this round.
       train: the leaves to optimise.
       batches: tokens i32[S, B, T], mask bool[S, B, T] and, where they are stored, hidden states [S, B, T, D].
       key: the client's key for this round; step s uses fold_in(key, s).
-      train_rows: bool[G], the layers that learn, where every leaf leads with the stage's layers; None lets everything learn.
+      train_rows: which layers learn, bool[G], where the first axis of every leaf is the stage's layers; None for all.
       passes: how a step's examples are run.
+
+    Returns:
+      The trained leaves, and what is reported.
     """
 
     def step(carry: tuple[PyTree, PyTree], inputs: tuple[jax.Array, Batch]) -> tuple[tuple[PyTree, PyTree], jax.Array]:

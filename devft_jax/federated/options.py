@@ -103,7 +103,10 @@ def learning_rate_at(options: LearningRateOptions, stage_rounds: Sequence[int], 
     warm-up of as many rounds as there are, or more, rises to the end.
 
     Args:
-      stage_rounds: rounds of each stage. stage, round_in_stage: both from 0.
+      options: of the learning rate.
+      stage_rounds: rounds of each stage.
+      stage: from 0.
+      round_in_stage: from 0.
     """
     rates = options.learning_rate
     rate = rates[stage] if len(rates) > 1 else rates[0]

@@ -1,14 +1,14 @@
-"""The hidden states below a stage's adapters, made once for each example and stored while the stage lasts.
+"""The hidden states below a stage's adapters, computed once for each example and cached while the stage lasts.
 
-A stage that runs the base's lowest layers without an adapter computes the same hidden states of an example every time that
-one is visited. With u the cost of a layer's forward pass per token, m such layers and v visits of each example, that is
-v m u per token; with the states stored it is m u, and in every visit D values are read. Storing them saves work from the
-second visit on, and `worth_storing` asks for two per example on average.
+A stage that runs the base's lowest layers without an adapter computes the same hidden states each time that it visits an
+example. With u the cost of a layer's forward pass per token, m such layers and v visits of each example, that costs v m u
+per token; with stored states m u, and D values are read in every visit. Storing saves work from the second visit on, and
+`worth_storing` requires two visits per example on average.
 
-The store is one flat array [tokens, D] in the compute dtype, laid out like the examples' own tokens. Only what is written
-of it takes room. It is a file without a name, mapped into memory: it goes with the stage or with the process, whichever ends
-first, and is no part of a checkpoint. Every round adds its examples. A resumed run makes the store again, round by round
-and so in the same batches, whence the same bits.
+The cache is one flat array [tokens, D] in the compute dtype, in the order of the examples' own tokens. Only the parts that
+are written take disk space. It is a temporary file without a name, mapped into memory: it ends with the stage or the
+process, and is not part of a checkpoint. Every round adds its examples. A resumed run fills the cache again, round by round
+in the same batches, and so gets the same bits.
 """
 
 import tempfile
@@ -32,7 +32,7 @@ from devft_jax.models.sharding import partition_specs
 from devft_jax.runtime.compiled import CompiledPrograms, shared_programs
 from devft_jax.runtime.devices import OVER_DEVICES
 
-# What `auto` asks for: visits per distinct example, at most so many bytes on disk, and on a device for one chunk of clients.
+# The limits of `auto`: least visits per distinct example, most bytes on disk, and most bytes on a device for one chunk.
 LEAST_VISITS = 2.0
 MOST_STORED = 8 * 2**30
 MOST_IN_CHUNK = 2**30
@@ -40,7 +40,13 @@ MOST_IN_CHUNK = 2**30
 
 @dataclass(frozen=True)
 class Visits:
-    """How often a stage trains on its examples: `total` visits of `distinct` examples, which have `tokens` tokens."""
+    """How often a stage trains on its examples.
+
+    Attributes:
+      total: visits.
+      distinct: examples that are visited at all.
+      tokens: of these examples together.
+    """
 
     total: int
     distinct: int
@@ -48,7 +54,12 @@ class Visits:
 
     @classmethod
     def count(cls, draws: Iterable[np.ndarray], examples: Examples) -> "Visits":
-        """Of draws of examples, integers of any shape."""
+        """Count the visits of draws.
+
+        Args:
+          draws: indices of examples, integers of any shape.
+          examples: the training examples.
+        """
         counts = np.zeros(len(examples), np.int64)
         for draw in draws:
             np.add.at(counts, draw.ravel(), 1)
@@ -60,7 +71,9 @@ def worth_storing(visits: Visits, *, token_bytes: int, chunk_tokens: int) -> boo
     """Whether storing hidden states pays and fits.
 
     Args:
-      token_bytes: of the hidden state of one token. chunk_tokens: of one chunk on one device, padding included.
+      visits: of the stage.
+      token_bytes: of the hidden state of one token.
+      chunk_tokens: tokens of one chunk on one device, padding included.
     """
     return (
         visits.total >= LEAST_VISITS * visits.distinct
@@ -71,9 +84,9 @@ def worth_storing(visits: Visits, *, token_bytes: int, chunk_tokens: int) -> boo
 
 @shared_programs
 def jit_states(config: ModelConfig, compute: Compute, layers: int, mesh: Mesh) -> jax.stages.Wrapped:
-    """(base, tokens i32[B, T]) -> the hidden states [B, T, D] that the lowest `layers` layers make."""
+    """(base, tokens i32[B, T]) -> the hidden states [B, T, D] above the lowest `layers` layers."""
 
-    # Rows are run apart: devices need of each other parts of the base alone, where they hold it together.
+    # Every device runs its own rows; devices that hold the base together exchange parts of it, and nothing else.
     def states(base: Base, tokens: jax.Array) -> jax.Array:
         run = partial(prefix_states, config, layers=layers, compute=compute)
         specs = (partition_specs(base), OVER_DEVICES)
@@ -86,16 +99,21 @@ class PrefixCache:
     """The stored states of one stage.
 
     Args:
-      config, compute: the model. layers: how many of its lowest are run here.
-      examples: the training part. buckets: padded lengths, ascending. rows: examples run at once, a multiple of the devices.
-      mesh: of the devices. programs: where compiled programs are kept and counted.
-      folder: where the file lies; None for the system's temporary folder.
+      config: the model's architecture.
+      compute: how the model is executed.
+      examples: the training examples.
+      layers: how many of the lowest layers are run here.
+      rows: examples run at once, a multiple of the devices.
+      buckets: padded lengths, ascending.
+      mesh: of the devices.
+      programs: where compiled programs are kept and counted.
+      folder: of the file; None for the system's temporary folder.
 
     Attributes:
       rounds: rounds of the stage whose examples have been filled in.
 
     Raises:
-      RunError: the file cannot be made.
+      RunError: the file cannot be created.
     """
 
     def __init__(
@@ -144,7 +162,8 @@ class PrefixCache:
         """Run the examples of one round that have not been run yet.
 
         Args:
-          base: placed on the devices. draws: of every participant, integers [S, B].
+          base: the model, placed on the devices.
+          draws: every participant's examples, integers [S, B] each.
 
         Returns:
           How many examples of each length were run.
@@ -180,10 +199,21 @@ class PrefixCache:
         self._filled[index] = True
 
     def gather(self, index: np.ndarray, length: int) -> np.ndarray:
-        """Stored states [..., T, D] of examples i64[...] of earlier `fill`s, T = `length`; zero at padding and for -1."""
+        """Stored states of examples.
+
+        Args:
+          index: which examples, i64[...]; -1 for padding.
+          length: T.
+
+        Returns:
+          States [..., T, D], zero behind an example's end and for -1.
+
+        Raises:
+          ValueError: an example was in no round of `fill`.
+        """
         flat = index.ravel()
         if not self._filled[flat[flat >= 0]].all():
-            raise ValueError("hidden states of an example are asked for that was not filled in: fill its round first.")
+            raise ValueError("the hidden states of an example are not stored: fill its round first.")
         states = np.zeros((flat.size, length, self._width), self._dtype)
         for row, example in zip(states, flat.tolist(), strict=True):
             if example >= 0:
@@ -192,6 +222,6 @@ class PrefixCache:
         return states.reshape(*index.shape, length, self._width)
 
     def close(self) -> None:
-        """Let the file go."""
+        """Delete the file."""
         self._file.close()
         del self._stored

@@ -36,16 +36,24 @@ def profiled_clients(data: FederatedData, embed: jax.Array, seed: int) -> Client
     """The population of a run.
 
     Args:
-      data: whose clients. embed: the frozen model's input embeddings [V, D]. seed: of the run.
+      data: the clients and their examples.
+      embed: the frozen model's input embeddings [V, D].
+      seed: of the run.
     """
     profiles = _Profiles(data, embed, run_key(seed, Purpose.PROFILES))
     return Clients(len(data.clients), domains=profiles.domains, histograms=profiles.histograms)
 
 
 def instructions(examples: Examples, table: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """Mean embeddings f32[n, D] of the prompts of the examples at `index` i64[n], of norm one; 0 for an empty prompt.
+    """Mean embeddings of prompts, of norm one.
 
-    `table` f32[V, D] holds the embeddings of tokens.
+    Args:
+      examples: tokenised examples.
+      table: the embeddings of tokens, f32[V, D].
+      index: which examples, i64[n].
+
+    Returns:
+      f32[n, D]; zero for an empty prompt.
     """
     lengths, starts = examples.prompt_lengths[index], examples.starts[index]
     sums = np.zeros((len(index), table.shape[1]), np.float32)
@@ -58,7 +66,7 @@ def instructions(examples: Examples, table: np.ndarray, index: np.ndarray) -> np
 
 
 class _Profiles:
-    """The clients' instructions; what is shared by both questions is computed once."""
+    """The clients' instructions; what domains and histograms share is computed once."""
 
     def __init__(self, data: FederatedData, embed: jax.Array, key: jax.Array):
         self._data = data

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 MOST_PRIORITIES = 2**20
-"""Drawn at once where many rounds are."""
+"""Most priorities drawn at once, for many rounds."""
 
 
 class Purpose(IntEnum):
@@ -49,18 +49,20 @@ def sample_cohort(seed: int, round_index: int, ids: np.ndarray, size: int) -> np
     draw does not depend on which others exist.
 
     Args:
-      seed: of the run. round_index: global round, counted over all stages.
-      ids: u32[N] client ids. size: participants, at most N.
+      seed: of the run.
+      round_index: global round, counted from 0 over all stages.
+      ids: client ids, u32[N].
+      size: participants, at most N.
     """
     return _smallest(np.asarray(_priorities(seed, jnp.uint32(round_index), jnp.asarray(ids))), ids, size)
 
 
 def sample_cohorts(seed: int, rounds: int, ids: np.ndarray, size: int) -> list[np.ndarray]:
-    """`sample_cohort` of the first `rounds` rounds, many of them drawn at once."""
+    """`sample_cohort` for each of the first `rounds` rounds; many are drawn at once."""
     some = max(1, MOST_PRIORITIES // len(ids))
     cohorts: list[np.ndarray] = []
     for first in range(0, rounds, some):
-        # Always as many, so that one compiled program serves all of them.
+        # Always the same number, so that one compiled program serves all of them.
         indices = jnp.arange(first, first + min(some, rounds), dtype=jnp.uint32)
         drawn = np.asarray(_priorities_of_rounds(seed, indices, jnp.asarray(ids)))
         cohorts += [_smallest(priorities, ids, size) for priorities in drawn[: rounds - first]]
@@ -71,13 +73,22 @@ def _smallest(priorities: np.ndarray, ids: np.ndarray, size: int) -> np.ndarray:
     """Positions of the `size` smallest priorities, ascending."""
     last = np.partition(priorities, size - 1)[size - 1]
     below, equal = np.flatnonzero(priorities < last), np.flatnonzero(priorities == last)
-    # Of equal priorities the smaller ids.
+    # Among equal priorities the smaller ids win.
     equal = equal[np.argsort(ids[equal], kind="stable")][: size - len(below)]
     return np.sort(np.concatenate([below, equal]))
 
 
 @partial(jax.jit, static_argnums=0)
 def client_keys(seed: int, round_index: jax.Array, ids: jax.Array) -> jax.Array:
-    """One key per client of a cohort for what it draws while training (dropout), key[C] for ids u32[C]."""
+    """One key per client of a round for its random draws while training (dropout).
+
+    Args:
+      seed: of the run.
+      round_index: global round, u32[].
+      ids: client ids, u32[C].
+
+    Returns:
+      key[C].
+    """
     key = jax.random.fold_in(run_key(seed, Purpose.TRAINING), round_index)
     return jax.vmap(lambda client: jax.random.fold_in(key, client))(ids)

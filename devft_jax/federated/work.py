@@ -15,9 +15,11 @@ class ClientWork:
     """One participant of a round.
 
     Attributes:
-      position: in the population, for the bank. id: stable u32, for random draws.
+      position: in the population, for the bank.
+      id: u32, the same in every run, for random draws.
       weight: of its message, such as its number of examples.
-      examples: i64[S, B], its draw. lengths: integers [S, B], the tokens of each.
+      examples: the indices of the examples that it drew, i64[S, B].
+      lengths: tokens of each example, integers [S, B].
     """
 
     position: int
@@ -28,12 +30,13 @@ class ClientWork:
 
 
 class Participants(Sequence[ClientWork]):
-    """The participants of a round in their order, each one's work made anew whenever it is asked for.
+    """The participants of a round in their order; each one's work is computed when it is read.
 
-    A cohort of thousands is thus drawn a few chunks at a time while earlier ones train, and never lies in memory as a whole.
+    A cohort of thousands is so drawn a few chunks at a time while earlier ones train, and is never in memory as a whole.
 
     Args:
-      positions: i64[K] in the population. work: what the client at a position does.
+      positions: of the participants in the population, i64[K].
+      work: returns what the client at a position does.
     """
 
     def __init__(self, positions: np.ndarray, work: Callable[[int], ClientWork]):
@@ -48,19 +51,22 @@ class Participants(Sequence[ClientWork]):
     @overload
     def __getitem__(self, which: slice) -> list[ClientWork]: ...
     def __getitem__(self, which: int | slice) -> ClientWork | list[ClientWork]:
-        """The work of one participant, or of some."""
+        """The work of one participant, or of several."""
         if isinstance(which, slice):
             return [self._work(position) for position in self.positions[which].tolist()]
         return self._work(int(self.positions[which]))
 
 
 class Rounds:
-    """The rounds of a run as its seed decides them.
+    """The rounds of a run, as its seed decides them.
 
     Args:
-      data: the clients and their examples. seed: of the run.
-      participants: of a round. steps, batch_size: of each of them.
-      weighting: of a message: "examples", its client's number of them, or "uniform".
+      data: the clients and their examples.
+      seed: of the run.
+      participants: of a round.
+      steps: local steps of a participant.
+      batch_size: examples of a step.
+      weighting: of a message: "examples" for the number of its client's examples, or "uniform".
     """
 
     def __init__(

@@ -1,6 +1,7 @@
-"""Digests of what a checkpoint consists of, by which a resume knows that every byte of it is still what was written.
+"""Digests of a checkpoint's files, by which a resumed run knows that every byte is still as it was written.
 
-They lie in the checkpoint as a list that is written last, before the checkpoint gets its name, so that none is without:
+They are stored in the checkpoint as a list. It is written last, before the checkpoint gets its name, so that every
+checkpoint has one:
 
     files     by path, of everything else in the checkpoint's folder: bytes and digest
     bank      of the file of what clients keep, outside the folder; null where they keep nothing
@@ -20,7 +21,7 @@ LIST_FILE = "digests.json"
 
 _PIECE = 2**20
 Mark = dict[str, Any]
-"""How many bytes, and their digest."""
+"""`bytes`, their number, and their `digest`."""
 
 
 def new_digest(content: bytes = b"") -> Any:
@@ -29,7 +30,7 @@ def new_digest(content: bytes = b"") -> Any:
 
 
 def mark_of(path: Path, most: int | None = None) -> Mark:
-    """Of a file, or of its first `most` bytes; OSError where it cannot be read or, as a pipe, would never end."""
+    """The mark of a file, or of its first `most` bytes; OSError if it cannot be read or is no regular file."""
     if not path.is_file():
         raise OSError(errno.EINVAL, f"{path.name} is no regular file")
     digest, size = new_digest(), 0
@@ -41,7 +42,7 @@ def mark_of(path: Path, most: int | None = None) -> Mark:
 
 
 def _marks_within(folder: Path) -> dict[str, Mark]:
-    """Of every file of a folder but the list itself, by its path in there."""
+    """The marks of all files of a folder but the list itself, by their paths in the folder."""
     return {
         name: mark_of(path)
         for path in sorted(folder.rglob("*"))
@@ -50,14 +51,23 @@ def _marks_within(folder: Path) -> dict[str, Mark]:
 
 
 def write_list(folder: Path, *, bank: Path | None, metrics: Mark) -> None:
-    """Finish a checkpoint that is otherwise whole; OSError where that fails."""
+    """Write the list into a checkpoint's folder that is complete otherwise.
+
+    Args:
+      folder: the checkpoint's.
+      bank: the file of what clients keep; None where they keep nothing.
+      metrics: the mark of metrics.jsonl.
+
+    Raises:
+      OSError: a file cannot be read or written.
+    """
     listed = {"files": _marks_within(folder), "bank": None if bank is None else mark_of(bank), "metrics": metrics}
-    # Without a blank or an end of line none of its own bytes can change unnoticed.
+    # Without blanks and line ends none of the list's own bytes can change unnoticed.
     write_atomically(folder / LIST_FILE, json.dumps(listed, separators=(",", ":")))
 
 
 def read_list(folder: Path) -> dict[str, Any]:
-    """What `write_list` has written; ValueError for anything else."""
+    """The list of a checkpoint's folder; ValueError if it is missing or damaged."""
     if not (folder / LIST_FILE).exists():
         raise ValueError(f"it has no {LIST_FILE}")
     listed = read_json(folder / LIST_FILE)
@@ -74,10 +84,11 @@ def _is_mark(value: Any) -> bool:
 
 
 def fault_of(folder: Path, bank: Path) -> str | None:
-    """What of a checkpoint is not as it was written, in words; None where all is.
+    """What is wrong with a checkpoint, in words; None if all is as it was written.
 
     Args:
-      folder: the checkpoint's. bank: where its file of what clients keep lies, if it has one.
+      folder: the checkpoint's.
+      bank: the file of what clients keep; it need not exist if the checkpoint has none.
     """
     try:
         listed = read_list(folder)
@@ -99,7 +110,7 @@ def fault_of(folder: Path, bank: Path) -> str | None:
 
 
 def same_start(path: Path, mark: Mark) -> bool:
-    """Whether a file still begins with the bytes of this mark."""
+    """Whether a file still begins with the bytes of a mark."""
     if not mark["bytes"]:
         return True
     try:

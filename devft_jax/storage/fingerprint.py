@@ -1,4 +1,4 @@
-"""Short names for arrays, by which a resumed run knows that what it reads is what it was."""
+"""Short names for arrays, by which a resumed run knows that its inputs have not changed."""
 
 import hashlib
 
@@ -10,7 +10,7 @@ def fingerprint(*items: np.ndarray | str | int) -> str:
     digest = hashlib.sha256()
     for item in items:
         array = item if isinstance(item, np.ndarray) else np.frombuffer(repr(item).encode(), np.uint8)
-        # The header keeps the borders between items: [0, 1] [2] is not [0] [1, 2].
+        # The header separates the items: [0, 1] [2] is not [0] [1, 2].
         digest.update(f"{array.dtype}{array.shape}".encode())
         # Bytes are viewed, not copied: token arrays may be larger than memory.
         digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)

@@ -1,8 +1,8 @@
-"""Who owns the folder, or the file, that something is to be written to; asked before anything is written.
+"""Whether a folder or file may be written; checked before anything is written.
 
-It is empty, it is mine (what the same kind of work left there, known by what the files say, not by their names), or it is
-refused, untouched. Of what is mine, too, nothing may be a link, which would be followed to somebody else's files, and a
-subfolder that is replaced as a whole holds nothing but what is written into it.
+A folder may be written if it is empty or holds the same kind of work, which is recognised by the files' content, not by
+their names. Anything else is refused and stays untouched. Links are refused too, because writing would follow them to
+somebody else's files; and a subfolder that is replaced as a whole may hold only files that are written into it.
 """
 
 import os
@@ -17,13 +17,13 @@ from devft_jax.files import read_json
 from devft_jax.files.writing import begun
 
 Names = Callable[[str], bool]
-"""Tells the names of entries that are written."""
+"""Whether an entry of this name is one that is written."""
 
 PAGE_MARK = '<meta name="generator" content="devft"/>'
-"""Every page that is written has it within its first bytes."""
+"""Near the start of every page that is written."""
 
 RUN_OPTIONS = frozenset({"algorithm", "growth", "model", "data", "rounds", "seed"})
-"""Options that every run's config.json has said, whichever version wrote it."""
+"""Options that every run's config.json has, whichever version wrote it."""
 
 EXPORT_FILE = "devft_export.json"
 """Says where an export comes from; a folder that holds it may be written again by the same request."""
@@ -37,8 +37,10 @@ class Kind:
     """What a folder may hold.
 
     Attributes:
-      name: in words. left: whether it is what was left in the folder. files: written there.
-      folders: written there, with the names of what is written into those that are replaced as a whole.
+      name: in words.
+      left: whether a folder holds this kind of work.
+      files: names of the files that are written.
+      folders: names of the subfolders that are written; for those that are replaced as a whole, which names they may hold.
     """
 
     name: str
@@ -93,13 +95,14 @@ KINDS = (RUN, COMPARISON, EXPORT)
 
 
 def claim(path: Path, kind: Kind) -> bool:
-    """Whether the folder holds this kind of work already, rather than nothing.
+    """Whether a folder holds this kind of work already; False if it is empty or absent.
 
     Args:
-      path: the folder that is to be written.
+      path: the folder that will be written.
+      kind: what will be written.
 
     Raises:
-      InputError: neither: it is somebody else's, or cannot be looked into.
+      InputError: it holds something else, or cannot be read.
     """
     try:
         return _claimed(path, kind)
@@ -133,7 +136,7 @@ def _claimed(path: Path, kind: Kind) -> bool:
 
 
 def _refuse_damaged(path: Path, name: str) -> None:
-    """Raise `InputError` where what tells whose folder it is cannot be read: it may be one's own."""
+    """Raise `InputError` if the file that says what the folder holds cannot be read."""
     if name not in ("config.json", EXPORT_FILE) or not (path / name).is_file():
         return
     try:
@@ -146,13 +149,13 @@ def _refuse_damaged(path: Path, name: str) -> None:
 
 
 def _is_left_over(name: str, kind: Kind) -> bool:
-    """Whether it is what a killed process had begun to write."""
+    """Whether a killed process began to write this entry."""
     meant = begun(name)
     return meant in kind.files or meant in kind.folders
 
 
 def remove_left_over(path: Path, kind: Kind) -> None:
-    """Remove what killed processes had begun to write into a folder of this kind, which is held alone."""
+    """Remove what killed processes began to write into a folder of this kind, which must be locked."""
     within = [entry for name in kind.folders if (path / name).is_dir() for entry in os.scandir(path / name)]
     for entry in [*os.scandir(path), *within]:
         if _is_left_over(entry.name, kind) or (entry in within and begun(entry.name)):
@@ -163,7 +166,7 @@ def remove_left_over(path: Path, kind: Kind) -> None:
 
 
 def claim_file(path: Path) -> None:
-    """Raise `InputError` unless a page may be written here: the file is absent, or a page that was written before."""
+    """Raise `InputError` unless a page may be written here: the file is absent, or an earlier page."""
     if path.is_symlink():
         raise InputError(f"out {path} is a link; remove it, or name another file.")
     if not path.exists():
@@ -211,7 +214,7 @@ def _check_entry(entry: Path, kind: Kind, *, is_folder: bool) -> None:
 
 
 def refuse_foreign(folder: Path, written: Names) -> None:
-    """Raise `InputError` where a folder that is about to be replaced holds what was not written into it."""
+    """Raise `InputError` if a folder that will be replaced holds anything that is not written into it."""
     foreign = sorted(_foreign(os.scandir(folder), written))
     if foreign:
         raise InputError(f"{folder} holds {foreign[0]}, which would be lost when it is replaced; move it away.")
@@ -222,7 +225,7 @@ def _foreign(entries: Iterable[os.DirEntry[str]], written: Names) -> Iterable[st
 
 
 def _fields(path: Path) -> dict[str, Any]:
-    """The JSON object of a file; of none where there is none."""
+    """The JSON object of a file; empty if there is none."""
     try:
         value = read_json(path) if path.is_file() else {}
     except InputError:

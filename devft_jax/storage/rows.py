@@ -1,8 +1,8 @@
-"""Rows of a population: what clients keep between rounds, of which only what was ever written takes room.
+"""Rows of a population: what clients keep between rounds. Only rows that were written take memory or disk.
 
 A row is a pytree of small arrays. `Rows` holds those of N clients, in memory or, where all of them together could take more
-than `in_memory` bytes, in a file without a name that goes with the process. Neither memory nor disk is used for a client
-whose row was never written. `save_rows` writes what is held as one file of safetensors, a block of clients at a time:
+than `in_memory` bytes, in a temporary file without a name, which ends with the process. `save_rows` writes the stored rows
+as one file of safetensors, a block of clients at a time:
 
     <name>.positions    i32[M]       the clients that have a row, ascending
     <name>.<path>       [M, ...]     their rows, a leaf each
@@ -24,9 +24,9 @@ from devft_jax.files import exclusive_temporary
 from devft_jax.typing import PyTree
 
 MOST_IN_MEMORY = 2**27
-# Clients whose rows are moved at once where all are.
+# Clients whose rows are moved at once.
 BLOCK = 256
-# How safetensors calls the kinds of numbers.
+# Safetensors' names of dtypes.
 _CODES = {
     "float32": "F32",
     "float16": "F16",
@@ -43,7 +43,7 @@ _NAMES = {code: name for name, code in _CODES.items()}
 
 
 class _Memory:
-    """One leaf of all clients; only pages that are written take memory, though a page may be of many rows."""
+    """One leaf of all clients, in memory; only pages that are written take any, though a page may hold many rows."""
 
     def __init__(self, clients: int, shape: tuple[int, ...], dtype: np.dtype):
         self._array = np.zeros((clients, *shape), dtype)
@@ -56,7 +56,7 @@ class _Memory:
 
 
 class _Disk:
-    """One leaf of all clients in a sparse file, read and written by calls: pages of a mapping would count as memory."""
+    """One leaf of all clients, in a sparse file; not mapped into memory, because its pages would count as memory."""
 
     def __init__(self, clients: int, shape: tuple[int, ...], dtype: np.dtype, folder: Path | None):
         self._shape, self._dtype, self._folder = shape, dtype, folder
@@ -79,7 +79,7 @@ class _Disk:
         except OSError as error:
             where = "the system's temporary folder" if self._folder is None else str(self._folder)
             raise RunError(
-                f"what clients keep could not be stored in {where} ({error.strerror}); make room there and run again."
+                f"the clients' rows could not be stored in {where} ({error.strerror}); make room there and run again."
             ) from error
 
 
@@ -87,12 +87,14 @@ class Rows:
     """The rows of those of N clients that have one.
 
     Args:
-      row: shapes and dtypes of one row; a tree without leaves makes an empty bank.
+      row: shapes and dtypes of one row; may be a tree without leaves.
       clients: N.
-      in_memory: bytes; where N rows take more, they lie in a file. folder: where; None for the system's temporary one.
+      in_memory: most bytes of N rows that are held in memory; more are held in a file.
+      folder: of that file; None for the system's temporary folder.
 
     Attributes:
-      stored: bool[N], whose row was written.
+      row: as given.
+      stored: whose row was written, bool[N].
     """
 
     def __init__(self, row: PyTree, clients: int, *, in_memory: int = MOST_IN_MEMORY, folder: Path | None = None):
@@ -109,11 +111,11 @@ class Rows:
         ]
 
     def take(self, positions: np.ndarray) -> PyTree:
-        """Rows [K, ...] of the clients at `positions` i64[K]; of one that has none, zeros."""
+        """Rows [K, ...] of the clients at `positions` i64[K]; zeros for a client that has none."""
         return jax.tree.unflatten(self._structure, [leaf.read(positions) for leaf in self._leaves])
 
     def put(self, positions: np.ndarray, rows: PyTree) -> None:
-        """Give the clients at `positions` i64[K] the rows [K, ...]; everyone else's stay bit for bit."""
+        """Write rows [K, ...] of the clients at `positions` i64[K]; all other rows stay unchanged."""
         for leaf, new in zip(self._leaves, jax.tree.leaves(rows), strict=True):
             leaf.write(positions, np.asarray(new))
         if self._leaves:
@@ -121,7 +123,7 @@ class Rows:
 
 
 def blocks(positions: np.ndarray) -> Iterator[np.ndarray]:
-    """Positions a block at a time."""
+    """The positions, divided into blocks."""
     for first in range(0, len(positions), BLOCK):
         yield positions[first : first + BLOCK]
 
@@ -132,7 +134,15 @@ def _leaf_names(row: PyTree) -> list[str]:
 
 
 def save_rows(path: Path, parts: Mapping[str, Rows]) -> None:
-    """Write the rows of several banks as one file, which takes the place of an older one; OSError where that fails."""
+    """Write rows as one file, which replaces an older one.
+
+    Args:
+      path: the file.
+      parts: rows by the name under which they are saved.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
     header: dict[str, dict[str, Any]] = {}
     start = 0
 
@@ -162,7 +172,7 @@ def save_rows(path: Path, parts: Mapping[str, Rows]) -> None:
 
 
 class SavedRows:
-    """A file of `save_rows`, read where it is asked for; OSError, ValueError or KeyError for one that is damaged.
+    """Reads a file of `save_rows`, a block at a time. All methods raise OSError, ValueError or KeyError if it is damaged.
 
     Args:
       path: the file.
@@ -186,7 +196,7 @@ class SavedRows:
         return np.frombuffer(content, dtype).reshape(count, *shape)
 
     def restore(self, name: str, rows: Rows) -> None:
-        """Put what was saved under this name into a bank of the same rows."""
+        """Write what was saved under this name into `rows`, of the same shapes."""
         positions = self._read(f"{name}.positions", 0, self._header[f"{name}.positions"]["shape"][0])
         leaves = _leaf_names(rows.row)
         for first in range(0, len(positions), BLOCK):
