@@ -11,7 +11,7 @@ from devft_jax.config.run_config import ROOMS, RunConfig
 from devft_jax.federated.local import OptimizerOptions
 from devft_jax.inference.respondent import ModelOptions
 from devft_jax.models.generation.options import GenerationOptions
-from devft_jax.options import execution, identity_fields, option_texts, room_of
+from devft_jax.options import execution, identity_fields, option_texts, own_fields, room_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class Example:
 
 @pytest.mark.parametrize("room", [*ROOMS, PromptOptions, ModelOptions, GenerationOptions], ids=lambda room: room.__name__)
 def test_every_option_has_a_text(room):
-    assert set(option_texts(room)) == {field.name for field in dataclasses.fields(room)}
+    assert set(option_texts(room)) == {field.name for field in own_fields(room)}
     assert all(text.endswith(".") and "\n" not in text for text in option_texts(room).values())
 
 

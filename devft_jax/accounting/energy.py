@@ -20,7 +20,6 @@ from typing import Any
 
 import jax
 
-from devft_jax.errors import InputError
 from devft_jax.options import execution
 from devft_jax.storage.records import EnergyRecord
 
@@ -36,19 +35,11 @@ JOULES_PER_FLOP = {"cpu": 1e-9, "accelerator": 5e-12}
 class EnergyOptions:
     """How emissions follow from energy, and how energy is estimated where nothing measures it."""
 
-    grid_kgco2e_per_kwh: float = execution(0.475)
+    grid_kgco2e_per_kwh: float = execution(0.475, at_least=0)
     """Carbon intensity of the grid, kg of CO2 equivalent per kWh; the default is about the world's average."""
-    joules_per_flop: float | None = execution(None)
+    joules_per_flop: float | None = execution(None, at_least=0)
     """Energy of one floating-point operation in joules, for the estimate where no counter can be read; by default 1e-9 on a
     CPU and 5e-12 on an accelerator."""
-
-
-def validate_energy(options: EnergyOptions) -> None:
-    """Raise `InputError` for a factor that is negative."""
-    for name in ("grid_kgco2e_per_kwh", "joules_per_flop"):
-        value = getattr(options, name)
-        if value is not None and value < 0:
-            raise InputError(f"{name} {value} is negative; use 0 or more.")
 
 
 def resolve_joules_per_flop(options: EnergyOptions, platform: str) -> float:

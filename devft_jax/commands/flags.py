@@ -19,7 +19,7 @@ from typing import Any
 from devft_jax.config.values import FALSE, TRUE, choices_of, from_words, is_mapping, item_kind, kinds_of
 from devft_jax.errors import InputError
 from devft_jax.files import checked_path, printable
-from devft_jax.options import closest, option_texts
+from devft_jax.options import closest, option_texts, own_fields
 from devft_jax.runtime.screen import show
 
 WIDEST, INDENT = 110, 28
@@ -111,7 +111,7 @@ def flags_of(room: type, start: Any = None, without: Sequence[str] = ()) -> list
     """The fields of an options dataclass as flags, with the values of `start` as defaults; without those named."""
     texts, kinds = option_texts(room), typing.get_type_hints(room)
     found = []
-    for field in dataclasses.fields(room):
+    for field in own_fields(room):
         if field.name in without:
             continue
         marks = {name: field.metadata.get(name, False) for name in ("operand", "path", "verbatim")}

@@ -9,7 +9,7 @@ import shlex
 from typing import Any
 
 from devft_jax.config.effects import unread
-from devft_jax.config.run_config import PRESETS, ROOMS, RunConfig, field_types, preset
+from devft_jax.config.run_config import NAMES, PRESETS, RunConfig, field_types, preset
 from devft_jax.config.values import as_words
 from devft_jax.models.lora import resolve_alpha
 
@@ -30,8 +30,7 @@ def differing(config: RunConfig, start: RunConfig) -> dict[str, Any]:
     if start.alpha == "auto" and resolve_alpha(config) == resolve_alpha(dataclasses.replace(config, alpha="auto")):
         # A run's folder holds the number that auto stood for.
         config = dataclasses.replace(config, alpha="auto")
-    names = [field.name for room in ROOMS for field in dataclasses.fields(room)]
-    return {name: getattr(config, name) for name in names if getattr(config, name) != getattr(start, name)}
+    return {name: getattr(config, name) for name in NAMES if getattr(config, name) != getattr(start, name)}
 
 
 def command_line(config: RunConfig) -> str:
@@ -40,7 +39,7 @@ def command_line(config: RunConfig) -> str:
     Options of methods that the run does not use, such as those that all arms of a comparison share, are left out.
     """
     name, kinds = nearest_preset(config), field_types()
-    needless = {option for option, condition in unread(config).items() if condition.part in ("algorithm", "growth")}
+    needless = {option for option, reason in unread(config).items() if reason.part in ("algorithm", "growth")}
     changes = {option: value for option, value in differing(config, start_of(name)).items() if option not in needless}
     # The folder last, where it is easily replaced.
     changes = {option: changes[option] for option in sorted(changes, key=lambda option: option == "out")}

@@ -8,7 +8,7 @@ import jax
 
 from devft_jax.errors import InputError
 from devft_jax.models.llama import REMAT_POLICIES, Compute
-from devft_jax.options import execution
+from devft_jax.options import check_options, execution, option
 
 DTYPES = ("auto", "float32", "bfloat16")
 REMAT = ("auto", *REMAT_POLICIES)
@@ -18,32 +18,32 @@ REMAT = ("auto", *REMAT_POLICIES)
 class ExecutionOptions:
     """Devices, precision and memory of the simulation."""
 
-    dtype: str = "auto"
+    dtype: str = option("auto", choices=DTYPES)
     """Precision of activations and frozen weights: float32, bfloat16, or auto (float32 on CPU, else bfloat16)."""
-    devices: int | None = execution(None)
+    devices: int | None = execution(None, at_least=1, at_most=2**16)
     """Local devices to spread the clients over; by default all. On CPU a device is a slice of the host's cores."""
-    model_shards: int = execution(1)
+    model_shards: int = execution(1, at_least=1, at_most=2**16)
     """Devices that hold the frozen base together, for one that a device has no room for: each keeps a part, and a layer's
     weights are gathered where the layer runs. It divides the devices; all of them train clients of their own."""
-    clients_per_step: int | Literal["auto"] = execution("auto")
+    clients_per_step: int | Literal["auto"] = execution("auto", at_least=1, at_most=10**6)
     """Clients trained at once (memory grows with it, results do not change), at most a round's participants. auto begins
     with one per CPU device and 8 per accelerator and, where enough training is left after the first round, times larger
     numbers and keeps what is fastest and fits into memory."""
-    examples_per_pass: int | None = execution(None)
+    examples_per_pass: int | None = execution(None, at_least=1, at_most=10**6)
     """Examples of a local step that are run at once, its passes' gradients being summed (memory grows with it, results do
     not change); by default all on an accelerator, and as many as suit the examples' length on a CPU."""
-    length_buckets: int = execution(4)
+    length_buckets: int = execution(4, at_least=1, at_most=2**16)
     """Padded lengths between which a pass's examples choose, at most: each saves padding and is compiled; chosen to suit the
     training data."""
-    remat: str = execution("auto")
+    remat: str = execution("auto", choices=REMAT)
     """What the backward pass recomputes to save memory: none, dots (all but the outputs of projections and attention), full
     (all but a layer's inputs), or auto (dots on CPU, where memory is slower than arithmetic, else none)."""
     attention: Literal["auto", "xla", "cudnn", "splash", "blocked"] = execution("auto")
     """Attention kernel: xla, cudnn, splash (for TPUs), blocked (written for CPUs), or auto (cudnn on NVIDIA GPUs in
     bfloat16, splash on TPUs for 128 tokens or more, blocked on CPU, else xla)."""
-    head_rows: int = execution(256)
+    head_rows: int = execution(256, at_least=1, at_most=2**24)
     """Tokens of a client whose logits are held at once in the loss."""
-    bank_in_memory: int = execution(2**27)
+    bank_in_memory: int = execution(2**27, at_least=0, remedy="use 0 to keep all of it in a file")
     """Bytes of what clients keep between rounds that may lie in memory: where the rows of all clients could take more, they
     lie in a file of the run's folder, which grows with the clients that have taken part."""
     compile_ahead: Literal["auto", "on", "off"] = execution("auto")
@@ -56,19 +56,10 @@ class ExecutionOptions:
 
 
 def validate_execution(options: ExecutionOptions) -> None:
-    """Raise `InputError` for a choice that does not exist; devices are checked by `local_devices`."""
-    choices = {"dtype": DTYPES, "remat": REMAT}
-    for name, allowed in choices.items():
-        if getattr(options, name) not in allowed:
-            raise InputError(f"{name} '{getattr(options, name)}' is unknown; choose from {', '.join(allowed)}.")
-    for name in ("devices", "model_shards", "clients_per_step", "examples_per_pass", "length_buckets", "head_rows"):
-        value = getattr(options, name)
-        if isinstance(value, int) and value < 1:
-            raise InputError(f"{name} {value} is not positive; use 1 or more.")
+    """Raise `InputError` for a value that cannot be, or shards that do not divide the devices; see also `local_devices`."""
+    check_options(options)
     if options.devices is not None:
         check_model_shards(options.model_shards, options.devices)
-    if options.bank_in_memory < 0:
-        raise InputError(f"bank_in_memory {options.bank_in_memory} is negative; use 0 to keep all of it in a file.")
 
 
 def check_model_shards(shards: int, devices: int) -> None:

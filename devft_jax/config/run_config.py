@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -16,36 +15,37 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from devft_jax.accounting.energy import EnergyOptions, validate_energy
-from devft_jax.config.execution import DTYPES, REMAT, ExecutionOptions, validate_execution
+from devft_jax.accounting.energy import EnergyOptions
+from devft_jax.config.execution import ExecutionOptions, validate_execution
+from devft_jax.config.methods import METHODS
 from devft_jax.config.values import MOST_ITEMS, choices_of, convert, readable
-from devft_jax.data import METHODS, TEMPLATES, DataOptions, validate_data
+from devft_jax.data import DataOptions, validate_data
 from devft_jax.data.sources import named_from_anywhere as data_from_anywhere
-from devft_jax.developmental import GROWTHS, validate_capacities
-from devft_jax.developmental.fusion import METHODS as FUSIONS
-from devft_jax.developmental.fusion import check_fusion
-from devft_jax.developmental.grouping import METHODS as GROUPINGS
-from devft_jax.developmental.grouping import check_grouping
-from devft_jax.developmental.layer_map import MODES
-from devft_jax.developmental.options import CAPACITY_SCHEDULES, PROGFED_SCHEDULES, STAGE_ENDS, GrowthOptions
+from devft_jax.developmental import validate_capacities
+from devft_jax.developmental.growths import OPTIONS as OPTIONS_OF_GROWTHS
+from devft_jax.developmental.growths import GrowthOptions
+from devft_jax.developmental.options import StageOptions
 from devft_jax.errors import InputError
 from devft_jax.evaluation import EvaluationOptions
-from devft_jax.federated.algorithms import ALGORITHMS
-from devft_jax.federated.algorithms.options import AlgorithmOptions, MethodConfig, validate_algorithm
-from devft_jax.federated.local import OPTIMIZERS, OptimizerOptions, validate_optimizer
-from devft_jax.federated.options import (
-    LENGTHENED_RATES,
-    SCHEDULES,
-    FederatedOptions,
-    LearningRateOptions,
-    validate_federated,
-    validate_learning_rate,
-)
+from devft_jax.federated.algorithms import OPTIONS as OPTIONS_OF_ALGORITHMS
+from devft_jax.federated.algorithms import MethodConfig
+from devft_jax.federated.local import OptimizerOptions
+from devft_jax.federated.options import FederatedOptions, LearningRateOptions, validate_learning_rate
 from devft_jax.files import checked_path, printable, read_yaml, whole_path
 from devft_jax.models.huggingface.folder import named_from_anywhere as model_from_anywhere
 from devft_jax.models.lora import LoraOptions, resolve_alpha, validate_lora
-from devft_jax.models.quantization import BITS, QuantizationOptions, validate_quantization
-from devft_jax.options import check_paths, closest, execution, identity_fields, known_name, path, unknown_name
+from devft_jax.models.quantization import QuantizationOptions, validate_quantization
+from devft_jax.options import (
+    check_options,
+    check_paths,
+    closest,
+    execution,
+    identity_fields,
+    known_name,
+    option,
+    own_fields,
+    path,
+)
 from devft_jax.storage.ownership import RUN_OPTIONS
 
 
@@ -55,12 +55,12 @@ class JobOptions:
 
     model: str = path("bundled")
     """Frozen base model: a Hugging Face folder or name, or bundled for the small LLaMA that comes with the package."""
-    seed: int = 0
+    seed: int = option(0, within="[0, 2^32)")
     """Seed of initialisation, cohorts, data order, dropout and k-means."""
     out: str | None = execution(None, path=True)
     """The run's folder: absent, empty or this run's own, anything else is refused untouched; by default one under runs/
     named after the configuration."""
-    checkpoint_every: int = execution(10)
+    checkpoint_every: int = execution(10, at_least=1)
     """Rounds between checkpoints; a stopped run resumes from the last one."""
 
 
@@ -109,20 +109,24 @@ ROOMS: tuple[type, ...] = (
     DataOptions,
     QuantizationOptions,
     LoraOptions,
-    GrowthOptions,
+    StageOptions,
+    *OPTIONS_OF_GROWTHS,
     FederatedOptions,
-    AlgorithmOptions,
+    *OPTIONS_OF_ALGORITHMS,
     LearningRateOptions,
     OptimizerOptions,
     EvaluationOptions,
     ExecutionOptions,
     EnergyOptions,
 )
+"""The dataclasses that declare options of a run."""
 
-_NAMES = [field.name for room in ROOMS for field in dataclasses.fields(room)]
-if sorted(_NAMES) != sorted(field.name for field in dataclasses.fields(RunConfig)):
+NAMES = tuple(field.name for room in ROOMS for field in own_fields(room))
+"""Every option, room by room."""
+
+if sorted(NAMES) != sorted(field.name for field in dataclasses.fields(RunConfig)):
     # Inheritance would silently merge two rooms' options of one name.
-    raise TypeError(f"two rooms share an option name, or a room is missing: {sorted(_NAMES)}")
+    raise TypeError(f"two rooms share an option name, or a room is missing: {sorted(NAMES)}")
 
 # Shared by the paper's three models; 4 bits are its INT4, in the form of the framework that it follows.
 _PAPER: dict[str, Any] = {
@@ -189,60 +193,11 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-NAMES: dict[str, tuple[str, ...]] = {
-    "algorithm": tuple(ALGORITHMS),
-    "growth": tuple(GROWTHS),
-    "template": tuple(TEMPLATES),
-    "partition": ("auto", *METHODS),
-    "optimizer": tuple(OPTIMIZERS),
-    "schedule": tuple(SCHEDULES),
-    "quantization": ("none", *BITS),
-    "grouping": tuple(GROUPINGS),
-    "fusion": tuple(FUSIONS),
-    "transfer": MODES,
-    "capacity_schedule": CAPACITY_SCHEDULES,
-    "stage_end": STAGE_ENDS,
-    "progfed_schedule": PROGFED_SCHEDULES,
-    "lengthened_rate": LENGTHENED_RATES,
-    "dtype": DTYPES,
-    "remat": REMAT,
-}
-"""Options whose values are names of the package's own, which may be written in any case."""
-
-MOST: dict[str, int] = {
-    "rank": 2**16,
-    "clients": 10**6,
-    "clients_per_round": 10**6,
-    "rounds": 10**5,
-    "stages": 10**4,
-    "local_steps": 10**6,
-    "batch_size": 10**6,
-    "evaluation_batch": 10**6,
-    "max_length": 2**24,
-    "partition_groups": 10**5,
-    "probe_examples": 10**7,
-    "model_shards": 2**16,
-    "length_buckets": 2**16,
-    "examples_per_pass": 10**6,
-    "clients_per_step": 10**6,
-    "devices": 2**16,
-    "head_rows": 2**24,
-    "hyper_rank": 2**16,
-    "hyper_width": 2**20,
-    "hyper_clusters": 10**5,
-    "domains": 10**5,
-    "domain_top": 10**5,
-}
-"""Sizes beyond which nothing is believed, so that a slip of the keyboard is answered before arrays of that size are made."""
-
 MOST_CONFIG_BYTES = 2**20
 """Bytes of a configuration file."""
 
 MOST_TRAININGS = 10**7
 """Clients of all rounds together, each counted in every round that it takes part in."""
-
-MOST_OF_ANY = 2**53
-"""Of a whole number that is no size of an array."""
 
 
 def preset(name: str) -> RunConfig:
@@ -281,7 +236,8 @@ def _in_known_case(name: str, value: Any) -> Any:
     """An option's value, a name of the package's own in the case in which it is known."""
     if not isinstance(value, str):
         return value
-    by_case = {each.lower(): each for each in (*NAMES.get(name, ()), *choices_of(field_types()[name]))}
+    declared = RunConfig.__dataclass_fields__[name].metadata.get("choices", METHODS.get(name, ()))
+    by_case = {each.lower(): each for each in (*declared, *choices_of(field_types()[name]))}
     return by_case.get(value.lower(), value)
 
 
@@ -349,101 +305,42 @@ def to_plain(config: RunConfig) -> dict[str, Any]:
 
 
 def validate_types(config: RunConfig) -> None:
-    """Raise `InputError` for a value of another type than its option's, or a number that is not finite."""
+    """Raise `InputError` for a value of another type than its option's, or a list that is too long."""
     for name, annotation in field_types().items():
         value = getattr(config, name)
         if not _matches(value, annotation):
             raise InputError(f"{name} {value!r} is not {readable(annotation)}; correct it.")
-        numbers = value if isinstance(value, tuple) else (value,)
-        if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
-            shown = ",".join(map(str, numbers))
-            raise InputError(f"{name} {shown} is not finite; give a number such as 1e-4.")
-
-
-def _validate_sizes(config: RunConfig) -> None:
-    """Raise `InputError` for a size that no run has, before anything of that size is made."""
-    for name in field_types():
-        value = getattr(config, name)
-        most = {"capacities": 10**6, "stage_rounds": MOST["rounds"], "client_ranks": MOST["rank"]}.get(
-            name, MOST.get(name, MOST_OF_ANY)
-        )
         if isinstance(value, tuple) and len(value) > MOST_ITEMS:
             raise InputError(f"{name} has {len(value):,} values; give {MOST_ITEMS:,} or fewer.")
-        for number in value if isinstance(value, tuple) else (value,):
-            if isinstance(number, int) and number > most:
-                raise InputError(f"{name} {number} is too large; use {most:,} or less.")
-    trainings = config.rounds * config.clients_per_round
-    if trainings > MOST_TRAININGS:
-        raise InputError(
-            f"rounds {config.rounds} of clients_per_round {config.clients_per_round} are {trainings:,} trainings of a "
-            f"client; use {MOST_TRAININGS:,} or less."
-        )
 
 
 def validate(config: RunConfig) -> None:
     """Raise `InputError` for anything that can be known to be wrong before model and data are read."""
     validate_types(config)
     check_paths(config)
-    if config.probe_data is not None:
-        # Growth's room, which needs jax and numpy only, cannot mark it.
-        checked_path(config.probe_data, "probe_data")
-    _validate_sizes(config)
+    for kind, known in METHODS.items():
+        known_name(kind, getattr(config, kind), known)
+    check_options(config)
     validate_data(config)
     validate_quantization(config)
     validate_lora(config)
-    if config.algorithm not in ALGORITHMS:
-        raise unknown_name("algorithm", config.algorithm, ALGORITHMS)
-    validate_federated(config)
-    validate_algorithm(config)
     validate_learning_rate(config)
-    validate_optimizer(config)
     validate_execution(config)
-    validate_energy(config)
-    _validate_growth(config)
-    if config.checkpoint_every < 1:
-        raise InputError(f"checkpoint_every {config.checkpoint_every} is not positive; use 1 or more.")
-    if config.evaluate_every < 0:
-        raise InputError(f"evaluate_every {config.evaluate_every} is negative; 0 means at stage borders only.")
-    if config.evaluation_batch < 1:
-        raise InputError(f"evaluation_batch {config.evaluation_batch} is not positive; use 1 or more.")
-    if not 0 <= config.seed < 2**32:
-        raise InputError(f"seed {config.seed} is outside [0, 2^32).")
-
-
-def _validate_growth(config: RunConfig) -> None:
-    choices = {
-        "growth": tuple(GROWTHS),
-        "transfer": MODES,
-        "capacity_schedule": CAPACITY_SCHEDULES,
-        "stage_end": STAGE_ENDS,
-        "progfed_schedule": PROGFED_SCHEDULES,
-    }
-    for name, allowed in choices.items():
-        if getattr(config, name) not in allowed:
-            raise unknown_name(name, getattr(config, name), allowed)
-    try:
-        check_grouping(config.grouping, 1, 1, has_key=True)
-        check_fusion(config.fusion, config.beta, has_key=True)
-        if config.capacities is not None:
+    trainings = config.rounds * config.clients_per_round
+    if trainings > MOST_TRAININGS:
+        raise InputError(
+            f"rounds {config.rounds} of clients_per_round {config.clients_per_round} are {trainings:,} trainings of a "
+            f"client; use {MOST_TRAININGS:,} or less."
+        )
+    if config.capacities is not None:
+        try:
             validate_capacities(config.capacities)
-    except ValueError as error:
-        raise InputError(str(error)) from error
-    if config.capacities is not None and config.growth == "devft":
-        validate_learning_rate(config, len(config.capacities))
+        except ValueError as error:
+            raise InputError(str(error)) from error
+        if config.growth == "devft":
+            validate_learning_rate(config, len(config.capacities))
     if config.capacity_schedule == "eigengap" and config.growth != "devft":
         raise InputError(f"capacity_schedule 'eigengap' is of growth devft, not {config.growth}; use geometric or linear.")
-    for name in ("stages", "plateau_rounds", "min_stage_rounds", "probe_examples"):
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            raise InputError(f"{name} {value} is not positive; use 1 or more.")
-    if config.beta != "auto" and not 0 <= config.beta <= 1:
-        raise InputError(f"beta {config.beta} is outside [0, 1]; the paper has 0.1, a tenth of each difference.")
-    if config.warmup_rounds < 0:
-        raise InputError(f"warmup_rounds {config.warmup_rounds} is negative; use 0 for none.")
-    if not 0 <= config.plateau_improvement < 1:
-        raise InputError(f"plateau_improvement {config.plateau_improvement} is outside [0, 1); 0.01 is one per cent.")
-    if config.stage_rounds is not None and min(config.stage_rounds, default=0) < 1:
-        raise InputError(f"stage_rounds {config.stage_rounds} must be 1 or more for every stage.")
 
 
 def anchored(config: RunConfig) -> RunConfig:

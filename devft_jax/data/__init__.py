@@ -12,6 +12,7 @@ from devft_jax.data.batches import (
 from devft_jax.data.built_in import BUILT_IN, is_built_in
 from devft_jax.data.examples import Examples
 from devft_jax.data.federated_data import (
+    HELD_OUT,
     Client,
     DataOptions,
     FederatedData,
@@ -34,6 +35,7 @@ from devft_jax.data.tokens import tokenize
 
 __all__ = [
     "BUILT_IN",
+    "HELD_OUT",
     "METHODS",
     "TEMPLATES",
     "Client",

@@ -19,25 +19,56 @@ from zlib import crc32
 
 import numpy as np
 
+from devft_jax.data.built_in import is_built_in
 from devft_jax.data.examples import Examples
 from devft_jax.data.folders import held_out_files, only_folder
 from devft_jax.data.groups import Groups, category_groups, content_keys, length_groups
 from devft_jax.data.microtasks.generate import generate
 from devft_jax.data.partition import METHODS, NATURAL, partition, random_stream
-from devft_jax.data.prompts import find_template, resolve_template
+from devft_jax.data.prompts import TEMPLATES, resolve_template
 from devft_jax.data.records import Record, Records, Source
 from devft_jax.data.sources import check_found, load_sources, source_names
 from devft_jax.data.tokens import OVERLONG, special_borders, tokenize
 from devft_jax.data.topics import find_topics, require_scikit_learn
 from devft_jax.errors import InputError
 from devft_jax.files import printable
-from devft_jax.options import execution, path
+from devft_jax.options import Need, check_options, execution, option, path
 from devft_jax.storage.records import ClientRecord, SplitRecord
 
 # Seed of the generated text that is public; built-in data has seed 0.
 _PUBLIC_SEED = 1
 # First element of the random stream that holds test examples out.
 _HOLD_OUT_STREAM = 4
+
+
+FIELDS_NAMED = Need(
+    lambda config: (
+        not all(is_built_in(spec) for spec in (config.data, config.test_data, config.probe_data) if spec is not None)
+    ),
+    "has no effect on built-in data, whose fields are known",
+    "name other --data",
+    part="data",
+)
+HELD_OUT = Need(
+    lambda config: has_held_out(config),
+    "has no effect without held-out data",
+    "give --test-data or --test-fraction",
+    part="data",
+)
+DRAWN_SPLIT = Need(
+    lambda config: resolved_partition(config) not in NATURAL,
+    lambda config: f"has no effect with the partition {resolved_partition(config)}, which gives its own number of clients",
+    "use another --partition, such as iid",
+    part="data",
+)
+NATURAL_SPLIT = Need(
+    lambda config: resolved_partition(config) in (*NATURAL, None),
+    lambda config: f"is read by field and file splits only and the partition is {resolved_partition(config)}",
+    "use --partition field or file",
+    part="data",
+)
+SKEWED = ("dirichlet", "topic", "length", "quantity")
+"""Partitions that a concentration skews."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,38 +82,40 @@ class DataOptions:
     test_data: str | None = path(None)
     """Held-out data, named like `data`; by default the files and subfolders of a data folder whose names
     say test, eval, validation, valid, val, dev or held_out, which are never trained on."""
-    test_fraction: float = 0.0
+    test_fraction: float = option(0.0, within="[0, 1)", remedy="0.1 holds out a tenth")
     """Share of the training examples, 0 to 1, held out at random instead, where `test_data` is not given."""
-    fields: Mapping[str, str] | None = None
+    fields: Mapping[str, str] | None = option(None, needs=[FIELDS_NAMED])
     """Field names by role (instruction, input, output, or messages), such as `--fields instruction Question
     output Answer`; by default found from the data."""
-    template: str = "auto"
+    template: str = option("auto", choices=TEMPLATES)
     """Wording of the prompt: alpaca (Stanford's), openfedllm (its form of that), alpaca_short, completion
     for the instruction as it is, chat for the tokenizer's own template, or auto (chat for conversations
     where the tokenizer has one, else alpaca)."""
-    max_length: int = 512
+    max_length: int = option(512, at_least=2, at_most=2**24, remedy="use 2 tokens or more")
     """Most tokens of an example, those that lead and end it included; longer ones are cut there."""
-    overlong: str = "drop"
+    overlong: str = option("drop", choices=OVERLONG)
     """What a prompt without room for a completion leads to: drop (with a warning) or error."""
-    partition: str = "auto"
+    partition: str = option("auto", choices=("auto", *METHODS))
     """Split over clients: iid; dirichlet, topic or length (skewed mixtures of categories, of topics found
     in the texts, or of lengths); quantity (skewed sizes); field or file (one client per value or per
     file); auto is file for several files, else iid."""
-    clients: int = 20
+    clients: int = option(20, at_least=1, at_most=10**6, needs=[DRAWN_SPLIT])
     """Number of clients; field and file splits give their own."""
-    dirichlet_alpha: float = 0.5
+    dirichlet_alpha: float = option(0.5, above=0, remedy="0.5 is usual", when={"partition": SKEWED})
     """Concentration of a dirichlet, topic, length or quantity split; smaller is more skewed."""
-    partition_groups: int = 10
+    partition_groups: int = option(
+        10, at_least=2, at_most=10**5, remedy="use 2 or more to skew between", when={"partition": ("topic", "length")}
+    )
     """Number of topics of a topic split, or of bins of equally many examples of a length split."""
-    min_examples: int = 0
+    min_examples: int = option(0, at_least=0, needs=[NATURAL_SPLIT])
     """Fewest training examples of a client of a field or file split; clients with fewer are left out.
     At 0 none is left out, and a client without any is an error."""
-    category_field: str | None = None
+    category_field: str | None = option(None, needs=[FIELDS_NAMED])
     """Field with a record's category, or with its user for a field split, text or number; by default
     `category`, `template` or `task` where present."""
-    data_limit: int | None = None
+    data_limit: int | None = option(None, at_least=1)
     """Most training records used, a fixed random subset of each file pro rata; by default all."""
-    test_limit: int | None = None
+    test_limit: int | None = option(None, at_least=1, needs=[HELD_OUT])
     """Most test records, chosen the same way; by default all."""
     cache_dir: str | None = execution(None, path=True)
     """Folder of the token cache; by default $DEVFT_CACHE, else ~/.cache/devft_jax."""
@@ -126,32 +159,14 @@ class FederatedData:
 
 def validate_data(options: DataOptions) -> None:
     """Raise `InputError` for an option that cannot be used, before anything is read."""
-    find_template(options.template)
-    if options.overlong not in OVERLONG:
-        raise InputError(f"overlong {options.overlong!r} is unknown; choose from {', '.join(OVERLONG)}.")
-    if options.partition not in ("auto", *METHODS):
-        raise InputError(f"partition {options.partition!r} is unknown; choose from auto, {', '.join(METHODS)}.")
-    if options.max_length < 2:
-        raise InputError(f"max_length {options.max_length} is too short; use 2 tokens or more.")
-    if not 0 <= options.test_fraction < 1:
-        raise InputError(f"test_fraction {options.test_fraction} is outside [0, 1); 0.1 holds out a tenth.")
+    check_options(options)
     if options.test_data is not None and options.test_fraction:
         raise InputError(
             f"test_data {options.test_data!r} and test_fraction {options.test_fraction} exclude "
             "each other; give one of them."
         )
-    if not 0 < options.dirichlet_alpha < float("inf"):
-        raise InputError(f"dirichlet_alpha {options.dirichlet_alpha} is not a positive number; 0.5 is usual.")
-    if options.partition_groups < 2:
-        raise InputError(f"partition_groups {options.partition_groups} leaves nothing to skew; use 2 or more.")
-    if options.min_examples < 0:
-        raise InputError(f"min_examples {options.min_examples} is negative; use 0 or more.")
     if options.partition == "topic":
         require_scikit_learn()
-    for name in ("clients", "data_limit", "test_limit"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise InputError(f"{name} {value} is not positive; use 1 or more.")
 
 
 def check_data_found(options: DataOptions) -> None:

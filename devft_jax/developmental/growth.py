@@ -32,7 +32,6 @@ import jax
 import numpy as np
 
 from devft_jax.developmental.layer_map import LayerMap
-from devft_jax.developmental.options import GrowthOptions
 from devft_jax.developmental.schedule import equal_shares
 from devft_jax.developmental.similarity import LayerGrams, Select
 from devft_jax.developmental.stage_shape import StageShape
@@ -234,10 +233,17 @@ class NamedGrowth:
         reference: what it is and where it comes from, in one line.
         message: what travels.
         state: what is kept between rounds besides the adapter.
-        make: (options, layers L of the model) -> the growth; raises ValueError for options that do not fit.
+        make: (options of growth, layers L of the model) -> the growth; raises ValueError for options that do not fit.
+        reads: the options of single growths (those declared with `of="growth"`) that this one reads. Of the others, all
+            are read but those that it `ignores`. An option that is given and not read is refused.
+        ignores: options of all growths that have no effect on this one.
+        because: why, to follow "which" in a sentence.
     """
 
     reference: str
     message: str
     state: str
-    make: Callable[[GrowthOptions, int], Growth]
+    make: Callable[[Any, int], Growth]
+    reads: tuple[str, ...] = ()
+    ignores: tuple[str, ...] = ()
+    because: str = ""

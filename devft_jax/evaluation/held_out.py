@@ -15,27 +15,33 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from devft_jax.data import Examples, evaluation_batches, evaluation_order
+from devft_jax.data import HELD_OUT, Examples, evaluation_batches, evaluation_order
 from devft_jax.models.adapter import Adapter
 from devft_jax.models.architecture import ModelConfig
 from devft_jax.models.base import Base
 from devft_jax.models.llama import Compute
 from devft_jax.models.loss import completion_statistics
 from devft_jax.models.sharding import partition_specs, place, placed_shapes
-from devft_jax.options import execution
+from devft_jax.options import Need, execution
 from devft_jax.runtime.compiled import CompiledPrograms, shared_programs
 from devft_jax.runtime.devices import OVER_DEVICES, client_mesh, shapes_on
+
+WITHIN_STAGES = Need(
+    lambda config: config.evaluate_every > 0,
+    "has no effect without evaluations within the stages",
+    "give --evaluate-every",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationOptions:
     """When and how the model is evaluated on the held-out data; where every client has its own model, all of them are."""
 
-    evaluate_every: int = execution(0)
+    evaluate_every: int = execution(0, at_least=0, remedy="0 evaluates at the borders of stages only", needs=[HELD_OUT])
     """Rounds between evaluations within a stage; 0 evaluates at the borders of stages only."""
-    evaluate_full: bool = execution(False)
+    evaluate_full: bool = execution(False, needs=[HELD_OUT, WITHIN_STAGES])
     """Evaluate, besides the stage's submodel, also the full model as if the stage ended there."""
-    evaluation_batch: int = execution(32)
+    evaluation_batch: int = execution(32, at_least=1, at_most=10**6)
     """Held-out examples scored at once."""
 
 

@@ -195,6 +195,10 @@ class Algorithm:
         that they sat out; None where a message is all that a client needs.
       layered: whether every leaf that trains leads with the stage's layers, so that some of them can be kept from learning.
       low_rank: whether its models are low-rank adapters and corrections of weights, which can be written for other tools.
+      reads: the options of single methods (those declared with `of="algorithm"`) that this one reads. Of the others, all are
+        read but those that it `ignores`. An option that is given and not read is refused.
+      ignores: options of all methods that have no effect on this one.
+      because: why, to follow "which" in a sentence.
       pools: whether one participant holds all clients' examples and trains a round's steps of all its clients one after
         the other. It is the server itself, so nothing travels and no byte is counted.
     """
@@ -229,6 +233,9 @@ class Algorithm:
     layered: bool = True
     low_rank: bool = True
     pools: bool = False
+    reads: tuple[str, ...] = ()
+    ignores: tuple[str, ...] = ()
+    because: str = ""
 
     @property
     def has_global_model(self) -> bool:

@@ -20,8 +20,8 @@ import optax
 from flax import struct
 
 from devft_jax.data import fitted_lengths
-from devft_jax.errors import InputError
 from devft_jax.models.loss import completion_tokens
+from devft_jax.options import option
 from devft_jax.typing import PyTree
 
 Batch = tuple[jax.Array, ...]
@@ -30,41 +30,26 @@ Loss = Callable[[PyTree, Batch, jax.Array, jax.Array, float], tuple[jax.Array, j
 """(trained leaves, rows of a batch, their keys, the batch's completion tokens i32[], the rows' share of the step) -> (what
 is reduced f32[], the part of the mean loss that is reported f32[]); both add up over the rows of a batch."""
 
-OPTIMIZERS = ("adamw", "sgd")
+ADAMW = {"optimizer": ("adamw",)}
+"""Where adamw's own options are read."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerOptions:
     """The optimiser that every client runs, rebuilt in every round."""
 
-    optimizer: str = "adamw"
+    optimizer: str = option("adamw", choices=("adamw", "sgd"))
     """adamw or sgd."""
-    weight_decay: float = 0.0
+    weight_decay: float = option(0.0, at_least=0, when=ADAMW)
     """Decoupled weight decay of adamw."""
-    clip_norm: float = 1.0
+    clip_norm: float = option(1.0, at_least=0)
     """Global norm to which a step's gradient is clipped; 0 leaves it as it is."""
-    beta1: float = 0.9
+    beta1: float = option(0.9, within="[0, 1)", remedy="0.9 is usual", when=ADAMW)
     """Decay of adamw's first moment."""
-    beta2: float = 0.999
+    beta2: float = option(0.999, within="[0, 1)", remedy="0.999 is usual", when=ADAMW)
     """Decay of adamw's second moment."""
-    epsilon: float = 1e-8
+    epsilon: float = option(1e-8, above=0, remedy="1e-8 is usual", when=ADAMW)
     """Term added to adamw's denominator."""
-
-
-def validate_optimizer(options: OptimizerOptions) -> None:
-    """Raise `InputError` unless the options describe an optimiser."""
-    if options.optimizer not in OPTIMIZERS:
-        raise InputError(f"optimizer '{options.optimizer}' is unknown; choose from {', '.join(OPTIMIZERS)}.")
-    for name in ("weight_decay", "clip_norm"):
-        if getattr(options, name) < 0:
-            raise InputError(f"{name} {getattr(options, name)} is negative; use 0 or more.")
-    for name in ("beta1", "beta2"):
-        if not 0 <= getattr(options, name) < 1:
-            raise InputError(
-                f"{name} {getattr(options, name)} is outside [0, 1); 0.9 for beta1 and 0.999 for beta2 are usual."
-            )
-    if options.epsilon <= 0:
-        raise InputError(f"epsilon {options.epsilon} is not positive; 1e-8 is usual.")
 
 
 def make_optimizer(options: OptimizerOptions, learning_rate: jax.Array | float) -> optax.GradientTransformation:

@@ -5,12 +5,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from devft_jax.errors import InputError
-from devft_jax.options import execution
+from devft_jax.options import Need, check_options, execution, option
 
-MESSAGE_DTYPES = ("float32", "bfloat16", "float16")
-WEIGHTINGS = ("method", "examples", "uniform")
-LENGTHENED_RATES = ("schedule", "end")
-SCHEDULES = ("constant", "cosine", "cosine-per-stage", "linear", "linear-per-stage")
+STAGES_AGREE = Need(
+    lambda config: config.stage_rounds is None or config.rounds == sum(config.stage_rounds),
+    lambda config: (
+        f"disagrees, as stage_rounds names {len(config.stage_rounds)} stages of {','.join(map(str, config.stage_rounds))} "
+        f"rounds, {sum(config.stage_rounds)} in all"
+    ),
+    "make them agree",
+)
+ABOVE_FLOOR = Need(
+    lambda config: max(config.learning_rate) > config.min_learning_rate,
+    "has no effect where no learning_rate is above min_learning_rate, since a rate below it stays as it is",
+    "lower min_learning_rate",
+)
+FALLING = Need(
+    lambda config: config.schedule != "constant",
+    "has no effect with the schedule constant, which never changes the rate",
+    "use another --schedule",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,20 +33,20 @@ class FederatedOptions:
 
     algorithm: str = "fedit"
     """Federated algorithm, see `devft list`."""
-    rounds: int = 40
+    rounds: int = option(40, at_least=1, at_most=10**5, needs=[STAGES_AGREE])
     """Federated rounds of all stages together."""
-    clients_per_round: int = 2
+    clients_per_round: int = option(2, at_least=1, at_most=10**6)
     """Participants of a round, drawn uniformly without replacement."""
-    local_steps: int = 10
+    local_steps: int = option(10, at_least=1, at_most=10**6)
     """Optimiser steps of a participant in a round."""
-    batch_size: int = 16
+    batch_size: int = option(16, at_least=1, at_most=10**6)
     """Examples of an optimiser step."""
-    weighting: str = "method"
+    weighting: str = option("method", choices=("method", "examples", "uniform"))
     """A message's weight: examples (the client's number of them), uniform, or method: examples, but uniform for those
     methods whose definition is a plain mean (flasc, hetlora, fedadagrad, fedyogi, fedadam, fedex-lora)."""
-    message_dtype: str = "float32"
+    message_dtype: str = option("float32", choices=("float32", "bfloat16", "float16"))
     """Precision in which messages travel, both ways: float32, bfloat16 or float16."""
-    max_nonfinite: float = execution(0.5)
+    max_nonfinite: float = execution(0.5, within="[0, 1)", remedy="0.5 is usual")
     """Share of a round's participants whose update may be NaN or infinite and is dropped; above it the run stops."""
 
 
@@ -40,51 +54,28 @@ class FederatedOptions:
 class LearningRateOptions:
     """The clients' learning rate, constant within a round."""
 
-    learning_rate: tuple[float, ...] = (1e-4,)
+    learning_rate: tuple[float, ...] = option((1e-4,), at_least=0)
     """One rate, or one per stage, such as the paper's 1e-6,1e-5,1e-4,1e-4."""
-    schedule: str = "cosine"
+    schedule: str = option(
+        "cosine",
+        choices=("constant", "cosine", "cosine-per-stage", "linear", "linear-per-stage"),
+        needs=[ABOVE_FLOOR],
+    )
     """constant, or a fall by a cosine or along a line: cosine, linear (over all rounds), cosine-per-stage, linear-per-stage
     (restarting at each stage)."""
-    min_learning_rate: float = 1e-6
+    min_learning_rate: float = option(1e-6, at_least=0, needs=[FALLING, ABOVE_FLOOR])
     """Where a cosine or a line ends; a rate below it stays as it is."""
-    rate_warmup_rounds: int = 0
+    rate_warmup_rounds: int = option(0, at_least=0)
     """Rounds at the start, of the run or with -per-stage of each stage, in which the rate rises along a line."""
-    lengthened_rate: str = execution("schedule")
+    lengthened_rate: str = execution("schedule", choices=("schedule", "end"))
     """Rate of the rounds by which a run is lengthened: schedule (that of a run of the new length, which rises again where
     the old one had come down) or end (where the schedule of the old length ended)."""
 
 
-def validate_federated(options: FederatedOptions) -> None:
-    """Raise `InputError` unless the options describe a protocol; algorithm and number of clients are checked elsewhere."""
-    choices = {
-        "weighting": WEIGHTINGS,
-        "message_dtype": MESSAGE_DTYPES,
-    }
-    for name, allowed in choices.items():
-        if getattr(options, name) not in allowed:
-            raise InputError(f"{name} '{getattr(options, name)}' is unknown; choose from {', '.join(allowed)}.")
-    for name in ("rounds", "clients_per_round", "local_steps", "batch_size"):
-        if getattr(options, name) < 1:
-            raise InputError(f"{name} {getattr(options, name)} is not positive; use 1 or more.")
-    if not 0 <= options.max_nonfinite < 1:
-        raise InputError(f"max_nonfinite {options.max_nonfinite} is outside [0, 1); 0.5 is usual.")
-
-
 def validate_learning_rate(options: LearningRateOptions, stages: int | None = None) -> None:
     """Raise `InputError` unless the rates are positive and, where the stages are known, one or one per stage."""
-    if options.schedule not in SCHEDULES:
-        raise InputError(f"schedule '{options.schedule}' is unknown; choose from {', '.join(SCHEDULES)}.")
+    check_options(options)
     rates = options.learning_rate
-    if not rates or any(not 0 <= rate < math.inf for rate in rates):
-        raise InputError(f"learning_rate {rates} must be one or more finite rates of 0 or above.")
-    if options.rate_warmup_rounds < 0:
-        raise InputError(f"rate_warmup_rounds {options.rate_warmup_rounds} is negative; use 0 or more.")
-    if options.lengthened_rate not in LENGTHENED_RATES:
-        raise InputError(
-            f"lengthened_rate '{options.lengthened_rate}' is unknown; choose from {', '.join(LENGTHENED_RATES)}."
-        )
-    if options.min_learning_rate < 0:
-        raise InputError(f"min_learning_rate {options.min_learning_rate} is negative; use 0 or more.")
     if stages is not None and len(rates) not in (1, stages):
         raise InputError(f"learning_rate has {len(rates)} rates for {stages} stages; give one, or one per stage.")
 

@@ -12,18 +12,19 @@ from devft_jax.errors import InputError
 from devft_jax.models.adapter import Adapter, LoraFactors
 from devft_jax.models.architecture import PROJECTIONS, ModelConfig
 from devft_jax.models.hypernetwork import generated_norms
+from devft_jax.options import check_options, option
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoraOptions:
     """Low-rank adaptation of the frozen model."""
 
-    rank: int = 32
+    rank: int = option(32, at_least=1, at_most=2**16, remedy="use 1 or more, such as 32")
     """Rank r of the low-rank update of each adapted projection."""
-    alpha: float | Literal["auto"] = "auto"
+    alpha: float | Literal["auto"] = option("auto", above=0, remedy="auto, twice the rank, is usual")
     """Numerator of the update's scale alpha / rank: a number, or auto, twice the rank. Clients with ranks of their own have
     the same scale."""
-    dropout: float = 0.05
+    dropout: float = option(0.05, within="[0, 1)", remedy="0.05 is usual")
     """Probability of dropping an input element of the low-rank product while training."""
     targets: tuple[str, ...] = ("q", "v")
     """Adapted projections, any of q, k, v, o, gate, up, down."""
@@ -35,12 +36,7 @@ def validate_lora(options: LoraOptions) -> None:
     Args:
       options: to be checked.
     """
-    if options.rank < 1:
-        raise InputError(f"rank {options.rank} is not positive; use 1 or more, such as 32.")
-    if options.alpha != "auto" and options.alpha <= 0:
-        raise InputError(f"alpha {options.alpha} is not positive; auto, twice the rank, is usual.")
-    if not 0.0 <= options.dropout < 1.0:
-        raise InputError(f"dropout {options.dropout} is outside [0, 1); 0.05 is usual.")
+    check_options(options)
     unknown = [name for name in options.targets if name not in PROJECTIONS]
     if unknown or not options.targets or len(set(options.targets)) < len(options.targets):
         raise InputError(

@@ -28,6 +28,7 @@ from flax import struct
 from devft_jax.errors import InputError
 from devft_jax.models.architecture import PROJECTIONS, ModelConfig
 from devft_jax.models.base import Base, init_base
+from devft_jax.options import check_options, option
 
 BLOCK = 64
 
@@ -64,29 +65,22 @@ NF4_VALUES = np.array(
 class QuantizationOptions:
     """Storage of the frozen weights."""
 
-    quantization: str = "none"
+    quantization: str = option("none", choices=("none", *BITS))
     """Storage of the frozen projections: none (floats), or packed int8, int4 or nf4 with a float16 scale per block of 64."""
-    fused_precision: str = "packed"
+    fused_precision: str = option("packed", choices=("packed", "float"), of="growth")
     """A stage's fused layers where the base is quantised: packed like the base, or float (kept in `dtype`)."""
-    fuse_from: str = "packed"
+    fuse_from: str = option("packed", choices=("packed", "original"), of="growth")
     """What a stage is grouped and fused from where the base is quantised: its packed weights, expanded, or the model's
     original weights, which are then read into host memory at every stage."""
 
 
 def validate_quantization(options: QuantizationOptions) -> None:
-    """Raise `InputError` for a choice that does not exist.
+    """Raise `InputError` for a choice that does not exist, or one that needs a quantised base without it.
 
     Args:
       options: to be checked.
     """
-    choices = {
-        "quantization": ("none", *BITS),
-        "fused_precision": ("packed", "float"),
-        "fuse_from": ("packed", "original"),
-    }
-    for name, allowed in choices.items():
-        if getattr(options, name) not in allowed:
-            raise InputError(f"{name} '{getattr(options, name)}' is unknown; choose from {', '.join(allowed)}.")
+    check_options(options)
     for name in ("fused_precision", "fuse_from"):
         if options.quantization == "none" and getattr(options, name) != "packed":
             raise InputError(

@@ -2,7 +2,7 @@
 
 from devft_jax.data import FederatedData
 from devft_jax.errors import InputError
-from devft_jax.federated.algorithms.options import MethodConfig
+from devft_jax.federated.algorithms import MethodConfig
 from devft_jax.models.architecture import ModelConfig
 from devft_jax.models.lora import check_rank
 from devft_jax.reporting import Progress

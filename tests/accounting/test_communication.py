@@ -19,8 +19,8 @@ from devft_jax.accounting.communication import (
 )
 from devft_jax.developmental import LayerMap, fuse
 from devft_jax.errors import InputError
+from devft_jax.federated.algorithms import MethodConfig
 from devft_jax.federated.algorithms.fedit import fedit
-from devft_jax.federated.algorithms.options import MethodConfig
 from devft_jax.federated.messages import message_bytes
 from devft_jax.models.architecture import ARCHITECTURES
 from devft_jax.models.base import init_base

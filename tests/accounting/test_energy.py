@@ -5,8 +5,9 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from devft_jax.accounting.energy import ESTIMATE, EnergyMeter, EnergyOptions, emissions, energy_summary, validate_energy
+from devft_jax.accounting.energy import ESTIMATE, EnergyMeter, EnergyOptions, emissions, energy_summary
 from devft_jax.errors import InputError
+from devft_jax.options import check_options
 
 CPU = [SimpleNamespace(platform="cpu")]
 
@@ -150,7 +151,7 @@ def test_a_summary_names_every_source_and_marks_the_estimate():
 @pytest.mark.parametrize("name", ["grid_kgco2e_per_kwh", "joules_per_flop"])
 def test_a_negative_factor_is_refused(name):
     with pytest.raises(InputError, match=f"{name} -1.0 is negative; use 0 or more."):
-        validate_energy(EnergyOptions(**{name: -1.0}))
+        check_options(EnergyOptions(**{name: -1.0}))
 
 
 def test_a_round_whose_counters_fail_is_estimated_and_said_to_be(monkeypatch, tmp_path):

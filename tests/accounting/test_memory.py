@@ -12,8 +12,8 @@ import pytest
 from devft_jax.accounting import memory as measured
 from devft_jax.accounting.memory import MemoryMeter, Work, compiled_memory, kept_for_backward, layer_kept, stage_memory
 from devft_jax.errors import InputError
+from devft_jax.federated.algorithms import MethodConfig
 from devft_jax.federated.algorithms.fedit import fedit
-from devft_jax.federated.algorithms.options import MethodConfig
 from devft_jax.federated.local import OptimizerOptions, Passes
 from devft_jax.federated.messages import message_bytes
 from devft_jax.federated.round.client import LocalTraining

@@ -1,52 +1,70 @@
 """Options without effect are refused where they are given, and nowhere else."""
 
+import ast
 import dataclasses
+import inspect
 import json
+from pathlib import Path
 
 import pytest
 
 from devft_jax.commands.cli import run_command
 from devft_jax.commands.run import parse_run
 from devft_jax.comparing.arms import configure, parse_arm
-from devft_jax.config.effects import READ, check_arms_effects, check_effects, unread
+from devft_jax.config.effects import DECLARED, check_arms_effects, check_effects
+from devft_jax.config.methods import METHODS, readers, record_of
 from devft_jax.config.run_config import PRESETS, RunConfig, identity_fields, preset, read_config, to_plain, validate
 from devft_jax.developmental import GROWTHS
 from devft_jax.errors import InputError
 from devft_jax.federated.algorithms import ALGORITHMS
-from devft_jax.federated.algorithms.options import AlgorithmOptions
-from devft_jax.options import option_texts
 from devft_jax.storage import RunFolder
 from devft_jax.training.run import _open_run
 
-# Options that every run reads. A new option belongs here or into the table, with what it has an effect under.
+# Options that every run reads. A new option belongs here, or its declaration says what it has an effect under.
 ALWAYS = {
-    *(
-        "model",
-        "seed",
-        "data",
-        "test_data",
-        "test_fraction",
-        "template",
-        "max_length",
-        "overlong",
-        "partition",
-        "data_limit",
-    ),
-    *("quantization", "growth", "stage_rounds", "algorithm", "clients_per_round", "local_steps", "batch_size"),
+    *("model", "seed", "data", "test_data", "test_fraction", "template", "max_length", "overlong", "partition"),
+    *("data_limit", "quantization", "growth", "stage_rounds", "algorithm", "clients_per_round", "local_steps", "batch_size"),
     *("learning_rate", "rate_warmup_rounds", "optimizer", "clip_norm", "dtype"),
 }
 
 
 def test_it_is_known_of_every_option_when_it_has_an_effect():
-    assert READ.keys().isdisjoint(ALWAYS)
-    assert set(identity_fields(RunConfig())) - READ.keys() == ALWAYS
+    records = [record_of(kind, name) for kind, known in METHODS.items() for name in known]
+    ignored = {name for record in records for name in record.ignores}
+    conditional = {name for name, declared in DECLARED.items() if declared.keys() & {"of", "when", "beside", "needs"}}
+    assert set(identity_fields(RunConfig())) - conditional - ignored == ALWAYS
 
 
-def test_a_methods_options_are_read_by_the_methods_that_their_texts_name():
-    for name, text in option_texts(AlgorithmOptions).items():
-        owners = text.split(":")[0].split(", ")
-        others = {algorithm for algorithm in ALGORITHMS if name in unread(RunConfig(algorithm=algorithm))}
-        assert others == ALGORITHMS.keys() - set(owners), name
+def test_every_option_of_single_methods_is_read_by_one_and_records_name_options_that_there_are():
+    single = {name: declared["of"] for name, declared in DECLARED.items() if "of" in declared}
+    assert all(readers(kind, name) for name, kind in single.items())
+    for kind, known in METHODS.items():
+        for method in known:
+            record = record_of(kind, method)
+            assert all(single[name] == kind for name in record.reads), method
+            assert all(name in DECLARED and name not in single for name in record.ignores), method
+            assert bool(record.ignores) == bool(record.because)
+
+
+def attributes_of_config(module):
+    """The options that the functions of a module read from their `config` or `options`."""
+    tree = ast.parse(Path(module.__file__).read_text())
+    return {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in ("config", "options")
+    }
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_an_algorithm_reads_what_its_record_says(name):
+    module = inspect.getmodule(ALGORITHMS[name])
+    used = attributes_of_config(module) & DECLARED.keys()
+    # Several algorithms of one file read what they need of the file's options.
+    records = [record_of("algorithm", each) for each in ALGORITHMS if inspect.getmodule(ALGORITHMS[each]) is module]
+    reads = {option for record in records for option in record.reads}
+    assert {option for option in used if DECLARED[option].get("of") == "algorithm"} == reads
+    assert not used & set(record_of("algorithm", name).ignores)
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -20,10 +20,11 @@ from devft_jax.config.run_config import (
     validate,
 )
 from devft_jax.errors import InputError
+from devft_jax.options import own_fields
 
 
 def test_every_option_belongs_to_one_room_and_is_documented():
-    names = [field.name for room in ROOMS for field in dataclasses.fields(room)]
+    names = [field.name for room in ROOMS for field in own_fields(room)]
     assert len(names) == len(set(names))
     assert set(names) == {field.name for field in dataclasses.fields(RunConfig)}
 

@@ -30,8 +30,8 @@ from devft_jax.developmental import (
     streaming,
     transition_gap,
 )
+from devft_jax.developmental.growths import GrowthOptions
 from devft_jax.developmental.layer_map import check_layer_map
-from devft_jax.developmental.options import GrowthOptions
 from tests.developmental.weights import assert_trees_equal, stack
 
 LAYERS = 8

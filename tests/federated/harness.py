@@ -12,8 +12,8 @@ import optax
 
 from devft_jax.data import Examples, gather_batch
 from devft_jax.federated.algorithm import Algorithm, Clients, Participant, Share
+from devft_jax.federated.algorithms import MethodConfig
 from devft_jax.federated.algorithms.fedit import fedit
-from devft_jax.federated.algorithms.options import MethodConfig
 from devft_jax.federated.local import OptimizerOptions, Passes
 from devft_jax.federated.round.client import LocalTraining, participant_of
 from devft_jax.federated.round.cohort import Cohort, RoundResult

@@ -15,8 +15,7 @@ import numpy as np
 
 from devft_jax.developmental import LayerMap, fuse
 from devft_jax.federated.algorithm import Clients
-from devft_jax.federated.algorithms import ALGORITHMS
-from devft_jax.federated.algorithms.options import MethodConfig
+from devft_jax.federated.algorithms import ALGORITHMS, MethodConfig
 from devft_jax.models.adapter import Adapter
 from tests.federated.harness import BASE, aggregated, assert_close, init, trained_messages
 from tests.tiny import CONFIG

@@ -18,9 +18,9 @@ from devft_jax.developmental import LayerMap
 from devft_jax.errors import InputError
 from devft_jax.exporting.export import export
 from devft_jax.federated.algorithm import Clients
+from devft_jax.federated.algorithms import MethodConfig
 from devft_jax.federated.algorithms.c2a import c2a
 from devft_jax.federated.algorithms.fedit import fedit
-from devft_jax.federated.algorithms.options import MethodConfig
 from devft_jax.federated.local import OptimizerOptions, Passes
 from devft_jax.federated.round.client import LocalTraining
 from devft_jax.models.architecture import ARCHITECTURES, ModelConfig

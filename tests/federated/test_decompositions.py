@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 
 from devft_jax.developmental import GROWTHS, LayerMap, SkipGrow, fuse, make_growth, next_stage
-from devft_jax.developmental.options import GrowthOptions
+from devft_jax.developmental.growths import GrowthOptions
 from devft_jax.federated.algorithm import Algorithm, Clients
-from devft_jax.federated.algorithms import ALGORITHMS
-from devft_jax.federated.algorithms.options import MethodConfig
+from devft_jax.federated.algorithms import ALGORITHMS, MethodConfig
 from devft_jax.federated.local import OptimizerOptions
 from devft_jax.federated.round.chunk import chunk_shapes, jit_chunk, zero_sums
 from devft_jax.federated.round.client import LocalTraining, participant_shapes, uplink_shapes

@@ -14,9 +14,9 @@ from devft_jax.developmental import LayerMap
 from devft_jax.errors import InputError
 from devft_jax.exporting.export import export
 from devft_jax.federated.algorithm import Share
+from devft_jax.federated.algorithms import MethodConfig
 from devft_jax.federated.algorithms.dofit import dofit
 from devft_jax.federated.algorithms.fedit import fedit
-from devft_jax.federated.algorithms.options import MethodConfig
 from devft_jax.models.architecture import ARCHITECTURES
 from devft_jax.models.base import init_base
 from devft_jax.models.huggingface.peft.reading import import_peft

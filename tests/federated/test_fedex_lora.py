@@ -10,9 +10,9 @@ import pytest
 
 from devft_jax.accounting.communication import round_messages
 from devft_jax.developmental import LayerMap
+from devft_jax.federated.algorithms import MethodConfig
 from devft_jax.federated.algorithms.fedex_lora import covariance, fedex_lora
 from devft_jax.federated.algorithms.fedit import fedit
-from devft_jax.federated.algorithms.options import MethodConfig
 from devft_jax.federated.messages import message_bytes, ranks_of
 from devft_jax.models.adapter import LoraFactors
 from devft_jax.models.architecture import ARCHITECTURES

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from devft_jax.developmental import LayerMap
+from devft_jax.federated.algorithms import MethodConfig
 from devft_jax.federated.algorithms.fedit import fedit
-from devft_jax.federated.algorithms.options import MethodConfig
 from devft_jax.federated.messages import message_bytes
 from devft_jax.federated.round.chunk import zero_sums
 from devft_jax.models.adapter import LoraFactors

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from devft_jax.developmental import LayerMap
+from devft_jax.federated.algorithms import MethodConfig
 from devft_jax.federated.algorithms.fedit import fedit
 from devft_jax.federated.algorithms.fedrot_lora import fedrot_lora, nearest_rotation, towards
-from devft_jax.federated.algorithms.options import MethodConfig
 from devft_jax.federated.messages import message_bytes
 from devft_jax.models.adapter import LoraFactors
 from tests.federated.harness import (

@@ -9,8 +9,8 @@ import pytest
 
 from devft_jax.developmental import LayerMap
 from devft_jax.federated.algorithm import Clients
+from devft_jax.federated.algorithms import MethodConfig
 from devft_jax.federated.algorithms.fedsa_lora import Row, fedsa_lora
-from devft_jax.federated.algorithms.options import MethodConfig
 from tests.federated.harness import (
     SGD,
     aggregated,

@@ -9,9 +9,9 @@ import pytest
 
 from devft_jax.developmental import LayerMap
 from devft_jax.errors import InputError
+from devft_jax.federated.algorithms import MethodConfig
 from devft_jax.federated.algorithms.fedit import fedit
 from devft_jax.federated.algorithms.ffa_lora import ffa_lora
-from devft_jax.federated.algorithms.options import MethodConfig
 from tests.federated.harness import (
     FIVE,
     SGD,

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from devft_jax.data import gather_batch
 from devft_jax.developmental import LayerMap
 from devft_jax.federated.algorithm import Clients
+from devft_jax.federated.algorithms import MethodConfig
 from devft_jax.federated.algorithms.flora import flora
-from devft_jax.federated.algorithms.options import MethodConfig
 from devft_jax.federated.messages import message_bytes
 from devft_jax.models.adapter import LoraFactors
 from devft_jax.reporting import Progress

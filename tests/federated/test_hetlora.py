@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from devft_jax.accounting.communication import message_elements, round_messages
 from devft_jax.errors import InputError
 from devft_jax.federated.algorithm import Clients, Share
+from devft_jax.federated.algorithms import MethodConfig
 from devft_jax.federated.algorithms.hetlora import hetlora
-from devft_jax.federated.algorithms.options import MethodConfig
 from devft_jax.federated.messages import Ranked, Unsent, message_bytes
 from devft_jax.models.adapter import LoraFactors
 from tests.federated.harness import (

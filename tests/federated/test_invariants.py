@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from devft_jax.accounting.communication import round_messages
-from devft_jax.federated.algorithms import ALGORITHMS
-from devft_jax.federated.algorithms.options import MethodConfig
+from devft_jax.federated.algorithms import ALGORITHMS, MethodConfig
 from devft_jax.models.architecture import ARCHITECTURES
 from tests.federated.harness import aggregated, participant, trained_messages
 from tests.federated.records import OPTIONS, WEIGHTS, K, alike, assert_same_model, noise, started, update

@@ -18,8 +18,8 @@ from devft_jax.federated.local import (
     local_train,
     make_optimizer,
     step_gradients,
-    validate_optimizer,
 )
+from devft_jax.options import check_options
 from tests.federated.harness import assert_close, assert_identical
 
 LAYERS, STEPS = 3, 4
@@ -274,26 +274,26 @@ def test_passes_follow_the_platform_and_the_data():
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"optimizer": "adam"}, "optimizer 'adam' is unknown; choose from adamw, sgd."),
+        ({"optimizer": "adam"}, "optimizer 'adam' is unknown; choose from adamw, sgd (did you mean 'adamw'?)."),
         ({"weight_decay": -0.1}, "weight_decay -0.1 is negative; use 0 or more."),
         ({"clip_norm": -1.0}, "clip_norm -1.0 is negative; use 0 or more."),
         (
             {"beta1": 1.0},
-            "beta1 1.0 is outside [0, 1); 0.9 for beta1 and 0.999 for beta2 are usual.",
+            "beta1 1.0 is outside [0, 1); 0.9 is usual.",
         ),
         (
             {"beta2": -0.5},
-            "beta2 -0.5 is outside [0, 1); 0.9 for beta1 and 0.999 for beta2 are usual.",
+            "beta2 -0.5 is outside [0, 1); 0.999 is usual.",
         ),
         ({"epsilon": 0.0}, "epsilon 0.0 is not positive; 1e-8 is usual."),
     ],
 )
 def test_a_bad_option_is_named_with_its_remedy(options, sentence):
     with pytest.raises(InputError) as caught:
-        validate_optimizer(OptimizerOptions(**options))
+        check_options(OptimizerOptions(**options))
     assert str(caught.value) == sentence
 
 
 def test_the_defaults_are_valid():
-    validate_optimizer(OptimizerOptions())
-    validate_optimizer(OptimizerOptions(optimizer="sgd", clip_norm=0.0, beta1=0.0))
+    check_options(OptimizerOptions())
+    check_options(OptimizerOptions(optimizer="sgd", clip_norm=0.0, beta1=0.0))

@@ -9,9 +9,9 @@ from devft_jax.federated.options import (
     FederatedOptions,
     LearningRateOptions,
     learning_rate_at,
-    validate_federated,
     validate_learning_rate,
 )
+from devft_jax.options import check_options
 
 # Three stages of 2, 1 and 4 rounds.
 STAGES = (2, 1, 4)
@@ -111,22 +111,22 @@ def test_a_rate_at_or_below_the_floor_stays_as_it_is():
         (
             {"learning_rate": ()},
             None,
-            "learning_rate () must be one or more finite rates of 0 or above.",
+            "learning_rate is empty; give one value or more, each 0 or more.",
         ),
         (
             {"learning_rate": (1e-4, -1e-4)},
             2,
-            "learning_rate (0.0001, -0.0001) must be one or more finite rates of 0 or above.",
+            "learning_rate 0.0001,-0.0001 has -0.0001, which is negative; use 0 or more.",
         ),
         (
             {"learning_rate": (float("inf"),)},
             1,
-            "learning_rate (inf,) must be one or more finite rates of 0 or above.",
+            "learning_rate inf is not finite; give a number such as 1e-4.",
         ),
         (
             {"learning_rate": (float("nan"),)},
             1,
-            "learning_rate (nan,) must be one or more finite rates of 0 or above.",
+            "learning_rate nan is not finite; give a number such as 1e-4.",
         ),
         (
             {"min_learning_rate": -1e-6},
@@ -171,10 +171,10 @@ def test_rates_fit_one_per_stage_or_one_for_all():
 )
 def test_a_bad_protocol_is_named_with_its_remedy(options, sentence):
     with pytest.raises(InputError) as caught:
-        validate_federated(FederatedOptions(**options))
+        check_options(FederatedOptions(**options))
     assert str(caught.value) == sentence
 
 
 def test_the_defaults_are_valid():
-    validate_federated(FederatedOptions())
+    check_options(FederatedOptions())
     validate_learning_rate(LearningRateOptions())

@@ -13,7 +13,7 @@ from devft_jax.accounting.communication import message_elements, round_messages
 from devft_jax.data import gather_batch
 from devft_jax.developmental import LayerMap
 from devft_jax.federated.algorithm import Clients, Share
-from devft_jax.federated.algorithms.options import MethodConfig
+from devft_jax.federated.algorithms import MethodConfig
 from devft_jax.federated.algorithms.scaffold import Server, scaffold
 from devft_jax.federated.local import OptimizerOptions
 from tests.federated.harness import (

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from devft_jax.accounting.communication import round_messages
 from devft_jax.developmental import LayerMap
 from devft_jax.federated.algorithm import Share
-from devft_jax.federated.algorithms import ALGORITHMS
-from devft_jax.federated.algorithms.options import MethodConfig
+from devft_jax.federated.algorithms import ALGORITHMS, MethodConfig
 from tests.federated.harness import (
     SEVEN,
     TWO,

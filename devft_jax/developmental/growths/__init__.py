@@ -1,15 +1,17 @@
-"""The growths that can be named: one module each, and one line here."""
+"""The growths that can be named, one module each, and the options of them all."""
+
+from dataclasses import dataclass
 
 from devft_jax.developmental.growth import Growth, NamedGrowth
 from devft_jax.developmental.growths import devft, end_to_end, progfed, skip_grow, top_grow
-from devft_jax.developmental.growths.devft import DevFT
+from devft_jax.developmental.growths.devft import DevFT, DevFTOptions
 from devft_jax.developmental.growths.end_to_end import EndToEnd
-from devft_jax.developmental.growths.progfed import ProgFed
-from devft_jax.developmental.growths.skip_grow import SkipGrow
+from devft_jax.developmental.growths.progfed import ProgFed, ProgFedOptions
+from devft_jax.developmental.growths.skip_grow import SkipGrow, SkipGrowOptions
 from devft_jax.developmental.growths.top_grow import TopGrow
-from devft_jax.developmental.options import GrowthOptions
+from devft_jax.developmental.options import CapacityOptions
 
-__all__ = ["GROWTHS", "DevFT", "EndToEnd", "ProgFed", "SkipGrow", "TopGrow", "make_growth"]
+__all__ = ["GROWTHS", "OPTIONS", "DevFT", "EndToEnd", "GrowthOptions", "ProgFed", "SkipGrow", "TopGrow", "make_growth"]
 
 GROWTHS: dict[str, NamedGrowth] = {
     "devft": devft.GROWTH,
@@ -18,6 +20,14 @@ GROWTHS: dict[str, NamedGrowth] = {
     "skip-grow": skip_grow.GROWTH,
     "top-grow": top_grow.GROWTH,
 }
+
+OPTIONS = (CapacityOptions, DevFTOptions, ProgFedOptions, SkipGrowOptions)
+"""The dataclasses that declare options of single growths."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GrowthOptions(DevFTOptions, ProgFedOptions, SkipGrowOptions):
+    """Everything that a growth is made from."""
 
 
 def make_growth(options: GrowthOptions, num_layers: int) -> Growth:

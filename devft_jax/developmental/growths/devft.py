@@ -9,7 +9,7 @@ trains LoRA on these, and hands what they learned back to the layers of their gr
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 
@@ -17,10 +17,33 @@ from devft_jax.developmental import fusion as fusions
 from devft_jax.developmental import grouping as groupings
 from devft_jax.developmental.grouping import laplacian_spectrum
 from devft_jax.developmental.growth import GramGrowth, NamedGrowth
-from devft_jax.developmental.layer_map import LayerMap, layer_map
-from devft_jax.developmental.options import GrowthOptions, planned_capacities
+from devft_jax.developmental.layer_map import MODES, LayerMap, layer_map
+from devft_jax.developmental.options import CapacityOptions, option, planned_capacities
 from devft_jax.developmental.schedule import capacity_windows, equal_shares, validate_capacities, widest_gap
 from devft_jax.developmental.similarity import LayerGrams, Select, layer_similarity
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DevFTOptions(CapacityOptions):
+    """DevFT's options."""
+
+    grouping: str = option("dglg", of="growth", choices=groupings.METHODS)
+    """Which layers form a group: dglg (Eqs. 1-3), random, even_blocks or even_strides."""
+    fusion: str = option("dblf", of="growth", choices=fusions.METHODS)
+    """How a group becomes its representative layer: dblf (Eq. 5), sum, r_one, mean or anchor."""
+    beta: float | Literal["auto"] = option(
+        0.1,
+        of="growth",
+        within="[0, 1]",
+        remedy="the paper has 0.1, a tenth of each difference",
+        when={"fusion": ("dblf",)},
+    )
+    """Weight of each difference from the anchor in dblf; auto takes min(0.1, 1 / group size)."""
+    gauge_alignment: bool = option(False, of="growth")
+    """Rotate each layer's low-rank factors to those of its group's first layer before they are fused, which changes no
+    layer's product and brings fusing factors closer to fusing products."""
+    transfer: str = option("copy", of="growth", choices=MODES)
+    """How learned LoRA returns to a group: copy, anchor_only, delta or anchor_delta."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +104,7 @@ class DevFT(GramGrowth):
         return widest_gap(laplacian_spectrum(layer_similarity(grams, select=self.select)), lowest, highest)
 
 
-def _make(options: GrowthOptions, num_layers: int) -> DevFT:
+def _make(options: DevFTOptions, num_layers: int) -> DevFT:
     return DevFT(
         capacities=planned_capacities(options, num_layers),
         eigengap=options.capacities is None and options.capacity_schedule == "eigengap",
@@ -96,4 +119,9 @@ GROWTH = NamedGrowth(
     message="the submodel's adapter; the fused layers once per stage",
     state="none",
     make=_make,
+    reads=(
+        *("capacities", "capacity_schedule", "stages"),
+        *("grouping", "fusion", "beta", "gauge_alignment", "transfer"),
+        *("fused_precision", "fuse_from"),
+    ),
 )

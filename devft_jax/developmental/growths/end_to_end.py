@@ -20,4 +20,6 @@ GROWTH = NamedGrowth(
     message="the full model's adapter",
     state="none",
     make=lambda options, num_layers: EndToEnd(),
+    ignores=("stage_end", "plateau_rounds", "plateau_improvement", "min_stage_rounds", "evaluate_full"),
+    because="has one stage",
 )

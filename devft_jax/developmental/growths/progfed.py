@@ -21,8 +21,20 @@ import jax.numpy as jnp
 
 from devft_jax.developmental.growth import FixedGrowth, NamedGrowth
 from devft_jax.developmental.layer_map import LayerMap
-from devft_jax.developmental.options import DEFAULT_STAGES, PROGFED_SCHEDULES, GrowthOptions
+from devft_jax.developmental.options import DEFAULT_STAGES, CapacityOptions, option
 from devft_jax.developmental.schedule import equal_shares, linear_schedule
+
+SCHEDULES = ("halving", "equal")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProgFedOptions(CapacityOptions):
+    """ProgFed's options."""
+
+    progfed_schedule: str = option("halving", of="growth", choices=SCHEDULES, beside="stage_rounds")
+    """Rounds of the stages: halving (a half of an equal share for every stage but the last) or equal."""
+    warmup_rounds: int = option(0, of="growth", at_least=0, remedy="use 0 for none")
+    """Rounds after each growth in which only the newest block learns; they are rounds of the run."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +53,8 @@ class ProgFed(FixedGrowth):
 
     def __post_init__(self) -> None:
         """Refuses what no model could be grown with."""
-        if self.schedule not in PROGFED_SCHEDULES:
-            raise ValueError(f"progfed_schedule {self.schedule!r} is unknown: choose from {', '.join(PROGFED_SCHEDULES)}.")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"progfed_schedule {self.schedule!r} is unknown: choose from {', '.join(SCHEDULES)}.")
         if self.warmup_rounds < 0:
             raise ValueError(f"warmup_rounds {self.warmup_rounds} is negative: use 0 for none.")
 
@@ -82,7 +94,7 @@ class ProgFed(FixedGrowth):
         return tuple(self.warmup_rounds if lowest else next(own) for _, lowest in self.steps(num_layers))
 
 
-def _make(options: GrowthOptions, num_layers: int) -> ProgFed:
+def _make(options: ProgFedOptions, num_layers: int) -> ProgFed:
     blocks = min(DEFAULT_STAGES, num_layers) if options.stages is None else options.stages
     growth = ProgFed(blocks=blocks, schedule=options.progfed_schedule, warmup_rounds=options.warmup_rounds)
     growth.steps(num_layers)
@@ -94,4 +106,5 @@ GROWTH = NamedGrowth(
     message="the prefix's adapter; the numbers of its layers once per stage",
     state="none",
     make=_make,
+    reads=("stages", "progfed_schedule", "warmup_rounds", "fused_precision", "fuse_from"),
 )

@@ -20,9 +20,20 @@ import numpy as np
 
 from devft_jax.developmental.growth import FixedGrowth, NamedGrowth
 from devft_jax.developmental.layer_map import LayerMap
-from devft_jax.developmental.options import GrowthOptions, planned_capacities
+from devft_jax.developmental.options import CapacityOptions, option, planned_capacities
 from devft_jax.developmental.schedule import validate_capacities
 from devft_jax.developmental.stage_shape import StageShape
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SkipGrowOptions(CapacityOptions):
+    """Skip-grow's options."""
+
+    probe_data: str | None = option(None, of="growth", path=True)
+    """Public text that the layers are measured on, named like `data`; by default generated tasks, none of which is a
+    built-in test record."""
+    probe_examples: int = option(32, of="growth", at_least=1, at_most=10**7)
+    """Examples of it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +98,7 @@ class SkipGrow(FixedGrowth):
         return LayerMap(jnp.asarray(np.eye(num_layers, dtype=np.float32)[layers]), jnp.asarray(assign))
 
 
-def _make(options: GrowthOptions, num_layers: int) -> SkipGrow:
+def _make(options: SkipGrowOptions, num_layers: int) -> SkipGrow:
     return SkipGrow(planned_capacities(options, num_layers))
 
 
@@ -96,4 +107,9 @@ GROWTH = NamedGrowth(
     message="the selected layers' adapter; their numbers once per stage",
     state="none",
     make=_make,
+    reads=(
+        *("capacities", "capacity_schedule", "stages"),
+        *("probe_data", "probe_examples"),
+        *("fused_precision", "fuse_from"),
+    ),
 )

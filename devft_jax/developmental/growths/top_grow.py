@@ -14,7 +14,7 @@ import dataclasses
 
 from devft_jax.developmental.growth import FixedGrowth, NamedGrowth
 from devft_jax.developmental.layer_map import LayerMap
-from devft_jax.developmental.options import GrowthOptions, planned_capacities
+from devft_jax.developmental.options import CapacityOptions, planned_capacities
 from devft_jax.developmental.schedule import validate_capacities
 
 
@@ -36,7 +36,7 @@ class TopGrow(FixedGrowth):
         return LayerMap.top(num_layers, capacities[stage])
 
 
-def _make(options: GrowthOptions, num_layers: int) -> TopGrow:
+def _make(options: CapacityOptions, num_layers: int) -> TopGrow:
     return TopGrow(planned_capacities(options, num_layers))
 
 
@@ -45,4 +45,5 @@ GROWTH = NamedGrowth(
     message="the adapter of the layers that learn",
     state="none",
     make=_make,
+    reads=("capacities", "capacity_schedule", "stages"),
 )

@@ -28,6 +28,7 @@ layers from learning. It is not an adapter that other tools know: a run leaves i
 """
 
 import dataclasses
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -37,13 +38,28 @@ from devft_jax.developmental import LayerMap, fuse, inherit
 from devft_jax.federated.aggregation import WeightedSum, weighted
 from devft_jax.federated.algorithm import Algorithm, Participant, as_float32, travelling
 from devft_jax.federated.algorithms.fedit import fedit
-from devft_jax.federated.algorithms.options import MethodConfig
+from devft_jax.federated.algorithms.options import MethodOptions
 from devft_jax.models.adapter import Adapter
 from devft_jax.models.hypernetwork import HyperAdapter, Hypernetwork, init_hypernetwork
+from devft_jax.options import option
 from devft_jax.typing import PyTree
 
 
-def c2a(config: MethodConfig) -> Algorithm:
+@dataclass(frozen=True, kw_only=True)
+class C2AOptions(MethodOptions):
+    """C2A's options."""
+
+    hyper_rank: int = option(16, of="algorithm", at_least=1, at_most=2**16)
+    """Width r of the bottleneck adapters that the hypernetwork makes."""
+    hyper_width: int = option(32, of="algorithm", at_least=1, at_most=2**20)
+    """Inner width c of the hypernetwork's factors."""
+    hyper_clusters: int = option(10, of="algorithm", at_least=1, at_most=10**5)
+    """Clusters of instructions whose shares describe a client."""
+    hyper_ungated: bool = option(False, of="algorithm")
+    """Leave out the gate that begins at zero and keeps the untuned base intact at the start."""
+
+
+def c2a(config: C2AOptions) -> Algorithm:
     """C2A as the `hyper_*` options say; those of low-rank adapters do not matter.
 
     Server: the hypernetwork. Row: {"histogram": f32[C]}, the client's shares of examples in the clusters.
@@ -73,6 +89,9 @@ def c2a(config: MethodConfig) -> Algorithm:
         name="c2a",
         reference="Kim et al., Client-Customized Adaptation for Parameter-Efficient Federated Learning, "
         "Findings of ACL 2023",
+        ignores=("rank", "alpha", "dropout", "targets"),
+        because="makes adapters by a hypernetwork, of the size that hyper_rank and hyper_width say",
+        reads=("hyper_rank", "hyper_width", "hyper_clusters", "hyper_ungated"),
         message="a hypernetwork that makes adapters, both ways",
         state="clients: shares of their examples in clusters of instructions",
         init_server=lambda key, model, clients: init_hypernetwork(

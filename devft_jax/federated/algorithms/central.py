@@ -20,11 +20,11 @@ import jax
 
 from devft_jax.federated.algorithm import Algorithm
 from devft_jax.federated.algorithms.fedit import fedit
-from devft_jax.federated.algorithms.options import MethodConfig
+from devft_jax.federated.algorithms.options import MethodOptions
 from devft_jax.typing import PyTree
 
 
-def central(config: MethodConfig) -> Algorithm:
+def central(config: MethodOptions) -> Algorithm:
     """Central training with adapters as the configuration says; `message_dtype` does not matter, as there is no message."""
     federated = fedit(dataclasses.replace(config, message_dtype="float32"))
 
@@ -37,6 +37,8 @@ def central(config: MethodConfig) -> Algorithm:
         federated,
         name="central",
         reference="control: all examples in one place, as many steps a round as a cohort has",
+        ignores=("weighting", "message_dtype"),
+        because="sends no message",
         message="nothing",
         finalize=finalize,
         pools=True,

@@ -31,6 +31,7 @@ would only disturb those that learn: what it makes of such a layer is not return
 """
 
 import dataclasses
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -41,14 +42,29 @@ from devft_jax.developmental import LayerMap
 from devft_jax.federated.adapters import adapter_of, initial_adapter, returned_adapter, stage_adapter
 from devft_jax.federated.algorithm import Algorithm, Clients, Participant, Share, as_float32, change_of, travelling
 from devft_jax.federated.algorithms.fedit import fedit
-from devft_jax.federated.algorithms.options import MethodConfig
+from devft_jax.federated.algorithms.options import MethodOptions
 from devft_jax.federated.messages import Unsent
 from devft_jax.models.adapter import Adapter, LoraFactors
 from devft_jax.models.architecture import ModelConfig
+from devft_jax.options import option
 from devft_jax.typing import PyTree
 
 # Relative to a matrix's norm, above the rounding of means over some hundred clients and below what a step teaches.
 ROUNDING = 1e-5
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoFITOptions(MethodOptions):
+    """DoFIT's options."""
+
+    domains: int = option(2, of="algorithm", at_least=1, at_most=10**5)
+    """Domains J into which clients are divided by their instructions."""
+    domain_top: int = option(15, of="algorithm", at_least=1, at_most=10**5)
+    """How many of a domain's matrices, those of largest norm, it offers to the others, in a full-depth model."""
+    domain_step: float = option(1.0, of="algorithm", at_least=0, when={"domain_rule": ("dofit",)})
+    """Norm c of the step that a shared matrix takes away from the domains' mean."""
+    domain_rule: str = option("dofit", of="algorithm", choices=("dofit", "mean"))
+    """What happens to a shared matrix: dofit (the step above) or mean (it becomes the domains' mean: DoFIT-base)."""
 
 
 class Server(struct.PyTreeNode):
@@ -155,7 +171,7 @@ def _renewed(server: Server, adapters: list[Adapter]) -> Server:
     return server.replace(lora=jax.tree.map(lambda *parts: jnp.stack(parts), *(adapter.lora for adapter in adapters)))
 
 
-def dofit(config: MethodConfig) -> Algorithm:
+def dofit(config: DoFITOptions) -> Algorithm:
     """DoFIT with adapters as the configuration says. Row: the client's domain, {"domain": i32[]}."""
 
     def init_server(key: jax.Array, model: ModelConfig, clients: Clients) -> Server:
@@ -193,6 +209,7 @@ def dofit(config: MethodConfig) -> Algorithm:
         name="dofit",
         reference="Xu et al., DoFIT: Domain-aware Federated Instruction Tuning with Alleviated Catastrophic Forgetting, "
         "NeurIPS 2024",
+        reads=("domains", "domain_top", "domain_step", "domain_rule"),
         message="a and b of every adapted layer, both ways",
         state="server: an adapter for each domain; clients: their domain",
         init_server=init_server,

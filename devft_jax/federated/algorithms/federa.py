@@ -37,7 +37,7 @@ from devft_jax.federated.adapters import adapter_of, initial_adapter, probe
 from devft_jax.federated.aggregation import WeightedSum, best_factors_of_layer, product
 from devft_jax.federated.algorithm import Algorithm, Clients, Participant, as_float32, change_of, travelling
 from devft_jax.federated.algorithms.fedit import fedit, mean_change
-from devft_jax.federated.algorithms.options import MethodConfig
+from devft_jax.federated.algorithms.options import MethodOptions
 from devft_jax.federated.corrections import no_delta
 from devft_jax.models.adapter import LoraFactors
 from devft_jax.models.architecture import ModelConfig
@@ -75,7 +75,7 @@ def principal_factors(weights: Any, delta: jax.Array, rank: int, scale: float) -
     return jax.lax.map(one, (weights, delta))
 
 
-def federa(config: MethodConfig) -> Algorithm:
+def federa(config: MethodOptions) -> Algorithm:
     """FeDeRA with adapters as the configuration says.
 
     `message_dtype` is the dtype in which the factors' changes travel.

@@ -34,7 +34,7 @@ from devft_jax.developmental import LayerMap
 from devft_jax.federated.adapters import adapter_of, initial_adapter, returned_adapter, stage_adapter
 from devft_jax.federated.aggregation import Slots, in_slot, product, stacked, zero_factors
 from devft_jax.federated.algorithm import Algorithm, Clients, Participant, as_float32, change_of, travelling
-from devft_jax.federated.algorithms.options import MethodConfig
+from devft_jax.federated.algorithms.options import MethodOptions
 from devft_jax.federated.corrections import (
     Correction,
     corrected,
@@ -132,7 +132,7 @@ def transfer(full: Server, stage: Server, layer_map: LayerMap, mode: str) -> Ser
     return Server(adapter, returned_correction(full.correction, stage.correction, layer_map), stage.due)
 
 
-def fedex_lora(config: MethodConfig) -> Algorithm:
+def fedex_lora(config: MethodOptions) -> Algorithm:
     """FedEx-LoRA with adapters as the configuration says.
 
     `message_dtype` is the dtype in which factors and residual travel. K is `clients_per_round`.

@@ -22,7 +22,7 @@ import optax
 from devft_jax.federated.adapters import adapter_of, initial_adapter, probe, returned_adapter, stage_adapter
 from devft_jax.federated.aggregation import WeightedSum, weighted
 from devft_jax.federated.algorithm import Algorithm, Participant, Share, as_float32, change_of, travelling
-from devft_jax.federated.algorithms.options import MethodConfig
+from devft_jax.federated.algorithms.options import MethodOptions
 from devft_jax.models.adapter import Adapter, LoraFactors
 from devft_jax.typing import PyTree
 
@@ -37,7 +37,7 @@ def mean_change(sums: WeightedSum) -> tuple[dict[str, LoraFactors], dict[str, ja
     return change, jax.tree.map(jnp.subtract, probed, probe(change))
 
 
-def fedit(config: MethodConfig) -> Algorithm:
+def fedit(config: MethodOptions) -> Algorithm:
     """FedIT with adapters as the configuration says.
 
     `message_dtype` is the dtype in which factors travel both ways; they train and accumulate in float32. Scale and dropout

@@ -15,17 +15,27 @@ There is no state, so that a stage is FedIT's; a layer that does not learn stays
 """
 
 import dataclasses
+from dataclasses import dataclass
 
 import jax
 import optax
 
 from devft_jax.federated.algorithm import Algorithm, Participant
 from devft_jax.federated.algorithms.fedit import fedit
-from devft_jax.federated.algorithms.options import MethodConfig
+from devft_jax.federated.algorithms.options import MethodOptions
+from devft_jax.options import option
 from devft_jax.typing import PyTree
 
 
-def fedprox(config: MethodConfig) -> Algorithm:
+@dataclass(frozen=True, kw_only=True)
+class FedProxOptions(MethodOptions):
+    """FedProx's options."""
+
+    prox_mu: float = option(0.01, of="algorithm", at_least=0)
+    """Weight mu of (mu / 2) ||x - x_round||^2 in every client's loss."""
+
+
+def fedprox(config: FedProxOptions) -> Algorithm:
     """FedProx with adapters and `prox_mu` as the configuration says."""
     federated = fedit(config)
 
@@ -40,6 +50,7 @@ def fedprox(config: MethodConfig) -> Algorithm:
         federated,
         name="fedprox",
         reference="Li et al., Federated Optimization in Heterogeneous Networks, MLSys 2020",
+        reads=("prox_mu",),
         start=start,
         adapter=lambda train, frozen: federated.adapter(train, ()),
         penalty=penalty,

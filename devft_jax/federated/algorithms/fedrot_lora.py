@@ -30,6 +30,7 @@ like FedIT's, and the count starts anew.
 """
 
 import dataclasses
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -40,10 +41,19 @@ from devft_jax.federated.adapters import returned_adapter, stage_adapter
 from devft_jax.federated.aggregation import WeightedSum
 from devft_jax.federated.algorithm import Algorithm, Clients, Participant, as_float32
 from devft_jax.federated.algorithms.fedit import fedit
-from devft_jax.federated.algorithms.options import MethodConfig
+from devft_jax.federated.algorithms.options import MethodOptions
 from devft_jax.models.adapter import Adapter, LoraFactors
 from devft_jax.models.architecture import ModelConfig
+from devft_jax.options import option
 from devft_jax.typing import PyTree
+
+
+@dataclass(frozen=True, kw_only=True)
+class FedRotLoraOptions(MethodOptions):
+    """FedRot-LoRA's options."""
+
+    rotation: float = option(0.5, of="algorithm", within="[0, 1]", remedy="0.5 is usual")
+    """How far a client rotates its factors towards the round's, from 0 (not at all) to 1."""
 
 
 class Server(struct.PyTreeNode):
@@ -66,7 +76,7 @@ def towards(factors: LoraFactors, reference: LoraFactors, age: jax.Array, share:
     )
 
 
-def fedrot_lora(config: MethodConfig) -> Algorithm:
+def fedrot_lora(config: FedRotLoraOptions) -> Algorithm:
     """FedRot-LoRA with adapters as the configuration says; messages as FedIT's."""
     averaging = fedit(config)
 
@@ -93,6 +103,7 @@ def fedrot_lora(config: MethodConfig) -> Algorithm:
         averaging,
         name="fedrot-lora",
         reference="Zhang et al., FedRot-LoRA: Mitigating Rotational Misalignment in Federated LoRA, ICML 2026",
+        reads=("rotation",),
         state="server: the number of rounds in the stage",
         init_server=init_server,
         broadcast=lambda server: averaging.broadcast(server.adapter),

@@ -33,7 +33,7 @@ from devft_jax.developmental import LayerMap, fuse, inherit
 from devft_jax.federated.adapters import adapter_of, both_factors, initial_adapter, one_factor, returned_adapter
 from devft_jax.federated.aggregation import WeightedSum, weighted
 from devft_jax.federated.algorithm import Algorithm, Participant, as_float32, change_of, travelling
-from devft_jax.federated.algorithms.options import MethodConfig
+from devft_jax.federated.algorithms.options import MethodOptions
 from devft_jax.models.adapter import Adapter
 from devft_jax.typing import PyTree
 
@@ -45,7 +45,7 @@ class Row(struct.PyTreeNode):
     seen: jax.Array
 
 
-def fedsa_lora(config: MethodConfig) -> Algorithm:
+def fedsa_lora(config: MethodOptions) -> Algorithm:
     """FedSA-LoRA with adapters as the configuration says; `message_dtype` is the dtype in which a travels.
 
     Server: an adapter with the common a and a b of zero, which it never learns.

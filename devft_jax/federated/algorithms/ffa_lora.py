@@ -13,6 +13,8 @@ stages' groups, and does not travel. Factors are fused as they are, never rotate
 then depend on what only the server knows, every layer's b.
 """
 
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -22,10 +24,19 @@ from devft_jax.errors import InputError
 from devft_jax.federated.adapters import adapter_of, both_factors, initial_adapter, one_factor, returned_adapter
 from devft_jax.federated.aggregation import WeightedSum, weighted
 from devft_jax.federated.algorithm import Algorithm, Clients, Participant, as_float32, change_of, travelling
-from devft_jax.federated.algorithms.options import MethodConfig
+from devft_jax.federated.algorithms.options import MethodOptions
 from devft_jax.models.adapter import Adapter
 from devft_jax.models.architecture import ModelConfig
+from devft_jax.options import option
 from devft_jax.typing import PyTree
+
+
+@dataclass(frozen=True, kw_only=True)
+class FFALoraOptions(MethodOptions):
+    """FFA-LoRA's options."""
+
+    ffa_initialisation: str = option("uniform", of="algorithm", choices=("uniform", "orthonormal"))
+    """The frozen a, drawn as for any other method (uniform) or with orthonormal columns (orthonormal)."""
 
 
 def orthonormal(name: str, a: jax.Array) -> jax.Array:
@@ -39,7 +50,7 @@ def orthonormal(name: str, a: jax.Array) -> jax.Array:
     return jnp.linalg.qr(a)[0]
 
 
-def ffa_lora(config: MethodConfig) -> Algorithm:
+def ffa_lora(config: FFALoraOptions) -> Algorithm:
     """FFA-LoRA with adapters as the configuration says; `message_dtype` is the dtype in which b travels."""
 
     def init_server(key: jax.Array, model: ModelConfig, clients: Clients) -> Adapter:
@@ -64,6 +75,7 @@ def ffa_lora(config: MethodConfig) -> Algorithm:
     return Algorithm(
         name="ffa-lora",
         reference="Sun et al., Improving LoRA in Privacy-preserving Federated Learning, ICLR 2024",
+        reads=("ffa_initialisation",),
         message="b of every adapted layer, both ways",
         state="none",
         init_server=init_server,

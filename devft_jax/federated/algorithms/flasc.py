@@ -45,10 +45,21 @@ from devft_jax.federated.adapters import returned_adapter, stage_adapter
 from devft_jax.federated.aggregation import WeightedSum, weighted
 from devft_jax.federated.algorithm import Algorithm, Clients, Participant, Share
 from devft_jax.federated.algorithms.fedit import fedit
-from devft_jax.federated.algorithms.options import MethodConfig
+from devft_jax.federated.algorithms.server_optimizers import ServerOptimizerOptions
 from devft_jax.models.adapter import Adapter
 from devft_jax.models.architecture import ModelConfig
+from devft_jax.options import option
 from devft_jax.typing import PyTree
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlascOptions(ServerOptimizerOptions):
+    """FLASC's options."""
+
+    density_down: float = option(0.25, of="algorithm", within="(0, 1]", remedy="0.25 sends a quarter of the entries")
+    """Share of the entries that the server sends, those of largest magnitude."""
+    density_up: float = option(0.25, of="algorithm", within="(0, 1]", remedy="0.25 sends a quarter of the entries")
+    """Share of the entries of its update that a client sends."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +138,7 @@ class Server(struct.PyTreeNode):
     moments: optax.OptState
 
 
-def flasc(config: MethodConfig) -> Algorithm:
+def flasc(config: FlascOptions) -> Algorithm:
     """FLASC with adapters, densities and the `server_` options as the configuration says."""
     federated = fedit(config)
     rule = optax.adamw(config.server_learning_rate, b1=config.server_beta1, b2=config.server_beta2, weight_decay=0.0)
@@ -165,6 +176,7 @@ def flasc(config: MethodConfig) -> Algorithm:
         federated,
         name="flasc",
         reference="Kuo et al., Federated LoRA with Sparse Communication, arXiv:2406.05233, 2024",
+        reads=("server_learning_rate", "server_beta1", "server_beta2", "density_down", "density_up"),
         message="the largest entries of a and b down and of their update up, with their positions",
         state="server: AdamW's moments of the adapter's shape",
         init_server=init_server,

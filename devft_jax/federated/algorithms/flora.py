@@ -32,7 +32,7 @@ from devft_jax.developmental import LayerMap
 from devft_jax.federated.adapters import adapter_of
 from devft_jax.federated.aggregation import ClientRanks, Slots, first_directions, in_slot, stacked, zero_factors
 from devft_jax.federated.algorithm import Algorithm, Clients, Participant, Share, as_float32, empty, travelling
-from devft_jax.federated.algorithms.options import MethodConfig
+from devft_jax.federated.algorithms.options import ClientRankOptions
 from devft_jax.federated.corrections import (
     Correction,
     corrected,
@@ -83,7 +83,7 @@ def transfer(full: Server, stage: Server, layer_map: LayerMap, mode: str) -> Ser
     return Server(returned_correction(full.correction, stage.correction, layer_map), stage.rank)
 
 
-def flora(config: MethodConfig) -> Algorithm:
+def flora(config: ClientRankOptions) -> Algorithm:
     """FLoRA with clients of the configured rank, or of `client_ranks` in turn; row then: {"rank": i32[]}.
 
     `message_dtype` is the dtype in which factors travel, the stack like a client's own.
@@ -122,6 +122,7 @@ def flora(config: MethodConfig) -> Algorithm:
         name="flora",
         reference="Wang et al., FLoRA: Federated Fine-Tuning Large Language Models with Heterogeneous Low-Rank "
         "Adaptations, NeurIPS 2024",
+        reads=("client_ranks",),
         message="up a and b of every adapted layer; down those of all participants, stacked",
         state="server: a dense correction of every adapted weight; clients: the same, and their rank where ranks differ",
         init_server=init_server,

@@ -20,11 +20,11 @@ work and are counted like any growth's.
 from devft_jax.developmental import LayerMap, fuse, inherit
 from devft_jax.federated.adapters import adapter_of, aligned, initial_adapter, returned_adapter, stage_adapter
 from devft_jax.federated.algorithm import Algorithm, Participant, empty
-from devft_jax.federated.algorithms.options import MethodConfig
+from devft_jax.federated.algorithms.options import MethodOptions
 from devft_jax.typing import PyTree
 
 
-def local_only(config: MethodConfig) -> Algorithm:
+def local_only(config: MethodOptions) -> Algorithm:
     """Local-only training with adapters as the configuration says; `message_dtype` does not matter without a message.
 
     Server: the common initialisation, which never changes. Row: the client's factors, {projection: LoraFactors [G, ...]}.
@@ -42,6 +42,8 @@ def local_only(config: MethodConfig) -> Algorithm:
     return Algorithm(
         name="local-only",
         reference="control: every client alone, judged by the mean over clients",
+        ignores=("weighting", "message_dtype"),
+        because="sends no message",
         message="nothing",
         state="clients: their own a and b",
         init_server=lambda key, model, clients: initial_adapter(key, model, config),

@@ -36,7 +36,7 @@ from devft_jax.federated.adapters import returned_adapter, stage_adapter
 from devft_jax.federated.aggregation import WeightedSum
 from devft_jax.federated.algorithm import Algorithm, Clients, Participant, Share, as_float32, change_of, travelling
 from devft_jax.federated.algorithms.fedit import fedit
-from devft_jax.federated.algorithms.options import MethodConfig
+from devft_jax.federated.algorithms.options import MethodOptions
 from devft_jax.models.adapter import Adapter, LoraFactors
 from devft_jax.models.architecture import ModelConfig
 from devft_jax.typing import PyTree
@@ -111,7 +111,7 @@ def submodel_row(row: PyTree, layer_map: LayerMap) -> PyTree:
     return jax.tree.map(lambda leaf: jnp.zeros((layer_map.num_groups, *leaf.shape[1:]), jnp.float32), row)
 
 
-def scaffold(config: MethodConfig) -> Algorithm:
+def scaffold(config: MethodOptions) -> Algorithm:
     """SCAFFOLD with adapters as the configuration says; a row is the client's control c_i, {projection: LoraFactors}."""
     federated = fedit(config)
 

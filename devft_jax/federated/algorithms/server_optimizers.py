@@ -29,6 +29,7 @@ so stays.
 
 import dataclasses
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 import jax
@@ -41,9 +42,10 @@ from devft_jax.federated.adapters import returned_adapter, stage_adapter
 from devft_jax.federated.aggregation import WeightedSum
 from devft_jax.federated.algorithm import Algorithm, Clients
 from devft_jax.federated.algorithms.fedit import fedit, mean_change
-from devft_jax.federated.algorithms.options import MethodConfig
+from devft_jax.federated.algorithms.options import MethodOptions
 from devft_jax.models.adapter import Adapter, LoraFactors
 from devft_jax.models.architecture import ModelConfig
+from devft_jax.options import option
 
 Lora = dict[str, LoraFactors]
 
@@ -52,6 +54,24 @@ HSU = (
     "arXiv:1909.06335, 2019"
 )
 REDDI = "Reddi et al., Adaptive Federated Optimization, ICLR 2021"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerOptimizerOptions(MethodOptions):
+    """The server's optimiser."""
+
+    server_learning_rate: float = option(1e-3, of="algorithm", above=0, remedy="1e-3 is usual")
+    """The server's step size eta."""
+    server_beta1: float = option(0.9, of="algorithm", within="[0, 1)", remedy="0.9 is usual")
+    """Decay of the server's momentum."""
+    server_beta2: float = option(0.99, of="algorithm", within="[0, 1)", remedy="0.99 is usual")
+    """Decay of the server's second moment."""
+    server_tau: float = option(1e-3, of="algorithm", above=0, remedy="1e-3 is usual")
+    """Added to the root of the second moment, which begins at its square."""
+    second_moment: str = option("momentum", of="algorithm", choices=("momentum", "update"))
+    """What the second moment is of: momentum (OpenFedLLM) or the round's update (the paper)."""
+    momentum_form: str = option("average", of="algorithm", choices=("average", "sum"))
+    """m <- beta m + (1 - beta) update (average, OpenFedLLM) or m <- beta m + update (sum, the paper)."""
 
 
 class Server(struct.PyTreeNode):
@@ -68,7 +88,7 @@ Rule = Callable[[Lora, Server], tuple[Lora, Lora, Lora]]
 
 
 def with_server_rule(
-    config: MethodConfig,
+    config: ServerOptimizerOptions,
     rule: Rule,
     *,
     moments: tuple[bool, bool],
@@ -76,12 +96,19 @@ def with_server_rule(
     reference: str,
     state: str,
     weighting: Literal["examples", "uniform"],
+    reads: tuple[str, ...],
 ) -> Algorithm:
     """FedIT with the server's step taken by `rule`.
 
     Args:
+      config: of the run.
+      rule: the server's step.
       moments: whether the method has m, and whether it has v.
-      name, reference, state, weighting: of the record.
+      name: of the record, as are the others.
+      reference: paper and year.
+      state: what the server keeps.
+      weighting: of messages, unless the run says otherwise.
+      reads: the server's options that the rule reads.
     """
     federated = fedit(config)
 
@@ -116,22 +143,23 @@ def with_server_rule(
         submodel=lambda server, layer_map: fresh(stage_adapter(server.adapter, layer_map)),
         transfer=transfer,
         weighting=weighting,
+        reads=reads,
     )
 
 
-def momentum(config: MethodConfig, update: Lora, server: Server, *, gain: float) -> Lora:
+def momentum(config: ServerOptimizerOptions, update: Lora, server: Server, *, gain: float) -> Lora:
     """m <- beta1 m + gain d, and d itself in a stage's first round."""
     decayed = jax.tree.map(lambda m, d: config.server_beta1 * m + gain * d, server.first, update)
     return jax.tree.map(lambda m, d: jnp.where(server.age == 0, d, m), decayed, update)
 
 
-def adaptive_step(config: MethodConfig, direction: Lora, second: Lora) -> Lora:
+def adaptive_step(config: ServerOptimizerOptions, direction: Lora, second: Lora) -> Lora:
     """eta m / (sqrt(v) + tau)."""
     eta, tau = config.server_learning_rate, config.server_tau
     return jax.tree.map(lambda m, v: eta * m / (jnp.sqrt(v) + tau), direction, second)
 
 
-def fedavgm(config: MethodConfig) -> Algorithm:
+def fedavgm(config: ServerOptimizerOptions) -> Algorithm:
     """FedAvgM with adapters, `server_beta1` and `momentum_form` as the configuration says."""
     gain = 1 - config.server_beta1 if config.momentum_form == "average" else 1.0
 
@@ -147,10 +175,11 @@ def fedavgm(config: MethodConfig) -> Algorithm:
         reference=HSU,
         state="server: momentum of the adapter's shape",
         weighting="examples",
+        reads=("server_beta1", "momentum_form"),
     )
 
 
-def fedadagrad(config: MethodConfig) -> Algorithm:
+def fedadagrad(config: ServerOptimizerOptions) -> Algorithm:
     """FedAdagrad with adapters, `server_learning_rate` and `server_tau` as the configuration says."""
 
     def rule(update: Lora, server: Server) -> tuple[Lora, Lora, Lora]:
@@ -165,10 +194,13 @@ def fedadagrad(config: MethodConfig) -> Algorithm:
         reference=REDDI,
         state="server: sums of squares of the adapter's shape",
         weighting="uniform",
+        reads=("server_learning_rate", "server_tau"),
     )
 
 
-def _with_both_moments(config: MethodConfig, name: str, renew: Callable[[jax.Array, jax.Array], jax.Array]) -> Algorithm:
+def _with_both_moments(
+    config: ServerOptimizerOptions, name: str, renew: Callable[[jax.Array, jax.Array], jax.Array]
+) -> Algorithm:
     """FedYogi or FedAdam, which differ in how (v, what is squared) give the next v."""
 
     def rule(update: Lora, server: Server) -> tuple[Lora, Lora, Lora]:
@@ -185,16 +217,17 @@ def _with_both_moments(config: MethodConfig, name: str, renew: Callable[[jax.Arr
         reference=REDDI,
         state="server: first and second moments of the adapter's shape",
         weighting="uniform",
+        reads=("server_learning_rate", "server_beta1", "server_beta2", "server_tau", "second_moment"),
     )
 
 
-def fedyogi(config: MethodConfig) -> Algorithm:
+def fedyogi(config: ServerOptimizerOptions) -> Algorithm:
     """FedYogi with adapters and the `server_` options as the configuration says."""
     rest = 1 - config.server_beta2
     return _with_both_moments(config, "fedyogi", lambda v, square: v - rest * square * jnp.sign(v - square))
 
 
-def fedadam(config: MethodConfig) -> Algorithm:
+def fedadam(config: ServerOptimizerOptions) -> Algorithm:
     """FedAdam with adapters and the `server_` options as the configuration says."""
     beta = config.server_beta2
     return _with_both_moments(config, "fedadam", lambda v, square: beta * v + (1 - beta) * square)

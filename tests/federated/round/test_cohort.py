@@ -15,8 +15,8 @@ from jax.sharding import Mesh
 
 from devft_jax.config.execution import ExecutionOptions, resolve_clients_per_step
 from devft_jax.federated.algorithm import Algorithm, Clients
+from devft_jax.federated.algorithms import MethodConfig
 from devft_jax.federated.algorithms.fedit import fedit
-from devft_jax.federated.algorithms.options import MethodConfig
 from devft_jax.federated.local import OptimizerOptions, Passes
 from devft_jax.federated.round import assembly
 from devft_jax.federated.round import client as client_module
