@@ -59,9 +59,13 @@ class Flag:
     """One option of a command line.
 
     Attributes:
-      name: of the field. kind: its annotation. text: what it is for.
+      name: of the field.
+      kind: its annotation.
+      text: what it is for.
       default: the value where it is not given; `dataclasses.MISSING` where it must be.
-      operand: a word without a flag. path: checked as one. verbatim: taken as it is, one word a use.
+      operand: whether it is a word without a flag.
+      path: whether it is checked as a path.
+      verbatim: whether it is taken as it is, one word a use.
     """
 
     name: str
@@ -101,14 +105,25 @@ class Flag:
 
 @dataclass(frozen=True)
 class Section:
-    """Options under one heading of the help."""
+    """Options under one heading of the help.
+
+    Attributes:
+      title: the heading.
+      flags: the options.
+    """
 
     title: str
     flags: Sequence[Flag]
 
 
 def flags_of(room: type, start: Any = None, without: Sequence[str] = ()) -> list[Flag]:
-    """The fields of an options dataclass as flags, with the values of `start` as defaults; without those named."""
+    """The options that a dataclass declares, as flags.
+
+    Args:
+      room: the dataclass.
+      start: an object with the values that are the defaults; by default those of the declarations.
+      without: options that have no flag.
+    """
     texts, kinds = option_texts(room), typing.get_type_hints(room)
     found = []
     for field in own_fields(room):
@@ -126,7 +141,11 @@ def parse(
     """The values of the options that the words give, by name; prints the help and exits where that is asked for.
 
     Args:
-      command: such as "devft run". about: what it does, for the help. most_used: options that open the help, by name.
+      command: such as "devft run".
+      about: what it does, for the help.
+      sections: the options.
+      words: those after the command.
+      most_used: options that open the help, by name.
 
     Raises:
       InputError: a word is no option, or says no value; or an option that must be given is not.
@@ -235,7 +254,8 @@ def help_text(command: str, about: str, sections: Sequence[Section], most_used: 
     """The command's help: usage, what it does, the options used most, then the others by section."""
     flags = [flag for section in sections for flag in section.flags]
     operands = [flag for flag in flags if flag.operand]
-    lines = [" ".join(["usage:", command, *(flag.written for flag in operands), "[options]"]), ""]
+    usage = [flag.written if flag.default is dataclasses.MISSING else f"[{flag.written}]" for flag in operands]
+    lines = [" ".join(["usage:", command, *usage, "[options]"]), ""]
     lines += [line for part in about.split("\n") for line in _filled(part)]
     first = [flag for name in most_used for flag in flags if flag.name == name]
     groups = [Section("most used", first), *sections] if first else list(sections)
@@ -243,7 +263,7 @@ def help_text(command: str, about: str, sections: Sequence[Section], most_used: 
         shown = [flag for flag in section.flags if section.title == "most used" or flag not in first]
         if shown:
             lines += ["", f"{section.title}:"]
-            lines += [line for flag in shown for line in _told(flag)]
+            lines += [line for flag in shown for line in entry(flag)]
     return "\n".join(lines)
 
 
@@ -255,8 +275,8 @@ def _filled(text: str) -> list[str]:
     return textwrap.wrap(text, _width(), break_on_hyphens=False, break_long_words=False) or [""]
 
 
-def _told(flag: Flag) -> list[str]:
-    """An option in the help: how it is written, its text and its default."""
+def entry(flag: Flag) -> list[str]:
+    """An option's lines in the help: how it is written, its text and its default."""
     head = f"  {flag.written}" + ("" if flag.operand or flag.kind is bool else f" {metavar(flag.kind)}")
     default = flag.default
     shown = "" if default is None or default is dataclasses.MISSING or default == () else f" (default: {_shown(default)})"

@@ -1,19 +1,28 @@
 """`devft list`: what the command line's names stand for.
 
 Of every algorithm and growth it shows where it comes from, what travels, and what is kept besides the adapter; of the rest
-a line each.
+a line each. `devft list NAME` shows one algorithm or growth whole, of the package or of one's own: its mathematics, which is
+the docstring of its module, and its options.
 """
 
+import dataclasses
+import inspect
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from devft_jax.commands.flags import entry, flags_of
 from devft_jax.commands.parsing import parse_options
-from devft_jax.config.run_config import PRESETS, RunConfig
+from devft_jax.config.effects import listed
+from devft_jax.config.methods import algorithm_of, imported, imports, known_method, record_of
+from devft_jax.config.presets import PRESETS
+from devft_jax.config.run_config import ROOMS, RunConfig
 from devft_jax.data import BUILT_IN, METHODS, TEMPLATES
-from devft_jax.developmental import GROWTHS
-from devft_jax.federated.algorithms import ALGORITHMS, algorithm_of
+from devft_jax.developmental import GROWTHS, Growth, NamedGrowth
+from devft_jax.federated.algorithm import Algorithm
+from devft_jax.federated.algorithms import ALGORITHMS, MethodConfig
+from devft_jax.options import bounds_of, known_name, option
 from devft_jax.runtime.screen import show
 
 WIDTH = 120
@@ -23,6 +32,9 @@ WIDTH = 120
 class ListOptions:
     """Algorithms and growths with what they send and keep; presets, data sets, templates and partitions."""
 
+    name: str | None = option(None, operand=True, verbatim=True)
+    """Of one algorithm or growth, to show its mathematics and its options; of one's own as package.module:name."""
+
 
 def command(arguments: Sequence[str]) -> int:
     """Run `devft list` and return its exit code.
@@ -30,14 +42,70 @@ def command(arguments: Sequence[str]) -> int:
     Args:
       arguments: the words after `devft list`.
     """
-    parse_options("devft list", ListOptions, arguments)
-    show(listing())
+    name = parse_options("devft list", ListOptions, arguments).name
+    show(listing() if name is None else method_text(name))
     return 0
+
+
+def method_text(name: str) -> str:
+    """All about one algorithm or growth, in lines of at most `WIDTH` characters where its docstrings have no longer ones.
+
+    Args:
+      name: of the method; of the package's own in any case.
+
+    Raises:
+      InputError: there is no such method.
+    """
+    if imports(name):
+        kind, texts = _own(name)
+    else:
+        name = known_name("algorithm or growth", name, [*ALGORITHMS, *GROWTHS])
+        kind = "algorithm" if name in ALGORITHMS else "growth"
+        make = ALGORITHMS[name] if kind == "algorithm" else GROWTHS[name].make
+        texts = [inspect.getdoc(inspect.getmodule(make)) or ""]
+    record = record_of(kind, name)
+    head = [f"{kind} {name}"]
+    if record is not None:
+        head += [line for text in _told(record.reference, record.message, record.state) for line in _wrapped(text, WIDTH, 7)]
+    return "\n\n".join(["\n".join(head), *filter(None, texts), _options_text(kind, record)])
+
+
+def _own(name: str) -> tuple[str, list[str]]:
+    """Whether an object of one's own is an algorithm or a growth, and the docstrings of its module and of itself."""
+    module, found = imported("method", name)
+    is_growth = isinstance(found, Growth | NamedGrowth)
+    if inspect.isfunction(found):
+        # A growth is made from the options and the number of layers, an algorithm from the options alone.
+        needed = [each for each in inspect.signature(found).parameters.values() if each.default is each.empty]
+        is_growth = len(needed) == 2
+    kind = "growth" if is_growth else "algorithm"
+    known_method(kind, name)
+    described = found.make if isinstance(found, NamedGrowth) else found
+    texts = [module.__doc__, None if isinstance(found, Algorithm) else described.__doc__]
+    return kind, [inspect.cleandoc(text) for text in texts if text]
+
+
+def _options_text(kind: str, record: Algorithm | NamedGrowth | None) -> str:
+    """The options that a method reads of those that are of single methods, and what it reads of the others."""
+    if record is None:
+        return "It does not say which options it reads; none is refused beside it."
+    fields = {field.name: field for field in dataclasses.fields(RunConfig)}
+    flags = [flag for room in ROOMS for flag in flags_of(room) if flag.name in record.reads]
+    lines = []
+    for flag in flags:
+        declared = fields[flag.name].metadata
+        allowed = ", ".join(declared.get("choices", ())) or bounds_of(declared)
+        lines += entry(dataclasses.replace(flag, text=f"{flag.text} Allowed: {allowed}." if allowed else flag.text))
+    others = f"the options of every {kind} (see `devft run --help`)"
+    if record.ignores:
+        others += f", but not {listed(record.ignores, 'or')}: it {record.because}"
+    also = f"It {'also ' if flags else ''}reads {others}."
+    return "\n".join([*(["options:", *lines, ""] if lines else []), *_wrapped(also, WIDTH, 0)])
 
 
 def listing() -> str:
     """All sections, in lines of at most `WIDTH` characters."""
-    algorithms = {name: algorithm_of(RunConfig(algorithm=name)) for name in ALGORITHMS}
+    algorithms = {name: algorithm_of(MethodConfig(algorithm=name)) for name in ALGORITHMS}
     methods = {
         "algorithms (--algorithm)": {
             name: _told(item.reference, item.message, item.state) for name, item in algorithms.items()

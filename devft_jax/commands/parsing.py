@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from devft_jax.commands.flags import Section, flags_of, parse
-from devft_jax.options import path
+from devft_jax.commands.flags import Flag, Section, flags_of, parse
+from devft_jax.options import own_fields, path
 
 if TYPE_CHECKING:
     from devft_jax.config.run_config import RunConfig
@@ -88,12 +88,17 @@ def parse_configuration(
     Raises:
       InputError: the words, the preset or the file cannot be read as these options.
     """
-    from devft_jax.config.run_config import ROOMS, RunConfig, option_value, preset, read_config, validate_types
+    from devft_jax.config.files import read_config
+    from devft_jax.config.presets import preset
+    from devft_jax.config.run_config import ROOMS, RunConfig, option_value
+    from devft_jax.config.validation import validate_types
 
     shown = _preset_of(arguments) if _asks_help(arguments) else None
     own_flags = flags_of(own)
     sections = [Section("start", flags_of(StartOptions)), Section(_title(own), own_flags)]
-    sections += [Section(_title(room), flags_of(room, shown, without)) for room in ROOMS]
+    rooms = {room: flags_of(room, shown, without) for room in ROOMS}
+    asked = _asks_help(arguments)
+    sections += [_helped(room, flags) if asked else Section(_title(room), flags) for room, flags in rooms.items()]
     values = parse(command, about, sections, arguments, MOST_USED)
 
     preset_name, file_name = values.pop("preset", None), values.pop("config", None)
@@ -116,11 +121,29 @@ def _asks_help(arguments: Sequence[str]) -> bool:
 
 def _preset_of(arguments: Sequence[str]) -> "RunConfig | None":
     """The preset whose values a help shows as defaults; None where none is named."""
-    from devft_jax.config.run_config import preset
+    from devft_jax.config.presets import preset
 
     after = [following for word, following in itertools.pairwise(arguments) if word == "--preset"]
     named = [word.partition("=")[2] for word in arguments if word.startswith("--preset=")] + after
     return preset(named[0]) if named and not named[0].startswith("-") else None
+
+
+def _helped(room: type, flags: Sequence[Flag]) -> Section:
+    """A room's options in `--help`, headed by the methods that read them where they are of single methods."""
+    from devft_jax.config.effects import listed
+    from devft_jax.config.methods import METHODS, readers
+
+    of = {field.name: field.metadata.get("of") for field in own_fields(room)}
+    found = {flag.name: readers(str(of[flag.name]), flag.name) for flag in flags if of[flag.name]}
+    title, heads = _title(room), set().union(*found.values())
+    if len({*of.values()}) > 1 or None in of.values():
+        heads = set()
+    elif found:
+        [kind] = {*of.values()}
+        names = [name for name in METHODS[str(kind)] if name in heads]
+        title = f"{kind}{'s' if len(names) > 1 else ''} {', '.join(names)}"
+    noted = {name: f" Read by {listed(names, 'and')}." for name, names in found.items() if {*names} != heads}
+    return Section(title, [dataclasses.replace(flag, text=flag.text + noted.get(flag.name, "")) for flag in flags])
 
 
 def _title(options: type) -> str:

@@ -11,7 +11,8 @@ from devft_jax.commands.compare import parse_compare
 from devft_jax.commands.flags import ELSEWHERE
 from devft_jax.commands.generate import parse_generate
 from devft_jax.commands.run import parse_run
-from devft_jax.config.run_config import ROOMS, field_types, validate
+from devft_jax.config.run_config import ROOMS, field_types
+from devft_jax.config.validation import validate
 
 
 @pytest.mark.parametrize(
@@ -46,7 +47,8 @@ from devft_jax.config.run_config import ROOMS, field_types, validate
         (["compare", "--seed", "3"], "devft compare has no option --seed; did you mean '--seeds'?"),
         (["replay", "x", "--client", "a"], "devft replay needs --round, the round, from 1; see"),
         (["report", "a", "b"], "'b' belongs to no option"),
-        (["list", "all"], "'all' belongs to no option"),
+        (["list", "all"], "algorithm or growth 'all' is unknown; choose from fedit, flora"),
+        (["list", "fedit", "flora"], "'flora' belongs to no option"),
         (["trian"], "the command 'trian' does not exist; choose from"),
         (["plna"], "the command 'plna' does not exist; did you mean 'plan'?"),
         (["run", "--preset", "dmo"], "(did you mean 'demo'?)."),
@@ -116,6 +118,24 @@ def test_the_help_opens_with_what_most_people_need_and_has_every_option_once(cap
             flag = f"  --{field.name.replace('_', '-')}"
             assert sum(line == flag or line.startswith(f"{flag} ") for line in lines) == 1
     assert max(map(len, lines)) <= 110
+
+
+def test_the_help_groups_options_by_the_methods_that_read_them(capsys):
+    with pytest.raises(SystemExit):
+        run_command(["run", "--help"])
+    sections = {part.split(":")[0]: part for part in capsys.readouterr().out.split("\n\n")}
+    for title, flag in {
+        "algorithm fedprox": "--prox-mu",
+        "algorithm hetlora": "--rank-shrink",
+        "algorithms flora, hetlora": "--client-ranks",
+        "algorithms flasc, fedavgm, fedadagrad, fedyogi, fedadam": "--server-tau",
+        "growth devft": "--fusion",
+        "growth progfed": "--warmup-rounds",
+        "growths devft, progfed, skip-grow, top-grow": "--stages",
+    }.items():
+        assert f"\n  {flag} " in sections[title]
+    shared = " ".join(sections["algorithms flasc, fedavgm, fedadagrad, fedyogi, fedadam"].split())
+    assert "(the paper). Read by fedyogi and fedadam. (default: momentum)" in shared
 
 
 def test_a_preset_is_named_once(tmp_path, capsys):

@@ -1,6 +1,12 @@
+import inspect
+
+import pytest
+
 from devft_jax.commands.cli import run_command
-from devft_jax.commands.list import WIDTH, listing
-from devft_jax.config.run_config import PRESETS, RunConfig
+from devft_jax.commands.list import WIDTH, listing, method_text
+from devft_jax.config.methods import record_of
+from devft_jax.config.presets import PRESETS
+from devft_jax.config.run_config import RunConfig
 from devft_jax.data import BUILT_IN, METHODS, TEMPLATES
 from devft_jax.developmental import GROWTHS
 from devft_jax.federated.algorithms import ALGORITHMS
@@ -50,3 +56,29 @@ def test_lines_are_narrow_and_the_command_prints_them(capsys):
     assert max(map(len, listing().splitlines())) <= WIDTH
     assert run_command(["list"]) == 0
     assert capsys.readouterr().out == listing() + "\n"
+
+
+@pytest.mark.parametrize("name", [*ALGORITHMS, *GROWTHS])
+def test_a_method_is_shown_with_its_mathematics_its_reference_and_its_options(name, capsys):
+    text = method_text(name)
+    kind = "algorithm" if name in ALGORITHMS else "growth"
+    record = record_of(kind, name)
+    assert text.startswith(f"{kind} {name}\n")
+    words = " ".join(text.split())
+    for part in (record.reference, f"sends {record.message}", f"keeps {record.state}", record.because):
+        assert part in words
+    make = ALGORITHMS[name] if kind == "algorithm" else GROWTHS[name].make
+    assert inspect.getmodule(make).__doc__.strip() in text
+    shown = {line.split()[0] for line in text.splitlines() if line.startswith("  --")}
+    assert shown == {f"--{each.replace('_', '-')}" for each in record.reads}
+    assert max(map(len, text.splitlines())) <= 127
+    assert run_command(["list", name.upper()]) == 0
+    assert capsys.readouterr().out == text + "\n"
+
+
+def test_the_options_of_a_method_have_defaults_and_bounds():
+    words = " ".join(method_text("hetlora").split())
+    assert "--rank-shrink FLOAT" in words
+    assert "Allowed: in (0, 1]. (default: 0.99)" in words
+    assert "Allowed: momentum, update. (default: momentum)" in " ".join(method_text("fedadam").split())
+    assert "but not weighting or message_dtype: it sends no message" in " ".join(method_text("central").split())
