@@ -73,7 +73,7 @@ def measure(options: dict[str, Any]) -> dict[str, Any]:
     from anonymous_memory import peak_memory
 
     from devft_jax.commands.jax_setup import configure_jax
-    from devft_jax.config.run_config import config_from_mapping
+    from devft_jax.config.files import config_from_mapping
     from devft_jax.models.huggingface.reading import load_pretrained
     from devft_jax.reporting import Progress
     from devft_jax.training.run import train

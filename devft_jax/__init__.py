@@ -8,7 +8,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from devft_jax.config.run_config import RunConfig, preset
+    from devft_jax.config.presets import preset
+    from devft_jax.config.run_config import RunConfig
     from devft_jax.training.run import Run, train
 
 __all__ = ["Run", "RunConfig", "__version__", "preset", "train"]
@@ -19,7 +20,7 @@ _HOMES = {
     "Run": "devft_jax.training.run",
     "train": "devft_jax.training.run",
     "RunConfig": "devft_jax.config.run_config",
-    "preset": "devft_jax.config.run_config",
+    "preset": "devft_jax.config.presets",
 }
 
 

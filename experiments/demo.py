@@ -29,7 +29,8 @@ from pathlib import Path
 from devft_jax.commands.jax_setup import configure_jax
 from devft_jax.comparing.arms import Costs, nearest
 from devft_jax.comparing.compare import full_model_curve
-from devft_jax.config.run_config import RunConfig, preset
+from devft_jax.config.presets import preset
+from devft_jax.config.run_config import RunConfig
 from devft_jax.errors import InputError
 from devft_jax.files import write_atomically
 from devft_jax.reporting.chart import Level, Line, line_chart

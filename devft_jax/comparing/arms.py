@@ -2,6 +2,7 @@
 
     ALGORITHM                      the algorithm on the full model throughout
     ALGORITHM+GROWTH               the algorithm on a model that grows
+    package.module:ALGORITHM       one's own, as for `--algorithm`; the same for a growth
     ARM:option=value:...           with options of `devft run`; several values are joined by /, as in capacities=2/4/8
     ARM@bytes=ANOTHER              with the rank at which it sends as many bytes, over all rounds, as another arm
     ARM@flops=ANOTHER              with as many rounds as compute what another arm computes
@@ -25,19 +26,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from devft_jax.config.run_config import (
-    MOST_CONFIG_BYTES,
-    RunConfig,
-    config_from_mapping,
-    field_types,
-    option_value,
-    validate,
-)
+from devft_jax.config.files import MOST_CONFIG_BYTES, config_from_mapping
+from devft_jax.config.methods import METHODS, algorithm_of, growth_of, imports, known_method
+from devft_jax.config.run_config import RunConfig, field_types, option_value
+from devft_jax.config.validation import validate
 from devft_jax.config.values import item_kind
 from devft_jax.data import DataOptions
-from devft_jax.developmental import GROWTHS
 from devft_jax.errors import InputError
-from devft_jax.federated.algorithms import ALGORITHMS, algorithm_of
 from devft_jax.federated.options import validate_learning_rate
 from devft_jax.files import checked_path, printable, read_yaml
 from devft_jax.models.architecture import ModelConfig
@@ -47,7 +42,7 @@ from devft_jax.options import closest
 from devft_jax.planning.planner import make_plan
 from devft_jax.reporting.units import BYTES, readable
 from devft_jax.training.checks import check_ranks
-from devft_jax.training.stages import check_composition, named_growth, plan_stages
+from devft_jax.training.stages import check_composition, plan_stages
 from devft_jax.training.submodels import model_path
 
 END_TO_END = "end-to-end"
@@ -98,7 +93,7 @@ class Configured:
 def parse_arm(text: str) -> Arm:
     """An arm from its text; see the module's docstring."""
     head, _, control = text.partition("@")
-    method, *options = head.split(":")
+    method, options = _method_and_options(head)
     algorithm, plus, growth = method.partition("+")
     overrides = {}
     for option in options:
@@ -114,6 +109,18 @@ def parse_arm(text: str) -> Arm:
             f"the arm '{text}' ends in '@{control}'; write @bytes=ARM or @flops=ARM with the name of another arm."
         )
     return _checked(Arm(text, algorithm, growth if plus else END_TO_END, overrides, kind or None, target or None))
+
+
+def _method_and_options(text: str) -> tuple[str, list[str]]:
+    """ALGORITHM+GROWTH, and the options behind it; a name that imports holds a colon itself, package.module:name."""
+    known = {name for names in METHODS.values() for name in names}
+    method, *rest = text.split(":")
+    # A name of the package is whole; behind another stands the name of an object in it.
+    while rest and "=" not in rest[0] and ":" not in method.rpartition("+")[2]:
+        if method.rpartition("+")[2].lower() in known:
+            break
+        method = f"{method}:{rest.pop(0)}"
+    return method, rest
 
 
 def _value(name: str, text: str) -> Any:
@@ -153,7 +160,12 @@ def _arm_of(title: str, value: Any) -> Arm:
 def _checked(arm: Arm) -> Arm:
     """The arm with its algorithm and growth as their names are written, or an `InputError`."""
     found: dict[str, Any] = {}
-    for kind, name, known in (("algorithm", arm.algorithm, ALGORITHMS), ("growth", arm.growth, GROWTHS)):
+    for kind, name in (("algorithm", arm.algorithm), ("growth", arm.growth)):
+        known = METHODS[kind]
+        if imports(name):
+            with _naming(arm.name):
+                found[kind] = known_method(kind, name)
+            continue
         if name.lower() not in known:
             hint = closest(name.lower(), known, f"choose from {', '.join(known)}.")
             raise InputError(f"the arm '{arm.name}' names the {kind} '{name}', which does not exist; {hint}")
@@ -194,7 +206,7 @@ def check_stages(config: RunConfig) -> None:
     architecture = architecture_of(config)
     check_ranks(config, architecture)
     layers = architecture.layers
-    growth = named_growth(config, layers)
+    growth = growth_of(config, layers)
     validate_learning_rate(config, len(plan_stages(config, growth, layers)))
     check_composition(algorithm_of(config), growth.shapes(layers) or ())
 
@@ -220,7 +232,7 @@ class Costs:
             )
         self.config, self.layers = config, plan.architecture.layers
         self.bounded = "bytes_up" in plan.bounded
-        self.growth = named_growth(config, self.layers)
+        self.growth = growth_of(config, self.layers)
         self.rates = {
             name: [getattr(stage, name) / stage.rounds for stage in plan.stages] for name in dict.fromkeys(CONTROLS.values())
         }

@@ -41,10 +41,13 @@ from devft_jax.comparing.arms import (
 from devft_jax.comparing.page import comparison_html
 from devft_jax.comparing.tables import ArmResult, Budget, Comparison, Outcome, Point
 from devft_jax.config.effects import check_arms_effects, check_effects, given_options
-from devft_jax.config.run_config import RunConfig, anchored, identity, to_plain, validate
+from devft_jax.config.files import to_plain
+from devft_jax.config.identity import anchored, identity
+from devft_jax.config.methods import algorithm_of
+from devft_jax.config.run_config import RunConfig
+from devft_jax.config.validation import validate
 from devft_jax.data import check_data_found
 from devft_jax.errors import InputError
-from devft_jax.federated.algorithms import algorithm_of
 from devft_jax.files import as_cell, write_atomically
 from devft_jax.options import path
 from devft_jax.reporting import Progress
@@ -142,7 +145,8 @@ def run_name(config: RunConfig) -> str:
     """The folder of a run: algorithm, growth, seed, and eight digits of what is computed and when it is judged."""
     judged = {name: getattr(config, name) for name in ("rounds", "evaluate_every", "evaluate_full")}
     text = json.dumps({**identity(config), **judged}, sort_keys=True)
-    return f"{config.algorithm}-{config.growth}-s{config.seed}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    name = f"{config.algorithm}-{config.growth}-s{config.seed}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return name.replace(":", ".")
 
 
 # ---- what is asked ---------------------------------------------------------------------------------------------------

@@ -9,7 +9,8 @@ import shlex
 from typing import Any
 
 from devft_jax.config.effects import unread
-from devft_jax.config.run_config import NAMES, PRESETS, RunConfig, field_types, preset
+from devft_jax.config.presets import PRESETS, preset
+from devft_jax.config.run_config import NAMES, RunConfig, field_types
 from devft_jax.config.values import as_words
 from devft_jax.models.lora import resolve_alpha
 

@@ -18,6 +18,7 @@ Options of execution may be given without effect, since it is the machine that d
 resumed, options without effect are not compared.
 """
 
+import functools
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -25,7 +26,9 @@ from typing import Any
 from devft_jax.config.methods import METHODS, readers, record_of
 from devft_jax.config.run_config import NAMES, RunConfig
 from devft_jax.data import DataOptions
+from devft_jax.developmental import NamedGrowth
 from devft_jax.errors import InputError
+from devft_jax.federated.algorithm import Algorithm
 from devft_jax.options import own_fields
 
 DEFAULTS = RunConfig()
@@ -54,9 +57,11 @@ def unread(config: RunConfig, objects: Collection[str] = ()) -> dict[str, Unread
     Args:
       config: of valid values.
       objects: parts of the run that were given as objects, "data", "algorithm" or "growth"; nothing is known of what they
-        read, so an option that may depend on one is not among those found.
+        read, so an option that may depend on one is not among those found. The same holds of a growth of one's own
+        without a record.
     """
-    found = {name: next(_reasons(config, name), None) for name in NAMES if not _parts(name) & set(objects)}
+    silent = {kind for kind in METHODS if record_of(kind, getattr(config, kind)) is None}
+    found = {name: next(_reasons(config, name), None) for name in NAMES if not _parts(name) & {*objects, *silent}}
     return {name: reason for name, reason in found.items() if reason is not None}
 
 
@@ -66,6 +71,8 @@ def _reasons(config: RunConfig, name: str) -> Iterator[Unread]:
     for kind in METHODS:
         chosen = getattr(config, kind)
         method = record_of(kind, chosen)
+        if method is None:
+            continue
         if declared.get("of") == kind and name not in method.reads:
             yield _read_elsewhere(kind, chosen, readers(kind, name), kind)
         if name in method.ignores:
@@ -98,9 +105,16 @@ def _parts(name: str) -> set[str | None]:
     """The parts of a run on which it may depend whether an option is read."""
     declared = DECLARED[name]
     deciders = [*declared.get("when", ()), *([declared["beside"]] if "beside" in declared else [])]
-    ignored = {kind for kind, known in METHODS.items() if any(name in record_of(kind, each).ignores for each in known)}
+    ignored = {kind for kind in METHODS if any(name in record.ignores for record in _records(kind))}
     needed = {need.part for need in declared.get("needs", ())}
     return {declared.get("of"), *map(_part, deciders), *needed, *ignored}
+
+
+@functools.cache
+def _records(kind: str) -> list[Algorithm | NamedGrowth]:
+    """The records of the package's methods."""
+    found = (record_of(kind, each) for each in METHODS[kind])
+    return [record for record in found if record is not None]
 
 
 def listed(words: Collection[str], last: str) -> str:

@@ -6,12 +6,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from devft_jax.config.run_config import RunConfig, stored_config, validate
+from devft_jax.config.files import stored_config
+from devft_jax.config.methods import algorithm_of
+from devft_jax.config.run_config import RunConfig
+from devft_jax.config.validation import validate
 from devft_jax.data.answer_ends import SPLIT_FILE, ends_of_run
 from devft_jax.data.prompts import find_template
 from devft_jax.errors import InputError
 from devft_jax.federated.algorithm import Algorithm
-from devft_jax.federated.algorithms import algorithm_of
 from devft_jax.models.huggingface.folder import CONFIG_FILE
 from devft_jax.models.huggingface.peft.names import ADAPTER_CONFIG_FILE
 from devft_jax.models.huggingface.safetensors import read_json

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from devft_jax.accounting.communication import message_elements, round_messages
+from devft_jax.config.methods import algorithm_of
 from devft_jax.config.run_config import RunConfig
 from devft_jax.developmental.schedule import equal_shares
-from devft_jax.federated.algorithms import algorithm_of
 from devft_jax.models.architecture import ARCHITECTURES, ModelConfig
 
 PAPER_GIGABYTES = {

@@ -24,8 +24,8 @@ import jax
 from devft_jax.accounting.energy import emissions, resolve_joules_per_flop
 from devft_jax.accounting.memory import MemoryTerms, Work
 from devft_jax.accounting.speed import Speed, measured_speed
+from devft_jax.config.files import to_plain as config_to_plain
 from devft_jax.config.run_config import RunConfig
-from devft_jax.config.run_config import to_plain as config_to_plain
 from devft_jax.errors import InputError
 from devft_jax.models.architecture import ModelConfig
 from devft_jax.models.llama import Compute

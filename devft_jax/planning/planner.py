@@ -27,13 +27,14 @@ from devft_jax.accounting.flops import Adaptation, evaluation_flops, training_br
 from devft_jax.accounting.memory import Work, compiled_memory, stage_memory, stage_quantization
 from devft_jax.config.effects import check_effects
 from devft_jax.config.execution import check_model_shards, resolve_clients_per_step, resolve_compute
-from devft_jax.config.run_config import RunConfig, validate
+from devft_jax.config.methods import algorithm_of, growth_of
+from devft_jax.config.run_config import RunConfig
+from devft_jax.config.validation import validate
 from devft_jax.data import length_buckets
 from devft_jax.data.federated_data import clients_by_file
 from devft_jax.developmental import StageShape
 from devft_jax.errors import InputError
 from devft_jax.federated.algorithm import Algorithm
-from devft_jax.federated.algorithms import algorithm_of
 from devft_jax.federated.local import OptimizerOptions, Passes
 from devft_jax.federated.messages import message_bytes, ranks_of
 from devft_jax.federated.options import validate_learning_rate
@@ -49,7 +50,7 @@ from devft_jax.planning.paper import paper_convention
 from devft_jax.planning.plan import Plan, PlanOptions, StagePlan
 from devft_jax.runtime.compiled import CompiledMemory
 from devft_jax.training.checks import check_ranks
-from devft_jax.training.stages import check_composition, named_growth, plan_stages
+from devft_jax.training.stages import check_composition, plan_stages
 from devft_jax.training.submodels import model_path
 
 
@@ -125,7 +126,7 @@ def _with_clients(config: RunConfig, names: Sequence[str] | None) -> RunConfig:
 def _stages(config: RunConfig, architecture: ModelConfig) -> tuple[tuple[StageShape, ...], tuple[int, ...]]:
     """The shape and the rounds of every stage, or `InputError` where they do not fit the model or follow its weights."""
     check_ranks(config, architecture)
-    growth = named_growth(config, architecture.layers)
+    growth = growth_of(config, architecture.layers)
     shapes, rounds = growth.shapes(architecture.layers), plan_stages(config, growth, architecture.layers)
     validate_learning_rate(config, len(rounds))
     if shapes is None:

@@ -7,7 +7,8 @@ reported on as well as a finished one.
 from pathlib import Path
 
 from devft_jax.config.command_line import command_line, nearest_preset, start_of
-from devft_jax.config.run_config import ROOMS, stored_config, to_plain
+from devft_jax.config.files import stored_config, to_plain
+from devft_jax.config.run_config import ROOMS
 from devft_jax.errors import InputError
 from devft_jax.files import checked_path, existing_folder, write_atomically
 from devft_jax.options import identity_fields, option_texts

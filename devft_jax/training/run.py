@@ -19,7 +19,10 @@ import jax
 import numpy as np
 
 from devft_jax.config.effects import check_effects, unread
-from devft_jax.config.run_config import RunConfig, anchored, identity, identity_hash, stored_config, to_plain, validate
+from devft_jax.config.files import stored_config, to_plain
+from devft_jax.config.identity import anchored, identity, identity_hash
+from devft_jax.config.run_config import RunConfig
+from devft_jax.config.validation import validate
 from devft_jax.data import FederatedData, describe, split_record
 from devft_jax.data.answer_ends import ends_of_data
 from devft_jax.developmental import Growth
@@ -76,7 +79,7 @@ class Run:
 
 def default_folder(config: RunConfig) -> Path:
     """runs/<growth>-<algorithm>-<hash of the configuration>."""
-    return Path("runs") / f"{config.growth}-{config.algorithm}-{identity_hash(config)}"
+    return Path("runs") / f"{config.growth}-{config.algorithm}-{identity_hash(config)}".replace(":", ".")
 
 
 def _course(trainer: Trainer, state: State) -> Course:

@@ -12,17 +12,9 @@ a resumed run ends its stages where an uninterrupted one does.
 from collections.abc import Iterable, Sequence
 
 from devft_jax.config.run_config import RunConfig
-from devft_jax.developmental import Growth, StageShape, make_growth
+from devft_jax.developmental import Growth, StageShape
 from devft_jax.errors import InputError
 from devft_jax.federated.algorithm import Algorithm
-
-
-def named_growth(config: RunConfig, num_layers: int) -> Growth:
-    """The growth that a configuration names, for a model of this depth."""
-    try:
-        return make_growth(config, num_layers)
-    except ValueError as error:
-        raise InputError(str(error)) from error
 
 
 def plan_stages(config: RunConfig, growth: Growth, num_layers: int) -> tuple[int, ...]:

@@ -19,7 +19,9 @@ import numpy as np
 from devft_jax.accounting import Adaptation, EnergyMeter, MemoryMeter, energy_summary, training_flops
 from devft_jax.accounting.communication import picked_layers_bytes
 from devft_jax.config.execution import local_devices, resolve_clients_per_step, resolve_compute
-from devft_jax.config.run_config import RunConfig, validate
+from devft_jax.config.methods import algorithm_of, growth_of
+from devft_jax.config.run_config import RunConfig
+from devft_jax.config.validation import validate
 from devft_jax.data import FederatedData, build_federated_data, check_data_found, gather_batch, length_buckets, pool
 from devft_jax.developmental import (
     Growth,
@@ -32,7 +34,6 @@ from devft_jax.errors import InputError, RunError
 from devft_jax.evaluation import HeldOut, Judgement
 from devft_jax.evaluation.judging import Judge
 from devft_jax.federated.algorithm import Algorithm, Clients, same_server
-from devft_jax.federated.algorithms import algorithm_of
 from devft_jax.federated.bank import ClientBank
 from devft_jax.federated.local import OptimizerOptions, choose_passes
 from devft_jax.federated.messages import message_bytes
@@ -63,7 +64,7 @@ from devft_jax.training.fingerprints import base_fingerprint, data_fingerprint
 from devft_jax.training.given import check_given_growth
 from devft_jax.training.hidden_states import HiddenStates
 from devft_jax.training.probe import block_influence, probe_examples
-from devft_jax.training.stages import after_round, check_composition, named_growth, plan_stages
+from devft_jax.training.stages import after_round, check_composition, plan_stages
 from devft_jax.training.state import State, add_round, missed_bytes, new_stage_record
 from devft_jax.training.submodels import Submodels, open_model
 from devft_jax.typing import PyTree
@@ -132,7 +133,7 @@ class Trainer:
         layers = self.model.config.layers
         if growth is not None:
             check_given_growth(growth)
-        self.growth = growth or named_growth(config, layers)
+        self.growth = growth or growth_of(config, layers)
         self.depths = self.growth.depths(layers)
         self.stage_rounds = plan_stages(config, self.growth, layers)
         validate_learning_rate(config, len(self.stage_rounds))

@@ -3,7 +3,8 @@
 import dataclasses
 
 from devft_jax.comparing.tables import ArmResult, Budget, Comparison, Outcome, Point
-from devft_jax.config.run_config import RunConfig, to_plain
+from devft_jax.config.files import to_plain
+from devft_jax.config.run_config import RunConfig
 
 
 def outcome(seed, loss, *, accuracy=0.1, sent=1000, work=10**9, seconds=2.0, folder="runs/x", **more):

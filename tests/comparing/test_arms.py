@@ -18,7 +18,8 @@ from devft_jax.comparing.arms import (
     total_rounds,
     within_bytes,
 )
-from devft_jax.config.run_config import RunConfig, preset
+from devft_jax.config.presets import preset
+from devft_jax.config.run_config import RunConfig
 from devft_jax.errors import InputError
 from devft_jax.planning.planner import make_plan
 

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from devft_jax.commands.run import parse_run
 from devft_jax.config.command_line import command_line, differing, nearest_preset
 from devft_jax.config.effects import check_effects
-from devft_jax.config.run_config import PRESETS, RunConfig, config_from_mapping, preset, to_plain
+from devft_jax.config.files import config_from_mapping, to_plain
+from devft_jax.config.presets import PRESETS, preset
+from devft_jax.config.run_config import RunConfig
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_size=12) | st.text(
     "ab,[]\"'{} -none\\", max_size=8

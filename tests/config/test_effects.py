@@ -12,11 +12,15 @@ from devft_jax.commands.cli import run_command
 from devft_jax.commands.run import parse_run
 from devft_jax.comparing.arms import configure, parse_arm
 from devft_jax.config.effects import DECLARED, check_arms_effects, check_effects
+from devft_jax.config.files import read_config, to_plain
 from devft_jax.config.methods import METHODS, readers, record_of
-from devft_jax.config.run_config import PRESETS, RunConfig, identity_fields, preset, read_config, to_plain, validate
+from devft_jax.config.presets import PRESETS, preset
+from devft_jax.config.run_config import RunConfig
+from devft_jax.config.validation import validate
 from devft_jax.developmental import GROWTHS
 from devft_jax.errors import InputError
 from devft_jax.federated.algorithms import ALGORITHMS
+from devft_jax.options import identity_fields
 from devft_jax.storage import RunFolder
 from devft_jax.training.run import _open_run
 

@@ -5,20 +5,11 @@ import os
 import pytest
 
 from devft_jax.commands.run import parse_run
-from devft_jax.config.run_config import (
-    PRESETS,
-    ROOMS,
-    RunConfig,
-    anchored,
-    config_from_mapping,
-    identity,
-    identity_hash,
-    preset,
-    read_config,
-    stored_config,
-    to_plain,
-    validate,
-)
+from devft_jax.config.files import config_from_mapping, read_config, stored_config, to_plain
+from devft_jax.config.identity import anchored, identity, identity_hash
+from devft_jax.config.presets import PRESETS, preset
+from devft_jax.config.run_config import ROOMS, RunConfig
+from devft_jax.config.validation import validate
 from devft_jax.errors import InputError
 from devft_jax.options import own_fields
 

@@ -7,7 +7,8 @@ import pytest
 
 from devft_jax.commands.run import parse_run
 from devft_jax.comparing.arms import parse_arm
-from devft_jax.config.run_config import RunConfig, config_from_mapping, read_config
+from devft_jax.config.files import config_from_mapping, read_config
+from devft_jax.config.run_config import RunConfig
 from devft_jax.config.values import as_words, convert, from_words
 from devft_jax.errors import InputError
 

@@ -20,7 +20,7 @@ from devft_jax.commands.generate import parse_generate
 from devft_jax.commands.plan import parse_plan
 from devft_jax.commands.run import parse_run
 from devft_jax.comparing.arms import check_arms, parse_arm, read_arms
-from devft_jax.config.run_config import validate
+from devft_jax.config.validation import validate
 from devft_jax.developmental import next_stage
 from devft_jax.federated.algorithms import ALGORITHMS
 from devft_jax.training import submodels as base_model

@@ -8,7 +8,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from devft_jax.config.run_config import identity, preset, validate
+from devft_jax.config.identity import identity
+from devft_jax.config.presets import preset
+from devft_jax.config.validation import validate
 from devft_jax.reporting.table import table
 from devft_jax.storage.records import RunRecord, SecondsRecord
 from devft_jax.training.run import Run

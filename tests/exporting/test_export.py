@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from devft_jax.commands.cli import run_command
-from devft_jax.config.run_config import to_plain
+from devft_jax.config.files import to_plain
 from devft_jax.errors import InputError, RunError
 from devft_jax.exporting.export import export
 from devft_jax.models.architecture import PROJECTIONS

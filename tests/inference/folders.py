@@ -3,7 +3,8 @@
 import json
 from pathlib import Path
 
-from devft_jax.config.run_config import RunConfig, to_plain
+from devft_jax.config.files import to_plain
+from devft_jax.config.run_config import RunConfig
 from devft_jax.models.architecture import ModelConfig
 from devft_jax.models.huggingface.peft.writing import export_peft
 from devft_jax.models.huggingface.writing import save_pretrained

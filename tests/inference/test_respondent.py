@@ -7,7 +7,8 @@ import shutil
 import jax
 import pytest
 
-from devft_jax.config.run_config import RunConfig, to_plain
+from devft_jax.config.files import to_plain
+from devft_jax.config.run_config import RunConfig
 from devft_jax.data import Record, tokenize
 from devft_jax.data.encoding import prompt_tokens
 from devft_jax.data.prompts import prompt_text

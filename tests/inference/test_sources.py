@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from devft_jax.config.run_config import RunConfig, to_plain
+from devft_jax.config.files import to_plain
+from devft_jax.config.run_config import RunConfig
 from devft_jax.errors import InputError
 from devft_jax.inference.sources import kind_of, read_run
 

@@ -15,7 +15,8 @@ import torch
 from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from devft_jax.config.run_config import RunConfig, to_plain
+from devft_jax.config.files import to_plain
+from devft_jax.config.run_config import RunConfig
 from devft_jax.exporting.export import export
 from devft_jax.models.adapter import Adapter
 from devft_jax.models.architecture import PROJECTIONS, ModelConfig

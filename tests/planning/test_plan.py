@@ -9,7 +9,8 @@ from devft_jax.accounting.energy import resolve_joules_per_flop
 from devft_jax.accounting.memory import MemoryTerms
 from devft_jax.commands.cli import run_command
 from devft_jax.commands.plan import parse_plan
-from devft_jax.config.run_config import RunConfig, preset
+from devft_jax.config.presets import preset
+from devft_jax.config.run_config import RunConfig
 from devft_jax.errors import InputError
 from devft_jax.models.architecture import ARCHITECTURES
 from devft_jax.models.huggingface.families import config_fields

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from devft_jax.config.run_config import RunConfig, to_plain
+from devft_jax.config.files import to_plain
+from devft_jax.config.run_config import RunConfig
 from devft_jax.developmental import geometric_schedule
 from devft_jax.storage.records import CompiledAheadRecord, SecondsRecord
 from tests import run_records

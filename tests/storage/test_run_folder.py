@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from devft_jax.config.run_config import RunConfig, to_plain
+from devft_jax.config.files import to_plain
+from devft_jax.config.run_config import RunConfig
 from devft_jax.errors import InputError
 from devft_jax.storage import RUN, Rows, RunFolder
 from devft_jax.storage.rows import save_rows

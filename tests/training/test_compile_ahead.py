@@ -5,8 +5,9 @@ import dataclasses
 import jax
 import pytest
 
+from devft_jax.config.methods import algorithm_of
 from devft_jax.developmental import Growth, LayerMap
-from devft_jax.federated.algorithms import ALGORITHMS, algorithm_of
+from devft_jax.federated.algorithms import ALGORITHMS
 from devft_jax.reporting import Progress
 from devft_jax.runtime.compiled import CompiledPrograms
 from devft_jax.storage.records import CompiledAheadRecord

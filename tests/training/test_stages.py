@@ -4,10 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from devft_jax.config.methods import growth_of
 from devft_jax.config.run_config import RunConfig
 from devft_jax.developmental import DevFT, Growth
 from devft_jax.errors import InputError
-from devft_jax.training.stages import after_round, has_flattened, named_growth, plan_stages
+from devft_jax.training.stages import after_round, has_flattened, plan_stages
 
 
 class Silent(Growth):
@@ -40,7 +41,7 @@ def test_rounds_that_do_not_fit_the_stages_are_refused(options, growth, words):
 
 def test_a_growth_that_does_not_fit_the_model_is_an_input_error():
     with pytest.raises(InputError, match="beyond the model's 8 layers"):
-        named_growth(dataclasses.replace(RunConfig(), capacities=(4, 16)), 8)
+        growth_of(dataclasses.replace(RunConfig(), capacities=(4, 16)), 8)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +57,7 @@ def test_a_growth_that_does_not_fit_the_model_is_an_input_error():
     ],
 )
 def test_a_schedule_names_the_capacities(options, capacities):
-    growth = named_growth(RunConfig(**options), 32)
+    growth = growth_of(RunConfig(**options), 32)
     assert growth.capacities == capacities
     assert growth.eigengap == (options.get("capacity_schedule") == "eigengap")
 
@@ -108,7 +109,7 @@ def test_progfed_gives_the_first_stages_half_a_share():
         ({"stages": 3, "warmup_rounds": 5, "rounds": 310}, (50, 5, 50, 5, 200)),
     ):
         config = RunConfig(**{**progfed, **options})
-        assert plan_stages(config, named_growth(config, 32), 32) == expected
+        assert plan_stages(config, growth_of(config, 32), 32) == expected
     short = RunConfig(growth="progfed", rounds=9, warmup_rounds=1)
     with pytest.raises(InputError, match="rounds 9 leaves a stage of progfed without a round: use 11 or more"):
-        plan_stages(short, named_growth(short, 32), 32)
+        plan_stages(short, growth_of(short, 32), 32)

@@ -4,7 +4,6 @@
 other, and what could be reached if their data lay in one place.
 """
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -26,7 +25,6 @@ from devft_jax.federated.algorithms.local_only import local_only
 from devft_jax.federated.algorithms.options import ClientRankOptions
 from devft_jax.federated.algorithms.scaffold import scaffold
 from devft_jax.federated.algorithms.server_optimizers import ServerOptimizerOptions, fedadagrad, fedadam, fedavgm, fedyogi
-from devft_jax.options import room_of
 
 OPTIONS = (
     FedProxOptions,
@@ -77,16 +75,3 @@ ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
     "local-only": local_only,
     "central": central,
 }
-
-
-def algorithm_of(config: MethodConfig) -> Algorithm:
-    """The algorithm that a configuration names: for equal options the same record, so that what it compiles is shared.
-
-    It sees a method's options alone, of a configuration that has more. Raises `InputError` for options that do not fit it.
-    """
-    return _made(ALGORITHMS[config.algorithm], room_of(MethodConfig, config))
-
-
-@functools.lru_cache(maxsize=64)
-def _made(make: Callable[..., Algorithm], options: MethodConfig) -> Algorithm:
-    return make(options)

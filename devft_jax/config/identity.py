@@ -1,0 +1,41 @@
+"""The identity of a run: the values that decide what is computed, which a run that is resumed must agree on."""
+
+import dataclasses
+import hashlib
+import json
+from typing import Any
+
+from devft_jax.config.files import to_plain
+from devft_jax.config.run_config import RunConfig
+from devft_jax.data.sources import named_from_anywhere as data_from_anywhere
+from devft_jax.files import checked_path, whole_path
+from devft_jax.models.huggingface.folder import named_from_anywhere as model_from_anywhere
+from devft_jax.options import identity_fields
+
+
+def anchored(config: RunConfig) -> RunConfig:
+    """The configuration with every local file and folder named by its whole path, so that it holds wherever one stands."""
+    changes: dict[str, Any] = {}
+    for name in ("data", "test_data", "probe_data"):
+        value = getattr(config, name)
+        if value is not None:
+            named = data_from_anywhere(value) if isinstance(value, str) else tuple(map(data_from_anywhere, value))
+            changes[name] = named
+    if config.model != "bundled":
+        changes["model"] = model_from_anywhere(config.model)
+    for name in ("out", "cache_dir"):
+        if getattr(config, name) is not None:
+            changes[name] = str(whole_path(checked_path(getattr(config, name), name)))
+    return dataclasses.replace(config, **changes)
+
+
+def identity(config: RunConfig) -> dict[str, Any]:
+    """The plain values that decide what is computed; `rounds` may grow on resume and is treated apart."""
+    plain = to_plain(anchored(config))
+    return {name: plain[name] for name in identity_fields(config) if name != "rounds"}
+
+
+def identity_hash(config: RunConfig) -> str:
+    """Eight hexadecimal digits of the identity and the rounds, for default folder names."""
+    text = json.dumps({**identity(config), "rounds": config.rounds}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -1,0 +1,79 @@
+"""What can be known to be wrong with a configuration before model and data are read.
+
+Values are checked from the options' declarations; what is written here are the relations between options.
+"""
+
+import types
+import typing
+from typing import Any, Literal
+
+from devft_jax.config.execution import validate_execution
+from devft_jax.config.methods import METHODS, algorithm_of, imports, known_method
+from devft_jax.config.run_config import RunConfig, field_types
+from devft_jax.config.values import MOST_ITEMS, readable
+from devft_jax.data import validate_data
+from devft_jax.developmental import validate_capacities
+from devft_jax.errors import InputError
+from devft_jax.federated.options import validate_learning_rate
+from devft_jax.models.lora import validate_lora
+from devft_jax.models.quantization import validate_quantization
+from devft_jax.options import check_options, check_paths
+
+MOST_TRAININGS = 10**7
+"""Clients of all rounds together, each counted in every round that it takes part in."""
+
+
+def validate_types(config: RunConfig) -> None:
+    """Raise `InputError` for a value of another type than its option's, or a list that is too long."""
+    for name, annotation in field_types().items():
+        value = getattr(config, name)
+        if not _matches(value, annotation):
+            raise InputError(f"{name} {value!r} is not {readable(annotation)}; correct it.")
+        if isinstance(value, tuple) and len(value) > MOST_ITEMS:
+            raise InputError(f"{name} has {len(value):,} values; give {MOST_ITEMS:,} or fewer.")
+
+
+def validate(config: RunConfig) -> None:
+    """Raise `InputError` for anything that can be known to be wrong before model and data are read."""
+    validate_types(config)
+    check_paths(config)
+    for kind in METHODS:
+        known_method(kind, getattr(config, kind))
+    check_options(config)
+    validate_data(config)
+    validate_quantization(config)
+    validate_lora(config)
+    validate_learning_rate(config)
+    validate_execution(config)
+    trainings = config.rounds * config.clients_per_round
+    if trainings > MOST_TRAININGS:
+        raise InputError(
+            f"rounds {config.rounds} of clients_per_round {config.clients_per_round} are {trainings:,} trainings of a "
+            f"client; use {MOST_TRAININGS:,} or less."
+        )
+    if config.capacities is not None:
+        try:
+            validate_capacities(config.capacities)
+        except ValueError as error:
+            raise InputError(str(error)) from error
+        if config.growth == "devft":
+            validate_learning_rate(config, len(config.capacities))
+    if imports(config.algorithm):
+        algorithm_of(config)
+    if config.capacity_schedule == "eigengap" and config.growth != "devft":
+        raise InputError(f"capacity_schedule 'eigengap' is of growth devft, not {config.growth}; use geometric or linear.")
+
+
+def _matches(value: Any, annotation: Any) -> bool:
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return any(_matches(value, argument) for argument in arguments)
+    if origin is Literal:
+        return value in arguments
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_matches(item, arguments[0]) for item in value)
+    if origin is not None:
+        return isinstance(value, origin)
+    if isinstance(value, bool):
+        return annotation is bool
+    return isinstance(value, (int, float) if annotation is float else annotation)
