@@ -147,7 +147,8 @@ def check_arms_effects(common: RunConfig, arms: Mapping[str, tuple[RunConfig, Co
     """Raise `InputError` for an option that an arm was given and does not read, or that all were and none reads.
 
     Args:
-      common: what the arms share. arms: by name, each one's configuration and the names of the options of its own.
+      common: what the arms share.
+      arms: by name, each one's configuration and the names of the options of its own.
     """
     lacking = {name: unread(config) for name, (config, _) in arms.items()}
     for arm, (config, own) in arms.items():
