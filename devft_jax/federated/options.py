@@ -32,7 +32,7 @@ class FederatedOptions:
     """Clients, rounds and messages."""
 
     algorithm: str = "fedit"
-    """Federated algorithm, see `devft list`."""
+    """Federated algorithm: a name of `devft list`, or one of your own as package.module:name."""
     rounds: int = option(40, at_least=1, at_most=10**5, needs=[STAGES_AGREE])
     """Federated rounds of all stages together."""
     clients_per_round: int = option(2, at_least=1, at_most=10**6)

@@ -1,5 +1,6 @@
 """What a run needs of its model and its data, checked before anything is compiled."""
 
+from devft_jax.config.methods import algorithm_of
 from devft_jax.data import FederatedData
 from devft_jax.errors import InputError
 from devft_jax.federated.algorithms import MethodConfig
@@ -10,15 +11,15 @@ from devft_jax.reporting import Progress
 
 def check_ranks(config: MethodConfig, model: ModelConfig) -> None:
     """Raise `InputError` for ranks that no update of the model's weights can have."""
-    if config.algorithm == "c2a":
-        if config.hyper_rank > model.width:
-            raise InputError(
-                f"hyper_rank {config.hyper_rank} exceeds {model.width}, the model's width, of which it is a bottleneck; use "
-                f"{model.width} or less."
-            )
-        return
-    check_rank(model, config.targets, config.rank)
-    if config.client_ranks is not None:
+    algorithm = algorithm_of(config)
+    if "hyper_rank" in algorithm.reads and config.hyper_rank > model.width:
+        raise InputError(
+            f"hyper_rank {config.hyper_rank} exceeds {model.width}, the model's width, of which it is a bottleneck; use "
+            f"{model.width} or less."
+        )
+    if "rank" not in algorithm.ignores:
+        check_rank(model, config.targets, config.rank)
+    if "client_ranks" in algorithm.reads and config.client_ranks is not None:
         check_rank(model, config.targets, max(config.client_ranks), "client_ranks")
 
 
