@@ -341,7 +341,7 @@ class _Runs:
 
     def _supervise(self, command: Sequence[str], log: Path) -> int:
         """The exit code of a process whose output goes to a file; a stop is passed on to it, and it ends its round."""
-        sources = str(Path(__file__).resolve().parents[1])
+        sources = str(Path(__file__).resolve().parents[2])
         paths = [sources, *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
         # An older one is removed, not written over: it could be a link.

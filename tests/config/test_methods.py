@@ -246,7 +246,7 @@ def test_a_run_is_resumed_exported_and_replayed_by_its_name(folder, word_tokeniz
     assert len(json.loads((folder / "out" / "summary.json").read_text())["stages"]) == 2
     assert run_command(["run", *words, "--rounds", "3"]) == 0
     assert run_command(["export", "out", "--form", "merged", "--out", "merged"]) == 0
-    assert run_command(["replay", "out", "--client", "client_0", "--round", "1"]) == 0
+    assert run_command(["replay", "out", "--client", "client_0", "--round", "3"]) == 0
     assert run_command(["generate", "out", "--prompt", "a", "--max-new-tokens", "2"]) == 0
     capsys.readouterr()
     # From elsewhere the module is not found, and that is said.
