@@ -78,7 +78,7 @@ def test_devices_are_whole_groups_of_shards(devices, shards, sentence):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"dtype": "float16"}, "dtype 'float16' is unknown; choose from auto, float32, bfloat16 (did you mean 'bfloat16'?)."),
+        ({"dtype": "int8"}, "dtype 'int8' is unknown; choose from auto, float32, bfloat16."),
         ({"remat": "some"}, "remat 'some' is unknown; choose from auto, none, full, dots."),
         ({"devices": 0}, "devices 0 is not positive; use 1 or more."),
         ({"model_shards": 0}, "model_shards 0 is not positive; use 1 or more."),
