@@ -107,12 +107,12 @@ def _export_run(request: Request) -> Exported:
     ends = run.ends(lambda: load_tokenizer(model_folder(base)))
     full = request.form in FULL_FORMS
     with RunFolder(run.folder).reading() as folder:
-        rounds = folder.last_rounds()
+        rounds = folder.checkpoints.last_rounds()
         if not rounds and request.stage is None and full and (run.adapter_folder / ADAPTER_CONFIG_FILE).is_file():
             adapter = import_peft(run.adapter_folder, read_config(model_folder(base) / CONFIG_FILE))
             return _write_full(request, run, base, adapter, f"the adapter of {run.folder} as it finished", None, ends)
         chosen = chosen_round(folder, rounds, request.stage)
-        total = sum(folder.read_record(max(rounds.values())).totals.stage_rounds)
+        total = sum(folder.checkpoints.read_record(max(rounds.values())).totals.stage_rounds)
         saved = read_saved(folder, chosen, run, read_config(model_folder(base) / CONFIG_FILE), position)
     when = f"of {run.folder} after round {chosen} of {total}"
     if request.client is not None:

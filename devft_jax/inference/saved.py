@@ -50,7 +50,7 @@ def chosen_round(folder: RunFolder, rounds: Mapping[int, int], stage: int | None
 
     Args:
       folder: the run's.
-      rounds: the round of each stage's newest checkpoint, by the stage from 0 (`RunFolder.last_rounds`).
+      rounds: the round of each stage's newest checkpoint, by the stage from 0 (`Checkpoints.last_rounds`).
       stage: from 1; None for the newest checkpoint of all.
 
     Raises:
@@ -61,7 +61,7 @@ def chosen_round(folder: RunFolder, rounds: Mapping[int, int], stage: int | None
     newest = max(rounds.values())
     if stage is None:
         return _not_in_place_of_a_damaged_one(folder, newest)
-    record = folder.read_record(newest)
+    record = folder.checkpoints.read_record(newest)
     stages = len(record.totals.stage_rounds)
     if not 1 <= stage <= stages:
         raise InputError(f"stage {stage} is outside 1 to {stages}, the stages of the run in {folder.path}.")
@@ -77,9 +77,9 @@ def chosen_round(folder: RunFolder, rounds: Mapping[int, int], stage: int | None
 
 def _not_in_place_of_a_damaged_one(folder: RunFolder, chosen: int) -> int:
     """The round, or `InputError` where the checkpoint after it cannot be read and may be the one that is wanted."""
-    after = folder.checkpoint_after(chosen)
+    after = folder.checkpoints.after(chosen)
     if after is not None:
-        folder.read_record(after)
+        folder.checkpoints.read_record(after)
     return chosen
 
 
@@ -99,7 +99,7 @@ def read_saved(
       InputError: the checkpoint cannot be read, or is of another model.
     """
     algorithm, config = run.algorithm, run.config
-    record = folder.read_record(round_index)
+    record = folder.checkpoints.read_record(round_index)
     key = run_key(config.seed, Purpose.INITIALISATION)
     # How many clients there are matters only for what clients keep.
     clients = Clients(1 if algorithm.personal is None else len(run.client_names()))
@@ -108,7 +108,7 @@ def read_saved(
         return algorithm.init_server(key, architecture, clients)
 
     like = stage_shapes(algorithm, init_server, record, clients=clients.size, layers=architecture.layers)
-    arrays = jax.tree.map(jnp.asarray, jax.device_get(folder.read_some_arrays(round_index, like)))
+    arrays = jax.tree.map(jnp.asarray, jax.device_get(folder.checkpoints.read_some_arrays(round_index, like)))
     full, server, layer_map = (arrays[name] for name in ("full", "server", "layer_map"))
     deep = algorithm.transfer(full, server, layer_map, config.transfer)
     if algorithm.personal is None:

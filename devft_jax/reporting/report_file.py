@@ -55,7 +55,7 @@ def read_story(path: str | Path) -> Story:
     if config is None or split is None:
         raise InputError(f"{folder.path} holds no run; name a folder that `devft run` wrote.")
     # A run under way may go on between these two: its record is read last, and knows all stages of the rounds read.
-    rows, cut_off = folder.read_metrics_so_far()
+    rows, cut_off = folder.metrics.read_so_far()
     under_way = folder.read_under_way()
     record = folder.read_summary() if under_way is None else under_way
     if record is None or not rows:

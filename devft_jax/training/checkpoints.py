@@ -38,7 +38,7 @@ def save_state(folder: RunFolder, state: State) -> None:
         # Rows go through the stages that they have sat out when they are next used.
         arrays["maps"] = state.bank.maps
         record.maps = [[layer_map.num_groups, layer_map.bare] for layer_map in state.bank.maps]
-    folder.save_checkpoint(state.round, arrays, record, bank=None if state.bank.empty else state.bank.save)
+    folder.checkpoints.save(state.round, arrays, record, bank=None if state.bank.empty else state.bank.save)
 
 
 def stage_shapes(
@@ -59,8 +59,10 @@ def restore_bank(folder: RunFolder, round_index: int, bank: ClientBank, arrays: 
     if bank.empty:
         bank.enter(arrays["layer_map"])
         return
-    with folder.restoring(round_index):
-        bank.restore(folder.bank_path(round_index), [dataclasses.replace(each, align=align) for each in arrays["maps"]])
+    with folder.checkpoints.restoring(round_index):
+        bank.restore(
+            folder.checkpoints.bank_path(round_index), [dataclasses.replace(each, align=align) for each in arrays["maps"]]
+        )
 
 
 def read_state(
@@ -80,7 +82,9 @@ def read_state(
       bank: in which no client has a row yet. align: whether factors are aligned where layers are fused.
     """
     shapes = stage_shapes(algorithm, init_server, record, clients=clients, layers=layers)
-    arrays = folder.read_arrays(record.round, {**shapes, "last_round": jax.ShapeDtypeStruct((clients,), np.int32)})
+    arrays = folder.checkpoints.read_arrays(
+        record.round, {**shapes, "last_round": jax.ShapeDtypeStruct((clients,), np.int32)}
+    )
     restore_bank(folder, record.round, bank, arrays, align=align)
     return State(
         full=arrays["full"],

@@ -152,7 +152,7 @@ def _work(
         if due and not last_of_stage:
             _evaluate(trainer, state, row)
         began = time.perf_counter()
-        folder.append_metrics(row)
+        folder.metrics.append(row)
         folder.write_under_way(trainer.summary(state))
         rounds = [each.seconds for each in history if each.stage == state.stage]
         others = saving / max(1, state.round - 1 - began_at)
@@ -211,7 +211,7 @@ def _open_run(config: RunConfig, folder: RunFolder, objects: dict[str, str]) -> 
                 f"out {folder.path} holds another run: its {name} is {stored.get(name)!r}, not "
                 f"{mine.get(name)!r}; name another folder, or give the same options{where} to resume."
             )
-    return folder.latest_round()
+    return folder.checkpoints.latest_round()
 
 
 def _anchored_paths(stored: dict[str, Any]) -> dict[str, Any]:
@@ -228,7 +228,7 @@ def _anchored_paths(stored: dict[str, Any]) -> dict[str, Any]:
 
 def _refuse_lost_checkpoints(folder: RunFolder) -> None:
     """Raise `InputError` where a run without a checkpoint had one, so that beginning anew would lose what it learned."""
-    rounds = max((row.round for row in folder.read_metrics()), default=0)
+    rounds = max((row.round for row in folder.metrics.read()), default=0)
     every = (folder.read_json("config.json") or {}).get("checkpoint_every")
     # As many a run may have trained that was stopped before its first checkpoint.
     unsaved = every if type(every) is int else rounds
@@ -312,7 +312,7 @@ def _trained(config: RunConfig, stop: StopRequest, progress: Progress, **given: 
         trainer = Trainer(config, **given, progress=progress, scratch=folder.path)
         at_end.callback(trainer.programs.close)
         checkpoint = _open_run(config, folder, objects)
-        for empty in folder.empty_rounds():
+        for empty in folder.checkpoints.empty_rounds():
             progress.warn(f"the checkpoint of round {empty} in {folder.path} is empty and passed over.")
         summary = _finished_summary(trainer, folder, checkpoint)
         if summary is not None:
@@ -325,13 +325,13 @@ def _trained(config: RunConfig, stop: StopRequest, progress: Progress, **given: 
             # What is wrong with a first state is found before anything is written.
             state = trainer.begin()
             folder.write_json("config.json", described)
-            history = folder.cut_metrics(0)
+            history = folder.metrics.cut(0)
             _write_split(trainer, folder, anew=True)
             _say_base(progress, state)
         else:
             state = trainer.resume(folder, checkpoint)
             folder.write_json("config.json", described)
-            history = folder.cut_metrics(checkpoint)
+            history = folder.metrics.cut(checkpoint)
             _write_split(trainer, folder, anew=False)
             folder.write_under_way(trainer.summary(state))
             progress.say(f"resuming {folder.path} after round {checkpoint}")
@@ -391,7 +391,7 @@ def _untouched(trainer: Trainer, folder: RunFolder, checkpoint: int | None, summ
             _write_adapter(trainer, folder, adapter)
     elif _is_whole(exported):
         adapter = import_peft(exported, trainer.model.config)
-    history = folder.read_metrics()
+    history = folder.metrics.read()
     _write_split(trainer, folder, anew=False)
     if not _holds_something(folder.path / "report.html"):
         _report(progress, folder)
@@ -502,16 +502,16 @@ def replay(path: str | Path, *, client: str, round: int, progress: Progress | No
             raise InputError(f"client '{client}' is not one of the run's: {', '.join(names[:8])}, ...")
         if not 1 <= round <= total:
             raise InputError(f"round {round} is outside 1 to {total}.")
-        latest = folder.latest_round()
-        lengthened = 0 if latest is None else folder.read_record(latest).totals.lengthened_after
+        latest = folder.checkpoints.latest_round()
+        lengthened = 0 if latest is None else folder.checkpoints.read_record(latest).totals.lengthened_after
         if round <= lengthened:
             raise InputError(
                 f"round {round} belongs to the run as it was before it was lengthened after round {lengthened}; "
                 "only later rounds can be replayed."
             )
-        checkpoint = folder.checkpoint_before(round)
+        checkpoint = folder.checkpoints.before(round)
         state = trainer.begin() if checkpoint is None else trainer.resume(folder, checkpoint)
-        history = [row for row in folder.read_metrics() if row.round <= state.round]
+        history = [row for row in folder.metrics.read() if row.round <= state.round]
     while _advance(trainer, state, history) and state.round < round - 1:
         _round(trainer, state, history)
     member, batches = trainer.prepare_client(state, names.index(client))

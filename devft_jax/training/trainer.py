@@ -327,8 +327,8 @@ class Trainer:
 
     def resume(self, folder: RunFolder, round_index: int) -> State:
         """The state of a checkpoint, with the stage's submodel rebuilt from its LayerMap."""
-        folder.check(round_index)
-        record = folder.read_record(round_index)
+        folder.checkpoints.check(round_index)
+        record = folder.checkpoints.read_record(round_index)
         totals, done = record.totals, record.round
         found = {"data": data_fingerprint(self.data), "base": base_fingerprint(self.model.base)}
         for name, before in (("data", totals.data), ("base", totals.base)):

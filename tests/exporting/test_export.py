@@ -86,7 +86,7 @@ def command(*words) -> int:
 
 def test_a_run_keeps_the_last_checkpoint_of_every_stage(finished):
     with RunFolder(finished.folder) as folder:
-        assert folder.last_rounds() == {0: 3, 1: 6}
+        assert folder.checkpoints.last_rounds() == {0: 3, 1: 6}
     assert {path.name for path in (finished.folder / "checkpoints").iterdir()} == {"3", "5", "6"}
 
 

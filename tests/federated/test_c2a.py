@@ -188,7 +188,7 @@ def test_a_run_goes_on_bit_for_bit(config, tmp_path, growth, capfd):
     assert run.adapter.hyper.network.gate != 0
     assert run.summary.final_loss != run.summary.base_loss
     with RunFolder(run.folder) as folder:
-        assert folder.latest_round() == 2
+        assert folder.checkpoints.latest_round() == 2
     shutil.rmtree(run.folder / "checkpoints" / "2")
     again = train(chosen, progress=QUIET)
     assert_identical(again.adapter, run.adapter)

@@ -1,5 +1,6 @@
 """Which checkpoints a run keeps, and how a part of one is read."""
 
+import functools
 import json
 import os
 import shutil
@@ -27,7 +28,7 @@ def of_checkpoint(round_index: int, stage: int, lengthened_after: int = 0):
 
 def save(folder: RunFolder, round_index: int, stage: int, lengthened_after: int = 0) -> None:
     arrays = jax.tree.map(lambda leaf: leaf + round_index, ARRAYS)
-    folder.save_checkpoint(round_index, arrays, of_checkpoint(round_index, stage, lengthened_after))
+    folder.checkpoints.save(round_index, arrays, of_checkpoint(round_index, stage, lengthened_after))
 
 
 def kept(folder: RunFolder) -> set[int]:
@@ -47,13 +48,13 @@ def test_the_newest_two_and_the_last_of_every_stage_are_kept(tmp_path_factory, s
                 save(folder, round_index, stage)
                 saved.append(round_index)
                 last = {stages[index - 1]: index for index in saved}
-                assert folder.last_rounds() == last
+                assert folder.checkpoints.last_rounds() == last
                 assert kept(folder) == {*saved[-2:], *last.values()}
-                assert folder.latest_round() == round_index
+                assert folder.checkpoints.latest_round() == round_index
                 asked = data.draw(st.integers(1, len(stages) + 1))
-                assert folder.checkpoint_before(asked) == max((r for r in kept(folder) if r < asked), default=None)
+                assert folder.checkpoints.before(asked) == max((r for r in kept(folder) if r < asked), default=None)
     with RunFolder(path) as again:
-        assert again.last_rounds() == last
+        assert again.checkpoints.last_rounds() == last
 
 
 def test_another_process_keeps_them_too(tmp_path):
@@ -76,7 +77,7 @@ def test_a_half_removed_checkpoint_is_removed(tmp_path):
             save(folder, round_index, 0)
     (tmp_path / "checkpoints" / "1" / "record.json").unlink()
     with RunFolder(tmp_path) as folder:
-        assert folder.last_rounds() == {0: 2}
+        assert folder.checkpoints.last_rounds() == {0: 2}
         for round_index in (3, 4):
             save(folder, round_index, 1)
         assert kept(folder) == {2, 3, 4}
@@ -86,16 +87,16 @@ def test_a_part_of_a_checkpoint(tmp_path):
     like = {"full": jax.eval_shape(lambda: ARRAYS["full"])}
     with RunFolder(tmp_path) as folder:
         save(folder, 7, 0)
-        part = folder.read_some_arrays(7, like)
+        part = folder.checkpoints.read_some_arrays(7, like)
         assert part.keys() == {"full"}
         np.testing.assert_array_equal(part["full"]["a"], ARRAYS["full"]["a"] + 7)
-        np.testing.assert_array_equal(folder.read_arrays(7, ARRAYS)["bank"]["seen"], np.full(5, 7.0))
+        np.testing.assert_array_equal(folder.checkpoints.read_arrays(7, ARRAYS)["bank"]["seen"], np.full(5, 7.0))
         other = {"full": {"a": jax.ShapeDtypeStruct((4, 2), jnp.float32)}}
         with pytest.raises(InputError, match=r"is of a model of other shapes \(full\.a is \(3, 2\), not \(4, 2\)\)"):
-            folder.read_some_arrays(7, other)
+            folder.checkpoints.read_some_arrays(7, other)
     shutil.rmtree(tmp_path / "checkpoints" / "7" / "arrays")
     with RunFolder(tmp_path) as folder, pytest.raises(InputError, match="cannot be read"):
-        folder.read_some_arrays(7, like)
+        folder.checkpoints.read_some_arrays(7, like)
 
 
 def some_bank(path):
@@ -110,8 +111,8 @@ def saved(tmp_path_factory):
     path = tmp_path_factory.mktemp("saved")
     with RunFolder(path) as folder:
         for round_index in (1, 2):
-            folder.append_metrics(round_record(round=round_index, loss=0.1 + round_index))
-            folder.save_checkpoint(round_index, ARRAYS, of_checkpoint(round_index, 0), some_bank)
+            folder.metrics.append(round_record(round=round_index, loss=0.1 + round_index))
+            folder.checkpoints.save(round_index, ARRAYS, of_checkpoint(round_index, 0), some_bank)
     return path
 
 
@@ -142,12 +143,13 @@ def test_every_byte_that_a_resume_reads_is_checked(saved, tmp_path, harm):
         shutil.copytree(saved, copy)
         HARMS[harm](copy / name)
         with RunFolder(copy) as folder:
-            for read in (folder.check, folder.read_record, lambda at, of=folder: of.read_arrays(at, ARRAYS)):
+            stored = folder.checkpoints
+            for read in (stored.check, stored.read_record, functools.partial(stored.read_arrays, like=ARRAYS)):
                 with pytest.raises(
                     InputError, match=r"checkpoints/2 cannot be read \(.*\); delete it to go on from round 1"
                 ):
                     read(2)
-            folder.check(1)
+            folder.checkpoints.check(1)
 
 
 def test_a_flip_of_any_bit_of_the_digests_is_noticed(saved, tmp_path):
@@ -159,20 +161,20 @@ def test_a_flip_of_any_bit_of_the_digests_is_noticed(saved, tmp_path):
         for bit in range(8):
             file.write_bytes(content[:place] + bytes([content[place] ^ (1 << bit)]) + content[place + 1 :])
             with RunFolder(tmp_path / "a") as folder, pytest.raises(InputError, match="to go on from round 1"):
-                folder.check(2)
+                folder.checkpoints.check(2)
 
 
 def test_a_pipe_in_a_checkpoint_is_not_waited_for(saved, tmp_path):
     shutil.copytree(saved, tmp_path / "a")
     os.mkfifo(tmp_path / "a" / "checkpoints" / "2" / "more")
     with RunFolder(tmp_path / "a") as folder, pytest.raises(InputError, match="more is no regular file"):
-        folder.check(2)
+        folder.checkpoints.check(2)
 
 
 def test_who_reads_makes_nothing_and_keeps_writers_out(saved, tmp_path):
     shutil.copytree(saved, tmp_path / "a", ignore=shutil.ignore_patterns(".lock"))
     with RunFolder(tmp_path / "a").reading() as folder:
-        assert folder.latest_round() == 2
+        assert folder.checkpoints.latest_round() == 2
     assert not (tmp_path / "a" / ".lock").exists()
     one, other = (RunFolder(tmp_path / "a") for _ in range(2))
     with one, pytest.raises(InputError, match="is in use by a run; wait for it"), other.reading():
@@ -184,8 +186,9 @@ def test_who_reads_makes_nothing_and_keeps_writers_out(saved, tmp_path):
 def test_what_is_whole_is_accepted(saved):
     with RunFolder(saved) as folder:
         for round_index in (1, 2):
-            folder.check(round_index)
-            np.testing.assert_array_equal(folder.read_arrays(round_index, ARRAYS)["full"]["a"], ARRAYS["full"]["a"])
+            folder.checkpoints.check(round_index)
+            arrays = folder.checkpoints.read_arrays(round_index, ARRAYS)
+            np.testing.assert_array_equal(arrays["full"]["a"], ARRAYS["full"]["a"])
 
 
 def test_metrics_of_saved_rounds_are_checked_and_later_ones_are_not(saved, tmp_path):
@@ -193,16 +196,16 @@ def test_metrics_of_saved_rounds_are_checked_and_later_ones_are_not(saved, tmp_p
     lines = (saved / "metrics.jsonl").read_text().splitlines(keepends=True)
     with RunFolder(tmp_path / "a") as folder:
         (folder.path / "metrics.jsonl").write_text("".join(lines) + '{"round": 3, "stage": 0}\n{"rou')
-        folder.check(2)
+        folder.checkpoints.check(2)
         (folder.path / "metrics.jsonl").write_text(lines[0] + lines[1].replace("2.1", "2.2"))
         with pytest.raises(
             InputError, match=r"metrics.jsonl is not what it was .*delete \S+checkpoints/2 to go on from round 1"
         ):
-            folder.check(2)
-        folder.check(1)
+            folder.checkpoints.check(2)
+        folder.checkpoints.check(1)
         (folder.path / "metrics.jsonl").unlink()
         with pytest.raises(InputError, match=r"metrics.jsonl is not what it was .*start again in another folder"):
-            folder.check(2)
+            folder.checkpoints.check(2)
 
 
 def test_the_way_on_passes_over_what_is_damaged_too(saved, tmp_path):
@@ -213,7 +216,7 @@ def test_the_way_on_passes_over_what_is_damaged_too(saved, tmp_path):
         flipped(tmp_path / "a" / "checkpoints" / str(damaged) / "record.json")
     words = r"delete \S+/checkpoints/2 and \S+/checkpoints/3 to go on from round 1"
     with RunFolder(tmp_path / "a") as folder, pytest.raises(InputError, match=words):
-        folder.check(3)
+        folder.checkpoints.check(3)
 
 
 def test_checkpoints_that_are_empty_are_passed_over(saved, tmp_path):
@@ -222,8 +225,8 @@ def test_checkpoints_that_are_empty_are_passed_over(saved, tmp_path):
     (tmp_path / "a" / "checkpoints" / "8").mkdir()
     (tmp_path / "a" / "checkpoints" / "8" / "record.json").write_text("")
     with RunFolder(tmp_path / "a") as folder:
-        assert folder.latest_round() == 2
-        assert folder.empty_rounds() == [7, 8]
+        assert folder.checkpoints.latest_round() == 2
+        assert folder.checkpoints.empty_rounds() == [7, 8]
 
 
 @pytest.mark.parametrize("line", ["{}", "3", '{"round": "7", "stage": 0}', '{"round": NaN, "stage": 0}', "null"])
@@ -231,12 +234,12 @@ def test_a_line_that_is_json_and_no_metrics_is_named(tmp_path, line):
     (tmp_path / "metrics.jsonl").write_text(line + "\n")
     sentence = r"damaged \(line 1 of metrics.jsonl lacks a usable (object|round)"
     with RunFolder(tmp_path) as folder, pytest.raises(InputError, match=sentence):
-        folder.cut_metrics(1)
+        folder.metrics.cut(1)
 
 
 def test_what_a_kill_left_of_a_checkpoint_is_removed(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(to_plain(RunConfig())))
     (tmp_path / "checkpoints" / f".7.{'0' * 16}.partial" / "arrays").mkdir(parents=True)
     with RunFolder(tmp_path, RUN) as folder:
-        assert folder.latest_round() is None
+        assert folder.checkpoints.latest_round() is None
         assert not any((tmp_path / "checkpoints").iterdir())

@@ -91,7 +91,7 @@ def state_of(run: Run):
     """All arrays of the newest checkpoint."""
     with RunFolder(run.folder) as folder:
         trainer = Trainer(run.config, progress=QUIET)
-        state = trainer.resume(folder, folder.latest_round())
+        state = trainer.resume(folder, folder.checkpoints.latest_round())
     return state.full, state.server, state.last_round, [state.bank.view(full=full).of_trained() for full in (False, True)]
 
 

@@ -547,7 +547,7 @@ def test_a_failed_save_is_a_run_error_and_keeps_what_was_saved(config, tmp_path,
             raise OSError(28, "No space left on device")
         return original(folder, **marks)
 
-    monkeypatch.setattr("devft_jax.storage.run_folder.write_list", save)
+    monkeypatch.setattr("devft_jax.storage.checkpoints.write_list", save)
     chosen = dataclasses.replace(config, out=str(tmp_path))
     with pytest.raises(RunError, match="No space left on device"):
         train(chosen, progress=QUIET)

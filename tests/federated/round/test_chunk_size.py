@@ -197,7 +197,7 @@ def test_auto_tries_sizes_after_the_first_round_and_keeps_the_fastest(config, tm
     assert "3 clients are trained at once from here on: faster than 1" in capfd.readouterr().err
     assert run.summary.clients_per_step == 3
     with RunFolder(tmp_path) as folder:
-        assert folder.read_record(1)["clients_per_step"] == 3
+        assert folder.checkpoints.read_record(1).totals.clients_per_step == 3
 
 
 def test_a_trial_changes_nothing(config, tmp_path):

@@ -1,0 +1,259 @@
+"""The checkpoints of a run: `checkpoints/<round>/`, and what clients keep, `bank/round_<round>.safetensors`.
+
+A checkpoint appears whole or not at all, and is checked byte by byte before it is read (`devft_jax.storage.digests`). The
+newest two are kept, the last one of every stage, from which the stage can be exported, and the one after which the run was
+lengthened, because rounds from there on are replayed from it.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+
+from devft_jax.errors import InputError
+from devft_jax.files import read_json, write_atomically
+from devft_jax.files.writing import temporary_name
+from devft_jax.storage.digests import fault_of, read_list, same_start, write_list
+from devft_jax.storage.metrics import Metrics
+from devft_jax.storage.records import CheckpointRecord
+from devft_jax.storage.saving import quiet_libraries, saving
+from devft_jax.typing import PyTree
+
+CHECKPOINTS_KEPT = 2
+
+
+class Checkpoints:
+    """Reads and writes the checkpoints of a run.
+
+    Args:
+      folder: the run's folder.
+      metrics: of the run; a checkpoint stores the digest of the lines so far.
+    """
+
+    def __init__(self, folder: Path, metrics: Metrics):
+        self.path = folder
+        self._metrics = metrics
+        self._sound: set[int] = set()
+        self._stages: dict[int, int | None] = {}
+
+    def latest_round(self) -> int | None:
+        """The round of the newest whole checkpoint, or None."""
+        return max(self._saved_rounds(), default=None)
+
+    def before(self, round_index: int) -> int | None:
+        """The newest checkpoint of a round before this one, or None."""
+        return max((saved for saved in self._saved_rounds() if saved < round_index), default=None)
+
+    def after(self, round_index: int) -> int | None:
+        """The oldest checkpoint of a round after this one, or None."""
+        return min((saved for saved in self._saved_rounds() if saved > round_index), default=None)
+
+    def _saved_rounds(self) -> list[int]:
+        """Rounds of all checkpoints that hold anything, ascending."""
+        return [saved for saved, filled in self._found_rounds().items() if filled]
+
+    def empty_rounds(self) -> list[int]:
+        """Rounds of checkpoints whose files are all empty, which are ignored."""
+        return [saved for saved, filled in self._found_rounds().items() if not filled]
+
+    def _found_rounds(self) -> dict[int, bool]:
+        """The rounds that folders are named after, ascending, and whether the folders hold anything."""
+        folders = (path for path in self._folder.glob("*") if path.name.isdecimal() and path.is_dir())
+        return {int(path.name): _holds_bytes(path) for path in sorted(folders, key=lambda path: int(path.name))}
+
+    @property
+    def _folder(self) -> Path:
+        return self.path / "checkpoints"
+
+    def bank_path(self, round_index: int) -> Path:
+        """The file of what clients keep, as of a checkpoint."""
+        return self.path / "bank" / f"round_{round_index}.safetensors"
+
+    def save(
+        self,
+        round_index: int,
+        arrays: PyTree,
+        record: CheckpointRecord,
+        bank: Callable[[Path], None] | None = None,
+    ) -> None:
+        """Write the checkpoint of a round, then remove the older ones that are no longer needed.
+
+        Args:
+          round_index: the round.
+          arrays: the run's state.
+          record: its `stage` and `lengthened_after` say which checkpoints are needed.
+          bank: writes what clients keep to the file that it is called with, before the checkpoint appears.
+
+        Raises:
+          RunError: the checkpoint could not be written.
+        """
+        import orbax.checkpoint as ocp
+
+        final = self._folder / str(round_index)
+        new = temporary_name(final)
+        try:
+            with saving(self.path, f"the checkpoint of round {round_index}"):
+                if bank is not None:
+                    bank(self.bank_path(round_index))
+                new.mkdir(parents=True)
+                with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as writer:
+                    writer.save(new / "arrays", args=ocp.args.StandardSave(arrays))
+                write_atomically(new / "record.json", json.dumps(record.to_plain()) + "\n")
+                held = None if bank is None else self.bank_path(round_index)
+                write_list(new, bank=held, metrics=self._metrics.mark)
+                _remove(final)
+                os.replace(new, final)
+                self._stages[round_index] = record.stage
+                self._sound.add(round_index)
+                self._remove_older(record.totals.lengthened_after)
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+
+    def _remove_older(self, lengthened_after: int) -> None:
+        """Remove the checkpoints that are not needed, and the banks of rounds without a checkpoint."""
+        saved = self._saved_rounds()
+        kept = {*self.last_rounds().values(), lengthened_after, *saved[-CHECKPOINTS_KEPT:]}
+        for old in set(saved) - kept:
+            _remove(self._folder / str(old))
+        kept_banks = {self.bank_path(round_index) for round_index in kept}
+        for path in (self.path / "bank").glob("round_*.safetensors"):
+            if path not in kept_banks:
+                path.unlink()
+
+    def last_rounds(self) -> dict[int, int]:
+        """For every stage that has a whole checkpoint, from 0, the round of its newest."""
+        stages = {saved: self._stage_of(saved) for saved in sorted(self._saved_rounds())}
+        return {stage: saved for saved, stage in stages.items() if stage is not None}
+
+    def _stage_of(self, round_index: int) -> int | None:
+        """The stage of a checkpoint; None where it cannot be read, as when its removal was interrupted."""
+        if round_index not in self._stages:
+            try:
+                self._stages[round_index] = self.read_record(round_index).stage
+            except InputError:
+                self._stages[round_index] = None
+        return self._stages[round_index]
+
+    def check(self, round_index: int) -> None:
+        """Raise `InputError` unless checkpoint, bank and metrics of a round are as they were written."""
+        self._refuse_damaged(round_index)
+        if not self._metrics_as_of(round_index):
+            before = self._sound_before(round_index, metrics=True)
+            raise InputError(
+                f"{self.path / 'metrics.jsonl'} is not what it was when round {round_index} was saved; restore it, or "
+                f"{self._way_on(before)}."
+            )
+
+    def _fault(self, round_index: int) -> str | None:
+        """What is wrong with a checkpoint, in words; None for a sound one."""
+        if round_index in self._sound:
+            return None
+        found = fault_of(self._folder / str(round_index), self.bank_path(round_index))
+        if found is None:
+            self._sound.add(round_index)
+        return found
+
+    def _refuse_damaged(self, round_index: int) -> None:
+        if found := self._fault(round_index):
+            raise self._cannot_be_read(round_index, found)
+
+    def _metrics_as_of(self, round_index: int) -> bool:
+        return same_start(self._metrics.path, read_list(self._folder / str(round_index))["metrics"])
+
+    def _cannot_be_read(self, round_index: int, reason: str) -> InputError:
+        path = self._folder / str(round_index)
+        way_on = self._way_on(self._sound_before(round_index), named=path)
+        return InputError(f"the checkpoint {path} cannot be read ({reason}); {way_on}.")
+
+    def _sound_before(self, round_index: int, *, metrics: bool = False) -> int | None:
+        """The newest checkpoint before this one's that is as it was written."""
+        earlier = [saved for saved in reversed(self._saved_rounds()) if saved < round_index]
+        sound = (saved for saved in earlier if not self._fault(saved) and (not metrics or self._metrics_as_of(saved)))
+        return next(sound, None)
+
+    def _way_on(self, before: int | None, named: Path | None = None) -> str:
+        """How the user can go on; `named` is the checkpoint that the sentence before has named, if any."""
+        if before is None:
+            return "start again in another folder"
+        later = [self._folder / str(saved) for saved in self._saved_rounds() if saved > before]
+        what = "it" if later == [named] else " and ".join(map(str, later))
+        return f"delete {what} to go on from round {before}"
+
+    def read_record(self, round_index: int) -> CheckpointRecord:
+        """The record of a checkpoint; InputError if it cannot be read."""
+        self._refuse_damaged(round_index)
+        with self.restoring(round_index):
+            plain = read_json(self._folder / str(round_index) / "record.json")
+        return CheckpointRecord.from_plain(plain, self.path)
+
+    def read_arrays(self, round_index: int, like: PyTree) -> PyTree:
+        """The arrays of a checkpoint, in the structure, shapes and dtypes of `like`; InputError if they cannot be read."""
+        import orbax.checkpoint as ocp
+
+        self._refuse_damaged(round_index)
+        with self.restoring(round_index), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
+            path = self._folder / str(round_index) / "arrays"
+            return reader.restore(path, args=ocp.args.StandardRestore(_on_first_device(like)))
+
+    def read_some_arrays(self, round_index: int, like: PyTree) -> PyTree:
+        """As `read_arrays`, but reads only the leaves that `like` has: an export, for example, needs no bank.
+
+        Args:
+          round_index: the round.
+          like: shapes and dtypes of the leaves to read.
+
+        Raises:
+          InputError: the checkpoint cannot be read, or is of another model.
+        """
+        import orbax.checkpoint as ocp
+
+        self._refuse_damaged(round_index)
+        path = self._folder / str(round_index) / "arrays"
+        target = _on_first_device(like)
+        wanted = ocp.checkpoint_utils.construct_restore_args(target)
+        arguments = ocp.args.PyTreeRestore(target, restore_args=wanted, partial_restore=True)
+        # The handler of whole items cannot read a part.
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            with self.restoring(round_index):
+                stored = ocp.tree.to_flat_dict(reader.metadata(path).item_metadata.tree)
+            for name, leaf in ocp.tree.to_flat_dict(like).items():
+                if name in stored and stored[name].shape != leaf.shape:
+                    raise InputError(
+                        f"the checkpoint {path.parent} is of a model of other shapes ({'.'.join(name)} is "
+                        f"{stored[name].shape}, not {leaf.shape}); give the model that the run was started with."
+                    )
+            with self.restoring(round_index):
+                return reader.restore(path, args=arguments)
+
+    @contextlib.contextmanager
+    def restoring(self, round_index: int) -> Iterator[None]:
+        """Turn any error of reading a checkpoint inside the block into one sentence that says how to go on."""
+        try:
+            with quiet_libraries():
+                yield
+        except InputError:
+            raise
+        except Exception as error:
+            raise self._cannot_be_read(round_index, type(error).__name__) from error
+
+
+def _holds_bytes(folder: Path) -> bool:
+    return any(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _remove(folder: Path) -> None:
+    """Remove a checkpoint, if there is one: it is renamed first, so that its remains are never taken for a checkpoint."""
+    if folder.exists():
+        old = temporary_name(folder)
+        os.replace(folder, old)
+        shutil.rmtree(old)
+
+
+def _on_first_device(like: PyTree) -> PyTree:
+    """What orbax restores to: the shapes and dtypes of `like`, on one device."""
+    home = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=home), like)
