@@ -36,6 +36,85 @@ class TokenStatistics(struct.PyTreeNode):
     hit: jax.Array | None
 
 
+def completion_loss(
+    config: ModelConfig,
+    base: Base,
+    adapter: Adapter | None,
+    tokens: jax.Array,
+    mask: jax.Array,
+    *,
+    compute: Compute = DEFAULT_COMPUTE,
+    key: jax.Array | None = None,
+    prefix: jax.Array | None = None,
+    count: jax.Array | None = None,
+    axis: str | None = None,
+) -> jax.Array:
+    """Mean negative log-likelihood of the completion tokens of a batch, in nats; 0 for a batch without any.
+
+    Args:
+      config: as in `hidden_states`.
+      base: frozen weights.
+      adapter: what is added to them, or None.
+      tokens: i32[B, T], padded on the right.
+      mask: bool[B, T], the completion tokens.
+      compute: execution choices.
+      key: as in `hidden_states`.
+      prefix: as in `hidden_states`.
+      count: i32[], number of completion tokens of the whole batch where the rows are only a part of it: the parts' losses
+        then add up to the batch's.
+      axis: as in `token_statistics`.
+    """
+    options: dict[str, Any] = {"compute": compute, "key": key, "prefix": prefix, "hits": False, "axis": axis}
+    statistics = completion_statistics(config, base, adapter, tokens, mask, **options)
+    return jnp.sum(statistics.nll) / jnp.maximum(completion_tokens(mask) if count is None else count, 1)
+
+
+def completion_tokens(mask: jax.Array) -> jax.Array:
+    """How many tokens of a batch are predicted and count, i32[]; nothing predicts the first of a row.
+
+    Args:
+      mask: bool[B, T], the completion tokens.
+    """
+    return jnp.sum(mask[:, 1:], dtype=jnp.int32)
+
+
+def completion_statistics(
+    config: ModelConfig,
+    base: Base,
+    adapter: Adapter | None,
+    tokens: jax.Array,
+    mask: jax.Array,
+    *,
+    compute: Compute = DEFAULT_COMPUTE,
+    key: jax.Array | None = None,
+    prefix: jax.Array | None = None,
+    hits: bool = True,
+    axis: str | None = None,
+) -> TokenStatistics:
+    """Statistics [B, T-1] of tokens 1..T-1; where `mask` is False, `nll` is zero and `hit` True.
+
+    Args:
+      config: as in `hidden_states`.
+      base: frozen weights.
+      adapter: what is added to them, or None.
+      tokens: i32[B, T], padded on the right.
+      mask: bool[B, T], the completion tokens, which a client learns to produce.
+      compute: execution choices.
+      key: as in `hidden_states`.
+      prefix: as in `hidden_states`.
+      hits: as in `token_statistics`.
+      axis: as in `token_statistics`.
+    """
+    # The first True of a row; 0 where there is none.
+    prompt_lengths = jnp.argmax(mask, axis=-1)
+    hidden = hidden_states(
+        config, base, adapter, tokens, compute=compute, key=key, prompt_lengths=prompt_lengths, prefix=prefix
+    )
+    return token_statistics(
+        hidden[:, :-1], head_weight(base), tokens[:, 1:], mask[:, 1:], rows=compute.head_rows, hits=hits, axis=axis
+    )
+
+
 def token_statistics(
     hidden: jax.Array,
     head: jax.Array,
@@ -85,24 +164,6 @@ class _Order(struct.PyTreeNode):
     blocks: jax.Array
 
 
-def _order(rows: int, axis: str | None, counted: jax.Array) -> _Order:
-    room = -(-counted.size // rows) * rows
-    blocks = -(-jnp.sum(counted, dtype=jnp.int32) // rows)
-    return _Order(
-        index=jnp.nonzero(counted, size=room, fill_value=0)[0].astype(jnp.int32),
-        place=jnp.maximum(jnp.cumsum(counted, dtype=jnp.int32) - 1, 0),
-        blocks=blocks if axis is None else jax.lax.pmax(blocks, axis),
-    )
-
-
-def _block(rows: int, number: jax.Array, hidden: jax.Array, head: jax.Array, index: jax.Array) -> tuple[jax.Array, ...]:
-    """A block's tokens, their hidden states and their logits f32[rows, V]."""
-    tokens = jax.lax.dynamic_slice_in_dim(index, number * rows, rows)
-    states = hidden[tokens]
-    logits = jnp.einsum("nd,dv->nv", states, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
-    return tokens, states, logits
-
-
 def _score(
     rows: int,
     axis: str | None,
@@ -150,6 +211,24 @@ def _score(
     return scored, (order, slopes, normalisers, hidden, head, targets, counted)
 
 
+def _order(rows: int, axis: str | None, counted: jax.Array) -> _Order:
+    room = -(-counted.size // rows) * rows
+    blocks = -(-jnp.sum(counted, dtype=jnp.int32) // rows)
+    return _Order(
+        index=jnp.nonzero(counted, size=room, fill_value=0)[0].astype(jnp.int32),
+        place=jnp.maximum(jnp.cumsum(counted, dtype=jnp.int32) - 1, 0),
+        blocks=blocks if axis is None else jax.lax.pmax(blocks, axis),
+    )
+
+
+def _block(rows: int, number: jax.Array, hidden: jax.Array, head: jax.Array, index: jax.Array) -> tuple[jax.Array, ...]:
+    """A block's tokens, their hidden states and their logits f32[rows, V]."""
+    tokens = jax.lax.dynamic_slice_in_dim(index, number * rows, rows)
+    states = hidden[tokens]
+    logits = jnp.einsum("nd,dv->nv", states, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    return tokens, states, logits
+
+
 def _backward(rows: int, axis: str | None, hits: bool, kept: Any, gradients: TokenStatistics) -> tuple[Any, ...]:
     order, slopes, normalisers, hidden, head, targets, counted = kept
     weights = jnp.where(counted, gradients.nll, 0.0)
@@ -171,82 +250,3 @@ def _backward(rows: int, axis: str | None, hits: bool, kept: Any, gradients: Tok
 
 
 _scored.defvjp(functools.partial(_score, differentiate=True), _backward)
-
-
-def completion_statistics(
-    config: ModelConfig,
-    base: Base,
-    adapter: Adapter | None,
-    tokens: jax.Array,
-    mask: jax.Array,
-    *,
-    compute: Compute = DEFAULT_COMPUTE,
-    key: jax.Array | None = None,
-    prefix: jax.Array | None = None,
-    hits: bool = True,
-    axis: str | None = None,
-) -> TokenStatistics:
-    """Statistics [B, T-1] of tokens 1..T-1; where `mask` is False, `nll` is zero and `hit` True.
-
-    Args:
-      config: as in `hidden_states`.
-      base: frozen weights.
-      adapter: what is added to them, or None.
-      tokens: i32[B, T], padded on the right.
-      mask: bool[B, T], the completion tokens, which a client learns to produce.
-      compute: execution choices.
-      key: as in `hidden_states`.
-      prefix: as in `hidden_states`.
-      hits: as in `token_statistics`.
-      axis: as in `token_statistics`.
-    """
-    # The first True of a row; 0 where there is none.
-    prompt_lengths = jnp.argmax(mask, axis=-1)
-    hidden = hidden_states(
-        config, base, adapter, tokens, compute=compute, key=key, prompt_lengths=prompt_lengths, prefix=prefix
-    )
-    return token_statistics(
-        hidden[:, :-1], head_weight(base), tokens[:, 1:], mask[:, 1:], rows=compute.head_rows, hits=hits, axis=axis
-    )
-
-
-def completion_loss(
-    config: ModelConfig,
-    base: Base,
-    adapter: Adapter | None,
-    tokens: jax.Array,
-    mask: jax.Array,
-    *,
-    compute: Compute = DEFAULT_COMPUTE,
-    key: jax.Array | None = None,
-    prefix: jax.Array | None = None,
-    count: jax.Array | None = None,
-    axis: str | None = None,
-) -> jax.Array:
-    """Mean negative log-likelihood of the completion tokens of a batch, in nats; 0 for a batch without any.
-
-    Args:
-      config: as in `hidden_states`.
-      base: frozen weights.
-      adapter: what is added to them, or None.
-      tokens: i32[B, T], padded on the right.
-      mask: bool[B, T], the completion tokens.
-      compute: execution choices.
-      key: as in `hidden_states`.
-      prefix: as in `hidden_states`.
-      count: i32[], number of completion tokens of the whole batch where the rows are only a part of it: the parts' losses
-        then add up to the batch's.
-      axis: as in `token_statistics`.
-    """
-    options: dict[str, Any] = {"compute": compute, "key": key, "prefix": prefix, "hits": False, "axis": axis}
-    statistics = completion_statistics(config, base, adapter, tokens, mask, **options)
-    return jnp.sum(statistics.nll) / jnp.maximum(completion_tokens(mask) if count is None else count, 1)
-
-
-def completion_tokens(mask: jax.Array) -> jax.Array:
-    """How many tokens of a batch are predicted and count, i32[]; nothing predicts the first of a row.
-
-    Args:
-      mask: bool[B, T], the completion tokens.
-    """
-    return jnp.sum(mask[:, 1:], dtype=jnp.int32)
