@@ -152,9 +152,9 @@ class Encoder:
 
     def _split(self, segments: list[Segment], whole: list[int]) -> list[list[int]] | None:
         # Each text up to a border, tokenised like a prompt, must give the ids that the whole begins with.
-        begun = self._ids([*accumulate(segment.text for segment in segments[:-1])])
-        borders = [0, *map(len, begun), len(whole)]
-        if any(whole[: len(ids)] != ids for ids in begun) or borders != sorted(borders):
+        beginnings = self._ids([*accumulate(segment.text for segment in segments[:-1])])
+        borders = [0, *map(len, beginnings), len(whole)]
+        if any(whole[: len(ids)] != ids for ids in beginnings) or borders != sorted(borders):
             return None
         return [whole[start:stop] for start, stop in pairwise(borders)]
 

@@ -15,7 +15,7 @@ from devft_jax.data.files import SUFFIXES, stem
 from devft_jax.errors import InputError
 from devft_jax.files import checked_path
 
-# The words by which `datasets` tells splits apart, and our own "held out"; no other letter may touch them.
+# The words by which `datasets` recognises splits, and our own "held out"; no other letter may touch them.
 _LETTER = r"[^\W\d_]"
 
 _HELD_OUT_WORD = re.compile(

@@ -1,6 +1,6 @@
-"""What tells the examples of a split apart: a category, a topic or a bin of lengths each, by code and name.
+"""Groups of examples: a category, a topic or a bin of lengths for each, by code and name.
 
-Groups are what a Dirichlet split draws over and what its table and picture count.
+A Dirichlet split draws over groups, and its table and picture count them.
 """
 
 import hashlib

@@ -3,7 +3,7 @@
 One option names the data: a local file, a folder, a glob, the name of a data set on Hugging Face or
 a built-in one. Whatever it names becomes a list of `Source`s, one per file, because in federated
 data a file is often a client. Every record keeps its origin (`path:line`), so that an error
-anywhere later can say which line of which file it means.
+anywhere later can name the line of the file.
 
 A source is read as a stream, anew on every pass: once to count its records and to learn its fields,
 then as often as somebody iterates it. Memory therefore does not grow with the data, except under a

@@ -1,10 +1,10 @@
 """Records as token ids: tokenised once, kept flat on disk, found again by content.
 
-A record is one example, but for a conversation that a chat template words anew at a later turn: each
-text of it is an example, and every answer is in exactly one. Whatever tells records apart (what is
-held out, who has what) keeps such examples together.
+A record is one example, except a conversation whose earlier turns a chat template words otherwise at
+a later turn: each text of it is an example, and every answer is in exactly one. What divides records
+(the held-out part, the split over clients) keeps such examples together.
 
-All examples lie end to end in one array with a flag a token beside it, five bytes a token, in a
+All examples are stored end to end in one array with a flag a token beside it, five bytes a token, in a
 store that is mapped into memory (`devft_jax.data.store`): neither the texts nor the ids are ever in
 memory as a whole. The store's name is a hash of all that decides the ids: the records, the template,
 the tokenizer's own content, the length limit and this module's version. A tokenizer that does not

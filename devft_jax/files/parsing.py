@@ -93,7 +93,7 @@ def _read_bytes(path: Path, what: str, most: int) -> bytes:
 
 
 def decoded(content: bytes, name: str, first_line: int | None = 1) -> str:
-    """UTF-8 text with or without a byte order mark; what is none is refused by `name`, its line and byte.
+    """UTF-8 text with or without a byte order mark; an error names line and byte.
 
     Args:
       content: UTF-8, with or without a byte order mark.

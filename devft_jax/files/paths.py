@@ -22,7 +22,7 @@ def checked_path(value: str | Path, field: str) -> Path:
       InputError: no file can have this name.
     """
     text = str(value)
-    # Of a long path the end tells most.
+    # The end of a long path says most.
     shown = printable(text if len(text) <= 80 else f"{text[:20]}...{text[-55:]}")
     if not text:
         raise InputError(f"{field} is empty; name a file or folder.")

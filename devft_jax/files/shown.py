@@ -1,6 +1,6 @@
 """Names from outside as they may be shown: in a terminal, in a table for spreadsheets, in Markdown.
 
-Control characters cannot move a terminal's cursor or turn text around, a cell is no formula, and text is no markup.
+Control characters cannot move a terminal's cursor or reverse text, a cell is never a formula, and text never markup.
 """
 
 import re
@@ -19,7 +19,7 @@ def printable(text: str, keep: str = "") -> str:
     r"""The text with every control character written as its escape, such as \x1b.
 
     Args:
-      text: anything, also what is no valid Unicode.
+      text: anything, even invalid Unicode.
       keep: characters that stay as they are, such as "\n".
     """
     return _HIDDEN.sub(lambda found: found[0] if found[0] in keep else _escaped(found[0]), text)

@@ -44,8 +44,8 @@ def exclusive_temporary(path: Path) -> Iterator[Path]:
         raise
 
 
-def begun(name: str) -> str | None:
-    """The name of the file that a killed process had begun to write under this one; None for a file of another kind.
+def intended_name(name: str) -> str | None:
+    """The name of the file that a temporary file was to replace; None for any other file.
 
     Args:
       name: of a file.

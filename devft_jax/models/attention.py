@@ -2,7 +2,7 @@
 
 `cudnn`, `splash` (for TPUs) and `xla` are JAX's own. `blocked` is written here, for processors whose compiler has no fused
 kernel: queries are taken in blocks, each block sees the keys up to its own end alone, so that nearly half of the square is
-never computed, and the backward pass keeps of every block the logarithm of its normaliser and makes the scores again (Dao et
+never computed, and the backward pass saves of every block the logarithm of its normaliser and recomputes the scores (Dao et
 al. 2022; the backward formulas are those of Dao 2023, section 3.1.2). Nothing of the size of the square is kept between the
 passes.
 
@@ -24,11 +24,11 @@ that cache); None for no cache and no entries."""
 Kernel = Literal["xla", "cudnn", "splash", "blocked"]
 # Name under which a remat policy may save what attention's backward pass needs.
 SAVED = "attention"
-# Queries of a block: as few as fill a matrix product, and at most so many blocks, each of which is compiled.
+# Fewest queries of a block, enough for a fast matrix product, and most blocks, each of which is compiled.
 SMALLEST_BLOCK, MOST_BLOCKS = 64, 8
-# Where a query does not see a key: finite, so that a difference of two is no NaN.
+# Score of a key that a query does not see: finite, so that a difference of two is not NaN.
 UNSEEN = -1e30
-# Splash attention takes tokens in tiles of so many, and up to this number of them at once.
+# Tokens of a tile of splash attention, and most tiles of a block.
 TILE, MOST_TILES = 128, 4
 
 

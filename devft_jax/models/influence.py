@@ -18,7 +18,7 @@ def layer_cosines(
       config: the architecture.
       base: frozen weights.
       tokens: i32[B, T], padded on the right.
-      real: bool[B, T], which tokens are no padding.
+      real: bool[B, T], which tokens are not padding.
       compute: execution choices.
 
     Returns:

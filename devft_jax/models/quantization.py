@@ -191,11 +191,11 @@ def quantize_base(base: Base, kind: str) -> Base:
 
 
 def quantize_projection(name: str, weight: Any, kind: str) -> QTensor:
-    """One projection, packed; `weight [..., in, out]` may lie in host memory.
+    """One projection, packed.
 
     Args:
       name: of the projection, for the sentence.
-      weight: [..., in, out], may lie in host memory.
+      weight: [..., in, out], on a device or in host memory.
       kind: "int8", "int4" or "nf4".
 
     Raises:

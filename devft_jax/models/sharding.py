@@ -91,7 +91,7 @@ def whole(tree: PyTree) -> PyTree:
 
 
 def partition_specs(tree: PyTree) -> PyTree:
-    """How each array of a tree lies on a mesh: divided weights along their axis, all else whole on every device.
+    """How each array of a tree is placed on a mesh: divided weights along their axis, everything else whole on every device.
 
     Args:
       tree: may hold divided weights; arrays or shapes.

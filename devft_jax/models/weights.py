@@ -1,4 +1,4 @@
-"""Frozen weights that are no plain float arrays, and how a product uses them.
+"""Frozen weights that are not plain float arrays, and how a product uses them.
 
 A projection of the frozen base is a float array `[in, out]` or a `Weight`: packed in fewer bits (`QTensor` of
 `devft_jax.models.quantization`), read out of the stack of all layers where it is used (`StackedWeight`), or divided between
@@ -16,7 +16,7 @@ from devft_jax.typing import PyTree
 
 @runtime_checkable
 class Weight(Protocol):
-    """A weight that is no plain float array; a pytree of the arrays that it is made of."""
+    """A weight that is not a plain float array; a pytree of the arrays that it is made of."""
 
     def dequantize(self, dtype: Any) -> jax.Array:
         """The weight as a float array.

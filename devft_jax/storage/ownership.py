@@ -14,7 +14,7 @@ from typing import Any
 
 from devft_jax.errors import InputError
 from devft_jax.files import read_json
-from devft_jax.files.writing import begun
+from devft_jax.files.writing import intended_name
 
 Names = Callable[[str], bool]
 """Whether an entry of this name is one that is written."""
@@ -150,7 +150,7 @@ def _refuse_damaged(path: Path, name: str) -> None:
 
 def _is_left_over(name: str, kind: Kind) -> bool:
     """Whether a killed process began to write this entry."""
-    meant = begun(name)
+    meant = intended_name(name)
     return meant in kind.files or meant in kind.folders
 
 
@@ -158,7 +158,7 @@ def remove_left_over(path: Path, kind: Kind) -> None:
     """Remove what killed processes began to write into a folder of this kind, which must be locked."""
     within = [entry for name in kind.folders if (path / name).is_dir() for entry in os.scandir(path / name)]
     for entry in [*os.scandir(path), *within]:
-        if _is_left_over(entry.name, kind) or (entry in within and begun(entry.name)):
+        if _is_left_over(entry.name, kind) or (entry in within and intended_name(entry.name)):
             if entry.is_dir(follow_symlinks=False):
                 shutil.rmtree(entry.path, ignore_errors=True)
             else:

@@ -14,7 +14,7 @@ from devft_jax.models.generation.sampling import Method, draw_tokens
 from devft_jax.models.llama import DEFAULT_COMPUTE, Compute, causal_attention, logits_of, run_layers
 
 STATIC = ("config", "compute", "method")
-"""Arguments of the compiled programs that are no arrays."""
+"""Static arguments of the compiled programs."""
 
 
 class Cache(struct.PyTreeNode):
@@ -30,7 +30,7 @@ class Cache(struct.PyTreeNode):
 
 
 class State(struct.PyTreeNode):
-    """A batch under way.
+    """A batch that is being decoded.
 
     Attributes:
       cache: of all tokens but the newest.

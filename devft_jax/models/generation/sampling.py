@@ -52,7 +52,7 @@ def draw_tokens(
         order = jnp.argsort(-logits)
         probabilities = jax.nn.softmax(logits[order])
         before = jnp.cumsum(probabilities) - probabilities
-        # The most likely token belongs to every nucleus, also where top_p is below what rounding tells from 0.
+        # The most likely token belongs to every nucleus, even where top_p is so small that rounding makes it 0.
         inside = (before < top_p).at[0].set(True)
         return order[jnp.argmax(jnp.where(inside, (logits + noise)[order], -jnp.inf))]
 

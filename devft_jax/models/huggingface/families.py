@@ -32,7 +32,7 @@ LARGEST = {
     "sliding_window": 2**31 - 1,
     "original_max_position_embeddings": 2**31 - 1,
 }
-"""Sizes far beyond any model that there is: larger ones are damage, and would be computed with before any weight is read."""
+"""Sizes far beyond any existing model: larger ones are damage, and would be used before any weight is read."""
 
 LARGEST_FLOAT = 1e30
 """Of the other numbers, which are computed with in float32."""

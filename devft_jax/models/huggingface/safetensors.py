@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from devft_jax.errors import InputError, RunError
 from devft_jax.files import exclusive_temporary
 from devft_jax.files import read_json as read_any_json
-from devft_jax.files.writing import begun
+from devft_jax.files.writing import intended_name
 
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 """Weight types that are read and written, by the name that safetensors gives them."""
@@ -71,7 +71,7 @@ def write_safetensors(file: Path, tensors: Mapping[str, PlannedTensor]) -> None:
     with open(file, "wb") as out:
         out.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors.values():
-            # Written as it lies in memory, a transposed view would be scrambled; bfloat16 has no buffer of its own.
+            # A transposed view has its bytes in another order; bfloat16 has no buffer of its own.
             values = np.ascontiguousarray(tensor.make(), tensor.dtype)
             out.write(values.reshape(-1).view(np.uint8).data)
 
@@ -107,8 +107,8 @@ def replace_files(
                 files[name](stack.enter_context(exclusive_temporary(folder / name)))
             (folder / key_file).unlink(missing_ok=True)
             for old in older:
-                meant = begun(old.name)
-                if meant in files or (old.name not in files and stale(meant or old.name)):
+                intended = intended_name(old.name)
+                if intended in files or (old.name not in files and stale(intended or old.name)):
                     old.unlink(missing_ok=True)
     except OSError as error:
         raise RunError(

@@ -4,7 +4,7 @@ LLaMA and LLaMA 2 were published with such a file, and folders without the `toke
 made of it later are still about. The pieces become a byte-pair encoding whose merges are ordered by
 score: a pair merges earlier the likelier its piece is. Dummy prefix, collapsed white space and
 character map come from the file's own settings. Since the ids decide what a model reads, the result
-is compared with the original on texts made to tell them apart, and refused if they differ.
+is compared with the original on difficult texts, and refused if they differ.
 """
 
 import importlib

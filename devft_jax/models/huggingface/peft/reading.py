@@ -58,7 +58,7 @@ def import_peft(path: str | Path, config: ModelConfig) -> Adapter:
             modules = [module_name(layer, projection) for layer in range(config.layers)]
             adapted = [layer for layer, module in enumerate(modules) if module in settings.adapted]
             ranks = [settings.rank_of(module) for module in modules]
-            # The file's header tells whether sizes are so before anything is made of them.
+            # Sizes are checked in the file's header before anything is allocated.
             for layer in adapted:
                 for factor, shape in (("A", (ranks[layer], fan_in)), ("B", (fan_out, ranks[layer]))):
                     key = Key(layer, projection, factor)
