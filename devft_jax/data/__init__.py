@@ -10,27 +10,16 @@ from devft_jax.data.batches import (
     length_buckets,
 )
 from devft_jax.data.built_in import BUILT_IN, is_built_in
+from devft_jax.data.description import describe, split_record
 from devft_jax.data.examples import Examples
-from devft_jax.data.federated_data import (
-    HELD_OUT,
-    Client,
-    DataOptions,
-    FederatedData,
-    build_federated_data,
-    check_data_found,
-    describe,
-    has_held_out,
-    pool,
-    public_examples,
-    resolved_partition,
-    split_record,
-    validate_data,
-)
+from devft_jax.data.federated_data import FederatedData, build_federated_data, pool, public_examples
 from devft_jax.data.groups import Groups
+from devft_jax.data.options import HELD_OUT, DataOptions, check_data_found, has_held_out, resolved_partition, validate_data
 from devft_jax.data.partition import METHODS, partition
 from devft_jax.data.prompts import TEMPLATES, Segment, render
 from devft_jax.data.records import Record, Records, Source, Turn
 from devft_jax.data.sources import load_sources
+from devft_jax.data.split import Client
 from devft_jax.data.tokens import tokenize
 
 __all__ = [

@@ -31,7 +31,7 @@ from devft_jax.config.methods import algorithm_of, growth_of
 from devft_jax.config.run_config import RunConfig
 from devft_jax.config.validation import validate
 from devft_jax.data import length_buckets
-from devft_jax.data.federated_data import clients_by_file
+from devft_jax.data.options import clients_by_file
 from devft_jax.developmental import StageShape
 from devft_jax.errors import InputError
 from devft_jax.federated.algorithm import Algorithm
