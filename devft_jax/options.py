@@ -107,22 +107,39 @@ def option(
 
 
 def execution(default: Any, **declared: Any) -> Any:
-    """An `option` that changes how a run is executed but not what it computes."""
+    """An `option` that changes how a run is executed but not what it computes.
+
+    Args:
+      default: its value where it is not given.
+      declared: further arguments of `option`.
+    """
     return option(default, execution=True, **declared)
 
 
 def path(default: Any = dataclasses.MISSING) -> Any:
-    """An `option` that names a file or folder, or data or a model that may be one."""
+    """An `option` that names a file or folder, or data or a model that may be one.
+
+    Args:
+      default: its value where it is not given; without one it must be given.
+    """
     return option(default, path=True)
 
 
 def verbatim(default: Any = dataclasses.MISSING) -> Any:
-    """An `option` whose flag takes the next word as it is."""
+    """An `option` whose flag takes the next word as it is.
+
+    Args:
+      default: its value where it is not given; without one it must be given.
+    """
     return option(default, verbatim=True)
 
 
 def operand(*, path: bool = False) -> Any:
-    """An `option` that is a word without a flag, and must be given."""
+    """An `option` that is a word without a flag, and must be given.
+
+    Args:
+      path: whether it names a file or folder.
+    """
     return option(operand=True, path=path)
 
 
@@ -130,13 +147,21 @@ def operand(*, path: bool = False) -> Any:
 
 
 def own_fields(room: type) -> list[dataclasses.Field[Any]]:
-    """The fields that a dataclass declares itself, without those that it inherits."""
+    """The fields that a dataclass declares itself, without those that it inherits.
+
+    Args:
+      room: the dataclass.
+    """
     own = inspect.get_annotations(room)
     return [field for field in dataclasses.fields(room) if field.name in own]
 
 
 def identity_fields(options: Any) -> dict[str, Any]:
-    """The fields of an options dataclass that decide what is computed, by name."""
+    """The values that decide what is computed, by name.
+
+    Args:
+      options: an instance of an options dataclass.
+    """
     return {
         field.name: getattr(options, field.name)
         for field in dataclasses.fields(options)
@@ -145,13 +170,22 @@ def identity_fields(options: Any) -> dict[str, Any]:
 
 
 def room_of(room: type[Room], options: Any) -> Room:
-    """One room's options out of a dataclass that has all of its fields."""
+    """One room's options out of those of several.
+
+    Args:
+      room: the dataclass of the room.
+      options: an object that has all of its fields.
+    """
     return room(**{field.name: getattr(options, field.name) for field in dataclasses.fields(room)})  # type: ignore[arg-type]
 
 
 @functools.cache
 def option_texts(room: type) -> dict[str, str]:
-    """What the docstring under each field that a dataclass declares itself says, by name, in one line each."""
+    """What the docstring under each field that a dataclass declares itself says, by name, in one line each.
+
+    Args:
+      room: the dataclass.
+    """
     [definition] = ast.parse(textwrap.dedent(inspect.getsource(room))).body
     assert isinstance(definition, ast.ClassDef)
     texts = {}
@@ -167,13 +201,22 @@ def option_texts(room: type) -> dict[str, str]:
 
 
 def check_options(options: Any) -> None:
-    """Raise `InputError` for the first field whose value is not what its declaration allows."""
+    """Raise `InputError` for the first field whose value is not what its declaration allows.
+
+    Args:
+      options: an instance of an options dataclass.
+    """
     for field in dataclasses.fields(options):
         check_option(field, getattr(options, field.name))
 
 
 def check_option(field: dataclasses.Field[Any], value: Any) -> None:
-    """Raise `InputError` unless a value is among the field's choices and within its bounds; None is within all of them."""
+    """Raise `InputError` unless a value is among the field's choices and within its bounds.
+
+    Args:
+      field: the option.
+      value: its value, or values where it is a list; None and a name such as auto have no bounds.
+    """
     declared = field.metadata
     if "choices" in declared and value not in declared["choices"]:
         raise unknown_name(field.name, value, declared["choices"])
@@ -235,7 +278,11 @@ def _interval(text: str) -> _Interval:
 
 
 def bounds_of(declared: Mapping[str, Any]) -> str:
-    """The numbers that a declaration allows, in words; empty where it names no bounds."""
+    """The numbers that a declaration allows, in words; empty where it names no bounds.
+
+    Args:
+      declared: the metadata of a field.
+    """
     if "within" in declared:
         return f"in {declared['within']}"
     least, above, most = (declared.get(name) for name in ("at_least", "above", "at_most"))
@@ -247,7 +294,11 @@ def bounds_of(declared: Mapping[str, Any]) -> str:
 
 
 def check_paths(options: Any) -> None:
-    """Raise `InputError` for a field that is a path by which no file or folder can be named."""
+    """Raise `InputError` for a field that is a path by which no file or folder can be named.
+
+    Args:
+      options: an instance of an options dataclass.
+    """
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
         if field.metadata.get("path", False) and value is not None:
@@ -259,7 +310,13 @@ def check_paths(options: Any) -> None:
 
 
 def closest(name: str, known: Iterable[str], otherwise: str) -> str:
-    """How a sentence about an unknown name ends: with the known one that is meant, or with `otherwise`."""
+    """How a sentence about an unknown name ends: with the known one that is meant, or with `otherwise`.
+
+    Args:
+      name: as it was written.
+      known: the names that there are.
+      otherwise: the end where none of them is close.
+    """
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"did you mean '{close[0]}'?" if close else otherwise
 
@@ -282,7 +339,13 @@ def known_name(kind: str, name: Any, known: Iterable[str]) -> str:
 
 
 def unknown_name(kind: str, name: Any, known: Iterable[str]) -> InputError:
-    """What is said of a name that does not exist: the known ones, and the one that may be meant."""
+    """The sentence about a name that does not exist: the known ones, and the one that may be meant.
+
+    Args:
+      kind: what is named.
+      name: as it was written.
+      known: the names that there are.
+    """
     shown, names = printable(str(name)), list(known)
     close = difflib.get_close_matches(shown.lower(), names, n=1)
     hint = f" (did you mean '{close[0]}'?)" if close else ""

@@ -16,18 +16,31 @@ from devft_jax.models.lora import resolve_alpha
 
 
 def nearest_preset(config: RunConfig) -> str | None:
-    """The preset from which the fewest options differ, `out` not counted; None where the defaults are as near."""
+    """The preset from which the fewest options differ, `out` not counted; None where the defaults are as near.
+
+    Args:
+      config: of a run.
+    """
     names = [None, *PRESETS]
     return min(names, key=lambda name: len(differing(config, start_of(name)).keys() - {"out"}))
 
 
 def start_of(name: str | None) -> RunConfig:
-    """A preset's configuration, or the defaults."""
+    """A preset's configuration, or the defaults.
+
+    Args:
+      name: of the preset; None for the defaults.
+    """
     return RunConfig() if name is None else preset(name)
 
 
 def differing(config: RunConfig, start: RunConfig) -> dict[str, Any]:
-    """The options whose values are not those of `start`, by name, in the order of the rooms."""
+    """The options whose values are not those of `start`, by name, in the order of the rooms.
+
+    Args:
+      config: of a run.
+      start: what its command starts from.
+    """
     if start.alpha == "auto" and resolve_alpha(config) == resolve_alpha(dataclasses.replace(config, alpha="auto")):
         # A run's folder holds the number that auto stood for.
         config = dataclasses.replace(config, alpha="auto")
@@ -38,6 +51,9 @@ def command_line(config: RunConfig) -> str:
     """The shell command whose parsing gives this configuration.
 
     Options of methods that the run does not use, such as those that all arms of a comparison share, are left out.
+
+    Args:
+      config: of a run.
     """
     name, kinds = nearest_preset(config), field_types()
     needless = {option for option, reason in unread(config).items() if reason.part in ("algorithm", "growth")}

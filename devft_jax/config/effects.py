@@ -118,29 +118,48 @@ def _records(kind: str) -> list[Algorithm | NamedGrowth]:
 
 
 def listed(words: Collection[str], last: str) -> str:
-    """a, b and c."""
+    """Words in a sentence: a, b and c.
+
+    Args:
+      words: at least one.
+      last: what stands before the last one, "and" or "or".
+    """
     *others, end = words
     return f"{', '.join(others)} {last} {end}" if others else end
 
 
 def changed(config: RunConfig, start: RunConfig = DEFAULTS) -> set[str]:
-    """The options whose values are not those that a request starts from."""
+    """The options whose values are not those that a request starts from.
+
+    Args:
+      config: of the request.
+      start: what it starts from, by default the defaults.
+    """
     return {name for name in NAMES if getattr(config, name) != getattr(start, name)}
 
 
 def given_options(config: RunConfig) -> frozenset[str]:
-    """The options that were given, and not only the default once more."""
+    """The options that were given, and not only the default once more.
+
+    Args:
+      config: of the request.
+    """
     return config.given & changed(config)
 
 
 def check_effects(config: RunConfig, objects: Collection[str] = ()) -> None:
-    """Raise `InputError` for an option that was given and has no effect; see `unread` for the arguments."""
+    """Raise `InputError` for an option that was given and has no effect.
+
+    Args:
+      config: of valid values.
+      objects: parts of the run that were given as objects; see `unread`.
+    """
     given = given_options(config)
     found = {name: reason for name, reason in unread(config, objects).items() if name in given}
     for name in found:
-        others = [told(config, other) for other in found if other != name]
+        others = [with_value(config, other) for other in found if other != name]
         besides = f" ({listed(others, 'and')} {'has' if len(others) == 1 else 'have'} no effect either)" if others else ""
-        raise InputError(f"{told(config, name)} {found[name].reason}; leave it out or {found[name].remedy}{besides}.")
+        raise InputError(f"{with_value(config, name)} {found[name].reason}; leave it out or {found[name].remedy}{besides}.")
 
 
 def check_arms_effects(common: RunConfig, arms: Mapping[str, tuple[RunConfig, Collection[str]]]) -> None:
@@ -155,22 +174,31 @@ def check_arms_effects(common: RunConfig, arms: Mapping[str, tuple[RunConfig, Co
         for name in own:
             if name in lacking[arm] and getattr(config, name) is not None:
                 raise InputError(
-                    f"the arm '{arm}' sets {told(config, name)}, which {lacking[arm][name].reason}; leave it out."
+                    f"the arm '{arm}' sets {with_value(config, name)}, which {lacking[arm][name].reason}; leave it out."
                 )
     for name in sorted(given_options(common)):
         if all(name in each for each in lacking.values()):
             arm = next(iter(arms))
             raise InputError(
-                f"no arm reads {told(common, name)}: in '{arm}' it {lacking[arm][name].reason}; leave it out, "
+                f"no arm reads {with_value(common, name)}: in '{arm}' it {lacking[arm][name].reason}; leave it out, "
                 "or add an arm that reads it."
             )
 
 
-def told(config: RunConfig, name: str) -> str:
-    """An option with its value."""
+def with_value(config: RunConfig, name: str) -> str:
+    """An option with its value, for a sentence.
+
+    Args:
+      config: that has the value.
+      name: of the option.
+    """
     return f"{name} {shown(getattr(config, name))}"
 
 
 def shown(value: Any) -> str:
-    """A value as a flag has it."""
+    """A value as a flag has it.
+
+    Args:
+      value: of an option.
+    """
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

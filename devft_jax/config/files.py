@@ -23,8 +23,10 @@ def config_from_mapping(values: Mapping[str, Any], start: RunConfig | None = Non
     """A configuration from plain values (YAML, JSON), on top of `start` (by default every field's default).
 
     Args:
-      exact: the values are what `to_plain` gave, so that text stands for itself; otherwise they are read as people write
-        them, `4,8` for a list.
+      values: options by name.
+      start: the values of the others.
+      exact: whether the values are what `to_plain` gave, so that text stands for itself; otherwise they are read as people
+        write them, `4,8` for a list.
 
     Raises:
       InputError: an option does not exist, or a value is not of its type.
@@ -42,6 +44,13 @@ def read_config(path: str | Path, start: RunConfig | None = None) -> RunConfig:
     """A configuration from a YAML or JSON file of `RunConfig`'s fields; `preset` may name a preset to start from.
 
     The `config.json` of a run's folder is one, whose text stands for itself.
+
+    Args:
+      path: of the file.
+      start: the values of the options that it does not name.
+
+    Raises:
+      InputError: it cannot be read, or does not hold options by name.
     """
     path = checked_path(path, "config")
     values = read_yaml(path, "the configuration", MOST_CONFIG_BYTES)
@@ -58,6 +67,10 @@ def read_config(path: str | Path, start: RunConfig | None = None) -> RunConfig:
 
 def stored_config(fields: Mapping[str, Any], folder: Path) -> tuple[RunConfig, dict[str, str]]:
     """The configuration in a run's config.json, and what was given as objects in Python, by name.
+
+    Args:
+      fields: what config.json holds.
+      folder: of the run, for the sentences.
 
     Raises:
       InputError: it is not a run's, or a value is of another type than its option's.
@@ -78,5 +91,9 @@ def stored_config(fields: Mapping[str, Any], folder: Path) -> tuple[RunConfig, d
 
 
 def to_plain(config: RunConfig) -> dict[str, Any]:
-    """The configuration as JSON-ready values, alpha as the number that it stands for."""
+    """The configuration as JSON-ready values, alpha as the number that it stands for.
+
+    Args:
+      config: of a run.
+    """
     return json.loads(json.dumps(dataclasses.asdict(config) | {"alpha": resolve_alpha(config)}))

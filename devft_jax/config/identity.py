@@ -14,7 +14,11 @@ from devft_jax.options import identity_fields
 
 
 def anchored(config: RunConfig) -> RunConfig:
-    """The configuration with every local file and folder named by its whole path, so that it holds wherever one stands."""
+    """The configuration with every local file and folder named by its whole path, so that it holds in every folder.
+
+    Args:
+      config: of a run.
+    """
     changes: dict[str, Any] = {}
     for name in ("data", "test_data", "probe_data"):
         value = getattr(config, name)
@@ -30,12 +34,20 @@ def anchored(config: RunConfig) -> RunConfig:
 
 
 def identity(config: RunConfig) -> dict[str, Any]:
-    """The plain values that decide what is computed; `rounds` may grow on resume and is treated apart."""
+    """The plain values that decide what is computed; `rounds` may grow on resume and is treated apart.
+
+    Args:
+      config: of a run.
+    """
     plain = to_plain(anchored(config))
     return {name: plain[name] for name in identity_fields(config) if name != "rounds"}
 
 
 def identity_hash(config: RunConfig) -> str:
-    """Eight hexadecimal digits of the identity and the rounds, for default folder names."""
+    """Eight hexadecimal digits of the identity and the rounds, for default folder names.
+
+    Args:
+      config: of a run.
+    """
     text = json.dumps({**identity(config), "rounds": config.rounds}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -108,13 +108,22 @@ def record_of(kind: str, name: str) -> Algorithm | NamedGrowth | None:
 
 
 def readers(kind: str, name: str) -> list[str]:
-    """The methods of the package, algorithms or growths, that read an option of single methods."""
+    """The methods of the package that read an option of single methods.
+
+    Args:
+      kind: of methods, "algorithm" or "growth".
+      name: of the option.
+    """
     records = {each: record_of(kind, each) for each in METHODS[kind]}
     return [each for each, record in records.items() if record is not None and name in record.reads]
 
 
 def imports(name: Any) -> bool:
-    """Whether a name is one that imports."""
+    """Whether a name is one that imports.
+
+    Args:
+      name: of a method.
+    """
     return isinstance(name, str) and ":" in name
 
 

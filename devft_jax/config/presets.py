@@ -71,5 +71,12 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def preset(name: str) -> RunConfig:
-    """A named configuration; its fields can be overridden with `dataclasses.replace`. The name may be in any case."""
+    """A named configuration, whose fields can be overridden with `dataclasses.replace`.
+
+    Args:
+      name: of the preset, in any case.
+
+    Raises:
+      InputError: there is none of this name.
+    """
     return RunConfig(**PRESETS[known_name("preset", name, PRESETS)])

@@ -84,7 +84,11 @@ class RunConfig(
         return given if len(given) < len(dataclasses.fields(self)) else frozenset()
 
     def with_given(self, names: Iterable[str]) -> Self:
-        """The same options, of which these are the ones that were given."""
+        """The same options, of which these are the ones that were given.
+
+        Args:
+          names: of options.
+        """
         made = dataclasses.replace(self)
         object.__setattr__(made, "_given", frozenset(names))
         return made
@@ -122,7 +126,16 @@ def field_types() -> dict[str, Any]:
 
 
 def option_value(name: str, value: Any, *, exact: bool = False) -> Any:
-    """The value of one option from its plain value or text; see `devft_jax.config.values.convert`."""
+    """The value of one option from its plain value or text; see `devft_jax.config.values.convert`.
+
+    Args:
+      name: of the option.
+      value: plain, or its text.
+      exact: whether text stands for itself.
+
+    Raises:
+      InputError: the value is none of its type.
+    """
     found = convert(name, value, field_types()[name], exact=exact)
     return _in_known_case(name, found)
 

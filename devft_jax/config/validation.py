@@ -24,7 +24,11 @@ MOST_TRAININGS = 10**7
 
 
 def validate_types(config: RunConfig) -> None:
-    """Raise `InputError` for a value of another type than its option's, or a list that is too long."""
+    """Raise `InputError` for a value of another type than its option's, or a list that is too long.
+
+    Args:
+      config: of a run.
+    """
     for name, annotation in field_types().items():
         value = getattr(config, name)
         if not _matches(value, annotation):
@@ -34,7 +38,11 @@ def validate_types(config: RunConfig) -> None:
 
 
 def validate(config: RunConfig) -> None:
-    """Raise `InputError` for anything that can be known to be wrong before model and data are read."""
+    """Raise `InputError` for anything that can be known to be wrong before model and data are read.
+
+    Args:
+      config: of a run.
+    """
     validate_types(config)
     check_paths(config)
     for kind in METHODS:

@@ -1,13 +1,12 @@
 """How answers are drawn and where they end: the options of generation."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from devft_jax.errors import InputError
 from devft_jax.models.architecture import ModelConfig
-from devft_jax.options import execution, verbatim
+from devft_jax.options import check_options, execution, option, verbatim
 
 USUAL_NEW_TOKENS = 128
 
@@ -16,19 +15,19 @@ USUAL_NEW_TOKENS = 128
 class GenerationOptions:
     """How answers are drawn and where they end."""
 
-    max_new_tokens: int | Literal["auto"] = "auto"
+    max_new_tokens: int | Literal["auto"] = option("auto", at_least=1)
     """Most tokens of an answer; auto is 128, or fewer where a short model has no room for them behind the prompt."""
-    temperature: float = 0.0
+    temperature: float = option(0.0, at_least=0, remedy="use 0 for greedy, 0.7 to vary")
     """Divides the logits before a token is drawn; 0 takes the most likely token."""
-    top_p: float = 1.0
+    top_p: float = option(1.0, within="(0, 1]", remedy="1 draws from all tokens, 0.9 is usual")
     """Probability, in (0, 1], that the most likely tokens must reach together to be all that is drawn from."""
     stop: tuple[str, ...] = verbatim(())
     """Texts that end an answer and are cut from it."""
-    sampling_seed: int = 0
+    sampling_seed: int = option(0, within="[0, 2^32)")
     """Seed of the drawn tokens; without effect at temperature 0."""
-    generation_batch: int = execution(16)
+    generation_batch: int = execution(16, at_least=1)
     """Most prompts answered at once."""
-    tokens_per_look: int = execution(16)
+    tokens_per_look: int = execution(16, at_least=1)
     """Tokens decoded between two looks for stop texts."""
 
 
@@ -38,18 +37,9 @@ def validate_generation(options: GenerationOptions) -> None:
     Args:
       options: to be checked.
     """
-    for name in ("max_new_tokens", "generation_batch", "tokens_per_look"):
-        value = getattr(options, name)
-        if value != "auto" and value < 1:
-            raise InputError(f"{name} {value} is not positive; use 1 or more.")
-    if not 0 <= options.temperature < math.inf:
-        raise InputError(f"temperature {options.temperature} is not a number from 0; use 0 for greedy, 0.7 to vary.")
-    if not 0 < options.top_p <= 1:
-        raise InputError(f"top_p {options.top_p} is outside (0, 1]; 1 draws from all tokens, 0.9 is usual.")
+    check_options(options)
     if "" in options.stop:
         raise InputError("stop holds an empty text, which every answer begins with; leave it out.")
-    if not 0 <= options.sampling_seed < 2**32:
-        raise InputError(f"sampling_seed {options.sampling_seed} is outside [0, 2^32).")
 
 
 def most_new_tokens(config: ModelConfig, prompt: Sequence[int], options: GenerationOptions) -> int:
