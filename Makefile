@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Two processes, each with whole files, so that what the tests of a file share is made once.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: demo test lint parity slow clean
+.PHONY: demo test lint parity slow docs notebooks clean
 
 demo: $(VENV)/run.stamp
 	$(BIN)/python experiments/demo.py --out runs/demo
@@ -26,8 +26,17 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The site in build/docs; every warning is an error.
+docs: $(VENV)/dev.stamp
+	JAX_PLATFORMS=cpu $(BIN)/python -m sphinx --builder html --fail-on-warning --keep-going --quiet --doctree-dir build/doctrees docs build/docs
+
+# Each notebook from its first cell to its last, in a copy, so that the outputs that lie in the repository stay.
+notebooks: $(VENV)/dev.stamp
+	rm -rf build/notebooks && mkdir -p build/notebooks && cp notebooks/*.ipynb build/notebooks
+	$(BIN)/jupyter execute --kernel_name=python3 --timeout=600 build/notebooks/*.ipynb
+
 clean:
-	rm -rf $(VENV) runs build dist *.egg-info
+	rm -rf $(VENV) runs build dist docs/api *.egg-info
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: make demo PYTHON=/path/to/python3.12"; exit 2; }

@@ -28,7 +28,8 @@ from tests.conftest import REPOSITORY
 from tests.federated import test_algorithm as laws
 from tests.tiny_run import write_run_inputs
 
-PAGES = ["README.md", *(str(path.relative_to(REPOSITORY)) for path in sorted((REPOSITORY / "docs").glob("**/*.md")))]
+GUIDES = [str(path.relative_to(REPOSITORY)) for path in sorted((REPOSITORY / "docs").glob("**/*.md"))]
+PAGES = ["README.md", "CONTRIBUTING.md", "SECURITY.md", *GUIDES]
 
 # Commands that take the folder of a run and options of their own.
 OF_A_FOLDER = {"export": "devft_jax.exporting.export.export", "replay": "devft_jax.training.run.replay"}
@@ -98,7 +99,8 @@ def room(tmp_path, word_tokenizer, monkeypatch) -> Path:
     for path in tmp_path.glob("client_*.json"):
         records = json.loads(path.read_text())
         (tmp_path / "clients" / f"{path.stem}.jsonl").write_text("\n".join(map(json.dumps, records)))
-    (tmp_path / "my_run.yaml").write_text("rounds: 8\n")
+    [options] = [block.text for block in fenced("docs/guides/your_model_and_data.md") if block.language == "yaml"]
+    (tmp_path / "my_run.yaml").write_text(options)
     [arms] = [block.text for block in fenced("docs/guides/comparing.md") if block.language == "yaml"]
     (tmp_path / "arms.yaml").write_text(arms)
     monkeypatch.setattr(base_model, "bundled_model", lambda: tmp_path / "model")
@@ -126,6 +128,17 @@ def test_the_blocks_on_an_algorithm_run_and_what_they_say_holds(room, capsys, mo
     monkeypatch.setitem(ALGORITHMS, "fedit-b", page.fedit_b)
     for law in laws_of("fedit"):
         law("fedit-b")
+
+
+def test_the_blocks_on_a_model_and_data_run(room, capsys):
+    run_blocks("docs/guides/your_model_and_data.md")
+    assert capsys.readouterr().out
+
+
+def test_every_page_with_python_is_run_by_a_test_here():
+    tests = inspect.getsource(sys.modules[__name__])
+    for page in PAGES:
+        assert not python_of(page) or f'run_blocks("{page}"' in tests, page
 
 
 def test_the_blocks_of_the_readme_run_up_to_their_training(monkeypatch):
