@@ -95,7 +95,22 @@ class Work:
 
 @dataclass(frozen=True)
 class MemoryTerms:
-    """Bytes of one device by what they hold; see the module's docstring."""
+    """Bytes of one device by what they hold; see the module's docstring.
+
+    Attributes:
+      embedding_and_head: embedding, final norm and head.
+      stage_layers: the dense layers of the submodel.
+      full_layers: the base's own layers, beside a submodel made from them.
+      message: the downlink message, what is known without one, and the sums of contributions.
+      batches: token ids and masks of all local steps.
+      lora: the trained leaves, of all clients that train at once; so are the next four.
+      gradients: of the trained leaves.
+      moments: the optimiser's state.
+      updates: copies for the optimiser's updates, the change of the round and the message.
+      activations: what the layers keep for the backward pass.
+      layer_workspace: what one layer needs while its backward pass runs.
+      loss_chunk: logits of one block of tokens and their gradient.
+    """
 
     embedding_and_head: int
     stage_layers: int

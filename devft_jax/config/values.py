@@ -78,6 +78,8 @@ def convert(name: str, value: Any, annotation: Any, *, exact: bool = False) -> A
     Args:
       name: of the option, for the sentence.
       exact: text stands for itself, as in what a run's folder holds; otherwise it is read as people write it.
+      value: as it was written.
+      annotation: the type that is wanted.
 
     Raises:
       InputError: the value is none of this type.

@@ -23,7 +23,6 @@ class BuiltIn:
     most: Mapping[str, int]
 
 
-# Each is a module of this package with `generate(*, split, count, seed) -> Sequence[Record]`.
 BUILT_IN: dict[str, BuiltIn] = {
     "microtasks": BuiltIn(
         "small exactly gradable instructions in many categories, generated",
@@ -31,6 +30,7 @@ BUILT_IN: dict[str, BuiltIn] = {
         {"train": 75_000, "test": 9_600},
     ),
 }
+"""Built-in data by name; each is a module of this package with `generate(*, split, count, seed) -> Sequence[Record]`."""
 
 
 def is_built_in(spec: str | Sequence[str]) -> bool:

@@ -29,7 +29,11 @@ MEMORY = 2**30
 
 
 class Generation(jinja2.ext.Extension):
-    """The block `generation`, by which templates mark answers for others; here it is its content."""
+    """The block `generation`, by which templates mark answers for others; here it is its content.
+
+    Attributes:
+      tags: the names of the block, for jinja2.
+    """
 
     tags = {"generation"}  # noqa: RUF012
 

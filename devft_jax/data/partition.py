@@ -34,6 +34,7 @@ METHODS: dict[str, str] = {
     "field": "one client per value of the category field",
     "file": "one client per file",
 }
+"""Every way to split examples over clients, with what it does."""
 
 NATURAL = ("field", "file")
 

@@ -132,6 +132,7 @@ TEMPLATES: dict[str, TextTemplate | NamedTemplate] = {
     ),
     "chat": NamedTemplate("the tokenizer's own chat template"),
 }
+"""Every template that can be named."""
 
 
 def find_template(name: str) -> TextTemplate | NamedTemplate:

@@ -28,7 +28,8 @@ def align_factors(layer_map: LayerMap, a: jax.Array, b: jax.Array) -> tuple[jax.
 
     Args:
         layer_map: of the stage that is about to be fused.
-        a: f32[L, in, r]. b: f32[L, r, out].
+        a: f32[L, in, r].
+        b: f32[L, r, out].
     """
     if layer_map.selected() is not None:
         return a, b

@@ -58,9 +58,12 @@ class Participant(struct.PyTreeNode):
     """A client at the start of its round.
 
     Attributes:
-      down: the message that it received. known: what it has without one. row: what it kept.
+      down: the message that it received.
+      known: what it has without one.
+      row: what it kept.
       key: for the draws of its algorithm; training draws its dropout from another.
-      learning_rate: f32[], of the round. steps: S, that it will take.
+      learning_rate: f32[], of the round.
+      steps: S, that it will take.
     """
 
     down: PyTree
@@ -163,7 +166,8 @@ class Algorithm:
     Attributes:
       name: what the command line calls it.
       reference: paper and year.
-      message: what travels. state: what the server and the clients keep beside the adapter; both for `devft list`.
+      message: what travels.
+      state: what the server and the clients keep beside the adapter; both for `devft list`.
       init_server: (key, model config, Clients) -> Server at full depth.
       broadcast: Server -> Down, in the dtype in which it travels.
       start: Participant -> (train, frozen): what a client optimises and what it only uses.

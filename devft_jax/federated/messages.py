@@ -35,7 +35,8 @@ class Due(struct.PyTreeNode):
     """A part of a message that travels in some rounds alone, of which both sides know which; zero in the others.
 
     Attributes:
-      value: what travels. due: bool[], whether it does; this does not travel.
+      value: what travels.
+      due: bool[], whether it does; this does not travel.
     """
 
     value: PyTree
@@ -43,7 +44,11 @@ class Due(struct.PyTreeNode):
 
 
 class Unsent(struct.PyTreeNode):
-    """A part of a message's pytree that does not travel: what the receiver knows of the sender, such as its group."""
+    """A part of a message's pytree that does not travel: what the receiver knows of the sender, such as its group.
+
+    Attributes:
+      value: what the receiver knows already.
+    """
 
     value: PyTree
 
@@ -62,7 +67,8 @@ def message_bytes(message: PyTree, ranks: Sequence[int] | None = None) -> int:
     """Bytes of one message, arrays or their shapes.
 
     Args:
-      message: what travels. ranks: of its `Ranked` and `Due` parts in their order, as `ranks_of` gives them; without them
+      message: what travels.
+      ranks: of its `Ranked` and `Due` parts in their order, as `ranks_of` gives them; without them
         these count in full, which is the most that they can be.
     """
     chosen = None if ranks is None else iter(ranks)

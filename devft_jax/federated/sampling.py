@@ -17,7 +17,15 @@ MOST_PRIORITIES = 2**20
 
 
 class Purpose(IntEnum):
-    """What a key is for; folded first, so that purposes never share a stream."""
+    """What a key is for; folded first, so that purposes never share a stream.
+
+    Attributes:
+      INITIALISATION: of adapters and the server's state.
+      COHORT: the participants of a round.
+      TRAINING: a client's order of examples and dropout.
+      GROWTH: k-means and other draws of a stage.
+      PROFILES: what describes clients before training.
+    """
 
     INITIALISATION = 0
     COHORT = 1

@@ -14,7 +14,11 @@ _FLOAT = re.compile(rf"^(?:[-+]?{_DIGITS}(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|
 
 
 class CoreLoader(yaml.SafeLoader):
-    """Null, booleans, integers, floats and merges as YAML 1.2 writes them; every other plain scalar is text."""
+    """Null, booleans, integers, floats and merges as YAML 1.2 writes them; every other plain scalar is text.
+
+    Attributes:
+      yaml_implicit_resolvers: by first character, how plain scalars are read.
+    """
 
     yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}  # type: ignore[misc]
 

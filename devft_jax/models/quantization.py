@@ -96,9 +96,9 @@ class QTensor(struct.PyTreeNode):
       code: i8[..., N, K, out] for int8 and u8[..., N, K / 2, out] for the 4-bit kinds.
       scale: f16[..., N, out].
       kind: one of `BITS`.
+      DIVISIBLE: dimensions of codes and scales, from the end, that can be divided without cutting a block: blocks, outputs.
     """
 
-    # Dimensions of codes and scales, from the end, that can be divided without cutting a block: blocks, outputs.
     DIVISIBLE: ClassVar[tuple[tuple[int, int], ...]] = ((-3, -2), (-1, -1))
 
     code: Any

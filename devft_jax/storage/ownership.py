@@ -84,13 +84,16 @@ RUN = Kind(
         "adapter": {"adapter_config.json", "adapter_model.safetensors", "generation_config.json"}.__contains__,
     },
 )
+"""The folder of a run."""
 COMPARISON = Kind(
     "comparison",
     _is_comparison,
     frozenset({*(f"comparison.{kind}" for kind in ("csv", "json", "md", "html")), "runs.csv", LOCK_FILE}),
     {"runs": None},
 )
+"""The folder of a comparison."""
 EXPORT = Kind("export", _is_export, frozenset({EXPORT_FILE}), {"adapter": None})
+"""The folder of an exported adapter or model."""
 KINDS = (RUN, COMPARISON, EXPORT)
 
 

@@ -20,6 +20,7 @@ GROWTHS: dict[str, NamedGrowth] = {
     "skip-grow": skip_grow.GROWTH,
     "top-grow": top_grow.GROWTH,
 }
+"""Every growth that can be named."""
 
 OPTIONS = (CapacityOptions, DevFTOptions, ProgFedOptions, SkipGrowOptions)
 """The dataclasses that declare options of single growths."""

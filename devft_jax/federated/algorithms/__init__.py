@@ -53,7 +53,6 @@ class MethodConfig(
     """Everything that an algorithm is made from."""
 
 
-# Each takes the run's options of its methods, a `MethodConfig`.
 ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
     "fedit": fedit,
     "flora": flora,
@@ -75,3 +74,4 @@ ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
     "local-only": local_only,
     "central": central,
 }
+"""Every algorithm that can be named; each takes the run's options of its methods, a `MethodConfig`."""

@@ -68,7 +68,13 @@ class DoFITOptions(MethodOptions):
 
 
 class Server(struct.PyTreeNode):
-    """Every domain's `a [J, L, in, r]` and `b [J, L, r, out]`, which layers learn, bool[L], and the full model's depth."""
+    """Every domain's `a [J, L, in, r]` and `b [J, L, r, out]`, which layers learn, bool[L], and the full model's depth.
+
+    Attributes:
+      lora: factors of every domain, a [J, L, in, r] and b [J, L, r, out].
+      learns: bool[L], which layers learn.
+      layers: depth of the full model.
+    """
 
     lora: dict[str, LoraFactors]
     learns: jax.Array

@@ -132,7 +132,12 @@ def sparse(tree: PyTree, density: float, dtype: str) -> Sparse:
 
 
 class Server(struct.PyTreeNode):
-    """The adapter with all its entries, and AdamW's state for its factors."""
+    """The adapter with all its entries, and AdamW's state for its factors.
+
+    Attributes:
+      adapter: with all its entries.
+      moments: AdamW's state for the factors.
+    """
 
     adapter: Adapter
     moments: optax.OptState

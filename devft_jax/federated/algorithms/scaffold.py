@@ -51,14 +51,24 @@ class Server(struct.PyTreeNode):
 
 
 class Message(struct.PyTreeNode):
-    """Factors, with the server's control on the way down and the change of the client's on the way up."""
+    """Factors, with the server's control on the way down and the change of the client's on the way up.
+
+    Attributes:
+      lora: the factors.
+      control: c on the way down, the change of c_i on the way up.
+    """
 
     lora: dict[str, LoraFactors]
     control: dict[str, LoraFactors]
 
 
 class Sums(struct.PyTreeNode):
-    """FedIT's weighted sums, and the plain sum of the controls' changes."""
+    """FedIT's weighted sums, and the plain sum of the controls' changes.
+
+    Attributes:
+      federated: FedIT's weighted sums.
+      control: sum of the changes of the controls.
+    """
 
     federated: WeightedSum
     control: dict[str, LoraFactors]

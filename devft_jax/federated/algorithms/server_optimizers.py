@@ -75,7 +75,14 @@ class ServerOptimizerOptions(MethodOptions):
 
 
 class Server(struct.PyTreeNode):
-    """The adapter, the moments m and v of its factors (empty where a method has none), and the stage's rounds so far."""
+    """The adapter, the moments m and v of its factors (empty where a method has none), and the stage's rounds so far.
+
+    Attributes:
+      adapter: the global one.
+      first: m by projection; empty where a method has none.
+      second: v by projection; empty where a method has none.
+      age: i32[], the stage's rounds so far.
+    """
 
     adapter: Adapter
     first: Lora
