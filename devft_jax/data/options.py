@@ -27,6 +27,7 @@ HELD_OUT = Need(
     "give --test-data or --test-fraction",
     part="data",
 )
+"""What options of evaluation need: held-out data."""
 DRAWN_SPLIT = Need(
     lambda config: resolved_partition(config) not in NATURAL,
     lambda config: f"has no effect with the partition {resolved_partition(config)}, which gives its own number of clients",

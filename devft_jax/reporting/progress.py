@@ -85,7 +85,10 @@ class Progress:
         """A stage begins: which layers were fused, and what that does to held-out loss.
 
         Args:
-          stage: from 0. stages: of the run. record: the stage's. before: held-out loss of the full model, None if unknown.
+          stage: from 0.
+          stages: of the run.
+          record: the stage's.
+          before: held-out loss of the full model, None if unknown.
         """
         groups, layers, start = record.groups, len(record.assign), record.loss_start
         name = f"stage {stage + 1}/{stages}"

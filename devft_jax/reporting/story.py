@@ -25,7 +25,13 @@ def both_ways(row: RoundRecord) -> int:
 
 @dataclass(frozen=True)
 class Axis:
-    """A running total, in a unit that suits it: `values[k]` after k rounds, from 0."""
+    """A running total, in a unit that suits it: `values[k]` after k rounds, from 0.
+
+    Attributes:
+      name: of the quantity.
+      unit: of the values; empty for numbers.
+      values: the total after 0, 1, ... rounds.
+    """
 
     name: str
     unit: str
@@ -39,7 +45,13 @@ class Axis:
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage: its record and the lines of its rounds so far."""
+    """A stage: its record and the lines of its rounds so far.
+
+    Attributes:
+      number: from 1.
+      record: its totals and losses.
+      rows: its rounds so far.
+    """
 
     number: int
     record: StageRecord
@@ -75,7 +87,14 @@ class Stage:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """A held-out measurement after `round` rounds; `stage` from 1, 0 before the first."""
+    """A held-out measurement after `round` rounds; `stage` from 1, 0 before the first.
+
+    Attributes:
+      round: after which it was made.
+      stage: from 1, 0 before the first.
+      loss: nats a token.
+      accuracy: share of examples answered exactly; None where they are not graded.
+    """
 
     round: int
     stage: int

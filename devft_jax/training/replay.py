@@ -22,7 +22,15 @@ from devft_jax.typing import PyTree
 
 @dataclass(frozen=True)
 class StepReport:
-    """One replayed step, numbered from 1: the loss before it, the norms of gradient and update, and what is not finite."""
+    """One replayed step, numbered from 1: the loss before it, the norms of gradient and update, and what is not finite.
+
+    Attributes:
+      step: its number, from 1.
+      loss: before the step, nats a token.
+      gradient_norm: of the gradient.
+      update_norm: of the optimiser's update.
+      nonfinite: names of what is not finite.
+    """
 
     step: int
     loss: float
@@ -51,9 +59,15 @@ def replay_client(
     """Train one client in a plain loop exactly as a chunk would, reporting every step until one is not finite.
 
     Args:
-      training: as in the round. server: the algorithm's state at the start of the round. row: the client's bank row.
+      training: as in the round.
+      base: the stage's frozen weights.
+      server: the algorithm's state at the start of the round.
+      row: the client's bank row.
       batches: tokens i32[S, B, T], mask bool[S, B, T] and, where they are stored, hidden states [S, B, T, D].
-      lr, key, train_rows: as in the round. mesh: of the devices that `base` lies on.
+      lr: learning rate of the round.
+      key: the client's, in this round.
+      train_rows: bool[G], which rows learn.
+      mesh: of the devices that `base` lies on.
     """
     algorithm = training.algorithm
     participant = participant_of(algorithm, broadcast_of(algorithm, server), row, key, jnp.float32(lr), len(batches[0]))

@@ -62,7 +62,10 @@ def after_round(config: RunConfig, planned: Sequence[int], stage: int, losses: S
     """The rounds of each stage as they stand after a round: the present stage is cut short if it ends here.
 
     Args:
-      planned: as they stood before, of all stages. stage: the present one, from 0. losses: of its rounds so far.
+      config: the ends of stages.
+      planned: as they stood before, of all stages.
+      stage: the present one, from 0.
+      losses: of its rounds so far.
     """
     done, last = len(losses), len(planned) - 1
     if config.stage_end == "fixed" or stage == last or not config.min_stage_rounds <= done < planned[stage]:

@@ -76,6 +76,7 @@ def fuse_blocks(layer_map: LayerMap, source: Block, base: Block, *, repack: bool
       base: [L, ...], the base's own layers; what is a float there stays one, of that dtype.
       repack: pack the other leaves again, each in its own kind, where layers that are only picked keep their codes;
         otherwise they are expanded to `dtype`.
+      dtype: of fused layers that are expanded.
     """
 
     def one(leaf: Any, own: Any) -> Any:

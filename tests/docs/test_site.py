@@ -94,6 +94,14 @@ def test_a_documented_package_builds_and_its_pages_lead_to_it(tmp_path):
     assert "<li><p>a list," in text
 
 
+def test_the_packages_docstrings_have_no_fault(monkeypatch):
+    monkeypatch.syspath_prepend(str(REPOSITORY / "docs" / "_extensions"))
+    from docstring_check import faults
+
+    found = faults("devft_jax", str(REPOSITORY))
+    assert not found, "\n".join(f"{fault.file}:{fault.line}: {fault.message}" for fault in found)
+
+
 def test_the_site_asks_no_other_server(tmp_path):
     built(tmp_path)
     for path in (tmp_path / "site").rglob("*.html"):
