@@ -27,8 +27,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from devft_jax.commands.jax_setup import configure_jax
-from devft_jax.comparing.arms import Costs, nearest
-from devft_jax.comparing.compare import full_model_curve
+from devft_jax.comparing.budgets import Costs, nearest
+from devft_jax.comparing.runs import full_model_curve
 from devft_jax.config.presets import preset
 from devft_jax.config.run_config import RunConfig
 from devft_jax.errors import InputError

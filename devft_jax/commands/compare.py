@@ -8,7 +8,7 @@ from devft_jax.commands.parsing import START, parse_configuration
 from devft_jax.runtime.screen import show
 
 if TYPE_CHECKING:
-    from devft_jax.comparing.compare import CompareOptions
+    from devft_jax.comparing.request import CompareOptions
     from devft_jax.config.run_config import RunConfig
 
 ABOUT = (
@@ -35,7 +35,7 @@ def parse_compare(arguments: Sequence[str]) -> "tuple[RunConfig, CompareOptions]
     Raises:
       InputError: the words cannot be read.
     """
-    from devft_jax.comparing.compare import CompareOptions
+    from devft_jax.comparing.request import CompareOptions
 
     return parse_configuration(arguments, CompareOptions, command="devft compare", about=ABOUT, without=ARMS_OWN)
 
@@ -49,7 +49,7 @@ def command(arguments: Sequence[str]) -> int:
     import jax
 
     from devft_jax.comparing.compare import compare
-    from devft_jax.comparing.tables import to_text
+    from devft_jax.comparing.formats import to_text
 
     common, options = parse_compare(arguments)
     # This process only plans; the runs' own processes have the accelerator to themselves.

@@ -9,36 +9,16 @@ arm whose points lie far apart would seem worse in between than it is.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from statistics import fmean
 
+from devft_jax.comparing.measures import BYTES_UP, COSTS, FINAL_LOSS, TRAIN_FLOPS, front_points, fronts, mean_of
+from devft_jax.comparing.results import ArmResult, Budget, Comparison, ListedRun, Point
 from devft_jax.comparing.statistics import estimate
-from devft_jax.comparing.tables import (
-    BYTES_UP,
-    COSTS,
-    FINAL_LOSS,
-    MEASURES,
-    NAME_WIDTH,
-    TRAIN_FLOPS,
-    ArmResult,
-    Budget,
-    Comparison,
-    Point,
-    Table,
-    column_parts,
-    cost_table,
-    fairness,
-    front_points,
-    fronts,
-    learned_table,
-    mean_of,
-    notes,
-    run_rows,
-    target_table,
-    tuning_table,
-    unlike,
-    verdict,
-)
+from devft_jax.comparing.tables import NAME_WIDTH, Table, column_parts, cost_table, learned_table, target_table, tuning_table
+from devft_jax.comparing.verdict import fairness, notes, verdict
+from devft_jax.config.files import to_plain
 from devft_jax.reporting import page
 from devft_jax.reporting.chart import Frame, Level, Line, Spot, legend, plot_lines, plot_spots
 from devft_jax.reporting.names import shortened
@@ -55,19 +35,37 @@ STYLE = """
   min-width: 11rem }
 """
 
-SPENT = ((BYTES_UP, "bytes_up", "sent up by all clients", BYTES), (TRAIN_FLOPS, "train_flops", "training work", FLOPS))
-"""What final losses are drawn against: a measure of a run, the same figure of a point along it, a label and its units."""
+Spent = Callable[[Point], float]
+"""A figure of a point along a run."""
 
-AXES: tuple[tuple[str, str, Units], ...] = (
-    ("round", "rounds", ()),
-    *((spent, label, units) for _, spent, label, units in SPENT),
-    ("seconds", "training time", SECONDS),
+
+@dataclass(frozen=True)
+class _Axis:
+    """What losses along the runs are drawn against."""
+
+    spent: Spent
+    label: str
+    units: Units
+    joined: bool = False
+
+
+SPENT = ((BYTES_UP, "sent up by all clients", BYTES), (TRAIN_FLOPS, "training work", FLOPS))
+"""What final losses are drawn against: a measure of a run, a label and its units."""
+
+AXES = (
+    _Axis(lambda point: point.round, "rounds", (), joined=True),
+    _Axis(lambda point: point.bytes_up, "sent up by all clients", BYTES),
+    _Axis(lambda point: point.train_flops, "training work", FLOPS),
+    _Axis(lambda point: point.seconds, "training time", SECONDS),
 )
-"""What losses along the runs are drawn against: a figure of a point, a label and its units."""
 
 
 def comparison_html(comparison: Comparison) -> str:
-    """The page."""
+    """The page.
+
+    Args:
+      comparison: what was compared.
+    """
     title = f"Comparison of {len(comparison.budgets[0].arms)} methods"
     body = [_headline(comparison, title)]
     body += [_budget(comparison, budget) for budget in comparison.budgets]
@@ -83,8 +81,8 @@ def _headline(comparison: Comparison, title: str) -> str:
         "runs": "Every run",
     }
     items = "".join(f'<li><a href="#{name}">{text}</a></li>' for name, text in links.items())
-    model = "the bundled model" if comparison.common["model"] == "bundled" else str(comparison.common["model"])
-    what = f"{model[:1].upper()}{model[1:]} on {shown(comparison.common['data'])}, {seeds} seed{'s' if seeds > 1 else ''}."
+    model = "the bundled model" if comparison.common.model == "bundled" else comparison.common.model
+    what = f"{model[:1].upper()}{model[1:]} on {shown(comparison.common.data)}, {seeds} seed{'s' if seeds > 1 else ''}."
     words = verdict(comparison)
     return (
         f"<header><h1>{escape(title)}</h1>{page.paragraph(what)}"
@@ -125,7 +123,7 @@ def _spots(budget: Budget) -> list[str]:
     if not names:
         return []
     pictures = []
-    for measure, _, label, units in SPENT:
+    for measure, label, units in SPENT:
         points = front_points(budget, measure)
         if not points:
             continue
@@ -153,10 +151,16 @@ def _spots(budget: Budget) -> list[str]:
     ]
 
 
-def mean_curve(arm: ArmResult, spent: str, *, joined: bool) -> list[Line]:
+def mean_curve(arm: ArmResult, spent: Spent, *, joined: bool) -> list[Line]:
     """Means over an arm's finished runs, of loss against what was spent, at the rounds at which all of them were judged.
 
-    Where `joined`, the rounds at which all arms were judged make a line; all other measurements stand each for itself.
+    Args:
+      arm: the arm.
+      spent: the figure of a point that it is drawn against.
+      joined: whether the rounds at which all arms were judged make a line; all other measurements stand each for itself.
+
+    Returns:
+      Lines and single points.
     """
     runs = [{point.round: point for point in outcome.curve} for outcome in arm.finished if outcome.curve]
     rounds = sorted(set.intersection(*map(set, runs))) if runs else []
@@ -167,13 +171,13 @@ def mean_curve(arm: ArmResult, spent: str, *, joined: bool) -> list[Line]:
     ]
 
 
-def _piece(name: str, measured: Sequence[Sequence[Point]], spent: str, joined: bool) -> Line:
+def _piece(name: str, measured: Sequence[Sequence[Point]], spent: Spent, joined: bool) -> Line:
     """A line, or single points, through the means of measurements of several runs."""
     points, intervals = [], []
     for each in measured:
         found = estimate([point.loss for point in each], FINAL_LOSS.bounds)
         assert found is not None
-        points.append((fmean(getattr(point, spent) for point in each), found.mean))
+        points.append((fmean(spent(point) for point in each), found.mean))
         intervals.append(found.interval)
     return Line(name, points, intervals=intervals, joined=joined)
 
@@ -184,9 +188,8 @@ def _curves(comparison: Comparison, budget: Budget) -> list[str]:
     against_rounds: list[str] = []
     against_costs: list[str] = []
     still: list[str] = []
-    for spent, label, units in AXES:
-        joined = spent == "round"
-        lines = [line for name in names for line in mean_curve(budget.arm(name), spent, joined=joined)]
+    for axis in AXES:
+        lines = [line for name in names for line in mean_curve(budget.arm(name), axis.spent, joined=axis.joined)]
         # What sends nothing is no line over bytes, but a level that it ends at.
         free = [name for name in names if not any(x for line in lines if line.name == name for x, _ in line.points)]
         levels = [Level(shortened(line.name, NAME_WIDTH), line.points[-1][1]) for line in lines if line.name in free]
@@ -194,34 +197,34 @@ def _curves(comparison: Comparison, budget: Budget) -> list[str]:
         if not moving:
             continue
         still += [line.name for line in lines if line.name in free]
-        size, unit = unit_for(max(x for line in moving for x, _ in line.points), units) if units else (1.0, "")
+        size, unit = unit_for(max(x for line in moving for x, _ in line.points), axis.units) if axis.units else (1.0, "")
         drawn = [dataclasses.replace(line, points=[(x / size, y) for x, y in line.points]) for line in moving]
-        if not joined:
+        if not axis.joined:
             # Among so many single points they would hide them; those against rounds are the same.
             drawn = [dataclasses.replace(line, intervals=()) for line in drawn]
         if comparison.target is not None:
             levels.append(Level("target", comparison.target))
-        title = f"Held-out loss of the full model against {label}, equal {budget.kind}"
-        x_label = f"{label}, {unit}" if unit else label
-        for width, height, kind in ((1000, 380, "broad"), (340, 280, "narrow")) if joined else ((480, 340, ""),):
-            frame = Frame(width=width, height=height, named=False, whole=joined, levels=levels)
+        title = f"Held-out loss of the full model against {axis.label}, equal {budget.kind}"
+        x_label = f"{axis.label}, {unit}" if unit else axis.label
+        for width, height, kind in ((1000, 380, "broad"), (340, 280, "narrow")) if axis.joined else ((480, 340, ""),):
+            frame = Frame(width=width, height=height, named=False, whole=axis.joined, levels=levels)
             picture = plot_lines(title, x_label, "held-out loss", drawn, frame, names=names)
             figure = page.figure(picture, "", wide=kind == "broad", kind=kind)
-            (against_rounds if joined else against_costs).append(figure)
+            (against_rounds if axis.joined else against_costs).append(figure)
     if not against_rounds:
         return []
     words = (
         "Means over seeds of the full model's loss, against rounds with their intervals; one without a bar at its end goes "
         "on beyond the picture. "
     )
-    every = comparison.common["evaluate_every"]
+    every = comparison.common.evaluate_every
     often = f"{every} rounds" if every > 1 else "round"
     words += (
         f"Against rounds, lines join what was measured at the rounds at which all arms were judged, every {often}"
         if every
         else "The arms were not judged at the same rounds"
     )
-    apart = [name for name in unlike(comparison) if name in names] if every else []
+    apart = [name for name in comparison.judged_apart if name in names] if every else []
     words += f" ({', '.join(apart)} not at these)" if apart else ""
     words += (
         "; all other points stand alone, as do all against costs: the same rounds lie at another place there in each arm, "
@@ -242,7 +245,7 @@ def _curves(comparison: Comparison, budget: Budget) -> list[str]:
 
 
 def _terms(comparison: Comparison) -> str:
-    options = sorted(comparison.common.items())
+    options = sorted(to_plain(comparison.common).items())
     rows: Sequence[Sequence[page.Cell]] = [
         [name, shown(value)] for name, value in options if name not in ("algorithm", "growth", "seed", "out")
     ]
@@ -257,21 +260,20 @@ def _terms(comparison: Comparison) -> str:
 
 
 def _runs(comparison: Comparison) -> str:
-    header = ["arm", "seed", "budgets", "held-out loss", *(each.title for each in COSTS[:5]), "folder"]
-    forms = {each.name: each.form for each in MEASURES}
+    measures = (FINAL_LOSS, *COSTS[:5])
+    header = ["arm", "seed", "budgets", *(each.title for each in measures), "folder"]
 
-    def cells(row: dict[str, object]) -> list[page.Cell]:
-        names = ("final_loss", *(each.name for each in COSTS[:5]))
-        values = [row[name] for name in names]
-        told: list[page.Cell] = [
-            forms[name].shown(value) if isinstance(value, int | float) else None
-            for name, value in zip(names, values, strict=True)
+    def cells(listed: ListedRun) -> list[page.Cell]:
+        run = listed.run
+        figures = [measure.of(run, comparison.target) if run.finished else None for measure in measures]
+        shown: list[page.Cell] = [
+            None if figure is None else measure.form.shown(figure) for figure, measure in zip(figures, measures, strict=True)
         ]
-        if row["error"] is not None:
-            told[0] = f"failed: {row['error']}"
-        return [str(row["arm"]), str(row["seed"]), str(row["budgets"]), *told, str(row["folder"])]
+        if run.error is not None:
+            shown[0] = f"failed: {run.error}"
+        return [listed.arm.name, str(run.seed), " ".join(listed.budgets), *shown, run.folder]
 
-    rows = [cells(row) for row in run_rows(comparison)]
+    rows = [cells(listed) for listed in comparison.runs]
     words = "Every run is a folder that devft report, export, generate and replay take; comparison.json has all figures."
-    listed = page.table("Every run", header, rows)
-    return page.section("runs", "Every run", page.paragraph(words), page.folded(f"The {len(rows)} runs", listed))
+    table = page.table("Every run", header, rows)
+    return page.section("runs", "Every run", page.paragraph(words), page.folded(f"The {len(rows)} runs", table))

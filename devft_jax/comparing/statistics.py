@@ -28,7 +28,12 @@ ROUNDING = 1e-12
 
 @dataclass(frozen=True)
 class Bounds:
-    """Where a quantity can lie."""
+    """Where a quantity can lie.
+
+    Attributes:
+      low: the least value, or -inf.
+      high: the largest value, or inf.
+    """
 
     low: float = -math.inf
     high: float = math.inf
@@ -39,7 +44,12 @@ class Bounds:
         return Bounds(self.low - self.high, self.high - self.low)
 
     def interval(self, mean: float, reach: float) -> tuple[float, float]:
-        """The ends of mean +- reach, with a reach above 0, on the scale without bounds; see the module's docstring."""
+        """The ends of mean +- reach, with a reach above 0, on the scale without bounds; see the module's docstring.
+
+        Args:
+          mean: within the bounds.
+          reach: above 0.
+        """
         if not (math.isfinite(mean) and math.isfinite(reach)):
             return self.low, self.high
         if math.isinf(self.low):
@@ -61,7 +71,10 @@ class Estimate:
     """A mean over seeds.
 
     Attributes:
-      mean: of `count` values. low, high: of its interval; None where the values tell nothing of others.
+      mean: of `count` values.
+      low: lower end of its interval; None where the values say nothing about others.
+      high: upper end of its interval; None where the values say nothing about others.
+      count: of the values.
     """
 
     mean: float
@@ -85,7 +98,9 @@ def estimate(values: Sequence[float], bounds: Bounds = ANYWHERE, *, size: float 
     """The mean of values with its 95 % interval; None without values.
 
     Args:
-      bounds: of the quantity. size: of what the values were computed from, where that is larger than they are.
+      values: one for each seed.
+      bounds: of the quantity.
+      size: of what the values were computed from, where that is larger than they are.
     """
     if not values:
         return None
@@ -108,7 +123,10 @@ def paired_difference(
 ) -> Estimate | None:
     """The mean of mine - theirs over the seeds that both have, with its 95 % interval; None where they share none.
 
-    `bounds` are those of the quantity itself.
+    Args:
+      mine: a quantity by seed.
+      theirs: the same quantity of another method, by seed.
+      bounds: of the quantity itself.
     """
     shared = [seed for seed in mine if seed in theirs]
     size = max((abs(each[seed]) for each in (mine, theirs) for seed in shared), default=None)
@@ -117,7 +135,12 @@ def paired_difference(
 
 @functools.cache
 def student_quantile(freedom: int, level: float = LEVEL) -> float:
-    """The t that a Student variable of so many degrees of freedom does not exceed in size with probability `level`."""
+    """The t that a Student variable of so many degrees of freedom does not exceed in size with probability `level`.
+
+    Args:
+      freedom: degrees of freedom.
+      level: the probability.
+    """
     low, high = 0.0, math.pi / 2
     # 60 halvings leave an angle less than a float's rounding away.
     for _ in range(60):

@@ -1,8 +1,8 @@
 """Making a plan: every stage's bytes, operations and memory, from shapes and from the cohorts that the seed draws.
 
-What only the data could tell comes from the configuration: the number of clients is `clients`, or that of the files where
-each is a client. A split by field overrides it with its own. It also draws its cohorts by the clients' names, so that who
-takes part when, and with it the bytes of submodels and of catch-up, is then one draw like those of the run.
+What is known only from the data comes from the configuration instead: the number of clients is `clients`, or that of the
+files where each is a client. A split by field overrides it with its own. It also draws its cohorts by the clients' names, so
+that who takes part when, and with it the bytes of submodels and of catch-up, is then one draw like those of the run.
 """
 
 import dataclasses

@@ -9,14 +9,26 @@ from devft_jax.reporting.units import Units, readable, readable_ratio
 
 @dataclass(frozen=True)
 class Bar:
-    """One stage's cost."""
+    """One stage's cost.
+
+    Attributes:
+      name: of the stage.
+      value: its cost.
+    """
 
     name: str
     value: float
 
 
 def ratio_bars(title: str, bars: Sequence[Bar], whole: float, units: Units) -> Picture:
-    """A row for each stage: a bar as long as its cost, the figure, and how it compares with `whole`, drawn as a line."""
+    """A row for each stage: a bar as long as its cost, the figure, and how it compares with `whole`, drawn as a line.
+
+    Args:
+      title: of the picture.
+      bars: a row each.
+      whole: the cost that they are compared with.
+      units: of the costs.
+    """
     left, room, step = 96, 150, 28
     top = TITLE_HEIGHT + 6
     longest = max([whole, *(bar.value for bar in bars)]) or 1.0

@@ -18,10 +18,14 @@ LABEL_GAP = 17
 
 @dataclass(frozen=True)
 class Line:
-    """A named series of (x, y) points, in order. Lines of one name are pieces of one: one look and one label.
+    """A named series of points. Lines of one name are pieces of one: one look and one label.
 
-    `intervals` are the lower and upper end around each point, where they are known. Points that are not `joined` stand each
-    for itself: between them nothing was measured that a line could claim.
+    Attributes:
+      name: of the series.
+      points: (x, y), in order.
+      markers: whether every point has a marker.
+      intervals: the lower and upper end around each point, None where they are not known.
+      joined: whether a line joins the points; else each stands for itself, because nothing was measured between them.
     """
 
     name: str
@@ -33,7 +37,15 @@ class Line:
 
 @dataclass(frozen=True)
 class Spot:
-    """A named point with its intervals in both directions, None where there is none."""
+    """A named point with its intervals in both directions.
+
+    Attributes:
+      name: of the point.
+      x: across.
+      y: up.
+      x_interval: its ends; None where there is none.
+      y_interval: its ends; None where there is none.
+    """
 
     name: str
     x: float
@@ -44,7 +56,14 @@ class Spot:
 
 @dataclass(frozen=True)
 class Band:
-    """A shaded stretch of the x axis; of its `labels` the first that fits is written above it."""
+    """A stretch of the x axis.
+
+    Attributes:
+      start: its first x.
+      end: its last x.
+      labels: of these the first that fits is written above it.
+      shaded: whether it is.
+    """
 
     start: float
     end: float
@@ -54,7 +73,12 @@ class Band:
 
 @dataclass(frozen=True)
 class Mark:
-    """A thin line across the chart at x; `text` says why."""
+    """A thin line across the chart.
+
+    Attributes:
+      x: where.
+      text: says why.
+    """
 
     x: float
     text: str
@@ -62,7 +86,12 @@ class Mark:
 
 @dataclass(frozen=True)
 class Level:
-    """A named horizontal line across the chart: a bound, or a result to compare the lines with."""
+    """A named horizontal line across the chart: a bound, or a result to compare the lines with.
+
+    Attributes:
+      name: of the line.
+      y: its height.
+    """
 
     name: str
     y: float
@@ -73,10 +102,18 @@ class Frame:
     """Where a chart lies and what surrounds its lines.
 
     Attributes:
-      width, height: of the picture. named: lines are named beside their ends, else nowhere (a legend does).
-      whole: the x axis counts. bands, marks, levels: see there. x_names: names in place of the ticks at 0, 1, ...
-      low: a value that the y axis reaches down to at least. values: every point with a marker tells its y.
-      logarithm: equal factors are equally high; all values are above 0.
+      width: of the picture, in pixels.
+      height: of the picture, in pixels.
+      named: whether lines are named beside their ends; else a legend names them.
+      whole: whether the x axis counts.
+      bands: stretches of the x axis.
+      marks: thin lines across.
+      levels: horizontal lines.
+      x_names: names in place of the ticks at 0, 1, ...
+      low: a value that the y axis reaches down to at least.
+      values: whether every point with a marker shows its y.
+      logarithm: whether equal factors are equally high; all values are above 0.
+      right: pixels free at the right.
     """
 
     width: int = WIDTH
@@ -93,12 +130,19 @@ class Frame:
     right: int = field(init=False)
 
     def __post_init__(self) -> None:
-        """Leaves room for names at the right."""
+        """Leave room for names at the right."""
         object.__setattr__(self, "right", RIGHT if self.named else 18)
 
 
 def ticks(low: float, high: float, about: int = 5, *, whole: bool = False) -> list[float]:
-    """Two or more round values that span [low, high], about as many as asked for; integers if `whole`."""
+    """Two or more round values that span [low, high].
+
+    Args:
+      low: the least value.
+      high: the largest value.
+      about: how many are asked for.
+      whole: whether they are integers.
+    """
     if high - low <= max(1e-300, 1e-9 * max(abs(low), abs(high))):
         margin = abs(low) / 10 or 1.0
         low, high = low - margin, high + margin
@@ -112,7 +156,12 @@ def ticks(low: float, high: float, about: int = 5, *, whole: bool = False) -> li
 
 
 def decades(low: float, high: float) -> list[float]:
-    """Round values for a logarithmic axis that span [low, high], both above 0: 1, 2, 5, 10, ..., or powers of ten alone."""
+    """Round values for a logarithmic axis that span [low, high]: 1, 2, 5, 10, ..., or powers of ten alone.
+
+    Args:
+      low: above 0.
+      high: above 0.
+    """
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     units = (1, 2, 5) if last - first <= 3 else (1,)
     values = [unit * 10.0**power for power in range(first, last + 1) for unit in units]
@@ -124,13 +173,24 @@ def decades(low: float, high: float) -> list[float]:
 
 
 def spread_out(values: Sequence[float]) -> bool:
-    """Whether values lie so far apart that on a plain axis the small ones would be one flat line."""
+    """Whether values lie so far apart that on a plain axis the small ones would be one flat line.
+
+    Args:
+      values: any; those that are not finite are left out.
+    """
     known = [value for value in values if math.isfinite(value)]
     return bool(known) and min(known) > 0 and max(known) > 5 * min(known)
 
 
 def marker(index: int, x: float, y: float, colour: str) -> str:
-    """The shape of the line of this index: circle, square, triangle or diamond; after all colours they shift by one."""
+    """The shape of the line of this index: circle, square, triangle or diamond; after all colours they shift by one.
+
+    Args:
+      index: of the line.
+      x: in pixels.
+      y: in pixels.
+      colour: #rrggbb.
+    """
     index += index // len(COLOURS)
     size = 4.0
     shapes = (
@@ -223,7 +283,11 @@ def _axes(scales: _Scales, x_ticks: Sequence[float], y_ticks: Sequence[float], x
 
 
 def look(index: int) -> tuple[str, str]:
-    """Colour and dash of the line of this index; after all colours dashes shift by one, so that 16 lines differ."""
+    """Colour and dash of the line of this index; after all colours dashes shift by one, so that 16 lines differ.
+
+    Args:
+      index: of the line.
+    """
     return COLOURS[index % len(COLOURS)], DASHES[(index + index // len(COLOURS)) % len(DASHES)]
 
 
@@ -273,7 +337,13 @@ def plot_lines(
 ) -> Picture:
     """The picture of one or more lines, each with at least one point.
 
-    `names` are those of all lines that a legend tells of, where some are not in this picture: they keep their looks.
+    Args:
+      title: of the picture.
+      x_label: of the axis across.
+      y_label: of the axis up.
+      lines: to be drawn.
+      frame: where the chart lies and what surrounds it.
+      names: of all lines of the legend, where some are not in this picture: lines keep their looks.
     """
     frame = frame or Frame()
     xs = [x for line in lines for x, _ in line.points] + [x for band in frame.bands for x in (band.start, band.end)]
@@ -313,7 +383,7 @@ def plot_lines(
             )
             parts.append(f'<text x="{scales.wall + 12}" y="{height + 4:.1f}">{escape(name)}</text>')
     else:
-        # A legend tells of lines; that of a level stands on it.
+        # A legend names the lines; the name of a level stands on it.
         heights = _spread([scales.down(level.y) - 4 for level in frame.levels], scales.floor - 4)
         for level, height in zip(frame.levels, heights, strict=True):
             x = scales.wall - 2
@@ -334,7 +404,13 @@ def plot_spots(
     """The picture of one or more spots over an x axis from 0, named in a legend.
 
     Args:
+      title: of the picture.
+      x_label: of the axis across.
+      y_label: of the axis up.
+      spots: to be drawn.
       front: points of a Pareto front by ascending x and descending y, drawn as the border of what they are better than.
+      width: in pixels.
+      height: in pixels.
     """
     frame = Frame(width=width, height=height, named=False)
     ys = _within_reach([spot.y for spot in spots], [end for spot in spots for end in spot.y_interval or ()])
@@ -365,12 +441,25 @@ def plot_spots(
 
 
 def line_chart(title: str, x_label: str, y_label: str, lines: Sequence[Line], *, levels: Sequence[Level] = ()) -> str:
-    """The chart of one or more lines, each with at least one point, and of levels, as SVG text."""
+    """The chart of one or more lines, each with at least one point, and of levels, as SVG text.
+
+    Args:
+      title: of the chart.
+      x_label: of the axis across.
+      y_label: of the axis up.
+      lines: to be drawn.
+      levels: horizontal lines.
+    """
     return plot_lines(title, x_label, y_label, lines, Frame(levels=levels)).document()
 
 
 def legend(lines: Sequence[Line], names: Sequence[str] | None = None) -> list[tuple[Picture, str]]:
-    """The look and name of each of these lines; `names` are those of other charts' lines, too, so that looks agree."""
+    """The look and name of each line.
+
+    Args:
+      lines: of the chart.
+      names: of other charts' lines, too, so that looks agree.
+    """
     marked = {name: next(line.markers for line in lines if line.name == name) for name in (line.name for line in lines)}
     joined = {line.name for line in lines if line.joined}
     entries = []

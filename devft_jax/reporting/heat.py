@@ -1,6 +1,6 @@
 """Heat maps: the similarity of layers, the size of each layer's adapter over rounds, and who took part when.
 
-A value is one of nine shades of a single hue, told apart by lightness alone. The cells of one shade are one path, so that
+A value is one of nine shades of a single hue that differ in lightness alone. The cells of one shade are one path, so that
 a matrix of thousands of cells stays small.
 """
 
@@ -17,13 +17,24 @@ Cells = Mapping[tuple[int, int], float]
 
 
 def mixed(first: str, second: str, share: float) -> str:
-    """The colour between two, #rrggbb."""
+    """The colour between two, #rrggbb.
+
+    Args:
+      first: #rrggbb.
+      second: #rrggbb.
+      share: of the second, 0 to 1.
+    """
     parts = [(int(first[at : at + 2], 16), int(second[at : at + 2], 16)) for at in (1, 3, 5)]
     return "#" + "".join(f"{round(low + (high - low) * share):02x}" for low, high in parts)
 
 
 def ramp(stops: tuple[str, str, str], position: float) -> str:
-    """The colour at a position from 0 to 1 along three stops."""
+    """The colour at a position from 0 to 1 along three stops.
+
+    Args:
+      stops: colours at 0, 0.5 and 1.
+      position: 0 to 1.
+    """
     return mixed(stops[0], stops[1], 2 * position) if position < 0.5 else mixed(stops[1], stops[2], 2 * position - 1)
 
 
@@ -38,12 +49,28 @@ STYLE = f"""
 
 
 def step_of(value: float, low: float, high: float) -> int:
-    """The shade of a value in [low, high], 0 to STEPS - 1."""
+    """The shade of a value in [low, high], 0 to STEPS - 1.
+
+    Args:
+      value: the value.
+      low: where shades begin.
+      high: where they end.
+    """
     return 0 if high <= low else min(STEPS - 1, max(0, math.floor((value - low) / (high - low) * STEPS)))
 
 
 def cells_of(values: Cells, low: float, high: float, left: float, top: float, width: float, height: float) -> list[str]:
-    """The paths of cells by (row, column); neighbours of one shade in a row are drawn as one."""
+    """The paths of cells by (row, column); neighbours of one shade in a row are drawn as one.
+
+    Args:
+      values: by (row, column).
+      low: value of the least shade.
+      high: value of the most.
+      left: x of the first column, in pixels.
+      top: y of the first row.
+      width: of a cell.
+      height: of a cell.
+    """
     runs: list[list[str]] = [[] for _ in range(STEPS)]
     start: tuple[int, int] | None = None
     ordered = sorted(values)
@@ -60,7 +87,16 @@ def cells_of(values: Cells, low: float, high: float, left: float, top: float, wi
 
 
 def scale(low: float, high: float, left: float, y: float, label: str, form: str = "{:.3g}") -> list[str]:
-    """The shades in order with the values where they begin and end."""
+    """The shades in order with the values where they begin and end.
+
+    Args:
+      low: value of the least shade.
+      high: value of the most.
+      left: x of the first shade, in pixels.
+      y: of the shades.
+      label: what the values are.
+      form: how they are written.
+    """
     parts = [f'<rect class="h{step}" x="{left + 22 * step}" y="{y}" width="22" height="12"/>' for step in range(STEPS)]
     for share, value, anchor in ((0, low, "start"), (0.5, (low + high) / 2, "middle"), (1, high, "end")):
         x, text = left + 22 * STEPS * share, form.format(value)
@@ -70,28 +106,46 @@ def scale(low: float, high: float, left: float, y: float, label: str, form: str 
 
 
 def every(count: int, room: float) -> int:
-    """Every how many of `count` entries a number fits, of `room` pixels each."""
+    """Every how many of `count` entries a number fits, of `room` pixels each.
+
+    Args:
+      count: number of entries.
+      room: pixels of each.
+    """
     return next((step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500) if step * room >= 20), max(1, count))
 
 
 def similarity_range(matrix: Sequence[Sequence[float]]) -> tuple[float, float]:
-    """Least and largest value off the diagonal."""
+    """Least and largest value off the diagonal.
+
+    Args:
+      matrix: [L, L].
+    """
     values = [value for row, line in enumerate(matrix) for column, value in enumerate(line) if row != column]
     return (min(values), max(values)) if values else (0.0, 1.0)
 
 
 def group_order(assign: Sequence[int]) -> list[int]:
-    """The layers, group after group, then those that are in none."""
+    """The layers, group after group, then those that are in none.
+
+    Args:
+      assign: [L], the group of every layer, -1 for none.
+    """
     return sorted(range(len(assign)), key=lambda layer: (assign[layer] < 0, assign[layer], layer))
 
 
 def similarity_map(
     title: str, matrix: Sequence[Sequence[float]], assign: Sequence[int], bounds: tuple[float, float]
 ) -> Picture:
-    """Cosine similarity of layers [L, L], groups outlined; the diagonal, always 1, is left out and tells the group.
+    """Cosine similarity of layers [L, L], groups outlined; the diagonal, always 1, is left out and shows the group.
 
-    Layers stand in the order of their groups: each is one square on the diagonal. `bounds` are the values of the least and
-    the most shade, of what lies off the diagonal.
+    Layers stand in the order of their groups: each is one square on the diagonal.
+
+    Args:
+      title: of the picture.
+      matrix: [L, L].
+      assign: [L], the group of every layer, -1 for none.
+      bounds: values of the least and of the most shade, of what lies off the diagonal.
     """
     size, (low, high) = len(matrix), bounds
     order = group_order(assign)
@@ -157,9 +211,20 @@ def time_map(
     form: str = "{:.3g}",
     apart: bool = False,
 ) -> Picture:
-    """Values by (row, column) where the columns are equal stretches of `rounds`; `borders` are rounds that end a stage.
+    """Values by (row, column) where the columns are equal stretches of rounds.
 
-    Cells that are `apart` all have one colour and stand each for itself; the others have a scale beneath.
+    Args:
+      title: of the picture.
+      values: by (row, column).
+      rows: their names.
+      columns: their number.
+      bounds: values of the least and of the most shade.
+      rounds: that all columns together stand for.
+      borders: rounds that end a stage.
+      label: what the values are.
+      row_label: what the rows are.
+      form: how values are written.
+      apart: whether cells all have one colour and stand each for itself; the others have a scale beneath.
     """
     left, top, wide = 74, TITLE_HEIGHT + 8, 880.0
     height = max(3.0, min(18.0, 460 / len(rows)))
@@ -186,8 +251,8 @@ def time_map(
         x = left + wide * (number - 0.5) / rounds
         parts.append(f'<text class="count soft" x="{x:.1f}" y="{bottom + 14:.1f}" text-anchor="middle">{number}</text>')
     middle = (top + bottom) / 2
-    turned = f'transform="translate(16 {middle:.0f}) rotate(-90)" text-anchor="middle"'
-    parts.append(f'<text class="note soft" {turned}>{escape(row_label)}</text>')
+    upright = f'transform="translate(16 {middle:.0f}) rotate(-90)" text-anchor="middle"'
+    parts.append(f'<text class="note soft" {upright}>{escape(row_label)}</text>')
     parts.append(f'<text class="note soft" x="{left + wide / 2}" y="{bottom + 30:.0f}" text-anchor="middle">round</text>')
     if apart:
         return Picture(title, round(left + wide + 12), round(bottom + 38), parts)

@@ -4,7 +4,12 @@ from collections.abc import Sequence
 
 
 def layer_runs(layers: Sequence[int], dash: str) -> list[str]:
-    """Ascending layers as runs of neighbours, each one layer or its first and last with a dash between: 0, 3-9."""
+    """Ascending layers as runs of neighbours, each one layer or its first and last with a dash between: 0, 3-9.
+
+    Args:
+      layers: ascending.
+      dash: between the first and the last of a run.
+    """
     runs: list[list[int]] = []
     for layer in layers:
         if runs and layer == runs[-1][-1] + 1:
@@ -15,10 +20,18 @@ def layer_runs(layers: Sequence[int], dash: str) -> list[str]:
 
 
 def shown_weight(weight: float) -> str:
-    """An anchor's weight to two digits, without the sign that rounding leaves to a zero."""
+    """An anchor's weight to two digits, without the sign that rounding leaves to a zero.
+
+    Args:
+      weight: an anchor's.
+    """
     return f"{weight:z.2f}"
 
 
 def is_negative(weight: float | None) -> bool:
-    """Whether an anchor's weight is below zero as far as its shown digits tell: 1 - 0.1 x 10 is not, but for rounding."""
+    """Whether an anchor's weight is below zero by the digits that are shown: 1 - 0.1 x 10 is not, but for rounding.
+
+    Args:
+      weight: an anchor's; None for a group without one.
+    """
     return weight is not None and shown_weight(weight).startswith("-")

@@ -4,7 +4,12 @@ from collections.abc import Sequence
 
 
 def shortened(name: str, width: int) -> str:
-    """A name that fits, without its middle where it is longer."""
+    """A name that fits, without its middle where it is longer.
+
+    Args:
+      name: any.
+      width: letters that there is room for.
+    """
     if len(name) <= width:
         return name
     tail = (width - 1) // 2
@@ -12,7 +17,12 @@ def shortened(name: str, width: int) -> str:
 
 
 def told_apart(names: Sequence[str], width: int) -> list[str]:
-    """Names that fit: where one is longer, all of them without what all begin or end with, then without their middles."""
+    """Names that fit: where one is longer, all of them without what all begin or end with, then without their middles.
+
+    Args:
+      names: all that are shown beside each other.
+      width: letters that there is room for.
+    """
     if all(len(name) <= width for name in names):
         return list(names)
     start = _common(names)

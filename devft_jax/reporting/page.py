@@ -71,7 +71,13 @@ code { font-family: ui-monospace, monospace } td code { overflow-wrap: anywhere 
 
 
 def page(title: str, styles: Iterable[str], body: Iterable[str]) -> str:
-    """The whole document; `styles` are those of the pictures besides the common ones."""
+    """The whole document.
+
+    Args:
+      title: of the page.
+      styles: of the pictures, besides the common ones.
+      body: its parts.
+    """
     return "\n".join(
         [
             "<!DOCTYPE html>",
@@ -88,25 +94,45 @@ def page(title: str, styles: Iterable[str], body: Iterable[str]) -> str:
 
 
 def paragraph(text: str, kind: str = "") -> str:
-    """A paragraph of plain text."""
+    """A paragraph of plain text.
+
+    Args:
+      text: plain.
+      kind: a class of the style.
+    """
     return f"<p{_class(kind)}>{escape(text)}</p>"
 
 
 def section(name: str, title: str, *parts: str) -> str:
-    """A part of the page under a heading; `name` is what links jump to."""
+    """A part of the page under a heading.
+
+    Args:
+      name: what links jump to.
+      title: the heading.
+      *parts: what stands in it.
+    """
     opening = f'<section id="{name}" aria-labelledby="{name}-title"><h2 id="{name}-title">{escape(title)}</h2>'
     return f"{opening}{_joined(parts)}</section>"
 
 
 def heading(text: str) -> str:
-    """A heading within a section."""
+    """A heading within a section.
+
+    Args:
+      text: plain.
+    """
     return f"<h3>{escape(text)}</h3>"
 
 
 def figure(picture: Picture, caption: str, *below: str, wide: bool = True, kind: str = "") -> str:
-    """A picture with its caption, which scrolls where the screen is narrower than a `wide` picture can shrink to.
+    """A picture with its caption.
 
-    The `kind` broad is left out of narrow screens, narrow out of others.
+    Args:
+      picture: the picture.
+      caption: plain text; empty for none.
+      *below: parts beneath the caption.
+      wide: whether it scrolls where the screen is narrower than it can shrink to.
+      kind: broad is left out of narrow screens, narrow out of others.
     """
     box = "scroll wide" if wide else "scroll"
     reachable = f' tabindex="0" role="group" aria-label="{escape(picture.title)}"' if wide else ""
@@ -118,33 +144,62 @@ def figure(picture: Picture, caption: str, *below: str, wide: bool = True, kind:
 
 
 def side_by_side(*parts: str, least: int = 300) -> str:
-    """Parts beside each other where each has `least` pixels."""
+    """Parts beside each other where each has `least` pixels.
+
+    Args:
+      *parts: of the page.
+      least: pixels that each needs.
+    """
     return f'<div class="pair" style="--least: {least}px">{_joined(parts)}</div>'
 
 
 def code(text: str) -> str:
-    """Text to be copied, kept letter by letter."""
+    """Text to be copied, kept letter by letter.
+
+    Args:
+      text: plain.
+    """
     return f"<pre><code>{exactly(text)}</code></pre>"
 
 
 def legend(entries: Iterable[tuple[Picture, str]]) -> str:
-    """The looks of a chart's lines and their names."""
+    """The looks of a chart's lines and their names.
+
+    Args:
+      entries: the look and the name of each line.
+    """
     items = "".join(f"<li>{look.inline(decoration=True)}{escape(name)}</li>" for look, name in entries)
     return f'<ul class="legend">{items}</ul>'
 
 
 def scrolling(*parts: str) -> str:
-    """Parts that scroll sideways where the screen is too narrow for them."""
+    """Parts that scroll sideways where the screen is too narrow for them.
+
+    Args:
+      *parts: of the page.
+    """
     return f'<div class="scroll">{_joined(parts)}</div>'
 
 
 def folded(summary: str, *parts: str) -> str:
-    """Parts that open under a line."""
+    """Parts that open under a line.
+
+    Args:
+      summary: the line that is always seen.
+      *parts: of the page.
+    """
     return f"<details><summary>{escape(summary)}</summary>{scrolling(*parts)}</details>"
 
 
 def table(caption: str, header: Sequence[str], rows: Iterable[Sequence[Cell]], kind: str = "") -> str:
-    """A table whose first column names its rows; numbers stand right, None is shown as a dash."""
+    """A table whose first column names its rows; numbers stand right, None is shown as a dash.
+
+    Args:
+      caption: of the table.
+      header: of the columns.
+      rows: their cells.
+      kind: a class of the style.
+    """
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in header)
     body = "\n".join(f"<tr>{_cell(row[0], 'th')}{''.join(_cell(value, 'td') for value in row[1:])}</tr>" for row in rows)
     inside = f"<caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody>"

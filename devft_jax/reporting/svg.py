@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from devft_jax.files import printable
 
-# The palette of Okabe and Ito, which colour-blind people can tell apart.
+# The palette of Okabe and Ito, which colour-blind people can distinguish.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 
 # Room for the title of a picture that stands alone; within a page a heading says it.
@@ -40,13 +40,20 @@ def exactly(text: str) -> str:
 
     Control characters, among them those that turn the direction of text, are shown as their escapes; what XML cannot hold
     besides becomes U+FFFD.
+
+    Args:
+      text: any.
     """
     shown = printable(text, keep="\t\n\r")
     return "".join(_MARKUP.get(letter, letter) for letter in _FORBIDDEN.sub("\ufffd", shown))
 
 
 def escape(text: str) -> str:
-    """As `exactly`, on one line and without double spaces."""
+    """As `exactly`, on one line and without double spaces.
+
+    Args:
+      text: any.
+    """
     return exactly(" ".join(printable(text, keep="\t\n\r").split()))
 
 
@@ -55,8 +62,12 @@ class Picture:
     """A drawing.
 
     Attributes:
-      title: plain text. width, height: in pixels, with `TITLE_HEIGHT` at the top left free. body: SVG elements.
-      left: where the title begins. style: CSS of its own besides the common one.
+      title: plain text.
+      width: in pixels.
+      height: in pixels, with `TITLE_HEIGHT` free at the top.
+      body: SVG elements.
+      left: where the title begins.
+      style: CSS of its own besides the common one.
     """
 
     title: str
@@ -79,7 +90,11 @@ class Picture:
         return "\n".join([*parts, *self.body, "</svg>"]) + "\n"
 
     def inline(self, *, decoration: bool = False) -> str:
-        """The picture without title and style, for a page that has both; a `decoration` is not read aloud."""
+        """The picture without title and style, for a page that has both.
+
+        Args:
+          decoration: whether it is not read aloud.
+        """
         role = 'aria-hidden="true"' if decoration else f'role="img" aria-label="{escape(self.title)}"'
         height = self.height - TITLE_HEIGHT
         return "\n".join(

@@ -4,7 +4,11 @@ from collections.abc import Sequence
 
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows of texts as aligned lines, the first column to the left and the others to the right."""
+    """Rows of texts as aligned lines, the first column to the left and the others to the right.
+
+    Args:
+      rows: one or more, of as many texts each.
+    """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
 
     def line(row: Sequence[str]) -> str:

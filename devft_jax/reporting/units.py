@@ -12,12 +12,22 @@ Units = tuple[tuple[float, str], ...]
 
 
 def unit_for(largest: float, units: Units) -> tuple[float, str]:
-    """The largest unit of which `largest` is at least one (for an axis up to there), as (size, name)."""
+    """The largest unit of which `largest` is at least one (for an axis up to there), as (size, name).
+
+    Args:
+      largest: the figure, or the end of an axis.
+      units: ascending.
+    """
     return next((unit for unit in reversed(units) if largest >= unit[0]), units[0])
 
 
 def readable(value: float, units: Units) -> str:
-    """A figure with three significant digits and its unit; seconds up to a minute and a half are told in seconds."""
+    """A figure with three significant digits and its unit; seconds up to a minute and a half stay seconds.
+
+    Args:
+      value: the figure.
+      units: ascending.
+    """
     size, name = (1.0, "s") if units is SECONDS and value < 90 else unit_for(value, units)
     scaled = value / size
     digits = 0 if scaled >= 99.95 or name == "B" else 1 if scaled >= 9.995 else 2
@@ -25,12 +35,22 @@ def readable(value: float, units: Units) -> str:
 
 
 def counted(number: int, noun: str) -> str:
-    """`1 round`, `2 rounds`."""
+    """`1 round`, `2 rounds`.
+
+    Args:
+      number: how many.
+      noun: in the singular.
+    """
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def readable_ratio(part: float, whole: float) -> str:
-    """How much smaller or larger `part` is: 8.2x less, 1.3x more, or the same."""
+    """How much smaller or larger a part is: 8.2x less, 1.3x more, or the same.
+
+    Args:
+      part: a figure.
+      whole: what it is compared with.
+    """
     if not part or not whole:
         return ""
     times = whole / part

@@ -2,30 +2,63 @@
 
 import dataclasses
 
-from devft_jax.comparing.tables import ArmResult, Budget, Comparison, Outcome, Point
-from devft_jax.config.files import to_plain
+from devft_jax.comparing.results import ArmResult, Budget, Comparison, Outcome, Point, judged_alike
+from devft_jax.config.files import config_from_mapping
 from devft_jax.config.run_config import RunConfig
+from devft_jax.storage.records import CompiledAheadRecord, EnergyRecord, RunRecord, SecondsRecord
 
 
-def outcome(seed, loss, *, accuracy=0.1, sent=1000, work=10**9, seconds=2.0, folder="runs/x", **more):
-    """A run of four rounds whose loss falls in equal steps from 5 to `loss`."""
-    summary = {
+def record(loss, **changes):
+    """The record of a run of four rounds that ended at this loss."""
+    values = {
         "final_loss": loss,
-        "accuracy": accuracy,
         "base_loss": 5.0,
+        "accuracy": 0.1,
         "base_accuracy": 0.0,
-        "bytes_up": sent,
-        "bytes_down": sent,
+        "personal": None,
+        "personal_models": False,
+        "held_out_examples": 9,
+        "rounds": 4,
+        "stage_rounds": [4],
+        "lengthened_after": 0,
+        "resumed_after": [],
+        "seconds": SecondsRecord(train=2.0, compile=1.0, build=0.5, evaluate=9.0),
+        "programs_compiled": 1,
+        "compiled_ahead": CompiledAheadRecord(programs=0, seconds=0.0, unused=0),
+        "bytes_up": 1000,
+        "bytes_down": 1000,
         "bytes_stage": 0,
-        "train_flops": work,
-        "seconds": {"train": seconds, "compile": 1.0, "build": 0.5, "evaluate": 9.0},
+        "bytes_missed": 0,
+        "base_bytes": 10**6,
+        "message_dtype": "float32",
+        "train_flops": 10**9,
+        "energy": EnergyRecord(kwh=1e-3, kgco2e=1e-4, grid_kgco2e_per_kwh=0.1, source="an estimate"),
         "peak_memory_bytes": 10**9,
         "peak_memory_source": "process peak resident set",
-        "personal_models": False,
-        "personal": None,
+        "progress_lost": None,
+        "scratch_bytes": 0,
+        "updates_dropped": 0,
+        "clients": 5,
+        "devices": 1,
+        "clients_per_step": 1,
+        "block_influence": None,
         "versions": {"jax": "1"},
-        **more,
+        "stages": [],
     }
+    return RunRecord(**{**values, **changes})
+
+
+def outcome(seed, loss, *, accuracy=0.1, sent=1000, work=10**9, seconds=2.0, folder="runs/x", judged=True, **more):
+    """A run of four rounds whose loss falls in equal steps from 5 to `loss`; not `judged` where nothing is held out."""
+    made = record(
+        loss if judged else None,
+        accuracy=accuracy,
+        bytes_up=sent,
+        bytes_down=sent,
+        train_flops=work,
+        seconds=SecondsRecord(train=seconds, compile=1.0, build=0.5, evaluate=9.0),
+        **more,
+    )
     parts = [number / 4 for number in range(5)]
     curve = []
     if loss is not None:
@@ -33,7 +66,7 @@ def outcome(seed, loss, *, accuracy=0.1, sent=1000, work=10**9, seconds=2.0, fol
             Point(number, seconds * part, sent * part, work * part, 5 + (loss - 5) * part)
             for number, part in enumerate(parts)
         ]
-    return Outcome(seed, f"{folder}-{seed}", summary, curve)
+    return Outcome(seed, f"{folder}-{seed}", made, curve)
 
 
 def failed(seed, error="3 of 4 updates are not finite."):
@@ -42,7 +75,7 @@ def failed(seed, error="3 of 4 updates are not finite."):
 
 def arm(name, losses, *, changes=None, note="", pools=False, tuning=None, **more):
     """An arm whose run of seed i ends at the i-th loss; None fails."""
-    config = {**to_plain(RunConfig(rounds=4)), **(changes or {})}
+    config = config_from_mapping(changes or {}, RunConfig(rounds=4))
     outcomes = [
         failed(seed) if loss is None else outcome(seed, loss, folder=f"runs/{name}", **more)
         for seed, loss in enumerate(losses)
@@ -54,7 +87,15 @@ def comparison(*arms, kinds=("rounds",), target=None, given=False, rates=(), **c
     """A comparison of the same arms under each budget, the first of them the reference."""
     budgets = [Budget(kind, f"Equal {kind}: as many", arms) for kind in kinds]
     seeds = tuple(outcome.seed for outcome in arms[0].outcomes)
-    common = to_plain(RunConfig(rounds=4, evaluate_every=1))
+    common = RunConfig(rounds=4, evaluate_every=1)
     tuning_seed = 1000 if rates else None
     made = Comparison(budgets, arms[0].name, seeds, target, given, tuning_seed, rates, common, "devft compare")
     return dataclasses.replace(made, **changes)
+
+
+def judged_at(made, rounds, every):
+    """The arm with its runs judged after these rounds alone."""
+    outcomes = [
+        dataclasses.replace(each, curve=[point for point in each.curve if point.round in rounds]) for each in made.outcomes
+    ]
+    return dataclasses.replace(made, outcomes=[judged_alike(each, every) for each in outcomes])

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -15,16 +14,16 @@ import pytest
 
 from devft_jax.commands.cli import run_command
 from devft_jax.commands.compare import parse_compare
-from devft_jax.comparing import compare as module
-from devft_jax.comparing import tables as told
-from devft_jax.comparing.compare import CompareOptions, Job, _Runs, check_splits, compare, read_outcome, run_name
+from devft_jax.comparing import runs as module
+from devft_jax.comparing.compare import compare
+from devft_jax.comparing.formats import to_text
 from devft_jax.comparing.page import comparison_html
-from devft_jax.comparing.tables import to_text
+from devft_jax.comparing.request import CompareOptions
+from devft_jax.comparing.runs import Job, Runs, check_splits, read_outcome, run_name
 from devft_jax.config.run_config import RunConfig
 from devft_jax.errors import InputError
 from devft_jax.reporting import Progress
 from devft_jax.reporting.report_file import read_story
-from devft_jax.runtime.stopping import StopRequest
 from tests.conftest import REPOSITORY
 from tests.reporting.stories import write_story
 from tests.reporting.test_report_file import check_page
@@ -32,6 +31,8 @@ from tests.tiny_run import write_run_inputs
 from tests.training.test_run import flags
 
 QUIET = Progress(quiet=True)
+
+
 ARMS = "fedit,fedit+devft:capacities=2/4"
 
 
@@ -179,9 +180,6 @@ def test_options_of_a_run_are_the_common_part_and_arms_own_theirs(tmp_path, caps
         assert f"--{field.name.replace('_', '-')}" in printed
 
 
-# ---- bookkeeping, on made-up runs ----------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def invented(config, monkeypatch):
     """Runs that are written instead of made; `losses(config)` gives their final loss, or None for one that fails."""
@@ -207,7 +205,7 @@ def invented(config, monkeypatch):
             (folder / "summary.json").write_text(json.dumps({**summary, "final_loss": loss, "bytes_up": 100}))
             return 0
 
-        monkeypatch.setattr(_Runs, "_supervise", supervise)
+        monkeypatch.setattr(Runs, "_supervise", supervise)
         return started
 
     return install
@@ -237,7 +235,7 @@ def test_a_run_that_was_made_without_these_rounds_serves_and_is_told_of(config, 
     assert len(started) == 2
     made = asked(config, tmp_path, arms)
     assert len(started) == 2
-    assert told.unlike(made.comparison) == list(arms)
+    assert made.comparison.judged_apart == list(arms)
     assert not any(point.alike for point in made.comparison.budgets[0].arms[0].outcomes[0].curve)
 
 
@@ -295,7 +293,7 @@ def test_every_arm_gets_the_best_of_the_rates_on_the_tuning_seed(config, tmp_pat
     tuning = [chosen for chosen in started if chosen.seed == 1000]
     assert len(tuning) == 6
     fedit, local = made.comparison.budgets[0].arms
-    assert (fedit.config["learning_rate"], local.config["learning_rate"]) == ([0.3], [0.3])
+    assert (fedit.config.learning_rate, local.config.learning_rate) == ((0.3,), (0.3,))
     assert local.tuning[0.1] is None
     assert set(local.tuning) == {0.1, 0.3, 0.9}
     assert {chosen.learning_rate for chosen in started if chosen.seed != 1000} == {(0.3,)}
@@ -314,7 +312,9 @@ def test_rates_need_held_out_data(config, tmp_path, invented):
 
     def blind(job):
         found = read_outcome(job)
-        return None if found is None else dataclasses.replace(found, summary={**found.summary, "final_loss": None})
+        return (
+            None if found is None else dataclasses.replace(found, record=dataclasses.replace(found.record, final_loss=None))
+        )
 
     module_read = module.read_outcome
     try:
@@ -330,7 +330,7 @@ def test_what_is_wrong_for_all_ends_the_comparison_at_once(config, tmp_path, mon
         log.write_text("devft: devices 9 exceeds the 2 cpu device(s) found; use 2 or fewer.\n")
         return 2
 
-    monkeypatch.setattr(_Runs, "_supervise", refuse)
+    monkeypatch.setattr(Runs, "_supervise", refuse)
     with pytest.raises(InputError, match="fedit, seed 0: devices 9 exceeds"):
         asked(config, tmp_path)
 
@@ -366,66 +366,21 @@ def test_a_run_that_ends_at_no_number_has_failed(config, tmp_path, invented):
 
 def test_a_stopped_comparison_goes_on(config, tmp_path, invented, monkeypatch):
     started = invented(lambda chosen: 2.0)
-    write = _Runs._supervise
+    write = Runs._supervise
 
     def stopped(self, words, log):
         if len(started) == 1:
-            self.stop.signal = signal.SIGINT
+            self._stop.signal = signal.SIGINT
             return 130
         return write(self, words, log)
 
-    monkeypatch.setattr(_Runs, "_supervise", stopped)
+    monkeypatch.setattr(Runs, "_supervise", stopped)
     made = asked(config, tmp_path)
     assert (made.comparison, made.stopped_by) == (None, signal.SIGINT)
     assert not (tmp_path / "out" / "comparison.json").exists()
-    monkeypatch.setattr(_Runs, "_supervise", write)
+    monkeypatch.setattr(Runs, "_supervise", write)
     assert not asked(config, tmp_path).failed
     assert [chosen.algorithm for chosen in started] == ["fedit", "local-only"]
-
-
-CHILD = """
-import signal, sys, time
-signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
-print("  round 1/9", flush=True)
-time.sleep(60)
-"""
-
-
-def test_a_stop_is_passed_on_to_the_run(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(module, "TOLD_EVERY", 0.1)
-    stop = StopRequest()
-    runs = _Runs(tmp_path, Progress(), stop, 0)
-    log = tmp_path / "log"
-
-    def ask():
-        while "round" not in (log.read_text() if log.exists() else ""):
-            time.sleep(0.05)
-        time.sleep(0.5)
-        stop.signal = signal.SIGINT
-
-    asker = threading.Thread(target=ask)
-    asker.start()
-    assert runs._supervise([sys.executable, "-c", CHILD], log) == 130
-    asker.join()
-    said = capsys.readouterr().err
-    assert "  round 1/9\n" in said
-    assert "stopping when the run has saved its round" in said
-
-
-@pytest.mark.parametrize(
-    ("script", "expected"),
-    [
-        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "ended by SIGKILL, perhaps for lack of memory"),
-        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "ended by SIGSEGV."),
-        ("raise ValueError('deep inside')", "ValueError: deep inside"),
-        ("import sys; sys.exit(143)", "it was stopped"),
-        ("import sys; sys.exit(3)", "it ended with code 3"),
-    ],
-)
-def test_however_a_run_dies_there_is_a_sentence(tmp_path, script, expected):
-    log = tmp_path / "log"
-    code = _Runs(tmp_path, QUIET, StopRequest(), 0)._supervise([sys.executable, "-c", script], log)
-    assert expected in module._last_words(log, code)
 
 
 @pytest.mark.slow

@@ -10,7 +10,8 @@ import pytest
 
 from devft_jax.commands.cli import run_command
 from devft_jax.commands.run import parse_run
-from devft_jax.comparing.arms import configure, parse_arm
+from devft_jax.comparing.arms import parse_arm
+from devft_jax.comparing.budgets import configure
 from devft_jax.config.effects import DECLARED, check_arms_effects, check_effects
 from devft_jax.config.files import read_config, to_plain
 from devft_jax.config.methods import METHODS, readers, record_of

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from devft_jax.comparing.compare import CompareOptions, compare
+from devft_jax.comparing.compare import compare
+from devft_jax.comparing.request import CompareOptions
 from devft_jax.config.files import to_plain
 from devft_jax.config.run_config import RunConfig
 from devft_jax.errors import InputError, RunError

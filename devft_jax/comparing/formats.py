@@ -1,0 +1,260 @@
+"""A comparison as text, Markdown, JSON and CSV: the one place that knows the names in its files.
+
+comparison.json    everything: means, intervals, differences, every seed's own figures (`to_plain`)
+comparison.csv     a row for each budget and arm (`arm_rows`)
+runs.csv           a row for each run (`run_rows`)
+comparison.md      the tables and sentences (`to_markdown`), as `to_text` shows them in a terminal
+"""
+
+import csv
+import io
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from devft_jax.comparing.measures import MEASURES, by_seed, difference, mean_of
+from devft_jax.comparing.results import ArmResult, Budget, Comparison, Outcome
+from devft_jax.comparing.statistics import Estimate
+from devft_jax.comparing.tables import (
+    NAME_WIDTH,
+    Table,
+    column_parts,
+    cost_table,
+    learned_table,
+    rate_of,
+    target_table,
+    tuning_table,
+)
+from devft_jax.comparing.verdict import as_text, fairness, notes, verdict
+from devft_jax.config.files import to_plain as config_to_plain
+from devft_jax.files import as_cell, as_code_block, as_markdown
+from devft_jax.reporting.names import shortened
+from devft_jax.reporting.table import table
+
+WIDTH = 140
+"""Columns that tables as text keep to, by going on beneath."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a comparison as it is read.
+
+    Attributes:
+      title: the heading.
+      tables: beneath it.
+      paragraphs: beneath the tables.
+    """
+
+    title: str
+    tables: Sequence[Table] = ()
+    paragraphs: Sequence[str] = ()
+
+
+def sections(comparison: Comparison) -> list[Section]:
+    """Everything that is shown, in order.
+
+    Args:
+      comparison: what was compared.
+    """
+    shown = []
+    for budget in comparison.budgets:
+        found = [
+            learned_table(comparison, budget),
+            cost_table(comparison, budget),
+            target_table(comparison, budget),
+            tuning_table(comparison, budget),
+        ]
+        shown.append(Section(budget.text, [each for each in found if each is not None], notes(budget)))
+    shown.append(Section("What can be said", paragraphs=verdict(comparison)))
+    shown.append(Section("How it was compared", paragraphs=fairness(comparison)))
+    return shown
+
+
+def table_lines(shown: Table, width: int = WIDTH) -> list[str]:
+    """A table as aligned lines; columns that do not fit go on beneath, each part with the rows' names.
+
+    Args:
+      shown: the table.
+      width: characters of a line.
+    """
+    rows = [[shortened(row[0], NAME_WIDTH), *row[1:]] for row in (shown.header, *shown.rows)]
+    parts = column_parts(rows, width)
+    lines = [shown.title]
+    for number, part in enumerate(parts):
+        lines += [""] if number else []
+        lines += table([[row[0], *(row[index] for index in part)] for row in rows])
+    return lines + ([f"({shown.below})"] if shown.below else [])
+
+
+def to_text(comparison: Comparison) -> str:
+    """The comparison for a terminal, tables within `WIDTH` columns.
+
+    Args:
+      comparison: what was compared.
+    """
+    blocks = []
+    for section in sections(comparison):
+        lines = [section.title, "=" * min(len(section.title), WIDTH)]
+        for shown in section.tables:
+            lines += ["", *table_lines(shown)]
+        lines += [""] if section.tables and section.paragraphs else []
+        for paragraph in section.paragraphs:
+            lines += textwrap.wrap(paragraph, WIDTH, subsequent_indent="  ", break_on_hyphens=False)
+        blocks.append("\n".join(line.rstrip() for line in lines))
+    return "\n\n".join(blocks) + "\n"
+
+
+def to_markdown(comparison: Comparison) -> str:
+    """The comparison as a page of Markdown.
+
+    Args:
+      comparison: what was compared.
+    """
+    parts = [f"# Comparison of {len(comparison.budgets[0].arms)} methods", ""]
+    if comparison.command:
+        parts += [as_code_block(comparison.command), ""]
+    for section in sections(comparison):
+        parts += [f"## {as_markdown(section.title)}", ""]
+        for shown in section.tables:
+            parts += [f"**{as_markdown(shown.title)}**", ""]
+            parts += ["| " + " | ".join(map(as_markdown, shown.header)) + " |"]
+            parts += ["|---" + "|---:" * (len(shown.header) - 1) + "|"]
+            parts += ["| " + " | ".join(map(as_markdown, row)) + " |" for row in shown.rows]
+            parts += ["", *([as_markdown(shown.below), ""] if shown.below else [])]
+        parts += [f"- {as_markdown(paragraph)}" for paragraph in section.paragraphs]
+        parts += [""]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def to_plain(comparison: Comparison) -> dict[str, Any]:
+    """Everything as JSON-ready values: means, intervals, differences, and every seed's own figures.
+
+    Args:
+      comparison: what was compared.
+    """
+    return {
+        "reference": comparison.reference,
+        "seeds": comparison.seeds,
+        "target": comparison.target,
+        "target_given": comparison.target_given,
+        "tuning_seed": comparison.tuning_seed,
+        "rates": comparison.rates,
+        "common": config_to_plain(comparison.common),
+        "command": comparison.command,
+        "budgets": [
+            {
+                "kind": budget.kind,
+                "text": budget.text,
+                "left_out": list(budget.left_out),
+                "arms": [_arm_values(comparison, budget, arm) for arm in budget.arms],
+            }
+            for budget in comparison.budgets
+        ],
+        "verdict": verdict(comparison),
+        "notes": fairness(comparison),
+    }
+
+
+def _arm_values(comparison: Comparison, budget: Budget, arm: ArmResult) -> dict[str, Any]:
+    return {
+        "name": arm.name,
+        "algorithm": arm.config.algorithm,
+        "growth": arm.config.growth,
+        "rounds": arm.rounds,
+        "rank": arm.config.rank,
+        "learning_rate": list(arm.config.learning_rate),
+        "changes": dict(arm.changes),
+        "note": arm.note,
+        "judged": _judged(arm),
+        "tuning": None if arm.tuning is None else {f"{rate:g}": loss for rate, loss in arm.tuning.items()},
+        "runs": [{"seed": run.seed, "folder": run.folder, "error": run.error} for run in arm.outcomes],
+        "measures": {
+            measure.name: {
+                **_interval(mean_of(arm, measure, comparison.target)),
+                "difference": _interval(difference(comparison, budget, arm, measure)),
+                "by_seed": {str(seed): value for seed, value in by_seed(arm, measure, comparison.target).items()},
+            }
+            for measure in MEASURES
+        },
+    }
+
+
+def _judged(arm: ArmResult) -> str:
+    return "mean over clients' own models" if arm.personal else "global model"
+
+
+def _interval(found: Estimate | None) -> dict[str, float | int | None]:
+    if found is None:
+        return {"mean": None, "low": None, "high": None, "seeds": 0}
+    return {"mean": found.mean, "low": found.low, "high": found.high, "seeds": found.count}
+
+
+def arm_rows(comparison: Comparison) -> list[dict[str, Any]]:
+    """A row for each budget and arm, as comparison.csv holds them.
+
+    Args:
+      comparison: what was compared.
+    """
+    rows = []
+    for budget in comparison.budgets:
+        for arm in budget.arms:
+            row: dict[str, Any] = {
+                "budget": budget.kind,
+                "arm": arm.name,
+                "algorithm": arm.config.algorithm,
+                "growth": arm.config.growth,
+                "rounds": arm.rounds,
+                "rank": arm.config.rank,
+                "judged": _judged(arm),
+                "note": arm.note,
+                "learning_rate": as_text(arm.config.learning_rate),
+                "seeds": len(arm.outcomes),
+            }
+            for measure in MEASURES:
+                found = _interval(mean_of(arm, measure, comparison.target))
+                apart = _interval(difference(comparison, budget, arm, measure))
+                row |= {f"{measure.name}_{part}": value for part, value in found.items()}
+                row |= {f"{measure.name}_difference_{part}": value for part, value in apart.items()}
+            rows.append(row)
+    return rows
+
+
+def run_rows(comparison: Comparison) -> list[dict[str, Any]]:
+    """A row for each run, as runs.csv holds them; one that serves several budgets names them all.
+
+    Args:
+      comparison: what was compared.
+    """
+    return [
+        {
+            "budgets": " ".join(listed.budgets),
+            "arm": listed.arm.name,
+            "seed": listed.run.seed,
+            "folder": listed.run.folder,
+            "rounds": listed.arm.rounds,
+            "rank": listed.arm.config.rank,
+            "learning_rate": rate_of(listed.arm),
+            "error": listed.run.error,
+            **{measure.name: measure.of(listed.run, comparison.target) for measure in MEASURES},
+            "versions": _versions(listed.run),
+        }
+        for listed in comparison.runs
+    ]
+
+
+def _versions(run: Outcome) -> str:
+    return "" if run.record is None else " ".join(f"{name} {value}" for name, value in run.record.versions.items())
+
+
+def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as the text of a CSV file.
+
+    Args:
+      rows: one or more, with the same columns by name.
+    """
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: as_cell(value) for name, value in row.items()} for row in rows)
+    return text.getvalue()

@@ -1,0 +1,202 @@
+"""What a comparison is asked to do: its options, and the checked request with the arms under every budget."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from devft_jax.comparing.arms import Arm, parse_arm, read_arms, total_rounds
+from devft_jax.comparing.budgets import Configured, configure, leanest, within_bytes
+from devft_jax.config.effects import check_arms_effects, check_effects, given_options
+from devft_jax.config.run_config import RunConfig
+from devft_jax.config.validation import validate
+from devft_jax.data import check_data_found
+from devft_jax.errors import InputError
+from devft_jax.options import path
+from devft_jax.reporting.units import BYTES, readable
+
+BUDGETS = ("rounds", "bytes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions:
+    """What is compared, and on what terms."""
+
+    arms: tuple[str, ...] | None = None
+    """The methods: ALGORITHM (the full model) or ALGORITHM+GROWTH, each with options of its own as :option=value (values
+    of a list joined by /). Two controls: fedit@bytes=ARM has the rank at which it sends what another arm sends, and
+    fedit@flops=ARM as many rounds as compute what it computes. Example:
+    fedit,fedit+devft,fedit+devft:beta=0.2:capacities=4/16,fedit@bytes=fedit+devft."""
+    arms_file: str | None = path(None)
+    """A YAML file of arms by title instead, such as `FedIT: {algorithm: fedit}` and `DevFT: {algorithm: fedit, growth:
+    devft, beta: 0.2}`; `bytes_of: TITLE` and `flops_of: TITLE` make controls."""
+    seeds: tuple[int, ...] | None = None
+    """Seeds of the runs, such as 0,1,2; each is that of the split, the cohorts, the data order and the initialisation. By
+    default the configuration's one seed, which says nothing about chance."""
+    reference: str | None = None
+    """The arm that differences are to; by default the first."""
+    budget: tuple[str, ...] = ("rounds",)
+    """What arms have in common: rounds, or bytes (of all messages up; an arm whose full length sends less has its full
+    length), or rounds,bytes for a table of each."""
+    budget_of: str | None = None
+    """The arm whose bytes are the budget; by default the one that sends least, of those that send anything, without the
+    controls."""
+    target_loss: float | None = None
+    """Held-out loss, in nats per token, whose cost is shown; by default the mean of the reference's final losses."""
+    learning_rates: tuple[float, ...] | None = None
+    """Rates of which every arm gets the best by held-out loss in one run on the tuning seed each; by default arms have
+    the rates that they are given."""
+    evaluations: int = 8
+    """About how often the full model is judged on held-out data along a run, at the same rounds in every arm;
+    evaluate_every, where it is given, says how often instead. 0 judges at the ends of stages alone, which lie at other
+    rounds in each arm. Where every client has a model of its own, all of which would be judged, it is at the ends alone,
+    too."""
+    tuning_seed: int = 1000
+    """Seed of the search for a rate, none of the seeds."""
+    out: str = path("runs/compare")
+    """The comparison's folder: absent, empty or a comparison's, which shares its runs."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """A budget as it was asked for.
+
+    Attributes:
+      kind: rounds or bytes.
+      text: what the budget is, in words.
+      arms: with the rounds that it leaves them.
+      left_out: a sentence on each arm that does not fit.
+    """
+
+    kind: str
+    text: str
+    arms: Sequence[Configured]
+    left_out: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Request:
+    """A checked request.
+
+    Attributes:
+      common: what all arms share.
+      options: the comparison's own.
+      budgets: the arms under every budget.
+      seeds: of the runs.
+      reference: the arm that differences are to.
+      own_grid: whether the rounds at which arms are judged are the comparison's own choice.
+    """
+
+    common: RunConfig
+    options: CompareOptions
+    budgets: Sequence[Terms]
+    seeds: tuple[int, ...]
+    reference: str
+    own_grid: bool
+
+
+def check_request(common: RunConfig, options: CompareOptions) -> Request:
+    """Find everything that can be known to be wrong before the first run.
+
+    Args:
+      common: the options that all arms share.
+      options: the comparison's own.
+
+    Returns:
+      The request, with every arm's configuration.
+
+    Raises:
+      InputError: it cannot work.
+    """
+    arms = _arms(options)
+    seeds = options.seeds if options.seeds is not None else (common.seed,)
+    _check_options(options, seeds, [arm.name for arm in arms])
+    for seed in seeds:
+        validate(dataclasses.replace(common, seed=seed))
+    if options.learning_rates is not None and "learning_rate" in given_options(common):
+        raise InputError(
+            "learning_rate has no effect beside learning_rates, which searches one for every arm; leave one of them out."
+        )
+    _check_rates(options, seeds, [arm.name for arm in arms if "learning_rate" in arm.overrides])
+    check_data_found(common)
+    asked = common
+    # Arms have their stages; the common rounds are what the configuration's own growth would take.
+    common = dataclasses.replace(common, rounds=total_rounds(common))
+    own_grid = bool(options.evaluations and not common.evaluate_every)
+    if own_grid:
+        common = dataclasses.replace(common, evaluate_every=-(-common.rounds // options.evaluations))
+    configured = configure(arms, common)
+    check_effects(asked.with_given(asked.given & {"rounds"}))
+    check_arms_effects(asked, {each.arm.name: (each.config, each.arm.overrides) for each in configured})
+    reference = options.reference or arms[0].name
+    budgets = [
+        _equal_rounds(configured, common.rounds)
+        if kind == "rounds"
+        else _equal_bytes(configured, common.rounds, options, reference)
+        for kind in options.budget
+    ]
+    return Request(common, options, budgets, tuple(seeds), reference, own_grid)
+
+
+def _arms(options: CompareOptions) -> list[Arm]:
+    if (options.arms is None) == (options.arms_file is None):
+        raise InputError("arms are given by --arms or by --arms-file; give one of them, such as --arms fedit,fedit+devft.")
+    return [parse_arm(text) for text in options.arms or ()] if options.arms_file is None else read_arms(options.arms_file)
+
+
+def _check_options(options: CompareOptions, seeds: Sequence[int], arms: Sequence[str]) -> None:
+    """Raise `InputError` for terms that are none, whatever the arms are."""
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise InputError(f"seeds {','.join(map(str, seeds)) or '(none)'} must be one or more, each once, such as 0,1,2.")
+    unknown = [kind for kind in options.budget if kind not in BUDGETS]
+    if unknown or not options.budget or len(set(options.budget)) < len(options.budget):
+        raise InputError(f"budget '{','.join(options.budget)}' is unknown; choose from rounds, bytes and rounds,bytes.")
+    for option, name in (("reference", options.reference), ("budget_of", options.budget_of)):
+        if name is not None and name not in arms:
+            raise InputError(f"{option} '{name}' is not among the arms; choose from {', '.join(arms)}.")
+    if options.budget_of is not None and "bytes" not in options.budget:
+        raise InputError(
+            "budget_of names whose bytes are the budget, and the budget is rounds; give --budget bytes besides."
+        )
+    if options.target_loss is not None and not 0 < options.target_loss < math.inf:
+        raise InputError(
+            f"target_loss {options.target_loss} is no held-out loss; give a positive number of nats per token, such as 2.5."
+        )
+    if options.evaluations < 0:
+        raise InputError(f"evaluations {options.evaluations} is negative; use 0 to judge at the ends of stages alone.")
+
+
+def _equal_rounds(arms: Sequence[Configured], rounds: int) -> Terms:
+    others = [each.arm.name for each in arms if each.rounds != rounds]
+    but = f", but for {', '.join(others)}" if others else ""
+    return Terms("rounds", f"Equal rounds: {rounds}{but}", arms)
+
+
+def _equal_bytes(arms: Sequence[Configured], rounds: int, options: CompareOptions, reference: str) -> Terms:
+    of = options.budget_of or leanest(arms)
+    found = within_bytes(arms, of)
+    if reference not in [each.arm.name for each in found.arms]:
+        raise InputError(f"the reference does not fit: {' '.join(found.left_out)} Name another --reference or --budget-of.")
+    sent = readable(found.budget, BYTES)
+    text = f"Equal bytes: {sent} sent up by all clients, as {of} does; at most {rounds} rounds"
+    return Terms("bytes", text, found.arms, found.left_out)
+
+
+def _check_rates(options: CompareOptions, seeds: Sequence[int], fixed: Sequence[str]) -> None:
+    rates = options.learning_rates
+    if rates is None:
+        return
+    if not rates or len(set(rates)) < len(rates) or any(not 0 < rate < math.inf for rate in rates):
+        raise InputError(f"learning_rates {','.join(map(str, rates)) or '(none)'} must be positive rates, each once.")
+    if not 0 <= options.tuning_seed < 2**32:
+        raise InputError(f"tuning_seed {options.tuning_seed} is outside [0, 2^32); name another.")
+    if options.tuning_seed in seeds:
+        raise InputError(
+            f"tuning_seed {options.tuning_seed} is among the seeds, and rates chosen on it would favour what was chosen; "
+            "name another."
+        )
+    if fixed:
+        raise InputError(
+            f"the arm '{fixed[0]}' has a learning_rate of its own and learning_rates searches one for every arm; leave one "
+            "of them out."
+        )

@@ -1,0 +1,320 @@
+"""The runs of a comparison: each an ordinary run in a process of its own, made where it is missing, else read.
+
+A run lies in a folder of its own under the comparison's, named after what is computed and when it is judged: one that is
+finished is read, not run again, one that was stopped goes on, and comparisons in the same folder share their runs. A run
+that fails is reported and left out; the rest is compared all the same.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import devft_jax
+from devft_jax.comparing.arms import END_TO_END, total_rounds
+from devft_jax.comparing.results import Outcome, Point
+from devft_jax.config.files import to_plain
+from devft_jax.config.identity import anchored, identity
+from devft_jax.config.methods import algorithm_of
+from devft_jax.config.run_config import RunConfig
+from devft_jax.errors import InputError
+from devft_jax.files import write_atomically
+from devft_jax.reporting import Progress
+from devft_jax.reporting.progress import readable_seconds
+from devft_jax.reporting.report_file import read_story
+from devft_jax.reporting.story import Story
+from devft_jax.runtime.stopping import StopRequest
+from devft_jax.storage import RunFolder
+
+REPORT_EVERY = 30.0
+"""Seconds between the lines that say how far a run is."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run that is needed.
+
+    Attributes:
+      name: of its folder.
+      config: with that folder.
+      label: what people call it.
+      before: the same run judged at the ends of stages alone, which serves as well where it is finished.
+    """
+
+    name: str
+    config: RunConfig
+    label: str
+    before: "Job | None" = None
+
+
+class Stopped(Exception):  # noqa: N818
+    """The comparison is to stop.
+
+    Args:
+      number: of the signal.
+
+    Attributes:
+      number: of the signal.
+    """
+
+    def __init__(self, number: int):
+        self.number = number
+
+
+def run_name(config: RunConfig) -> str:
+    """The folder of a run: algorithm, growth, seed, and eight digits of what is computed and when it is judged.
+
+    Args:
+      config: of the run.
+    """
+    judged = {name: getattr(config, name) for name in ("rounds", "evaluate_every", "evaluate_full")}
+    text = json.dumps({**identity(config), **judged}, sort_keys=True)
+    name = f"{config.algorithm}-{config.growth}-s{config.seed}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    # Of a name that imports.
+    return name.replace(":", ".")
+
+
+@dataclass(frozen=True)
+class _Spent:
+    """A run that was made: its growth, its rounds, and the seconds that it took."""
+
+    growth: str
+    rounds: int
+    seconds: float
+
+
+class Runs:
+    """Makes runs one after the other, each in a process of its own, or reads those that are finished.
+
+    Args:
+      folder: of the comparison.
+      progress: where it is said how far the runs are.
+      stop: whether the comparison is to stop.
+      later: rounds of runs that will be asked for afterwards, for the time that is left.
+      own_grid: whether the rounds at which arms are judged are the comparison's own choice: then runs that were made before
+        without it serve, too.
+
+    Attributes:
+      later: as above; may be changed between two calls of `make`.
+    """
+
+    def __init__(self, folder: Path, progress: Progress, stop: StopRequest, later: int, *, own_grid: bool = False):
+        self.later = later
+        self._folder, self._progress, self._stop = folder / "runs", progress, stop
+        self._own_grid = own_grid
+        self._executed = False
+        self._spent: list[_Spent] = []
+
+    def job(self, config: RunConfig, label: str) -> Job:
+        """The run of a configuration, in its folder here; a growing model is judged within its stages, too.
+
+        Args:
+          config: without its folder.
+          label: the arm, as people call it.
+        """
+        if not self._own_grid:
+            return self._job(config, label)
+        at_ends = self._job(dataclasses.replace(config, evaluate_every=0), label)
+        # The models of all clients would be judged each time.
+        if not algorithm_of(config).has_global_model:
+            return at_ends
+        return dataclasses.replace(self._job(config, label), before=at_ends)
+
+    def _job(self, config: RunConfig, label: str) -> Job:
+        watched = bool(config.growth != END_TO_END and config.evaluate_every)
+        config = dataclasses.replace(anchored(config), evaluate_full=watched)
+        name = run_name(config)
+        return Job(name, dataclasses.replace(config, out=str(self._folder / name)), f"{label}, seed {config.seed}")
+
+    def make(self, jobs: Sequence[Job], what: str) -> dict[str, Outcome]:
+        """Make the runs that are missing and read all.
+
+        Args:
+          jobs: the runs; one that is named twice is made once.
+          what: what a run is called here, such as "tuning run".
+
+        Returns:
+          The outcome of every job by its name.
+
+        Raises:
+          InputError: the first run is refused, as the others would likely be.
+          Stopped: the comparison is to stop.
+        """
+        wanted = {job.name: job for job in jobs}
+        known = {name: read_outcome(job) for name, job in wanted.items()}
+        found = {name: outcome for name, outcome in known.items() if outcome is not None}
+        if found:
+            self._progress.say(f"{what}s finished before: {len(found)} of {len(wanted)}")
+        missing = [job for name, job in wanted.items() if name not in found]
+        for index, job in enumerate(missing):
+            if self._stop.signal is not None:
+                raise Stopped(self._stop.signal)
+            number = len(found) + 1
+            self._progress.say(f"{what} {number} of {len(wanted)}: {job.label}")
+            began = time.monotonic()
+            found[job.name] = self._run(job)
+            spent = _Spent(job.config.growth, total_rounds(job.config), time.monotonic() - began)
+            self._spent.append(spent)
+            left = self._seconds_left(missing[index + 1 :])
+            self._progress.say(f"  {_in_words(found[job.name])}; took {readable_seconds(spent.seconds)}{left}")
+        return found
+
+    def _seconds_left(self, jobs: Sequence[Job]) -> str:
+        """As text: each round to come takes what rounds of its growth took on average, or of any."""
+        if not jobs and not self.later:
+            return ""
+
+        def rate(growth: str | None) -> float:
+            same = [each for each in self._spent if growth in (None, each.growth)]
+            return sum(each.seconds for each in same) / sum(each.rounds for each in same) if same else rate(None)
+
+        seconds = sum(total_rounds(job.config) * rate(job.config.growth) for job in jobs) + self.later * rate(None)
+        return f", about {readable_seconds(seconds)} left"
+
+    def _run(self, job: Job) -> Outcome:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        asked, log = self._folder / f"{job.name}.json", self._folder / f"{job.name}.log"
+        write_atomically(asked, json.dumps(to_plain(job.config), indent=1) + "\n")
+        code = self._supervise([sys.executable, "-m", "devft_jax", "run", "--config", str(asked)], log)
+        if self._stop.signal is not None:
+            raise Stopped(self._stop.signal)
+        outcome = read_outcome(job)
+        if outcome is None:
+            sentence = _last_words(log, code)
+            if code == 2 and not self._executed:
+                # Nothing was lost yet, and what is wrong is likely wrong for all.
+                raise InputError(f"{job.label}: {sentence}")
+            outcome = Outcome(job.config.seed, str(job.config.out), error=f"{sentence} (see {log})")
+        self._executed = True
+        return outcome
+
+    def _supervise(self, command: Sequence[str], log: Path) -> int:
+        """The exit code of a process whose output goes to a file; a stop is passed on to it, and it ends its round."""
+        sources = str(Path(devft_jax.__file__).resolve().parents[1])
+        paths = [sources, *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+        # An older one is removed, not written over: it could be a link.
+        log.unlink(missing_ok=True)
+        with open(log, "x", encoding="utf-8") as lines:
+            # A session of its own: Ctrl-C at the terminal reaches it through us, once.
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=lines,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,
+            )
+        passed_on, reported_at = False, time.monotonic()
+        try:
+            while True:
+                try:
+                    return process.wait(timeout=0.2)
+                except subprocess.TimeoutExpired:
+                    pass
+                if self._stop.signal is not None and not passed_on:
+                    self._progress.say("  stopping when the run has saved its round; Ctrl-C again stops at once")
+                    process.send_signal(signal.SIGINT)
+                    passed_on = True
+                if time.monotonic() - reported_at > REPORT_EVERY:
+                    reported_at = time.monotonic()
+                    rounds = [line for line in _lines(log) if line.startswith("  round ")]
+                    self._progress.say(rounds[-1] if rounds else "  ...")
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.send_signal(signal.SIGINT)
+                process.wait()
+
+
+def _lines(log: Path) -> list[str]:
+    return log.read_text(encoding="utf-8", errors="replace").splitlines()
+
+
+def _last_words(log: Path, code: int) -> str:
+    """Why a run ended, in a sentence."""
+    if code < 0:
+        name = signal.Signals(-code).name
+        return f"its process was ended by {name}{', perhaps for lack of memory' if name == 'SIGKILL' else ''}."
+    lines = [line for line in _lines(log) if line.strip()]
+    sentences = [line.removeprefix("devft: ") for line in lines if line.startswith("devft: ")]
+    if code > 128 and not sentences:
+        return "it was stopped."
+    return (sentences or lines or [f"it ended with code {code}."])[-1]
+
+
+def _in_words(outcome: Outcome) -> str:
+    if outcome.error is not None:
+        return f"failed: {outcome.error}"
+    return "finished" if outcome.final_loss is None else f"held-out loss {outcome.final_loss:.4f}"
+
+
+def read_outcome(job: Job) -> Outcome | None:
+    """What a finished run's folder holds.
+
+    Args:
+      job: the run.
+
+    Returns:
+      Its results, or why it has none; None where it is not finished.
+    """
+    path = Path(str(job.config.out))
+    # A record beside the summary is that of a run that goes on.
+    if not (path / "summary.json").exists() or (path / "record.json").exists():
+        return None if job.before is None else read_outcome(job.before)
+    try:
+        story = read_story(path)
+    except InputError as error:
+        return Outcome(job.config.seed, str(path), error=str(error))
+    loss = story.record.final_loss
+    if loss is not None and not math.isfinite(loss):
+        return Outcome(job.config.seed, str(path), error=f"its final held-out loss is {loss}; it diverged.")
+    return Outcome(job.config.seed, str(path), story.record, full_model_curve(story))
+
+
+def full_model_curve(story: Story) -> list[Point]:
+    """The full model's held-out losses along a run, and what had been spent by then.
+
+    Args:
+      story: the run's.
+    """
+    seconds = story.total(lambda row: row.seconds)
+    sent = story.total(lambda row: row.bytes_up)
+    work = story.total(lambda row: row.train_flops)
+    points = [point for piece in story.full_model for point in piece if math.isfinite(point.loss)]
+    return [Point(at.round, seconds[at.round], sent[at.round], work[at.round], at.loss) for at in points]
+
+
+def check_splits(outcomes: Sequence[Outcome]) -> None:
+    """Check that all finished runs of a seed had the same clients with the same examples.
+
+    A participant that holds the examples of all clients has no clients to compare, only their sum.
+
+    Args:
+      outcomes: runs of any seeds.
+
+    Raises:
+      InputError: two runs of a seed had other data.
+    """
+    seen: dict[tuple[int, int], tuple[Any, str]] = {}
+    for outcome in outcomes:
+        split = RunFolder(outcome.folder).read_split() if outcome.finished else None
+        if split is None:
+            continue
+        clients = [(client.name, client.examples, client.tokens) for client in split.clients]
+        for count, found in ((0, (split.examples, split.tokens)), (len(clients), clients)):
+            other, folder = seen.setdefault((outcome.seed, count), (found, outcome.folder))
+            if other != found:
+                raise InputError(
+                    f"the runs in {folder} and {outcome.folder} have the same seed and other data: it has changed between "
+                    "them; remove the older folder, or name another --out."
+                )
