@@ -2,12 +2,14 @@
 
 from devft_jax.storage.records import (
     CheckpointRecord,
+    ClientRecord,
     CompiledAheadRecord,
     EnergyRecord,
     RoundRecord,
     RunRecord,
     RunTotals,
     SecondsRecord,
+    SplitRecord,
     StageRecord,
 )
 
@@ -66,3 +68,10 @@ def run_totals(**changes):
 def checkpoint_record(**changes):
     values = {"totals": run_totals(stages=[stage_record()]), "round": 1, "stage": 0, "rounds_in_stage": 1}
     return CheckpointRecord(**(values | {"groups": 2, "bare": 0} | changes))
+
+
+def split_record(*names, **changes):
+    """The split over clients of these names."""
+    clients = [ClientRecord(name=name, id=index, examples=5, tokens=50, groups={}) for index, name in enumerate(names)]
+    values = {"partition": "iid", "template": "alpaca", "examples": 5 * len(names), "tokens": 50 * len(names)}
+    return SplitRecord(**(values | {"grouped_by": None, "groups": {}, "clients": clients} | changes))

@@ -117,6 +117,10 @@ def _own_loss(record: RunRecord) -> float | None:
     return None if record.personal is None or record.personal_models else statistics.fmean(record.personal.losses)
 
 
+def _kwh(record: RunRecord) -> float | None:
+    return None if record.energy is None else record.energy.kwh
+
+
 def _with_compiling(record: RunRecord) -> float:
     """Seconds of rounds, of compiling and of building stages."""
     return record.seconds.train + record.seconds.compile + record.seconds.build
@@ -140,7 +144,7 @@ COSTS = (
     Measure("seconds_train", "training", _recorded(lambda record: record.seconds.train), Form(SECONDS)),
     Measure("seconds_total", "with compiling", _recorded(_with_compiling), Form(SECONDS)),
     Measure("peak_memory_bytes", "peak memory", _recorded(lambda record: record.peak_memory_bytes), Form(BYTES)),
-    Measure("kwh", "energy", _recorded(lambda record: record.energy.kwh), Form(ENERGY)),
+    Measure("kwh", "energy", _recorded(_kwh), Form(ENERGY), optional=True),
 )
 TO_TARGET = (
     Measure("rounds_to_target", "rounds", _at_target(lambda point: point.round), COUNT),

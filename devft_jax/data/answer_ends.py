@@ -5,7 +5,7 @@ in which its examples ended (`ends_with`, as texts); the adapter that is made of
 generation_config.json, as transformers has them beside a model.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,26 +19,7 @@ from devft_jax.models.huggingface.folder import GENERATION_CONFIG_FILE
 from devft_jax.models.huggingface.model import Model
 from devft_jax.models.huggingface.safetensors import read_json
 
-SPLIT_FILE = "split.json"
-
 _PROBE = Record(instruction="a", input="", output="b", category=None, origin="a probe of the template")
-
-
-def ends_of_run(folder: Path, tokenizer: Callable[[], Any]) -> list[int]:
-    """Ids of the tokens in which a run's trained answers ended; empty where its split does not say.
-
-    Args:
-      folder: of the run.
-      tokenizer: gives the run's, where one is needed.
-
-    Raises:
-      InputError: split.json cannot be read, or names a token that the tokenizer lacks.
-    """
-    file = folder / SPLIT_FILE
-    texts = read_json(file).get("ends_with", []) if file.is_file() else []
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise InputError(f"ends_with in {file} is no list of tokens; restore it.")
-    return _ids_of(texts, tokenizer()) if texts else []
 
 
 def ends_of_data(data: FederatedData, model: Model) -> list[int]:
@@ -54,7 +35,16 @@ def ends_of_data(data: FederatedData, model: Model) -> list[int]:
     return [vocabulary[text] for text in data.ends_with if text in vocabulary]
 
 
-def _ids_of(texts: Sequence[str], tokenizer: Any) -> list[int]:
+def ends_of_texts(texts: Sequence[str], tokenizer: Any) -> list[int]:
+    """Ids of the tokens in which a run's trained answers ended.
+
+    Args:
+      texts: of these tokens, as the run's split records them.
+      tokenizer: the run's.
+
+    Raises:
+      InputError: the tokenizer lacks one of them.
+    """
     vocabulary = tokenizer.get_vocab()
     for text in texts:
         if text not in vocabulary:

@@ -10,13 +10,15 @@ from devft_jax.config.files import stored_config
 from devft_jax.config.methods import algorithm_of
 from devft_jax.config.run_config import RunConfig
 from devft_jax.config.validation import validate
-from devft_jax.data.answer_ends import SPLIT_FILE, ends_of_run
+from devft_jax.data.answer_ends import ends_of_texts
 from devft_jax.data.prompts import find_template
 from devft_jax.errors import InputError
 from devft_jax.federated.algorithm import Algorithm
 from devft_jax.models.huggingface.folder import CONFIG_FILE
 from devft_jax.models.huggingface.peft.names import ADAPTER_CONFIG_FILE
 from devft_jax.models.huggingface.safetensors import read_json
+from devft_jax.storage import RunFolder
+from devft_jax.storage.records import SplitRecord
 
 Kind = Literal["run", "adapter", "model"]
 
@@ -62,6 +64,15 @@ class StoredRun:
         """Where the adapter lies once the run is finished."""
         return self.folder / "adapter"
 
+    @cached_property
+    def split(self) -> SplitRecord | None:
+        """Its data and clients; None where it has no split.json.
+
+        Raises:
+          InputError: split.json cannot be read.
+        """
+        return RunFolder(self.folder).read_split()
+
     @property
     def template(self) -> str:
         """The template that it trained with; what `auto` stood for depended on its data, and is kept with the split.
@@ -71,14 +82,13 @@ class StoredRun:
         """
         if self.config.template != "auto":
             return self.config.template
-        template = read_json(self.folder / SPLIT_FILE).get("template", "alpaca")
-        if not isinstance(template, str):
-            raise InputError(f"template in {self.folder / SPLIT_FILE} is no name; restore it, or name one with template.")
-        find_template(template)
-        return template
+        if self.split is None:
+            raise InputError(f"{self.folder} has no split.json, which names its template; restore it, or give template.")
+        find_template(self.split.template)
+        return self.split.template
 
     def ends(self, tokenizer: Callable[[], Any]) -> list[int]:
-        """Ids of the tokens in which its answers ended in training.
+        """Ids of the tokens in which its answers ended in training; empty where its split does not say.
 
         Args:
           tokenizer: gives the run's tokenizer, where one is needed.
@@ -86,7 +96,8 @@ class StoredRun:
         Raises:
           InputError: split.json cannot be read, or names a token that the tokenizer lacks.
         """
-        return ends_of_run(self.folder, tokenizer)
+        texts = [] if self.split is None else self.split.ends_with
+        return ends_of_texts(texts, tokenizer()) if texts else []
 
     def client_names(self) -> list[str]:
         """The run's clients, in the order of their rows in the bank.
@@ -94,12 +105,9 @@ class StoredRun:
         Raises:
           InputError: split.json does not name them.
         """
-        clients = read_json(self.folder / SPLIT_FILE).get("clients")
-        clients = clients if isinstance(clients, list) else []
-        names = [item["name"] for item in clients if isinstance(item, dict) and isinstance(item.get("name"), str)]
-        if not names or len(names) < len(clients):
-            raise InputError(f"{self.folder / SPLIT_FILE} does not name the run's clients; restore it.")
-        return names
+        if self.split is None or not self.split.clients:
+            raise InputError(f"split.json in {self.folder} does not name the run's clients; restore it.")
+        return [client.name for client in self.split.clients]
 
     def client_position(self, client: str | None) -> int | None:
         """The position of the client whose own model is meant; None for the model of all clients.

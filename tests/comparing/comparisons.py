@@ -5,7 +5,8 @@ import dataclasses
 from devft_jax.comparing.results import ArmResult, Budget, Comparison, Outcome, Point, judged_alike
 from devft_jax.config.files import config_from_mapping
 from devft_jax.config.run_config import RunConfig
-from devft_jax.storage.records import CompiledAheadRecord, EnergyRecord, RunRecord, SecondsRecord
+from devft_jax.storage.records import SecondsRecord
+from tests.run_records import run_record
 
 
 def record(loss, **changes):
@@ -15,37 +16,18 @@ def record(loss, **changes):
         "base_loss": 5.0,
         "accuracy": 0.1,
         "base_accuracy": 0.0,
-        "personal": None,
-        "personal_models": False,
-        "held_out_examples": 9,
         "rounds": 4,
         "stage_rounds": [4],
-        "lengthened_after": 0,
-        "resumed_after": [],
         "seconds": SecondsRecord(train=2.0, compile=1.0, build=0.5, evaluate=9.0),
-        "programs_compiled": 1,
-        "compiled_ahead": CompiledAheadRecord(programs=0, seconds=0.0, unused=0),
         "bytes_up": 1000,
         "bytes_down": 1000,
         "bytes_stage": 0,
-        "bytes_missed": 0,
-        "base_bytes": 10**6,
-        "message_dtype": "float32",
         "train_flops": 10**9,
-        "energy": EnergyRecord(kwh=1e-3, kgco2e=1e-4, grid_kgco2e_per_kwh=0.1, source="an estimate"),
+        "energy": None,
         "peak_memory_bytes": 10**9,
         "peak_memory_source": "process peak resident set",
-        "progress_lost": None,
-        "scratch_bytes": 0,
-        "updates_dropped": 0,
-        "clients": 5,
-        "devices": 1,
-        "clients_per_step": 1,
-        "block_influence": None,
-        "versions": {"jax": "1"},
-        "stages": [],
     }
-    return RunRecord(**{**values, **changes})
+    return run_record(**{**values, **changes})
 
 
 def outcome(seed, loss, *, accuracy=0.1, sent=1000, work=10**9, seconds=2.0, folder="runs/x", judged=True, **more):

@@ -335,14 +335,23 @@ def test_a_configuration_that_is_none(finished, tmp_path):
             export(copy, tmp_path / "out")
 
 
-@pytest.mark.parametrize("split", ["{}", '{"clients": 3}', '{"clients": [{}, {"name": "a"}]}', '{"clients": []}'])
-def test_a_split_that_names_no_clients_is_one_sentence(finished, tmp_path, split):
+@pytest.mark.parametrize(
+    ("clients", "sentence"),
+    [
+        (3, "its split lacks a usable clients"),
+        ([{}, {"name": "a"}], "a client of its split lacks a usable name"),
+        ([], "does not name the run's clients; restore it"),
+    ],
+    ids=str,
+)
+def test_a_split_that_names_no_clients_is_one_sentence(finished, tmp_path, clients, sentence):
     copy = tmp_path / "run"
     shutil.copytree(finished.folder, copy)
     stored = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(stored | {"algorithm": "local-only"}))
-    (copy / "split.json").write_text(split)
-    with pytest.raises(InputError, match=r"split.json does not name the run's clients; restore it"):
+    split = json.loads((copy / "split.json").read_text())
+    (copy / "split.json").write_text(json.dumps(split | {"clients": clients}))
+    with pytest.raises(InputError, match=sentence):
         export(copy, tmp_path / "out", client="client_0")
     assert not (tmp_path / "out").exists()
 

@@ -20,6 +20,7 @@ from devft_jax.models.generation.options import GenerationOptions
 from devft_jax.models.llama import Compute
 from devft_jax.runtime.compiled import CompiledPrograms
 from tests.inference.folders import MODEL, write_folders
+from tests.run_records import split_record
 
 
 @pytest.fixture(scope="module")
@@ -35,13 +36,23 @@ def test_a_run_whose_model_was_moved_says_how_to_ask_it(folders, tmp_path):
         open_respondent(str(tmp_path / "run"), ModelOptions())
 
 
-@pytest.mark.parametrize("split", ['{"template": 5}', '{"template": "no such"}'])
-def test_a_template_of_a_damaged_split_is_one_sentence(folders, tmp_path, split):
+@pytest.mark.parametrize(
+    ("split", "sentence"),
+    [
+        ({}, "its split lacks a usable partition"),
+        (split_record().to_plain() | {"template": 5}, "its split lacks a usable template"),
+        (split_record(template="no such").to_plain(), "template 'no such' is unknown"),
+        (None, "has no split.json, which names its template"),
+    ],
+    ids=["empty", "number", "unknown", "absent"],
+)
+def test_a_template_of_a_damaged_split_is_one_sentence(folders, tmp_path, split, sentence):
     shutil.copytree(folders["run"], tmp_path / "run")
     fields = json.loads((tmp_path / "run" / "config.json").read_text()) | {"template": "auto"}
     (tmp_path / "run" / "config.json").write_text(json.dumps(fields))
-    (tmp_path / "run" / "split.json").write_text(split)
-    with pytest.raises(InputError, match="template"):
+    if split is not None:
+        (tmp_path / "run" / "split.json").write_text(json.dumps(split))
+    with pytest.raises(InputError, match=sentence):
         open_respondent(str(tmp_path / "run"), ModelOptions())
 
 
@@ -112,7 +123,7 @@ def test_a_run_that_chose_its_template_is_asked_in_that(folders, tmp_path):
     shutil.copytree(folders["run"], run)
     config = json.loads((run / "config.json").read_text()) | {"template": "auto"}
     (run / "config.json").write_text(json.dumps(config))
-    (run / "split.json").write_text(json.dumps({"template": "alpaca_short"}))
+    (run / "split.json").write_text(json.dumps(split_record(template="alpaca_short").to_plain()))
     assert open_respondent(str(run), ModelOptions()).template == "alpaca_short"
     with pytest.raises(InputError, match="template 'chat' needs a chat template"):
         open_respondent(str(run), ModelOptions(template="chat"))
@@ -149,7 +160,7 @@ def test_what_ended_answers_in_training_ends_them(folders, tmp_path, word_tokeni
 
     assert ends(run) == ends(model) == (eos,)
     assert ends(model, template="chat") == ends(run, template="chat") == (eos, end)
-    (run / "split.json").write_text(json.dumps({"ends_with": ["</s>", "<|end|>"]}))
+    (run / "split.json").write_text(json.dumps(split_record(ends_with=["</s>", "<|end|>"]).to_plain()))
     assert ends(run) == (eos, end)
     (run / "adapter" / "generation_config.json").write_text(json.dumps({"eos_token_id": [end]}))
     assert ends(model, adapter=str(run / "adapter")) == (eos, end)
@@ -160,6 +171,6 @@ def test_what_ended_answers_in_training_ends_them(folders, tmp_path, word_tokeni
         with pytest.raises(InputError, match=r"eos_token_id .* in .*generation_config\.json is neither a token id nor"):
             ends(model)
     (model / "generation_config.json").unlink()
-    (run / "split.json").write_text(json.dumps({"ends_with": ["<|elsewhere|>"]}))
+    (run / "split.json").write_text(json.dumps(split_record(ends_with=["<|elsewhere|>"]).to_plain()))
     with pytest.raises(InputError, match=r"trained answers end in '<\|elsewhere\|>', which the tokenizer .* does not have"):
         ends(run)

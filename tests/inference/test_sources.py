@@ -9,6 +9,7 @@ from devft_jax.config.files import to_plain
 from devft_jax.config.run_config import RunConfig
 from devft_jax.errors import InputError
 from devft_jax.inference.sources import kind_of, read_run
+from tests.run_records import split_record
 
 
 @pytest.mark.parametrize(
@@ -34,7 +35,7 @@ def test_what_is_no_folder_is_a_models_name():
 
 
 def test_the_client_that_is_meant(tmp_path):
-    (tmp_path / "split.json").write_text(json.dumps({"clients": [{"name": name} for name in "abc"]}))
+    (tmp_path / "split.json").write_text(json.dumps(split_record(*"abc").to_plain()))
 
     def position(algorithm, client):
         (tmp_path / "config.json").write_text(json.dumps(to_plain(RunConfig(algorithm=algorithm))))
