@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from devft_jax.reporting.svg import COLOURS, TITLE_HEIGHT, Picture, escape
+from devft_jax.reporting.ticks import decades, ticks
 
 WIDTH, HEIGHT = 760, 420
 LEFT, RIGHT, TOP, BOTTOM = 64, 176, 48, 56
@@ -132,54 +133,6 @@ class Frame:
     def __post_init__(self) -> None:
         """Leave room for names at the right."""
         object.__setattr__(self, "right", RIGHT if self.named else 18)
-
-
-def ticks(low: float, high: float, about: int = 5, *, whole: bool = False) -> list[float]:
-    """Two or more round values that span [low, high].
-
-    Args:
-      low: the least value.
-      high: the largest value.
-      about: how many are asked for.
-      whole: whether they are integers.
-    """
-    if high - low <= max(1e-300, 1e-9 * max(abs(low), abs(high))):
-        margin = abs(low) / 10 or 1.0
-        low, high = low - margin, high + margin
-    span = high - low
-    magnitude = 10.0 ** math.floor(math.log10(span / about))
-    units = (1, 2, 5, 10) if whole else (1, 2, 2.5, 5, 10)
-    step = next(unit * magnitude for unit in units if span / (unit * magnitude) <= about)
-    step = max(1.0, step) if whole else step
-    first, last = math.floor(low / step), math.ceil(high / step)
-    return [index * step for index in range(first, last + 1)]
-
-
-def decades(low: float, high: float) -> list[float]:
-    """Round values for a logarithmic axis that span [low, high]: 1, 2, 5, 10, ..., or powers of ten alone.
-
-    Args:
-      low: above 0.
-      high: above 0.
-    """
-    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    units = (1, 2, 5) if last - first <= 3 else (1,)
-    values = [unit * 10.0**power for power in range(first, last + 1) for unit in units]
-    begin = max(index for index, value in enumerate(values) if value <= low * (1 + 1e-9))
-    end = next(
-        (index for index, value in enumerate(values) if value >= high * (1 - 1e-9) and index > begin), len(values) - 1
-    )
-    return values[begin : end + 1]
-
-
-def spread_out(values: Sequence[float]) -> bool:
-    """Whether values lie so far apart that on a plain axis the small ones would be one flat line.
-
-    Args:
-      values: any; those that are not finite are left out.
-    """
-    known = [value for value in values if math.isfinite(value)]
-    return bool(known) and min(known) > 0 and max(known) > 5 * min(known)
 
 
 def marker(index: int, x: float, y: float, colour: str) -> str:

@@ -45,7 +45,11 @@ OF_A_ROUND: tuple[tuple[str, Units, Measure], ...] = (
 
 
 def costs(story: Story) -> str:
-    """The section."""
+    """The section.
+
+    Args:
+      story: of the run.
+    """
     stages = [stage for stage in story.stages if stage.rows]
     words = (
         "Tokens count with padding. Compilation and evaluation are not counted. Memory is what XLA's analysis of the "
@@ -86,7 +90,7 @@ def _saving(story: Story, deepest: Stage) -> str:
     text = (
         f"The {story.rounds} rounds took {seconds} of training, {messages} and {work}. The second figures are what as many "
         "rounds over as many tokens at full depth would take: arithmetic from those of this run, not a measurement, and "
-        "tells nothing of how much each would learn."
+        "says nothing about how much each would learn."
     )
     dense = readable(story.record.bytes_stage, BYTES)
     if story.record.bytes_stage and story.is_fused:

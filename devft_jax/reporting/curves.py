@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from devft_jax.reporting import page
-from devft_jax.reporting.chart import Band, Frame, Line, Mark, legend, plot_lines, spread_out
+from devft_jax.reporting.chart import Band, Frame, Line, Mark, legend, plot_lines
 from devft_jax.reporting.page import Cell
 from devft_jax.reporting.story import Axis, Evaluated, Story
+from devft_jax.reporting.ticks import spread_out
 
 FULL, SUBMODEL, TRAINING = "full model, held-out", "stage's submodel, held-out", "training, mean over clients"
 # What is the same looks the same in every chart, whatever else is drawn there.
@@ -20,7 +21,12 @@ TABLE_ROWS = 400
 
 
 def stage_bands(story: Story, axis: Axis) -> list[Band]:
-    """The stages along an axis, every second one shaded."""
+    """The stages along an axis, every second one shaded.
+
+    Args:
+      story: of the run.
+      axis: what it is drawn against.
+    """
     return [
         Band(
             axis.values[stage.first],
@@ -34,7 +40,12 @@ def stage_bands(story: Story, axis: Axis) -> list[Band]:
 
 
 def resume_marks(story: Story, axis: Axis) -> list[Mark]:
-    """Where the run was resumed."""
+    """Where the run was resumed.
+
+    Args:
+      story: of the run.
+      axis: what it is drawn against.
+    """
     return [Mark(axis.values[after], f"resumed after round {after}") for after in story.resumes]
 
 
@@ -66,7 +77,12 @@ def _close_together(points: Sequence[tuple[int, float]], gap: int) -> list[list[
 
 
 def training_losses(story: Story, axis: Axis) -> list[Line]:
-    """The mean loss of each round's steps, a piece for each stage: another stage trains another submodel."""
+    """The mean loss of each round's steps, a piece for each stage: another stage trains another submodel.
+
+    Args:
+      story: of the run.
+      axis: what it is drawn against.
+    """
     drawn = [[(axis.values[row.round], row.loss) for row in stage.rows if math.isfinite(row.loss)] for stage in story.stages]
     # A single point is no line: without a marker it would not be seen.
     return [Line(TRAINING, points, markers=len(points) == 1) for points in drawn if points]
@@ -81,22 +97,42 @@ def _sparsely_marked(lines: Sequence[Line], most: int) -> list[Line]:
 
 
 def full_loss_lines(story: Story, axis: Axis) -> list[Line]:
-    """Held-out losses of the full model along an axis."""
+    """Held-out losses of the full model along an axis.
+
+    Args:
+      story: of the run.
+      axis: what it is drawn against.
+    """
     return _pieces(FULL, story, story.full_model, axis, lambda point: point.loss)
 
 
 def stage_loss_lines(story: Story, axis: Axis) -> list[Line]:
-    """Losses of what each stage trains along an axis."""
+    """Losses of what each stage trains along an axis.
+
+    Args:
+      story: of the run.
+      axis: what it is drawn against.
+    """
     return [*_pieces(SUBMODEL, story, story.submodels, axis, lambda point: point.loss), *training_losses(story, axis)]
 
 
 def loss_lines(story: Story, axis: Axis) -> list[Line]:
-    """All losses along an axis."""
+    """All losses along an axis.
+
+    Args:
+      story: of the run.
+      axis: what it is drawn against.
+    """
     return [*full_loss_lines(story, axis), *stage_loss_lines(story, axis)]
 
 
 def accuracy_lines(story: Story, axis: Axis) -> list[Line]:
-    """Exact match along an axis, in per cent."""
+    """Exact match along an axis, in per cent.
+
+    Args:
+      story: of the run.
+      axis: what it is drawn against.
+    """
 
     def percent(point: Evaluated) -> float | None:
         return None if point.accuracy is None else 100 * point.accuracy
@@ -184,7 +220,11 @@ def _charts(story: Story, name: str, y_label: str, lines_of: Callable[[Story, Ax
 
 
 def learning(story: Story) -> str:
-    """The section."""
+    """The section on what was learned.
+
+    Args:
+      story: of the run.
+    """
     words = []
     if story.is_grown:
         words.append("Every second stage is shaded. Within a stage the model that is trained is its submodel.")
@@ -247,102 +287,3 @@ def _round_table(story: Story) -> str:
     header = ["round", "stage", "layers", "training loss", "held-out loss within the stage", "full model's loss"]
     header += ["full model's exact match", *(axis.label for axis in axes)]
     return page.folded("Data: every round", page.table(f"Running totals after each round{part}", header, map(line, rounds)))
-
-
-def stage_changes(story: Story) -> str:
-    """The section on what happens to the loss at each stage change."""
-    names: list[str] = []
-    full: list[list[tuple[float, float]]] = []
-    bands: list[Band] = []
-    trained: list[Line] = []
-    carried: list[tuple[float, float]] = []
-    pieces: list[Line] = []
-
-    def place(name: str, loss: float | None) -> tuple[float, float]:
-        names.append(name)
-        return len(names) - 1.0, math.nan if loss is None else loss
-
-    if story.record.base_loss is None or not story.is_grown:
-        return ""
-    full.append([place("base", story.record.base_loss)])
-    carried.append(full[-1][0])
-    for stage in story.stages:
-        start, end = stage.record.loss_start, stage.record.loss_end
-        points = [place(f"start {stage.number}", start)]
-        if end is not None:
-            points.append(place(f"end {stage.number}", end))
-        labels = (f"stage {stage.number}: {stage.layers} layers", f"{stage.layers} layers", str(stage.layers))
-        bands.append(Band(points[0][0] - 0.3, points[-1][0] + 0.3, labels))
-        if stage.is_full:
-            full.append(points)
-            pieces.append(Line(_CARRIED, [*carried, points[0]], markers=False))
-            carried = []
-            continue
-        trained.append(Line(_SUBMODEL, points))
-        pieces.append(Line(_CARRIED, [*carried, points[0]], markers=False))
-        carried = [points[-1]] if end is not None else []
-        if end is not None:
-            full.append([place("full", stage.record.loss_full_after_transfer)])
-            carried.append(full[-1][0])
-    if len(carried) > 1:
-        pieces.append(Line(_CARRIED, carried, markers=False))
-    lines = [*(Line(_FULL, points) for points in full), *trained, *(piece for piece in pieces if len(piece.points) > 1)]
-    lines = [dataclasses.replace(line, points=[point for point in line.points if math.isfinite(point[1])]) for line in lines]
-    lines = [line for line in lines if line.points]
-    logarithm = spread_out([y for line in lines for _, y in line.points])
-    frame = Frame(
-        width=max(1000, 62 * len(names)),
-        height=360,
-        named=False,
-        bands=bands,
-        x_names=names,
-        values=True,
-        logarithm=logarithm,
-    )
-    label = "held-out loss" + (", logarithmic" if logarithm else "")
-    picture = plot_lines("Held-out loss across the stage changes", "", label, lines, frame, names=_NAMES)
-    carried_back = "all layers of its groups (full), and the next submodel is fused from them"
-    if not story.is_fused:
-        carried_back = "its layers in the full model (full), and the next submodel has more or other layers of it"
-    words = (
-        f"Each stage trains its submodel from start to end; then its adapter is carried back to {carried_back}. Dotted "
-        "steps train nothing: where they rise, the change of depth costs held-out loss; where they fall, the model of the "
-        "other depth is better at once."
-    )
-    data = page.folded("Data: stage changes", _change_table(story))
-    return page.section(
-        "changes",
-        "Across the stage changes",
-        page.paragraph(words),
-        page.legend(legend(lines, _NAMES)),
-        page.figure(picture, "", data),
-    )
-
-
-_FULL, _SUBMODEL, _CARRIED = "full model", "submodel, trained from start to end", "carried over, nothing trained"
-_NAMES = (_FULL, _SUBMODEL, _CARRIED)
-
-
-def _change_table(story: Story) -> str:
-    header = ["stage", "layers", "rounds", "start", "end", "full model after transfer", "exact match after transfer"]
-    caption = "Held-out loss"
-    if story.is_fused:
-        header.append("transition gap")
-        caption += (
-            ". The transition gap is the quantity that the paper's Lemma 1 bounds: how far, over all weights, the submodel "
-            "lies from its groups' anchors; 0 where nothing is fused"
-        )
-    rows = [
-        [
-            stage.number,
-            stage.layers,
-            len(stage.rows),
-            stage.record.loss_start,
-            stage.record.loss_end,
-            stage.record.loss_full_after_transfer,
-            stage.record.accuracy_full_after_transfer,
-            *((stage.record.transition_gap,) if story.is_fused else ()),
-        ]
-        for stage in story.stages
-    ]
-    return page.table(caption, header, rows)

@@ -1,4 +1,4 @@
-"""Names that do not fit where they are shown, cut so that they can still be told apart."""
+"""Names that do not fit where they are shown, cut so that they still differ."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,7 @@ def shortened(name: str, width: int) -> str:
     return f"{name[: width - 1 - tail]}\u2026{name[-tail:]}" if tail else name[: width - 1] + "\u2026"
 
 
-def told_apart(names: Sequence[str], width: int) -> list[str]:
+def distinct(names: Sequence[str], width: int) -> list[str]:
     """Names that fit: where one is longer, all of them without what all begin or end with, then without their middles.
 
     Args:

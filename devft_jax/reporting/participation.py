@@ -5,7 +5,7 @@ from statistics import median
 
 from devft_jax.reporting import page
 from devft_jax.reporting.heat import time_map
-from devft_jax.reporting.names import told_apart
+from devft_jax.reporting.names import distinct
 from devft_jax.reporting.page import Cell
 from devft_jax.reporting.split import MAX_CLIENTS, split_picture
 from devft_jax.reporting.stages import MAX_COLUMNS, bins_of
@@ -19,7 +19,11 @@ NAME_LETTERS = 9
 
 
 def clients(story: Story) -> str:
-    """The section."""
+    """The section on the clients.
+
+    Args:
+      story: of the run.
+    """
     members = story.split.clients
     taken = Counter(position for row in story.rows for position in row.clients)
     counts = [taken[position] for position in range(len(members))]
@@ -75,7 +79,7 @@ def _map(story: Story) -> str:
     picture = time_map(
         "Participation of clients over rounds",
         {place: float(count) for place, count in cells.items()},
-        told_apart(names, NAME_LETTERS),
+        distinct(names, NAME_LETTERS),
         len(bins),
         (0.0, float(most)),
         rounds=story.rounds,

@@ -7,8 +7,9 @@ sections lie in modules of their own; this one has the headline and puts them to
 import math
 
 from devft_jax.reporting import heat, page, split, strip
+from devft_jax.reporting.changes import stage_changes
 from devft_jax.reporting.costs import costs
-from devft_jax.reporting.curves import learning, stage_changes
+from devft_jax.reporting.curves import learning
 from devft_jax.reporting.participation import clients
 from devft_jax.reporting.settings import Settings, settings, shown
 from devft_jax.reporting.stages import growth
@@ -19,7 +20,12 @@ from devft_jax.storage.records import EnergyRecord
 
 
 def report_html(story: Story, configured: Settings) -> str:
-    """The page."""
+    """The page.
+
+    Args:
+      story: of the run.
+      configured: its configuration.
+    """
     sections = [
         learning(story),
         growth(story),
@@ -76,7 +82,7 @@ def _what(story: Story) -> str:
 
 
 def _moved(before: float, after: float, form: str) -> str:
-    """How a figure changed, as far as its shown digits tell."""
+    """How a figure changed, by the digits that are shown."""
     first, last = form.format(before), form.format(after)
     if not (math.isfinite(before) and math.isfinite(after)):
         return f"went from {first} to {last}"

@@ -19,7 +19,14 @@ from devft_jax.storage import RunFolder, claim_file
 
 
 def write_report(path: str | Path, out: str | Path | None = None) -> Path:
-    """Write the report of the run in the folder `path` to `out`, by default to `report.html` in it; returns where.
+    """Write the report of a run.
+
+    Args:
+      path: the run's folder.
+      out: the file; by default `report.html` in the folder.
+
+    Returns:
+      The file.
 
     Raises:
       InputError: the folder holds no run with a finished round, its records are damaged or of another version, or the file
@@ -49,7 +56,17 @@ def write_report(path: str | Path, out: str | Path | None = None) -> Path:
 
 
 def read_story(path: str | Path) -> Story:
-    """What the run's folder tells; see `write_report` for errors."""
+    """Read a run's folder.
+
+    Args:
+      path: the folder.
+
+    Returns:
+      The run as its records say.
+
+    Raises:
+      InputError: the folder holds no run with a finished round, or its records are damaged or of another version.
+    """
     folder = RunFolder(existing_folder(path, "name one that `devft run` wrote"))
     config, split = folder.read_json("config.json"), folder.read_split()
     if config is None or split is None:
@@ -66,7 +83,12 @@ def read_story(path: str | Path) -> Story:
 
 
 def read_settings(story: Story, path: str | Path) -> Settings:
-    """The configuration beside the defaults or the preset that it is nearest to."""
+    """The configuration beside the defaults or the preset that it is nearest to.
+
+    Args:
+      story: of the run.
+      path: the run's folder, for messages.
+    """
     config, _ = stored_config(story.config, Path(path))
     start = nearest_preset(config)
     values, starts, identity = to_plain(config), to_plain(start_of(start)), identity_fields(config)

@@ -11,7 +11,15 @@ from devft_jax.reporting.story import Story
 
 @dataclass(frozen=True)
 class Option:
-    """One option of the configuration: its value, the one it would start from, its text, and whether it only executes."""
+    """One option of the configuration.
+
+    Attributes:
+      name: of the option.
+      value: its value.
+      start: the value that it would start from.
+      text: what it is for.
+      execution: whether it changes how the run is executed, not what it computes.
+    """
 
     name: str
     value: Any
@@ -22,9 +30,10 @@ class Option:
 
 @dataclass(frozen=True)
 class Settings:
-    """The configuration as the report tells it.
+    """The configuration as the report shows it.
 
     Attributes:
+      options: all of them.
       start: what `devft run` starts from: a preset by name, or the defaults (None).
       command: the command line that says the configuration.
     """
@@ -35,7 +44,11 @@ class Settings:
 
 
 def shown(value: Any) -> str:
-    """A value as text, tuples as the command line writes them."""
+    """A value as text, tuples as the command line writes them.
+
+    Args:
+      value: of an option.
+    """
     if isinstance(value, list | tuple):
         return ",".join(map(str, value))
     if isinstance(value, Mapping):
@@ -44,7 +57,12 @@ def shown(value: Any) -> str:
 
 
 def settings(story: Story, configured: Settings) -> str:
-    """The section."""
+    """The section on the configuration.
+
+    Args:
+      story: of the run.
+      configured: its configuration.
+    """
     start = "the defaults" if configured.start is None else f"the preset {configured.start}"
     changed = [option for option in configured.options if option.value != option.start]
     same = [option for option in configured.options if option.value == option.start]

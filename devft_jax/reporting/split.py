@@ -2,7 +2,7 @@
 
 A row for each client: a cell for each category, topic or bin of lengths, darker with its share of the client's
 examples, then a bar as long as the client has examples. A last row is the whole data set. Shades are five steps of one
-hue, told apart by lightness alone, so that they hold in print and for colour-blind readers; where cells are large
+hue, that differ in lightness alone, so that they hold in print and for colour-blind readers; where cells are large
 enough they say their counts, and everywhere in a tooltip. Without groups there are bars only.
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from devft_jax.reporting.names import shortened, told_apart
+from devft_jax.reporting.names import distinct, shortened
 from devft_jax.reporting.svg import Picture, escape
 from devft_jax.storage.records import ClientRecord, SplitRecord
 
@@ -118,7 +118,11 @@ def _legend(left: float, y: float) -> list[str]:
 
 
 def split_chart(split: SplitRecord) -> str:
-    """The picture of a split as SVG text; see `split_picture`."""
+    """The picture of a split as SVG text; see `split_picture`.
+
+    Args:
+      split: of the run.
+    """
     return split_picture(split).document()
 
 
@@ -134,7 +138,7 @@ def split_picture(split: SplitRecord) -> Picture:
     height = 22 if shown <= 25 else 16 if shown <= 50 else 11
     letters = "" if height >= 16 else ' class="small"'
     width = min(46.0, max(22.0, 560 / len(columns))) if columns else 0.0
-    names = [*told_apart([name for name, _, _ in table.rows[:-1]], CLIENT_LETTERS), table.rows[-1][0]]
+    names = [*distinct([name for name, _, _ in table.rows[:-1]], CLIENT_LETTERS), table.rows[-1][0]]
     left = 24 + max(60, round((7.2 if height >= 16 else 5.2) * max(map(len, names))))
     titles = [shortened(name, GROUP_LETTERS) for name in columns]
     # Column names rise at 45 degrees from the middle of their column.

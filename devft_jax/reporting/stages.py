@@ -15,7 +15,11 @@ MAX_COLUMNS, MARKED = 120, 40
 
 
 def growth(story: Story) -> str:
-    """The section."""
+    """The section on how the model grew.
+
+    Args:
+      story: of the run.
+    """
     if not story.is_grown:
         words = f"The full model of {story.depth} layers was trained throughout: nothing was grouped, fused or carried over."
         learned = [(stage.number, stage.record.trained) for stage in story.stages]
@@ -193,7 +197,15 @@ def _spectrum(stage: Stage, spectrum: list[float]) -> str:
 
 
 def bins_of(stages: list[Stage], most: int) -> list[tuple[int, int]]:
-    """Equal stretches of rounds (first, last), from 1, at most `most` of them."""
+    """Equal stretches of rounds, from 1.
+
+    Args:
+      stages: of the run.
+      most: the largest number of stretches.
+
+    Returns:
+      The first and the last round of each.
+    """
     rounds = stages[-1].last
     count = min(rounds, most)
     edges = [round(index * rounds / count) for index in range(count + 1)]

@@ -29,7 +29,11 @@ STYLE = """
 
 
 def group_name(layers: Sequence[int]) -> str:
-    """Layers as runs: 0-3, 7."""
+    """Layers as runs: 0-3, 7.
+
+    Args:
+      layers: ascending.
+    """
     return ", ".join(layer_runs(layers, "\u2013"))
 
 
@@ -80,7 +84,12 @@ def _box(stage: Stage, group: int, layers: list[int], columns: dict[int, int], t
 
 
 def layer_strip(title: str, stages: Sequence[Stage]) -> Picture:
-    """The streams of all layers through these stages, one row a stage."""
+    """The streams of all layers through these stages, one row a stage.
+
+    Args:
+      title: of the picture.
+      stages: of the run, in order.
+    """
     size = len(stages[0].record.assign)
     width = ROOM / size
     colours = [ramp(_STOPS, layer / max(1, size - 1)) for layer in range(size)]

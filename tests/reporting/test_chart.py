@@ -12,13 +12,12 @@ from devft_jax.reporting.chart import (
     Line,
     Mark,
     Spot,
-    decades,
     legend,
     line_chart,
     plot_lines,
     plot_spots,
-    ticks,
 )
+from devft_jax.reporting.ticks import decades, ticks
 
 POINTS = st.lists(st.tuples(st.floats(0, 1e9, allow_nan=False), st.floats(-50, 50, allow_nan=False)), min_size=1, max_size=6)
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from devft_jax.reporting.names import shortened, told_apart
+from devft_jax.reporting.names import distinct, shortened
 
 
 @pytest.mark.parametrize(
@@ -19,12 +19,12 @@ from devft_jax.reporting.names import shortened, told_apart
     ],
 )
 def test_names_that_do_not_fit_keep_what_tells_them_apart(names, width, expected):
-    assert told_apart(names, width) == expected
+    assert distinct(names, width) == expected
 
 
 @given(st.lists(st.text(max_size=30), min_size=1, max_size=8, unique=True), st.integers(2, 12))
 def test_every_name_fits(names, width):
-    shown = told_apart(names, width)
+    shown = distinct(names, width)
     assert len(shown) == len(names)
     assert all(len(name) <= width for name in shown)
     assert all(len(shortened(name, width)) <= width for name in names)
