@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import devft_jax
 from devft_jax.comparing.arms import END_TO_END, total_rounds
 from devft_jax.comparing.results import Outcome, Point
 from devft_jax.config.files import to_plain
@@ -199,7 +198,8 @@ class Runs:
 
     def _supervise(self, command: Sequence[str], log: Path) -> int:
         """The exit code of a process whose output goes to a file; a stop is passed on to it, and it ends its round."""
-        sources = str(Path(devft_jax.__file__).resolve().parents[1])
+        # The folder in which the package lies.
+        sources = str(Path(__file__).resolve().parents[2])
         paths = [sources, *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
         # An older one is removed, not written over: it could be a link.
