@@ -25,7 +25,7 @@ from engine import start_trainer
 from protocol import Work, own_output, versions
 
 from devft_jax.commands.jax_setup import configure_jax
-from devft_jax.training.trainer import State
+from devft_jax.training.state import State
 
 CAPACITIES = (2, 4, 8, 16)
 """Layers of the stages."""

@@ -22,7 +22,8 @@ from devft_jax.data import Client, Examples, FederatedData, draw_examples
 from devft_jax.models import Model, load_pretrained
 from devft_jax.models.adapter import LoraFactors
 from devft_jax.reporting import Progress
-from devft_jax.training.trainer import State, Trainer
+from devft_jax.training.state import State
+from devft_jax.training.trainer import Trainer
 
 SEED = 0
 

@@ -28,7 +28,7 @@ def command(arguments: Sequence[str]) -> int:
       arguments: the words after `devft replay`.
     """
     asked = parse_options("devft replay", ReplayOptions, arguments)
-    from devft_jax.training.run import replay
+    from devft_jax.training.replay import replay
 
     require_devices()
     again = replay(asked.folder, client=asked.client, round=asked.round)

@@ -15,6 +15,7 @@ from typing import Any, Self
 from devft_jax.accounting.energy import EnergyOptions
 from devft_jax.config.execution import ExecutionOptions
 from devft_jax.config.methods import METHODS
+from devft_jax.config.tracking import TrackingOptions
 from devft_jax.config.values import choices_of, convert
 from devft_jax.data import DataOptions
 from devft_jax.developmental.growths import OPTIONS as OPTIONS_OF_GROWTHS
@@ -62,6 +63,7 @@ class RunConfig(
     EvaluationOptions,
     ExecutionOptions,
     EnergyOptions,
+    TrackingOptions,
 ):
     """Everything that describes a run; see the rooms' dataclasses for the fields."""
 
@@ -108,6 +110,7 @@ ROOMS: tuple[type, ...] = (
     EvaluationOptions,
     ExecutionOptions,
     EnergyOptions,
+    TrackingOptions,
 )
 """The dataclasses that declare options of a run."""
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from devft_jax.config.execution import validate_execution
 from devft_jax.config.methods import METHODS, algorithm_of, imports, known_method
 from devft_jax.config.run_config import RunConfig, field_types
+from devft_jax.config.tracking import validate_tracking
 from devft_jax.config.values import MOST_ITEMS, readable
 from devft_jax.data import validate_data
 from devft_jax.developmental import validate_capacities
@@ -53,6 +54,7 @@ def validate(config: RunConfig) -> None:
     validate_lora(config)
     validate_learning_rate(config)
     validate_execution(config)
+    validate_tracking(config)
     trainings = config.rounds * config.clients_per_round
     if trainings > MOST_TRAININGS:
         raise InputError(

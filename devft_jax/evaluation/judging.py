@@ -1,7 +1,5 @@
 """Evaluates a run's models on held-out data: the global model, or every client's own."""
 
-import time
-
 import jax
 import numpy as np
 
@@ -41,11 +39,10 @@ class Judge:
         """
         if self.held_out is None:
             return None
-        began, compiled = time.perf_counter(), self.programs.seconds
-        judged = self.held_out(base, adapter)
-        compile_seconds = self.programs.seconds - compiled
-        seconds.compile += compile_seconds
-        seconds.evaluate += time.perf_counter() - began - compile_seconds
+        with self.programs.timed() as elapsed:
+            judged = self.held_out(base, adapter)
+        seconds.compile += elapsed.compiling
+        seconds.evaluate += elapsed.running
         return judged
 
     def models(self, base: Base, server: PyTree, bank: BankView, seconds: SecondsRecord) -> Judgement | None:

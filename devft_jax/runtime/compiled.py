@@ -9,7 +9,7 @@ import functools
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Self
@@ -76,6 +76,19 @@ class _Ahead:
     arguments: tuple[Any, ...]
 
 
+@dataclass
+class Elapsed:
+    """Seconds of a block.
+
+    Attributes:
+      running: without waiting for compilation.
+      compiling: waiting for compilation.
+    """
+
+    running: float = 0.0
+    compiling: float = 0.0
+
+
 class CompiledPrograms:
     """Ahead-of-time compiled programs by shape.
 
@@ -104,6 +117,14 @@ class CompiledPrograms:
         self._ahead: dict[Any, _Ahead] = {}
         self._submitted: list[Future[_Program]] = []
         self._thread: ThreadPoolExecutor | None = None
+
+    @contextlib.contextmanager
+    def timed(self) -> Iterator[Elapsed]:
+        """Time a block; the seconds are there once it has ended."""
+        elapsed, began, compiled = Elapsed(), time.perf_counter(), self.seconds
+        yield elapsed
+        elapsed.compiling = self.seconds - compiled
+        elapsed.running = time.perf_counter() - began - elapsed.compiling
 
     @property
     def count(self) -> int:

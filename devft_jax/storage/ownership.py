@@ -77,10 +77,13 @@ RUN = Kind(
     is_run,
     frozenset(
         {"config.json", "split.json", "split.svg", "metrics.jsonl", "record.json", "summary.json", "report.html", LOCK_FILE}
+        | {"metrics.csv", "wandb.json"}
     ),
     {
         "checkpoints": None,
         "bank": None,
+        "tensorboard": None,
+        "wandb": None,
         "adapter": {"adapter_config.json", "adapter_model.safetensors", "generation_config.json"}.__contains__,
     },
 )

@@ -10,10 +10,14 @@ import jax
 import numpy as np
 
 from devft_jax.developmental import LayerMap
+from devft_jax.errors import InputError
 from devft_jax.federated.algorithm import Algorithm, Clients
 from devft_jax.federated.bank import ClientBank
 from devft_jax.storage import RunFolder
 from devft_jax.storage.records import CheckpointRecord
+from devft_jax.training.fingerprints import base_fingerprint, data_fingerprint
+from devft_jax.training.parts import Parts
+from devft_jax.training.rates import lengthen
 from devft_jax.training.state import State
 from devft_jax.typing import PyTree
 
@@ -65,33 +69,89 @@ def restore_bank(folder: RunFolder, round_index: int, bank: ClientBank, arrays: 
         )
 
 
-def read_state(
-    folder: RunFolder,
-    record: CheckpointRecord,
-    algorithm: Algorithm,
-    init_server: Callable[[Clients], PyTree],
-    bank: ClientBank,
-    *,
-    clients: int,
-    layers: int,
-    align: bool,
-) -> State:
-    """The state of the checkpoint whose record this is, of so many clients and layers of the base.
+def resume(parts: Parts, folder: RunFolder, round_index: int) -> State:
+    """The state of a checkpoint, with the stage's submodel fused again from its LayerMap.
+
+    A larger `rounds` than the checkpoint's lengthens the last stage.
 
     Args:
-      bank: in which no client has a row yet. align: whether factors are aligned where layers are fused.
+      parts: of the run.
+      folder: of the run.
+      round_index: of the checkpoint.
+
+    Raises:
+      InputError: the checkpoint is damaged or of other data or another base, or fewer rounds are asked for.
     """
-    shapes = stage_shapes(algorithm, init_server, record, clients=clients, layers=layers)
+    folder.checkpoints.check(round_index)
+    record = folder.checkpoints.read_record(round_index)
+    totals = record.totals
+    now = {"data": data_fingerprint(parts.data), "base": base_fingerprint(parts.model.base)}
+    for name, before in (("data", totals.data), ("base", totals.base)):
+        if before != now[name]:
+            raise InputError(
+                f"the {name} of the run in {folder.path} has changed since it was started; "
+                "restore it, or start a new run in another folder."
+            )
+    stage_rounds = _extended(tuple(totals.stage_rounds), sum(parts.stage_rounds), folder)
+    if stage_rounds != tuple(totals.stage_rounds):
+        lengthen(parts.config, record, stage_rounds, parts.progress)
+    if record.round < sum(stage_rounds):
+        totals.resumed_after.append(record.round)
+    _same_devices(parts, record)
+    state = _read_state(parts, folder, record)
+    if state.rounds_in_stage < stage_rounds[state.stage]:
+        parts.hidden_states.open(state, stage_rounds[state.stage])
+    return state
+
+
+def _extended(planned: tuple[int, ...], wanted: int, folder: RunFolder) -> tuple[int, ...]:
+    """The stages of the interrupted run; more rounds than planned lengthen the last of them."""
+    if wanted < sum(planned):
+        raise InputError(
+            f"rounds {wanted} is fewer than the {sum(planned)} of the run in {folder.path}; "
+            "a run can be lengthened, not shortened."
+        )
+    return (*planned[:-1], planned[-1] + wanted - sum(planned))
+
+
+def _same_devices(parts: Parts, record: CheckpointRecord) -> None:
+    """Train as many clients at once as before where the devices are the same, and say what differs."""
+    totals, cohort = record.totals, parts.cohort
+    devices, shards = len(parts.devices), parts.config.model_shards
+    if parts.config.clients_per_step == "auto" and (totals.devices, totals.model_shards) == (devices, shards):
+        cohort.clients_per_step = totals.clients_per_step
+    if record.round == sum(totals.stage_rounds):
+        return
+    for name, before, now in (
+        ("clients_per_step", totals.clients_per_step, cohort.clients_per_step),
+        ("devices", totals.devices, devices),
+        ("model_shards", totals.model_shards, shards),
+    ):
+        if before != now:
+            parts.progress.warn(
+                f"{name} was {before} and is {now}: the run goes on, equal up to rounding but not bit for bit."
+            )
+    totals.clients_per_step, totals.devices, totals.model_shards = cohort.clients_per_step, devices, shards
+
+
+def _read_state(parts: Parts, folder: RunFolder, record: CheckpointRecord) -> State:
+    """The state of the checkpoint whose record this is."""
+    clients, align = len(parts.data.clients), parts.config.gauge_alignment
+    bank = parts.new_bank(lambda: parts.init_server(parts.clients), parts.algorithm.traits(Clients(clients)))
+    layers = parts.model.config.layers
+    shapes = stage_shapes(parts.algorithm, parts.init_server, record, clients=clients, layers=layers)
     arrays = folder.checkpoints.read_arrays(
         record.round, {**shapes, "last_round": jax.ShapeDtypeStruct((clients,), np.int32)}
     )
     restore_bank(folder, record.round, bank, arrays, align=align)
+    layer_map = dataclasses.replace(arrays["layer_map"], align=align)
     return State(
         full=arrays["full"],
         bank=bank,
         server=arrays["server"],
-        layer_map=dataclasses.replace(arrays["layer_map"], align=align),
+        layer_map=layer_map,
         last_round=np.array(arrays["last_round"]),
+        base=parts.submodels.fused(layer_map, parts.submodels.layers_to_fuse(record.stage)),
         round=record.round,
         stage=record.stage,
         rounds_in_stage=record.rounds_in_stage,

@@ -1,9 +1,11 @@
 """Replay of one client's local training, a step at a time, to see where it breaks."""
 
 import dataclasses
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,11 +14,20 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, PartitionSpec
 
+from devft_jax.config.files import stored_config
+from devft_jax.errors import InputError
 from devft_jax.federated.local import local_step, make_optimizer, step_gradients
 from devft_jax.federated.round.client import LocalTraining, client_loss, frozen_rows, participant_of
 from devft_jax.federated.round.server import broadcast_of
+from devft_jax.federated.sampling import client_keys
+from devft_jax.files import existing_folder
 from devft_jax.models.base import Base
 from devft_jax.models.sharding import partition_specs, place
+from devft_jax.reporting import Progress
+from devft_jax.runtime.devices import usual_arithmetic
+from devft_jax.storage import RunFolder
+from devft_jax.training.round import next_rate, prepare_client
+from devft_jax.training.trainer import Trainer
 from devft_jax.typing import PyTree
 
 
@@ -119,3 +130,103 @@ def replay_client(
         if broken:
             break
     return reports
+
+
+@dataclass(frozen=True)
+class Replay:
+    """A client's round, trained again: its steps, up to the first that is not finite. Stage and round count from 1.
+
+    Attributes:
+      client: its name.
+      stage: of the round.
+      round: over all stages.
+      steps: of the client's training.
+      took_part: whether it was one of the round's participants; of another the steps are what it would have done.
+    """
+
+    client: str
+    stage: int
+    round: int
+    steps: list[StepReport]
+    took_part: bool
+
+    @property
+    def first_break(self) -> str | None:
+        """Where the first NaN or infinity appeared, in one sentence; None where all is finite."""
+        last = self.steps[-1]
+        if not last.nonfinite:
+            return None
+        place = f"client '{self.client}', stage {self.stage}, round {self.round}, step {last.step}"
+        return f"{place}: not finite first in {', '.join(last.nonfinite)}"
+
+
+@usual_arithmetic()
+def replay(path: str | Path, *, client: str, round: int, progress: Progress | None = None) -> Replay:
+    """Replay one client of one round of a run, step by step, from the checkpoint before it.
+
+    Rounds between that checkpoint (or the run's start) and the asked one are run again; nothing in the folder changes.
+
+    Args:
+      path: the run's folder.
+      client: its name, as the split's table shows it.
+      round: from 1.
+      progress: where it is said what happens; standard error by default.
+
+    Raises:
+      InputError: the folder holds no run, or the run no such client or round.
+    """
+    progress = progress or Progress()
+    with RunFolder(existing_folder(path, "name one that `devft run` wrote")).reading() as folder:
+        stored = folder.read_json("config.json")
+        if stored is None:
+            raise InputError(f"{folder.path} holds no run; name a folder that `devft run` wrote.")
+        config, objects = stored_config(stored, folder.path)
+        if objects:
+            raise InputError(
+                f"the run in {folder.path} was given its {', '.join(objects)} as objects in "
+                "Python and cannot be replayed from its folder alone."
+            )
+        # No later stage is reached for which it would pay.
+        config = dataclasses.replace(config, compile_ahead="off")
+        scratch = folder.path if os.access(folder.path, os.W_OK) else None
+        trainer = Trainer(config, progress=progress, scratch=scratch)
+        names = [item.name for item in trainer.parts.data.clients]
+        _check_asked(trainer, folder, client, round)
+        checkpoint = folder.checkpoints.before(round)
+        state = trainer.begin() if checkpoint is None else trainer.resume(folder, checkpoint)
+        history = [row for row in folder.metrics.read() if row.round <= state.round]
+    while trainer.advance(state, history) and state.round < round - 1:
+        trainer.step(state, history)
+    parts = trainer.parts
+    member, batches = prepare_client(parts, state, names.index(client))
+    keys = client_keys(config.seed, np.uint32(state.round), np.array([member.id], np.uint32))
+    steps = replay_client(
+        parts.training,
+        base=state.base,
+        server=state.server,
+        row=jax.tree.map(lambda leaf: leaf[0], state.bank.take(np.array([member.position]))),
+        batches=batches,
+        lr=next_rate(parts, state),
+        key=keys[0],
+        train_rows=np.asarray(state.layer_map.train),
+        mesh=parts.cohort.mesh,
+    )
+    took_part = member.position in parts.rounds.members(state.round).positions
+    return Replay(client, state.stage + 1, round, steps, bool(took_part))
+
+
+def _check_asked(trainer: Trainer, folder: RunFolder, client: str, round: int) -> None:
+    """Raise `InputError` for a client or a round that the run does not have."""
+    names = [item.name for item in trainer.parts.data.clients]
+    total = sum(trainer.parts.stage_rounds)
+    if client not in names:
+        raise InputError(f"client '{client}' is not one of the run's: {', '.join(names[:8])}, ...")
+    if not 1 <= round <= total:
+        raise InputError(f"round {round} is outside 1 to {total}.")
+    latest = folder.checkpoints.latest_round()
+    lengthened = 0 if latest is None else folder.checkpoints.read_record(latest).totals.lengthened_after
+    if round <= lengthened:
+        raise InputError(
+            f"round {round} belongs to the run as it was before it was lengthened after round {lengthened}; "
+            "only later rounds can be replayed."
+        )

@@ -8,6 +8,7 @@ import numpy as np
 
 from devft_jax.developmental import LayerMap, Transition
 from devft_jax.federated.bank import ClientBank
+from devft_jax.models.base import Base
 from devft_jax.storage.records import RoundRecord, RunTotals, StageRecord
 
 PyTree = Any
@@ -23,10 +24,12 @@ class State:
       bank: what clients keep.
       last_round: i32[N], the round (from 1) in which each client last took part; 0 for never.
       totals: of the run so far, with the record of every stage.
+      base: the frozen part of the stage's model, on the devices; before the first stage the full base.
       server: the algorithm's state in the stage under way.
       round: rounds done, over all stages.
       stage: the one under way, from 0; -1 before the first.
       rounds_in_stage: done in it.
+      compiled_ahead_in: the stage during which the next one's programs were last begun.
     """
 
     full: PyTree
@@ -34,10 +37,12 @@ class State:
     bank: ClientBank
     last_round: np.ndarray
     totals: RunTotals
+    base: Base
     server: PyTree = None
     round: int = 0
     stage: int = -1
     rounds_in_stage: int = 0
+    compiled_ahead_in: int = -1
 
 
 def new_stage_record(

@@ -150,11 +150,11 @@ class Submodels:
             fused = fuse_blocks(layer_map, blocks, own, repack=repack, dtype=self._dtype)
         return self.base.replace(blocks=place(shard_blocks(fused, self._shards, MODEL_AXIS), self._mesh))
 
-    def brought_home(self, tree: Any) -> Any:
+    def to_host(self, tree: Any) -> Any:
         """Arrays that are compared with the layers: with a base that no device holds whole, in host memory like it."""
         return tree if self.home is None else jax.device_get(tree)
 
-    def at_home(self, base: Base) -> Base:
+    def on_one_device(self, base: Base) -> Base:
         """A base on the devices as what is derived from its weights reads it: on the first of them, or in host memory."""
         if self._shards > 1:
             return jax.device_get(whole(base))

@@ -7,11 +7,14 @@ evaluating    by the layers that are run: the base, stages' beginnings and ends,
 saving        checkpoints and records, by rounds
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median_low
 
+from devft_jax.models.architecture import PROJECTIONS
 from devft_jax.storage.records import RunTotals
+from devft_jax.training.parts import Parts
 
 
 @dataclass(frozen=True)
@@ -19,9 +22,12 @@ class Course:
     """What a run does from beginning to end, as far as it is known.
 
     Attributes:
-      rounds: of every stage. depths: layers of every stage. layers: of the full model.
+      rounds: of every stage.
+      depths: layers of every stage.
+      layers: of the full model.
       head: what the product with the vocabulary takes, in layers.
-      every: rounds between evaluations within a stage, 0 for none. full: whether they judge the full model, too.
+      every: rounds between evaluations within a stage, 0 for none.
+      full: whether they evaluate the full model, too.
       models: (rounds so far, whether it is the run's last evaluation) -> models that an evaluation then judges.
     """
 
@@ -73,3 +79,34 @@ def seconds_left(course: Course, totals: RunTotals, rounds: Sequence[float], rou
         run[when <= round_index] += layers
     left += spent.evaluate * run[False] / run[True]
     return left + saving * (sum(course.rounds) - round_index)
+
+
+def course_of(parts: Parts, totals: RunTotals) -> Course:
+    """A run's stages and evaluations, from its first round on; depths that are not known are taken for the last one's.
+
+    Args:
+      parts: of the run.
+      totals: so far.
+    """
+    known = [stage.layers for stage in totals.stages]
+    planned = list(parts.depths or ())[len(known) :] or known[-1:] * len(totals.stage_rounds)
+    config, clients, algorithm = parts.config, len(parts.data.clients), parts.algorithm
+
+    def models(rounds: int, last: bool) -> float:
+        # Clients that have trained, if each round draws them anew; all others are one model.
+        own = 1 + clients * (1 - (1 - min(1.0, config.clients_per_round / clients)) ** rounds)
+        if algorithm.has_global_model:
+            return 1 + own * (last and algorithm.consensus is not None)
+        return own
+
+    model = parts.model.config
+    of_layer = sum(math.prod(model.projection_shape(name)) for name in PROJECTIONS)
+    return Course(
+        rounds=totals.stage_rounds,
+        depths=[*known, *planned][: len(totals.stage_rounds)],
+        layers=model.layers,
+        head=model.vocabulary * model.width / of_layer,
+        every=config.evaluate_every,
+        full=config.evaluate_full,
+        models=models,
+    )

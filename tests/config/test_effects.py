@@ -23,7 +23,7 @@ from devft_jax.errors import InputError
 from devft_jax.federated.algorithms import ALGORITHMS
 from devft_jax.options import identity_fields
 from devft_jax.storage import RunFolder
-from devft_jax.training.run import _open_run
+from devft_jax.training.opening import open_run
 
 # Options that every run reads. A new option belongs here, or its declaration says what it has an effect under.
 ALWAYS = {
@@ -216,8 +216,8 @@ def test_a_run_that_was_started_with_an_option_without_effect_goes_on_without_it
     before = dataclasses.replace(RunConfig(), prox_mu=0.5, rank=8, alpha=64.0)
     with RunFolder(tmp_path) as folder:
         folder.write_json("config.json", to_plain(before))
-        assert _open_run(RunConfig(rank=8, alpha=64.0), folder, {}) is None
+        assert open_run(RunConfig(rank=8, alpha=64.0), folder, {}) is None
         with pytest.raises(InputError, match=r"its alpha is 64\.0, not 16\.0"):
-            _open_run(RunConfig(rank=8), folder, {})
+            open_run(RunConfig(rank=8), folder, {})
         with pytest.raises(InputError, match="holds another run"):
-            _open_run(RunConfig(rank=8, alpha=64.0, algorithm="fedprox"), folder, {})
+            open_run(RunConfig(rank=8, alpha=64.0, algorithm="fedprox"), folder, {})

@@ -32,7 +32,7 @@ GUIDES = [str(path.relative_to(REPOSITORY)) for path in sorted((REPOSITORY / "do
 PAGES = ["README.md", "CONTRIBUTING.md", "SECURITY.md", *GUIDES]
 
 # Commands that take the folder of a run and options of their own.
-OF_A_FOLDER = {"export": "devft_jax.exporting.export.export", "replay": "devft_jax.training.run.replay"}
+OF_A_FOLDER = {"export": "devft_jax.exporting.export.export", "replay": "devft_jax.training.replay.replay"}
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[([^\]]+)\]\(([^)#\s]+)\)|^\[(\w+)\]: (\S+)$", re.MULTILINE)

@@ -115,9 +115,9 @@ def test_the_merged_model_computes_what_was_trained(finished, tiny, tmp_path, ca
 
 def test_a_stages_submodel_computes_what_its_clients_trained(finished, first_stage, tmp_path):
     trainer, state = first_stage
-    view = trainer.algorithm.view(state.server)
-    expected = np.asarray(forward(MODEL, jax.device_get(trainer.stage_base), jax.device_get(view), TOKENS))
-    bare = np.asarray(forward(MODEL, jax.device_get(trainer.stage_base), None, TOKENS))
+    view = trainer.parts.algorithm.view(state.server)
+    expected = np.asarray(forward(MODEL, jax.device_get(state.base), jax.device_get(view), TOKENS))
+    bare = np.asarray(forward(MODEL, jax.device_get(state.base), None, TOKENS))
     assert np.abs(expected - bare).max() > 0.1
     words = ("--stage", 1, "--dtype", "float32")
     assert command(finished.folder, "--out", tmp_path / "merged", "--form", "submodel", *words) == 0
@@ -148,7 +148,7 @@ def test_a_stage_of_the_models_top_is_exported_on_the_whole_model(config, tiny, 
 def test_the_full_adapter_as_of_a_stage(finished, first_stage, tmp_path):
     trainer, state = first_stage
     export(finished.folder, tmp_path / "out", stage=1)
-    expected = trainer.algorithm.view(trainer.transferred(state))
+    expected = trainer.parts.algorithm.view(trainer.transferred(state))
     imported = import_peft(tmp_path / "out", MODEL)
     for name, factors in expected.lora.items():
         np.testing.assert_allclose(imported.lora[name].a, factors.a, atol=1e-6)
@@ -205,13 +205,13 @@ def test_a_quantised_run_is_exported_as_it_was_trained(config, tmp_path, change)
     with RunFolder(tmp_path / "run") as folder:
         folder.write_json("config.json", to_plain(chosen))
         trainer.save(folder, state)
-    view = trainer.algorithm.view(state.server)
-    expected = np.asarray(forward(MODEL, jax.device_get(trainer.stage_base), view, TOKENS))
+    view = trainer.parts.algorithm.view(state.server)
+    expected = np.asarray(forward(MODEL, jax.device_get(state.base), view, TOKENS))
     export(tmp_path / "run", tmp_path / "sub", form="submodel", stage=1, dtype="float32")
     np.testing.assert_allclose(logits(tmp_path / "sub"), expected, atol=1e-4)
-    full = trainer.algorithm.view(trainer.transferred(state))
+    full = trainer.parts.algorithm.view(trainer.transferred(state))
     export(tmp_path / "run", tmp_path / "merged", form="merged", dtype="float32")
-    expected = np.asarray(forward(MODEL, trainer.model.base, full, TOKENS))
+    expected = np.asarray(forward(MODEL, trainer.parts.model.base, full, TOKENS))
     np.testing.assert_allclose(logits(tmp_path / "merged"), expected, atol=1e-4)
 
 

@@ -28,7 +28,8 @@ from devft_jax.models.base import init_base
 from devft_jax.models.llama import Compute
 from devft_jax.reporting import Progress
 from devft_jax.storage import RunFolder
-from devft_jax.training.run import replay, train
+from devft_jax.training.replay import replay
+from devft_jax.training.run import train
 from tests.federated.harness import (
     FIVE,
     SGD,

@@ -136,10 +136,10 @@ def run(tmp_path_factory, word_tokenizer):
 def test_a_runs_exports(tmp_path, run):
     folder, trainer, state = run
     tokens = jnp.asarray(TOKENS)
-    config, base = trainer.model.config, trainer.model.base
+    config, base = trainer.parts.model.config, trainer.parts.model.base
     full, small = trainer.transferred(state), state.server
     plain = forward(config, base, full, tokens)
-    fused = forward(config, trainer.stage_base, small, tokens)
+    fused = forward(config, state.base, small, tokens)
     assert np.abs(plain - fused).max() > 0.1
 
     export(folder, tmp_path / "adapter")
@@ -152,9 +152,9 @@ def test_a_runs_exports(tmp_path, run):
     export(folder, tmp_path / "both", form="submodel-adapter", dtype="float32")
     model = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "both" / "adapter")
     np.testing.assert_allclose(torch_logits(model), fused, atol=1e-4)
-    bare = forward(config, trainer.stage_base, None, tokens)
+    bare = forward(config, state.base, None, tokens)
     np.testing.assert_allclose(transformers_logits(tmp_path / "both"), bare, atol=1e-4)
 
-    ours, theirs = AutoTokenizer.from_pretrained(tmp_path / "merged"), trainer.model.tokenizer
+    ours, theirs = AutoTokenizer.from_pretrained(tmp_path / "merged"), trainer.parts.model.tokenizer
     assert ours("a b 1")["input_ids"] == theirs("a b 1")["input_ids"]
     assert import_peft(tmp_path / "adapter", config).scale == full.scale

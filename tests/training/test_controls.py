@@ -14,7 +14,8 @@ from devft_jax.exporting.export import export
 from devft_jax.models.base import init_base
 from devft_jax.models.huggingface.peft.reading import import_peft
 from devft_jax.reporting import Progress
-from devft_jax.training.run import replay, train
+from devft_jax.training.replay import replay
+from devft_jax.training.run import train
 from devft_jax.training.trainer import Trainer
 from tests.tiny_run import MODEL, CopiedInRound, write_run_inputs
 
@@ -90,7 +91,7 @@ def test_what_is_judged_are_the_clients_own_models(runs, config, tmp_path):
     personal = run.summary.personal
     trainer = Trainer(dataclasses.replace(config, algorithm="local-only"), progress=QUIET)
     for position, name in enumerate(("client_0", "client_1", "client_2")):
-        judged = trainer.judge.held_out(trainer.base, clients_adapter(run, name, tmp_path / name))
+        judged = trainer.parts.judge.held_out(trainer.parts.base, clients_adapter(run, name, tmp_path / name))
         assert judged.loss == pytest.approx(personal.losses[position], rel=1e-5)
     assert len(set(personal.losses)) == 3
     assert run.summary.final_loss == pytest.approx(np.mean(personal.losses))
@@ -158,8 +159,8 @@ def test_a_client_is_replayed_from_its_own_adapter(runs):
 
 def test_central_training_draws_from_the_pool(config):
     trainer = Trainer(dataclasses.replace(config, algorithm="central"), progress=QUIET)
-    assert [(client.name, len(client.indices)) for client in trainer.data.clients] == [("pool", 24 + 12 + 17)]
-    work = trainer.rounds.work(0, 0)
+    assert [(client.name, len(client.indices)) for client in trainer.parts.data.clients] == [("pool", 24 + 12 + 17)]
+    work = trainer.parts.rounds.work(0, 0)
     assert work.examples.shape == (config.clients_per_round * config.local_steps, config.batch_size)
     assert len(np.unique(work.examples)) == work.examples.size
     with pytest.raises(InputError, match="clients_per_round 4 exceeds the 3 clients"):
@@ -173,8 +174,8 @@ def test_central_training_draws_from_the_pool(config):
 def test_no_more_clients_are_in_flight_than_take_part(config, algorithm, participants, devices, expected):
     chosen = dataclasses.replace(config, algorithm=algorithm, clients_per_round=participants)
     trainer = Trainer(dataclasses.replace(chosen, devices=devices, clients_per_step=8), progress=QUIET)
-    assert trainer.clients_per_step == trainer.cohort.clients_per_step == expected
-    assert trainer.cohort.mesh.size == min(devices, expected)
+    assert trainer.parts.cohort.clients_per_step == trainer.parts.cohort.clients_per_step == expected
+    assert trainer.parts.cohort.mesh.size == min(devices, expected)
 
 
 def test_a_run_without_a_global_model_says_so(runs, tmp_path, capfd):

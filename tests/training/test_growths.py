@@ -11,8 +11,9 @@ from devft_jax.developmental import Growth, ProgFed
 from devft_jax.errors import InputError
 from devft_jax.exporting.export import export
 from devft_jax.reporting import Progress
-from devft_jax.training.run import replay, train
-from devft_jax.training.trainer import Trainer
+from devft_jax.training.parts import Parts
+from devft_jax.training.replay import replay
+from devft_jax.training.run import train
 from tests.tiny_run import CopiedInRound, write_run_inputs
 
 QUIET = Progress(quiet=True)
@@ -186,7 +187,7 @@ def test_skip_grow_measures_public_text_and_a_resumed_run_keeps_what_it_measured
     assigned = [[layer for layer in range(4) if stage.assign[layer] >= 0] for stage in whole.summary.stages]
     assert assigned == [[0, 3], sorted([0, middle, 3]), [0, 1, 2, 3]]
     assert [stage.submodel_bytes for stage in whole.summary.stages] == [8, 12, 0]
-    monkeypatch.setattr(Trainer, "block_influence", lambda self: pytest.fail("measured again"))
+    monkeypatch.setattr(Parts, "block_influence", lambda self: pytest.fail("measured again"))
     resumed = train(dataclasses.replace(chosen, out=str(tmp_path / "cut")), progress=QUIET)
     assert resumed.summary.resumed_after == [1]
     assert adapter_bytes(resumed) == adapter_bytes(whole)

@@ -35,7 +35,7 @@ def first_stage(config, **changes):
     trainer = Trainer(dataclasses.replace(config, **changes), progress=QUIET)
     state = trainer.begin()
     trainer.begin_stage(state, [])
-    return trainer, state, trainer.stage_base.blocks
+    return trainer, state, state.base.blocks
 
 
 def expanded(blocks):
@@ -49,12 +49,12 @@ def fused(state, weight):
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
 def test_stages_are_fused_from_expanded_weights_and_packed_again(config, kind):
     trainer, state, blocks = first_stage(config, quantization=kind)
-    base = trainer.model.base.blocks
+    base = trainer.parts.model.base.blocks
     for name, weight in expanded(base).items():
         leaf = getattr(blocks, name)
         assert isinstance(leaf, QTensor)
         assert leaf.kind == kind
-        again = quantize_base(trainer.base.replace(blocks=base.replace(**{name: fused(state, weight)})), kind)
+        again = quantize_base(trainer.parts.base.replace(blocks=base.replace(**{name: fused(state, weight)})), kind)
         np.testing.assert_allclose(leaf.dequantize("float32"), getattr(again.blocks, name).dequantize("float32"), atol=1e-3)
     np.testing.assert_allclose(blocks.bias["q"], fused(state, base.bias["q"]), atol=1e-6)
     assert state.totals.stages[0].submodel_bytes == sum(leaf.nbytes for leaf in jax.tree.leaves(blocks))
@@ -62,7 +62,7 @@ def test_stages_are_fused_from_expanded_weights_and_packed_again(config, kind):
 
 def test_fused_layers_may_stay_floats(config):
     trainer, state, blocks = first_stage(config, fused_precision="float")
-    for name, weight in expanded(trainer.model.base.blocks).items():
+    for name, weight in expanded(trainer.parts.model.base.blocks).items():
         assert getattr(blocks, name).dtype == "float32"
         np.testing.assert_allclose(getattr(blocks, name), fused(state, weight), atol=1e-6)
 
@@ -74,15 +74,15 @@ def test_stages_may_be_fused_from_the_original_weights(config, given):
     trainer = Trainer(options, model=floats if given else None, progress=QUIET)
     state = trainer.begin()
     trainer.begin_stage(state, [])
-    assert isinstance(trainer.model.base.blocks.q, QTensor)
+    assert isinstance(trainer.parts.model.base.blocks.q, QTensor)
     for name in PROJECTIONS:
         original = getattr(floats.base.blocks, name)
-        np.testing.assert_allclose(getattr(trainer.stage_base.blocks, name), fused(state, original), atol=1e-6)
+        np.testing.assert_allclose(getattr(state.base.blocks, name), fused(state, original), atol=1e-6)
 
 
 def test_picked_layers_keep_their_codes(config):
     trainer, _, blocks = first_stage(config, fusion="r_one")
-    base = trainer.model.base.blocks
+    base = trainer.parts.model.base.blocks
     codes = {layer.tobytes() for layer in np.asarray(base.up.code)}
     assert {layer.tobytes() for layer in np.asarray(blocks.up.code)} <= codes
 
@@ -110,7 +110,7 @@ def test_a_packed_base_is_smaller_and_near_the_float_one(config):
     found = {}
     for kind in ("none", "int8"):
         trainer = Trainer(dataclasses.replace(config, quantization=kind), progress=QUIET)
-        size = sum(leaf.nbytes for leaf in jax.tree.leaves(trainer.model.base))
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(trainer.parts.model.base))
         found[kind] = size, trainer.begin().totals.base_loss
     assert found["int8"][0] < 0.6 * found["none"][0]
     assert abs(found["int8"][1] - found["none"][1]) < 0.02
@@ -119,15 +119,16 @@ def test_a_packed_base_is_smaller_and_near_the_float_one(config):
 def test_a_given_packed_model_is_taken_as_it_is(config):
     packed = load_pretrained(config.model, quantization="int4")
     trainer = Trainer(config, model=packed, progress=QUIET)
-    assert trainer.model.base.blocks.q is packed.base.blocks.q
+    assert trainer.parts.model.base.blocks.q is packed.base.blocks.q
 
 
 @pytest.mark.parametrize("quantization", [pytest.param("none", marks=pytest.mark.slow), "nf4"])
 def test_stages_of_a_given_packed_model_are_packed_like_it(config, quantization):
     packed = load_pretrained(config.model, quantization="int4")
     trainer = Trainer(dataclasses.replace(config, quantization=quantization), model=packed, progress=QUIET)
-    trainer.begin_stage(trainer.begin(), [])
-    assert {getattr(trainer.stage_base.blocks, name).kind for name in PROJECTIONS} == {"int4"}
+    state = trainer.begin()
+    trainer.begin_stage(state, [])
+    assert {getattr(state.base.blocks, name).kind for name in PROJECTIONS} == {"int4"}
 
 
 def test_original_weights_of_a_packed_object_are_refused(config):

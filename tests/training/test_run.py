@@ -32,7 +32,8 @@ from devft_jax.reporting.report import report_html
 from devft_jax.reporting.report_file import read_settings, read_story, write_report
 from devft_jax.storage.digests import write_list
 from devft_jax.storage.records import CompiledAheadRecord, SecondsRecord, SplitRecord
-from devft_jax.training.run import replay, train
+from devft_jax.training.replay import replay
+from devft_jax.training.run import train
 from tests.tiny_run import MODEL, write_run_inputs
 
 QUIET = Progress(quiet=True)
@@ -878,7 +879,7 @@ def test_a_page_that_cannot_be_written_does_not_fail_a_run_that_is_saved(config,
     def refuse(path):
         raise InputError("the report cannot be written; name another file.")
 
-    monkeypatch.setattr("devft_jax.training.run.write_report", refuse)
+    monkeypatch.setattr("devft_jax.training.finishing.write_report", refuse)
     told = io.StringIO()
     run = train(dataclasses.replace(config, out=str(tmp_path), rounds=2, growth="end-to-end"), progress=Progress(told))
     assert run.finished

@@ -14,7 +14,8 @@ from devft_jax.models.weights import ShardedWeight
 from devft_jax.planning.planner import make_plan
 from devft_jax.planning.text import to_text
 from devft_jax.reporting import Progress
-from devft_jax.training.run import replay, train
+from devft_jax.training.replay import replay
+from devft_jax.training.run import train
 from devft_jax.training.submodels import open_model
 from devft_jax.training.trainer import Trainer
 from tests.tiny_run import MODEL, write_run_inputs
@@ -85,16 +86,16 @@ def test_a_run_of_whole_bases_goes_on_and_is_replayed_on_a_divided_base(config, 
 
 def test_the_base_stays_in_host_memory_and_devices_have_parts(config):
     trainer = Trainer(dataclasses.replace(config, devices=4, model_shards=4, quantization="nf4"), progress=QUIET)
-    assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(trainer.model.base))
+    assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(trainer.parts.model.base))
     state = trainer.begin()
     assert trainer.begin_stage(state, [])
-    for base in (trainer.base, trainer.stage_base):
+    for base in (trainer.parts.base, state.base):
         for weight in (base.embed, base.head, base.blocks.q, base.blocks.down):
             assert isinstance(weight, ShardedWeight)
             for leaf in jax.tree.leaves(weight):
                 assert leaf.addressable_data(0).size == leaf.size // 4
     whole, _ = open_model(dataclasses.replace(config, quantization="nf4"), resolve_compute(config), None)
-    for part, own in zip(jax.tree.leaves(trainer.model.base), jax.tree.leaves(whole.base), strict=True):
+    for part, own in zip(jax.tree.leaves(trainer.parts.model.base), jax.tree.leaves(whole.base), strict=True):
         np.testing.assert_array_equal(part, own)
 
 

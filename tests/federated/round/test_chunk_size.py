@@ -172,7 +172,7 @@ def test_out_of_memory_names_the_next_smaller_size(config, tmp_path, room_for):
 
 
 def test_auto_goes_on_with_the_next_smaller_size_and_a_resumed_run_keeps_it(config, tmp_path, room_for, monkeypatch, capfd):
-    monkeypatch.setattr("devft_jax.training.trainer.resolve_clients_per_step", lambda options, devices: 4)
+    monkeypatch.setattr("devft_jax.training.parts.resolve_clients_per_step", lambda options, devices: 4)
     sizes = room_for(1)
     run = train(dataclasses.replace(config, out=str(tmp_path)), progress=Progress())
     assert sizes == [3, *[1] * 6]
@@ -204,12 +204,12 @@ def test_a_trial_changes_nothing(config, tmp_path):
     trainer = Trainer(dataclasses.replace(config, algorithm="fedsa-lora"), progress=QUIET)
     state = trainer.begin()
     trainer.begin_stage(state, [])
-    members = trainer.rounds.members(0)
+    members = trainer.parts.rounds.members(0)
     keys = {"lr": 0.1, "keys": lambda ids: client_keys(0, np.uint32(0), ids), "train_rows": np.ones(4, bool)}
-    found = trainer.cohort.trials(trainer.stage_base, state.server, state.bank, members, sizes=(1, 2), **keys)
+    found = trainer.parts.cohort.trials(state.base, state.server, state.bank, members, sizes=(1, 2), **keys)
     for trial in found:
         assert trial.client_seconds > 0
         assert trial.compile_seconds > 0
         assert trial.program_bytes > 0
-    assert trainer.clients_per_step == 1
+    assert trainer.parts.cohort.clients_per_step == 1
     assert not len(state.bank.view(full=False).trained)

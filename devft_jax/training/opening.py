@@ -1,0 +1,89 @@
+"""Opening a run's folder: whether it holds this run, where it goes on, and whether anything is left to do."""
+
+import dataclasses
+from typing import Any
+
+from devft_jax.config.effects import unread
+from devft_jax.config.files import to_plain
+from devft_jax.config.identity import anchored, identity
+from devft_jax.config.run_config import RunConfig
+from devft_jax.data import FederatedData
+from devft_jax.errors import InputError
+from devft_jax.federated.algorithm import Algorithm
+from devft_jax.reporting.units import counted
+from devft_jax.storage import RunFolder
+from devft_jax.storage.records import RunRecord
+from devft_jax.training.trainer import Trainer
+
+
+def describe_object(item: Any) -> str:
+    """What tells one given object from another in `config.json`: an algorithm's name, a growth's fields, else the class."""
+    if isinstance(item, Algorithm):
+        return item.name
+    shown = repr(item) if dataclasses.is_dataclass(item) and not isinstance(item, FederatedData) else ""
+    # A representation with an address in it would differ in every process.
+    return shown if shown and " at 0x" not in shown else type(item).__qualname__
+
+
+def open_run(config: RunConfig, folder: RunFolder, objects: dict[str, str]) -> int | None:
+    """The round to resume from, or None for a new run.
+
+    Raises:
+      InputError: the folder holds another run.
+    """
+    without_effect = unread(config, objects)
+    mine = {name: value for name, value in identity(config).items() if name not in without_effect}
+    mine |= {"objects": objects} if objects else {}
+    stored = folder.read_json("config.json")
+    if stored is not None:
+        seen_from_here = {**stored, **_anchored_paths(stored)}
+        theirs = {name: value for name, value in seen_from_here.items() if name in mine or name == "objects"}
+        different = [name for name in {**theirs, **mine} if theirs.get(name) != mine.get(name)]
+        if different:
+            name = different[0]
+            where = "" if theirs.get(name) == stored.get(name) else ", from the folder where it was started,"
+            raise InputError(
+                f"out {folder.path} holds another run: its {name} is {stored.get(name)!r}, not "
+                f"{mine.get(name)!r}; name another folder, or give the same options{where} to resume."
+            )
+    return folder.checkpoints.latest_round()
+
+
+def _anchored_paths(stored: dict[str, Any]) -> dict[str, Any]:
+    """The files and folders of a config.json that names them from where its run was started, as they are from here."""
+    paths: dict[str, Any] = {}
+    for name in ("model", "data", "test_data", "probe_data"):
+        value = stored.get(name)
+        value = tuple(value) if isinstance(value, list) and all(isinstance(item, str) for item in value) else value
+        if isinstance(value, str | tuple) and value:
+            paths[name] = value
+    plain = to_plain(anchored(dataclasses.replace(RunConfig(), **paths)))
+    return {name: plain[name] for name in paths}
+
+
+def refuse_lost_checkpoints(folder: RunFolder) -> None:
+    """Raise `InputError` where a run without a checkpoint had one, so that beginning anew would lose what it learned."""
+    rounds = max((row.round for row in folder.metrics.read()), default=0)
+    every = (folder.read_json("config.json") or {}).get("checkpoint_every")
+    # As many a run may have trained that was stopped before its first checkpoint.
+    unsaved = every if type(every) is int else rounds
+    if rounds > unsaved or (folder.path / "summary.json").exists():
+        raise InputError(
+            f"the run in {folder.path} has trained {counted(rounds, 'round')}, but no checkpoint that it could go on from "
+            "is left; restore its checkpoints, or name another folder to begin anew."
+        )
+
+
+def finished_summary(trainer: Trainer, folder: RunFolder, checkpoint: int | None) -> RunRecord | None:
+    """The summary of a run that has come to the end that is asked for; None of any other.
+
+    One whose last checkpoint was removed, and an earlier one kept, is to go on from there.
+    """
+    # A record beside the summary is that of a run that goes on.
+    if (folder.path / "record.json").exists():
+        return None
+    summary = folder.read_summary()
+    if summary is None:
+        return None
+    at_its_end = sum(summary.stage_rounds) == sum(trainer.parts.stage_rounds) and checkpoint in (None, summary.rounds)
+    return summary if at_its_end else None

@@ -1,0 +1,400 @@
+"""What a run is built from, once: model, data, algorithm, growth and the programs of its rounds.
+
+    config, or objects in place of what it names  ->  Parts
+
+Everything that can be refused is refused here, before anything is compiled or written. What changes while the run goes on is
+in `devft_jax.training.state.State`.
+"""
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from devft_jax.accounting import EnergyMeter, MemoryMeter
+from devft_jax.config.execution import local_devices, resolve_clients_per_step, resolve_compute
+from devft_jax.config.methods import algorithm_of, growth_of
+from devft_jax.config.run_config import RunConfig
+from devft_jax.config.validation import validate
+from devft_jax.data import (
+    Examples,
+    FederatedData,
+    build_federated_data,
+    check_data_found,
+    gather_batch,
+    length_buckets,
+    pool,
+)
+from devft_jax.developmental import Growth
+from devft_jax.evaluation import HeldOut
+from devft_jax.evaluation.judging import Judge
+from devft_jax.federated.algorithm import Algorithm, Clients
+from devft_jax.federated.bank import ClientBank
+from devft_jax.federated.local import OptimizerOptions, choose_passes
+from devft_jax.federated.messages import message_bytes
+from devft_jax.federated.options import validate_learning_rate
+from devft_jax.federated.profiles import profiled_clients
+from devft_jax.federated.round.client import LocalTraining
+from devft_jax.federated.round.cohort import Cohort
+from devft_jax.federated.sampling import Purpose, run_key
+from devft_jax.federated.work import Rounds
+from devft_jax.models.architecture import ModelConfig
+from devft_jax.models.base import Base
+from devft_jax.models.huggingface.model import Model
+from devft_jax.models.llama import Compute
+from devft_jax.models.lora import adapter_norms
+from devft_jax.models.sharding import part_bytes, undivided
+from devft_jax.options import room_of
+from devft_jax.reporting import Progress
+from devft_jax.reporting.progress import readable_bytes
+from devft_jax.runtime.compiled import CompiledPrograms, shared_programs
+from devft_jax.runtime.devices import client_mesh, versions
+from devft_jax.training.checks import check_cohort, check_ranks, check_tokens
+from devft_jax.training.given import check_given_growth
+from devft_jax.training.hidden_states import HiddenStates
+from devft_jax.training.probe import block_influence, probe_examples
+from devft_jax.training.stages import check_composition, plan_stages
+from devft_jax.training.submodels import Submodels, open_model
+from devft_jax.typing import PyTree
+
+_PROGRAMS = {
+    "chunk": "what clients train",
+    "evaluate": "what evaluates held-out data",
+    "prefix": "the layers below",
+    "finalize": "the server's step",
+}
+"""Compiled programs that take a while, in words."""
+
+
+class CompilationNotice:
+    """Says what is compiled while somebody waits for it.
+
+    Args:
+      progress: where it is said.
+
+    Attributes:
+      stage: the stage that it is for, from 0; None before the first.
+    """
+
+    def __init__(self, progress: Progress):
+        self.stage: int | None = None
+        self._progress = progress
+
+    def __call__(self, name: str) -> contextlib.AbstractContextManager[None]:
+        """The context that is open while the program of this name is compiled."""
+        stage = "" if self.stage is None else f" in stage {self.stage + 1}"
+        return self._progress.doing(f"compiling {_PROGRAMS.get(name, name)}{stage}")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run is built from.
+
+    Attributes:
+      config: valid.
+      progress: where it is said what happens.
+      programs: all compiled programs.
+      notice: what says that a program is compiled.
+      energy: meter of the rounds' energy.
+      memory: meter of the run's peak memory.
+      devices: all in use.
+      model: with its base as it was read.
+      growth: which chooses the stages.
+      depths: layers of every stage, where the growth tells them beforehand.
+      stage_rounds: rounds of every stage as configured; a resumed or shortened run may have others, see `RunTotals`.
+      algorithm: what clients train and send, and how the server aggregates.
+      probe: public text on which the growth has the layers measured; None where it measures none.
+      data: of the clients, of one client where the algorithm pools them, and held-out data.
+      rounds: who takes part in which round, with which examples.
+      cohort: trains the participants of a round.
+      most_per_step: the most clients that are trained at once.
+      submodels: fuses the frozen part of every stage.
+      judge: evaluates models on held-out data.
+      hidden_states: of layers below every adapter, where they are stored.
+      clients: what the algorithm may know of them beforehand.
+      scratch: folder for what is too large for memory while a stage lasts; None for the system's temporary one.
+      versions: of software, system and device.
+      norms: the program of `jit_norms`.
+    """
+
+    config: RunConfig
+    progress: Progress
+    programs: CompiledPrograms
+    notice: CompilationNotice
+    energy: EnergyMeter
+    memory: MemoryMeter
+    devices: list[jax.Device]
+    model: Model
+    growth: Growth
+    depths: tuple[int, ...] | None
+    stage_rounds: tuple[int, ...]
+    algorithm: Algorithm
+    probe: Examples | None
+    data: FederatedData
+    rounds: Rounds
+    cohort: Cohort
+    most_per_step: int
+    submodels: Submodels
+    judge: Judge
+    hidden_states: HiddenStates
+    clients: Clients
+    scratch: Path | None
+    versions: dict[str, str]
+    norms: jax.stages.Wrapped
+
+    @property
+    def base(self) -> Base:
+        """The full base on the devices."""
+        return self.submodels.base
+
+    @property
+    def training(self) -> LocalTraining:
+        """What the program of a client's round is made of."""
+        return self.cohort.training
+
+    def sent(self, count: int) -> int:
+        """Bytes that travel out of `count`: none where one participant holds the examples of all clients."""
+        return 0 if self.algorithm.pools else count
+
+    def init_server(self, clients: Clients) -> PyTree:
+        """The algorithm's first state, at full depth."""
+        return self.algorithm.init_server(run_key(self.config.seed, Purpose.INITIALISATION), self.model.config, clients)
+
+    def new_bank(self, origin: Callable[[], PyTree], traits: PyTree) -> ClientBank:
+        """The bank in which no client has a row yet.
+
+        Args:
+          origin: gives the state that first rows are made from.
+          traits: what clients differ in, [N, ...].
+        """
+        return ClientBank(
+            self.algorithm,
+            origin,
+            traits,
+            clients=len(self.data.clients),
+            mode=self.config.transfer,
+            in_memory=self.config.bank_in_memory,
+            folder=self.scratch,
+        )
+
+    def block_influence(self) -> list[float]:
+        """How much each layer of the untuned base changes what passes through it, on the growth's probe."""
+        assert self.probe is not None
+        compute, mesh = self.training.compute, self.cohort.mesh
+        return block_influence(self.model.config, self.base, compute, self.probe, self.config, mesh, self.programs)
+
+
+@shared_programs
+def jit_norms(algorithm: Algorithm) -> jax.stages.Wrapped:
+    """Norms of the layers' updates: server -> f32[G], or (server, rows [C, ...]) -> f32[C, G] where models are personal."""
+    personal = algorithm.personal
+    if personal is None:
+        return jax.jit(lambda server: adapter_norms(algorithm.view(server)))
+    return jax.jit(lambda server, rows: jax.vmap(lambda row: adapter_norms(personal(server, row)))(rows))
+
+
+def build_parts(
+    config: RunConfig,
+    *,
+    model: Model | None = None,
+    data: FederatedData | None = None,
+    algorithm: Algorithm | None = None,
+    growth: Growth | None = None,
+    progress: Progress,
+    scratch: Path | None = None,
+) -> Parts:
+    """Build everything that a run needs.
+
+    Args:
+      config: validated here.
+      model: takes the place of what the configuration names.
+      data: likewise.
+      algorithm: likewise.
+      growth: likewise.
+      progress: where it is said what happens.
+      scratch: folder for what is too large for memory while a stage lasts; None for the system's temporary one.
+
+    Raises:
+      InputError: anything about the request that cannot work; nothing has been compiled or written by then.
+    """
+    validate(config)
+    if data is None:
+        check_data_found(config)
+    devices, compute = local_devices(config), resolve_compute(config)
+    notice = CompilationNotice(progress)
+    programs = CompiledPrograms(notice)
+    energy, memory = EnergyMeter(config, devices), MemoryMeter()
+    with progress.doing("reading the model"):
+        opened, original_blocks = open_model(config, compute, model)
+    architecture = opened.config
+    growth = _growth(config, growth, architecture.layers)
+    depths, stage_rounds = growth.depths(architecture.layers), plan_stages(config, growth, architecture.layers)
+    validate_learning_rate(config, len(stage_rounds))
+    if algorithm is None:
+        check_ranks(config, architecture)
+    algorithm = algorithm or algorithm_of(config)
+    check_composition(algorithm, growth.shapes(architecture.layers) or ())
+    probe = None if growth.measured else probe_examples(config, opened.tokenizer)
+    data, rounds = _data(config, opened, algorithm, data, progress)
+    cohort, hidden_states, most_per_step = _cohort(
+        config, architecture, compute, algorithm, data, rounds, devices, programs, progress, scratch
+    )
+    submodels = Submodels(config, opened, original_blocks, dtype=compute.dtype, depths=depths, mesh=cohort.mesh)
+    _tell_shards(config.model_shards, submodels.base, progress)
+    return Parts(
+        config=config,
+        progress=progress,
+        programs=programs,
+        notice=notice,
+        energy=energy,
+        memory=memory,
+        devices=devices,
+        model=opened,
+        growth=growth,
+        depths=depths,
+        stage_rounds=stage_rounds,
+        algorithm=algorithm,
+        probe=probe,
+        data=data,
+        rounds=rounds,
+        cohort=cohort,
+        most_per_step=most_per_step,
+        submodels=submodels,
+        judge=Judge(algorithm, _held_out(config, architecture, compute, data, devices, programs), programs),
+        hidden_states=hidden_states,
+        clients=profiled_clients(data, opened.base.embed, config.seed),
+        scratch=scratch,
+        versions=versions(devices[0]),
+        norms=jit_norms(algorithm),
+    )
+
+
+def assemble(examples: Examples, hidden_states: HiddenStates, length: int, index: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Tokens and mask of training examples, and stored hidden states where the stage has them.
+
+    Args:
+      examples: of all clients.
+      hidden_states: of the run.
+      length: of every row, T.
+      index: i64[...], -1 for padding.
+    """
+    return *gather_batch(examples, index, length), *hidden_states.gather(index, length)
+
+
+def _growth(config: RunConfig, given: Growth | None, layers: int) -> Growth:
+    if given is None:
+        return growth_of(config, layers)
+    check_given_growth(given)
+    return given
+
+
+def _data(
+    config: RunConfig, model: Model, algorithm: Algorithm, given: FederatedData | None, progress: Progress
+) -> tuple[FederatedData, Rounds]:
+    """The data, and who takes part in which round; an algorithm that pools has one client with the work of all."""
+    with progress.doing("reading and splitting the data"):
+        data = given or build_federated_data(config, model.tokenizer, seed=config.seed)
+    check_cohort(data, config.clients_per_round)
+    check_tokens(data, model.config, config.max_length, progress)
+    participants, local_steps = config.clients_per_round, config.local_steps
+    if algorithm.pools:
+        data = pool(data)
+        participants, local_steps = 1, config.clients_per_round * config.local_steps
+    rounds = Rounds(
+        data,
+        seed=config.seed,
+        participants=participants,
+        steps=local_steps,
+        batch_size=config.batch_size,
+        weighting=algorithm.weighting if config.weighting == "method" else config.weighting,
+    )
+    return data, rounds
+
+
+def _cohort(
+    config: RunConfig,
+    model: ModelConfig,
+    compute: Compute,
+    algorithm: Algorithm,
+    data: FederatedData,
+    rounds: Rounds,
+    devices: list[jax.Device],
+    programs: CompiledPrograms,
+    progress: Progress,
+    scratch: Path | None,
+) -> tuple[Cohort, HiddenStates, int]:
+    """What trains the participants, the hidden states that it may read, and the most clients that it trains at once."""
+    # Beyond the participants there would only be padding, which costs as much as a client.
+    shards, participants = config.model_shards, rounds.participants
+    training_devices = devices[: -(-participants // shards) * shards]
+    most_per_step = -(-participants // len(training_devices)) * len(training_devices)
+    at_once = min(resolve_clients_per_step(config, training_devices), most_per_step)
+    hidden_states = HiddenStates(
+        config,
+        model,
+        compute,
+        data.train,
+        rounds,
+        rows=at_once * config.batch_size,
+        buckets=length_buckets(config.max_length),
+        mesh=client_mesh(training_devices, shards),
+        programs=programs,
+        progress=progress,
+        folder=scratch,
+    )
+    passes = choose_passes(
+        data.train.lengths,
+        batch_size=config.batch_size,
+        examples=config.examples_per_pass,
+        most_lengths=config.length_buckets,
+        platform=training_devices[0].platform,
+    )
+    cohort = Cohort(
+        LocalTraining(algorithm, model, compute, room_of(OptimizerOptions, config), passes),
+        devices=training_devices,
+        model_shards=shards,
+        clients_per_step=at_once,
+        assemble=partial(assemble, data.train, hidden_states, passes.lengths[-1]),
+        programs=programs,
+    )
+    return cohort, hidden_states, most_per_step
+
+
+def _held_out(
+    config: RunConfig,
+    model: ModelConfig,
+    compute: Compute,
+    data: FederatedData,
+    devices: list[jax.Device],
+    programs: CompiledPrograms,
+) -> HeldOut | None:
+    """What evaluates models on held-out data; None without it."""
+    if data.test is None:
+        return None
+    return HeldOut(
+        model,
+        compute,
+        data.test,
+        buckets=length_buckets(config.max_length),
+        batch_size=config.evaluation_batch,
+        devices=devices,
+        model_shards=config.model_shards,
+        programs=programs,
+    )
+
+
+def _tell_shards(shards: int, base: Base, progress: Progress) -> None:
+    """Say how much of the base each device holds, and which large weights could not be divided."""
+    if shards == 1:
+        return
+    held = readable_bytes(part_bytes(base, shards))
+    progress.say(f"{shards} devices hold the base together: {held} of {readable_bytes(message_bytes(base))} each")
+    if names := undivided(base):
+        progress.warn(
+            f"model_shards {shards} divides no dimension of {', '.join(names)}, which every device holds whole; "
+            "another number of shards may."
+        )

@@ -1,0 +1,251 @@
+"""A round: the participants train and are aggregated; what it cost goes into its record.
+
+Chunks that do not fit into memory are halved where their size is free. An update that is not finite is dropped and its
+client named. After the run's first round the number of clients trained at once is chosen by what it has cost.
+"""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from devft_jax.accounting import Adaptation, training_flops
+from devft_jax.errors import RunError
+from devft_jax.federated.round.chunk_size import Trial, choose, next_smaller
+from devft_jax.federated.round.client import frozen_rows
+from devft_jax.federated.round.cohort import ChunkTooLargeError, RoundResult
+from devft_jax.federated.sampling import client_keys
+from devft_jax.federated.work import ClientWork, Participants
+from devft_jax.runtime.devices import device_memory
+from devft_jax.storage.records import RoundRecord
+from devft_jax.training.compile_ahead import compile_stage_ahead
+from devft_jax.training.parts import Parts
+from devft_jax.training.rates import rate_of
+from devft_jax.training.state import State, add_round, missed_bytes
+
+
+def next_rate(parts: Parts, state: State) -> float:
+    """The learning rate of the next round."""
+    return rate_of(parts.config, state.totals, state.stage, state.rounds_in_stage)
+
+
+def prepare_client(parts: Parts, state: State, position: int) -> tuple[ClientWork, tuple[np.ndarray, ...]]:
+    """What one client does in the next round, and the batches that it trains on.
+
+    Args:
+      parts: of the run.
+      state: before the round.
+      position: of the client, which need not be a participant.
+    """
+    member = parts.rounds.work(position, state.round)
+    parts.hidden_states.restore(state.base, state)
+    # First in the batches of the round itself, so that the client has the same hidden states as in it.
+    for members in (parts.rounds.members(state.round), [member]):
+        parts.hidden_states.fill(state.base, members)
+    return member, parts.cohort.assemble(member.examples)
+
+
+def run_round(parts: Parts, state: State) -> RoundRecord:
+    """One round.
+
+    Args:
+      parts: of the run.
+      state: within a stage; advanced.
+
+    Returns:
+      The round's record.
+
+    Raises:
+      RunError: a single client does not fit into memory, or too many updates are not finite.
+    """
+    programs = parts.programs
+    parts.hidden_states.restore(state.base, state)
+    programs.peak_bytes = 0
+    counters = parts.energy.read()
+    members, rate = parts.rounds.members(state.round), next_rate(parts, state)
+    with programs.timed() as whole:
+        with programs.timed() as training:
+            fill_flops = parts.hidden_states.fill(state.base, members)
+            result = _train(parts, state, members, rate)
+            _report_nonfinite(parts, state, members, result)
+            state.server = jax.block_until_ready(result.server)
+        program_bytes = programs.peak_bytes
+        norms = _adapter_norms(parts, state, members.positions)
+    state.round += 1
+    state.rounds_in_stage += 1
+    row = _record(parts, state, members, result, norms, rate)
+    row.seconds, row.tokens_per_second = training.running, row.tokens / training.running
+    row.train_flops = fill_flops + _flops(parts, state, result)
+    row.program_bytes = program_bytes
+    add_round(state, row, whole.compiling)
+    if parts.config.clients_per_step == "auto" and not state.totals.clients_per_step_settled:
+        # Also where nobody has waited for it: a larger size would be waited for.
+        compile_seconds = programs.compile_seconds["chunk"]
+        _settle_clients_per_step(parts, state, members, Trial(row.seconds / len(members), compile_seconds, program_bytes))
+    if state.compiled_ahead_in != state.stage:
+        state.compiled_ahead_in = state.stage
+        began = time.perf_counter()
+        compile_stage_ahead(parts, state, state.stage + 1)
+        state.totals.seconds.build += time.perf_counter() - began
+    source, joules = parts.energy.spent_since(counters, row.train_flops)
+    state.totals.joules[source] = state.totals.joules.get(source, 0.0) + joules
+    return row
+
+
+def _record(
+    parts: Parts, state: State, members: Participants, result: RoundResult, norms: np.ndarray, rate: float
+) -> RoundRecord:
+    """What a round produced; what it cost to compute is added by the caller."""
+    kept, missed = result.finite, 0
+    if parts.algorithm.cumulative is not None:
+        missed = missed_bytes(state, members.positions, result.bytes_cumulative)
+    return RoundRecord(
+        round=state.round,
+        stage=state.stage,
+        layers=state.layer_map.num_groups,
+        loss=float(result.losses[kept].mean()),
+        learning_rate=rate,
+        metrics={name: value if np.isfinite(value) else None for name, value in result.metrics.items()},
+        client_update_norm=float(result.update_norms[kept].mean()),
+        tokens=sum(length * examples for length, examples in result.examples_by_length.items()),
+        seconds=0.0,
+        tokens_per_second=0.0,
+        bytes_up=parts.sent(result.bytes_up),
+        bytes_down=parts.sent(result.bytes_down),
+        bytes_missed=missed,
+        train_flops=0,
+        program_bytes=0,
+        adapter_norms=[float(f"{norm:.6g}") if np.isfinite(norm) else None for norm in norms],
+        dropped=int(np.count_nonzero(~kept)),
+        clients=members.positions.tolist(),
+    )
+
+
+def _train(parts: Parts, state: State, members: Participants, rate: float) -> RoundResult:
+    """A round of the cohort; where its chunks do not fit into memory and their size is free, in smaller ones."""
+    cohort = parts.cohort
+    while True:
+        try:
+            return cohort.run(state.base, state.server, state.bank, members, **_round_inputs(parts, state, rate))
+        except ChunkTooLargeError as error:
+            smaller = next_smaller(error.size, cohort.mesh.size)
+            if smaller is None:
+                raise RunError(
+                    "one client at a time on each device does not fit into memory; lower batch_size or max_length, set "
+                    "remat to full, or use a quantised base."
+                ) from error
+            if parts.config.clients_per_step != "auto" or error.begun:
+                raise RunError(
+                    f"clients_per_step {error.size} does not fit into memory; run again with clients_per_step {smaller}."
+                ) from error
+            parts.progress.warn(f"{error.size} clients at once do not fit into memory; going on with {smaller}")
+            _settle(parts, state, smaller)
+
+
+def _settle(parts: Parts, state: State, size: int) -> None:
+    """Train so many clients at once from here on."""
+    parts.cohort.clients_per_step = size
+    state.totals.clients_per_step, state.totals.clients_per_step_settled = size, True
+
+
+def _round_inputs(parts: Parts, state: State, rate: float) -> dict[str, Any]:
+    """What the cohort's `run` and `trials` are given besides models, rows and participants."""
+    round_index = np.uint32(state.round)
+    return {
+        "lr": rate,
+        "keys": lambda ids: client_keys(parts.config.seed, round_index, ids),
+        "train_rows": np.asarray(state.layer_map.train),
+    }
+
+
+def _settle_clients_per_step(parts: Parts, state: State, members: Participants, first: Trial) -> None:
+    """Choose how many clients are trained at once from here on.
+
+    Args:
+      parts: of the run.
+      state: after a round.
+      members: of that round.
+      first: what it has cost.
+    """
+    cohort, stage_rounds = parts.cohort, state.totals.stage_rounds
+    left = len(members) * (sum(stage_rounds) - state.round)
+    if state.rounds_in_stage == stage_rounds[state.stage]:
+        return
+    inputs = _round_inputs(parts, state, next_rate(parts, state))
+
+    def trial(smaller: int, larger: int) -> tuple[Trial, Trial] | None:
+        return cohort.trials(state.base, state.server, state.bank, members, sizes=(smaller, larger), **inputs)
+
+    before = cohort.clients_per_step
+    with parts.programs.timed() as elapsed:
+        size = choose(
+            trial,
+            start=before,
+            most=parts.most_per_step,
+            clients=left,
+            first=first,
+            memory=device_memory(list(cohort.mesh.devices.flat)),
+        )
+    state.totals.seconds.compile += elapsed.compiling
+    state.totals.seconds.build += elapsed.running
+    if size != before:
+        parts.progress.say(f"  {size} clients are trained at once from here on: faster than {before}")
+    _settle(parts, state, size)
+
+
+def _adapter_norms(parts: Parts, state: State, positions: np.ndarray) -> np.ndarray:
+    """Norms f64[G] of the global model's update, or their means over the participants' own models."""
+    if parts.algorithm.personal is None:
+        return np.asarray(parts.programs.call("adapter_norms", parts.norms, state.server), float)
+    total, at_once = np.zeros(state.layer_map.num_groups), parts.cohort.clients_per_step
+    for first in range(0, len(positions), at_once):
+        some = positions[first : first + at_once]
+        padded = np.pad(some, (0, at_once - len(some)), "edge")
+        norms = parts.programs.call("adapter_norms", parts.norms, state.server, state.bank.take(padded))
+        total += np.asarray(norms, float)[: len(some)].sum(axis=0)
+    return total / len(positions)
+
+
+def _flops(parts: Parts, state: State, result: RoundResult) -> int:
+    """Operations of a round's training, over all participants; without layers whose hidden states were stored before."""
+    layers = state.layer_map.depth - parts.hidden_states.layers
+    return sum(
+        examples
+        * length
+        * training_flops(
+            parts.model.config,
+            layers=layers,
+            adaptation=Adaptation.of(result.adapter, result.train, layers),
+            frozen=frozen_rows(parts.algorithm, np.asarray(state.layer_map.train)),
+            length=length,
+        )
+        for length, examples in result.examples_by_length.items()
+    )
+
+
+def _report_nonfinite(parts: Parts, state: State, members: Sequence[ClientWork], result: RoundResult) -> None:
+    """Name every participant whose update was dropped; too many of them end the run."""
+    broken = [
+        _broken_client(parts, state, members[index], result.losses[index])
+        for index in np.flatnonzero(~result.finite).tolist()
+    ]
+    for sentence in broken:
+        parts.progress.warn(f"{sentence}; its update is dropped")
+    config = parts.config
+    if len(broken) / len(members) > config.max_nonfinite:
+        name = parts.data.clients[members[int(np.argmin(result.finite))].position].name
+        raise RunError(
+            f"{len(broken)} of {len(members)} updates are not finite, more than max_nonfinite "
+            f"{config.max_nonfinite} allows ({broken[0]}); lower learning_rate in a new folder, or look "
+            f"closer: devft replay {config.out} --client {name} --round {state.round + 1}"
+        )
+
+
+def _broken_client(parts: Parts, state: State, member: ClientWork, losses: np.ndarray) -> str:
+    bad = np.flatnonzero(~np.isfinite(losses))
+    step = int(bad[0]) + 1 if len(bad) else len(losses)
+    what = f"the loss is {losses[bad[0]]}" if len(bad) else "the update is not finite"
+    name = parts.data.clients[member.position].name
+    return f"client '{name}', stage {state.stage + 1}, round {state.round + 1}, step {step}: {what}"

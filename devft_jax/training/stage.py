@@ -1,0 +1,189 @@
+"""A stage: begin, enter, shorten, end.
+
+begin     the growth gives a LayerMap, its submodel is fused, and the adapter enters it (Eq. 5 of the paper for DevFT)
+shorten   after a round: a stage whose loss has flattened ends early
+end       what the submodel learned returns to every layer of its group
+"""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from devft_jax.accounting.communication import picked_layers_bytes
+from devft_jax.developmental import LayerMap, StageShape, Transition, next_stage
+from devft_jax.errors import RunError
+from devft_jax.federated.algorithm import same_server
+from devft_jax.federated.messages import message_bytes
+from devft_jax.federated.round.client import participant_shapes
+from devft_jax.federated.sampling import Purpose, run_key
+from devft_jax.models.base import Base, parameter_count
+from devft_jax.models.quantization import base_shapes
+from devft_jax.reporting.layers import is_negative
+from devft_jax.storage.records import RoundRecord, StageRecord
+from devft_jax.training.evaluate import evaluate_full, evaluate_stage, transferred, with_own_models
+from devft_jax.training.parts import Parts
+from devft_jax.training.stages import after_round, check_composition
+from devft_jax.training.state import State, new_stage_record
+from devft_jax.typing import PyTree
+
+
+def begin_stage(parts: Parts, state: State, history: Sequence[RoundRecord]) -> bool:
+    """Ask the growth for the next stage and enter it; False when there is none.
+
+    Args:
+      parts: of the run.
+      state: after the stage before; advanced.
+      history: the rounds so far.
+
+    Raises:
+      RunError: the growth's map fits no model, or the algorithm cannot train it.
+    """
+    stage, stage_rounds = state.stage + 1, state.totals.stage_rounds
+    if stage >= len(stage_rounds):
+        return False
+    began = time.perf_counter()
+    parts.notice.stage = stage
+    with parts.progress.doing(f"building stage {stage + 1}'s model"):
+        transition = _enter(parts, state, stage, history)
+    if transition is None:
+        return False
+    record = new_stage_record(
+        transition,
+        state.layer_map,
+        planned_rounds=stage_rounds[stage],
+        submodel_bytes=parts.sent(_submodel_bytes(state)),
+        cached_layers=parts.hidden_states.layers,
+    )
+    state.totals.stages.append(record)
+    state.totals.seconds.build += time.perf_counter() - began
+    judged = evaluate_stage(parts, state)
+    record.loss_start = None if judged is None else judged.loss
+    _tell_stage(parts, state, record)
+    return True
+
+
+def _enter(parts: Parts, state: State, stage: int, history: Sequence[RoundRecord]) -> Transition | None:
+    """Choose the stage's submodel and make it the state's; None where the growth has no further stage."""
+    submodels, algorithm = parts.submodels, parts.algorithm
+    blocks = submodels.layers_to_fuse(stage)
+    adapter = algorithm.view(state.full)
+    tree = (blocks, *submodels.to_host((adapter.lora, adapter.delta)))
+    key = jax.random.fold_in(run_key(parts.config.seed, Purpose.GROWTH), stage)
+    growth = parts.growth
+    if parts.probe is not None:
+        if state.totals.block_influence is None:
+            state.totals.block_influence = parts.block_influence()
+        # Kept, so that a resumed run chooses by the same figures wherever it goes on.
+        growth = growth.prepared(lambda: np.asarray(state.totals.block_influence))
+    try:
+        with jax.default_device(submodels.home):
+            transition = next_stage(growth, stage, tree, history, key)
+    except ValueError as error:
+        raise RunError(f"stage {stage + 1} could not be built: {error}") from error
+    if transition is None:
+        return None
+    check_composition(algorithm, [StageShape.of(transition.layer_map)])
+    layer_map = dataclasses.replace(transition.layer_map, align=parts.config.gauge_alignment)
+    state.layer_map, state.stage, state.rounds_in_stage = layer_map, stage, 0
+    state.bank.enter(layer_map)
+    state.base = submodels.fused(layer_map, blocks)
+    state.server = algorithm.submodel(state.full, layer_map)
+    if algorithm.enter is not same_server:
+        state.server = _entered(parts, state)
+    jax.block_until_ready((state.base, state.server))
+    parts.hidden_states.open(state, state.totals.stage_rounds[stage])
+    return transition
+
+
+def _entered(parts: Parts, state: State) -> PyTree:
+    """A stage's state, completed from the frozen weights of the layers that have an adapter."""
+    submodels = parts.submodels
+    base = above(submodels.on_one_device(state.base), state.layer_map)
+    if submodels.home is None:
+        return parts.algorithm.enter(state.server, base)
+    with jax.default_device(submodels.home):
+        entered = jax.device_get(parts.algorithm.enter(jax.device_get(state.server), base))
+    return jax.device_put(entered)
+
+
+def above(base: Base, layer_map: LayerMap) -> Base:
+    """The base with the layers alone that have an adapter."""
+    return base.replace(blocks=jax.tree.map(lambda leaf: leaf[layer_map.bare :], base.blocks))
+
+
+def _submodel_bytes(state: State) -> int:
+    """What a client that holds the base needs besides: nothing, the numbers of the layers picked, or fused layers."""
+    if state.layer_map.runs_base:
+        return 0
+    if state.layer_map.selected() is not None:
+        return picked_layers_bytes(state.layer_map.num_groups)
+    return message_bytes(state.base.blocks)
+
+
+def _tell_stage(parts: Parts, state: State, record: StageRecord) -> None:
+    """Say what the stage that has just begun is made of."""
+    progress, earlier = parts.progress, state.totals.stages[:-1]
+    before = earlier[-1].loss_full_after_transfer if earlier else state.totals.base_loss
+    progress.stage(state.stage, len(state.totals.stage_rounds), record, before)
+    trained = trained_parameters(parts, state)
+    share = trained / parameter_count(base_shapes(parts.model.config, dtype=parts.training.compute.dtype))
+    progress.say(f"  {trained:,} parameters are trained, {share:.2%} of the model's")
+    negative = [value for value in record.anchor_coefficients or () if value is not None and is_negative(value)]
+    if negative:
+        progress.warn(
+            f"an anchor's weight is negative ({min(negative):.2f}), as Eq. 5 has it for a group this large; "
+            "--beta auto avoids it."
+        )
+
+
+def trained_parameters(parts: Parts, state: State) -> int:
+    """Numbers that a participant of the stage optimises, without those of layers that are kept from learning."""
+    algorithm, row = parts.algorithm, state.bank.stage_row(state.layer_map)
+    broadcast = jax.eval_shape(lambda server: (algorithm.broadcast(server), algorithm.known(server)), state.server)
+    train, _ = jax.eval_shape(algorithm.start, participant_shapes(algorithm, broadcast, row))
+    rows = np.asarray(state.layer_map.train)
+    learning = np.count_nonzero(rows) / len(rows) if algorithm.layered else 1
+    return round(sum(leaf.size for leaf in jax.tree.leaves(train)) * learning)
+
+
+def shorten_stage(parts: Parts, state: State, history: Sequence[RoundRecord]) -> None:
+    """End the stage here if its loss has flattened; the rounds that it leaves go to the last stage.
+
+    Args:
+      parts: of the run.
+      state: after a round; its `stage_rounds` may change.
+      history: the rounds so far.
+    """
+    losses = [row.loss for row in history if row.stage == state.stage]
+    planned = state.totals.stage_rounds
+    stage_rounds = list(after_round(parts.config, planned, state.stage, losses))
+    if stage_rounds != planned:
+        state.totals.stage_rounds = stage_rounds
+        parts.progress.say(
+            f"  the mean loss has flattened: stage {state.stage + 1} ends after {len(losses)} of "
+            f"{planned[state.stage]} rounds, the rest goes to the last stage"
+        )
+
+
+def end_stage(parts: Parts, state: State) -> None:
+    """Return what the stage learned to every layer, and record whether it survived."""
+    parts.hidden_states.close()
+    record = state.totals.stages[-1]
+    submodel = evaluate_stage(parts, state)
+    began = time.perf_counter()
+    with parts.progress.doing(f"carrying what stage {state.stage + 1} learned to all layers"):
+        state.full = jax.block_until_ready(transferred(parts, state))
+        state.bank.leave()
+    state.totals.seconds.build += time.perf_counter() - began
+    judged = submodel if state.layer_map.is_identity else evaluate_full(parts, state, state.full)
+    last = state.stage + 1 == len(state.totals.stage_rounds)
+    if judged is not None and parts.algorithm.consensus is not None and last:
+        judged = with_own_models(parts, state, judged)
+    record.loss_end = None if submodel is None else submodel.loss
+    if judged is not None:
+        record.loss_full_after_transfer, record.accuracy_full_after_transfer = judged.loss, judged.accuracy
+        record.personal = judged.personal
+    parts.progress.stage_end(record)

@@ -1,0 +1,188 @@
+"""Trackers: every round's figures in a CSV file, for TensorBoard, and for Weights & Biases, as `track` asks.
+
+A step is a round, from 1. A run that goes on after its last checkpoint tracks no round twice: the CSV file and TensorBoard's
+files are written anew from the rounds so far, and Weights & Biases is not sent what it has.
+"""
+
+import csv
+import importlib
+import io
+import json
+import math
+import shutil
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+from devft_jax.config.files import to_plain
+from devft_jax.config.run_config import RunConfig
+from devft_jax.errors import InputError
+from devft_jax.files import write_atomically
+from devft_jax.storage.records import Record, RoundRecord, StageRecord
+from devft_jax.training.callbacks import Callback, Running
+
+CSV_FILE = "metrics.csv"
+TENSORBOARD_FOLDER = "tensorboard"
+WANDB_FOLDER, WANDB_FILE = "wandb", "wandb.json"
+
+
+def trackers_of(config: RunConfig) -> list[Callback]:
+    """The trackers that a configuration asks for.
+
+    Raises:
+      InputError: a package that one needs is missing.
+    """
+    make: dict[str, Callable[[], Callback]] = {
+        "csv": CsvTracker,
+        "tensorboard": lambda: TensorBoardTracker(_package("tensorboardX", "tensorboard")),
+        "wandb": lambda: WandbTracker(_package("wandb", "wandb")),
+    }
+    return [make[name]() for name in config.track or ()]
+
+
+def _package(name: str, track: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise InputError(
+            f"track {track} needs the package {name}, which is not installed; install devft-jax[{track}], or leave it out."
+        ) from error
+
+
+def scalars(record: Record) -> dict[str, float]:
+    """The figures of a record that are finite numbers, by name, without `round`."""
+    plain = record.to_plain().items()
+    numbers = {name: value for name, value in plain if isinstance(value, int | float) and math.isfinite(value)}
+    numbers.pop("round", None)
+    return numbers
+
+
+class CsvTracker(Callback):
+    """Writes `metrics.csv`, a line a round, with a column for every figure that any round has."""
+
+    def __init__(self) -> None:
+        self._names: list[str] = []
+
+    def on_begin(self, run: Running) -> None:
+        """Write the rounds so far."""
+        self._write(run)
+
+    def on_round(self, run: Running, row: RoundRecord) -> None:
+        """Add the round's line; a figure that no round before had is a new column."""
+        if not scalars(row).keys() <= set(self._names):
+            self._write(run)
+            return
+        with open(run.path / CSV_FILE, "a", encoding="utf-8", newline="") as file:
+            file.write(self._lines([row]))
+
+    def _write(self, run: Running) -> None:
+        self._names = list(dict.fromkeys(name for row in run.history for name in scalars(row)))
+        heading = io.StringIO()
+        csv.writer(heading).writerow(["round", *self._names])
+        write_atomically(run.path / CSV_FILE, heading.getvalue() + self._lines(run.history))
+
+    def _lines(self, rows: list[RoundRecord]) -> str:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, ["round", *self._names], restval="")
+        writer.writerows({"round": row.round, **scalars(row)} for row in rows)
+        return text.getvalue()
+
+
+class TensorBoardTracker(Callback):
+    """Writes event files for TensorBoard into `tensorboard/`: rounds as `round/NAME`, stages' ends as `stage/NAME`.
+
+    Args:
+      package: tensorboardX.
+    """
+
+    def __init__(self, package: Any):
+        self._package = package
+        self._writer: Any = None
+        self._ended = 0
+
+    def on_begin(self, run: Running) -> None:
+        """Write the rounds and stages so far."""
+        folder = run.path / TENSORBOARD_FOLDER
+        shutil.rmtree(folder, ignore_errors=True)
+        self._writer = self._package.SummaryWriter(str(folder))
+        self._ended = 0
+        done = 0
+        for row in run.history:
+            if row.stage > done:
+                self._stages_ended(run, row.stage, row.round - 1)
+                done = row.stage
+            self._add("round", scalars(row), row.round)
+        self._writer.flush()
+
+    def on_stage(self, run: Running, stage: StageRecord) -> None:
+        """Write what the stage before ended at."""
+        self._stages_ended(run, len(run.stages) - 1, run.round)
+
+    def on_round(self, run: Running, row: RoundRecord) -> None:
+        """Write the round."""
+        self._add("round", scalars(row), row.round)
+        self._writer.flush()
+
+    def on_end(self, run: Running) -> None:
+        """Write the last stage's end, and close the file."""
+        if run.finished:
+            self._stages_ended(run, len(run.stages), run.round)
+        self._writer.close()
+
+    def _stages_ended(self, run: Running, count: int, step: int) -> None:
+        for stage in run.stages[self._ended : count]:
+            self._add("stage", scalars(stage), step)
+        self._ended = count
+
+    def _add(self, kind: str, figures: dict[str, float], step: int) -> None:
+        for name, value in figures.items():
+            self._writer.add_scalar(f"{kind}/{name}", value, step)
+
+
+class WandbTracker(Callback):
+    """Sends rounds to Weights & Biases, or writes them to `wandb/` where WANDB_MODE is offline.
+
+    The run's id and the last round that it has are in `wandb.json`; project, entity and mode are Weights & Biases' own
+    settings (WANDB_PROJECT, WANDB_ENTITY, WANDB_MODE), the project devft by default.
+
+    Args:
+      package: wandb.
+    """
+
+    def __init__(self, package: Any):
+        self._package = package
+        self._tracked: Any = None
+        self._last = 0
+
+    def on_begin(self, run: Running) -> None:
+        """Begin the run there, or go on with it."""
+        stored = None if run.resumed_after is None else run.folder.read_json(WANDB_FILE)
+        name, self._last = (None, 0) if stored is None else (stored["id"], stored["round"])
+        settings = self._package.Settings()
+        self._tracked = self._package.init(
+            project=settings.project or "devft",
+            name=run.path.name,
+            id=name,
+            resume="allow",
+            dir=str(run.path),
+            config=to_plain(run.config),
+        )
+        # Rounds that a run had before it was tracked.
+        for row in run.history:
+            self._send(run, row)
+
+    def on_round(self, run: Running, row: RoundRecord) -> None:
+        """Send the round, unless it was sent before the run was killed and trained again."""
+        self._send(run, row)
+
+    def on_end(self, run: Running) -> None:
+        """Send the result, and close the run there."""
+        self._tracked.summary.update(scalars(run.record()))
+        self._tracked.finish()
+
+    def _send(self, run: Running, row: RoundRecord) -> None:
+        if row.round <= self._last:
+            return
+        self._tracked.log(scalars(row), step=row.round)
+        self._last = row.round
+        write_atomically(run.path / WANDB_FILE, json.dumps({"id": self._tracked.id, "round": row.round}) + "\n")
