@@ -218,9 +218,10 @@ def check_option(field: dataclasses.Field[Any], value: Any) -> None:
       value: its value, or values where it is a list; None and a name such as auto have no bounds.
     """
     declared = field.metadata
-    if "choices" in declared and value not in declared["choices"]:
-        raise unknown_name(field.name, value, declared["choices"])
     values = value if isinstance(value, tuple) else (value,)
+    for name in values if "choices" in declared else ():
+        if name is not None and name not in declared["choices"]:
+            raise unknown_name(field.name, name, declared["choices"])
     bounded = declared.keys() & {"at_least", "above", "within"}
     if bounded and not values:
         raise InputError(f"{field.name} is empty; give one value or more, each {bounds_of(declared)}.")

@@ -145,6 +145,8 @@ def option_value(name: str, value: Any, *, exact: bool = False) -> Any:
 
 def _in_known_case(name: str, value: Any) -> Any:
     """An option's value, a name of the package's own in the case in which it is known."""
+    if isinstance(value, tuple):
+        return tuple(_in_known_case(name, each) for each in value)
     if not isinstance(value, str):
         return value
     declared = RunConfig.__dataclass_fields__[name].metadata.get("choices", METHODS.get(name, ()))

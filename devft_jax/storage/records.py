@@ -5,90 +5,16 @@
     split.json                      a `SplitRecord`, with a `ClientRecord` for every client
     checkpoints/<round>/record.json a `CheckpointRecord`, with the `RunTotals` up to there
 
-An attribute has the name that stands in the file. `to_plain` gives what is written, `from_plain` reads it: a name that this
-version does not know is left out (in a line of metrics a number is taken for one of the algorithm's own), a name that is
-missing takes its attribute's default, and one without a default, or a value of another type, is an `InputError`.
+An attribute has the name that stands in the file; how records are written and read is in `devft_jax.storage.record`. In a
+line of metrics, a number under a name that is not known is one of the algorithm's own.
 """
 
 import dataclasses
-import functools
-import types
-import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
-from devft_jax.errors import InputError
-
-_OMITTED = {"omitted": True}
-"""Marks an attribute that is not written while it is None."""
-_INLINE = {"inline": True}
-"""Marks an attribute whose names are written among those of the record that holds it."""
-
-
-class Record:
-    """A dataclass that is written to a JSON file by the names of its attributes."""
-
-    where: ClassVar[str]
-    """What the record is, for the sentence about one that cannot be read."""
-
-    def to_plain(self) -> dict[str, Any]:
-        """The record as plain values by name, in the order of its attributes."""
-        plain: dict[str, Any] = {}
-        for each in dataclasses.fields(self):  # type: ignore[arg-type]
-            value = _plain(getattr(self, each.name))
-            if each.metadata.get("inline"):
-                plain |= value
-            elif value is not None or not each.metadata.get("omitted"):
-                plain[each.name] = value
-        return plain
-
-    @classmethod
-    def from_plain(cls, plain: Any, path: str | Path, where: str | None = None) -> Self:
-        """The record that plain values hold.
-
-        Args:
-          plain: what a JSON file holds.
-          path: the run's folder, for the sentence.
-          where: what the record is, if not `cls.where`.
-
-        Raises:
-          InputError: a name without a default is missing, or has a value of another type.
-        """
-        where = where or cls.where
-        if not isinstance(plain, dict):
-            raise unusable(where, "object", path)
-        hints, values = _hints(cls), {}  # type: ignore[arg-type]
-        for each in dataclasses.fields(cls):  # type: ignore[arg-type]
-            if each.metadata.get("inline"):
-                values[each.name] = cls._inline(each.name, hints[each.name], plain, path)
-            elif each.name in plain:
-                try:
-                    values[each.name] = _read(hints[each.name], plain[each.name], path)
-                except TypeError:
-                    raise unusable(where, each.name, path) from None
-            elif each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING:
-                raise unusable(where, each.name, path)
-        return cls(**values)
-
-    @classmethod
-    def _inline(cls, name: str, hint: Any, plain: dict[str, Any], path: str | Path) -> Any:
-        """The value of an inline attribute out of the names around it."""
-        return _read(hint, plain, path)
-
-
-def unusable(where: str, name: str, path: str | Path) -> InputError:
-    """What is said of a record that cannot be read.
-
-    Args:
-      where: the record.
-      name: of the value that is missing or of another type.
-      path: the run's folder.
-    """
-    return InputError(
-        f"the run in {path} was written by another version of devft or is damaged ({where} lacks a usable {name}); run it "
-        "again in another folder to report on it."
-    )
+from devft_jax.storage.record import INLINE, OMITTED, Record, unusable
 
 
 @dataclass(kw_only=True)
@@ -149,8 +75,8 @@ class RoundRecord(Record):
     stage: int
     layers: int
     loss: float
-    learning_rate: float | None = field(default=None, metadata=_OMITTED)
-    metrics: dict[str, float | None] = field(default_factory=dict, metadata=_INLINE)
+    learning_rate: float | None = field(default=None, metadata=OMITTED)
+    metrics: dict[str, float | None] = field(default_factory=dict, metadata=INLINE)
     client_update_norm: float
     tokens: int
     seconds: float
@@ -163,10 +89,10 @@ class RoundRecord(Record):
     adapter_norms: list[float | None]
     dropped: int
     clients: list[int]
-    held_out_loss: float | None = field(default=None, metadata=_OMITTED)
-    held_out_accuracy: float | None = field(default=None, metadata=_OMITTED)
-    full_loss: float | None = field(default=None, metadata=_OMITTED)
-    full_accuracy: float | None = field(default=None, metadata=_OMITTED)
+    held_out_loss: float | None = field(default=None, metadata=OMITTED)
+    held_out_accuracy: float | None = field(default=None, metadata=OMITTED)
+    full_loss: float | None = field(default=None, metadata=OMITTED)
+    full_accuracy: float | None = field(default=None, metadata=OMITTED)
 
     @classmethod
     def _inline(cls, name: str, hint: Any, plain: dict[str, Any], path: str | Path) -> dict[str, float | None]:
@@ -278,7 +204,7 @@ class EnergyRecord(Record):
     grid_kgco2e_per_kwh: float
     source: str
     covers: str = "training rounds"
-    joules_per_flop: float | None = field(default=None, metadata=_OMITTED)
+    joules_per_flop: float | None = field(default=None, metadata=OMITTED)
 
 
 @dataclass(kw_only=True)
@@ -353,8 +279,8 @@ class RunTotals(Record):
     base: str
     base_loss: float | None = None
     base_accuracy: float | None = None
-    block_influence: list[float] | None = field(default=None, metadata=_OMITTED)
-    rate_ends_after: int | None = field(default=None, metadata=_OMITTED)
+    block_influence: list[float] | None = field(default=None, metadata=OMITTED)
+    rate_ends_after: int | None = field(default=None, metadata=OMITTED)
 
 
 @dataclass(kw_only=True)
@@ -373,13 +299,13 @@ class CheckpointRecord(Record):
 
     where = "the record of its checkpoint"
 
-    totals: RunTotals = field(metadata=_INLINE)
+    totals: RunTotals = field(metadata=INLINE)
     round: int
     stage: int
     rounds_in_stage: int
     groups: int
     bare: int
-    maps: list[list[int]] | None = field(default=None, metadata=_OMITTED)
+    maps: list[list[int]] | None = field(default=None, metadata=OMITTED)
 
 
 @dataclass(kw_only=True)
@@ -458,7 +384,7 @@ class RunRecord(Record):
     block_influence: list[float] | None
     versions: dict[str, str]
     stages: list[StageRecord]
-    stopped_by: int | None = field(default=None, metadata=_OMITTED)
+    stopped_by: int | None = field(default=None, metadata=OMITTED)
 
     @classmethod
     def from_plain(cls, plain: Any, path: str | Path, where: str | None = None) -> Self:
@@ -519,35 +445,3 @@ class SplitRecord(Record):
     grouped_by: str | None
     groups: dict[str, int]
     clients: list[ClientRecord]
-
-
-@functools.cache
-def _hints(record: type) -> dict[str, Any]:
-    return typing.get_type_hints(record)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Record):
-        return value.to_plain()
-    if isinstance(value, list) and value and isinstance(value[0], Record):
-        return [each.to_plain() for each in value]
-    return value
-
-
-def _read(hint: Any, value: Any, path: str | Path) -> Any:
-    """A value of an attribute's type; a `TypeError` where it is of another."""
-    of, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if of is types.UnionType:
-        [kind] = [each for each in arguments if each is not type(None)]
-        return None if value is None else _read(kind, value, path)
-    if of in (list, dict):
-        if not isinstance(value, of):
-            raise TypeError
-        if of is dict:
-            return {name: _read(arguments[1], each, path) for name, each in value.items()}
-        return [_read(arguments[0], each, path) for each in value]
-    if issubclass(hint, Record):
-        return hint.from_plain(value, path)
-    if not isinstance(value, int | float if hint is float else hint):
-        raise TypeError
-    return value

@@ -231,19 +231,15 @@ def build_parts(
     with progress.doing("reading the model"):
         opened, original_blocks = open_model(config, compute, model)
     architecture = opened.config
-    growth = _growth(config, growth, architecture.layers)
-    depths, stage_rounds = growth.depths(architecture.layers), plan_stages(config, growth, architecture.layers)
-    validate_learning_rate(config, len(stage_rounds))
-    if algorithm is None:
-        check_ranks(config, architecture)
-    algorithm = algorithm or algorithm_of(config)
-    check_composition(algorithm, growth.shapes(architecture.layers) or ())
+    growth, algorithm, stage_rounds = _methods(config, architecture, growth, algorithm)
     probe = None if growth.measured else probe_examples(config, opened.tokenizer)
     data, rounds = _data(config, opened, algorithm, data, progress)
     cohort, hidden_states, most_per_step = _cohort(
         config, architecture, compute, algorithm, data, rounds, devices, programs, progress, scratch
     )
-    submodels = Submodels(config, opened, original_blocks, dtype=compute.dtype, depths=depths, mesh=cohort.mesh)
+    submodels = Submodels(
+        config, opened, original_blocks, dtype=compute.dtype, depths=growth.depths(architecture.layers), mesh=cohort.mesh
+    )
     _tell_shards(config.model_shards, submodels.base, progress)
     return Parts(
         config=config,
@@ -255,7 +251,7 @@ def build_parts(
         devices=devices,
         model=opened,
         growth=growth,
-        depths=depths,
+        depths=growth.depths(architecture.layers),
         stage_rounds=stage_rounds,
         algorithm=algorithm,
         probe=probe,
@@ -285,11 +281,20 @@ def assemble(examples: Examples, hidden_states: HiddenStates, length: int, index
     return *gather_batch(examples, index, length), *hidden_states.gather(index, length)
 
 
-def _growth(config: RunConfig, given: Growth | None, layers: int) -> Growth:
-    if given is None:
-        return growth_of(config, layers)
-    check_given_growth(given)
-    return given
+def _methods(
+    config: RunConfig, model: ModelConfig, growth: Growth | None, algorithm: Algorithm | None
+) -> tuple[Growth, Algorithm, tuple[int, ...]]:
+    """The growth and the algorithm, given or named, and the rounds of every stage; they fit the model and each other."""
+    if growth is None:
+        growth = growth_of(config, model.layers)
+    check_given_growth(growth)
+    stage_rounds = plan_stages(config, growth, model.layers)
+    validate_learning_rate(config, len(stage_rounds))
+    if algorithm is None:
+        check_ranks(config, model)
+        algorithm = algorithm_of(config)
+    check_composition(algorithm, growth.shapes(model.layers) or ())
+    return growth, algorithm, stage_rounds
 
 
 def _data(

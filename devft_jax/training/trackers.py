@@ -18,7 +18,8 @@ from devft_jax.config.files import to_plain
 from devft_jax.config.run_config import RunConfig
 from devft_jax.errors import InputError
 from devft_jax.files import write_atomically
-from devft_jax.storage.records import Record, RoundRecord, StageRecord
+from devft_jax.storage.record import Record
+from devft_jax.storage.records import RoundRecord, StageRecord
 from devft_jax.training.callbacks import Callback, Running
 
 CSV_FILE = "metrics.csv"

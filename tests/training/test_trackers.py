@@ -110,7 +110,10 @@ def test_weights_and_biases_is_sent_every_round_once(config, tmp_path, monkeypat
     fake = FakeWandb()
     monkeypatch.setitem(sys.modules, "wandb", fake)
     run = interrupted_and_resumed(config, tmp_path, ("wandb",))
-    assert fake.logged == [(row.round, scalars(row)) for row in run.history]
+    assert [step for step, _ in fake.logged] == [1, 2, 3, 4]
+    # The third round was sent before the run failed, and is the same but for its time.
+    assert [figures["loss"] for _, figures in fake.logged] == [row.loss for row in run.history]
+    assert fake.logged[3] == (4, scalars(run.history[3]))
     assert [begun["id"] for begun in fake.begun] == [None, "abc"]
     assert {begun["project"] for begun in fake.begun} == {"devft"}
     assert fake.begun[0]["config"]["rounds"] == 4
