@@ -135,6 +135,11 @@ def test_the_blocks_on_a_model_and_data_run(room, capsys):
     assert capsys.readouterr().out
 
 
+def test_the_blocks_on_reading_a_report_run_and_a_callback_sees_every_round(room, capsys):
+    run_blocks("docs/guides/reading_a_report.md")
+    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == ["round 1", "round 2"]
+
+
 def test_every_page_with_python_is_run_by_a_test_here():
     tests = inspect.getsource(sys.modules[__name__])
     for page in PAGES:
