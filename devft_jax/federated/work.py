@@ -7,6 +7,7 @@ from typing import overload
 import numpy as np
 
 from devft_jax.data import FederatedData, draw_examples
+from devft_jax.federated.algorithm import Algorithm
 from devft_jax.federated.sampling import sample_cohort
 
 
@@ -27,6 +28,19 @@ class ClientWork:
     weight: float
     examples: np.ndarray
     lengths: np.ndarray
+
+
+def round_work(algorithm: Algorithm, clients_per_round: int, local_steps: int) -> tuple[int, int]:
+    """Participants of a round, and the local steps of each.
+
+    Where an algorithm pools the clients' examples, one participant trains the steps of all clients of the round.
+
+    Args:
+      algorithm: says whether it pools.
+      clients_per_round: as the option of that name.
+      local_steps: as the option of that name.
+    """
+    return (1, clients_per_round * local_steps) if algorithm.pools else (clients_per_round, local_steps)
 
 
 class Participants(Sequence[ClientWork]):

@@ -41,6 +41,7 @@ from devft_jax.federated.options import validate_learning_rate
 from devft_jax.federated.round.client import LocalTraining
 from devft_jax.federated.round.server import cumulative_bytes
 from devft_jax.federated.sampling import sample_cohorts
+from devft_jax.federated.work import round_work
 from devft_jax.models.architecture import ModelConfig
 from devft_jax.models.base import parameter_count
 from devft_jax.models.huggingface.reading import model_architecture
@@ -155,10 +156,9 @@ class _Planner:
     def __init__(self, config: RunConfig, options: PlanOptions, architecture: ModelConfig):
         self._config, self._options, self._architecture = config, options, architecture
         self.algorithm: Algorithm = algorithm_of(config)
-        self.participants, self.local_steps, self.sent = config.clients_per_round, config.local_steps, 1
-        if self.algorithm.pools:
-            # One participant that holds everyone's examples trains for all of them, and is the server itself.
-            self.participants, self.local_steps, self.sent = 1, config.clients_per_round * config.local_steps, 0
+        self.participants, self.local_steps = round_work(self.algorithm, config.clients_per_round, config.local_steps)
+        # A participant that holds everyone's examples is the server itself.
+        self.sent = 0 if self.algorithm.pools else 1
         self.compute = resolve_compute(config)
         found = jax.local_devices()
         # A plan may be for more devices than the machine has that it is made on.

@@ -24,4 +24,6 @@ def test_a_round_is_a_plain_loop_over_its_steps():
     assert_close(result.server.lora, lora)
     assert result.losses[0] == pytest.approx(losses, rel=1e-5)
     assert set(result.metrics) == {"update_norm"}
+    # The client is the server itself.
+    assert result.bytes_up == result.bytes_down == 0
     assert largest_change(lora, server_with(DROPOUT).lora) > 1e-2

@@ -181,14 +181,16 @@ class Cohort:
             total = add_over_devices(self.programs, sums)
             server, metrics = self.programs.call("finalize", self._finalize, server, total)
         shapes, (down_ranks, up_ranks) = start.shapes, outputs.ranks
+        # A participant that holds all clients' examples is the server itself: nothing is sent.
+        senders = 0 if self.algorithm.pools else len(cohort)
         return RoundResult(
             server=server,
             losses=np.asarray(statistics.loss),
             update_norms=np.asarray(statistics.update_norm),
             finite=np.asarray(statistics.finite),
             metrics={name: float(value) for name, value in metrics.items()},
-            bytes_up=messages_bytes(shapes.up, up_ranks, len(cohort)),
-            bytes_down=messages_bytes(shapes.down, down_ranks, len(cohort)),
+            bytes_up=messages_bytes(shapes.up, up_ranks, senders),
+            bytes_down=messages_bytes(shapes.down, down_ranks, senders),
             examples_by_length=dict(examples_by_length),
             bytes_cumulative=cumulative_bytes(self.algorithm, shapes.down, down_ranks),
             adapter=shapes.adapter,
