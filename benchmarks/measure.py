@@ -17,8 +17,11 @@ class Median:
     """A median with a distribution-free interval.
 
     Attributes:
-      value: of `count` values. low, high: the ends of an interval that covers the true median with a probability of at least
-        95 %, whatever the distribution; None for fewer than six values, of which even the least and the greatest do not.
+      value: the median.
+      low: lower end of an interval that covers the true median with a probability of at least 95 %, whatever the
+        distribution; None for fewer than six values, of which even the smallest and the largest do not.
+      high: upper end of that interval.
+      count: of the values.
     """
 
     value: float
@@ -54,7 +57,8 @@ class DepthFit:
     """Round time as c + k depth, fitted in every repetition apart; means over repetitions with 95 % intervals.
 
     Attributes:
-      constant: c, seconds. slope: k, seconds per layer.
+      constant: c, seconds.
+      slope: k, seconds per layer.
       head: the head's and the loss's part of c by operations, k times their operations over a layer's.
       share: (c - head) / (c + k deepest), what is left of c in the time at the greatest depth.
       residual: the largest deviation of a mean time from the line through the means, as a share of that time.

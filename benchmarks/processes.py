@@ -23,13 +23,14 @@ class Process:
     """A running program.
 
     Attributes:
-      start_seconds: from its launch until it was ready: interpreter, imports, model and data. versions: of its packages.
+      start_seconds: from its launch until it was ready: interpreter, imports, model and data.
+      versions: of its packages.
     """
 
     def __init__(self, name: str, command: list[str], folder: Path):
         self.name = name
         self.folder = Path(tempfile.mkdtemp(dir=folder))
-        # Each starts without compiled programs of earlier runs, and none is told how many threads to use but by its flags.
+        # Each starts without compiled programs of earlier runs, and gets its number of threads by its flags alone.
         environment = {key: value for key, value in os.environ.items() if key not in THREADS}
         environment |= {"DEVFT_CACHE": str(self.folder / "cache"), "JAX_PLATFORMS": "cpu"}
         environment |= {"HF_HUB_OFFLINE": "1", "FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0"}

@@ -3,10 +3,10 @@
     python benchmarks/rounds.py --out results --rival torch=/path/to/torch-env/bin/python \\
         --rival jax=/path/to/jax-env/bin/python --dolly 'dolly/local_training_*.json.gz'
 
-Every program runs in a process of its own and stays alive; the programs are told one after the other to run a round, so that
-they never compete, and the order shifts from repetition to repetition. First each runs one round from the same adapters, and
-its aggregated adapters are held against those of the PyTorch and PEFT loop: a program that differs by more than the work's
-tolerance is not timed. README.md beside this file tells how to make the rivals' environments, and what is left out without
+Every program runs in a process of its own and stays alive. The programs run a round one after the other, so that they never
+compete, and the order shifts from repetition to repetition. First each runs one round from the same adapters, and its
+aggregated adapters are compared with those of the PyTorch and PEFT loop: a program that differs by more than the work's
+tolerance is not timed. README.md beside this file says how to make the rivals' environments, and what is left out without
 them. Written to --out: results.json (raw seconds, versions, machine), results.md (tables) and two charts of scaling.
 """
 

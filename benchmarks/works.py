@@ -42,7 +42,8 @@ class WorkShape:
     """A work in numbers.
 
     Attributes:
-      model: of random weights; None for the bundled base. length: of every row of random tokens; None for real text.
+      model: of random weights; None for the bundled base.
+      length: of every row of random tokens; None for real text.
       tolerance: largest difference of an aggregated adapter's element from the PEFT loop's that still counts as equal.
         AdamW divides gradients by their own size, so that rounding in the near-zero ones becomes visible.
     """

@@ -149,7 +149,7 @@ def known(figure: float | None) -> float:
 
 
 def comparison(first: str, second: str, summaries: Mapping[str, RunRecord]) -> str:
-    """Which of two methods ends at the lower held-out loss, and whether exact match agrees; what is equal is told before."""
+    """Which of two methods ends at the lower held-out loss, and whether exact match agrees."""
     names = {FEDIT: "FedIT", EQUAL_BYTES: "FedIT"}
     better, worse = sorted((first, second), key=lambda name: known(summaries[name].final_loss))
     low, high = (f"{summaries[name].final_loss:.3f}" for name in (better, worse))

@@ -64,7 +64,7 @@ def measure(work: Work, quantization: str, times: int, capacities: tuple[int, ..
 
 
 def main() -> None:
-    """Measure when told to."""
+    """Measure on each command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder that benchmarks/works.py wrote")
     parser.add_argument("--quantization", default="none", help="of the base, as in RunConfig")

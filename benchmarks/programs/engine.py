@@ -96,7 +96,9 @@ def start_trainer(work: Work, layers: int | None = None, **changes: Any) -> tupl
     """A trainer of the work and the state before its first stage, with the work's adapters.
 
     Args:
-      layers: the model's first so many alone; None for all. changes: options that differ from `configuration`.
+      work: what is trained.
+      layers: how many of the model's first layers are used; None for all.
+      changes: options that differ from `configuration`.
     """
     whole = load_pretrained(work.model, dtype="float32")
     blocks = jax.tree.map(lambda leaf: leaf[:layers], whole.base.blocks)

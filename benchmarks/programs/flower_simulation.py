@@ -52,7 +52,7 @@ def client_app(folder: Path, clients: int | None) -> ClientApp:
 
 
 def main(options: argparse.Namespace) -> None:
-    """Start the simulation; it lasts until the server app is told to stop."""
+    """Start the simulation; it lasts until the server app gets `stop`."""
     answers = own_output()
     work = Work(options.work, options.clients)
     server = ServerApp()

@@ -35,9 +35,9 @@ class Llama:
         self.epsilon, self.theta = config["rms_norm_eps"], config["rope_theta"]
         self.scale = work.alpha / work.rank
 
-        def stack(name: str, turned: bool) -> jax.Array:
+        def stack(name: str, transpose: bool) -> jax.Array:
             layers = [stored[f"model.layers.{layer}.{name}.weight"] for layer in range(config["num_hidden_layers"])]
-            return jnp.asarray(np.stack([layer.T if turned else layer for layer in layers]))
+            return jnp.asarray(np.stack([layer.T if transpose else layer for layer in layers]))
 
         blocks = {name: stack(module, True) for name, module in PROJECTIONS.items()}
         blocks |= {name: stack(name, False) for name in ("input_layernorm", "post_attention_layernorm")}

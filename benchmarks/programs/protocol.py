@@ -1,4 +1,4 @@
-"""What every program of the comparison shares: the work it reads and the lines by which it is told to run a round.
+"""What every program of the comparison shares: the work that it reads, and the commands that it answers.
 
 A program runs in a process and under an interpreter of its own and imports this module beside it, which needs numpy alone.
 
@@ -43,8 +43,18 @@ class Work:
       model: folder with config.json and model.safetensors in Hugging Face's layout, float32.
       adapters: the initial factors by name, "q.a" f32[L, in, r] and "q.b" f32[L, r, out] and so on.
       order: i64[C, S, B], the examples of every client's steps.
-      clients, steps, batch: C, S, B. tokens: real ones of a round, padding not counted.
-      rank, alpha, learning_rate, beta1, beta2, epsilon, weight_decay: numbers of the training.
+      clients: C.
+      steps: S.
+      batch: B.
+      tokens: of a round, without padding.
+      name: of the work.
+      rank: of the adapters.
+      alpha: of the adapters.
+      learning_rate: of AdamW.
+      beta1: of AdamW.
+      beta2: of AdamW.
+      epsilon: of AdamW.
+      weight_decay: of AdamW.
     """
 
     def __init__(self, folder: Path, clients: int | None = None):
@@ -111,7 +121,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def serve(make: Callable[[Work, argparse.Namespace], Program]) -> None:
-    """Run a program: read the work, make the program, answer commands until told to stop."""
+    """Run a program: read the work, make the program, answer commands until `stop`."""
     options, answers = parse(), own_output()
     answer(make(Work(options.work, options.clients), options), answers)
 

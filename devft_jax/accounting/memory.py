@@ -1,27 +1,9 @@
 """Device memory of a stage, by formula and from the compiled program; and the peak, measured.
 
-The formula. A device that trains C clients at once on batches of B rows of T tokens holds, in bytes:
-
-    embedding_and_head  embedding, final norm and head, in the compute dtype
-    stage_layers        the dense layers of the submodel, floats or packed; at full depth the base's own
-    full_layers         the base's own layers, which the simulator keeps beside a submodel made from them (on a real client's
-                        device they are absent, unless it fuses by itself)
-    message             the downlink message, what is known without one (such as a dense correction of the frozen weights)
-                        and, in the simulator, the float32 sums of contributions
-    batches             token ids and masks of all local steps; in the simulator of two chunks, one running and one ready
-    lora                the trained leaves in float32, per client
-    gradients           theirs
-    moments             the optimiser's state: two of them under adamw, none under sgd
-    updates             three more copies per client: the optimiser's updates, the change since the start of the round, and
-                        the message on its way out
-    activations         what each layer keeps for the backward pass under the remat policy, times the layers
-    layer_workspace     what one layer needs while its backward pass runs: all its intermediate values, kept, sliced or
-                        recomputed, and the expansion of its largest packed weight
-    loss_chunk          logits of one block of tokens and their gradient, both float32, per client
-
-The last two are not needed at the same time: the peak has the larger of them. What a layer keeps is not written down by hand
-either: its backward pass is traced on shapes and the values that it holds are summed, so that families, dropout, targets,
-attention kernels and remat policies are as they are. Weights and factors themselves are counted once, above.
+The formula adds up what a device holds that trains C clients at once on batches of B rows of T tokens: the terms of
+`MemoryTerms`. The two workspaces are not needed at the same time: the peak has the larger of them. What a layer keeps is not
+written down by hand: its backward pass is traced on shapes and the values that it holds are summed, so that families,
+dropout, targets, attention kernels and remat policies are as they are. Weights and factors themselves are counted once.
 
 How good it is. Against XLA's own analysis of the chunk program on CPU in float32 (`compiled_memory`: arguments, outputs and
 temporaries less what is aliased), the formula gave 0.86 to 1.18 of it over small models of 2 to 16 layers, all remat
@@ -95,21 +77,25 @@ class Work:
 
 @dataclass(frozen=True)
 class MemoryTerms:
-    """Bytes of one device by what they hold; see the module's docstring.
+    """Bytes of one device, by what they hold.
 
     Attributes:
-      embedding_and_head: embedding, final norm and head.
-      stage_layers: the dense layers of the submodel.
-      full_layers: the base's own layers, beside a submodel made from them.
-      message: the downlink message, what is known without one, and the sums of contributions.
-      batches: token ids and masks of all local steps.
-      lora: the trained leaves, of all clients that train at once; so are the next four.
-      gradients: of the trained leaves.
-      moments: the optimiser's state.
-      updates: copies for the optimiser's updates, the change of the round and the message.
-      activations: what the layers keep for the backward pass.
-      layer_workspace: what one layer needs while its backward pass runs.
-      loss_chunk: logits of one block of tokens and their gradient.
+      embedding_and_head: embedding, final norm and head, in the compute dtype.
+      stage_layers: the dense layers of the submodel, floats or packed; at full depth the base's own.
+      full_layers: the base's own layers, which the simulator keeps beside a submodel made from them. On a real client's
+        device they are absent, unless it fuses by itself.
+      message: the downlink message, what is known without one (such as a dense correction of the frozen weights) and, in the
+        simulator, the float32 sums of contributions.
+      batches: token ids and masks of all local steps; in the simulator of two chunks, one running and one ready.
+      lora: the trained leaves in float32, per client.
+      gradients: those of the trained leaves.
+      moments: the optimiser's state: two moments under adamw, none under sgd.
+      updates: three more copies per client: the optimiser's updates, the change since the start of the round, and the
+        message to be sent.
+      activations: what each layer keeps for the backward pass under the remat policy, times the layers.
+      layer_workspace: what one layer needs while its backward pass runs: all its intermediate values, kept, sliced or
+        recomputed, and the expansion of its largest packed weight.
+      loss_chunk: logits of one block of tokens and their gradient, both float32, per client.
     """
 
     embedding_and_head: int
@@ -228,7 +214,7 @@ def stage_memory(
       bare: layers that run below them without an adapter.
       quantization: as the option of that name.
       fused_precision: as the option of that name.
-      simulator: whether the device belongs to the simulator; otherwise it is a client's own (see the module's docstring).
+      simulator: whether the device belongs to the simulator; otherwise it is a client's own.
       model_shards: how many devices hold the base together.
     """
     algorithm, config, compute = training.algorithm, training.config, training.compute
