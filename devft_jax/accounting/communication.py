@@ -10,7 +10,7 @@ whole base model, fuse by themselves, and receive only what the fusion matrix is
 depth nothing is fused, and nothing travels beyond the base model itself, which every method hands out once and which is not
 counted.
 
-Catch-up is of two kinds. A newcomer, a client that first takes part when a stage is under way, receives its submodel then.
+Catch-up is of two kinds. A newcomer first takes part in the middle of a stage, and receives its submodel then.
 An absentee returns after rounds without it; where a message carries the whole state, as FedIT's does, the next one is all
 that it needs, while a method whose messages add to what clients hold (a changed base, stacked adapters) owes it every
 message that it missed (`missed_bytes`).
