@@ -195,7 +195,7 @@ def test_of_several_runs_in_a_process_each_has_its_own_peak():
 
 
 def test_a_peak_that_is_anothers_is_only_a_bound(monkeypatch):
-    monkeypatch.setattr(measured, "_forget_peak", lambda: False)
+    monkeypatch.setattr(measured, "_reset_peak", lambda: False)
     monkeypatch.setattr(measured, "_resident_bytes", lambda: (100, 900))
     meter = MemoryMeter()
     assert meter.peak() == (800, "process resident set, rise over the run's start, at most: something before it took more")
