@@ -28,15 +28,10 @@ class Purpose(IntEnum):
     """
 
     INITIALISATION = 0
-    """The algorithm's first state."""
     COHORT = 1
-    """Who takes part in a round."""
     TRAINING = 2
-    """What a client draws while it trains."""
     GROWTH = 3
-    """The growth's choices."""
     PROFILES = 4
-    """The clients' profiles."""
 
 
 def run_key(seed: int, purpose: Purpose) -> jax.Array:

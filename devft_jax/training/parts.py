@@ -41,7 +41,7 @@ from devft_jax.federated.profiles import profiled_clients
 from devft_jax.federated.round.client import LocalTraining
 from devft_jax.federated.round.cohort import Cohort
 from devft_jax.federated.sampling import Purpose, run_key
-from devft_jax.federated.work import Rounds
+from devft_jax.federated.work import Rounds, round_work
 from devft_jax.models.architecture import ModelConfig
 from devft_jax.models.base import Base
 from devft_jax.models.huggingface.model import Model
@@ -155,10 +155,6 @@ class Parts:
     def training(self) -> LocalTraining:
         """What the program of a client's round is made of."""
         return self.cohort.training
-
-    def sent(self, count: int) -> int:
-        """Bytes that travel out of `count`: none where one participant holds the examples of all clients."""
-        return 0 if self.algorithm.pools else count
 
     def init_server(self, clients: Clients) -> PyTree:
         """The algorithm's first state, at full depth."""
@@ -305,10 +301,9 @@ def _data(
         data = given or build_federated_data(config, model.tokenizer, seed=config.seed)
     check_cohort(data, config.clients_per_round)
     check_tokens(data, model.config, config.max_length, progress)
-    participants, local_steps = config.clients_per_round, config.local_steps
     if algorithm.pools:
         data = pool(data)
-        participants, local_steps = 1, config.clients_per_round * config.local_steps
+    participants, local_steps = round_work(algorithm, config.clients_per_round, config.local_steps)
     rounds = Rounds(
         data,
         seed=config.seed,

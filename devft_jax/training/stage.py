@@ -15,7 +15,7 @@ import numpy as np
 from devft_jax.accounting.communication import picked_layers_bytes
 from devft_jax.developmental import LayerMap, StageShape, Transition, next_stage
 from devft_jax.errors import RunError
-from devft_jax.federated.algorithm import same_server
+from devft_jax.federated.algorithm import Algorithm, same_server
 from devft_jax.federated.messages import message_bytes
 from devft_jax.federated.round.client import participant_shapes
 from devft_jax.federated.sampling import Purpose, run_key
@@ -54,7 +54,7 @@ def begin_stage(parts: Parts, state: State, history: Sequence[RoundRecord]) -> b
         transition,
         state.layer_map,
         planned_rounds=stage_rounds[stage],
-        submodel_bytes=parts.sent(_submodel_bytes(state)),
+        submodel_bytes=_submodel_bytes(parts.algorithm, state),
         cached_layers=parts.hidden_states.layers,
     )
     state.totals.stages.append(record)
@@ -114,9 +114,10 @@ def above(base: Base, layer_map: LayerMap) -> Base:
     return base.replace(blocks=jax.tree.map(lambda leaf: leaf[layer_map.bare :], base.blocks))
 
 
-def _submodel_bytes(state: State) -> int:
+def _submodel_bytes(algorithm: Algorithm, state: State) -> int:
     """What a client that holds the base needs besides: nothing, the numbers of the layers picked, or fused layers."""
-    if state.layer_map.runs_base:
+    # One participant that holds the examples of all clients is the server itself.
+    if algorithm.pools or state.layer_map.runs_base:
         return 0
     if state.layer_map.selected() is not None:
         return picked_layers_bytes(state.layer_map.num_groups)
