@@ -153,9 +153,9 @@ def test_arms_and_seeds_may_be_several_words():
     assert options.budget == ("rounds", "bytes")
 
 
-def test_the_readmes_file_is_one(tmp_path):
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    content = textwrap.dedent(readme.split("```yaml\n")[1].split("```")[0])
+def test_the_file_of_the_guide_is_one(tmp_path):
+    guide = (Path(__file__).parents[2] / "docs" / "guides" / "your_model_and_data.md").read_text()
+    content = textwrap.dedent(guide.split("```yaml\n")[1].split("```")[0])
     (tmp_path / "run.yaml").write_text(content)
     config = parse_run(["--config", str(tmp_path / "run.yaml"), "--rounds", "3"])
     validate(config)
