@@ -51,7 +51,7 @@ def write_run_inputs(folder: Path, word_tokenizer: Any, model: ModelConfig = MOD
 
 
 class CopiedInRound(Progress):
-    """Told of a round, which is before it is saved, it copies the run's folder: what a process killed then would leave."""
+    """After a round, before it is saved, it copies the run's folder: what a process killed then would leave."""
 
     def __init__(self, round_index: int, folder: str | Path, copy: Path, *, quiet: bool = True):
         super().__init__(quiet=quiet)
@@ -59,5 +59,5 @@ class CopiedInRound(Progress):
 
     def round(self, row, *rest):
         super().round(row, *rest)
-        if row["round"] == self.last:
+        if row.round == self.last:
             shutil.copytree(self.folder, self.copy)

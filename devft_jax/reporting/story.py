@@ -1,4 +1,4 @@
-"""What a run's folder tells: its records, which must fit together, and running totals over all of its rounds.
+"""What a run's folder holds: its records, which must fit together, and running totals over all of its rounds.
 
 Within a stage of a growing run what is evaluated is the submodel. The full model is known before the first round, where a
 stage ended, after transfer, and with `evaluate_full` within the stages; in a stage at full depth the two are one.
@@ -104,7 +104,7 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class Story:
-    """A run as its folder tells it.
+    """A run as its folder holds it.
 
     Attributes:
       name: of the folder.

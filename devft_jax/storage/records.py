@@ -127,7 +127,7 @@ class StageRecord(Record):
       loss_end: held-out loss of the trained submodel; None until the stage has ended.
       loss_full_after_transfer: held-out loss of the full model after the stage, None until then.
       accuracy_full_after_transfer: as `loss_full_after_transfer`.
-      personal: of the clients' own models at the stage's end, where they were judged.
+      personal: of the clients' own models at the stage's end, where they were evaluated.
     """
 
     where = "a stage of its record"

@@ -23,7 +23,12 @@ from devft_jax.typing import PyTree
 
 
 def save_state(folder: RunFolder, state: State) -> None:
-    """Write everything."""
+    """Write a checkpoint of everything.
+
+    Args:
+      folder: of the run.
+      state: within a stage.
+    """
     record = CheckpointRecord(
         totals=state.totals,
         round=state.round,
@@ -48,7 +53,15 @@ def save_state(folder: RunFolder, state: State) -> None:
 def stage_shapes(
     algorithm: Algorithm, init_server: Callable[[Clients], PyTree], record: CheckpointRecord, *, clients: int, layers: int
 ) -> PyTree:
-    """Shapes and dtypes of the arrays of the checkpoint whose record this is, that belong to layers."""
+    """Shapes and dtypes of a checkpoint's arrays that belong to layers.
+
+    Args:
+      algorithm: of the run.
+      init_server: gives its first state.
+      record: of the checkpoint.
+      clients: their number, N.
+      layers: of the full model, L.
+    """
     # Shapes need no look at the data.
     full = jax.eval_shape(lambda: init_server(Clients(clients)))
     layer_map = LayerMap.shapes(record.groups, layers, record.bare)
@@ -59,7 +72,15 @@ def stage_shapes(
 
 
 def restore_bank(folder: RunFolder, round_index: int, bank: ClientBank, arrays: PyTree, *, align: bool) -> None:
-    """Bring the bank of no rows to a checkpoint, of these arrays; `align` is no part of the maps that they hold."""
+    """Bring a bank of no rows to a checkpoint.
+
+    Args:
+      folder: of the run.
+      round_index: of the checkpoint.
+      bank: changed.
+      arrays: of the checkpoint.
+      align: whether factors are aligned where layers are fused, which the stored maps do not hold.
+    """
     if bank.empty:
         bank.enter(arrays["layer_map"])
         return

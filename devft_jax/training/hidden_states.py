@@ -27,10 +27,17 @@ class HiddenStates:
     """The stored hidden states of the stage under way, if it has any.
 
     Args:
-      config: `prefix_cache` decides. model, compute: the model. examples: the training part.
-      rounds: of the run. rows: examples run at once, a multiple of the devices of `mesh`.
-      buckets: padded lengths, ascending. programs: where compiled programs are kept and counted.
-      progress: where it is told what is stored. folder: where; None for the system's temporary one.
+      config: `prefix_cache` decides.
+      model: the architecture.
+      compute: how it is run.
+      examples: the training part.
+      rounds: of the run.
+      rows: examples run at once, a multiple of the devices of `mesh`.
+      buckets: padded lengths, ascending.
+      mesh: of the devices that train.
+      programs: where compiled programs are kept and counted.
+      progress: where it is said what is stored.
+      folder: where; None for the system's temporary one.
     """
 
     def __init__(

@@ -17,7 +17,7 @@ from devft_jax.training.trainer import Trainer
 
 
 def describe_object(item: Any) -> str:
-    """What tells one given object from another in `config.json`: an algorithm's name, a growth's fields, else the class."""
+    """How a given object is named in `config.json`: an algorithm's name, a growth's fields, else the class."""
     if isinstance(item, Algorithm):
         return item.name
     shown = repr(item) if dataclasses.is_dataclass(item) and not isinstance(item, FederatedData) else ""

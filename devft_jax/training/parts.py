@@ -104,7 +104,7 @@ class Parts:
       devices: all in use.
       model: with its base as it was read.
       growth: which chooses the stages.
-      depths: layers of every stage, where the growth tells them beforehand.
+      depths: layers of every stage, where the growth knows them beforehand.
       stage_rounds: rounds of every stage as configured; a resumed or shortened run may have others, see `RunTotals`.
       algorithm: what clients train and send, and how the server aggregates.
       probe: public text on which the growth has the layers measured; None where it measures none.

@@ -95,9 +95,11 @@ class Submodels:
 
     Args:
       config: `fuse_from` and `fused_precision` decide what is fused and how it is kept.
-      model: the run's. original_blocks: gives its layers before they were packed.
-      dtype: of what is kept as floats. depths: of every stage, where the growth tells them.
-      mesh: of the devices that train; its model axis tells how many hold a base together.
+      model: the run's.
+      original_blocks: gives its layers before they were packed.
+      dtype: of what is kept as floats.
+      depths: of every stage, where the growth knows them beforehand.
+      mesh: of the devices that train; its model axis is as long as there are devices that hold a base together.
 
     Attributes:
       base: the model's own, on the devices of the mesh.

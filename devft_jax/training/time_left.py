@@ -1,9 +1,9 @@
 """How long a run will still take, if what is to come costs what the same things have cost so far.
 
 training      a usual round of this stage, and of later ones by the layers that they run, the output head among them
-compiling     as much for every later stage as for those begun, on average, without what judged the untuned base
+compiling     as much for every later stage as for those begun, on average, without what evaluated the untuned base
 building      as much for every later stage that has a submodel as for those begun, on average
-evaluating    by the layers that are run: the base, stages' beginnings and ends, and what is judged between rounds
+evaluating    by the layers that are run: the base, stages' beginnings and ends, and evaluations between rounds
 saving        checkpoints and records, by rounds
 """
 
@@ -28,7 +28,7 @@ class Course:
       head: what the product with the vocabulary takes, in layers.
       every: rounds between evaluations within a stage, 0 for none.
       full: whether they evaluate the full model, too.
-      models: (rounds so far, whether it is the run's last evaluation) -> models that an evaluation then judges.
+      models: (rounds so far, whether it is the run's last evaluation) -> models that are then evaluated.
     """
 
     rounds: Sequence[int]

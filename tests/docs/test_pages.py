@@ -140,6 +140,12 @@ def test_the_blocks_on_reading_a_report_run_and_a_callback_sees_every_round(room
     assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == ["round 1", "round 2"]
 
 
+def test_the_blocks_on_a_callback_run_and_what_they_say_holds(room, capsys):
+    page = run_blocks("docs/guides/your_callback.md")
+    assert capsys.readouterr().out.split()[1] in ("2", "4")
+    assert page.best.loss == min(stage.loss_full_after_transfer for stage in page.run.summary.stages)
+
+
 def test_every_page_with_python_is_run_by_a_test_here():
     tests = inspect.getsource(sys.modules[__name__])
     for page in PAGES:

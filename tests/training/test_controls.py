@@ -60,8 +60,8 @@ def test_with_one_client_all_three_are_the_same(config, tmp_path):
         found[name] = (run.adapter or clients_adapter(run, "client-0", tmp_path / "exported"), run.summary)
         assert run.summary.final_loss < run.summary.base_loss - 0.1
     for adapter, summary in found.values():
-        assert summary["final_loss"] == pytest.approx(found["fedit"][1]["final_loss"], abs=1e-5)
-        assert summary["train_flops"] == found["fedit"][1]["train_flops"]
+        assert summary.final_loss == pytest.approx(found["fedit"][1].final_loss, abs=1e-5)
+        assert summary.train_flops == found["fedit"][1].train_flops
         for leaf, same in zip(jax.tree.leaves(adapter.lora), jax.tree.leaves(found["fedit"][0].lora), strict=True):
             np.testing.assert_allclose(leaf, same, atol=1e-5)
 
@@ -113,9 +113,9 @@ def test_clients_that_have_not_trained_count_as_the_untuned_base(config, tmp_pat
     original = Judge.evaluate
     monkeypatch.setattr(Judge, "evaluate", lambda *arguments: judged.append(1) or original(*arguments))
     summary = train(chosen, progress=QUIET).summary
-    losses = summary["personal"]["losses"]
-    assert sum(loss == pytest.approx(summary["base_loss"], rel=1e-6) for loss in losses) == 2
-    assert summary["final_loss"] == pytest.approx(np.mean(losses))
+    losses = summary.personal.losses
+    assert sum(loss == pytest.approx(summary.base_loss, rel=1e-6) for loss in losses) == 2
+    assert summary.final_loss == pytest.approx(np.mean(losses))
     # The base, the one model of all at the start, and at the end that of the one who trained and that of the others.
     assert len(judged) == 1 + 1 + 2
 
