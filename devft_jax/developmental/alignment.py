@@ -30,6 +30,9 @@ def align_factors(layer_map: LayerMap, a: jax.Array, b: jax.Array) -> tuple[jax.
         layer_map: of the stage that is about to be fused.
         a: f32[L, in, r].
         b: f32[L, r, out].
+
+    Returns:
+        a and b, rotated.
     """
     if layer_map.selected() is not None:
         return a, b
@@ -46,7 +49,14 @@ def align_factors(layer_map: LayerMap, a: jax.Array, b: jax.Array) -> tuple[jax.
 
 
 def procrustes(a: jax.Array, b: jax.Array, to_a: jax.Array, to_b: jax.Array) -> jax.Array:
-    """The orthogonal f32[L, r, r] that bring (a R, R^T b) closest to (to_a, to_b), a [L, in, r] and b [L, r, out]."""
+    """The orthogonal f32[L, r, r] that bring (a R, R^T b) closest to other factors.
+
+    Args:
+        a: f32[L, in, r].
+        b: f32[L, r, out].
+        to_a: f32[L, in, r], the other factors.
+        to_b: f32[L, r, out].
+    """
     exact = lax.Precision.HIGHEST
     inputs = jnp.einsum("lir,lis->lrs", a, to_a, precision=exact)
     outputs = jnp.einsum("lro,lso->lrs", b, to_b, precision=exact)

@@ -36,16 +36,22 @@ def fusion_matrix(
 ) -> jax.Array:
     """Coefficients of every layer in every representative layer: f32[G, L].
 
-    `assign` i32[L] holds the group of each layer, -1 for a layer that is absent (a zero column).
-
     * `dblf`: Eq. 5. `beta` is a number or "auto", min(0.1, 1/m) for a group of m layers.
     * `sum`: all coefficients 1 (the paper's Sum).
     * `r_one`: one member drawn at random with coefficient 1 (the paper's R-One); needs `key`.
     * `mean`: 1/m each.
     * `anchor`: the group's first layer alone; DBLF at beta 0.
 
-    `num_groups` may be left out unless `assign` is traced. Raises ValueError for an unknown method, a
-    missing key, a beta that is neither a finite number nor "auto", or a group without layers.
+    Args:
+        assign: i32[L], the group of each layer, -1 for a layer that is absent (a zero column).
+        num_groups: G; may be left out unless `assign` is traced.
+        method: one of those above.
+        beta: strength of `dblf`.
+        key: for `r_one`.
+
+    Raises:
+        ValueError: the method is unknown, a key is missing, beta is neither a finite number nor "auto", or a group has no
+            layer.
     """
     check_fusion(method, beta, has_key=key is not None)
     num_groups = _count_groups(assign, num_groups)
@@ -76,7 +82,16 @@ def _coefficients(
 
 
 def check_fusion(method: str, beta: Any, *, has_key: bool) -> None:
-    """Raises ValueError unless `fusion_matrix` can be run so; reads no weights."""
+    """Check that `fusion_matrix` can be run so; reads no weights.
+
+    Args:
+        method: of fusion.
+        beta: a number or "auto".
+        has_key: whether there will be a key.
+
+    Raises:
+        ValueError: it cannot.
+    """
     if method not in METHODS:
         raise ValueError(f"fusion method {method!r} is unknown: choose from {', '.join(METHODS)}.")
     if method == "r_one" and not has_key:
@@ -89,7 +104,12 @@ def check_fusion(method: str, beta: Any, *, has_key: bool) -> None:
 
 @functools.partial(jax.jit, static_argnames="num_groups")
 def anchors(assign: jax.Array, num_groups: int) -> jax.Array:
-    """The first layer of every group: i32[G]. Groups without layers give 0."""
+    """The first layer of every group: i32[G]. Groups without layers give 0.
+
+    Args:
+        assign: i32[L], the group of each layer, -1 for none.
+        num_groups: G.
+    """
     member = jnp.asarray(assign)[None, :] == jnp.arange(num_groups, dtype=jnp.int32)[:, None]
     return member.argmax(axis=1).astype(jnp.int32)
 

@@ -35,8 +35,15 @@ def group_layers(similarity: jax.Array, num_groups: int, *, method: str = "dglg"
     * `even_blocks`: runs of neighbouring layers of equal length (the paper's Even is one of these two).
     * `even_strides`: layer l goes to group l mod G.
 
-    `similarity` is f32[L, L]; all but `dglg` use only its size. Raises ValueError for an unknown method,
-    a missing key, a number of groups outside 1..L or a similarity that is not finite.
+    Args:
+        similarity: f32[L, L]; all but `dglg` use only its size.
+        num_groups: G.
+        method: one of those above.
+        key: random key.
+
+    Raises:
+        ValueError: the method is unknown, a key is missing, the number of groups is outside 1..L, or the similarity is not
+            finite.
     """
     layers = _square(similarity)
     check_grouping(method, num_groups, layers, has_key=key is not None)
@@ -64,7 +71,17 @@ def group_layers(similarity: jax.Array, num_groups: int, *, method: str = "dglg"
 
 
 def check_grouping(method: str, num_groups: int, num_layers: int, *, has_key: bool) -> None:
-    """Raises ValueError unless `group_layers` can be run so; reads no weights."""
+    """Check that `group_layers` can be run so; reads no weights.
+
+    Args:
+        method: of grouping.
+        num_groups: G.
+        num_layers: L.
+        has_key: whether there will be a key.
+
+    Raises:
+        ValueError: it cannot.
+    """
     if method not in METHODS:
         raise ValueError(f"grouping method {method!r} is unknown: choose from {', '.join(METHODS)}.")
     if not 1 <= operator.index(num_groups) <= num_layers:
@@ -78,26 +95,44 @@ def check_grouping(method: str, num_groups: int, num_layers: int, *, has_key: bo
 
 @functools.partial(jax.jit, static_argnames="num_groups")
 def number_by_first_layer(labels: jax.Array, num_groups: int) -> jax.Array:
-    """Renames the groups of i32[L] labels 0..G-1 so that they are ordered by their first layers."""
+    """The groups numbered 0..G-1 in the order of their first layers: i32[L].
+
+    Args:
+        labels: i32[L], the group of each layer.
+        num_groups: G.
+    """
     layers = labels.shape[0]
     first = jnp.full(num_groups, layers, jnp.int32).at[labels].min(jnp.arange(layers, dtype=jnp.int32))
     return jnp.argsort(jnp.argsort(first))[labels].astype(jnp.int32)
 
 
 def laplacian(similarity: jax.Array) -> jax.Array:
-    """The unnormalised Laplacian D - W of Eq. 3: f32[L, L]; its rows sum to zero."""
+    """The unnormalised Laplacian D - W of Eq. 3: f32[L, L]; its rows sum to zero.
+
+    Args:
+        similarity: W, f32[L, L].
+    """
     return jnp.diag(similarity.sum(axis=1)) - similarity
 
 
 @jax.jit
 def laplacian_spectrum(similarity: jax.Array) -> jax.Array:
-    """The eigenvalues of the Laplacian in ascending order: f32[L]. A gap after the G-th favours G groups."""
+    """The eigenvalues of the Laplacian in ascending order: f32[L]. A gap after the G-th favours G groups.
+
+    Args:
+        similarity: W, f32[L, L].
+    """
     return jnp.linalg.eigvalsh(laplacian(similarity))
 
 
 @functools.partial(jax.jit, static_argnames="num_groups")
 def spectral_embedding(similarity: jax.Array, num_groups: int) -> jax.Array:
-    """E of Eq. 3, the eigenvectors of the G smallest eigenvalues of D - W as columns: f32[L, G]."""
+    """E of Eq. 3, the eigenvectors of the G smallest eigenvalues of D - W as columns: f32[L, G].
+
+    Args:
+        similarity: W, f32[L, L].
+        num_groups: G.
+    """
     return jnp.linalg.eigh(laplacian(similarity))[1][:, :num_groups]
 
 
@@ -116,11 +151,21 @@ def kmeans(
     restarts: int = 256,
     max_steps: int = 100,
 ) -> tuple[jax.Array, jax.Array]:
-    """k-means of `points` f32[N, D]: labels i32[N] with every group used, and their inertia f32[].
+    """k-means of points.
 
-    Greedy k-means++ starts, Lloyd's steps until the labels stay or `max_steps`, the best of `restarts` by
-    inertia (the sum of squared distances to the group means). A group left empty is given the point
-    farthest from its own centre among groups of more than one. Needs num_groups <= N.
+    Greedy k-means++ starts, Lloyd's steps until the labels stay or `max_steps`, the best of `restarts` by inertia (the sum
+    of squared distances to the group means). An empty group gets the point farthest from its own centre among groups of
+    more than one.
+
+    Args:
+        points: f32[N, D].
+        num_groups: at most N.
+        key: random key.
+        restarts: how many starts.
+        max_steps: the most steps after a start.
+
+    Returns:
+        Labels i32[N] with every group used, and their inertia f32[].
     """
 
     def once(uniform: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -60,12 +60,21 @@ class LayerMap:
 
     @classmethod
     def identity(cls, num_layers: int) -> Self:
-        """The full model: every layer represents itself."""
+        """The full model: every layer represents itself.
+
+        Args:
+            num_layers: L.
+        """
         return cls(jnp.asarray(np.eye(num_layers, dtype=np.float32)), jnp.asarray(np.arange(num_layers, dtype=np.int32)))
 
     @classmethod
     def top(cls, num_layers: int, num_groups: int) -> Self:
-        """The full model, of whose layers the last `num_groups` have an adapter."""
+        """The full model, of whose layers the last `num_groups` have an adapter.
+
+        Args:
+            num_layers: L.
+            num_groups: G.
+        """
         bare = num_layers - num_groups
         layers = jnp.arange(num_layers, dtype=jnp.int32)
         rows = jnp.eye(num_groups, num_layers, bare, dtype=jnp.float32)
@@ -73,7 +82,13 @@ class LayerMap:
 
     @classmethod
     def shapes(cls, num_groups: int, num_layers: int, bare: int = 0) -> Self:
-        """Shapes and dtypes of any map from `num_layers` layers to `num_groups` groups, for tracing and for reading one."""
+        """Shapes and dtypes of any map, for tracing and for reading one.
+
+        Args:
+            num_groups: G.
+            num_layers: L.
+            bare: layers that run below the rows without an adapter.
+        """
         return jax.eval_shape(
             lambda: cls(jnp.zeros((num_groups, num_layers), jnp.float32), jnp.zeros(num_layers, jnp.int32), bare=bare)
         )
@@ -117,14 +132,25 @@ class LayerMap:
 
 
 def frozen_below(train: np.ndarray) -> int:
-    """How many rows lie below the lowest that trains, of flags bool[G]; 0 where none trains."""
+    """How many rows lie below the lowest that trains; 0 where none trains.
+
+    Args:
+        train: bool[G].
+    """
     return int(train.argmax())
 
 
 def check_layer_map(layer_map: Any, num_layers: int) -> None:
-    """Raises ValueError unless a concrete `layer_map` describes a submodel of a model of `num_layers` layers.
+    """Check that a concrete map describes a submodel of a model.
 
     A group that no layer is assigned to may be computed, but not trained: what it learned would be lost.
+
+    Args:
+        layer_map: what a growth gave.
+        num_layers: L, the depth of the model.
+
+    Raises:
+        ValueError: it describes none.
     """
     if not isinstance(layer_map, LayerMap):
         raise ValueError(f"the growth gave a {type(layer_map).__name__}: give a LayerMap, or None to end.")
@@ -174,11 +200,20 @@ def layer_map(
 ) -> LayerMap:
     """Eqs. 1-5: the map from a model to its submodel of `num_groups` representative layers.
 
-    `tree` is any pytree whose leaves lead with L, such as (base blocks, LoRA), or `LayerGrams` of one;
-    `select` narrows what is compared (see `layer_gram`), the other choices are those of `group_layers`
-    and `fusion_matrix`. `key` is split into one for the groups and one for the fusion. The weights are
-    read once, and not at all when the groups do not depend on them: with `num_groups` = L the result is
-    the identity, whatever the methods. Raises ValueError as the functions named here do.
+    The weights are read once, and not at all when the groups do not depend on them: with `num_groups` = L the result is the
+    identity, whatever the methods.
+
+    Args:
+        tree: any pytree whose leaves lead with L, such as (base blocks, LoRA), or `LayerGrams` of one.
+        num_groups: G.
+        grouping: method of `group_layers`.
+        fusion: method of `fusion_matrix`.
+        beta: as in `fusion_matrix`.
+        select: narrows what is compared, see `layer_gram`.
+        key: split into one for the groups and one for the fusion.
+
+    Raises:
+        ValueError: as of the functions named here.
     """
     num_layers = tree.num_layers if isinstance(tree, LayerGrams) else count_layers(tree)
     check_grouping(grouping, num_groups, num_layers, has_key=key is not None)
@@ -196,11 +231,17 @@ def layer_map(
 def fuse(layer_map: LayerMap, tree: Any) -> Any:
     """The representative layers of a tree `[L, ...]`: the same tree with leaves `[G, ...]`.
 
-    Sums are float32, leaves keep their float dtype, weights that `dequantize` become float32. A map that
-    fuses nothing rounds nothing: the identity returns `tree` itself, and a map that only picks layers
-    (concrete rows with a single 1) returns those layers as they are stored, 4-bit codes included.
-    numpy leaves give numpy leaves. Differentiable in the tree and in `layer_map.fuse`. Raises ValueError
-    when a leaf does not lead with the map's L.
+    Sums are float32, leaves keep their float dtype, weights that `dequantize` become float32. A map that fuses nothing
+    rounds nothing: the identity returns `tree` itself, and a map that only picks layers (concrete rows with a single 1)
+    returns those layers as they are stored, 4-bit codes included. numpy leaves give numpy leaves. Differentiable in the
+    tree and in `layer_map.fuse`.
+
+    Args:
+        layer_map: of the stage.
+        tree: any pytree whose leaves lead with L.
+
+    Raises:
+        ValueError: a leaf does not lead with the map's L.
     """
     count_layers(tree, expected=layer_map.num_layers)
     if layer_map.is_identity:
@@ -224,7 +265,16 @@ def inherit(layer_map: LayerMap, trained: Any, full: Any, *, mode: str = "copy")
 
     The result has the dtypes of `full` (float32 for weights that `dequantize`); numpy leaves give numpy
     leaves. Meant for LoRA, correct for any tree. Through an identity map on which all rows train it is
-    `trained` itself. Raises ValueError for an unknown mode or leaves that do not match.
+    `trained` itself.
+
+    Args:
+        layer_map: of the stage.
+        trained: the submodel's tree `[G, ...]` after training.
+        full: the full-depth tree `[L, ...]` before the stage.
+        mode: one of those above.
+
+    Raises:
+        ValueError: the mode is unknown, or leaves do not match.
     """
     if mode not in MODES:
         raise ValueError(f"inherit mode {mode!r} is unknown: choose from {', '.join(MODES)}.")
@@ -246,8 +296,12 @@ def transition_gap(gram: jax.Array, layer_map: LayerMap) -> jax.Array:
 
         sum_g sum_{j in g, j != anchor} |fuse[g, j]| * ||theta_j - theta_anchor||
 
-    With DBLF |fuse[g, j]| is beta. `gram` f32[L, L] comes from `layer_gram`, so the weights are not read
+    With DBLF |fuse[g, j]| is beta. The weights are not read
     again. A distance below about 1e-3 of the layers' norms is lost in float32 rounding.
+
+    Args:
+        gram: f32[L, L], of `layer_gram`.
+        layer_map: of the stage.
     """
     layers = jnp.arange(layer_map.num_layers, dtype=jnp.int32)
     group = jnp.maximum(layer_map.assign, 0)

@@ -40,14 +40,22 @@ _matmul = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
 
 @jax.jit
 def nearest_rotation(matrix: jax.Array) -> jax.Array:
-    """Of all orthogonal matrices of determinant +1 the one nearest to each of f32[..., r, r]; traceable."""
+    """Of all orthogonal matrices of determinant +1 the one nearest to each of f32[..., r, r]; traceable.
+
+    Args:
+        matrix: f32[..., r, r].
+    """
     left, _, right = diagonalised(matrix)
     return _orthonormal(_matmul(left, right.mT))
 
 
 @jax.jit
 def nearest_orthogonal(matrix: jax.Array) -> jax.Array:
-    """Of all orthogonal matrices the one nearest to each of f32[..., r, r]; traceable."""
+    """Of all orthogonal matrices the one nearest to each of f32[..., r, r]; traceable.
+
+    Args:
+        matrix: f32[..., r, r].
+    """
     left, values, right = diagonalised(matrix)
     signs = jnp.where(values < 0, -1.0, 1.0)
     return _orthonormal(_matmul(left * signs[..., None, :], right.mT))
@@ -55,7 +63,11 @@ def nearest_orthogonal(matrix: jax.Array) -> jax.Array:
 
 @jax.jit
 def diagonalised(matrix: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Rotations U, V f32[..., r, r] and d f32[..., r] with M = U diag(d) V^T; d in no order, at most its least negative."""
+    """Rotations U, V f32[..., r, r] and d f32[..., r] with M = U diag(d) V^T; d in no order, at most its least negative.
+
+    Args:
+        matrix: f32[..., r, r].
+    """
     size = matrix.shape[-1]
     one = partial(_diagonalised, size=size)
     for _ in range(matrix.ndim - 2):

@@ -49,7 +49,11 @@ class LayerGrams:
         return {path: streaming.gram(leaf) for path, leaf in leaves}
 
     def gram(self, select: Select | None = None) -> jax.Array:
-        """f32[L, L], the sum over the leaves whose path `select` accepts (all without it)."""
+        """f32[L, L], the sum over the leaves whose path is selected.
+
+        Args:
+            select: predicate on the `jax.tree_util.keystr` path of a leaf; None for all leaves.
+        """
         chosen = _chosen(list(self.per_leaf), select)
         return functools.reduce(jnp.add, [self.per_leaf[path] for path in chosen])
 
@@ -67,9 +71,14 @@ def _chosen(paths: list[str], select: Select | None) -> list[str]:
 def layer_gram(tree: Any, *, select: Select | None = None) -> jax.Array:
     """Inner products <theta_i, theta_j> of the layers of a tree: f32[L, L].
 
-    `tree` is any pytree whose leaves lead with L, or `LayerGrams` of one; `select` is a predicate on the
-    `jax.tree_util.keystr` path of a leaf. Leaves are read once, in blocks; float32 sums. Raises
-    ValueError when a leaf does not lead with L or `select` accepts none.
+    Leaves are read once, in blocks; float32 sums.
+
+    Args:
+        tree: any pytree whose leaves lead with L, or `LayerGrams` of one.
+        select: predicate on the `jax.tree_util.keystr` path of a leaf; None for all leaves.
+
+    Raises:
+        ValueError: a leaf does not lead with L, or `select` accepts none.
     """
     if isinstance(tree, LayerGrams):
         return tree.gram(select)
@@ -80,16 +89,24 @@ def layer_gram(tree: Any, *, select: Select | None = None) -> jax.Array:
 
 
 def layer_similarity(tree: Any, *, select: Select | None = None) -> jax.Array:
-    """Eq. 1, cosine similarity of the layers of a tree: f32[L, L]; arguments as in `layer_gram`.
+    """Eq. 1, cosine similarity of the layers of a tree: f32[L, L].
 
     A layer whose weights are all zero has similarity 0 to every layer, itself included.
+
+    Args:
+        tree: as in `layer_gram`.
+        select: as in `layer_gram`.
     """
     return similarity_from_gram(layer_gram(tree, select=select))
 
 
 @jax.jit
 def similarity_from_gram(gram: jax.Array) -> jax.Array:
-    """Cosine similarities f32[L, L] from inner products f32[L, L], zero where a norm is zero."""
+    """Cosine similarities from inner products: f32[L, L], zero where a norm is zero.
+
+    Args:
+        gram: f32[L, L].
+    """
     squares = jnp.diagonal(gram)
     positive = squares > 0
     # The inner `where` keeps the gradient finite at a zero norm, the outer one sets the value there.

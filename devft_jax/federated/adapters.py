@@ -14,7 +14,13 @@ PROBES = 16
 
 
 def initial_adapter(key: jax.Array, model: ModelConfig, options: LoraOptions) -> Adapter:
-    """The adapter before the first round, as `options` say; it leaves the base unchanged."""
+    """The adapter before the first round; it leaves the base unchanged.
+
+    Args:
+      key: random key.
+      model: the shape of the model.
+      options: rank, alpha, targets and dropout.
+    """
     return init_lora(
         key,
         model,
@@ -26,28 +32,54 @@ def initial_adapter(key: jax.Array, model: ModelConfig, options: LoraOptions) ->
 
 
 def adapter_of(lora: dict[str, LoraFactors], options: LoraOptions, delta: dict[str, jax.Array] | None = None) -> Adapter:
-    """The adapter of these factors (and dense corrections): scale and dropout are known to everyone beforehand."""
+    """The adapter of factors and dense corrections: scale and dropout are known to everyone beforehand.
+
+    Args:
+      lora: factors of every projection.
+      options: rank, alpha and dropout.
+      delta: dense corrections by projection, [L, in, out].
+    """
     return Adapter(lora=lora, scale=jnp.float32(lora_scale(options)), dropout=options.dropout, delta=delta or {})
 
 
 def one_factor(lora: dict[str, LoraFactors], factor: Literal["a", "b"]) -> dict[str, jax.Array]:
-    """Every projection's a or b alone."""
+    """Every projection's a or b alone.
+
+    Args:
+      lora: factors of every projection.
+      factor: which.
+    """
     return {name: getattr(factors, factor) for name, factors in lora.items()}
 
 
 def both_factors(a: dict[str, jax.Array], b: dict[str, jax.Array]) -> dict[str, LoraFactors]:
-    """The factors that `one_factor` took apart."""
+    """The factors from their two parts.
+
+    Args:
+      a: {projection: [L, in, r]}.
+      b: {projection: [L, r, out]}.
+    """
     return {name: LoraFactors(a=a[name], b=b[name]) for name in a}
 
 
 def stage_adapter(adapter: Adapter, layer_map: LayerMap) -> Adapter:
-    """The adapter of a stage's submodel: factors and dense corrections fused like the layers they belong to."""
+    """The adapter of a stage's submodel: factors and dense corrections fused like the layers they belong to.
+
+    Args:
+      adapter: at full depth.
+      layer_map: of the stage.
+    """
     lora, delta = fuse(layer_map, (aligned(adapter.lora, layer_map), adapter.delta))
     return adapter.replace(lora=lora, delta=delta)
 
 
 def aligned(lora: dict[str, LoraFactors], layer_map: LayerMap) -> dict[str, LoraFactors]:
-    """The same products in factors that can be fused: each layer's rotated to its anchor's, where the map asks for it."""
+    """The same products in factors that can be fused: each layer's rotated to its anchor's, where the map asks for it.
+
+    Args:
+      lora: factors at full depth.
+      layer_map: of the stage.
+    """
     if not layer_map.align:
         return lora
     turned = {name: align_factors(layer_map, factors.a, factors.b) for name, factors in lora.items()}
@@ -59,6 +91,12 @@ def returned_adapter(full: Adapter, stage: Adapter, layer_map: LayerMap, mode: s
 
     Factors return as `mode` says. A dense correction belongs to a frozen layer rather than to its adapter, so that what
     returns to each layer of a group is always the change that the stage made to it.
+
+    Args:
+      full: at full depth before the stage.
+      stage: after its training.
+      layer_map: of the stage.
+      mode: of `inherit`.
     """
     lora = inherit(layer_map, stage.lora, full.lora, mode=mode)
     delta = inherit(layer_map, stage.delta, full.delta, mode="delta") if full.delta else {}
@@ -70,6 +108,9 @@ def probe(lora: dict[str, LoraFactors]) -> dict[str, jax.Array]:
 
     E ||x M||^2 = ||M||_F^2: a small thing to sum over any number of clients, where the products themselves are as large as
     the base model.
+
+    Args:
+      lora: factors of every projection.
     """
 
     def one(name: str, factors: LoraFactors) -> jax.Array:

@@ -123,39 +123,77 @@ def empty(*_: Any) -> dict[str, Any]:
 
 
 def same_message(down: PyTree, row: PyTree) -> PyTree:
-    """Every client receives the same."""
+    """Every client receives the same.
+
+    Args:
+      down: what the server sends.
+      row: the client's.
+    """
     return down
 
 
 def no_penalty(train: PyTree, frozen: PyTree) -> float:
-    """Nothing is added to the loss."""
+    """Nothing is added to the loss.
+
+    Args:
+      train: what trains.
+      frozen: what is only used.
+    """
     return 0.0
 
 
 def same_optimizer(
     rule: optax.GradientTransformation, frozen: PyTree, learning_rate: jax.Array
 ) -> optax.GradientTransformation:
-    """The run's own optimiser."""
+    """The run's own optimiser.
+
+    Args:
+      rule: the run's.
+      frozen: what is only used.
+      learning_rate: f32[], of the round.
+    """
     return rule
 
 
 def same_server(server: PyTree, base: Base) -> PyTree:
-    """A stage's state that does not look at the frozen weights."""
+    """A stage's state that does not look at the frozen weights.
+
+    Args:
+      server: of the stage.
+      base: its frozen weights.
+    """
     return server
 
 
 def own_traits(server: PyTree, trait: PyTree) -> PyTree:
-    """A first row of nothing but what tells the client apart."""
+    """A first row of nothing but what tells the client apart.
+
+    Args:
+      server: at full depth.
+      trait: the client's part of the traits.
+    """
     return trait
 
 
 def same_row(row: PyTree, layer_map: LayerMap) -> PyTree:
-    """The row of a stage where nothing in it belongs to a layer."""
+    """The row of a stage where nothing in it belongs to a layer.
+
+    Args:
+      row: at full depth.
+      layer_map: of the stage.
+    """
     return row
 
 
 def newest_row(full: PyTree, stage: PyTree, layer_map: LayerMap, mode: str) -> PyTree:
-    """The row after a stage where nothing in it belongs to a layer."""
+    """The row after a stage where nothing in it belongs to a layer.
+
+    Args:
+      full: at full depth before the stage.
+      stage: after its training.
+      layer_map: of the stage.
+      mode: of `inherit`.
+    """
     return stage
 
 
@@ -166,8 +204,8 @@ class Algorithm:
     Attributes:
       name: what the command line calls it.
       reference: paper and year.
-      message: what travels.
-      state: what the server and the clients keep beside the adapter; both for `devft list`.
+      message: what travels, for `devft list`.
+      state: what the server and the clients keep beside the adapter, for `devft list`.
       init_server: (key, model config, Clients) -> Server at full depth.
       broadcast: Server -> Down, in the dtype in which it travels.
       start: Participant -> (train, frozen): what a client optimises and what it only uses.
@@ -247,12 +285,22 @@ class Algorithm:
         return self.personal is None or self.consensus is not None
 
     def init_bank(self, clients: Clients, server: PyTree) -> PyTree:
-        """The first rows [N, ...] of all clients at once, for populations that are small enough."""
+        """The first rows [N, ...] of all clients at once, for populations that are small enough.
+
+        Args:
+          clients: the population.
+          server: at full depth.
+        """
         make = jax.vmap(lambda trait: self.init_row(server, trait), axis_size=clients.size)
         return make(jax.tree.map(jnp.asarray, self.traits(clients)))
 
     def global_model(self, server: PyTree, bank: PyTree) -> Adapter:
-        """The one model that stands for all clients, whose rows `bank` holds; only for an algorithm that has one."""
+        """The one model that stands for all clients; only for an algorithm that has one.
+
+        Args:
+          server: of a stage or at full depth.
+          bank: rows [M, ...] of the clients, as `consensus` wants them.
+        """
         if self.personal is None:
             return self.view(server)
         assert self.consensus is not None
@@ -260,15 +308,30 @@ class Algorithm:
 
 
 def as_float32(tree: PyTree) -> PyTree:
-    """Every leaf in float32: low-rank factors train and accumulate in it whatever the message's dtype."""
+    """Every leaf in float32: low-rank factors train and accumulate in it whatever the message's dtype.
+
+    Args:
+      tree: of floats of any dtype.
+    """
     return jax.tree.map(lambda leaf: leaf.astype("float32"), tree)
 
 
 def change_of(train: PyTree, received: PyTree, dtype: str) -> PyTree:
-    """What training changed of `received`, a message's leaves as they travelled, in the dtype in which messages travel."""
+    """What training changed of a message's leaves as they travelled, in the dtype in which messages travel.
+
+    Args:
+      train: after training, float32.
+      received: the leaves of the message.
+      dtype: of messages.
+    """
     return travelling(jax.tree.map(jnp.subtract, train, as_float32(received)), dtype)
 
 
 def travelling(tree: PyTree, dtype: str) -> PyTree:
-    """Every leaf in the dtype in which messages travel."""
+    """Every leaf in the dtype in which messages travel.
+
+    Args:
+      tree: of floats.
+      dtype: of messages.
+    """
     return jax.tree.map(lambda leaf: leaf.astype(dtype), tree)

@@ -30,7 +30,12 @@ Increment = Mapping[str, LoraFactors | jax.Array]
 
 
 class Correction(struct.PyTreeNode):
-    """D of the round before the last, `delta` {projection: f32[L, in, out]}, and the last round's `increment`."""
+    """D and its last increment.
+
+    Attributes:
+      delta: D of the round before the last, {projection: f32[L, in, out]}.
+      increment: of the last round.
+    """
 
     delta: dict[str, jax.Array]
     increment: Increment
@@ -40,12 +45,21 @@ class Correction(struct.PyTreeNode):
         return corrected(self.delta, self.increment)
 
     def followed_by(self, increment: Increment) -> "Correction":
-        """The correction one round later."""
+        """The correction one round later.
+
+        Args:
+          increment: of the next round.
+        """
         return Correction(delta=self.total(), increment=increment)
 
 
 def corrected(delta: dict[str, jax.Array], increment: Increment) -> dict[str, jax.Array]:
-    """D with an increment added, by server and client alike."""
+    """D with an increment added, by server and client alike.
+
+    Args:
+      delta: D.
+      increment: what is added.
+    """
 
     def one(name: str, leaf: jax.Array) -> jax.Array:
         if name not in increment:
@@ -57,17 +71,31 @@ def corrected(delta: dict[str, jax.Array], increment: Increment) -> dict[str, ja
 
 
 def no_delta(model: ModelConfig, targets: tuple[str, ...]) -> dict[str, jax.Array]:
-    """D before the first round."""
+    """D before the first round.
+
+    Args:
+      model: the shape of the model.
+      targets: projections that are corrected.
+    """
     return {name: jnp.zeros((model.layers, *model.projection_shape(name)), jnp.float32) for name in targets}
 
 
 def keeps_increment(layer_map: LayerMap) -> bool:
-    """Whether an increment that has not travelled yet can do so in this stage, whose layers are layers of the model."""
+    """Whether an increment that has not travelled yet can do so in this stage, whose layers are layers of the model.
+
+    Args:
+      layer_map: of the stage.
+    """
     return layer_map.selected() is not None
 
 
 def stage_correction(full: Correction, layer_map: LayerMap) -> Correction:
-    """The correction of a stage's submodel."""
+    """The correction of a stage's submodel.
+
+    Args:
+      full: at full depth.
+      layer_map: of the stage.
+    """
     if keeps_increment(layer_map):
         return fuse(layer_map, full)
     depth = layer_map.num_groups
@@ -76,7 +104,13 @@ def stage_correction(full: Correction, layer_map: LayerMap) -> Correction:
 
 
 def returned_correction(full: Correction, stage: Correction, layer_map: LayerMap) -> Correction:
-    """The full-depth correction after a stage."""
+    """The full-depth correction after a stage.
+
+    Args:
+      full: at full depth before the stage.
+      stage: after its training.
+      layer_map: of the stage.
+    """
     delta = inherit(layer_map, stage.delta, full.total(), mode="delta")
     if not full.increment:
         return Correction(delta=delta, increment={})

@@ -54,7 +54,11 @@ class Unsent(struct.PyTreeNode):
 
 
 def travelling_parts(message: PyTree) -> list[Any]:
-    """Leaves and `Ranked` and `Due` parts of a message, without what is `Unsent`."""
+    """Leaves and `Ranked` and `Due` parts of a message, without what is `Unsent`.
+
+    Args:
+      message: a pytree.
+    """
     parts = jax.tree.leaves(message, is_leaf=lambda node: isinstance(node, Ranked | Due | Unsent))
     return [part for part in parts if not isinstance(part, Unsent)]
 
@@ -64,7 +68,7 @@ def _size(leaf: Any) -> int:
 
 
 def message_bytes(message: PyTree, ranks: Sequence[int] | None = None) -> int:
-    """Bytes of one message, arrays or their shapes.
+    """Bytes of one message, of arrays or their shapes.
 
     Args:
       message: what travels.
@@ -88,13 +92,22 @@ def ranks_of(message: PyTree) -> tuple[jax.Array, ...]:
     """How much of a message's parts travels, in their order; empty for a message whose shape says all.
 
     The rank i32[] of a `Ranked` part, bool[] for one that is `Due` or not.
+
+    Args:
+      message: a pytree.
     """
     sized = [part for part in travelling_parts(message) if isinstance(part, Ranked | Due)]
     return tuple(part.rank if isinstance(part, Ranked) else part.due for part in sized)
 
 
 def messages_bytes(message: PyTree, ranks: Sequence[np.ndarray], count: int) -> int:
-    """Bytes of `count` messages of one shape whose `Ranked` and `Due` parts have `ranks` i32[count] each."""
+    """Bytes of several messages of one shape.
+
+    Args:
+      message: one of them, or its shapes.
+      ranks: i32[count] for each of their `Ranked` and `Due` parts.
+      count: how many.
+    """
     if not ranks:
         return count * message_bytes(message)
     return sum(message_bytes(message, [int(part[index]) for part in ranks]) for index in range(count))

@@ -1,21 +1,56 @@
 """Objects that take the place of what a configuration names, checked before anything is compiled."""
 
+import types
+
+from devft_jax.config.run_config import RunConfig
 from devft_jax.developmental import Growth
 from devft_jax.errors import InputError
+from devft_jax.federated.algorithm import Algorithm
+from devft_jax.models.architecture import ModelConfig
+from devft_jax.testing import LawError, check_algorithm, check_growth
 
 
-def check_given_growth(growth: object) -> None:
-    """Raise `InputError` unless an object is a growth.
+def check_given_growth(growth: object, num_layers: int) -> None:
+    """Raise `InputError` unless an object is a growth whose announcements agree, see `devft_jax.testing`.
 
     Args:
-        growth: what was given to `train`.
+      growth: what was given to `train`.
+      num_layers: L, the depth of the model.
     """
     if not isinstance(growth, Growth):
         raise InputError(
             f"growth is {_kind(growth)} and no Growth; give an object of a class that inherits from "
             "devft_jax.developmental.Growth, or name one in the configuration."
         )
+    try:
+        check_growth(growth, num_layers=num_layers, quick=True)
+    except LawError as error:
+        raise InputError(str(error)) from error
+
+
+def check_given_algorithm(algorithm: object, model: ModelConfig, config: RunConfig) -> None:
+    """Raise `InputError` unless an object is an algorithm that keeps the laws that cost nothing, see `devft_jax.testing`.
+
+    Args:
+      algorithm: what was given to `train`.
+      model: the shape of the run's model.
+      config: the run's.
+    """
+    if not isinstance(algorithm, Algorithm):
+        raise InputError(
+            f"algorithm is {_kind(algorithm)} and no Algorithm; give the record that a function such as fedit(config) "
+            "makes, or name one in the configuration."
+        )
+    try:
+        check_algorithm(algorithm, model=model, participants=min(2, config.clients_per_round), quick=True)
+    except LawError as error:
+        raise InputError(str(error)) from error
 
 
 def _kind(item: object) -> str:
-    return f"the class {item.__qualname__}" if isinstance(item, type) else f"an object of {type(item).__qualname__}"
+    """What an object is, for a sentence."""
+    if isinstance(item, type):
+        return f"the class {item.__qualname__}"
+    if isinstance(item, types.FunctionType):
+        return f"the function {item.__qualname__}"
+    return f"an object of {type(item).__qualname__}"
