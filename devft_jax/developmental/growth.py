@@ -58,7 +58,7 @@ class Growth(abc.ABC):
         Args:
             stage: 0, 1, ...; called once at the start of each.
             tree: (base blocks, LoRA) at full depth, every leaf `[L, ...]`; packed weights have `dequantize`.
-            history: the records of all rounds so far, oldest first.
+            history: the records of all rounds so far, oldest first, each with its `stage`, `layers`, `loss` and more.
             key: depends on the run's seed and the stage.
 
         Returns:

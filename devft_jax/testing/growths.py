@@ -81,7 +81,7 @@ class Grown:
                 break
         return maps
 
-    def history(self, maps: Sequence[Any]) -> list[Any]:
+    def history(self, maps: Sequence[Any]) -> list[RoundRecord]:
         """Records of two rounds of every stage so far, in which the loss falls.
 
         Args:
@@ -112,9 +112,9 @@ class Grown:
         return jax.random.fold_in(jax.random.key(5, impl="threefry2x32"), stage)
 
 
-def _record(number: int, stage: int, layers: int) -> Any:
+def _record(number: int, stage: int, layers: int) -> RoundRecord:
     """The record of a round, as a growth finds it in its history."""
-    record = RoundRecord(
+    return RoundRecord(
         round=number,
         stage=stage,
         layers=layers,
@@ -132,7 +132,6 @@ def _record(number: int, stage: int, layers: int) -> Any:
         dropped=0,
         clients=[0, 1],
     )
-    return record.to_plain()
 
 
 def tells_one_thing(case: Grown) -> None:

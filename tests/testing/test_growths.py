@@ -43,7 +43,7 @@ def test_one_that_tells_nothing_is_asked_for_some_stages():
 
     class Endless(Growth):
         def next(self, stage, tree, history, key):
-            asked.append((stage, [row["layers"] for row in history]))
+            asked.append((stage, [row.layers for row in history]))
             return prefix(2)
 
     check_growth(Endless(), stages=3)
