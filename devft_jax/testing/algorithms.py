@@ -95,9 +95,7 @@ def check_factory(make: Callable[[MethodConfig], Algorithm], participants: int =
       participants: clients of a round.
     """
     case = Case(make(small_options(participants, message_dtype="bfloat16")), TINY, participants)
-    _, server, rows = case.start
-    ups = jax.eval_shape(lambda: case.trained(server, rows)[0])
-    downs = jax.eval_shape(lambda: client(case.algorithm, server, case.row(rows), jax.random.key(0)).down)
+    downs, ups = jax.eval_shape(lambda: _messages(case))
     # Where all examples lie in one place nothing travels.
     for way, message in () if case.algorithm.pools else (("down", downs), ("up", ups)):
         wide = [
@@ -138,13 +136,7 @@ def keeps_shapes(case: Case) -> None:
     algorithm, weights = case.algorithm, case.weights
     slots = jnp.arange(case.participants, dtype=jnp.int32)
 
-    def begin() -> Any:
-        full = case.full()
-        rows = case.rows(full)
-        staged = jax.vmap(lambda row: algorithm.submodel_row(row, case.identity), axis_size=case.participants)(rows)
-        return full, algorithm.submodel(full, case.identity), staged, rows
-
-    full, server, rows, full_rows = jax.eval_shape(begin)
+    full, full_rows, server, rows = jax.eval_shape(lambda: _begin(case))
     require_same_shapes("the server's state through the identity map", server, full)
     require_same_shapes("a client's row through the identity map", rows, full_rows)
 
@@ -185,14 +177,8 @@ def zero_at_weight_zero(case: Case) -> None:
       case: what the algorithm is checked with.
     """
     algorithm = case.algorithm
-
-    def messages() -> PyTree:
-        full = case.full()
-        rows = jax.vmap(lambda row: algorithm.submodel_row(row, case.identity), axis_size=case.participants)(case.rows(full))
-        server = algorithm.submodel(full, case.identity)
-        return jax.tree.map(lambda leaf: leaf[0], clients_round(algorithm, case.participants, server, rows, 0, 0.1, None)[0])
-
-    up = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), jax.eval_shape(messages))
+    _, shapes = jax.eval_shape(lambda: _messages(case))
+    up = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), shapes)
 
     def largest(up: PyTree, weight: jax.Array) -> list[jax.Array]:
         sums = algorithm.contribution(up, Share(weight, jnp.int32(0)))
@@ -200,6 +186,21 @@ def zero_at_weight_zero(case: Case) -> None:
 
     found = max(map(float, jax.jit(largest)(up, jnp.float32(0.0))), default=0.0)
     require(found == 0, f"a message with weight 0 contributes up to {found:.3g}; multiply everything by share.weight.")
+
+
+def _begin(case: Case) -> Any:
+    """The server and the rows [K, ...] at full depth and of the stage of the full model; traceable."""
+    full = case.full()
+    rows = case.rows(full)
+    staged = jax.vmap(lambda row: case.algorithm.submodel_row(row, case.identity), axis_size=case.participants)(rows)
+    return full, rows, case.algorithm.submodel(full, case.identity), staged
+
+
+def _messages(case: Case) -> Any:
+    """One client's message down and up; traceable."""
+    _, _, server, rows = _begin(case)
+    down = client(case.algorithm, server, case.row(rows), jax.random.key(0, impl="threefry2x32")).down
+    return down, case.row(clients_round(case.algorithm, case.participants, server, rows, 0, 0.1, None)[0])
 
 
 QUICK_LAWS: tuple[Callable[[Case], None], ...] = (has_a_name, keeps_shapes, zero_at_weight_zero)
