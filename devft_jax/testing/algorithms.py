@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from devft_jax.federated.algorithm import Algorithm, Share
-from devft_jax.federated.algorithms.options import MethodConfig
+from devft_jax.federated.algorithms import MethodConfig
 from devft_jax.federated.messages import travelling_parts
 from devft_jax.models.adapter import Adapter
 from devft_jax.models.architecture import ModelConfig
