@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import pytest
 
 from devft_jax.developmental import GROWTHS, Growth, LayerMap, ProgFed, SkipGrow, StageShape, make_growth
-from devft_jax.developmental.options import GrowthOptions
+from devft_jax.developmental.growths import GrowthOptions
 from devft_jax.testing import GROWTH_LAWS, LawError, check_growth
 from devft_jax.testing import growths as laws
 from devft_jax.testing.growths import Grown
