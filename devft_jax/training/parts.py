@@ -17,7 +17,7 @@ import numpy as np
 
 from devft_jax.accounting import EnergyMeter, MemoryMeter
 from devft_jax.config.execution import local_devices, resolve_clients_per_step, resolve_compute
-from devft_jax.config.methods import algorithm_of, growth_of
+from devft_jax.config.methods import algorithm_of, growth_of, imports
 from devft_jax.config.run_config import RunConfig
 from devft_jax.config.validation import validate
 from devft_jax.data import (
@@ -54,7 +54,7 @@ from devft_jax.reporting.progress import readable_bytes
 from devft_jax.runtime.compiled import CompiledPrograms, shared_programs
 from devft_jax.runtime.devices import client_mesh, versions
 from devft_jax.training.checks import check_cohort, check_ranks, check_tokens
-from devft_jax.training.given import check_given_growth
+from devft_jax.training.given import check_given_algorithm, check_given_growth
 from devft_jax.training.hidden_states import HiddenStates
 from devft_jax.training.probe import block_influence, probe_examples
 from devft_jax.training.stages import check_composition, plan_stages
@@ -281,14 +281,19 @@ def _methods(
     config: RunConfig, model: ModelConfig, growth: Growth | None, algorithm: Algorithm | None
 ) -> tuple[Growth, Algorithm, tuple[int, ...]]:
     """The growth and the algorithm, given or named, and the rounds of every stage; they fit the model and each other."""
+    own_growth = growth is not None or imports(config.growth)
+    own_algorithm = algorithm is not None or imports(config.algorithm)
     if growth is None:
         growth = growth_of(config, model.layers)
-    check_given_growth(growth)
+    if own_growth:
+        check_given_growth(growth, model.layers)
     stage_rounds = plan_stages(config, growth, model.layers)
     validate_learning_rate(config, len(stage_rounds))
     if algorithm is None:
         check_ranks(config, model)
         algorithm = algorithm_of(config)
+    if own_algorithm:
+        check_given_algorithm(algorithm, model, config)
     check_composition(algorithm, growth.shapes(model.layers) or ())
     return growth, algorithm, stage_rounds
 
