@@ -32,5 +32,13 @@ class GrowthOptions(DevFTOptions, ProgFedOptions, SkipGrowOptions):
 
 
 def make_growth(options: GrowthOptions, num_layers: int) -> Growth:
-    """The growth that the options name, for a model of this depth; ValueError if the options do not fit it."""
+    """The growth that the options name.
+
+    Args:
+        options: of growth.
+        num_layers: L, the depth of the model.
+
+    Raises:
+        ValueError: the options do not fit the model.
+    """
     return GROWTHS[options.growth].make(options, num_layers)

@@ -74,16 +74,35 @@ class DevFT(GramGrowth):
         fusions.check_fusion(self.fusion, self.beta, has_key=True)
 
     def depths(self, num_layers: int) -> tuple[int, ...] | None:
-        """The depth of every stage, None where the weights choose it; ValueError if one exceeds `num_layers`."""
+        """The depth of every stage, None where the weights choose it.
+
+        Args:
+            num_layers: L, the depth of the model.
+
+        Raises:
+            ValueError: one exceeds `num_layers`.
+        """
         capacities = validate_capacities(self.capacities, num_layers)
         return None if self.eigengap and len(capacities) > 1 else capacities
 
     def stage_rounds(self, rounds: int, num_layers: int) -> tuple[int, ...]:
-        """Equal shares."""
+        """Equal shares.
+
+        Args:
+            rounds: of the whole run.
+            num_layers: L, the depth of the model.
+        """
         return equal_shares(rounds, len(self.capacities))
 
     def from_grams(self, stage: int, grams: LayerGrams, history: Sequence[Any], key: jax.Array) -> LayerMap | None:
-        """Groups and fuses the layers as they are; the last, full-depth stage reads no weights. See `Growth.from_grams`."""
+        """Groups and fuses the layers as they are; the last, full-depth stage reads no weights. See `Growth.from_grams`.
+
+        Args:
+            stage: 0, 1, ...
+            grams: inner products between the layers.
+            history: not read.
+            key: for groups and fusion that are drawn.
+        """
         capacities = validate_capacities(self.capacities, grams.num_layers)
         if stage >= len(capacities):
             return None

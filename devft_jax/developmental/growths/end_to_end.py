@@ -11,7 +11,12 @@ class EndToEnd(FixedGrowth):
     """One stage of the full model."""
 
     def stage_map(self, stage: int, num_layers: int) -> LayerMap | None:
-        """The identity at stage 0, then None."""
+        """The identity at stage 0, then None.
+
+        Args:
+            stage: 0, 1, ...
+            num_layers: L, the depth of the model.
+        """
         return None if stage else LayerMap.identity(num_layers)
 
 

@@ -59,7 +59,11 @@ class ProgFed(FixedGrowth):
             raise ValueError(f"warmup_rounds {self.warmup_rounds} is negative: use 0 for none.")
 
     def steps(self, num_layers: int) -> tuple[tuple[int, int], ...]:
-        """(depth, lowest layer that learns) of every stage, warm-ups included."""
+        """(depth, lowest layer that learns) of every stage, warm-ups included.
+
+        Args:
+            num_layers: L, the depth of the model.
+        """
         depths = linear_schedule(num_layers, self.blocks)
         steps = [(depths[0], 0)]
         for before, depth in pairwise(depths):
@@ -67,7 +71,12 @@ class ProgFed(FixedGrowth):
         return tuple(steps)
 
     def stage_map(self, stage: int, num_layers: int) -> LayerMap | None:
-        """The prefix of a stage, None beyond the last."""
+        """The prefix of a stage, None beyond the last.
+
+        Args:
+            stage: 0, 1, ...
+            num_layers: L, the depth of the model.
+        """
         steps = self.steps(num_layers)
         if stage >= len(steps):
             return None
@@ -77,7 +86,15 @@ class ProgFed(FixedGrowth):
         return LayerMap(jnp.eye(depth, num_layers, dtype=jnp.float32), assign, jnp.arange(depth, dtype=jnp.int32) >= lowest)
 
     def stage_rounds(self, rounds: int, num_layers: int) -> tuple[int, ...]:
-        """The rounds of every stage, warm-ups included; ValueError where one would have none."""
+        """The rounds of every stage, warm-ups included.
+
+        Args:
+            rounds: of the whole run.
+            num_layers: L, the depth of the model.
+
+        Raises:
+            ValueError: a stage would have none.
+        """
         growing = rounds - (self.blocks - 1) * self.warmup_rounds
         if self.schedule == "halving":
             share = growing // (2 * self.blocks)

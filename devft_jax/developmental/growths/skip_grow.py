@@ -58,13 +58,21 @@ class SkipGrow(FixedGrowth):
         return self.influence is not None
 
     def prepared(self, measure: Callable[[], np.ndarray]) -> "SkipGrow":
-        """This growth with the influence f32[L] that `measure` gives, which is asked once."""
+        """This growth with the layers' influence, which is asked for once.
+
+        Args:
+            measure: () -> f32[L].
+        """
         if self.influence is not None:
             return self
         return dataclasses.replace(self, influence=tuple(map(float, measure())))
 
     def shapes(self, num_layers: int) -> tuple[StageShape, ...]:
-        """The shape of every stage, which does not depend on the influence."""
+        """The shape of every stage, which does not depend on the influence.
+
+        Args:
+            num_layers: L, the depth of the model.
+        """
         return tuple(StageShape(each, each, picks=True) for each in validate_capacities(self.capacities, num_layers))
 
     def most_influential(self, count: int) -> list[int]:
@@ -86,7 +94,12 @@ class SkipGrow(FixedGrowth):
         return sorted([0, last, *others][:count]) if last else [0]
 
     def stage_map(self, stage: int, num_layers: int) -> LayerMap | None:
-        """The selection of a stage, None beyond the last."""
+        """The selection of a stage, None beyond the last.
+
+        Args:
+            stage: 0, 1, ...
+            num_layers: L, the depth of the model.
+        """
         capacities = validate_capacities(self.capacities, num_layers)
         if stage >= len(capacities):
             return None

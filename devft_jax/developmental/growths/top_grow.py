@@ -20,7 +20,11 @@ from devft_jax.developmental.schedule import validate_capacities
 
 @dataclasses.dataclass(frozen=True)
 class TopGrow(FixedGrowth):
-    """The full model of which the top `capacities[s]` layers learn in stage s; ascending."""
+    """The full model of which the top layers learn, more of them in each stage.
+
+    Attributes:
+        capacities: how many learn in each stage, ascending.
+    """
 
     capacities: tuple[int, ...]
 
@@ -29,7 +33,12 @@ class TopGrow(FixedGrowth):
         object.__setattr__(self, "capacities", validate_capacities(self.capacities))
 
     def stage_map(self, stage: int, num_layers: int) -> LayerMap | None:
-        """The model with an adapter on its top layers."""
+        """The model with an adapter on its top layers.
+
+        Args:
+            stage: 0, 1, ...
+            num_layers: L, the depth of the model.
+        """
         capacities = validate_capacities(self.capacities, num_layers)
         if stage >= len(capacities):
             return None

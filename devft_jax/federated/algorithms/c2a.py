@@ -63,6 +63,9 @@ def c2a(config: C2AOptions) -> Algorithm:
     """C2A as the `hyper_*` options say; those of low-rank adapters do not matter.
 
     Server: the hypernetwork. Row: {"histogram": f32[C]}, the client's shares of examples in the clusters.
+
+    Args:
+      config: options of the run's methods.
     """
 
     def adapter(network: Hypernetwork, histogram: jax.Array) -> Adapter:

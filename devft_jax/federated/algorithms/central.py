@@ -25,7 +25,11 @@ from devft_jax.typing import PyTree
 
 
 def central(config: MethodOptions) -> Algorithm:
-    """Central training with adapters as the configuration says; `message_dtype` does not matter, as there is no message."""
+    """Central training with adapters as the configuration says; `message_dtype` does not matter, as there is no message.
+
+    Args:
+      config: options of the run's methods.
+    """
     federated = fedit(dataclasses.replace(config, message_dtype="float32"))
 
     def finalize(server: PyTree, sums: PyTree) -> tuple[PyTree, dict[str, jax.Array]]:

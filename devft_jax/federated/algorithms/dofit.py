@@ -82,7 +82,12 @@ class Server(struct.PyTreeNode):
 
 
 class Sums(struct.PyTreeNode):
-    """Weighted sums over each domain's participants: `lora` of the factors' changes, [J, L, ...], and their `weight` [J]."""
+    """Weighted sums over each domain's participants.
+
+    Attributes:
+      lora: of the factors' changes, [J, L, ...].
+      weight: f32[J].
+    """
 
     lora: dict[str, LoraFactors]
     weight: jax.Array
@@ -145,7 +150,12 @@ def step_between_domains(
 
 
 def averaged(server: Server, sums: Sums) -> dict[str, LoraFactors]:
-    """Every domain's factors after FedIT's mean of its participants' changes; those of a domain without any stay."""
+    """Every domain's factors after FedIT's mean of its participants' changes; those of a domain without any stay.
+
+    Args:
+      server: before the round.
+      sums: of the round.
+    """
 
     def one(total: jax.Array, old: jax.Array) -> jax.Array:
         weight = _per_domain(sums.weight, old)
@@ -155,13 +165,25 @@ def averaged(server: Server, sums: Sums) -> dict[str, LoraFactors]:
 
 
 def submodel(server: Server, layer_map: LayerMap) -> Server:
-    """The stage's state: every domain's adapter fused by itself."""
+    """The stage's state: every domain's adapter fused by itself.
+
+    Args:
+      server: at full depth.
+      layer_map: of the stage.
+    """
     stage = _renewed(server, [stage_adapter(adapter, layer_map) for adapter in _adapters(server)])
     return stage.replace(learns=jnp.asarray(layer_map.train))
 
 
 def transfer(full: Server, stage: Server, layer_map: LayerMap, mode: str) -> Server:
-    """The state at full depth after a stage: every domain's adapter returned by itself."""
+    """The state at full depth after a stage: every domain's adapter returned by itself.
+
+    Args:
+      full: at full depth before the stage.
+      stage: after its training.
+      layer_map: of the stage.
+      mode: of `inherit`.
+    """
     pairs = zip(_adapters(full), _adapters(stage), strict=True)
     return _renewed(full, [returned_adapter(old, new, layer_map, mode) for old, new in pairs])
 
@@ -178,7 +200,11 @@ def _renewed(server: Server, adapters: list[Adapter]) -> Server:
 
 
 def dofit(config: DoFITOptions) -> Algorithm:
-    """DoFIT with adapters as the configuration says. Row: the client's domain, {"domain": i32[]}."""
+    """DoFIT with adapters as the configuration says. Row: the client's domain, {"domain": i32[]}.
+
+    Args:
+      config: options of the run's methods.
+    """
 
     def init_server(key: jax.Array, model: ModelConfig, clients: Clients) -> Server:
         lora = initial_adapter(key, model, config).lora

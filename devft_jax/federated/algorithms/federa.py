@@ -48,10 +48,14 @@ from devft_jax.typing import PyTree
 
 
 class Server(struct.PyTreeNode):
-    """The factors' `change` since the stage's beginning, the `initial` ones, and the dense correction `delta`.
+    """The factors and the dense correction.
 
-    `delta` {projection: f32[G, in, out]} is W_res - W, with what earlier stages learned in it. At full depth between stages
-    both pairs of factors are zero and `delta` is all that was learned.
+    At full depth between stages both pairs of factors are zero and `delta` is all that was learned.
+
+    Attributes:
+      change: of the factors since the stage's beginning.
+      initial: the factors then.
+      delta: W_res - W with what earlier stages learned in it, {projection: f32[G, in, out]}.
     """
 
     change: dict[str, LoraFactors]
@@ -66,7 +70,14 @@ class Server(struct.PyTreeNode):
 
 @functools.partial(jax.jit, static_argnames=("rank", "scale"))
 def principal_factors(weights: Any, delta: jax.Array, rank: int, scale: float) -> LoraFactors:
-    """a_0 and b_0 of weights [L, in, out], floats or packed, with a correction; one layer after the other."""
+    """a_0 and b_0 of weights with a correction; one layer after the other.
+
+    Args:
+      weights: [L, in, out], floats or packed.
+      delta: f32[L, in, out], their correction.
+      rank: r.
+      scale: s.
+    """
 
     def one(layer: tuple[Any, jax.Array]) -> LoraFactors:
         weight, correction = layer
@@ -79,6 +90,9 @@ def federa(config: MethodOptions) -> Algorithm:
     """FeDeRA with adapters as the configuration says.
 
     `message_dtype` is the dtype in which the factors' changes travel.
+
+    Args:
+      config: options of the run's methods.
     """
     averaging = fedit(config)
     scale = lora_scale(config)

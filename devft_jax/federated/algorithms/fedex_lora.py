@@ -81,7 +81,13 @@ def covariance(factors: LoraFactors, shares: jax.Array) -> LoraFactors:
 
 
 def dense_is_smaller(fan_in: int, fan_out: int, width: int) -> bool:
-    """Whether a matrix [in, out] has fewer elements than its factors of rank `width`."""
+    """Whether a matrix [in, out] has fewer elements than its factors of rank `width`.
+
+    Args:
+      fan_in: in.
+      fan_out: out.
+      width: the rank.
+    """
     return fan_in * fan_out < width * (fan_in + fan_out)
 
 
@@ -111,7 +117,11 @@ def residual(factors: LoraFactors, shares: jax.Array, scale: float) -> LoraFacto
 
 
 def residual_norm(increment: dict[str, LoraFactors | jax.Array]) -> jax.Array:
-    """Frobenius norm of a residual over all layers and projections, f32[]."""
+    """Frobenius norm of a residual over all layers and projections, f32[].
+
+    Args:
+      increment: the residual by projection, dense or in low rank.
+    """
     wide = as_float32(increment)
     factors = {name: leaf for name, leaf in wide.items() if isinstance(leaf, LoraFactors)}
     dense = {name: leaf for name, leaf in wide.items() if name not in factors}
@@ -121,13 +131,25 @@ def residual_norm(increment: dict[str, LoraFactors | jax.Array]) -> jax.Array:
 
 
 def submodel(full: Server, layer_map: LayerMap) -> Server:
-    """The stage's state: the last residual goes on travelling where the stage's layers are the model's own."""
+    """The stage's state: the last residual goes on travelling where the stage's layers are the model's own.
+
+    Args:
+      full: at full depth.
+      layer_map: of the stage.
+    """
     due = full.due if keeps_increment(layer_map) else jnp.zeros_like(full.due)
     return Server(stage_adapter(full.adapter, layer_map), stage_correction(full.correction, layer_map), due)
 
 
 def transfer(full: Server, stage: Server, layer_map: LayerMap, mode: str) -> Server:
-    """The state at full depth after a stage."""
+    """The state at full depth after a stage.
+
+    Args:
+      full: at full depth before the stage.
+      stage: after its training.
+      layer_map: of the stage.
+      mode: of `inherit`.
+    """
     adapter = returned_adapter(full.adapter, stage.adapter, layer_map, mode)
     return Server(adapter, returned_correction(full.correction, stage.correction, layer_map), stage.due)
 
@@ -136,6 +158,9 @@ def fedex_lora(config: MethodOptions) -> Algorithm:
     """FedEx-LoRA with adapters as the configuration says.
 
     `message_dtype` is the dtype in which factors and residual travel. K is `clients_per_round`.
+
+    Args:
+      config: options of the run's methods.
     """
     slots, scale = config.clients_per_round, lora_scale(config)
 

@@ -42,6 +42,9 @@ def fedit(config: MethodOptions) -> Algorithm:
 
     `message_dtype` is the dtype in which factors travel both ways; they train and accumulate in float32. Scale and dropout
     are known to everyone beforehand and are no part of a message.
+
+    Args:
+      config: options of the run's methods.
     """
 
     def start(participant: Participant) -> tuple[PyTree, PyTree]:

@@ -36,7 +36,11 @@ class FedProxOptions(MethodOptions):
 
 
 def fedprox(config: FedProxOptions) -> Algorithm:
-    """FedProx with adapters and `prox_mu` as the configuration says."""
+    """FedProx with adapters and `prox_mu` as the configuration says.
+
+    Args:
+      config: options of the run's methods.
+    """
     federated = fedit(config)
 
     def start(participant: Participant) -> tuple[PyTree, PyTree]:

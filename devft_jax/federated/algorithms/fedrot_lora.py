@@ -57,14 +57,26 @@ class FedRotLoraOptions(MethodOptions):
 
 
 class Server(struct.PyTreeNode):
-    """FedIT's `adapter`, and the stage's `age` in rounds, i32[]."""
+    """The state.
+
+    Attributes:
+      adapter: FedIT's.
+      age: rounds of the stage so far, i32[].
+    """
 
     adapter: Adapter
     age: jax.Array
 
 
 def towards(factors: LoraFactors, reference: LoraFactors, age: jax.Array, share: float) -> LoraFactors:
-    """A client's factors [G, ...] rotated towards the round's reference; their product stays the same."""
+    """A client's factors [G, ...] rotated towards the round's reference; their product stays the same.
+
+    Args:
+      factors: the client's, [G, ...].
+      reference: those that it received.
+      age: rounds of the stage so far, i32[].
+      share: lambda.
+    """
     of_a = jnp.einsum("gir,gis->grs", factors.a, reference.a, precision="highest")
     of_b = jnp.einsum("gro,gso->grs", factors.b, reference.b, precision="highest")
     turn = nearest_rotation(jnp.where(age % 2 == 1, of_a, of_b))
@@ -77,7 +89,11 @@ def towards(factors: LoraFactors, reference: LoraFactors, age: jax.Array, share:
 
 
 def fedrot_lora(config: FedRotLoraOptions) -> Algorithm:
-    """FedRot-LoRA with adapters as the configuration says; messages as FedIT's."""
+    """FedRot-LoRA with adapters as the configuration says; messages as FedIT's.
+
+    Args:
+      config: options of the run's methods.
+    """
     averaging = fedit(config)
 
     def init_server(key: jax.Array, model: ModelConfig, clients: Clients) -> Server:

@@ -39,7 +39,12 @@ from devft_jax.typing import PyTree
 
 
 class Row(struct.PyTreeNode):
-    """What a client keeps: its `b` {projection: f32[G, r, out]}, and whether it has been `seen` in training, bool[]."""
+    """What a client keeps.
+
+    Attributes:
+      b: {projection: f32[G, r, out]}.
+      seen: whether it has been in training, bool[].
+    """
 
     b: dict[str, jax.Array]
     seen: jax.Array
@@ -49,6 +54,9 @@ def fedsa_lora(config: MethodOptions) -> Algorithm:
     """FedSA-LoRA with adapters as the configuration says; `message_dtype` is the dtype in which a travels.
 
     Server: an adapter with the common a and a b of zero, which it never learns.
+
+    Args:
+      config: options of the run's methods.
     """
 
     def start(participant: Participant) -> tuple[PyTree, PyTree]:

@@ -40,7 +40,15 @@ class FFALoraOptions(MethodOptions):
 
 
 def orthonormal(name: str, a: jax.Array) -> jax.Array:
-    """An orthonormal basis of the columns of every layer's a [L, in, r]."""
+    """An orthonormal basis of the columns of every layer's a.
+
+    Args:
+      name: of the projection.
+      a: [L, in, r].
+
+    Raises:
+      InputError: r exceeds the inputs.
+    """
     fan_in, rank = a.shape[-2:]
     if rank > fan_in:
         raise InputError(
@@ -51,7 +59,11 @@ def orthonormal(name: str, a: jax.Array) -> jax.Array:
 
 
 def ffa_lora(config: FFALoraOptions) -> Algorithm:
-    """FFA-LoRA with adapters as the configuration says; `message_dtype` is the dtype in which b travels."""
+    """FFA-LoRA with adapters as the configuration says; `message_dtype` is the dtype in which b travels.
+
+    Args:
+      config: options of the run's methods.
+    """
 
     def init_server(key: jax.Array, model: ModelConfig, clients: Clients) -> Adapter:
         adapter = initial_adapter(key, model, config)

@@ -64,14 +64,23 @@ class FlascOptions(ServerOptimizerOptions):
 
 @dataclass(frozen=True)
 class Shape:
-    """The structure and shapes of a pytree, known to both sides of a message."""
+    """The structure and shapes of a pytree, known to both sides of a message.
+
+    Attributes:
+      structure: of the pytree.
+      shapes: of its leaves.
+    """
 
     structure: Any
     shapes: tuple[tuple[int, ...], ...]
 
     @classmethod
     def of(cls, tree: PyTree) -> Self:
-        """That of a pytree of arrays."""
+        """That of a pytree of arrays.
+
+        Args:
+          tree: of arrays.
+        """
         return cls(structure=jax.tree.structure(tree), shapes=tuple(leaf.shape for leaf in jax.tree.leaves(tree)))
 
     @property
@@ -80,7 +89,11 @@ class Shape:
         return sum(math.prod(shape) for shape in self.shapes)
 
     def unravel(self, vector: jax.Array) -> PyTree:
-        """The pytree of these entries f32[size], in the order of `ravel_pytree`."""
+        """The pytree of some entries.
+
+        Args:
+          vector: f32[size], in the order of `ravel_pytree`.
+        """
         leaves, first = [], 0
         for shape in self.shapes:
             leaves.append(vector[first : first + math.prod(shape)].reshape(shape))
@@ -113,12 +126,23 @@ class Sparse(struct.PyTreeNode):
 
 
 def entries_sent(density: float, size: int) -> int:
-    """floor(density x size), at least 1, of the density as it is written: 0.07 of 100 is 7, and 0.29 is 29."""
+    """floor(density x size), at least 1, of the density as it is written: 0.07 of 100 is 7, and 0.29 is 29.
+
+    Args:
+      density: share of the entries.
+      size: number of entries.
+    """
     return max(1, math.floor(Fraction(str(density)) * size))
 
 
 def sparse(tree: PyTree, density: float, dtype: str) -> Sparse:
-    """The floor(density x entries) entries of `tree` that are largest in size, one at least, as they travel in `dtype`."""
+    """The floor(density x entries) entries of `tree` that are largest in size, one at least, as they travel in `dtype`.
+
+    Args:
+      tree: of floats.
+      density: share of its entries.
+      dtype: of messages.
+    """
     shape = Shape.of(tree)
     vector, _ = ravel_pytree(tree)
     count = entries_sent(density, shape.size)
@@ -144,7 +168,11 @@ class Server(struct.PyTreeNode):
 
 
 def flasc(config: FlascOptions) -> Algorithm:
-    """FLASC with adapters, densities and the `server_` options as the configuration says."""
+    """FLASC with adapters, densities and the `server_` options as the configuration says.
+
+    Args:
+      config: options of the run's methods.
+    """
     federated = fedit(config)
     rule = optax.adamw(config.server_learning_rate, b1=config.server_beta1, b2=config.server_beta2, weight_decay=0.0)
 

@@ -49,7 +49,12 @@ from devft_jax.typing import PyTree
 
 
 class Server(struct.PyTreeNode):
-    """The `correction`, whose increment is the last stack, and the stack's `rank` i32[]."""
+    """The state.
+
+    Attributes:
+      correction: its increment is the last stack.
+      rank: directions of that stack, i32[].
+    """
 
     correction: Correction
     rank: jax.Array
@@ -73,13 +78,25 @@ def fresh_factors(key: jax.Array, delta: dict[str, jax.Array], rank: int) -> dic
 
 
 def submodel(full: Server, layer_map: LayerMap) -> Server:
-    """The stage's state: its stack goes on travelling where the stage's layers are the model's own."""
+    """The stage's state: its stack goes on travelling where the stage's layers are the model's own.
+
+    Args:
+      full: at full depth.
+      layer_map: of the stage.
+    """
     rank = full.rank if keeps_increment(layer_map) else jnp.zeros_like(full.rank)
     return Server(stage_correction(full.correction, layer_map), rank)
 
 
 def transfer(full: Server, stage: Server, layer_map: LayerMap, mode: str) -> Server:
-    """The state at full depth after a stage; no mode matters, since no adapter outlives a round."""
+    """The state at full depth after a stage; no mode matters, since no adapter outlives a round.
+
+    Args:
+      full: at full depth before the stage.
+      stage: after its training.
+      layer_map: of the stage.
+      mode: of `inherit`.
+    """
     return Server(returned_correction(full.correction, stage.correction, layer_map), stage.rank)
 
 
@@ -87,6 +104,9 @@ def flora(config: ClientRankOptions) -> Algorithm:
     """FLoRA with clients of the configured rank, or of `client_ranks` in turn; row then: {"rank": i32[]}.
 
     `message_dtype` is the dtype in which factors travel, the stack like a client's own.
+
+    Args:
+      config: options of the run's methods.
     """
     targets = tuple(sorted(config.targets, key=PROJECTIONS.index))
     given = config.client_ranks or (config.rank,)

@@ -119,7 +119,12 @@ def _norms(leaf: jax.Array) -> jax.Array:
 
 
 def finalize(server: Adapter, sums: Sums) -> tuple[Adapter, dict[str, jax.Array]]:
-    """The mean of factors in which a direction that no participant holds stays as it is."""
+    """The mean of factors in which a direction that no participant holds stays as it is.
+
+    Args:
+      server: before the round.
+      sums: of the round.
+    """
     change, absent, probed = jax.tree.map(lambda leaf: leaf / sums.norm, (sums.change, sums.absent, sums.probed))
     held = sums.holders > 0
     zeros = jnp.where(held, absent, 0.0)
@@ -142,7 +147,13 @@ def finalize(server: Adapter, sums: Sums) -> tuple[Adapter, dict[str, jax.Array]
 def hetlora(config: HetLoraOptions) -> Algorithm:
     """HETLoRA with adapters, ranks, `rank_shrink` and `rank_penalty` as the configuration says.
 
-    A row is the client's rank, {"rank": i32[]}. Raises `InputError` for a client's rank above `rank`.
+    A row is the client's rank, {"rank": i32[]}.
+
+    Args:
+      config: options of the run's methods.
+
+    Raises:
+      InputError: a client's rank is above `rank`.
     """
     federated, ranks = fedit(config), ClientRanks(config.client_ranks or (config.rank,), most=config.rank)
     if max(ranks.ranks) > ranks.most:

@@ -28,6 +28,9 @@ def local_only(config: MethodOptions) -> Algorithm:
     """Local-only training with adapters as the configuration says; `message_dtype` does not matter without a message.
 
     Server: the common initialisation, which never changes. Row: the client's factors, {projection: LoraFactors [G, ...]}.
+
+    Args:
+      config: options of the run's methods.
     """
 
     def start(participant: Participant) -> tuple[PyTree, PyTree]:

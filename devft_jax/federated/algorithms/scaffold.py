@@ -43,7 +43,13 @@ from devft_jax.typing import PyTree
 
 
 class Server(struct.PyTreeNode):
-    """The adapter, the control c of its factors, and the number N of clients."""
+    """The state.
+
+    Attributes:
+      adapter: the global one.
+      control: c, of its factors.
+      clients: N.
+    """
 
     adapter: Adapter
     control: dict[str, LoraFactors]
@@ -106,23 +112,44 @@ def change_of_control(down: Message, train: PyTree, length: jax.Array) -> PyTree
 
 
 def submodel(server: Server, layer_map: LayerMap) -> Server:
-    """The stage's state, in which the control begins at zero."""
+    """The stage's state, in which the control begins at zero.
+
+    Args:
+      server: at full depth.
+      layer_map: of the stage.
+    """
     adapter = stage_adapter(server.adapter, layer_map)
     return server.replace(adapter=adapter, control=optax.tree.zeros_like(adapter.lora))
 
 
 def transfer(full: Server, stage: Server, layer_map: LayerMap, mode: str) -> Server:
-    """The state at full depth after a stage; its control is the one that it began with, zero."""
+    """The state at full depth after a stage; its control is the one that it began with, zero.
+
+    Args:
+      full: at full depth before the stage.
+      stage: after its training.
+      layer_map: of the stage.
+      mode: of `inherit`.
+    """
     return full.replace(adapter=returned_adapter(full.adapter, stage.adapter, layer_map, mode))
 
 
 def submodel_row(row: PyTree, layer_map: LayerMap) -> PyTree:
-    """A client's control at the beginning of a stage, zero."""
+    """A client's control at the beginning of a stage, zero.
+
+    Args:
+      row: at full depth.
+      layer_map: of the stage.
+    """
     return jax.tree.map(lambda leaf: jnp.zeros((layer_map.num_groups, *leaf.shape[1:]), jnp.float32), row)
 
 
 def scaffold(config: MethodOptions) -> Algorithm:
-    """SCAFFOLD with adapters as the configuration says; a row is the client's control c_i, {projection: LoraFactors}."""
+    """SCAFFOLD with adapters as the configuration says; a row is the client's control c_i, {projection: LoraFactors}.
+
+    Args:
+      config: options of the run's methods.
+    """
     federated = fedit(config)
 
     def init_server(key: jax.Array, model: ModelConfig, clients: Clients) -> Server:

@@ -155,19 +155,36 @@ def with_server_rule(
 
 
 def momentum(config: ServerOptimizerOptions, update: Lora, server: Server, *, gain: float) -> Lora:
-    """m <- beta1 m + gain d, and d itself in a stage's first round."""
+    """m <- beta1 m + gain d, and d itself in a stage's first round.
+
+    Args:
+      config: has `server_beta1`.
+      update: d.
+      server: before the round.
+      gain: of d.
+    """
     decayed = jax.tree.map(lambda m, d: config.server_beta1 * m + gain * d, server.first, update)
     return jax.tree.map(lambda m, d: jnp.where(server.age == 0, d, m), decayed, update)
 
 
 def adaptive_step(config: ServerOptimizerOptions, direction: Lora, second: Lora) -> Lora:
-    """eta m / (sqrt(v) + tau)."""
+    """eta m / (sqrt(v) + tau).
+
+    Args:
+      config: has `server_learning_rate` and `server_tau`.
+      direction: m.
+      second: v.
+    """
     eta, tau = config.server_learning_rate, config.server_tau
     return jax.tree.map(lambda m, v: eta * m / (jnp.sqrt(v) + tau), direction, second)
 
 
 def fedavgm(config: ServerOptimizerOptions) -> Algorithm:
-    """FedAvgM with adapters, `server_beta1` and `momentum_form` as the configuration says."""
+    """FedAvgM with adapters, `server_beta1` and `momentum_form` as the configuration says.
+
+    Args:
+      config: options of the run's methods.
+    """
     gain = 1 - config.server_beta1 if config.momentum_form == "average" else 1.0
 
     def rule(update: Lora, server: Server) -> tuple[Lora, Lora, Lora]:
@@ -187,7 +204,11 @@ def fedavgm(config: ServerOptimizerOptions) -> Algorithm:
 
 
 def fedadagrad(config: ServerOptimizerOptions) -> Algorithm:
-    """FedAdagrad with adapters, `server_learning_rate` and `server_tau` as the configuration says."""
+    """FedAdagrad with adapters, `server_learning_rate` and `server_tau` as the configuration says.
+
+    Args:
+      config: options of the run's methods.
+    """
 
     def rule(update: Lora, server: Server) -> tuple[Lora, Lora, Lora]:
         second = jax.tree.map(lambda v, d: v + d**2, server.second, update)
@@ -229,12 +250,20 @@ def _with_both_moments(
 
 
 def fedyogi(config: ServerOptimizerOptions) -> Algorithm:
-    """FedYogi with adapters and the `server_` options as the configuration says."""
+    """FedYogi with adapters and the `server_` options as the configuration says.
+
+    Args:
+      config: options of the run's methods.
+    """
     rest = 1 - config.server_beta2
     return _with_both_moments(config, "fedyogi", lambda v, square: v - rest * square * jnp.sign(v - square))
 
 
 def fedadam(config: ServerOptimizerOptions) -> Algorithm:
-    """FedAdam with adapters and the `server_` options as the configuration says."""
+    """FedAdam with adapters and the `server_` options as the configuration says.
+
+    Args:
+      config: options of the run's methods.
+    """
     beta = config.server_beta2
     return _with_both_moments(config, "fedadam", lambda v, square: beta * v + (1 - beta) * square)
