@@ -55,6 +55,22 @@ def _nonfinite_leaves(tree: PyTree) -> tuple[str, ...]:
     return tuple(jax.tree_util.keystr(path) for path, leaf in leaves if not np.isfinite(leaf).all())
 
 
+def _report(step: int, loss: jax.Array, gradients: PyTree, change: PyTree, trained: PyTree) -> StepReport:
+    """What is reported of a step: the loss before it, its gradients, its change and what was trained after it."""
+    broken = (
+        *(() if np.isfinite(loss) else ("loss",)),
+        *(f"gradient{name}" for name in _nonfinite_leaves(gradients)),
+        *(f"adapter{name}" for name in _nonfinite_leaves(trained)),
+    )
+    return StepReport(
+        step=step,
+        loss=float(loss),
+        gradient_norm=float(optax.tree.norm(gradients)),
+        update_norm=float(optax.tree.norm(change)),
+        nonfinite=broken,
+    )
+
+
 def replay_client(
     training: LocalTraining,
     *,
@@ -113,21 +129,8 @@ def replay_client(
         gradients = jax.device_get(gradients_of(before, batch, step_key))
         carry, value = advance(carry, batch, step_key)
         change = jax.tree.map(jnp.subtract, carry[0], before)
-        broken = (
-            *(() if np.isfinite(value) else ("loss",)),
-            *(f"gradient{name}" for name in _nonfinite_leaves(gradients)),
-            *(f"adapter{name}" for name in _nonfinite_leaves(jax.device_get(carry[0]))),
-        )
-        reports.append(
-            StepReport(
-                step=index + 1,
-                loss=float(value),
-                gradient_norm=float(optax.tree.norm(gradients)),
-                update_norm=float(optax.tree.norm(change)),
-                nonfinite=broken,
-            )
-        )
-        if broken:
+        reports.append(_report(index + 1, value, gradients, change, jax.device_get(carry[0])))
+        if reports[-1].nonfinite:
             break
     return reports
 
