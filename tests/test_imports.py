@@ -1,4 +1,4 @@
-"""The rooms of the package import downward only: none above itself, and no two each other."""
+"""The rooms of the package import downward only, none above itself and no two each other; none of them is crowded."""
 
 import ast
 from pathlib import Path
@@ -33,6 +33,7 @@ ORDER = (
 )
 """Every room after those that it may import. The package's face and its command stand above them all."""
 AT_THE_ROOT = {"__init__", "__main__", "errors", "options", "typing", "testing"}
+MOST_LINES = {"file": 450, "class": 300, "function": 70}
 
 
 def modules():
@@ -84,3 +85,17 @@ def test_no_two_modules_import_each_other():
     while ready := {name for name, others in arrows.items() if others <= settled} - settled:
         settled |= ready
     assert not sorted(set(arrows) - settled)
+
+
+def test_files_classes_and_functions_fit_into_a_reader():
+    crowded = []
+    for name, file in modules():
+        text = file.read_text(encoding="utf-8")
+        if text.count("\n") > MOST_LINES["file"]:
+            crowded.append(name)
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ClassDef | ast.FunctionDef):
+                most = MOST_LINES["class" if isinstance(node, ast.ClassDef) else "function"]
+                if node.end_lineno - node.lineno >= most:
+                    crowded.append(f"{name}.{node.name}")
+    assert not crowded

@@ -39,7 +39,7 @@ from devft_jax.federated.algorithm import Algorithm, Clients, Participant, as_fl
 from devft_jax.federated.algorithms.fedit import fedit, mean_change
 from devft_jax.federated.algorithms.options import MethodOptions
 from devft_jax.federated.corrections import no_delta
-from devft_jax.models.adapter import LoraFactors
+from devft_jax.models.adapter import Adapter, LoraFactors
 from devft_jax.models.architecture import ModelConfig
 from devft_jax.models.base import Base
 from devft_jax.models.lora import lora_scale
@@ -86,6 +86,17 @@ def principal_factors(weights: Any, delta: jax.Array, rank: int, scale: float) -
     return jax.lax.map(one, (weights, delta))
 
 
+def _check_rank(rank: int, model: ModelConfig, adapter: Adapter) -> None:
+    """Raise `InputError` where a projection has fewer singular values than the rank."""
+    for name in adapter.lora:
+        most = min(model.projection_shape(name))
+        if rank > most:
+            raise InputError(
+                f"rank {rank} exceeds the {most} singular values of projection '{name}', of which federa begins with the "
+                "largest; lower the rank."
+            )
+
+
 def federa(config: MethodOptions) -> Algorithm:
     """FeDeRA with adapters as the configuration says.
 
@@ -99,13 +110,7 @@ def federa(config: MethodOptions) -> Algorithm:
 
     def init_server(key: jax.Array, model: ModelConfig, clients: Clients) -> Server:
         adapter = initial_adapter(key, model, config)
-        for name in adapter.lora:
-            most = min(model.projection_shape(name))
-            if config.rank > most:
-                raise InputError(
-                    f"rank {config.rank} exceeds the {most} singular values of projection '{name}', of which federa begins "
-                    "with the largest; lower the rank."
-                )
+        _check_rank(config.rank, model, adapter)
         nothing = jax.tree.map(jnp.zeros_like, adapter.lora)
         return Server(change=nothing, initial=nothing, delta=no_delta(model, tuple(adapter.lora)))
 
