@@ -138,14 +138,14 @@ def test_emissions_follow_the_grid():
 
 
 def test_a_summary_names_every_source_and_marks_the_estimate():
-    assert energy_summary({}, EnergyOptions(), 1e-9)["source"] == "no round yet"
+    assert energy_summary({}, EnergyOptions(), 1e-9).source == "no round yet"
     measured = energy_summary({"rapl": 3.6e6}, EnergyOptions(), 1e-9)
-    assert (measured["kwh"], measured["source"]) == (1.0, "rapl")
-    assert "joules_per_flop" not in measured
+    assert (measured.kwh, measured.source) == (1.0, "rapl")
+    assert "joules_per_flop" not in measured.to_plain()
     mixed = energy_summary({"nvml": 1.8e6, ESTIMATE: 1.8e6}, EnergyOptions(), 5e-12)
-    assert mixed["kwh"] == 1.0
-    assert mixed["source"] == "nvml + estimate from FLOPs"
-    assert mixed["joules_per_flop"] == 5e-12
+    assert mixed.kwh == 1.0
+    assert mixed.source == "nvml + estimate from FLOPs"
+    assert mixed.joules_per_flop == 5e-12
 
 
 @pytest.mark.parametrize("name", ["grid_kgco2e_per_kwh", "joules_per_flop"])

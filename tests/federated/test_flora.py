@@ -215,12 +215,12 @@ def test_a_run_of_mixed_ranks_owes_absentees_their_stacks_and_goes_on_bit_for_bi
     )
     run = train(config, progress=Progress(quiet=True))
     summary = run.summary
-    assert summary["final_loss"] < summary["base_loss"]
+    assert summary.final_loss < summary.base_loss
     direction = 2 * 4 * (16 + 16 + 16 + 8)
-    factors = summary["bytes_up"] - 6 * 4
+    factors = summary.bytes_up - 6 * 4
     assert factors % direction == 0
     assert 3 * (2 + 1) <= factors // direction <= 3 * (4 + 2)
-    assert summary["bytes_missed"] > 0
+    assert summary.bytes_missed > 0
     shutil.rmtree(run.folder / "checkpoints" / "3")
     again = train(config, progress=Progress(quiet=True))
     assert again.summary.resumed_after == [2]
