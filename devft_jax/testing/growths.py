@@ -57,7 +57,7 @@ class Grown:
     stages: int
 
     @functools.cached_property
-    def prepared(self) -> Growth:
+    def ready_growth(self) -> Growth:
         """The growth, prepared where it wants to be: the influence falls from the first layer to the last."""
         if self.given.measured:
             return self.given
@@ -73,7 +73,7 @@ class Grown:
     @functools.cached_property
     def maps(self) -> list[LayerMap | None]:
         """Its answers in the order of stages, up to None or to as many as are asked for."""
-        announced = self.prepared.depths(self.num_layers)
+        announced = self.ready_growth.depths(self.num_layers)
         maps: list[LayerMap | None] = []
         while len(maps) < (self.stages if announced is None else len(announced) + 1):
             maps.append(self.ask(len(maps), self.history(maps)))
@@ -101,7 +101,7 @@ class Grown:
           stage: from 0.
           history: the records so far.
         """
-        return self.prepared.next(stage, self.tree, history, self.key(stage))
+        return self.ready_growth.next(stage, self.tree, history, self.key(stage))
 
     def key(self, stage: int) -> jax.Array:
         """The key of a stage.
@@ -199,7 +199,7 @@ def keeps_its_word(case: Grown) -> None:
     Args:
       case: what the growth is checked with.
     """
-    shapes = case.prepared.shapes(case.num_layers)
+    shapes = case.ready_growth.shapes(case.num_layers)
     if shapes is None:
         return
     maps = [layer_map for layer_map in case.maps if layer_map is not None]
@@ -230,7 +230,7 @@ def reads_inner_products(case: Grown) -> None:
     """
     for stage, layer_map in enumerate(case.maps):
         history = case.history(case.maps[:stage])
-        found = case.prepared.from_grams(stage, LayerGrams(case.tree), history, case.key(stage))
+        found = case.ready_growth.from_grams(stage, LayerGrams(case.tree), history, case.key(stage))
         _require_same(found, layer_map, f"from_grams of stage {stage}")
 
 
