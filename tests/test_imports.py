@@ -1,6 +1,8 @@
 """The rooms of the package import downward only, none above itself and no two each other; none of them is crowded."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import devft_jax
@@ -99,3 +101,17 @@ def test_files_classes_and_functions_fit_into_a_reader():
                 if node.end_lineno - node.lineno >= most:
                     crowded.append(f"{name}.{node.name}")
     assert not crowded
+
+
+def test_an_import_leaves_the_devices_to_the_user():
+    """JAX takes no more settings of its devices once an array was made, so no module may make one while it is read."""
+    names = [name for name, _ in modules() if room(name) != "__main__"]
+    # Every module that is named in the answer has used a device.
+    script = (
+        "import importlib, sys\n"
+        "from jax._src import xla_bridge\n"
+        "for name in sys.argv[1:]:\n"
+        "    importlib.import_module(name)\n"
+        "    assert not xla_bridge.backends_are_initialized(), name\n"
+    )
+    subprocess.run([sys.executable, "-c", script, *names], check=True)

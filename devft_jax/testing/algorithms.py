@@ -21,7 +21,7 @@ from devft_jax.models.architecture import ModelConfig
 from devft_jax.models.base import Base
 from devft_jax.models.llama import forward
 from devft_jax.testing.laws import LawError, described, difference, effect_difference, require, require_same_shapes
-from devft_jax.testing.rounds import FUSED, TINY, Case, client, clients_round, sums_of
+from devft_jax.testing.rounds import TINY, Case, client, clients_round, sums_of
 from devft_jax.testing.stages import carries_rows, keeps_absent_layers, returns_through_the_identity, views_the_stage
 from devft_jax.typing import PyTree
 
@@ -399,10 +399,10 @@ def learns_in_the_next_stage(case: Case) -> None:
     full, server, rows = case.start
     before = slopes(case, server, rows)
     first_rows = case.rows(full)
-    server, after = case.stage(full, first_rows, FUSED)
+    server, after = case.stage(full, first_rows, case.fused)
     ups, after = case.trained(server, after, move=0.0)
     server, _ = case.aggregated(server, ups)
-    full, rows = case.finished(full, first_rows, server, after, FUSED)
+    full, rows = case.finished(full, first_rows, server, after, case.fused)
     require_learning(case, before, *case.stage(full, rows, case.identity), "then")
 
 

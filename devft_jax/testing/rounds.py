@@ -19,8 +19,6 @@ from devft_jax.typing import PyTree
 TINY = ModelConfig(vocabulary=24, width=16, feed_forward=24, layers=4, heads=4, kv_heads=2, head_size=4, max_length=16)
 """Four layers in which no projection but q and o is square."""
 
-# Of four layers two groups: one of the first two, one of a single layer; the last layer is absent.
-FUSED = LayerMap(jnp.array([[0.9, 0.1, 0, 0], [0, 0, 1, 0]], jnp.float32), jnp.array([0, 0, 1, -1], jnp.int32))
 MOVE = 0.2
 """The most that training changes of an entry."""
 
@@ -48,6 +46,11 @@ class Case:
     def identity(self) -> LayerMap:
         """The stage of the full model."""
         return LayerMap.identity(self.model.layers)
+
+    @property
+    def fused(self) -> LayerMap:
+        """A stage of two groups of four layers: one of the first two, one of a single layer; the last layer is absent."""
+        return LayerMap(jnp.array([[0.9, 0.1, 0, 0], [0, 0, 1, 0]], jnp.float32), jnp.array([0, 0, 1, -1], jnp.int32))
 
     @property
     def weights(self) -> jax.Array:

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from devft_jax.testing.laws import difference, effect, effect_difference, require
-from devft_jax.testing.rounds import FUSED, Case
+from devft_jax.testing.rounds import Case
 
 EXACT = 1e-4
 """Largest difference between two computations of one thing in float32, through decompositions."""
@@ -19,7 +19,7 @@ def views_the_stage(case: Case) -> None:
       case: what the algorithm is checked with.
     """
     full = case.full()
-    for layer_map in (case.identity, FUSED):
+    for layer_map in (case.identity, case.fused):
         server, _ = case.stage(full, case.rows(full), layer_map)
         depth = case.algorithm.view(server).depth(otherwise=layer_map.num_groups)
         require(depth == layer_map.num_groups, f"that of a stage of {layer_map.num_groups} layers has {depth}.")
@@ -57,7 +57,7 @@ def keeps_absent_layers(case: Case) -> None:
     server, after = case.after_rounds(server, rows)
     full, rows = case.finished(full, case.rows(full), server, after, case.identity)
     learn = np.array([True, False])
-    layer_map = dataclasses.replace(FUSED, train=jax.numpy.asarray(learn))
+    layer_map = dataclasses.replace(case.fused, train=jax.numpy.asarray(learn))
     server, stage_rows = case.stage(full, rows, layer_map)
     server, _ = case.after_rounds(server, stage_rows, learn=learn)
     views = [algorithm.view(state) for state in (full, algorithm.transfer(full, server, layer_map, "copy"))]
@@ -80,9 +80,9 @@ def carries_rows(case: Case) -> None:
     """
     algorithm, full = case.algorithm, case.full()
     rows = case.rows(full)
-    server, stage_rows = case.stage(full, rows, FUSED)
+    server, stage_rows = case.stage(full, rows, case.fused)
     _, moved = case.trained(server, stage_rows)
-    deep, after = case.finished(full, rows, server, moved, FUSED)
+    deep, after = case.finished(full, rows, server, moved, case.fused)
     require(difference(jax.tree.map(np.zeros_like, rows), jax.tree.map(np.zeros_like, after)) == 0, "its shape changes.")
     if algorithm.personal is None:
         return
