@@ -95,7 +95,7 @@ def partition(
 
     Returns:
       C sorted arrays i64 that together hold 0..N-1 once each. Under the drawn splits none is empty;
-      under `field` and `file` a client is empty if no example has its code.
+        under `field` and `file` a client is empty if no example has its code.
 
     Raises:
       InputError: unknown method, fewer examples than clients, alpha not positive, or a negative

@@ -27,12 +27,12 @@ def align_factors(layer_map: LayerMap, a: jax.Array, b: jax.Array) -> tuple[jax.
     whose representative only picks a layer.
 
     Args:
-        layer_map: of the stage that is about to be fused.
-        a: f32[L, in, r].
-        b: f32[L, r, out].
+      layer_map: of the stage that is about to be fused.
+      a: f32[L, in, r].
+      b: f32[L, r, out].
 
     Returns:
-        a and b, rotated.
+      a and b, rotated.
     """
     if layer_map.selected() is not None:
         return a, b
@@ -52,10 +52,10 @@ def procrustes(a: jax.Array, b: jax.Array, to_a: jax.Array, to_b: jax.Array) -> 
     """The orthogonal f32[L, r, r] that bring (a R, R^T b) closest to other factors.
 
     Args:
-        a: f32[L, in, r].
-        b: f32[L, r, out].
-        to_a: f32[L, in, r], the other factors.
-        to_b: f32[L, r, out].
+      a: f32[L, in, r].
+      b: f32[L, r, out].
+      to_a: f32[L, in, r], the other factors.
+      to_b: f32[L, r, out].
     """
     exact = lax.Precision.HIGHEST
     inputs = jnp.einsum("lir,lis->lrs", a, to_a, precision=exact)

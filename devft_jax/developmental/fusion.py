@@ -43,15 +43,15 @@ def fusion_matrix(
     * `anchor`: the group's first layer alone; DBLF at beta 0.
 
     Args:
-        assign: i32[L], the group of each layer, -1 for a layer that is absent (a zero column).
-        num_groups: G; may be left out unless `assign` is traced.
-        method: one of those above.
-        beta: strength of `dblf`.
-        key: for `r_one`.
+      assign: i32[L], the group of each layer, -1 for a layer that is absent (a zero column).
+      num_groups: G; may be left out unless `assign` is traced.
+      method: one of those above.
+      beta: strength of `dblf`.
+      key: for `r_one`.
 
     Raises:
-        ValueError: the method is unknown, a key is missing, beta is neither a finite number nor "auto", or a group has no
-            layer.
+      ValueError: the method is unknown, a key is missing, beta is neither a finite number nor "auto", or a group has no
+        layer.
     """
     check_fusion(method, beta, has_key=key is not None)
     num_groups = _count_groups(assign, num_groups)
@@ -85,12 +85,12 @@ def check_fusion(method: str, beta: Any, *, has_key: bool) -> None:
     """Check that `fusion_matrix` can be run so; reads no weights.
 
     Args:
-        method: of fusion.
-        beta: a number or "auto".
-        has_key: whether there will be a key.
+      method: of fusion.
+      beta: a number or "auto".
+      has_key: whether there will be a key.
 
     Raises:
-        ValueError: it cannot.
+      ValueError: it cannot.
     """
     if method not in METHODS:
         raise ValueError(f"fusion method {method!r} is unknown: choose from {', '.join(METHODS)}.")
@@ -107,8 +107,8 @@ def anchors(assign: jax.Array, num_groups: int) -> jax.Array:
     """The first layer of every group: i32[G]. Groups without layers give 0.
 
     Args:
-        assign: i32[L], the group of each layer, -1 for none.
-        num_groups: G.
+      assign: i32[L], the group of each layer, -1 for none.
+      num_groups: G.
     """
     member = jnp.asarray(assign)[None, :] == jnp.arange(num_groups, dtype=jnp.int32)[:, None]
     return member.argmax(axis=1).astype(jnp.int32)

@@ -36,14 +36,14 @@ def group_layers(similarity: jax.Array, num_groups: int, *, method: str = "dglg"
     * `even_strides`: layer l goes to group l mod G.
 
     Args:
-        similarity: f32[L, L]; all but `dglg` use only its size.
-        num_groups: G.
-        method: one of those above.
-        key: random key.
+      similarity: f32[L, L]; all but `dglg` use only its size.
+      num_groups: G.
+      method: one of those above.
+      key: random key.
 
     Raises:
-        ValueError: the method is unknown, a key is missing, the number of groups is outside 1..L, or the similarity is not
-            finite.
+      ValueError: the method is unknown, a key is missing, the number of groups is outside 1..L, or the similarity is not
+        finite.
     """
     layers = _square(similarity)
     check_grouping(method, num_groups, layers, has_key=key is not None)
@@ -74,13 +74,13 @@ def check_grouping(method: str, num_groups: int, num_layers: int, *, has_key: bo
     """Check that `group_layers` can be run so; reads no weights.
 
     Args:
-        method: of grouping.
-        num_groups: G.
-        num_layers: L.
-        has_key: whether there will be a key.
+      method: of grouping.
+      num_groups: G.
+      num_layers: L.
+      has_key: whether there will be a key.
 
     Raises:
-        ValueError: it cannot.
+      ValueError: it cannot.
     """
     if method not in METHODS:
         raise ValueError(f"grouping method {method!r} is unknown: choose from {', '.join(METHODS)}.")
@@ -98,8 +98,8 @@ def number_by_first_layer(labels: jax.Array, num_groups: int) -> jax.Array:
     """The groups numbered 0..G-1 in the order of their first layers: i32[L].
 
     Args:
-        labels: i32[L], the group of each layer.
-        num_groups: G.
+      labels: i32[L], the group of each layer.
+      num_groups: G.
     """
     layers = labels.shape[0]
     first = jnp.full(num_groups, layers, jnp.int32).at[labels].min(jnp.arange(layers, dtype=jnp.int32))
@@ -110,7 +110,7 @@ def laplacian(similarity: jax.Array) -> jax.Array:
     """The unnormalised Laplacian D - W of Eq. 3: f32[L, L]; its rows sum to zero.
 
     Args:
-        similarity: W, f32[L, L].
+      similarity: W, f32[L, L].
     """
     return jnp.diag(similarity.sum(axis=1)) - similarity
 
@@ -120,7 +120,7 @@ def laplacian_spectrum(similarity: jax.Array) -> jax.Array:
     """The eigenvalues of the Laplacian in ascending order: f32[L]. A gap after the G-th favours G groups.
 
     Args:
-        similarity: W, f32[L, L].
+      similarity: W, f32[L, L].
     """
     return jnp.linalg.eigvalsh(laplacian(similarity))
 
@@ -130,8 +130,8 @@ def spectral_embedding(similarity: jax.Array, num_groups: int) -> jax.Array:
     """E of Eq. 3, the eigenvectors of the G smallest eigenvalues of D - W as columns: f32[L, G].
 
     Args:
-        similarity: W, f32[L, L].
-        num_groups: G.
+      similarity: W, f32[L, L].
+      num_groups: G.
     """
     return jnp.linalg.eigh(laplacian(similarity))[1][:, :num_groups]
 
@@ -158,14 +158,14 @@ def kmeans(
     more than one.
 
     Args:
-        points: f32[N, D].
-        num_groups: at most N.
-        key: random key.
-        restarts: how many starts.
-        max_steps: the most steps after a start.
+      points: f32[N, D].
+      num_groups: at most N.
+      key: random key.
+      restarts: how many starts.
+      max_steps: the most steps after a start.
 
     Returns:
-        Labels i32[N] with every group used, and their inertia f32[].
+      Labels i32[N] with every group used, and their inertia f32[].
     """
 
     def once(uniform: jax.Array) -> tuple[jax.Array, jax.Array]:

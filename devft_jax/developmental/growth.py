@@ -56,26 +56,26 @@ class Growth(abc.ABC):
         Must depend on its arguments alone: a resumed run makes a new object and calls it for the later stages only.
 
         Args:
-            stage: 0, 1, ...; called once at the start of each.
-            tree: (base blocks, LoRA) at full depth, every leaf `[L, ...]`; packed weights have `dequantize`.
-            history: the records of all rounds so far, oldest first, each with its `stage`, `layers`, `loss` and more.
-            key: depends on the run's seed and the stage.
+          stage: 0, 1, ...; called once at the start of each.
+          tree: (base blocks, LoRA) at full depth, every leaf `[L, ...]`; packed weights have `dequantize`.
+          history: the records of all rounds so far, oldest first, each with its `stage`, `layers`, `loss` and more.
+          key: depends on the run's seed and the stage.
 
         Returns:
-            A map from the tree's L layers, see `check_layer_map`.
+          A map from the tree's L layers, see `check_layer_map`.
         """
 
     def from_grams(self, stage: int, grams: LayerGrams, history: Sequence[Any], key: jax.Array) -> LayerMap | None:
         """The map of this stage, for a caller that keeps the inner products between layers; by default `next` of the tree.
 
         Args:
-            stage: as in `next`.
-            grams: the inner products, measured on first use; `grams.tree` are the weights.
-            history: as in `next`.
-            key: as in `next`.
+          stage: as in `next`.
+          grams: the inner products, measured on first use; `grams.tree` are the weights.
+          history: as in `next`.
+          key: as in `next`.
 
         Returns:
-            What `next` gives.
+          What `next` gives.
         """
         return self.next(stage, grams.tree, history, key)
 
@@ -83,10 +83,10 @@ class Growth(abc.ABC):
         """The rows G of every stage's map, in advance; by default those of `shapes`, or None if that is not overridden.
 
         Args:
-            num_layers: L, the depth of the model.
+          num_layers: L, the depth of the model.
 
         Returns:
-            One number per stage, or None where they depend on weights or losses.
+          One number per stage, or None where they depend on weights or losses.
         """
         shapes = None if type(self).shapes is Growth.shapes else self.shapes(num_layers)
         return None if shapes is None else tuple(shape.layers for shape in shapes)
@@ -95,10 +95,10 @@ class Growth(abc.ABC):
         """The shape of every stage, in advance; by default of submodels of `depths` fused layers that all learn.
 
         Args:
-            num_layers: L, the depth of the model.
+          num_layers: L, the depth of the model.
 
         Returns:
-            One shape per stage, or None where they depend on weights or losses.
+          One shape per stage, or None where they depend on weights or losses.
         """
         depths = self.depths(num_layers)
         return None if depths is None else tuple(StageShape(depth, depth, picks=depth == num_layers) for depth in depths)
@@ -107,15 +107,15 @@ class Growth(abc.ABC):
         """How this growth shares out a run's rounds over its stages; by default equally over the stages of `depths`.
 
         Args:
-            rounds: of the whole run.
-            num_layers: L, the depth of the model.
+          rounds: of the whole run.
+          num_layers: L, the depth of the model.
 
         Returns:
-            Rounds of every stage, which add up to `rounds`; None where the stages are not known in advance: the run's
+          Rounds of every stage, which add up to `rounds`; None where the stages are not known in advance: the run's
             configuration then has to give them.
 
         Raises:
-            ValueError: there are fewer rounds than stages.
+          ValueError: there are fewer rounds than stages.
         """
         depths = self.depths(num_layers)
         return None if depths is None else equal_shares(rounds, len(depths))
@@ -129,11 +129,11 @@ class Growth(abc.ABC):
         """This growth with what it needs to know of what layers do; called before every stage unless `measured`.
 
         Args:
-            measure: () -> the block influence f32[L] of the base's layers on public text, measured once in a run and then
-                kept with it.
+          measure: () -> the block influence f32[L] of the base's layers on public text, measured once in a run and then
+            kept with it.
 
         Returns:
-            The growth to go on with; by default this one.
+          The growth to go on with; by default this one.
         """
         return self
 
@@ -146,7 +146,7 @@ class Growth(abc.ABC):
         """Refuses a class with a misspelt method.
 
         Raises:
-            TypeError: a name is close to one of a growth's methods, or a method's name is given to something else.
+          TypeError: a name is close to one of a growth's methods, or a method's name is given to something else.
         """
         super().__init_subclass__(**arguments)
         _check_names(cls)
@@ -203,14 +203,14 @@ class FixedGrowth(GramGrowth):
         """The map of a stage.
 
         Args:
-            stage: 0, 1, ...
-            num_layers: L, the depth of the model.
+          stage: 0, 1, ...
+          num_layers: L, the depth of the model.
 
         Returns:
-            The map, None beyond the last stage.
+          The map, None beyond the last stage.
 
         Raises:
-            ValueError: the growth does not fit the model.
+          ValueError: the growth does not fit the model.
         """
 
     def from_grams(self, stage: int, grams: LayerGrams, history: Sequence[Any], key: jax.Array) -> LayerMap | None:
@@ -230,14 +230,14 @@ class NamedGrowth:
     """A growth as the command line knows it.
 
     Attributes:
-        reference: what it is and where it comes from, in one line.
-        message: what travels.
-        state: what is kept between rounds besides the adapter.
-        make: (options of growth, layers L of the model) -> the growth; raises ValueError for options that do not fit.
-        reads: the options of single growths (those declared with `of="growth"`) that this one reads. Of the others, all
-            are read but those that it `ignores`. An option that is given and not read is refused.
-        ignores: options of all growths that have no effect on this one.
-        because: why, to follow "which" in a sentence.
+      reference: what it is and where it comes from, in one line.
+      message: what travels.
+      state: what is kept between rounds besides the adapter.
+      make: (options of growth, layers L of the model) -> the growth; raises ValueError for options that do not fit.
+      reads: the options of single growths (those declared with `of="growth"`) that this one reads. Of the others, all
+        are read but those that it `ignores`. An option that is given and not read is refused.
+      ignores: options of all growths that have no effect on this one.
+      because: why, to follow "which" in a sentence.
     """
 
     reference: str

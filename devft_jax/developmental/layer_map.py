@@ -38,13 +38,13 @@ class LayerMap:
     """A submodel of G representative layers made from the L layers of a model.
 
     Attributes:
-        fuse: f32[G, L], the coefficient of every layer in every representative layer.
-        assign: i32[L], the group each layer gets its LoRA back from; -1 for a layer that is absent from
-            this stage and keeps its own.
-        train: bool[G], the rows that learn; the others are computed but stay. Default all.
-        bare: how many of the lowest layers are run below the rows, frozen and without an adapter. The rows are
-            then the layers above, each by itself, so that the submodel is the model with an adapter on top.
-        align: whether low-rank factors are rotated to their anchor's before they are fused (`align_factors`).
+      fuse: f32[G, L], the coefficient of every layer in every representative layer.
+      assign: i32[L], the group each layer gets its LoRA back from; -1 for a layer that is absent from
+        this stage and keeps its own.
+      train: bool[G], the rows that learn; the others are computed but stay. Default all.
+      bare: how many of the lowest layers are run below the rows, frozen and without an adapter. The rows are
+        then the layers above, each by itself, so that the submodel is the model with an adapter on top.
+      align: whether low-rank factors are rotated to their anchor's before they are fused (`align_factors`).
     """
 
     fuse: jax.Array
@@ -63,7 +63,7 @@ class LayerMap:
         """The full model: every layer represents itself.
 
         Args:
-            num_layers: L.
+          num_layers: L.
         """
         return cls(jnp.asarray(np.eye(num_layers, dtype=np.float32)), jnp.asarray(np.arange(num_layers, dtype=np.int32)))
 
@@ -72,8 +72,8 @@ class LayerMap:
         """The full model, of whose layers the last `num_groups` have an adapter.
 
         Args:
-            num_layers: L.
-            num_groups: G.
+          num_layers: L.
+          num_groups: G.
         """
         bare = num_layers - num_groups
         layers = jnp.arange(num_layers, dtype=jnp.int32)
@@ -85,9 +85,9 @@ class LayerMap:
         """Shapes and dtypes of any map, for tracing and for reading one.
 
         Args:
-            num_groups: G.
-            num_layers: L.
-            bare: layers that run below the rows without an adapter.
+          num_groups: G.
+          num_layers: L.
+          bare: layers that run below the rows without an adapter.
         """
         return jax.eval_shape(
             lambda: cls(jnp.zeros((num_groups, num_layers), jnp.float32), jnp.zeros(num_layers, jnp.int32), bare=bare)
@@ -135,7 +135,7 @@ def frozen_below(train: np.ndarray) -> int:
     """How many rows lie below the lowest that trains; 0 where none trains.
 
     Args:
-        train: bool[G].
+      train: bool[G].
     """
     return int(train.argmax())
 
@@ -146,11 +146,11 @@ def check_layer_map(layer_map: Any, num_layers: int) -> None:
     A group that no layer is assigned to may be computed, but not trained: what it learned would be lost.
 
     Args:
-        layer_map: what a growth gave.
-        num_layers: L, the depth of the model.
+      layer_map: what a growth gave.
+      num_layers: L, the depth of the model.
 
     Raises:
-        ValueError: it describes none.
+      ValueError: it describes none.
     """
     if not isinstance(layer_map, LayerMap):
         raise ValueError(f"the growth gave a {type(layer_map).__name__}: give a LayerMap, or None to end.")
@@ -204,16 +204,16 @@ def layer_map(
     identity, whatever the methods.
 
     Args:
-        tree: any pytree whose leaves lead with L, such as (base blocks, LoRA), or `LayerGrams` of one.
-        num_groups: G.
-        grouping: method of `group_layers`.
-        fusion: method of `fusion_matrix`.
-        beta: as in `fusion_matrix`.
-        select: narrows what is compared, see `layer_gram`.
-        key: split into one for the groups and one for the fusion.
+      tree: any pytree whose leaves lead with L, such as (base blocks, LoRA), or `LayerGrams` of one.
+      num_groups: G.
+      grouping: method of `group_layers`.
+      fusion: method of `fusion_matrix`.
+      beta: as in `fusion_matrix`.
+      select: narrows what is compared, see `layer_gram`.
+      key: split into one for the groups and one for the fusion.
 
     Raises:
-        ValueError: as of the functions named here.
+      ValueError: as of the functions named here.
     """
     num_layers = tree.num_layers if isinstance(tree, LayerGrams) else count_layers(tree)
     check_grouping(grouping, num_groups, num_layers, has_key=key is not None)
@@ -237,11 +237,11 @@ def fuse(layer_map: LayerMap, tree: Any) -> Any:
     tree and in `layer_map.fuse`.
 
     Args:
-        layer_map: of the stage.
-        tree: any pytree whose leaves lead with L.
+      layer_map: of the stage.
+      tree: any pytree whose leaves lead with L.
 
     Raises:
-        ValueError: a leaf does not lead with the map's L.
+      ValueError: a leaf does not lead with the map's L.
     """
     count_layers(tree, expected=layer_map.num_layers)
     if layer_map.is_identity:
@@ -268,13 +268,13 @@ def inherit(layer_map: LayerMap, trained: Any, full: Any, *, mode: str = "copy")
     `trained` itself.
 
     Args:
-        layer_map: of the stage.
-        trained: the submodel's tree `[G, ...]` after training.
-        full: the full-depth tree `[L, ...]` before the stage.
-        mode: one of those above.
+      layer_map: of the stage.
+      trained: the submodel's tree `[G, ...]` after training.
+      full: the full-depth tree `[L, ...]` before the stage.
+      mode: one of those above.
 
     Raises:
-        ValueError: the mode is unknown, or leaves do not match.
+      ValueError: the mode is unknown, or leaves do not match.
     """
     if mode not in MODES:
         raise ValueError(f"inherit mode {mode!r} is unknown: choose from {', '.join(MODES)}.")
@@ -300,8 +300,8 @@ def transition_gap(gram: jax.Array, layer_map: LayerMap) -> jax.Array:
     again. A distance below about 1e-3 of the layers' norms is lost in float32 rounding.
 
     Args:
-        gram: f32[L, L], of `layer_gram`.
-        layer_map: of the stage.
+      gram: f32[L, L], of `layer_gram`.
+      layer_map: of the stage.
     """
     layers = jnp.arange(layer_map.num_layers, dtype=jnp.int32)
     group = jnp.maximum(layer_map.assign, 0)

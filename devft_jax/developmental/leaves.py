@@ -16,7 +16,7 @@ def is_opaque(leaf: Any) -> bool:
     """True for a weight that can `dequantize`: one leaf, whatever arrays it is made of.
 
     Args:
-        leaf: of a tree of weights.
+      leaf: of a tree of weights.
     """
     return hasattr(leaf, "dequantize")
 
@@ -25,7 +25,7 @@ def is_concrete(array: Any) -> bool:
     """True for an array whose values can be looked at, False for a tracer.
 
     Args:
-        array: any array.
+      array: any array.
     """
     return not isinstance(array, Tracer)
 
@@ -34,7 +34,7 @@ def named_leaves(tree: Any) -> list[tuple[str, Any]]:
     """The leaves of a tree with their `jax.tree_util.keystr` paths, an opaque weight counting as one.
 
     Args:
-        tree: any pytree of weights.
+      tree: any pytree of weights.
     """
     flat, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_opaque)
     return [(jax.tree_util.keystr(path), leaf) for path, leaf in flat]
@@ -44,9 +44,9 @@ def map_leaves(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
     """`jax.tree.map` that takes an opaque weight as one leaf.
 
     Args:
-        function: of a leaf of every tree.
-        tree: any pytree of weights.
-        rest: further trees of the same structure.
+      function: of a leaf of every tree.
+      tree: any pytree of weights.
+      rest: further trees of the same structure.
     """
     return jax.tree.map(function, tree, *rest, is_leaf=is_opaque)
 
@@ -55,7 +55,7 @@ def weight_shape(leaf: Any) -> tuple[int, ...]:
     """Shape of a leaf as a float array, `()` for what has no shape at all.
 
     Args:
-        leaf: an array or an opaque weight.
+      leaf: an array or an opaque weight.
     """
     if is_opaque(leaf):
         return jax.eval_shape(lambda w: w.dequantize(jnp.float32), leaf).shape
@@ -66,11 +66,11 @@ def count_layers(tree: Any, *, expected: int | None = None) -> int:
     """L, after checking that every leaf is a float array that leads with it.
 
     Args:
-        tree: any pytree of weights.
-        expected: the L that something else (a layer map) asks for; without it the first leaf decides.
+      tree: any pytree of weights.
+      expected: the L that something else (a layer map) asks for; without it the first leaf decides.
 
     Raises:
-        ValueError: a leaf does not fit; names the first.
+      ValueError: a leaf does not fit; names the first.
     """
     leaves = named_leaves(tree)
     if not leaves:
@@ -101,6 +101,6 @@ def as_floats(leaf: Any) -> Any:
     """The leaf itself, or an opaque weight in float32.
 
     Args:
-        leaf: of a tree of weights.
+      leaf: of a tree of weights.
     """
     return leaf.dequantize(jnp.float32) if is_opaque(leaf) else leaf

@@ -43,7 +43,7 @@ def nearest_rotation(matrix: jax.Array) -> jax.Array:
     """Of all orthogonal matrices of determinant +1 the one nearest to each of f32[..., r, r]; traceable.
 
     Args:
-        matrix: f32[..., r, r].
+      matrix: f32[..., r, r].
     """
     left, _, right = diagonalised(matrix)
     return _orthonormal(_matmul(left, right.mT))
@@ -54,7 +54,7 @@ def nearest_orthogonal(matrix: jax.Array) -> jax.Array:
     """Of all orthogonal matrices the one nearest to each of f32[..., r, r]; traceable.
 
     Args:
-        matrix: f32[..., r, r].
+      matrix: f32[..., r, r].
     """
     left, values, right = diagonalised(matrix)
     signs = jnp.where(values < 0, -1.0, 1.0)
@@ -66,7 +66,7 @@ def diagonalised(matrix: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Rotations U, V f32[..., r, r] and d f32[..., r] with M = U diag(d) V^T; d in no order, at most its least negative.
 
     Args:
-        matrix: f32[..., r, r].
+      matrix: f32[..., r, r].
     """
     size = matrix.shape[-1]
     one = partial(_diagonalised, size=size)

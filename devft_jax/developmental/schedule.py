@@ -25,12 +25,12 @@ def geometric_schedule(num_layers: int, initial: int, rate: float) -> tuple[int,
     A last step that overshoots is clipped to `num_layers`; fractional steps are rounded and grow by at least one layer.
 
     Args:
-        num_layers: L.
-        initial: layers of the first stage.
-        rate: growth from stage to stage.
+      num_layers: L.
+      initial: layers of the first stage.
+      rate: growth from stage to stage.
 
     Raises:
-        ValueError: `initial` is not in 1..num_layers, or `rate` is not above 1.
+      ValueError: `initial` is not in 1..num_layers, or `rate` is not above 1.
     """
     if not 1 <= operator.index(initial) <= operator.index(num_layers):
         raise ValueError(
@@ -50,11 +50,11 @@ def validate_capacities(capacities: Sequence[int], num_layers: int | None = None
     """The capacities as a tuple, once they are known to be positive, ascending and within the depth.
 
     Args:
-        capacities: layers of each stage.
-        num_layers: L; without it the depth is not checked.
+      capacities: layers of each stage.
+      num_layers: L; without it the depth is not checked.
 
     Raises:
-        ValueError: names the first wrong entry.
+      ValueError: names the first wrong entry.
     """
     if not capacities:
         raise ValueError("capacities are empty: give the layers of each stage, such as 4,8,16,32.")
@@ -82,8 +82,8 @@ def halving_schedule(num_layers: int, stages: int) -> tuple[int, ...]:
     """`stages` capacities that double up to the full depth, rounded up, such as (22, 4) -> (3, 6, 11, 22).
 
     Args:
-        num_layers: L.
-        stages: how many.
+      num_layers: L.
+      stages: how many.
     """
     return _distinct(num_layers, [-(-num_layers // 2 ** (stages - 1 - stage)) for stage in range(max(stages, 0))])
 
@@ -92,8 +92,8 @@ def linear_schedule(num_layers: int, stages: int) -> tuple[int, ...]:
     """`stages` capacities in equal steps up to the full depth, rounded up, such as (32, 4) -> (8, 16, 24, 32).
 
     Args:
-        num_layers: L.
-        stages: how many.
+      num_layers: L.
+      stages: how many.
     """
     return _distinct(num_layers, [-(-num_layers * (stage + 1) // stages) for stage in range(max(stages, 0))])
 
@@ -114,7 +114,7 @@ def capacity_windows(capacities: Sequence[int]) -> tuple[tuple[int, int], ...]:
     its capacity alone. (4, 8, 16, 32) gives (3, 5), (6, 11), (12, 22), (32, 32).
 
     Args:
-        capacities: ascending.
+      capacities: ascending.
     """
     capacities = validate_capacities(capacities)
     if len(capacities) == 1:
@@ -130,9 +130,9 @@ def widest_gap(spectrum: jax.Array, lowest: int, highest: int) -> int:
     """The k with the largest gap behind the k-th of ascending eigenvalues, the smallest of several.
 
     Args:
-        spectrum: f32[L], ascending.
-        lowest: smallest k, at least 1.
-        highest: largest k, below L.
+      spectrum: f32[L], ascending.
+      lowest: smallest k, at least 1.
+      highest: largest k, below L.
     """
     values = np.asarray(spectrum, np.float64)
     gaps = values[lowest : highest + 1] - values[lowest - 1 : highest]
@@ -143,11 +143,11 @@ def equal_shares(rounds: int, stages: int) -> tuple[int, ...]:
     """The rounds of each stage in equal shares, the remainder going to the last stages.
 
     Args:
-        rounds: of all stages.
-        stages: how many.
+      rounds: of all stages.
+      stages: how many.
 
     Raises:
-        ValueError: there are fewer rounds than stages.
+      ValueError: there are fewer rounds than stages.
     """
     if rounds < stages:
         raise ValueError(f"rounds {rounds} is fewer than the {stages} stages; use {stages} or more.")

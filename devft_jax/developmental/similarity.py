@@ -33,8 +33,8 @@ class LayerGrams:
     tree must not change in between.
 
     Attributes:
-        tree: the weights, every leaf `[L, ...]`.
-        num_layers: L.
+      tree: the weights, every leaf `[L, ...]`.
+      num_layers: L.
     """
 
     def __init__(self, tree: Any) -> None:
@@ -52,7 +52,7 @@ class LayerGrams:
         """f32[L, L], the sum over the leaves whose path is selected.
 
         Args:
-            select: predicate on the `jax.tree_util.keystr` path of a leaf; None for all leaves.
+          select: predicate on the `jax.tree_util.keystr` path of a leaf; None for all leaves.
         """
         chosen = _chosen(list(self.per_leaf), select)
         return functools.reduce(jnp.add, [self.per_leaf[path] for path in chosen])
@@ -74,11 +74,11 @@ def layer_gram(tree: Any, *, select: Select | None = None) -> jax.Array:
     Leaves are read once, in blocks; float32 sums.
 
     Args:
-        tree: any pytree whose leaves lead with L, or `LayerGrams` of one.
-        select: predicate on the `jax.tree_util.keystr` path of a leaf; None for all leaves.
+      tree: any pytree whose leaves lead with L, or `LayerGrams` of one.
+      select: predicate on the `jax.tree_util.keystr` path of a leaf; None for all leaves.
 
     Raises:
-        ValueError: a leaf does not lead with L, or `select` accepts none.
+      ValueError: a leaf does not lead with L, or `select` accepts none.
     """
     if isinstance(tree, LayerGrams):
         return tree.gram(select)
@@ -94,8 +94,8 @@ def layer_similarity(tree: Any, *, select: Select | None = None) -> jax.Array:
     A layer whose weights are all zero has similarity 0 to every layer, itself included.
 
     Args:
-        tree: as in `layer_gram`.
-        select: as in `layer_gram`.
+      tree: as in `layer_gram`.
+      select: as in `layer_gram`.
     """
     return similarity_from_gram(layer_gram(tree, select=select))
 
@@ -105,7 +105,7 @@ def similarity_from_gram(gram: jax.Array) -> jax.Array:
     """Cosine similarities from inner products: f32[L, L], zero where a norm is zero.
 
     Args:
-        gram: f32[L, L].
+      gram: f32[L, L].
     """
     squares = jnp.diagonal(gram)
     positive = squares > 0

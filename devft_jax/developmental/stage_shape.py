@@ -14,11 +14,11 @@ class StageShape:
     """What is known of a stage before weights are read.
 
     Attributes:
-        layers: rows G of the submodel, which have an adapter.
-        trained: rows that learn.
-        frozen: rows below the lowest row that learns, which need no backward pass.
-        bare: layers that run below the rows without an adapter.
-        picks: whether every row is one layer of the model as it is stored, so that no fused layer need be sent.
+      layers: rows G of the submodel, which have an adapter.
+      trained: rows that learn.
+      frozen: rows below the lowest row that learns, which need no backward pass.
+      bare: layers that run below the rows without an adapter.
+      picks: whether every row is one layer of the model as it is stored, so that no fused layer need be sent.
     """
 
     layers: int
@@ -37,7 +37,7 @@ class StageShape:
         """The shape of a concrete map.
 
         Args:
-            layer_map: of a stage, not traced.
+          layer_map: of a stage, not traced.
         """
         train = np.asarray(layer_map.train)
         picks = layer_map.selected() is not None
@@ -47,7 +47,7 @@ class StageShape:
         """One of the maps of this shape: what a program is compiled from is the same for all of them.
 
         Args:
-            num_layers: L, the depth of the model.
+          num_layers: L, the depth of the model.
         """
         if self.bare:
             some = LayerMap.top(num_layers, self.layers)

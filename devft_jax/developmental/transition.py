@@ -18,10 +18,10 @@ class Transition:
     """A stage's map with what was measured on the weights it was chosen from.
 
     Attributes:
-        layer_map: the map.
-        similarity: f32[L, L], Eq. 1 over what the growth compares; None if the map keeps the model's own
-            layers, for which no weights are read.
-        gap: f32[], `transition_gap` over all parameters; 0 there.
+      layer_map: the map.
+      similarity: f32[L, L], Eq. 1 over what the growth compares; None if the map keeps the model's own
+        layers, for which no weights are read.
+      gap: f32[], `transition_gap` over all parameters; 0 there.
     """
 
     layer_map: LayerMap
@@ -44,17 +44,17 @@ def next_stage(growth: Growth, stage: int, tree: Any, history: Sequence[Any], ke
     """`growth.next` together with the measurements of a stage change, in one pass over the weights.
 
     Args:
-        growth: what chooses.
-        stage: 0, 1, ...
-        tree: (base blocks, LoRA) at full depth, every leaf `[L, ...]`.
-        history: the records of all rounds so far, oldest first.
-        key: for the growth's draws.
+      growth: what chooses.
+      stage: 0, 1, ...
+      tree: (base blocks, LoRA) at full depth, every leaf `[L, ...]`.
+      history: the records of all rounds so far, oldest first.
+      key: for the growth's draws.
 
     Returns:
-        The stage's map with what was measured, None where the growth has no further stage.
+      The stage's map with what was measured, None where the growth has no further stage.
 
     Raises:
-        ValueError: the growth gives something else than a `LayerMap` for the tree's layers.
+      ValueError: the growth gives something else than a `LayerMap` for the tree's layers.
     """
     grams = LayerGrams(tree)
     chosen = growth.from_grams(stage, grams, history, key)

@@ -106,7 +106,7 @@ def train(
 
     Returns:
       The run; `finished` is False when Ctrl-C or SIGTERM stopped it after a round, with a checkpoint from which the same
-      call goes on.
+        call goes on.
 
     Raises:
       InputError: the request cannot work.

@@ -50,16 +50,16 @@ def generate(split: Split, count: int, seed: int = 0, categories: Sequence[str] 
     the split, not on the other categories.
 
     Args:
-        split: "train" or "test"; no problem, however worded, is in both, for any pair of seeds.
-        count: records in all, at least 1.
-        seed: another seed gives other records of the same split.
-        categories: names from `CATEGORIES`, each once.
+      split: "train" or "test"; no problem, however worded, is in both, for any pair of seeds.
+      count: records in all, at least 1.
+      seed: another seed gives other records of the same split.
+      categories: names from `CATEGORIES`, each once.
 
     Returns:
-        Records whose (instruction, input) pairs are pairwise different.
+      Records whose (instruction, input) pairs are pairwise different.
 
     Raises:
-        InputError: an unknown split or category, a bad count, or a category with too few problems.
+      InputError: an unknown split or category, a bad count, or a category with too few problems.
     """
     if split not in ("train", "test"):
         raise InputError(f"split: '{split}' is unknown; use 'train' or 'test'.")
@@ -124,11 +124,11 @@ def solved_documents(count: int, seed: int = 0) -> Iterator[Document]:
     category, as a few-shot prompt would; the others mix forms, of one category or of all of them.
 
     Args:
-        count: documents to yield.
-        seed: another seed gives other documents.
+      count: documents to yield.
+      seed: another seed gives other documents.
 
     Yields:
-        One document, lines joined by newlines, without a final newline.
+      One document, lines joined by newlines, without a final newline.
     """
     rng = random.Random(f"documents {seed}")
     for _ in range(count):

@@ -35,10 +35,10 @@ def make_growth(options: GrowthOptions, num_layers: int) -> Growth:
     """The growth that the options name.
 
     Args:
-        options: of growth.
-        num_layers: L, the depth of the model.
+      options: of growth.
+      num_layers: L, the depth of the model.
 
     Raises:
-        ValueError: the options do not fit the model.
+      ValueError: the options do not fit the model.
     """
     return GROWTHS[options.growth].make(options, num_layers)

@@ -51,13 +51,13 @@ class DevFT(GramGrowth):
     """The paper's growth: stage s has `capacities[s]` representative layers (Eqs. 1-5).
 
     Attributes:
-        capacities: layers of each stage, ascending, at most the depth of the model.
-        eigengap: whether the widest gap of the spectrum chooses a stage's capacity, within the window
-            of `capacity_windows` around the one given here; the last stage keeps its own.
-        grouping: method of `group_layers`.
-        fusion: method of `fusion_matrix`.
-        beta: fusion strength of DBLF, or "auto".
-        select: predicate on leaf paths that narrows what Eq. 1 compares; None compares everything.
+      capacities: layers of each stage, ascending, at most the depth of the model.
+      eigengap: whether the widest gap of the spectrum chooses a stage's capacity, within the window
+        of `capacity_windows` around the one given here; the last stage keeps its own.
+      grouping: method of `group_layers`.
+      fusion: method of `fusion_matrix`.
+      beta: fusion strength of DBLF, or "auto".
+      select: predicate on leaf paths that narrows what Eq. 1 compares; None compares everything.
     """
 
     capacities: tuple[int, ...]
@@ -77,10 +77,10 @@ class DevFT(GramGrowth):
         """The depth of every stage, None where the weights choose it.
 
         Args:
-            num_layers: L, the depth of the model.
+          num_layers: L, the depth of the model.
 
         Raises:
-            ValueError: one exceeds `num_layers`.
+          ValueError: one exceeds `num_layers`.
         """
         capacities = validate_capacities(self.capacities, num_layers)
         return None if self.eigengap and len(capacities) > 1 else capacities
@@ -89,8 +89,8 @@ class DevFT(GramGrowth):
         """Equal shares.
 
         Args:
-            rounds: of the whole run.
-            num_layers: L, the depth of the model.
+          rounds: of the whole run.
+          num_layers: L, the depth of the model.
         """
         return equal_shares(rounds, len(self.capacities))
 
@@ -98,10 +98,10 @@ class DevFT(GramGrowth):
         """Groups and fuses the layers as they are; the last, full-depth stage reads no weights. See `Growth.from_grams`.
 
         Args:
-            stage: 0, 1, ...
-            grams: inner products between the layers.
-            history: not read.
-            key: for groups and fusion that are drawn.
+          stage: 0, 1, ...
+          grams: inner products between the layers.
+          history: not read.
+          key: for groups and fusion that are drawn.
         """
         capacities = validate_capacities(self.capacities, grams.num_layers)
         if stage >= len(capacities):

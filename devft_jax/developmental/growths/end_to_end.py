@@ -14,8 +14,8 @@ class EndToEnd(FixedGrowth):
         """The identity at stage 0, then None.
 
         Args:
-            stage: 0, 1, ...
-            num_layers: L, the depth of the model.
+          stage: 0, 1, ...
+          num_layers: L, the depth of the model.
         """
         return None if stage else LayerMap.identity(num_layers)
 

@@ -42,9 +42,9 @@ class ProgFed(FixedGrowth):
     """Prefixes of growing depth.
 
     Attributes:
-        blocks: S, the number of prefixes.
-        schedule: "halving" or "equal".
-        warmup_rounds: rounds after each growth in which only the newest block learns; 0 for none.
+      blocks: S, the number of prefixes.
+      schedule: "halving" or "equal".
+      warmup_rounds: rounds after each growth in which only the newest block learns; 0 for none.
     """
 
     blocks: int = DEFAULT_STAGES
@@ -62,7 +62,7 @@ class ProgFed(FixedGrowth):
         """(depth, lowest layer that learns) of every stage, warm-ups included.
 
         Args:
-            num_layers: L, the depth of the model.
+          num_layers: L, the depth of the model.
         """
         depths = linear_schedule(num_layers, self.blocks)
         steps = [(depths[0], 0)]
@@ -74,8 +74,8 @@ class ProgFed(FixedGrowth):
         """The prefix of a stage, None beyond the last.
 
         Args:
-            stage: 0, 1, ...
-            num_layers: L, the depth of the model.
+          stage: 0, 1, ...
+          num_layers: L, the depth of the model.
         """
         steps = self.steps(num_layers)
         if stage >= len(steps):
@@ -89,11 +89,11 @@ class ProgFed(FixedGrowth):
         """The rounds of every stage, warm-ups included.
 
         Args:
-            rounds: of the whole run.
-            num_layers: L, the depth of the model.
+          rounds: of the whole run.
+          num_layers: L, the depth of the model.
 
         Raises:
-            ValueError: a stage would have none.
+          ValueError: a stage would have none.
         """
         growing = rounds - (self.blocks - 1) * self.warmup_rounds
         if self.schedule == "halving":

@@ -41,8 +41,8 @@ class SkipGrow(FixedGrowth):
     """Stage s is the `capacities[s]` layers of largest influence, first and last always among them.
 
     Attributes:
-        capacities: ascending.
-        influence: of every layer, f[L]; None until `prepared` has measured it.
+      capacities: ascending.
+      influence: of every layer, f[L]; None until `prepared` has measured it.
     """
 
     capacities: tuple[int, ...]
@@ -61,7 +61,7 @@ class SkipGrow(FixedGrowth):
         """This growth with the layers' influence, which is asked for once.
 
         Args:
-            measure: () -> f32[L].
+          measure: () -> f32[L].
         """
         if self.influence is not None:
             return self
@@ -71,7 +71,7 @@ class SkipGrow(FixedGrowth):
         """The shape of every stage, which does not depend on the influence.
 
         Args:
-            num_layers: L, the depth of the model.
+          num_layers: L, the depth of the model.
         """
         return tuple(StageShape(each, each, picks=True) for each in validate_capacities(self.capacities, num_layers))
 
@@ -79,10 +79,10 @@ class SkipGrow(FixedGrowth):
         """The layers of a stage, ascending: the first, the last, and those of largest influence.
 
         Args:
-            count: how many.
+          count: how many.
 
         Raises:
-            ValueError: the influence has not been measured, or is not finite.
+          ValueError: the influence has not been measured, or is not finite.
         """
         if self.influence is None:
             raise ValueError("skip-grow has not measured its layers: give their influence, or call prepared(measure) first.")
@@ -97,8 +97,8 @@ class SkipGrow(FixedGrowth):
         """The selection of a stage, None beyond the last.
 
         Args:
-            stage: 0, 1, ...
-            num_layers: L, the depth of the model.
+          stage: 0, 1, ...
+          num_layers: L, the depth of the model.
         """
         capacities = validate_capacities(self.capacities, num_layers)
         if stage >= len(capacities):

@@ -23,7 +23,7 @@ class TopGrow(FixedGrowth):
     """The full model of which the top layers learn, more of them in each stage.
 
     Attributes:
-        capacities: how many learn in each stage, ascending.
+      capacities: how many learn in each stage, ascending.
     """
 
     capacities: tuple[int, ...]
@@ -36,8 +36,8 @@ class TopGrow(FixedGrowth):
         """The model with an adapter on its top layers.
 
         Args:
-            stage: 0, 1, ...
-            num_layers: L, the depth of the model.
+          stage: 0, 1, ...
+          num_layers: L, the depth of the model.
         """
         capacities = validate_capacities(self.capacities, num_layers)
         if stage >= len(capacities):

@@ -32,7 +32,7 @@ def gram(leaf: Any) -> jax.Array:
     """Inner products of the layers of one leaf: f32[L, L], exactly symmetric.
 
     Args:
-        leaf: `[L, ...]`.
+      leaf: `[L, ...]`.
     """
     if isinstance(leaf, np.ndarray):
         return jnp.asarray(host.gram(np.asarray(leaf)), jnp.float32)
@@ -43,8 +43,8 @@ def combine(matrix: Any, leaf: Any) -> Any:
     """`matrix` times a leaf: `[G, ...]` in the leaf's dtype (f32 if opaque).
 
     Args:
-        matrix: f32[G, L].
-        leaf: `[L, ...]`.
+      matrix: f32[G, L].
+      leaf: `[L, ...]`.
     """
     view = host.as_numpy(leaf)
     if view is not None and is_concrete(matrix):
@@ -56,8 +56,8 @@ def take(rows: np.ndarray, leaf: Any) -> Any:
     """Layers of a leaf, as they are stored: nothing is rounded or dequantised.
 
     Args:
-        rows: i32[G], which.
-        leaf: `[L, ...]`.
+      rows: i32[G], which.
+      leaf: `[L, ...]`.
     """
     if isinstance(leaf, np.ndarray):
         return leaf[rows]
@@ -68,9 +68,9 @@ def replace(source: Any, trained: Any, full: Any) -> Any:
     """Layer l of the result is `trained[source[l]]`, or `full[l]` where `source[l]` is -1.
 
     Args:
-        source: i32[L].
-        trained: `[G, ...]`.
-        full: `[L, ...]`; the result has its dtype.
+      source: i32[L].
+      trained: `[G, ...]`.
+      full: `[L, ...]`; the result has its dtype.
     """
     trained, full = as_floats(trained), as_floats(full)
     new, old = host.as_numpy(trained), host.as_numpy(full)
@@ -85,10 +85,10 @@ def shift(matrix: Any, source: Any, trained: Any, full: Any) -> Any:
     The sum is taken in float32.
 
     Args:
-        matrix: f32[G, L].
-        source: as in `replace`.
-        trained: as in `replace`.
-        full: as in `replace`.
+      matrix: f32[G, L].
+      source: as in `replace`.
+      trained: as in `replace`.
+      full: as in `replace`.
     """
     trained, full = as_floats(trained), as_floats(full)
     new, old = host.as_numpy(trained), host.as_numpy(full)

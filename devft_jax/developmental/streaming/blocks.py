@@ -19,9 +19,9 @@ class Blocks:
     """How a leaf is cut.
 
     Attributes:
-        axis: along which.
-        length: entries along it.
-        size: entries of a block; the last one may have fewer.
+      axis: along which.
+      length: entries along it.
+      size: entries of a block; the last one may have fewer.
     """
 
     axis: int
@@ -38,9 +38,9 @@ class Blocks:
         The cut is along the first axis that is long enough, which keeps the reads contiguous.
 
         Args:
-            shape: `[L, ...]`.
-            length: into how many equal pieces axis 1 can be cut, where it alone can be.
-            at_once: blocks in memory together, which share the bound.
+          shape: `[L, ...]`.
+          length: into how many equal pieces axis 1 can be cut, where it alone can be.
+          at_once: blocks in memory together, which share the bound.
         """
         layers, columns = shape[0], math.prod(shape[1:])
         elements = min(max(columns // 4, SMALLEST_BLOCK), LARGEST_BLOCK) // at_once

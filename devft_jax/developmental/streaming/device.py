@@ -87,7 +87,7 @@ def gram(leaf: Any) -> jax.Array:
     """Inner products of the layers, f32[L, L], exactly symmetric.
 
     Args:
-        leaf: `[L, ...]`, an array or an opaque weight.
+      leaf: `[L, ...]`, an array or an opaque weight.
     """
     leaf, shape, blocks = _cut(leaf)
     read = _read if is_opaque(leaf) else _read_as_stored
@@ -127,8 +127,8 @@ def combine(matrix: jax.Array, leaf: Any) -> jax.Array:
     """`matrix` times the leaf, `[G, ...]` in the leaf's dtype (float32 if opaque); sums are float32.
 
     Args:
-        matrix: f32[G, L].
-        leaf: `[L, ...]`, an array or an opaque weight.
+      matrix: f32[G, L].
+      leaf: `[L, ...]`, an array or an opaque weight.
     """
     dtype = jnp.float32 if is_opaque(leaf) else leaf.dtype
     result_shape = (matrix.shape[0], *weight_shape(leaf)[1:])
@@ -145,9 +145,9 @@ def replace(source: jax.Array, trained: jax.Array, full: jax.Array) -> jax.Array
     """Layer l of the result is `trained[source[l]]`, or `full[l]` where `source[l]` is -1.
 
     Args:
-        source: i32[L].
-        trained: `[G, ...]`.
-        full: `[L, ...]`.
+      source: i32[L].
+      trained: `[G, ...]`.
+      full: `[L, ...]`.
     """
     rows = jnp.take(trained, jnp.maximum(source, 0), axis=0).astype(full.dtype)
     return jnp.where(_per_layer(source >= 0, full), rows, full)
@@ -162,10 +162,10 @@ def shift(matrix: jax.Array, source: jax.Array, trained: jax.Array, full: jax.Ar
     """Layer l of the result is `full[l] + (trained - matrix @ full)[source[l]]`, or `full[l]` at -1.
 
     Args:
-        matrix: f32[G, L].
-        source: i32[L].
-        trained: `[G, ...]`.
-        full: `[L, ...]`.
+      matrix: f32[G, L].
+      source: i32[L].
+      trained: `[G, ...]`.
+      full: `[L, ...]`.
     """
     result_shape, dtype = full.shape, full.dtype
     trained, _, _ = _cut(trained)

@@ -23,7 +23,7 @@ def as_numpy(leaf: Any) -> np.ndarray | None:
     """The leaf as a numpy array without a copy, if it is one array in host memory, else None.
 
     Args:
-        leaf: of a tree of weights.
+      leaf: of a tree of weights.
     """
     if isinstance(leaf, np.ndarray):
         return np.asarray(leaf)
@@ -37,8 +37,8 @@ def returned(out: np.ndarray, leaf: Any) -> Any:
     """A result as the kind of array that the leaf is, on its device, without a copy.
 
     Args:
-        out: computed here.
-        leaf: what it was computed from.
+      out: computed here.
+      leaf: what it was computed from.
     """
     if isinstance(leaf, np.ndarray):
         return out
@@ -68,7 +68,7 @@ def gram(leaf: np.ndarray) -> np.ndarray:
     """Inner products of the layers, f64[L, L].
 
     Args:
-        leaf: `[L, ...]`.
+      leaf: `[L, ...]`.
     """
     leaf, _ = _cut(leaf)
     blocks = Blocks.of(leaf.shape, at_once=_THREADS)
@@ -115,8 +115,8 @@ def combine(matrix: np.ndarray, leaf: np.ndarray) -> np.ndarray:
     """`matrix` times the leaf, `[G, ...]` in the leaf's dtype; sums are float32.
 
     Args:
-        matrix: f32[G, L].
-        leaf: `[L, ...]`.
+      matrix: f32[G, L].
+      leaf: `[L, ...]`.
     """
     shape = (matrix.shape[0], *leaf.shape[1:])
     leaf, blocks = _cut(leaf)
@@ -134,9 +134,9 @@ def replace(source: np.ndarray, trained: np.ndarray, full: np.ndarray) -> np.nda
     """Layer l of the result is `trained[source[l]]`, or `full[l]` where `source[l]` is -1.
 
     Args:
-        source: i32[L].
-        trained: `[G, ...]`.
-        full: `[L, ...]`.
+      source: i32[L].
+      trained: `[G, ...]`.
+      full: `[L, ...]`.
     """
     out = _empty(full.shape, full.dtype)
 
@@ -152,10 +152,10 @@ def shift(matrix: np.ndarray, source: np.ndarray, trained: np.ndarray, full: np.
     """Layer l of the result is `full[l] + (trained - matrix @ full)[source[l]]`, or `full[l]` at -1.
 
     Args:
-        matrix: f32[G, L].
-        source: i32[L].
-        trained: `[G, ...]`.
-        full: `[L, ...]`.
+      matrix: f32[G, L].
+      source: i32[L].
+      trained: `[G, ...]`.
+      full: `[L, ...]`.
     """
     shape = full.shape
     trained, _ = _cut(trained)

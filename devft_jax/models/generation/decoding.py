@@ -121,7 +121,7 @@ def decode(
 
     Returns:
       The new state, and the tokens drawn i32[chunk, B]. A row's tokens after it is done mean nothing, nor do those of steps
-      that were not taken.
+        that were not taken.
     """
     first = state.step
     drawn = jnp.zeros((chunk, len(state.token)), jnp.int32)
