@@ -22,6 +22,7 @@ from devft_jax.data import Client, Examples, FederatedData, draw_examples
 from devft_jax.models import Model, load_pretrained
 from devft_jax.models.adapter import LoraFactors
 from devft_jax.reporting import Progress
+from devft_jax.training.parts import build_parts
 from devft_jax.training.state import State
 from devft_jax.training.trainer import Trainer
 
@@ -104,7 +105,7 @@ def start_trainer(work: Work, layers: int | None = None, **changes: Any) -> tupl
     blocks = jax.tree.map(lambda leaf: leaf[:layers], whole.base.blocks)
     model = Model(whole.config.with_layers(len(blocks.norm_mlp)), whole.base.replace(blocks=blocks))
     progress = Progress(quiet=True)
-    trainer = Trainer(configuration(work, **changes), model=model, data=federated_data(work), progress=progress)
+    trainer = Trainer(build_parts(configuration(work, **changes), model=model, data=federated_data(work), progress=progress))
     state = trainer.begin()
     lora = {
         name: LoraFactors(*(jnp.asarray(work.adapters[f"{name}.{factor}"][:layers]) for factor in "ab")) for name in TARGETS

@@ -19,7 +19,6 @@ from devft_jax.accounting import EnergyMeter, MemoryMeter
 from devft_jax.config.execution import local_devices, resolve_clients_per_step, resolve_compute
 from devft_jax.config.methods import algorithm_of, growth_of, imports
 from devft_jax.config.run_config import RunConfig
-from devft_jax.config.validation import validate
 from devft_jax.data import (
     Examples,
     FederatedData,
@@ -206,7 +205,7 @@ def build_parts(
     """Build everything that a run needs.
 
     Args:
-      config: validated here.
+      config: of the run, see `devft_jax.config.validation.validate`.
       model: takes the place of what the configuration names.
       data: likewise.
       algorithm: likewise.
@@ -217,7 +216,6 @@ def build_parts(
     Raises:
       InputError: anything about the request that cannot work; nothing has been compiled or written by then.
     """
-    validate(config)
     if data is None:
         check_data_found(config)
     devices, compute = local_devices(config), resolve_compute(config)
@@ -233,9 +231,8 @@ def build_parts(
     cohort, hidden_states, most_per_step = _cohort(
         config, architecture, compute, algorithm, data, rounds, devices, programs, progress, scratch
     )
-    submodels = Submodels(
-        config, opened, original_blocks, dtype=compute.dtype, depths=growth.depths(architecture.layers), mesh=cohort.mesh
-    )
+    depths = growth.depths(architecture.layers)
+    submodels = Submodels(config, opened, original_blocks, dtype=compute.dtype, depths=depths, mesh=cohort.mesh)
     _tell_shards(config.model_shards, submodels.base, progress)
     return Parts(
         config=config,
@@ -247,7 +244,7 @@ def build_parts(
         devices=devices,
         model=opened,
         growth=growth,
-        depths=growth.depths(architecture.layers),
+        depths=depths,
         stage_rounds=stage_rounds,
         algorithm=algorithm,
         probe=probe,

@@ -15,6 +15,7 @@ import optax
 from jax.sharding import Mesh, PartitionSpec
 
 from devft_jax.config.files import stored_config
+from devft_jax.config.validation import validate
 from devft_jax.errors import InputError
 from devft_jax.federated.local import local_step, make_optimizer, step_gradients
 from devft_jax.federated.round.client import LocalTraining, client_loss, frozen_rows, participant_of
@@ -26,6 +27,7 @@ from devft_jax.models.sharding import partition_specs, place
 from devft_jax.reporting import Progress
 from devft_jax.runtime.devices import usual_arithmetic
 from devft_jax.storage import RunFolder
+from devft_jax.training.parts import build_parts
 from devft_jax.training.round import next_rate, prepare_client
 from devft_jax.training.trainer import Trainer
 from devft_jax.typing import PyTree
@@ -189,10 +191,11 @@ def replay(path: str | Path, *, client: str, round: int, progress: Progress | No
                 f"the run in {folder.path} was given its {', '.join(objects)} as objects in "
                 "Python and cannot be replayed from its folder alone."
             )
+        validate(config)
         # No later stage is reached for which it would pay.
         config = dataclasses.replace(config, compile_ahead="off")
         scratch = folder.path if os.access(folder.path, os.W_OK) else None
-        trainer = Trainer(config, progress=progress, scratch=scratch)
+        trainer = Trainer(build_parts(config, progress=progress, scratch=scratch))
         names = [item.name for item in trainer.parts.data.clients]
         _check_asked(trainer, folder, client, round)
         checkpoint = folder.checkpoints.before(round)

@@ -46,6 +46,7 @@ from devft_jax.training.finishing import (
 )
 from devft_jax.training.loop import run_rounds
 from devft_jax.training.opening import describe_object, finished_summary, open_run, refuse_lost_checkpoints
+from devft_jax.training.parts import build_parts
 from devft_jax.training.standard import Checkpoints, Evaluation, Metrics, ProgressLines, Report
 from devft_jax.training.trackers import trackers_of
 from devft_jax.training.trainer import Trainer
@@ -133,7 +134,7 @@ def _trained(
     trackers = trackers_of(config)
     config = anchored(dataclasses.replace(config, out=config.out or str(default_folder(config))))
     with RunFolder(str(config.out), RUN) as folder, contextlib.ExitStack() as at_end:
-        trainer = Trainer(config, **given, progress=progress, scratch=folder.path)
+        trainer = Trainer(build_parts(config, **given, progress=progress, scratch=folder.path))
         at_end.callback(trainer.parts.programs.close)
         checkpoint = open_run(config, folder, objects)
         for empty in folder.checkpoints.empty_rounds():

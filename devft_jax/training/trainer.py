@@ -9,20 +9,15 @@ The trainer knows nothing of files written along the way, progress lines or sign
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass
 
 import jax
 import numpy as np
 
 from devft_jax.accounting import energy_summary
-from devft_jax.config.run_config import RunConfig
-from devft_jax.data import FederatedData
-from devft_jax.developmental import Growth, LayerMap
-from devft_jax.federated.algorithm import Algorithm
+from devft_jax.developmental import LayerMap
 from devft_jax.federated.messages import message_bytes
 from devft_jax.models.adapter import Adapter
-from devft_jax.models.huggingface.model import Model
-from devft_jax.reporting import Progress
 from devft_jax.runtime.devices import host_device
 from devft_jax.storage import RunFolder
 from devft_jax.storage.records import CompiledAheadRecord, RoundRecord, RunRecord, RunTotals
@@ -30,46 +25,22 @@ from devft_jax.training.checkpoints import resume, save_state
 from devft_jax.training.compile_ahead import compile_stage_ahead
 from devft_jax.training.evaluate import transferred
 from devft_jax.training.fingerprints import base_fingerprint, data_fingerprint
-from devft_jax.training.parts import build_parts
+from devft_jax.training.parts import Parts
 from devft_jax.training.round import run_round
 from devft_jax.training.stage import begin_stage, end_stage, shorten_stage
 from devft_jax.training.state import State
 from devft_jax.typing import PyTree
 
 
+@dataclass(frozen=True)
 class Trainer:
-    """One run's machinery: fixed parts built once, and the `State` that its methods advance.
-
-    Args:
-      config: validated here.
-      model: takes the place of what the configuration names.
-      data: likewise.
-      algorithm: likewise.
-      growth: likewise.
-      progress: where it is said what happens.
-      scratch: folder for what is too large for memory while a stage lasts; None for the system's temporary one.
+    """One run's machinery: the methods advance a `State`, out of parts that are built once.
 
     Attributes:
-      parts: all that is built once.
-
-    Raises:
-      InputError: anything about the request that cannot work; nothing has been compiled or written by then.
+      parts: what the run is built from, see `devft_jax.training.parts.build_parts`.
     """
 
-    def __init__(
-        self,
-        config: RunConfig,
-        *,
-        model: Model | None = None,
-        data: FederatedData | None = None,
-        algorithm: Algorithm | None = None,
-        growth: Growth | None = None,
-        progress: Progress,
-        scratch: Path | None = None,
-    ):
-        self.parts = build_parts(
-            config, model=model, data=data, algorithm=algorithm, growth=growth, progress=progress, scratch=scratch
-        )
+    parts: Parts
 
     def begin(self) -> State:
         """The state before the first round, with the untuned base evaluated."""

@@ -28,6 +28,7 @@ from devft_jax.models.llama import forward
 from devft_jax.models.lora import init_lora
 from devft_jax.reporting import Progress
 from devft_jax.storage import EXPORT_FILE, RunFolder
+from devft_jax.training.parts import build_parts
 from devft_jax.training.run import train
 from devft_jax.training.submodels import bundled_model
 from devft_jax.training.trainer import Trainer
@@ -67,7 +68,7 @@ def finished(config, tmp_path_factory):
 @pytest.fixture(scope="module")
 def first_stage(config, tmp_path_factory):
     """The trainer and state of the same run, as it was at the end of its first stage."""
-    trainer = Trainer(config, progress=QUIET)
+    trainer = Trainer(build_parts(config, progress=QUIET))
     state = trainer.begin()
     trainer.begin_stage(state, [])
     for _ in range(3):
@@ -198,7 +199,7 @@ def test_a_stage_whose_checkpoint_is_gone(finished, tmp_path):
 @pytest.mark.parametrize("change", [{"fused_precision": "packed"}, {"fused_precision": "float", "fuse_from": "original"}])
 def test_a_quantised_run_is_exported_as_it_was_trained(config, tmp_path, change):
     chosen = dataclasses.replace(config, quantization="int8", **change)
-    trainer = Trainer(chosen, progress=QUIET)
+    trainer = Trainer(build_parts(chosen, progress=QUIET))
     state = trainer.begin()
     trainer.begin_stage(state, [])
     state.server = jax.tree.map(lambda leaf: leaf + 0.1 if leaf.ndim else leaf, state.server)

@@ -29,6 +29,7 @@ from devft_jax.models.lora import init_lora
 from devft_jax.models.quantization import quantize_base
 from devft_jax.reporting import Progress
 from devft_jax.storage import RunFolder
+from devft_jax.training.parts import build_parts
 from devft_jax.training.trainer import Trainer
 
 pytestmark = pytest.mark.parity
@@ -123,7 +124,7 @@ def run(tmp_path_factory, word_tokenizer):
         targets=PROJECTIONS,
         devices=1,
     )
-    trainer = Trainer(settings, progress=Progress(quiet=True))
+    trainer = Trainer(build_parts(settings, progress=Progress(quiet=True)))
     state = trainer.begin()
     trainer.begin_stage(state, [])
     state.server = trained(state.server)

@@ -11,6 +11,7 @@ from devft_jax.federated.algorithms import ALGORITHMS
 from devft_jax.reporting import Progress
 from devft_jax.runtime.compiled import CompiledPrograms
 from devft_jax.storage.records import CompiledAheadRecord
+from devft_jax.training.parts import build_parts
 from devft_jax.training.run import train
 from devft_jax.training.trainer import Trainer
 from tests.tiny_run import write_run_inputs
@@ -64,7 +65,7 @@ def test_a_stage_is_told_ahead_as_it_will_be(config, changes, monkeypatch):
 
     monkeypatch.setattr(CompiledPrograms, "prepare", prepare)
     monkeypatch.setattr(CompiledPrograms, "call", call)
-    trainer = Trainer(dataclasses.replace(config, test_data=None, **changes), progress=QUIET)
+    trainer = Trainer(build_parts(dataclasses.replace(config, test_data=None, **changes), progress=QUIET))
     state = trainer.begin()
     trainer.begin_stage(state, [])
     with pytest.raises(ChunkCalledError) as called:

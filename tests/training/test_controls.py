@@ -14,9 +14,9 @@ from devft_jax.exporting.export import export
 from devft_jax.models.base import init_base
 from devft_jax.models.huggingface.peft.reading import import_peft
 from devft_jax.reporting import Progress
+from devft_jax.training.parts import build_parts
 from devft_jax.training.replay import replay
 from devft_jax.training.run import train
-from devft_jax.training.trainer import Trainer
 from tests.tiny_run import MODEL, CopiedInRound, write_run_inputs
 
 QUIET = Progress(quiet=True)
@@ -89,9 +89,9 @@ def test_local_only_sees_fedits_cohorts_and_examples(runs):
 def test_what_is_judged_are_the_clients_own_models(runs, config, tmp_path):
     run = runs["local-only"]
     personal = run.summary.personal
-    trainer = Trainer(dataclasses.replace(config, algorithm="local-only"), progress=QUIET)
+    parts = build_parts(dataclasses.replace(config, algorithm="local-only"), progress=QUIET)
     for position, name in enumerate(("client_0", "client_1", "client_2")):
-        judged = trainer.parts.judge.held_out(trainer.parts.base, clients_adapter(run, name, tmp_path / name))
+        judged = parts.judge.held_out(parts.base, clients_adapter(run, name, tmp_path / name))
         assert judged.loss == pytest.approx(personal.losses[position], rel=1e-5)
     assert len(set(personal.losses)) == 3
     assert run.summary.final_loss == pytest.approx(np.mean(personal.losses))
@@ -158,13 +158,13 @@ def test_a_client_is_replayed_from_its_own_adapter(runs):
 
 
 def test_central_training_draws_from_the_pool(config):
-    trainer = Trainer(dataclasses.replace(config, algorithm="central"), progress=QUIET)
-    assert [(client.name, len(client.indices)) for client in trainer.parts.data.clients] == [("pool", 24 + 12 + 17)]
-    work = trainer.parts.rounds.work(0, 0)
+    parts = build_parts(dataclasses.replace(config, algorithm="central"), progress=QUIET)
+    assert [(client.name, len(client.indices)) for client in parts.data.clients] == [("pool", 24 + 12 + 17)]
+    work = parts.rounds.work(0, 0)
     assert work.examples.shape == (config.clients_per_round * config.local_steps, config.batch_size)
     assert len(np.unique(work.examples)) == work.examples.size
     with pytest.raises(InputError, match="clients_per_round 4 exceeds the 3 clients"):
-        Trainer(dataclasses.replace(config, algorithm="central", clients_per_round=4), progress=QUIET)
+        build_parts(dataclasses.replace(config, algorithm="central", clients_per_round=4), progress=QUIET)
 
 
 @pytest.mark.parametrize(
@@ -173,9 +173,9 @@ def test_central_training_draws_from_the_pool(config):
 )
 def test_no_more_clients_are_in_flight_than_take_part(config, algorithm, participants, devices, expected):
     chosen = dataclasses.replace(config, algorithm=algorithm, clients_per_round=participants)
-    trainer = Trainer(dataclasses.replace(chosen, devices=devices, clients_per_step=8), progress=QUIET)
-    assert trainer.parts.cohort.clients_per_step == trainer.parts.cohort.clients_per_step == expected
-    assert trainer.parts.cohort.mesh.size == min(devices, expected)
+    cohort = build_parts(dataclasses.replace(chosen, devices=devices, clients_per_step=8), progress=QUIET).cohort
+    assert cohort.clients_per_step == expected
+    assert cohort.mesh.size == min(devices, expected)
 
 
 def test_a_run_without_a_global_model_says_so(runs, tmp_path, capfd):

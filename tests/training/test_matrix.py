@@ -16,6 +16,7 @@ from devft_jax.federated.algorithms import ALGORITHMS
 from devft_jax.models.base import init_base
 from devft_jax.reporting import Progress
 from devft_jax.storage import RunFolder
+from devft_jax.training.parts import build_parts
 from devft_jax.training.run import Run, train
 from devft_jax.training.trainer import Trainer
 from tests.tiny_run import MODEL, CopiedInRound, write_run_inputs
@@ -90,7 +91,7 @@ def chosen(config, algorithm, growth, out, **more):
 def state_of(run: Run):
     """All arrays of the newest checkpoint."""
     with RunFolder(run.folder) as folder:
-        trainer = Trainer(run.config, progress=QUIET)
+        trainer = Trainer(build_parts(run.config, progress=QUIET))
         state = trainer.resume(folder, folder.checkpoints.latest_round())
     return state.full, state.server, state.last_round, [state.bank.view(full=full).of_trained() for full in (False, True)]
 

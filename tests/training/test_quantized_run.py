@@ -13,6 +13,7 @@ from devft_jax.models.huggingface.model import Model
 from devft_jax.models.huggingface.reading import load_pretrained
 from devft_jax.models.quantization import QTensor, quantize_base
 from devft_jax.reporting import Progress
+from devft_jax.training.parts import build_parts
 from devft_jax.training.run import train
 from devft_jax.training.trainer import Trainer
 from tests import tiny_run
@@ -32,7 +33,7 @@ def config(tmp_path_factory, word_tokenizer):
 
 def first_stage(config, **changes):
     """The trainer inside its first stage, and that stage's layers."""
-    trainer = Trainer(dataclasses.replace(config, **changes), progress=QUIET)
+    trainer = Trainer(build_parts(dataclasses.replace(config, **changes), progress=QUIET))
     state = trainer.begin()
     trainer.begin_stage(state, [])
     return trainer, state, state.base.blocks
@@ -71,7 +72,7 @@ def test_fused_layers_may_stay_floats(config):
 def test_stages_may_be_fused_from_the_original_weights(config, given):
     options = dataclasses.replace(config, fuse_from="original", fused_precision="float")
     floats = load_pretrained(config.model)
-    trainer = Trainer(options, model=floats if given else None, progress=QUIET)
+    trainer = Trainer(build_parts(options, model=floats if given else None, progress=QUIET))
     state = trainer.begin()
     trainer.begin_stage(state, [])
     assert isinstance(trainer.parts.model.base.blocks.q, QTensor)
@@ -109,7 +110,7 @@ def test_a_packed_run_learns_and_resumes_bit_for_bit(config, tmp_path, change):
 def test_a_packed_base_is_smaller_and_near_the_float_one(config):
     found = {}
     for kind in ("none", "int8"):
-        trainer = Trainer(dataclasses.replace(config, quantization=kind), progress=QUIET)
+        trainer = Trainer(build_parts(dataclasses.replace(config, quantization=kind), progress=QUIET))
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(trainer.parts.model.base))
         found[kind] = size, trainer.begin().totals.base_loss
     assert found["int8"][0] < 0.6 * found["none"][0]
@@ -118,14 +119,13 @@ def test_a_packed_base_is_smaller_and_near_the_float_one(config):
 
 def test_a_given_packed_model_is_taken_as_it_is(config):
     packed = load_pretrained(config.model, quantization="int4")
-    trainer = Trainer(config, model=packed, progress=QUIET)
-    assert trainer.parts.model.base.blocks.q is packed.base.blocks.q
+    assert build_parts(config, model=packed, progress=QUIET).model.base.blocks.q is packed.base.blocks.q
 
 
 @pytest.mark.parametrize("quantization", [pytest.param("none", marks=pytest.mark.slow), "nf4"])
 def test_stages_of_a_given_packed_model_are_packed_like_it(config, quantization):
     packed = load_pretrained(config.model, quantization="int4")
-    trainer = Trainer(dataclasses.replace(config, quantization=quantization), model=packed, progress=QUIET)
+    trainer = Trainer(build_parts(dataclasses.replace(config, quantization=quantization), model=packed, progress=QUIET))
     state = trainer.begin()
     trainer.begin_stage(state, [])
     assert {getattr(state.base.blocks, name).kind for name in PROJECTIONS} == {"int4"}
@@ -134,7 +134,7 @@ def test_stages_of_a_given_packed_model_are_packed_like_it(config, quantization)
 def test_original_weights_of_a_packed_object_are_refused(config):
     packed = load_pretrained(config.model, quantization="int4")
     with pytest.raises(InputError, match=r"fuse_from 'original' needs the model's float weights .* give a float"):
-        Trainer(
+        build_parts(
             dataclasses.replace(config, fuse_from="original"),
             model=Model(packed.config, packed.base, packed.tokenizer),
             progress=QUIET,

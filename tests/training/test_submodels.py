@@ -14,6 +14,7 @@ from devft_jax.models.weights import ShardedWeight
 from devft_jax.planning.planner import make_plan
 from devft_jax.planning.text import to_text
 from devft_jax.reporting import Progress
+from devft_jax.training.parts import build_parts
 from devft_jax.training.replay import replay
 from devft_jax.training.run import train
 from devft_jax.training.submodels import open_model
@@ -85,7 +86,8 @@ def test_a_run_of_whole_bases_goes_on_and_is_replayed_on_a_divided_base(config, 
 
 
 def test_the_base_stays_in_host_memory_and_devices_have_parts(config):
-    trainer = Trainer(dataclasses.replace(config, devices=4, model_shards=4, quantization="nf4"), progress=QUIET)
+    shared = dataclasses.replace(config, devices=4, model_shards=4, quantization="nf4")
+    trainer = Trainer(build_parts(shared, progress=QUIET))
     assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(trainer.parts.model.base))
     state = trainer.begin()
     assert trainer.begin_stage(state, [])
@@ -101,10 +103,10 @@ def test_the_base_stays_in_host_memory_and_devices_have_parts(config):
 
 def test_a_run_says_what_each_device_holds_and_what_could_not_be_divided(config, capfd):
     stream = io.StringIO()
-    Trainer(dataclasses.replace(config, devices=4, model_shards=4), progress=Progress(stream=stream))
+    build_parts(dataclasses.replace(config, devices=4, model_shards=4), progress=Progress(stream=stream))
     assert "4 devices hold the base together: " in stream.getvalue()
     assert "warning" not in stream.getvalue()
-    Trainer(dataclasses.replace(config, devices=3, model_shards=3), progress=Progress(stream=stream))
+    build_parts(dataclasses.replace(config, devices=3, model_shards=3), progress=Progress(stream=stream))
     assert "model_shards 3 divides no dimension of embed, head, q, k, v, o, which every device holds whole" in (
         stream.getvalue()
     )

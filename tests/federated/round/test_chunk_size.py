@@ -12,6 +12,7 @@ from devft_jax.federated.sampling import client_keys
 from devft_jax.reporting import Progress
 from devft_jax.runtime.compiled import CompiledPrograms
 from devft_jax.storage import RunFolder
+from devft_jax.training.parts import build_parts
 from devft_jax.training.run import train
 from devft_jax.training.trainer import Trainer
 from tests.tiny_run import write_run_inputs
@@ -201,7 +202,7 @@ def test_auto_tries_sizes_after_the_first_round_and_keeps_the_fastest(config, tm
 
 
 def test_a_trial_changes_nothing(config, tmp_path):
-    trainer = Trainer(dataclasses.replace(config, algorithm="fedsa-lora"), progress=QUIET)
+    trainer = Trainer(build_parts(dataclasses.replace(config, algorithm="fedsa-lora"), progress=QUIET))
     state = trainer.begin()
     trainer.begin_stage(state, [])
     members = trainer.parts.rounds.members(0)
