@@ -3,6 +3,7 @@
     --name value, --name=value           every option, its value as `devft_jax.config.values` reads it
     --data a b, --data a --data b        an option that may be a list takes all words up to the next flag, and every use
     --json, --json false                 a boolean is true where nothing follows
+    FOLDER, A B C                        a word without a flag before it; all such words where it may be a list
 
 Whatever cannot be read is one sentence.
 """
@@ -179,7 +180,8 @@ def _given(command: str, flags: Mapping[str, Flag], words: Sequence[str]) -> dic
         if not word.startswith("--") or word == "--":
             if not operands:
                 raise _stray(command, word, last)
-            given[operands.pop(0).name] = [word]
+            flag = operands[0] if operands[0].many else operands.pop(0)
+            given[flag.name] = [*given.get(flag.name, []), word]
             continue
         last = flag = _named(command, flags, word)
         _, equals, value = word.partition("=")
@@ -254,7 +256,8 @@ def help_text(command: str, about: str, sections: Sequence[Section], most_used: 
     """The command's help: usage, what it does, the options used most, then the others by section."""
     flags = [flag for section in sections for flag in section.flags]
     operands = [flag for flag in flags if flag.operand]
-    usage = [flag.written if flag.default is dataclasses.MISSING else f"[{flag.written}]" for flag in operands]
+    shown = {flag.written + " ..." * flag.many: flag.default is dataclasses.MISSING for flag in operands}
+    usage = [written if needed else f"[{written}]" for written, needed in shown.items()]
     lines = [" ".join(["usage:", command, *usage, "[options]"]), ""]
     lines += [line for part in about.split("\n") for line in _filled(part)]
     first = [flag for name in most_used for flag in flags if flag.name == name]

@@ -2,17 +2,20 @@
 
 import dataclasses
 import textwrap
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from devft_jax.commands.cli import run_command
 from devft_jax.commands.compare import parse_compare
-from devft_jax.commands.flags import ELSEWHERE
+from devft_jax.commands.flags import ELSEWHERE, Section, flags_of, help_text, parse
 from devft_jax.commands.generate import parse_generate
 from devft_jax.commands.run import parse_run
 from devft_jax.config.run_config import ROOMS, field_types
 from devft_jax.config.validation import validate
+from devft_jax.errors import InputError
+from devft_jax.options import operand
 
 
 @pytest.mark.parametrize(
@@ -143,6 +146,26 @@ def test_a_preset_is_named_once(tmp_path, capsys):
     assert parse_run(["--config", str(tmp_path / "run.yaml")]).rounds == 5
     assert run_command(["run", "--preset", "demo", "--config", str(tmp_path / "run.yaml")]) == 2
     assert "names a preset, and so does --preset; give one" in capsys.readouterr().err
+
+
+def test_words_without_a_flag_may_be_a_list():
+    """All of them, also behind flags that take one value; the help shows that there may be several."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options:
+        sources: tuple[str, ...] = operand(path=True)
+        """What is opened."""
+        limit: int = 3
+        """How many."""
+
+    sections = [Section("options", flags_of(Options))]
+    assert parse("devft open", "Opens.", sections, ["a", "--limit", "2", "b,c"]) == {
+        "sources": ("a", "b", "c"),
+        "limit": 2,
+    }
+    assert help_text("devft open", "Opens.", sections).startswith("usage: devft open SOURCES ... [options]")
+    with pytest.raises(InputError, match="devft open needs SOURCES, what is opened"):
+        parse("devft open", "Opens.", sections, [])
 
 
 def test_arms_and_seeds_may_be_several_words():
