@@ -256,8 +256,8 @@ def help_text(command: str, about: str, sections: Sequence[Section], most_used: 
     """The command's help: usage, what it does, the options used most, then the others by section."""
     flags = [flag for section in sections for flag in section.flags]
     operands = [flag for flag in flags if flag.operand]
-    shown = {flag.written + " ..." * flag.many: flag.default is dataclasses.MISSING for flag in operands}
-    usage = [written if needed else f"[{written}]" for written, needed in shown.items()]
+    words = {flag.written + " ..." * flag.many: flag.default is dataclasses.MISSING for flag in operands}
+    usage = [word if needed else f"[{word}]" for word, needed in words.items()]
     lines = [" ".join(["usage:", command, *usage, "[options]"]), ""]
     lines += [line for part in about.split("\n") for line in _filled(part)]
     first = [flag for name in most_used for flag in flags if flag.name == name]

@@ -14,7 +14,7 @@ from devft_jax.storage.records import SecondsRecord
 from devft_jax.typing import PyTree
 
 
-class Judge:
+class Evaluator:
     """Evaluates an algorithm's models, of a stage or at full depth, and counts the time.
 
     Args:

@@ -42,6 +42,6 @@ def compile_stage_ahead(parts: Parts, state: State, stage: int) -> None:
     if stored:
         batch.append(jax.ShapeDtypeStruct((*shape, parts.model.config.width), training.compute.dtype))
     parts.cohort.prepare(base, server, row, tuple(batch), np.asarray(layer_map.train))
-    parts.judge.prepare(base, server, row)
+    parts.evaluator.prepare(base, server, row)
     rows = () if algorithm.personal is None else (shapes_on(None, row, parts.cohort.clients_per_step),)
     parts.programs.prepare("adapter_norms", parts.norms, shapes_on(None, server), *rows)

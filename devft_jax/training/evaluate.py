@@ -21,7 +21,7 @@ def evaluate_stage(parts: Parts, state: State) -> Judgement | None:
     model = _named(parts, f"stage {state.stage + 1}'s model")
     with parts.progress.doing(f"evaluating {model} on held-out data"):
         bank = state.bank.view(full=False)
-        return parts.judge.models(state.base, state.server, bank, state.totals.seconds)
+        return parts.evaluator.models(state.base, state.server, bank, state.totals.seconds)
 
 
 def evaluate_full(parts: Parts, state: State, full: PyTree) -> Judgement | None:
@@ -33,7 +33,7 @@ def evaluate_full(parts: Parts, state: State, full: PyTree) -> Judgement | None:
       full: the algorithm's state at full depth.
     """
     with parts.progress.doing(f"evaluating {_named(parts, 'the full model')} on held-out data"):
-        return parts.judge.models(parts.base, full, state.bank.view(full=True), state.totals.seconds)
+        return parts.evaluator.models(parts.base, full, state.bank.view(full=True), state.totals.seconds)
 
 
 def evaluate_as_if_ended(parts: Parts, state: State) -> Judgement | None:
@@ -47,7 +47,7 @@ def evaluate_as_if_ended(parts: Parts, state: State) -> Judgement | None:
 def with_own_models(parts: Parts, state: State, judged: Judgement) -> Judgement | None:
     """The evaluation of the global model at the run's end, and of each client's own model beside it."""
     with parts.progress.doing("evaluating every client's own model on held-out data"):
-        own = parts.judge.own_models(parts.base, state.full, state.bank.view(full=True), state.totals.seconds)
+        own = parts.evaluator.own_models(parts.base, state.full, state.bank.view(full=True), state.totals.seconds)
     return None if own is None else dataclasses.replace(judged, personal=own.personal)
 
 

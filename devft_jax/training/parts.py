@@ -30,7 +30,7 @@ from devft_jax.data import (
 )
 from devft_jax.developmental import Growth
 from devft_jax.evaluation import HeldOut
-from devft_jax.evaluation.judging import Judge
+from devft_jax.evaluation.evaluator import Evaluator
 from devft_jax.federated.algorithm import Algorithm, Clients
 from devft_jax.federated.bank import ClientBank
 from devft_jax.federated.local import OptimizerOptions, choose_passes
@@ -112,7 +112,7 @@ class Parts:
       cohort: trains the participants of a round.
       most_per_step: the most clients that are trained at once.
       submodels: fuses the frozen part of every stage.
-      judge: evaluates models on held-out data.
+      evaluator: evaluates models on held-out data.
       hidden_states: of layers below every adapter, where they are stored.
       clients: what the algorithm may know of them beforehand.
       scratch: folder for what is too large for memory while a stage lasts; None for the system's temporary one.
@@ -138,7 +138,7 @@ class Parts:
     cohort: Cohort
     most_per_step: int
     submodels: Submodels
-    judge: Judge
+    evaluator: Evaluator
     hidden_states: HiddenStates
     clients: Clients
     scratch: Path | None
@@ -253,7 +253,7 @@ def build_parts(
         cohort=cohort,
         most_per_step=most_per_step,
         submodels=submodels,
-        judge=Judge(algorithm, _held_out(config, architecture, compute, data, devices, programs), programs),
+        evaluator=Evaluator(algorithm, _held_out(config, architecture, compute, data, devices, programs), programs),
         hidden_states=hidden_states,
         clients=profiled_clients(data, opened.base.embed, config.seed),
         scratch=scratch,

@@ -67,7 +67,7 @@ class Trainer:
         )
         compile_stage_ahead(parts, state, 0)
         with parts.progress.doing("evaluating the untuned base on held-out data"):
-            judged = parts.judge.evaluate(parts.base, None, totals.seconds)
+            judged = parts.evaluator.evaluate(parts.base, None, totals.seconds)
         totals.compile_before = totals.seconds.compile
         if judged is not None:
             totals.base_loss, totals.base_accuracy = judged.loss, judged.accuracy

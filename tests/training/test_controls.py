@@ -9,7 +9,7 @@ import pytest
 
 from devft_jax.commands.cli import run_command
 from devft_jax.errors import InputError
-from devft_jax.evaluation.judging import Judge
+from devft_jax.evaluation.evaluator import Evaluator
 from devft_jax.exporting.export import export
 from devft_jax.models.base import init_base
 from devft_jax.models.huggingface.peft.reading import import_peft
@@ -91,7 +91,7 @@ def test_what_is_judged_are_the_clients_own_models(runs, config, tmp_path):
     personal = run.summary.personal
     parts = build_parts(dataclasses.replace(config, algorithm="local-only"), progress=QUIET)
     for position, name in enumerate(("client_0", "client_1", "client_2")):
-        judged = parts.judge.held_out(parts.base, clients_adapter(run, name, tmp_path / name))
+        judged = parts.evaluator.held_out(parts.base, clients_adapter(run, name, tmp_path / name))
         assert judged.loss == pytest.approx(personal.losses[position], rel=1e-5)
     assert len(set(personal.losses)) == 3
     assert run.summary.final_loss == pytest.approx(np.mean(personal.losses))
@@ -110,8 +110,8 @@ def test_clients_that_have_not_trained_count_as_the_untuned_base(config, tmp_pat
         config, algorithm="local-only", growth="end-to-end", clients_per_round=1, rounds=1, out=str(tmp_path)
     )
     judged = []
-    original = Judge.evaluate
-    monkeypatch.setattr(Judge, "evaluate", lambda *arguments: judged.append(1) or original(*arguments))
+    original = Evaluator.evaluate
+    monkeypatch.setattr(Evaluator, "evaluate", lambda *arguments: judged.append(1) or original(*arguments))
     summary = train(chosen, progress=QUIET).summary
     losses = summary.personal.losses
     assert sum(loss == pytest.approx(summary.base_loss, rel=1e-6) for loss in losses) == 2
