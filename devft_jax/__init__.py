@@ -1,7 +1,7 @@
 """Developmental Federated Tuning of large language models, simulated in JAX.
 
-`train(config)` runs what `devft run` runs; `RunConfig` describes it. The rooms can be used alone: `devft_jax.developmental`
-(grouping, fusion, growth) needs only jax and numpy.
+`train(config)` runs what `devft run` runs; `RunConfig` describes it. The subpackages can be used alone:
+`devft_jax.developmental` (grouping, fusion, growth) needs only jax and numpy.
 """
 
 import importlib
@@ -25,12 +25,12 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import on first use, so that one room can be imported without loading the others."""
+    """Import on first use, so that one subpackage can be imported without loading the others."""
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'devft_jax' has no attribute '{name}'")
 
 
 def __dir__() -> list[str]:
-    """What is meant to be used, imported or not."""
+    """The public names, whether they have been imported or not."""
     return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})

@@ -1,4 +1,4 @@
-"""The `devft` command, also as `python -m devft_jax`; Ctrl-C is answered while it is still being loaded."""
+"""The `devft` command, also as `python -m devft_jax`; Ctrl-C works while it is still loading."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ def main() -> None:
 
 
 def _interrupted(number: int, frame: object) -> None:
-    """Nothing has been started: an exception, which modules under way may catch, would only be in the way."""
+    """Exit at once. Nothing has been started, and an exception could be caught by a module that is being imported."""
     os.write(2, b"devft: interrupted; nothing was started.\n")
     os._exit(128 + number)
 

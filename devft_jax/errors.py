@@ -1,4 +1,4 @@
-"""The two ways a run can fail, told apart because they end with different exit codes.
+"""The two ways in which a run can fail; they end with different exit codes.
 
 `InputError` (exit code 2) means the user asked for something impossible or gave something unreadable; it is raised
 before anything is compiled. `RunError` (exit code 1) means that a valid run could not go on. Each carries one clear

@@ -1,8 +1,8 @@
-"""Options: how they are declared, beside what they are for, and what is checked from the declaration alone.
+"""Options: how they are declared beside the code that reads them, and the checks that follow from the declaration alone.
 
-Every room owns its options as a frozen dataclass, as does every method with options of its own. Their fields become flags of
-the command line and keys of a configuration file, under the same flat names. The docstring under a field is its text in
-`--help`, and `option` says the rest:
+Every package declares its options as a frozen dataclass, and so does every method that has options of its own. The fields
+become flags of the command line and keys of a configuration file, under the same flat names. The docstring under a field is
+its text in `--help`, and `option` declares the rest:
 
     rank: int = option(32, at_least=1, at_most=2**16)
     dropout: float = option(0.05, within="[0, 1)", remedy="0.05 is usual")
@@ -10,11 +10,12 @@ the command line and keys of a configuration file, under the same flat names. Th
     beta1: float = option(0.9, within="[0, 1)", when={"optimizer": ("adamw",)})
     devices: int | None = execution(None, at_least=1)
 
-A field is *identity* by default: it decides what is computed, and a folder may only be resumed by a run that agrees on it.
-`execution` marks the others (devices, chunk sizes, logging), which may change between a stop and a resume.
+By default a field is part of the run's *identity*: it decides what is computed, and only a run with the same value may
+resume the folder. `execution` marks the other fields (devices, chunk sizes, logging), which may change between a stop and a
+resume.
 
-A declaration is the field's metadata, of plain values under the names of `option`'s arguments. So `devft_jax.developmental`,
-which imports nothing else of this package, declares its options by `dataclasses.field`.
+A declaration is stored in the field's metadata, as plain values under the names of `option`'s arguments. This lets
+`devft_jax.developmental`, which imports nothing else of this package, declare its options by `dataclasses.field`.
 """
 
 import ast
@@ -32,10 +33,10 @@ from typing import Any, TypeVar
 from devft_jax.errors import InputError
 from devft_jax.files import checked_path, printable
 
-Room = TypeVar("Room")
+Group = TypeVar("Group")
 
 LARGEST = 2**53
-"""Of a whole number whose option names no bound of its own."""
+"""Upper bound of a whole number whose option declares none."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,12 @@ class Need:
     """A condition under which an option has an effect.
 
     Attributes:
-      holds: whether the option has an effect in a run of this configuration.
-      reason: why it has none where it does not hold, to follow the option's name in a sentence; or a function of the
-        configuration that says so.
-      remedy: what gives it an effect, in the imperative.
-      part: of the run that decides, "data", "algorithm" or "growth"; None for options of no such part. Nothing is refused
-        where that part was given as an object.
+      holds: whether the option has an effect in a run with this configuration.
+      reason: why it has no effect where `holds` is false, written to follow the option's name in a sentence; or a function
+        of the configuration that returns this text.
+      remedy: what would give it an effect, as an imperative.
+      part: the part of the run that decides this: "data", "algorithm" or "growth"; None if no such part does. Where that
+        part was given as an object in Python, the option is not refused.
     """
 
     holds: Callable[[Any], bool]
@@ -57,7 +58,7 @@ class Need:
     part: str | None = None
 
     def reason_in(self, config: Any) -> str:
-        """Why the option has no effect under this configuration."""
+        """Why the option has no effect with this configuration."""
         return self.reason if isinstance(self.reason, str) else self.reason(config)
 
 
@@ -79,24 +80,24 @@ def option(
     verbatim: bool = False,
     operand: bool = False,
 ) -> Any:
-    """A dataclass field that is an option. Bounds are those of every value where the option is a list, which is not empty.
+    """A dataclass field that is an option. For a list, the bounds apply to every value, and the list must not be empty.
 
     Args:
-      default: its value where it is not given; without one it must be given.
-      choices: names that it may have, which people may write in any case.
-      at_least: the smallest number that it may be.
-      above: what it must be larger than.
-      at_most: the largest size that is believed, so that a slip of the keyboard is answered before arrays are made.
-      within: the interval that it must lie in, such as "[0, 1)".
-      remedy: what a sentence about a wrong value recommends, such as "0.05 is usual"; by default the bound itself.
-      of: "algorithm" or "growth" for an option that only those methods read which name it among their `reads`.
-      when: values of other options under which alone it is read, by their names.
-      beside: an option beside which it has no effect: it must be None, or not be read itself.
+      default: the value if the option is not given; without a default it must be given.
+      choices: the allowed names, which users may write in upper or lower case.
+      at_least: the smallest allowed number.
+      above: the number that it must exceed.
+      at_most: the largest allowed number, so that a typing error is refused before arrays are allocated.
+      within: the interval of allowed numbers, such as "[0, 1)".
+      remedy: what the error message recommends, such as "0.05 is usual"; by default the bound itself.
+      of: "algorithm" or "growth" for an option that only methods with its name in their `reads` use.
+      when: by the names of other options, the values under which this option is read.
+      beside: an option that excludes this one: this one has an effect only if the other is None or is not read.
       needs: further conditions under which it has an effect.
       execution: whether it changes how a run is executed, but not what it computes.
       path: whether it names a file or folder, or data or a model that may be one.
-      verbatim: whether its flag takes the next word as it is, in which no quotes, commas or `none` mean anything.
-      operand: whether it is a word without a flag.
+      verbatim: whether its flag takes the next word literally, so that quotes, commas and `none` have no special meaning.
+      operand: whether it is a positional argument.
     """
     declared: dict[str, Any] = {"choices": None if choices is None else tuple(choices), "needs": tuple(needs) or None}
     declared |= {"at_least": at_least, "above": above, "at_most": at_most, "within": within, "remedy": remedy}
@@ -110,7 +111,7 @@ def execution(default: Any, **declared: Any) -> Any:
     """An `option` that changes how a run is executed but not what it computes.
 
     Args:
-      default: its value where it is not given.
+      default: the value if the option is not given.
       declared: further arguments of `option`.
     """
     return option(default, execution=True, **declared)
@@ -120,22 +121,22 @@ def path(default: Any = dataclasses.MISSING) -> Any:
     """An `option` that names a file or folder, or data or a model that may be one.
 
     Args:
-      default: its value where it is not given; without one it must be given.
+      default: the value if the option is not given; without a default it must be given.
     """
     return option(default, path=True)
 
 
 def verbatim(default: Any = dataclasses.MISSING) -> Any:
-    """An `option` whose flag takes the next word as it is.
+    """An `option` whose flag takes the next word literally.
 
     Args:
-      default: its value where it is not given; without one it must be given.
+      default: the value if the option is not given; without a default it must be given.
     """
     return option(default, verbatim=True)
 
 
 def operand(*, path: bool = False) -> Any:
-    """An `option` that is a word without a flag, and must be given.
+    """An `option` that is a positional argument, and must be given.
 
     Args:
       path: whether it names a file or folder.
@@ -146,18 +147,18 @@ def operand(*, path: bool = False) -> Any:
 # ---- the options of a dataclass --------------------------------------------------------------------------------------
 
 
-def own_fields(room: type) -> list[dataclasses.Field[Any]]:
-    """The fields that a dataclass declares itself, without those that it inherits.
+def own_fields(group: type) -> list[dataclasses.Field[Any]]:
+    """The fields that a dataclass declares itself, without inherited ones.
 
     Args:
-      room: the dataclass.
+      group: the dataclass.
     """
-    own = inspect.get_annotations(room)
-    return [field for field in dataclasses.fields(room) if field.name in own]
+    own = inspect.get_annotations(group)
+    return [field for field in dataclasses.fields(group) if field.name in own]
 
 
 def identity_fields(options: Any) -> dict[str, Any]:
-    """The values that decide what is computed, by name.
+    """The values of the fields that decide what is computed, by name.
 
     Args:
       options: an instance of an options dataclass.
@@ -169,24 +170,24 @@ def identity_fields(options: Any) -> dict[str, Any]:
     }
 
 
-def room_of(room: type[Room], options: Any) -> Room:
-    """One room's options out of those of several.
+def room_of(group: type[Group], options: Any) -> Group:
+    """The options of one group, taken from an object that has those of several groups.
 
     Args:
-      room: the dataclass of the room.
-      options: an object that has all of its fields.
+      group: the dataclass of the group.
+      options: an object that has all fields of the group.
     """
-    return room(**{field.name: getattr(options, field.name) for field in dataclasses.fields(room)})  # type: ignore[arg-type]
+    return group(**{field.name: getattr(options, field.name) for field in dataclasses.fields(group)})  # type: ignore[arg-type]
 
 
 @functools.cache
-def option_texts(room: type) -> dict[str, str]:
-    """What the docstring under each field that a dataclass declares itself says, by name, in one line each.
+def option_texts(group: type) -> dict[str, str]:
+    """The docstring under each field that a dataclass declares itself, by field name, each as one line.
 
     Args:
-      room: the dataclass.
+      group: the dataclass.
     """
-    [definition] = ast.parse(textwrap.dedent(inspect.getsource(room))).body
+    [definition] = ast.parse(textwrap.dedent(inspect.getsource(group))).body
     assert isinstance(definition, ast.ClassDef)
     texts = {}
     for statement, following in zip(definition.body, definition.body[1:], strict=False):
@@ -201,7 +202,7 @@ def option_texts(room: type) -> dict[str, str]:
 
 
 def check_options(options: Any) -> None:
-    """Raise `InputError` for the first field whose value is not what its declaration allows.
+    """Raise `InputError` for the first field whose value its declaration does not allow.
 
     Args:
       options: an instance of an options dataclass.
@@ -215,7 +216,7 @@ def check_option(field: dataclasses.Field[Any], value: Any) -> None:
 
     Args:
       field: the option.
-      value: its value, or values where it is a list; None and a name such as auto have no bounds.
+      value: its value, or a tuple of values for a list; None and names such as auto are not checked against bounds.
     """
     declared = field.metadata
     values = value if isinstance(value, tuple) else (value,)
@@ -235,7 +236,7 @@ def check_option(field: dataclasses.Field[Any], value: Any) -> None:
 
 
 def _fault(declared: Mapping[str, Any], number: float) -> str | None:
-    """What is wrong with a number and what to give instead; None where it is within its bounds."""
+    """What is wrong with a number and what to use instead; None if it is within its bounds."""
     if isinstance(number, float) and not math.isfinite(number):
         return "not finite; give a number such as 1e-4"
     if "within" in declared and not _interval(declared["within"]).holds(number):
@@ -255,7 +256,7 @@ def _fault(declared: Mapping[str, Any], number: float) -> str | None:
 
 @dataclass(frozen=True)
 class _Interval:
-    """Numbers between two ends, each of which may belong to it."""
+    """An interval of numbers; each end is included or excluded."""
 
     lowest: float
     highest: float
@@ -269,7 +270,7 @@ class _Interval:
 
 @functools.cache
 def _interval(text: str) -> _Interval:
-    """An interval as it is written, such as [0, 1) or [0, 2^32)."""
+    """An interval from its notation, such as [0, 1) or [0, 2^32)."""
     found = re.fullmatch(r"([\[(])(.+), (.+)([\])])", text)
     assert found is not None, text
     lowest, highest = (
@@ -279,7 +280,7 @@ def _interval(text: str) -> _Interval:
 
 
 def bounds_of(declared: Mapping[str, Any]) -> str:
-    """The numbers that a declaration allows, in words; empty where it names no bounds.
+    """The numbers that a declaration allows, as text; empty if it declares no bounds.
 
     Args:
       declared: the metadata of a field.
@@ -295,7 +296,7 @@ def bounds_of(declared: Mapping[str, Any]) -> str:
 
 
 def check_paths(options: Any) -> None:
-    """Raise `InputError` for a field that is a path by which no file or folder can be named.
+    """Raise `InputError` for a path option whose text cannot be the name of a file or folder.
 
     Args:
       options: an instance of an options dataclass.
@@ -311,27 +312,27 @@ def check_paths(options: Any) -> None:
 
 
 def closest(name: str, known: Iterable[str], otherwise: str) -> str:
-    """How a sentence about an unknown name ends: with the known one that is meant, or with `otherwise`.
+    """The end of an error message about an unknown name: a suggestion if a known name is similar, otherwise `otherwise`.
 
     Args:
-      name: as it was written.
-      known: the names that there are.
-      otherwise: the end where none of them is close.
+      name: the unknown name.
+      known: the known names.
+      otherwise: the end if no known name is similar.
     """
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"did you mean '{close[0]}'?" if close else otherwise
 
 
 def known_name(kind: str, name: Any, known: Iterable[str]) -> str:
-    """The known name that is meant, which may be written in any case.
+    """The known name that equals a name when upper and lower case are ignored.
 
     Args:
-      kind: what is named, for the sentence.
-      name: as it was written.
-      known: the names that there are.
+      kind: what is named, for the error message.
+      name: the name to look up.
+      known: the known names.
 
     Raises:
-      InputError: there is none.
+      InputError: there is no such name.
     """
     by_case = {each.lower(): each for each in known}
     if not isinstance(name, str) or name.lower() not in by_case:
@@ -340,12 +341,12 @@ def known_name(kind: str, name: Any, known: Iterable[str]) -> str:
 
 
 def unknown_name(kind: str, name: Any, known: Iterable[str]) -> InputError:
-    """The sentence about a name that does not exist: the known ones, and the one that may be meant.
+    """The error about an unknown name; it lists the known names and suggests the most similar one.
 
     Args:
       kind: what is named.
-      name: as it was written.
-      known: the names that there are.
+      name: the unknown name.
+      known: the known names.
     """
     shown, names = printable(str(name)), list(known)
     close = difflib.get_close_matches(shown.lower(), names, n=1)

@@ -11,17 +11,17 @@ from hypothesis import strategies as st
 from devft_jax.commands.flags import flags_of
 from devft_jax.commands.generate import PromptOptions
 from devft_jax.commands.run import parse_run
-from devft_jax.config.run_config import ROOMS, RunConfig
+from devft_jax.config.run_config import OPTION_GROUPS, RunConfig
 from devft_jax.errors import InputError
 from devft_jax.federated.local import OptimizerOptions
 from devft_jax.inference.respondent import ModelOptions
 from devft_jax.models.generation.options import GenerationOptions
-from devft_jax.options import check_option, check_options, execution, identity_fields, option_texts, own_fields, room_of
+from devft_jax.options import check_option, check_options, execution, identity_fields, option_group, option_texts, own_fields
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Example:
-    """A room."""
+    """A group."""
 
     size: int = 3
     """How large,
@@ -30,10 +30,12 @@ class Example:
     """How fast."""
 
 
-@pytest.mark.parametrize("room", [*ROOMS, PromptOptions, ModelOptions, GenerationOptions], ids=lambda room: room.__name__)
-def test_every_option_has_a_text(room):
-    assert set(option_texts(room)) == {field.name for field in own_fields(room)}
-    assert all(text.endswith(".") and "\n" not in text for text in option_texts(room).values())
+@pytest.mark.parametrize(
+    "group", [*OPTION_GROUPS, PromptOptions, ModelOptions, GenerationOptions], ids=lambda group: group.__name__
+)
+def test_every_option_has_a_text(group):
+    assert set(option_texts(group)) == {field.name for field in own_fields(group)}
+    assert all(text.endswith(".") and "\n" not in text for text in option_texts(group).values())
 
 
 def test_texts_are_one_line_and_defaults_are_the_starts():
@@ -44,8 +46,8 @@ def test_texts_are_one_line_and_defaults_are_the_starts():
 
 def declared(*keys):
     """The options of a run and of a generation that declare one of these, with their fields."""
-    rooms = [*ROOMS, GenerationOptions]
-    fields = [field for room in rooms for field in own_fields(room) if field.metadata.keys() & set(keys)]
+    groups = [*OPTION_GROUPS, GenerationOptions]
+    fields = [field for group in groups for field in own_fields(group) if field.metadata.keys() & set(keys)]
     return pytest.mark.parametrize("field", fields, ids=lambda field: field.name)
 
 
@@ -96,9 +98,9 @@ def test_a_name_that_does_not_exist_is_one_sentence_with_those_that_do(field):
         assert getattr(RunConfig(**{field.name: name.upper()}), field.name) == name
 
 
-@pytest.mark.parametrize("room", [*ROOMS, GenerationOptions], ids=lambda room: room.__name__)
-def test_every_default_is_allowed(room):
-    check_options(room(**{field.name: field.default for field in dataclasses.fields(room)}))
+@pytest.mark.parametrize("group", [*OPTION_GROUPS, GenerationOptions], ids=lambda group: group.__name__)
+def test_every_default_is_allowed(group):
+    check_options(group(**{field.name: field.default for field in dataclasses.fields(group)}))
 
 
 ENDS = st.integers(-3, 3)
@@ -136,6 +138,6 @@ def test_flags_win_over_a_file_and_leave_its_other_values(tmp_path):
 
 def test_a_rooms_options_alone_are_equal_where_others_differ():
     runs = [RunConfig(seed=seed, optimizer="sgd", beta1=0.5) for seed in (0, 1)]
-    first, second = (room_of(OptimizerOptions, run) for run in runs)
+    first, second = (option_group(OptimizerOptions, run) for run in runs)
     assert first == second == OptimizerOptions(optimizer="sgd", beta1=0.5)
     assert hash(first) == hash(second)

@@ -1,4 +1,4 @@
-"""What a run costs: communication, operations, memory and energy, counted from shapes or measured."""
+"""What a run costs: communication, operations, memory and energy, computed from shapes or measured."""
 
 from devft_jax.accounting.energy import EnergyMeter, EnergyOptions, energy_summary
 from devft_jax.accounting.flops import (

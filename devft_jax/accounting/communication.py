@@ -1,19 +1,19 @@
-"""What travels between the server and its clients, as shapes: messages, dense submodels, group lists, catch-up.
+"""Communication between the server and its clients, from shapes: messages, dense submodels, group lists, catch-up.
 
-Nothing here is a formula of a method. The messages are those that the algorithm's own `broadcast` and `finish` produce,
-traced on shapes (`jax.eval_shape`), so that they are exact for any algorithm, depth and message dtype and cost milliseconds
-at 70 billion parameters. Bytes are the sizes of their leaves.
+No method has a byte formula here. The messages are those that the algorithm's own `broadcast` and `finish` produce, traced
+on shapes (`jax.eval_shape`). Their sizes are therefore exact for any algorithm, depth and message dtype, and computing them
+takes milliseconds even at 70 billion parameters. Bytes are the sizes of their leaves.
 
 At a stage change a client needs the stage's representative layers. Either the server fuses them and every client that
 takes part in the stage receives them once, in the form in which they are stored (`submodel_bytes`); or clients hold the
-whole base model, fuse by themselves, and receive only what the fusion matrix is made from (`fusion_recipe_bytes`). At full
-depth nothing is fused, and nothing travels beyond the base model itself, which every method hands out once and which is not
-counted.
+whole base model, fuse the layers themselves, and receive only the data from which the fusion matrix is built
+(`fusion_recipe_bytes`). At full depth nothing is fused and nothing more is sent; the base model itself, which every method
+distributes once, is not counted.
 
-Catch-up is of two kinds. A newcomer first takes part in the middle of a stage, and receives its submodel then.
-An absentee returns after rounds without it; where a message carries the whole state, as FedIT's does, the next one is all
-that it needs, while a method whose messages add to what clients hold (a changed base, stacked adapters) owes it every
-message that it missed (`missed_bytes`).
+There are two kinds of catch-up. A newcomer takes part for the first time in the middle of a stage and receives the
+stage's submodel then. An absentee returns after rounds without it. If messages carry the whole state, as FedIT's do, the
+next message is enough; if messages are increments of what clients hold (a changed base, stacked adapters), the absentee
+must also receive every message that it missed (`missed_bytes`).
 """
 
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ class Messages:
     """What one client receives and sends in a round, as pytrees of `jax.ShapeDtypeStruct`.
 
     Attributes:
-      broadcast: what the server sends to all, and what is known without a message.
+      broadcast: what the server sends to all clients, and what clients know without a message.
       participant: one client at the start of its round; `down` is the message that it received.
       up: the message that it sends.
     """
@@ -50,12 +50,12 @@ class Messages:
 
     @property
     def bytes_down(self) -> int:
-        """Bytes of the server's message to one client; of the largest where clients differ in rank."""
+        """Bytes of the server's message to one client; of the largest message if clients differ in rank."""
         return message_bytes(self.participant.down)
 
     @property
     def bytes_up(self) -> int:
-        """Bytes of one client's message; of the largest where clients differ in rank."""
+        """Bytes of one client's message; of the largest message if clients differ in rank."""
         return message_bytes(self.up)
 
 
@@ -80,7 +80,7 @@ def round_messages(algorithm: Algorithm, config: ModelConfig, layers: int) -> Me
 
 
 def message_elements(message: PyTree) -> int:
-    """Number of elements of a message, arrays or their shapes, in full where ranks differ."""
+    """Number of elements of a message (arrays or shapes); at full rank if ranks differ."""
     return sum(leaf.size for leaf in jax.tree.leaves(travelling_parts(message)))
 
 
@@ -90,7 +90,7 @@ def submodel_bytes(config: ModelConfig, layers: int, *, dtype: str, quantization
     Args:
       config: the base's architecture at full depth.
       layers: of the stage's submodel.
-      dtype: of the layers, where they are not quantised.
+      dtype: of the layers, if they are not quantised.
       quantization: as the option of that name.
     """
     if layers == config.layers:
@@ -99,18 +99,19 @@ def submodel_bytes(config: ModelConfig, layers: int, *, dtype: str, quantization
 
 
 def fusion_recipe_bytes(config: ModelConfig, layers: int) -> int:
-    """Bytes from which a client that holds the base fuses a stage itself: each layer's group and beta; 0 at full depth."""
+    """Bytes of each layer's group and beta, from which a client with the base model fuses a stage itself; 0 at full
+    depth."""
     groups, beta = jax.ShapeDtypeStruct((config.layers,), jnp.int32), jax.ShapeDtypeStruct((), jnp.float32)
     return 0 if layers == config.layers else message_bytes((groups, beta))
 
 
 def picked_layers_bytes(layers: int) -> int:
-    """Bytes from which a client that holds the base builds a stage that only picks layers: their numbers, i32[G]."""
+    """Bytes of the layers' numbers, i32[G], from which a client with the base builds a stage that only selects layers."""
     return message_bytes(jax.ShapeDtypeStruct((layers,), jnp.int32))
 
 
 def newcomers(cohorts: Sequence[np.ndarray]) -> list[int]:
-    """For each round of a stage, how many of its participants have not been in the stage before."""
+    """For each round of a stage, the number of participants that were not in an earlier round of the stage."""
     seen: set[int] = set()
     counts = []
     for cohort in cohorts:
@@ -124,7 +125,7 @@ def missed_bytes(cohorts: Sequence[np.ndarray], sizes: Sequence[int]) -> list[in
     """For each round of a run, bytes of the earlier rounds' messages that its participants have not received yet.
 
     Args:
-      cohorts: positions of each round's participants.
+      cohorts: indices of each round's participants.
       sizes: bytes of each round's message to one client.
     """
     sent = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])

@@ -1,13 +1,14 @@
-"""Energy of the training rounds: measured by the hardware's own counters where it has them, else estimated from FLOPs.
+"""Energy of the training rounds: read from hardware counters where there are any, otherwise estimated from FLOPs.
 
     nvml                   the total-energy counters of the NVIDIA GPUs in use, through the package `pynvml`: whole boards
     rapl                   the package and memory counters of Intel and AMD CPUs under /sys/class/powercap, where they may be
                            read (many systems let only root): whole sockets, other processes on them included
     estimate from FLOPs    counted operations x joules per operation; no measurement, and marked as an estimate
 
-A counter measures all that happens between two readings, the host's waiting included; the estimate counts products alone. On
-a GPU the host's own consumption is left out. Rounds are covered, with the compilation inside them; building stages and
-evaluation are not. Emissions are the energy times the carbon intensity of the grid, which is stated beside them.
+A counter measures everything between two readings, including the time when the host waits; the estimate counts only
+matrix products. On a GPU the host's own consumption is not included. Rounds are covered, including the compilation inside
+them; building stages and evaluation are not. Emissions are the energy times the carbon intensity of the grid, which is
+recorded with them.
 """
 
 import importlib
@@ -28,29 +29,29 @@ ESTIMATE = "estimate from FLOPs"
 JOULES_PER_KWH = 3.6e6
 
 JOULES_PER_FLOP = {"cpu": 1e-9, "accelerator": 5e-12}
-"""Stated defaults of the estimate: 10 W for a CPU core that does 10 GFLOP/s, 500 W for an accelerator at 100 TFLOP/s."""
+"""Documented defaults of the estimate: 10 W for a CPU core at 10 GFLOP/s, 500 W for an accelerator at 100 TFLOP/s."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EnergyOptions:
-    """How emissions follow from energy, and how energy is estimated where nothing measures it."""
+    """How emissions follow from energy, and how energy is estimated if nothing measures it."""
 
     grid_kgco2e_per_kwh: float = execution(0.475, at_least=0)
-    """Carbon intensity of the grid, kg of CO2 equivalent per kWh; the default is about the world's average."""
+    """Carbon intensity of the grid, kg of CO2 equivalent per kWh; the default is close to the world's average."""
     joules_per_flop: float | None = execution(None, at_least=0)
-    """Energy of one floating-point operation in joules, for the estimate where no counter can be read; by default 1e-9 on a
+    """Energy of one floating-point operation in joules, for the estimate if no counter can be read; by default 1e-9 on a
     CPU and 5e-12 on an accelerator."""
 
 
 def resolve_joules_per_flop(options: EnergyOptions, platform: str) -> float:
-    """Joules of one operation: as asked, or the default of the platform ("cpu", "gpu", "tpu")."""
+    """Joules per operation: the option's value, or the default of the platform ("cpu", "gpu", "tpu")."""
     if options.joules_per_flop is not None:
         return options.joules_per_flop
     return JOULES_PER_FLOP["cpu" if platform == "cpu" else "accelerator"]
 
 
 def emissions(joules: float, options: EnergyOptions) -> dict[str, float]:
-    """`kwh`, `kgco2e` and the grid's factor behind it."""
+    """`kwh`, `kgco2e` and the carbon intensity of the grid that was used."""
     kwh = joules / JOULES_PER_KWH
     factor = options.grid_kgco2e_per_kwh
     return {"kwh": kwh, "kgco2e": kwh * factor, "grid_kgco2e_per_kwh": factor}
@@ -58,7 +59,7 @@ def emissions(joules: float, options: EnergyOptions) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class _Counter:
-    """A reading of a hardware counter: its `name`, the `joules` so far, and the `span` after which it begins again at 0."""
+    """A reading of a hardware counter: its `name`, the `joules` so far, and the `span` after which it wraps to 0."""
 
     name: str
     joules: float
@@ -66,7 +67,7 @@ class _Counter:
 
 
 class EnergyMeter:
-    """Measures the joules between two readings, from the best source that these devices have.
+    """Measures the joules between two readings, from the best source that the devices have.
 
     Args:
       options: factors of the estimate.
@@ -106,7 +107,7 @@ class EnergyMeter:
         try:
             nvml.nvmlInit()
             handles = [_nvml_handle(nvml, device) for device in devices]
-            # Boards before Volta have no such counter.
+            # GPUs before Volta have no such counter.
             for handle in handles:
                 nvml.nvmlDeviceGetTotalEnergyConsumption(handle)
         except nvml.NVMLError:
@@ -114,7 +115,7 @@ class EnergyMeter:
         self._nvml, self._handles = nvml, handles
 
     def read(self) -> tuple[_Counter, ...] | None:
-        """The counters' present values; None where energy is estimated, or a counter can no longer be read."""
+        """The counters' current values; None if energy is estimated, or if a counter can no longer be read."""
         if self.source == ESTIMATE:
             return None
         if self._nvml is None:
@@ -131,8 +132,8 @@ class EnergyMeter:
     def spent_since(self, before: tuple[_Counter, ...] | None, flops: int) -> tuple[str, float]:
         """The source, and the joules since a reading.
 
-        A counter may return to 0 once between two readings. Intel's usually hold 262 kJ, a quarter of an hour at 300 W, and
-        AMD's 65 kJ, under four minutes; of a longer round too little is counted.
+        A counter may wrap to 0 once between two readings. Intel's usually wrap at 262 kJ, a quarter of an hour at 300 W, and
+        AMD's at 65 kJ, under four minutes; for a longer round too little is counted.
 
         Args:
           before: the earlier reading; None for an estimate.
@@ -149,7 +150,7 @@ class EnergyMeter:
 
 
 def _nvml_handle(nvml: Any, device: jax.Device) -> Any:
-    """NVML's handle of a JAX device; JAX counts the visible GPUs alone, NVML all."""
+    """NVML's handle of a JAX device; JAX numbers only the visible GPUs, NVML all of them."""
     index = getattr(device, "local_hardware_id", None) or 0
     visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
     name = visible[index] if index < len(visible) else str(index)
@@ -157,10 +158,10 @@ def _nvml_handle(nvml: Any, device: jax.Device) -> Any:
 
 
 def readable_zones(powercap: Path) -> list[Path]:
-    """The zones that together count each socket and its memory once; none where any of them cannot be read.
+    """The zones that together count each socket and its memory once; empty if any of them cannot be read.
 
-    A socket is `intel-rapl:0`, on AMD too. Its zone "dram" (`intel-rapl:0:1`) is counted apart from it; its zones "core" and
-    "uncore" are part of it, and the top zone "psys" is the whole platform, sockets included.
+    A socket is `intel-rapl:0`, on AMD too. Its zone "dram" (`intel-rapl:0:1`) is not part of it and is added; its zones
+    "core" and "uncore" are part of it, and the top zone "psys" is the whole platform, sockets included.
     """
     wanted = []
     try:
@@ -180,10 +181,10 @@ def _read_zone(zone: Path) -> _Counter:
 
 
 def energy_summary(joules: dict[str, float], options: EnergyOptions, joules_per_flop: float) -> EnergyRecord:
-    """What `summary.json` holds as `energy`.
+    """The `energy` entry of `summary.json`.
 
     Args:
-      joules: of all rounds by their source; several if the run was resumed on another machine.
+      joules: of all rounds, by source; several sources if the run was resumed on another machine.
       options: the carbon intensity of the grid.
       joules_per_flop: the factor of the estimated part.
     """

@@ -1,17 +1,17 @@
-"""Floating-point operations of low-rank training on a frozen base, counted from shapes.
+"""Floating-point operations of low-rank training on a frozen base, computed from shapes.
 
-A multiply-add is two operations. Only products are counted: norms, activations and softmax are a few per cent of a small
-model and less of a large one. A product with frozen weights is done once forward and once backward (the gradient of its
-inputs), the latter in the adapted layers alone, since nothing below the lowest of them depends on what trains; a low-rank
-factor that trains needs a third (its own gradient). Attention scores and mixtures are counted over the whole square, and
-twice again in the backward pass, also by a kernel that leaves out what no query sees; the head is counted at every token,
-also where only completions are scored. The gradient of the inputs of q, k and v in the lowest adapted layer is counted too,
-although nothing needs it: one scan runs all adapted layers, so that it is computed, and to save it that layer would be
-compiled by itself in every program. By these formulas it is 2.6 % of a step of four layers of LLaMA-2-7B and 0.4 % of all 32
-(rank 32 on q and v, 256 tokens). Weights that a hypernetwork makes for an example count like
-low-rank factors that train, and making them once for every example; what a batch shares is not counted. Nor is
-rematerialisation, nor a dense correction of frozen weights, which a client adds to them once: the figure is the work of the
-method, not of a way to simulate it.
+A multiply-add counts as two operations. Only matrix products are counted: norms, activations and softmax are a few per cent
+of a small model and less of a large one. A product with frozen weights is computed once in the forward pass and once in the
+backward pass (the gradient of its inputs), the latter only in the adapted layers, because no trained value lies below them.
+A trained low-rank factor needs a third product (its own gradient). Attention scores and mixtures are counted over the whole
+T x T square, and twice more in the backward pass, also for a kernel that skips masked pairs. The head is counted at every
+token, also if only completions are scored. The gradient of the inputs of q, k and v in the lowest adapted layer is counted
+although nothing uses it: one scan runs all adapted layers, so it is computed, and avoiding it would mean compiling
+that layer separately in every program. By these formulas it is 2.6 % of a step of four layers of LLaMA-2-7B and 0.4 % of
+all 32 (rank 32 on q and v, 256 tokens). Weights that a hypernetwork generates for an example count like trained low-rank
+factors, plus generating them once per example; what a batch shares is not counted. Rematerialisation is not counted, nor is
+a dense correction of frozen weights, which a client adds once: the figure is the work of the method, not of
+one way to simulate it.
 """
 
 from dataclasses import dataclass
@@ -26,13 +26,13 @@ from devft_jax.models.hypernetwork import products
 
 @dataclass(frozen=True)
 class Adaptation:
-    """What is trained on a frozen model, in numbers.
+    """The trained part of a model on a frozen base, in numbers.
 
     Attributes:
-      depth: adapted layers, the model's last ones.
+      depth: adapted layers, the last ones of the model.
       factors: elements of their low-rank factors.
-      trained: elements that are trained, all of the factors' or some.
-      example: products of an example, whatever its length, with weights that are trained.
+      trained: elements that are trained: all elements of the factors, or fewer.
+      example: multiply-adds per example, independent of its length, with trained weights.
     """
 
     depth: int
@@ -46,8 +46,8 @@ class Adaptation:
 
         Args:
           adapter: arrays or shapes.
-          train: its trained leaves, arrays or shapes.
-          layers: the depth of its base.
+          train: the adapter's trained leaves, arrays or shapes.
+          layers: depth of the base.
         """
         factors, trained = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (adapter.lora, train))
         depth = adapter.depth(otherwise=layers)
@@ -58,7 +58,7 @@ class Adaptation:
 
 
 def forward_breakdown(config: ModelConfig, *, layers: int, adaptation: Adaptation, length: int) -> dict[str, int]:
-    """Operations of one forward pass per token position, by what they are spent on.
+    """Operations of one forward pass per token position, by component.
 
     Args:
       config: the base's architecture.
@@ -67,8 +67,8 @@ def forward_breakdown(config: ModelConfig, *, layers: int, adaptation: Adaptatio
       length: positions T of a row, padding included.
 
     Returns:
-      `frozen` (the projections' weights), `low_rank` (x a b, and what a hypernetwork makes), `attention` (scores and
-        mixtures) and `head`.
+      `frozen` (products with the projections' weights), `low_rank` (x a b, and weights from a hypernetwork), `attention`
+          (scores and mixtures) and `head`.
     """
     weights = sum(fan_in * fan_out for fan_in, fan_out in map(config.projection_shape, PROJECTIONS))
     return {
@@ -82,15 +82,15 @@ def forward_breakdown(config: ModelConfig, *, layers: int, adaptation: Adaptatio
 def training_breakdown(
     config: ModelConfig, *, layers: int, adaptation: Adaptation, length: int, frozen: int = 0
 ) -> dict[str, int]:
-    """Operations of one training step per token position, forward and backward, by what they are spent on.
+    """Operations of one training step per token position, forward and backward, by component.
 
     Args:
       config: as in `forward_breakdown`.
       layers: as in `forward_breakdown`.
       adaptation: as in `forward_breakdown`.
       length: as in `forward_breakdown`.
-      frozen: how many of the lowest adapted layers do not learn, and so have no backward pass; `adaptation` counts them
-        among the trained ones, all layers alike.
+      frozen: number of the lowest adapted layers that do not learn, and so have no backward pass; `adaptation` counts them
+        as trained, like all other layers.
 
     Returns:
       As `forward_breakdown`.
@@ -113,11 +113,11 @@ def training_flops(config: ModelConfig, *, layers: int, adaptation: Adaptation, 
 
 
 def prefix_flops(config: ModelConfig, *, layers: int, length: int) -> int:
-    """Operations of a forward pass through the lowest layers alone, without adapter and head, per token position."""
+    """Operations of a forward pass through the lowest layers, without adapter and head, per token position."""
     forward = forward_breakdown(config, layers=layers, adaptation=Adaptation(0, 0, 0), length=length)
     return forward["frozen"] + forward["attention"]
 
 
 def evaluation_flops(config: ModelConfig, *, layers: int, adaptation: Adaptation, length: int) -> int:
-    """Operations of scoring one held-out token position, a forward pass: the sum of `forward_breakdown`."""
+    """Operations of evaluating one token position, a forward pass: the sum of `forward_breakdown`."""
     return sum(forward_breakdown(config, layers=layers, adaptation=adaptation, length=length).values())

@@ -1,23 +1,23 @@
-"""Device memory of a stage, by formula and from the compiled program; and the peak, measured.
+"""Device memory of a stage, by formula and from the compiled program; and the measured peak.
 
-The formula adds up what a device holds that trains C clients at once on batches of B rows of T tokens: the terms of
-`MemoryTerms`. The two workspaces are not needed at the same time: the peak has the larger of them. What a layer keeps is not
-written down by hand: its backward pass is traced on shapes and the values that it holds are summed, so that families,
-dropout, targets, attention kernels and remat policies are as they are. Weights and factors themselves are counted once.
+The formula adds up what one device holds while it trains C clients at once on batches of B rows of T tokens: the terms of
+`MemoryTerms`. The two workspaces are not needed at the same time, so the peak includes only the larger one. What a layer
+keeps is not written by hand: its backward pass is traced on shapes and the values that it holds are summed, which
+takes families, dropout, targets, attention kernels and remat policies into account. Weights and factors are counted once.
 
-How good it is. Against XLA's own analysis of the chunk program on CPU in float32 (`compiled_memory`: arguments, outputs and
-temporaries less what is aliased), the formula gave 0.86 to 1.18 of it over small models of 2 to 16 layers, all remat
+Accuracy. Compared with XLA's own analysis of the chunk program on CPU in float32 (`compiled_memory`: arguments, outputs and
+temporaries less aliased buffers), the formula gave 0.86 to 1.18 of it over small models of 2 to 16 layers, all remat
 policies, 1 to 8 clients, packed and float weights, and ranks 8 to 64, and 0.87 and 0.94 for 4 and 32 layers of LLaMA2-7B;
-tests hold it to 0.85 to 1.2. It is worse where one thing dominates a small model: 1.3 to 1.4 with remat none and attention
-scores of 8 heads over 256 to 1,024 tokens; 0.78 with remat full and dropout on all seven targets; 0.84 with a head of 60,000
-entries. In bfloat16 the CPU's compiler keeps float32 copies beside the halves and needs up to twice the formula, which
-describes an accelerator there. It has not been compared with a GPU's or TPU's compiler.
+tests hold it to 0.85 to 1.2. It is less accurate where one term dominates a small model: 1.3 to 1.4 with remat none and
+attention scores of 8 heads over 256 to 1,024 tokens; 0.78 with remat full and dropout on all seven targets; 0.84 with a head
+of 60,000 entries. In bfloat16 the CPU's compiler keeps float32 copies beside the bfloat16 values and needs up to twice the
+formula, which then describes an accelerator. It has not been compared with a GPU's or TPU's compiler.
 
-Where s devices hold the base together (`model_shards`), each has 1/s of the large weights in the first three terms; the
-workspace then has the largest projection besides, gathered as it is stored, and the loss the gathered head.
+If s devices hold the base together (`model_shards`), each has 1/s of the large weights in the first three terms; the
+workspace then also has the largest projection, gathered in its stored form, and the loss the gathered head.
 
-The attention kernel is the one of the platform that plans: `xla` holds scores of all pairs of tokens, cudnn does not.
-Memory of the process around the devices, of compilation, and the allocator's fragmentation are not counted.
+The attention kernel is that of the platform on which the plan is made: `xla` holds the scores of all pairs of tokens, cudnn
+does not. Memory of the host process, of compilation, and the allocator's fragmentation are not counted.
 """
 
 import functools
@@ -54,7 +54,7 @@ from devft_jax.runtime.compiled import CompiledMemory
 from devft_jax.runtime.devices import MODEL_AXIS, OVER_DEVICES, client_mesh, shapes_on
 from devft_jax.typing import PyTree
 
-# A position of a batch: its token id i32, and whether it is one of an answer.
+# Per position of a batch: the token id, i32, and whether the token belongs to an answer.
 TOKEN_BYTES = 5
 
 
@@ -64,9 +64,9 @@ class Work:
 
     Attributes:
       clients: C.
-      steps: batches of a client, S.
-      batch: rows of a batch, B.
-      length: tokens of a row, T.
+      steps: S, the batches of one client.
+      batch: B, the rows of a batch.
+      length: T, the tokens of a row.
     """
 
     clients: int
@@ -77,24 +77,24 @@ class Work:
 
 @dataclass(frozen=True)
 class MemoryTerms:
-    """Bytes of one device, by what they hold.
+    """Bytes on one device, by what they hold.
 
     Attributes:
       embedding_and_head: embedding, final norm and head, in the compute dtype.
       stage_layers: the dense layers of the submodel, floats or packed; at full depth the base's own.
-      full_layers: the base's own layers, which the simulator keeps beside a submodel made from them. On a real client's
-        device they are absent, unless it fuses by itself.
-      message: the downlink message, what is known without one (such as a dense correction of the frozen weights) and, in the
-        simulator, the float32 sums of contributions.
-      batches: token ids and masks of all local steps; in the simulator of two chunks, one running and one ready.
+      full_layers: the base's own layers, which the simulator keeps in addition to a submodel made from them. A real client's
+        device does not hold them, unless it fuses the layers itself.
+      message: the downlink message, what clients know without one (such as a dense correction of the frozen weights) and, in
+        the simulator, the float32 sums of contributions.
+      batches: token ids and masks of all local steps; in the simulator those of two chunks, one running and one waiting.
       lora: the trained leaves in float32, per client.
       gradients: those of the trained leaves.
       moments: the optimiser's state: two moments under adamw, none under sgd.
       updates: three more copies per client: the optimiser's updates, the change since the start of the round, and the
-        message to be sent.
+        message to send.
       activations: what each layer keeps for the backward pass under the remat policy, times the layers.
-      layer_workspace: what one layer needs while its backward pass runs: all its intermediate values, kept, sliced or
-        recomputed, and the expansion of its largest packed weight.
+      layer_workspace: what one layer needs during its backward pass: all its intermediate values, kept, sliced or
+        recomputed, and its largest packed weight in expanded form.
       loss_chunk: logits of one block of tokens and their gradient, both float32, per client.
     """
 
@@ -113,17 +113,17 @@ class MemoryTerms:
 
     @property
     def total(self) -> int:
-        """Peak bytes: all terms, of the two workspaces the larger."""
+        """Peak bytes: the sum of all terms, with only the larger of the two workspaces."""
         return sum(vars(self).values()) - min(self.layer_workspace, self.loss_chunk)
 
     @property
     def program(self) -> int:
-        """The part of `total` that the chunk program itself holds: without the base beside it and the chunk that waits."""
+        """The part of `total` that the chunk program itself holds: without the base kept beside it and the waiting chunk."""
         return self.total - self.full_layers - self.batches * (CHUNKS_IN_FLIGHT - 1) // CHUNKS_IN_FLIGHT
 
     @property
     def weights(self) -> int:
-        """Frozen weights alone."""
+        """Bytes of frozen weights alone."""
         return self.embedding_and_head + self.stage_layers + self.full_layers
 
 
@@ -131,10 +131,10 @@ def kept_for_backward(function: Callable[..., jax.Array], x: PyTree, trained: Py
     """Bytes that the backward pass of `function(x, trained, given)` holds, traced on shapes.
 
     Args:
-      function: what is differentiated.
-      x: shapes of the inputs; counted if they are kept.
-      trained: shapes of what else is differentiated; not counted.
-      given: shapes of what is not differentiated, such as frozen weights; not counted.
+      function: the function to differentiate.
+      x: shapes of the inputs; counted if the backward pass keeps them.
+      trained: shapes of the other differentiated arguments; not counted.
+      given: shapes of arguments that are not differentiated, such as frozen weights; not counted.
     """
 
     def residuals(x: PyTree, trained: PyTree, given: PyTree) -> list[jax.Array]:
@@ -204,17 +204,17 @@ def stage_memory(
     simulator: bool = True,
     model_shards: int = 1,
 ) -> MemoryTerms:
-    """Peak memory of one device in a stage, by formula, in milliseconds for a model of any size.
+    """Peak memory of one device in a stage, by formula; takes milliseconds for a model of any size.
 
     Args:
-      training: a client's, of the base at full depth; its passes are ignored.
+      training: one client's local training, of the base at full depth; its passes are ignored.
       work: what the device trains at once.
       layers: layers of the stage's submodel that have an adapter.
-      frozen: how many of the lowest of them do not learn.
-      bare: layers that run below them without an adapter.
+      frozen: number of the lowest of them that do not learn.
+      bare: number of layers below them that run without an adapter.
       quantization: as the option of that name.
       fused_precision: as the option of that name.
-      simulator: whether the device belongs to the simulator; otherwise it is a client's own.
+      simulator: whether the device belongs to the simulator; otherwise it is a real client's.
       model_shards: how many devices hold the base together.
     """
     algorithm, config, compute = training.algorithm, training.config, training.compute
@@ -257,19 +257,19 @@ def stage_memory(
 
 
 def stage_quantization(config: ModelConfig, layers: int, quantization: str, fused_precision: str) -> str:
-    """How a stage's layers are stored: quantised like the base, or as floats where fused layers stay so."""
+    """How a stage's layers are stored: quantised like the base, or as floats if fused layers stay floats."""
     return quantization if layers == config.layers or fused_precision == "packed" else "none"
 
 
 def expanded_bytes(config: ModelConfig, compute: Compute, base: Base) -> int:
-    """Bytes of the largest packed projection of one layer while it is expanded: in float32, then in the compute dtype."""
+    """Bytes of the largest packed projection of one layer in expanded form: in float32 and then in the compute dtype."""
     packed = [name for name in PROJECTIONS if isinstance(getattr(base.blocks, name), Weight)]
     largest = max((math.prod(config.projection_shape(name)) for name in packed), default=0)
     return largest * (4 + jnp.dtype(compute.dtype).itemsize)
 
 
 def gathered_bytes(weight: Any) -> int:
-    """Bytes of a divided weight while it is gathered, as it is stored; 0 for a weight that each device has whole."""
+    """Bytes of a sharded weight, in its stored form, while it is gathered; 0 for a weight that each device holds whole."""
     return message_bytes(weight) if isinstance(weight, ShardedWeight) else 0
 
 
@@ -284,7 +284,7 @@ def compiled_memory(
     fused_precision: str = "packed",
     model_shards: int = 1,
 ) -> CompiledMemory | None:
-    """Memory of the simulator's chunk program on one device, compiled from shapes alone.
+    """Memory of the simulator's chunk program on one device, from compiling it on shapes alone.
 
     Args:
       training: as in `stage_memory`.
@@ -297,7 +297,7 @@ def compiled_memory(
       model_shards: as in `stage_memory`.
 
     Returns:
-      XLA's analysis; None if the platform's compiler has none.
+      XLA's analysis; None if the platform's compiler offers none.
 
     Raises:
       InputError: this machine has fewer devices than `model_shards`.
@@ -305,8 +305,8 @@ def compiled_memory(
     found = jax.local_devices()
     if model_shards > len(found):
         raise InputError(
-            f"model_shards {model_shards} exceeds the {len(found)} device(s) of this machine, for which compile would "
-            "compile; plan without it here."
+            f"model_shards {model_shards} exceeds the {len(found)} device(s) of this machine, on which --compile would "
+            "compile the program; leave --compile out here."
         )
     mesh = client_mesh(found[:model_shards], model_shards)
     algorithm, config, compute = training.algorithm, training.config, training.compute
@@ -326,11 +326,12 @@ def compiled_memory(
 
 
 class MemoryMeter:
-    """Measures a run's peak memory, as its rise over what the process held when the meter was made.
+    """Measures a run's peak memory, as its rise over what the process held when the meter was created.
 
     On accelerators that report their memory it is that of the device with the largest rise, otherwise that of the process's
-    resident set. Later runs in the same process therefore do not count what earlier ones held. Where the system cannot reset
-    its peak, and an earlier run's was higher, only an upper bound of the rise is known, and the source says so.
+    resident set. Runs started later in the same process therefore do not count the memory of earlier ones. If the system
+    cannot reset its peak and an earlier run's peak was higher, only an upper bound of the rise is known, and the source says
+    so.
     """
 
     def __init__(self) -> None:
@@ -339,7 +340,7 @@ class MemoryMeter:
         self._start, self._peak = _resident_bytes()
 
     def peak(self) -> tuple[int, str]:
-        """Bytes since the start, and their source."""
+        """Bytes since the start, and the source of the figure."""
         if self._devices:
             rises = [
                 (peak - held, peak > peak_before)
@@ -352,11 +353,11 @@ class MemoryMeter:
         return max(0, peak - self._start), "process resident set, rise over the run's start" + ("" if known else _AT_MOST)
 
 
-_AT_MOST = ", at most: something before it took more"
+_AT_MOST = ", an upper bound: the process used more before the run"
 
 
 def _device_bytes() -> list[tuple[int, int]]:
-    """Bytes in use and their peak, of every local device; none where devices do not report them."""
+    """Bytes in use and peak bytes of every local device; empty if the devices do not report them."""
     statistics = [device.memory_stats() or {} for device in jax.local_devices()]
     if not all("peak_bytes_in_use" in entry for entry in statistics):
         return []
@@ -364,7 +365,7 @@ def _device_bytes() -> list[tuple[int, int]]:
 
 
 def _reset_peak() -> bool:
-    """Reset the process's peak, which Linux alone can do; whether it worked."""
+    """Reset the process's peak memory, which is possible only on Linux; returns whether it worked."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -373,7 +374,7 @@ def _reset_peak() -> bool:
 
 
 def _resident_bytes() -> tuple[int, int]:
-    """Bytes of the process in memory, and their peak; the peak twice if only that is known."""
+    """Resident bytes of the process and their peak; the peak twice if only the peak is known."""
     try:
         lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
         now, peak = (int(lines[name].split()[0]) * 1024 for name in ("VmRSS", "VmHWM"))

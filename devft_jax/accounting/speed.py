@@ -1,8 +1,8 @@
-"""How fast this machine multiplies matrices, from which a plan's time is projected.
+"""How fast this machine multiplies matrices; a plan's time is projected from it.
 
-A product like those of a model's layers, tokens x width by width x hidden, of at most 1024 each, is timed for about a
-second. The best rate is stored in the cache folder as `speed.json`, by device, dtype, size and version of JAX. Training is
-slower: what lies between products, such as softmax and norms, takes time but is not counted as operations.
+A product of the shape of those in a model's layers, tokens x width by width x hidden, each at most 1024, is timed for about
+a second. The best rate is stored in the cache folder as `speed.json`, by device, dtype, size and version of JAX. Training is
+slower: operations between products, such as softmax and norms, take time but are not counted as operations.
 """
 
 import json
@@ -21,23 +21,23 @@ from devft_jax.files import cache_folder, read_json, write_atomically
 from devft_jax.runtime.devices import versions
 
 LARGEST = 1024
-"""Most rows and columns: with more, the rate does not grow on a CPU, and a measurement would take long."""
+"""Most rows and columns: on a CPU larger products are not faster per operation, and would take long to measure."""
 
 MEASURED_FOR = 0.7
-"""Seconds of products, after the first ones."""
+"""Seconds during which products are timed, after the first ones."""
 
 WAITING = 32
-"""Products in flight at once; enough to keep a device busy."""
+"""Products dispatched at once; enough to keep a device busy."""
 
 
 @dataclass(frozen=True)
 class Speed:
-    """A measured speed.
+    """A measured rate of operations.
 
     Attributes:
-      flops_per_second: of one device; of a CPU, of its share of the cores.
-      device: what was measured.
-      kept_in: the file where the figure is stored; None if it could not be written.
+      flops_per_second: of one device; on a CPU, of the device's share of the cores.
+      device: the device that was measured.
+      kept_in: the file in which the figure is stored; None if it could not be written.
     """
 
     flops_per_second: float
@@ -48,12 +48,12 @@ class Speed:
 def measured_speed(rows: int, width: int, hidden: int, dtype: str) -> Speed:
     """The speed of products [rows, width] x [width, hidden]; measured once, then read from a file.
 
-    If the file cannot be read or written, the speed is measured and not stored.
+    If the file cannot be read or written, the rate is measured and not stored.
 
     Args:
       rows: tokens of a step.
-      width: of the model.
-      hidden: of its feed-forward layers.
+      width: width of the model.
+      hidden: width of its feed-forward layers.
       dtype: of both factors.
     """
     shape = tuple(min(LARGEST, size) for size in (rows, width, hidden))
@@ -74,7 +74,7 @@ def measured_speed(rows: int, width: int, hidden: int, dtype: str) -> Speed:
 
 
 def _known(path: Path) -> dict[str, float]:
-    """The valid rates of a file by name; empty if there is no file."""
+    """The valid rates in the file, by name; empty if there is no file."""
     try:
         stored = read_json(path) if path.exists() else {}
     except InputError:
@@ -84,12 +84,12 @@ def _known(path: Path) -> dict[str, float]:
 
 
 def _measured(shape: tuple[int, ...], dtype: str) -> float:
-    """Operations a second of the fastest of several products."""
+    """Operations per second of the fastest of several products."""
     rows, width, hidden = shape
     left, right = jnp.ones((rows, width), dtype), jnp.ones((width, hidden), dtype)
     product = jax.jit(jnp.matmul)
     product(left, right).block_until_ready()
-    # Enough products in a row for the clock, and for the call's own cost to be small.
+    # Enough products in a row that the clock's resolution and the cost of the call do not matter.
     count = 1
     while (seconds := _timed(product, left, right, count)) < MEASURED_FOR / 20:
         count *= 2
@@ -100,7 +100,7 @@ def _measured(shape: tuple[int, ...], dtype: str) -> float:
 
 
 def _timed(product: Callable[[jax.Array, jax.Array], jax.Array], left: jax.Array, right: jax.Array, count: int) -> float:
-    """Seconds of so many products, of which at most `WAITING` are in flight, so that their results fit on a device."""
+    """Seconds for `count` products, with at most `WAITING` dispatched at once, so that their results fit on a device."""
     began, waiting = time.perf_counter(), deque[jax.Array]()
     for _ in range(count):
         waiting.append(product(left, right))

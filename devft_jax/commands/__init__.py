@@ -1,1 +1,1 @@
-"""The `devft` command: one file a command."""
+"""The `devft` command line: one file per command."""

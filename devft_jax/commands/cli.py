@@ -1,10 +1,10 @@
-"""The `devft` command: which command is meant, errors as one sentence, exit codes.
+"""The `devft` command line: which command to run, errors as one sentence, exit codes.
 
-Exit codes: 0 done; 2 bad input, nothing was started; 1 what could not go on; 128 + signal number for a run that was stopped
-and can be resumed with the same command, 141 for output whose reader has gone.
+Exit codes: 0 success; 2 bad input, nothing was started; 1 failure while running; 128 + signal number for a run that was
+stopped and can be resumed with the same command; 141 if the reader of the output has closed the pipe.
 
-Each command is a module of this package with a function `command`. Nothing heavy is imported here, so that help, versions
-and mistakes are answered at once.
+Each command is a module of this package with a function `command`. No heavy library is imported here, so that help,
+versions and mistyped commands are answered immediately.
 """
 
 import importlib
@@ -25,30 +25,30 @@ from devft_jax.runtime.screen import complain, show
 from devft_jax.runtime.stopping import own_process
 
 CLOSED_PIPE = 141
-"""128 + SIGPIPE, which a shell shows of a program whose reader has gone."""
+"""128 + SIGPIPE, the exit code that a shell shows for a program whose output pipe was closed."""
 
 COMMANDS = {
-    "run": "train, or go on with an unfinished run",
-    "compare": "several methods over several seeds on the same clients: tables with intervals, and a page",
-    "plan": "what a run would cost: bytes, FLOPs, memory, time; without weights or data",
-    "replay": "train one client of one round again, step by step, to see where it breaks",
-    "report": "a run's folder, finished or not, as one page: report.html",
-    "export": "a run's adapter, merged model or stage's submodel, as PEFT and transformers load it",
-    "generate": "answer prompts with a run's model, or any other, with and without its adapter",
-    "list": "algorithms, growths, presets, data sets and templates",
+    "run": "train, or resume an unfinished run",
+    "compare": "compare methods over several seeds on the same clients: tables with intervals, and a page",
+    "plan": "estimate a run's bytes, FLOPs, memory and time; needs no weights or data",
+    "replay": "train one client of one round again, step by step, to find where values stop being finite",
+    "report": "write the report of a run, finished or not, as one page: report.html",
+    "export": "write a run's adapter, merged model or a stage's submodel in the formats of PEFT and transformers",
+    "generate": "answer prompts with a run's model or any other, with and without its adapter",
+    "list": "list algorithms, growths, presets, data sets and templates",
 }
-"""What each command does; its module in this package has its name."""
+"""What each command does; the module of the same name in this package implements it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line in a process of its own and exit with its code.
+    """Run the command line as a process and exit with its code.
 
     Args:
       arguments: the words after `devft`; by default those of the process.
     """
     own_process()
     screen.prepare()
-    # What libraries fail to tidy up at the exit, such as event loops, is no news beside the sentence that was said.
+    # Errors that libraries raise while they clean up at exit, such as event loops, would only follow the message.
     sys.unraisablehook = lambda unraisable: None
     code = run_command(sys.argv[1:] if arguments is None else arguments, prepare=configure_jax)
     error = screen.finish()
@@ -64,7 +64,7 @@ def run_command(arguments: Sequence[str], prepare: Callable[[], None] | None = N
 
     Args:
       arguments: the words after `devft`.
-      prepare: called before the command's module is imported; not for help, the version or an unknown command.
+      prepare: called before the command's module is imported; not called for help, the version or an unknown command.
 
     Returns:
       The exit code.
@@ -79,11 +79,11 @@ def run_command(arguments: Sequence[str], prepare: Callable[[], None] | None = N
     except RunError as error:
         code, said = 1, str(error)
     except BrokenPipeError:
-        # The reader of a pipe such as `devft list | head` has gone, and wants nothing said.
+        # The reader of a pipe such as `devft list | head` has closed it; no message is needed.
         screen.discard(sys.stdout)
         return CLOSED_PIPE
     except KeyboardInterrupt:
-        code, said = 130, "interrupted; what was saved before stays whole."
+        code, said = 130, "interrupted; everything saved before is complete."
     except Exception as error:
         code, said = 1, sentence_of(error, words, shown=wanted)
         if wanted:
@@ -93,7 +93,7 @@ def run_command(arguments: Sequence[str], prepare: Callable[[], None] | None = N
 
 
 def command_of(name: str) -> Callable[[Sequence[str]], int]:
-    """The function that runs a command and returns its exit code; imports the command's module.
+    """The function that runs a command and returns its exit code; it imports the command's module.
 
     Args:
       name: a key of `COMMANDS`.
@@ -107,7 +107,7 @@ def _show_traceback() -> None:
 
 
 def _show_warning(message: Warning | str, *where: Any, **more: Any) -> None:
-    """A warning as one line, without the source that raised it."""
+    """Print a warning as one line, without the source line that raised it."""
     complain(f"warning: {message}")
 
 
@@ -121,8 +121,8 @@ def _usage() -> str:
             "",
             *lines,
             "",
-            "`devft COMMAND --help` explains every option with its unit and default; `devft --version` says the version.",
-            "--traceback, with any command, shows where an unexpected error came from.",
+            "`devft COMMAND --help` explains every option with its unit and default; `devft --version` prints the version.",
+            "--traceback, with any command, prints the traceback of an unexpected error.",
         ]
     )
 

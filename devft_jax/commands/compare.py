@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from devft_jax.config.run_config import RunConfig
 
 ABOUT = (
-    "Compare methods over seeds on the same clients, data order and budget. Every run is a folder of its own under --out: "
-    "finished ones are read, not run again, and a stopped comparison goes on with the same command. Ends with tables "
-    "(means, 95 % intervals, paired differences) as text, CSV, JSON, Markdown and a page.\n\n"
-    "Takes every option of `devft run` for all arms; algorithm and growth are the arms' own, and --seeds and --out take the "
-    f"place of --seed and --out. {START}"
+    "Compare methods over several seeds on the same clients, data order and budget. Every run has a folder of its own under "
+    "--out; finished runs are read, not run again, and the same command resumes a stopped comparison. At the end it writes "
+    "tables (means, 95 % intervals, paired differences) as text, CSV, JSON, Markdown and a page.\n\n"
+    "Takes every option of `devft run`, for all arms; each arm sets its own algorithm and growth, and --seeds and --out "
+    f"replace --seed and --out. {START}"
 )
 
 ARMS_OWN = ("algorithm", "growth", "seed", "out")
@@ -24,16 +24,16 @@ ARMS_OWN = ("algorithm", "growth", "seed", "out")
 
 
 def parse_compare(arguments: Sequence[str]) -> "tuple[RunConfig, CompareOptions]":
-    """The configuration that all arms share, and the options of the comparison.
+    """The configuration that all arms share, and the options of the comparison itself.
 
     Args:
       arguments: the words after `devft compare`.
 
     Returns:
-      The configuration and the options, their types checked.
+      The configuration and the options; their types are checked.
 
     Raises:
-      InputError: the words cannot be read.
+      InputError: the words cannot be parsed.
     """
     from devft_jax.comparing.request import CompareOptions
 
@@ -41,7 +41,7 @@ def parse_compare(arguments: Sequence[str]) -> "tuple[RunConfig, CompareOptions]
 
 
 def command(arguments: Sequence[str]) -> int:
-    """Run `devft compare` and return its exit code: 1 where a run failed, 128 + signal number where it was stopped.
+    """Run `devft compare` and return its exit code: 1 if a run failed, 128 + signal number if it was stopped.
 
     Args:
       arguments: the words after `devft compare`.
@@ -52,7 +52,7 @@ def command(arguments: Sequence[str]) -> int:
     from devft_jax.comparing.formats import to_text
 
     common, options = parse_compare(arguments)
-    # This process only plans; the runs' own processes have the accelerator to themselves.
+    # This process only plans, so that the runs' own processes can use the whole accelerator.
     jax.config.update("jax_platforms", "cpu")
     made = compare(common, options, command=shlex.join(["devft", "compare", *arguments]))
     if made.comparison is None:

@@ -1,4 +1,4 @@
-"""`devft export`: a run, or an adapter with its base, as a folder that PEFT or transformers loads."""
+"""`devft export`: write a run, or an adapter with its base, as a folder that PEFT or transformers can load."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,22 +12,23 @@ from devft_jax.runtime.screen import show
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
-    """Write a run, or a PEFT adapter with its base, as a folder that PEFT or transformers loads."""
+    """Write a run, or a PEFT adapter with its base, as a folder that PEFT or transformers can load."""
 
     source: str = operand(path=True)
-    """The run's folder, of an unfinished run too; or a PEFT adapter's, for the form merged."""
+    """A run's folder, finished or not; or a PEFT adapter's folder, for the form merged."""
     out: str = path()
-    """The folder to write; absent, empty, or an earlier export of the same request."""
+    """Folder to write: absent, empty, or an earlier export with the same options."""
     form: Literal["adapter", "merged", "submodel", "submodel-adapter"] = "adapter"
-    """Adapter (PEFT), merged (the model with it), submodel (a stage's, merged) or submodel-adapter (both apart)."""
+    """What to write: adapter (PEFT), merged (the model with the adapter merged in), submodel (a stage's submodel, merged) or
+    submodel-adapter (a stage's submodel and its adapter, separately)."""
     stage: int | None = None
-    """The stage, from 1, as of its newest checkpoint; by default the run's newest checkpoint."""
+    """The stage, counted from 1, taken from its newest checkpoint; by default the run's newest checkpoint."""
     client: str | None = verbatim(None)
-    """Whose model, in a run where every client has its own, such as one of local-only."""
+    """The client whose model to write, in a run where every client has its own, such as with local-only."""
     model: str | None = path(None)
-    """The base, as for `devft run`; by default the one that the run or the adapter names."""
+    """The base model, as for `devft run`; by default the one that the run or the adapter names."""
     dtype: str = "auto"
-    """Stored type of a model's weights: auto (as in the base), bfloat16, float32 or float16."""
+    """Data type in which a model's weights are stored: auto (as in the base), bfloat16, float32 or float16."""
 
 
 def command(arguments: Sequence[str]) -> int:

@@ -1,4 +1,4 @@
-"""What a command says of an error that nothing else put into words, and where it keeps the traceback."""
+"""The message for an unexpected error, and the file in which its traceback is saved."""
 
 import traceback
 from collections.abc import Iterator, Sequence
@@ -11,19 +11,19 @@ from devft_jax.files import write_atomically
 TRACEBACK_FILE = "traceback.txt"
 
 KEPT = "holds where"
-"""How the note on an error ends whose traceback is in a run's folder."""
+"""End of the note on an error whose traceback is saved in a run's folder."""
 
 MOST_OF_A_REASON = 300
-"""Characters of an unexpected error's own text."""
+"""Most characters shown of an unexpected error's own text."""
 
 
 def sentence_of(error: Exception, words: Sequence[str], *, shown: bool) -> str:
-    """An unexpected error in one sentence.
+    """An unexpected error as one sentence.
 
     Args:
       error: the error.
-      words: the command's words.
-      shown: whether its traceback is shown, too.
+      words: the words of the command.
+      shown: whether its traceback is shown too.
 
     Returns:
       The sentence.
@@ -33,23 +33,23 @@ def sentence_of(error: Exception, words: Sequence[str], *, shown: bool) -> str:
     if _is_of_memory(error):
         return (
             f"`{command}` ran out of memory; lower batch_size, max_length or clients_per_step, or quantise the model "
-            "(`devft plan` says what a run needs)."
+            "(`devft plan` estimates what a run needs)."
         )
     # Libraries add notes of their own.
     kept = [note for note in getattr(error, "__notes__", ()) if note.endswith(KEPT)]
-    where = "; ".join([*kept, *([] if shown else ["--traceback shows where"])]) or "that is a fault of devft"
+    where = "; ".join([*kept, *([] if shown else ["--traceback shows where"])]) or "this is a bug in devft"
     reason = reason if len(reason) <= MOST_OF_A_REASON else f"{reason[:MOST_OF_A_REASON]}..."
-    return f"`{command}` ended by {type(error).__name__} ({reason}), which it should have put into words; {where}."
+    return f"`{command}` failed with an unexpected {type(error).__name__} ({reason}); {where}."
 
 
 def _is_of_memory(error: BaseException) -> bool:
-    """Whether an error says that there was too little memory, on the host or on a device."""
+    """Whether an error means that memory ran out, on the host or on a device."""
     return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error).lower()
 
 
 @contextmanager
 def traceback_kept(folder: Path) -> Iterator[None]:
-    """Write the traceback of an unexpected error inside the block into a run's folder, if the folder exists.
+    """Save the traceback of an unexpected error inside the block in a run's folder, if the folder exists.
 
     Args:
       folder: the run's folder.

@@ -1,11 +1,11 @@
-"""A command's words as the options of its dataclasses, and `--help` from their texts.
+"""Parses the words of a command into the options of its dataclasses, and writes `--help` from their texts.
 
-    --name value, --name=value           every option, its value as `devft_jax.config.values` reads it
-    --data a b, --data a --data b        an option that may be a list takes all words up to the next flag, and every use
-    --json, --json false                 a boolean is true where nothing follows
-    FOLDER, A B C                        a word without a flag before it; all such words where it may be a list
+    --name value, --name=value           every option; `devft_jax.config.values` parses its value
+    --data a b, --data a --data b        a list option takes all words up to the next flag, from every use
+    --json, --json false                 a boolean is true if no value follows
+    FOLDER, A B C                        a positional argument; a list takes all of them
 
-Whatever cannot be read is one sentence.
+Every parse error is one sentence.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from devft_jax.options import closest, option_texts, own_fields
 from devft_jax.runtime.screen import show
 
 WIDEST, INDENT = 110, 28
-"""Columns of a help text, and those before an option's text."""
+"""Columns of a help text, and the columns before an option's text."""
 
 
 ELSEWHERE = {
@@ -52,7 +52,7 @@ ELSEWHERE = {
     **dict.fromkeys(("optim",), "optimizer"),
     **dict.fromkeys(("gpus", "num_devices"), "devices"),
 }
-"""Options as the field's other tools call them, by what they are called here."""
+"""Names of options in the field's other tools, with the name used here."""
 
 
 @dataclass(frozen=True)
@@ -60,13 +60,13 @@ class Flag:
     """One option of a command line.
 
     Attributes:
-      name: of the field.
-      kind: its annotation.
-      text: what it is for.
-      default: the value where it is not given; `dataclasses.MISSING` where it must be.
-      operand: whether it is a word without a flag.
+      name: the name of the field.
+      kind: its type annotation.
+      text: its help text.
+      default: the value if it is not given; `dataclasses.MISSING` if it must be given.
+      operand: whether it is a positional argument.
       path: whether it is checked as a path.
-      verbatim: whether it is taken as it is, one word a use.
+      verbatim: whether its value is taken literally, one word per use.
     """
 
     name: str
@@ -79,7 +79,7 @@ class Flag:
 
     @property
     def written(self) -> str:
-        """As it is written in a command."""
+        """How it is written in a command."""
         return self.name.upper() if self.operand else f"--{self.name.replace('_', '-')}"
 
     @property
@@ -88,7 +88,7 @@ class Flag:
         return item_kind(self.kind) is not None or is_mapping(self.kind)
 
     def value(self, words: Sequence[str]) -> Any:
-        """What the words given for it say; an `InputError` where that is not its type or no path."""
+        """The option's value, parsed from its words; raises `InputError` if the type or the path is wrong."""
         broken = next((word for word in words if _is_broken(word)), None)
         if broken is not None:
             raise InputError(f"{self.name} '{printable(broken)}' is not UTF-8 text; correct it.")
@@ -106,7 +106,7 @@ class Flag:
 
 @dataclass(frozen=True)
 class Section:
-    """Options under one heading of the help.
+    """Options under one heading of the help text.
 
     Attributes:
       title: the heading.
@@ -117,17 +117,17 @@ class Section:
     flags: Sequence[Flag]
 
 
-def flags_of(room: type, start: Any = None, without: Sequence[str] = ()) -> list[Flag]:
+def flags_of(group: type, start: Any = None, without: Sequence[str] = ()) -> list[Flag]:
     """The options that a dataclass declares, as flags.
 
     Args:
-      room: the dataclass.
-      start: an object with the values that are the defaults; by default those of the declarations.
-      without: options that have no flag.
+      group: the dataclass.
+      start: an object whose values are the defaults; by default the declared defaults are used.
+      without: names of options that get no flag.
     """
-    texts, kinds = option_texts(room), typing.get_type_hints(room)
+    texts, kinds = option_texts(group), typing.get_type_hints(group)
     found = []
-    for field in own_fields(room):
+    for field in own_fields(group):
         if field.name in without:
             continue
         marks = {name: field.metadata.get(name, False) for name in ("operand", "path", "verbatim")}
@@ -139,17 +139,17 @@ def flags_of(room: type, start: Any = None, without: Sequence[str] = ()) -> list
 def parse(
     command: str, about: str, sections: Sequence[Section], words: Sequence[str], most_used: Sequence[str] = ()
 ) -> dict:
-    """The values of the options that the words give, by name; prints the help and exits where that is asked for.
+    """The values of the options that the words give, by name; prints the help and exits if the words ask for it.
 
     Args:
-      command: such as "devft run".
-      about: what it does, for the help.
+      command: the command, such as "devft run".
+      about: what it does, for the help text.
       sections: the options.
-      words: those after the command.
-      most_used: options that open the help, by name.
+      words: the words after the command.
+      most_used: names of the options to list first in the help text.
 
     Raises:
-      InputError: a word is no option, or says no value; or an option that must be given is not.
+      InputError: a word is not an option, an option lacks its value, or a required option is not given.
     """
     flags = {flag.name: flag for section in sections for flag in section.flags}
     if any(word in ("-h", "--help") for word in words):
@@ -163,13 +163,13 @@ def parse(
 
 
 def _begun(text: str) -> str:
-    """The first part of a text, to be put into a sentence."""
+    """The first part of a help text, for use in a sentence."""
     first = text.split(";")[0].split(". ")[0].rstrip(".")
     return first[0].lower() + first[1:]
 
 
 def _given(command: str, flags: Mapping[str, Flag], words: Sequence[str]) -> dict[str, list[str]]:
-    """The words of each option that is given."""
+    """The words given for each option."""
     given: dict[str, list[str]] = {}
     operands = [flag for flag in flags.values() if flag.operand]
     last: Flag | None = None
@@ -190,15 +190,15 @@ def _given(command: str, flags: Mapping[str, Flag], words: Sequence[str]) -> dic
             found.append(words[at])
             at += 1
         if not found and flag.kind is not bool:
-            raise InputError(f"{flag.written} needs a value; write it behind the flag.")
+            raise InputError(f"{flag.written} needs a value; write it after the flag.")
         if flag.name in given and not flag.many:
-            raise InputError(f"{flag.written} is given twice; give it once, because it takes one value.")
+            raise InputError(f"{flag.written} is given twice and takes one value; give it once.")
         given[flag.name] = [*given.get(flag.name, []), *found]
     return given
 
 
 def _named(command: str, flags: Mapping[str, Flag], word: str) -> Flag:
-    """The flag that a word begins with."""
+    """The flag that a word starts with."""
     name = word[2:].partition("=")[0].replace("-", "_")
     flag = flags.get(name)
     if flag is None or flag.operand:
@@ -223,7 +223,7 @@ def _belongs(flag: Flag, found: Sequence[str], word: str) -> bool:
 
 
 def _is_broken(word: str) -> bool:
-    """Whether a word holds bytes that are no text."""
+    """Whether a word holds bytes that are not valid text."""
     try:
         word.encode()
     except UnicodeEncodeError:
@@ -240,20 +240,20 @@ def _is_number(word: str) -> bool:
 
 
 def _stray(command: str, word: str, last: Flag | None) -> InputError:
-    """A word that belongs to nothing."""
+    """The error for a word that belongs to no option."""
     shown = printable(word)
     if word.startswith("-") and not _is_number(word):
         return InputError(f"{command} has no option {shown}; see `{command} --help`.")
     if last is None:
-        return InputError(f"'{shown}' belongs to no option; write a flag before a value, see `{command} --help`.")
-    return InputError(f"'{shown}' stands behind {last.written}, which takes one value; quote a value with blanks in it.")
+        return InputError(f"'{shown}' belongs to no option; write a flag before the value, see `{command} --help`.")
+    return InputError(f"'{shown}' follows {last.written}, which takes one value; quote a value that contains spaces.")
 
 
 # ---- help ------------------------------------------------------------------------------------------------------------
 
 
 def help_text(command: str, about: str, sections: Sequence[Section], most_used: Sequence[str] = ()) -> str:
-    """The command's help: usage, what it does, the options used most, then the others by section."""
+    """The help text of a command: usage, description, the most used options, then the other options by section."""
     flags = [flag for section in sections for flag in section.flags]
     operands = [flag for flag in flags if flag.operand]
     words = {flag.written + " ..." * flag.many: flag.default is dataclasses.MISSING for flag in operands}
@@ -279,7 +279,7 @@ def _filled(text: str) -> list[str]:
 
 
 def entry(flag: Flag) -> list[str]:
-    """An option's lines in the help: how it is written, its text and its default."""
+    """An option's lines in the help text: its flag, its text and its default."""
     head = f"  {flag.written}" + ("" if flag.operand or flag.kind is bool else f" {metavar(flag.kind)}")
     default = flag.default
     shown = "" if default is None or default is dataclasses.MISSING or default == () else f" (default: {_shown(default)})"
@@ -291,7 +291,7 @@ def entry(flag: Flag) -> list[str]:
 
 
 def metavar(kind: Any) -> str:
-    """What stands for an option's value in the help: INT, FLOAT, STR, `INT,...` for a list, or the choices."""
+    """The placeholder for an option's value in the help text: INT, FLOAT, STR, `INT,...` for a list, or the choices."""
     names = {int: "INT", float: "FLOAT", str: "STR"}
     item = item_kind(kind)
     found = [names[each] for each in kinds_of(kind) if each in names]

@@ -1,4 +1,4 @@
-"""`devft generate`: answers of a run's model, an adapter's or any other, with and without the adapter."""
+"""`devft generate`: answer prompts with the model of a run, an adapter or any other, with and without the adapter."""
 
 import sys
 from collections.abc import Sequence
@@ -13,45 +13,46 @@ from devft_jax.inference.answers import answer_all, answers_file, check_answers_
 from devft_jax.inference.prompts import read_prompts, read_standard_input, to_record
 from devft_jax.inference.respondent import ModelOptions, open_respondent
 from devft_jax.models.generation.options import GenerationOptions, validate_generation
-from devft_jax.options import operand, path, verbatim
+from devft_jax.options import path, verbatim
 
-ABOUT = "Answer prompts: one, those of a file or of standard input, or, at a terminal, one after the other."
+ABOUT = "Answer prompts: one prompt, those of a file or of standard input, or, at a terminal, one after the other."
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceOptions:
-    """The model that is asked."""
+    """The model that answers."""
 
-    source: str = operand(path=True)
     """A run's folder, a model's folder, a PEFT adapter's folder (with the base that it names), a Hugging Face name, or
-    bundled for the small model of this package."""
+    bundled for the small model that comes with this package."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PromptOptions:
-    """What is asked, and where answers go."""
+    """The prompts, and where the answers go."""
 
     prompt: str | None = verbatim(None)
-    """One prompt. With neither this nor `file`, lines of standard input are the prompts."""
+    """One prompt. Without this and without `file`, each line of standard input is a prompt."""
     input: str = verbatim("")
-    """What `prompt` refers to, such as a text to shorten; worded as a record's input is in training."""
+    """Text that `prompt` refers to, such as a text to shorten; inserted as a record's input is in training."""
     file: str | None = path(None)
-    """Prompts from a file: a line each, or, in .jsonl and .json, records with instruction and input as training data has."""
+    """File of prompts: one prompt per line, or, for .jsonl and .json, records with instruction and input like training
+    data."""
     compare: bool = False
-    """Also show what the model says without the adapter."""
+    """Also show the answer of the model without the adapter."""
     out: str | None = path(None)
-    """File that gets a JSON object for every prompt besides; absent, empty, or earlier answers, which are replaced."""
+    """File to which a JSON object for every prompt is also written: absent, empty, or earlier answers, which are
+    replaced."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """A command line of `devft generate`.
+    """The parsed options of `devft generate`.
 
     Attributes:
-      source: what is asked.
+      source: the model that answers.
       prompts: the prompts.
-      model: how the model is opened.
-      generation: how answers are drawn.
+      model: how the model is loaded.
+      generation: how answers are sampled.
     """
 
     source: str
@@ -61,16 +62,16 @@ class Request:
 
 
 def parse_generate(arguments: Sequence[str]) -> Request:
-    """The request of a command line.
+    """Parse a command line.
 
     Args:
       arguments: the words after `devft generate`.
 
     Returns:
-      The request, not yet checked beyond its types.
+      The request; only its types are checked.
 
     Raises:
-      InputError: the words cannot be read.
+      InputError: the words cannot be parsed.
     """
     groups = {"source": SourceOptions, "prompts": PromptOptions, "model": ModelOptions, "generation": GenerationOptions}
     sections = {title: Section(title, flags_of(options)) for title, options in groups.items()}
@@ -88,17 +89,17 @@ def parse_generate(arguments: Sequence[str]) -> Request:
 
 
 def _check(request: Request) -> None:
-    """Raise `InputError` for what is wrong with a request whatever the model is."""
+    """Raise `InputError` for what is wrong with a request whichever model it names."""
     validate_generation(request.generation)
     asked = request.prompts
     if asked.prompt is not None and asked.file is not None:
         raise InputError("prompt and file exclude each other; give one of them.")
     if asked.input and asked.prompt is None:
-        raise InputError("input belongs to a prompt; give prompt besides.")
+        raise InputError("input is given without a prompt; give prompt as well.")
     if asked.file is not None and not checked_path(asked.file, "file").exists():
-        raise InputError(f"file {asked.file} does not exist; name a file of prompts.")
+        raise InputError(f"file {asked.file} does not exist; give the path of a file of prompts.")
     if asked.out and asked.file and Path(asked.out).expanduser().resolve() == Path(asked.file).expanduser().resolve():
-        raise InputError(f"out {asked.out} is the file of prompts and would replace it; name another.")
+        raise InputError(f"out {asked.out} is the file of prompts and would be replaced; give another path.")
     if asked.out:
         check_answers_file(checked_path(asked.out, "out"))
 

@@ -1,8 +1,8 @@
-"""`devft list`: what the command line's names stand for.
+"""`devft list`: the names that the command line accepts, with a description of each.
 
-Of every algorithm and growth it shows where it comes from, what travels, and what is kept besides the adapter; of the rest
-a line each. `devft list NAME` shows one algorithm or growth whole, of the package or of one's own: its mathematics, which is
-the docstring of its module, and its options.
+For every algorithm and growth it shows the source, the messages sent, and the state kept besides the adapter; for the other
+names one line each. `devft list NAME` shows one algorithm or growth in full, of the package or user-defined: its mathematics
+(the docstring of its module) and its options.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from devft_jax.commands.parsing import parse_options
 from devft_jax.config.effects import listed
 from devft_jax.config.methods import algorithm_of, imported, imports, known_method, record_of
 from devft_jax.config.presets import PRESETS
-from devft_jax.config.run_config import ROOMS, RunConfig
+from devft_jax.config.run_config import OPTION_GROUPS, RunConfig
 from devft_jax.data import BUILT_IN, METHODS, TEMPLATES
 from devft_jax.developmental import GROWTHS, Growth, NamedGrowth
 from devft_jax.federated.algorithm import Algorithm
@@ -30,10 +30,10 @@ WIDTH = 120
 
 @dataclass(frozen=True)
 class ListOptions:
-    """Algorithms and growths with what they send and keep; presets, data sets, templates and partitions."""
+    """List algorithms and growths with what they send and keep; presets, data sets, templates and partitions."""
 
     name: str | None = option(None, operand=True, verbatim=True)
-    """Of one algorithm or growth, to show its mathematics and its options; of one's own as package.module:name."""
+    """An algorithm or growth, to show its mathematics and options; a user-defined one as package.module:name."""
 
 
 def command(arguments: Sequence[str]) -> int:
@@ -48,10 +48,11 @@ def command(arguments: Sequence[str]) -> int:
 
 
 def method_text(name: str) -> str:
-    """All about one algorithm or growth, in lines of at most `WIDTH` characters where its docstrings have no longer ones.
+    """The full description of one algorithm or growth, wrapped at `WIDTH` characters unless its docstrings have longer
+    lines.
 
     Args:
-      name: of the method; of the package's own in any case.
+      name: of the method; upper and lower case are equal for the package's own methods.
 
     Raises:
       InputError: there is no such method.
@@ -66,12 +67,14 @@ def method_text(name: str) -> str:
     record = record_of(kind, name)
     head = [f"{kind} {name}"]
     if record is not None:
-        head += [line for text in _told(record.reference, record.message, record.state) for line in _wrapped(text, WIDTH, 7)]
+        head += [
+            line for text in _described(record.reference, record.message, record.state) for line in _wrapped(text, WIDTH, 7)
+        ]
     return "\n\n".join(["\n".join(head), *filter(None, texts), _options_text(kind, record)])
 
 
 def _own(name: str) -> tuple[str, list[str]]:
-    """Whether an object of one's own is an algorithm or a growth, and the docstrings of its module and of itself."""
+    """The kind of a user-defined object, "algorithm" or "growth", and the docstrings of its module and of the object."""
     module, found = imported("method", name)
     is_growth = isinstance(found, Growth | NamedGrowth)
     if inspect.isfunction(found):
@@ -86,11 +89,11 @@ def _own(name: str) -> tuple[str, list[str]]:
 
 
 def _options_text(kind: str, record: Algorithm | NamedGrowth | None) -> str:
-    """The options that a method reads of those that are of single methods, and what it reads of the others."""
+    """The options that a method reads: those that belong to single methods, and which of the general options."""
     if record is None:
-        return "It does not say which options it reads; none is refused beside it."
+        return "It does not declare which options it reads, so none is refused."
     fields = {field.name: field for field in dataclasses.fields(RunConfig)}
-    flags = [flag for room in ROOMS for flag in flags_of(room) if flag.name in record.reads]
+    flags = [flag for group in OPTION_GROUPS for flag in flags_of(group) if flag.name in record.reads]
     lines = []
     for flag in flags:
         declared = fields[flag.name].metadata
@@ -108,9 +111,9 @@ def listing() -> str:
     algorithms = {name: algorithm_of(MethodConfig(algorithm=name)) for name in ALGORITHMS}
     methods = {
         "algorithms (--algorithm)": {
-            name: _told(item.reference, item.message, item.state) for name, item in algorithms.items()
+            name: _described(item.reference, item.message, item.state) for name, item in algorithms.items()
         },
-        "growths (--growth)": {name: _told(item.reference, item.message, item.state) for name, item in GROWTHS.items()},
+        "growths (--growth)": {name: _described(item.reference, item.message, item.state) for name, item in GROWTHS.items()},
     }
     plain = {
         "presets (--preset)": {
@@ -125,12 +128,12 @@ def listing() -> str:
     return "\n\n".join("\n".join([title, *_lines(entries)]) for title, entries in sections.items())
 
 
-def _told(reference: str, message: str, state: str) -> list[str]:
+def _described(reference: str, message: str, state: str) -> list[str]:
     return [reference, f"sends  {message}", f"keeps  {state}"]
 
 
 def _lines(entries: dict[str, list[str]]) -> list[str]:
-    """Names at the left, their paragraphs beside them."""
+    """Names in the left column, with their paragraphs beside them."""
     indent = max(map(len, entries)) + 4
     lines = []
     for name, (first, *others) in entries.items():
@@ -142,7 +145,7 @@ def _lines(entries: dict[str, list[str]]) -> list[str]:
 
 
 def _wrapped(text: str, width: int, indent: int) -> list[str]:
-    """A paragraph whose further lines are set in."""
+    """A paragraph with every line after the first indented."""
     return textwrap.wrap(text, width, subsequent_indent=" " * indent, break_on_hyphens=False) or [""]
 
 

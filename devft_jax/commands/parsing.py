@@ -1,6 +1,6 @@
-"""The words of a command as its options: those of one dataclass, or a run's configuration with options of the command.
+"""Parses the words of a command: the options of one dataclass, or a run's configuration with options of the command.
 
-A run's configuration starts from a preset, then a file, then the flags; later ones win.
+A run's configuration starts from a preset, then a file, then the flags; later values override earlier ones.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Options = TypeVar("Options")
 
-START = "Options win over those of --config, and these over those of --preset."
+START = "Flags override the values of --config, and these override the values of --preset."
 
 MOST_USED = (
     "preset",
@@ -34,29 +34,29 @@ MOST_USED = (
     "rounds",
     "out",
 )
-"""Options that open the help of a run: all that most people need."""
+"""Options listed first in the help text of a run: those that most users need."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StartOptions:
-    """What the other options start from."""
+    """Where the values of the other options start from."""
 
     preset: str | None = None
     """Start from a preset of `devft list`, such as demo."""
     config: str | None = path(None)
-    """Start from a YAML or JSON file of the same names, such as `rounds: 40`."""
+    """Start from a YAML or JSON file of option names and values, such as `rounds: 40`."""
 
 
 @dataclass(frozen=True)
 class NoOptions:
-    """A command that takes only the options of a run."""
+    """For a command that takes only the options of a run."""
 
 
 def parse_options(command: str, options: type[Options], arguments: Sequence[str]) -> Options:
-    """The options of one dataclass, whose docstring says what the command does.
+    """Parse the options of one dataclass, whose docstring describes the command.
 
     Args:
-      command: such as "devft report".
+      command: the command, such as "devft report".
       options: the dataclass.
       arguments: the words after the command.
 
@@ -64,7 +64,7 @@ def parse_options(command: str, options: type[Options], arguments: Sequence[str]
       An instance of `options`.
 
     Raises:
-      InputError: the words cannot be read as these options.
+      InputError: the words cannot be parsed as these options.
     """
     about = inspect.cleandoc(options.__doc__ or "")
     return options(**parse(command, about, [Section("options", flags_of(options))], arguments))
@@ -73,32 +73,32 @@ def parse_options(command: str, options: type[Options], arguments: Sequence[str]
 def parse_configuration(
     arguments: Sequence[str], own: type[Options], *, command: str, about: str, without: Sequence[str] = ()
 ) -> "tuple[RunConfig, Options]":
-    """A run's configuration, and the command's own options, whose flags come first in its help.
+    """Parse a run's configuration and the command's own options, which come first in its help text.
 
     Args:
       arguments: the words after the command.
-      own: dataclass of the command's own options; `NoOptions` where it has none.
-      command: such as "devft run".
-      about: what the command does, for its help.
-      without: options of a run that have no flags here and stay as the preset or the file has them.
+      own: dataclass of the command's own options; `NoOptions` if it has none.
+      command: the command, such as "devft run".
+      about: what the command does, for its help text.
+      without: options of a run that have no flag here and keep the value of the preset or the file.
 
     Returns:
       The configuration and the command's own options.
 
     Raises:
-      InputError: the words, the preset or the file cannot be read as these options.
+      InputError: the words, the preset or the file cannot be parsed as these options.
     """
     from devft_jax.config.files import read_config
     from devft_jax.config.presets import preset
-    from devft_jax.config.run_config import ROOMS, RunConfig, option_value
+    from devft_jax.config.run_config import OPTION_GROUPS, RunConfig, option_value
     from devft_jax.config.validation import validate_types
 
     shown = _preset_of(arguments) if _asks_help(arguments) else None
     own_flags = flags_of(own)
     sections = [Section("start", flags_of(StartOptions)), Section(_title(own), own_flags)]
-    rooms = {room: flags_of(room, shown, without) for room in ROOMS}
+    groups = {group: flags_of(group, shown, without) for group in OPTION_GROUPS}
     asked = _asks_help(arguments)
-    sections += [_helped(room, flags) if asked else Section(_title(room), flags) for room, flags in rooms.items()]
+    sections += [_help_section(group, flags) if asked else Section(_title(group), flags) for group, flags in groups.items()]
     values = parse(command, about, sections, arguments, MOST_USED)
 
     preset_name, file_name = values.pop("preset", None), values.pop("config", None)
@@ -109,7 +109,7 @@ def parse_configuration(
     config = dataclasses.replace(
         start or RunConfig(), **{name: option_value(name, value, exact=True) for name, value in values.items()}
     )
-    # A preset's options are nobody's choice for this run; those of a file and of flags are.
+    # A preset's options were not chosen for this run; those of a file and of flags were.
     config = config.with_given({*(start.given if file_name is not None and start is not None else ()), *values})
     validate_types(config)
     return config, own(**own_values)
@@ -120,7 +120,7 @@ def _asks_help(arguments: Sequence[str]) -> bool:
 
 
 def _preset_of(arguments: Sequence[str]) -> "RunConfig | None":
-    """The preset whose values a help shows as defaults; None where none is named."""
+    """The preset whose values the help text shows as defaults; None if none is named."""
     from devft_jax.config.presets import preset
 
     after = [following for word, following in itertools.pairwise(arguments) if word == "--preset"]
@@ -128,14 +128,14 @@ def _preset_of(arguments: Sequence[str]) -> "RunConfig | None":
     return preset(named[0]) if named and not named[0].startswith("-") else None
 
 
-def _helped(room: type, flags: Sequence[Flag]) -> Section:
-    """A room's options in `--help`, headed by the methods that read them where they are of single methods."""
+def _help_section(group: type, flags: Sequence[Flag]) -> Section:
+    """A group's options in `--help`; the heading names the methods that read them if only some methods do."""
     from devft_jax.config.effects import listed
     from devft_jax.config.methods import METHODS, readers
 
-    of = {field.name: field.metadata.get("of") for field in own_fields(room)}
+    of = {field.name: field.metadata.get("of") for field in own_fields(group)}
     found = {flag.name: readers(str(of[flag.name]), flag.name) for flag in flags if of[flag.name]}
-    title, heads = _title(room), set().union(*found.values())
+    title, heads = _title(group), set().union(*found.values())
     if len({*of.values()}) > 1 or None in of.values():
         heads = set()
     elif found:
@@ -147,5 +147,5 @@ def _helped(room: type, flags: Sequence[Flag]) -> Section:
 
 
 def _title(options: type) -> str:
-    """LearningRateOptions -> learning rate, which heads its options in `--help`."""
+    """LearningRateOptions -> learning rate, the heading of its options in `--help`."""
     return re.sub(r"(?<!^)(?=[A-Z])", " ", options.__name__.removesuffix("Options")).lower()

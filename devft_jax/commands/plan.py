@@ -1,4 +1,4 @@
-"""`devft plan`: what a run would cost, from shapes alone."""
+"""`devft plan`: estimate what a run would cost, from shapes alone."""
 
 import json
 from collections.abc import Sequence
@@ -12,22 +12,22 @@ if TYPE_CHECKING:
     from devft_jax.planning.plan import PlanOptions
 
 ABOUT = (
-    "What a run would cost, from shapes alone: bytes, FLOPs, memory and time of every stage, beside end-to-end training.\n\n"
+    "Estimate a run from shapes alone: bytes, FLOPs, memory and time of every stage, compared with end-to-end training.\n\n"
     f"Takes every option of `devft run`. {START}"
 )
 
 
 def parse_plan(arguments: Sequence[str]) -> "tuple[RunConfig, PlanOptions]":
-    """The configuration that is planned, and the plan's own options.
+    """The configuration to plan, and the plan's own options.
 
     Args:
       arguments: the words after `devft plan`.
 
     Returns:
-      The configuration and the options, their types checked.
+      The configuration and the options; their types are checked.
 
     Raises:
-      InputError: the words cannot be read.
+      InputError: the words cannot be parsed.
     """
     from devft_jax.planning.plan import PlanOptions
 

@@ -1,4 +1,4 @@
-"""`devft replay`: one client of one round, trained again step by step."""
+"""`devft replay`: train one client of one round again, step by step."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,14 +11,14 @@ from devft_jax.runtime.screen import show
 
 @dataclass(frozen=True, kw_only=True)
 class ReplayOptions:
-    """Train one client of one round again, step by step, to see where it breaks."""
+    """Train one client of one round again, step by step, to find where its values stop being finite."""
 
     folder: str = operand(path=True)
     """The run's folder."""
     client: str = verbatim()
-    """The client's name, as the split's table shows it."""
+    """The client's name, as in the table of the split."""
     round: int
-    """The round, from 1."""
+    """The round, counted from 1."""
 
 
 def command(arguments: Sequence[str]) -> int:
@@ -34,7 +34,7 @@ def command(arguments: Sequence[str]) -> int:
     again = replay(asked.folder, client=asked.client, round=asked.round)
     show(f"client '{again.client}', stage {again.stage}, round {again.round}")
     if not again.took_part:
-        show("it was not in this round; this is what it would have done")
+        show("this client did not take part in the round; these are the steps that it would have made")
     show("step        loss   gradient     update")
     for step in again.steps:
         show(f"{step.step:>4}  {step.loss:>10.5f}  {step.gradient_norm:>9.4g}  {step.update_norm:>9.4g}")

@@ -1,4 +1,4 @@
-"""`devft report`: a run's folder as one page."""
+"""`devft report`: write the report of a run as one page."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ from devft_jax.runtime.screen import show
 
 @dataclass(frozen=True, kw_only=True)
 class ReportOptions:
-    """Write a run's report as one self-contained page; the run may be finished, stopped or under way."""
+    """Write a run's report as one self-contained page; the run may be finished, stopped or still running."""
 
     folder: str = operand(path=True)
     """The run's folder; nothing else in it is changed."""
     out: str | None = path(None)
-    """The file to write, absent or an older report; by default report.html in the folder."""
+    """File to write: absent or an older report; by default report.html in the run's folder."""
 
 
 def command(arguments: Sequence[str]) -> int:

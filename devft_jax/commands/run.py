@@ -1,4 +1,4 @@
-"""`devft run`: train, or go on with an unfinished run of the same configuration."""
+"""`devft run`: train, or resume an unfinished run of the same configuration."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,23 +13,23 @@ if TYPE_CHECKING:
 
 
 def parse_run(arguments: Sequence[str]) -> "RunConfig":
-    """The configuration of a command line: a preset, then a file, then the flags, later ones winning.
+    """The configuration of a command line: a preset, then a file, then the flags; later values override earlier ones.
 
     Args:
       arguments: the words after `devft run`.
 
     Returns:
-      The configuration, its types checked.
+      The configuration; its types are checked.
 
     Raises:
-      InputError: the words cannot be read.
+      InputError: the words cannot be parsed.
     """
-    about = f"Train, or go on with an unfinished run of the same configuration.\n\n{START}"
+    about = f"Train, or resume an unfinished run of the same configuration.\n\n{START}"
     return parse_configuration(arguments, NoOptions, command="devft run", about=about)[0]
 
 
 def command(arguments: Sequence[str]) -> int:
-    """Run `devft run` and return its exit code: 128 + signal number where it was stopped.
+    """Run `devft run` and return its exit code: 128 + signal number if it was stopped.
 
     Args:
       arguments: the words after `devft run`.

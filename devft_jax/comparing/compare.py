@@ -80,7 +80,7 @@ def compare(common: RunConfig, options: CompareOptions, *, progress: Progress | 
         try:
             comparison = _compared(request, folder.path, progress, stop, command)
         except Stopped as stopped:
-            progress.say("stopped; what was run is saved, and the same command goes on from there.")
+            progress.say("stopped; finished rounds are saved, and the same command resumes the comparison.")
             return Compared(None, folder.path, stopped.number)
         write_files(comparison, folder)
     return Compared(comparison, folder.path)

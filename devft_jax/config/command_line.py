@@ -1,7 +1,7 @@
-"""The command line that says a configuration: the reverse of `devft_jax.commands.run.parse_run`.
+"""The command line that reproduces a configuration: the inverse of `devft_jax.commands.run.parse_run`.
 
-A configuration does not remember the preset it came from, so the command starts from the defaults or the preset from which
-the fewest options differ.
+A configuration does not store the preset it came from, so the command starts from the defaults or from the preset with
+the fewest differing options.
 """
 
 import dataclasses
@@ -16,10 +16,10 @@ from devft_jax.models.lora import resolve_alpha
 
 
 def nearest_preset(config: RunConfig) -> str | None:
-    """The preset from which the fewest options differ, `out` not counted; None where the defaults are as near.
+    """The preset with the fewest differing options, not counting `out`; None if the defaults are as close.
 
     Args:
-      config: of a run.
+      config: the run's configuration.
     """
     names = [None, *PRESETS]
     return min(names, key=lambda name: len(differing(config, start_of(name)).keys() - {"out"}))
@@ -29,36 +29,36 @@ def start_of(name: str | None) -> RunConfig:
     """A preset's configuration, or the defaults.
 
     Args:
-      name: of the preset; None for the defaults.
+      name: name of the preset; None for the defaults.
     """
     return RunConfig() if name is None else preset(name)
 
 
 def differing(config: RunConfig, start: RunConfig) -> dict[str, Any]:
-    """The options whose values are not those of `start`, by name, in the order of the rooms.
+    """The options whose values differ from those of `start`, by name, in the order of the option groups.
 
     Args:
-      config: of a run.
-      start: what its command starts from.
+      config: the run's configuration.
+      start: the configuration from which the command starts.
     """
     if start.alpha == "auto" and resolve_alpha(config) == resolve_alpha(dataclasses.replace(config, alpha="auto")):
-        # A run's folder holds the number that auto stood for.
+        # config.json holds the number that auto was resolved to.
         config = dataclasses.replace(config, alpha="auto")
     return {name: getattr(config, name) for name in NAMES if getattr(config, name) != getattr(start, name)}
 
 
 def command_line(config: RunConfig) -> str:
-    """The shell command whose parsing gives this configuration.
+    """A shell command that parses to this configuration.
 
-    Options of methods that the run does not use, such as those that all arms of a comparison share, are left out.
+    Options of methods that the run does not use, such as those that the arms of a comparison share, are left out.
 
     Args:
-      config: of a run.
+      config: the run's configuration.
     """
     name, kinds = nearest_preset(config), field_types()
     needless = {option for option, reason in unread(config).items() if reason.part in ("algorithm", "growth")}
     changes = {option: value for option, value in differing(config, start_of(name)).items() if option not in needless}
-    # The folder last, where it is easily replaced.
+    # The folder comes last, where it is easy to replace.
     changes = {option: changes[option] for option in sorted(changes, key=lambda option: option == "out")}
     words = ["devft", "run", *(["--preset", name] if name else [])]
     for option, value in changes.items():

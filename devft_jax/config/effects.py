@@ -1,21 +1,21 @@
-"""Which options have an effect under which others, from their declarations; those without effect are refused.
+"""Which options have an effect, given the values of the others; options without effect are refused.
 
-Who gives an option that a run does not read expects another run, so it is refused in one sentence that says whose it is. It
-matters what was *given*:
+A user who gives an option that a run does not read expects a different run, so the option is refused with one sentence that
+says which methods read it. What counts as *given*:
 
-    on the command line     a flag, or an entry of a configuration file, whose value is not the one that the command starts
-                            from: the default, or the preset's. A file that holds every option is the record of a run and
-                            starts the command like a preset.
-    in an arm               every option of its own; what all arms share need be read by one of them.
-    in Python               what `RunConfig(...)` was called with, if it is not the default. A configuration that was derived
-                            by `dataclasses.replace` carries what was meant for another, and is not asked.
+    on the command line     a flag, or an entry of a configuration file, whose value differs from the start value (the
+                            default's or the preset's). A file that holds every option is the record of a run, and the
+                            command starts from it as from a preset.
+    in an arm               every option of the arm itself; an option that all arms share must be read by at least one.
+    in Python               the arguments of `RunConfig(...)` that differ from the defaults. A configuration derived by
+                            `dataclasses.replace` has values that were meant for another run, and is not checked.
 
-What an option needs stands beside it (`when`, `beside`, `needs` of `devft_jax.options.option`). What the algorithm and the
-growth read stands in their records: an option of single methods (`of`) is read by those that name it in `reads`, any other
-by those that do not name it in `ignores`.
+The conditions of an option are declared with it (`when`, `beside`, `needs` of `devft_jax.options.option`). What the
+algorithm and the growth read is declared in their records: an option of single methods (`of`) is read by the methods that
+list it in `reads`, any other option by all methods that do not list it in `ignores`.
 
-Options of execution may be given without effect, since it is the machine that decides whether they have one. When a run is
-resumed, options without effect are not compared.
+Execution options may be given without effect, because the machine decides whether they have one. When a run is resumed,
+options without effect are not compared.
 """
 
 import functools
@@ -41,9 +41,9 @@ class Unread:
     """Why an option has no effect.
 
     Attributes:
-      part: of the run that decides, "data", "algorithm" or "growth"; None for options of no such part.
-      reason: to follow the option's name.
-      remedy: what gives it an effect.
+      part: the part of the run that decides this: "data", "algorithm" or "growth"; None if no such part does.
+      reason: the reason, written to follow the option's name.
+      remedy: what would give the option an effect.
     """
 
     part: str | None
@@ -52,13 +52,12 @@ class Unread:
 
 
 def unread(config: RunConfig, objects: Collection[str] = ()) -> dict[str, Unread]:
-    """The options that have no effect under the others, each with the first reason.
+    """The options that have no effect given the others, each with the first reason.
 
     Args:
-      config: of valid values.
-      objects: parts of the run that were given as objects, "data", "algorithm" or "growth"; nothing is known of what they
-        read, so an option that may depend on one is not among those found. The same holds of a growth of one's own
-        without a record.
+      config: a configuration of valid values.
+      objects: parts of the run that were given as objects: "data", "algorithm" or "growth". What they read is not known, so
+        an option that may depend on one of them is not reported. The same holds for a user-defined growth without a record.
     """
     silent = {kind for kind in METHODS if record_of(kind, getattr(config, kind)) is None}
     found = {name: next(_reasons(config, name), None) for name in NAMES if not _parts(name) & {*objects, *silent}}
@@ -66,7 +65,7 @@ def unread(config: RunConfig, objects: Collection[str] = ()) -> dict[str, Unread
 
 
 def _reasons(config: RunConfig, name: str) -> Iterator[Unread]:
-    """Every reason why an option has no effect; what decides most comes first."""
+    """Every reason why an option has no effect; the most decisive first."""
     declared = DECLARED[name]
     for kind in METHODS:
         chosen = getattr(config, kind)
@@ -82,7 +81,7 @@ def _reasons(config: RunConfig, name: str) -> Iterator[Unread]:
         if getattr(config, decider) not in values:
             yield _read_elsewhere(decider, getattr(config, decider), values, _part(decider))
     other = declared.get("beside")
-    # What is not read itself takes no effect from others.
+    # An option that is not read itself cannot exclude another.
     if other is not None and getattr(config, other) is not None and next(_reasons(config, other), None) is None:
         yield Unread(_part(other), f"has no effect beside {other}", f"leave {other} out")
     for need in declared.get("needs", ()):
@@ -91,18 +90,18 @@ def _reasons(config: RunConfig, name: str) -> Iterator[Unread]:
 
 
 def _read_elsewhere(decider: str, chosen: str, values: Collection[str], part: str | None) -> Unread:
-    """Of an option that is read under other values of the option `decider`."""
+    """For an option that is read only for certain values of the option `decider`."""
     reason = f"is read by {listed(values, 'and')} only and the {decider.replace('_', ' ')} is {chosen}"
     return Unread(part, reason, f"use --{decider.replace('_', '-')} {listed(values, 'or')}")
 
 
 def _part(decider: str) -> str | None:
-    """The part of a run that an option chooses."""
+    """The part of a run that an option selects."""
     return "data" if decider in OF_DATA else DECLARED[decider].get("of")
 
 
 def _parts(name: str) -> set[str | None]:
-    """The parts of a run on which it may depend whether an option is read."""
+    """The parts of a run that may decide whether an option is read."""
     declared = DECLARED[name]
     deciders = [*declared.get("when", ()), *([declared["beside"]] if "beside" in declared else [])]
     ignored = {kind for kind in METHODS if any(name in record.ignores for record in _records(kind))}
@@ -112,46 +111,46 @@ def _parts(name: str) -> set[str | None]:
 
 @functools.cache
 def _records(kind: str) -> list[Algorithm | NamedGrowth]:
-    """The records of the package's methods."""
+    """The records of the package's own methods."""
     found = (record_of(kind, each) for each in METHODS[kind])
     return [record for record in found if record is not None]
 
 
 def listed(words: Collection[str], last: str) -> str:
-    """Words in a sentence: a, b and c.
+    """Words joined for a sentence: a, b and c.
 
     Args:
       words: at least one.
-      last: what stands before the last one, "and" or "or".
+      last: the word before the last one, "and" or "or".
     """
     *others, end = words
     return f"{', '.join(others)} {last} {end}" if others else end
 
 
 def changed(config: RunConfig, start: RunConfig = DEFAULTS) -> set[str]:
-    """The options whose values are not those that a request starts from.
+    """The options whose values differ from those of `start`.
 
     Args:
-      config: of the request.
-      start: what it starts from, by default the defaults.
+      config: the configuration.
+      start: the configuration to compare with, by default the defaults.
     """
     return {name for name in NAMES if getattr(config, name) != getattr(start, name)}
 
 
 def given_options(config: RunConfig) -> frozenset[str]:
-    """The options that were given, and not only the default once more.
+    """The options that were given with a value other than the default.
 
     Args:
-      config: of the request.
+      config: the configuration.
     """
     return config.given & changed(config)
 
 
 def check_effects(config: RunConfig, objects: Collection[str] = ()) -> None:
-    """Raise `InputError` for an option that was given and has no effect.
+    """Raise `InputError` for an option that was given but has no effect.
 
     Args:
-      config: of valid values.
+      config: a configuration of valid values.
       objects: parts of the run that were given as objects; see `unread`.
     """
     given = given_options(config)
@@ -163,11 +162,11 @@ def check_effects(config: RunConfig, objects: Collection[str] = ()) -> None:
 
 
 def check_arms_effects(common: RunConfig, arms: Mapping[str, tuple[RunConfig, Collection[str]]]) -> None:
-    """Raise `InputError` for an option that an arm was given and does not read, or that all were and none reads.
+    """Raise `InputError` for an option that an arm sets but does not read, or that all arms share and none reads.
 
     Args:
-      common: what the arms share.
-      arms: by name, each one's configuration and the names of the options of its own.
+      common: the options that the arms share.
+      arms: for each arm, by name, its configuration and the names of the options that it sets itself.
     """
     lacking = {name: unread(config) for name, (config, _) in arms.items()}
     for arm, (config, own) in arms.items():
@@ -186,19 +185,19 @@ def check_arms_effects(common: RunConfig, arms: Mapping[str, tuple[RunConfig, Co
 
 
 def with_value(config: RunConfig, name: str) -> str:
-    """An option with its value, for a sentence.
+    """An option with its value, for an error message.
 
     Args:
-      config: that has the value.
-      name: of the option.
+      config: the configuration that has the value.
+      name: name of the option.
     """
     return f"{name} {shown(getattr(config, name))}"
 
 
 def shown(value: Any) -> str:
-    """A value as a flag has it.
+    """A value as it is written after a flag.
 
     Args:
-      value: of an option.
+      value: value of an option.
     """
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

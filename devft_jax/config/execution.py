@@ -1,4 +1,4 @@
-"""How a run is executed: devices, precision, and memory against time."""
+"""How a run is executed: devices, precision, and the trade of memory against time."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,20 +21,20 @@ class ExecutionOptions:
     dtype: str = option("auto", choices=DTYPES)
     """Precision of activations and frozen weights: float32, bfloat16, or auto (float32 on CPU, else bfloat16)."""
     devices: int | None = execution(None, at_least=1, at_most=2**16)
-    """Local devices to spread the clients over; by default all. On CPU a device is a slice of the host's cores."""
+    """Local devices over which the clients are spread; by default all. On CPU a device is a share of the host's cores."""
     model_shards: int = execution(1, at_least=1, at_most=2**16)
-    """Devices that hold the frozen base together, for one that a device has no room for: each keeps a part, and a layer's
-    weights are gathered where the layer runs. It divides the devices; all of them train clients of their own."""
+    """Devices that hold the frozen base together, for a base that does not fit on one device: each keeps a shard, and a
+    layer's weights are gathered when the layer runs. Must divide the number of devices; all of them train clients."""
     clients_per_step: int | Literal["auto"] = execution("auto", at_least=1, at_most=10**6)
-    """Clients trained at once (memory grows with it, results do not change), at most a round's participants. auto begins
-    with one per CPU device and 8 per accelerator and, where enough training is left after the first round, times larger
-    numbers and keeps what is fastest and fits into memory."""
+    """Clients trained at once (memory grows with it, results do not change), at most a round's participants. auto starts
+    with one per CPU device and 8 per accelerator and, if enough training remains after the first round, times larger
+    numbers and keeps the fastest that fits into memory."""
     examples_per_pass: int | None = execution(None, at_least=1, at_most=10**6)
-    """Examples of a local step that are run at once, its passes' gradients being summed (memory grows with it, results do
-    not change); by default all on an accelerator, and as many as suit the examples' length on a CPU."""
+    """Examples of a local step that run at once; their gradients are summed (memory grows with it, results do not change).
+    By default all on an accelerator, and on a CPU as many as suit the examples' length."""
     length_buckets: int = execution(4, at_least=1, at_most=2**16)
-    """Padded lengths between which a pass's examples choose, at most: each saves padding and is compiled; chosen to suit the
-    training data."""
+    """Largest number of padded lengths to which passes are rounded up: more lengths save padding, and each one is compiled;
+    they are chosen from the training data."""
     remat: str = execution("auto", choices=REMAT)
     """What the backward pass recomputes to save memory: none, dots (all but the outputs of projections and attention), full
     (all but a layer's inputs), or auto (dots on CPU, where memory is slower than arithmetic, else none)."""
@@ -42,28 +42,28 @@ class ExecutionOptions:
     """Attention kernel: xla, cudnn, splash (for TPUs), blocked (written for CPUs), or auto (cudnn on NVIDIA GPUs in
     bfloat16, splash on TPUs for 128 tokens or more, blocked on CPU, else xla)."""
     head_rows: int = execution(256, at_least=1, at_most=2**24)
-    """Tokens of a client whose logits are held at once in the loss."""
+    """Tokens of a client whose logits the loss holds at once."""
     bank_in_memory: int = execution(2**27, at_least=0, remedy="use 0 to keep all of it in a file")
-    """Bytes of what clients keep between rounds that may lie in memory: where the rows of all clients could take more, they
-    lie in a file of the run's folder, which grows with the clients that have taken part."""
+    """Bytes of memory for what clients keep between rounds; if the rows of all clients could take more, they are stored in a
+    file of the run's folder, which grows with the number of clients that have taken part."""
     compile_ahead: Literal["auto", "on", "off"] = execution("auto")
-    """Whether a thread compiles what the next stage needs while the present one trains, where the growth tells its stages'
-    depths beforehand: on, off, or auto (on for accelerators; on a CPU, training and the compiler want the same cores)."""
+    """Whether a thread compiles the next stage's programs while the current stage trains, for growths whose stage depths are
+    known in advance: on, off, or auto (on for accelerators; on a CPU, training and the compiler compete for the cores)."""
     prefix_cache: Literal["auto", "on", "off"] = execution("auto")
-    """Whether layers that a growth runs below every adapter, such as top-grow's, are run once for each example, their hidden
-    states stored in the run's folder while the stage lasts: on, off, or auto (where examples come often enough and the
+    """Whether the layers that a growth runs below all adapters, such as top-grow's, run once per example, with their hidden
+    states stored in the run's folder for the rest of the stage: on, off, or auto (if examples recur often enough and the
     states are not too large)."""
 
 
 def validate_execution(options: ExecutionOptions) -> None:
-    """Raise `InputError` for a value that cannot be, or shards that do not divide the devices; see also `local_devices`."""
+    """Raise `InputError` for an invalid value, or for shards that do not divide the devices; see also `local_devices`."""
     check_options(options)
     if options.devices is not None:
         check_model_shards(options.model_shards, options.devices)
 
 
 def check_model_shards(shards: int, devices: int) -> None:
-    """Raise `InputError` unless so many devices are made of groups of `shards`."""
+    """Raise `InputError` unless the number of devices is a multiple of `shards`."""
     if shards > devices:
         raise InputError(
             f"model_shards {shards} exceeds the {devices} device(s) of the run; use {devices} or fewer, or more devices."
@@ -76,7 +76,7 @@ def check_model_shards(shards: int, devices: int) -> None:
 
 
 def local_devices(options: ExecutionOptions) -> list[jax.Device]:
-    """The devices to use, as many as asked for; more than there are, or no whole groups of shards, is an `InputError`."""
+    """The devices to use, as many as requested; raises `InputError` if there are fewer, or no whole groups of shards."""
     found = jax.local_devices()
     wanted = len(found) if options.devices is None else options.devices
     if wanted > len(found):
@@ -88,10 +88,10 @@ def local_devices(options: ExecutionOptions) -> list[jax.Device]:
 
 
 def resolve_compute(options: ExecutionOptions) -> Compute:
-    """The execution choices of the forward pass, `auto` resolved for the default platform.
+    """The execution choices of the forward pass, with `auto` resolved for the default platform.
 
     Raises:
-      InputError: the platform lacks the attention kernel asked for.
+      InputError: the platform does not have the requested attention kernel.
     """
     platform = jax.default_backend()
     for kernel, home, machine in (("cudnn", "gpu", "an NVIDIA GPU"), ("splash", "tpu", "a TPU")):
@@ -107,7 +107,7 @@ def resolve_compute(options: ExecutionOptions) -> Compute:
 
 
 def resolve_clients_per_step(options: ExecutionOptions, devices: Sequence[jax.Device]) -> int:
-    """Clients trained at once, a multiple of the devices: as asked, or what auto begins with."""
+    """Clients trained at once, a multiple of the devices: the option's value, or the number with which auto starts."""
     per_device = 1 if devices[0].platform == "cpu" else 8
     asked = per_device * len(devices) if options.clients_per_step == "auto" else options.clients_per_step
     return -(-asked // len(devices)) * len(devices)

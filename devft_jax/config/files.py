@@ -1,4 +1,4 @@
-"""Configurations as files and plain values: YAML and JSON that people write, and the config.json of a run."""
+"""Configurations as files and plain values: YAML and JSON written by users, and the config.json of a run."""
 
 import dataclasses
 import json
@@ -16,7 +16,7 @@ from devft_jax.options import closest
 from devft_jax.storage.ownership import RUN_OPTIONS
 
 MOST_CONFIG_BYTES = 2**20
-"""Bytes of a configuration file."""
+"""Most bytes of a configuration file."""
 
 
 def config_from_mapping(values: Mapping[str, Any], start: RunConfig | None = None, *, exact: bool = False) -> RunConfig:
@@ -24,12 +24,12 @@ def config_from_mapping(values: Mapping[str, Any], start: RunConfig | None = Non
 
     Args:
       values: options by name.
-      start: the values of the others.
-      exact: whether the values are what `to_plain` gave, so that text stands for itself; otherwise they are read as people
-        write them, `4,8` for a list.
+      start: the values of the other options.
+      exact: whether the values are the output of `to_plain`, so that text is taken literally; otherwise they are parsed as
+        users write them, such as `4,8` for a list.
 
     Raises:
-      InputError: an option does not exist, or a value is not of its type.
+      InputError: an option does not exist, or a value has the wrong type.
     """
     annotations = field_types()
     for name in values:
@@ -43,14 +43,14 @@ def config_from_mapping(values: Mapping[str, Any], start: RunConfig | None = Non
 def read_config(path: str | Path, start: RunConfig | None = None) -> RunConfig:
     """A configuration from a YAML or JSON file of `RunConfig`'s fields; `preset` may name a preset to start from.
 
-    The `config.json` of a run's folder is one, whose text stands for itself.
+    The `config.json` of a run's folder is such a file, whose text values are taken literally.
 
     Args:
-      path: of the file.
-      start: the values of the options that it does not name.
+      path: path of the file.
+      start: the values of the options that the file does not set.
 
     Raises:
-      InputError: it cannot be read, or does not hold options by name.
+      InputError: the file cannot be read, or does not hold options by name.
     """
     path = checked_path(path, "config")
     values = read_yaml(path, "the configuration", MOST_CONFIG_BYTES)
@@ -66,34 +66,36 @@ def read_config(path: str | Path, start: RunConfig | None = None) -> RunConfig:
 
 
 def stored_config(fields: Mapping[str, Any], folder: Path) -> tuple[RunConfig, dict[str, str]]:
-    """The configuration in a run's config.json, and what was given as objects in Python, by name.
+    """The configuration in a run's config.json, and the parts that were given as objects in Python, by name.
 
     Args:
-      fields: what config.json holds.
-      folder: of the run, for the sentences.
+      fields: the contents of config.json.
+      folder: the run's folder, for error messages.
 
     Raises:
-      InputError: it is not a run's, or a value is of another type than its option's.
+      InputError: it is not the config.json of a run, or a value has the wrong type.
     """
     path, objects = folder / "config.json", fields.get("objects", {})
     lacking = sorted(RUN_OPTIONS - fields.keys())
     if lacking:
-        raise InputError(f"{path} is no run's (it lacks {lacking[0]}); restore it, or name a folder that `devft run` wrote.")
+        raise InputError(
+            f"{path} is not a run's (it lacks {lacking[0]}); restore it, or name a folder that `devft run` wrote."
+        )
     if not isinstance(objects, dict) or not all(isinstance(text, str) for text in objects.values()):
-        raise InputError(f"{path} has objects that are no names; restore it, or name another folder.")
+        raise InputError(f"{path} has objects that are not names; restore it, or name another folder.")
     try:
         config = config_from_mapping({name: value for name, value in fields.items() if name != "objects"}, exact=True)
         validate_types(config)
     except InputError as error:
         reason = str(error).rpartition(";")[0] or str(error)
-        raise InputError(f"{path} is not as this version writes it ({reason}); restore it, or name another run.") from error
+        raise InputError(f"{path} does not fit this version ({reason}); restore it, or name another run.") from error
     return config, objects
 
 
 def to_plain(config: RunConfig) -> dict[str, Any]:
-    """The configuration as JSON-ready values, alpha as the number that it stands for.
+    """The configuration as JSON-ready values, with alpha as the number that it resolves to.
 
     Args:
-      config: of a run.
+      config: the run's configuration.
     """
     return json.loads(json.dumps(dataclasses.asdict(config) | {"alpha": resolve_alpha(config)}))

@@ -1,4 +1,4 @@
-"""The identity of a run: the values that decide what is computed, which a run that is resumed must agree on."""
+"""The identity of a run: the values that decide what is computed, which must be equal for a run to be resumed."""
 
 import dataclasses
 import hashlib
@@ -14,10 +14,10 @@ from devft_jax.options import identity_fields
 
 
 def anchored(config: RunConfig) -> RunConfig:
-    """The configuration with every local file and folder named by its whole path, so that it holds in every folder.
+    """The configuration with absolute paths of all local files and folders, so that it is valid in every working folder.
 
     Args:
-      config: of a run.
+      config: the run's configuration.
     """
     changes: dict[str, Any] = {}
     for name in ("data", "test_data", "probe_data"):
@@ -34,20 +34,20 @@ def anchored(config: RunConfig) -> RunConfig:
 
 
 def identity(config: RunConfig) -> dict[str, Any]:
-    """The plain values that decide what is computed; `rounds` may grow on resume and is treated apart.
+    """The plain values that decide what is computed; `rounds` may grow on resume and is not among them.
 
     Args:
-      config: of a run.
+      config: the run's configuration.
     """
     plain = to_plain(anchored(config))
     return {name: plain[name] for name in identity_fields(config) if name != "rounds"}
 
 
 def identity_hash(config: RunConfig) -> str:
-    """Eight hexadecimal digits of the identity and the rounds, for default folder names.
+    """Eight hexadecimal digits of a hash of the identity and the rounds, for default folder names.
 
     Args:
-      config: of a run.
+      config: the run's configuration.
     """
     text = json.dumps({**identity(config), "rounds": config.rounds}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -5,7 +5,7 @@ from typing import Any
 from devft_jax.config.run_config import RunConfig
 from devft_jax.options import known_name
 
-# Shared by the paper's three models; 4 bits are its INT4, in the form of the framework that it follows.
+# Shared by the paper's three models; 4 bits are the paper's INT4, in the data type (NF4) of the framework that it builds on.
 _PAPER: dict[str, Any] = {
     "data": "vicgalle/alpaca-gpt4",
     "data_limit": 20_000,
@@ -71,12 +71,12 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def preset(name: str) -> RunConfig:
-    """A named configuration, whose fields can be overridden with `dataclasses.replace`.
+    """A named configuration; its fields can be overridden with `dataclasses.replace`.
 
     Args:
-      name: of the preset, in any case.
+      name: name of the preset, in upper or lower case.
 
     Raises:
-      InputError: there is none of this name.
+      InputError: there is no preset of this name.
     """
     return RunConfig(**PRESETS[known_name("preset", name, PRESETS)])

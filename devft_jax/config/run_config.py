@@ -1,7 +1,7 @@
-"""A run's configuration: the options of every room and method in one flat, frozen dataclass.
+"""A run's configuration: the options of all option groups and methods in one flat, frozen dataclass.
 
 Field names are flat and unique, so that `RunConfig(growth="devft", rounds=40)` in Python, `--growth devft --rounds 40` on
-the command line and `growth: devft` in a YAML file say the same. `devft_jax.config.validation` checks it,
+the command line and `growth: devft` in a YAML file mean the same. `devft_jax.config.validation` checks a configuration
 before anything is traced.
 """
 
@@ -41,14 +41,14 @@ class JobOptions:
     """The model, the seed and the run's folder."""
 
     model: str = path("bundled")
-    """Frozen base model: a Hugging Face folder or name, or bundled for the small LLaMA that comes with the package."""
+    """Frozen base model: a Hugging Face folder or name, or bundled for the small LLaMA model that comes with the package."""
     seed: int = option(0, within="[0, 2^32)")
     """Seed of initialisation, cohorts, data order, dropout and k-means."""
     out: str | None = execution(None, path=True)
-    """The run's folder: absent, empty or this run's own, anything else is refused untouched; by default one under runs/
-    named after the configuration."""
+    """The run's folder: absent, empty, or of this same run; any other folder is refused and not changed. By default a folder
+    under runs/ named after the configuration."""
     checkpoint_every: int = execution(10, at_least=1)
-    """Rounds between checkpoints; a stopped run resumes from the last one."""
+    """Rounds between checkpoints; a stopped run resumes from the last checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,38 +65,38 @@ class RunConfig(
     EnergyOptions,
     TrackingOptions,
 ):
-    """Everything that describes a run; see the rooms' dataclasses for the fields."""
+    """Everything that describes a run; see the dataclasses of the option groups for the fields."""
 
     def __new__(cls, **options: Any) -> Self:
-        """Notes which options it is made with."""
+        """Record which options were passed."""
         made = super().__new__(cls)
         object.__setattr__(made, "_given", frozenset(options))
         return made
 
     def __post_init__(self) -> None:
-        """Names are written as the package writes them."""
+        """Write names of methods in their canonical case."""
         for name in field_types():
             object.__setattr__(self, name, _in_known_case(name, getattr(self, name)))
 
     @property
     def given(self) -> frozenset[str]:
-        """The options that it was made with; none where all were handed over, as by `dataclasses.replace`: nobody says then
+        """The options that were passed; empty if all were copied, as by `dataclasses.replace`, because then it is not known
         which of them are meant for this run."""
         given: frozenset[str] = getattr(self, "_given")  # noqa: B009
         return given if len(given) < len(dataclasses.fields(self)) else frozenset()
 
     def with_given(self, names: Iterable[str]) -> Self:
-        """The same options, of which these are the ones that were given.
+        """The same options, with another record of which ones were given.
 
         Args:
-          names: of options.
+          names: names of the given options.
         """
         made = dataclasses.replace(self)
         object.__setattr__(made, "_given", frozenset(names))
         return made
 
 
-ROOMS: tuple[type, ...] = (
+OPTION_GROUPS: tuple[type, ...] = (
     JobOptions,
     DataOptions,
     QuantizationOptions,
@@ -112,39 +112,39 @@ ROOMS: tuple[type, ...] = (
     EnergyOptions,
     TrackingOptions,
 )
-"""The dataclasses that declare options of a run."""
+"""The dataclasses that declare the options of a run."""
 
-NAMES = tuple(field.name for room in ROOMS for field in own_fields(room))
-"""Every option, room by room."""
+NAMES = tuple(field.name for group in OPTION_GROUPS for field in own_fields(group))
+"""The names of all options, group by group."""
 
 if sorted(NAMES) != sorted(field.name for field in dataclasses.fields(RunConfig)):
-    # Inheritance would silently merge two rooms' options of one name.
-    raise TypeError(f"two rooms share an option name, or a room is missing: {sorted(NAMES)}")
+    # Inheritance would silently merge options of the same name in two groups.
+    raise TypeError(f"two groups share an option name, or a group is missing: {sorted(NAMES)}")
 
 
 @functools.cache
 def field_types() -> dict[str, Any]:
-    """The annotation of every field of `RunConfig`."""
+    """The type annotation of every field of `RunConfig`."""
     return typing.get_type_hints(RunConfig)
 
 
 def option_value(name: str, value: Any, *, exact: bool = False) -> Any:
-    """The value of one option from its plain value or text; see `devft_jax.config.values.convert`.
+    """The value of one option, converted from a plain value or text; see `devft_jax.config.values.convert`.
 
     Args:
-      name: of the option.
-      value: plain, or its text.
-      exact: whether text stands for itself.
+      name: name of the option.
+      value: a plain value, or text.
+      exact: whether text is taken literally.
 
     Raises:
-      InputError: the value is none of its type.
+      InputError: the value does not have the option's type.
     """
     found = convert(name, value, field_types()[name], exact=exact)
     return _in_known_case(name, found)
 
 
 def _in_known_case(name: str, value: Any) -> Any:
-    """An option's value, a name of the package's own in the case in which it is known."""
+    """An option's value, with names of the package's own methods in their canonical case."""
     if isinstance(value, tuple):
         return tuple(_in_known_case(name, each) for each in value)
     if not isinstance(value, str):

@@ -1,4 +1,4 @@
-"""Where a run's figures are tracked besides its own files."""
+"""Where a run's metrics are logged besides its own files."""
 
 from dataclasses import dataclass
 
@@ -10,18 +10,18 @@ TRACKERS = ("csv", "tensorboard", "wandb")
 
 @dataclass(frozen=True, kw_only=True)
 class TrackingOptions:
-    """Where a run's figures are tracked besides its own files."""
+    """Where a run's metrics are logged besides its own files."""
 
     track: tuple[str, ...] | None = execution(None, choices=TRACKERS)
-    """Trackers that every round's figures go to: csv (metrics.csv in the run's folder), tensorboard (event files in its
+    """Trackers that log every round's metrics: csv (metrics.csv in the run's folder), tensorboard (event files in its
     folder tensorboard/; extra tensorboard), wandb (Weights & Biases; extra wandb). Several at once: csv,tensorboard."""
 
 
 def validate_tracking(options: TrackingOptions) -> None:
-    """Raise `InputError` for a tracker that is named twice.
+    """Raise `InputError` for a tracker that is given twice.
 
     Args:
-      options: whose names exist.
+      options: with known names of trackers.
     """
     for name in options.track or ():
         if (options.track or ()).count(name) > 1:

@@ -1,6 +1,6 @@
-"""What can be known to be wrong with a configuration before model and data are read.
+"""Checks of a configuration that are possible before model and data are read.
 
-Values are checked from the options' declarations; what is written here are the relations between options.
+The options' declarations say which values are allowed; this file checks the relations between options.
 """
 
 import types
@@ -21,14 +21,14 @@ from devft_jax.models.quantization import validate_quantization
 from devft_jax.options import check_options, check_paths
 
 MOST_TRAININGS = 10**7
-"""Clients of all rounds together, each counted in every round that it takes part in."""
+"""Most client trainings of a run: the sum over rounds of the clients that take part."""
 
 
 def validate_types(config: RunConfig) -> None:
-    """Raise `InputError` for a value of another type than its option's, or a list that is too long.
+    """Raise `InputError` for a value of the wrong type, or a list that is too long.
 
     Args:
-      config: of a run.
+      config: the run's configuration.
     """
     for name, annotation in field_types().items():
         value = getattr(config, name)
@@ -39,10 +39,10 @@ def validate_types(config: RunConfig) -> None:
 
 
 def validate(config: RunConfig) -> None:
-    """Raise `InputError` for anything that can be known to be wrong before model and data are read.
+    """Raise `InputError` for any error that can be detected before model and data are read.
 
     Args:
-      config: of a run.
+      config: the run's configuration.
     """
     validate_types(config)
     check_paths(config)
@@ -58,8 +58,8 @@ def validate(config: RunConfig) -> None:
     trainings = config.rounds * config.clients_per_round
     if trainings > MOST_TRAININGS:
         raise InputError(
-            f"rounds {config.rounds} of clients_per_round {config.clients_per_round} are {trainings:,} trainings of a "
-            f"client; use {MOST_TRAININGS:,} or less."
+            f"rounds {config.rounds} with clients_per_round {config.clients_per_round} give {trainings:,} trainings of a "
+            f"client; use {MOST_TRAININGS:,} or fewer."
         )
     if config.capacities is not None:
         try:
@@ -71,7 +71,7 @@ def validate(config: RunConfig) -> None:
     if imports(config.algorithm):
         algorithm_of(config)
     if config.capacity_schedule == "eigengap" and config.growth != "devft":
-        raise InputError(f"capacity_schedule 'eigengap' is of growth devft, not {config.growth}; use geometric or linear.")
+        raise InputError(f"capacity_schedule 'eigengap' needs growth devft, not {config.growth}; use geometric or linear.")
 
 
 def _matches(value: Any, annotation: Any) -> bool:

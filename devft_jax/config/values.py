@@ -1,16 +1,16 @@
-"""One conversion from what people write to the type that an option has: for flags, configuration files and arms alike.
+"""Conversion of what users write to an option's type, the same for flags, configuration files and arms.
 
-A value comes as text (behind a flag, in an arm) or as YAML and JSON hold it (numbers, booleans, lists, null), and means the
-same either way:
+A value comes as text (after a flag, in an arm) or as a YAML or JSON value (number, boolean, list, null), and means the same
+in both forms:
 
     4,8,16   [4, 8, 16]   "4 8 16"       a list, also as text in a file
-    1e-4   1E-4   0.0001                 a number; 1e3 is also a whole one
-    true yes on   false no off           a boolean, in any case
-    none   null                          no value, where an option may have none
-    a.jsonl,b.jsonl                      several names, unless a file of just this name exists
+    1e-4   1E-4   0.0001                 a number; 1e3 is also a valid whole number
+    true yes on   false no off           a boolean, in upper or lower case
+    none   null                          no value, for an option that may have none
+    a.jsonl,b.jsonl                      several names, unless a file of exactly this name exists
 
-Text in JSON's quotes stands for itself, `"a,b.jsonl"` behind a flag for a name with a comma; so does each text of a JSON
-list or object. `as_words` writes a value so that `from_words` reads it again.
+Text in JSON quotes is taken literally: `"a,b.jsonl"` after a flag is a name with a comma. So is each text in a JSON list or
+object. `as_words` writes a value so that `from_words` can read it.
 """
 
 import glob
@@ -29,11 +29,11 @@ NOTHING = ("none", "null")
 TRUE, FALSE = ("true", "yes", "on"), ("false", "no", "off")
 
 MOST_DIGITS = 40
-"""Of a whole number that an option is given."""
+"""Most digits of a whole number."""
 
 
 MOST_ITEMS = 10_000
-"""Values of one list."""
+"""Most values of one list."""
 
 
 def kinds_of(annotation: Any) -> tuple[Any, ...]:
@@ -43,24 +43,24 @@ def kinds_of(annotation: Any) -> tuple[Any, ...]:
 
 
 def choices_of(annotation: Any) -> tuple[str, ...]:
-    """The texts that the annotation names."""
+    """The literal texts that the annotation allows."""
     return tuple(
         text for kind in kinds_of(annotation) if typing.get_origin(kind) is Literal for text in typing.get_args(kind)
     )
 
 
 def item_kind(annotation: Any) -> Any:
-    """The type of an item where the annotation allows a tuple, else None."""
+    """The type of an item if the annotation allows a tuple, else None."""
     return next((typing.get_args(kind)[0] for kind in kinds_of(annotation) if typing.get_origin(kind) is tuple), None)
 
 
 def is_mapping(annotation: Any) -> bool:
-    """Whether the annotation allows names with values."""
+    """Whether the annotation allows a mapping from names to values."""
     return any(typing.get_origin(kind) is Mapping for kind in kinds_of(annotation))
 
 
 def readable(annotation: Any) -> str:
-    """A type in words."""
+    """A type in words, for messages."""
     words = {int: "a whole number", float: "a number such as 0.1 or 1e-4", str: "text", bool: "true or false"}
     lists = {int: "whole numbers such as 4,8,16", float: "numbers such as 1e-4,1e-3", str: "names such as a,b"}
     item = item_kind(annotation)
@@ -73,16 +73,16 @@ def readable(annotation: Any) -> str:
 
 
 def convert(name: str, value: Any, annotation: Any, *, exact: bool = False) -> Any:
-    """A plain value or its text as the annotated type.
+    """Convert a plain value or its text to the annotated type.
 
     Args:
-      name: of the option, for the sentence.
-      exact: text stands for itself, as in what a run's folder holds; otherwise it is read as people write it.
-      value: as it was written.
-      annotation: the type that is wanted.
+      name: name of the option, for error messages.
+      exact: text is taken literally, as in the files of a run; otherwise it is parsed as users write it.
+      value: the value as it was written.
+      annotation: the type to convert to.
 
     Raises:
-      InputError: the value is none of this type.
+      InputError: the value does not have this type.
     """
     if isinstance(value, str):
         if exact and str in kinds_of(annotation):
@@ -102,7 +102,7 @@ def convert(name: str, value: Any, annotation: Any, *, exact: bool = False) -> A
 
 
 def _from_scalar(name: str, value: Any, annotation: Any, exact: bool = False) -> Any:
-    """From null, a boolean or a number."""
+    """Convert null, a boolean or a number."""
     kinds, item = kinds_of(annotation), item_kind(annotation)
     if value is None and type(None) in kinds:
         return None
@@ -147,7 +147,7 @@ def _from_text(name: str, text: str, annotation: Any) -> Any:
         with suppress(ValueError):
             number = float(plain.lstrip(".") if plain.lstrip("+-") in (".inf", ".nan") else plain)
         if number == 0 and any(digit in "123456789" for digit in plain.partition("e")[0]):
-            raise InputError(f"{name} {printable(text)} is too small to be told from 0; write 0, or 1e-300 or more.")
+            raise InputError(f"{name} {printable(text)} is so small that it would be read as 0; write 0, or 1e-300 or more.")
         if number is not None:
             return number
     if str in kinds:
@@ -158,7 +158,7 @@ def _from_text(name: str, text: str, annotation: Any) -> Any:
 
 
 def _list_from_text(name: str, text: str, annotation: Any) -> Any:
-    """Several values out of one text; a single text stays one where the option may be one."""
+    """Several values from one text; a text without separators stays one value if the option allows that."""
     kinds, item = kinds_of(annotation), item_kind(annotation)
     stripped = text.strip()
     if stripped.startswith("[") and stripped.endswith("]"):
@@ -171,10 +171,10 @@ def _list_from_text(name: str, text: str, annotation: Any) -> Any:
     else:
         parts = stripped.split(",") if "," in stripped else stripped.split()
     _check_count(name, parts)
-    # A comma behind the last one says nothing.
+    # A comma after the last value is ignored.
     parts = parts[:-1] if len(parts) > 1 and not parts[-1].strip() else parts
     if not all(part.strip() for part in parts) or not parts:
-        raise InputError(f"{name} {printable(text)!r} has an empty place; write {readable(annotation)}.")
+        raise InputError(f"{name} {printable(text)!r} has an empty item; write {readable(annotation)}.")
     if str in kinds and len(parts) == 1:
         return parts[0]
     try:
@@ -189,7 +189,7 @@ def _check_count(name: str, values: Sequence[Any]) -> None:
 
 
 def _is_file(text: str) -> bool:
-    """Whether a text with commas is the name of a file, or a pattern that files match."""
+    """Whether a text with commas is the name of a file, or a glob pattern that matches files."""
     with suppress(OSError, ValueError):
         path = os.path.expanduser(text)
         return os.path.exists(path) or (glob.has_magic(path) and bool(glob.glob(path)))
@@ -206,38 +206,38 @@ def _wrong(name: str, value: Any, annotation: Any) -> InputError:
 
 
 def from_words(name: str, words: Sequence[str], annotation: Any) -> Any:
-    """The value that the words behind a flag say, in any of the module's forms.
+    """The value that the words after a flag stand for, in any of the module's forms.
 
     Raises:
-      InputError: they are none of this type, or not one value.
+      InputError: the words do not have this type, or give more than one value.
     """
     item = item_kind(annotation)
     if is_mapping(annotation) and len(words) > 1:
         if len(words) % 2:
-            raise InputError(f"{name} has {len(words)} words; write a name and its value in turn.")
+            raise InputError(f"{name} has {len(words)} words; write names and values in pairs.")
         return _pairs(name, list(zip(words[::2], words[1::2], strict=True)))
     if len(words) == 1:
         return _from_word(name, words[0], annotation)
     if item is None:
-        raise InputError(f"{name} takes one value and is given {len(words)}: {printable(' '.join(words))}; give one.")
+        raise InputError(f"{name} takes one value but got {len(words)}: {printable(' '.join(words))}; give one.")
     found: list[Any] = []
     for word in words:
         value = _from_word(name, word, annotation)
         found += value if isinstance(value, tuple) else [value]
     if None in found:
-        raise InputError(f"{name} is given none besides other values; give one or the other.")
+        raise InputError(f"{name} has none beside other values; give one or the other.")
     return tuple(found)
 
 
 def _pairs(name: str, pairs: list[tuple[str, str]]) -> dict[str, str]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise InputError(f"{name} names one thing twice; name each once.")
+        raise InputError(f"{name} names the same thing twice; name each once.")
     return found
 
 
 def _from_word(name: str, word: str, annotation: Any) -> Any:
-    """One word; JSON of the right shape stands for itself."""
+    """One word; JSON of a matching type is taken literally."""
     reads: list[tuple[str, type, bool]] = [
         ('"', str, str in kinds_of(annotation)),
         ("[", list, item_kind(annotation) is not None),
@@ -252,7 +252,7 @@ def _from_word(name: str, word: str, annotation: Any) -> Any:
 
 
 def as_words(value: Any, annotation: Any) -> list[str]:
-    """A value as words behind a flag: the reverse of `from_words`."""
+    """A value as words after a flag: the inverse of `from_words`."""
     if isinstance(value, Mapping):
         parts = [text for pair in value.items() for text in pair]
         return [json.dumps(value)] if len(parts) < 2 or any(map(_needs_quotes, parts)) else parts
@@ -268,6 +268,6 @@ def as_words(value: Any, annotation: Any) -> list[str]:
 
 
 def _needs_quotes(text: str) -> bool:
-    """Whether a text could be read as something else, or not be seen for what it is."""
+    """Whether a text could be parsed as another value, or has characters that are not visible."""
     marked = text.startswith(("-", '"', "[", "{")) or text != text.strip() or not text
     return marked or not text.isprintable() or text.lower() in NOTHING

@@ -1,4 +1,4 @@
-"""What a model is judged by: held-out loss and exact match."""
+"""Evaluation of models: held-out loss and exact match."""
 
 from devft_jax.evaluation.held_out import Evaluation, EvaluationOptions, HeldOut
 from devft_jax.evaluation.judgement import Judgement

@@ -15,12 +15,12 @@ from devft_jax.typing import PyTree
 
 
 class Evaluator:
-    """Evaluates an algorithm's models, of a stage or at full depth, and counts the time.
+    """Evaluates an algorithm's models, of a stage or at full depth, and measures the time.
 
     Args:
-      algorithm: makes the models from the server's and the clients' state.
-      held_out: scores them; None without held-out data.
-      programs: count the time spent on compilation.
+      algorithm: builds the models from the server's and the clients' state.
+      held_out: evaluates them; None without held-out data.
+      programs: measures the time spent on compilation.
     """
 
     def __init__(self, algorithm: Algorithm, held_out: HeldOut | None, programs: CompiledPrograms):
@@ -32,7 +32,7 @@ class Evaluator:
         Args:
           base: the model.
           adapter: its adapter; None for the base alone.
-          seconds: its `compile` and `evaluate` grow by the time spent.
+          seconds: the time spent is added to its `compile` and `evaluate`.
 
         Returns:
           The evaluation; None without held-out data.
@@ -46,7 +46,7 @@ class Evaluator:
         return judged
 
     def models(self, base: Base, server: PyTree, bank: BankView, seconds: SecondsRecord) -> Judgement | None:
-        """Evaluate the global model, or every client's own where the algorithm has no global one.
+        """Evaluate the global model, or every client's own if the algorithm has no global one.
 
         Args:
           base: the stage's or the full model.
@@ -63,7 +63,7 @@ class Evaluator:
         return None if judged is None else Judgement(judged.loss, judged.accuracy)
 
     def prepare(self, base: Base, server: PyTree, row: PyTree) -> None:
-        """Begin to compile what evaluates such models. All trees may hold arrays or shapes.
+        """Start to compile the programs that evaluate such models. All trees may hold arrays or shapes.
 
         Args:
           base: the model.
@@ -83,10 +83,10 @@ class Evaluator:
         self.held_out.prepare(base, jax.eval_shape(adapter, server, row))
 
     def own_models(self, base: Base, server: PyTree, bank: BankView, seconds: SecondsRecord) -> Judgement | None:
-        """Evaluate every client's own model; arguments as of `models`."""
+        """Evaluate every client's own model; the arguments are those of `models`."""
         personal = self.algorithm.personal
         assert personal is not None
-        # Equal rows, such as those of clients that have not trained yet, make equal models: each is scored once.
+        # Equal rows, such as those of clients that have not trained yet, give equal models: each is evaluated once.
         scores: dict[str, Evaluation] = {}
         of_clients: dict[int, Evaluation] = {}
         for positions in (*(np.array([position]) for position in bank.trained), *bank.kinds()):

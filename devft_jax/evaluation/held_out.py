@@ -1,9 +1,9 @@
 """Held-out loss and exact match in one forward pass per batch.
 
-Exact match asks whether greedy decoding would reproduce the reference completion, end of sequence included. That is the
-case exactly when the reference token is the most likely one at every completion position given the reference before it,
-so no decoding is needed. (A completion that spells the same text with other tokens counts as wrong, as it does when token
-ids are compared after decoding.)
+Exact match is 1 for an example if greedy decoding would reproduce the reference completion, end of sequence included. This
+holds exactly if the reference token is the most likely one at every completion position given the reference before it, so
+no decoding is needed. (A completion that spells the same text with other tokens counts as wrong, as it does when
+token ids are compared after decoding.)
 """
 
 from collections.abc import Sequence
@@ -35,25 +35,27 @@ WITHIN_STAGES = Need(
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationOptions:
-    """When and how the model is evaluated on the held-out data; where every client has its own model, all of them are."""
+    """When and how models are evaluated on the held-out data; if every client has its own model, all of them are."""
 
-    evaluate_every: int = execution(0, at_least=0, remedy="0 evaluates at the borders of stages only", needs=[HELD_OUT])
-    """Rounds between evaluations within a stage; 0 evaluates at the borders of stages only."""
+    evaluate_every: int = execution(
+        0, at_least=0, remedy="0 evaluates only at the beginning and end of stages", needs=[HELD_OUT]
+    )
+    """Rounds between evaluations within a stage; 0 evaluates only at the beginning and end of stages."""
     evaluate_full: bool = execution(False, needs=[HELD_OUT, WITHIN_STAGES])
-    """Evaluate, besides the stage's submodel, also the full model as if the stage ended there."""
+    """Evaluate not only the stage's submodel but also the full model as if the stage ended there."""
     evaluation_batch: int = execution(32, at_least=1, at_most=10**6)
-    """Held-out examples scored at once."""
+    """Held-out examples evaluated at once."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How a model does on held-out examples.
+    """The result of a model on held-out examples.
 
     Attributes:
       loss: mean negative log-likelihood of the completion tokens, nats per token.
       accuracy: share of examples whose whole completion greedy decoding reproduces.
-      hits: which examples, bool[N].
-      examples: N.
+      hits: bool[N], whether each example was answered exactly.
+      examples: N, the number of examples.
     """
 
     loss: float
@@ -64,14 +66,15 @@ class Evaluation:
 
 @shared_programs
 def jit_scores(config: ModelConfig, compute: Compute, mesh: Mesh) -> jax.stages.Wrapped:
-    """(base, adapter, tokens i32[B, T], mask bool[B, T]) -> every row's nll f32[B] and exact match bool[B]."""
+    """(base, adapter, tokens i32[B, T], mask bool[B, T]) -> every row's negative log-likelihood f32[B] and exact match
+    bool[B]."""
 
     def score(base: Base, adapter: Adapter | None, tokens: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
         statistics = completion_statistics(config, base, adapter, tokens, mask, compute=compute)
         assert statistics.hit is not None
         return jnp.sum(statistics.nll, axis=-1), jnp.all(statistics.hit, axis=-1)
 
-    # Every device scores its own rows; devices that hold the base together exchange parts of it, and nothing else.
+    # Every device evaluates its own rows; devices that hold the base together only exchange parts of it.
     def scores(base: Base, *arguments: Any) -> tuple[jax.Array, jax.Array]:
         specs = (partition_specs(base), PartitionSpec(), OVER_DEVICES, OVER_DEVICES)
         over_devices = jax.shard_map(score, mesh=mesh, in_specs=specs, out_specs=OVER_DEVICES, check_vma=False)
@@ -81,17 +84,17 @@ def jit_scores(config: ModelConfig, compute: Compute, mesh: Mesh) -> jax.stages.
 
 
 class HeldOut:
-    """Scores adapters on one set of examples; batches are spread over the devices.
+    """Evaluates adapters on one set of examples; batches are divided over the devices.
 
     Args:
       config: the model's architecture.
       compute: how the model is executed.
       examples: the held-out data.
       buckets: padded lengths, ascending.
-      batch_size: examples scored at once, rounded up to a multiple of the devices.
+      batch_size: examples evaluated at once, rounded up to a multiple of the devices.
       devices: local devices to use.
       model_shards: how many of them hold a base together, as `shard_base` divides it.
-      programs: where compiled programs are kept and counted.
+      programs: keeps and counts compiled programs.
     """
 
     def __init__(
@@ -116,7 +119,7 @@ class HeldOut:
         self._scores = jit_scores(config, compute, mesh)
 
     def prepare(self, base: Base, adapter: Adapter) -> None:
-        """Begin to compile the programs that score an adapter on a base.
+        """Start to compile the programs that evaluate an adapter on a base.
 
         Args:
           base: arrays or shapes.
@@ -129,7 +132,7 @@ class HeldOut:
             self.programs.prepare("evaluate", self._scores, *model, *shapes_on(self.split, inputs))
 
     def __call__(self, base: Base, adapter: Adapter | None) -> Evaluation:
-        """Score every held-out example.
+        """Evaluate every held-out example.
 
         Args:
           base: the model.

@@ -12,12 +12,12 @@ from devft_jax.storage.records import PersonalRecord
 
 @dataclass(frozen=True)
 class Judgement:
-    """One evaluation of a run. Where models are personal and there is no global one, figures are means over clients.
+    """One evaluation of a run. If models are personal and there is no global one, the figures are means over clients.
 
     Attributes:
       loss: nats per completion token.
       accuracy: share of examples answered exactly.
-      personal: of the clients' own models; None for a global model.
+      personal: the results of the clients' own models; None for a global model.
     """
 
     loss: float
@@ -26,7 +26,7 @@ class Judgement:
 
     @classmethod
     def over_clients(cls, evaluations: Sequence[Evaluation]) -> Self:
-        """The plain mean over the clients' own models, all evaluated on the same examples."""
+        """The unweighted mean over the clients' own models, all evaluated on the same examples."""
         losses = np.array([evaluation.loss for evaluation in evaluations])
         accuracies = np.array([evaluation.accuracy for evaluation in evaluations])
         personal = PersonalRecord(

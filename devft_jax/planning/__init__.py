@@ -1,1 +1,1 @@
-"""What a run would cost, from shapes alone."""
+"""Estimates of what a run would cost, from shapes alone."""

@@ -1,7 +1,7 @@
-"""Communication as the paper counts it (Table 4 and Figure 6 of Wu et al. 2025), beside the figures that it prints.
+"""Communication as the paper counts it (Table 4 and Figure 6 of Wu et al. 2025), with the figures that it prints.
 
-It counts low-rank parameters x rounds x 1 byte, in one direction, for one client, of FedIT's and FedSA-LoRA's own messages,
-end to end and through the stages of a growth.
+The paper counts low-rank parameters x rounds x 1 byte, in one direction, for one client, for the messages of FedIT and
+FedSA-LoRA, end to end and through the stages of a growth.
 """
 
 import dataclasses
@@ -21,10 +21,10 @@ PAPER_GIGABYTES = {
 """Communication in GB as Table 4 of the paper prints it, for rank 32 on q and v and stages of an eighth to all layers."""
 
 PAPER_ROUNDS = {"meta-llama/Llama-2-7b-hf": 300, "meta-llama/Llama-2-13b-hf": 400}
-"""Rounds that the paper states for them."""
+"""Rounds that the paper states for these figures."""
 
 METHODS = {"FedIT": "fedit", "FedSA-LoRA": "fedsa-lora"}
-"""The algorithms of Table 4, by the names that it has for them."""
+"""The algorithms of Table 4, by the paper's names."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,10 @@ class Convention:
     """A method's communication as the paper counts it.
 
     Attributes:
-      bytes: at this plan's rounds.
-      paper_gigabytes: what the paper prints, None where it gives no figure.
+      bytes: for this plan's rounds.
+      paper_gigabytes: the figure in the paper; None if it has none.
       paper_rounds: the rounds that the paper's figures imply.
-      paper_bytes: this convention at those rounds.
+      paper_bytes: this convention for those rounds.
     """
 
     bytes: int
@@ -45,7 +45,7 @@ class Convention:
 
 
 def paper_model(architecture: ModelConfig) -> str | None:
-    """The name of the paper's model of an architecture, wherever its files lie; None where the paper prints no figures.
+    """The name of the paper's model with this architecture, wherever its files are; None if the paper has no figures for it.
 
     Args:
       architecture: of the base at full depth.
@@ -59,13 +59,13 @@ def paper_convention(
     """Low-rank parameters x rounds x 1 byte of FedIT and FedSA-LoRA, end to end and through the stages.
 
     Args:
-      config: rank, targets and growth.
+      config: gives rank, targets and growth.
       architecture: of the base at full depth.
       depths: adapted layers of each stage.
-      rounds: of each stage.
+      rounds: rounds of each stage.
 
     Returns:
-      By method, named as in the paper's table; growths other than the paper's have their own names.
+      By method, named as in the paper's table; growths other than the paper's appear under their own names.
     """
     whole = architecture.layers
     growth = "DevFT" if config.growth == "devft" else config.growth
@@ -87,23 +87,23 @@ def paper_convention(
 
 
 def _elements(config: RunConfig, architecture: ModelConfig, name: str, depths: set[int]) -> dict[int, int]:
-    """Low-rank parameters that a client of an algorithm sends in a round, by the adapted layers."""
+    """Low-rank parameters that a client of an algorithm sends in a round, for each number of adapted layers."""
     algorithm = algorithm_of(dataclasses.replace(config, algorithm=name))
     return {layers: message_elements(round_messages(algorithm, architecture, layers).up) for layers in depths}
 
 
 def _charged(elements: Mapping[int, int], depths: Sequence[int], rounds: Sequence[int]) -> int:
-    """Bytes of stages of these depths and rounds; one depth has all rounds."""
+    """Bytes of stages of these depths and rounds; a single depth gets all rounds."""
     rounds = (sum(rounds),) if len(depths) == 1 else rounds
     return sum(count * elements[layers] for layers, count in zip(depths, rounds, strict=True))
 
 
 def _printed(config: RunConfig, architecture: ModelConfig, depths: Sequence[int]) -> dict[str, float]:
-    """The paper's figures in GB that are for a configuration like this one, by method."""
+    """The paper's figures in GB for a configuration like this one, by method."""
     printed = PAPER_GIGABYTES.get(paper_model(architecture) or "", {})
     if config.rank != 32 or sorted(config.targets) != ["q", "v"]:
         return {}
     if tuple(depths) == tuple(architecture.layers // part for part in (8, 4, 2, 1)):
         return dict(printed)
-    # End-to-end training has no stages, so its figures stand beside any growth.
+    # End-to-end training has no stages, so its figures apply whatever the growth.
     return {name: printed[name] for name in printed if name in METHODS}

@@ -1,15 +1,15 @@
-"""A run on paper: what a configuration will cost, from shapes alone, in seconds and without weights or data.
+"""A plan: what a configuration will cost, computed from shapes alone, in seconds and without weights or data.
 
-Exact are counts that follow from the configuration: depths, rounds, parameters, the messages (those of the algorithm itself,
+Exact are the counts that follow from the configuration: depths, rounds, parameters, the messages (of the algorithm itself,
 traced on shapes) and who takes part when, because cohorts are drawn from the seed. A run of the same configuration measures
-the same bytes. Upper bounds are FLOPs, because examples are taken to be as long as `max_length`, padded; a run has shorter
-ones. So are the bytes of messages whose ranks differ between clients or rounds, each counted at the largest. Hidden states
-that a run may store (`prefix_cache`) are taken to be computed in every step, and their memory is not in the plan.
-Projections, marked with *, are times at a stated rate (of training alone, at the rate of this machine's products of matrices
-where none is given, which training does not quite reach), energy at the joules that a run would be charged here, and memory
-by the formula of `devft_jax.accounting.memory`.
+the same bytes. FLOPs are upper bounds, because all examples are assumed to be padded to `max_length`; a run has shorter
+ones. The bytes of messages whose ranks differ between clients or rounds are upper bounds too, each counted at the largest
+rank. Hidden states that a run may store (`prefix_cache`) are assumed to be computed in every step, and their storage is not
+in the plan. Projections, marked with *, are: times at a stated rate (for training alone; by default the rate of this
+machine's matrix products, which training does not quite reach), energy at the joules per operation by which a run here is
+estimated, and memory by the formula of `devft_jax.accounting.memory`.
 
-Here is what a plan is; `devft_jax.planning.planner` makes one, `devft_jax.planning.text` shows it.
+This file defines a plan; `devft_jax.planning.planner` makes one, `devft_jax.planning.text` prints it.
 """
 
 import dataclasses
@@ -36,27 +36,27 @@ TOTALS = ("rounds", "bytes_up", "bytes_down", "bytes_stage", "bytes_missed", "tr
 """Fields of a stage that add up over stages."""
 
 Device = Literal["simulator", "client"]
-"""Whose memory is planned: that of one of the simulator's devices, or of a client's own."""
+"""The device whose memory is planned: one of the simulator's, or a client's own."""
 
 DEVICES: tuple[Device, ...] = ("simulator", "client")
 
 SMALLEST_MEMORY = 10**6
-"""Bytes below which a size is taken for one whose unit was forgotten."""
+"""Sizes below this many bytes are refused, because their unit was probably forgotten."""
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlanOptions:
-    """What the plan assumes and shows besides the run's own options."""
+    """What the plan assumes and prints, besides the run's own options."""
 
     flops_per_second: float | None = None
-    """Rate at which training is assumed to run, floating-point operations per second of all devices together; by default
-    what this machine's products of matrices reach, measured in a second and kept. 1e14 suits a data-centre GPU."""
+    """Rate of training, floating-point operations per second of all devices together; by default the measured rate of this
+    machine's matrix products, which takes a second to measure and is stored. 1e14 suits a data-centre GPU."""
     memory: str | None = None
     """Memory of a device, such as 24GB or 80GiB: the plan then says which stages fit into it."""
     compile: bool = False
-    """Compile every stage's program from its shapes, which takes from seconds to minutes, and show the memory that XLA
-    gives for it beside the formula's."""
+    """Compile every stage's program from its shapes, which takes from seconds to minutes, and print XLA's figure of its
+    memory beside the formula's."""
     json: bool = False
     """Print the plan as JSON."""
 
@@ -64,7 +64,7 @@ class PlanOptions:
         """Check the assumptions.
 
         Raises:
-          InputError: the rate or the memory is none.
+          InputError: the rate or the memory is not valid.
         """
         if self.flops_per_second is not None and not 0 < self.flops_per_second < math.inf:
             raise InputError(
@@ -76,30 +76,30 @@ class PlanOptions:
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One stage; bytes and FLOPs are of all its participants and rounds together unless named otherwise.
+    """One stage; bytes and FLOPs are for all its participants and rounds together unless stated otherwise.
 
     Attributes:
-      layers: of the submodel that have an adapter.
-      bare: layers that run below them without one.
-      rounds: of the stage.
-      parameters: of the submodel, frozen ones.
+      layers: layers of the submodel that have an adapter.
+      bare: layers that run below them without an adapter.
+      rounds: rounds of the stage.
+      parameters: frozen parameters of the submodel.
       trained: low-rank parameters that a client trains.
       message_up: bytes that one client sends in a round.
       message_down: bytes that one client receives in a round.
-      bytes_up: of all messages from clients.
-      bytes_down: of all messages to clients.
-      clients: that take part in the stage at least once.
-      late: of them, those that were not in its first round.
+      bytes_up: bytes of all messages from clients.
+      bytes_down: bytes of all messages to clients.
+      clients: number of clients that take part in the stage at least once.
+      late: how many of them were not in its first round.
       submodel: bytes of the dense representative layers, 0 at full depth.
-      bytes_stage: of the submodel, sent once to each of `clients`.
-      recipe: bytes from which a client that holds the base fuses the submodel itself.
-      bytes_missed: of messages that returning clients were absent for; 0 for methods whose messages do not add up.
+      bytes_stage: bytes of the submodel, sent once to each of `clients`.
+      recipe: bytes from which a client with the base fuses the submodel itself.
+      bytes_missed: bytes of messages that returning clients missed; 0 for methods whose messages are not increments.
       train_flops: upper bound of the operations.
-      flops_per_token: of a training step, by what they are spent on.
-      evaluation_flops: of one held-out example of full length.
+      flops_per_token: operations of a training step per token, by component.
+      evaluation_flops: operations for one held-out example of full length.
       simulator: memory of one device of the simulator.
       client: memory of a client's own device.
-      compiled: XLA's figure for the simulator's device, where it was asked for and is known.
+      compiled: XLA's figure for the simulator's device, if it was requested and is known.
     """
 
     layers: int
@@ -128,29 +128,29 @@ class StagePlan:
         """The memory of a device.
 
         Args:
-          kind: of the device.
+          kind: the kind of device.
         """
         return self.simulator if kind == "simulator" else self.client
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A configuration's costs; see the module's docstring for what is exact, bounded and projected.
+    """A configuration's costs; the module's docstring says which are exact, upper bounds or projections.
 
     Attributes:
-      config: what was planned.
+      config: the planned configuration.
       options: what the plan assumes.
       architecture: of the base at full depth.
-      parameters: of the base.
+      parameters: number of parameters of the base.
       base_bytes: the base's size as stored.
-      pools: whether one participant holds all clients' examples, so that nothing travels.
-      cumulative: whether messages add up, so that absentees are owed those that they missed.
-      bounded: names of the bytes that are upper bounds, because messages of smaller rank are among them.
+      pools: whether one participant holds all clients' examples, so that nothing is sent.
+      cumulative: whether messages are increments, so that absent clients need those that they missed.
+      bounded: names of the byte counts that are upper bounds, because some messages have a smaller rank.
       compute: precision and kernels.
-      devices: of the simulator.
-      work: what one of them trains at once; `length` is padded.
+      devices: number of devices of the simulator.
+      work: what one device trains at once; `length` is padded.
       counted: whether clients are the data's files, which were counted.
-      stages: in order.
+      stages: the stages in order.
       end_to_end: the same rounds at full depth.
       convention: communication as the paper counts it, by method.
     """
@@ -173,7 +173,7 @@ class Plan:
 
     @cached_property
     def speed(self) -> Speed | None:
-        """What was measured of this machine; None where a rate was given."""
+        """The measured speed of this machine; None if a rate was given."""
         if self.options.flops_per_second is not None:
             return None
         model, tokens = self.architecture, self.work.clients * self.work.batch * self.work.length
@@ -181,7 +181,8 @@ class Plan:
 
     @property
     def flops_per_second(self) -> float:
-        """The rate of all devices together that times are projected at; more of a CPU's than there are share its cores."""
+        """The rate of all devices together from which times are projected; CPU devices beyond the machine's share its
+        cores."""
         if self.speed is None:
             assert self.options.flops_per_second is not None
             return self.options.flops_per_second
@@ -192,7 +193,7 @@ class Plan:
         """Projected time of a stage's training.
 
         Args:
-          stage: one of this plan's.
+          stage: one of this plan's stages.
         """
         return stage.train_flops / self.flops_per_second
 
@@ -200,30 +201,30 @@ class Plan:
         """A figure of a stage: one of its fields, or its seconds.
 
         Args:
-          stage: one of this plan's.
-          name: the field, or "seconds".
+          stage: one of this plan's stages.
+          name: name of the field, or "seconds".
         """
         return self.seconds(stage) if name == "seconds" else getattr(stage, name)
 
     def total(self, name: str) -> Any:
-        """A figure of the stages, summed.
+        """A figure summed over the stages.
 
         Args:
-          name: the field, or "seconds".
+          name: name of the field, or "seconds".
         """
         return sum(self.of(stage, name) for stage in self.stages)
 
     @property
     def energy(self) -> dict[str, float]:
-        """Projected `kwh` and `kgco2e` with the stated factors behind them: those by which a run here is estimated."""
+        """Projected `kwh` and `kgco2e`, and the factors behind them: those by which a run on this machine is estimated."""
         joules = resolve_joules_per_flop(self.config, jax.default_backend())
         return {**emissions(self.total("train_flops") * joules, self.config), "joules_per_flop": joules}
 
     def fitting(self, kind: Device) -> list[bool]:
-        """Whether each stage fits into the memory that was asked about.
+        """Whether each stage fits into the memory given by `options.memory`.
 
         Args:
-          kind: of the device.
+          kind: the kind of device.
         """
         limit = parse_memory(self.options.memory or "")
         return [stage.memory(kind).total <= limit for stage in self.stages]
@@ -236,7 +237,7 @@ def parse_memory(text: str) -> int:
       text: the size.
 
     Raises:
-      InputError: it is none, or below a megabyte, which no device has and a bare 24 would mean.
+      InputError: the text is not a size, or the size is below a megabyte, as for 24 without a unit.
     """
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]I?)?B?\s*", text.upper())
     size = math.nan if found is None else float(found[1]) * UNITS[found[2] or ""]
@@ -248,7 +249,8 @@ def parse_memory(text: str) -> int:
 
 
 def to_plain(plan: Plan) -> dict[str, Any]:
-    """The plan as JSON-ready values, with totals, ratios to end-to-end training, and which figures are what.
+    """The plan as JSON-ready values, with totals, ratios to end-to-end training, and which figures are bounds or
+    projections.
 
     Args:
       plan: the plan.

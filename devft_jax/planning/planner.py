@@ -1,8 +1,8 @@
-"""Making a plan: every stage's bytes, operations and memory, from shapes and from the cohorts that the seed draws.
+"""Makes a plan: every stage's bytes, operations and memory, from shapes and from the cohorts that the seed draws.
 
-What is known only from the data comes from the configuration instead: the number of clients is `clients`, or that of the
-files where each is a client. A split by field overrides it with its own. It also draws its cohorts by the clients' names, so
-that who takes part when, and with it the bytes of submodels and of catch-up, is then one draw like those of the run.
+What is known only from the data is taken from the configuration: the number of clients is `clients`, or the number of files
+if each file is a client. A split by field sets its own number. It also draws its cohorts by the clients' names, so who takes
+part when, and with it the bytes of submodels and of catch-up, is then a different draw than the run's.
 """
 
 import dataclasses
@@ -46,7 +46,7 @@ from devft_jax.models.architecture import ModelConfig
 from devft_jax.models.base import parameter_count
 from devft_jax.models.huggingface.reading import model_architecture
 from devft_jax.models.quantization import base_shapes
-from devft_jax.options import room_of
+from devft_jax.options import option_group
 from devft_jax.planning.paper import paper_convention
 from devft_jax.planning.plan import Plan, PlanOptions, StagePlan
 from devft_jax.runtime.compiled import CompiledMemory
@@ -59,15 +59,15 @@ def make_plan(config: RunConfig, options: PlanOptions | None = None, *, architec
     """Plan a run.
 
     Args:
-      config: what would be run.
+      config: the configuration to plan.
       options: what the plan assumes.
-      architecture: of the model, in place of the one that `config.model` names.
+      architecture: replaces the architecture of the model that `config.model` names.
 
     Returns:
       The plan.
 
     Raises:
-      InputError: the configuration could not be run, as far as that can be known without weights and data.
+      InputError: the configuration could not be run, as far as this is known without weights and data.
     """
     options = options or PlanOptions()
     validate(config)
@@ -103,7 +103,7 @@ def make_plan(config: RunConfig, options: PlanOptions | None = None, *, architec
 
 
 def _client_files(config: RunConfig) -> list[str] | None:
-    """The clients' names where files make them and are there to be counted: a plan needs no data."""
+    """The clients' names if they are files and these can be counted; None otherwise, because a plan needs no data."""
     try:
         return clients_by_file(config)
     except InputError:
@@ -111,11 +111,11 @@ def _client_files(config: RunConfig) -> list[str] | None:
 
 
 def _with_clients(config: RunConfig, names: Sequence[str] | None) -> RunConfig:
-    """The configuration with the clients that the files make, if they do; there must be enough for a round."""
+    """The configuration with the clients that the files make, if they do; there must be enough of them for a round."""
     if names is not None:
         config = dataclasses.replace(config, clients=len(names))
     if config.clients_per_round > config.clients:
-        planned = "that the data's files make" if names is not None else "planned for"
+        planned = "in the data's files" if names is not None else "planned for"
         remedy = "" if names is not None else ", or give --clients the number that the data has"
         raise InputError(
             f"clients_per_round {config.clients_per_round} exceeds the {config.clients} clients {planned}; use "
@@ -125,7 +125,7 @@ def _with_clients(config: RunConfig, names: Sequence[str] | None) -> RunConfig:
 
 
 def _stages(config: RunConfig, architecture: ModelConfig) -> tuple[tuple[StageShape, ...], tuple[int, ...]]:
-    """The shape and the rounds of every stage, or `InputError` where they do not fit the model or follow its weights."""
+    """The shape and the rounds of every stage; `InputError` if they do not fit the model or depend on its weights."""
     check_ranks(config, architecture)
     growth = growth_of(config, architecture.layers)
     shapes, rounds = growth.shapes(architecture.layers), plan_stages(config, growth, architecture.layers)
@@ -133,7 +133,7 @@ def _stages(config: RunConfig, architecture: ModelConfig) -> tuple[tuple[StageSh
     if shapes is None:
         raise InputError(
             f"capacity_schedule '{config.capacity_schedule}' chooses the layers of a stage from the weights, which a plan "
-            "does not read; give --capacities to plan with."
+            "does not read; give --capacities for the plan."
         )
     return tuple(shapes), rounds
 
@@ -142,14 +142,14 @@ class _Planner:
     """What all stages of a plan share.
 
     Attributes:
-      algorithm: of the configuration.
-      participants: of a round.
-      local_steps: that each of them trains in a round.
-      sent: 1 where messages travel, else 0: a factor of all bytes.
+      algorithm: the configured algorithm.
+      participants: number of participants of a round.
+      local_steps: steps that each of them trains in a round.
+      sent: 1 if messages are sent, else 0: a factor of all bytes.
       compute: precision and kernels.
-      devices: of the simulator.
+      devices: number of devices of the simulator.
       work: what one of them trains at once.
-      training: a client's.
+      training: one client's local training.
       base: shapes of the frozen base as stored.
     """
 
@@ -157,23 +157,23 @@ class _Planner:
         self._config, self._options, self._architecture = config, options, architecture
         self.algorithm: Algorithm = algorithm_of(config)
         self.participants, self.local_steps = round_work(self.algorithm, config.clients_per_round, config.local_steps)
-        # A participant that holds everyone's examples is the server itself.
+        # A participant that holds all clients' examples is the server itself.
         self.sent = 0 if self.algorithm.pools else 1
         self.compute = resolve_compute(config)
         found = jax.local_devices()
-        # A plan may be for more devices than the machine has that it is made on.
+        # A plan may be for more devices than this machine has.
         self.devices = config.devices or len(found)
         check_model_shards(config.model_shards, self.devices)
         at_once = resolve_clients_per_step(config, found[:1] * self.devices)
         per_device = min(at_once // self.devices, -(-self.participants // self.devices))
         self.work = Work(per_device, self.local_steps, config.batch_size, length_buckets(config.max_length)[-1])
         whole_steps = Passes(config.batch_size, (self.work.length,))
-        optimizer = room_of(OptimizerOptions, config)
+        optimizer = option_group(OptimizerOptions, config)
         self.training = LocalTraining(self.algorithm, architecture, self.compute, optimizer, whole_steps)
         self.base = base_shapes(architecture, dtype=self.compute.dtype, quantization=config.quantization)
 
     def cohorts(self, rounds: int, names: Sequence[str] | None) -> list[np.ndarray]:
-        """The positions of each round's participants, drawn as the run draws them."""
+        """The indices of each round's participants, drawn as the run draws them."""
         ids = np.arange(self._config.clients, dtype=np.uint32)
         if self.algorithm.pools:
             ids = np.arange(1, dtype=np.uint32)
@@ -186,11 +186,11 @@ class _Planner:
         return round_messages(self.algorithm, self._architecture, layers)
 
     def owed(self, layers: int) -> int:
-        """Bytes of a round's message that a client needs even if it sits the round out."""
+        """Bytes of a round's message that a client needs even if it misses the round."""
         return self.sent * cumulative_bytes(self.algorithm, self.messages(layers).participant.down)
 
     def bounded(self, layers: int) -> tuple[str, ...]:
-        """Names of the bytes that follow ranks which differ between clients or rounds."""
+        """Names of the byte counts that depend on ranks which differ between clients or rounds."""
         messages = self.messages(layers)
         names = [
             *(["bytes_up"] if ranks_of(messages.up) else []),
@@ -199,7 +199,7 @@ class _Planner:
         return (*names, "bytes_missed") if self.owed(layers) and "bytes_down" in names else tuple(names)
 
     def submodel(self, shape: StageShape) -> int:
-        """Bytes that a client which holds the base receives once of a stage's frozen layers."""
+        """Bytes of a stage's frozen layers that a client with the base receives once."""
         config, architecture = self._config, self._architecture
         if shape.depth == architecture.layers:
             return 0
@@ -211,7 +211,7 @@ class _Planner:
     def stages(
         self, shapes: Sequence[StageShape], rounds: Sequence[int], cohorts: Sequence[np.ndarray]
     ) -> tuple[StagePlan, ...]:
-        """Plans of stages that follow one another, the cohorts being those of all their rounds."""
+        """Plans of consecutive stages; `cohorts` are those of all their rounds."""
         sizes = [self.owed(shape.layers) for shape in shapes]
         missed = missed_bytes(cohorts, np.repeat(sizes, rounds).tolist())
         planned, done = [], 0
@@ -267,7 +267,7 @@ class _Planner:
         )
 
     def _compiled(self, shape: StageShape, frozen: int) -> CompiledMemory | None:
-        """The memory of the stage's program as XLA has it; None where the platform's compiler gives none."""
+        """XLA's figure for the memory of the stage's program; None if the platform's compiler offers none."""
         return compiled_memory(
             self.training,
             self.work,

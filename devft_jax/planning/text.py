@@ -1,4 +1,4 @@
-"""A plan for reading: what it is about, a row a stage, what travels, memory, and communication as the paper counts it.
+"""A plan as text: the model and method, a table of stages, what is sent, memory, and communication as the paper counts it.
 
 Figures marked with * are projections; see `devft_jax.planning.plan`.
 """
@@ -12,7 +12,7 @@ from devft_jax.reporting.table import table
 
 
 def to_text(plan: Plan) -> str:
-    """The plan for reading, in lines of at most 120 characters.
+    """The plan as text, in lines of at most 120 characters.
 
     Args:
       plan: the plan.
@@ -22,11 +22,11 @@ def to_text(plan: Plan) -> str:
 
 
 def readable_count(count: float, unit: str = "") -> str:
-    """A number in the prefix that suits it (powers of 1000), such as 6.74 G or 41.5 PFLOP.
+    """A number with the prefix that suits it (powers of 1000), such as 6.74 G or 41.5 PFLOP.
 
     Args:
       count: the number.
-      unit: what is counted, written behind the prefix.
+      unit: what is counted, written after the prefix.
     """
     for prefix in ("", "k", "M", "G", "T", "P", "E"):
         if count < 1000:
@@ -58,14 +58,14 @@ def _heading(plan: Plan) -> list[str]:
     if plan.bounded:
         named = " and ".join(name.removeprefix("bytes_") for name in plan.bounded if name != "bytes_missed")
         lines += [
-            f"        (bytes {named} are upper bounds, too: not all clients and rounds have as much, the most is counted)"
+            f"        (bytes {named} are upper bounds, too: ranks differ between clients or rounds, the largest counts)"
         ]
     if plan.counted:
-        lines += [f"        (clients are the {config.clients} files of the data, those with too few examples among them)"]
+        lines += [f"        (clients are the {config.clients} files of the data, including those with too few examples)"]
     elif config.partition in ("field", "file", "auto"):
         lines += [
-            "        (data that is split by field or file has its own number of clients: give it as --clients; who of them",
-            "        takes part follows from their names, so that bytes of submodels and of catch-up differ a little)",
+            "        (data that is split by field or file has its own number of clients: give it as --clients; their names",
+            "        decide who takes part, so the bytes of submodels and of catch-up differ a little in the run)",
         ]
     return lines
 
@@ -99,7 +99,7 @@ def _stage_table(plan: Plan) -> list[str]:
         ("ratio", "", "", "", "", ratio("bytes_up"), ratio("bytes_down"), "", ratio("train_flops"), ratio("seconds")),
     ]
     energy, remat = plan.energy, plan.compute.remat
-    recomputed = [f"training is the work of the method: what remat {remat} computes again is not counted"]
+    recomputed = [f"training counts the work of the method: what remat {remat} recomputes is not counted"]
     return [
         *table(rows),
         *(recomputed if remat != "none" else ()),
@@ -110,23 +110,23 @@ def _stage_table(plan: Plan) -> list[str]:
 
 
 def _rate(plan: Plan) -> list[str]:
-    """What the times stand for, in lines."""
+    """What the times assume, as lines."""
     rate = f"time at {readable_count(plan.flops_per_second, 'FLOP')}/s in all"
-    left_out = "of training alone: compiling, evaluating and building stages come on top"
+    left_out = "of training alone: compiling, evaluating and building stages are not included"
     if plan.speed is None:
         return [f"{rate}, as given (--flops-per-second), whatever this machine is;", left_out]
-    kept = "" if plan.speed.kept_in is None else "measured once and kept as speed.json in the cache folder; "
+    kept = "" if plan.speed.kept_in is None else "measured once and stored as speed.json in the cache folder; "
     return [
-        f"{rate}, what products of matrices reach here ({plan.speed.device});",
+        f"{rate}, what matrix products reach here ({plan.speed.device});",
         left_out,
         f"({kept}another machine: --flops-per-second, 1e14 for a GPU)",
     ]
 
 
 def _traffic(plan: Plan) -> list[str]:
-    """What one client receives and sends, and what besides the messages has to travel."""
+    """What one client receives and sends, and what is sent besides the messages."""
     if plan.pools:
-        return ["nothing travels: one participant holds the examples of all clients and trains for all of them"]
+        return ["nothing is sent: one participant holds the examples of all clients and trains for all of them"]
     rows: list[tuple[str, ...]] = [("per client", "round up", "round down", "submodel, once", "or group list and beta")]
     for index, stage in enumerate(plan.stages, 1):
         amounts = (stage.message_up, stage.message_down, stage.submodel, stage.recipe)
@@ -144,7 +144,7 @@ def _traffic(plan: Plan) -> list[str]:
             ),
         ]
     besides += [
-        *([("messages that absentees missed and need, because they add up", plan.total("bytes_missed"))] * plan.cumulative),
+        *([("messages that absent clients missed and need later", plan.total("bytes_missed"))] * plan.cumulative),
         ("the base model, once to every client under any method; not counted above", clients * plan.base_bytes),
     ]
     return [
@@ -184,7 +184,7 @@ def _memory(plan: Plan) -> list[str]:
         lines += [title + (f", against {plan.options.memory}" if checked else ""), *table(rows)]
         if kind == "client":
             grown = plan.stages[0].layers < plan.stages[-1].layers == plan.architecture.layers
-            note = ["at full depth it is that of end-to-end training: growth saves average memory, not peak memory"]
+            note = ["at full depth it equals end-to-end training: growth saves average memory, not peak memory"]
             lines += [*(note if grown else ()), ""]
     kernel = kernel_for(
         plan.compute.attention,
@@ -196,7 +196,7 @@ def _memory(plan: Plan) -> list[str]:
 
 
 def _convention(plan: Plan) -> list[str]:
-    """The paper's way of counting, beside its own figures where it has them for this model."""
+    """The paper's way of counting, beside its own figures if it has them for this model."""
     rounds = plan.total("rounds")
     rows: list[tuple[str, ...]] = [("low-rank parameters x rounds x 1 byte", f"{rounds} rounds")]
     known = [row for row in plan.convention.values() if row.paper_gigabytes is not None]
@@ -213,7 +213,7 @@ def _convention(plan: Plan) -> list[str]:
     lines = ["communication as the paper counts it: one client, one direction, no submodels", *table(rows)]
     stated = PAPER_ROUNDS.get(paper_model(plan.architecture) or "")
     if known and implied != stated:
-        lines.append(f"the paper states {stated} rounds for this model, and its figures are those of {implied}")
+        lines.append(f"the paper states {stated} rounds for this model, but its figures imply {implied}")
     if not known:
         lines.append("the paper gives no figures for this configuration: a prediction by its rule")
     return lines

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from devft_jax.config.command_line import command_line, nearest_preset, start_of
 from devft_jax.config.files import stored_config, to_plain
-from devft_jax.config.run_config import ROOMS
+from devft_jax.config.run_config import OPTION_GROUPS
 from devft_jax.errors import InputError
 from devft_jax.files import checked_path, existing_folder, write_atomically
 from devft_jax.options import identity_fields, option_texts
@@ -92,6 +92,6 @@ def read_settings(story: Story, path: str | Path) -> Settings:
     config, _ = stored_config(story.config, Path(path))
     start = nearest_preset(config)
     values, starts, identity = to_plain(config), to_plain(start_of(start)), identity_fields(config)
-    texts = {name: text for room in ROOMS for name, text in option_texts(room).items()}
+    texts = {name: text for group in OPTION_GROUPS for name, text in option_texts(group).items()}
     options = [Option(name, values[name], starts[name], text, name not in identity) for name, text in texts.items()]
     return Settings(options, start, command_line(config))

@@ -1,1 +1,1 @@
-"""What a run executes on: devices, compiled programs, prefetching, requests to stop, the terminal."""
+"""The environment of a run: devices, compiled programs, prefetching, stop requests, the terminal."""

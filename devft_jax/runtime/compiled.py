@@ -1,7 +1,7 @@
 """Compiled programs: how long compiling took, and how much memory they need.
 
-Every program is compiled ahead of time for its shapes and cached here, so that compilation is counted and timed apart from
-training, and the program's memory is known.
+Every program is compiled ahead of time for its shapes and cached here, so that compilation is counted and timed separately
+from training, and the program's memory is known.
 """
 
 import contextlib
@@ -28,10 +28,10 @@ class CompiledMemory:
     """XLA's analysis of a compiled program, in bytes on one device.
 
     Attributes:
-      arguments: of its inputs.
-      outputs: of its results.
-      temporaries: of what it needs while it runs.
-      aliased: of outputs that are written into donated arguments.
+      arguments: bytes of its inputs.
+      outputs: bytes of its results.
+      temporaries: bytes that it needs while it runs.
+      aliased: bytes of outputs that are written into donated arguments.
     """
 
     arguments: int
@@ -41,7 +41,7 @@ class CompiledMemory:
 
     @property
     def total(self) -> int:
-        """Arguments, outputs and temporaries; what is aliased counts once."""
+        """Arguments, outputs and temporaries; aliased buffers count once."""
         return self.arguments + self.outputs + self.temporaries - self.aliased
 
     @classmethod
@@ -60,7 +60,7 @@ class CompiledMemory:
 
 @dataclass(frozen=True)
 class _Program:
-    """A compiled program; `new` if it was compiled now and not found in a cache; the seconds that compiling it took."""
+    """A compiled program; `new` if it was compiled now and not found in a cache; the seconds that its compilation took."""
 
     executable: jax.stages.Compiled
     memory: CompiledMemory | None
@@ -82,7 +82,7 @@ class Elapsed:
 
     Attributes:
       running: without waiting for compilation.
-      compiling: waiting for compilation.
+      compiling: spent waiting for compilation.
     """
 
     running: float = 0.0
@@ -96,15 +96,16 @@ class CompiledPrograms:
     and compiles nothing. A program that will probably be called later can be compiled ahead, on a background thread.
 
     Args:
-      waiting: from a program's name, a context that is open while a caller waits for its compilation.
+      waiting: maps a program's name to a context that is open while a caller waits for its compilation.
 
     Attributes:
       seconds: how long callers waited for compilation.
       scratch_bytes: the largest temporary memory of any program called.
       peak_bytes: the largest memory of a program called since this was last set to 0, on one device, by XLA's analysis:
         arguments, outputs and temporaries, less what outputs share with arguments.
-      last_bytes: the same of the program called last.
-      compile_seconds: by name, how long compiling the program called last under it took, in this run or an earlier one.
+      last_bytes: the same for the program called last.
+      compile_seconds: by name, how long it took to compile the last program called under this name, in this run or an
+        earlier one.
     """
 
     def __init__(self, waiting: Callable[[str], contextlib.AbstractContextManager[None]] | None = None) -> None:
@@ -120,7 +121,7 @@ class CompiledPrograms:
 
     @contextlib.contextmanager
     def timed(self) -> Iterator[Elapsed]:
-        """Time a block; the seconds are there once it has ended."""
+        """Time a block; the seconds are set when it has ended."""
         elapsed, began, compiled = Elapsed(), time.perf_counter(), self.seconds
         yield elapsed
         elapsed.compiling = self.seconds - compiled
@@ -128,12 +129,12 @@ class CompiledPrograms:
 
     @property
     def count(self) -> int:
-        """Programs compiled in this run, also ahead; not those found in a cache."""
+        """Number of programs compiled in this run, including those ahead of time; not those found in a cache."""
         return self._compiled + sum(program.new for program in self._compiled_ahead())
 
     @property
     def ahead(self) -> dict[str, Any]:
-        """What was compiled ahead: how many `programs`, the thread's `seconds`, and how many are `unused` so far."""
+        """What was compiled ahead: the number of `programs`, the thread's `seconds`, and how many are `unused` so far."""
         compiled = [program for program in self._compiled_ahead() if program.new]
         called = {id(program) for program in self._programs.values()}
         return {
@@ -147,12 +148,12 @@ class CompiledPrograms:
         return [each.result() for each in done]
 
     def call(self, name: str, function: Any, *arguments: Any) -> Any:
-        """Call a jitted function through its compiled program for these shapes, which the first call compiles.
+        """Call a jitted function through its compiled program for these shapes; the first call compiles it.
 
-        If the program is being compiled ahead, the call waits for it; if that failed, it compiles the program itself.
+        If the program is being compiled ahead, the call waits for it; if that failed, the call compiles the program itself.
 
         Args:
-          name: under which the program is counted.
+          name: the name under which the program is counted.
           function: a jitted function.
           arguments: trees of arrays.
 
@@ -176,11 +177,11 @@ class CompiledPrograms:
     def _program(self, key: Any, function: Any, arguments: tuple[Any, ...]) -> _Program:
         """The program of a first call: from the background thread, or compiled here."""
         ahead = self._ahead.pop(key, None)
-        # A program that the thread has not begun is taken from its queue: here it need not wait for those before it.
+        # A program that the thread has not started is removed from its queue, so as not to wait for those before it.
         running = None
         if ahead is not None and not ahead.program.cancel() and _fits(ahead.arguments, arguments):
             running = ahead.program
-        # What failed beside a round, for example out of memory, may work alone; what cannot be compiled fails again.
+        # What failed next to a running round, for example for lack of memory, may work alone; other errors are raised again.
         if running is not None and running.exception() is None:
             program = running.result()
         else:
@@ -191,7 +192,7 @@ class CompiledPrograms:
         return program
 
     def prepare(self, name: str, function: Any, *arguments: Any) -> None:
-        """Compile on the background thread what a later `call` with arguments of these shapes needs.
+        """Compile on the background thread the program that a later `call` with arguments of these shapes needs.
 
         Args:
           name: as in `call`.
@@ -203,14 +204,14 @@ class CompiledPrograms:
             return
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, "devft-compile")
-        # Every thread has its own settings of JAX.
+        # JAX's settings are per thread.
         precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
         program = self._thread.submit(_compile_ahead, function, arguments, precision)
         self._ahead[key] = _Ahead(program, arguments)
         self._submitted.append(program)
 
     def close(self) -> None:
-        """Compile nothing more ahead. The program that the thread is compiling is finished; only the process's end waits."""
+        """Stop compiling ahead. The program that is being compiled is finished; only the end of the process waits for it."""
         if self._thread is not None:
             self._thread.shutdown(wait=False, cancel_futures=True)
             self._thread = None
@@ -236,12 +237,12 @@ def _compile(function: Any, arguments: tuple[Any, ...]) -> _Program:
     return _Program(executable, CompiledMemory.of(executable), new, took.get(shapes, seconds))
 
 
-# By jitted function and shapes, how long compiling took: a later run of the process finds the program, and reports this.
+# By jitted function and shapes, how long compiling took: a later run of the process that finds the program reports this.
 _seconds_of: weakref.WeakKeyDictionary[Any, dict[Any, float]] = weakref.WeakKeyDictionary()
 
 
 def _fits(shapes: tuple[Any, ...], arguments: tuple[Any, ...]) -> bool:
-    """Whether a program compiled for `shapes` is the one that these arrays of the same shapes need."""
+    """Whether a program compiled for `shapes` is the one for these arrays, which have the same shapes."""
 
     def one(shape: jax.ShapeDtypeStruct, leaf: Any) -> bool:
         if shape.weak_type != getattr(leaf, "weak_type", False):

@@ -1,4 +1,4 @@
-"""The devices that a run executes on: their mesh, their memory, and the settings of JAX that results depend on."""
+"""The devices of a run: their mesh, their memory, and the settings of JAX that results depend on."""
 
 import contextlib
 import os
@@ -18,7 +18,7 @@ OVER_DEVICES = PartitionSpec((CLIENT_AXIS, MODEL_AXIS))
 
 @contextlib.contextmanager
 def usual_arithmetic() -> Iterator[None]:
-    """JAX's default rules of types inside the block, whatever the environment sets; for this thread alone."""
+    """JAX's default type promotion inside the block, whatever the environment sets; for this thread only."""
     with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
         yield
 
@@ -29,9 +29,9 @@ def host_device() -> jax.Device:
 
 
 def device_memory(devices: Sequence[jax.Device]) -> int | None:
-    """Bytes that each device may hold: the limit of its allocator; on CPU an even part of the host's memory.
+    """Bytes that each device may hold: the limit of its allocator; on CPU an equal share of the host's memory.
 
-    None where the device reports no limit.
+    None if the device reports no limit.
     """
     if devices[0].platform == "cpu":
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // len(devices)
@@ -39,7 +39,7 @@ def device_memory(devices: Sequence[jax.Device]) -> int | None:
 
 
 def versions(device: jax.Device) -> dict[str, str]:
-    """What a run's figures depend on besides its configuration: versions of the software, the system and the device."""
+    """What a run's results depend on besides its configuration: versions of the software, the system and the device."""
     try:
         package = metadata.version("devft-jax")
     except metadata.PackageNotFoundError:
@@ -59,7 +59,7 @@ def client_mesh(devices: Sequence[jax.Device], model_shards: int = 1) -> Mesh:
 
     Args:
       devices: local devices to use.
-      model_shards: how many devices hold a base together; it divides the number of devices.
+      model_shards: how many devices hold a base together; must divide the number of devices.
 
     Returns:
       A mesh (client, model) of shape (devices / model_shards, model_shards).
@@ -73,8 +73,8 @@ def shapes_on(sharding: Sharding | None, tree: Any, *lead: int) -> Any:
 
     Args:
       sharding: how they are placed; None for the default device.
-      tree: of arrays or shapes.
-      lead: sizes of axes to add before theirs.
+      tree: a tree of arrays or shapes.
+      lead: sizes of leading axes to add.
     """
 
     def one(leaf: Any) -> jax.ShapeDtypeStruct:

@@ -1,4 +1,4 @@
-"""Prefetching: a background thread computes the next items, so that the device need not wait for the host."""
+"""Prefetching: a background thread computes the next items, so that the device does not wait for the host."""
 
 import contextlib
 import queue
@@ -25,11 +25,11 @@ class _Ended:
 def prefetch(items: Iterator[Item], ahead: int) -> Iterator[Iterator[Item]]:
     """The same items in the same order, computed on a background thread.
 
-    An error of the thread is raised where its item would have been taken, with the thread's traceback. The thread ends with
-    the block, also if that fails, after the item that it is computing; it does not keep the process alive.
+    An error of the thread is raised when its item would have been taken, with the thread's traceback. The thread ends with
+    the block, also if the block fails, after the item that it is computing; it does not keep the process alive.
 
     Args:
-      items: computes the items; used by the thread alone.
+      items: computes the items; used only by the thread.
       ahead: how many items may wait to be taken.
 
     Yields:

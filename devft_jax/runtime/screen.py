@@ -1,7 +1,7 @@
-"""The one place that writes to the terminal.
+"""The only module that writes to the terminal.
 
-Names of files, clients and categories come from outside: characters that would move a terminal's cursor or colour its text,
-and those that its encoding lacks, are shown as escapes (`devft_jax.files.printable`).
+Names of files, clients and categories come from outside: characters that would control the terminal, and those that its
+encoding does not have, are shown as escapes (`devft_jax.files.printable`).
 """
 
 import contextlib
@@ -19,11 +19,11 @@ def show(text: str = "", *, end: str = "\n", stream: TextIO | None = None) -> No
 
     Args:
       text: what to print.
-      end: printed after it.
-      stream: where; None for standard output.
+      end: printed after the text.
+      stream: where to print; None for standard output.
 
     Raises:
-      BrokenPipeError: the reader of a pipe has gone.
+      BrokenPipeError: the reader of a pipe has closed it.
       RunError: standard output cannot be written for another reason.
       OSError: another stream cannot be written.
     """
@@ -41,21 +41,22 @@ def show(text: str = "", *, end: str = "\n", stream: TextIO | None = None) -> No
 
 
 def not_written(error: OSError) -> RunError:
-    """The error of a standard output that cannot be written."""
-    return RunError(f"standard output cannot be written ({error.strerror}); what it was to show is incomplete.")
+    """The error for a standard output that cannot be written."""
+    return RunError(f"standard output cannot be written ({error.strerror}); its output is incomplete.")
 
 
 def complain(text: str) -> None:
-    """Print a sentence on standard error, in one line; if that cannot be written, the exit code alone has to say it."""
+    """Print a sentence on standard error, as one line; if that cannot be written, only the exit code reports the error."""
     if sys.stderr is not None:
         with contextlib.suppress(OSError, ValueError):
             print(printable(text), file=sys.stderr, flush=True)
 
 
 def prepare() -> None:
-    """Make the standard streams accept any text, and open those that are closed on the null device.
+    """Make the standard streams accept any text, and open closed ones on the null device.
 
-    In a program started without one of them the next file opened would get its number, and messages would go into that file.
+    If one of them is closed at the start, the next opened file would get its number, and messages would be written to that
+    file.
     """
     for number in range(3):
         try:
@@ -70,7 +71,7 @@ def prepare() -> None:
 def finish() -> OSError | None:
     """Flush the standard streams.
 
-    What cannot be written is discarded, because Python would report it at its exit with an exit code of its own.
+    What cannot be written is discarded, because Python would otherwise report it at exit with its own exit code.
 
     Returns:
       The error if standard output could not be written, else None.
@@ -88,6 +89,6 @@ def finish() -> OSError | None:
 
 
 def discard(stream: TextIO) -> None:
-    """Redirect a stream to the null device, with what is still in its buffer."""
+    """Redirect a stream to the null device, including what is in its buffer."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

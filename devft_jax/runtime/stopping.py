@@ -1,8 +1,8 @@
-"""Stopping on request: Ctrl-C, SIGTERM (sent by schedulers and containers) and SIGHUP (the terminal was closed).
+"""Stop requests: Ctrl-C, SIGTERM (sent by schedulers and containers) and SIGHUP (the terminal was closed).
 
-While nothing would be lost, such as while a model is loaded or the first program compiled, the first request stops at once.
-Later the current work, such as a round, is finished and saved. A background thread says so at once, because Python handles
-a signal only when the running computation returns. A second Ctrl-C then stops without finishing.
+While no work would be lost, such as while a model is loaded or the first program compiled, the first request stops at once.
+Later the current work, such as a round, is finished and saved first. A background thread reports this immediately, because
+Python handles a signal only when the running computation returns. A second Ctrl-C then stops without finishing.
 """
 
 import contextlib
@@ -12,18 +12,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-# A request may reach a process twice, for example if its group is signalled too: what follows so soon is no second request.
+# One request may reach a process twice, for example if its group is signalled too; a signal this soon is not a second one.
 _SAME_REQUEST = 0.5
 
 _owned = threading.Event()
 
 
 class Stopped(KeyboardInterrupt):
-    """Raised by a request that may stop at once."""
+    """Raised by a stop request when nothing would be lost."""
 
 
 def own_process() -> None:
-    """Declare that the process runs one command and nothing else: a second Ctrl-C may end it anywhere."""
+    """Declare that the process runs only one command, so that a second Ctrl-C may end it anywhere."""
     _owned.set()
 
 
@@ -31,12 +31,12 @@ class StopRequest:
     """Whether a stop was requested.
 
     Args:
-      say: shows the answer to a request; called from another thread.
+      say: prints the answer to a request; called from another thread.
       may_exit: whether a second Ctrl-C may end the process in the middle of a computation (only after `own_process`).
 
     Attributes:
-      signal: the signal's number; None before a request.
-      doing: what is finished before a request is obeyed, in words; None while a request stops at once, by `Stopped`.
+      signal: number of the signal; None before a request.
+      doing: the work, in words, that is finished before the stop; None while a request stops at once, by raising `Stopped`.
     """
 
     def __init__(self, say: Callable[[str], None] = lambda text: None, *, may_exit: bool = False):
@@ -47,7 +47,7 @@ class StopRequest:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator["StopRequest"]:
-        """Handle the signals inside the block. Only the main thread can; in another thread nothing changes."""
+        """Handle the signals inside the block. Only the main thread can do this; in another thread nothing changes."""
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
@@ -72,7 +72,7 @@ class StopRequest:
             os.close(reader)
 
     def _handle(self, number: int, frame: object) -> None:
-        """The signal handler: called in the main thread, when the running computation returns."""
+        """The signal handler; called in the main thread, when the running computation returns."""
         if self._first_at is None:
             self._first_at = time.monotonic()
             self.signal = number
@@ -82,7 +82,7 @@ class StopRequest:
             raise KeyboardInterrupt
 
     def _answer(self, reader: int) -> None:
-        """Runs on a thread and answers a signal at once; a second Ctrl-C may end the process here."""
+        """Runs on a thread and answers a signal immediately; a second Ctrl-C may end the process here."""
         first: float | None = None
         while numbers := os.read(reader, 1):
             number = numbers[0]
@@ -90,5 +90,5 @@ class StopRequest:
                 first = time.monotonic()
                 self._say("stopping" if self.doing is None else f"finishing {self.doing}; Ctrl-C again stops now")
             elif number == signal.SIGINT and time.monotonic() - first > _SAME_REQUEST and self._may_exit and _owned.is_set():
-                self._say("stopped at once; what was saved before stays whole: the same command goes on from there.")
+                self._say("stopped at once; everything saved before is complete: the same command resumes the run.")
                 os._exit(128 + number)

@@ -1,1 +1,1 @@
-"""A run: its model, its stages, its rounds, its checkpoints."""
+"""Training a run: its parts, stages, rounds, callbacks and checkpoints."""

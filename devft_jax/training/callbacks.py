@@ -1,17 +1,17 @@
-"""What happens beside the training of a run: at its beginning, after a stage's beginning, after each round, at its end.
+"""Callbacks: code that runs at the start of a run, at the start of each stage, after each round, and at the end.
 
-A run's own files and lines are written by callbacks (`devft_jax.training.standard`), trackers are callbacks
-(`devft_jax.training.trackers`), and `train(..., callbacks=[...])` takes a user's:
+A run's own files and progress lines are written by callbacks (`devft_jax.training.standard`), trackers are callbacks
+(`devft_jax.training.trackers`), and `train(..., callbacks=[...])` takes the user's own:
 
     class Losses(Callback):
         def on_round(self, run, row):
             print(row.round, row.loss, run.path)
 
-Callbacks are called in order: evaluation, metrics, progress, report, trackers, the user's in the order given, checkpoints;
-`on_end` in the opposite order. A round is thus in `metrics.jsonl` before a user's callback sees it, and saved after. An
-exception in a callback ends the run and is raised by `train` as it is; what was saved before stays, and the same call goes
-on from there. A run that was killed goes on from its last checkpoint: rounds after it are trained again, with the same
-results, and callbacks see them again. A finished run that is asked for again calls none.
+Callbacks are called in this order: evaluation, metrics, progress, report, trackers, the user's in the given order,
+checkpoints; `on_end` in the opposite order. A round is thus in `metrics.jsonl` before a user's callback sees it, and in a
+checkpoint after. An exception in a callback ends the run, and `train` raises it unchanged; everything saved before is kept,
+and the same call resumes the run. A run that was killed resumes from its last checkpoint: later rounds are trained again,
+with the same results, and callbacks see them again. For a run that is already finished no callback is called.
 """
 
 from dataclasses import dataclass, field
@@ -30,20 +30,20 @@ from devft_jax.training.trainer import Trainer
 
 @dataclass
 class Running:
-    """A run under way, as callbacks see it.
+    """A run in progress, as callbacks see it.
 
-    Callbacks read the properties and methods, `history`, `finished` and `resumed_after`; `trainer`, `state`, `folder` and
-    `stop` are the package's own and may change.
+    Callbacks may read the properties and methods, `history`, `finished` and `resumed_after`; `trainer`, `state`, `folder`
+    and `stop` are internal and may change.
 
     Attributes:
-      trainer: of the run.
-      state: all that changes.
-      folder: of the run.
+      trainer: the run's trainer.
+      state: everything that changes during the run.
+      folder: the run's folder.
       stop: whether a stop was requested.
-      resumed_after: the round of the checkpoint that the run goes on from; None for a new run.
-      history: the rounds so far.
+      resumed_after: the round of the checkpoint from which the run was resumed; None for a new run.
+      history: the records of the rounds so far.
       finished: whether all rounds are done.
-      seconds_beside: what callbacks have taken besides evaluation, in all rounds.
+      seconds_beside: seconds that callbacks other than evaluation have taken in all rounds.
     """
 
     trainer: Trainer
@@ -72,7 +72,7 @@ class Running:
 
     @property
     def progress(self) -> Progress:
-        """Where it is said what happens."""
+        """The progress output of the run."""
         return self.trainer.parts.progress
 
     @property
@@ -82,49 +82,49 @@ class Running:
 
     @property
     def rounds(self) -> int:
-        """Rounds of the whole run, as planned by now."""
+        """Rounds of the whole run, as planned at this point."""
         return sum(self.state.totals.stage_rounds)
 
     @property
     def stages(self) -> list[StageRecord]:
-        """The stages begun."""
+        """The records of all stages that have begun."""
         return self.state.totals.stages
 
     @property
     def at_end_of_stage(self) -> bool:
-        """Whether the round just done is the last of its stage."""
+        """Whether the last finished round is the last of its stage."""
         return self.state.rounds_in_stage == self.state.totals.stage_rounds[self.state.stage]
 
     @property
     def stopping(self) -> bool:
-        """Whether the run stops after the round just done, because it was asked to."""
+        """Whether the run stops after the last finished round, because a stop was requested."""
         return self.stop.signal is not None and self.round < self.rounds
 
     def record(self) -> RunRecord:
-        """The figures of the run as it stands, from its first stage on."""
+        """The run's record up to now; at least one stage must have begun."""
         return self.trainer.summary(self.state)
 
     def adapter(self) -> Adapter | None:
-        """The global model's adapter at full depth with what was learned so far; None where every client has its own."""
+        """The global model's adapter at full depth, with what was learned so far; None if every client has its own model."""
         return self.trainer.global_adapter(self.state, ended=self.finished)
 
 
 class Callback:
-    """Called while a run goes on; the methods do nothing unless they are overridden."""
+    """Methods that are called during a run; they do nothing unless they are overridden."""
 
     def on_begin(self, run: Running) -> None:
-        """Called before the first stage of a new run, and before a resumed one goes on.
+        """Called before the first stage of a new run, and before a resumed run continues.
 
         Args:
-          run: of a resumed run with the history up to its checkpoint.
+          run: the run; a resumed one has the history up to its checkpoint.
         """
 
     def on_stage(self, run: Running, stage: StageRecord) -> None:
-        """Called when a stage has begun, before its first round.
+        """Called after a stage has begun and before its first round.
 
         Args:
           run: the run.
-          stage: its record, which is complete once the stage has ended.
+          stage: the stage's record; it is complete only when the stage has ended.
         """
 
     def on_round(self, run: Running, row: RoundRecord) -> None:
@@ -132,12 +132,12 @@ class Callback:
 
         Args:
           run: the run.
-          row: the round's record; those of earlier rounds are in `run.history`, which ends with it.
+          row: the round's record; it is also the last entry of `run.history`.
         """
 
     def on_end(self, run: Running) -> None:
-        """Called once the run has finished, its adapter and summary written, or was stopped after a round.
+        """Called after the run has finished, with its adapter and summary written, or was stopped after a round.
 
         Args:
-          run: `run.finished` says which. A run that fails calls it not.
+          run: the run; `run.finished` tells the two cases apart. A run that fails does not call this method.
         """

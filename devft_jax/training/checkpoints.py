@@ -1,6 +1,6 @@
-"""A run's `State` as one checkpoint of its folder, and back.
+"""Saves a run's `State` as one checkpoint in its folder, and restores it.
 
-Arrays and record are one checkpoint; what clients keep is a file beside it that holds the rows that were ever written.
+Arrays and record form one checkpoint; what clients keep is a file beside it with the rows that were written at least once.
 """
 
 import dataclasses
@@ -23,11 +23,11 @@ from devft_jax.typing import PyTree
 
 
 def save_state(folder: RunFolder, state: State) -> None:
-    """Write a checkpoint of everything.
+    """Write a checkpoint of the whole state.
 
     Args:
-      folder: of the run.
-      state: within a stage.
+      folder: the run's folder.
+      state: a state within a stage.
     """
     record = CheckpointRecord(
         totals=state.totals,
@@ -44,7 +44,7 @@ def save_state(folder: RunFolder, state: State) -> None:
         "last_round": state.last_round,
     }
     if not state.bank.empty:
-        # Rows go through the stages that they have sat out when they are next used.
+        # Rows pass through the stages that they missed when they are next used.
         arrays["maps"] = state.bank.maps
         record.maps = [[layer_map.num_groups, layer_map.bare] for layer_map in state.bank.maps]
     folder.checkpoints.save(state.round, arrays, record, bank=None if state.bank.empty else state.bank.save)
@@ -53,16 +53,16 @@ def save_state(folder: RunFolder, state: State) -> None:
 def stage_shapes(
     algorithm: Algorithm, init_server: Callable[[Clients], PyTree], record: CheckpointRecord, *, clients: int, layers: int
 ) -> PyTree:
-    """Shapes and dtypes of a checkpoint's arrays that belong to layers.
+    """Shapes and dtypes of the arrays in a checkpoint that have a layer axis.
 
     Args:
-      algorithm: of the run.
-      init_server: gives its first state.
-      record: of the checkpoint.
-      clients: their number, N.
-      layers: of the full model, L.
+      algorithm: the run's algorithm.
+      init_server: creates the algorithm's first state.
+      record: the checkpoint's record.
+      clients: N, the number of clients.
+      layers: L, layers of the full model.
     """
-    # Shapes need no look at the data.
+    # Shapes do not depend on the data.
     full = jax.eval_shape(lambda: init_server(Clients(clients)))
     layer_map = LayerMap.shapes(record.groups, layers, record.bare)
     shapes = {"full": full, "server": jax.eval_shape(algorithm.submodel, full, layer_map), "layer_map": layer_map}
@@ -72,14 +72,14 @@ def stage_shapes(
 
 
 def restore_bank(folder: RunFolder, round_index: int, bank: ClientBank, arrays: PyTree, *, align: bool) -> None:
-    """Bring a bank of no rows to a checkpoint.
+    """Restore a bank without rows from a checkpoint.
 
     Args:
-      folder: of the run.
-      round_index: of the checkpoint.
-      bank: changed.
-      arrays: of the checkpoint.
-      align: whether factors are aligned where layers are fused, which the stored maps do not hold.
+      folder: the run's folder.
+      round_index: round of the checkpoint.
+      bank: an empty bank; changed.
+      arrays: the checkpoint's arrays.
+      align: whether factors are aligned when layers are fused; the stored maps do not hold this.
     """
     if bank.empty:
         bank.enter(arrays["layer_map"])
@@ -91,17 +91,17 @@ def restore_bank(folder: RunFolder, round_index: int, bank: ClientBank, arrays: 
 
 
 def resume(parts: Parts, folder: RunFolder, round_index: int) -> State:
-    """The state of a checkpoint, with the stage's submodel fused again from its LayerMap.
+    """The state of a checkpoint; the stage's submodel is fused again from its LayerMap.
 
-    A larger `rounds` than the checkpoint's lengthens the last stage.
+    If `rounds` is larger than the checkpoint's, the last stage gets longer.
 
     Args:
-      parts: of the run.
-      folder: of the run.
-      round_index: of the checkpoint.
+      parts: the run's parts.
+      folder: the run's folder.
+      round_index: round of the checkpoint.
 
     Raises:
-      InputError: the checkpoint is damaged or of other data or another base, or fewer rounds are asked for.
+      InputError: the checkpoint is damaged or belongs to other data or another base, or fewer rounds are requested.
     """
     folder.checkpoints.check(round_index)
     record = folder.checkpoints.read_record(round_index)
@@ -126,7 +126,7 @@ def resume(parts: Parts, folder: RunFolder, round_index: int) -> State:
 
 
 def _extended(planned: tuple[int, ...], wanted: int, folder: RunFolder) -> tuple[int, ...]:
-    """The stages of the interrupted run; more rounds than planned lengthen the last of them."""
+    """The stages of the interrupted run; additional rounds go to the last stage."""
     if wanted < sum(planned):
         raise InputError(
             f"rounds {wanted} is fewer than the {sum(planned)} of the run in {folder.path}; "
@@ -136,7 +136,7 @@ def _extended(planned: tuple[int, ...], wanted: int, folder: RunFolder) -> tuple
 
 
 def _same_devices(parts: Parts, record: CheckpointRecord) -> None:
-    """Train as many clients at once as before where the devices are the same, and say what differs."""
+    """Keep the number of clients trained at once if the devices are the same, and report what differs."""
     totals, cohort = record.totals, parts.cohort
     devices, shards = len(parts.devices), parts.config.model_shards
     if parts.config.clients_per_step == "auto" and (totals.devices, totals.model_shards) == (devices, shards):
@@ -150,13 +150,13 @@ def _same_devices(parts: Parts, record: CheckpointRecord) -> None:
     ):
         if before != now:
             parts.progress.warn(
-                f"{name} was {before} and is {now}: the run goes on, equal up to rounding but not bit for bit."
+                f"{name} was {before} and is {now}: results will be equal up to rounding but not bit for bit."
             )
     totals.clients_per_step, totals.devices, totals.model_shards = cohort.clients_per_step, devices, shards
 
 
 def _read_state(parts: Parts, folder: RunFolder, record: CheckpointRecord) -> State:
-    """The state of the checkpoint whose record this is."""
+    """The state of the checkpoint that has this record."""
     clients, align = len(parts.data.clients), parts.config.gauge_alignment
     bank = parts.new_bank(lambda: parts.init_server(parts.clients), parts.algorithm.traits(Clients(clients)))
     layers = parts.model.config.layers

@@ -1,4 +1,4 @@
-"""What a run needs of its model and its data, checked before anything is compiled."""
+"""Checks of a run's model and data before anything is compiled."""
 
 from devft_jax.config.methods import algorithm_of
 from devft_jax.data import FederatedData
@@ -10,11 +10,11 @@ from devft_jax.reporting import Progress
 
 
 def check_ranks(config: MethodConfig, model: ModelConfig) -> None:
-    """Raise `InputError` for ranks that no update of the model's weights can have."""
+    """Raise `InputError` for ranks that are too large for the model's weights."""
     algorithm = algorithm_of(config)
     if "hyper_rank" in algorithm.reads and config.hyper_rank > model.width:
         raise InputError(
-            f"hyper_rank {config.hyper_rank} exceeds {model.width}, the model's width, of which it is a bottleneck; use "
+            f"hyper_rank {config.hyper_rank} exceeds the model's width {model.width}; it is the width of a bottleneck, use "
             f"{model.width} or less."
         )
     if "rank" not in algorithm.ignores:
@@ -24,7 +24,7 @@ def check_ranks(config: MethodConfig, model: ModelConfig) -> None:
 
 
 def check_cohort(data: FederatedData, wanted: int) -> None:
-    """Raise `InputError` unless there are `wanted` clients, each with an example."""
+    """Raise `InputError` unless there are `wanted` clients and each has an example."""
     clients = len(data.clients)
     if clients == 0:
         raise InputError("the data has no clients; give at least one client with an example.")
@@ -36,20 +36,21 @@ def check_cohort(data: FederatedData, wanted: int) -> None:
 
 
 def check_tokens(data: FederatedData, model: ModelConfig, max_length: int, progress: Progress) -> None:
-    """Raise `InputError` where data does not fit the model: an id outside the vocabulary would silently be another's."""
+    """Raise `InputError` if the data does not fit the model: an id outside the vocabulary would silently be read as
+    another."""
     for name, examples in (("training", data.train), ("held-out", data.test)):
         if examples is None:
             continue
         if int(examples.tokens.max()) >= model.vocabulary:
             raise InputError(
-                f"the {name} data holds token {int(examples.tokens.max())} and the model's vocabulary ends at "
-                f"{model.vocabulary - 1}; use the tokenizer that belongs to the model."
+                f"the {name} data has token {int(examples.tokens.max())}, but the model's vocabulary ends at "
+                f"{model.vocabulary - 1}; use the model's own tokenizer."
             )
         longest = int(examples.lengths.max())
         if longest > max_length:
-            raise InputError(f"the {name} data holds an example of {longest} tokens; raise max_length {max_length} to it.")
+            raise InputError(f"the {name} data has an example of {longest} tokens; raise max_length {max_length} to it.")
         if longest > model.max_length:
             progress.warn(
-                f"the {name} data holds an example of {longest} tokens and the model was made for {model.max_length}; "
+                f"the {name} data has an example of {longest} tokens, but the model was made for {model.max_length}; "
                 "lower max_length to stay inside."
             )

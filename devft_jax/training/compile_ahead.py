@@ -1,4 +1,4 @@
-"""Programs of the next stage, compiled on a thread while the present one trains."""
+"""Compiles the next stage's programs on a background thread while the current stage trains."""
 
 import jax
 import numpy as np
@@ -11,12 +11,12 @@ from devft_jax.training.state import State
 
 
 def compile_stage_ahead(parts: Parts, state: State, stage: int) -> None:
-    """Begin to compile a stage's programs, where its shape is known before it begins.
+    """Start to compile a stage's programs, if its shape is known before it begins.
 
     Args:
-      parts: of the run.
-      state: of any stage before.
-      stage: from 0.
+      parts: the run's parts.
+      state: a state of any earlier stage.
+      stage: number of the stage to compile, from 0.
     """
     config, algorithm, training = parts.config, parts.algorithm, parts.training
     layers = parts.model.config.layers
@@ -28,7 +28,7 @@ def compile_stage_ahead(parts: Parts, state: State, stage: int) -> None:
     layer_map = planned[stage].some_map(layers)
     stored = layer_map.bare > 0 and config.prefix_cache != "off"
     if stored and config.prefix_cache == "auto":
-        # Whether hidden states are stored is decided when the stage begins.
+        # Whether hidden states are stored is decided only when the stage begins.
         return
     base = parts.submodels.shapes(layer_map)
     server = jax.eval_shape(

@@ -1,4 +1,4 @@
-"""Short names for arrays, by which a resumed run knows that its data and its base are still what they were."""
+"""Fingerprints of arrays, by which a resumed run checks that its data and its base have not changed."""
 
 import json
 from typing import Any
@@ -13,12 +13,12 @@ from devft_jax.storage.fingerprint import fingerprint
 
 
 def data_fingerprint(data: FederatedData) -> str:
-    """Tells the tokenised training and held-out data and their split apart."""
+    """A fingerprint of the tokenised training and held-out data and their split."""
     parts = [part for part in (data.train, data.test) if part is not None]
-    # A part held out shares its tokens with the part trained on.
+    # A part that was held out shares its tokens with the training part.
     tokens = {id(array): array for part in parts for array in (part.tokens, part.is_answer)}
     arrays = [*tokens.values(), *(array for part in parts for array in (part.starts, part.lengths))]
-    # A few long arrays: a population may be of a hundred thousand clients.
+    # A few long arrays: there may be a hundred thousand clients.
     ids = np.array([client.id for client in data.clients], np.uint32)
     sizes = np.array([len(client.indices) for client in data.clients])
     indices = np.concatenate([client.indices for client in data.clients])
@@ -27,7 +27,7 @@ def data_fingerprint(data: FederatedData) -> str:
 
 
 def _sample_of(leaf: Any) -> Any:
-    """Values spread over a leaf: enough to tell one base from another without reading it all."""
+    """Values spread over a leaf: enough to distinguish one base from another without reading all of it."""
     flat = leaf.reshape(leaf.shape[0] if leaf.ndim > 1 else 1, -1)
     rows = np.linspace(0, flat.shape[0] - 1, min(16, flat.shape[0])).astype(int)
     columns = np.linspace(0, flat.shape[1] - 1, min(256, flat.shape[1])).astype(int)
@@ -38,11 +38,12 @@ _sample_on_device = jax.jit(_sample_of)
 
 
 def base_fingerprint(base: Base, dtype: str | None = None) -> str:
-    """Tells base models apart by a sample of every leaf; as if floats were of `dtype`, packed weights as they are."""
+    """A fingerprint of a base model from a sample of every leaf; floats are cast to `dtype`, packed weights are read as
+    stored."""
 
     def sampled(leaf: Any) -> list[np.ndarray]:
         parts = jax.tree.leaves(leaf)
-        # What lies in host memory stays there.
+        # What is in host memory is not moved.
         samples = [
             _sample_of(part) if isinstance(part, np.ndarray) else np.asarray(_sample_on_device(part)) for part in parts
         ]

@@ -1,4 +1,4 @@
-"""What a run leaves beside its metrics and checkpoints: the split, the adapter, the report, and what is said of them."""
+"""The end of a run: writes the split, the adapter and the report, and prints the results."""
 
 from pathlib import Path
 
@@ -16,15 +16,15 @@ from devft_jax.storage.records import RunRecord
 from devft_jax.training.state import State
 from devft_jax.training.trainer import Trainer
 
-# Clients up to which split.json is indented.
+# Up to this many clients split.json is indented.
 MOST_INDENTED = 1000
 
 
 def finish(trainer: Trainer, state: State, folder: RunFolder) -> RunRecord:
-    """Write the adapter, where there is a low-rank one for all clients, and the summary, which takes the record's place."""
+    """Write the adapter, if all clients share a low-rank one, and the summary, which replaces the run's record."""
     adapter, algorithm = trainer.global_adapter(state, ended=True), trainer.parts.algorithm
     if not algorithm.low_rank:
-        trainer.parts.progress.say(f"{algorithm.name} has no adapter that PEFT loads: what it learned is in the checkpoint")
+        trainer.parts.progress.say(f"{algorithm.name} has no adapter in PEFT's format: what it learned is in the checkpoint")
     elif adapter is not None:
         write_adapter(trainer, folder, adapter)
     summary = trainer.summary(state)
@@ -33,14 +33,14 @@ def finish(trainer: Trainer, state: State, folder: RunFolder) -> RunRecord:
 
 
 def write_adapter(trainer: Trainer, folder: RunFolder, adapter: Adapter) -> None:
-    """Write the adapter as PEFT reads it, and which tokens end answers."""
+    """Write the adapter in PEFT's format, with the tokens that end answers."""
     ends = ends_of_data(trainer.parts.data, trainer.parts.model)
     with folder.replacing("adapter") as exported:
         export_peft(as_low_rank(adapter), exported, base_model=trainer.parts.model.path, answer_ends=ends)
 
 
 def write_split(trainer: Trainer, folder: RunFolder, *, anew: bool) -> None:
-    """Write split.json and split.svg; of a run that goes on only what is not there."""
+    """Write split.json and split.svg; for a resumed run only the files that are missing."""
     there = {name for name in ("split.json", "split.svg") if holds_something(folder.path / name)}
     if not anew and len(there) == 2:
         return
@@ -51,7 +51,7 @@ def write_split(trainer: Trainer, folder: RunFolder, *, anew: bool) -> None:
 
 
 def is_whole(exported: Path) -> bool:
-    """Whether an adapter's folder has the files of one, and something in them."""
+    """Whether an adapter's folder has the files of an adapter, and none of them is empty."""
     return all(holds_something(exported / name) for name in (ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE))
 
 
@@ -61,7 +61,7 @@ def holds_something(file: Path) -> bool:
 
 
 def report(progress: Progress, folder: RunFolder) -> bool:
-    """Whether report.html could be written; the run is saved by then, so that one that cannot is no reason to fail it."""
+    """Write report.html; returns whether it worked. The run is already saved, so a failure here does not fail the run."""
     try:
         write_report(folder.path)
     except InputError as error:
@@ -71,9 +71,9 @@ def report(progress: Progress, folder: RunFolder) -> bool:
 
 
 def say_base(progress: Progress, state: State) -> None:
-    """Say what held-out data says of the untuned base."""
+    """Print the held-out result of the untuned base."""
     if state.totals.base_loss is None:
-        progress.warn("no held-out data: give test_data or test_fraction to see what is learned.")
+        progress.warn("no held-out data: give test_data or test_fraction to measure what is learned.")
     else:
         progress.say(
             f"untuned base: held-out loss {state.totals.base_loss:.4f}, exact match {state.totals.base_accuracy:.1%}"
@@ -81,7 +81,7 @@ def say_base(progress: Progress, state: State) -> None:
 
 
 def say_summary(progress: Progress, summary: RunRecord) -> None:
-    """Say what held-out data says of the run's result."""
+    """Print the held-out result of the run."""
     if summary.final_loss is not None:
         progress.say(
             f"held-out loss {summary.base_loss:.4f} -> {summary.final_loss:.4f}, "

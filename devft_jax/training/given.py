@@ -1,4 +1,4 @@
-"""Objects that take the place of what a configuration names, checked before anything is compiled."""
+"""Checks of objects that are passed in place of what a configuration names, before anything is compiled."""
 
 import types
 
@@ -11,15 +11,15 @@ from devft_jax.testing import LawError, check_algorithm, check_growth
 
 
 def check_given_growth(growth: object, num_layers: int) -> None:
-    """Raise `InputError` unless an object is a growth whose announcements agree, see `devft_jax.testing`.
+    """Raise `InputError` unless an object is a growth whose methods agree with each other, see `devft_jax.testing`.
 
     Args:
-      growth: what was given to `train`.
+      growth: the object passed to `train`.
       num_layers: L, the depth of the model.
     """
     if not isinstance(growth, Growth):
         raise InputError(
-            f"growth is {_kind(growth)} and no Growth; give an object of a class that inherits from "
+            f"growth is {_kind(growth)}, not a Growth; pass an instance of a class that inherits from "
             "devft_jax.developmental.Growth, or name one in the configuration."
         )
     try:
@@ -29,17 +29,17 @@ def check_given_growth(growth: object, num_layers: int) -> None:
 
 
 def check_given_algorithm(algorithm: object, model: ModelConfig, config: RunConfig) -> None:
-    """Raise `InputError` unless an object is an algorithm that keeps the laws that cost nothing, see `devft_jax.testing`.
+    """Raise `InputError` unless an object is an algorithm that passes the cheap checks of `devft_jax.testing`.
 
     Args:
-      algorithm: what was given to `train`.
-      model: the shape of the run's model.
-      config: the run's.
+      algorithm: the object passed to `train`.
+      model: the architecture of the run's model.
+      config: the run's configuration.
     """
     if not isinstance(algorithm, Algorithm):
         raise InputError(
-            f"algorithm is {_kind(algorithm)} and no Algorithm; give the record that a function such as fedit(config) "
-            "makes, or name one in the configuration."
+            f"algorithm is {_kind(algorithm)}, not an Algorithm; pass the record that a function such as fedit(config) "
+            "returns, or name one in the configuration."
         )
     try:
         check_algorithm(algorithm, model=model, participants=min(2, config.clients_per_round), quick=True)
@@ -48,7 +48,7 @@ def check_given_algorithm(algorithm: object, model: ModelConfig, config: RunConf
 
 
 def _kind(item: object) -> str:
-    """What an object is, for a sentence."""
+    """What an object is, for an error message."""
     if isinstance(item, type):
         return f"the class {item.__qualname__}"
     if isinstance(item, types.FunctionType):

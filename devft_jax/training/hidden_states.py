@@ -1,6 +1,6 @@
-"""Whether a stage stores what its bare layers make, and the store while it does.
+"""Decides whether a stage stores the outputs of its layers without adapters, and holds the store for that stage.
 
-Every round adds its participants' examples. A resumed run makes the store again, round by round, before it goes on.
+Every round adds its participants' examples. A resumed run fills the store again, round by round, before it continues.
 """
 
 from collections.abc import Sequence
@@ -24,20 +24,20 @@ from devft_jax.training.state import State
 
 
 class HiddenStates:
-    """The stored hidden states of the stage under way, if it has any.
+    """The stored hidden states of the current stage, if it has any.
 
     Args:
-      config: `prefix_cache` decides.
+      config: `prefix_cache` decides whether states are stored.
       model: the architecture.
-      compute: how it is run.
-      examples: the training part.
-      rounds: of the run.
+      compute: how the model is executed.
+      examples: the training examples.
+      rounds: the run's rounds.
       rows: examples run at once, a multiple of the devices of `mesh`.
       buckets: padded lengths, ascending.
-      mesh: of the devices that train.
-      programs: where compiled programs are kept and counted.
-      progress: where it is said what is stored.
-      folder: where; None for the system's temporary one.
+      mesh: the devices that train.
+      programs: keeps and counts compiled programs.
+      progress: reports what is stored.
+      folder: where to store; None for the system's temporary folder.
     """
 
     def __init__(
@@ -62,11 +62,12 @@ class HiddenStates:
 
     @property
     def layers(self) -> int:
-        """How many of the stage's lowest layers are stored and not run again."""
+        """Number of the stage's lowest layers whose outputs are stored, so that they do not run again."""
         return 0 if self._store is None else self._store.layers
 
     def open(self, state: State, stage_rounds: int) -> None:
-        """Begin the store of a stage of so many rounds, if there is to be one, and let that of another stage go."""
+        """Start the store of a stage with `stage_rounds` rounds, if it is to have one, and delete the previous stage's
+        store."""
         self.close()
         bare, choice = state.layer_map.bare, self._config.prefix_cache
         if bare == 0 or choice == "off":
@@ -90,18 +91,18 @@ class HiddenStates:
             folder=self._folder,
         )
         self._progress.say(
-            f"the lowest {bare} layers run once for each of {visits.distinct:,} examples, not in {visits.total:,} visits; "
+            f"the lowest {bare} layers run once for each of {visits.distinct:,} examples, not {visits.total:,} times; "
             f"their hidden states take {readable_bytes(visits.tokens * token_bytes)}"
         )
 
     def close(self) -> None:
-        """Let the store go."""
+        """Delete the store."""
         if self._store is not None:
             self._store.close()
             self._store = None
 
     def restore(self, base: Base, state: State) -> None:
-        """Store again, after a resume, what the stage's earlier rounds stored, in the same batches."""
+        """After a resume, store again what the stage's earlier rounds stored, in the same batches."""
         if self._store is None or self._store.rounds >= state.rounds_in_stage:
             return
         first = state.round - state.rounds_in_stage
@@ -110,7 +111,8 @@ class HiddenStates:
             self.fill(base, self._rounds.members(index))
 
     def fill(self, base: Base, members: Sequence[ClientWork]) -> int:
-        """Store the hidden states of a round's examples, run on the stage's `base`; the operations that it took."""
+        """Run a round's examples on the stage's `base` and store their hidden states; returns the operations that it
+        took."""
         if self._store is None:
             return 0
         examples_by_length = self._store.fill(base, [member.examples for member in members])
@@ -120,5 +122,5 @@ class HiddenStates:
         )
 
     def gather(self, examples: np.ndarray, length: int) -> tuple[np.ndarray, ...]:
-        """The stored states [..., T, D] of examples i64[...], -1 for padding; nothing where none are stored."""
+        """The stored states [..., T, D] of examples i64[...], -1 for padding; an empty tuple if none are stored."""
         return () if self._store is None else (self._store.gather(examples, length),)

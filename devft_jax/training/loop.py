@@ -1,4 +1,4 @@
-"""The loop of a run: stages, rounds, and the callbacks beside them."""
+"""The loop of a run: stages, rounds and callbacks."""
 
 import time
 from collections.abc import Sequence
@@ -7,11 +7,11 @@ from devft_jax.training.callbacks import Callback, Running
 
 
 def run_rounds(run: Running, callbacks: Sequence[Callback]) -> None:
-    """Train until the run ends, which `run.finished` then says, or is asked to stop.
+    """Train until the run ends, and set `run.finished`, or until a stop is requested.
 
     Args:
-      run: new or resumed; advanced.
-      callbacks: in the order in which they are called.
+      run: a new or resumed run; advanced.
+      callbacks: called in this order.
     """
     trainer, state, stop = run.trainer, run.state, run.stop
     for callback in callbacks:
@@ -19,7 +19,7 @@ def run_rounds(run: Running, callbacks: Sequence[Callback]) -> None:
     while trainer.advance(state, run.history):
         if stop.signal is not None:
             return
-        # From here on something would be lost.
+        # From here on a stop would lose work.
         stop.doing = f"round {state.round + 1}"
         if not state.rounds_in_stage:
             for callback in callbacks:
@@ -36,6 +36,6 @@ def run_rounds(run: Running, callbacks: Sequence[Callback]) -> None:
 
 
 def _evaluating(run: Running) -> float:
-    """Seconds that evaluation has taken so far, with its compilation."""
+    """Seconds that evaluation has taken so far, including its compilation."""
     seconds = run.state.totals.seconds
     return seconds.evaluate + seconds.compile

@@ -1,4 +1,4 @@
-"""Opening a run's folder: whether it holds this run, where it goes on, and whether anything is left to do."""
+"""Opens a run's folder: whether it holds this run, where to resume, and whether anything is left to do."""
 
 import dataclasses
 from typing import Any
@@ -17,11 +17,11 @@ from devft_jax.training.trainer import Trainer
 
 
 def describe_object(item: Any) -> str:
-    """How a given object is named in `config.json`: an algorithm's name, a growth's fields, else the class."""
+    """How a given object is named in `config.json`: an algorithm's name, a growth's fields, otherwise the class."""
     if isinstance(item, Algorithm):
         return item.name
     shown = repr(item) if dataclasses.is_dataclass(item) and not isinstance(item, FederatedData) else ""
-    # A representation with an address in it would differ in every process.
+    # A representation with a memory address would differ in every process.
     return shown if shown and " at 0x" not in shown else type(item).__qualname__
 
 
@@ -50,7 +50,7 @@ def open_run(config: RunConfig, folder: RunFolder, objects: dict[str, str]) -> i
 
 
 def _anchored_paths(stored: dict[str, Any]) -> dict[str, Any]:
-    """The files and folders of a config.json that names them from where its run was started, as they are from here."""
+    """The paths in a config.json, which are relative to the folder where its run was started, as seen from here."""
     paths: dict[str, Any] = {}
     for name in ("model", "data", "test_data", "probe_data"):
         value = stored.get(name)
@@ -62,24 +62,24 @@ def _anchored_paths(stored: dict[str, Any]) -> dict[str, Any]:
 
 
 def refuse_lost_checkpoints(folder: RunFolder) -> None:
-    """Raise `InputError` where a run without a checkpoint had one, so that beginning anew would lose what it learned."""
+    """Raise `InputError` if a run has lost its checkpoints, because starting again would overwrite what it learned."""
     rounds = max((row.round for row in folder.metrics.read()), default=0)
     every = (folder.read_json("config.json") or {}).get("checkpoint_every")
-    # As many a run may have trained that was stopped before its first checkpoint.
+    # A run that was stopped before its first checkpoint may have trained as many rounds.
     unsaved = every if type(every) is int else rounds
     if rounds > unsaved or (folder.path / "summary.json").exists():
         raise InputError(
-            f"the run in {folder.path} has trained {counted(rounds, 'round')}, but no checkpoint that it could go on from "
-            "is left; restore its checkpoints, or name another folder to begin anew."
+            f"the run in {folder.path} has trained {counted(rounds, 'round')}, but no checkpoint is left to resume it "
+            "from; restore its checkpoints, or name another folder to start again."
         )
 
 
 def finished_summary(trainer: Trainer, folder: RunFolder, checkpoint: int | None) -> RunRecord | None:
-    """The summary of a run that has come to the end that is asked for; None of any other.
+    """The summary of a run that has reached the requested number of rounds; None for any other run.
 
-    One whose last checkpoint was removed, and an earlier one kept, is to go on from there.
+    A run whose last checkpoint was removed is resumed from an earlier one.
     """
-    # A record beside the summary is that of a run that goes on.
+    # A record next to the summary means that the run continues.
     if (folder.path / "record.json").exists():
         return None
     summary = folder.read_summary()

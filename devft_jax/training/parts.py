@@ -2,8 +2,8 @@
 
     config, or objects in place of what it names  ->  Parts
 
-Everything that can be refused is refused here, before anything is compiled or written. What changes while the run goes on is
-in `devft_jax.training.state.State`.
+Every error in the request is raised here, before anything is compiled or written. What changes during the run is in
+`devft_jax.training.state.State`.
 """
 
 import contextlib
@@ -47,7 +47,7 @@ from devft_jax.models.huggingface.model import Model
 from devft_jax.models.llama import Compute
 from devft_jax.models.lora import adapter_norms
 from devft_jax.models.sharding import part_bytes, undivided
-from devft_jax.options import room_of
+from devft_jax.options import option_group
 from devft_jax.reporting import Progress
 from devft_jax.reporting.progress import readable_bytes
 from devft_jax.runtime.compiled import CompiledPrograms, shared_programs
@@ -66,17 +66,17 @@ _PROGRAMS = {
     "prefix": "the layers below",
     "finalize": "the server's step",
 }
-"""Compiled programs that take a while, in words."""
+"""Compiled programs that take a while, in words for the progress output."""
 
 
 class CompilationNotice:
-    """Says what is compiled while somebody waits for it.
+    """Reports which program is compiled while the run waits for it.
 
     Args:
-      progress: where it is said.
+      progress: the progress output.
 
     Attributes:
-      stage: the stage that it is for, from 0; None before the first.
+      stage: the stage for which it is compiled, from 0; None before the first.
     """
 
     def __init__(self, progress: Progress):
@@ -91,33 +91,33 @@ class CompilationNotice:
 
 @dataclass(frozen=True)
 class Parts:
-    """What a run is built from.
+    """Everything that a run is built from, fixed while it runs.
 
     Attributes:
-      config: valid.
-      progress: where it is said what happens.
+      config: a valid configuration.
+      progress: the progress output.
       programs: all compiled programs.
-      notice: what says that a program is compiled.
+      notice: reports that a program is being compiled.
       energy: meter of the rounds' energy.
       memory: meter of the run's peak memory.
-      devices: all in use.
-      model: with its base as it was read.
-      growth: which chooses the stages.
-      depths: layers of every stage, where the growth knows them beforehand.
+      devices: all devices in use.
+      model: the model, with its base as it was read.
+      growth: chooses the stages.
+      depths: number of layers of every stage, if the growth knows them in advance; else None.
       stage_rounds: rounds of every stage as configured; a resumed or shortened run may have others, see `RunTotals`.
       algorithm: what clients train and send, and how the server aggregates.
-      probe: public text on which the growth has the layers measured; None where it measures none.
-      data: of the clients, of one client where the algorithm pools them, and held-out data.
+      probe: public text on which layers are measured for the growth; None if it needs no measurement.
+      data: the clients' data (of one client if the algorithm pools them), and held-out data.
       rounds: who takes part in which round, with which examples.
       cohort: trains the participants of a round.
       most_per_step: the most clients that are trained at once.
       submodels: fuses the frozen part of every stage.
       evaluator: evaluates models on held-out data.
-      hidden_states: of layers below every adapter, where they are stored.
-      clients: what the algorithm may know of them beforehand.
-      scratch: folder for what is too large for memory while a stage lasts; None for the system's temporary one.
+      hidden_states: stored outputs of the layers below all adapters, if there are any.
+      clients: what the algorithm may know of the clients in advance.
+      scratch: folder for data too large for memory, used for one stage; None for the system's temporary folder.
       versions: of software, system and device.
-      norms: the program of `jit_norms`.
+      norms: the jitted function of `jit_norms`.
     """
 
     config: RunConfig
@@ -152,7 +152,7 @@ class Parts:
 
     @property
     def training(self) -> LocalTraining:
-        """What the program of a client's round is made of."""
+        """What the program of a client's round is built from."""
         return self.cohort.training
 
     def init_server(self, clients: Clients) -> PyTree:
@@ -163,8 +163,8 @@ class Parts:
         """The bank in which no client has a row yet.
 
         Args:
-          origin: gives the state that first rows are made from.
-          traits: what clients differ in, [N, ...].
+          origin: returns the state from which first rows are made.
+          traits: per-client properties, a tree of [N, ...].
         """
         return ClientBank(
             self.algorithm,
@@ -177,7 +177,7 @@ class Parts:
         )
 
     def block_influence(self) -> list[float]:
-        """How much each layer of the untuned base changes what passes through it, on the growth's probe."""
+        """How much each layer of the untuned base changes the hidden states of the growth's probe: L numbers."""
         assert self.probe is not None
         compute, mesh = self.training.compute, self.cohort.mesh
         return block_influence(self.model.config, self.base, compute, self.probe, self.config, mesh, self.programs)
@@ -205,16 +205,16 @@ def build_parts(
     """Build everything that a run needs.
 
     Args:
-      config: of the run, see `devft_jax.config.validation.validate`.
-      model: takes the place of what the configuration names.
-      data: likewise.
-      algorithm: likewise.
-      growth: likewise.
-      progress: where it is said what happens.
-      scratch: folder for what is too large for memory while a stage lasts; None for the system's temporary one.
+      config: a valid configuration, see `devft_jax.config.validation.validate`.
+      model: replaces the model that the configuration names.
+      data: replaces its data.
+      algorithm: replaces its algorithm.
+      growth: replaces its growth.
+      progress: the progress output.
+      scratch: folder for data too large for memory, used for one stage; None for the system's temporary folder.
 
     Raises:
-      InputError: anything about the request that cannot work; nothing has been compiled or written by then.
+      InputError: anything in the request is invalid; nothing has been compiled or written at that point.
     """
     if data is None:
         check_data_found(config)
@@ -233,7 +233,7 @@ def build_parts(
     )
     depths = growth.depths(architecture.layers)
     submodels = Submodels(config, opened, original_blocks, dtype=compute.dtype, depths=depths, mesh=cohort.mesh)
-    _tell_shards(config.model_shards, submodels.base, progress)
+    _report_shards(config.model_shards, submodels.base, progress)
     return Parts(
         config=config,
         progress=progress,
@@ -263,13 +263,13 @@ def build_parts(
 
 
 def assemble(examples: Examples, hidden_states: HiddenStates, length: int, index: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Tokens and mask of training examples, and stored hidden states where the stage has them.
+    """Tokens and mask of training examples, with stored hidden states if the stage has them.
 
     Args:
-      examples: of all clients.
-      hidden_states: of the run.
-      length: of every row, T.
-      index: i64[...], -1 for padding.
+      examples: the examples of all clients.
+      hidden_states: the run's hidden states.
+      length: T, the length of every row.
+      index: i64[...], example numbers, -1 for padding.
     """
     return *gather_batch(examples, index, length), *hidden_states.gather(index, length)
 
@@ -277,7 +277,8 @@ def assemble(examples: Examples, hidden_states: HiddenStates, length: int, index
 def _methods(
     config: RunConfig, model: ModelConfig, growth: Growth | None, algorithm: Algorithm | None
 ) -> tuple[Growth, Algorithm, tuple[int, ...]]:
-    """The growth and the algorithm, given or named, and the rounds of every stage; they fit the model and each other."""
+    """The growth and the algorithm, passed or named, and the rounds of every stage; checked against the model and each
+    other."""
     own_growth = growth is not None or imports(config.growth)
     own_algorithm = algorithm is not None or imports(config.algorithm)
     if growth is None:
@@ -298,7 +299,7 @@ def _methods(
 def _data(
     config: RunConfig, model: Model, algorithm: Algorithm, given: FederatedData | None, progress: Progress
 ) -> tuple[FederatedData, Rounds]:
-    """The data, and who takes part in which round; an algorithm that pools has one client with the work of all."""
+    """The data, and who takes part in which round; an algorithm that pools gets one client with the work of all."""
     with progress.doing("reading and splitting the data"):
         data = given or build_federated_data(config, model.tokenizer, seed=config.seed)
     check_cohort(data, config.clients_per_round)
@@ -329,8 +330,8 @@ def _cohort(
     progress: Progress,
     scratch: Path | None,
 ) -> tuple[Cohort, HiddenStates, int]:
-    """What trains the participants, the hidden states that it may read, and the most clients that it trains at once."""
-    # Beyond the participants there would only be padding, which costs as much as a client.
+    """The cohort that trains participants, the hidden states that it may read, and the most clients trained at once."""
+    # More clients at once than participants would only be padding, which costs as much as a client.
     shards, participants = config.model_shards, rounds.participants
     training_devices = devices[: -(-participants // shards) * shards]
     most_per_step = -(-participants // len(training_devices)) * len(training_devices)
@@ -356,7 +357,7 @@ def _cohort(
         platform=training_devices[0].platform,
     )
     cohort = Cohort(
-        LocalTraining(algorithm, model, compute, room_of(OptimizerOptions, config), passes),
+        LocalTraining(algorithm, model, compute, option_group(OptimizerOptions, config), passes),
         devices=training_devices,
         model_shards=shards,
         clients_per_step=at_once,
@@ -374,7 +375,7 @@ def _held_out(
     devices: list[jax.Device],
     programs: CompiledPrograms,
 ) -> HeldOut | None:
-    """What evaluates models on held-out data; None without it."""
+    """The evaluator of held-out data; None without such data."""
     if data.test is None:
         return None
     return HeldOut(
@@ -389,14 +390,14 @@ def _held_out(
     )
 
 
-def _tell_shards(shards: int, base: Base, progress: Progress) -> None:
-    """Say how much of the base each device holds, and which large weights could not be divided."""
+def _report_shards(shards: int, base: Base, progress: Progress) -> None:
+    """Report how much of the base each device holds, and which large weights could not be divided."""
     if shards == 1:
         return
     held = readable_bytes(part_bytes(base, shards))
     progress.say(f"{shards} devices hold the base together: {held} of {readable_bytes(message_bytes(base))} each")
     if names := undivided(base):
         progress.warn(
-            f"model_shards {shards} divides no dimension of {', '.join(names)}, which every device holds whole; "
-            "another number of shards may."
+            f"model_shards {shards} divides no dimension of {', '.join(names)}, so every device holds them whole; "
+            "another number of shards may divide them."
         )

@@ -1,4 +1,4 @@
-"""What the untuned base does to public text: measured once, for growths that choose layers by it."""
+"""Measures how the untuned base changes public text, once, for growths that choose layers by this measure."""
 
 import jax
 import numpy as np
@@ -17,11 +17,11 @@ from devft_jax.runtime.devices import OVER_DEVICES
 
 
 def probe_examples(config: RunConfig, tokenizer: object | None) -> Examples:
-    """The public text on which a growth has the layers measured."""
+    """The public text on which layers are measured for a growth."""
     if tokenizer is None:
         raise InputError(
-            f"growth '{config.growth}' measures the layers on text and the given model has no tokenizer; give one "
-            "with it, or a growth that has been prepared."
+            f"growth '{config.growth}' measures the layers on text, but the given model has no tokenizer; pass one "
+            "with it, or a growth that is already prepared."
         )
     return public_examples(config.probe_data, config.probe_examples, tokenizer, config)
 
@@ -50,9 +50,9 @@ def block_influence(
     mesh: Mesh,
     programs: CompiledPrograms,
 ) -> list[float]:
-    """How much each layer of the base changes what passes through it: 1 - the mean cosine, over all tokens of `examples`.
+    """How much each layer of the base changes its input: 1 - the mean cosine similarity, over all tokens of `examples`.
 
-    `base` lies on the devices of `mesh`, over which the examples are spread.
+    `base` is on the devices of `mesh`, over which the examples are divided.
     """
     cosines = jit_cosines(model, compute, mesh)
     split = NamedSharding(mesh, OVER_DEVICES)

@@ -1,4 +1,4 @@
-"""The learning rate of a run's rounds, and what becomes of it where the run is lengthened."""
+"""The learning rate of a run's rounds, also after the run was lengthened."""
 
 import dataclasses
 
@@ -9,11 +9,11 @@ from devft_jax.storage.records import CheckpointRecord, RunTotals
 
 
 def rate_of(config: RunConfig, totals: RunTotals, stage: int, round_in_stage: int) -> float:
-    """The rate of a round; beyond the end of a schedule that was not lengthened with the run, its last.
+    """The learning rate of a round; after the end of a schedule that was not lengthened with the run, its last rate.
 
     Args:
-      config: with the schedule.
-      totals: with the rounds of every stage.
+      config: the configuration with the schedule.
+      totals: the run's totals with the rounds of every stage.
       stage: from 0.
       round_in_stage: from 0.
     """
@@ -24,13 +24,13 @@ def rate_of(config: RunConfig, totals: RunTotals, stage: int, round_in_stage: in
 
 
 def lengthen(config: RunConfig, record: CheckpointRecord, stage_rounds: tuple[int, ...], progress: Progress) -> None:
-    """Give a run more rounds: decide by what schedule it goes on, and say what that makes of its rate.
+    """Give a run more rounds: decide which schedule it follows from now on, and report what happens to its learning rate.
 
     Args:
-      config: with `lengthened_rate`.
-      record: of the checkpoint that the run goes on from; changed.
-      stage_rounds: of every stage from now on, more than before in the last one.
-      progress: where it is said.
+      config: the configuration with `lengthened_rate`.
+      record: record of the checkpoint from which the run is resumed; changed.
+      stage_rounds: of every stage from now on; only the last one grows.
+      progress: the progress output.
     """
     totals, total = record.totals, sum(stage_rounds)
     planned, last_of_plan = sum(totals.stage_rounds), totals.stage_rounds[-1]
@@ -54,8 +54,8 @@ def lengthen(config: RunConfig, record: CheckpointRecord, stage_rounds: tuple[in
     )
     if after > before and config.lengthened_rate == "schedule":
         progress.warn(
-            f"{said}, as schedule {config.schedule} has it for a run of {total}; --lengthened-rate end goes on at "
-            f"{end:.3g}, where it had come down to."
+            f"{said}, as schedule {config.schedule} gives it for a run of {total}; use --lengthened-rate end to continue "
+            f"at {end:.3g}, the rate at which the schedule had ended."
         )
     else:
         progress.say(said)

@@ -1,4 +1,4 @@
-"""Replay of one client's local training, a step at a time, to see where it breaks."""
+"""Replays one client's local training step by step, to find where its values stop being finite."""
 
 import dataclasses
 import os
@@ -35,14 +35,14 @@ from devft_jax.typing import PyTree
 
 @dataclass(frozen=True)
 class StepReport:
-    """One replayed step, numbered from 1: the loss before it, the norms of gradient and update, and what is not finite.
+    """One replayed step: the loss before it, the norms of gradient and update, and what is not finite.
 
     Attributes:
-      step: its number, from 1.
-      loss: before the step, nats a token.
-      gradient_norm: of the gradient.
-      update_norm: of the optimiser's update.
-      nonfinite: names of what is not finite.
+      step: number of the step, from 1.
+      loss: loss before the step, nats per token.
+      gradient_norm: norm of the gradient.
+      update_norm: norm of the optimiser's update.
+      nonfinite: names of the values that are not finite.
     """
 
     step: int
@@ -58,7 +58,7 @@ def _nonfinite_leaves(tree: PyTree) -> tuple[str, ...]:
 
 
 def _report(step: int, loss: jax.Array, gradients: PyTree, change: PyTree, trained: PyTree) -> StepReport:
-    """What is reported of a step: the loss before it, its gradients, its change and what was trained after it."""
+    """The report of a step from the loss before it, its gradients, its change, and the trained leaves after it."""
     broken = (
         *(() if np.isfinite(loss) else ("loss",)),
         *(f"gradient{name}" for name in _nonfinite_leaves(gradients)),
@@ -85,18 +85,18 @@ def replay_client(
     train_rows: np.ndarray,
     mesh: Mesh,
 ) -> list[StepReport]:
-    """Train one client in a plain loop exactly as a chunk would, reporting every step until one is not finite.
+    """Train one client in a plain loop exactly as a chunk would, and report every step up to the first that is not finite.
 
     Args:
       training: as in the round.
       base: the stage's frozen weights.
-      server: the algorithm's state at the start of the round.
+      server: the algorithm's state at the beginning of the round.
       row: the client's bank row.
-      batches: tokens i32[S, B, T], mask bool[S, B, T] and, where they are stored, hidden states [S, B, T, D].
+      batches: tokens i32[S, B, T], mask bool[S, B, T] and, if they are stored, hidden states [S, B, T, D].
       lr: learning rate of the round.
-      key: the client's, in this round.
+      key: the client's random key in this round.
       train_rows: bool[G], which rows learn.
-      mesh: of the devices that `base` lies on.
+      mesh: the devices that hold `base`.
     """
     algorithm = training.algorithm
     participant = participant_of(algorithm, broadcast_of(algorithm, server), row, key, jnp.float32(lr), len(batches[0]))
@@ -116,7 +116,7 @@ def replay_client(
         loss = client_loss(training, base, frozen)
         return local_step(loss, rule_of(frozen), learning, training.passes, *arguments)
 
-    # Every device computes the same, since each may hold a part of the base alone.
+    # Every device computes the same, because a device may hold only a part of the base.
     def on_all_devices(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
         specs = (partition_specs(base), *[PartitionSpec()] * 4)
         run = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False)
@@ -139,14 +139,14 @@ def replay_client(
 
 @dataclass(frozen=True)
 class Replay:
-    """A client's round, trained again: its steps, up to the first that is not finite. Stage and round count from 1.
+    """A client's round, trained again: its steps, up to the first that is not finite. Stage and round are counted from 1.
 
     Attributes:
-      client: its name.
-      stage: of the round.
-      round: over all stages.
-      steps: of the client's training.
-      took_part: whether it was one of the round's participants; of another the steps are what it would have done.
+      client: name of the client.
+      stage: stage of the round.
+      round: number of the round, over all stages.
+      steps: the steps of the client's training.
+      took_part: whether it was a participant of the round; if not, the steps are those that it would have made.
     """
 
     client: str
@@ -157,28 +157,28 @@ class Replay:
 
     @property
     def first_break(self) -> str | None:
-        """Where the first NaN or infinity appeared, in one sentence; None where all is finite."""
+        """Where the first NaN or infinity appeared, in one sentence; None if everything is finite."""
         last = self.steps[-1]
         if not last.nonfinite:
             return None
         place = f"client '{self.client}', stage {self.stage}, round {self.round}, step {last.step}"
-        return f"{place}: not finite first in {', '.join(last.nonfinite)}"
+        return f"{place}: the first values that are not finite are in {', '.join(last.nonfinite)}"
 
 
 @usual_arithmetic()
 def replay(path: str | Path, *, client: str, round: int, progress: Progress | None = None) -> Replay:
-    """Replay one client of one round of a run, step by step, from the checkpoint before it.
+    """Replay one client of one round of a run, step by step, from the checkpoint before the round.
 
-    Rounds between that checkpoint (or the run's start) and the asked one are run again; nothing in the folder changes.
+    Rounds between that checkpoint (or the start of the run) and the requested one are run again; the folder is not changed.
 
     Args:
       path: the run's folder.
-      client: its name, as the split's table shows it.
+      client: the client's name, as in the table of the split.
       round: from 1.
-      progress: where it is said what happens; standard error by default.
+      progress: the progress output; standard error by default.
 
     Raises:
-      InputError: the folder holds no run, or the run no such client or round.
+      InputError: the folder holds no run, or the run has no such client or round.
     """
     progress = progress or Progress()
     with RunFolder(existing_folder(path, "name one that `devft run` wrote")).reading() as folder:
@@ -188,11 +188,11 @@ def replay(path: str | Path, *, client: str, round: int, progress: Progress | No
         config, objects = stored_config(stored, folder.path)
         if objects:
             raise InputError(
-                f"the run in {folder.path} was given its {', '.join(objects)} as objects in "
-                "Python and cannot be replayed from its folder alone."
+                f"the {', '.join(objects)} of the run in {folder.path} were passed as objects in "
+                "Python, so it cannot be replayed from its folder alone."
             )
         validate(config)
-        # No later stage is reached for which it would pay.
+        # Compiling ahead does not pay, because no later stage is reached.
         config = dataclasses.replace(config, compile_ahead="off")
         scratch = folder.path if os.access(folder.path, os.W_OK) else None
         trainer = Trainer(build_parts(config, progress=progress, scratch=scratch))
@@ -233,6 +233,6 @@ def _check_asked(trainer: Trainer, folder: RunFolder, client: str, round: int) -
     lengthened = 0 if latest is None else folder.checkpoints.read_record(latest).totals.lengthened_after
     if round <= lengthened:
         raise InputError(
-            f"round {round} belongs to the run as it was before it was lengthened after round {lengthened}; "
+            f"round {round} belongs to the run before it was lengthened after round {lengthened}; "
             "only later rounds can be replayed."
         )

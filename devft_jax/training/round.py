@@ -1,7 +1,7 @@
-"""A round: the participants train and are aggregated; what it cost goes into its record.
+"""A round: the participants train, their messages are aggregated, and its costs go into its record.
 
-Chunks that do not fit into memory are halved where their size is free. An update that is not finite is dropped and its
-client named. After the run's first round the number of clients trained at once is chosen by what it has cost.
+If chunks do not fit into memory, their size is halved unless it was set. An update that is not finite is dropped and its
+client named. After the run's first round the number of clients trained at once is chosen from the measured times.
 """
 
 import time
@@ -32,16 +32,16 @@ def next_rate(parts: Parts, state: State) -> float:
 
 
 def prepare_client(parts: Parts, state: State, position: int) -> tuple[ClientWork, tuple[np.ndarray, ...]]:
-    """What one client does in the next round, and the batches that it trains on.
+    """What one client does in the next round, and the batches on which it trains.
 
     Args:
-      parts: of the run.
-      state: before the round.
-      position: of the client, which need not be a participant.
+      parts: the run's parts.
+      state: the state before the round.
+      position: index of the client, which need not be a participant.
     """
     member = parts.rounds.work(position, state.round)
     parts.hidden_states.restore(state.base, state)
-    # First in the batches of the round itself, so that the client has the same hidden states as in it.
+    # The round's own batches are filled first, so that the client has the same hidden states as in the round.
     for members in (parts.rounds.members(state.round), [member]):
         parts.hidden_states.fill(state.base, members)
     return member, parts.cohort.assemble(member.examples)
@@ -51,8 +51,8 @@ def run_round(parts: Parts, state: State) -> RoundRecord:
     """One round.
 
     Args:
-      parts: of the run.
-      state: within a stage; advanced.
+      parts: the run's parts.
+      state: a state within a stage; advanced.
 
     Returns:
       The round's record.
@@ -81,7 +81,7 @@ def run_round(parts: Parts, state: State) -> RoundRecord:
     row.program_bytes = program_bytes
     add_round(state, row, whole.compiling)
     if parts.config.clients_per_step == "auto" and not state.totals.clients_per_step_settled:
-        # Also where nobody has waited for it: a larger size would be waited for.
+        # Also if nobody has waited for this program: one for a larger size would be waited for.
         compile_seconds = programs.compile_seconds["chunk"]
         _settle_clients_per_step(parts, state, members, Trial(row.seconds / len(members), compile_seconds, program_bytes))
     if state.compiled_ahead_in != state.stage:
@@ -97,7 +97,7 @@ def run_round(parts: Parts, state: State) -> RoundRecord:
 def _record(
     parts: Parts, state: State, members: Participants, result: RoundResult, norms: np.ndarray, rate: float
 ) -> RoundRecord:
-    """What a round produced; what it cost to compute is added by the caller."""
+    """The record of what a round produced; the caller adds what it cost."""
     kept, missed = result.finite, 0
     if parts.algorithm.cumulative is not None:
         missed = missed_bytes(state, members.positions, result.bytes_cumulative)
@@ -124,7 +124,7 @@ def _record(
 
 
 def _train(parts: Parts, state: State, members: Participants, rate: float) -> RoundResult:
-    """A round of the cohort; where its chunks do not fit into memory and their size is free, in smaller ones."""
+    """Train a round's cohort; if its chunks do not fit into memory and their size was not set, in smaller chunks."""
     cohort = parts.cohort
     while True:
         try:
@@ -140,18 +140,18 @@ def _train(parts: Parts, state: State, members: Participants, rate: float) -> Ro
                 raise RunError(
                     f"clients_per_step {error.size} does not fit into memory; run again with clients_per_step {smaller}."
                 ) from error
-            parts.progress.warn(f"{error.size} clients at once do not fit into memory; going on with {smaller}")
+            parts.progress.warn(f"{error.size} clients at once do not fit into memory; continuing with {smaller}")
             _settle(parts, state, smaller)
 
 
 def _settle(parts: Parts, state: State, size: int) -> None:
-    """Train so many clients at once from here on."""
+    """Set the number of clients that are trained at once from now on."""
     parts.cohort.clients_per_step = size
     state.totals.clients_per_step, state.totals.clients_per_step_settled = size, True
 
 
 def _round_inputs(parts: Parts, state: State, rate: float) -> dict[str, Any]:
-    """What the cohort's `run` and `trials` are given besides models, rows and participants."""
+    """The arguments of the cohort's `run` and `trials` besides models, rows and participants."""
     round_index = np.uint32(state.round)
     return {
         "lr": rate,
@@ -161,13 +161,13 @@ def _round_inputs(parts: Parts, state: State, rate: float) -> dict[str, Any]:
 
 
 def _settle_clients_per_step(parts: Parts, state: State, members: Participants, first: Trial) -> None:
-    """Choose how many clients are trained at once from here on.
+    """Choose how many clients are trained at once from now on.
 
     Args:
-      parts: of the run.
-      state: after a round.
-      members: of that round.
-      first: what it has cost.
+      parts: the run's parts.
+      state: the state after a round.
+      members: participants of that round.
+      first: the measured cost of that round.
     """
     cohort, stage_rounds = parts.cohort, state.totals.stage_rounds
     left = len(members) * (sum(stage_rounds) - state.round)
@@ -191,7 +191,7 @@ def _settle_clients_per_step(parts: Parts, state: State, members: Participants, 
     state.totals.seconds.compile += elapsed.compiling
     state.totals.seconds.build += elapsed.running
     if size != before:
-        parts.progress.say(f"  {size} clients are trained at once from here on: faster than {before}")
+        parts.progress.say(f"  {size} clients are trained at once from now on: faster than {before}")
     _settle(parts, state, size)
 
 
@@ -209,7 +209,7 @@ def _adapter_norms(parts: Parts, state: State, positions: np.ndarray) -> np.ndar
 
 
 def _flops(parts: Parts, state: State, result: RoundResult) -> int:
-    """Operations of a round's training, over all participants; without layers whose hidden states were stored before."""
+    """Operations of a round's training, over all participants, without layers whose hidden states were stored before."""
     layers = state.layer_map.depth - parts.hidden_states.layers
     return sum(
         examples
@@ -226,7 +226,7 @@ def _flops(parts: Parts, state: State, result: RoundResult) -> int:
 
 
 def _report_nonfinite(parts: Parts, state: State, members: Sequence[ClientWork], result: RoundResult) -> None:
-    """Name every participant whose update was dropped; too many of them end the run."""
+    """Report every participant whose update was dropped; too many of them end the run."""
     broken = [
         _broken_client(parts, state, members[index], result.losses[index])
         for index in np.flatnonzero(~result.finite).tolist()
@@ -238,8 +238,8 @@ def _report_nonfinite(parts: Parts, state: State, members: Sequence[ClientWork],
         name = parts.data.clients[members[int(np.argmin(result.finite))].position].name
         raise RunError(
             f"{len(broken)} of {len(members)} updates are not finite, more than max_nonfinite "
-            f"{config.max_nonfinite} allows ({broken[0]}); lower learning_rate in a new folder, or look "
-            f"closer: devft replay {config.out} --client {name} --round {state.round + 1}"
+            f"{config.max_nonfinite} allows ({broken[0]}); lower learning_rate in a new folder, or inspect "
+            f"it: devft replay {config.out} --client {name} --round {state.round + 1}"
         )
 
 

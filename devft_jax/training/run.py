@@ -1,10 +1,10 @@
-"""A run: the trainer's rounds, written to a folder, that can be stopped at any point and goes on from there.
+"""A run: the trainer's rounds, written to a folder; it can be stopped at any point and resumed.
 
-`train(config)` is what `devft run` calls. All that it computes lies in the trainer's `State`, written as one checkpoint
-every few rounds, so a run that stops goes on from the last one and ends with the same adapter, bit for bit on the same
-devices, chunk size and versions.
+`train(config)` is what `devft run` calls. Everything that it computes is in the trainer's `State`, which is written as a
+checkpoint every few rounds. A stopped run resumes from its last checkpoint and ends with the same adapter, bit for bit on
+the same devices, chunk size and versions.
 
-    opening     the folder is this run's or empty; where the run goes on           devft_jax.training.opening
+    opening     checks that the folder is this run's or empty, and where to resume   devft_jax.training.opening
     loop        stages, rounds and callbacks                                       devft_jax.training.loop
     finishing   adapter, summary and report                                        devft_jax.training.finishing
 """
@@ -57,12 +57,12 @@ class Run:
     """A finished or stopped run.
 
     Attributes:
-      config: resolved.
-      folder: where it lies.
-      adapter: the global model at full depth; None where every client has its own, which `export` takes from the folder.
-      summary: what `summary.json` holds; None while unfinished.
-      stopped_by: the signal that stopped the run before its last round; None when it finished.
-      history: the rounds, as in `metrics.jsonl`.
+      config: the resolved configuration.
+      folder: the run's folder.
+      adapter: the global model's adapter at full depth; None if every client has its own model (`devft export` writes it).
+      summary: the contents of `summary.json`; None while unfinished.
+      stopped_by: number of the signal that stopped the run before its last round; None if it finished.
+      history: the records of the rounds, as in `metrics.jsonl`.
     """
 
     config: RunConfig
@@ -94,24 +94,24 @@ def train(
     progress: Progress | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> Run:
-    """Run a federated fine-tuning, or resume the one that its folder holds.
+    """Run a federated fine-tuning, or resume the run in its folder.
 
     Args:
       config: what to run; `config.out` is the folder, by default one named after the configuration.
-      model: takes the place of what the configuration names.
-      data: likewise.
-      algorithm: likewise.
-      growth: likewise.
-      progress: where it is said what happens; standard error by default.
-      callbacks: called along the way; see `devft_jax.training.callbacks`.
+      model: replaces the model that the configuration names.
+      data: replaces its data.
+      algorithm: replaces its algorithm.
+      growth: replaces its growth.
+      progress: the progress output; standard error by default.
+      callbacks: called during the run; see `devft_jax.training.callbacks`.
 
     Returns:
-      The run; `finished` is False when Ctrl-C or SIGTERM stopped it after a round, with a checkpoint from which the same
-        call goes on.
+      The run; `finished` is False if Ctrl-C or SIGTERM stopped it after a round; the same call then resumes it from a
+          checkpoint.
 
     Raises:
-      InputError: the request cannot work.
-      RunError: the run could not go on; its checkpoints stay.
+      InputError: the request is invalid.
+      RunError: the run could not continue; its checkpoints are kept.
     """
     progress = progress or Progress()
     stop = StopRequest(progress.say, may_exit=True)
@@ -120,14 +120,14 @@ def train(
         with stop.listening():
             return _trained(config, stop, progress, callbacks, given)
     except Stopped:
-        progress.say("stopped before a round was trained: the same command goes on from there.")
+        progress.say("stopped before a round was trained; the same command starts the run again.")
         return Run(config, Path(config.out or default_folder(config)).absolute(), None, None, stop.signal)
 
 
 def _trained(
     config: RunConfig, stop: StopRequest, progress: Progress, callbacks: Sequence[Callback], given: dict[str, Any]
 ) -> Run:
-    """`train`, that raises `Stopped` where it is asked to stop before it has trained anything."""
+    """`train`; raises `Stopped` if a stop is requested before anything was trained."""
     validate(config)
     objects = {name: describe_object(item) for name, item in given.items() if item is not None}
     check_effects(config, objects)
@@ -138,7 +138,7 @@ def _trained(
         at_end.callback(trainer.parts.programs.close)
         checkpoint = open_run(config, folder, objects)
         for empty in folder.checkpoints.empty_rounds():
-            progress.warn(f"the checkpoint of round {empty} in {folder.path} is empty and passed over.")
+            progress.warn(f"the checkpoint of round {empty} in {folder.path} is empty and is skipped.")
         summary = finished_summary(trainer, folder, checkpoint)
         if summary is not None:
             return _untouched(trainer, folder, checkpoint, summary)
@@ -152,12 +152,12 @@ def _trained(
 def _opened(
     trainer: Trainer, folder: RunFolder, stop: StopRequest, checkpoint: int | None, objects: dict[str, str]
 ) -> Running:
-    """The run before its first round or after its checkpoint's, with its folder prepared."""
+    """The run before its first round or after its checkpoint's round, with its folder prepared."""
     parts = trainer.parts
     if checkpoint is None:
         refuse_lost_checkpoints(folder)
     parts.progress.say(describe(parts.data))
-    # What is wrong with a first state or a checkpoint is found before anything is written.
+    # Errors of a first state or a checkpoint are found before anything is written.
     state = trainer.begin() if checkpoint is None else trainer.resume(folder, checkpoint)
     folder.write_json("config.json", {**to_plain(parts.config), **({"objects": objects} if objects else {})})
     history = folder.metrics.cut(checkpoint or 0)
@@ -170,7 +170,7 @@ def _opened(
 
 
 def _ended(run: Running, callbacks: Sequence[Callback], page: Report) -> Run:
-    """What `train` returns of a run that has finished or was stopped, once everything is written."""
+    """The return value of `train` for a run that has finished or was stopped, after everything is written."""
     stopped_by, summary = run.stop.signal, None
     if run.finished:
         run.stop.doing, stopped_by = "the run", None
@@ -183,7 +183,7 @@ def _ended(run: Running, callbacks: Sequence[Callback], page: Report) -> Run:
         callback.on_end(run)
     if summary is None:
         run.progress.say(
-            f"stopped after round {run.round} of {run.rounds}; saved in {run.path}: the same command goes on from there."
+            f"stopped after round {run.round} of {run.rounds}; saved in {run.path}: the same command resumes it."
         )
     else:
         say_summary(run.progress, summary)
@@ -193,7 +193,7 @@ def _ended(run: Running, callbacks: Sequence[Callback], page: Report) -> Run:
 
 
 def _untouched(trainer: Trainer, folder: RunFolder, checkpoint: int | None, summary: RunRecord) -> Run:
-    """A finished run as it lies there; only what is missing of what it wrote is written again."""
+    """A finished run as it is; only files that are missing are written again."""
     parts, exported = trainer.parts, folder.path / "adapter"
     progress, adapter = parts.progress, None
     if checkpoint is not None:
@@ -209,6 +209,6 @@ def _untouched(trainer: Trainer, folder: RunFolder, checkpoint: int | None, summ
     say_summary(progress, summary)
     progress.say(
         f"{folder.path} holds this run, finished after {counted(summary.rounds, 'round')}: nothing is left to do; "
-        "a larger --rounds lengthens it, another --out begins anew"
+        "use a larger --rounds to lengthen it, or another --out to start again"
     )
     return Run(parts.config, folder.path, adapter, summary, None, history)

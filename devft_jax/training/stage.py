@@ -1,8 +1,8 @@
 """A stage: begin, enter, shorten, end.
 
-begin     the growth gives a LayerMap, its submodel is fused, and the adapter enters it (Eq. 5 of the paper for DevFT)
-shorten   after a round: a stage whose loss has flattened ends early
-end       what the submodel learned returns to every layer of its group
+begin     the growth returns a LayerMap, its submodel is fused, and the adapter is mapped to it (Eq. 5 of the paper for
+DevFT) shorten   after a round: a stage whose loss has flattened ends early
+end       what the submodel learned is transferred to every layer of its group
 """
 
 import dataclasses
@@ -31,15 +31,15 @@ from devft_jax.typing import PyTree
 
 
 def begin_stage(parts: Parts, state: State, history: Sequence[RoundRecord]) -> bool:
-    """Ask the growth for the next stage and enter it; False when there is none.
+    """Ask the growth for the next stage and enter it; False if there is none.
 
     Args:
-      parts: of the run.
-      state: after the stage before; advanced.
-      history: the rounds so far.
+      parts: the run's parts.
+      state: the state after the previous stage; advanced.
+      history: the records of the rounds so far.
 
     Raises:
-      RunError: the growth's map fits no model, or the algorithm cannot train it.
+      RunError: the growth's map does not fit the model, or the algorithm cannot train it.
     """
     stage, stage_rounds = state.stage + 1, state.totals.stage_rounds
     if stage >= len(stage_rounds):
@@ -61,12 +61,12 @@ def begin_stage(parts: Parts, state: State, history: Sequence[RoundRecord]) -> b
     state.totals.seconds.build += time.perf_counter() - began
     judged = evaluate_stage(parts, state)
     record.loss_start = None if judged is None else judged.loss
-    _tell_stage(parts, state, record)
+    _report_stage(parts, state, record)
     return True
 
 
 def _enter(parts: Parts, state: State, stage: int, history: Sequence[RoundRecord]) -> Transition | None:
-    """Choose the stage's submodel and make it the state's; None where the growth has no further stage."""
+    """Choose the stage's submodel and put it into the state; None if the growth has no further stage."""
     submodels, algorithm = parts.submodels, parts.algorithm
     blocks = submodels.layers_to_fuse(stage)
     adapter = algorithm.view(state.full)
@@ -76,7 +76,7 @@ def _enter(parts: Parts, state: State, stage: int, history: Sequence[RoundRecord
     if parts.probe is not None:
         if state.totals.block_influence is None:
             state.totals.block_influence = parts.block_influence()
-        # Kept, so that a resumed run chooses by the same figures wherever it goes on.
+        # Stored, so that a resumed run chooses by the same figures.
         growth = growth.prepared(lambda: np.asarray(state.totals.block_influence))
     try:
         with jax.default_device(submodels.home):
@@ -110,13 +110,13 @@ def _entered(parts: Parts, state: State) -> PyTree:
 
 
 def above(base: Base, layer_map: LayerMap) -> Base:
-    """The base with the layers alone that have an adapter."""
+    """The base with only the layers that have an adapter."""
     return base.replace(blocks=jax.tree.map(lambda leaf: leaf[layer_map.bare :], base.blocks))
 
 
 def _submodel_bytes(algorithm: Algorithm, state: State) -> int:
-    """What a client that holds the base needs besides: nothing, the numbers of the layers picked, or fused layers."""
-    # One participant that holds the examples of all clients is the server itself.
+    """Bytes that a client with the base also needs: none, the numbers of selected layers, or fused layers."""
+    # A participant that holds the examples of all clients is the server itself.
     if algorithm.pools or state.layer_map.runs_base:
         return 0
     if state.layer_map.selected() is not None:
@@ -124,8 +124,8 @@ def _submodel_bytes(algorithm: Algorithm, state: State) -> int:
     return message_bytes(state.base.blocks)
 
 
-def _tell_stage(parts: Parts, state: State, record: StageRecord) -> None:
-    """Say what the stage that has just begun is made of."""
+def _report_stage(parts: Parts, state: State, record: StageRecord) -> None:
+    """Report the layers and parameters of the stage that has just begun."""
     progress, earlier = parts.progress, state.totals.stages[:-1]
     before = earlier[-1].loss_full_after_transfer if earlier else state.totals.base_loss
     progress.stage(state.stage, len(state.totals.stage_rounds), record, before)
@@ -135,13 +135,13 @@ def _tell_stage(parts: Parts, state: State, record: StageRecord) -> None:
     negative = [value for value in record.anchor_coefficients or () if value is not None and is_negative(value)]
     if negative:
         progress.warn(
-            f"an anchor's weight is negative ({min(negative):.2f}), as Eq. 5 has it for a group this large; "
+            f"an anchor's weight is negative ({min(negative):.2f}), as Eq. 5 gives it for a group this large; "
             "--beta auto avoids it."
         )
 
 
 def trained_parameters(parts: Parts, state: State) -> int:
-    """Numbers that a participant of the stage optimises, without those of layers that are kept from learning."""
+    """Number of parameters that a participant of the stage optimises, without those of layers that are frozen."""
     algorithm, row = parts.algorithm, state.bank.stage_row(state.layer_map)
     broadcast = jax.eval_shape(lambda server: (algorithm.broadcast(server), algorithm.known(server)), state.server)
     train, _ = jax.eval_shape(algorithm.start, participant_shapes(algorithm, broadcast, row))
@@ -151,12 +151,12 @@ def trained_parameters(parts: Parts, state: State) -> int:
 
 
 def shorten_stage(parts: Parts, state: State, history: Sequence[RoundRecord]) -> None:
-    """End the stage here if its loss has flattened; the rounds that it leaves go to the last stage.
+    """End the stage here if its loss has flattened; its remaining rounds go to the last stage.
 
     Args:
-      parts: of the run.
-      state: after a round; its `stage_rounds` may change.
-      history: the rounds so far.
+      parts: the run's parts.
+      state: the state after a round; its `stage_rounds` may change.
+      history: the records of the rounds so far.
     """
     losses = [row.loss for row in history if row.stage == state.stage]
     planned = state.totals.stage_rounds
@@ -165,17 +165,17 @@ def shorten_stage(parts: Parts, state: State, history: Sequence[RoundRecord]) ->
         state.totals.stage_rounds = stage_rounds
         parts.progress.say(
             f"  the mean loss has flattened: stage {state.stage + 1} ends after {len(losses)} of "
-            f"{planned[state.stage]} rounds, the rest goes to the last stage"
+            f"{planned[state.stage]} rounds; the others go to the last stage"
         )
 
 
 def end_stage(parts: Parts, state: State) -> None:
-    """Return what the stage learned to every layer, and record whether it survived."""
+    """Transfer what the stage learned to every layer, and record how the loss changed by that."""
     parts.hidden_states.close()
     record = state.totals.stages[-1]
     submodel = evaluate_stage(parts, state)
     began = time.perf_counter()
-    with parts.progress.doing(f"carrying what stage {state.stage + 1} learned to all layers"):
+    with parts.progress.doing(f"transferring what stage {state.stage + 1} learned to all layers"):
         state.full = jax.block_until_ready(transferred(parts, state))
         state.bank.leave()
     state.totals.seconds.build += time.perf_counter() - began

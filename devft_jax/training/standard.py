@@ -11,7 +11,7 @@ class Evaluation(Callback):
     """Evaluates held-out data every `evaluate_every` rounds within a stage, and adds the result to the round's record."""
 
     def on_round(self, run: Running, row: RoundRecord) -> None:
-        """Evaluate the stage's model and, with `evaluate_full`, the full one."""
+        """Evaluate the stage's model and, with `evaluate_full`, the full model."""
         every, parts = run.config.evaluate_every, run.trainer.parts
         if not every or run.round % every or run.at_end_of_stage:
             return
@@ -25,15 +25,15 @@ class Evaluation(Callback):
 
 
 class Metrics(Callback):
-    """Writes `metrics.jsonl`, a line a round, and `record.json` with the run as it stands."""
+    """Writes `metrics.jsonl`, one line per round, and `record.json` with the run's current record."""
 
     def on_begin(self, run: Running) -> None:
-        """Write the record of a resumed run, which takes the place of an earlier summary."""
+        """Write the record of a resumed run, which replaces an earlier summary."""
         if run.resumed_after is not None:
             run.folder.write_under_way(run.record())
 
     def on_stage(self, run: Running, stage: StageRecord) -> None:
-        """Write the record with the stage that has begun."""
+        """Write the record including the stage that has begun."""
         run.folder.write_under_way(run.record())
 
     def on_round(self, run: Running, row: RoundRecord) -> None:
@@ -43,7 +43,7 @@ class Metrics(Callback):
 
 
 class ProgressLines(Callback):
-    """Says what came of every round, and how long the rest will take."""
+    """Prints the results of every round, and how long the rest will take."""
 
     def on_round(self, run: Running, row: RoundRecord) -> None:
         """A line."""
@@ -55,7 +55,7 @@ class ProgressLines(Callback):
 
 
 class Report(Callback):
-    """Writes `report.html` where the run finishes or is stopped.
+    """Writes `report.html` when the run finishes or is stopped.
 
     Attributes:
       written: whether the page could be written.
@@ -70,22 +70,22 @@ class Report(Callback):
 
 
 class Checkpoints(Callback):
-    """Saves everything every `checkpoint_every` rounds, at the end of each stage and where the run is stopped."""
+    """Saves a checkpoint every `checkpoint_every` rounds, at the end of each stage, and when the run is stopped."""
 
     def __init__(self) -> None:
         self._saved = 0
 
     def on_begin(self, run: Running) -> None:
-        """Note what is saved already."""
+        """Note which round is already saved."""
         self._saved = run.round
 
     def on_round(self, run: Running, row: RoundRecord) -> None:
-        """Save if it is time; a stage's last round always is, so that the stage can be exported."""
+        """Save if it is time; always after a stage's last round, so that the stage can be exported."""
         if run.round % run.config.checkpoint_every == 0 or run.at_end_of_stage or run.stopping:
             self._save(run)
 
     def on_end(self, run: Running) -> None:
-        """Save what is not saved yet of a run that was stopped."""
+        """Save what is not saved yet if the run was stopped."""
         if not run.finished and self._saved < run.round:
             self._save(run)
 

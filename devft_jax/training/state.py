@@ -1,4 +1,4 @@
-"""What changes while a run goes on: the algorithm's state, and the totals of what was spent and learned so far."""
+"""What changes during a run: the algorithm's state, and the totals of what was spent and learned so far."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -16,20 +16,20 @@ PyTree = Any
 
 @dataclass
 class State:
-    """Everything that changes while a run goes on.
+    """Everything that changes during a run.
 
     Attributes:
-      full: the algorithm's state at full depth, as of the stage's start.
-      layer_map: of the stage under way.
-      bank: what clients keep.
+      full: the algorithm's state at full depth, from the beginning of the stage.
+      layer_map: of the current stage.
+      bank: what clients keep between rounds.
       last_round: i32[N], the round (from 1) in which each client last took part; 0 for never.
       totals: of the run so far, with the record of every stage.
       base: the frozen part of the stage's model, on the devices; before the first stage the full base.
-      server: the algorithm's state in the stage under way.
+      server: the algorithm's state in the current stage.
       round: rounds done, over all stages.
-      stage: the one under way, from 0; -1 before the first.
-      rounds_in_stage: done in it.
-      compiled_ahead_in: the stage during which the next one's programs were last begun.
+      stage: the current stage, from 0; -1 before the first.
+      rounds_in_stage: rounds done in the current stage.
+      compiled_ahead_in: the stage during which compiling ahead was last started.
     """
 
     full: PyTree
@@ -48,14 +48,14 @@ class State:
 def new_stage_record(
     transition: Transition, layer_map: LayerMap, *, planned_rounds: int, submodel_bytes: int, cached_layers: int
 ) -> StageRecord:
-    """The record of a stage before its first round: how its layers came about.
+    """The record of a stage before its first round, with how its layers were chosen.
 
     Args:
-      transition: into the stage.
-      layer_map: of the stage.
-      planned_rounds: of the stage.
-      submodel_bytes: what a client that holds the base needs besides.
-      cached_layers: of the lowest layers, whose hidden states are stored.
+      transition: the transition into the stage.
+      layer_map: the stage's map.
+      planned_rounds: rounds planned for the stage.
+      submodel_bytes: bytes that a client with the base also needs.
+      cached_layers: number of the lowest layers whose hidden states are stored.
     """
     assign = np.asarray(layer_map.assign)
     sizes = [int(np.count_nonzero(assign == group)) for group in range(layer_map.num_groups)]
@@ -76,12 +76,12 @@ def new_stage_record(
 
 
 def add_round(state: State, row: RoundRecord, compile_seconds: float) -> None:
-    """Add a finished round to the totals and to those of its stage.
+    """Add a finished round to the run's totals and to those of its stage.
 
     Args:
-      state: after the round.
+      state: the state after the round.
       row: the round's record.
-      compile_seconds: waited for in it.
+      compile_seconds: seconds spent waiting for compilation in the round.
     """
     totals, stage = state.totals, state.totals.stages[-1]
     for each in (totals, stage):
@@ -100,12 +100,12 @@ def add_round(state: State, row: RoundRecord, compile_seconds: float) -> None:
 
 
 def missed_bytes(state: State, positions: np.ndarray, sent: int) -> int:
-    """Bytes of earlier messages that the participants of the round under way sat out and need.
+    """Bytes of earlier messages that the participants of the current round missed and now need.
 
     Args:
-      state: before the round is counted.
-      positions: of the participants.
-      sent: this round's part of such messages, which those who sit this one out will need.
+      state: the state before the round is counted.
+      positions: indices of the participants.
+      sent: bytes of this round's message that absent clients will need later.
     """
     cumulative = np.array(state.totals.cumulative_bytes)
     owed = cumulative[-1] - cumulative[state.last_round[positions]]
@@ -114,14 +114,14 @@ def missed_bytes(state: State, positions: np.ndarray, sent: int) -> int:
 
 
 def _trained_layers(layer_map: LayerMap) -> list[int] | None:
-    """The rows that learn, of the base itself the layers; None where all do."""
+    """The rows that learn, as layers of the base; None if all rows learn."""
     if not layer_map.bare and np.asarray(layer_map.train).all():
         return None
     return (layer_map.bare + np.flatnonzero(layer_map.train)).tolist()
 
 
 def _anchor_coefficients(layer_map: LayerMap) -> list[float | None]:
-    """The coefficient of every group's first layer; None for a group that is computed for no layer of its own."""
+    """The coefficient of every group's first layer; None for a group that contains no layer itself."""
     matrix, assign = np.asarray(layer_map.fuse), np.asarray(layer_map.assign)
     members = [np.flatnonzero(assign == group) for group in range(layer_map.num_groups)]
     return [float(row[layers[0]]) if len(layers) else None for row, layers in zip(matrix, members, strict=True)]

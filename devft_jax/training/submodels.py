@@ -1,7 +1,7 @@
-"""The frozen model of a run: opened and packed as the configuration says, and fused into a stage's submodel.
+"""The frozen model of a run: loaded and packed as the configuration says, and fused into a stage's submodel.
 
-Where devices hold the base together (`model_shards`), no device ever has all of it: the model is read, packed, compared and
-fused in host memory, and only parts go to the devices.
+If several devices hold the base together (`model_shards`), no device ever holds all of it: the model is read, packed,
+compared and fused in host memory, and only shards are put on the devices.
 """
 
 from collections.abc import Callable
@@ -30,7 +30,7 @@ def bundled_model() -> Path:
 
 
 def model_path(name: str) -> str | Path:
-    """The folder or Hugging Face name that the option `model` stands for.
+    """The folder or Hugging Face name that the option `model` refers to.
 
     Args:
       name: a folder, a Hugging Face name, or "bundled" for the small LLaMA of the package.
@@ -39,12 +39,12 @@ def model_path(name: str) -> str | Path:
 
 
 def open_model(config: RunConfig, compute: Compute, given: Model | None) -> tuple[Model, Callable[[], Block]]:
-    """The run's model, packed as configured, and what gives its layers as they were before.
+    """The run's model, packed as configured, and a function that returns its layers before packing.
 
-    Its weights lie on the default device, or in host memory (numpy) where devices hold the base together.
+    Its weights are on the default device, or in host memory (numpy) if several devices hold the base together.
 
     Raises:
-      InputError: the model cannot be read, or float weights are asked for of a given model that is packed.
+      InputError: the model cannot be read, or float weights are needed from a given model that is packed.
     """
     if config.model_shards > 1:
         with jax.default_device(host_device()):
@@ -60,22 +60,22 @@ def _open_model(config: RunConfig, compute: Compute, given: Model | None) -> tup
         return model, lambda: load_original_blocks(path)
     if config.fuse_from == "original" and is_quantized(given.base):
         raise InputError(
-            "fuse_from 'original' needs the model's float weights and the given model is packed; give a float model, "
-            "or fuse from 'packed'."
+            "fuse_from 'original' needs the model's float weights, but the given model is packed; pass a float model, "
+            "or use fuse_from 'packed'."
         )
     packed = given if config.quantization == "none" else given.with_base(quantize_base(given.base, config.quantization))
     return packed, lambda: given.base.blocks
 
 
 def fuse_blocks(layer_map: LayerMap, source: Block, base: Block, *, repack: bool, dtype: Any) -> Block:
-    """The representative layers of a stage, fused one leaf at a time so that only one expanded leaf is held besides.
+    """The representative layers of a stage, fused leaf by leaf so that only one expanded leaf is held at a time.
 
     Args:
-      layer_map: not the identity.
+      layer_map: a map other than the identity.
       source: [L, ...], what is fused: floats (numpy or JAX) or packed.
-      base: [L, ...], the base's own layers; what is a float there stays one, of that dtype.
-      repack: pack the other leaves again, each in its own kind, where layers that are only picked keep their codes;
-        otherwise they are expanded to `dtype`.
+      base: [L, ...], the base's own layers; a leaf that is a float here stays a float of that dtype.
+      repack: whether the other leaves are packed again, each in its own kind (layers that are only selected keep their
+        codes); otherwise they are expanded to `dtype`.
       dtype: of fused layers that are expanded.
     """
 
@@ -94,15 +94,15 @@ class Submodels:
     """Builds the frozen part of a stage's submodel.
 
     Args:
-      config: `fuse_from` and `fused_precision` decide what is fused and how it is kept.
-      model: the run's.
-      original_blocks: gives its layers before they were packed.
-      dtype: of what is kept as floats.
-      depths: of every stage, where the growth knows them beforehand.
-      mesh: of the devices that train; its model axis is as long as there are devices that hold a base together.
+      config: `fuse_from` and `fused_precision` decide what is fused and how it is stored.
+      model: the run's model.
+      original_blocks: returns its layers before they were packed.
+      dtype: of leaves that are stored as floats.
+      depths: number of layers of every stage, if the growth knows them in advance.
+      mesh: the devices that train; the size of its model axis is the number of devices that hold a base together.
 
     Attributes:
-      base: the model's own, on the devices of the mesh.
+      base: the model's own base, on the devices of the mesh.
       home: where layers are compared and fused: None for the default device, or the host's memory.
     """
 
@@ -120,18 +120,18 @@ class Submodels:
         self._dtype, self._depths, self._mesh = dtype, depths, mesh
         self._shards = mesh.shape[MODEL_AXIS]
         self.home = host_device() if self._shards > 1 else None
-        # Layers are compared and fused in one place; what clients use is put on all devices, whole or in parts.
+        # Layers are compared and fused in one place; what clients use is put on all devices, whole or sharded.
         self.base = place(shard_base(model.base, self._shards, MODEL_AXIS), mesh)
 
     def layers_to_fuse(self, stage: int) -> Block:
-        """The layers that a stage is grouped and fused from: the base's, or the original ones of a quantised base."""
+        """The layers from which a stage is grouped and fused: the base's, or the original ones of a quantised base."""
         full_depth = self._depths is not None and self._depths[stage : stage + 1] == (self._model.config.layers,)
-        # A stage at full depth fuses nothing, so that nothing need be read for it.
+        # A stage at full depth fuses nothing, so nothing has to be read for it.
         own = self._config.fuse_from == "packed" or full_depth
         return self._model.base.blocks if own else self._original_blocks()
 
     def shapes(self, layer_map: LayerMap) -> Base:
-        """Shapes, dtypes and placement of what `fused` gives for maps such as this one."""
+        """Shapes, dtypes and placement of what `fused` returns for maps of this shape."""
         if layer_map.runs_base:
             return placed_shapes(self.base, self._mesh)
 
@@ -144,7 +144,7 @@ class Submodels:
         return placed_shapes(self.base.replace(blocks=shard_blocks(blocks, self._shards, MODEL_AXIS)), self._mesh)
 
     def fused(self, layer_map: LayerMap, blocks: Block) -> Base:
-        """The base with a stage's layers, fused from `blocks`; a map that runs the base as it is keeps the base itself."""
+        """The base with a stage's layers, fused from `blocks`; a map that keeps all layers returns the base itself."""
         if layer_map.runs_base:
             return self.base
         own, repack = self._model.base.blocks, self._config.fused_precision == "packed"
@@ -153,11 +153,11 @@ class Submodels:
         return self.base.replace(blocks=place(shard_blocks(fused, self._shards, MODEL_AXIS), self._mesh))
 
     def to_host(self, tree: Any) -> Any:
-        """Arrays that are compared with the layers: with a base that no device holds whole, in host memory like it."""
+        """Move arrays to where they are compared with the layers: to host memory if no device holds the whole base."""
         return tree if self.home is None else jax.device_get(tree)
 
     def on_one_device(self, base: Base) -> Base:
-        """A base on the devices as what is derived from its weights reads it: on the first of them, or in host memory."""
+        """The base in the place from which values are derived from its weights: on the first device, or in host memory."""
         if self._shards > 1:
             return jax.device_get(whole(base))
         return jax.tree.map(lambda leaf: leaf.addressable_data(0), base)

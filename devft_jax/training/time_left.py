@@ -1,10 +1,10 @@
-"""How long a run will still take, if what is to come costs what the same things have cost so far.
+"""Estimates how long a run will still take, assuming that everything costs what it has cost so far.
 
-training      a usual round of this stage, and of later ones by the layers that they run, the output head among them
-compiling     as much for every later stage as for those begun, on average, without what evaluated the untuned base
-building      as much for every later stage that has a submodel as for those begun, on average
-evaluating    by the layers that are run: the base, stages' beginnings and ends, and evaluations between rounds
-saving        checkpoints and records, by rounds
+training      a typical round of this stage; later stages in proportion to the layers that they run, including the output
+head compiling     for every later stage the average of the stages so far, without the programs that evaluated the untuned
+base building      for every later stage with a submodel the average of those so far
+evaluating    by layers run: the base, beginnings and ends of stages, and evaluations between rounds
+saving        checkpoints and records, per round
 """
 
 import math
@@ -22,13 +22,13 @@ class Course:
     """What a run does from beginning to end, as far as it is known.
 
     Attributes:
-      rounds: of every stage.
+      rounds: rounds of every stage.
       depths: layers of every stage.
-      layers: of the full model.
-      head: what the product with the vocabulary takes, in layers.
+      layers: layers of the full model.
+      head: cost of the product with the vocabulary, in layers.
       every: rounds between evaluations within a stage, 0 for none.
-      full: whether they evaluate the full model, too.
-      models: (rounds so far, whether it is the run's last evaluation) -> models that are then evaluated.
+      full: whether these also evaluate the full model.
+      models: (rounds so far, whether it is the run's last evaluation) -> number of models evaluated then.
     """
 
     rounds: Sequence[int]
@@ -40,7 +40,8 @@ class Course:
     models: Callable[[int, bool], float] = lambda rounds, last: 1.0
 
     def evaluations(self) -> Iterator[tuple[float, float]]:
-        """(after how many rounds, layers run) of every evaluation; a stage's end and beginning come between two rounds."""
+        """(after how many rounds, layers run) of every evaluation; the end and the beginning of stages come between two
+        rounds."""
         whole = self.layers + self.head
         yield 0, whole
         before = 0
@@ -56,15 +57,15 @@ class Course:
 
 
 def seconds_left(course: Course, totals: RunTotals, rounds: Sequence[float], round_index: int, saving: float = 0.0) -> float:
-    """Seconds to the end after a round, before the stage's end where it was the stage's last.
+    """Seconds from a round to the end of the run; if the round was its stage's last, the stage's end is still to come.
 
     Args:
-      course: of the run.
-      totals: so far.
-      rounds: seconds of training in each round of the stage under way. Of two the shorter one is usual: a first round
-        waits for threads and memory.
+      course: the run's course.
+      totals: the run's totals so far.
+      rounds: seconds of training in each round of the current stage. With two rounds the shorter one counts as typical,
+        because a first round waits for threads and memory.
       round_index: rounds of the run so far, from 1.
-      saving: seconds that a round has taken beside all that, on average.
+      saving: average seconds per round for everything else.
     """
     spent, begun = totals.seconds, len(totals.stages)
     each, depth = median_low(rounds), course.depths[begun - 1] + course.head
@@ -82,18 +83,18 @@ def seconds_left(course: Course, totals: RunTotals, rounds: Sequence[float], rou
 
 
 def course_of(parts: Parts, totals: RunTotals) -> Course:
-    """A run's stages and evaluations, from its first round on; depths that are not known are taken for the last one's.
+    """A run's stages and evaluations, from its first round on; unknown depths are taken to be the last stage's.
 
     Args:
-      parts: of the run.
-      totals: so far.
+      parts: the run's parts.
+      totals: the run's totals so far.
     """
     known = [stage.layers for stage in totals.stages]
     planned = list(parts.depths or ())[len(known) :] or known[-1:] * len(totals.stage_rounds)
     config, clients, algorithm = parts.config, len(parts.data.clients), parts.algorithm
 
     def models(rounds: int, last: bool) -> float:
-        # Clients that have trained, if each round draws them anew; all others are one model.
+        # Clients that have trained, if each round draws them independently; all others share one model.
         own = 1 + clients * (1 - (1 - min(1.0, config.clients_per_round / clients)) ** rounds)
         if algorithm.has_global_model:
             return 1 + own * (last and algorithm.consensus is not None)

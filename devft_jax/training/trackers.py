@@ -1,7 +1,7 @@
-"""Trackers: every round's figures in a CSV file, for TensorBoard, and for Weights & Biases, as `track` asks.
+"""Trackers: log every round's metrics to a CSV file, TensorBoard or Weights & Biases, as the option `track` says.
 
-A step is a round, from 1. A run that goes on after its last checkpoint tracks no round twice: the CSV file and TensorBoard's
-files are written anew from the rounds so far, and Weights & Biases is not sent what it has.
+A step is a round, from 1. A run that is resumed logs no round twice: the CSV file and TensorBoard's files are rewritten
+from the rounds so far, and Weights & Biases gets only the rounds that it does not have.
 """
 
 import csv
@@ -28,10 +28,10 @@ WANDB_FOLDER, WANDB_FILE = "wandb", "wandb.json"
 
 
 def trackers_of(config: RunConfig) -> list[Callback]:
-    """The trackers that a configuration asks for.
+    """The trackers that a configuration names.
 
     Raises:
-      InputError: a package that one needs is missing.
+      InputError: a package that one of them needs is missing.
     """
     make: dict[str, Callable[[], Callback]] = {
         "csv": CsvTracker,
@@ -51,7 +51,7 @@ def _package(name: str, track: str) -> ModuleType:
 
 
 def scalars(record: Record) -> dict[str, float]:
-    """The figures of a record that are finite numbers, by name, without `round`."""
+    """The values of a record that are finite numbers, by name, without `round`."""
     plain = record.to_plain().items()
     numbers = {name: value for name, value in plain if isinstance(value, int | float) and math.isfinite(value)}
     numbers.pop("round", None)
@@ -59,7 +59,7 @@ def scalars(record: Record) -> dict[str, float]:
 
 
 class CsvTracker(Callback):
-    """Writes `metrics.csv`, a line a round, with a column for every figure that any round has."""
+    """Writes `metrics.csv`, one line per round, with a column for every metric that any round has."""
 
     def __init__(self) -> None:
         self._names: list[str] = []
@@ -69,7 +69,7 @@ class CsvTracker(Callback):
         self._write(run)
 
     def on_round(self, run: Running, row: RoundRecord) -> None:
-        """Add the round's line; a figure that no round before had is a new column."""
+        """Add the round's line; a metric that no earlier round had adds a column."""
         if not scalars(row).keys() <= set(self._names):
             self._write(run)
             return
@@ -90,10 +90,10 @@ class CsvTracker(Callback):
 
 
 class TensorBoardTracker(Callback):
-    """Writes event files for TensorBoard into `tensorboard/`: rounds as `round/NAME`, stages' ends as `stage/NAME`.
+    """Writes event files for TensorBoard into `tensorboard/`: rounds as `round/NAME`, ends of stages as `stage/NAME`.
 
     Args:
-      package: tensorboardX.
+      package: the module tensorboardX.
     """
 
     def __init__(self, package: Any):
@@ -116,7 +116,7 @@ class TensorBoardTracker(Callback):
         self._writer.flush()
 
     def on_stage(self, run: Running, stage: StageRecord) -> None:
-        """Write what the stage before ended at."""
+        """Write the final metrics of the previous stage."""
         self._stages_ended(run, len(run.stages) - 1, run.round)
 
     def on_round(self, run: Running, row: RoundRecord) -> None:
@@ -125,7 +125,7 @@ class TensorBoardTracker(Callback):
         self._writer.flush()
 
     def on_end(self, run: Running) -> None:
-        """Write the last stage's end, and close the file."""
+        """Write the final metrics of the last stage, and close the file."""
         if run.finished:
             self._stages_ended(run, len(run.stages), run.round)
         self._writer.close()
@@ -141,13 +141,13 @@ class TensorBoardTracker(Callback):
 
 
 class WandbTracker(Callback):
-    """Sends rounds to Weights & Biases, or writes them to `wandb/` where WANDB_MODE is offline.
+    """Sends rounds to Weights & Biases, or writes them to `wandb/` if WANDB_MODE is offline.
 
-    The run's id and the last round that it has are in `wandb.json`; project, entity and mode are Weights & Biases' own
-    settings (WANDB_PROJECT, WANDB_ENTITY, WANDB_MODE), the project devft by default.
+    The run's id and the last round that was sent are in `wandb.json`; project, entity and mode are Weights & Biases' own
+    settings (WANDB_PROJECT, WANDB_ENTITY, WANDB_MODE), with devft as the default project.
 
     Args:
-      package: wandb.
+      package: the module wandb.
     """
 
     def __init__(self, package: Any):
@@ -156,7 +156,7 @@ class WandbTracker(Callback):
         self._last = 0
 
     def on_begin(self, run: Running) -> None:
-        """Begin the run there, or go on with it."""
+        """Start the run there, or resume it."""
         stored = None if run.resumed_after is None else run.folder.read_json(WANDB_FILE)
         name, self._last = (None, 0) if stored is None else (stored["id"], stored["round"])
         settings = self._package.Settings()
@@ -168,7 +168,7 @@ class WandbTracker(Callback):
             dir=str(run.path),
             config=to_plain(run.config),
         )
-        # Rounds that a run had before it was tracked.
+        # Rounds from before the run was tracked.
         for row in run.history:
             self._send(run, row)
 
@@ -177,7 +177,7 @@ class WandbTracker(Callback):
         self._send(run, row)
 
     def on_end(self, run: Running) -> None:
-        """Send the result, and close the run there."""
+        """Send the result, and finish the run there."""
         self._tracked.summary.update(scalars(run.record()))
         self._tracked.finish()
 

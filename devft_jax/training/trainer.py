@@ -1,10 +1,10 @@
-"""One run's machinery: stages, rounds and transfer over one `State`.
+"""A run's trainer: stages, rounds and transfer over one `State`.
 
-    for every stage:   the growth gives a LayerMap; its submodel is fused; the adapter enters it
-        for every round:   a cohort trains and is aggregated
-        what the submodel learned returns to every layer of its group
+    for every stage:   the growth returns a LayerMap; its submodel is fused; the adapter is mapped to it
+     for every round:   a cohort trains and is aggregated
+     what the submodel learned is transferred to every layer of its group
 
-The trainer knows nothing of files written along the way, progress lines or signals; `devft_jax.training.loop` does.
+The trainer does not write files during the run, print progress or handle signals; `devft_jax.training.loop` does.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ from devft_jax.typing import PyTree
 
 @dataclass(frozen=True)
 class Trainer:
-    """One run's machinery: the methods advance a `State`, out of parts that are built once.
+    """Trains a run: its methods advance a `State`, using parts that are built once.
 
     Attributes:
       parts: what the run is built from, see `devft_jax.training.parts.build_parts`.
@@ -46,7 +46,7 @@ class Trainer:
         """The state before the first round, with the untuned base evaluated."""
         parts = self.parts
         full = parts.init_server(parts.clients)
-        # What clients differ in is made of all of them at once, in host memory.
+        # The clients' properties are computed for all of them at once, in host memory.
         with jax.default_device(host_device()):
             traits = jax.device_get(parts.algorithm.traits(parts.clients))
         totals = RunTotals(
@@ -78,15 +78,15 @@ class Trainer:
         return resume(self.parts, folder, round_index)
 
     def save(self, folder: RunFolder, state: State) -> None:
-        """Write one checkpoint of everything."""
+        """Write one checkpoint of the whole state."""
         save_state(folder, state)
 
     def advance(self, state: State, history: Sequence[RoundRecord]) -> bool:
-        """Bring the state to where a round can run, crossing a stage border if one is due; False at the run's end.
+        """Advance the state until a round can run, entering the next stage if one is due; False at the end of the run.
 
         Args:
-          state: before the first round, or after any.
-          history: the rounds so far.
+          state: the state before the first round, or after any round.
+          history: the records of the rounds so far.
         """
         if state.stage >= 0:
             if state.rounds_in_stage < state.totals.stage_rounds[state.stage]:
@@ -95,33 +95,33 @@ class Trainer:
         return self.begin_stage(state, history)
 
     def step(self, state: State, history: list[RoundRecord]) -> RoundRecord:
-        """One round, added to the history, after which the stage may be over early."""
+        """Run one round and add it to the history; the stage may end early after it."""
         row = self.round(state)
         history.append(row)
         shorten_stage(self.parts, state, history)
         return row
 
     def begin_stage(self, state: State, history: Sequence[RoundRecord]) -> bool:
-        """Enter the next stage; False when there is none."""
+        """Enter the next stage; False if there is none."""
         return begin_stage(self.parts, state, history)
 
     def round(self, state: State) -> RoundRecord:
-        """One round of the stage under way."""
+        """Run one round of the current stage."""
         return run_round(self.parts, state)
 
     def end_stage(self, state: State) -> None:
-        """Return what the stage learned to every layer."""
+        """Transfer what the stage learned to every layer."""
         end_stage(self.parts, state)
 
     def transferred(self, state: State) -> PyTree:
-        """The full-depth state with what the stage under way has learned so far."""
+        """The full-depth state with what the current stage has learned so far."""
         return transferred(self.parts, state)
 
     def global_adapter(self, state: State, *, ended: bool = False) -> Adapter | None:
-        """The adapter of all clients at full depth; None where each only has its own.
+        """The adapter of all clients at full depth; None if every client has its own.
 
         Args:
-          state: of the run.
+          state: the run's state.
           ended: whether the last stage has ended, so that the full-depth state holds everything.
         """
         algorithm = self.parts.algorithm
@@ -131,7 +131,7 @@ class Trainer:
         return algorithm.global_model(full, state.bank.view(full=True).of_trained())
 
     def summary(self, state: State) -> RunRecord:
-        """The figures of a run, finished or as it stands; at least one stage must have begun."""
+        """The record of a run, finished or not; at least one stage must have begun."""
         parts, totals, last = self.parts, state.totals, state.totals.stages[-1]
         config, programs = parts.config, parts.programs
         peak, source = parts.memory.peak()

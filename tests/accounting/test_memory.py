@@ -102,7 +102,7 @@ def test_devices_that_hold_the_base_together_have_a_part_each():
 
 
 def test_a_program_of_more_shards_than_devices_cannot_be_compiled():
-    with pytest.raises(InputError, match=r"model_shards 16 exceeds the 8 device\(s\) of this machine, for which compile"):
+    with pytest.raises(InputError, match=r"model_shards 16 exceeds the 8 device\(s\) of this machine, on which --compile"):
         memory(compiled_memory, model_shards=16)
 
 
@@ -198,7 +198,10 @@ def test_a_peak_that_is_anothers_is_only_a_bound(monkeypatch):
     monkeypatch.setattr(measured, "_reset_peak", lambda: False)
     monkeypatch.setattr(measured, "_resident_bytes", lambda: (100, 900))
     meter = MemoryMeter()
-    assert meter.peak() == (800, "process resident set, rise over the run's start, at most: something before it took more")
+    assert meter.peak() == (
+        800,
+        "process resident set, rise over the run's start, an upper bound: the process used more before the run",
+    )
     monkeypatch.setattr(measured, "_resident_bytes", lambda: (100, 1000))
     assert meter.peak() == (900, "process resident set, rise over the run's start")
 
@@ -208,6 +211,9 @@ def test_a_devices_peak_is_the_runs_where_the_device_tells_it(monkeypatch):
     device = type("Device", (), {"memory_stats": lambda self: dict(bytes_of)})()
     monkeypatch.setattr(measured.jax, "local_devices", lambda: [device])
     meter = MemoryMeter()
-    assert meter.peak() == (40, "device allocator, rise over the run's start, at most: something before it took more")
+    assert meter.peak() == (
+        40,
+        "device allocator, rise over the run's start, an upper bound: the process used more before the run",
+    )
     bytes_of["peak_bytes_in_use"] = 70
     assert meter.peak() == (60, "device allocator, rise over the run's start")

@@ -12,7 +12,7 @@ from devft_jax.commands.compare import parse_compare
 from devft_jax.commands.flags import ELSEWHERE, Section, flags_of, help_text, parse
 from devft_jax.commands.generate import parse_generate
 from devft_jax.commands.run import parse_run
-from devft_jax.config.run_config import ROOMS, field_types
+from devft_jax.config.run_config import OPTION_GROUPS, field_types
 from devft_jax.config.validation import validate
 from devft_jax.errors import InputError
 from devft_jax.options import operand
@@ -27,15 +27,15 @@ from devft_jax.options import operand
         (["report", "--lr", "1"], "devft report has no option --lr; see `devft report --help`."),
         (["run", "--zzz"], "devft run has no option --zzz; see `devft run --help`."),
         (["run", "-r", "3"], "devft run has no option -r; see `devft run --help`."),
-        (["run", "--rounds"], "--rounds needs a value; write it behind the flag."),
+        (["run", "--rounds"], "--rounds needs a value; write it after the flag."),
         (["run", "--rounds", "--seed", "3"], "--rounds needs a value"),
-        (["run", "--rounds", "3", "--rounds", "3"], "--rounds is given twice; give it once"),
+        (["run", "--rounds", "3", "--rounds", "3"], "--rounds is given twice and takes one value; give it once"),
         (["run", "--preset", "demo", "--preset", "demo"], "--preset is given twice"),
         (["run", "--rounds", "3", "4"], "'4' stands behind --rounds, which takes one value"),
         (["run", "demo"], "'demo' belongs to no option"),
-        (["run", "--fields", "a", "b", "c"], "fields has 3 words; write a name and its value in turn."),
-        (["run", "--fields", "a", "b", "a", "c"], "fields names one thing twice"),
-        (["run", "--capacities", "none", "4"], "capacities is given none besides other values"),
+        (["run", "--fields", "a", "b", "c"], "fields has 3 words; write names and values in pairs."),
+        (["run", "--fields", "a", "b", "a", "c"], "fields names the same thing twice"),
+        (["run", "--capacities", "none", "4"], "capacities has none beside other values"),
         (["run", "--seed", "x\x1b[31m"], "seed 'x\\x1b[31m' is not a whole number"),
         (["run", "--out", ""], "out is empty"),
         (["run", "--out", "a\udcff"], "out 'a\\udcff' is not UTF-8 text"),
@@ -116,8 +116,8 @@ def test_the_help_opens_with_what_most_people_need_and_has_every_option_once(cap
     for name in ("preset", "config", "model", "data", "algorithm", "growth", "rounds", "out"):
         assert f"\n  --{name} " in first
     lines = text.splitlines()
-    for room in ROOMS:
-        for field in dataclasses.fields(room):
+    for group in OPTION_GROUPS:
+        for field in dataclasses.fields(group):
             flag = f"  --{field.name.replace('_', '-')}"
             assert sum(line == flag or line.startswith(f"{flag} ") for line in lines) == 1
     assert max(map(len, lines)) <= 110

@@ -165,7 +165,7 @@ def test_a_packed_base(capsys, folders):
     [
         (["run", "--prompt", "a", "--file", "x"], "prompt and file exclude each other"),
         (["run", "--file", "/nowhere.txt"], "file /nowhere.txt does not exist"),
-        (["run", "--input", "a"], "input belongs to a prompt"),
+        (["run", "--input", "a"], "input is given without a prompt"),
         (["model", "--prompt", "a", "--compare"], "model is neither a run's folder nor an adapter's"),
         (["model", "--prompt", "a", "--adapter", "/nowhere"], "/nowhere"),
         (["run", "--prompt", "a", "--template", "x"], "template 'x' is unknown"),

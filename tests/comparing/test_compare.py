@@ -395,7 +395,7 @@ def test_ctrl_c_saves_the_run_under_way_and_the_same_command_goes_on(config, tmp
     process.send_signal(signal.SIGINT)
     said = process.communicate()[1]
     assert process.returncode == 130
-    assert "the same command goes on from there" in said
+    assert "the same command resumes the comparison" in said
     [folder] = [path.parent for path in out.glob("runs/*/record.json")]
     done = len((folder / "metrics.jsonl").read_text().splitlines())
     assert 3 < done < 120

@@ -68,7 +68,5 @@ def test_missing_file_is_named(tmp_path):
     [({"head_rovs": 1}, "the option 'head_rovs' does not exist"), ({"rounds": [7]}, "rounds"), ({"alpha": None}, "alpha")],
 )
 def test_a_damaged_option_of_a_stored_run_is_named_with_its_file(tmp_path, change, words):
-    with pytest.raises(
-        InputError, match=rf"{tmp_path}/config.json is not as this version writes it \(.*{words}.*restore it"
-    ):
+    with pytest.raises(InputError, match=rf"{tmp_path}/config.json does not fit this version \(.*{words}.*restore it"):
         stored_config(to_plain(RunConfig()) | change, tmp_path)

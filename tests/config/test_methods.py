@@ -150,25 +150,25 @@ ALGORITHMS = [
     ("nowhere.at.all:x", "names the module nowhere, which is neither installed nor in"),
     ("outside.methods:halfed", r"names halfed, which \S+methods.py does not define; did you mean 'halved'\?"),
     ("outside.methods:halved.x", "names x, which"),
-    ("outside.methods:number", "is an int; name an Algorithm, or a function of a MethodConfig that gives one"),
+    ("outside.methods:number", "is an int; name an Algorithm, or a function of a MethodConfig that returns one"),
     ("outside.methods:whole", "is an EndToEnd; name an Algorithm"),
     ("outside.methods:nothing", "gives None; let it return an Algorithm"),
-    ("outside.methods:fails", r"making it ended by RuntimeError \(not today\) at \S+methods.py:\d+; correct the module"),
+    ("outside.methods:fails", r"making it raised RuntimeError \(not today\) at \S+methods.py:\d+; correct the module"),
     ("outside.methods:particular", "rank must be 7: give --rank 7"),
-    ("outside.broken:x", r"importing outside.broken ended by ZeroDivisionError \(division by zero\) at \S+broken.py:2"),
+    ("outside.broken:x", r"importing outside.broken raised ZeroDivisionError \(division by zero\) at \S+broken.py:2"),
     (
         "outside.needy:x",
-        r"importing outside.needy ended by ModuleNotFoundError \(No module named.* at \S+needy.py:1",
+        r"importing outside.needy raised ModuleNotFoundError \(No module named.* at \S+needy.py:1",
     ),
-    ("outside.mistyped:x", r"importing outside.mistyped ended by SyntaxError \(.*\) at \S+mistyped.py:1"),
-    ("outside.leaving:x", r"importing outside.leaving ended by SystemExit \(3\)"),
-    ("outside.methods:", "is no name that imports; write package.module:name"),
-    (":x", "is no name that imports"),
-    ("a b:x\x1b[2J", r"'a b:x\\x1b\[2J' is no name that imports"),
+    ("outside.mistyped:x", r"importing outside.mistyped raised SyntaxError \(.*\) at \S+mistyped.py:1"),
+    ("outside.leaving:x", r"importing outside.leaving raised SystemExit \(3\)"),
+    ("outside.methods:", "is not an importable name; write package.module:name"),
+    (":x", "is not an importable name"),
+    ("a b:x\x1b[2J", r"'a b:x\\x1b\[2J' is not an importable name"),
 ]
 GROWTHS = [
     ("outside.methods:number", "is an int; name a Growth, a NamedGrowth, or a function"),
-    ("outside.methods:Mine", "is a class; name an object of it"),
+    ("outside.methods:Mine", "is a class; name an instance of it"),
     ("outside.methods:tops", r"names tops, which \S+ does not define; did you mean 'top'\?"),
 ]
 
@@ -193,7 +193,7 @@ def test_a_mistake_in_an_arm_names_the_arm(folder):
 
 
 def test_a_function_that_gives_no_growth_is_named(folder):
-    with pytest.raises(InputError, match=r"^growth 'outside.methods:no_growth' gives an int; let it return a Growth\.$"):
+    with pytest.raises(InputError, match=r"^growth 'outside.methods:no_growth' returns an int; let it return a Growth\.$"):
         growth_of(RunConfig(growth="outside.methods:no_growth"), 4)
 
 

@@ -6,13 +6,13 @@ import pytest
 
 from devft_jax.commands.run import parse_run
 from devft_jax.config.files import config_from_mapping
-from devft_jax.config.run_config import ROOMS, RunConfig
+from devft_jax.config.run_config import OPTION_GROUPS, RunConfig
 from devft_jax.errors import InputError
 from devft_jax.options import own_fields
 
 
 def test_every_option_belongs_to_one_room_and_is_documented():
-    names = [field.name for room in ROOMS for field in own_fields(room)]
+    names = [field.name for group in OPTION_GROUPS for field in own_fields(group)]
     assert len(names) == len(set(names))
     assert set(names) == {field.name for field in dataclasses.fields(RunConfig)}
 

@@ -18,7 +18,7 @@ from devft_jax.errors import InputError
         ({"capacities": (8, 4)}, "ascend"),
         ({"capacities": ()}, "capacities"),
         ({"capacity_schedule": "cubic"}, "capacity_schedule 'cubic' is unknown; choose from geometric"),
-        ({"capacity_schedule": "eigengap", "growth": "top-grow"}, "'eigengap' is of growth devft, not top-grow"),
+        ({"capacity_schedule": "eigengap", "growth": "top-grow"}, "'eigengap' needs growth devft, not top-grow"),
         ({"stages": 0}, "stages 0 is not positive"),
         ({"stage_end": "never"}, "stage_end 'never' is unknown; choose from fixed, plateau"),
         ({"plateau_rounds": 0}, "plateau_rounds 0 is not positive"),

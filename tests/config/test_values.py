@@ -98,7 +98,7 @@ def test_plain_values_become_the_options_types(values, changes):
         ({"alpha": "1e"}, "alpha '1e' is not a number such as 0.1 or 1e-4"),
         ({"evaluate_full": "maybe"}, "evaluate_full 'maybe' is not true or false"),
         ({"evaluate_full": 3}, "evaluate_full 3 is not true or false"),
-        ({"capacities": "4,,8"}, "capacities '4,,8' has an empty place"),
+        ({"capacities": "4,,8"}, "capacities '4,,8' has an empty item"),
         ({"capacities": "4,x"}, "capacities '4,x' is not whole numbers such as 4,8,16 or none"),
         ({"compile_ahead": "often"}, "compile_ahead 'often' is not auto or on or off"),
         ({"fields": "a"}, "fields 'a' is not names with values"),
@@ -157,6 +157,6 @@ def test_words_come_back_for_every_kind():
 
 @pytest.mark.parametrize("text", ["1e-400", "0.5e-999", "-3E-400"])
 def test_a_number_too_small_to_be_one_is_not_taken_for_zero(text):
-    with pytest.raises(InputError, match=f"x {text} is too small to be told from 0"):
+    with pytest.raises(InputError, match=f"x {text} is so small that it would be read as 0"):
         convert("x", text, float)
     assert convert("x", "0.0e5", float) == 0

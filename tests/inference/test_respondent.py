@@ -88,7 +88,7 @@ RUN = to_plain(RunConfig())
     ("fields", "sentence"),
     [
         ({"rounds": 3}, "describes neither a run nor a model"),
-        ({"model": "bundled"}, r"is no run's \(it lacks algorithm\)"),
+        ({"model": "bundled"}, r"is not a run's \(it lacks algorithm\)"),
         (RUN, "has no adapter yet"),
         ({**RUN, "objects": {"model": "Model"}}, "its model as an object"),
         ({**RUN, "speed": 3}, "option 'speed' does not exist"),

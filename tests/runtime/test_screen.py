@@ -30,7 +30,7 @@ def test_a_full_disk_behind_standard_output_is_said():
     with open("/dev/full", "w") as full:
         done = devft("list", code=SHOWING, stdout=full, stderr=subprocess.PIPE)
         assert done.returncode == 1
-        said = "devft: standard output cannot be written (No space left on device); what it was to show is incomplete.\n"
+        said = "devft: standard output cannot be written (No space left on device); its output is incomplete.\n"
         assert done.stderr == said
         # Where nothing can be said the exit code says it.
         assert devft("rnu", stdout=subprocess.PIPE, stderr=full).returncode == 2
@@ -78,9 +78,9 @@ def test_names_reach_the_terminal_without_their_escapes(capsys):
         (
             ZeroDivisionError("by\nzero"),
             1,
-            "`devft list` ended by ZeroDivisionError (by zero), which it should have put into",
+            "`devft list` failed with an unexpected ZeroDivisionError (by zero);",
         ),
-        (RuntimeError("x" * 2000), 1, "xxx...), which it should"),
+        (RuntimeError("x" * 2000), 1, "xxx...);"),
         (MemoryError(), 1, "`devft list` ran out of memory; lower batch_size"),
         (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes."), 1, "`devft list` ran out of memory"),
         (InputError("rank 0 is wrong."), 2, "devft: rank 0 is wrong."),

@@ -42,7 +42,7 @@ def test_what_breaks_a_law_is_refused():
 
 @pytest.mark.parametrize(("given", "words"), [(fedit, "the function fedit"), ("fedit", "an object of str")])
 def test_what_is_no_algorithm_is_refused(given, words):
-    with pytest.raises(InputError, match=f"algorithm is {words} and no Algorithm; give the record"):
+    with pytest.raises(InputError, match=f"algorithm is {words}, not an Algorithm; pass the record"):
         check_given_algorithm(given, CONFIG, RUN)
 
 

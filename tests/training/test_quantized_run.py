@@ -133,7 +133,7 @@ def test_stages_of_a_given_packed_model_are_packed_like_it(config, quantization)
 
 def test_original_weights_of_a_packed_object_are_refused(config):
     packed = load_pretrained(config.model, quantization="int4")
-    with pytest.raises(InputError, match=r"fuse_from 'original' needs the model's float weights .* give a float"):
+    with pytest.raises(InputError, match=r"fuse_from 'original' needs the model's float weights, .* pass a float"):
         build_parts(
             dataclasses.replace(config, fuse_from="original"),
             model=Model(packed.config, packed.base, packed.tokenizer),

@@ -260,7 +260,7 @@ def test_a_trained_run_that_lost_its_checkpoints_is_not_begun_anew(copied, harm,
     if unfinished:
         (folder / "summary.json").unlink()
     before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
-    with pytest.raises(InputError, match=r"has trained 6 rounds, but no checkpoint that it could go on from is left"):
+    with pytest.raises(InputError, match=r"has trained 6 rounds, but no checkpoint is left to resume it from"):
         train(dataclasses.replace(copied, rounds=8), progress=QUIET)
     assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
 
@@ -301,7 +301,7 @@ def test_a_lengthened_cosine_says_what_becomes_of_its_rate(config, tmp_path, len
     if lengthened_rate == "schedule":
         assert rates[2:] == pytest.approx([0.03775, 0.0255, 0.01325, 0.0042824], rel=1e-4)
         assert f"warning: lengthened from 2 to 6 rounds: the learning rate is {last:.3g} in round 2 and 0.0378" in said
-        assert "--lengthened-rate end goes on at 0.001" in said
+        assert "--lengthened-rate end to continue at 0.001" in said
     else:
         assert rates[2:] == [1e-3] * 4
         assert f"lengthened from 2 to 6 rounds: the learning rate is {last:.3g} in round 2 and 0.001 in round 3" in said
@@ -454,7 +454,7 @@ def test_what_is_no_growth_is_refused_in_one_sentence(config, tmp_path):
 
     chosen = dataclasses.replace(config, out=str(tmp_path / "a"))
     for given, words in ((Plain(), "an object of .*Plain"), (DevFT, "the class DevFT"), ("devft", "an object of str")):
-        with pytest.raises(InputError, match=f"growth is {words} and no Growth; give an object of a class that inherits"):
+        with pytest.raises(InputError, match=f"growth is {words}, not a Growth; pass an instance of a class that inherits"):
             train(chosen, growth=given, progress=QUIET)
 
 
@@ -498,7 +498,9 @@ def test_nan_is_named_and_stops_the_run_past_the_share(config, tmp_path, capfd):
     assert code == 1
     assert "devft replay" in capfd.readouterr().err
     again = replay(tmp_path / "b", client="client_1", round=1, progress=QUIET)
-    assert again.first_break.startswith("client 'client_1', stage 1, round 1, step 2: not finite first in loss")
+    assert again.first_break.startswith(
+        "client 'client_1', stage 1, round 1, step 2: the first values that are not finite are in loss"
+    )
     reports = again.steps
     assert [report.step for report in reports] == [1, 2]
     assert np.isfinite(reports[0].loss)
@@ -795,7 +797,7 @@ def test_a_stop_while_a_run_is_loaded_is_before_its_first_round(long, tmp_path):
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 128 + signal.SIGTERM
     said = process.stderr.read()
-    assert "stopped before a round was trained: the same command goes on from there" in said
+    assert "stopped before a round was trained; the same command starts the run again" in said
     assert "Traceback" not in said
     assert not (tmp_path / "run" / "checkpoints").exists()
 
@@ -806,7 +808,7 @@ def test_a_stopped_run_says_how_to_go_on_and_does(long, uninterrupted, tmp_path,
     wait_for_rounds(process, tmp_path, 4)
     process.send_signal(number)
     assert process.wait(60) == 128 + number
-    assert "the same command goes on from there" in process.stderr.read()
+    assert "the same command resumes it" in process.stderr.read()
     done = len((tmp_path / "metrics.jsonl").read_text().splitlines())
     assert f"stopped after round {done} of 15" in (tmp_path / "report.html").read_text()
     resumed = start(long, tmp_path)

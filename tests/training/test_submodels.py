@@ -79,7 +79,7 @@ def test_a_run_of_whole_bases_goes_on_and_is_replayed_on_a_divided_base(config, 
     # Three participants have three devices, and four where four hold the base together.
     train(config, progress=QUIET)
     resumed = train(dataclasses.replace(config, rounds=5, model_shards=4), progress=Progress(stream=stream))
-    assert "model_shards was 1 and is 4: the run goes on, equal up to rounding but not bit for bit." in stream.getvalue()
+    assert "model_shards was 1 and is 4: results will be equal up to rounding but not bit for bit." in stream.getvalue()
     assert resumed.summary.resumed_after == [4]
     assert np.isfinite(losses(resumed)).all()
     assert replay(resumed.folder, client="client_0", round=5, progress=QUIET).first_break is None
@@ -107,7 +107,7 @@ def test_a_run_says_what_each_device_holds_and_what_could_not_be_divided(config,
     assert "4 devices hold the base together: " in stream.getvalue()
     assert "warning" not in stream.getvalue()
     build_parts(dataclasses.replace(config, devices=3, model_shards=3), progress=Progress(stream=stream))
-    assert "model_shards 3 divides no dimension of embed, head, q, k, v, o, which every device holds whole" in (
+    assert "model_shards 3 divides no dimension of embed, head, q, k, v, o, so every device holds them whole" in (
         stream.getvalue()
     )
 

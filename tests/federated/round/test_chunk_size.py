@@ -177,7 +177,7 @@ def test_auto_goes_on_with_the_next_smaller_size_and_a_resumed_run_keeps_it(conf
     sizes = room_for(1)
     run = train(dataclasses.replace(config, out=str(tmp_path)), progress=Progress())
     assert sizes == [3, *[1] * 6]
-    assert "3 clients at once do not fit into memory; going on with 1" in capfd.readouterr().err
+    assert "3 clients at once do not fit into memory; continuing with 1" in capfd.readouterr().err
     assert run.summary.clients_per_step == 1
     longer = dataclasses.replace(config, rounds=3, out=str(tmp_path))
     assert train(longer, progress=QUIET).summary.clients_per_step == 1
@@ -195,7 +195,7 @@ def test_auto_tries_sizes_after_the_first_round_and_keeps_the_fastest(config, tm
     monkeypatch.setattr("devft_jax.federated.round.chunk_size.WORTH", 0)
     run = train(dataclasses.replace(config, out=str(tmp_path)), progress=Progress())
     assert tried == [(1, 3)]
-    assert "3 clients are trained at once from here on: faster than 1" in capfd.readouterr().err
+    assert "3 clients are trained at once from now on: faster than 1" in capfd.readouterr().err
     assert run.summary.clients_per_step == 3
     with RunFolder(tmp_path) as folder:
         assert folder.checkpoints.read_record(1).totals.clients_per_step == 3
