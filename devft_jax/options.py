@@ -170,7 +170,7 @@ def identity_fields(options: Any) -> dict[str, Any]:
     }
 
 
-def room_of(group: type[Group], options: Any) -> Group:
+def option_group(group: type[Group], options: Any) -> Group:
     """The options of one group, taken from an object that has those of several groups.
 
     Args:

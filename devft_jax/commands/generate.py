@@ -13,7 +13,7 @@ from devft_jax.inference.answers import answer_all, answers_file, check_answers_
 from devft_jax.inference.prompts import read_prompts, read_standard_input, to_record
 from devft_jax.inference.respondent import ModelOptions, open_respondent
 from devft_jax.models.generation.options import GenerationOptions, validate_generation
-from devft_jax.options import path, verbatim
+from devft_jax.options import operand, path, verbatim
 
 ABOUT = "Answer prompts: one prompt, those of a file or of standard input, or, at a terminal, one after the other."
 
@@ -22,6 +22,7 @@ ABOUT = "Answer prompts: one prompt, those of a file or of standard input, or, a
 class SourceOptions:
     """The model that answers."""
 
+    source: str = operand(path=True)
     """A run's folder, a model's folder, a PEFT adapter's folder (with the base that it names), a Hugging Face name, or
     bundled for the small model that comes with this package."""
 

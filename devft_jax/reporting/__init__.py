@@ -1,4 +1,4 @@
-"""What a run says while it works, and the pictures it leaves."""
+"""Progress lines of a run, and the charts and pages written from its records."""
 
 from devft_jax.reporting.progress import Progress
 from devft_jax.reporting.split import split_chart

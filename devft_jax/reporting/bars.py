@@ -1,4 +1,4 @@
-"""Bars of a cost at each stage, as a share of the deepest stage's, with the raw figures beside them."""
+"""Bar charts of a cost per stage, relative to the deepest stage, with the raw figures."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,10 +9,10 @@ from devft_jax.reporting.units import Units, readable, readable_ratio
 
 @dataclass(frozen=True)
 class Bar:
-    """One stage's cost.
+    """The cost of one stage.
 
     Attributes:
-      name: of the stage.
+      name: name of the stage.
       value: its cost.
     """
 
@@ -21,13 +21,13 @@ class Bar:
 
 
 def ratio_bars(title: str, bars: Sequence[Bar], whole: float, units: Units) -> Picture:
-    """A row for each stage: a bar as long as its cost, the figure, and how it compares with `whole`, drawn as a line.
+    """One row per stage: a bar as long as its cost, the figure, and its ratio to `whole`, which is drawn as a line.
 
     Args:
-      title: of the picture.
-      bars: a row each.
-      whole: the cost that they are compared with.
-      units: of the costs.
+      title: title of the picture.
+      bars: one per row.
+      whole: the cost to compare with.
+      units: units of the costs.
     """
     left, room, step = 96, 150, 28
     top = TITLE_HEIGHT + 6

@@ -1,4 +1,4 @@
-"""What happens to the held-out loss at each stage change: where a stage starts and ends, and what is carried over."""
+"""What happens to the held-out loss at each stage change: where a stage starts and ends, and what is transferred."""
 
 import dataclasses
 import math
@@ -9,15 +9,15 @@ from devft_jax.reporting.chart import Band, Frame, Line, legend, plot_lines
 from devft_jax.reporting.story import Story
 from devft_jax.reporting.ticks import spread_out
 
-_FULL, _SUBMODEL, _CARRIED = "full model", "submodel, trained from start to end", "carried over, nothing trained"
+_FULL, _SUBMODEL, _CARRIED = "full model", "submodel, trained from start to end", "transferred, nothing trained"
 _NAMES = (_FULL, _SUBMODEL, _CARRIED)
 
 
 def stage_changes(story: Story) -> str:
-    """The section on stage changes; empty where there are none or nothing is held out.
+    """The section on stage changes; empty if there are none or nothing is held out.
 
     Args:
-      story: of the run.
+      story: the run.
     """
     if story.record.base_loss is None or not story.is_grown:
         return ""
@@ -39,9 +39,9 @@ def stage_changes(story: Story) -> str:
     if not story.is_fused:
         carried_back = "its layers in the full model (full), and the next submodel has more or other layers of it"
     words = (
-        f"Each stage trains its submodel from start to end; then its adapter is carried back to {carried_back}. Dotted "
-        "steps train nothing: where they rise, the change of depth costs held-out loss; where they fall, the model of the "
-        "other depth is better at once."
+        f"Each stage trains its submodel from start to end; then its adapter is transferred to {carried_back}. Dotted "
+        "steps train nothing: where they rise, the change of depth raises held-out loss; where they fall, the model of the "
+        "other depth has the lower loss."
     )
     return page.section(
         "changes",
@@ -54,12 +54,12 @@ def stage_changes(story: Story) -> str:
 
 @dataclass
 class _Steps:
-    """The points of the picture, one after the other, and the lines through them.
+    """The points of the picture in order, and the lines through them.
 
     Attributes:
-      names: of the points across.
-      bands: of the stages.
-      full: the full model's points, a piece for each line.
+      names: names of the points along the x axis.
+      bands: one per stage.
+      full: the full model's points, one list per line.
       trained: lines of submodels, from start to end.
       carried: lines along which nothing is trained.
     """
@@ -71,13 +71,13 @@ class _Steps:
     carried: list[Line] = field(default_factory=list)
 
     def place(self, name: str, loss: float | None) -> tuple[float, float]:
-        """The next point."""
+        """Add a point after the last one."""
         self.names.append(name)
         return len(self.names) - 1.0, math.nan if loss is None else loss
 
     @property
     def lines(self) -> list[Line]:
-        """All lines that have points, without those that are not finite."""
+        """All lines that have points, without points that are not finite."""
         full = [Line(_FULL, points) for points in self.full]
         drawn = [*full, *self.trained, *(line for line in self.carried if len(line.points) > 1)]
         finite = [
@@ -117,8 +117,8 @@ def _change_table(story: Story) -> str:
     if story.is_fused:
         header.append("transition gap")
         caption += (
-            ". The transition gap is the quantity that the paper's Lemma 1 bounds: how far, over all weights, the submodel "
-            "lies from its groups' anchors; 0 where nothing is fused"
+            ". The transition gap is the quantity that the paper's Lemma 1 bounds: the distance, over all weights, between "
+            "the submodel and its groups' anchors; 0 if nothing is fused"
         )
     rows = [
         [

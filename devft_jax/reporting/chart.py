@@ -1,6 +1,7 @@
-"""Charts of lines and of spots as self-contained SVG: no plotting package, readable in light, dark and without colour.
+"""Charts of lines and of spots as self-contained SVG: no plotting package; readable in light and dark mode and without
+colour.
 
-Lines and spots differ in dash and marker as well as in colour, and each is named beside its end or in a legend.
+Lines and spots differ in dash and marker as well as in colour, and each is named at its end or in a legend.
 """
 
 import math
@@ -19,14 +20,14 @@ LABEL_GAP = 17
 
 @dataclass(frozen=True)
 class Line:
-    """A named series of points. Lines of one name are pieces of one: one look and one label.
+    """A named series of points. Lines of the same name are pieces of one series, with one look and one label.
 
     Attributes:
-      name: of the series.
+      name: name of the series.
       points: (x, y), in order.
       markers: whether every point has a marker.
-      intervals: the lower and upper end around each point, None where they are not known.
-      joined: whether a line joins the points; else each stands for itself, because nothing was measured between them.
+      intervals: the lower and upper end of the interval at each point, None if it is not known.
+      joined: whether a line joins the points; if not, nothing was measured between them.
     """
 
     name: str
@@ -38,14 +39,14 @@ class Line:
 
 @dataclass(frozen=True)
 class Spot:
-    """A named point with its intervals in both directions.
+    """A named point with intervals in both directions.
 
     Attributes:
-      name: of the point.
-      x: across.
-      y: up.
-      x_interval: its ends; None where there is none.
-      y_interval: its ends; None where there is none.
+      name: name of the point.
+      x: horizontal position.
+      y: vertical position.
+      x_interval: ends of the horizontal interval; None if there is none.
+      y_interval: ends of the vertical interval; None if there is none.
     """
 
     name: str
@@ -57,13 +58,13 @@ class Spot:
 
 @dataclass(frozen=True)
 class Band:
-    """A stretch of the x axis.
+    """A range of the x axis.
 
     Attributes:
       start: its first x.
       end: its last x.
-      labels: of these the first that fits is written above it.
-      shaded: whether it is.
+      labels: the first of these that fits is written above the range.
+      shaded: whether the range is shaded.
     """
 
     start: float
@@ -74,11 +75,11 @@ class Band:
 
 @dataclass(frozen=True)
 class Mark:
-    """A thin line across the chart.
+    """A thin vertical line across the chart.
 
     Attributes:
-      x: where.
-      text: says why.
+      x: position of the line.
+      text: explanation of the line.
     """
 
     x: float
@@ -87,11 +88,11 @@ class Mark:
 
 @dataclass(frozen=True)
 class Level:
-    """A named horizontal line across the chart: a bound, or a result to compare the lines with.
+    """A named horizontal line across the chart, such as a bound or a result to compare with.
 
     Attributes:
-      name: of the line.
-      y: its height.
+      name: name of the line.
+      y: height of the line.
     """
 
     name: str
@@ -100,21 +101,21 @@ class Level:
 
 @dataclass(frozen=True)
 class Frame:
-    """Where a chart lies and what surrounds its lines.
+    """The layout of a chart and what surrounds its lines.
 
     Attributes:
       width: of the picture, in pixels.
       height: of the picture, in pixels.
-      named: whether lines are named beside their ends; else a legend names them.
-      whole: whether the x axis counts.
-      bands: stretches of the x axis.
-      marks: thin lines across.
+      named: whether lines are named at their ends; if not, a legend names them.
+      whole: whether the x axis shows whole numbers only.
+      bands: ranges of the x axis.
+      marks: thin vertical lines.
       levels: horizontal lines.
       x_names: names in place of the ticks at 0, 1, ...
-      low: a value that the y axis reaches down to at least.
+      low: a value that the y axis must include.
       values: whether every point with a marker shows its y.
-      logarithm: whether equal factors are equally high; all values are above 0.
-      right: pixels free at the right.
+      logarithm: whether the y axis is logarithmic; all values must be above 0.
+      right: free pixels at the right.
     """
 
     width: int = WIDTH
@@ -131,15 +132,16 @@ class Frame:
     right: int = field(init=False)
 
     def __post_init__(self) -> None:
-        """Leave room for names at the right."""
+        """Leave space for names at the right."""
         object.__setattr__(self, "right", RIGHT if self.named else 18)
 
 
 def marker(index: int, x: float, y: float, colour: str) -> str:
-    """The shape of the line of this index: circle, square, triangle or diamond; after all colours they shift by one.
+    """The marker of the line with this index: circle, square, triangle or diamond; shifted by one after each round of
+    colours.
 
     Args:
-      index: of the line.
+      index: index of the line.
       x: in pixels.
       y: in pixels.
       colour: #rrggbb.
@@ -157,7 +159,7 @@ def marker(index: int, x: float, y: float, colour: str) -> str:
 
 
 def _spread(positions: Sequence[float], lowest: float) -> list[float]:
-    """Label heights moved apart so that none covers another, and none lies beneath `lowest`."""
+    """Label heights moved apart so that none covers another, and none is below `lowest`."""
     order = sorted(range(len(positions)), key=lambda index: positions[index])
     placed = list(positions)
     for before, after in pairwise(order):
@@ -170,7 +172,7 @@ def _spread(positions: Sequence[float], lowest: float) -> list[float]:
 
 @dataclass(frozen=True)
 class _Scales:
-    """From values to pixels."""
+    """Converts values to pixels."""
 
     x_span: tuple[float, float]
     y_span: tuple[float, float]
@@ -236,16 +238,16 @@ def _axes(scales: _Scales, x_ticks: Sequence[float], y_ticks: Sequence[float], x
 
 
 def look(index: int) -> tuple[str, str]:
-    """Colour and dash of the line of this index; after all colours dashes shift by one, so that 16 lines differ.
+    """Colour and dash of the line with this index; dashes shift by one after each round of colours, so that 16 lines differ.
 
     Args:
-      index: of the line.
+      index: index of the line.
     """
     return COLOURS[index % len(COLOURS)], DASHES[(index + index // len(COLOURS)) % len(DASHES)]
 
 
 def _whisker(scales: _Scales, x: float, interval: tuple[float, float], colour: str) -> str:
-    """An upright interval; an end beyond the axis has no bar across."""
+    """A vertical interval; an end beyond the axis has no end bar."""
     least, most = scales.y_span
     low, high = (scales.down(min(max(end, least), most)) for end in interval)
     bars = [f"M{x - 4:.1f} {low:.1f}h8"] if interval[0] >= least else []
@@ -254,7 +256,7 @@ def _whisker(scales: _Scales, x: float, interval: tuple[float, float], colour: s
 
 
 def _within_reach(values: Sequence[float], ends: Sequence[float]) -> list[float]:
-    """The values and the ends of intervals around them, which may be so far that the values would be one flat line."""
+    """The values, with those interval ends that are not so far away that the values would become one flat line."""
     low, high = min(values), max(values)
     span = high - low or abs(high) / 10
     return [*values, *(min(max(end, low - span), high + span) for end in ends)]
@@ -273,7 +275,7 @@ def _line(scales: _Scales, line: Line, index: int) -> Iterator[str]:
         yield from (marker(index, x, y, colour) for x, y in places)
     if line.markers and scales.frame.values:
         for (x, y), (_, value) in zip(places, line.points, strict=True):
-            # Beneath the end of a line that falls, where nothing is drawn.
+            # Below the end of a falling line, where nothing is drawn.
             under = (x, y) == places[-1] and y > places[0][1] and y < scales.floor - 24
             height = y + 20 if under else y - 10
             yield f'<text class="note" x="{x:.1f}" y="{height:.1f}" text-anchor="middle">{value:.2f}</text>'
@@ -291,12 +293,12 @@ def plot_lines(
     """The picture of one or more lines, each with at least one point.
 
     Args:
-      title: of the picture.
-      x_label: of the axis across.
-      y_label: of the axis up.
-      lines: to be drawn.
-      frame: where the chart lies and what surrounds it.
-      names: of all lines of the legend, where some are not in this picture: lines keep their looks.
+      title: title of the picture.
+      x_label: label of the x axis.
+      y_label: label of the y axis.
+      lines: the lines to draw.
+      frame: the layout and what surrounds the lines.
+      names: names of all lines of the legend, if some are not in this picture, so that lines keep their looks.
     """
     frame = frame or Frame()
     xs = [x for line in lines for x, _ in line.points] + [x for band in frame.bands for x in (band.start, band.end)]
@@ -304,7 +306,7 @@ def plot_lines(
     ends = [end for line in lines for interval in line.intervals if interval is not None for end in interval]
     ys = _within_reach(ys, ends)
     if frame.low is not None:
-        # A line along the least value that there can be has room above it, none below.
+        # A line along the lowest possible value has space above it, none below.
         ys += [frame.low] if max(ys) > frame.low else [frame.low, frame.low + 1]
     about = max(2, min(5, (frame.width - LEFT - frame.right) // 60))
     y_ticks = (decades if frame.logarithm else ticks)(min(ys), max(ys))
@@ -336,7 +338,7 @@ def plot_lines(
             )
             parts.append(f'<text x="{scales.wall + 12}" y="{height + 4:.1f}">{escape(name)}</text>')
     else:
-        # A legend names the lines; the name of a level stands on it.
+        # A legend names the lines; the name of a level is written on it.
         heights = _spread([scales.down(level.y) - 4 for level in frame.levels], scales.floor - 4)
         for level, height in zip(frame.levels, heights, strict=True):
             x = scales.wall - 2
@@ -354,14 +356,14 @@ def plot_spots(
     width: int = 480,
     height: int = 340,
 ) -> Picture:
-    """The picture of one or more spots over an x axis from 0, named in a legend.
+    """A picture of one or more spots over an x axis from 0, named in a legend.
 
     Args:
-      title: of the picture.
-      x_label: of the axis across.
-      y_label: of the axis up.
-      spots: to be drawn.
-      front: points of a Pareto front by ascending x and descending y, drawn as the border of what they are better than.
+      title: title of the picture.
+      x_label: label of the x axis.
+      y_label: label of the y axis.
+      spots: the spots to draw.
+      front: points of a Pareto front by ascending x and descending y, drawn as the border of the dominated area.
       width: in pixels.
       height: in pixels.
     """
@@ -394,14 +396,14 @@ def plot_spots(
 
 
 def line_chart(title: str, x_label: str, y_label: str, lines: Sequence[Line], *, levels: Sequence[Level] = ()) -> str:
-    """The chart of one or more lines, each with at least one point, and of levels, as SVG text.
+    """A chart of one or more lines, each with at least one point, and of levels, as SVG text.
 
     Args:
-      title: of the chart.
-      x_label: of the axis across.
-      y_label: of the axis up.
-      lines: to be drawn.
-      levels: horizontal lines.
+      title: title of the chart.
+      x_label: label of the x axis.
+      y_label: label of the y axis.
+      lines: the lines to draw.
+      levels: the horizontal lines.
     """
     return plot_lines(title, x_label, y_label, lines, Frame(levels=levels)).document()
 
@@ -410,8 +412,8 @@ def legend(lines: Sequence[Line], names: Sequence[str] | None = None) -> list[tu
     """The look and name of each line.
 
     Args:
-      lines: of the chart.
-      names: of other charts' lines, too, so that looks agree.
+      lines: the lines of the chart.
+      names: also of lines in other charts, so that the looks are the same in all of them.
     """
     marked = {name: next(line.markers for line in lines if line.name == name) for name in (line.name for line in lines)}
     joined = {line.name for line in lines if line.joined}

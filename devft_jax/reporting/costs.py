@@ -1,6 +1,6 @@
-"""What training costs at each stage, as in the paper's Figures 5 to 7: raw figures, and ratios to the deepest stage.
+"""The cost of training at each stage, as in the paper's Figures 5 to 7: raw figures, and ratios to the deepest stage.
 
-Rounds have examples of other lengths, so that time and operations are compared for as many tokens, not for a round.
+Rounds have examples of different lengths, so time and operations are compared per token, not per round.
 """
 
 from collections.abc import Callable
@@ -45,15 +45,15 @@ OF_A_ROUND: tuple[tuple[str, Units, Measure], ...] = (
 
 
 def costs(story: Story) -> str:
-    """The section.
+    """The section on costs.
 
     Args:
-      story: of the run.
+      story: the run.
     """
     stages = [stage for stage in story.stages if stage.rows]
     words = (
-        "Tokens count with padding. Compilation and evaluation are not counted. Memory is what XLA's analysis of the "
-        "largest program gives for one device: its arguments, the base model among them, its results and its scratch space."
+        "Tokens include padding. Compilation and evaluation are not counted. Memory is XLA's analysis of the largest "
+        "program on one device: its arguments including the base model, its results and its temporary memory."
     )
     if len(stages) == 1:
         return page.section("costs", "What training costs", page.paragraph(words), page.scrolling(_table(stages)))
@@ -75,7 +75,7 @@ def costs(story: Story) -> str:
 
 
 def _saving(story: Story, deepest: Stage) -> str:
-    """What the run's rounds would have cost at full depth, by arithmetic, beside what they did cost."""
+    """What the run's rounds would have cost at full depth, computed from the run's figures, next to what they did cost."""
     if not (deepest.is_full and story.is_grown):
         return ""
     tokens = story.total(lambda row: row.tokens)[-1]
@@ -88,9 +88,9 @@ def _saving(story: Story, deepest: Stage) -> str:
     sent = story.total(both_ways)[-1]
     messages = f"{beside(sent, MESSAGES[2](deepest) * story.rounds, BYTES)} of messages" if sent else "no messages"
     text = (
-        f"The {story.rounds} rounds took {seconds} of training, {messages} and {work}. The second figures are what as many "
-        "rounds over as many tokens at full depth would take: arithmetic from those of this run, not a measurement, and "
-        "says nothing about how much each would learn."
+        f"The {story.rounds} rounds took {seconds} of training, {messages} and {work}. The second figures are the costs of "
+        "as many rounds with as many tokens at full depth: computed from those of this run, not measured. They do not "
+        "say how much each would learn."
     )
     dense = readable(story.record.bytes_stage, BYTES)
     if story.record.bytes_stage and story.is_fused:
@@ -99,7 +99,7 @@ def _saving(story: Story, deepest: Stage) -> str:
             "keeps the base model and fuses it itself."
         )
     elif story.record.bytes_stage:
-        text += f" Telling the clients that took part which layers a stage has would add {dense} of messages."
+        text += f" Sending the list of a stage's layers to the clients that took part would add {dense} of messages."
     return page.paragraph(text)
 
 

@@ -1,4 +1,4 @@
-"""What was learned: loss and exact match against rounds, time, bytes and operations, and across each stage change."""
+"""What was learned: loss and exact match against rounds, time, bytes and operations, and at each stage change."""
 
 import dataclasses
 import math
@@ -12,11 +12,11 @@ from devft_jax.reporting.story import Axis, Evaluated, Story
 from devft_jax.reporting.ticks import spread_out
 
 FULL, SUBMODEL, TRAINING = "full model, held-out", "stage's submodel, held-out", "training, mean over clients"
-# What is the same looks the same in every chart, whatever else is drawn there.
+# A series has the same look in every chart, whatever else is drawn there.
 NAMES = (FULL, SUBMODEL, TRAINING)
-# More points than this in the width of a large chart are drawn without a marker each.
+# Above this many points in the width of a large chart, points have no markers.
 MARKED = 60
-# Rows of the table of rounds; of longer runs it shows every second, third ... round.
+# Most rows in the table of rounds; for longer runs it shows every second, third ... round.
 TABLE_ROWS = 400
 
 
@@ -24,8 +24,8 @@ def stage_bands(story: Story, axis: Axis) -> list[Band]:
     """The stages along an axis, every second one shaded.
 
     Args:
-      story: of the run.
-      axis: what it is drawn against.
+      story: the run.
+      axis: the x axis.
     """
     return [
         Band(
@@ -40,11 +40,11 @@ def stage_bands(story: Story, axis: Axis) -> list[Band]:
 
 
 def resume_marks(story: Story, axis: Axis) -> list[Mark]:
-    """Where the run was resumed.
+    """Marks where the run was resumed.
 
     Args:
-      story: of the run.
-      axis: what it is drawn against.
+      story: the run.
+      axis: the x axis.
     """
     return [Mark(axis.values[after], f"resumed after round {after}") for after in story.resumes]
 
@@ -56,7 +56,7 @@ def _pieces(
     axis: Axis,
     value: Callable[[Evaluated], float | None],
 ) -> list[Line]:
-    """Measurements as lines where they follow one another as closely as they were made within stages, else as points."""
+    """Measurements: joined by lines where they are as close as those within stages, otherwise as single points."""
     lines = []
     for piece in pieces:
         known = [(point.round, y) for point in piece if (y := value(point)) is not None and math.isfinite(y)]
@@ -66,7 +66,7 @@ def _pieces(
 
 
 def _close_together(points: Sequence[tuple[int, float]], gap: int) -> list[list[tuple[int, float]]]:
-    """Points in order, cut where more than `gap` rounds lie between two: nothing was measured there."""
+    """Points in order, split where more than `gap` rounds without a measurement lie between two."""
     parts: list[list[tuple[int, float]]] = []
     for point in points:
         if parts and point[0] - parts[-1][-1][0] <= gap:
@@ -77,19 +77,19 @@ def _close_together(points: Sequence[tuple[int, float]], gap: int) -> list[list[
 
 
 def training_losses(story: Story, axis: Axis) -> list[Line]:
-    """The mean loss of each round's steps, a piece for each stage: another stage trains another submodel.
+    """The mean loss of each round's steps, one line per stage, because each stage trains another submodel.
 
     Args:
-      story: of the run.
-      axis: what it is drawn against.
+      story: the run.
+      axis: the x axis.
     """
     drawn = [[(axis.values[row.round], row.loss) for row in stage.rows if math.isfinite(row.loss)] for stage in story.stages]
-    # A single point is no line: without a marker it would not be seen.
+    # A single point is not a line and would be invisible without a marker.
     return [Line(TRAINING, points, markers=len(points) == 1) for points in drawn if points]
 
 
 def _sparsely_marked(lines: Sequence[Line], most: int) -> list[Line]:
-    """The lines, without markers where there would be more than `most`."""
+    """The lines, without markers if there would be more than `most`."""
     counts = Counter({line.name: 0 for line in lines})
     for line in lines:
         counts[line.name] += len(line.points)
@@ -97,41 +97,41 @@ def _sparsely_marked(lines: Sequence[Line], most: int) -> list[Line]:
 
 
 def full_loss_lines(story: Story, axis: Axis) -> list[Line]:
-    """Held-out losses of the full model along an axis.
+    """Held-out losses of the full model.
 
     Args:
-      story: of the run.
-      axis: what it is drawn against.
+      story: the run.
+      axis: the x axis.
     """
     return _pieces(FULL, story, story.full_model, axis, lambda point: point.loss)
 
 
 def stage_loss_lines(story: Story, axis: Axis) -> list[Line]:
-    """Losses of what each stage trains along an axis.
+    """Losses of the model that each stage trains.
 
     Args:
-      story: of the run.
-      axis: what it is drawn against.
+      story: the run.
+      axis: the x axis.
     """
     return [*_pieces(SUBMODEL, story, story.submodels, axis, lambda point: point.loss), *training_losses(story, axis)]
 
 
 def loss_lines(story: Story, axis: Axis) -> list[Line]:
-    """All losses along an axis.
+    """All losses.
 
     Args:
-      story: of the run.
-      axis: what it is drawn against.
+      story: the run.
+      axis: the x axis.
     """
     return [*full_loss_lines(story, axis), *stage_loss_lines(story, axis)]
 
 
 def accuracy_lines(story: Story, axis: Axis) -> list[Line]:
-    """Exact match along an axis, in per cent.
+    """Exact match in per cent.
 
     Args:
-      story: of the run.
-      axis: what it is drawn against.
+      story: the run.
+      axis: the x axis.
     """
 
     def percent(point: Evaluated) -> float | None:
@@ -144,7 +144,7 @@ def accuracy_lines(story: Story, axis: Axis) -> list[Line]:
 
 
 def _losses(story: Story) -> str:
-    """The losses in one chart, or in one for the full model and one for the submodels where these would flatten it."""
+    """The losses in one chart, or in two if those of the submodels would flatten those of the full model."""
     full, trained = (
         [y for line in lines(story, story.axes[0]) for _, y in line.points] for lines in (full_loss_lines, stage_loss_lines)
     )
@@ -156,7 +156,7 @@ def _losses(story: Story) -> str:
 
 
 def _accuracies(story: Story) -> str:
-    """Exact match, in a sentence where it never changed."""
+    """Exact match; a sentence if it never changed."""
     values = {y for line in accuracy_lines(story, story.axes[0]) for _, y in line.points}
     if len(values) == 1:
         words = f"Exact match was {values.pop():.1f} % at every measurement."
@@ -165,7 +165,7 @@ def _accuracies(story: Story) -> str:
 
 
 def _learning_rates(story: Story) -> str:
-    """The learning rate of every round, in a sentence where it was one."""
+    """The learning rate of every round; a sentence if it never changed."""
     rates = [row.learning_rate for row in story.rows]
     known = [float(rate) for rate in rates if rate is not None]
     if len(known) < len(rates):
@@ -187,7 +187,7 @@ def _learning_rates(story: Story) -> str:
 
 
 def _charts(story: Story, name: str, y_label: str, lines_of: Callable[[Story, Axis], list[Line]], low: float | None) -> str:
-    """One quantity against rounds, large, and against every cost, small."""
+    """One quantity against rounds, in a large chart, and against every cost, in small charts."""
     rounds, *costs = story.axes
     lines = lines_of(story, rounds)
     if not lines:
@@ -223,31 +223,31 @@ def learning(story: Story) -> str:
     """The section on what was learned.
 
     Args:
-      story: of the run.
+      story: the run.
     """
     words = []
     if story.is_grown:
-        words.append("Every second stage is shaded. Within a stage the model that is trained is its submodel.")
+        words.append("Every second stage is shaded. Within a stage the model in training is its submodel.")
     if story.is_grown and story.record.base_loss is not None:
         within = ", and within it as if it ended there" if any(row.full_loss is not None for row in story.rows) else ""
         words[-1] += (
-            " It is the one that is evaluated there, too; the full model is evaluated before the first round and at the end "
-            f"of each stage{within}, when what the submodel learned has been carried back to every layer. In a stage at "
-            "full depth the two are one."
+            " It is also the one that is evaluated there; the full model is evaluated before the first round and at the end "
+            f"of each stage{within}, after what the submodel learned was transferred to every layer. In a stage at "
+            "full depth the two models are the same."
         )
     if story.record.base_loss is not None:
         words.append(
-            "Held-out points are joined where the next was measured evaluate_every rounds later; others stand alone."
+            "Held-out points are joined if the next one was measured evaluate_every rounds later; others are separate."
         )
     if story.is_personal:
         words.append(
-            "Held-out figures are means over all clients' own models; one that has not trained yet is the untuned base."
+            "Held-out figures are means over all clients' own models; a client that has not trained has the untuned base."
         )
     if story.record.base_loss is None:
         words.append("There was no held-out data, so only the training loss is known.")
     if story.resumes:
         after = ", ".join(map(str, story.resumes))
-        words.append(f"A dotted line with \u25b2 beneath marks where the run was resumed (after round {after}).")
+        words.append(f"A dotted line with \u25b2 below it marks where the run was resumed (after round {after}).")
     return page.section(
         "learning",
         "What was learned",

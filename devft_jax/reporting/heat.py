@@ -1,7 +1,7 @@
 """Heat maps: the similarity of layers, the size of each layer's adapter over rounds, and who took part when.
 
-A value is one of nine shades of a single hue that differ in lightness alone. The cells of one shade are one path, so that
-a matrix of thousands of cells stays small.
+A value is one of nine shades of one hue that differ only in lightness. The cells of one shade are one path, which keeps a
+matrix of thousands of cells small.
 """
 
 import math
@@ -10,19 +10,18 @@ from collections.abc import Mapping, Sequence
 from devft_jax.reporting.svg import COLOURS, TITLE_HEIGHT, Picture, escape
 
 STEPS = 9
-# In light and in dark, the shade of the least and of the most, and one between.
+# For light and dark mode, the shades of the lowest, the middle and the highest value.
 _STOPS = {"light": ("#e3eef8", "#5a9fd0", "#08306b"), "dark": ("#1b2c3d", "#3f82bb", "#e2f0fd")}
 
 Cells = Mapping[tuple[int, int], float]
 
 
 def mixed(first: str, second: str, share: float) -> str:
-    """The colour between two, #rrggbb.
+    """A mixture of two colours, #rrggbb.
 
-    Args:
-      first: #rrggbb.
-      second: #rrggbb.
-      share: of the second, 0 to 1.
+    first: #rrggbb.
+    second: #rrggbb.
+    share: share of the second, 0 to 1.
     """
     parts = [(int(first[at : at + 2], 16), int(second[at : at + 2], 16)) for at in (1, 3, 5)]
     return "#" + "".join(f"{round(low + (high - low) * share):02x}" for low, high in parts)
@@ -53,23 +52,23 @@ def step_of(value: float, low: float, high: float) -> int:
 
     Args:
       value: the value.
-      low: where shades begin.
-      high: where they end.
+      low: value of the first shade.
+      high: value of the last shade.
     """
     return 0 if high <= low else min(STEPS - 1, max(0, math.floor((value - low) / (high - low) * STEPS)))
 
 
 def cells_of(values: Cells, low: float, high: float, left: float, top: float, width: float, height: float) -> list[str]:
-    """The paths of cells by (row, column); neighbours of one shade in a row are drawn as one.
+    """The paths of cells by (row, column); neighbours of one shade in a row are drawn together.
 
     Args:
       values: by (row, column).
-      low: value of the least shade.
-      high: value of the most.
+      low: value of the first shade.
+      high: value of the last shade.
       left: x of the first column, in pixels.
-      top: y of the first row.
-      width: of a cell.
-      height: of a cell.
+      top: y of the first row, in pixels.
+      width: width of a cell, in pixels.
+      height: height of a cell, in pixels.
     """
     runs: list[list[str]] = [[] for _ in range(STEPS)]
     start: tuple[int, int] | None = None
@@ -87,15 +86,15 @@ def cells_of(values: Cells, low: float, high: float, left: float, top: float, wi
 
 
 def scale(low: float, high: float, left: float, y: float, label: str, form: str = "{:.3g}") -> list[str]:
-    """The shades in order with the values where they begin and end.
+    """A legend of the shades, with the values at both ends.
 
     Args:
-      low: value of the least shade.
-      high: value of the most.
+      low: value of the first shade.
+      high: value of the last shade.
       left: x of the first shade, in pixels.
-      y: of the shades.
+      y: y of the shades, in pixels.
       label: what the values are.
-      form: how they are written.
+      form: format of the values.
     """
     parts = [f'<rect class="h{step}" x="{left + 22 * step}" y="{y}" width="22" height="12"/>' for step in range(STEPS)]
     for share, value, anchor in ((0, low, "start"), (0.5, (low + high) / 2, "middle"), (1, high, "end")):
@@ -106,17 +105,17 @@ def scale(low: float, high: float, left: float, y: float, label: str, form: str 
 
 
 def every(count: int, room: float) -> int:
-    """Every how many of `count` entries a number fits, of `room` pixels each.
+    """The step at which entries can be numbered, such as every fifth, if each of `count` entries has `room` pixels.
 
     Args:
       count: number of entries.
-      room: pixels of each.
+      room: pixels per entry.
     """
     return next((step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500) if step * room >= 20), max(1, count))
 
 
 def similarity_range(matrix: Sequence[Sequence[float]]) -> tuple[float, float]:
-    """Least and largest value off the diagonal.
+    """The smallest and the largest value off the diagonal.
 
     Args:
       matrix: [L, L].
@@ -126,7 +125,7 @@ def similarity_range(matrix: Sequence[Sequence[float]]) -> tuple[float, float]:
 
 
 def group_order(assign: Sequence[int]) -> list[int]:
-    """The layers, group after group, then those that are in none.
+    """The layers, group after group, then those that are in no group.
 
     Args:
       assign: [L], the group of every layer, -1 for none.
@@ -137,15 +136,15 @@ def group_order(assign: Sequence[int]) -> list[int]:
 def similarity_map(
     title: str, matrix: Sequence[Sequence[float]], assign: Sequence[int], bounds: tuple[float, float]
 ) -> Picture:
-    """Cosine similarity of layers [L, L], groups outlined; the diagonal, always 1, is left out and shows the group.
+    """Cosine similarity of layers [L, L], with groups outlined; the diagonal, always 1, shows the group instead.
 
-    Layers stand in the order of their groups: each is one square on the diagonal.
+    Layers are in the order of their groups, so that each group is one square on the diagonal.
 
     Args:
-      title: of the picture.
+      title: title of the picture.
       matrix: [L, L].
       assign: [L], the group of every layer, -1 for none.
-      bounds: values of the least and of the most shade, of what lies off the diagonal.
+      bounds: values of the first and of the last shade, for values off the diagonal.
     """
     size, (low, high) = len(matrix), bounds
     order = group_order(assign)
@@ -165,7 +164,7 @@ def similarity_map(
         for first, side in ((first, count * cell) for group, first, count in runs if group >= 0)
     )
     parts.append(f'<path class="border" d="{outlines}"/>')
-    # In another order than the model's every layer is named, or none where there is no room.
+    # If layers are not in the model's order, every layer is named, or none if there is no space.
     step = every(size, cell) if order == list(range(size)) else 1 if cell >= 10 else size + 1
     kind = "count" if cell >= 15 or step > 1 else "small"
     for index, layer in enumerate(order):
@@ -176,7 +175,7 @@ def similarity_map(
             parts.append(f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="middle">{name}</text>')
         if index % step == 0 and step <= size:
             parts.append(f'<text class="{kind} soft" x="{left - 6}" y="{y:.1f}" text-anchor="end">{layer}</text>')
-            # Side by side, two digits each, they would run into one another.
+            # Two-digit numbers side by side would overlap.
             if step * cell >= 15:
                 parts.append(f'<text class="{kind} soft" x="{x:.1f}" y="{top - 5}" text-anchor="middle">{layer}</text>')
     edge = left + size * cell
@@ -187,7 +186,7 @@ def similarity_map(
 
 
 def _runs_of_groups(groups: Sequence[int]) -> list[tuple[int, int, int]]:
-    """(group, first place, places) of every run of one group; layers in none are runs of -1."""
+    """(group, first place, places) of every run of one group; runs of layers in no group are -1."""
     runs: list[tuple[int, int, int]] = []
     for place, group in enumerate(groups):
         if runs and runs[-1][0] == group:
@@ -211,20 +210,20 @@ def time_map(
     form: str = "{:.3g}",
     apart: bool = False,
 ) -> Picture:
-    """Values by (row, column) where the columns are equal stretches of rounds.
+    """A map of values by (row, column) whose columns are equal ranges of rounds.
 
     Args:
-      title: of the picture.
+      title: title of the picture.
       values: by (row, column).
-      rows: their names.
-      columns: their number.
-      bounds: values of the least and of the most shade.
-      rounds: that all columns together stand for.
+      rows: names of the rows.
+      columns: number of columns.
+      bounds: values of the first and of the last shade.
+      rounds: number of rounds that all columns together cover.
       borders: rounds that end a stage.
       label: what the values are.
       row_label: what the rows are.
-      form: how values are written.
-      apart: whether cells all have one colour and stand each for itself; the others have a scale beneath.
+      form: format of the values.
+      apart: whether cells have one colour and are drawn separately; if not, a legend of the shades is drawn below.
     """
     left, top, wide = 74, TITLE_HEIGHT + 8, 880.0
     height = max(3.0, min(18.0, 460 / len(rows)))

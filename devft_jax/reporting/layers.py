@@ -1,14 +1,14 @@
-"""How groups of layers and the weights of their anchors are shown."""
+"""Text for groups of layers and the weights of their anchors."""
 
 from collections.abc import Sequence
 
 
 def layer_runs(layers: Sequence[int], dash: str) -> list[str]:
-    """Ascending layers as runs of neighbours, each one layer or its first and last with a dash between: 0, 3-9.
+    """Ascending layers as runs of consecutive numbers, each one layer or the first and last with a dash between: 0, 3-9.
 
     Args:
-      layers: ascending.
-      dash: between the first and the last of a run.
+      layers: in ascending order.
+      dash: text between the first and the last of a run.
     """
     runs: list[list[int]] = []
     for layer in layers:
@@ -20,18 +20,19 @@ def layer_runs(layers: Sequence[int], dash: str) -> list[str]:
 
 
 def shown_weight(weight: float) -> str:
-    """An anchor's weight to two digits, without the sign that rounding leaves to a zero.
+    """An anchor's weight with two decimals, without the minus sign of a rounded zero.
 
     Args:
-      weight: an anchor's.
+      weight: weight of an anchor.
     """
     return f"{weight:z.2f}"
 
 
 def is_negative(weight: float | None) -> bool:
-    """Whether an anchor's weight is below zero by the digits that are shown: 1 - 0.1 x 10 is not, but for rounding.
+    """Whether an anchor's weight is below zero in the decimals shown; 1 - 0.1 x 10, for example, is negative only by
+    rounding.
 
     Args:
-      weight: an anchor's; None for a group without one.
+      weight: weight of an anchor; None for a group without one.
     """
     return weight is not None and shown_weight(weight).startswith("-")

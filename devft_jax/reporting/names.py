@@ -1,14 +1,14 @@
-"""Names that do not fit where they are shown, cut so that they still differ."""
+"""Shortens names that do not fit, so that they still differ."""
 
 from collections.abc import Sequence
 
 
 def shortened(name: str, width: int) -> str:
-    """A name that fits, without its middle where it is longer.
+    """A name that fits; a longer one loses its middle.
 
     Args:
-      name: any.
-      width: letters that there is room for.
+      name: any name.
+      width: number of characters that fit.
     """
     if len(name) <= width:
         return name
@@ -17,17 +17,17 @@ def shortened(name: str, width: int) -> str:
 
 
 def distinct(names: Sequence[str], width: int) -> list[str]:
-    """Names that fit: where one is longer, all of them without what all begin or end with, then without their middles.
+    """Names that fit: if one is too long, all lose their common beginning or end, then their middles.
 
     Args:
-      names: all that are shown beside each other.
-      width: letters that there is room for.
+      names: all names shown together.
+      width: number of characters that fit.
     """
     if all(len(name) <= width for name in names):
         return list(names)
     start = _common(names)
     end = _common([name[start:][::-1] for name in names])
-    # A number that all names share the first digits of stays whole.
+    # A number whose first digits all names share is kept whole.
     while start and names[0][start - 1].isdigit():
         start -= 1
     while end and names[0][-end].isdigit():
@@ -39,6 +39,6 @@ def distinct(names: Sequence[str], width: int) -> list[str]:
 
 
 def _common(names: Sequence[str]) -> int:
-    """How many letters all names begin with."""
+    """The number of characters with which all names begin."""
     shortest = min(map(len, names))
     return next((index for index in range(shortest) if len({name[index] for name in names}) > 1), shortest)

@@ -1,7 +1,7 @@
-"""The report as a page: its style, and the few forms that its sections are made of.
+"""The report as a page: its style, and the elements of its sections.
 
-Every text that comes from data passes through `escape`. Nothing is loaded and no script runs; tables of the data behind a
-picture lie under a fold, which browsers open from the keyboard.
+Every text that comes from data is passed through `escape`. Nothing is loaded and no script runs; the data behind a picture
+is in a table that browsers can unfold from the keyboard.
 """
 
 from collections.abc import Iterable, Sequence
@@ -74,9 +74,9 @@ def page(title: str, styles: Iterable[str], body: Iterable[str]) -> str:
     """The whole document.
 
     Args:
-      title: of the page.
-      styles: of the pictures, besides the common ones.
-      body: its parts.
+      title: title of the page.
+      styles: styles of the pictures, in addition to the common ones.
+      body: the parts of the page.
     """
     return "\n".join(
         [
@@ -97,19 +97,19 @@ def paragraph(text: str, kind: str = "") -> str:
     """A paragraph of plain text.
 
     Args:
-      text: plain.
-      kind: a class of the style.
+      text: plain text.
+      kind: a CSS class of the style.
     """
     return f"<p{_class(kind)}>{escape(text)}</p>"
 
 
 def section(name: str, title: str, *parts: str) -> str:
-    """A part of the page under a heading.
+    """A part of the page with a heading.
 
     Args:
-      name: what links jump to.
+      name: anchor for links.
       title: the heading.
-      *parts: what stands in it.
+      *parts: content of the section.
     """
     opening = f'<section id="{name}" aria-labelledby="{name}-title"><h2 id="{name}-title">{escape(title)}</h2>'
     return f"{opening}{_joined(parts)}</section>"
@@ -119,7 +119,7 @@ def heading(text: str) -> str:
     """A heading within a section.
 
     Args:
-      text: plain.
+      text: plain text.
     """
     return f"<h3>{escape(text)}</h3>"
 
@@ -130,9 +130,9 @@ def figure(picture: Picture, caption: str, *below: str, wide: bool = True, kind:
     Args:
       picture: the picture.
       caption: plain text; empty for none.
-      *below: parts beneath the caption.
-      wide: whether it scrolls where the screen is narrower than it can shrink to.
-      kind: broad is left out of narrow screens, narrow out of others.
+      *below: parts below the caption.
+      wide: whether it scrolls if the screen is too narrow for it.
+      kind: "broad" hides it on narrow screens, "narrow" on all others.
     """
     box = "scroll wide" if wide else "scroll"
     reachable = f' tabindex="0" role="group" aria-label="{escape(picture.title)}"' if wide else ""
@@ -144,26 +144,26 @@ def figure(picture: Picture, caption: str, *below: str, wide: bool = True, kind:
 
 
 def side_by_side(*parts: str, least: int = 300) -> str:
-    """Parts beside each other where each has `least` pixels.
+    """Parts next to each other if each has `least` pixels.
 
     Args:
-      *parts: of the page.
-      least: pixels that each needs.
+      *parts: parts of the page.
+      least: pixels that each one needs.
     """
     return f'<div class="pair" style="--least: {least}px">{_joined(parts)}</div>'
 
 
 def code(text: str) -> str:
-    """Text to be copied, kept letter by letter.
+    """Text to copy, kept character by character.
 
     Args:
-      text: plain.
+      text: plain text.
     """
     return f"<pre><code>{exactly(text)}</code></pre>"
 
 
 def legend(entries: Iterable[tuple[Picture, str]]) -> str:
-    """The looks of a chart's lines and their names.
+    """The legend of a chart's lines.
 
     Args:
       entries: the look and the name of each line.
@@ -173,32 +173,32 @@ def legend(entries: Iterable[tuple[Picture, str]]) -> str:
 
 
 def scrolling(*parts: str) -> str:
-    """Parts that scroll sideways where the screen is too narrow for them.
+    """Parts that scroll sideways if the screen is too narrow for them.
 
     Args:
-      *parts: of the page.
+      *parts: parts of the page.
     """
     return f'<div class="scroll">{_joined(parts)}</div>'
 
 
 def folded(summary: str, *parts: str) -> str:
-    """Parts that open under a line.
+    """Parts that unfold below a line.
 
     Args:
-      summary: the line that is always seen.
-      *parts: of the page.
+      summary: the line that is always visible.
+      *parts: parts of the page.
     """
     return f"<details><summary>{escape(summary)}</summary>{scrolling(*parts)}</details>"
 
 
 def table(caption: str, header: Sequence[str], rows: Iterable[Sequence[Cell]], kind: str = "") -> str:
-    """A table whose first column names its rows; numbers stand right, None is shown as a dash.
+    """A table whose first column names its rows; numbers are right-aligned, None is shown as a dash.
 
     Args:
-      caption: of the table.
-      header: of the columns.
-      rows: their cells.
-      kind: a class of the style.
+      caption: caption of the table.
+      header: names of the columns.
+      rows: cells of the rows.
+      kind: a CSS class of the style.
     """
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in header)
     body = "\n".join(f"<tr>{_cell(row[0], 'th')}{''.join(_cell(value, 'td') for value in row[1:])}</tr>" for row in rows)

@@ -1,4 +1,4 @@
-"""The clients: what each has (the split) and in which rounds each took part."""
+"""The clients: the data of each (the split), and the rounds in which each took part."""
 
 from collections import Counter
 from statistics import median
@@ -11,10 +11,10 @@ from devft_jax.reporting.split import MAX_CLIENTS, split_picture
 from devft_jax.reporting.stages import MAX_COLUMNS, bins_of
 from devft_jax.reporting.story import Story
 
-# Rows of the map of participation: of more clients, neighbours share a row.
+# Most rows in the map of participation; with more clients, neighbours share a row.
 MAX_ROWS = 60
 TABLE_ROWS = 1_000
-# That fit before a row of it.
+# Most characters that fit in front of a row.
 NAME_LETTERS = 9
 
 
@@ -22,7 +22,7 @@ def clients(story: Story) -> str:
     """The section on the clients.
 
     Args:
-      story: of the run.
+      story: the run.
     """
     members = story.split.clients
     taken = Counter(position for row in story.rows for position in row.clients)
@@ -42,12 +42,12 @@ def clients(story: Story) -> str:
     ]
     part = f", the first {TABLE_ROWS:,} of {len(members):,}" if len(members) > TABLE_ROWS else ""
     header = ["client", "examples", "tokens", "rounds", *(["held-out loss", "exact match"] if story.personal else [])]
-    caption = f"Clients{part}; split.json and metrics.jsonl have all of it"
+    caption = f"Clients{part}; split.json and metrics.jsonl have all of them"
     capped = f"The first {MAX_CLIENTS} clients are drawn." if len(members) > MAX_CLIENTS else ""
     return page.section(
         "clients",
         "The clients",
-        page.heading("What each has"),
+        page.heading("The data of each client"),
         page.figure(split_picture(story.split), capped),
         page.heading("Who took part when"),
         page.paragraph(words),
@@ -73,9 +73,9 @@ def _map(story: Story) -> str:
         shared.append(f"a row is {together} clients")
     if wide > 1:
         shared.append(f"a column is up to {wide} rounds")
-    caption = "A filled cell is a client that took part in that round."
+    caption = "A filled cell is a client that took part in the round."
     if shared:
-        caption = f"There are too many to draw one by one: {' and '.join(shared)}, and the shade counts participations."
+        caption = f"There are too many to draw each one: {' and '.join(shared)}, and the shade counts participations."
     picture = time_map(
         "Participation of clients over rounds",
         {place: float(count) for place, count in cells.items()},

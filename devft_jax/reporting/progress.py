@@ -1,4 +1,4 @@
-"""Progress of a run as plain lines, one a round, readable in a terminal and in a log file alike."""
+"""Progress of a run as plain lines, one per round, for terminals and log files."""
 
 import contextlib
 import os
@@ -13,11 +13,11 @@ from devft_jax.runtime.screen import show
 from devft_jax.storage.records import RoundRecord, StageRecord
 
 PATIENCE = 1.5
-"""Seconds after which something that trains nothing is told of."""
+"""Seconds after which a step other than a round is reported."""
 
 
 def readable_bytes(count: float) -> str:
-    """A number of bytes in the unit that suits it (powers of 1000)."""
+    """A number of bytes in a suitable unit (powers of 1000)."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.2f} {unit}"
@@ -38,11 +38,11 @@ def readable_seconds(seconds: float) -> str:
 class Progress:
     """Writes a run's progress to `stream`; `quiet` keeps only warnings.
 
-    Nobody's reading it is no reason to end a run: once the stream cannot be written, as when a pipe's reader has gone,
-    nothing is written any more.
+    An unreadable output must not end a run: once the stream cannot be written, for example because the reader of a pipe has
+    closed it, nothing more is written.
 
     Attributes:
-      lost: why the stream could not be written; None as long as it can.
+      lost: why the stream could not be written; None while it can.
     """
 
     def __init__(self, stream: TextIO | None = None, *, quiet: bool = False):
@@ -62,13 +62,13 @@ class Progress:
             self.lost = getattr(error, "strerror", None) or str(error)
 
     def say(self, text: str) -> None:
-        """A line, or several."""
+        """Print one line, or several."""
         if not self.quiet:
             self._write(text)
 
     @contextlib.contextmanager
     def doing(self, what: str) -> Iterator[None]:
-        """Says what is being done where that takes a while and no round ends meanwhile."""
+        """Report a step that takes a while inside the block, in which no round ends."""
         timer = threading.Timer(PATIENCE, self.say, [f"  {what} ..."])
         timer.daemon = True
         timer.start()
@@ -78,17 +78,17 @@ class Progress:
             timer.cancel()
 
     def warn(self, text: str) -> None:
-        """A line that is never left out."""
+        """Print a line that `quiet` does not hide."""
         self._write(f"warning: {text}")
 
     def stage(self, stage: int, stages: int, record: StageRecord, before: float | None) -> None:
-        """A stage begins: which layers were fused, and what that does to held-out loss.
+        """Report the beginning of a stage: which layers were fused, and how the held-out loss changed.
 
         Args:
           stage: from 0.
-          stages: of the run.
-          record: the stage's.
-          before: held-out loss of the full model, None if unknown.
+          stages: number of stages of the run.
+          record: the stage's record.
+          before: held-out loss of the full model; None if unknown.
         """
         groups, layers, start = record.groups, len(record.assign), record.loss_start
         name = f"stage {stage + 1}/{stages}"
@@ -110,7 +110,7 @@ class Progress:
             self.say("  " + ";  ".join(said))
 
     def round(self, row: RoundRecord, rounds: int, stages: int, seconds_left: float) -> None:
-        """A round has ended."""
+        """Report a finished round."""
         held_out = f"  held-out {row.held_out_loss:.4f}" if row.held_out_loss is not None else ""
         dropped = f"  dropped {row.dropped}" if row.dropped else ""
         self.say(
@@ -120,7 +120,7 @@ class Progress:
         )
 
     def stage_end(self, record: StageRecord) -> None:
-        """A stage has ended: how its submodel did, and the full model after transfer."""
+        """Report the end of a stage: the loss of its submodel, and of the full model after transfer."""
         end, full = record.loss_end, record.loss_full_after_transfer
         if end is None:
             return
@@ -134,7 +134,7 @@ class Progress:
 
 
 def _columns(stream: TextIO) -> int:
-    """Width of the terminal behind a stream; that of a log file, which nothing limits, is 120."""
+    """Width of the terminal behind a stream; 120 for a log file."""
     try:
         return os.get_terminal_size(stream.fileno()).columns
     except (OSError, ValueError, AttributeError):
@@ -142,10 +142,10 @@ def _columns(stream: TextIO) -> int:
 
 
 def fill(words: Sequence[str], width: int, *, indent: int) -> str:
-    """Words in lines of at most `width` characters where they fit, all but the first indented."""
+    """Words wrapped into lines of at most `width` characters, with every line after the first indented."""
     lines = [words[0]]
     for word in words[1:]:
-        # Two blanks set the groups off from what stands before them.
+        # Two spaces separate the groups from the text before them.
         gap = "  " if lines[-1] is words[0] else " "
         if len(lines[-1]) + len(gap) + len(word) <= width:
             lines[-1] += gap + word
@@ -155,14 +155,14 @@ def fill(words: Sequence[str], width: int, *, indent: int) -> str:
 
 
 def shown_layers(layers: Sequence[int]) -> str:
-    """Ascending layers, runs of them as ranges: 0 3-9 11-15."""
+    """Ascending layers, with runs as ranges: 0 3-9 11-15."""
     return " ".join(layer_runs(layers, "-"))
 
 
 def shown_groups(groups: Sequence[Sequence[int]], assign: Sequence[int]) -> list[str]:
-    """Every group of layers in brackets, and the layers that are in none.
+    """Every group of layers in brackets, and the layers that are in no group.
 
-    More than three groups in a row that are adjacent blocks of one size are written as the first and the last of them:
+    More than three groups in a row that are adjacent blocks of the same size are written as the first and the last of them:
     `[1]..[9]` are nine single layers, `[0-1]..[6-7]` four pairs.
     """
     rows: list[list[Sequence[int]]] = []

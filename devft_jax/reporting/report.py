@@ -1,7 +1,7 @@
-"""`report.html`: one run on one page that needs nothing else, for those who did not watch it.
+"""`report.html`: one run on one page without external resources, for readers who did not watch it.
 
-First what was run and what came of it, then how it learned and grew, what it cost, who took part, and how to repeat it. The
-sections lie in modules of their own; this one has the headline and puts them together.
+The page starts with what was run and the result; then come how it learned and grew, what it cost, who took part, and how to
+repeat it. The sections are in modules of their own; this one has the headline and puts them together.
 """
 
 import math
@@ -20,11 +20,11 @@ from devft_jax.storage.records import EnergyRecord
 
 
 def report_html(story: Story, configured: Settings) -> str:
-    """The page.
+    """The whole page.
 
     Args:
-      story: of the run.
-      configured: its configuration.
+      story: the run.
+      configured: the run's configuration.
     """
     sections = [
         learning(story),
@@ -39,7 +39,7 @@ def report_html(story: Story, configured: Settings) -> str:
 
 
 def _named(story: Story, name: str) -> str:
-    """What took a part in the run: the object that was given, or what the configuration names."""
+    """A part of the run by name: the object that was passed, or the name in the configuration."""
     return story.objects.get(name, shown(story.config[name]))
 
 
@@ -53,11 +53,11 @@ def _model(story: Story) -> str:
 
 
 def _state(story: Story) -> tuple[str, str]:
-    """The kind and the words of the run's state."""
+    """The CSS class and the text of the run's state."""
     resumed = f", resumed after round {', '.join(map(str, story.resumes))}" if story.resumes else ""
     if story.finished:
         return "done", f"finished: {story.rounds} round{'s' if story.rounds > 1 else ''}{resumed}"
-    how = "stopped" if story.record.stopped_by else "under way or interrupted"
+    how = "stopped" if story.record.stopped_by else "still running or interrupted"
     return "open", f"{how} after round {story.rounds} of {story.planned}{resumed}"
 
 
@@ -68,7 +68,7 @@ def _what(story: Story) -> str:
     stages = f"in {count} of {', '.join(depths)} layers" if story.is_grown else "at full depth"
     if story.is_grown and not story.finished:
         stages = f"so far in stages of {', '.join(depths)} layers,"
-    # A growth may end before the rounds that it was given.
+    # A growth may end before all planned rounds are done.
     rounds = story.rounds if story.finished else story.planned
     data, examples, clients = _named(story, "data"), story.split.examples, len(story.split.clients)
     who = (
@@ -82,7 +82,7 @@ def _what(story: Story) -> str:
 
 
 def _moved(before: float, after: float, form: str) -> str:
-    """How a figure changed, by the digits that are shown."""
+    """How a figure changed, by the decimals shown."""
     first, last = form.format(before), form.format(after)
     if not (math.isfinite(before) and math.isfinite(after)):
         return f"went from {first} to {last}"
@@ -92,20 +92,20 @@ def _moved(before: float, after: float, form: str) -> str:
 
 
 def _result(story: Story) -> str:
-    """What came of it, in plain words."""
+    """The result in plain words."""
     points = [point for piece in story.full_model for point in piece]
     losses = [row.loss for row in story.rows if row.loss == row.loss]
     training = (
         f"The training loss went from {losses[0]:.4f} in the first round to {losses[-1]:.4f} in the last." if losses else ""
     )
     if training and story.is_grown:
-        training += " Each stage's is its own submodel's, so the two need not be of one model."
+        training += " Each stage's loss is that of its own submodel, so the two may belong to different models."
     if not points:
         return f"No held-out data was given, so what was learned is not measured. {training}"
     base, last = points[0], points[-1]
     if last.round == 0:
         return f"The full model has not been evaluated since the start. {training}"
-    when = "" if story.finished else f", as of round {last.round}, when the full model was last evaluated"
+    when = "" if story.finished else f", at round {last.round}, when the full model was last evaluated"
     whose = "Held-out loss" if not story.is_personal else "On average over the clients' own models, held-out loss"
     text = f"{whose} {_moved(base.loss, last.loss, '{:.4f}')}"
     if base.accuracy is not None and last.accuracy is not None:
@@ -122,7 +122,7 @@ def _tile(name: str, value: str, note: str = "", before: str = "") -> str:
 
 
 def _judged(story: Story) -> str:
-    """Whose figures the headline gives."""
+    """Whose figures the headline shows."""
     if not story.is_personal:
         return "full model"
     if story.personal is None:
@@ -144,17 +144,17 @@ def _tiles(story: Story) -> list[str]:
                 _tile(
                     "Exact match",
                     f"{last.accuracy:.1%}",
-                    "answers of which every token is the likeliest",
+                    "answers reproduced exactly by greedy decoding",
                     f"{base.accuracy:.1%}",
                 )
             )
     besides = {"compile": record.seconds.compile, "build": record.seconds.build, "evaluate": record.seconds.evaluate}
     others = ", ".join(f"{name} {readable(seconds, SECONDS)}" for name, seconds in besides.items())
     if record.compiled_ahead.programs:
-        others += f"; compiled meanwhile: {readable(record.compiled_ahead.seconds, SECONDS)}"
+        others += f"; compiled in the background: {readable(record.compiled_ahead.seconds, SECONDS)}"
     tiles.append(_tile("Training time", readable(story.total(lambda row: row.seconds)[-1], SECONDS), f"besides: {others}"))
     up, down = story.total(lambda row: row.bytes_up)[-1], story.total(lambda row: row.bytes_down)[-1]
-    what = "fused submodels" if story.is_fused else "which layers a stage has"
+    what = "fused submodels" if story.is_fused else "lists of a stage's layers"
     dense = f"; {what}: {readable(record.bytes_stage, BYTES)}" if record.bytes_stage else ""
     tiles.append(
         _tile("Messages", readable(up + down, BYTES), f"up {readable(up, BYTES)}, down {readable(down, BYTES)}{dense}")
@@ -165,7 +165,7 @@ def _tiles(story: Story) -> list[str]:
         tiles.append(_energy(record.energy))
     source = record.peak_memory_source
     if source == "process peak resident set":
-        source += ": of the whole process, with what it did before this run"
+        source += ": of the whole process, including what it did before this run"
     tiles.append(_tile("Peak memory", readable(record.peak_memory_bytes, BYTES), source))
     return tiles
 
@@ -187,7 +187,7 @@ def _headline(story: Story, title: str) -> str:
     if story.cut_off:
         parts.append(
             page.paragraph(
-                "The last line of metrics.jsonl is incomplete and left out: the run is writing it, or was killed as it did.",
+                "The last line of metrics.jsonl is incomplete and left out: it is being written, or the run was killed.",
                 "alert",
             )
         )

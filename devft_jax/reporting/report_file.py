@@ -1,7 +1,7 @@
-"""`devft report`: a run's folder as one self-contained page.
+"""`devft report`: reads a run's folder and writes one self-contained page.
 
-Reading takes no lock and writes nothing but the page, so that a run that is under way, or whose folder may only be read, is
-reported on as well as a finished one.
+Reading takes no lock and writes nothing but the page, so a run that is still running, or whose folder is read-only, can be
+reported as well as a finished one.
 """
 
 from pathlib import Path
@@ -23,10 +23,10 @@ def write_report(path: str | Path, out: str | Path | None = None) -> Path:
 
     Args:
       path: the run's folder.
-      out: the file; by default `report.html` in the folder.
+      out: the file to write; by default `report.html` in the folder.
 
     Returns:
-      The file.
+      The file that was written.
 
     Raises:
       InputError: the folder holds no run with a finished round, its records are damaged or of another version, or the file
@@ -41,17 +41,15 @@ def write_report(path: str | Path, out: str | Path | None = None) -> Path:
         text = report_html(story, read_settings(story, path))
     except InputError:
         raise
-    except Exception as error:  # whatever a damaged value leads to
+    except Exception as error:  # damaged values may raise anything
         raise InputError(
-            f"the records in {path} cannot be shown ({type(error).__name__}: {error}); they are damaged or another "
-            "version's: run it again in another folder."
+            f"the records in {path} cannot be shown ({type(error).__name__}: {error}); they are damaged or of another "
+            "version: run it again in another folder."
         ) from error
     try:
         write_atomically(target, text)
     except OSError as error:
-        raise InputError(
-            f"the report {target} cannot be written ({error.strerror}); name another file with --out."
-        ) from error
+        raise InputError(f"the report {target} cannot be written ({error.strerror}); give another file by --out.") from error
     return target
 
 
@@ -59,10 +57,10 @@ def read_story(path: str | Path) -> Story:
     """Read a run's folder.
 
     Args:
-      path: the folder.
+      path: the run's folder.
 
     Returns:
-      The run as its records say.
+      The run as recorded there.
 
     Raises:
       InputError: the folder holds no run with a finished round, or its records are damaged or of another version.
@@ -71,22 +69,22 @@ def read_story(path: str | Path) -> Story:
     config, split = folder.read_json("config.json"), folder.read_split()
     if config is None or split is None:
         raise InputError(f"{folder.path} holds no run; name a folder that `devft run` wrote.")
-    # A run under way may go on between these two: its record is read last, and knows all stages of the rounds read.
+    # A running run may continue between these two reads: its record is read last, and has all stages of the rounds read.
     rows, cut_off = folder.metrics.read_so_far()
     under_way = folder.read_under_way()
     record = folder.read_summary() if under_way is None else under_way
     if record is None or not rows:
-        raise InputError(f"the run in {folder.path} has not finished a round yet; ask again when it has.")
+        raise InputError(f"the run in {folder.path} has not finished a round yet; try again later.")
     story = Story(folder.path.name, config, record, rows, split, finished=under_way is None, cut_off=cut_off)
     check(story, str(folder.path))
     return story
 
 
 def read_settings(story: Story, path: str | Path) -> Settings:
-    """The configuration beside the defaults or the preset that it is nearest to.
+    """The configuration, compared with the defaults or with the nearest preset.
 
     Args:
-      story: of the run.
+      story: the run.
       path: the run's folder, for messages.
     """
     config, _ = stored_config(story.config, Path(path))

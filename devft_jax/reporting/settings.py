@@ -1,4 +1,4 @@
-"""How the run was configured, the command that says so again, and the versions that it ran on."""
+"""The section on the configuration: the options, the command that reproduces them, and the versions used."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ class Option:
     """One option of the configuration.
 
     Attributes:
-      name: of the option.
-      value: its value.
-      start: the value that it would start from.
-      text: what it is for.
+      name: name of the option.
+      value: value of the option.
+      start: the value in the defaults or the preset.
+      text: its help text.
       execution: whether it changes how the run is executed, not what it computes.
     """
 
@@ -33,9 +33,9 @@ class Settings:
     """The configuration as the report shows it.
 
     Attributes:
-      options: all of them.
-      start: what `devft run` starts from: a preset by name, or the defaults (None).
-      command: the command line that says the configuration.
+      options: all options.
+      start: the starting point of `devft run`: a preset by name, or the defaults (None).
+      command: a command line that reproduces the configuration.
     """
 
     options: Sequence[Option]
@@ -44,10 +44,10 @@ class Settings:
 
 
 def shown(value: Any) -> str:
-    """A value as text, tuples as the command line writes them.
+    """A value as text, with tuples as the command line writes them.
 
     Args:
-      value: of an option.
+      value: value of an option.
     """
     if isinstance(value, list | tuple):
         return ",".join(map(str, value))
@@ -60,8 +60,8 @@ def settings(story: Story, configured: Settings) -> str:
     """The section on the configuration.
 
     Args:
-      story: of the run.
-      configured: its configuration.
+      story: the run.
+      configured: the run's configuration.
     """
     start = "the defaults" if configured.start is None else f"the preset {configured.start}"
     changed = [option for option in configured.options if option.value != option.start]
@@ -75,12 +75,12 @@ def settings(story: Story, configured: Settings) -> str:
         _options("What is computed", [option for option in changed if not option.execution], start, story.objects),
         _options("How it is executed, without effect on the result", [o for o in changed if o.execution], start, {}),
         page.folded(
-            f"The {len(same)} options that are as in {start}",
+            f"The {len(same)} options with the values of {start}",
             _options("What is computed", [option for option in same if not option.execution], start, story.objects),
             _options("How it is executed, without effect on the result", [o for o in same if o.execution], start, {}),
         ),
         page.heading("Versions"),
-        page.table("What the run was last executed with", ["", "version"], list(story.record.versions.items())),
+        page.table("Versions of the last execution", ["", "version"], list(story.record.versions.items())),
     )
 
 
@@ -90,8 +90,8 @@ def _command(story: Story, configured: Settings) -> list[str]:
         given = ", ".join(f"{name} ({text})" for name, text in story.objects.items())
         parts.append(
             page.paragraph(
-                f"This run was started from Python with objects: {given}. A command alone cannot reproduce it; what "
-                "is below says everything else, to be given to train() together with the same objects.",
+                f"This run was started from Python with objects: {given}. A command alone cannot reproduce it; the one "
+                "below gives all others, to be passed to train() together with the same objects.",
                 "alert",
             )
         )
@@ -99,12 +99,14 @@ def _command(story: Story, configured: Settings) -> list[str]:
         parts.append(
             page.paragraph(
                 f"This run was planned for fewer rounds and lengthened after round {story.lengthened_after}. The command "
-                "goes on with it in its own folder; in another it starts a run that is planned for all rounds from its "
+                "resumes it in its own folder; in another folder it starts a run that is planned for all rounds from the "
                 "beginning, with other stages or learning rates.",
                 "alert",
             )
         )
-    parts.append(page.paragraph("Name another folder after --out to run it anew; in the same folder it goes on or is done."))
+    parts.append(
+        page.paragraph("Name another folder after --out to run it again; in the same folder it is resumed or done.")
+    )
     parts.append(page.code(configured.command))
     return parts
 

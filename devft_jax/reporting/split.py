@@ -1,9 +1,9 @@
-"""Who has what: the split of a data set over clients as one self-contained SVG.
+"""The split of a data set over clients as one self-contained SVG.
 
-A row for each client: a cell for each category, topic or bin of lengths, darker with its share of the client's
-examples, then a bar as long as the client has examples. A last row is the whole data set. Shades are five steps of one
-hue, that differ in lightness alone, so that they hold in print and for colour-blind readers; where cells are large
-enough they say their counts, and everywhere in a tooltip. Without groups there are bars only.
+One row per client: a cell for each category, topic or bin of lengths, darker with its share of the client's examples, then a
+bar for the number of examples. The last row is the whole data set. The shades are five steps of one hue that differ only in
+lightness, so that they work in print and for colour-blind readers; large cells show their counts, and all cells do so
+in a tooltip. Without groups there are only bars.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,13 +14,13 @@ from devft_jax.reporting.names import distinct, shortened
 from devft_jax.reporting.svg import Picture, escape
 from devft_jax.storage.records import ClientRecord, SplitRecord
 
-# What is drawn at most: the first clients, and the most frequent groups beside a column for the others.
+# Limits of the picture: the first clients, and the most frequent groups with one column for all others.
 MAX_CLIENTS, MAX_GROUPS = 100, 24
 
-# Shades by share of a client's examples: up to and including these.
+# Upper bounds of the shades, as shares of a client's examples.
 STEPS = (0.02, 0.1, 0.25, 0.5, 1.0)
 
-# Pixels for a count behind the longest bar, and of the whole at least.
+# Pixels for a count after the longest bar, and least pixels of the whole.
 COUNT_WIDTH, MIN_WIDTH = 66, 620
 
 CLIENT_LETTERS, GROUP_LETTERS = 22, 30
@@ -39,14 +39,14 @@ STYLE = """
 
 @dataclass(frozen=True)
 class _Table:
-    """What is drawn: columns, and a name, size and a count for each column of every row."""
+    """The content of the picture: columns, and for every row a name, a size and one count per column."""
 
     columns: list[str]
     rows: list[tuple[str, int, list[int]]]
 
 
 def _table(split: SplitRecord) -> _Table:
-    """Clients and, last, all of the data; rare groups summed up, examples without group in a column of their own."""
+    """All clients and, last, the whole data; rare groups are summed, examples without a group have their own column."""
     totals: Mapping[str, int] = split.groups
     by_frequency = sorted(totals, key=lambda name: -totals[name])
     kept = set(by_frequency if len(totals) <= MAX_GROUPS else by_frequency[: MAX_GROUPS - 1])
@@ -69,18 +69,18 @@ def _table(split: SplitRecord) -> _Table:
 
 
 def _step(share: float) -> int:
-    """The shade, from 1, of a share above 0."""
+    """The shade, from 1, for a share above 0."""
     return 1 + next(index for index, bound in enumerate(STEPS) if share <= bound)
 
 
 def _numbers_fit(table: _Table, width: float, height: float) -> bool:
-    """Whether every count has room in its cell."""
+    """Whether every count fits in its cell."""
     longest = max((len(str(count)) for _, _, counts in table.rows for count in counts), default=0)
     return longest > 0 and height >= 16 and 6 * longest + 4 <= width
 
 
 def _cells(table: _Table, tops: Sequence[float], left: float, width: float, height: float) -> list[str]:
-    """The shaded cells of all rows, with their counts where these fit."""
+    """The shaded cells of all rows, with their counts if these fit."""
     numbered = _numbers_fit(table, width, height)
     parts = []
     for (name, size, counts), y in zip(table.rows, tops, strict=True):
@@ -105,7 +105,7 @@ def _cells(table: _Table, tops: Sequence[float], left: float, width: float, heig
 
 
 def _legend(left: float, y: float) -> list[str]:
-    """The five shades and the shares that they stand for."""
+    """The legend of the five shades and their shares."""
     parts = []
     lower = 0.0
     for index, bound in enumerate(STEPS):
@@ -121,7 +121,7 @@ def split_chart(split: SplitRecord) -> str:
     """The picture of a split as SVG text; see `split_picture`.
 
     Args:
-      split: of the run.
+      split: the split.
     """
     return split_picture(split).document()
 
@@ -130,7 +130,7 @@ def split_picture(split: SplitRecord) -> Picture:
     """The picture of a split.
 
     Args:
-      split: what `split.json` holds (`devft_jax.data.split_record`); at least one client.
+      split: the contents of `split.json` (`devft_jax.data.split_record`); at least one client.
     """
     table = _table(split)
     clients = split.clients
@@ -141,7 +141,7 @@ def split_picture(split: SplitRecord) -> Picture:
     names = [*distinct([name for name, _, _ in table.rows[:-1]], CLIENT_LETTERS), table.rows[-1][0]]
     left = 24 + max(60, round((7.2 if height >= 16 else 5.2) * max(map(len, names))))
     titles = [shortened(name, GROUP_LETTERS) for name in columns]
-    # Column names rise at 45 degrees from the middle of their column.
+    # Column names are rotated by 45 degrees and start at the middle of their column.
     header = 24 + max((round(4.7 * len(name)) for name in titles), default=0)
     top = 52 + header
     tops = [top + height * index for index in range(shown)] + [top + height * shown + 8]
@@ -182,7 +182,7 @@ def split_picture(split: SplitRecord) -> Picture:
 
 
 def _note(clients: Sequence[ClientRecord], shown: int) -> str:
-    """The range of client sizes, and which clients are drawn where not all are."""
+    """The range of client sizes, and which clients are drawn if not all are."""
     sizes = [client.examples for client in clients]
     note = f"examples per client: {min(sizes):,} to {max(sizes):,}, median {median(sizes):,.0f}"
     return note if shown == len(clients) else f"{note}; the first {shown} of {len(clients):,} clients are drawn"

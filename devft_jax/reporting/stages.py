@@ -1,4 +1,5 @@
-"""How the model grew: which layers were fused at each stage, and the similarity and spectrum that the groups come from."""
+"""How the model grew: which layers were fused at each stage, and the similarity and spectrum from which groups are
+derived."""
 
 from itertools import pairwise
 
@@ -10,7 +11,7 @@ from devft_jax.reporting.page import Cell
 from devft_jax.reporting.story import Stage, Story
 from devft_jax.reporting.strip import group_name, layer_strip
 
-# Columns of a map over rounds, and eigenvalues that have a marker each.
+# Most columns of a map over rounds, and most eigenvalues with a marker each.
 MAX_COLUMNS, MARKED = 120, 40
 
 
@@ -18,16 +19,16 @@ def growth(story: Story) -> str:
     """The section on how the model grew.
 
     Args:
-      story: of the run.
+      story: the run.
     """
     if not story.is_grown:
-        words = f"The full model of {story.depth} layers was trained throughout: nothing was grouped, fused or carried over."
+        words = f"The full model of {story.depth} layers was trained throughout: nothing was grouped, fused or transferred."
         learned = [(stage.number, stage.record.trained) for stage in story.stages]
         if any(part is not None for _, part in learned):
             parts = [f"{len(part) if part is not None else story.depth} in stage {number}" for number, part in learned]
             words = (
-                f"The full model of {story.depth} layers was run throughout, and nothing was grouped, fused or carried "
-                f"over. Of its layers, these many learned: {', '.join(parts)}; the others stayed as they were."
+                f"The full model of {story.depth} layers was run throughout, and nothing was grouped, fused or transferred. "
+                f"The numbers of layers that learned: {', '.join(parts)}; the others were frozen."
             )
         return page.section("growth", "The layers", page.paragraph(words), _norms(story))
     title = "Which layers were fused into which group at each stage" if story.is_fused else "Which layers each stage has"
@@ -44,7 +45,7 @@ def growth(story: Story) -> str:
 
 
 def _fused_words(story: Story) -> list[str]:
-    """What the strip shows where layers are fused, and anchors whose weight is not what one would expect."""
+    """The caption of the strip if layers are fused, and notes on anchors with an unusual weight."""
     sentences = [
         f"Each narrow column is one of the model's {story.depth} layers, dark to light from first to last; a box is a "
         "group, whose layers are fused into one layer of the stage's submodel and get the same adapter back.",
@@ -74,16 +75,16 @@ def _fused_words(story: Story) -> list[str]:
 
 
 def _picked_words(story: Story) -> list[str]:
-    """What the strip shows where a stage has some of the model's layers as they are."""
+    """The caption of the strip if a stage has some of the model's layers unchanged."""
     sentences = [
         f"Each narrow column is one of the model's {story.depth} layers, dark to light from first to last; a box is a layer "
-        "that the stage's submodel has, as it is stored, and pale ones are absent from it. What a layer learned returns to "
+        "that the stage's submodel has, unchanged, and pale ones are absent from it. What a layer learned returns to "
         "that layer alone.",
     ]
     chosen = {
         "progfed": "progfed takes the first layers, and more of them from stage to stage.",
         "skip-grow": "skip-grow takes the first, the last and those with the largest block influence: how much a layer of "
-        "the untuned base changes what passes through it.",
+        "the untuned base changes its input.",
     }
     if "growth" not in story.objects and story.config["growth"] in chosen:
         sentences.append(chosen[story.config["growth"]])
@@ -91,7 +92,7 @@ def _picked_words(story: Story) -> list[str]:
 
 
 def _influence(story: Story) -> list[str]:
-    """The block influence of the layers, where it was measured."""
+    """The block influence of the layers, if it was measured."""
     influence = story.record.block_influence
     if influence is None:
         return []
@@ -106,21 +107,21 @@ def _influence(story: Story) -> list[str]:
 
 
 def _similarity(story: Story) -> list[str]:
-    """Similarity and spectrum of every stage that was fused."""
+    """Similarity and spectrum of every stage with fused layers."""
     fused = [(stage, stage.record.similarity) for stage in story.stages if stage.record.similarity is not None]
     if not fused:
         return []
     bounds = [similarity_range(similarity) for _, similarity in fused]
     low, high = min(low for low, _ in bounds), max(high for _, high in bounds)
-    spectral = "This run's groups do not come from it: it shows what Eq. 3 would have gone by."
+    spectral = "This run's groups are not derived from it: it shows what Eq. 3 would have used."
     if "growth" in story.objects:
-        spectral = "This run's growth was an object, which may group otherwise: the shaded ones are those Eq. 3 goes by."
+        spectral = "This run's growth was an object, which may group differently: the shaded ones are those that Eq. 3 uses."
     elif story.config["growth"] == "devft" and story.config["grouping"] == "dglg":
-        spectral = "The eigenvectors of the shaded ones, as many as there are groups, are what the layers are grouped by."
-    faint = ": the layers are nearly at right angles to each other, and on a scale up to 1 nothing would be seen"
+        spectral = "Layers are grouped by the eigenvectors of the shaded ones, as many as there are groups."
+    faint = ": the layers are nearly orthogonal to each other, and on a scale up to 1 no difference would be visible"
     order = ""
     if any(group_order(stage.record.assign) != list(range(story.depth)) for stage, _ in fused):
-        order = "Layers stand in the order of their groups, so that those of a group are neighbours. "
+        order = "Layers are in the order of their groups, so that those of a group are neighbours. "
     words = (
         "The matrices show the similarity of each pair of layers (Eq. 1), on one scale for all stages, chosen from the "
         f"values off the diagonal alone ({low:.3f} to {high:.3f}){faint if low > -0.2 and high < 0.2 else ''}. {order}"
@@ -155,7 +156,7 @@ def _group_table(story: Story) -> str:
 
 
 def _why(stage: Stage, matrix: list[list[float]], bounds: tuple[float, float]) -> str:
-    """A stage's similarity and spectrum beside each other."""
+    """A stage's similarity and spectrum next to each other."""
     spectrum = stage.record.spectrum or []
     title = f"Stage {stage.number}: similarity of the layers"
     heat = similarity_map(title, matrix, stage.record.assign, bounds)
@@ -180,7 +181,7 @@ def _spectrum(stage: Stage, spectrum: list[float]) -> str:
     lines += [Line("gap at the cut", points[kept - 1 : kept + 1])] if kept < size else []
     picture = plot_lines(title, "eigenvalue, ascending", "value", lines, frame)
     gaps = [after - before for before, after in pairwise(spectrum)]
-    # The first eigenvalue is 0 for any graph: the gap behind it says only that the layers hang together.
+    # The first eigenvalue is 0 for any graph: the gap after it only shows that the graph is connected.
     widest = max(range(1, len(gaps)), key=gaps.__getitem__, default=None)
     caption = ""
     if kept < size:
@@ -190,18 +191,18 @@ def _spectrum(stage: Stage, spectrum: list[float]) -> str:
             caption += (
                 " It is the widest gap" if same else f" The widest is after eigenvalue {widest + 1} ({gaps[widest]:.4f})"
             )
-            caption += ", the first aside, which any graph has."
+            caption += ", not counting the first one, which every graph has."
     rows: list[list[Cell]] = [[index + 1, round(value, 5)] for index, value in enumerate(spectrum)]
     data = page.folded("Data: spectrum", page.table("Eigenvalues", ["number", "value"], rows))
     return page.figure(picture, caption, data, wide=False)
 
 
 def bins_of(stages: list[Stage], most: int) -> list[tuple[int, int]]:
-    """Equal stretches of rounds, from 1.
+    """Equal ranges of rounds, from 1.
 
     Args:
-      stages: of the run.
-      most: the largest number of stretches.
+      stages: the stages of the run.
+      most: the largest number of ranges.
 
     Returns:
       The first and the last round of each.
@@ -213,7 +214,7 @@ def bins_of(stages: list[Stage], most: int) -> list[tuple[int, int]]:
 
 
 def _norms(story: Story) -> str:
-    """How far each layer's adapter has moved, over rounds: a layer has the norm of its group's."""
+    """How far each layer's adapter has moved, over rounds: a layer has the norm of its group's adapter."""
     bins = bins_of(story.stages, MAX_COLUMNS)
     assigns = [stage.record.assign for stage in story.stages]
     cells: dict[tuple[int, int], float] = {}
@@ -255,7 +256,7 @@ def _norms(story: Story) -> str:
         words.append(
             "Layers of a group share one adapter, so they share its norm."
             if story.is_fused
-            else "What is absent from a stage has none."
+            else "A layer that is absent from a stage has none."
         )
     if len(bins) < story.rounds:
         words.append(f"A column is the last of up to {-(-story.rounds // len(bins))} rounds.")

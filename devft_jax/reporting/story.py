@@ -1,7 +1,7 @@
-"""What a run's folder holds: its records, which must fit together, and running totals over all of its rounds.
+"""The contents of a run's folder: its records, which must be consistent, and running totals over all of its rounds.
 
-Within a stage of a growing run what is evaluated is the submodel. The full model is known before the first round, where a
-stage ended, after transfer, and with `evaluate_full` within the stages; in a stage at full depth the two are one.
+Within a stage of a growing run the submodel is evaluated. The full model is evaluated before the first round, at the end of
+stages, after transfer, and with `evaluate_full` within the stages; in a stage at full depth the two are the same.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,17 +19,17 @@ Column = Callable[[RoundRecord], float]
 
 
 def both_ways(row: RoundRecord) -> int:
-    """Bytes of a round's messages, up and down."""
+    """Bytes of a round's messages in both directions."""
     return row.bytes_up + row.bytes_down
 
 
 @dataclass(frozen=True)
 class Axis:
-    """A running total, in a unit that suits it: `values[k]` after k rounds, from 0.
+    """A running total in a suitable unit: `values[k]` after k rounds, from 0.
 
     Attributes:
-      name: of the quantity.
-      unit: of the values; empty for numbers.
+      name: name of the quantity.
+      unit: unit of the values; empty for plain numbers.
       values: the total after 0, 1, ... rounds.
     """
 
@@ -57,7 +57,7 @@ class Stage:
     record: StageRecord
     rows: Sequence[RoundRecord]
     first: int
-    """Rounds of the run before it."""
+    """Rounds of the run before the stage."""
 
     @property
     def layers(self) -> int:
@@ -71,12 +71,13 @@ class Stage:
 
     @property
     def is_fused(self) -> bool:
-        """Whether any of its layers stands for several of the model's; else each is one of them, and others are absent."""
+        """Whether any of its layers represents several of the model's; if not, each is one of them, and others are
+        absent."""
         return any(size > 1 for size in self.record.group_sizes)
 
     @property
     def last(self) -> int:
-        """Rounds of the run up to its end, or so far."""
+        """Rounds of the run up to the end of the stage, or so far."""
         return self.first + len(self.rows)
 
     @property
@@ -90,10 +91,10 @@ class Evaluated:
     """A held-out measurement after `round` rounds; `stage` from 1, 0 before the first.
 
     Attributes:
-      round: after which it was made.
+      round: the round after which it was made.
       stage: from 1, 0 before the first.
-      loss: nats a token.
-      accuracy: share of examples answered exactly; None where they are not graded.
+      loss: nats per token.
+      accuracy: share of examples answered exactly; None if it was not measured.
     """
 
     round: int
@@ -104,14 +105,14 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class Story:
-    """A run as its folder holds it.
+    """A run as recorded in its folder.
 
     Attributes:
-      name: of the folder.
-      config: `config.json`.
-      record: `summary.json`, or `record.json` while unfinished.
+      name: name of the folder.
+      config: contents of `config.json`.
+      record: contents of `summary.json`, or of `record.json` while unfinished.
       rows: the lines of `metrics.jsonl`, at least one.
-      split: `split.json`.
+      split: contents of `split.json`.
       finished: whether all rounds are done.
       cut_off: whether the last line of `metrics.jsonl` is incomplete.
     """
@@ -141,37 +142,37 @@ class Story:
 
     @property
     def objects(self) -> Mapping[str, str]:
-        """What was given as objects in Python, by name."""
+        """The parts that were passed as objects in Python, by name."""
         return self.config.get("objects", {})
 
     @property
     def participants(self) -> int:
-        """Clients in a round; one where it holds the examples of all."""
+        """Clients per round; one if a single client holds the examples of all."""
         return len(self.rows[0].clients)
 
     @property
     def personal(self) -> PersonalRecord | None:
-        """Held-out `losses` and `accuracies` of the clients' own models and their spreads, as of the last stage's end."""
+        """Held-out `losses` and `accuracies` of the clients' own models and their spreads, at the end of the last stage."""
         return self.record.personal
 
     @property
     def is_personal(self) -> bool:
-        """Whether every client has a model of its own, whose means are the held-out figures."""
+        """Whether every client has a model of its own; the held-out figures are then means over these."""
         return self.record.personal_models
 
     @property
     def lengthened_after(self) -> int:
-        """The last round of the run as it was planned before it was lengthened; 0 if it was not."""
+        """The last round of the run before it was lengthened; 0 if it was not."""
         return self.record.lengthened_after
 
     @property
     def resumes(self) -> list[int]:
-        """After which rounds the run was resumed."""
+        """The rounds after which the run was resumed."""
         return [after for after in self.record.resumed_after if after <= self.rounds]
 
     @cached_property
     def stages(self) -> list[Stage]:
-        """All stages begun, in order."""
+        """All stages that have begun, in order."""
         rows = {number: list(part) for number, part in groupby(self.rows, key=lambda row: row.stage)}
         firsts = accumulate((len(rows.get(number, ())) for number in range(len(self.record.stages))), initial=0)
         records = zip(self.record.stages, firsts, strict=False)
@@ -184,7 +185,7 @@ class Story:
 
     @property
     def is_fused(self) -> bool:
-        """Whether submodels are made of groups of layers, not of some of the layers as they are."""
+        """Whether submodels consist of groups of layers, not of some of the layers unchanged."""
         return any(stage.is_fused for stage in self.stages)
 
     def total(self, column: Column) -> list[float]:
@@ -193,7 +194,7 @@ class Story:
 
     @cached_property
     def axes(self) -> list[Axis]:
-        """What learning is drawn against: rounds, seconds of training, bytes of messages, if any, and operations."""
+        """The x axes of the learning curves: rounds, seconds of training, bytes of messages, if any, and operations."""
         drawn = [Axis("rounds", "", list(range(self.rounds + 1)))]
         costs: list[tuple[str, Column, Units]] = [
             ("training time", lambda row: row.seconds, SECONDS),
@@ -210,7 +211,8 @@ class Story:
 
     @cached_property
     def full_model(self) -> list[list[Evaluated]]:
-        """Measurements of the full model, in pieces that a line may join: base and borders, and each stage at full depth."""
+        """Measurements of the full model, in pieces joined by lines: base and stage borders, and each stage at full
+        depth."""
         points = []
         if self.record.base_loss is not None:
             points.append(Evaluated(0, 0, self.record.base_loss, self.record.base_accuracy))
@@ -223,7 +225,7 @@ class Story:
 
     @cached_property
     def submodels(self) -> list[list[Evaluated]]:
-        """Measurements of the submodels, a piece for each stage that has any."""
+        """Measurements of the submodels, one piece for each stage that has any."""
         pieces = []
         for stage in self.stages:
             if stage.is_full:
@@ -238,12 +240,12 @@ class Story:
 
     @property
     def deepest(self) -> Stage:
-        """The deepest stage that has rounds, the last one of several."""
+        """The deepest stage that has rounds; the last one if there are several."""
         return max((stage for stage in self.stages if stage.rows), key=lambda stage: (stage.layers, stage.number))
 
 
 def _within(stage: Stage, *, full: bool) -> Iterator[Evaluated]:
-    """What was evaluated between the stage's rounds: its own model or the full one, where it was."""
+    """What was evaluated between the stage's rounds: its own model, or the full one if it was evaluated."""
     for row in stage.rows:
         loss, accuracy = (row.full_loss, row.full_accuracy) if full else (row.held_out_loss, row.held_out_accuracy)
         if loss is not None:
@@ -251,11 +253,11 @@ def _within(stage: Stage, *, full: bool) -> Iterator[Evaluated]:
 
 
 def check(story: Story, path: str) -> None:
-    """Raise `InputError` unless the records fit together.
+    """Raise `InputError` unless the records are consistent.
 
     Args:
-      story: a run's.
-      path: of the folder, for the sentence.
+      story: the run.
+      path: the run's folder, for messages.
     """
     stages, clients = story.record.stages, len(story.split.clients)
     rounds = [row.round for row in story.rows]
@@ -274,4 +276,4 @@ def check(story: Story, path: str) -> None:
     }
     for problem, found in problems.items():
         if found:
-            raise InputError(f"the records in {path} do not fit together ({problem}); run it again in another folder.")
+            raise InputError(f"the records in {path} are inconsistent ({problem}); run it again in another folder.")

@@ -1,8 +1,8 @@
-"""Which layer went to which group at each stage: a stream of layers from one stage down to the next.
+"""Which layer went to which group at each stage: layers drawn as streams from one stage down to the next.
 
 Every layer of the model is a sliver of its own colour, from dark (the first layer) to light (the last). At each stage the
-slivers of a group stand side by side in one box; between stages they run from box to box. Where groups are runs of
-neighbouring layers the streams fall straight down, and one sees a few wide boxes split into many narrow ones.
+slivers of a group are side by side in one box; between stages they run from box to box. If groups are runs of neighbouring
+layers the streams run straight down, and a few wide boxes split into many narrow ones.
 """
 
 from collections.abc import Sequence
@@ -12,11 +12,11 @@ from devft_jax.reporting.layers import is_negative, layer_runs, shown_weight
 from devft_jax.reporting.story import Stage
 from devft_jax.reporting.svg import TITLE_HEIGHT, Picture, escape
 
-# Cividis, roughly: colour-blind people see the same order, and all of it stands out from white and black.
+# Approximately Cividis: colour-blind people see the same order, and all colours are visible on white and black.
 _STOPS = ("#00326e", "#7c7b78", "#fdd835")
-# At the left there is room for `128 layers, 128 absent`.
+# Space at the left for `128 layers, 128 absent`.
 LEFT, ROOM, ROW, GAP = 152, 818, 30, 36
-# Slivers at least this wide say the number of their layer.
+# Slivers at least this wide show the number of their layer.
 NUMBERED = 19
 
 STYLE = """
@@ -32,13 +32,13 @@ def group_name(layers: Sequence[int]) -> str:
     """Layers as runs: 0-3, 7.
 
     Args:
-      layers: ascending.
+      layers: in ascending order.
     """
     return ", ".join(layer_runs(layers, "\u2013"))
 
 
 def _columns(stage: Stage) -> dict[int, int]:
-    """Where each layer stands: group after group, then the layers that are absent from the stage."""
+    """The position of each layer: group after group, then the layers that are absent from the stage."""
     assign = stage.record.assign
     order = sorted(range(len(assign)), key=lambda layer: (assign[layer] < 0, assign[layer], layer))
     return {layer: place for place, layer in enumerate(order)}
@@ -59,7 +59,7 @@ def _streams(upper: dict[int, int], lower: dict[int, int], top: float, width: fl
 
 
 def _box(stage: Stage, group: int, layers: list[int], columns: dict[int, int], top: float, width: float) -> list[str]:
-    """A group's outline, what it holds on hover, and beneath it its anchor's weight where that is negative."""
+    """A group's outline, its content in a tooltip, and below it its anchor's weight if that is negative."""
     x, wide = LEFT + columns[layers[0]] * width, len(layers) * width
     coefficients = stage.record.anchor_coefficients
     weight = None if coefficients is None else coefficients[group]
@@ -84,11 +84,11 @@ def _box(stage: Stage, group: int, layers: list[int], columns: dict[int, int], t
 
 
 def layer_strip(title: str, stages: Sequence[Stage]) -> Picture:
-    """The streams of all layers through these stages, one row a stage.
+    """The streams of all layers through these stages, one row per stage.
 
     Args:
-      title: of the picture.
-      stages: of the run, in order.
+      title: title of the picture.
+      stages: the stages of the run, in order.
     """
     size = len(stages[0].record.assign)
     width = ROOM / size

@@ -1,4 +1,4 @@
-"""What the charts share: self-contained SVG, and the same picture as part of a page, in light, dark and print."""
+"""Common parts of the charts: self-contained SVG, and the same picture as part of a page, in light, dark and print."""
 
 import re
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from devft_jax.files import printable
 # The palette of Okabe and Ito, which colour-blind people can distinguish.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 
-# Room for the title of a picture that stands alone; within a page a heading says it.
+# Height for the title of a picture in its own file; within a page a heading gives the title.
 TITLE_HEIGHT = 32
 
 STYLE = """
@@ -36,13 +36,13 @@ _FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
 
 
 def exactly(text: str) -> str:
-    """Any text as content or attribute of XML, letter by letter.
+    """Any text as content or attribute of XML, character by character.
 
-    Control characters, among them those that turn the direction of text, are shown as their escapes; what XML cannot hold
-    besides becomes U+FFFD.
+    Control characters, including those that change the direction of text, are shown as their escapes; other characters that
+    XML cannot hold become U+FFFD.
 
     Args:
-      text: any.
+      text: any text.
     """
     shown = printable(text, keep="\t\n\r")
     return "".join(_MARKUP.get(letter, letter) for letter in _FORBIDDEN.sub("\ufffd", shown))
@@ -52,7 +52,7 @@ def escape(text: str) -> str:
     """As `exactly`, on one line and without double spaces.
 
     Args:
-      text: any.
+      text: any text.
     """
     return exactly(" ".join(printable(text, keep="\t\n\r").split()))
 
@@ -66,8 +66,8 @@ class Picture:
       width: in pixels.
       height: in pixels, with `TITLE_HEIGHT` free at the top.
       body: SVG elements.
-      left: where the title begins.
-      style: CSS of its own besides the common one.
+      left: x at which the title begins, in pixels.
+      style: CSS in addition to the common style.
     """
 
     title: str
@@ -93,7 +93,7 @@ class Picture:
         """The picture without title and style, for a page that has both.
 
         Args:
-          decoration: whether it is not read aloud.
+          decoration: whether screen readers skip it.
         """
         role = 'aria-hidden="true"' if decoration else f'role="img" aria-label="{escape(self.title)}"'
         height = self.height - TITLE_HEIGHT

@@ -1,13 +1,13 @@
-"""A table as text."""
+"""Tables as text."""
 
 from collections.abc import Sequence
 
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows of texts as aligned lines, the first column to the left and the others to the right.
+    """Rows of texts as aligned lines: the first column to the left, the others to the right.
 
     Args:
-      rows: one or more, of as many texts each.
+      rows: one or more, all with the same number of texts.
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
 

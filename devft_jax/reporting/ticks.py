@@ -8,9 +8,9 @@ def ticks(low: float, high: float, about: int = 5, *, whole: bool = False) -> li
     """Two or more round values that span [low, high].
 
     Args:
-      low: the least value.
+      low: the smallest value.
       high: the largest value.
-      about: how many are asked for.
+      about: the number of values wanted.
       whole: whether they are integers.
     """
     if high - low <= max(1e-300, 1e-9 * max(abs(low), abs(high))):
@@ -29,8 +29,8 @@ def decades(low: float, high: float) -> list[float]:
     """Round values for a logarithmic axis that span [low, high]: 1, 2, 5, 10, ..., or powers of ten alone.
 
     Args:
-      low: above 0.
-      high: above 0.
+      low: the smallest value, above 0.
+      high: the largest value, above 0.
     """
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     units = (1, 2, 5) if last - first <= 3 else (1,)
@@ -43,10 +43,10 @@ def decades(low: float, high: float) -> list[float]:
 
 
 def spread_out(values: Sequence[float]) -> bool:
-    """Whether values lie so far apart that on a plain axis the small ones would be one flat line.
+    """Whether values differ so much that on a linear axis the small ones would be one flat line.
 
     Args:
-      values: any; those that are not finite are left out.
+      values: any values; those that are not finite are ignored.
     """
     known = [value for value in values if math.isfinite(value)]
     return bool(known) and min(known) > 0 and max(known) > 5 * min(known)

@@ -1,4 +1,4 @@
-"""Quantities in the unit that suits them: of one figure as text, and of an axis as a factor."""
+"""Quantities in a suitable unit: for a single figure as text, and for an axis as a factor."""
 
 SECONDS = ((1.0, "s"), (60.0, "min"), (3600.0, "h"))
 BYTES = ((1.0, "B"), (1e3, "kB"), (1e6, "MB"), (1e9, "GB"), (1e12, "TB"))
@@ -6,17 +6,17 @@ FLOPS = tuple(
     (10.0 ** (3 * power), f"{prefix}FLOPs") for power, prefix in enumerate(("", "k", "M", "G", "T", "P", "E", "Z"))
 )
 ENERGY = ((1e-6, "mWh"), (1e-3, "Wh"), (1.0, "kWh"), (1e3, "MWh"))
-"""Of kilowatt hours."""
+"""Units for kilowatt hours."""
 
 Units = tuple[tuple[float, str], ...]
 
 
 def unit_for(largest: float, units: Units) -> tuple[float, str]:
-    """The largest unit of which `largest` is at least one (for an axis up to there), as (size, name).
+    """The largest unit that is not larger than `largest`, as (size, name).
 
     Args:
       largest: the figure, or the end of an axis.
-      units: ascending.
+      units: in ascending order.
     """
     return next((unit for unit in reversed(units) if largest >= unit[0]), units[0])
 
@@ -26,7 +26,7 @@ def readable(value: float, units: Units) -> str:
 
     Args:
       value: the figure.
-      units: ascending.
+      units: in ascending order.
     """
     size, name = (1.0, "s") if units is SECONDS and value < 90 else unit_for(value, units)
     scaled = value / size
@@ -35,7 +35,7 @@ def readable(value: float, units: Units) -> str:
 
 
 def counted(number: int, noun: str) -> str:
-    """`1 round`, `2 rounds`.
+    """A number with its noun: `1 round`, `2 rounds`.
 
     Args:
       number: how many.
@@ -49,7 +49,7 @@ def readable_ratio(part: float, whole: float) -> str:
 
     Args:
       part: a figure.
-      whole: what it is compared with.
+      whole: the figure to compare with.
     """
     if not part or not whole:
         return ""

@@ -194,7 +194,7 @@ def test_a_growth_that_ends_early_and_one_stage_are_counted_as_they_are(tmp_path
 def test_without_held_out_data_no_evaluation_is_claimed(tmp_path):
     words = text_of(page_of(write_story(tmp_path, held_out=False)))
     assert "not measured. The training loss went from 4.0000" in words
-    assert "the two need not be of one model" in words
+    assert "the two may belong to different models" in words
     assert "evaluated" not in words[: words.index("How the model grew Each")]
 
 
@@ -304,18 +304,18 @@ def test_a_run_under_way_is_read_without_its_lock_or_a_trace(tmp_path):
         assert before == {path: path.read_bytes() for path in folder.iterdir()}
     html = (tmp_path / "page.html").read_text()
     words = text_of(html)
-    assert "under way or interrupted after round 7 of 12, resumed after round 3" in words
+    assert "still running or interrupted after round 7 of 12, resumed after round 3" in words
     assert "The last line of metrics.jsonl is incomplete and left out" in words
-    assert "as of round 6, when the full model was last evaluated" in words
+    assert "at round 6, when the full model was last evaluated" in words
     assert len([group for group in tree_of(html).iter("g") if group.get("class") == "resume"]) == 10
 
 
 @pytest.mark.parametrize("change", [{"grouping": "random"}, {"objects": {"growth": "MyGrowth"}}, {}], ids=str)
 def test_groups_are_said_to_come_from_the_spectrum_only_where_they_do(tmp_path, change):
     words = text_of(page_of(write_story(tmp_path, **change)))
-    assert ("are what the layers are grouped by" in words) == (not change)
-    assert ("This run's groups do not come from it" in words) == ("grouping" in change)
-    assert ("This run's growth was an object, which may group otherwise" in words) == ("objects" in change)
+    assert ("Layers are grouped by the eigenvectors of the shaded ones" in words) == (not change)
+    assert ("This run's groups are not derived from it" in words) == ("grouping" in change)
+    assert ("This run's growth was an object, which may group differently" in words) == ("objects" in change)
 
 
 def polylines(html, title):
@@ -414,7 +414,7 @@ def test_layers_that_are_picked_are_not_said_to_be_grouped(tmp_path, growth):
     words = text_of(html)
     for wrong in ("fused", "eigen", "grouped", "anchor", "Eq. 3"):
         assert wrong not in words[: words.index("Configuration and reproduction")], wrong
-    assert "which layers a stage has: 64 B" in words
+    assert "lists of a stage's layers: 64 B" in words
     assert "15 layers, 15 absent" in words
     assert ("Block influence of the layers" in html) == (growth == "skip-grow")
     assert {"progfed": "takes the first layers", "skip-grow": "the largest block influence"}[growth] in words

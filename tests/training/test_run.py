@@ -333,9 +333,9 @@ def test_a_record_that_is_json_and_no_record_is_one_sentence(copied, name, chang
     summary = json.loads((folder / "summary.json").read_text()) | change
     (folder / name).write_text(json.dumps(summary))
     if name == "summary.json":
-        with pytest.raises(InputError, match=r"is damaged \(.* lacks a usable|do not fit together"):
+        with pytest.raises(InputError, match=r"is damaged \(.* lacks a usable|are inconsistent"):
             train(copied, progress=QUIET)
-    with pytest.raises(InputError, match=r"is damaged \(.* lacks a usable|do not fit together"):
+    with pytest.raises(InputError, match=r"is damaged \(.* lacks a usable|are inconsistent"):
         write_report(folder)
 
 
