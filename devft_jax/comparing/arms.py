@@ -1,19 +1,19 @@
-"""The arms of a comparison as they are written.
+"""The arms (methods) of a comparison and the notation in which users write them.
 
     ALGORITHM                      the algorithm on the full model throughout
     ALGORITHM+GROWTH               the algorithm on a model that grows
-    package.module:ALGORITHM       one's own, as for `--algorithm`; the same for a growth
-    ARM:option=value:...           with options of `devft run`; several values are joined by /, as in capacities=2/4/8
-    ARM@bytes=ANOTHER              with the rank at which it sends as many bytes, over all rounds, as another arm
-    ARM@flops=ANOTHER              with as many rounds as compute what another arm computes
+    package.module:ALGORITHM       a user-defined one, as for `--algorithm`; the same for a growth
+    ARM:option=value:...           with options of `devft run`; values of a list are joined by /, as in capacities=2/4/8
+    ARM@bytes=ANOTHER              at the rank with which it sends as many bytes, over all rounds, as another arm
+    ARM@flops=ANOTHER              with the number of rounds that compute as much as another arm
 
-In a YAML file each arm has a title, by which others name it:
+In a YAML file each arm has a title, by which other arms refer to it:
 
     FedIT: {algorithm: fedit}
     DevFT: {algorithm: fedit, growth: devft, beta: 0.2}
     FedIT at DevFT's bytes: {algorithm: fedit, bytes_of: DevFT}
 
-`devft_jax.comparing.budgets` makes their configurations.
+`devft_jax.comparing.budgets` makes the configurations.
 """
 
 import contextlib
@@ -34,24 +34,24 @@ from devft_jax.options import closest
 
 END_TO_END = "end-to-end"
 CONTROLS = ("bytes", "flops")
-"""What a control can have as another arm has."""
+"""The quantities in which a control can equal another arm."""
 
 COMMON = {*(each.name for each in dataclasses.fields(DataOptions)), "model", "seed", "out", "rounds"}
 COMMON |= {"evaluate_every", "evaluate_full"}
-"""Options that all arms share: with another of these an arm would not be compared on the same clients, data and budget, or
-not be judged at the same rounds."""
+"""Options that all arms share: with different values the arms would not be compared on the same clients, data and budget, or
+not be evaluated at the same rounds."""
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One method of a comparison, as it was written.
+    """One method of a comparison, as the user wrote it.
 
     Attributes:
-      name: its title, or the text that it was written as.
+      name: its title, or the text of the arm.
       algorithm: the algorithm's name.
       growth: the growth's name.
       overrides: plain values of options of a run.
-      control: what it is to have as another arm has, one of `CONTROLS`; None where nothing.
+      control: the quantity in which it equals another arm, one of `CONTROLS`; None if it is not a control.
       target: that arm's name.
     """
 
@@ -65,10 +65,10 @@ class Arm:
 
 @contextlib.contextmanager
 def naming(name: str) -> Iterator[None]:
-    """Say of which arm an `InputError` inside the block is.
+    """Name the arm in an `InputError` raised inside the block.
 
     Args:
-      name: the arm's.
+      name: name of the arm.
     """
     try:
         yield
@@ -77,13 +77,13 @@ def naming(name: str) -> Iterator[None]:
 
 
 def parse_arm(text: str) -> Arm:
-    """An arm from its text.
+    """Parse an arm from its text.
 
     Args:
-      text: as in the module's docstring.
+      text: in the notation of the module's docstring.
 
     Raises:
-      InputError: it is written otherwise, or names what does not exist.
+      InputError: it has another form, or uses a name that does not exist.
     """
     head, _, control = text.partition("@")
     method, options = _method_and_options(head)
@@ -105,10 +105,10 @@ def parse_arm(text: str) -> Arm:
 
 
 def _method_and_options(text: str) -> tuple[str, list[str]]:
-    """ALGORITHM+GROWTH, and the options behind it; a name that imports holds a colon itself, package.module:name."""
+    """ALGORITHM+GROWTH, and the options after it; an importable name contains a colon itself, package.module:name."""
     known = {name for names in METHODS.values() for name in names}
     method, *rest = text.split(":")
-    # A name of the package is whole; behind another stands the name of an object in it.
+    # A name of the package is complete; after any other name comes the name of an object in that module.
     while rest and "=" not in rest[0] and ":" not in method.rpartition("+")[2]:
         if method.rpartition("+")[2].lower() in known:
             break
@@ -117,10 +117,10 @@ def _method_and_options(text: str) -> tuple[str, list[str]]:
 
 
 def _value(name: str, text: str) -> Any:
-    """The value of an option as a flag would take it, in which / stands between values of a list."""
+    """The value of an option as a flag would take it, with / between the values of a list."""
     kind = field_types().get(name)
     if kind is None:
-        # Said where the arm's configuration is made, as of a file's options.
+        # Reported when the arm's configuration is made, like an error in a file's options.
         return text
     return option_value(name, text.replace("/", ",") if item_kind(kind) is not None else text)
 
@@ -129,10 +129,10 @@ def read_arms(path: str | Path) -> list[Arm]:
     """The arms of a YAML file: a mapping of options, or the text of an arm, by title.
 
     Args:
-      path: of the file.
+      path: path of the file.
 
     Raises:
-      InputError: it cannot be read, holds something else, or names what does not exist.
+      InputError: the file cannot be read, has other contents, or uses a name that does not exist.
     """
     path = checked_path(path, "arms_file")
     found = read_yaml(path, "the arms file", MOST_CONFIG_BYTES)
@@ -158,7 +158,7 @@ def _arm_of(title: str, value: Any) -> Arm:
 
 
 def _checked(arm: Arm) -> Arm:
-    """The arm with its algorithm and growth as their names are written, or an `InputError`."""
+    """The arm with the canonical names of its algorithm and growth; raises `InputError` for unknown names."""
     found: dict[str, str] = {}
     for kind, name in (("algorithm", arm.algorithm), ("growth", arm.growth)):
         known = METHODS[kind]
@@ -180,26 +180,26 @@ def _checked(arm: Arm) -> Arm:
 
 
 def check_arms(arms: Sequence[Arm]) -> None:
-    """Check that names are unique and that every control's target is an arm that is none itself.
+    """Check that names are unique and that the target of every control is an arm that is not itself a control.
 
     Args:
-      arms: all arms of a comparison.
+      arms: all arms of the comparison.
 
     Raises:
-      InputError: there is no arm, or one of these does not hold.
+      InputError: there is no arm, or one of these conditions does not hold.
     """
     if not arms:
         raise InputError("no arms are given; name some with --arms, such as --arms fedit,fedit+devft.")
     names = [arm.name for arm in arms]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise InputError(f"the arm '{twice}' is given twice; give each once, or titles of their own in --arms-file.")
+        raise InputError(f"the arm '{twice}' is given twice; give each once, or give them different titles in --arms-file.")
     plain = [arm.name for arm in arms if arm.control is None]
     for arm in arms:
         if arm.control is not None and arm.target not in plain:
             raise InputError(
-                f"the arm '{arm.name}' is to have the {arm.control} of '{arm.target}', which is no arm with a length of its "
-                f"own here; choose from {', '.join(plain) or '(none)'}."
+                f"the arm '{arm.name}' refers to the {arm.control} of '{arm.target}', which is not an arm with its own "
+                f"length here; choose from {', '.join(plain) or '(none)'}."
             )
 
 
@@ -207,6 +207,6 @@ def total_rounds(config: RunConfig) -> int:
     """Rounds of all stages together.
 
     Args:
-      config: an arm's.
+      config: an arm's configuration.
     """
     return config.rounds if config.stage_rounds is None else sum(config.stage_rounds)

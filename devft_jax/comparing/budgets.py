@@ -1,8 +1,9 @@
-"""What arms cost before they are run, and what follows: controls at a rank or length, and the rounds that a budget leaves.
+"""Costs of arms before they are run, and what follows from them: controls at a rank or length, and rounds within a budget.
 
-Bytes are those of all clients' messages up and operations those of their training, both from the run's plan. Where ranks
-differ between clients or rounds the plan bounds the bytes; such an arm is cut by the bound, and is no measure for others. A
-control comes as close as whole ranks or rounds allow; of two equally near it takes the larger. Its alpha keeps alpha / rank.
+Bytes are those of all clients' messages up and operations those of their training, both from the run's plan. If ranks differ
+between clients or rounds, the plan gives an upper bound of the bytes: such an arm is cut by the bound, and cannot be the
+target of a control. A control gets as close as whole ranks or rounds allow; of two that are equally close it takes the
+larger. Its alpha is scaled to keep alpha / rank.
 """
 
 import bisect
@@ -28,12 +29,12 @@ from devft_jax.training.stages import check_composition, plan_stages
 from devft_jax.training.submodels import model_path
 
 FIGURES = {"bytes": "bytes_up", "flops": "train_flops"}
-"""The figure of a plan that a control equals, by the control's kind."""
+"""The figure of a plan that a control makes equal, by the kind of control."""
 
 UNKNOWN_BYTES = (
-    "has ranks that differ between clients or rounds, so that only an upper bound of its bytes is known beforehand"
+    "has ranks that differ between clients or rounds, so that only an upper bound of its bytes is known in advance"
 )
-"""Why an arm is no measure of bytes for others."""
+"""Why an arm cannot be the target for bytes."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,9 @@ class Configured:
     """An arm with its configuration.
 
     Attributes:
-      arm: as it was written.
-      config: with all of its rounds.
-      note: how its rounds or rank came about; empty where they are the common ones.
+      arm: the arm as the user wrote it.
+      config: its configuration, with all of its rounds.
+      note: how its rounds or rank were chosen; empty if they are the common ones.
     """
 
     arm: Arm
@@ -52,7 +53,7 @@ class Configured:
 
     @property
     def rounds(self) -> int:
-        """Of all stages together."""
+        """Rounds of all stages together."""
         return total_rounds(self.config)
 
 
@@ -60,19 +61,19 @@ def architecture_of(config: RunConfig) -> ModelConfig:
     """The architecture of the base that a configuration names.
 
     Args:
-      config: an arm's.
+      config: an arm's configuration.
     """
     return model_architecture(model_path(config.model))
 
 
 def check_stages(config: RunConfig) -> None:
-    """Check that stages and ranks fit the model, and rates the stages.
+    """Check that stages and ranks fit the model, and learning rates the stages.
 
     Args:
-      config: an arm's.
+      config: an arm's configuration.
 
     Raises:
-      InputError: they do not.
+      InputError: they do not fit.
     """
     architecture = architecture_of(config)
     check_ranks(config, architecture)
@@ -86,23 +87,24 @@ class Costs:
     """What a configuration sends and computes, before it is run: per round of each stage, over all clients.
 
     Args:
-      config: an arm's, or any other.
+      config: any configuration.
 
     Attributes:
-      bounded: whether what it sends is an upper bound.
+      bounded: whether the bytes sent are only an upper bound.
 
     Raises:
-      InputError: this is known only while training, because stages end by the loss or layers are chosen from the weights.
+      InputError: the costs are known only during training, because stages end by the loss or layers are chosen from the
+        weights.
     """
 
     def __init__(self, config: RunConfig):
-        # The plan refuses more participants than clients; how many there are may only be known from the data.
+        # The plan refuses more participants than clients, and the number of clients may be known only from the data.
         clients = max(config.clients, config.clients_per_round)
         plan = make_plan(dataclasses.replace(config, clients=clients))
         if len(plan.stages) > 1 and config.stage_end != "fixed":
             raise InputError(
                 f"stage_end '{config.stage_end}' ends stages by the loss, so that what it sends and computes is not known "
-                "beforehand; give --stage-end fixed, or compare by rounds alone."
+                "in advance; give --stage-end fixed, or compare by rounds alone."
             )
         self._config, self._layers = config, plan.architecture.layers
         self.bounded = "bytes_up" in plan.bounded
@@ -124,7 +126,7 @@ class Costs:
         return self._of(name, self._config)
 
     def smallest_round(self, name: str) -> float:
-        """The figure of the round that has least of it.
+        """The figure of the round in which it is smallest.
 
         Args:
           name: one of `FIGURES`' values.
@@ -132,7 +134,7 @@ class Costs:
         return min(self._rates[name])
 
     def by_rounds(self, name: str, most: int) -> dict[int, float]:
-        """A figure of the plan over 1 to `most` rounds; numbers that are too few for the stages are left out.
+        """A figure of the plan over 1 to `most` rounds; numbers of rounds that are too few for the stages are left out.
 
         Args:
           name: one of `FIGURES`' values.
@@ -146,21 +148,21 @@ class Costs:
 
 
 def nearest(costs: Mapping[int, float], wanted: float) -> int:
-    """The number whose cost is closest to `wanted`; of two, the larger.
+    """The number whose cost is closest to `wanted`; if two are equally close, the larger.
 
     Args:
-      costs: by number.
-      wanted: a cost.
+      costs: cost of each number.
+      wanted: the cost to approach.
     """
     return min(costs, key=lambda number: (abs(costs[number] - wanted), -number))
 
 
 def nearest_rank(cost: Callable[[int], float], wanted: float, most: int) -> int:
-    """As `nearest`, over ranks, whose costs rise.
+    """As `nearest`, for ranks, whose costs increase.
 
     Args:
-      cost: of a rank.
-      wanted: a cost.
+      cost: cost of a rank.
+      wanted: the cost to approach.
       most: the largest rank.
     """
     reached = 1 + bisect.bisect_left(range(1, most + 1), wanted, key=cost)
@@ -168,14 +170,14 @@ def nearest_rank(cost: Callable[[int], float], wanted: float, most: int) -> int:
 
 
 def configure(arms: Sequence[Arm], common: RunConfig) -> list[Configured]:
-    """The configuration of every arm over the common rounds, controls at the rank or rounds that they are defined by.
+    """The configuration of every arm over the common rounds, with controls at their computed rank or rounds.
 
     Args:
-      arms: as they were written.
-      common: the options that all share.
+      arms: the arms as the user wrote them.
+      common: the options that all arms share.
 
     Raises:
-      InputError: an arm could not be run, or a control has nothing to be measured against.
+      InputError: an arm could not be run, or a control's target has no usable cost.
     """
     check_arms(arms)
     found = {arm.name: _own(arm, common) for arm in arms}
@@ -207,14 +209,14 @@ def _control(own: Configured, target: Configured) -> Configured:
     measure, config = Costs(target.config), own.config
     wanted = measure.of(name)
     if not wanted:
-        raise InputError(f"'{name_of_target}' sends nothing, so no rank sends as much.")
+        raise InputError(f"'{name_of_target}' sends nothing, so there is no rank with as many bytes; leave the control out.")
     if own.arm.control == "bytes" and measure.bounded:
         raise InputError(f"'{name_of_target}' {UNKNOWN_BYTES}; leave the control out.")
     if own.arm.control == "flops":
         costs = Costs(config)
         found = costs.by_rounds(name, 1 + int(wanted / costs.smallest_round(name)))
         if not found:
-            raise InputError(f"'{name_of_target}' computes less than one round of each of its stages does; leave it out.")
+            raise InputError(f"'{name_of_target}' computes less than one round of each stage does; leave the control out.")
         rounds = nearest(found, wanted)
         config = dataclasses.replace(config, rounds=rounds, stage_rounds=None)
         note = (
@@ -233,7 +235,7 @@ def _control(own: Configured, target: Configured) -> Configured:
 
     if sent(1) == sent(2):
         raise InputError(
-            f"what {config.algorithm} sends does not follow rank, so no rank sends what '{name_of_target}' does."
+            f"what {config.algorithm} sends does not depend on rank, so no rank sends what '{name_of_target}' does."
         )
     rank = nearest_rank(sent, wanted, narrowest_target(architecture_of(config), config.targets)[0])
     share, most = sent(rank) / wanted, "at most " if Costs(at_rank(rank)).bounded else ""
@@ -243,12 +245,12 @@ def _control(own: Configured, target: Configured) -> Configured:
 
 
 def leanest(arms: Sequence[Configured]) -> str:
-    """The arm whose bytes are the budget where none is named: of those that send anything, controls apart, the least.
+    """The arm whose bytes are the budget by default: the one that sends least, but not nothing, controls excluded.
 
-    Arms whose bytes are only bounded are no budget.
+    Arms whose bytes are known only as an upper bound are not considered.
 
     Args:
-      arms: of the comparison.
+      arms: the arms of the comparison.
 
     Raises:
       InputError: no arm's bytes can be a budget.
@@ -275,8 +277,8 @@ class Fitting:
 
     Attributes:
       budget: bytes of all messages up.
-      arms: every one with as many rounds as fit.
-      left_out: a sentence on each for which none do.
+      arms: all arms that fit, each with as many rounds as fit.
+      left_out: a sentence on each arm of which no round fits.
     """
 
     budget: float
@@ -288,11 +290,11 @@ def within_bytes(arms: Sequence[Configured], of: str) -> Fitting:
     """The arms within the bytes that one of them sends up in all its rounds.
 
     Args:
-      arms: of the comparison.
-      of: the name of the arm whose bytes are the budget.
+      arms: the arms of the comparison.
+      of: name of the arm whose bytes are the budget.
 
     Raises:
-      InputError: the arm sends nothing, or what another sends cannot be known or cut.
+      InputError: the arm sends nothing, or another arm's bytes are unknown or cannot be cut.
     """
     costs = {}
     for each in arms:
@@ -300,7 +302,7 @@ def within_bytes(arms: Sequence[Configured], of: str) -> Fitting:
             costs[each.arm.name] = Costs(each.config)
     budget = costs[of].of("bytes_up")
     if not budget:
-        raise InputError(f"budget_of '{of}' sends nothing, so its bytes are no budget; name an arm that sends.")
+        raise InputError(f"budget_of '{of}' sends nothing, so its bytes cannot be a budget; name an arm that sends.")
     if costs[of].bounded:
         raise InputError(f"budget_of '{of}' {UNKNOWN_BYTES}; name another arm.")
     fitting, left_out = [], []
@@ -314,7 +316,7 @@ def within_bytes(arms: Sequence[Configured], of: str) -> Fitting:
 
 
 def _cut(own: Configured, costs: Costs, budget: float, of: str) -> Configured | str:
-    """The arm with the rounds that fit, or why none do."""
+    """The arm with the rounds that fit, or a sentence that says why none do."""
     rounds, sent = own.rounds, costs.of("bytes_up")
     most = "at most " if costs.bounded else ""
 
@@ -331,7 +333,7 @@ def _cut(own: Configured, costs: Costs, budget: float, of: str) -> Configured | 
         )
     with naming(own.arm.name):
         if own.config.stage_rounds is not None:
-            raise InputError("stage_rounds fixes its length, which a budget of bytes must cut; leave it out.")
+            raise InputError("stage_rounds sets its length, but a budget of bytes must be able to cut it; leave it out.")
     found = costs.by_rounds("bytes_up", rounds)
     fitting = [count for count, bytes_up in found.items() if bytes_up <= budget]
     if not fitting:

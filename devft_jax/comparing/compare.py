@@ -1,11 +1,11 @@
-"""Many runs beside each other: `devft compare`.
+"""Compares methods by many runs: `devft compare`.
 
-    arms x seeds -> runs, each an ordinary run in a process of its own -> tables over seeds, and what can be said of them
+    arms x seeds -> runs, each an ordinary run in a process of its own -> tables over seeds, and conclusions
 
-All arms of a seed have the same clients, cohorts and order of examples (`devft_jax.comparing.runs` checks that).
+All arms of a seed have the same clients, cohorts and order of examples (`devft_jax.comparing.runs` checks this).
 
-The folder: `runs/` with the runs, the configuration file of each and what it printed; comparison.csv, .json, .md and .html;
-runs.csv.
+The comparison's folder: `runs/` with the runs, and the configuration file and the output of each; comparison.csv, .json, .md
+and .html; runs.csv.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ from devft_jax.runtime.stopping import StopRequest
 from devft_jax.storage import COMPARISON, RunFolder
 
 Entry = tuple[str, str]
-"""An arm under a budget: the budget's kind and the arm's name."""
+"""An arm under a budget: the kind of budget and the arm's name."""
 
 Tuning = dict[float, float | None]
 """Held-out loss by learning rate; None for a rate whose run failed."""
@@ -38,12 +38,12 @@ Tuning = dict[float, float | None]
 
 @dataclass(frozen=True)
 class Compared:
-    """A comparison that was made, or stopped.
+    """A finished or stopped comparison.
 
     Attributes:
-      comparison: None where it was stopped.
-      folder: where everything lies.
-      stopped_by: the number of the signal that stopped it.
+      comparison: the results; None if it was stopped.
+      folder: the comparison's folder.
+      stopped_by: number of the signal that stopped it.
     """
 
     comparison: Comparison | None
@@ -58,19 +58,19 @@ class Compared:
 
 
 def compare(common: RunConfig, options: CompareOptions, *, progress: Progress | None = None, command: str = "") -> Compared:
-    """Compare methods over seeds: make the runs that are missing, write the comparison's files, and return it.
+    """Compare methods over seeds: make the missing runs, write the comparison's files, and return it.
 
     Args:
       common: the options that all arms share; its algorithm, growth, seed and folder are not used.
-      options: the arms and the terms.
-      progress: where it is said how far the runs are.
-      command: that is shown with the results.
+      options: the options of the comparison itself.
+      progress: the progress output.
+      command: the command to show with the results.
 
     Returns:
-      The comparison, or what stopped it.
+      The comparison, or the signal that stopped it.
 
     Raises:
-      InputError: the request cannot work; nothing has been run by then.
+      InputError: the request is invalid; nothing has been run at that point.
     """
     progress = progress or Progress()
     request = check_request(common, options)
@@ -116,7 +116,7 @@ def _compared(request: Request, out: Path, progress: Progress, stop: StopRequest
 
 
 def _tuned(entries: Mapping[Entry, Configured], options: CompareOptions, runs: Runs) -> dict[Entry, Tuning]:
-    """Held-out loss on the tuning seed by rate, for every arm under each budget; empty where nothing is tuned."""
+    """Held-out loss on the tuning seed by rate, for every arm under each budget; empty if nothing is tuned."""
     jobs = {
         (entry, rate): runs.job(
             dataclasses.replace(each.config, seed=options.tuning_seed, learning_rate=(rate,)),
@@ -138,7 +138,7 @@ def _tuned(entries: Mapping[Entry, Configured], options: CompareOptions, runs: R
 
 
 def _best_rate(losses: Tuning | None) -> float | None:
-    """The rate of the lowest loss; None where there is none."""
+    """The rate with the lowest loss; None if there is none."""
     known = {rate: loss for rate, loss in (losses or {}).items() if loss is not None}
     return min(known, key=lambda rate: known[rate]) if known else None
 
@@ -146,7 +146,7 @@ def _best_rate(losses: Tuning | None) -> float | None:
 def _results(
     request: Request, entries: Mapping[Entry, Configured], tuning: Mapping[Entry, Tuning], runs: Runs
 ) -> dict[Entry, ArmResult]:
-    """The runs of every arm under each budget, seed by seed, so that a comparison that is stopped has whole seeds."""
+    """The runs of every arm under each budget, seed by seed, so that a stopped comparison has complete seeds."""
     jobs: dict[tuple[Entry, int], Job] = {}
     for seed in request.seeds:
         for entry, each in entries.items():
@@ -164,7 +164,9 @@ def _results(
     for entry, each in entries.items():
         mine = {seed: jobs.get((entry, seed)) for seed in request.seeds}
         found = [
-            Outcome(seed, "", error="no learning rate of the search came to an end.") if job is None else outcomes[job.name]
+            Outcome(seed, "", error="no learning rate of the search gave a finished run.")
+            if job is None
+            else outcomes[job.name]
             for seed, job in mine.items()
         ]
         config = next((job.config for job in mine.values() if job is not None), each.config)
@@ -184,8 +186,8 @@ def write_files(comparison: Comparison, folder: RunFolder) -> None:
     """Write comparison.csv, .json, .md and .html and runs.csv.
 
     Args:
-      comparison: what was compared.
-      folder: the comparison's.
+      comparison: the comparison.
+      folder: its folder.
     """
     folder.write_text("comparison.csv", to_csv(arm_rows(comparison)))
     folder.write_text("runs.csv", to_csv(run_rows(comparison)))

@@ -1,4 +1,4 @@
-"""A comparison as text, Markdown, JSON and CSV: the one place that knows the names in its files.
+"""A comparison as text, Markdown, JSON and CSV; only this module knows the names in these files.
 
 comparison.json    everything: means, intervals, differences, every seed's own figures (`to_plain`)
 comparison.csv     a row for each budget and arm (`arm_rows`)
@@ -33,17 +33,17 @@ from devft_jax.reporting.names import shortened
 from devft_jax.reporting.table import table
 
 WIDTH = 140
-"""Columns that tables as text keep to, by going on beneath."""
+"""Width of tables as text; further columns continue below."""
 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a comparison as it is read.
+    """A part of a comparison as it is shown.
 
     Attributes:
       title: the heading.
-      tables: beneath it.
-      paragraphs: beneath the tables.
+      tables: tables below the heading.
+      paragraphs: paragraphs below the tables.
     """
 
     title: str
@@ -55,7 +55,7 @@ def sections(comparison: Comparison) -> list[Section]:
     """Everything that is shown, in order.
 
     Args:
-      comparison: what was compared.
+      comparison: the comparison.
     """
     shown = []
     for budget in comparison.budgets:
@@ -66,17 +66,17 @@ def sections(comparison: Comparison) -> list[Section]:
             tuning_table(comparison, budget),
         ]
         shown.append(Section(budget.text, [each for each in found if each is not None], notes(budget)))
-    shown.append(Section("What can be said", paragraphs=verdict(comparison)))
+    shown.append(Section("Conclusions", paragraphs=verdict(comparison)))
     shown.append(Section("How it was compared", paragraphs=fairness(comparison)))
     return shown
 
 
 def table_lines(shown: Table, width: int = WIDTH) -> list[str]:
-    """A table as aligned lines; columns that do not fit go on beneath, each part with the rows' names.
+    """A table as aligned lines; columns that do not fit continue below, each part with the rows' names.
 
     Args:
       shown: the table.
-      width: characters of a line.
+      width: characters per line.
     """
     rows = [[shortened(row[0], NAME_WIDTH), *row[1:]] for row in (shown.header, *shown.rows)]
     parts = column_parts(rows, width)
@@ -91,7 +91,7 @@ def to_text(comparison: Comparison) -> str:
     """The comparison for a terminal, tables within `WIDTH` columns.
 
     Args:
-      comparison: what was compared.
+      comparison: the comparison.
     """
     blocks = []
     for section in sections(comparison):
@@ -109,7 +109,7 @@ def to_markdown(comparison: Comparison) -> str:
     """The comparison as a page of Markdown.
 
     Args:
-      comparison: what was compared.
+      comparison: the comparison.
     """
     parts = [f"# Comparison of {len(comparison.budgets[0].arms)} methods", ""]
     if comparison.command:
@@ -131,7 +131,7 @@ def to_plain(comparison: Comparison) -> dict[str, Any]:
     """Everything as JSON-ready values: means, intervals, differences, and every seed's own figures.
 
     Args:
-      comparison: what was compared.
+      comparison: the comparison.
     """
     return {
         "reference": comparison.reference,
@@ -191,10 +191,10 @@ def _interval(found: Estimate | None) -> dict[str, float | int | None]:
 
 
 def arm_rows(comparison: Comparison) -> list[dict[str, Any]]:
-    """A row for each budget and arm, as comparison.csv holds them.
+    """One row for each budget and arm, as in comparison.csv.
 
     Args:
-      comparison: what was compared.
+      comparison: the comparison.
     """
     rows = []
     for budget in comparison.budgets:
@@ -221,10 +221,10 @@ def arm_rows(comparison: Comparison) -> list[dict[str, Any]]:
 
 
 def run_rows(comparison: Comparison) -> list[dict[str, Any]]:
-    """A row for each run, as runs.csv holds them; one that serves several budgets names them all.
+    """One row for each run, as in runs.csv; a run that serves several budgets names all of them.
 
     Args:
-      comparison: what was compared.
+      comparison: the comparison.
     """
     return [
         {
@@ -251,7 +251,7 @@ def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows as the text of a CSV file.
 
     Args:
-      rows: one or more, with the same columns by name.
+      rows: one or more, all with the same columns.
     """
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")

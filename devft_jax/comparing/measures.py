@@ -1,8 +1,9 @@
-"""The figures of runs that are compared: how each is found, written and bounded, and its mean and differences over seeds.
+"""The figures by which runs are compared: how each is computed, formatted and bounded, and its mean and differences over
+seeds.
 
-A figure is a mean over seeds with the 95 % interval of the mean; a difference is the mean over seeds of an arm's run less
+A figure is a mean over seeds with the 95 % interval of the mean; a difference is the mean over seeds of an arm's run minus
 the reference's run with the same seed (`devft_jax.comparing.statistics`). A seed that failed or did not reach the target is
-counted, never filled in.
+reported in the count and not replaced.
 """
 
 import statistics
@@ -17,13 +18,13 @@ from devft_jax.storage.records import RunRecord
 
 @dataclass(frozen=True)
 class Form:
-    """How figures of a kind are written: in units, or by digits and a factor.
+    """The format of a figure: in units, or with fixed decimals and a factor.
 
     Attributes:
-      units: from which the one is taken that suits the figure; None for a figure by digits.
-      digits: behind the point.
-      factor: by which it is multiplied.
-      suffix: written behind it.
+      units: units to choose from; None for fixed decimals.
+      digits: number of decimals.
+      factor: factor before formatting.
+      suffix: text after the number.
     """
 
     units: Units | None = None
@@ -32,12 +33,12 @@ class Form:
     suffix: str = ""
 
     def shown(self, mean: float, interval: tuple[float, float] | None = None, *, sign: bool = False) -> str:
-        """A mean as text, with its interval where that is known: as +- where both ends lie equally far by these digits.
+        """A mean as text, with its interval if that is known: as +- if both ends are equally far away in these decimals.
 
         Args:
           mean: the figure.
-          interval: its ends.
-          sign: whether a positive figure has a sign, too.
+          interval: ends of the interval.
+          sign: whether a positive figure is shown with a sign.
         """
         size, unit, digits = 1 / self.factor, self.suffix, self.digits
         if self.units is not None:
@@ -57,7 +58,7 @@ class Form:
 LOSS, PERCENT, COUNT = Form(digits=3), Form(digits=1, factor=100, suffix="%"), Form(digits=1)
 
 Figure = Callable[[Outcome, float | None], float | None]
-"""Finds a figure of a finished run, given the target loss; None where the run does not have it."""
+"""Computes a figure of a finished run, given the target loss; None if the run does not have it."""
 
 
 @dataclass(frozen=True)
@@ -65,12 +66,12 @@ class Measure:
     """A figure of a run.
 
     Attributes:
-      name: in files.
-      title: in tables.
-      of: finds it.
-      form: how it is written.
-      optional: whether it is left out of tables where no run has it.
-      bounds: where it can lie.
+      name: name in files.
+      title: title in tables.
+      of: computes the figure.
+      form: its format.
+      optional: whether it is left out of tables if no run has it.
+      bounds: the range of possible values.
     """
 
     name: str
@@ -86,16 +87,17 @@ def _recorded(of: Callable[[RunRecord], float | None]) -> Figure:
 
 
 def reached(outcome: Outcome, target: float | None) -> Point | None:
-    """The first measurement at or below the target, of those that all arms have and the run's end.
+    """The first measurement at or below the target, among those that all arms have and the end of the run.
 
-    More measurements than the others have would let a run arrive earlier. Of a run that lacks the common ones, all count.
+    A run with more measurements than the others could reach the target earlier, so these are ignored. If a run lacks the
+    common measurements, all of its own count.
 
     Args:
       outcome: a run.
-      target: held-out loss, nats per token; None where there is no target.
+      target: held-out loss, nats per token; None if there is no target.
 
     Returns:
-      The measurement; None where none is.
+      The measurement; None if there is none.
     """
     if target is None:
         return None
@@ -113,7 +115,7 @@ def _at_target(spent: Callable[[Point], float]) -> Figure:
 
 
 def _own_loss(record: RunRecord) -> float | None:
-    """The mean loss of the clients' own models, where there is a global one besides."""
+    """The mean loss of the clients' own models, if there is also a global one."""
     return None if record.personal is None or record.personal_models else statistics.fmean(record.personal.losses)
 
 
@@ -156,15 +158,15 @@ MEASURES = (*LEARNED, *COSTS, *TO_TARGET)
 
 
 def by_seed(arm: ArmResult, measure: Measure, target: float | None) -> dict[int, float]:
-    """A measure of an arm's runs.
+    """A measure of all runs of an arm.
 
     Args:
       arm: the arm.
       measure: the figure.
-      target: held-out loss that runs are to reach; None where there is none.
+      target: held-out loss that runs should reach; None if there is none.
 
     Returns:
-      The figure for each seed that has it.
+      The figure of each seed that has it.
     """
     found = {outcome.seed: measure.of(outcome, target) for outcome in arm.finished}
     return {seed: float(value) for seed, value in found.items() if value is not None}
@@ -176,25 +178,25 @@ def mean_of(arm: ArmResult, measure: Measure, target: float | None = None) -> Es
     Args:
       arm: the arm.
       measure: the figure.
-      target: held-out loss that runs are to reach; None where there is none.
+      target: held-out loss that runs should reach; None if there is none.
 
     Returns:
-      The mean; None where no run has the figure.
+      The mean; None if no run has the figure.
     """
     return estimate(list(by_seed(arm, measure, target).values()), measure.bounds)
 
 
 def difference(comparison: Comparison, budget: Budget, arm: ArmResult, measure: Measure) -> Estimate | None:
-    """The mean over the common seeds of an arm's figure less the reference's, under the same budget.
+    """The mean over the common seeds of an arm's figure minus the reference's, under the same budget.
 
     Args:
-      comparison: names the reference and the target.
+      comparison: gives the reference and the target.
       budget: the budget.
       arm: one of its arms.
       measure: the figure.
 
     Returns:
-      The mean with its interval; None for the reference itself, or without a seed that both have.
+      The mean with its interval; None for the reference itself, or without a common seed.
     """
     if arm.name == comparison.reference:
         return None
@@ -204,13 +206,13 @@ def difference(comparison: Comparison, budget: Budget, arm: ArmResult, measure: 
 
 
 def pareto(points: Mapping[str, tuple[float, float]]) -> list[str]:
-    """The names of the points that no other is at most as large as in both and smaller in one.
+    """The names of the points on the Pareto front: no other point is at most as large in both figures and smaller in one.
 
     Args:
-      points: two figures, of which less is better, by name.
+      points: by name, two figures of which less is better.
 
     Returns:
-      The names by their first figure.
+      The names in the order of the first figure.
     """
 
     def dominated(name: str) -> bool:
@@ -236,7 +238,7 @@ def front_points(budget: Budget, measure: Measure) -> dict[str, tuple[float, flo
 
 
 def fronts(budget: Budget, measure: Measure) -> list[str]:
-    """The arms on the Pareto front of mean loss and mean cost; what holds all data in one place is no rival in bytes.
+    """The arms on the Pareto front of mean loss and mean cost; an arm that pools all data is not considered for bytes.
 
     Args:
       budget: the budget.

@@ -1,11 +1,11 @@
-"""`comparison.html`: a comparison on one page that needs nothing else.
+"""`comparison.html`: a comparison on one page without external resources.
 
-First what can be said, then for every budget its tables, what was learned against what was spent, with the Pareto front, and
-the losses along the runs; then how it was compared, and every run.
+The page starts with the conclusions; then come, for every budget, its tables, the loss against the costs with the Pareto
+front, and the losses during the runs; then how it was compared, and every run.
 
-Lines join measurements against rounds alone, and those at which all arms were judged. Against bytes, operations or seconds
-the same rounds of two arms lie at different places, and a line between two of them would claim what was not measured: an
-arm whose points lie far apart would seem worse in between than it is.
+Lines join measurements only against rounds, and only those at which all arms were evaluated. Against bytes, operations or
+seconds the same rounds of two arms are at different places, and a line would suggest values between them that were not
+measured: an arm with distant points would look worse in between than it is.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ from devft_jax.reporting.svg import escape
 from devft_jax.reporting.units import BYTES, FLOPS, SECONDS, Units, unit_for
 
 PAGE_LETTERS = 130
-"""Letters that a table has room for; columns beyond them go on in a further table."""
+"""Characters that fit in one table; further columns continue in another table."""
 
 STYLE = """
 .results th { text-align: right; white-space: nowrap } .results td { text-align: right; white-space: nowrap }
@@ -36,12 +36,12 @@ STYLE = """
 """
 
 Spent = Callable[[Point], float]
-"""A figure of a point along a run."""
+"""A cost of a point of a run."""
 
 
 @dataclass(frozen=True)
 class _Axis:
-    """What losses along the runs are drawn against."""
+    """The x axis for losses during the runs."""
 
     spent: Spent
     label: str
@@ -50,7 +50,7 @@ class _Axis:
 
 
 SPENT = ((BYTES_UP, "sent up by all clients", BYTES), (TRAIN_FLOPS, "training work", FLOPS))
-"""What final losses are drawn against: a measure of a run, a label and its units."""
+"""The x axes for final losses: a measure of a run, a label and its units."""
 
 AXES = (
     _Axis(lambda point: point.round, "rounds", (), joined=True),
@@ -64,7 +64,7 @@ def comparison_html(comparison: Comparison) -> str:
     """The page.
 
     Args:
-      comparison: what was compared.
+      comparison: the comparison.
     """
     title = f"Comparison of {len(comparison.budgets[0].arms)} methods"
     body = [_headline(comparison, title)]
@@ -118,7 +118,7 @@ def _budget(comparison: Comparison, budget: Budget) -> str:
 
 
 def _spots(budget: Budget) -> list[str]:
-    """Loss against bytes and against operations, with the front; nothing without losses."""
+    """Loss against bytes and against operations, with the Pareto front; empty without losses."""
     names = [arm.name for arm in budget.arms if mean_of(arm, FINAL_LOSS) is not None]
     if not names:
         return []
@@ -139,8 +139,8 @@ def _spots(budget: Budget) -> list[str]:
         picture = plot_spots(title, f"{label}, {unit}", "held-out loss", spots, front=front)
         pictures.append(page.figure(picture, "", wide=False))
     caption = (
-        "Means over seeds with their intervals. The dashed line is the Pareto front: whatever lies above and to the right "
-        "of it is matched or beaten in both by an arm on it; what holds all data in one place takes no part in it."
+        "Means over seeds with their intervals. The dashed line is the Pareto front: an arm above and to the right of it is "
+        "matched or beaten in both figures by an arm on it; arms that pool all data are not considered."
     )
     looks = legend([Line(name, [(0, 0)]) for name in names])
     return [
@@ -152,12 +152,12 @@ def _spots(budget: Budget) -> list[str]:
 
 
 def mean_curve(arm: ArmResult, spent: Spent, *, joined: bool) -> list[Line]:
-    """Means over an arm's finished runs, of loss against what was spent, at the rounds at which all of them were judged.
+    """Means over an arm's finished runs, of loss against a cost, at the rounds at which all of them were evaluated.
 
     Args:
       arm: the arm.
-      spent: the figure of a point that it is drawn against.
-      joined: whether the rounds at which all arms were judged make a line; all other measurements stand each for itself.
+      spent: the cost of a point, for the x axis.
+      joined: whether a line joins the rounds at which all arms were evaluated; all other measurements are single points.
 
     Returns:
       Lines and single points.
@@ -172,7 +172,7 @@ def mean_curve(arm: ArmResult, spent: Spent, *, joined: bool) -> list[Line]:
 
 
 def _piece(name: str, measured: Sequence[Sequence[Point]], spent: Spent, joined: bool) -> Line:
-    """A line, or single points, through the means of measurements of several runs."""
+    """A line, or single points, through the means of several runs' measurements."""
     points, intervals = [], []
     for each in measured:
         found = estimate([point.loss for point in each], FINAL_LOSS.bounds)
@@ -183,14 +183,14 @@ def _piece(name: str, measured: Sequence[Sequence[Point]], spent: Spent, joined:
 
 
 def _curves(comparison: Comparison, budget: Budget) -> list[str]:
-    """Losses along the runs against rounds, and against everything that was spent."""
+    """Losses during the runs against rounds, and against every cost."""
     names = [arm.name for arm in budget.arms if mean_of(arm, FINAL_LOSS) is not None]
     against_rounds: list[str] = []
     against_costs: list[str] = []
     still: list[str] = []
     for axis in AXES:
         lines = [line for name in names for line in mean_curve(budget.arm(name), axis.spent, joined=axis.joined)]
-        # What sends nothing is no line over bytes, but a level that it ends at.
+        # An arm that sends nothing is not a line over bytes but a level at its final loss.
         free = [name for name in names if not any(x for line in lines if line.name == name for x, _ in line.points)]
         levels = [Level(shortened(line.name, NAME_WIDTH), line.points[-1][1]) for line in lines if line.name in free]
         moving = [line for line in lines if line.name not in free]
@@ -200,7 +200,7 @@ def _curves(comparison: Comparison, budget: Budget) -> list[str]:
         size, unit = unit_for(max(x for line in moving for x, _ in line.points), axis.units) if axis.units else (1.0, "")
         drawn = [dataclasses.replace(line, points=[(x / size, y) for x, y in line.points]) for line in moving]
         if not axis.joined:
-            # Among so many single points they would hide them; those against rounds are the same.
+            # Among so many single points the intervals would hide them; those against rounds are the same.
             drawn = [dataclasses.replace(line, intervals=()) for line in drawn]
         if comparison.target is not None:
             levels.append(Level("target", comparison.target))
@@ -214,29 +214,29 @@ def _curves(comparison: Comparison, budget: Budget) -> list[str]:
     if not against_rounds:
         return []
     words = (
-        "Means over seeds of the full model's loss, against rounds with their intervals; one without a bar at its end goes "
-        "on beyond the picture. "
+        "Means over seeds of the full model's loss, against rounds with their intervals; an interval without an end bar "
+        "continues beyond the picture. "
     )
     every = comparison.common.evaluate_every
     often = f"{every} rounds" if every > 1 else "round"
     words += (
-        f"Against rounds, lines join what was measured at the rounds at which all arms were judged, every {often}"
+        f"Against rounds, lines join the rounds at which all arms were evaluated, every {often}"
         if every
-        else "The arms were not judged at the same rounds"
+        else "The arms were not evaluated at the same rounds"
     )
     apart = [name for name in comparison.judged_apart if name in names] if every else []
     words += f" ({', '.join(apart)} not at these)" if apart else ""
     words += (
-        "; all other points stand alone, as do all against costs: the same rounds lie at another place there in each arm, "
-        "and between two points nothing was measured."
+        "; all other points are separate, and so are all points against costs: there the same rounds are at different "
+        "places in each arm, and nothing was measured between two points."
     )
     if comparison.target is not None:
         words += f" A dotted level is the target, {comparison.target:.4f}."
     if still:
-        words += f" What sends nothing is a dotted level over bytes: {', '.join(dict.fromkeys(still))}."
+        words += f" An arm that sends nothing is a dotted level over bytes: {', '.join(dict.fromkeys(still))}."
     looks = legend([Line(name, [(0, 0)]) for name in names])
     return [
-        page.heading("Loss along the runs"),
+        page.heading("Loss during the runs"),
         page.paragraph(words),
         page.legend([(look, shortened(name, NAME_WIDTH)) for look, name in looks]),
         *against_rounds,
@@ -274,6 +274,6 @@ def _runs(comparison: Comparison) -> str:
         return [listed.arm.name, str(run.seed), " ".join(listed.budgets), *shown, run.folder]
 
     rows = [cells(listed) for listed in comparison.runs]
-    words = "Every run is a folder that devft report, export, generate and replay take; comparison.json has all figures."
+    words = "Every run is a folder for devft report, export, generate and replay; comparison.json has all figures."
     table = page.table("Every run", header, rows)
     return page.section("runs", "Every run", page.paragraph(words), page.folded(f"The {len(rows)} runs", table))

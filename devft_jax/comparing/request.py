@@ -1,4 +1,4 @@
-"""What a comparison is asked to do: its options, and the checked request with the arms under every budget."""
+"""The request for a comparison: its options, and the checked request with the arms under every budget."""
 
 import dataclasses
 import math
@@ -20,51 +20,52 @@ BUDGETS = ("rounds", "bytes")
 
 @dataclass(frozen=True, kw_only=True)
 class CompareOptions:
-    """What is compared, and on what terms."""
+    """The methods to compare, and on what terms."""
 
     arms: tuple[str, ...] | None = None
-    """The methods: ALGORITHM (the full model) or ALGORITHM+GROWTH, each with options of its own as :option=value (values
-    of a list joined by /). Two controls: fedit@bytes=ARM has the rank at which it sends what another arm sends, and
-    fedit@flops=ARM as many rounds as compute what it computes. Example:
+    """The methods: ALGORITHM (the full model) or ALGORITHM+GROWTH, each with its own options as :option=value (values of a
+    list joined by /). Two controls: fedit@bytes=ARM uses the rank with which it sends as much as another arm, and
+    fedit@flops=ARM the number of rounds that compute as much as it. Example:
     fedit,fedit+devft,fedit+devft:beta=0.2:capacities=4/16,fedit@bytes=fedit+devft."""
     arms_file: str | None = path(None)
-    """A YAML file of arms by title instead, such as `FedIT: {algorithm: fedit}` and `DevFT: {algorithm: fedit, growth:
-    devft, beta: 0.2}`; `bytes_of: TITLE` and `flops_of: TITLE` make controls."""
+    """A YAML file of arms by title, in place of --arms, such as `FedIT: {algorithm: fedit}` and `DevFT: {algorithm: fedit,
+    growth: devft, beta: 0.2}`; `bytes_of: TITLE` and `flops_of: TITLE` make controls."""
     seeds: tuple[int, ...] | None = None
-    """Seeds of the runs, such as 0,1,2; each is that of the split, the cohorts, the data order and the initialisation. By
-    default the configuration's one seed, which says nothing about chance."""
+    """Seeds of the runs, such as 0,1,2; each sets the split, the cohorts, the data order and the initialisation. By default
+    only the configuration's seed, from which no interval can be computed."""
     reference: str | None = None
-    """The arm that differences are to; by default the first."""
+    """The arm to which differences are computed; by default the first."""
     budget: tuple[str, ...] = ("rounds",)
-    """What arms have in common: rounds, or bytes (of all messages up; an arm whose full length sends less has its full
+    """What is equal for all arms: rounds, or bytes (of all messages up; an arm whose full length sends less has its full
     length), or rounds,bytes for a table of each."""
     budget_of: str | None = None
-    """The arm whose bytes are the budget; by default the one that sends least, of those that send anything, without the
-    controls."""
+    """The arm whose bytes are the budget; by default the one that sends least, without controls and arms that send
+    nothing."""
     target_loss: float | None = None
-    """Held-out loss, in nats per token, whose cost is shown; by default the mean of the reference's final losses."""
+    """Held-out loss, in nats per token, to whose cost runs are compared; by default the mean of the reference's final
+    losses."""
     learning_rates: tuple[float, ...] | None = None
-    """Rates of which every arm gets the best by held-out loss in one run on the tuning seed each; by default arms have
-    the rates that they are given."""
+    """Learning rates from which every arm gets the best by held-out loss, in one run each on the tuning seed; by default
+    arms have the rates of the configuration."""
     evaluations: int = 8
-    """About how often the full model is judged on held-out data along a run, at the same rounds in every arm;
-    evaluate_every, where it is given, says how often instead. 0 judges at the ends of stages alone, which lie at other
-    rounds in each arm. Where every client has a model of its own, all of which would be judged, it is at the ends alone,
-    too."""
+    """About how often the full model is evaluated on held-out data during a run, at the same rounds in every arm; if
+    evaluate_every is given, it is used instead. 0 evaluates only at the ends of stages, which are at different rounds in
+    each arm. Arms in which every client has its own model, all of which would be evaluated, are always evaluated only at
+    the ends."""
     tuning_seed: int = 1000
-    """Seed of the search for a rate, none of the seeds."""
+    """Seed of the search for a learning rate; must not be one of the seeds."""
     out: str = path("runs/compare")
-    """The comparison's folder: absent, empty or a comparison's, which shares its runs."""
+    """The comparison's folder: absent, empty or a comparison's, whose runs are then shared."""
 
 
 @dataclass(frozen=True)
 class Terms:
-    """A budget as it was asked for.
+    """A requested budget.
 
     Attributes:
       kind: rounds or bytes.
-      text: what the budget is, in words.
-      arms: with the rounds that it leaves them.
+      text: the budget in words.
+      arms: the arms with their rounds within the budget.
       left_out: a sentence on each arm that does not fit.
     """
 
@@ -79,12 +80,12 @@ class Request:
     """A checked request.
 
     Attributes:
-      common: what all arms share.
-      options: the comparison's own.
+      common: the options that all arms share.
+      options: the options of the comparison itself.
       budgets: the arms under every budget.
-      seeds: of the runs.
-      reference: the arm that differences are to.
-      own_grid: whether the rounds at which arms are judged are the comparison's own choice.
+      seeds: seeds of the runs.
+      reference: the arm to which differences are computed.
+      own_grid: whether the comparison itself chose the rounds at which arms are evaluated.
     """
 
     common: RunConfig
@@ -96,17 +97,17 @@ class Request:
 
 
 def check_request(common: RunConfig, options: CompareOptions) -> Request:
-    """Find everything that can be known to be wrong before the first run.
+    """Find every error that can be known before the first run.
 
     Args:
       common: the options that all arms share.
-      options: the comparison's own.
+      options: the options of the comparison itself.
 
     Returns:
       The request, with every arm's configuration.
 
     Raises:
-      InputError: it cannot work.
+      InputError: the request is invalid.
     """
     arms = _arms(options)
     seeds = options.seeds if options.seeds is not None else (common.seed,)
@@ -115,12 +116,12 @@ def check_request(common: RunConfig, options: CompareOptions) -> Request:
         validate(dataclasses.replace(common, seed=seed))
     if options.learning_rates is not None and "learning_rate" in given_options(common):
         raise InputError(
-            "learning_rate has no effect beside learning_rates, which searches one for every arm; leave one of them out."
+            "learning_rate has no effect beside learning_rates, which searches a rate for every arm; leave one of them out."
         )
     _check_rates(options, seeds, [arm.name for arm in arms if "learning_rate" in arm.overrides])
     check_data_found(common)
     asked = common
-    # Arms have their stages; the common rounds are what the configuration's own growth would take.
+    # Arms have their own stages; the common rounds are those of the configuration's own growth.
     common = dataclasses.replace(common, rounds=total_rounds(common))
     own_grid = bool(options.evaluations and not common.evaluate_every)
     if own_grid:
@@ -145,7 +146,7 @@ def _arms(options: CompareOptions) -> list[Arm]:
 
 
 def _check_options(options: CompareOptions, seeds: Sequence[int], arms: Sequence[str]) -> None:
-    """Raise `InputError` for terms that are none, whatever the arms are."""
+    """Raise `InputError` for terms that are invalid whatever the arms are."""
     if not seeds or len(set(seeds)) < len(seeds):
         raise InputError(f"seeds {','.join(map(str, seeds)) or '(none)'} must be one or more, each once, such as 0,1,2.")
     unknown = [kind for kind in options.budget if kind not in BUDGETS]
@@ -156,14 +157,14 @@ def _check_options(options: CompareOptions, seeds: Sequence[int], arms: Sequence
             raise InputError(f"{option} '{name}' is not among the arms; choose from {', '.join(arms)}.")
     if options.budget_of is not None and "bytes" not in options.budget:
         raise InputError(
-            "budget_of names whose bytes are the budget, and the budget is rounds; give --budget bytes besides."
+            "budget_of names the arm whose bytes are the budget, but the budget is rounds; also give --budget bytes."
         )
     if options.target_loss is not None and not 0 < options.target_loss < math.inf:
         raise InputError(
-            f"target_loss {options.target_loss} is no held-out loss; give a positive number of nats per token, such as 2.5."
+            f"target_loss {options.target_loss} is not a held-out loss; give a positive number of nats per token."
         )
     if options.evaluations < 0:
-        raise InputError(f"evaluations {options.evaluations} is negative; use 0 to judge at the ends of stages alone.")
+        raise InputError(f"evaluations {options.evaluations} is negative; use 0 to evaluate only at the ends of stages.")
 
 
 def _equal_rounds(arms: Sequence[Configured], rounds: int) -> Terms:
@@ -192,11 +193,10 @@ def _check_rates(options: CompareOptions, seeds: Sequence[int], fixed: Sequence[
         raise InputError(f"tuning_seed {options.tuning_seed} is outside [0, 2^32); name another.")
     if options.tuning_seed in seeds:
         raise InputError(
-            f"tuning_seed {options.tuning_seed} is among the seeds, and rates chosen on it would favour what was chosen; "
-            "name another."
+            f"tuning_seed {options.tuning_seed} is among the seeds, which would favour the rates chosen on it; name another."
         )
     if fixed:
         raise InputError(
-            f"the arm '{fixed[0]}' has a learning_rate of its own and learning_rates searches one for every arm; leave one "
+            f"the arm '{fixed[0]}' sets its own learning_rate, but learning_rates searches one for every arm; leave one "
             "of them out."
         )

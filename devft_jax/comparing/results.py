@@ -1,7 +1,6 @@
-"""What a comparison is made of: runs, arms over seeds, budgets of arms, and the comparison itself; plain results.
+"""The parts of a comparison: runs, arms over seeds, budgets of arms, and the comparison itself; plain results.
 
-Everything that is said of them is arithmetic: `devft_jax.comparing.measures` has the figures, `tables` and `verdict` show
-them.
+All statements are computed from these: `devft_jax.comparing.measures` has the figures, `tables` and `verdict` show them.
 """
 
 import dataclasses
@@ -16,15 +15,15 @@ from devft_jax.storage.records import RunRecord
 
 @dataclass(frozen=True)
 class Point:
-    """The full model's held-out loss along a run, and what had been spent by then.
+    """The full model's held-out loss during a run, and the costs up to then.
 
     Attributes:
       round: rounds done.
-      seconds: of training.
-      bytes_up: of all messages from clients.
+      seconds: seconds of training.
+      bytes_up: bytes of all messages from clients.
       train_flops: counted operations.
       loss: nats per token.
-      alike: whether it is one of the rounds at which all arms were judged.
+      alike: whether all arms were evaluated at this round.
     """
 
     round: int
@@ -40,11 +39,11 @@ class Outcome:
     """One run.
 
     Attributes:
-      seed: its seed.
-      folder: where it lies.
-      record: its `summary.json`; None where it failed.
-      curve: measurements of the full model, from the untuned base on.
-      error: why it failed, in a sentence; None where it did not.
+      seed: seed of the run.
+      folder: the run's folder.
+      record: its `summary.json`; None if it failed.
+      curve: measurements of the full model, starting with the untuned base.
+      error: why it failed, in a sentence; None if it did not.
     """
 
     seed: int
@@ -55,23 +54,23 @@ class Outcome:
 
     @property
     def finished(self) -> bool:
-        """Whether it has results."""
+        """Whether the run has results."""
         return self.record is not None
 
     @property
     def final_loss(self) -> float | None:
-        """Held-out loss of the full model at the run's end; None where it failed or nothing is held out."""
+        """Held-out loss of the full model at the end of the run; None if it failed or nothing is held out."""
         return None if self.record is None else self.record.final_loss
 
 
 def judged_alike(outcome: Outcome, every: int) -> Outcome:
-    """The run with its measurements marked at the rounds at which all arms were judged.
+    """The run with its measurements marked at the rounds at which all arms were evaluated.
 
-    Where one of these is missing, as in a run that was made before for another comparison, none is marked.
+    If one of these is missing, as in a run made earlier for another comparison, none is marked.
 
     Args:
       outcome: the run.
-      every: all arms were judged every so many rounds, from 0 on; 0 where there are no such rounds.
+      every: all arms were evaluated every so many rounds, from 0 on; 0 if there are no such rounds.
     """
     rounds = {point.round for point in outcome.curve}
     wanted = set(range(0, max(rounds, default=0) + 1, every)) if every else set()
@@ -86,13 +85,13 @@ class ArmResult:
     """One method under one budget.
 
     Attributes:
-      name: the arm's.
-      config: of its runs; seed and folder are those of one of them.
-      changes: plain options of it that are not the common ones, besides `algorithm`, `growth` and what `note` says.
-      note: how its rounds or rank came about.
-      outcomes: a run for each seed.
-      pools: whether it holds all clients' examples in one place, so that nothing has to travel.
-      tuning: held-out loss on the tuning seed by learning rate, None where the run failed; None where nothing was tuned.
+      name: name of the arm.
+      config: configuration of its runs; seed and folder are those of one of them.
+      changes: its options that differ from the common ones, without `algorithm`, `growth` and what `note` says.
+      note: how its rounds or rank were chosen.
+      outcomes: one run per seed.
+      pools: whether all clients' examples are in one place, so that nothing is sent.
+      tuning: held-out loss on the tuning seed by learning rate, None for a failed run; None if nothing was tuned.
     """
 
     name: str
@@ -105,7 +104,7 @@ class ArmResult:
 
     @property
     def rounds(self) -> int:
-        """Of all stages."""
+        """Rounds of all stages."""
         return total_rounds(self.config)
 
     @property
@@ -120,7 +119,7 @@ class ArmResult:
 
     @property
     def personal(self) -> bool:
-        """Whether its loss is the mean over clients' own models."""
+        """Whether its loss is the mean over the clients' own models."""
         return any(record.personal_models for record in self.records.values())
 
 
@@ -130,9 +129,9 @@ class Budget:
 
     Attributes:
       kind: rounds or bytes.
-      text: what the budget is, in words.
-      arms: those that fit.
-      left_out: a sentence on each that does not.
+      text: the budget in words.
+      arms: the arms that fit.
+      left_out: a sentence on each arm that does not fit.
     """
 
     kind: str
@@ -141,20 +140,20 @@ class Budget:
     left_out: Sequence[str] = ()
 
     def arm(self, name: str) -> ArmResult:
-        """One of its arms.
+        """The arm of this name.
 
         Args:
-          name: the arm's.
+          name: name of the arm.
         """
         return next(arm for arm in self.arms if arm.name == name)
 
 
 @dataclass(frozen=True)
 class ListedRun:
-    """A run among those of a comparison.
+    """A run in the list of a comparison's runs.
 
     Attributes:
-      arm: whose it is, under the first budget that it serves.
+      arm: its arm, under the first budget that it serves.
       run: the run.
       budgets: kinds of all budgets that it serves.
     """
@@ -166,19 +165,19 @@ class ListedRun:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What was compared.
+    """The results of a comparison.
 
     Attributes:
       budgets: one or two, with the same arms.
-      reference: the arm that differences are to.
-      seeds: of the runs.
-      target: held-out loss that runs are to reach; None where it is not known.
-      target_given: whether somebody asked for it; else it is the mean of the reference's final losses under the first
+      reference: the arm to which differences are computed.
+      seeds: seeds of the runs.
+      target: held-out loss that runs should reach; None if it is not known.
+      target_given: whether the user gave it; if not, it is the mean of the reference's final losses under the first
         budget.
-      tuning_seed: of the search for a learning rate; None where there was none.
-      rates: of that search; empty where there was none.
+      tuning_seed: seed of the search for a learning rate; None if there was none.
+      rates: rates of that search; empty if there was none.
       common: the options that all arms share.
-      command: that made it.
+      command: the command that made the comparison.
     """
 
     budgets: Sequence[Budget]
@@ -205,7 +204,7 @@ class Comparison:
 
     @property
     def judged_apart(self) -> list[str]:
-        """The arms with a run that was judged, but not at the rounds at which all are."""
+        """The arms with a run that was evaluated, but not at the common rounds."""
         apart = [
             arm.name
             for budget in self.budgets

@@ -1,8 +1,8 @@
-"""The runs of a comparison: each an ordinary run in a process of its own, made where it is missing, else read.
+"""The runs of a comparison: each an ordinary run in a process of its own, made if it is missing, otherwise read.
 
-A run lies in a folder of its own under the comparison's, named after what is computed and when it is judged: one that is
-finished is read, not run again, one that was stopped goes on, and comparisons in the same folder share their runs. A run
-that fails is reported and left out; the rest is compared all the same.
+Each run has a folder of its own inside the comparison's, named after what is computed and when it is evaluated. A finished
+run is read, not run again; a stopped one is resumed; comparisons in the same folder share their runs. A run that fails is
+reported and left out, and the others are compared.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ from devft_jax.runtime.stopping import StopRequest
 from devft_jax.storage import RunFolder
 
 REPORT_EVERY = 30.0
-"""Seconds between the lines that say how far a run is."""
+"""Seconds between the lines that report how far a run is."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,10 @@ class Job:
     """A run that is needed.
 
     Attributes:
-      name: of its folder.
-      config: with that folder.
-      label: what people call it.
-      before: the same run judged at the ends of stages alone, which serves as well where it is finished.
+      name: name of its folder.
+      config: its configuration, with that folder.
+      label: its name in messages.
+      before: the same run evaluated only at the ends of stages; it is used in place of this one if it is finished.
     """
 
     name: str
@@ -56,13 +56,13 @@ class Job:
 
 
 class Stopped(Exception):  # noqa: N818
-    """The comparison is to stop.
+    """The comparison was asked to stop.
 
     Args:
-      number: of the signal.
+      number: number of the signal.
 
     Attributes:
-      number: of the signal.
+      number: number of the signal.
     """
 
     def __init__(self, number: int):
@@ -70,15 +70,15 @@ class Stopped(Exception):  # noqa: N818
 
 
 def run_name(config: RunConfig) -> str:
-    """The folder of a run: algorithm, growth, seed, and eight digits of what is computed and when it is judged.
+    """The folder of a run: algorithm, growth, seed, and eight digits of what is computed and when it is evaluated.
 
     Args:
-      config: of the run.
+      config: configuration of the run.
     """
     judged = {name: getattr(config, name) for name in ("rounds", "evaluate_every", "evaluate_full")}
     text = json.dumps({**identity(config), **judged}, sort_keys=True)
     name = f"{config.algorithm}-{config.growth}-s{config.seed}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-    # Of a name that imports.
+    # For an importable name.
     return name.replace(":", ".")
 
 
@@ -95,12 +95,12 @@ class Runs:
     """Makes runs one after the other, each in a process of its own, or reads those that are finished.
 
     Args:
-      folder: of the comparison.
-      progress: where it is said how far the runs are.
-      stop: whether the comparison is to stop.
-      later: rounds of runs that will be asked for afterwards, for the time that is left.
-      own_grid: whether the rounds at which arms are judged are the comparison's own choice: then runs that were made before
-        without it serve, too.
+      folder: the comparison's folder.
+      progress: the progress output.
+      stop: whether the comparison was asked to stop.
+      later: rounds of runs that will be requested afterwards, for the estimate of the time left.
+      own_grid: whether the comparison itself chose the rounds at which arms are evaluated; runs that were made earlier
+        without it are then used too.
 
     Attributes:
       later: as above; may be changed between two calls of `make`.
@@ -114,16 +114,16 @@ class Runs:
         self._spent: list[_Spent] = []
 
     def job(self, config: RunConfig, label: str) -> Job:
-        """The run of a configuration, in its folder here; a growing model is judged within its stages, too.
+        """The run of a configuration, in its folder here; a growing model is also evaluated within its stages.
 
         Args:
-          config: without its folder.
-          label: the arm, as people call it.
+          config: configuration without the run's folder.
+          label: name of the arm in messages.
         """
         if not self._own_grid:
             return self._job(config, label)
         at_ends = self._job(dataclasses.replace(config, evaluate_every=0), label)
-        # The models of all clients would be judged each time.
+        # The models of all clients would be evaluated each time.
         if not algorithm_of(config).has_global_model:
             return at_ends
         return dataclasses.replace(self._job(config, label), before=at_ends)
@@ -135,18 +135,18 @@ class Runs:
         return Job(name, dataclasses.replace(config, out=str(self._folder / name)), f"{label}, seed {config.seed}")
 
     def make(self, jobs: Sequence[Job], what: str) -> dict[str, Outcome]:
-        """Make the runs that are missing and read all.
+        """Make the missing runs and read all of them.
 
         Args:
-          jobs: the runs; one that is named twice is made once.
-          what: what a run is called here, such as "tuning run".
+          jobs: the runs; one that is given twice is made once.
+          what: the kind of run for messages, such as "tuning run".
 
         Returns:
           The outcome of every job by its name.
 
         Raises:
-          InputError: the first run is refused, as the others would likely be.
-          Stopped: the comparison is to stop.
+          InputError: the first run is refused, and the others probably would be too.
+          Stopped: the comparison was asked to stop.
         """
         wanted = {job.name: job for job in jobs}
         known = {name: read_outcome(job) for name, job in wanted.items()}
@@ -168,7 +168,8 @@ class Runs:
         return found
 
     def _seconds_left(self, jobs: Sequence[Job]) -> str:
-        """As text: each round to come takes what rounds of its growth took on average, or of any."""
+        """The time left as text: each later round is assumed to take as long as the average round of its growth, or of
+        any."""
         if not jobs and not self.later:
             return ""
 
@@ -190,22 +191,22 @@ class Runs:
         if outcome is None:
             sentence = _last_words(log, code)
             if code == 2 and not self._executed:
-                # Nothing was lost yet, and what is wrong is likely wrong for all.
+                # Nothing is lost yet, and the same error would probably end all runs.
                 raise InputError(f"{job.label}: {sentence}")
             outcome = Outcome(job.config.seed, str(job.config.out), error=f"{sentence} (see {log})")
         self._executed = True
         return outcome
 
     def _supervise(self, command: Sequence[str], log: Path) -> int:
-        """The exit code of a process whose output goes to a file; a stop is passed on to it, and it ends its round."""
-        # The folder in which the package lies.
+        """The exit code of a process whose output goes to a file; a stop request is passed on, and the run finishes its
+        round."""  # The folder that contains the package.
         sources = str(Path(__file__).resolve().parents[2])
         paths = [sources, *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-        # An older one is removed, not written over: it could be a link.
+        # An older file is removed, not overwritten: it could be a link.
         log.unlink(missing_ok=True)
         with open(log, "x", encoding="utf-8") as lines:
-            # A session of its own: Ctrl-C at the terminal reaches it through us, once.
+            # In a session of its own, so that Ctrl-C at the terminal reaches the run only once, through this process.
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -259,16 +260,16 @@ def _in_words(outcome: Outcome) -> str:
 
 
 def read_outcome(job: Job) -> Outcome | None:
-    """What a finished run's folder holds.
+    """Read a finished run's folder.
 
     Args:
       job: the run.
 
     Returns:
-      Its results, or why it has none; None where it is not finished.
+      Its results, or why it has none; None if it is not finished.
     """
     path = Path(str(job.config.out))
-    # A record beside the summary is that of a run that goes on.
+    # A record next to the summary means that the run continues.
     if not (path / "summary.json").exists() or (path / "record.json").exists():
         return None if job.before is None else read_outcome(job.before)
     try:
@@ -282,10 +283,10 @@ def read_outcome(job: Job) -> Outcome | None:
 
 
 def full_model_curve(story: Story) -> list[Point]:
-    """The full model's held-out losses along a run, and what had been spent by then.
+    """The full model's held-out losses during a run, and the costs up to then.
 
     Args:
-      story: the run's.
+      story: the run.
     """
     seconds = story.total(lambda row: row.seconds)
     sent = story.total(lambda row: row.bytes_up)
@@ -297,13 +298,13 @@ def full_model_curve(story: Story) -> list[Point]:
 def check_splits(outcomes: Sequence[Outcome]) -> None:
     """Check that all finished runs of a seed had the same clients with the same examples.
 
-    A participant that holds the examples of all clients has no clients to compare, only their sum.
+    For a participant that holds the examples of all clients only their sum can be compared.
 
     Args:
       outcomes: runs of any seeds.
 
     Raises:
-      InputError: two runs of a seed had other data.
+      InputError: two runs of a seed had different data.
     """
     seen: dict[tuple[int, int], tuple[Any, str]] = {}
     for outcome in outcomes:
@@ -315,6 +316,6 @@ def check_splits(outcomes: Sequence[Outcome]) -> None:
             other, folder = seen.setdefault((outcome.seed, count), (found, outcome.folder))
             if other != found:
                 raise InputError(
-                    f"the runs in {folder} and {outcome.folder} have the same seed and other data: it has changed between "
-                    "them; remove the older folder, or name another --out."
+                    f"the runs in {folder} and {outcome.folder} have the same seed but different data: it has changed "
+                    "between them; remove the older folder, or name another --out."
                 )

@@ -1,17 +1,17 @@
 """Means over seeds with intervals, and differences between two methods over the same seeds.
 
-The interval is Student's, for seeds taken as independent draws, on the scale on which the quantity has no bounds, so that no
-end of it lies where the quantity cannot be: the mean m with its standard error e is taken to u(m) +- t e u'(m), with n - 1
-degrees of freedom, and the ends are taken back.
+The interval is Student's t, for seeds as independent draws. It is computed on a scale on which the quantity has no bounds,
+so that its ends are possible values: the mean m with its standard error e becomes u(m) +- t e u'(m), with n - 1 degrees of
+freedom, and the ends are transformed back.
 
     without bounds     u(m) = m                                differences of losses, bytes and seconds: m +- t e
     above a            u(m) = log(m - a)                       losses, bytes, seconds: m exp(+- t e / m) for a = 0
     between a and b    u(m) = log((m - a) / (b - m))           shares in [0, 1] (logit), their differences in [-1, 1]
 
-Seeds that all give one value say nothing of how far others lie apart: they make no interval, as one seed makes none.
+If all seeds give the same value there is no interval, as for a single seed, because nothing is known about the spread.
 
-The quantile t is found from the finite sums that the distribution has for whole degrees of freedom (Abramowitz and Stegun,
-26.7.3 and 26.7.4), so that no package of statistics is needed.
+The quantile t is computed from the finite sums that the distribution has for whole degrees of freedom (Abramowitz and
+Stegun, 26.7.3 and 26.7.4), so that no statistics package is needed.
 """
 
 import functools
@@ -23,16 +23,16 @@ from dataclasses import dataclass
 LEVEL = 0.95
 
 ROUNDING = 1e-12
-"""Of the size of the values: a spread that sums and differences of floats make by themselves is none."""
+"""Relative spread that is attributed to rounding in sums and differences of floats, and counts as none."""
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """Where a quantity can lie.
+    """The range of a quantity.
 
     Attributes:
-      low: the least value, or -inf.
-      high: the largest value, or inf.
+      low: the smallest possible value, or -inf.
+      high: the largest possible value, or inf.
     """
 
     low: float = -math.inf
@@ -40,14 +40,14 @@ class Bounds:
 
     @property
     def of_differences(self) -> "Bounds":
-        """Where a difference of two such quantities can lie."""
+        """The range of a difference of two such quantities."""
         return Bounds(self.low - self.high, self.high - self.low)
 
     def interval(self, mean: float, reach: float) -> tuple[float, float]:
-        """The ends of mean +- reach, with a reach above 0, on the scale without bounds; see the module's docstring.
+        """The ends of mean +- reach on the scale without bounds; see the module's docstring.
 
         Args:
-          mean: within the bounds.
+          mean: a value within the bounds.
           reach: above 0.
         """
         if not (math.isfinite(mean) and math.isfinite(reach)):
@@ -71,10 +71,10 @@ class Estimate:
     """A mean over seeds.
 
     Attributes:
-      mean: of `count` values.
-      low: lower end of its interval; None where the values say nothing about others.
-      high: upper end of its interval; None where the values say nothing about others.
-      count: of the values.
+      mean: mean of `count` values.
+      low: lower end of the interval; None if there is no interval.
+      high: upper end of the interval; None if there is no interval.
+      count: number of values.
     """
 
     mean: float
@@ -89,7 +89,7 @@ class Estimate:
 
     @property
     def sign(self) -> int:
-        """-1 or 1 where the whole interval lies below or above zero; 0 where it does not, or there is none."""
+        """-1 or 1 if the whole interval is below or above zero; 0 if it is not, or if there is none."""
         low, high = self.interval or (0.0, 0.0)
         return 1 if low > 0 else -1 if high < 0 else 0
 
@@ -98,16 +98,16 @@ def estimate(values: Sequence[float], bounds: Bounds = ANYWHERE, *, size: float 
     """The mean of values with its 95 % interval; None without values.
 
     Args:
-      values: one for each seed.
-      bounds: of the quantity.
-      size: of what the values were computed from, where that is larger than they are.
+      values: one per seed.
+      bounds: range of the quantity.
+      size: magnitude of the numbers from which the values were computed, if that is larger than the values.
     """
     if not values:
         return None
     count, mean = len(values), statistics.fmean(values)
     if count == 1:
         return Estimate(mean, None, None, 1)
-    # statistics.stdev fails on an infinite value, as a diverged run may have.
+    # statistics.stdev fails for an infinite value, which a diverged run may have.
     if not all(map(math.isfinite, values)):
         return Estimate(mean, *bounds.interval(mean, math.inf), count)
     if max(values) - min(values) <= ROUNDING * (size or max(map(abs, values))):
@@ -121,12 +121,12 @@ def paired_difference(
     theirs: Mapping[int, float],
     bounds: Bounds = ANYWHERE,
 ) -> Estimate | None:
-    """The mean of mine - theirs over the seeds that both have, with its 95 % interval; None where they share none.
+    """The mean of mine - theirs over the seeds that both have, with its 95 % interval; None if they share none.
 
     Args:
       mine: a quantity by seed.
       theirs: the same quantity of another method, by seed.
-      bounds: of the quantity itself.
+      bounds: range of the quantity itself.
     """
     shared = [seed for seed in mine if seed in theirs]
     size = max((abs(each[seed]) for each in (mine, theirs) for seed in shared), default=None)
@@ -135,14 +135,14 @@ def paired_difference(
 
 @functools.cache
 def student_quantile(freedom: int, level: float = LEVEL) -> float:
-    """The t that a Student variable of so many degrees of freedom does not exceed in size with probability `level`.
+    """The t for which P(|T| <= t) = `level` under Student's distribution.
 
     Args:
       freedom: degrees of freedom.
       level: the probability.
     """
     low, high = 0.0, math.pi / 2
-    # 60 halvings leave an angle less than a float's rounding away.
+    # After 60 halvings the angle is exact to float rounding.
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (middle, high) if _probability_within(middle, freedom) < level else (low, middle)

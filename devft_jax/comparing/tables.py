@@ -1,4 +1,4 @@
-"""The tables of a comparison, as texts in columns, which a terminal, Markdown and the page show alike."""
+"""The tables of a comparison as texts in columns, the same for the terminal, Markdown and the page."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from devft_jax.comparing.results import ArmResult, Budget, Comparison
 from devft_jax.comparing.statistics import Estimate, estimate
 
 NAME_WIDTH = 40
-"""Characters of an arm's name in tables as text; longer ones lose their middle there."""
+"""Most characters of an arm's name in text tables; longer names lose their middle."""
 
 
 @dataclass(frozen=True)
@@ -16,10 +16,10 @@ class Table:
     """A table of texts.
 
     Attributes:
-      title: over the table.
-      header: of the columns; the first column names the rows.
-      rows: texts, one for each column.
-      below: what its marks mean.
+      title: title above the table.
+      header: names of the columns; the first column names the rows.
+      rows: texts, one per column.
+      below: explanation of its marks.
     """
 
     title: str
@@ -35,12 +35,12 @@ def _used(measures: Sequence[Measure], budget: Budget, target: float | None) -> 
 
 
 def cell(found: Estimate | None, form: Form, *, sign: bool = False) -> str:
-    """A mean as a table has it, with its interval; empty where there is none.
+    """A mean as a table cell, with its interval; empty if there is none.
 
     Args:
       found: the mean.
-      form: how it is written.
-      sign: whether a positive figure has a sign, too.
+      form: format of the figure.
+      sign: whether a positive figure is shown with a sign.
     """
     return "" if found is None else form.shown(found.mean, found.interval, sign=sign)
 
@@ -63,13 +63,13 @@ def learned_table(comparison: Comparison, budget: Budget) -> Table:
     """Loss and exact match, with differences to the reference.
 
     Args:
-      comparison: names the reference and the target.
+      comparison: gives the reference and the target.
       budget: the budget whose arms are shown.
     """
     measures = _used(LEARNED, budget, comparison.target)
     header = ["", "rounds", "rank", "rate", "seeds"]
     for measure in measures:
-        # By its name, since the two may stand in different parts of a wide table.
+        # Named, because the two columns may be in different parts of a wide table.
         difference_in = f"difference in {measure.title.removeprefix('held-out ')}"
         header += [measure.title, *(() if measure.optional else (difference_in,))]
     rows = [_base_row(budget, measures)] if any(arm.finished for arm in budget.arms) else []
@@ -92,7 +92,7 @@ def learned_table(comparison: Comparison, budget: Budget) -> Table:
 
 
 def _base_row(budget: Budget, measures: Sequence[Measure]) -> list[str]:
-    """The untuned base, whose loss follows a seed only where the held-out data does."""
+    """The untuned base, whose loss depends on the seed only if the held-out data does."""
     records = {seed: record for arm in budget.arms for seed, record in arm.records.items()}
     figures = {
         "final_loss": [record.base_loss for record in records.values()],
@@ -107,10 +107,10 @@ def _base_row(budget: Budget, measures: Sequence[Measure]) -> list[str]:
 
 
 def cost_table(comparison: Comparison, budget: Budget) -> Table:
-    """What the runs cost.
+    """The costs of the runs.
 
     Args:
-      comparison: names the reference and the target.
+      comparison: gives the reference and the target.
       budget: the budget whose arms are shown.
     """
     measures = _used(COSTS, budget, comparison.target)
@@ -119,15 +119,15 @@ def cost_table(comparison: Comparison, budget: Budget) -> Table:
         "What it cost",
         ["", *(measure.title for measure in measures)],
         rows,
-        "bytes of all clients' messages; stages down: numbers of picked layers, or fused ones unless clients fuse them",
+        "bytes of all clients' messages; stages down: numbers of selected layers, or fused layers unless clients fuse them",
     )
 
 
 def target_table(comparison: Comparison, budget: Budget) -> Table | None:
-    """What it took to reach the target; None where there is no target.
+    """The costs up to the target loss; None if there is no target.
 
     Args:
-      comparison: names the reference and the target.
+      comparison: gives the reference and the target.
       budget: the budget whose arms are shown.
     """
     target = comparison.target
@@ -138,7 +138,7 @@ def target_table(comparison: Comparison, budget: Budget) -> Table | None:
         hits = [reached(outcome, target) is not None for outcome in arm.finished]
         counted = f"{sum(hits)} of {len(arm.outcomes)}"
         rows.append([arm.name, counted, *(cell(mean_of(arm, each, target), each.form) for each in TO_TARGET)])
-    source = "as asked for" if comparison.target_given else f"the mean final loss of {comparison.reference}"
+    source = "as given" if comparison.target_given else f"the mean final loss of {comparison.reference}"
     return Table(
         f"To a held-out loss of {target:.4f}, {source}",
         ["", "seeds that reach it", *(measure.title for measure in TO_TARGET)],
@@ -148,10 +148,10 @@ def target_table(comparison: Comparison, budget: Budget) -> Table | None:
 
 
 def tuning_table(comparison: Comparison, budget: Budget) -> Table | None:
-    """Held-out losses of the search for a learning rate; None where there was none.
+    """Held-out losses of the search for a learning rate; None if there was none.
 
     Args:
-      comparison: names the reference and the target.
+      comparison: gives the reference and the target.
       budget: the budget whose arms are shown.
     """
     if not comparison.rates:
@@ -167,14 +167,14 @@ def tuning_table(comparison: Comparison, budget: Budget) -> Table | None:
 
 
 def column_parts(rows: Sequence[Sequence[str]], width: int) -> list[list[int]]:
-    """The columns after the first, in parts of which each has room beside the first.
+    """The columns after the first, in parts that each fit beside the first.
 
     Args:
-      rows: of the table, the header among them.
-      width: characters that a line has room for.
+      rows: rows of the table, including the header.
+      width: characters per line.
 
     Returns:
-      The positions of the columns of each part.
+      The indices of the columns of each part.
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     parts: list[list[int]] = [[]]

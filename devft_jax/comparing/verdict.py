@@ -1,4 +1,4 @@
-"""A comparison in sentences: what the numbers say, and what is equal between the arms and what is not."""
+"""A comparison in sentences: the conclusions, and what is equal between the arms and what is not."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -19,19 +19,19 @@ from devft_jax.comparing.tables import cell, rate_of
 
 
 def verdict(comparison: Comparison) -> list[str]:
-    """What the numbers say, in sentences, budget by budget, and how much chance is in them.
+    """The conclusions in sentences, budget by budget, and how much chance is in them.
 
     Args:
-      comparison: what was compared.
+      comparison: the comparison.
     """
     sentences = [sentence for budget in comparison.budgets for sentence in _verdict(comparison, budget)]
     if len(comparison.seeds) == 1:
-        return [*sentences, "This is one seed; it says nothing about how far other seeds lie apart."]
+        return [*sentences, "This is one seed, so nothing is known about the variation between seeds."]
     others = sum(len(budget.arms) - 1 for budget in comparison.budgets)
     caution = (
-        f"Intervals are Student's over {len(comparison.seeds)} seeds, of what has bounds (losses, costs, shares and their "
-        "differences) on a scale without them, at 95 % for each difference by itself, and seeds that all give the same make "
-        "none"
+        f"Intervals are Student's over {len(comparison.seeds)} seeds, computed for bounded quantities (losses, costs, "
+        "shares and their differences) on an unbounded scale, at 95 % for each difference by itself; seeds that all give "
+        "the same value have none"
     ) + (f": of {others} differences some may exclude zero by chance." if others > 1 else ".")
     return [*sentences, caution]
 
@@ -42,7 +42,7 @@ def _verdict(comparison: Comparison, budget: Budget) -> list[str]:
     where = f"At equal {budget.kind}"
     if standard is None:
         why = "its runs failed" if not reference.finished else "there is no held-out data"
-        return [f"{where} nothing can be said beside {reference.name}: {why}."]
+        return [f"{where} nothing can be compared with {reference.name}: {why}."]
     groups: dict[str, list[str]] = {"lower": [], "higher": [], "the same": [], "open": []}
     for arm in budget.arms:
         found = difference(comparison, budget, arm, FINAL_LOSS)
@@ -68,7 +68,7 @@ def _verdict(comparison: Comparison, budget: Budget) -> list[str]:
 
 
 def _best(comparison: Comparison, budget: Budget) -> Iterator[str]:
-    """Who ends lowest, and at what cost beside the reference."""
+    """The arm with the lowest mean loss, and its costs relative to the reference."""
     means = {arm.name: mean_of(arm, FINAL_LOSS) for arm in budget.arms}
     known = {name: found for name, found in means.items() if found is not None and not budget.arm(name).pools}
     if len(known) < 2:
@@ -80,7 +80,7 @@ def _best(comparison: Comparison, budget: Budget) -> Iterator[str]:
         if mine is not None and theirs is not None and theirs.mean and name != comparison.reference:
             shares.append(f"{mine.mean / theirs.mean:.0%} of {comparison.reference}'s {what}")
     cost = f", with {' and '.join(shares)}" if shares else ""
-    among = "" if len(known) == len(budget.arms) else " of those that keep data apart"
+    among = "" if len(known) == len(budget.arms) else " of the arms that do not pool data"
     yield f"The lowest mean at equal {budget.kind}{among} is that of {name}, {cell(known[name], FINAL_LOSS.form)}{cost}."
 
 
@@ -92,7 +92,7 @@ def _fronts(budget: Budget) -> Iterator[str]:
 
 
 def _listed(names: Sequence[str]) -> str:
-    """Names as a sentence lists them.
+    """Names joined for a sentence.
 
     Args:
       names: one or more.
@@ -101,14 +101,14 @@ def _listed(names: Sequence[str]) -> str:
 
 
 WORK = ("clients_per_round", "local_steps", "batch_size")
-"""Options that change how many examples a round has."""
+"""Options that change the number of examples in a round."""
 
 
 def fairness(comparison: Comparison) -> list[str]:
     """What is equal between the arms and what is not, in sentences.
 
     Args:
-      comparison: what was compared.
+      comparison: the comparison.
     """
     first, common = comparison.budgets[0], comparison.common
     seeds = ", ".join(map(str, comparison.seeds))
@@ -126,20 +126,18 @@ def fairness(comparison: Comparison) -> list[str]:
             said.append(f"Its {' and '.join(changed)} give {arm.name} other numbers of examples in a round.")
     shorter = sorted({arm.name for budget in comparison.budgets for arm in budget.arms if arm.rounds != common.rounds})
     if shorter:
-        said.append(f"Runs of other lengths have schedules of their own over their rounds: {_listed(shorter)}.")
+        said.append(f"Runs of other lengths have their own schedules over their rounds: {_listed(shorter)}.")
     personal = [arm.name for arm in first.arms if arm.personal]
     if personal:
-        said.append(
-            f"Every client has a model of its own in {_listed(personal)}; figures are means over the clients' models."
-        )
+        said.append(f"Every client has its own model in {_listed(personal)}; figures are means over the clients' models.")
     both = [arm.name for arm in first.arms if by_seed(arm, OWN_LOSS, None)]
     if both:
-        said.append(f"In {_listed(both)} figures are of the one model that stands for all clients; their own are beside it.")
+        said.append(f"In {_listed(both)} figures are those of the one global model; the clients' own are given beside it.")
     said += _judging(comparison)
     said.append(
-        "Runs were made one at a time, each in a process of its own; training time leaves compiling, evaluation and stage "
-        "changes out, and 'with compiling' adds compiling and stage changes. What was compiled before is read from a "
-        "cache, so that first runs compile longer and need more memory than later ones. On a CPU, rounds beside which the "
+        "Runs were made one at a time, each in a process of its own. Training time excludes compiling, evaluation and stage "
+        "changes; 'with compiling' includes compiling and stage changes. Programs that were compiled before are read from a "
+        "cache, so first runs compile longer and need more memory than later ones. On a CPU, rounds during which the "
         "next stage is compiled (--compile-ahead on) take longer."
     )
     records = [record for budget in comparison.budgets for arm in budget.arms for record in arm.records.values()]
@@ -152,19 +150,19 @@ def fairness(comparison: Comparison) -> list[str]:
 
 
 def _judging(comparison: Comparison) -> Iterator[str]:
-    """When the full model was judged, and which arms were not judged as the others were."""
+    """When the full model was evaluated, and which arms were not evaluated at the common rounds."""
     every = comparison.common.evaluate_every
     if not every:
         yield (
-            "The full model was judged at the ends of stages alone (evaluate_every 0), so at other rounds in each arm; what "
-            "it took to reach a loss is known to within a stage."
+            "The full model was evaluated only at the ends of stages (evaluate_every 0), so at different rounds in each "
+            "arm; the costs to reach a loss are exact only to a stage."
         )
         return
     apart = comparison.judged_apart
-    but = f" in all arms but {_listed(apart)}, judged at the ends of stages alone" if apart else " in all arms"
+    but = f" in all arms but {_listed(apart)}, evaluated only at the ends of stages" if apart else " in all arms"
     yield (
-        f"The full model was judged every {f'{every} rounds' if every > 1 else 'round'}{but}; what it took to reach a loss "
-        "is known to within that, and counted at these rounds and at a run's end."
+        f"The full model was evaluated every {f'{every} rounds' if every > 1 else 'round'}{but}; the costs to reach a loss "
+        "are exact to this interval, and counted at these rounds and at the end of a run."
     )
 
 
@@ -177,10 +175,10 @@ def _rates(comparison: Comparison) -> str:
         )
         said = (
             f"Every arm's learning rate is the best of {grid} by held-out loss in one run on seed {comparison.tuning_seed}, "
-            "which is none of those above; the held-out examples are those that are reported on."
+            "which is not among the seeds above; the held-out examples are the same as in the results."
         )
         return said + (
-            f" At an end of these rates lies that of {_listed(edge)}: a better one may lie beyond." if edge else ""
+            f" The rate of {_listed(edge)} is at an end of these rates: a better one may lie beyond." if edge else ""
         )
     rates = {arm.name: rate_of(arm) for arm in comparison.budgets[0].arms}
     if len(set(rates.values())) == 1:
@@ -189,7 +187,7 @@ def _rates(comparison: Comparison) -> str:
 
 
 def as_text(value: Any) -> str:
-    """A value of an option as text.
+    """An option's value as text.
 
     Args:
       value: the value; the items of a list are joined by commas.
@@ -198,10 +196,10 @@ def as_text(value: Any) -> str:
 
 
 def notes(budget: Budget) -> list[str]:
-    """How arms came by their rounds or rank, and which runs failed and why, in sentences.
+    """How the arms' rounds or ranks were chosen, and which runs failed and why, in sentences.
 
     Args:
-      budget: the budget whose arms these are.
+      budget: the budget with these arms.
     """
     own = [f"{arm.name}: {arm.note}." for arm in budget.arms if arm.note]
     failed = [

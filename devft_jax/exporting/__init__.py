@@ -1,1 +1,1 @@
-"""What a run or an adapter becomes for other tools: folders that PEFT and transformers load."""
+"""Exports of runs and adapters: folders that PEFT and transformers load."""

@@ -1,7 +1,7 @@
-"""What a run or an adapter becomes for other tools: folders that PEFT and transformers load.
+"""Exports a run or an adapter: folders that PEFT and transformers load.
 
-The forms are those of `devft_jax.exporting.request`. A run is read from its checkpoints
-(`devft_jax.inference.saved`), never trained or given its data; everything is computed in host memory.
+The forms are those of `devft_jax.exporting.request`. A run is read from its checkpoints (`devft_jax.inference.saved`);
+nothing is trained and no data is read. Everything is computed in host memory.
 """
 
 import warnings
@@ -45,27 +45,27 @@ def export(
     dtype: str = "auto",
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> Exported:
-    """Write a run, or a PEFT adapter with its base, as a folder that PEFT or transformers loads.
+    """Write a run, or a PEFT adapter with its base, as a folder that PEFT or transformers can load.
 
-    The newest checkpoint is taken, of an unfinished run too. A quantised run's base is packed as the run had it and written
-    dequantised, so that what is exported is what was trained.
+    The newest checkpoint is used, also of an unfinished run. A quantised run's base is packed as in the run and written
+    dequantised, so that the export equals what was trained.
 
     Args:
       source: a run's folder; or a PEFT adapter's, for the form merged.
-      out: the folder to write; absent, empty, or an earlier export of the same request.
+      out: the folder to write: absent, empty, or an earlier export of the same request.
       form: adapter, merged, submodel or submodel-adapter; see `devft_jax.exporting.request`.
-      stage: from 1; takes the newest checkpoint of that stage, adapter, merged and submodel then being as of that moment.
-      client: whose model, by the name in the run's split; where every client has its own, and only there.
-      model: the base, a folder, Hugging Face name or "bundled"; by default what the run or the adapter names.
-      dtype: stored type of a model's weights, "bfloat16", "float32" or "float16"; "auto" is that of the base: what no
-        adapter changes keeps its bytes. Adapters are float32.
-      max_shard_bytes: a model's weights are split into files of at most this size.
+      stage: from 1; uses the newest checkpoint of that stage, also for adapter, merged and submodel.
+      client: the client whose model to write, by its name in the run's split; only for a run where every client has its own.
+      model: the base: a folder, Hugging Face name or "bundled"; by default the one that the run or the adapter names.
+      dtype: data type of stored model weights, "bfloat16", "float32" or "float16"; "auto" keeps that of the base, and
+        weights that no adapter changes keep their bytes. Adapters are stored in float32.
+      max_shard_bytes: the largest size of one file of weights.
 
     Returns:
       What was written.
 
     Raises:
-      InputError: the request cannot be met; nothing has been written.
+      InputError: the request is invalid; nothing has been written.
       RunError: the folder cannot be written.
     """
     request = Request(
@@ -79,20 +79,20 @@ def export(
         max_shard_bytes=max_shard_bytes,
     )
     request.check()
-    # Weights pass through host memory on their way from file to file; an accelerator may be too small for them.
+    # Weights pass through host memory from file to file, because an accelerator may be too small for them.
     with jax.default_device(host_device()):
         return _export_adapter(request) if kind_of(request.source) == "adapter" else _export_run(request)
 
 
 def _export_adapter(request: Request) -> Exported:
-    """A PEFT adapter's folder, merged into its base."""
+    """Write the folder of a PEFT adapter merged into its base."""
     source = request.source
     if request.client is not None:
         raise InputError(f"{source} is a PEFT adapter, which belongs to no client; leave client out.")
     if request.form != "merged" or request.stage is not None:
         raise InputError(
-            f"{source} is a PEFT adapter, which can be exported merged and without a stage; give --form merged alone, or "
-            "a run's folder."
+            f"{source} is a PEFT adapter, which can only be exported merged and without a stage; give --form merged alone, "
+            "or a run's folder."
         )
     base = lasting_name(request.model or base_of_adapter(source, "name it with --model"))
     adapter = import_peft(source, read_config(model_folder(base) / CONFIG_FILE))
@@ -127,22 +127,24 @@ def _export_run(request: Request) -> Exported:
 
 
 def _exportable(request: Request) -> StoredRun:
-    """The run that is exported, which can be rebuilt from its folder and whose adapter other tools load."""
+    """The run to export, which can be rebuilt from its folder and whose adapter other tools can load."""
     source = request.source
     if kind_of(source) != "run":
         raise InputError(f"{source} holds neither a run nor a PEFT adapter; name a folder that `devft run` or PEFT wrote.")
     run = read_run(source)
     if "algorithm" in run.objects:
         raise InputError(
-            f"the run in {source} was given its algorithm as an object in Python, which its folder does not hold; write "
+            f"the algorithm of the run in {source} was passed as an object in Python and is not in its folder; write "
             "the adapter of its Run with export_peft."
         )
     if "model" in run.objects and request.model is None:
-        raise InputError(f"the run in {source} was given its model as an object in Python; name its folder with --model.")
+        raise InputError(
+            f"the model of the run in {source} was passed as an object in Python; name its folder with --model."
+        )
     if not run.algorithm.low_rank:
         raise InputError(
-            f"the run in {source} ({run.config.algorithm}) has no low-rank adapter, which is all that other tools load; its "
-            "checkpoints hold what it learned."
+            f"the run in {source} ({run.config.algorithm}) has no low-rank adapter, the only kind that other tools load; "
+            "its checkpoints hold what it learned."
         )
     return run
 
@@ -150,7 +152,7 @@ def _exportable(request: Request) -> StoredRun:
 def _write_full(
     request: Request, run: StoredRun, base: str, adapter: Adapter, what: str, trained_on: str | None, ends: Sequence[int]
 ) -> Exported:
-    """The adapter at full depth, alone or in its base, which is compared with the fingerprint of what it was trained on."""
+    """Write the adapter at full depth, alone or in its base, which is checked by the fingerprint from training."""
     if request.form == "adapter":
         return write_adapter(request, adapter, what, base, ends)
     model = load_pretrained(base, quantization=run.config.quantization)
@@ -159,18 +161,18 @@ def _write_full(
 
 
 def _warn_of_another_base(model: Model, trained_on: str | None) -> None:
-    """Warn where the weights are not those that a run was trained on, in whichever precision it held them."""
+    """Warn if the weights differ from those that the run was trained on, whatever their precision."""
     known = trained_on is None or trained_on in [base_fingerprint(model.base, dtype) for dtype in (None, *DTYPES.values())]
     if not known:
         warnings.warn(
             f"the weights of {model.path} are not those that the run was trained on; "
-            "what is exported computes something else.",
+            "the export will compute something else.",
             stacklevel=2,
         )
 
 
 def _submodel(run: StoredRun, base: str, saved: SavedAdapters) -> Model:
-    """The bare submodel of a stage, fused as the run fused it but kept in float32 where it stays a float."""
+    """The submodel of a stage without adapter, fused as in the run but in float32 where it stays in floats."""
     layer_map, config = saved.layer_map, run.config
     model = load_pretrained(base, quantization=config.quantization, dtype="float32")
     _warn_of_another_base(model, saved.base)

@@ -1,4 +1,4 @@
-"""What is to be exported: of which source, in which form, to which folder.
+"""The request for an export: from which source, in which form, to which folder.
 
 adapter            the adapter at full depth, in PEFT's format
 merged             the model with that adapter merged into its weights, in Hugging Face's layout
@@ -24,7 +24,7 @@ FULL_FORMS = ("adapter", "merged")
 
 
 def lasting_name(model: str) -> str:
-    """A base as a path that holds from anywhere, or its Hugging Face name.
+    """A base as a path that is valid from any folder, or its Hugging Face name.
 
     Args:
       model: a folder, a Hugging Face name or "bundled".
@@ -39,11 +39,11 @@ class Request:
     Attributes:
       source: a run's folder, or a PEFT adapter's.
       out: the folder to write.
-      form: one of the four above.
-      stage: from 1, whose newest checkpoint is taken; None for the run's newest.
-      client: whose model, where every client has its own; None for the model of all.
-      model: the base, as it was given; None for the one that the source names.
-      dtype: stored type of a model's weights.
+      form: one of the four forms above.
+      stage: from 1, whose newest checkpoint is used; None for the run's newest.
+      client: the client whose model to write, if every client has its own; None for the model of all.
+      model: the base as the user gave it; None for the one that the source names.
+      dtype: data type of stored model weights.
       max_shard_bytes: size of the largest file of weights.
     """
 
@@ -57,7 +57,7 @@ class Request:
     max_shard_bytes: int
 
     def check(self) -> None:
-        """Check all that is wrong whatever the source holds.
+        """Check everything that does not depend on the contents of the source.
 
         Raises:
           InputError: the form or the type is unknown, there is no source, or the folder to write holds something else.
@@ -71,7 +71,7 @@ class Request:
             raise InputError(f"out {self.out} holds another export; name an absent or empty folder.")
 
     def to_plain(self) -> dict[str, Any]:
-        """What the file in an export's folder says: two exports with the same values may replace each other."""
+        """The contents of the file in an export's folder: two exports with the same values may replace each other."""
         return {
             "source": str(self.source.resolve()),
             "form": self.form,

@@ -1,4 +1,4 @@
-"""Writing an export: a PEFT folder, a model's folder, or both, and the file that says what was asked for."""
+"""Writes an export: a PEFT folder, a model's folder, or both, and a file with the request."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class Exported:
     """A finished export.
 
     Attributes:
-      folder: where it lies.
+      folder: the folder that was written.
       what: what it is, in words.
       size: bytes of its weights.
       how: how to load it.
@@ -35,7 +35,7 @@ class Exported:
     how: str
 
     def __str__(self) -> str:
-        """All of it in one line."""
+        """Everything in one line."""
         return f"wrote {self.what} ({readable_bytes(self.size)}) to {self.folder}; {self.how}"
 
 
@@ -44,10 +44,10 @@ def write_adapter(request: Request, adapter: Adapter, what: str, base: str | Non
 
     Args:
       request: where to write.
-      adapter: a low-rank one, at the depth of its base.
+      adapter: a low-rank adapter, at the depth of its base.
       what: what it is, in words.
       base: the base that the folder names; None for none.
-      ends: ids of the tokens at which its answers end.
+      ends: ids of the tokens that end its answers.
 
     Raises:
       InputError: a value of the adapter is not finite.
@@ -64,11 +64,11 @@ def write_model(request: Request, model: Model, adapter: Adapter | None, what: s
     """Write a model's folder.
 
     Args:
-      request: where to write, in which types and shards.
-      model: the base, which came from a folder.
-      adapter: merged into the weights; None for the bare base.
+      request: where to write, in which types and file sizes.
+      model: the base, loaded from a folder.
+      adapter: merged into the weights; None for the base alone.
       what: what it is, in words.
-      ends: ids of the tokens at which its answers end.
+      ends: ids of the tokens that end its answers.
 
     Raises:
       InputError: a value of the adapter is not finite.
@@ -96,11 +96,11 @@ def write_both(request: Request, model: Model, adapter: Adapter, what: str, ends
     """Write a model's folder, and its adapter in the subfolder `adapter`.
 
     Args:
-      request: where to write, in which types and shards.
-      model: the base, which came from a folder.
-      adapter: a low-rank one, at the depth of the base.
+      request: where to write, in which types and file sizes.
+      model: the base, loaded from a folder.
+      adapter: a low-rank adapter, at the depth of the base.
       what: what both are, in words.
-      ends: ids of the tokens at which its answers end.
+      ends: ids of the tokens that end its answers.
 
     Raises:
       InputError: a value of the adapter is not finite.
@@ -109,7 +109,7 @@ def write_both(request: Request, model: Model, adapter: Adapter, what: str, ends
     check_finite(adapter)
     folder = request.out / "adapter"
     _begin(request)
-    # The adapter of an earlier export is never beside another model.
+    # The adapter of an earlier export must never be left beside another model.
     (folder / ADAPTER_CONFIG_FILE).unlink(missing_ok=True)
     written = write_model(request, model, None, what, ends)
     export_peft(adapter, folder, base_model=str(request.out), answer_ends=ends)

@@ -1,4 +1,4 @@
-"""Files and text from outside: read with one clear sentence where they are wrong, written whole or not at all."""
+"""Reads files and text from outside, with one clear sentence for each error, and writes files atomically."""
 
 from devft_jax.files.parsing import MOST_BYTES, decoded, parse_json, parse_yaml, read_json, read_text, read_yaml
 from devft_jax.files.paths import cache_folder, checked_path, existing_folder, whole_path

@@ -1,9 +1,9 @@
-"""JSON and YAML from outside: plain values, or one sentence that says in which file and line what is wrong.
+"""Parses JSON and YAML from outside into plain values; an error is one sentence with file and line.
 
-Both refuse what libraries let pass and programs stumble over later: a name given twice in one object (the last would win
-silently), integers too long to be numbers, halves of surrogate pairs (no text can be written with them), nesting without
-end. YAML is read by its 1.2 core schema, in which `no` and `2026-02-30` are text and `1e-4` is a number, so that a value
-means in a file what it means behind a flag.
+Both parsers refuse input that libraries accept but that causes errors later: a name given twice in one object (the last
+would win silently), integers too long to be numbers, unpaired surrogates (which cannot be written as text), endless nesting.
+YAML is read by its 1.2 core schema, in which `no` and `2026-02-30` are text and `1e-4` is a number, so that a value means
+the same in a file as after a flag.
 """
 
 import json
@@ -18,10 +18,10 @@ from devft_jax.errors import InputError
 from devft_jax.files.shown import printable
 
 MOST_BYTES = 256 * 2**20
-"""Bytes of a text file that is read as a whole, by default."""
+"""Most bytes of a text file that is read as a whole, by default."""
 MOST_YAML_VALUES = 100_000
-"""Values of a YAML file, with everything that its aliases repeat."""
-# Python refuses to parse longer ones by default: the time grows with the square.
+"""Most values of a YAML file, including everything that its aliases repeat."""
+# Python refuses to parse longer integers by default, because the time grows with the square.
 MOST_DIGITS = 4300
 
 _LONG_INTEGER = re.compile(rf"\d{{{MOST_DIGITS + 1},}}")
@@ -35,17 +35,17 @@ def read_text(path: Path, what: str = "the file", most: int = MOST_BYTES) -> str
 
     Args:
       path: a file; a pipe or a folder is refused without waiting for it.
-      what: the file's part, for the sentence, such as "the configuration".
-      most: bytes up to which it is read.
+      what: what the file is, for messages, such as "the configuration".
+      most: the largest size in bytes.
 
     Raises:
-      InputError: the file cannot be read, is too large or is no text.
+      InputError: the file cannot be read, is too large or is not text.
     """
     return decoded(_read_bytes(path, what, most), _named(path, what))
 
 
 def read_json(path: Path, what: str = "the file", most: int = MOST_BYTES) -> Any:
-    """What a JSON file holds; see `read_text` and `parse_json`.
+    """The value in a JSON file; see `read_text` and `parse_json`.
 
     Args:
       path: as in `read_text`.
@@ -56,7 +56,7 @@ def read_json(path: Path, what: str = "the file", most: int = MOST_BYTES) -> Any
 
 
 def read_yaml(path: Path, what: str = "the file", most: int = MOST_BYTES) -> Any:
-    """What a YAML or JSON file holds; see `read_text` and `parse_yaml`.
+    """The value in a YAML or JSON file; see `read_text` and `parse_yaml`.
 
     Args:
       path: as in `read_text`.
@@ -73,15 +73,13 @@ def _named(path: Path, what: str) -> str:
 def _read_bytes(path: Path, what: str, most: int) -> bytes:
     name = _named(path, what)
     try:
-        # Without the flag opening a pipe waits for its writer.
+        # Without the flag, opening a pipe waits for its writer.
         with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
             found = os.fstat(file.fileno())
             if not stat.S_ISREG(found.st_mode):
-                raise InputError(f"{name} is no regular file; give the path of a text file.")
+                raise InputError(f"{name} is not a regular file; give the path of a text file.")
             if found.st_size > most:
-                raise InputError(
-                    f"{name} has {found.st_size:,} bytes, more than the {most:,} that are read of it; shorten it."
-                )
+                raise InputError(f"{name} has {found.st_size:,} bytes, more than the limit of {most:,}; shorten it.")
             return file.read()
     except InputError:
         raise
@@ -97,8 +95,8 @@ def decoded(content: bytes, name: str, first_line: int | None = 1) -> str:
 
     Args:
       content: UTF-8, with or without a byte order mark.
-      name: what it was read from, for the sentence.
-      first_line: the number of the content's first line in there; None where there are no lines.
+      name: where it was read from, for messages.
+      first_line: the line number of the content's first line there; None if there are no lines.
     """
     try:
         return content.decode("utf-8-sig")
@@ -112,15 +110,15 @@ def _place(name: str, first_line: int | None, lines_before: int) -> str:
 
 
 def parse_json(text: str | bytes, where: str, first_line: int | None = 1) -> Any:
-    """The value that JSON text holds.
+    """The value in JSON text.
 
     Args:
-      text: of one value; bytes are UTF-8.
-      where: what it was read from, for the sentence, such as the file's name.
-      first_line: the number of the text's first line in there; None where there are no lines.
+      text: text of one value; bytes are UTF-8.
+      where: where it was read from, for messages, such as the file's name.
+      first_line: the line number of the text's first line there; None if there are no lines.
 
     Raises:
-      InputError: the text is no JSON, or JSON that no program reads alike.
+      InputError: the text is not valid JSON, or programs would read it differently.
     """
     text = decoded(text, where, first_line) if isinstance(text, bytes) else text
     try:
@@ -143,7 +141,7 @@ def parse_json(text: str | bytes, where: str, first_line: int | None = 1) -> Any
 
 
 class _NameTwiceError(Exception):
-    """An object names a value twice."""
+    """An object has the same name twice."""
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -154,18 +152,18 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _position(text: str, error: json.JSONDecodeError) -> tuple[int, int]:
-    """Lines before an error and its column; what is cut off ends where its text does, not on the empty line behind it."""
+    """Lines before an error and its column; the error of truncated text is at its end, not on the empty line after it."""
     at = min(error.pos, len(text.rstrip()))
     return text.count("\n", 0, at), at - (text.rfind("\n", 0, at) + 1) + 1
 
 
 def _strings_and_marks(text: str) -> Iterator[tuple[str, int]]:
-    """The strings and the punctuation of valid JSON, each with where it starts."""
+    """The strings and the punctuation of valid JSON, each with its position."""
     return ((found[0], found.start()) for found in _JSON_TOKEN.finditer(text))
 
 
 def _second_use(text: str) -> tuple[str, int]:
-    """The first name that an object uses again, and where."""
+    """The first name that an object has twice, and its position."""
     open_objects: list[set[str] | None] = []
     last = ("", 0)
     for token, start in _strings_and_marks(text):
@@ -193,18 +191,18 @@ def _check_surrogates(text: str, where: str, first_line: int | None) -> None:
     for token, start in _strings_and_marks(text):
         if token.startswith('"') and (found := _SURROGATE.search(json.loads(token, strict=False))):
             place = _place(where, first_line, text.count("\n", 0, start))
-            raise InputError(f"{place} holds {printable(found[0])}, half of a character; correct the text there.")
+            raise InputError(f"{place} holds {printable(found[0])}, an unpaired surrogate; correct the text there.")
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """The value that YAML (1.2 core schema) or JSON text holds.
+    """The value in YAML (1.2 core schema) or JSON text.
 
     Args:
-      text: of one document.
-      where: what it was read from, for the sentence, such as the file's name.
+      text: text of one document.
+      where: where it was read from, for messages, such as the file's name.
 
     Raises:
-      InputError: the text is no YAML, names a value twice, or repeats itself through aliases beyond any use.
+      InputError: the text is not valid YAML, has a name twice, or expands without limit through aliases.
     """
     import yaml
 

@@ -1,4 +1,4 @@
-"""Paths that a user names, checked before anything is done with them."""
+"""Checks of paths given by the user, before anything is done with them."""
 
 import os
 from pathlib import Path
@@ -6,17 +6,17 @@ from pathlib import Path
 from devft_jax.errors import InputError
 from devft_jax.files.shown import printable
 
-# Of Linux and macOS, in bytes: a name between two separators, and a whole path.
+# Limits of Linux and macOS, in bytes: a name between two separators, and a whole path.
 LONGEST_NAME = 255
 LONGEST_PATH = 4096
 
 
 def checked_path(value: str | Path, field: str) -> Path:
-    """The path that an option names, with `~` expanded.
+    """The path given by an option, with `~` expanded.
 
     Args:
-      value: as the user wrote it.
-      field: the option's name, for the sentence.
+      value: the path as the user wrote it.
+      field: the option's name, for messages.
 
     Raises:
       InputError: no file can have this name.
@@ -27,7 +27,7 @@ def checked_path(value: str | Path, field: str) -> Path:
     if not text:
         raise InputError(f"{field} is empty; name a file or folder.")
     if "\0" in text:
-        raise InputError(f"{field} '{shown}' holds a NUL character, which no file name can; correct it.")
+        raise InputError(f"{field} '{shown}' contains a NUL character, which file names cannot have; correct it.")
     try:
         encoded = text.encode()
     except UnicodeEncodeError as error:
@@ -41,11 +41,11 @@ def checked_path(value: str | Path, field: str) -> Path:
     try:
         return Path(text).expanduser()
     except RuntimeError as error:
-        raise InputError(f"{field} '{shown}' begins with a home folder that is not known; write the whole path.") from error
+        raise InputError(f"{field} '{shown}' begins with an unknown home folder; write the whole path.") from error
 
 
 def whole_path(path: Path) -> Path:
-    """The absolute path; its last part may stay a link.
+    """The absolute path, in which the last part may stay a link.
 
     Args:
       path: absolute or relative.
@@ -54,14 +54,14 @@ def whole_path(path: Path) -> Path:
 
 
 def existing_folder(path: str | Path, remedy: str) -> Path:
-    """The folder at a path; `remedy` ends the sentence where there is none, such as "name a run's folder".
+    """The folder at a path.
 
     Args:
-      path: as the user wrote it.
-      remedy: ends the sentence where there is none, such as "name a run's folder".
+      path: the path as the user wrote it.
+      remedy: end of the error message if there is no such folder, such as "name a run's folder".
 
     Raises:
-      InputError: nothing is there, or something else.
+      InputError: nothing is there, or it is not a folder.
     """
     folder, shown = Path(path), printable(str(path))
     if not folder.exists():
@@ -72,7 +72,7 @@ def existing_folder(path: str | Path, remedy: str) -> Path:
 
 
 def cache_folder() -> Path:
-    """Where programs and tokens are kept between runs: `DEVFT_CACHE`, or ~/.cache/devft_jax where that is empty or unset.
+    """Where programs and tokens are stored between runs: `DEVFT_CACHE`, or ~/.cache/devft_jax if that is empty or unset.
 
     Raises:
       InputError: no file can have this name.

@@ -1,4 +1,4 @@
-"""A safe YAML loader with the scalars of YAML 1.2's core schema, and what is checked of a document before it is built."""
+"""A safe YAML loader with the scalars of YAML 1.2's core schema, and checks of a document before it is built."""
 
 import re
 from typing import Any, ClassVar
@@ -17,7 +17,7 @@ class CoreLoader(yaml.SafeLoader):
     """Null, booleans, integers, floats and merges as YAML 1.2 writes them; every other plain scalar is text.
 
     Attributes:
-      yaml_implicit_resolvers: by first character, how plain scalars are read.
+      yaml_implicit_resolvers: by first character, how plain scalars are parsed.
     """
 
     yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}  # type: ignore[misc]
@@ -43,14 +43,15 @@ CoreLoader.add_constructor("tag:yaml.org,2002:int", _integer)
 
 
 def check_nodes(root: yaml.Node, where: str, most: int) -> None:
-    """Raise `InputError` for a name given twice, half a surrogate pair, or a document that grows beyond `most` values.
+    """Raise `InputError` for a name given twice, an unpaired surrogate, or a document that expands to more than `most`
+    values.
 
-    Aliases share what they repeat, so that a small file may stand for gigabytes; sizes are added up before it is built.
+    Aliases share what they repeat, so a small file may expand to gigabytes; sizes are summed before it is built.
 
     Args:
-      root: of the document.
-      where: what it was read from, for the sentence.
-      most: values that the document may stand for.
+      root: root of the document.
+      where: where it was read from, for messages.
+      most: the largest number of values to which the document may expand.
     """
     sizes: dict[int, int] = {}
     under_way: set[int] = set()
@@ -58,14 +59,14 @@ def check_nodes(root: yaml.Node, where: str, most: int) -> None:
     def size_of(node: yaml.Node) -> int:
         key = id(node)
         if key in under_way:
-            raise InputError(f"{where}:{_line(node)} repeats itself without end; write the values out.")
+            raise InputError(f"{where}:{_line(node)} contains itself through an alias; write the values out.")
         if key not in sizes:
             under_way.add(key)
             sizes[key] = 1 + sum(size_of(child) for child in _children(node, where))
             under_way.discard(key)
         if sizes[key] > most:
             raise InputError(
-                f"{where}:{_line(node)} stands for more than {most:,} values through its aliases; write out what is needed."
+                f"{where}:{_line(node)} expands to more than {most:,} values through its aliases; write out what is needed."
             )
         return sizes[key]
 
@@ -79,10 +80,10 @@ def _line(node: yaml.Node) -> int:
 def _children(node: yaml.Node, where: str) -> list[yaml.Node]:
     if isinstance(node, yaml.ScalarNode):
         try:
-            # JSON writes a character beyond U+FFFF as two escapes, which YAML does not put together.
+            # JSON writes a character beyond U+FFFF as two escapes, which YAML does not combine.
             node.value = node.value.encode("utf-16", "surrogatepass").decode("utf-16")
         except UnicodeDecodeError as error:
-            raise InputError(f"{where}:{_line(node)} holds half of a character; correct the text there.") from error
+            raise InputError(f"{where}:{_line(node)} holds an unpaired surrogate; correct the text there.") from error
         return []
     if isinstance(node, yaml.SequenceNode):
         return node.value

@@ -1,1 +1,1 @@
-"""Models that exist, opened to be read or asked: a run's, an adapter's on its base, a model's."""
+"""Loads trained models: a run's, an adapter's on its base, or any other, to read them or to generate answers."""

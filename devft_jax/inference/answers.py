@@ -1,7 +1,7 @@
-"""Answers as they go out: on the screen, one after the other or in a conversation, and as lines of a JSON file.
+"""Output of answers: on the screen, one after the other or in a conversation, and as lines of a JSON file.
 
-A line of the file is an object with the prompt (`instruction`, `input`, and `prompt` as the model was given it) and the
-answer (`completion`, `finish_reason`, `tokens`); answers that are compared are objects of their own under their headings.
+A line of the file is an object with the prompt (`instruction`, `input`, and `prompt` as the model received it) and the
+answer (`completion`, `finish_reason`, `tokens`); compared answers are separate objects under their headings.
 """
 
 import dataclasses
@@ -23,23 +23,23 @@ from devft_jax.models.huggingface.safetensors import one_line
 from devft_jax.runtime.screen import complain, show
 
 BEGINNING = b'{"instruction": '
-"""Of every line that `to_row` makes."""
+"""Keys of every line that `to_row` makes."""
 
 INTERACTIVE_LOOK = 4
-"""Tokens decoded before an interactive answer shows more."""
+"""Tokens decoded before an interactive answer shows more text."""
 
 Writer = Callable[[dict[str, Any]], None]
-"""Takes a line of the answers' file."""
+"""Writes one line of the answers' file."""
 
 
 def check_answers_file(path: Path) -> None:
     """Check that a file of answers would not replace something else, such as a run's own file.
 
     Args:
-      path: where answers are to be written.
+      path: where answers will be written.
 
     Raises:
-      InputError: it is a folder, cannot be read, or holds something else than answers.
+      InputError: it is a folder, cannot be read, or holds something other than answers.
     """
     if path.is_dir():
         raise InputError(f"out {printable(str(path))} is a folder; name a file in it.")
@@ -47,27 +47,28 @@ def check_answers_file(path: Path) -> None:
         return
     try:
         with path.open("rb") as file:
-            # An answer's line begins with its prompt, however long it is.
+            # The line of an answer begins with its prompt, however long it is.
             begin = file.read(len(BEGINNING))
     except OSError as error:
         raise InputError(
-            f"out {printable(str(path))} cannot be read ({one_line(error)}) to see what it holds; name another file."
+            f"out {printable(str(path))} cannot be read ({one_line(error)}) to check its contents; name another file."
         ) from error
     if begin not in (b"", BEGINNING):
         raise InputError(
-            f"out {printable(str(path))} holds something else than answers of `devft generate`, which it would replace; "
+            f"out {printable(str(path))} holds something other than answers of `devft generate` and would be replaced; "
             "name another file."
         )
 
 
 @contextmanager
 def answers_file(path: str | None) -> Iterator[Writer]:
-    """A function that adds a line to the file; one that does nothing where there is no file.
+    """A function that adds a line to the file; it does nothing if there is no file.
 
-    An older file is replaced with the first line: a command that ends without an answer keeps it, and creates no empty one.
+    An older file is replaced when the first line is written: a command without an answer keeps it, and creates no empty
+    file.
 
     Args:
-      path: of the file, as it was given; None for no file.
+      path: path of the file as the user gave it; None for no file.
 
     Yields:
       The function.
@@ -84,9 +85,7 @@ def answers_file(path: str | None) -> Iterator[Writer]:
     try:
         file: TextIO = place.open("a", encoding="utf-8")
     except OSError as error:
-        raise InputError(
-            f"out {path} cannot be written ({one_line(error)}); name a file in a folder you may write."
-        ) from error
+        raise InputError(f"out {path} cannot be written ({one_line(error)}); name a file in a writable folder.") from error
     written = 0
 
     def write(row: dict[str, Any]) -> None:
@@ -98,15 +97,15 @@ def answers_file(path: str | None) -> Iterator[Writer]:
             file.flush()
         except OSError as error:
             raise RunError(
-                f"out {path} cannot be written ({one_line(error)}); it holds {written} answers: make room there and ask the "
-                "rest again."
+                f"out {path} cannot be written ({one_line(error)}); it holds {written} answers: free space there and ask "
+                "the rest again."
             ) from error
         written += 1
 
     try:
         yield write
     finally:
-        # What could not be written fails here once more.
+        # A write error that was pending is raised here.
         with suppress(OSError):
             file.close()
         if created and not written:
@@ -123,17 +122,17 @@ def answer_all(
 ) -> None:
     """Answer records in their order, through `write` and on standard output.
 
-    Answers are written before they are shown, batch by batch, so that a command that is stopped keeps those that it had.
+    Answers are written before they are shown, batch by batch, so that a stopped command keeps those that it had.
 
     Args:
-      voices: one respondent, or several to compare, by the heading under which each answers.
-      records: what is asked.
-      options: how answers are drawn.
-      write: takes each prompt with its answers as a line of the file.
-      kept: `write` keeps the answers: they are all drawn, even where nobody reads standard output any more.
+      voices: one respondent, or several to compare, by the heading of its answers.
+      records: the prompts.
+      options: how answers are sampled.
+      write: receives each prompt with its answers as a line of the file.
+      kept: whether `write` stores the answers; they are then all generated, even if standard output was closed.
 
     Raises:
-      OSError: standard output could not be written; what is kept is whole.
+      OSError: standard output could not be written; the stored answers are complete.
     """
     unseen: OSError | None = None
     for start in range(0, len(records), options.generation_batch):
@@ -155,7 +154,7 @@ def answer_all(
 
 
 def _show(record: Record, said: Mapping[str, Completion], number: int, *, alone: bool) -> None:
-    """Prompt and answers for a reader; a single answer to a single prompt stands by itself, fit for a pipe."""
+    """Print a prompt and its answers; a single answer to a single prompt is printed alone, as suits a pipe."""
     if alone and len(said) == 1:
         show(*(completion.text or "" for completion in said.values()))
         return
@@ -189,15 +188,15 @@ def to_row(voices: Mapping[str, Respondent], record: Record, said: Mapping[str, 
 
 
 def converse(voices: Mapping[str, Respondent], options: GenerationOptions, write: Writer) -> None:
-    """Answer what is typed, line by line, text appearing as it is drawn; Ctrl-D ends.
+    """Answer what is typed, line by line; text appears as it is generated; Ctrl-D ends.
 
     Args:
       voices: the respondents by their headings.
-      options: how answers are drawn.
-      write: takes each prompt with its answers as a line of the file.
+      options: how answers are sampled.
+      write: receives each prompt with its answers as a line of the file.
     """
     options = dataclasses.replace(options, tokens_per_look=min(options.tokens_per_look, INTERACTIVE_LOOK))
-    complain("A line is a prompt; Ctrl-D ends.")
+    complain("Each line is a prompt; Ctrl-D ends.")
     number = 0
     while True:
         try:
@@ -216,7 +215,7 @@ def converse(voices: Mapping[str, Respondent], options: GenerationOptions, write
                 [said[name]] = voice.answer([record], options, first=number, listen=_say)
                 show()
         except InputError as error:
-            # A prompt that does not fit ends its answer, not the conversation.
+            # A prompt that does not fit ends only its own answer, not the conversation.
             complain(f"devft: {error}")
             continue
         write(to_row(voices, record, said))

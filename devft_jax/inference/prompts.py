@@ -1,4 +1,4 @@
-"""Prompts as they come in: one that is typed, those of a file, those of standard input."""
+"""Input of prompts: one that is typed, those of a file, those of standard input."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,15 +16,15 @@ def to_record(text: str, origin: str, input: str = "") -> Record:
     Args:
       text: the prompt.
       origin: where it comes from, for messages.
-      input: what it refers to.
+      input: the text that it refers to.
 
     Raises:
-      InputError: it holds bytes that are no text.
+      InputError: it has bytes that are not valid text.
     """
     try:
         (text + input).encode()
     except UnicodeEncodeError as error:
-        # Python keeps a byte that is no UTF-8 as half of a character.
+        # Python represents a byte that is not valid UTF-8 as half of a surrogate pair.
         wrong = printable(error.object[error.start])
         raise InputError(f"{origin} is not UTF-8 text ({wrong}); write it in UTF-8.") from error
     return Record(instruction=text, input=input, output="", category=None, origin=origin)
@@ -34,15 +34,15 @@ def read_prompts(path: str | Path, fields: Mapping[str, str]) -> list[Record]:
     """The prompts of a file.
 
     Args:
-      path: `.jsonl` (an object a line) or `.json` (an array) of records that need no output; any other is text, a prompt a
-        line. Empty lines are left out.
-      fields: names of a record's fields by role, for records of another shape than training data usually has.
+      path: `.jsonl` (one object per line) or `.json` (an array) of records, which need no output; any other file is text,
+        one prompt per line. Empty lines are skipped.
+      fields: names of a record's fields by role, for records with other names than training data usually has.
 
     Returns:
-      A record for every prompt.
+      One record per prompt.
 
     Raises:
-      InputError: the file cannot be read, holds no prompt, or a record without an instruction; names the line.
+      InputError: the file cannot be read or holds no prompt, or a record has no instruction; the message names the line.
     """
     path = checked_path(path, "file")
     text = read_text(path, "the prompts")
@@ -50,14 +50,14 @@ def read_prompts(path: str | Path, fields: Mapping[str, str]) -> list[Record]:
     if path.suffix == ".json":
         rows = parse_json(text, str(path))
         if not isinstance(rows, list):
-            raise InputError(f"{path} does not hold an array of records; write them in brackets, or a line each in .jsonl.")
+            raise InputError(f"{path} does not hold an array of records; write them in brackets, or one per line in .jsonl.")
         records = [_record_of(row, f"{path}:{number}", fields) for number, row in enumerate(rows, 1)]
     elif path.suffix == ".jsonl":
         records = [_record_of(parse_json(line, str(path), number), f"{path}:{number}", fields) for number, line in lines]
     else:
         records = [to_record(line.rstrip("\r"), f"{path}:{number}") for number, line in lines]
     if not records:
-        raise InputError(f"{path} holds no prompt; write one a line.")
+        raise InputError(f"{path} holds no prompt; write one per line.")
     return records
 
 
@@ -77,18 +77,18 @@ def _record_of(row: Any, origin: str, fields: Mapping[str, str]) -> Record:
 
 
 def read_standard_input(stream: TextIO) -> list[Record]:
-    """The prompts of a stream, one a line; empty lines are left out.
+    """The prompts of a stream, one per line; empty lines are skipped.
 
     Args:
       stream: standard input; its bytes are read as UTF-8, whatever encoding it has.
 
     Returns:
-      A record for every prompt.
+      One record per prompt.
 
     Raises:
-      InputError: it is no UTF-8 text, endless, or holds no prompt.
+      InputError: it is not UTF-8 text, is too long, or holds no prompt.
     """
-    # As bytes: what is no text is named by its line, whatever encoding the terminal has.
+    # As bytes, so that invalid text is reported with its line, whatever encoding the terminal has.
     raw = getattr(stream, "buffer", None)
     content = stream.read().encode("utf-8", "surrogateescape") if raw is None else raw.read(MOST_BYTES + 1)
     if len(content) > MOST_BYTES:
@@ -96,5 +96,5 @@ def read_standard_input(stream: TextIO) -> list[Record]:
     lines = enumerate(decoded(content, "standard input").split("\n"), 1)
     records = [to_record(line.rstrip("\r"), f"standard input:{number}") for number, line in lines if line.strip()]
     if not records:
-        raise InputError("standard input holds no prompt; write one a line, or give --prompt or --file.")
+        raise InputError("standard input holds no prompt; write one per line, or give --prompt or --file.")
     return records

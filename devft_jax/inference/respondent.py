@@ -1,4 +1,5 @@
-"""A model that answers: opened from a run, an adapter on its base or a model, and given prompts worded as in training."""
+"""A model that answers prompts: loaded from a run, an adapter with its base, or a model, with prompts worded as in
+training."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -32,17 +33,17 @@ from devft_jax.training.submodels import model_path
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
-    """How the model is opened, where that is to differ from what the run says."""
+    """How the model is loaded, where this should differ from the run's settings."""
 
     adapter: str | None = path(None)
-    """Folder of a PEFT adapter; by default the run's own, none for other models."""
+    """Folder of a PEFT adapter; by default the run's own, and none for other models."""
     template: str | None = None
-    """Wording of the prompt: a template of `devft list`, or auto (chat where the tokenizer has a chat template, else
-    alpaca); by default the run's, completion (the prompt as it is) for other models."""
+    """Wording of the prompt: a template of `devft list`, or auto (chat if the tokenizer has a chat template, else alpaca);
+    by default the run's, and completion (the prompt unchanged) for other models."""
     quantization: Literal["none", "int8", "int4", "nf4"] | None = None
-    """Storage of the frozen projections; by default as in the run, none for other models."""
+    """Storage of the frozen projections; by default as in the run, and none for other models."""
     dtype: Literal["auto", "float32", "bfloat16"] | None = None
-    """Precision of activations and frozen weights; by default as in the run, auto (float32 on CPU) for other models."""
+    """Precision of activations and frozen weights; by default as in the run, and auto (float32 on CPU) for other models."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +52,10 @@ class Respondent:
 
     Attributes:
       model: the base with its tokenizer.
-      adapter: what was learned; None for the bare base.
+      adapter: the trained adapter; None for the base alone.
       template: how records are worded.
       fields: names of a record's fields by role.
-      eos_ids: tokens that end its answers.
+      eos_ids: ids of the tokens that end its answers.
       compute: precision and kernels.
     """
 
@@ -67,11 +68,11 @@ class Respondent:
 
     @property
     def bare(self) -> "Respondent":
-        """The same without its adapter."""
+        """The same model without its adapter."""
         return dataclasses.replace(self, adapter=None)
 
     def prompt(self, record: Record) -> str:
-        """The text that the model is given of a record.
+        """The text that the model receives for a record.
 
         Args:
           record: its output is not used.
@@ -90,11 +91,11 @@ class Respondent:
         """Check that every record can be answered.
 
         Args:
-          records: what is going to be asked.
-          options: how it will be.
+          records: the records to answer.
+          options: how answers are sampled.
 
         Raises:
-          InputError: one cannot; names it by its number.
+          InputError: a record cannot be answered; the message gives its number.
         """
         check_prompts(self.model.config, [self.tokens(record) for record in records], range(len(records)), options)
 
@@ -109,13 +110,13 @@ class Respondent:
         """Answer records.
 
         Args:
-          records: what is asked.
-          options: how answers are drawn.
-          first: number of the first record, which its random draws follow.
-          listen: called with the text of an answer as it is drawn.
+          records: the records to answer.
+          options: how answers are sampled.
+          first: number of the first record, from which the random draws are derived.
+          listen: called with the text of an answer as it is generated.
 
         Returns:
-          A completion for every record.
+          One completion per record.
 
         Raises:
           InputError: a prompt does not fit the model.
@@ -135,19 +136,19 @@ class Respondent:
 
 
 def open_respondent(source: str, options: ModelOptions, *, compare: bool = False) -> Respondent:
-    """Load what answers: whatever a command is given as a model opens by this function.
+    """Load the model that answers; every command loads a model given by the user through this function.
 
     Args:
       source: a run's folder, a model's folder, a PEFT adapter's (with the base that it names), a Hugging Face name, or
         "bundled".
-      options: what wins over what the run's folder says.
-      compare: whether it is going to be asked without its adapter, too.
+      options: override the settings in the run's folder.
+      compare: whether the model will also answer without its adapter.
 
     Returns:
       The model, loaded.
 
     Raises:
-      InputError: there is no such source, it cannot be read, or it does not fit the options.
+      InputError: there is no such source, it cannot be read, or the options do not fit it.
     """
     folder = checked_path(source, "source")
     kind = kind_of(folder)
@@ -165,7 +166,7 @@ def open_respondent(source: str, options: ModelOptions, *, compare: bool = False
         adapter_folder = _finished_adapter(run)
     if compare and adapter_folder is None:
         raise InputError(
-            f"compare needs an adapter and {source} is neither a run's folder nor an adapter's; name one, or add --adapter."
+            f"compare needs an adapter, but {source} is neither a run's folder nor an adapter's; name one, or add --adapter."
         )
     find_template(options.template or config.template)
     execution = ExecutionOptions(dtype=options.dtype or config.dtype)
@@ -175,7 +176,7 @@ def open_respondent(source: str, options: ModelOptions, *, compare: bool = False
     model = load_pretrained(base_folder, quantization=options.quantization or config.quantization, dtype=compute.dtype)
     template = options.template or (run.template if run is not None else config.template)
     template = resolve_template(template, conversational=True, tokenizer=model.tokenizer)
-    renderer(template, model.tokenizer)  # refuses a chat template that is not there, before anything is asked
+    renderer(template, model.tokenizer)  # refuses a missing chat template before the first prompt
     adapter = None if adapter_folder is None else import_peft(adapter_folder, model.config)
     ends = [*end_token_ids(base_folder, model.tokenizer), *ends_of_template(template, model.tokenizer)]
     ends += run.ends(lambda: model.tokenizer) if run is not None else []
@@ -184,25 +185,25 @@ def open_respondent(source: str, options: ModelOptions, *, compare: bool = False
 
 
 def _check_model(run: StoredRun) -> None:
-    """Raise `InputError` where the run's model cannot be found by its configuration."""
+    """Raise `InputError` if the run's model cannot be found from its configuration."""
     if "model" in run.objects:
         raise InputError(
-            f"the run in {run.folder} was given its model as an object in Python; name the model's folder and add "
+            f"the model of the run in {run.folder} was passed as an object in Python; name the model's folder and add "
             f"--adapter {run.adapter_folder}."
         )
     if Path(run.config.model).is_absolute() and not Path(run.config.model).exists():
         raise InputError(
-            f"the model {run.config.model} of the run in {run.folder} is not there any more; name where it is now instead "
+            f"the model {run.config.model} of the run in {run.folder} does not exist any more; give its new path instead "
             f"of the run, and add --adapter {run.adapter_folder}."
         )
 
 
 def _finished_adapter(run: StoredRun) -> Path:
-    """The folder of the run's adapter, or `InputError` where it has none that can be asked."""
+    """The folder of the run's adapter; raises `InputError` if there is none that can be used."""
     if not run.algorithm.low_rank:
         raise InputError(
-            f"the run in {run.folder} ({run.config.algorithm}) has no low-rank adapter, and answers are drawn with no other "
-            "kind; name another run's, or a PEFT adapter with --adapter."
+            f"the run in {run.folder} ({run.config.algorithm}) has no low-rank adapter, the only kind that can generate "
+            "answers; name another run's, or a PEFT adapter with --adapter."
         )
     if not run.algorithm.has_global_model:
         raise InputError(

@@ -1,8 +1,9 @@
-"""What a run had learned by one of its checkpoints: the adapter at full depth, and that of the stage's submodel.
+"""The adapters in a run's checkpoint: at full depth, and for the stage's submodel.
 
-A checkpoint holds the server's state at full depth as of the stage's start, the stage's own, and the stage's LayerMap, so
-the adapter at full depth is `transfer` of the three and the submodel is `fuse` of the base (docs/algorithm.md). Where every
-client has a model of its own, the adapters are those of one client, from the bank. A run is never trained or given its data.
+A checkpoint holds the server's state at full depth from the start of the stage, the stage's own state, and the stage's
+LayerMap. The adapter at full depth is `transfer` of the three, and the submodel is `fuse` of the base (docs/algorithm.md).
+If every client has its own model, the adapters are those of one client, from the bank. Nothing is trained and no data is
+read.
 """
 
 from collections.abc import Mapping
@@ -28,13 +29,13 @@ from devft_jax.training.checkpoints import restore_bank, stage_shapes
 
 @dataclass(frozen=True)
 class SavedAdapters:
-    """What a run knew at one of its checkpoints; a client's where models are personal.
+    """The adapters of one checkpoint; a single client's if models are personal.
 
     Attributes:
-      full: the adapter at full depth, with what the stage under way had learned; leaves [L, ...].
-      submodel: the stage's own; leaves [depth of the stage, ...].
-      layer_map: of the stage.
-      stage: its number, from 1.
+      full: the adapter at full depth, with what the current stage had learned; leaves [L, ...].
+      submodel: the stage's own adapter; leaves [depth of the stage, ...].
+      layer_map: the stage's map.
+      stage: number of the stage, from 1.
       base: fingerprint of the run's base.
     """
 
@@ -46,15 +47,15 @@ class SavedAdapters:
 
 
 def chosen_round(folder: RunFolder, rounds: Mapping[int, int], stage: int | None) -> int:
-    """The round of the newest checkpoint, of a stage where one is named.
+    """The round of the newest checkpoint, or of a given stage's newest.
 
     Args:
-      folder: the run's.
-      rounds: the round of each stage's newest checkpoint, by the stage from 0 (`Checkpoints.last_rounds`).
+      folder: the run's folder.
+      rounds: for each stage, from 0, the round of its newest checkpoint (`Checkpoints.last_rounds`).
       stage: from 1; None for the newest checkpoint of all.
 
     Raises:
-      InputError: there is no such checkpoint, or a damaged one may be the one that is meant.
+      InputError: there is no such checkpoint, or a damaged one may be the requested one.
     """
     if not rounds:
         raise InputError(f"the run in {folder.path} has no checkpoint yet; let it train up to its first one.")
@@ -69,14 +70,16 @@ def chosen_round(folder: RunFolder, rounds: Mapping[int, int], stage: int | None
         return _not_in_place_of_a_damaged_one(folder, rounds[stage - 1])
     kept = ", ".join(str(other + 1) for other in rounds)
     if stage - 1 > record.stage:
-        raise InputError(f"the run in {folder.path} has not saved stage {stage} yet; choose from {kept}, or let it go on.")
+        raise InputError(
+            f"the run in {folder.path} has not saved stage {stage} yet; choose from {kept}, or continue the run."
+        )
     raise InputError(
         f"the run in {folder.path} has no readable checkpoint of stage {stage} any more; restore it, or choose from {kept}."
     )
 
 
 def _not_in_place_of_a_damaged_one(folder: RunFolder, chosen: int) -> int:
-    """The round, or `InputError` where the checkpoint after it cannot be read and may be the one that is wanted."""
+    """The round; raises `InputError` if the checkpoint after it cannot be read and may be the requested one."""
     after = folder.checkpoints.after(chosen)
     if after is not None:
         folder.checkpoints.read_record(after)
@@ -86,22 +89,22 @@ def _not_in_place_of_a_damaged_one(folder: RunFolder, chosen: int) -> int:
 def read_saved(
     folder: RunFolder, round_index: int, run: StoredRun, architecture: ModelConfig, position: int | None
 ) -> SavedAdapters:
-    """The adapters of one checkpoint; what clients keep is read only where a model is made from it.
+    """The adapters of one checkpoint; what clients keep is read only if a model is made from it.
 
     Args:
-      folder: the run's, held for reading.
+      folder: the run's folder, held for reading.
       round_index: the round of the checkpoint.
       run: the run.
       architecture: of the base at full depth.
-      position: the client whose model is meant; None for the model of all clients.
+      position: index of the client whose model is read; None for the model of all clients.
 
     Raises:
-      InputError: the checkpoint cannot be read, or is of another model.
+      InputError: the checkpoint cannot be read, or belongs to another model.
     """
     algorithm, config = run.algorithm, run.config
     record = folder.checkpoints.read_record(round_index)
     key = run_key(config.seed, Purpose.INITIALISATION)
-    # How many clients there are matters only for what clients keep.
+    # The number of clients matters only for what clients keep.
     clients = Clients(1 if algorithm.personal is None else len(run.client_names()))
 
     def init_server(clients: Clients) -> Any:
@@ -140,6 +143,6 @@ def read_saved(
 
 
 def _on_every_layer(adapter: Adapter, bare: int) -> Adapter:
-    """An adapter of the last layers with factors of zero for the `bare` ones below, as other tools need it."""
+    """An adapter of the last layers, with zero factors added for the `bare` layers below, as other tools need it."""
     below = ((bare, 0), (0, 0), (0, 0))
     return adapter.replace(lora=jax.tree.map(lambda leaf: jnp.pad(leaf, below), adapter.lora))

@@ -1,4 +1,5 @@
-"""What a folder or name stands for, from its small files alone: a run, a PEFT adapter or a model; and a run's own facts."""
+"""What a folder or name refers to, found from its small files alone: a run, a PEFT adapter or a model; and facts about a
+run."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -24,12 +25,12 @@ Kind = Literal["run", "adapter", "model"]
 
 
 def kind_of(folder: Path) -> Kind:
-    """What lies in a folder; a model also where it is no folder, but a Hugging Face name or "bundled".
+    """What a folder holds; a Hugging Face name and "bundled" count as a model.
 
-    A folder with a PEFT adapter's configuration is an adapter, as transformers reads it, whatever else it holds.
+    A folder with a PEFT adapter's configuration is an adapter, as in transformers, whatever else it holds.
 
     Args:
-      folder: the path as it was given.
+      folder: the path as the user gave it.
 
     Raises:
       InputError: its config.json cannot be read.
@@ -45,9 +46,9 @@ class StoredRun:
     """A run as the files of its folder describe it.
 
     Attributes:
-      folder: where it lies.
+      folder: the run's folder.
       config: its options.
-      objects: options that were given as objects in Python, which the folder does not hold, with what these were.
+      objects: by option name, descriptions of the parts that were passed as objects in Python and are not in the folder.
     """
 
     folder: Path
@@ -61,12 +62,12 @@ class StoredRun:
 
     @property
     def adapter_folder(self) -> Path:
-        """Where the adapter lies once the run is finished."""
+        """The folder of the adapter once the run is finished."""
         return self.folder / "adapter"
 
     @cached_property
     def split(self) -> SplitRecord | None:
-        """Its data and clients; None where it has no split.json.
+        """The split of its data over clients; None if it has no split.json.
 
         Raises:
           InputError: split.json cannot be read.
@@ -75,7 +76,7 @@ class StoredRun:
 
     @property
     def template(self) -> str:
-        """The template that it trained with; what `auto` stood for depended on its data, and is kept with the split.
+        """The template used in training; what `auto` was resolved to depended on the data and is stored with the split.
 
         Raises:
           InputError: split.json cannot be read, or names no template.
@@ -88,13 +89,13 @@ class StoredRun:
         return self.split.template
 
     def ends(self, tokenizer: Callable[[], Any]) -> list[int]:
-        """Ids of the tokens in which its answers ended in training; empty where its split does not say.
+        """Ids of the tokens that ended answers in training; empty if the split does not store them.
 
         Args:
-          tokenizer: gives the run's tokenizer, where one is needed.
+          tokenizer: loads the run's tokenizer if it is needed.
 
         Raises:
-          InputError: split.json cannot be read, or names a token that the tokenizer lacks.
+          InputError: split.json cannot be read, or names a token that the tokenizer does not have.
         """
         texts = [] if self.split is None else self.split.ends_with
         return ends_of_texts(texts, tokenizer()) if texts else []
@@ -110,14 +111,14 @@ class StoredRun:
         return [client.name for client in self.split.clients]
 
     def client_position(self, client: str | None) -> int | None:
-        """The position of the client whose own model is meant; None for the model of all clients.
+        """The index of the client whose own model is wanted; None for the model of all clients.
 
         Args:
-          client: its name in the split; None where none was named.
+          client: the client's name in the split; None if none was given.
 
         Raises:
-          InputError: the run has no models of single clients and one is named; it has no others and none is named; or it
-            has no client of this name.
+          InputError: the run has no models of single clients but one is named; it has only such models and none is named; or
+            it has no client of this name.
         """
         named = f"the run in {self.folder} ({self.config.algorithm})"
         if self.algorithm.personal is None:
@@ -136,13 +137,13 @@ class StoredRun:
 
 
 def read_run(folder: Path) -> StoredRun:
-    """The run that a folder holds.
+    """The run in a folder.
 
     Args:
-      folder: of kind "run".
+      folder: a folder of kind "run".
 
     Raises:
-      InputError: its config.json is no run's, or holds options that this version does not take.
+      InputError: its config.json is not that of a run, or holds options that this version does not accept.
     """
     fields = read_json(folder / CONFIG_FILE)
     if "model" not in fields:

@@ -52,7 +52,7 @@ def test_a_file_that_holds_no_answers_is_not_replaced(folders, tmp_path, capsys,
     out = tmp_path / "config.json"
     out.write_text(content)
     assert run_command(["generate", folders["run"], "--prompt", "a", "--out", str(out)]) == 2
-    assert f"out {out} holds something else than answers of `devft generate`" in capsys.readouterr().err
+    assert f"out {out} holds something other than answers of `devft generate`" in capsys.readouterr().err
     assert out.read_text() == content
 
 

@@ -67,10 +67,10 @@ def test_what_is_only_known_while_training_is_no_budget_and_no_target():
     for text in ("fedit+devft:stage_end=plateau", "fedit+devft:capacity_schedule=eigengap"):
         # By rounds it is compared like any other.
         found = configured("fedit", text)
-        with pytest.raises(InputError, match=r"not known beforehand|does not read"):
+        with pytest.raises(InputError, match=r"not known in advance|does not read"):
             within_bytes(list(found.values()), "fedit")
         with pytest.raises(
-            InputError, match=r"the arm 'fedit@bytes=.*' cannot be run: .*(not known beforehand|does not read)"
+            InputError, match=r"the arm 'fedit@bytes=.*' cannot be run: .*(not known in advance|does not read)"
         ):
             configured(text, f"fedit@bytes={text}")
 
@@ -111,7 +111,7 @@ def test_budgets_that_cannot_be_are_refused():
     with pytest.raises(InputError, match="budget_of 'central' sends nothing"):
         within_bytes(alone, "central")
     fixed = list(configured("fedit+devft:stage_rounds=1/1/1/13", "fedit:rank=4").values())
-    with pytest.raises(InputError, match="stage_rounds fixes its length, which a budget of bytes must cut"):
+    with pytest.raises(InputError, match="stage_rounds sets its length, but a budget of bytes must be able to cut it"):
         within_bytes(fixed, "fedit:rank=4")
 
 

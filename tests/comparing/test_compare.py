@@ -129,16 +129,16 @@ def test_a_name_follows_what_is_computed_and_when_it_is_judged(config):
         (["--arms", "fedit", "--seeds", "-1"], "seed -1 is outside"),
         (["--arms", "fedit", "--budget", "time"], "budget 'time' is unknown; choose from rounds, bytes and rounds,bytes"),
         (["--arms", "fedit", "--budget", "bytes", "--budget-of", "x"], "budget_of 'x' is not among the arms"),
-        (["--arms", "fedit", "--budget-of", "fedit"], "and the budget is rounds; give --budget bytes besides"),
+        (["--arms", "fedit", "--budget-of", "fedit"], "but the budget is rounds; also give --budget bytes"),
         (["--arms", "local-only", "--budget", "bytes"], "the budget is bytes and no arm sends any"),
         (["--arms", "fedit", "--learning-rates", "0.1,0.1"], "learning_rates 0.1,0.1 must be positive rates, each once"),
         (["--arms", "fedit", "--learning-rates", "0.1", "--tuning-seed", "0"], "tuning_seed 0 is among the seeds"),
-        (["--arms", "fedit:learning_rate=1", "--learning-rates", "0.1"], "has a learning_rate of its own and"),
+        (["--arms", "fedit:learning_rate=1", "--learning-rates", "0.1"], "sets its own learning_rate, but"),
         (["--arms", "fedit", "--learning-rates", "0.1", "--tuning-seed", "-5"], "tuning_seed -5 is outside [0, 2^32)"),
-        (["--arms", "fedit", "--target-loss", "nan"], "target_loss nan is no held-out loss; give a positive number"),
+        (["--arms", "fedit", "--target-loss", "nan"], "target_loss nan is not a held-out loss; give a positive number"),
         (["--arms", "fedit", "--evaluations", "-1"], "evaluations -1 is negative; use 0"),
         (["--arms", "fedit,fedit:evaluate_every=2"], "sets evaluate_every, which all arms share"),
-        (["--arms", "fedit", "--target-loss", "-3"], "target_loss -3.0 is no held-out loss"),
+        (["--arms", "fedit", "--target-loss", "-3"], "target_loss -3.0 is not a held-out loss"),
         (
             ["--arms", "fedit,fedit+devft:stage_end=plateau", "--budget", "bytes"],
             "the arm 'fedit+devft:stage_end=plateau' cannot be run: stage_end 'plateau' ends stages by the loss",
@@ -304,7 +304,7 @@ def test_an_arm_without_any_rate_that_works_is_told(config, tmp_path, invented):
     made = asked(config, tmp_path, learning_rates=(0.1, 0.3))
     assert made.failed
     [outcome] = made.comparison.budgets[0].arms[1].outcomes
-    assert outcome.error == "no learning rate of the search came to an end."
+    assert outcome.error == "no learning rate of the search gave a finished run."
 
 
 def test_rates_need_held_out_data(config, tmp_path, invented):
@@ -344,7 +344,7 @@ def test_other_data_of_the_same_seed_is_refused(config, tmp_path, invented):
     found = json.loads(split.read_text())
     found["clients"][0]["tokens"] += 1
     split.write_text(json.dumps(found))
-    with pytest.raises(InputError, match="have the same seed and other data: it has changed between them"):
+    with pytest.raises(InputError, match="have the same seed but different data: it has changed between them"):
         asked(config, tmp_path)
 
 

@@ -33,7 +33,7 @@ def test_lines_join_what_all_arms_were_judged_at_and_nothing_else():
     made = comparison(ends, every_round, target=3.6)
     made = dataclasses.replace(made, common=dataclasses.replace(made.common, evaluate_every=2))
     assert made.judged_apart == ["FedIT"]
-    assert "every 2 rounds in all arms but FedIT, judged at the ends of stages alone" in " ".join(fairness(made))
+    assert "every 2 rounds in all arms but FedIT, evaluated only at the ends of stages" in " ".join(fairness(made))
     html = comparison_html(made)
     titles = {}
     for svg in check_page(html).findall(".//{*}svg[@aria-label]"):
@@ -60,7 +60,7 @@ def test_the_page_shows_verdict_tables_pictures_and_runs():
     assert len(tree.findall(".//{*}path[@class='aside front']")) == 2
     titles = {title.text for title in tree.findall(".//{*}svg//{*}title")}
     assert {"FedIT", "<DevFT> & more", "local"} <= titles
-    assert "What sends nothing is a dotted level over bytes: local." in words
+    assert "An arm that sends nothing is a dotted level over bytes: local." in words
     assert "prefers-color-scheme: dark" in html
 
 

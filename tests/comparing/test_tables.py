@@ -65,7 +65,7 @@ def test_the_way_to_a_target_is_told_of_those_that_reach_it_alone():
     assert reached(made.budgets[0].arms[0].outcomes[0], 5.0).round == 0
     assert target_table(comparison(arm("a", [1.0])), made.budgets[0]) is None
     asked = comparison(arm("FedIT", [2.0]), target=3.5, given=True)
-    assert "as asked for" in target_table(asked, asked.budgets[0]).title
+    assert "as given" in target_table(asked, asked.budgets[0]).title
 
 
 def test_means_over_own_models_are_named():
@@ -75,12 +75,12 @@ def test_means_over_own_models_are_named():
     alone = arm("alone", [3.0, 3.0], personal_models=True, personal=spread)
     both = arm("both", [2.0, 2.0], personal=spread)
     made = comparison(arm("FedIT", [2.0, 3.0]), alone, both)
-    assert any("Every client has a model of its own in alone" in sentence for sentence in fairness(made))
+    assert any("Every client has its own model in alone" in sentence for sentence in fairness(made))
     assert to_plain(made)["budgets"][0]["arms"][1]["judged"] == "mean over clients' own models"
     # The own models beside a global one are a column, which is left out where no arm has them.
     assert cells(learned_table(made, made.budgets[0]), "both")["clients' own models"] == "1.500"
     assert cells(learned_table(made, made.budgets[0]), "alone")["clients' own models"] == ""
-    assert "In both figures are of the one model that stands for all clients" in " ".join(fairness(made))
+    assert "In both figures are those of the one global model" in " ".join(fairness(made))
     plain = comparison(arm("FedIT", [2.0, 3.0]))
     assert "clients' own models" not in learned_table(plain, plain.budgets[0]).header
 
@@ -95,7 +95,7 @@ def test_tuning_is_told_with_every_loss_and_whether_the_best_lies_at_an_end():
     [row] = [line.split() for line in text.splitlines() if line.startswith("edge") and "failed" in line]
     assert row == ["edge", "3.0000", "failed", "1.0000", "0.01"]
     assert "the best of 0.001, 0.003, 0.01" in text.replace("\n  ", " ")
-    assert "At an end of these rates lies that of edge" in text.replace("\n  ", " ")
+    assert "The rate of edge is at an end of these rates" in text.replace("\n  ", " ")
 
 
 def test_wide_tables_go_on_beneath_with_their_names():

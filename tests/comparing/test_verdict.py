@@ -21,7 +21,7 @@ def test_one_seed_has_no_interval_and_says_so():
     assert PLUS_MINUS not in to_text(made)
     sentences = verdict(made)
     assert sentences[0] == "At equal rounds, against FedIT at 2.000, held-out loss is higher with DevFT (+0.500)."
-    assert sentences[-1] == "This is one seed; it says nothing about how far other seeds lie apart."
+    assert sentences[-1] == "This is one seed, so nothing is known about the variation between seeds."
 
 
 def test_the_verdict_follows_the_intervals():
@@ -50,12 +50,12 @@ def test_the_verdict_follows_the_intervals():
 def test_what_holds_all_data_in_one_place_is_no_rival_in_bytes():
     made = comparison(arm("FedIT", [2.0, 3.0]), arm("central", [1.0, 2.0], sent=0, pools=True), arm("c", [3.0, 4.0]))
     assert fronts(made.budgets[0], BYTES_UP) == ["FedIT"]
-    assert any("of those that keep data apart is that of FedIT" in sentence for sentence in verdict(made))
+    assert any("of the arms that do not pool data is that of FedIT" in sentence for sentence in verdict(made))
 
 
 def test_without_a_result_of_the_reference_nothing_is_claimed():
     gone = comparison(arm("FedIT", [None, None]), arm("DevFT", [1.0, 2.0]))
-    assert verdict(gone)[0] == "At equal rounds nothing can be said beside FedIT: its runs failed."
+    assert verdict(gone)[0] == "At equal rounds nothing can be compared with FedIT: its runs failed."
     blind = comparison(arm("FedIT", [None]), arm("DevFT", [None]))
     unknown = [arm(name, [3.0], judged=False) for name in ("FedIT", "DevFT")]
     assert "there is no held-out data" in verdict(comparison(*unknown))[0]
@@ -74,7 +74,7 @@ def test_what_is_not_equal_is_told():
     assert "Learning rates were given, not tuned here: FedIT 0.0001, own 0.5, short 0.0001." in said
     assert "own has options of its own: local_steps 3, learning_rate 0.5." in said
     assert "Its local_steps give own other numbers of examples in a round." in said
-    assert "schedules of their own over their rounds: short." in said
+    assert "their own schedules over their rounds: short." in said
     assert "judged every round" in said
     assert "not all made with the same versions" not in said
     other = comparison(arm("FedIT", [2.0]), arm("new", [2.0], versions={"jax": "2"}))

@@ -195,7 +195,7 @@ LONG = '{"instruction": 1' + "0" * 5000 + ', "output": "c"}'
     [
         (TWICE, "names 'instruction' twice in one object"),
         (LONG, "holds an integer of 5,001 digits"),
-        ('{"instruction": "a\\udc00", "output": "c"}', "half of a character"),
+        ('{"instruction": "a\\udc00", "output": "c"}', "an unpaired surrogate"),
         ('{"a": ' + "[" * 100_000 + "]" * 100_000 + "}", "nested too deeply"),
         ('{"instruction": "a"', "is not valid JSON"),
         ('{"instruction": "a\udce4", "output": "c"}', "is not UTF-8 text.*byte 0xe4"),

@@ -157,7 +157,7 @@ def test_numbered_files_of_clients_are_no_shards(tmp_path):
         ("", "data is empty"),
         ("a\0b.jsonl", "NUL character"),
         ("a\udcffb.jsonl", "not valid UTF-8"),
-        ("~nobody-of-this-name/a.jsonl", "home folder that is not known"),
+        ("~nobody-of-this-name/a.jsonl", "unknown home folder"),
         ("a" * 300 + ".jsonl", "too long"),
         ("microtasks:train:9999999999999999", "more than the 75,000 records of that split; lower it"),
         ("microtasks:train:" + "9" * 5000, "more than the 75,000 records"),

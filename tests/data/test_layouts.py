@@ -124,7 +124,10 @@ def test_fields_say_which_form_is_meant(tmp_path):
         ([ASKED[0], {"role": "assistant", "content": [{"type": "text"}]}], r"has a list as the content of turn 2"),
         (["hi"], r"has a turn 1 without a speaker"),
         ([{"content": "hi"}], r"has a turn 1 without a speaker; every turn must be an object with role and content"),
-        ([ASKED[0], {"role": "assistant", "content": "\ud800"}], r"a\.jsonl:2 holds \\ud800, half of a character; correct"),
+        (
+            [ASKED[0], {"role": "assistant", "content": "\ud800"}],
+            r"a\.jsonl:2 holds \\ud800, an unpaired surrogate; correct",
+        ),
     ],
 )
 def test_broken_conversations_are_named_by_line_and_turn(tmp_path, messages, message):

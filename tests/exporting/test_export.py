@@ -170,7 +170,7 @@ def test_an_unfinished_run_and_one_without_checkpoints(finished, config, tmp_pat
     shutil.rmtree(copy / "checkpoints" / "6")
     assert "after round 5 of 6" in str(export(copy, tmp_path / "five"))
     shutil.rmtree(copy / "checkpoints" / "5")
-    with pytest.raises(InputError, match=r"the run in .* has not saved stage 2 yet; choose from 1, or let it go on"):
+    with pytest.raises(InputError, match=r"the run in .* has not saved stage 2 yet; choose from 1, or continue the run"):
         export(copy, tmp_path / "none", form="submodel", stage=2)
     shutil.rmtree(copy / "checkpoints")
     for form in ("adapter", "submodel"):
@@ -485,10 +485,12 @@ def test_runs_given_objects(finished, tiny, tmp_path):
         (copy / "config.json").write_text(json.dumps(stored | {"objects": objects}))
 
     given(algorithm="mine")
-    with pytest.raises(InputError, match="was given its algorithm as an object in Python"):
+    with pytest.raises(InputError, match=r"the algorithm of the run in .* was passed as an object in Python"):
         export(copy, tmp_path / "out")
     given(model="Model", growth="Mine")
-    with pytest.raises(InputError, match="was given its model as an object in Python; name its folder with --model"):
+    with pytest.raises(
+        InputError, match=r"the model of the run in .* was passed as an object in Python; name its folder with --model"
+    ):
         export(copy, tmp_path / "out")
     export(copy, tmp_path / "out", model=str(tiny / "model"))
     given(growth="Mine")

@@ -14,7 +14,7 @@ from devft_jax.files import cache_folder, checked_path, existing_folder, printab
         ("a\udcffb", "not valid UTF-8"),
         ("a" * 256, "too long for a file name"),
         ("a/" * 2048, "too long for a file name"),
-        ("~nobody-has-this-name/x", "home folder that is not known"),
+        ("~nobody-has-this-name/x", "unknown home folder"),
     ],
 )
 def test_what_no_file_is_called_is_one_sentence(value, says):

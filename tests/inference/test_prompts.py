@@ -33,8 +33,8 @@ def test_an_array_and_fields_of_other_names(tmp_path):
             r"a\.jsonl:2 names 'instruction' twice",
         ),
         ("a.jsonl", '\n{"instruction": ' + "1" * 5000 + "}", r"a\.jsonl:2 holds an integer of 5,000 digits"),
-        ("a.jsonl", '{"instruction": "\\ud800"}', r"a\.jsonl:1 holds .*half of a character"),
-        ("a.json", '[\n{"instruction": "\\udfff"}]', r"a\.json:2 holds .*half of a character"),
+        ("a.jsonl", '{"instruction": "\\ud800"}', r"a\.jsonl:1 holds .*an unpaired surrogate"),
+        ("a.json", '[\n{"instruction": "\\udfff"}]', r"a\.json:2 holds .*an unpaired surrogate"),
         ("a.json", "[" * 100_000, "is nested too deeply"),
     ],
 )

@@ -32,7 +32,7 @@ def test_a_run_whose_model_was_moved_says_how_to_ask_it(folders, tmp_path):
     shutil.copytree(folders["run"], tmp_path / "run")
     fields = json.loads((tmp_path / "run" / "config.json").read_text()) | {"model": str(tmp_path / "gone")}
     (tmp_path / "run" / "config.json").write_text(json.dumps(fields))
-    with pytest.raises(InputError, match=r"gone of the run in .* is not there any more; .* add --adapter \S+/run/adapter"):
+    with pytest.raises(InputError, match=r"gone of the run in .* does not exist any more; .* add --adapter \S+/run/adapter"):
         open_respondent(str(tmp_path / "run"), ModelOptions())
 
 
@@ -90,7 +90,7 @@ RUN = to_plain(RunConfig())
         ({"rounds": 3}, "describes neither a run nor a model"),
         ({"model": "bundled"}, r"is not a run's \(it lacks algorithm\)"),
         (RUN, "has no adapter yet"),
-        ({**RUN, "objects": {"model": "Model"}}, "its model as an object"),
+        ({**RUN, "objects": {"model": "Model"}}, "was passed as an object"),
         ({**RUN, "speed": 3}, "option 'speed' does not exist"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
