@@ -1,8 +1,8 @@
 """Developmental federated tuning as linear algebra on the layer axis (Eqs. 1-5 of the DevFT paper).
 
-A model whose layers are stacked, every leaf `[L, ...]`, is compared layer by layer (`layer_similarity`,
-Eq. 1), grouped (`group_layers`, Eqs. 2-3) and fused into G representative layers (`fusion_matrix` and
-`fuse`, Eqs. 4-5). `layer_map` does the three in a row; `inherit` carries what the submodel learned back.
+The layers of a model are stacked, every leaf `[L, ...]`. They are compared (`layer_similarity`, Eq. 1), grouped
+(`group_layers`, Eqs. 2-3) and fused into G representative layers (`fusion_matrix` and `fuse`, Eqs. 4-5). `layer_map` does
+these three steps; `inherit` transfers what the submodel learned back to the layers.
 
     stage = layer_map((blocks, lora), 4)          # LayerMap(fuse f32[4, L], assign i32[L], train bool[4])
     small_blocks, small_lora = fuse(stage, (blocks, lora))

@@ -1,16 +1,16 @@
-"""How a group becomes one layer: Eqs. 4 and 5 of the DevFT paper, and its controls, as matrices.
+"""Fusion of a group into one layer: Eqs. 4 and 5 of the DevFT paper, and its controls, as matrices.
 
-DBLF ("differential-based layer fusion") adds to the anchor, a group's first layer, what distinguishes
-the others from it:
+DBLF ("differential-based layer fusion") adds to the anchor, a group's first layer, the differences of the other layers from
+it:
 
     vartheta_g = theta_anchor + beta * sum_{j in g} (theta_j - theta_anchor)
 
-beta multiplies the sum, not the mean. With m layers in the group the anchor's coefficient is therefore
-1 - beta (m - 1) and every other layer's is beta; they sum to one. With beta = 0.1 the anchor vanishes at
-m = 11 and its coefficient is NEGATIVE above. That is what the equation says, and it is not corrected
-here; `beta="auto"` = min(0.1, 1/m) per group, which is ours and not the paper's, avoids it.
+beta multiplies the sum, not the mean. With m layers in the group the anchor's coefficient is therefore 1 - beta (m - 1) and
+every other layer's is beta; they sum to one. With beta = 0.1 the anchor's coefficient is zero at m = 11 and NEGATIVE above.
+This follows from the equation and is not corrected here; `beta="auto"` = min(0.1, 1/m) per group, which is ours and not the
+paper's, avoids it.
 
-Every method is a row of a matrix over the layers, so that all of them share one `fuse`.
+Every method is one row per group of a matrix over the layers, so that all of them share one `fuse`.
 """
 
 import functools
@@ -45,9 +45,9 @@ def fusion_matrix(
     Args:
       assign: i32[L], the group of each layer, -1 for a layer that is absent (a zero column).
       num_groups: G; may be left out unless `assign` is traced.
-      method: one of those above.
-      beta: strength of `dblf`.
-      key: for `r_one`.
+      method: one of the above.
+      beta: weight of the differences in `dblf`.
+      key: random key for `r_one`.
 
     Raises:
       ValueError: the method is unknown, a key is missing, beta is neither a finite number nor "auto", or a group has no
@@ -63,7 +63,7 @@ def fusion_matrix(
 def _coefficients(
     assign: jax.Array, num_groups: int, method: str, beta: jax.Array | None, key: jax.Array | None
 ) -> jax.Array:
-    """`fusion_matrix` once its arguments are known to be sound; `beta` None is "auto"."""
+    """`fusion_matrix` after its arguments were checked; `beta` None means "auto"."""
     member = assign[None, :] == jnp.arange(num_groups, dtype=jnp.int32)[:, None]
     size = member.sum(axis=1, keepdims=True, dtype=jnp.float32)
     if method == "sum":
@@ -82,15 +82,15 @@ def _coefficients(
 
 
 def check_fusion(method: str, beta: Any, *, has_key: bool) -> None:
-    """Check that `fusion_matrix` can be run so; reads no weights.
+    """Check the arguments of `fusion_matrix`; reads no weights.
 
     Args:
-      method: of fusion.
+      method: the fusion method.
       beta: a number or "auto".
-      has_key: whether there will be a key.
+      has_key: whether a key will be given.
 
     Raises:
-      ValueError: it cannot.
+      ValueError: an argument is invalid.
     """
     if method not in METHODS:
         raise ValueError(f"fusion method {method!r} is unknown: choose from {', '.join(METHODS)}.")
@@ -122,7 +122,7 @@ def _one_hot(layers: jax.Array, member: jax.Array) -> jax.Array:
 def _count_groups(assign: jax.Array, num_groups: int | None) -> int:
     if not is_concrete(assign):
         if num_groups is None:
-            raise ValueError("num_groups is missing: a traced assign does not tell it, so give it.")
+            raise ValueError("num_groups is missing: it cannot be derived from a traced assign, so give it.")
         return operator.index(num_groups)
     ids = np.asarray(assign)
     if ids.ndim != 1 or ids.size == 0 or not np.issubdtype(ids.dtype, np.integer):

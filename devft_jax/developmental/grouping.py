@@ -1,4 +1,4 @@
-"""Which layers form a group: Eqs. 2 and 3 of the DevFT paper, and its controls.
+"""Grouping of layers: Eqs. 2 and 3 of the DevFT paper, and its controls.
 
 DGLG ("deconfliction-guided layer grouping") asks for G groups with a small total cut (Eq. 2) and relaxes
 it to spectral clustering with the unnormalised Laplacian (Eq. 3):
@@ -6,13 +6,13 @@ it to spectral clustering with the unnormalised Laplacian (Eq. 3):
     D = diag(sum_j W_ij),  Lap = D - W,  E = eigenvectors of the G smallest eigenvalues (as columns),
     groups = k-means of the rows of E, k = G
 
-The trivial eigenvector stays in E and rows are not normalised, as in the paper. It says nothing of seeds
-or restarts: k-means here is k-means++ and Lloyd's steps, many restarts at once, the best kept; it depends
-only on the key and never returns an empty group. Nothing in it depends on the signs or the rotation that
-an eigensolver may choose, because distances between rows do not.
+The trivial eigenvector stays in E and rows are not normalised, as in the paper. The paper does not mention seeds or
+restarts: k-means here is k-means++ followed by Lloyd's algorithm, with many restarts in parallel of which the best is kept;
+it depends only on the key and never returns an empty group. The result does not depend on the signs or the rotation that an
+eigensolver may choose, because distances between rows do not.
 
-Negative similarities are used as they are; the Laplacian may then have negative eigenvalues. Between
-layers of pretrained LLaMAs similarities are faint, and one large group with singletons is a usual result.
+Negative similarities are used as they are; the Laplacian may then have negative eigenvalues. Similarities between layers
+of pretrained LLaMAs are small, and one large group with singletons is a common result.
 """
 
 import functools
@@ -31,14 +31,14 @@ def group_layers(similarity: jax.Array, num_groups: int, *, method: str = "dglg"
     """A group for every layer: i32[L], ids 0..G-1 in the order of each group's first layer, all used.
 
     * `dglg`: Eq. 3. `key` seeds k-means; without one a fixed key is used.
-    * `random`: layers are shuffled and dealt out in equal shares; needs `key`.
+    * `random`: layers are shuffled and distributed in equal shares; needs `key`.
     * `even_blocks`: runs of neighbouring layers of equal length (the paper's Even is one of these two).
     * `even_strides`: layer l goes to group l mod G.
 
     Args:
-      similarity: f32[L, L]; all but `dglg` use only its size.
+      similarity: f32[L, L]; methods other than `dglg` use only its size.
       num_groups: G.
-      method: one of those above.
+      method: one of the above.
       key: random key.
 
     Raises:
@@ -71,16 +71,16 @@ def group_layers(similarity: jax.Array, num_groups: int, *, method: str = "dglg"
 
 
 def check_grouping(method: str, num_groups: int, num_layers: int, *, has_key: bool) -> None:
-    """Check that `group_layers` can be run so; reads no weights.
+    """Check the arguments of `group_layers`; reads no weights.
 
     Args:
-      method: of grouping.
+      method: the grouping method.
       num_groups: G.
       num_layers: L.
-      has_key: whether there will be a key.
+      has_key: whether a key will be given.
 
     Raises:
-      ValueError: it cannot.
+      ValueError: an argument is invalid.
     """
     if method not in METHODS:
         raise ValueError(f"grouping method {method!r} is unknown: choose from {', '.join(METHODS)}.")
@@ -117,7 +117,7 @@ def laplacian(similarity: jax.Array) -> jax.Array:
 
 @jax.jit
 def laplacian_spectrum(similarity: jax.Array) -> jax.Array:
-    """The eigenvalues of the Laplacian in ascending order: f32[L]. A gap after the G-th favours G groups.
+    """The eigenvalues of the Laplacian in ascending order: f32[L]. A gap after the G-th suggests G groups.
 
     Args:
       similarity: W, f32[L, L].
@@ -151,18 +151,18 @@ def kmeans(
     restarts: int = 256,
     max_steps: int = 100,
 ) -> tuple[jax.Array, jax.Array]:
-    """k-means of points.
+    """k-means clustering of points.
 
-    Greedy k-means++ starts, Lloyd's steps until the labels stay or `max_steps`, the best of `restarts` by inertia (the sum
-    of squared distances to the group means). An empty group gets the point farthest from its own centre among groups of
-    more than one.
+    Greedy k-means++ initialisation, then Lloyd's algorithm until the labels do not change or `max_steps`; the best of
+    `restarts` by inertia (the sum of squared distances to the group means). An empty group gets the point farthest from its
+    own centre among groups of more than one point.
 
     Args:
       points: f32[N, D].
-      num_groups: at most N.
+      num_groups: G, at most N.
       key: random key.
-      restarts: how many starts.
-      max_steps: the most steps after a start.
+      restarts: number of initialisations.
+      max_steps: largest number of steps after an initialisation.
 
     Returns:
       Labels i32[N] with every group used, and their inertia f32[].
@@ -201,8 +201,8 @@ def _square_distances(points: jax.Array, centres: jax.Array) -> jax.Array:
 def _plus_plus(points: jax.Array, uniform: jax.Array) -> jax.Array:
     """Greedy k-means++ centres f32[G, D] from `uniform` f32[G, candidates] draws.
 
-    Candidates are drawn with probability proportional to the squared distance from the nearest centre so far; the one
-    that leaves the smallest sum of these distances becomes a centre.
+    Candidates are drawn with probability proportional to the squared distance from the nearest centre so far; the candidate
+    with the smallest resulting sum of these distances becomes a centre.
     """
     last = points.shape[0] - 1
 

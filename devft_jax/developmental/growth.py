@@ -1,8 +1,8 @@
-"""When which submodel: the growth of a model over stages.
+"""Growth of a model over stages: which submodel trains in which stage.
 
-A growth is one method. At the start of stage s the trainer calls `next(s, tree, history, key)` and gets the stage's
-`LayerMap`, or None when there is no further stage. A rule that reads the history, a fixed selection and ProgFed's prefixes
-are growths of the same kind. One that trains the first 4 of 16 layers and then, while the loss falls, the first 8:
+A growth has one method. At the beginning of stage s the trainer calls `next(s, tree, history, key)` and gets the stage's
+`LayerMap`, or None if there is no further stage. A rule that depends on the history, a fixed selection and ProgFed's
+prefixes are all growths. One that trains the first 4 of 16 layers and then, if the loss falls, the first 8:
 
     class Prefixes(Growth):
         def next(self, stage, tree, history, key):
@@ -13,10 +13,10 @@ are growths of the same kind. One that trains the first 4 of 16 layers and then,
             return LayerMap(jnp.eye(depth, 16), jnp.where(layers < depth, layers, -1))
 
 Every other method of `Growth` has a default. A growth that knows its stages in advance overrides `depths` or `shapes`, so
-that a run can be planned and the next stage's programs compiled ahead. Two bases are shorter where they fit: `GramGrowth`
-looks at the weights through inner products alone, `FixedGrowth` at nothing but the depth of the model.
+that a run can be planned and the next stage's programs compiled ahead. Two base classes are shorter to use where they fit:
+`GramGrowth` reads the weights only through inner products, `FixedGrowth` only the depth of the model.
 
-The growths that have names are in `devft_jax.developmental.growths`.
+The package's own growths are in `devft_jax.developmental.growths`.
 """
 
 import abc
@@ -36,7 +36,7 @@ from devft_jax.developmental.schedule import equal_shares
 from devft_jax.developmental.similarity import LayerGrams, Select
 from devft_jax.developmental.stage_shape import StageShape
 
-# Two names as close as this are one name misspelt: `depth` and `depths` (0.91), `prepare` and `prepared` (0.93),
+# Names at least this similar are taken for a misspelling: `depth` and `depths` (0.91), `prepare` and `prepared` (0.93),
 # `dephts` (0.83); not `selection` and `select` (0.80).
 _MISSPELT = 0.82
 
@@ -44,29 +44,29 @@ _MISSPELT = 0.82
 class Growth(abc.ABC):
     """Chooses the submodel of every stage.
 
-    `next` is to be written; what else a subclass overrides tells a trainer more. A public method or property whose name is
-    close to one of these is an error when the class is made, so that a misspelt `depth` is not silently ignored. Names
-    that begin with an underscore are free.
+    A subclass must write `next`; by overriding other methods it gives a trainer more information. A public method or
+    property with a name similar to one of these is an error when the class is created, so that a misspelt `depth` is not
+    silently ignored. Names that begin with an underscore are not checked.
     """
 
     @abc.abstractmethod
     def next(self, stage: int, tree: Any, history: Sequence[Any], key: jax.Array) -> LayerMap | None:
-        """The map of this stage, or None when training is over.
+        """The map of this stage, or None if training is finished.
 
-        Must depend on its arguments alone: a resumed run makes a new object and calls it for the later stages only.
+        Must depend only on its arguments: a resumed run creates a new object and calls it only for the later stages.
 
         Args:
-          stage: 0, 1, ...; called once at the start of each.
+          stage: 0, 1, ...; called once at the beginning of each stage.
           tree: (base blocks, LoRA) at full depth, every leaf `[L, ...]`; packed weights have `dequantize`.
           history: the records of all rounds so far, oldest first, each with its `stage`, `layers`, `loss` and more.
-          key: depends on the run's seed and the stage.
+          key: random key, derived from the run's seed and the stage.
 
         Returns:
           A map from the tree's L layers, see `check_layer_map`.
         """
 
     def from_grams(self, stage: int, grams: LayerGrams, history: Sequence[Any], key: jax.Array) -> LayerMap | None:
-        """The map of this stage, for a caller that keeps the inner products between layers; by default `next` of the tree.
+        """The map of this stage from the inner products between layers, if the caller has them; by default calls `next`.
 
         Args:
           stage: as in `next`.
@@ -75,7 +75,7 @@ class Growth(abc.ABC):
           key: as in `next`.
 
         Returns:
-          What `next` gives.
+          The result of `next`.
         """
         return self.next(stage, grams.tree, history, key)
 
@@ -86,33 +86,33 @@ class Growth(abc.ABC):
           num_layers: L, the depth of the model.
 
         Returns:
-          One number per stage, or None where they depend on weights or losses.
+          One number per stage, or None if they depend on weights or losses.
         """
         shapes = None if type(self).shapes is Growth.shapes else self.shapes(num_layers)
         return None if shapes is None else tuple(shape.layers for shape in shapes)
 
     def shapes(self, num_layers: int) -> tuple[StageShape, ...] | None:
-        """The shape of every stage, in advance; by default of submodels of `depths` fused layers that all learn.
+        """The shape of every stage, in advance; by default that of submodels with `depths` fused layers that all learn.
 
         Args:
           num_layers: L, the depth of the model.
 
         Returns:
-          One shape per stage, or None where they depend on weights or losses.
+          One shape per stage, or None if they depend on weights or losses.
         """
         depths = self.depths(num_layers)
         return None if depths is None else tuple(StageShape(depth, depth, picks=depth == num_layers) for depth in depths)
 
     def stage_rounds(self, rounds: int, num_layers: int) -> tuple[int, ...] | None:
-        """How this growth shares out a run's rounds over its stages; by default equally over the stages of `depths`.
+        """How this growth divides a run's rounds over its stages; by default equally over the stages of `depths`.
 
         Args:
-          rounds: of the whole run.
+          rounds: rounds of the whole run.
           num_layers: L, the depth of the model.
 
         Returns:
-          Rounds of every stage, which add up to `rounds`; None where the stages are not known in advance: the run's
-            configuration then has to give them.
+          Rounds of every stage, which add up to `rounds`; None if the stages are not known in advance: the run's
+              configuration then has to give them.
 
         Raises:
           ValueError: there are fewer rounds than stages.
@@ -122,31 +122,32 @@ class Growth(abc.ABC):
 
     @property
     def measured(self) -> bool:
-        """Whether this growth can choose without `prepared`; by default unless `prepared` is overridden."""
+        """Whether this growth can choose without calling `prepared`; by default True unless `prepared` is overridden."""
         return type(self).prepared is Growth.prepared
 
     def prepared(self, measure: Callable[[], np.ndarray]) -> "Growth":
-        """This growth with what it needs to know of what layers do; called before every stage unless `measured`.
+        """This growth with the measurements of layers that it needs; called before every stage unless `measured`.
 
         Args:
-          measure: () -> the block influence f32[L] of the base's layers on public text, measured once in a run and then
-            kept with it.
+          measure: () -> f32[L], the block influence of the base's layers on public text, measured once per run and then
+            stored.
 
         Returns:
-          The growth to go on with; by default this one.
+          The growth to use from now on; by default this one.
         """
         return self
 
     @property
     def select(self) -> Select | None:
-        """Predicate on leaf paths that narrows what the similarity in the log compares (Eq. 1); by default all leaves."""
+        """Predicate on leaf paths that restricts which leaves the logged similarity compares (Eq. 1); by default all
+        leaves."""
         return None
 
     def __init_subclass__(cls, **arguments: Any) -> None:
-        """Refuses a class with a misspelt method.
+        """Refuse a class with a misspelt method.
 
         Raises:
-          TypeError: a name is close to one of a growth's methods, or a method's name is given to something else.
+          TypeError: a name is similar to one of a growth's methods, or a method's name is used for something else.
         """
         super().__init_subclass__(**arguments)
         _check_names(cls)
@@ -158,10 +159,11 @@ _FUNCTIONS = (types.FunctionType, classmethod, staticmethod, functools.partialme
 
 
 def _check_names(cls: type[Growth]) -> None:
-    """Raise TypeError for a member of a new class that is, or was meant to be, a growth's own and does not work as one.
+    """Raise TypeError for a member of a new class that is, or was meant to be, a method of a growth and does not work as
+    one.
 
     Methods and properties are compared with all names of a growth; plain attributes and dataclass fields, such as a field
-    `depth`, only with those that may be attributes.
+    `depth`, only with those names that may be attributes.
     """
     fields = inspect.get_annotations(cls)
     inherited = {name for base in cls.__bases__ for name in dir(base)}
@@ -178,17 +180,17 @@ def _check_names(cls: type[Growth]) -> None:
         known = (*_METHODS, *_PROPERTIES) if is_method or isinstance(member, property) else _PROPERTIES
         if meant := difflib.get_close_matches(name.lower(), known, n=1, cutoff=_MISSPELT):
             raise TypeError(
-                f"{cls.__qualname__}.{name} is no part of a growth: call it {meant[0]} if that is meant, or _{name} if it "
-                "is your own."
+                f"{cls.__qualname__}.{name} is not part of a growth: rename it {meant[0]} if that is meant, or _{name} if "
+                "it is your own."
             )
 
 
 class GramGrowth(Growth):
-    """A growth that looks at the weights through their inner products alone, which are then read once for all uses."""
+    """A growth that reads the weights only through their inner products, which are then computed once for all uses."""
 
     @abc.abstractmethod
     def from_grams(self, stage: int, grams: LayerGrams, history: Sequence[Any], key: jax.Array) -> LayerMap | None:
-        """See `Growth.from_grams`; to be written in place of `next`."""
+        """See `Growth.from_grams`; to be written instead of `next`."""
 
     def next(self, stage: int, tree: Any, history: Sequence[Any], key: jax.Array) -> LayerMap | None:
         """See `Growth.next`."""
@@ -196,7 +198,7 @@ class GramGrowth(Growth):
 
 
 class FixedGrowth(GramGrowth):
-    """A growth whose maps depend on nothing but the depth of the model."""
+    """A growth whose maps depend only on the depth of the model."""
 
     @abc.abstractmethod
     def stage_map(self, stage: int, num_layers: int) -> LayerMap | None:
@@ -207,7 +209,7 @@ class FixedGrowth(GramGrowth):
           num_layers: L, the depth of the model.
 
         Returns:
-          The map, None beyond the last stage.
+          The map; None after the last stage.
 
         Raises:
           ValueError: the growth does not fit the model.
@@ -218,7 +220,7 @@ class FixedGrowth(GramGrowth):
         return self.stage_map(stage, grams.num_layers)
 
     def shapes(self, num_layers: int) -> tuple[StageShape, ...]:
-        """See `Growth.shapes`; those of `stage_map`."""
+        """See `Growth.shapes`; the shapes of `stage_map`."""
         shapes: list[StageShape] = []
         while (found := self.stage_map(len(shapes), num_layers)) is not None:
             shapes.append(StageShape.of(found))
@@ -227,17 +229,17 @@ class FixedGrowth(GramGrowth):
 
 @dataclasses.dataclass(frozen=True)
 class NamedGrowth:
-    """A growth as the command line knows it.
+    """A growth that can be selected by name.
 
     Attributes:
-      reference: what it is and where it comes from, in one line.
-      message: what travels.
+      reference: what it is and its source, in one line.
+      message: what is sent.
       state: what is kept between rounds besides the adapter.
-      make: (options of growth, layers L of the model) -> the growth; raises ValueError for options that do not fit.
-      reads: the options of single growths (those declared with `of="growth"`) that this one reads. Of the others, all
-        are read but those that it `ignores`. An option that is given and not read is refused.
+      make: (growth options, number of layers L) -> the growth; raises ValueError for options that do not fit.
+      reads: the options of single growths (those declared with `of="growth"`) that this one reads. Of the other options, it
+        reads all except those in `ignores`. An option that is given but not read is refused.
       ignores: options of all growths that have no effect on this one.
-      because: why, to follow "which" in a sentence.
+      because: the reason, written to follow "which" in a sentence.
     """
 
     reference: str

@@ -1,18 +1,18 @@
-"""A stage as linear algebra on the layer axis: building its submodel and carrying LoRA back.
+"""A stage as linear algebra on the layer axis: building its submodel and transferring LoRA back.
 
-`LayerMap` is all that the rest of a program knows about a stage. `fuse` M f32[G, L] builds the G
-representative layers of the submodel from the L layers of the model. `assign` i32[L] tells every layer
-which representative it gets its LoRA back from. `train` bool[G] names the rows that learn. Below the rows
-the lowest `bare` layers of the model may run as they are. DevFT's stages, a prefix, a selection of layers,
-the top of the exact model and end-to-end training differ only in these.
+`LayerMap` is all that the rest of a program knows about a stage. `fuse` M f32[G, L] builds the G representative layers of
+the submodel from the L layers of the model. `assign` i32[L] gives, for every layer, the representative from which it gets
+its LoRA back. `train` bool[G] marks the rows that learn. Below the rows the lowest `bare` layers of the model may run
+unchanged. DevFT's stages, a prefix, a selection of layers, the top of the exact model and end-to-end training differ only in
+these.
 
-Carrying back has two readings. The paper's text copies a representative's LoRA to all layers of its group
+The transfer back has two interpretations. The paper's text copies a representative's LoRA to all layers of its group
 ("copy"); its appendix has a formula whose symbols are lost but which contains the anchor, most likely
 
     theta_j + (vartheta_g - theta_anchor)            ("anchor_delta")
 
-"delta" subtracts the fused layer instead of the anchor, so that a stage that learns nothing changes
-nothing; "anchor_only" updates the first layer of each group alone.
+"delta" subtracts the fused layer instead of the anchor, so that a stage that learns nothing changes nothing; "anchor_only"
+updates only the first layer of each group.
 """
 
 import dataclasses
@@ -39,10 +39,10 @@ class LayerMap:
 
     Attributes:
       fuse: f32[G, L], the coefficient of every layer in every representative layer.
-      assign: i32[L], the group each layer gets its LoRA back from; -1 for a layer that is absent from
+      assign: i32[L], the group from which each layer gets its LoRA back; -1 for a layer that is absent from
         this stage and keeps its own.
-      train: bool[G], the rows that learn; the others are computed but stay. Default all.
-      bare: how many of the lowest layers are run below the rows, frozen and without an adapter. The rows are
+      train: bool[G], the rows that learn; the others are computed but not changed. By default all learn.
+      bare: number of the lowest layers that run below the rows, frozen and without an adapter. The rows are
         then the layers above, each by itself, so that the submodel is the model with an adapter on top.
       align: whether low-rank factors are rotated to their anchor's before they are fused (`align_factors`).
     """
@@ -54,7 +54,7 @@ class LayerMap:
     align: bool = dataclasses.field(default=False, metadata={"static": True})
 
     def __post_init__(self) -> None:
-        """Lets every row train unless told otherwise."""
+        """Let every row train by default."""
         if self.train is None and hasattr(self.fuse, "shape"):
             object.__setattr__(self, "train", jnp.asarray(np.ones(self.fuse.shape[0], bool)))
 
@@ -69,7 +69,7 @@ class LayerMap:
 
     @classmethod
     def top(cls, num_layers: int, num_groups: int) -> Self:
-        """The full model, of whose layers the last `num_groups` have an adapter.
+        """The full model, whose last `num_groups` layers have an adapter.
 
         Args:
           num_layers: L.
@@ -82,7 +82,7 @@ class LayerMap:
 
     @classmethod
     def shapes(cls, num_groups: int, num_layers: int, bare: int = 0) -> Self:
-        """Shapes and dtypes of any map, for tracing and for reading one.
+        """Shapes and dtypes of any map, for tracing and for restoring one.
 
         Args:
           num_groups: G.
@@ -115,7 +115,7 @@ class LayerMap:
 
     @property
     def is_identity(self) -> bool:
-        """Whether the submodel is the model itself (`train` may still be a part). False if traced."""
+        """Whether the submodel is the model itself (`train` may still exclude rows). False if traced."""
         return (
             is_concrete(self.fuse)
             and np.array_equal(np.asarray(self.fuse), np.eye(self.num_groups, self.num_layers))
@@ -123,7 +123,7 @@ class LayerMap:
         )
 
     def selected(self) -> np.ndarray | None:
-        """The layers i64[G] that the rows pick, if every row only picks one; None else or if traced."""
+        """i64[G], the layers that the rows select, if every row selects a single one; otherwise, or if traced, None."""
         if not is_concrete(self.fuse):
             return None
         fuse = np.asarray(self.fuse)
@@ -132,7 +132,7 @@ class LayerMap:
 
 
 def frozen_below(train: np.ndarray) -> int:
-    """How many rows lie below the lowest that trains; 0 where none trains.
+    """Number of rows below the lowest row that trains; 0 if none trains.
 
     Args:
       train: bool[G].
@@ -143,14 +143,14 @@ def frozen_below(train: np.ndarray) -> int:
 def check_layer_map(layer_map: Any, num_layers: int) -> None:
     """Check that a concrete map describes a submodel of a model.
 
-    A group that no layer is assigned to may be computed, but not trained: what it learned would be lost.
+    A group to which no layer is assigned may be computed but not trained, because what it learned would be lost.
 
     Args:
-      layer_map: what a growth gave.
+      layer_map: the result of a growth.
       num_layers: L, the depth of the model.
 
     Raises:
-      ValueError: it describes none.
+      ValueError: it does not describe a submodel.
     """
     if not isinstance(layer_map, LayerMap):
         raise ValueError(f"the growth gave a {type(layer_map).__name__}: give a LayerMap, or None to end.")
@@ -183,8 +183,8 @@ def check_layer_map(layer_map: Any, num_layers: int) -> None:
     lost = sorted(set(np.flatnonzero(train).tolist()) - set(assign.tolist()))
     if lost:
         raise ValueError(
-            f"group {lost[0]} trains and no layer is assigned to it, so what it learns would be lost: "
-            "assign it a layer, or do not train it."
+            f"group {lost[0]} trains but no layer is assigned to it, so what it learns would be lost: "
+            "assign a layer to it, or do not train it."
         )
 
 
@@ -200,20 +200,20 @@ def layer_map(
 ) -> LayerMap:
     """Eqs. 1-5: the map from a model to its submodel of `num_groups` representative layers.
 
-    The weights are read once, and not at all when the groups do not depend on them: with `num_groups` = L the result is the
+    The weights are read once, or not at all if the groups do not depend on them: with `num_groups` = L the result is the
     identity, whatever the methods.
 
     Args:
-      tree: any pytree whose leaves lead with L, such as (base blocks, LoRA), or `LayerGrams` of one.
+      tree: any pytree whose leaves begin with axis L, such as (base blocks, LoRA), or `LayerGrams` of one.
       num_groups: G.
       grouping: method of `group_layers`.
       fusion: method of `fusion_matrix`.
       beta: as in `fusion_matrix`.
-      select: narrows what is compared, see `layer_gram`.
+      select: restricts what is compared, see `layer_gram`.
       key: split into one for the groups and one for the fusion.
 
     Raises:
-      ValueError: as of the functions named here.
+      ValueError: as in the functions named here.
     """
     num_layers = tree.num_layers if isinstance(tree, LayerGrams) else count_layers(tree)
     check_grouping(grouping, num_groups, num_layers, has_key=key is not None)
@@ -232,16 +232,16 @@ def fuse(layer_map: LayerMap, tree: Any) -> Any:
     """The representative layers of a tree `[L, ...]`: the same tree with leaves `[G, ...]`.
 
     Sums are float32, leaves keep their float dtype, weights that `dequantize` become float32. A map that fuses nothing
-    rounds nothing: the identity returns `tree` itself, and a map that only picks layers (concrete rows with a single 1)
-    returns those layers as they are stored, 4-bit codes included. numpy leaves give numpy leaves. Differentiable in the
-    tree and in `layer_map.fuse`.
+    rounds nothing: the identity returns `tree` itself, and a map that only selects layers (concrete rows with a single 1)
+    returns those layers as they are stored, 4-bit codes included. numpy leaves give numpy leaves. Differentiable with
+    respect to the tree and `layer_map.fuse`.
 
     Args:
-      layer_map: of the stage.
-      tree: any pytree whose leaves lead with L.
+      layer_map: the stage's map.
+      tree: any pytree whose leaves begin with axis L.
 
     Raises:
-      ValueError: a leaf does not lead with the map's L.
+      ValueError: a leaf does not begin with the map's L.
     """
     count_layers(tree, expected=layer_map.num_layers)
     if layer_map.is_identity:
@@ -253,25 +253,24 @@ def fuse(layer_map: LayerMap, tree: Any) -> Any:
 
 
 def inherit(layer_map: LayerMap, trained: Any, full: Any, *, mode: str = "copy") -> Any:
-    """Carries a trained submodel `[G, ...]` back into the full-depth tree `[L, ...]` (Eq. 12).
+    """Transfer a trained submodel `[G, ...]` back into the full-depth tree `[L, ...]` (Eq. 12).
 
-    A layer takes part if `assign` gives it a group and that group trains; every other layer keeps the
-    value it has in `full`, bit for bit. With g the group of layer j and M = `layer_map.fuse`:
+    A layer takes part if `assign` gives it a group and that group trains; every other layer keeps its value in `full`, bit
+    for bit. With g the group of layer j and M = `layer_map.fuse`:
 
     * `copy`: trained[g].
     * `anchor_only`: trained[g] for the first layer of each group, no change for the others.
     * `delta`: full[j] + (trained - M full)[g].
     * `anchor_delta`: full[j] + trained[g] - full[anchor of g].
 
-    The result has the dtypes of `full` (float32 for weights that `dequantize`); numpy leaves give numpy
-    leaves. Meant for LoRA, correct for any tree. Through an identity map on which all rows train it is
-    `trained` itself.
+    The result has the dtypes of `full` (float32 for weights that `dequantize`); numpy leaves give numpy leaves. Written for
+    LoRA, correct for any tree. For an identity map on which all rows train the result is `trained` itself.
 
     Args:
-      layer_map: of the stage.
+      layer_map: the stage's map.
       trained: the submodel's tree `[G, ...]` after training.
       full: the full-depth tree `[L, ...]` before the stage.
-      mode: one of those above.
+      mode: one of the above.
 
     Raises:
       ValueError: the mode is unknown, or leaves do not match.
@@ -292,16 +291,16 @@ def inherit(layer_map: LayerMap, trained: Any, full: Any, *, mode: str = "copy")
 
 @jax.jit
 def transition_gap(gram: jax.Array, layer_map: LayerMap) -> jax.Array:
-    """How far a stage's submodel is from its anchors, the quantity that Lemma 1 bounds: f32[].
+    """The distance of a stage's submodel from its anchors, the quantity that Lemma 1 bounds: f32[].
 
         sum_g sum_{j in g, j != anchor} |fuse[g, j]| * ||theta_j - theta_anchor||
 
-    With DBLF |fuse[g, j]| is beta. The weights are not read
-    again. A distance below about 1e-3 of the layers' norms is lost in float32 rounding.
+    With DBLF |fuse[g, j]| is beta. The weights are not read again. A distance below about 1e-3 of the layers' norms is lost
+    in float32 rounding.
 
     Args:
       gram: f32[L, L], of `layer_gram`.
-      layer_map: of the stage.
+      layer_map: the stage's map.
     """
     layers = jnp.arange(layer_map.num_layers, dtype=jnp.int32)
     group = jnp.maximum(layer_map.assign, 0)
@@ -315,7 +314,7 @@ def transition_gap(gram: jax.Array, layer_map: LayerMap) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames="anchors_only")
 def _sources(layer_map: LayerMap, anchor: jax.Array, *, anchors_only: bool) -> jax.Array:
-    """The trained row that every layer takes, i32[L], -1 for none."""
+    """i32[L], the trained row that every layer takes, -1 for none."""
     assign = jnp.asarray(layer_map.assign)
     group = jnp.maximum(assign, 0)
     takes = (assign >= 0) & jnp.asarray(layer_map.train)[group]

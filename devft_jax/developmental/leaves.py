@@ -1,7 +1,7 @@
-"""Trees of stacked layers: every leaf is a float array `[L, ...]`, or an opaque weight that can be made one.
+"""Trees of stacked layers: every leaf is a float array `[L, ...]`, or an opaque weight that can be converted to one.
 
-A weight with a `dequantize(dtype)` method is one opaque leaf. It has to be a pytree whose arrays all lead with L (a `scan`
-over layers asks the same).
+A weight with a `dequantize(dtype)` method is one opaque leaf. It must be a pytree whose arrays all begin with axis L (as for
+a `scan` over layers).
 """
 
 from collections.abc import Callable
@@ -13,16 +13,16 @@ from jax.core import Tracer
 
 
 def is_opaque(leaf: Any) -> bool:
-    """True for a weight that can `dequantize`: one leaf, whatever arrays it is made of.
+    """True for a weight that can `dequantize`: one leaf, whatever arrays it consists of.
 
     Args:
-      leaf: of a tree of weights.
+      leaf: a leaf of a tree of weights.
     """
     return hasattr(leaf, "dequantize")
 
 
 def is_concrete(array: Any) -> bool:
-    """True for an array whose values can be looked at, False for a tracer.
+    """True for an array whose values can be read, False for a tracer.
 
     Args:
       array: any array.
@@ -31,7 +31,7 @@ def is_concrete(array: Any) -> bool:
 
 
 def named_leaves(tree: Any) -> list[tuple[str, Any]]:
-    """The leaves of a tree with their `jax.tree_util.keystr` paths, an opaque weight counting as one.
+    """The leaves of a tree with their `jax.tree_util.keystr` paths; an opaque weight counts as one leaf.
 
     Args:
       tree: any pytree of weights.
@@ -41,10 +41,10 @@ def named_leaves(tree: Any) -> list[tuple[str, Any]]:
 
 
 def map_leaves(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
-    """`jax.tree.map` that takes an opaque weight as one leaf.
+    """`jax.tree.map` that treats an opaque weight as one leaf.
 
     Args:
-      function: of a leaf of every tree.
+      function: called with one leaf of every tree.
       tree: any pytree of weights.
       rest: further trees of the same structure.
     """
@@ -52,7 +52,7 @@ def map_leaves(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
 
 
 def weight_shape(leaf: Any) -> tuple[int, ...]:
-    """Shape of a leaf as a float array, `()` for what has no shape at all.
+    """Shape of a leaf as a float array; `()` for a leaf without a shape.
 
     Args:
       leaf: an array or an opaque weight.
@@ -63,18 +63,18 @@ def weight_shape(leaf: Any) -> tuple[int, ...]:
 
 
 def count_layers(tree: Any, *, expected: int | None = None) -> int:
-    """L, after checking that every leaf is a float array that leads with it.
+    """L, after checking that every leaf is a float array whose first axis is L.
 
     Args:
       tree: any pytree of weights.
-      expected: the L that something else (a layer map) asks for; without it the first leaf decides.
+      expected: the L that a layer map requires; without it the first leaf decides.
 
     Raises:
-      ValueError: a leaf does not fit; names the first.
+      ValueError: a leaf does not fit; the message names the first such leaf.
     """
     leaves = named_leaves(tree)
     if not leaves:
-        raise ValueError("The tree has no leaves: give a pytree of arrays that lead with the layers.")
+        raise ValueError("The tree has no leaves: give a pytree of arrays whose first axis is the layers.")
     source = "the layer map" if expected is not None else f"leaf {leaves[0][0] or 'root'}"
     for path, leaf in leaves:
         shape = weight_shape(leaf)
@@ -101,6 +101,6 @@ def as_floats(leaf: Any) -> Any:
     """The leaf itself, or an opaque weight in float32.
 
     Args:
-      leaf: of a tree of weights.
+      leaf: a leaf of a tree of weights.
     """
     return leaf.dequantize(jnp.float32) if is_opaque(leaf) else leaf

@@ -1,8 +1,8 @@
-"""The options of growth that are not one growth's own: which grows, its stages, and the layers of each.
+"""Options that all growths share: the growth, its stages, and the layers of each.
 
-A growth with options of its own declares them in its own file, as a dataclass that adds them to these. The metadata of a
-field say what values it may have, under which others it is read, and with `of="growth"` that only those growths read it
-which name it (`NamedGrowth.reads`); `devft_jax.options.option` documents every key.
+A growth with options of its own declares them in its own file, as a dataclass that extends these. The metadata of a field
+say which values it may have, under which other options it is read, and with `of="growth"` that only the growths read it that
+name it in `NamedGrowth.reads`; `devft_jax.options.option` documents every key.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ from typing import Any
 
 from devft_jax.developmental.schedule import geometric_schedule, halving_schedule, linear_schedule, validate_capacities
 
-# Stages where neither they nor capacities are given and the schedule does not tell.
+# Number of stages if neither stages nor capacities are given and the schedule does not determine it.
 DEFAULT_STAGES = 4
 PLATEAU = {"stage_end": ("plateau",)}
 
@@ -26,18 +26,19 @@ class StageOptions:
     """Which submodel trains when, and how long a stage lasts."""
 
     growth: str = "devft"
-    """Which submodel trains when: a name of `devft list`, or one of your own as package.module:name."""
+    """Which submodel trains when: a name of `devft list`, or a user-defined growth as package.module:name."""
     stage_rounds: tuple[int, ...] | None = option(None, at_least=1, at_most=10**5, remedy="use 1 or more for every stage")
-    """Rounds of each stage; by default `rounds` in the growth's own shares, for most equal ones."""
+    """Rounds of each stage; by default `rounds` is divided in the growth's own shares, equal ones for most growths."""
     stage_end: str = option("fixed", choices=("fixed", "plateau"))
-    """When a stage ends: fixed (after its rounds) or plateau (as soon as its mean training loss has flattened; what it
-    leaves of its rounds goes to the last stage, so that the run stays as long)."""
+    """When a stage ends: fixed (after its rounds) or plateau (as soon as its mean training loss has flattened; its remaining
+    rounds go to the last stage, so that the length of the run does not change)."""
     plateau_rounds: int = option(5, at_least=1, when=PLATEAU)
-    """Rounds over which a plateau is seen: the mean loss of the last so many is compared with that of as many before."""
+    """Rounds over which a plateau is detected: the mean loss of the last so many rounds is compared with that of as many
+    before."""
     plateau_improvement: float = option(0.01, within="[0, 1)", remedy="0.01 is one per cent", when=PLATEAU)
-    """Relative fall of that mean loss below which it counts as flat."""
+    """Relative decrease of that mean loss below which it counts as flat."""
     min_stage_rounds: int = option(1, at_least=1, when=PLATEAU)
-    """Rounds that a stage lasts even on a plateau; those that it was given are the most it may last."""
+    """Least rounds of a stage, even on a plateau; the planned rounds are the most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,15 +50,15 @@ class CapacityOptions(StageOptions):
     capacity_schedule: str = option(
         "geometric", of="growth", choices=("geometric", "linear", "eigengap"), beside="capacities"
     )
-    """Layers of each stage where `capacities` does not name them: geometric (doubling; from an eighth of the model, or
-    back from the full depth in `stages` steps), linear (equal steps), or eigengap (devft only: near the geometric ones,
-    where the layers' similarity has its widest spectral gap)."""
+    """Layers of each stage if `capacities` is not given: geometric (doubling; from an eighth of the model, or backwards from
+    the full depth in `stages` steps), linear (equal steps), or eigengap (devft only: near the geometric ones, where the
+    layers' similarity has its widest spectral gap)."""
     stages: int | None = option(None, of="growth", at_least=1, at_most=10**4, beside="capacities")
     """Number of stages of a schedule; by default 4, or as many as doubling from an eighth of the model takes."""
 
 
 def planned_capacities(options: CapacityOptions, num_layers: int) -> tuple[int, ...]:
-    """The capacities that the options name for a model of this depth, of eigengap those that its windows surround.
+    """The capacities that the options name for a model of this depth; for eigengap the centres of its windows.
 
     Raises:
       ValueError: they do not fit the model.

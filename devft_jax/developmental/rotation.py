@@ -1,23 +1,24 @@
-"""The orthogonal matrix nearest to a square one, by rotations of pairs: no LAPACK, so that any number of devices may run it.
+"""The orthogonal matrix nearest to a square one, by rotations of pairs; it uses no LAPACK, so that many devices can run it.
 
 A batched decomposition on a CPU splits its batch over the threads that the host devices share, and waits for them. Two
-devices that do so at once can hold all threads and wait for each other for ever, and an accelerator has no LAPACK at all.
+devices that do this at once can hold all threads and deadlock, and an accelerator has no LAPACK at all.
 
-Kogbetliantz (1955), in the parallel order of Brent, Luk and Van Loan (1985): rotations of two rows and of two columns at a
-time make M diagonal, each pair meeting every other once in a sweep,
+Kogbetliantz (1955), in the parallel order of Brent, Luk and Van Loan (1985): rotations of two rows and two columns at a time
+make M diagonal, with each pair processed once per sweep,
 
     U^T M V = D,    det U = det V = 1.
 
-Of the two ways to make a 2 x 2 block diagonal without exchanging its entries, up to their signs the one with d_i + d_j >= 0
-is taken. In the end no two entries of D have a negative sum, so that at most one is negative, the least in size. Hence
+Of the two ways to make a 2 x 2 block diagonal without exchanging its entries, up to their signs, the one with
+d_i + d_j >= 0 is taken. In the end no two entries of D have a negative sum, so at most one is negative, the one of least
+magnitude. Hence
 
-    U V^T            is the rotation nearest to M: where the nearest orthogonal matrix is a reflection, its least direction
-                     is turned round,
+    U V^T            is the rotation nearest to M: if the nearest orthogonal matrix is a reflection, its least direction
+        is reversed,
     U sign(D) V^T    is the orthogonal matrix nearest to M.
 
-Both are orthogonal also where M is singular, and the identity where M is zero.
+Both are orthogonal also if M is singular, and the identity if M is zero.
 
-On a CPU with two cores a rank of 32 takes some ten times as long as LAPACK's singular value decomposition does.
+On a CPU with two cores, rank 32 takes about ten times as long as LAPACK's singular value decomposition.
 """
 
 from functools import partial
@@ -27,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-# Of the off-diagonal's norm in M's, near what float32 reaches; a sweep more squares it, until rounding.
+# Relative norm of the off-diagonal part, near the precision of float32; one more sweep squares it, down to rounding.
 TOLERANCE = 1e-6
 # Six to nine sweeps are usual for up to 64 rows.
 MOST_SWEEPS = 30
@@ -40,7 +41,7 @@ _matmul = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
 
 @jax.jit
 def nearest_rotation(matrix: jax.Array) -> jax.Array:
-    """Of all orthogonal matrices of determinant +1 the one nearest to each of f32[..., r, r]; traceable.
+    """The orthogonal matrix of determinant +1 nearest to each of f32[..., r, r]; traceable.
 
     Args:
       matrix: f32[..., r, r].
@@ -51,7 +52,7 @@ def nearest_rotation(matrix: jax.Array) -> jax.Array:
 
 @jax.jit
 def nearest_orthogonal(matrix: jax.Array) -> jax.Array:
-    """Of all orthogonal matrices the one nearest to each of f32[..., r, r]; traceable.
+    """The orthogonal matrix nearest to each of f32[..., r, r]; traceable.
 
     Args:
       matrix: f32[..., r, r].
@@ -63,7 +64,7 @@ def nearest_orthogonal(matrix: jax.Array) -> jax.Array:
 
 @jax.jit
 def diagonalised(matrix: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Rotations U, V f32[..., r, r] and d f32[..., r] with M = U diag(d) V^T; d in no order, at most its least negative.
+    """Rotations U, V f32[..., r, r] and d f32[..., r] with M = U diag(d) V^T; d is unordered, at most its least is negative.
 
     Args:
       matrix: f32[..., r, r].
@@ -77,14 +78,14 @@ def diagonalised(matrix: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 def _diagonalised(matrix: jax.Array, size: int) -> tuple[jax.Array, jax.Array, jax.Array]:
     even = size + size % 2
-    # By the largest entry, whose square may be too large or too small for float32, and so may its reciprocal be: in two
-    # steps. What is not finite turns nothing.
+    # Scaled by the largest entry, whose square, and whose reciprocal, may be outside float32: in two steps. Values that are
+    # not finite give no rotation.
     norm = jnp.max(jnp.abs(matrix))
     scaled = matrix * jnp.where(norm > 1, 2.0**-64, 2.0**64)
     largest = jnp.max(jnp.abs(scaled))
     scaled = scaled / jnp.where(largest > 0, largest, 1.0)
     scaled = jnp.where(jnp.all(jnp.isfinite(scaled)), scaled, 0.0)
-    # A row and a column more make the number even: with an entry larger than all others, which no rotation ever touches.
+    # An odd size gets one more row and column, with an entry larger than all others, which no rotation changes.
     if even > size:
         scaled = jnp.pad(scaled, (0, 1)).at[size, size].set(2.0 * size)
     eye = jnp.eye(even, dtype=jnp.float32)
@@ -105,14 +106,14 @@ def _diagonalised(matrix: jax.Array, size: int) -> tuple[jax.Array, jax.Array, j
         count, (middle, _, _) = state
         return (count < MOST_SWEEPS) & (_off_diagonal(middle) > TOLERANCE * jnp.linalg.norm(scaled[:size, :size]))
 
-    # Rounds end where the order began, so that places mean the same before and after a sweep.
+    # A sweep ends with the order with which it began, so that places have the same meaning before and after it.
     _, (middle, left, right) = lax.while_loop(unfinished, sweep, (jnp.int32(0), (scaled, eye, eye)))
     values = jnp.diagonal(middle)[:size] * norm
     return left[:size, :size], values, right[:size, :size]
 
 
 def _off_diagonal(matrix: jax.Array) -> jax.Array:
-    """The larger of the off-diagonal's norm and of how far two neighbours' sum is below zero."""
+    """The larger of the norm of the off-diagonal part and the amount by which two neighbours' sum is below zero."""
     diagonal = jnp.diagonal(matrix)
     off = jnp.linalg.norm(matrix - jnp.diag(diagonal))
     least = jnp.sort(diagonal)[:2]
@@ -120,7 +121,7 @@ def _off_diagonal(matrix: jax.Array) -> jax.Array:
 
 
 def _next_pairs(size: int) -> np.ndarray:
-    """Which column comes where, that neighbours 0-1, 2-3, ... have all met after size - 1 rounds: a round-robin."""
+    """The order of columns in which neighbours 0-1, 2-3, ... have all met after size - 1 rounds: a round-robin."""
     upper, lower = list(range(0, size, 2)), list(range(1, size, 2))
     if len(upper) > 1:
         upper, lower = [upper[0], lower[0], *upper[1:-1]], [*lower[1:], upper[-1]]
@@ -148,5 +149,5 @@ def _rotate_columns(matrix: jax.Array, rotation: jax.Array) -> jax.Array:
 
 
 def _orthonormal(matrix: jax.Array) -> jax.Array:
-    """A step of Newton and Schulz: what hundreds of rotations lost by rounding."""
+    """One Newton-Schulz step, which corrects the rounding of hundreds of rotations."""
     return 1.5 * matrix - 0.5 * _matmul(matrix, _matmul(matrix.mT, matrix))

@@ -1,13 +1,12 @@
 """How many layers each stage has, and how many rounds.
 
-The capacities L_1 < ... < L_S <= L (section 3 of the DevFT paper): the paper doubles from 4 of 32 layers,
-or 5 of 40, to the full model. Any ascending list does; a list may also stop short of the full depth.
+The capacities L_1 < ... < L_S <= L (section 3 of the DevFT paper): the paper doubles from 4 of 32 layers, 4 or 5 of 40, to
+the full model. Any ascending list is allowed; it may also end below the full depth.
 
-Where the weights shall choose, a capacity is the k of the widest gap lambda_{k+1} - lambda_k between
-the eigenvalues of the Laplacian of the layers' similarity (Eq. 3): the eigengap heuristic of spectral
-clustering (von Luxburg, A Tutorial on Spectral Clustering, 2007, section 8.3). It may choose within
-`capacity_windows` only, which surround the capacities of a plan and do not overlap, so that stages still
-deepen and the number of stages stays.
+If the weights choose, a capacity is the k of the widest gap lambda_{k+1} - lambda_k between the eigenvalues of the Laplacian
+of the layers' similarity (Eq. 3): the eigengap heuristic of spectral clustering (von Luxburg, A Tutorial on Spectral
+Clustering, 2007, section 8.3). The choice is limited to `capacity_windows`, which surround the planned capacities and do not
+overlap, so that stages still get deeper and their number does not change.
 """
 
 import math
@@ -22,7 +21,7 @@ import numpy as np
 def geometric_schedule(num_layers: int, initial: int, rate: float) -> tuple[int, ...]:
     """Capacities `initial`, `initial * rate`, ... up to `num_layers`, such as (32, 4, 2) -> (4, 8, 16, 32).
 
-    A last step that overshoots is clipped to `num_layers`; fractional steps are rounded and grow by at least one layer.
+    A last step beyond `num_layers` is reduced to it; fractional steps are rounded and grow by at least one layer.
 
     Args:
       num_layers: L.
@@ -47,14 +46,14 @@ def geometric_schedule(num_layers: int, initial: int, rate: float) -> tuple[int,
 
 
 def validate_capacities(capacities: Sequence[int], num_layers: int | None = None) -> tuple[int, ...]:
-    """The capacities as a tuple, once they are known to be positive, ascending and within the depth.
+    """The capacities as a tuple, after checking that they are positive, ascending and within the depth.
 
     Args:
       capacities: layers of each stage.
       num_layers: L; without it the depth is not checked.
 
     Raises:
-      ValueError: names the first wrong entry.
+      ValueError: a capacity is invalid; the message names the first one.
     """
     if not capacities:
         raise ValueError("capacities are empty: give the layers of each stage, such as 4,8,16,32.")
@@ -83,7 +82,7 @@ def halving_schedule(num_layers: int, stages: int) -> tuple[int, ...]:
 
     Args:
       num_layers: L.
-      stages: how many.
+      stages: number of stages.
     """
     return _distinct(num_layers, [-(-num_layers // 2 ** (stages - 1 - stage)) for stage in range(max(stages, 0))])
 
@@ -93,7 +92,7 @@ def linear_schedule(num_layers: int, stages: int) -> tuple[int, ...]:
 
     Args:
       num_layers: L.
-      stages: how many.
+      stages: number of stages.
     """
     return _distinct(num_layers, [-(-num_layers * (stage + 1) // stages) for stage in range(max(stages, 0))])
 
@@ -101,8 +100,8 @@ def linear_schedule(num_layers: int, stages: int) -> tuple[int, ...]:
 def _distinct(num_layers: int, capacities: list[int]) -> tuple[int, ...]:
     if not capacities or len(set(capacities)) < len(capacities):
         raise ValueError(
-            f"stages {len(capacities)} cannot each be deeper than the one before in a model of {num_layers} layers: "
-            "give 1 or more, and fewer than this if it is too many."
+            f"stages {len(capacities)} cannot each be deeper than the previous one in a model of {num_layers} layers: "
+            "use fewer stages, at least 1."
         )
     return tuple(capacities)
 
@@ -110,8 +109,8 @@ def _distinct(num_layers: int, capacities: list[int]) -> tuple[int, ...]:
 def capacity_windows(capacities: Sequence[int]) -> tuple[tuple[int, int], ...]:
     """The range (lowest, highest) around each of ascending capacities in which a gap may choose it.
 
-    Neighbouring ranges meet at the geometric mean of their capacities and share no value; the last holds
-    its capacity alone. (4, 8, 16, 32) gives (3, 5), (6, 11), (12, 22), (32, 32).
+    Neighbouring ranges meet at the geometric mean of their capacities and share no value; the last range holds only its
+    capacity. (4, 8, 16, 32) gives (3, 5), (6, 11), (12, 22), (32, 32).
 
     Args:
       capacities: ascending.
@@ -119,7 +118,7 @@ def capacity_windows(capacities: Sequence[int]) -> tuple[tuple[int, int], ...]:
     capacities = validate_capacities(capacities)
     if len(capacities) == 1:
         return ((capacities[0], capacities[0]),)
-    # Below the first, as far as above it.
+    # The first range extends as far below its capacity as above it.
     first = capacities[0] * math.sqrt(capacities[0] / capacities[1])
     borders = [first, *(math.sqrt(low * high) for low, high in pairwise(capacities))]
     windows = [(math.floor(low) + 1, math.floor(high)) for low, high in pairwise(borders)]
@@ -127,7 +126,7 @@ def capacity_windows(capacities: Sequence[int]) -> tuple[tuple[int, int], ...]:
 
 
 def widest_gap(spectrum: jax.Array, lowest: int, highest: int) -> int:
-    """The k with the largest gap behind the k-th of ascending eigenvalues, the smallest of several.
+    """The k with the largest gap after the k-th of ascending eigenvalues; the smallest such k.
 
     Args:
       spectrum: f32[L], ascending.
@@ -143,8 +142,8 @@ def equal_shares(rounds: int, stages: int) -> tuple[int, ...]:
     """The rounds of each stage in equal shares, the remainder going to the last stages.
 
     Args:
-      rounds: of all stages.
-      stages: how many.
+      rounds: rounds of all stages.
+      stages: number of stages.
 
     Raises:
       ValueError: there are fewer rounds than stages.

@@ -2,14 +2,14 @@
 
     W_ij = <theta_i, theta_j> / (||theta_i|| ||theta_j||)
 
-theta_i is all of layer i's parameters as one vector, its LoRA factors included when they are in the
-tree. The vectors are never formed. Inner products add over leaves, so each leaf gives one `[L, L]` Gram
-matrix while it is read once, and everything else (norms, cosines, the distances of Lemma 1) follows from
-their sum. LoRA is a quarter of a percent of a 7B layer, so it hardly moves W unless the base is left out.
+theta_i is all parameters of layer i as one vector, including its LoRA factors if they are in the tree. The vectors are never
+formed. Inner products add over leaves, so each leaf gives one `[L, L]` Gram matrix in a single read, and everything else
+(norms, cosines, the distances of Lemma 1) follows from their sum. LoRA is a quarter of a percent of a 7B layer, so it hardly
+changes W unless the base is left out.
 
-What the paper leaves open is decided so: the factors are compared as they are (not merged into W), norm
-weights count, weights in 4 bits are dequantised first, negative similarities are kept, and the diagonal
-is what the formula gives. `select` narrows theta_i, for example to leave the norms out.
+Choices that the paper does not specify: the factors are compared as they are (not merged into W), norm weights count, 4-bit
+weights are dequantised first, negative similarities are kept, and the diagonal is what the formula gives. `select`
+restricts theta_i, for example to exclude the norms.
 """
 
 import functools
@@ -26,11 +26,10 @@ Select = Callable[[str], bool]
 
 
 class LayerGrams:
-    """The inner products between the layers of a tree, measured on first use and then kept.
+    """The inner products between the layers of a tree, computed on first use and then kept.
 
-    Every function of this package that reads a tree only for them also takes `LayerGrams(tree)`; a
-    trainer that wants similarity, groups and transition gap for its logs reads the weights once. The
-    tree must not change in between.
+    Every function of this package that needs only inner products of a tree also accepts `LayerGrams(tree)`, so that a
+    trainer that logs similarity, groups and transition gap reads the weights once. The tree must not change in between.
 
     Attributes:
       tree: the weights, every leaf `[L, ...]`.
@@ -38,7 +37,7 @@ class LayerGrams:
     """
 
     def __init__(self, tree: Any) -> None:
-        """Checks the shapes of `tree`; reads no weights yet."""
+        """Check the shapes of `tree`; reads no weights yet."""
         self.num_layers: int = count_layers(tree)
         self.tree = tree
 
@@ -74,11 +73,11 @@ def layer_gram(tree: Any, *, select: Select | None = None) -> jax.Array:
     Leaves are read once, in blocks; float32 sums.
 
     Args:
-      tree: any pytree whose leaves lead with L, or `LayerGrams` of one.
+      tree: any pytree whose leaves begin with axis L, or `LayerGrams` of one.
       select: predicate on the `jax.tree_util.keystr` path of a leaf; None for all leaves.
 
     Raises:
-      ValueError: a leaf does not lead with L, or `select` accepts none.
+      ValueError: a leaf does not begin with axis L, or `select` accepts none.
     """
     if isinstance(tree, LayerGrams):
         return tree.gram(select)

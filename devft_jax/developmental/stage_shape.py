@@ -11,14 +11,14 @@ from devft_jax.developmental.layer_map import LayerMap, frozen_below
 
 @dataclasses.dataclass(frozen=True)
 class StageShape:
-    """What is known of a stage before weights are read.
+    """The size of a stage's submodel and what of it learns, known before weights are read.
 
     Attributes:
-      layers: rows G of the submodel, which have an adapter.
-      trained: rows that learn.
-      frozen: rows below the lowest row that learns, which need no backward pass.
-      bare: layers that run below the rows without an adapter.
-      picks: whether every row is one layer of the model as it is stored, so that no fused layer need be sent.
+      layers: G, the rows of the submodel, which have an adapter.
+      trained: number of rows that learn.
+      frozen: number of rows below the lowest row that learns, which need no backward pass.
+      bare: number of layers that run below the rows without an adapter.
+      picks: whether every row is one layer of the model, unchanged, so that no fused layer has to be sent.
     """
 
     layers: int
@@ -37,14 +37,14 @@ class StageShape:
         """The shape of a concrete map.
 
         Args:
-          layer_map: of a stage, not traced.
+          layer_map: a stage's map, not traced.
         """
         train = np.asarray(layer_map.train)
         picks = layer_map.selected() is not None
         return cls(layer_map.num_groups, int(train.sum()), frozen_below(train), layer_map.bare, picks)
 
     def some_map(self, num_layers: int) -> LayerMap:
-        """One of the maps of this shape: what a program is compiled from is the same for all of them.
+        """One of the maps of this shape; programs are the same for all of them.
 
         Args:
           num_layers: L, the depth of the model.

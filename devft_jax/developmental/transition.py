@@ -1,4 +1,4 @@
-"""A stage change: the growth's choice, and in the same single pass over the weights what its log shows."""
+"""A stage change: the growth's choice and, in the same pass over the weights, the values for its log."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -15,13 +15,13 @@ from devft_jax.developmental.similarity import LayerGrams, similarity_from_gram
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Transition:
-    """A stage's map with what was measured on the weights it was chosen from.
+    """A stage's map with what was measured on the weights from which it was chosen.
 
     Attributes:
       layer_map: the map.
       similarity: f32[L, L], Eq. 1 over what the growth compares; None if the map keeps the model's own
         layers, for which no weights are read.
-      gap: f32[], `transition_gap` over all parameters; 0 there.
+      gap: f32[], `transition_gap` over all parameters; 0 in that case.
     """
 
     layer_map: LayerMap
@@ -35,26 +35,26 @@ class Transition:
 
     @property
     def group_sizes(self) -> tuple[int, ...]:
-        """Number of layers that every group is assigned."""
+        """Number of layers that are assigned to every group."""
         groups = jnp.arange(self.layer_map.num_groups, dtype=jnp.int32)[:, None]
         return tuple((self.layer_map.assign == groups).sum(axis=1).tolist())
 
 
 def next_stage(growth: Growth, stage: int, tree: Any, history: Sequence[Any], key: jax.Array) -> Transition | None:
-    """`growth.next` together with the measurements of a stage change, in one pass over the weights.
+    """`growth.next` with the measurements of a stage change, in one pass over the weights.
 
     Args:
-      growth: what chooses.
+      growth: chooses the map.
       stage: 0, 1, ...
       tree: (base blocks, LoRA) at full depth, every leaf `[L, ...]`.
       history: the records of all rounds so far, oldest first.
-      key: for the growth's draws.
+      key: random key of the growth.
 
     Returns:
-      The stage's map with what was measured, None where the growth has no further stage.
+      The stage's map with the measurements; None if the growth has no further stage.
 
     Raises:
-      ValueError: the growth gives something else than a `LayerMap` for the tree's layers.
+      ValueError: the growth returns something other than a `LayerMap` for the tree's layers.
     """
     grams = LayerGrams(tree)
     chosen = growth.from_grams(stage, grams, history, key)

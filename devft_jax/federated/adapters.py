@@ -82,8 +82,8 @@ def aligned(lora: dict[str, LoraFactors], layer_map: LayerMap) -> dict[str, Lora
     """
     if not layer_map.align:
         return lora
-    turned = {name: align_factors(layer_map, factors.a, factors.b) for name, factors in lora.items()}
-    return {name: LoraFactors(a=a, b=b) for name, (a, b) in turned.items()}
+    rotated = {name: align_factors(layer_map, factors.a, factors.b) for name, factors in lora.items()}
+    return {name: LoraFactors(a=a, b=b) for name, (a, b) in rotated.items()}
 
 
 def returned_adapter(full: Adapter, stage: Adapter, layer_map: LayerMap, mode: str) -> Adapter:

@@ -54,16 +54,16 @@ def check_nodes(root: yaml.Node, where: str, most: int) -> None:
       most: the largest number of values to which the document may expand.
     """
     sizes: dict[int, int] = {}
-    under_way: set[int] = set()
+    ancestors: set[int] = set()
 
     def size_of(node: yaml.Node) -> int:
         key = id(node)
-        if key in under_way:
+        if key in ancestors:
             raise InputError(f"{where}:{_line(node)} contains itself through an alias; write the values out.")
         if key not in sizes:
-            under_way.add(key)
+            ancestors.add(key)
             sizes[key] = 1 + sum(size_of(child) for child in _children(node, where))
-            under_way.discard(key)
+            ancestors.discard(key)
         if sizes[key] > most:
             raise InputError(
                 f"{where}:{_line(node)} expands to more than {most:,} values through its aliases; write out what is needed."

@@ -71,11 +71,11 @@ def read_story(path: str | Path) -> Story:
         raise InputError(f"{folder.path} holds no run; name a folder that `devft run` wrote.")
     # A running run may continue between these two reads: its record is read last, and has all stages of the rounds read.
     rows, cut_off = folder.metrics.read_so_far()
-    under_way = folder.read_under_way()
-    record = folder.read_summary() if under_way is None else under_way
+    unfinished = folder.read_unfinished()
+    record = folder.read_summary() if unfinished is None else unfinished
     if record is None or not rows:
         raise InputError(f"the run in {folder.path} has not finished a round yet; try again later.")
-    story = Story(folder.path.name, config, record, rows, split, finished=under_way is None, cut_off=cut_off)
+    story = Story(folder.path.name, config, record, rows, split, finished=unfinished is None, cut_off=cut_off)
     check(story, str(folder.path))
     return story
 

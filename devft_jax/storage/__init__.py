@@ -1,4 +1,4 @@
-"""What a run writes to disk: its folder, metrics, records and checkpoints, and what clients keep between rounds."""
+"""The files of a run: its folder, metrics, records and checkpoints, and what clients keep between rounds."""
 
 from devft_jax.storage.ownership import COMPARISON, EXPORT, EXPORT_FILE, PAGE_MARK, RUN, Kind, claim, claim_file
 from devft_jax.storage.rows import Rows

@@ -1,8 +1,8 @@
-"""The checkpoints of a run: `checkpoints/<round>/`, and what clients keep, `bank/round_<round>.safetensors`.
+"""The checkpoints of a run, `checkpoints/<round>/`, and what clients keep, `bank/round_<round>.safetensors`.
 
-A checkpoint appears whole or not at all, and is checked byte by byte before it is read (`devft_jax.storage.digests`). The
-newest two are kept, the last one of every stage, from which the stage can be exported, and the one after which the run was
-lengthened, because rounds from there on are replayed from it.
+A checkpoint is written atomically, and every byte is verified before it is read (`devft_jax.storage.digests`). Kept are the
+two newest, the last one of every stage, from which the stage can be exported, and the one after which the run was
+lengthened, because later rounds are replayed from it.
 """
 
 import contextlib
@@ -31,17 +31,17 @@ class Checkpoints:
 
     Args:
       folder: the run's folder.
-      metrics: of the run; a checkpoint stores the digest of the lines so far.
+      metrics: the run's metrics; a checkpoint stores the digest of the lines so far.
     """
 
     def __init__(self, folder: Path, metrics: Metrics):
         self.path = folder
         self._metrics = metrics
-        self._sound: set[int] = set()
+        self._intact: set[int] = set()
         self._stages: dict[int, int | None] = {}
 
     def latest_round(self) -> int | None:
-        """The round of the newest whole checkpoint, or None."""
+        """The round of the newest complete checkpoint, or None."""
         return max(self._saved_rounds(), default=None)
 
     def before(self, round_index: int) -> int | None:
@@ -53,7 +53,7 @@ class Checkpoints:
         return min((saved for saved in self._saved_rounds() if saved > round_index), default=None)
 
     def _saved_rounds(self) -> list[int]:
-        """Rounds of all checkpoints that hold anything, ascending."""
+        """Rounds of all checkpoints that are not empty, ascending."""
         return [saved for saved, filled in self._found_rounds().items() if filled]
 
     def empty_rounds(self) -> list[int]:
@@ -61,7 +61,7 @@ class Checkpoints:
         return [saved for saved, filled in self._found_rounds().items() if not filled]
 
     def _found_rounds(self) -> dict[int, bool]:
-        """The rounds that folders are named after, ascending, and whether the folders hold anything."""
+        """The rounds after which folders are named, ascending, and whether each folder holds anything."""
         folders = (path for path in self._folder.glob("*") if path.name.isdecimal() and path.is_dir())
         return {int(path.name): _holds_bytes(path) for path in sorted(folders, key=lambda path: int(path.name))}
 
@@ -70,7 +70,7 @@ class Checkpoints:
         return self.path / "checkpoints"
 
     def bank_path(self, round_index: int) -> Path:
-        """The file of what clients keep, as of a checkpoint."""
+        """The file of what clients keep at a checkpoint."""
         return self.path / "bank" / f"round_{round_index}.safetensors"
 
     def save(
@@ -80,13 +80,13 @@ class Checkpoints:
         record: CheckpointRecord,
         bank: Callable[[Path], None] | None = None,
     ) -> None:
-        """Write the checkpoint of a round, then remove the older ones that are no longer needed.
+        """Write the checkpoint of a round, then remove older ones that are no longer needed.
 
         Args:
           round_index: the round.
           arrays: the run's state.
-          record: its `stage` and `lengthened_after` say which checkpoints are needed.
-          bank: writes what clients keep to the file that it is called with, before the checkpoint appears.
+          record: its `stage` and `lengthened_after` determine which checkpoints are needed.
+          bank: called with the path of the file to which it writes what clients keep; done before the checkpoint appears.
 
         Raises:
           RunError: the checkpoint could not be written.
@@ -108,7 +108,7 @@ class Checkpoints:
                 _remove(final)
                 os.replace(new, final)
                 self._stages[round_index] = record.stage
-                self._sound.add(round_index)
+                self._intact.add(round_index)
                 self._remove_older(record.totals.lengthened_after)
         finally:
             shutil.rmtree(new, ignore_errors=True)
@@ -125,12 +125,12 @@ class Checkpoints:
                 path.unlink()
 
     def last_rounds(self) -> dict[int, int]:
-        """For every stage that has a whole checkpoint, from 0, the round of its newest."""
+        """For every stage with a complete checkpoint, from 0, the round of its newest."""
         stages = {saved: self._stage_of(saved) for saved in sorted(self._saved_rounds())}
         return {stage: saved for saved, stage in stages.items() if stage is not None}
 
     def _stage_of(self, round_index: int) -> int | None:
-        """The stage of a checkpoint; None where it cannot be read, as when its removal was interrupted."""
+        """The stage of a checkpoint; None if it cannot be read, for example because its removal was interrupted."""
         if round_index not in self._stages:
             try:
                 self._stages[round_index] = self.read_record(round_index).stage
@@ -139,22 +139,22 @@ class Checkpoints:
         return self._stages[round_index]
 
     def check(self, round_index: int) -> None:
-        """Raise `InputError` unless checkpoint, bank and metrics of a round are as they were written."""
+        """Raise `InputError` unless checkpoint, bank and metrics of a round are unchanged."""
         self._refuse_damaged(round_index)
         if not self._metrics_as_of(round_index):
-            before = self._sound_before(round_index, metrics=True)
+            before = self._intact_before(round_index, metrics=True)
             raise InputError(
-                f"{self.path / 'metrics.jsonl'} is not what it was when round {round_index} was saved; restore it, or "
-                f"{self._way_on(before)}."
+                f"{self.path / 'metrics.jsonl'} has changed since round {round_index} was saved; restore it, or "
+                f"{self._how_to_continue(before)}."
             )
 
     def _fault(self, round_index: int) -> str | None:
-        """What is wrong with a checkpoint, in words; None for a sound one."""
-        if round_index in self._sound:
+        """What is wrong with a checkpoint, in words; None if it is intact."""
+        if round_index in self._intact:
             return None
         found = fault_of(self._folder / str(round_index), self.bank_path(round_index))
         if found is None:
-            self._sound.add(round_index)
+            self._intact.add(round_index)
         return found
 
     def _refuse_damaged(self, round_index: int) -> None:
@@ -166,32 +166,33 @@ class Checkpoints:
 
     def _cannot_be_read(self, round_index: int, reason: str) -> InputError:
         path = self._folder / str(round_index)
-        way_on = self._way_on(self._sound_before(round_index), named=path)
-        return InputError(f"the checkpoint {path} cannot be read ({reason}); {way_on}.")
+        remedy = self._how_to_continue(self._intact_before(round_index), named=path)
+        return InputError(f"the checkpoint {path} cannot be read ({reason}); {remedy}.")
 
-    def _sound_before(self, round_index: int, *, metrics: bool = False) -> int | None:
-        """The newest checkpoint before this one's that is as it was written."""
+    def _intact_before(self, round_index: int, *, metrics: bool = False) -> int | None:
+        """The newest intact checkpoint before this one."""
         earlier = [saved for saved in reversed(self._saved_rounds()) if saved < round_index]
         sound = (saved for saved in earlier if not self._fault(saved) and (not metrics or self._metrics_as_of(saved)))
         return next(sound, None)
 
-    def _way_on(self, before: int | None, named: Path | None = None) -> str:
-        """How the user can go on; `named` is the checkpoint that the sentence before has named, if any."""
+    def _how_to_continue(self, before: int | None, named: Path | None = None) -> str:
+        """How the user can continue, in words; `named` is a checkpoint that the sentence has already named, if any."""
         if before is None:
             return "start again in another folder"
         later = [self._folder / str(saved) for saved in self._saved_rounds() if saved > before]
         what = "it" if later == [named] else " and ".join(map(str, later))
-        return f"delete {what} to go on from round {before}"
+        return f"delete {what} to resume from round {before}"
 
     def read_record(self, round_index: int) -> CheckpointRecord:
-        """The record of a checkpoint; InputError if it cannot be read."""
+        """The record of a checkpoint; raises InputError if it cannot be read."""
         self._refuse_damaged(round_index)
         with self.restoring(round_index):
             plain = read_json(self._folder / str(round_index) / "record.json")
         return CheckpointRecord.from_plain(plain, self.path)
 
     def read_arrays(self, round_index: int, like: PyTree) -> PyTree:
-        """The arrays of a checkpoint, in the structure, shapes and dtypes of `like`; InputError if they cannot be read."""
+        """The arrays of a checkpoint, in the structure, shapes and dtypes of `like`; raises InputError if they cannot be
+        read."""
         import orbax.checkpoint as ocp
 
         self._refuse_damaged(round_index)
@@ -207,7 +208,7 @@ class Checkpoints:
           like: shapes and dtypes of the leaves to read.
 
         Raises:
-          InputError: the checkpoint cannot be read, or is of another model.
+          InputError: the checkpoint cannot be read, or belongs to another model.
         """
         import orbax.checkpoint as ocp
 
@@ -216,7 +217,7 @@ class Checkpoints:
         target = _on_first_device(like)
         wanted = ocp.checkpoint_utils.construct_restore_args(target)
         arguments = ocp.args.PyTreeRestore(target, restore_args=wanted, partial_restore=True)
-        # The handler of whole items cannot read a part.
+        # The handler of whole items cannot read a part of them.
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
             with self.restoring(round_index):
                 stored = ocp.tree.to_flat_dict(reader.metadata(path).item_metadata.tree)
@@ -231,7 +232,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def restoring(self, round_index: int) -> Iterator[None]:
-        """Turn any error of reading a checkpoint inside the block into one sentence that says how to go on."""
+        """Turn any error while reading a checkpoint inside the block into one sentence that says how to continue."""
         try:
             with quiet_libraries():
                 yield
@@ -246,7 +247,8 @@ def _holds_bytes(folder: Path) -> bool:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a checkpoint, if there is one: it is renamed first, so that its remains are never taken for a checkpoint."""
+    """Remove a checkpoint, if there is one: it is renamed first, so that what is left of it is never read as a
+    checkpoint."""
     if folder.exists():
         old = temporary_name(folder)
         os.replace(folder, old)
@@ -254,6 +256,6 @@ def _remove(folder: Path) -> None:
 
 
 def _on_first_device(like: PyTree) -> PyTree:
-    """What orbax restores to: the shapes and dtypes of `like`, on one device."""
+    """Shapes and dtypes of `like` on one device, as the target of orbax."""
     home = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=home), like)

@@ -1,11 +1,11 @@
-"""Digests of a checkpoint's files, by which a resumed run knows that every byte is still as it was written.
+"""Digests of a checkpoint's files, by which a resumed run verifies that every byte is unchanged.
 
-They are stored in the checkpoint as a list. It is written last, before the checkpoint gets its name, so that every
-checkpoint has one:
+They are stored in a list in the checkpoint, which is written last, before the checkpoint gets its name, so every checkpoint
+has one:
 
-    files     by path, of everything else in the checkpoint's folder: bytes and digest
-    bank      of the file of what clients keep, outside the folder; null where they keep nothing
-    metrics   of metrics.jsonl as far as the checkpoint's round
+    files     by path, for all other files in the checkpoint's folder: number of bytes and digest
+    bank      for the file of what clients keep, outside the folder; null if they keep nothing
+    metrics   for metrics.jsonl up to the checkpoint's round
 """
 
 import errno
@@ -21,18 +21,18 @@ LIST_FILE = "digests.json"
 
 _PIECE = 2**20
 Mark = dict[str, Any]
-"""`bytes`, their number, and their `digest`."""
+"""`bytes`, the number of bytes, and `digest`, their digest."""
 
 
 def new_digest(content: bytes = b"") -> Any:
-    """A digest that bytes can be added to."""
+    """A digest to which bytes can be added."""
     return hashlib.blake2b(content, digest_size=16)
 
 
 def mark_of(path: Path, most: int | None = None) -> Mark:
-    """The mark of a file, or of its first `most` bytes; OSError if it cannot be read or is no regular file."""
+    """The mark of a file, or of its first `most` bytes; raises OSError if it cannot be read or is not a regular file."""
     if not path.is_file():
-        raise OSError(errno.EINVAL, f"{path.name} is no regular file")
+        raise OSError(errno.EINVAL, f"{path.name} is not a regular file")
     digest, size = new_digest(), 0
     with path.open("rb") as file:
         while piece := file.read(_PIECE if most is None else min(_PIECE, most - size)):
@@ -42,7 +42,7 @@ def mark_of(path: Path, most: int | None = None) -> Mark:
 
 
 def _marks_within(folder: Path) -> dict[str, Mark]:
-    """The marks of all files of a folder but the list itself, by their paths in the folder."""
+    """The marks of all files in a folder except the list itself, by relative path."""
     return {
         name: mark_of(path)
         for path in sorted(folder.rglob("*"))
@@ -51,23 +51,23 @@ def _marks_within(folder: Path) -> dict[str, Mark]:
 
 
 def write_list(folder: Path, *, bank: Path | None, metrics: Mark) -> None:
-    """Write the list into a checkpoint's folder that is complete otherwise.
+    """Write the list into a checkpoint's folder that is otherwise complete.
 
     Args:
-      folder: the checkpoint's.
-      bank: the file of what clients keep; None where they keep nothing.
+      folder: the checkpoint's folder.
+      bank: the file of what clients keep; None if they keep nothing.
       metrics: the mark of metrics.jsonl.
 
     Raises:
       OSError: a file cannot be read or written.
     """
     listed = {"files": _marks_within(folder), "bank": None if bank is None else mark_of(bank), "metrics": metrics}
-    # Without blanks and line ends none of the list's own bytes can change unnoticed.
+    # Without spaces and line ends, no byte of the list can change without being noticed.
     write_atomically(folder / LIST_FILE, json.dumps(listed, separators=(",", ":")))
 
 
 def read_list(folder: Path) -> dict[str, Any]:
-    """The list of a checkpoint's folder; ValueError if it is missing or damaged."""
+    """The list of a checkpoint's folder; raises ValueError if it is missing or damaged."""
     if not (folder / LIST_FILE).exists():
         raise ValueError(f"it has no {LIST_FILE}")
     listed = read_json(folder / LIST_FILE)
@@ -84,10 +84,10 @@ def _is_mark(value: Any) -> bool:
 
 
 def fault_of(folder: Path, bank: Path) -> str | None:
-    """What is wrong with a checkpoint, in words; None if all is as it was written.
+    """What is wrong with a checkpoint, in words; None if nothing has changed.
 
     Args:
-      folder: the checkpoint's.
+      folder: the checkpoint's folder.
       bank: the file of what clients keep; it need not exist if the checkpoint has none.
     """
     try:
@@ -110,7 +110,7 @@ def fault_of(folder: Path, bank: Path) -> str | None:
 
 
 def same_start(path: Path, mark: Mark) -> bool:
-    """Whether a file still begins with the bytes of a mark."""
+    """Whether a file still begins with the bytes described by a mark."""
     if not mark["bytes"]:
         return True
     try:

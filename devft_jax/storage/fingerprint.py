@@ -1,4 +1,4 @@
-"""Short names for arrays, by which a resumed run knows that its inputs have not changed."""
+"""Fingerprints of arrays, by which a resumed run verifies that its inputs have not changed."""
 
 import hashlib
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def fingerprint(*items: np.ndarray | str | int) -> str:
-    """Sixteen hexadecimal digits that tell sequences of arrays, names and numbers apart."""
+    """Sixteen hexadecimal digits of a hash of a sequence of arrays, names and numbers."""
     digest = hashlib.sha256()
     for item in items:
         array = item if isinstance(item, np.ndarray) else np.frombuffer(repr(item).encode(), np.uint8)

@@ -1,7 +1,7 @@
-"""The file `metrics.jsonl` of a run: a `RoundRecord` a line.
+"""The file `metrics.jsonl` of a run: one `RoundRecord` per line.
 
-Lines are only ever appended, or cut back to the rounds of a checkpoint. A digest of all that was written goes into each
-checkpoint, so that a resumed run knows that the lines before it are still the same.
+Lines are only appended, or truncated to the rounds of a checkpoint. A digest of everything written is stored in each
+checkpoint, so that a resumed run can verify that earlier lines have not changed.
 """
 
 import json
@@ -23,7 +23,7 @@ class Metrics:
       folder: the run's folder.
 
     Attributes:
-      path: of the file.
+      path: path of the file.
     """
 
     def __init__(self, folder: Path):
@@ -36,14 +36,14 @@ class Metrics:
         return {"bytes": self._bytes, "digest": self._digest.hexdigest()}
 
     def append(self, row: RoundRecord) -> None:
-        """Add a round's line; RunError if that fails."""
+        """Add a round's line; raises RunError if that fails."""
         line = json.dumps(row.to_plain()) + "\n"
         with saving(self.path.parent, METRICS_FILE), open(self.path, "a", encoding="utf-8") as lines:
             lines.write(line)
         self._count(line)
 
     def read(self) -> list[RoundRecord]:
-        """All lines; a last line that is incomplete, because the process was killed, is left out.
+        """All lines; an incomplete last line, left by a killed process, is skipped.
 
         Raises:
           InputError: the file or another line of it cannot be read.
@@ -51,12 +51,12 @@ class Metrics:
         return self.read_so_far()[0]
 
     def read_so_far(self) -> tuple[list[RoundRecord], bool]:
-        """As `read`, and whether the last line is incomplete: it is being written, or the process was killed."""
+        """Like `read`, and whether the last line is incomplete: it is being written, or the process was killed."""
         lines, incomplete = self._lines()
         return [row for _, row in lines], incomplete
 
     def cut(self, rounds: int) -> list[RoundRecord]:
-        """Keep the lines of the first `rounds` rounds only, unchanged, and return their records."""
+        """Keep only the lines of the first `rounds` rounds, unchanged, and return their records."""
         lines, _ = self._lines()
         kept = [(line, row) for line, row in lines if row.round <= rounds]
         text = "".join(f"{line}\n" for line, _ in kept)

@@ -1,8 +1,8 @@
-"""Whether a folder or file may be written; checked before anything is written.
+"""Checks whether a folder or file may be written, before anything is written.
 
-A folder may be written if it is empty or holds the same kind of work, which is recognised by the files' content, not by
-their names. Anything else is refused and stays untouched. Links are refused too, because writing would follow them to
-somebody else's files; and a subfolder that is replaced as a whole may hold only files that are written into it.
+A folder may be written if it is empty or holds the same kind of work, recognised by the contents of files, not by their
+names. Any other folder is refused and not changed. Links are refused too, because writing would follow them to other files;
+and a subfolder that is replaced as a whole may contain only files that are written into it.
 """
 
 import os
@@ -17,16 +17,16 @@ from devft_jax.files import read_json
 from devft_jax.files.writing import intended_name
 
 Names = Callable[[str], bool]
-"""Whether an entry of this name is one that is written."""
+"""Whether an entry of this name is among those that are written."""
 
 PAGE_MARK = '<meta name="generator" content="devft"/>'
 """Near the start of every page that is written."""
 
 RUN_OPTIONS = frozenset({"algorithm", "growth", "model", "data", "rounds", "seed"})
-"""Options that every run's config.json has, whichever version wrote it."""
+"""Options that every run's config.json has, in all versions."""
 
 EXPORT_FILE = "devft_export.json"
-"""Says where an export comes from; a folder that holds it may be written again by the same request."""
+"""File that records where an export comes from; a folder that has it may be written again by the same request."""
 
 LOCK_FILE = ".lock"
 _MARK_WITHIN = 4096
@@ -34,13 +34,13 @@ _MARK_WITHIN = 4096
 
 @dataclass(frozen=True)
 class Kind:
-    """What a folder may hold.
+    """What a folder may contain.
 
     Attributes:
       name: in words.
       left: whether a folder holds this kind of work.
       files: names of the files that are written.
-      folders: names of the subfolders that are written; for those that are replaced as a whole, which names they may hold.
+      folders: names of the subfolders that are written; for those that are replaced as a whole, the names they may contain.
     """
 
     name: str
@@ -63,7 +63,7 @@ def is_run(path: Path) -> bool:
 def _is_comparison(path: Path) -> bool:
     if {"budgets", "reference", "seeds"} <= _fields(path / "comparison.json").keys():
         return True
-    # One that was stopped has the configurations of its runs.
+    # A comparison that was stopped has the configurations of its runs.
     asked = list((path / "runs").glob("*.json"))
     return bool(asked) and all({"algorithm", "growth", "rounds"} <= _fields(file).keys() for file in asked)
 
@@ -101,7 +101,7 @@ KINDS = (RUN, COMPARISON, EXPORT)
 
 
 def claim(path: Path, kind: Kind) -> bool:
-    """Whether a folder holds this kind of work already; False if it is empty or absent.
+    """Whether a folder already holds this kind of work; False if it is empty or absent.
 
     Args:
       path: the folder that will be written.
@@ -113,7 +113,7 @@ def claim(path: Path, kind: Kind) -> bool:
     try:
         return _claimed(path, kind)
     except OSError as error:
-        raise InputError(f"out {path} cannot be looked into ({error.strerror}); name a folder you may write.") from error
+        raise InputError(f"out {path} cannot be read ({error.strerror}); name a writable folder.") from error
 
 
 def _claimed(path: Path, kind: Kind) -> bool:
@@ -142,7 +142,7 @@ def _claimed(path: Path, kind: Kind) -> bool:
 
 
 def _refuse_damaged(path: Path, name: str) -> None:
-    """Raise `InputError` if the file that says what the folder holds cannot be read."""
+    """Raise `InputError` if the file that identifies the folder's contents cannot be read."""
     if name not in ("config.json", EXPORT_FILE) or not (path / name).is_file():
         return
     try:
@@ -155,13 +155,13 @@ def _refuse_damaged(path: Path, name: str) -> None:
 
 
 def _is_left_over(name: str, kind: Kind) -> bool:
-    """Whether a killed process began to write this entry."""
+    """Whether this entry is the unfinished work of a killed process."""
     meant = intended_name(name)
     return meant in kind.files or meant in kind.folders
 
 
 def remove_left_over(path: Path, kind: Kind) -> None:
-    """Remove what killed processes began to write into a folder of this kind, which must be locked."""
+    """Remove the unfinished work of killed processes from a folder of this kind, which must be locked."""
     within = [entry for name in kind.folders if (path / name).is_dir() for entry in os.scandir(path / name)]
     for entry in [*os.scandir(path), *within]:
         if _is_left_over(entry.name, kind) or (entry in within and intended_name(entry.name)):
@@ -172,27 +172,27 @@ def remove_left_over(path: Path, kind: Kind) -> None:
 
 
 def claim_file(path: Path) -> None:
-    """Raise `InputError` unless a page may be written here: the file is absent, or an earlier page."""
+    """Raise `InputError` unless a page may be written here: the file is absent or an earlier page."""
     if path.is_symlink():
         raise InputError(f"out {path} is a link; remove it, or name another file.")
     if not path.exists():
         return
     if not path.is_file():
-        raise InputError(f"out {path} is no file; name the page to write, such as report.html.")
+        raise InputError(f"out {path} is not a file; name the page to write, such as report.html.")
     try:
         with path.open("rb") as file:
             start = file.read(_MARK_WITHIN)
     except OSError as error:
         raise InputError(f"out {path} cannot be read ({error.strerror}); name another file.") from error
     if PAGE_MARK.encode() not in start:
-        raise InputError(f"out {path} is no report but something else; remove it, or name another file.")
+        raise InputError(f"out {path} exists and is not a report; remove it, or name another file.")
 
 
 def _refuse_inside_of_a_run(path: Path) -> None:
     whole = path.resolve()
     for inner, outer in zip([whole, *whole.parents], whole.parents, strict=False):
         if inner.name in RUN.folders and is_run(outer):
-            raise InputError(f"out {path} lies inside {inner}, which the run replaces as it goes on; name another folder.")
+            raise InputError(f"out {path} is inside {inner}, which the run replaces; name another folder.")
 
 
 def _refuse_the_root(path: Path, kind: Kind) -> None:
@@ -210,10 +210,10 @@ def _home() -> Path | None:
 
 def _check_entry(entry: Path, kind: Kind, *, is_folder: bool) -> None:
     if entry.is_symlink():
-        raise InputError(f"{entry} is a link, and the {kind.name} would write to where it leads; remove it.")
+        raise InputError(f"{entry} is a link, and the {kind.name} would be written to its target; remove it.")
     if is_folder != entry.is_dir() or not (is_folder or entry.is_file()):
         wanted = "folder" if is_folder else "file"
-        raise InputError(f"{entry} is no {wanted}, and the {kind.name} writes one of that name; move it away.")
+        raise InputError(f"{entry} is not a {wanted}, but the {kind.name} writes one of that name; move it away.")
     written = kind.folders.get(entry.name)
     if written is not None:
         refuse_foreign(entry, written)
@@ -231,7 +231,7 @@ def _foreign(entries: Iterable[os.DirEntry[str]], written: Names) -> Iterable[st
 
 
 def _fields(path: Path) -> dict[str, Any]:
-    """The JSON object of a file; empty if there is none."""
+    """The JSON object in a file; empty if there is none."""
     try:
         value = read_json(path) if path.is_file() else {}
     except InputError:

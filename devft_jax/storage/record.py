@@ -1,7 +1,7 @@
-"""A record: a dataclass that is written to a JSON file by the names of its attributes, and read from it.
+"""A record: a dataclass that is written to a JSON file under the names of its attributes, and read from it.
 
-`to_plain` gives what is written, `from_plain` reads it: a name that this version does not know is left out, a name that is
-missing takes its attribute's default, and one without a default, or a value of another type, is an `InputError`.
+`to_plain` gives the values to write, `from_plain` reads them: an unknown name is ignored, a missing name gets its
+attribute's default; a missing name without a default, or a value of another type, raises an `InputError`.
 """
 
 import dataclasses
@@ -14,16 +14,16 @@ from typing import Any, ClassVar, Self
 from devft_jax.errors import InputError
 
 OMITTED = {"omitted": True}
-"""Marks an attribute that is not written while it is None."""
+"""Marks an attribute that is not written if it is None."""
 INLINE = {"inline": True}
-"""Marks an attribute whose names are written among those of the record that holds it."""
+"""Marks an attribute whose entries are written directly into the record that contains it."""
 
 
 class Record:
-    """A dataclass that is written to a JSON file by the names of its attributes."""
+    """A dataclass that is written to a JSON file under the names of its attributes."""
 
     where: ClassVar[str]
-    """What the record is, for the sentence about one that cannot be read."""
+    """What the record is, for the message about one that cannot be read."""
 
     def to_plain(self) -> dict[str, Any]:
         """The record as plain values by name, in the order of its attributes."""
@@ -38,11 +38,11 @@ class Record:
 
     @classmethod
     def from_plain(cls, plain: Any, path: str | Path, where: str | None = None) -> Self:
-        """The record that plain values hold.
+        """Make the record from plain values.
 
         Args:
-          plain: what a JSON file holds.
-          path: the run's folder, for the sentence.
+          plain: the contents of a JSON file.
+          path: the run's folder, for messages.
           where: what the record is, if not `cls.where`.
 
         Raises:
@@ -66,16 +66,16 @@ class Record:
 
     @classmethod
     def _inline(cls, name: str, hint: Any, plain: dict[str, Any], path: str | Path) -> Any:
-        """The value of an inline attribute out of the names around it."""
+        """The value of an inline attribute, taken from the names around it."""
         return _read(hint, plain, path)
 
 
 def unusable(where: str, name: str, path: str | Path) -> InputError:
-    """What is said of a record that cannot be read.
+    """The error for a record that cannot be read.
 
     Args:
       where: the record.
-      name: of the value that is missing or of another type.
+      name: name of the value that is missing or has another type.
       path: the run's folder.
     """
     return InputError(
@@ -98,7 +98,7 @@ def _plain(value: Any) -> Any:
 
 
 def _read(hint: Any, value: Any, path: str | Path) -> Any:
-    """A value of an attribute's type; a `TypeError` where it is of another."""
+    """A value of an attribute's type; raises `TypeError` if it has another type."""
     of, arguments = typing.get_origin(hint), typing.get_args(hint)
     if of is types.UnionType:
         [kind] = [each for each in arguments if each is not type(None)]

@@ -1,12 +1,12 @@
-"""What a run's folder records, as dataclasses: the only place that knows the names in its JSON files.
+"""The records in a run's folder as dataclasses: the only place that knows the names in its JSON files.
 
-    metrics.jsonl                   a `RoundRecord` a line
-    summary.json, record.json       a `RunRecord`, with a `StageRecord` for every stage begun; the second while unfinished
-    split.json                      a `SplitRecord`, with a `ClientRecord` for every client
-    checkpoints/<round>/record.json a `CheckpointRecord`, with the `RunTotals` up to there
+    metrics.jsonl                   one `RoundRecord` per line
+    summary.json, record.json       a `RunRecord`, with a `StageRecord` for every stage that has begun; record.json while
+    unfinished split.json                      a `SplitRecord`, with a `ClientRecord` for every client
+    checkpoints/<round>/record.json a `CheckpointRecord`, with the `RunTotals` up to its round
 
-An attribute has the name that stands in the file; how records are written and read is in `devft_jax.storage.record`. In a
-line of metrics, a number under a name that is not known is one of the algorithm's own.
+An attribute has the name that is used in the file; `devft_jax.storage.record` writes and reads records. In a line of
+metrics, a number under an unknown name is one of the algorithm's own metrics.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ class PersonalRecord(Record):
     Attributes:
       loss: mean over clients, nats per token.
       accuracy: mean over clients of the share of examples answered exactly.
-      losses: of every client.
+      losses: of every client, nats per token.
       accuracies: of every client.
       loss_spread: standard deviation over clients.
       accuracy_spread: standard deviation over clients.
@@ -48,24 +48,24 @@ class RoundRecord(Record):
       round: from 1, over all stages.
       stage: from 0.
       layers: of the stage's submodel, L or G.
-      loss: training loss, nats per token, mean over the participants; NaN where none of their updates is finite.
-      learning_rate: None in a line of a version that did not record it.
-      metrics: the algorithm's own figures by name, written among the others; None for one that is not finite.
+      loss: training loss, nats per token, mean over the participants; NaN if none of their updates is finite.
+      learning_rate: None in a line written by a version that did not record it.
+      metrics: the algorithm's own metrics by name, written among the others; None for one that is not finite.
       client_update_norm: mean over the participants.
-      tokens: trained on, with padding.
+      tokens: tokens trained on, including padding.
       seconds: of training, without compilation.
       tokens_per_second: `tokens` / `seconds`.
       bytes_up: of all messages from clients.
       bytes_down: of all messages to clients.
-      bytes_missed: of earlier messages that participants sat out and need.
+      bytes_missed: of earlier messages that participants missed and need.
       train_flops: counted operations.
       program_bytes: memory of the largest program.
-      adapter_norms: [G] of every layer's update; None for one that is not finite.
-      dropped: updates that were not finite.
-      clients: the participants' positions in the split.
-      held_out_loss: of the stage's model, where it was evaluated after this round.
+      adapter_norms: [G], norm of every layer's update; None for one that is not finite.
+      dropped: number of updates that were not finite.
+      clients: the participants' indices in the split.
+      held_out_loss: of the stage's model, if it was evaluated after this round.
       held_out_accuracy: as `held_out_loss`.
-      full_loss: of the full model as if the stage ended here, where that was evaluated.
+      full_loss: of the full model as if the stage ended here, if that was evaluated.
       full_accuracy: as `full_loss`.
     """
 
@@ -103,31 +103,31 @@ class RoundRecord(Record):
 
 @dataclass(kw_only=True)
 class StageRecord(Record):
-    """A stage: its layers, its totals so far and what held-out data said of it.
+    """A stage: its layers, its totals so far and its held-out results.
 
     Attributes:
-      layers: of the submodel that have an adapter, G.
-      depth: layers that run, with those below every adapter.
-      trained: the rows that learn, of the base itself the layers; None where all do.
-      rounds: done.
+      layers: G, layers of the submodel that have an adapter.
+      depth: layers that run, including those below all adapters.
+      trained: the rows that learn, as layers of the base; None if all rows learn.
+      rounds: rounds done.
       seconds: of training.
       bytes_up: of all messages from clients.
       bytes_down: of all messages to clients.
-      assign: [L], the group of every layer of the model, -1 for one that is absent.
+      assign: [L], the group of every layer of the model, -1 for an absent layer.
       group_sizes: [G].
-      anchor_coefficients: [G], the weight of each group's first layer, None for a group of no layer; None where the base
+      anchor_coefficients: [G], the weight of each group's first layer, None for a group without layers; None if the base
         itself is run.
-      transition_gap: Lemma 1's.
-      similarity: [L, L] between layers, where the growth measured it.
-      spectrum: [L], eigenvalues of the Laplacian, where the growth measured them.
+      transition_gap: the quantity bounded by the paper's Lemma 1.
+      similarity: [L, L] between layers, if the growth measured it.
+      spectrum: [L], eigenvalues of the Laplacian, if the growth measured them.
       planned_rounds: as planned when the stage began.
-      submodel_bytes: what a client that holds the base needs besides.
-      cached_layers: of the lowest layers, whose hidden states are stored and not run again.
+      submodel_bytes: bytes that a client with the base also needs.
+      cached_layers: number of the lowest layers whose hidden states are stored, so that they do not run again.
       loss_start: held-out loss of the untrained submodel; None without held-out data.
       loss_end: held-out loss of the trained submodel; None until the stage has ended.
-      loss_full_after_transfer: held-out loss of the full model after the stage, None until then.
+      loss_full_after_transfer: held-out loss of the full model after the stage; None until then.
       accuracy_full_after_transfer: as `loss_full_after_transfer`.
-      personal: of the clients' own models at the stage's end, where they were evaluated.
+      personal: of the clients' own models at the end of the stage, if they were evaluated.
     """
 
     where = "a stage of its record"
@@ -167,12 +167,12 @@ class StageRecord(Record):
 
 @dataclass(kw_only=True)
 class SecondsRecord(Record):
-    """What a run's time went into, in seconds.
+    """The seconds that a run has spent, by kind of work.
 
     Attributes:
       train: rounds, without compilation.
-      compile: waited for.
-      build: stages: grouping, fusing, transfer.
+      compile: waiting for compilation.
+      build: building stages: grouping, fusing, transfer.
       evaluate: on held-out data, without compilation.
     """
 
@@ -192,9 +192,9 @@ class EnergyRecord(Record):
       kwh: kilowatt hours.
       kgco2e: kilograms of CO2 equivalent.
       grid_kgco2e_per_kwh: the factor between them.
-      source: what measured it, or the estimate.
-      covers: what is covered.
-      joules_per_flop: behind the part that is estimated; None where nothing is.
+      source: the counter that measured it, or the estimate.
+      covers: what is included.
+      joules_per_flop: factor of the estimated part; None if nothing is estimated.
     """
 
     where = "its record of energy"
@@ -209,12 +209,12 @@ class EnergyRecord(Record):
 
 @dataclass(kw_only=True)
 class CompiledAheadRecord(Record):
-    """Programs compiled while a stage before theirs trained.
+    """Programs that were compiled while an earlier stage trained.
 
     Attributes:
-      programs: how many.
+      programs: number of programs.
       seconds: of the thread that compiled them.
-      unused: how many of them have not been run.
+      unused: number of those that have not been run.
     """
 
     where = "its record of programs compiled ahead"
@@ -226,33 +226,33 @@ class CompiledAheadRecord(Record):
 
 @dataclass(kw_only=True)
 class RunTotals(Record):
-    """Totals and decisions of a run so far, which its checkpoints hold and a resumed run goes on from.
+    """Totals and decisions of a run so far, which its checkpoints store for a resumed run.
 
     Attributes:
       seconds: by kind.
-      compile_before: of these, compiled before the first stage.
+      compile_before: the part of it that was compiled before the first stage.
       bytes_up: of all messages from clients.
       bytes_down: of all messages to clients.
-      bytes_stage: dense submodels, once a stage for every client that takes part in it.
-      bytes_missed: of earlier messages that participants sat out and needed.
-      cumulative_bytes: [rounds + 1], the running total of messages that those who sit a round out will need.
+      bytes_stage: of dense submodels, sent once per stage to every client that takes part in it.
+      bytes_missed: of earlier messages that participants missed and needed.
+      cumulative_bytes: [rounds + 1], the running total of messages that absent clients will need.
       train_flops: counted operations.
-      joules: by their source.
-      dropped: updates that were not finite.
-      stages: all begun.
-      lengthened_after: the last round as planned before the run was lengthened; 0 if it was not.
+      joules: by source.
+      dropped: number of updates that were not finite.
+      stages: all stages that have begun.
+      lengthened_after: the last round of the run before it was lengthened; 0 if it was not.
       resumed_after: the rounds after which it was resumed.
-      stage_rounds: of every stage, as planned by now.
+      stage_rounds: of every stage, as planned at this point.
       clients_per_step: clients trained at once.
       clients_per_step_settled: whether that number is final.
-      devices: in use.
-      model_shards: devices that hold the base together.
-      data: fingerprint.
-      base: fingerprint.
+      devices: number of devices in use.
+      model_shards: number of devices that hold the base together.
+      data: fingerprint of the data.
+      base: fingerprint of the base.
       base_loss: held-out loss of the untuned base; None without held-out data.
       base_accuracy: as `base_loss`.
-      block_influence: [L], where the growth chooses by it.
-      rate_ends_after: the round at which the learning rate's schedule ends, where that is before the run's end.
+      block_influence: [L], if the growth chooses layers by it.
+      rate_ends_after: the round at which the learning rate's schedule ends, if that is before the end of the run.
     """
 
     where = "the record of its checkpoint"
@@ -285,16 +285,16 @@ class RunTotals(Record):
 
 @dataclass(kw_only=True)
 class CheckpointRecord(Record):
-    """What a checkpoint holds beside its arrays.
+    """The contents of a checkpoint besides its arrays.
 
     Attributes:
       totals: up to its round; written among the other names.
       round: rounds done, over all stages.
-      stage: under way, from 0.
-      rounds_in_stage: done in it.
-      groups: of its map, G.
-      bare: layers that run below every adapter.
-      maps: (groups, bare) of every map that rows of the bank have gone through; None of an empty bank.
+      stage: the current stage, from 0.
+      rounds_in_stage: rounds done in it.
+      groups: G, the groups of its map.
+      bare: layers that run below all adapters.
+      maps: (groups, bare) of every map through which rows of the bank have passed; None for an empty bank.
     """
 
     where = "the record of its checkpoint"
@@ -310,7 +310,7 @@ class CheckpointRecord(Record):
 
 @dataclass(kw_only=True)
 class RunRecord(Record):
-    """A run, finished (`summary.json`) or as it stands (`record.json`).
+    """A run, finished (`summary.json`) or not (`record.json`).
 
     Attributes:
       final_loss: held-out loss of the full model after the last stage; None until then, or without held-out data.
@@ -318,35 +318,35 @@ class RunRecord(Record):
       accuracy: as `final_loss`: share of examples answered exactly.
       base_accuracy: of the untuned base.
       personal: of the clients' own models after the last stage.
-      personal_models: whether every client has a model of its own, whose means are the held-out figures.
-      held_out_examples: their number.
-      rounds: done.
-      stage_rounds: of every stage, as planned by now.
-      lengthened_after: the last round as planned before the run was lengthened; 0 if it was not.
+      personal_models: whether every client has a model of its own; held-out figures are then means over these.
+      held_out_examples: number of held-out examples.
+      rounds: rounds done.
+      stage_rounds: of every stage, as planned at this point.
+      lengthened_after: the last round of the run before it was lengthened; 0 if it was not.
       resumed_after: the rounds after which it was resumed.
-      seconds: by kind.
-      programs_compiled: their number.
-      compiled_ahead: which of them while another stage trained.
+      seconds: by kind of work.
+      programs_compiled: number of compiled programs.
+      compiled_ahead: those that were compiled while another stage trained.
       bytes_up: of all messages from clients.
       bytes_down: of all messages to clients.
-      bytes_stage: dense submodels at stage changes.
-      bytes_missed: of earlier messages that participants sat out and needed.
-      base_bytes: the frozen base as stored.
-      message_dtype: in which messages travel.
+      bytes_stage: of dense submodels at stage changes.
+      bytes_missed: of earlier messages that participants missed and needed.
+      base_bytes: size of the frozen base as stored.
+      message_dtype: data type of messages.
       train_flops: counted operations.
       energy: of the training rounds.
-      peak_memory_bytes: of this process's part of the run.
+      peak_memory_bytes: peak memory of this process's part of the run.
       peak_memory_source: what measured it.
-      progress_lost: why the progress could no longer be written; None where it could.
-      scratch_bytes: of the largest scratch space of a program.
-      updates_dropped: updates that were not finite.
-      clients: of the data.
-      devices: in use.
+      progress_lost: why the progress could no longer be written; None if it could.
+      scratch_bytes: largest temporary memory of a program.
+      updates_dropped: number of updates that were not finite.
+      clients: number of clients in the data.
+      devices: number of devices in use.
       clients_per_step: clients trained at once.
-      block_influence: [L], where the growth chooses by it.
+      block_influence: [L], if the growth chooses layers by it.
       versions: of software, system and device, by name.
-      stages: all begun, at least one.
-      stopped_by: the number of the signal that stopped the run.
+      stages: all stages that have begun, at least one.
+      stopped_by: number of the signal that stopped the run.
     """
 
     where = "its record"
@@ -388,7 +388,7 @@ class RunRecord(Record):
 
     @classmethod
     def from_plain(cls, plain: Any, path: str | Path, where: str | None = None) -> Self:
-        """As `Record.from_plain`; a record without a stage is none."""
+        """As `Record.from_plain`; a record without a stage is invalid."""
         record = super().from_plain(plain, path, where)
         if not record.stages:
             raise unusable(cls.where, "stages", path)
@@ -400,11 +400,11 @@ class ClientRecord(Record):
     """A client of the split.
 
     Attributes:
-      name: of the client.
-      id: its number, from which its random numbers come.
-      examples: their number.
-      tokens: of its examples.
-      groups: examples by the name of their group.
+      name: name of the client.
+      id: its number, from which its random numbers are derived.
+      examples: number of its examples.
+      tokens: number of tokens in its examples.
+      groups: number of examples by the name of their group.
     """
 
     where = "a client of its split"
@@ -421,15 +421,15 @@ class SplitRecord(Record):
     """The training data and its split over clients.
 
     Attributes:
-      partition: how it was split.
+      partition: how the data was split.
       template: how prompts are worded.
       begins_with: texts of the tokens before every example.
       ends_with: texts of the tokens after every answer.
-      notes: what else is to be known of the prompts.
-      examples: of all clients.
-      tokens: of all examples.
-      grouped_by: category, topic or length; None where examples have no groups.
-      groups: examples by the name of their group, over all clients.
+      notes: further facts about the prompts.
+      examples: number of examples of all clients.
+      tokens: number of tokens of all examples.
+      grouped_by: category, topic or length; None if examples have no groups.
+      groups: number of examples by the name of their group, over all clients.
       clients: in order.
     """
 

@@ -1,11 +1,11 @@
-"""Rows of a population: what clients keep between rounds. Only rows that were written take memory or disk.
+"""Rows of a population: what clients keep between rounds. Only rows that were written use memory or disk.
 
-A row is a pytree of small arrays. `Rows` holds those of N clients, in memory or, where all of them together could take more
-than `in_memory` bytes, in a temporary file without a name, which ends with the process. `save_rows` writes the stored rows
-as one file of safetensors, a block of clients at a time:
+A row is a pytree of small arrays. `Rows` holds those of N clients, in memory or, if all of them together could need more
+than `in_memory` bytes, in a temporary file without a name, which is deleted when the process ends. `save_rows` writes the
+stored rows to one safetensors file, a block of clients at a time:
 
-    <name>.positions    i32[M]       the clients that have a row, ascending
-    <name>.<path>       [M, ...]     their rows, a leaf each
+  name>.positions    i32[M]       the clients that have a row, ascending
+  name>.<path>       [M, ...]     their rows, one array per leaf
 """
 
 import json
@@ -24,7 +24,7 @@ from devft_jax.files import exclusive_temporary
 from devft_jax.typing import PyTree
 
 MOST_IN_MEMORY = 2**27
-# Clients whose rows are moved at once.
+# Number of clients whose rows are moved at once.
 BLOCK = 256
 # Safetensors' names of dtypes.
 _CODES = {
@@ -43,7 +43,7 @@ _NAMES = {code: name for name, code in _CODES.items()}
 
 
 class _Memory:
-    """One leaf of all clients, in memory; only pages that are written take any, though a page may hold many rows."""
+    """One leaf of all clients, in memory; only pages that are written use memory, although a page may hold many rows."""
 
     def __init__(self, clients: int, shape: tuple[int, ...], dtype: np.dtype):
         self._array = np.zeros((clients, *shape), dtype)
@@ -56,7 +56,7 @@ class _Memory:
 
 
 class _Disk:
-    """One leaf of all clients, in a sparse file; not mapped into memory, because its pages would count as memory."""
+    """One leaf of all clients, in a sparse file; not memory-mapped, because mapped pages would count as memory."""
 
     def __init__(self, clients: int, shape: tuple[int, ...], dtype: np.dtype, folder: Path | None):
         self._shape, self._dtype, self._folder = shape, dtype, folder
@@ -79,22 +79,22 @@ class _Disk:
         except OSError as error:
             where = "the system's temporary folder" if self._folder is None else str(self._folder)
             raise RunError(
-                f"the clients' rows could not be stored in {where} ({error.strerror}); make room there and run again."
+                f"the clients' rows could not be stored in {where} ({error.strerror}); free space there and run again."
             ) from error
 
 
 class Rows:
-    """The rows of those of N clients that have one.
+    """The rows of N clients, of which some may have none.
 
     Args:
       row: shapes and dtypes of one row; may be a tree without leaves.
       clients: N.
-      in_memory: most bytes of N rows that are held in memory; more are held in a file.
-      folder: of that file; None for the system's temporary folder.
+      in_memory: largest size in bytes of N rows that are held in memory; larger rows are held in a file.
+      folder: folder of that file; None for the system's temporary folder.
 
     Attributes:
       row: as given.
-      stored: whose row was written, bool[N].
+      stored: bool[N], which rows were written.
     """
 
     def __init__(self, row: PyTree, clients: int, *, in_memory: int = MOST_IN_MEMORY, folder: Path | None = None):
@@ -104,18 +104,18 @@ class Rows:
         size = clients * sum(int(np.prod(leaf.shape, dtype=np.int64)) * np.dtype(leaf.dtype).itemsize for leaf in leaves)
         self._leaves: list[_Memory | _Disk] = [
             _Memory(clients, leaf.shape, np.dtype(leaf.dtype))
-            # A leaf of no elements cannot be read from a file.
+            # A leaf without elements cannot be read from a file.
             if size <= in_memory or not np.prod(leaf.shape)
             else _Disk(clients, leaf.shape, np.dtype(leaf.dtype), folder)
             for leaf in leaves
         ]
 
     def take(self, positions: np.ndarray) -> PyTree:
-        """Rows [K, ...] of the clients at `positions` i64[K]; zeros for a client that has none."""
+        """Rows [K, ...] of the clients at `positions` i64[K]; zeros for a client without a row."""
         return jax.tree.unflatten(self._structure, [leaf.read(positions) for leaf in self._leaves])
 
     def put(self, positions: np.ndarray, rows: PyTree) -> None:
-        """Write rows [K, ...] of the clients at `positions` i64[K]; all other rows stay unchanged."""
+        """Write rows [K, ...] of the clients at `positions` i64[K]; all other rows are unchanged."""
         for leaf, new in zip(self._leaves, jax.tree.leaves(rows), strict=True):
             leaf.write(positions, np.asarray(new))
         if self._leaves:
@@ -123,7 +123,7 @@ class Rows:
 
 
 def blocks(positions: np.ndarray) -> Iterator[np.ndarray]:
-    """The positions, divided into blocks."""
+    """The positions in blocks."""
     for first in range(0, len(positions), BLOCK):
         yield positions[first : first + BLOCK]
 
@@ -134,7 +134,7 @@ def _leaf_names(row: PyTree) -> list[str]:
 
 
 def save_rows(path: Path, parts: Mapping[str, Rows]) -> None:
-    """Write rows as one file, which replaces an older one.
+    """Write rows to one file, which replaces an older one.
 
     Args:
       path: the file.

@@ -1,9 +1,9 @@
-"""A run is a folder: `config.json`, the split over clients as `split.json` and `split.svg`, `metrics.jsonl`,
-`checkpoints/`, `bank/` (what clients keep between rounds, a file for each checkpoint, where they keep anything), `adapter/`,
+"""The folder of a run: `config.json`, the split over clients as `split.json` and `split.svg`, `metrics.jsonl`,
+`checkpoints/`, `bank/` (what clients keep between rounds, one file per checkpoint, if they keep anything), `adapter/`,
 `summary.json` (`record.json` until the run is finished) and `report.html`.
 
-Everything in it is either appended to (metrics, a line a round) or replaced as a whole, so that a process killed at any
-moment leaves a folder from which the run goes on. The checkpoint decides: metrics of later rounds are cut off on resuming.
+Every file is either appended to (metrics, one line per round) or replaced atomically, so a process that is killed at any
+moment leaves a folder from which the run can be resumed. The checkpoint decides: metrics of later rounds are cut off then.
 """
 
 import contextlib
@@ -32,11 +32,11 @@ class RunFolder:
 
     Args:
       path: the folder.
-      kind: what will be written there; the folder must be empty or hold this kind already. None for any kind.
+      kind: what will be written there; the folder must be empty or already hold this kind. None for any kind.
 
     Attributes:
-      metrics: its metrics.
-      checkpoints: its checkpoints.
+      metrics: the run's metrics.
+      checkpoints: the run's checkpoints.
 
     Raises:
       InputError: the folder cannot be written, holds something else, or another process is using it.
@@ -57,12 +57,10 @@ class RunFolder:
         try:
             self._made = not self.path.exists()
             self.path.mkdir(parents=True, exist_ok=True)
-            # A link of this name is not followed, and a file not emptied.
+            # A link of this name is not followed, and the file is not emptied.
             self._lock = os.open(self.path / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         except OSError as error:
-            raise InputError(
-                f"out {self.path} cannot be written ({error.strerror}); name a folder you may write."
-            ) from error
+            raise InputError(f"out {self.path} cannot be written ({error.strerror}); name a writable folder.") from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -79,7 +77,7 @@ class RunFolder:
         return self
 
     def __exit__(self, kind: type | None, *exception: object) -> None:
-        """Unlock the folder; remove it if the block failed before it wrote anything."""
+        """Unlock the folder; remove it if the block failed before anything was written."""
         if kind is not None and self._made and self.path.is_dir() and os.listdir(self.path) == [LOCK_FILE]:
             (self.path / LOCK_FILE).unlink()
             self.path.rmdir()
@@ -87,11 +85,11 @@ class RunFolder:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator["RunFolder"]:
-        """Keep other processes from writing inside the block; nothing is created, so that the folder may be read-only."""
+        """Keep other processes from writing inside the block; nothing is created, so the folder may be read-only."""
         try:
             held = os.open(self.path / LOCK_FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         except OSError:
-            # No lock file: nobody has written there since it was copied, or nobody may.
+            # No lock file: nothing was written there since it was copied, or writing is not permitted.
             yield self
             return
         try:
@@ -100,18 +98,18 @@ class RunFolder:
             except BlockingIOError as error:
                 raise InputError(f"{self.path} is in use by a run; wait for it.") from error
             except OSError:
-                # Not every file system has locks for readers.
+                # Some file systems have no locks for readers.
                 pass
             yield self
         finally:
             os.close(held)
 
     def read_json(self, name: str) -> dict[str, Any] | None:
-        """A JSON object of the folder; None if there is no such file, InputError if it cannot be read."""
+        """A JSON object of the folder; None if there is no such file; raises InputError if it cannot be read."""
         if not (self.path / name).exists():
             return None
         try:
-            # Names of clients may contain characters that `read_json` refuses in data.
+            # Names of clients may contain characters that `read_json` refuses.
             value = json.loads(read_text(self.path / name))
         except (ValueError, RecursionError) as error:
             raise InputError(f"{self.path / name} cannot be read ({error}); restore it or name another folder.") from error
@@ -120,17 +118,17 @@ class RunFolder:
         return value
 
     def write_json(self, name: str, value: Any, *, indented: bool = True) -> None:
-        """Replace a JSON file of the folder as a whole.
+        """Replace a JSON file of the folder atomically.
 
         Args:
-          name: of the file.
+          name: name of the file.
           value: JSON-ready.
-          indented: for readers; without it large values are written ten times as fast.
+          indented: whether to indent for readers; without it large values are written ten times as fast.
         """
         self.write_text(name, json.dumps(value, indent=1 if indented else None) + "\n")
 
     def write_text(self, name: str, text: str) -> None:
-        """Replace a text file of the folder as a whole."""
+        """Replace a text file of the folder atomically."""
         with saving(self.path, name):
             write_atomically(self.path / name, text)
 
@@ -138,20 +136,20 @@ class RunFolder:
         """The record of a finished run, summary.json; None if there is none."""
         return self._read_run("summary.json")
 
-    def read_under_way(self) -> RunRecord | None:
-        """The record of a run that has not finished, or goes on after it had, record.json; None if there is none."""
+    def read_unfinished(self) -> RunRecord | None:
+        """The record of an unfinished or lengthened run, record.json; None if there is none."""
         return self._read_run("record.json")
 
     def _read_run(self, name: str) -> RunRecord | None:
         plain = self.read_json(name)
         return None if plain is None else RunRecord.from_plain(plain, self.path)
 
-    def write_under_way(self, record: RunRecord) -> None:
+    def write_unfinished(self, record: RunRecord) -> None:
         """Replace record.json."""
         self.write_json("record.json", record.to_plain())
 
     def write_summary(self, record: RunRecord) -> None:
-        """Write summary.json, which takes the place of record.json."""
+        """Write summary.json, which replaces record.json."""
         self.write_json("summary.json", record.to_plain())
         (self.path / "record.json").unlink(missing_ok=True)
 

@@ -1,4 +1,4 @@
-"""Failed writes to a run's folder as one sentence, whatever library they happened in."""
+"""Turns failed writes to a run's folder into one sentence, whichever library raised the error."""
 
 import contextlib
 import logging
@@ -15,7 +15,7 @@ def saving(folder: Path, what: str) -> Iterator[None]:
 
     Args:
       folder: the run's folder.
-      what: is written, in words.
+      what: what is being written, in words.
 
     Raises:
       RunError: the write failed.
@@ -28,8 +28,8 @@ def saving(folder: Path, what: str) -> Iterator[None]:
         if folder.is_dir():
             reason += f"; {shutil.disk_usage(folder).free:,} bytes free"
         raise RunError(
-            f"{what} could not be saved in {folder} ({type(error).__name__}: {reason}); what "
-            "was saved before is whole: make room there and run again to go on."
+            f"{what} could not be saved in {folder} ({type(error).__name__}: {reason}); everything "
+            "saved before is complete: free space there and run again to resume."
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""The laws that every algorithm and every growth keeps, for those of your own too.
+"""The laws that every algorithm and every growth must obey, as checks that also run on user-defined ones.
 
     from devft_jax.testing import check_algorithm, check_growth
 
@@ -8,9 +8,9 @@
     def test_my_growth_keeps_the_laws():
         check_growth(MyGrowth(), num_layers=12)
 
-A broken law raises a `LawError`, an AssertionError that names the law and what was found. The laws run on a tiny random
-model, without data and without any test framework. The package's own methods and growths pass them, and `train` asserts
-those of them that cost nothing (`quick=True`) of objects that it is given.
+A violated law raises a `LawError`, an AssertionError that names the law and the values found. The laws run on a tiny random
+model, without data and without a test framework. The package's own methods and growths pass them, and `train` checks the
+cheap ones (`quick=True`) on objects that are passed to it.
 """
 
 from devft_jax.testing.algorithms import ALGORITHM_LAWS, check_algorithm

@@ -1,6 +1,6 @@
-"""The laws of an algorithm, each one function of a `Case`.
+"""The laws of an algorithm, each as a function of a `Case`.
 
-They are stated on what a model computes and on the shapes of what travels, not on the leaves of a state, which differ
+They are stated in terms of what a model computes and the shapes of messages, not of the leaves of a state, which differ
 between methods.
 """
 
@@ -26,9 +26,9 @@ from devft_jax.testing.stages import carries_rows, keeps_absent_layers, returns_
 from devft_jax.typing import PyTree
 
 EXACT = 1e-5
-"""Largest difference between two computations of one thing in float32."""
+"""Largest allowed difference between two float32 computations of the same value."""
 SMALLEST_SLOPE = 1e-5
-"""Below this a direction is zero in both factors as far as learning goes."""
+"""A direction with a smaller slope counts as zero in both factors: it cannot learn."""
 
 
 def check_algorithm(
@@ -41,31 +41,30 @@ def check_algorithm(
     """Raise `LawError` unless an algorithm keeps the laws of `ALGORITHM_LAWS`.
 
     Args:
-      algorithm: a function of a `MethodConfig`, as the registry has them, which is called with small options of our own; or
-        a record. A record is checked as it is, so that it has to fit `model` and `participants`; make one of low rank, such
-        as 4.
-      model: the shape of the model that is adapted; the default has 4 layers of width 16.
-      participants: clients of a round; of a record, at most those that it was made for.
-      quick: only the laws that compile next to nothing, which `train` asserts of objects that it is given.
+      algorithm: a function of a `MethodConfig`, as in the registry, which is called with small options; or a record. A
+        record is checked as it is, so it has to fit `model` and `participants`; make one of low rank, such as 4.
+      model: the architecture of the model that is adapted; the default has 4 layers of width 16.
+      participants: clients of a round; for a record, at most the number for which it was made.
+      quick: only the laws that compile almost nothing, which `train` checks on objects that are passed to it.
 
     Raises:
-      LawError: a law does not hold; names it, and what was found.
+      LawError: a law is violated; names the law and the values found.
     """
     if not isinstance(algorithm, Algorithm):
         check_factory(algorithm, participants)
         algorithm = algorithm(small_options(participants))
     case = Case(algorithm, model, participants)
     for law in QUICK_LAWS if quick else ALGORITHM_LAWS:
-        kept(algorithm.name, law, case)
+        check_law(algorithm.name, law, case)
 
 
-def kept(name: str, law: Callable[[Any], None], case: Any) -> None:
-    """Raise `LawError`, which then names what was checked and the law, unless the law holds.
+def check_law(name: str, law: Callable[[Any], None], case: Any) -> None:
+    """Raise `LawError`, with the name of what was checked and the law, unless the law holds.
 
     Args:
       name: what is checked.
       law: one of the laws.
-      case: what it is checked with.
+      case: the case to check it on.
     """
     title = (inspect.getdoc(law) or "").splitlines()[0]
     try:
@@ -77,7 +76,7 @@ def kept(name: str, law: Callable[[Any], None], case: Any) -> None:
 
 
 def small_options(participants: int = 3, **changes: Any) -> MethodConfig:
-    """Options that suit the tiny model.
+    """Options that fit the tiny model.
 
     Args:
       participants: clients of a round.
@@ -88,7 +87,7 @@ def small_options(participants: int = 3, **changes: Any) -> MethodConfig:
 
 
 def check_factory(make: Callable[[MethodConfig], Algorithm], participants: int = 3) -> None:
-    """Raise `LawError` unless messages travel in the dtype that the options name.
+    """Raise `LawError` unless messages have the dtype that the options name.
 
     Args:
       make: options -> the algorithm.
@@ -96,7 +95,7 @@ def check_factory(make: Callable[[MethodConfig], Algorithm], participants: int =
     """
     case = Case(make(small_options(participants, message_dtype="bfloat16")), TINY, participants)
     downs, ups = jax.eval_shape(lambda: _messages(case))
-    # Where all examples lie in one place nothing travels.
+    # Algorithms that pool all examples send nothing.
     for way, message in () if case.algorithm.pools else (("down", downs), ("up", ups)):
         wide = [
             leaf.dtype
@@ -111,7 +110,7 @@ def check_factory(make: Callable[[MethodConfig], Algorithm], participants: int =
 
 
 # ---------------------------------------------------------------------------------------------------
-# Laws that compile next to nothing
+# Laws that compile almost nothing
 
 
 def has_a_name(case: Case) -> None:
@@ -151,7 +150,7 @@ def keeps_shapes(case: Case) -> None:
     wrong = [each for each in described(sums) if " float32[" not in each]
     require(not wrong, f"a contribution holds {wrong[:1]}; make all of it float32.")
     odd = [name for name, value in metrics.items() if value.shape != () or value.dtype != jnp.float32]
-    require(not odd, f"the metric {odd[:1]} is no f32[].")
+    require(not odd, f"the metric {odd[:1]} is not a f32[].")
     later = jax.eval_shape(one_round, after, new_rows)
     require_same_shapes("a message up from round to round", later[2], ups)
 
@@ -189,7 +188,7 @@ def zero_at_weight_zero(case: Case) -> None:
 
 
 def _begin(case: Case) -> Any:
-    """The server and the rows [K, ...] at full depth and of the stage of the full model; traceable."""
+    """The server and the rows [K, ...] at full depth and for the stage of the full model; traceable."""
     full = case.full()
     rows = case.rows(full)
     staged = jax.vmap(lambda row: case.algorithm.submodel_row(row, case.identity), axis_size=case.participants)(rows)
@@ -197,7 +196,7 @@ def _begin(case: Case) -> Any:
 
 
 def _messages(case: Case) -> Any:
-    """One client's message down and up; traceable."""
+    """One client's messages down and up; traceable."""
     _, _, server, rows = _begin(case)
     down = client(case.algorithm, server, case.row(rows), jax.random.key(0, impl="threefry2x32")).down
     return down, case.row(clients_round(case.algorithm, case.participants, server, rows, 0, 0.1, None)[0])
@@ -238,10 +237,10 @@ def ignores_order(case: Case) -> None:
     ups, _ = case.trained(server, rows)
     after, metrics = case.aggregated(server, ups)
     back = jnp.arange(case.participants - 1, -1, -1)
-    # Each in another slot, too.
-    turned, _ = case.aggregated(server, jax.tree.map(lambda leaf: leaf[back], ups), case.weights[back])
+    # Each also in another slot.
+    reordered, _ = case.aggregated(server, jax.tree.map(lambda leaf: leaf[back], ups), case.weights[back])
     heavy, _ = case.aggregated(server, ups, 1000 * case.weights)
-    for other, what in ((turned, "in another order of clients"), (heavy, "with weights a thousand times as large")):
+    for other, what in ((reordered, "in another order of clients"), (heavy, "with weights a thousand times as large")):
         apart = effect_difference(algorithm.view(after), algorithm.view(other))
         require(apart <= EXACT, f"the model differs by {apart:.3g} {what}; make sums linear in share.weight.")
     require(all(np.isfinite(value) for value in metrics.values()), f"metrics are not finite: {metrics}.")
@@ -272,11 +271,11 @@ def updates_arrive(case: Case) -> None:
       case: what the algorithm is checked with.
     """
     algorithm, (_, server, rows) = case.algorithm, case.start
-    # Two rounds: where b begins at zero and a alone is shared, the first moves no product.
+    # Two rounds: if b begins at zero and only a is shared, the first round changes no product.
     after, _ = case.after_rounds(server, rows)
     if algorithm.has_global_model:
         apart = difference(jax.device_get(algorithm.view(after)), jax.device_get(algorithm.view(server)))
-        require(apart > EXACT, "after two rounds in which every client moved the view is what it was.")
+        require(apart > EXACT, "after two rounds in which every client changed, the view is unchanged.")
 
 
 def stays_when_nothing_moves(case: Case) -> None:
@@ -294,22 +293,22 @@ def stays_when_nothing_moves(case: Case) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------
-# The law of learning on
+# The law of further learning
 
 
 def slopes(case: Case, server: PyTree, rows: PyTree) -> dict[str, np.ndarray]:
     """How much each direction of a client's factors can change what its model computes.
 
-    With fixed random vectors u and v it is the norm of the gradient of (u a_d)(b_d v) by everything that the client trains:
-    zero exactly for a direction d of which both factors are zero, or neither trains.
+    With fixed random vectors u and v it is the norm of the gradient of (u a_d)(b_d v) with respect to everything that the
+    client trains: zero exactly for a direction d whose factors are both zero, or of which neither is trained.
 
     Args:
       case: what the algorithm is checked with.
-      server: of a stage at full depth.
+      server: the server's state of a stage at full depth.
       rows: [K, ...].
 
     Returns:
-      f64[G, r] of every projection; of a client without factors the norm of the gradient of its logits, f64[1, 1].
+      f64[G, r] for every projection; for a client without factors the norm of the gradient of its logits, f64[1, 1].
     """
     found = jit_slopes(case.algorithm, case.model)(case.base, server, case.row(rows))
     return {name: np.asarray(leaf, float) for name, leaf in found.items()}
@@ -317,11 +316,11 @@ def slopes(case: Case, server: PyTree, rows: PyTree) -> dict[str, np.ndarray]:
 
 @functools.lru_cache(maxsize=64)
 def jit_slopes(algorithm: Algorithm, model: ModelConfig) -> Any:
-    """(base, server, row) -> `slopes`, ready to be compiled.
+    """(base, server, row) -> `slopes`, not yet compiled.
 
     Args:
       algorithm: the record.
-      model: the shape of the model.
+      model: the architecture of the model.
     """
 
     def of_client(base: Base, server: PyTree, row: PyTree) -> dict[str, jax.Array]:
@@ -349,20 +348,20 @@ def _probed(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def _norm_of_last(tree: PyTree, kept: int) -> jax.Array:
-    """The norm over all leaves and all axes but the first `kept`."""
+    """The norm over all leaves and all axes except the first `kept`."""
     squares = [jnp.sum(leaf.reshape(*leaf.shape[:kept], -1) ** 2, axis=-1) for leaf in jax.tree.leaves(tree)]
     return jnp.sqrt(sum(squares[1:], start=squares[0]))
 
 
 def require_learning(case: Case, before: dict[str, np.ndarray], server: PyTree, rows: PyTree, when: str) -> None:
-    """Raise `LawError` where a direction that could learn in the first round cannot any more.
+    """Raise `LawError` if a direction that could learn in the first round no longer can.
 
     Args:
       case: what the algorithm is checked with.
       before: the slopes of the first round.
-      server: of a stage at full depth.
+      server: the server's state of a stage at full depth.
       rows: [K, ...].
-      when: the slopes were taken.
+      when: when the slopes were computed, for the message.
     """
     for name, found in slopes(case, server, rows).items():
         could, can = before[name] > SMALLEST_SLOPE, found > SMALLEST_SLOPE
@@ -370,7 +369,7 @@ def require_learning(case: Case, before: dict[str, np.ndarray], server: PyTree, 
         require(
             not lost.any(),
             f"{when} {int(lost.sum())} of {lost.size} directions of {name} cannot learn any more: they are zero in both "
-            "factors, as a decomposition of zero gives them. Keep one factor, or make factors by best_factors.",
+            "factors, as in a decomposition of zero. Keep one factor, or compute the factors by best_factors.",
         )
 
 

@@ -1,4 +1,4 @@
-"""The laws of a growth, each one function of a `Grown`."""
+"""The laws of a growth, each as a function of a `GrowthCase`."""
 
 import dataclasses
 import functools
@@ -14,42 +14,42 @@ from devft_jax.developmental.layer_map import check_layer_map
 from devft_jax.models.base import init_base
 from devft_jax.models.lora import init_lora
 from devft_jax.storage.records import RoundRecord
-from devft_jax.testing.algorithms import kept
+from devft_jax.testing.algorithms import check_law
 from devft_jax.testing.laws import LawError, difference, require
 from devft_jax.testing.rounds import TINY
 
 ROUNDS = 1000
-"""Of a run whose shares are asked for."""
+"""Rounds of the run in the checks."""
 
 
 def check_growth(growth: Growth, *, num_layers: int = 8, stages: int = 4, quick: bool = False) -> None:
     """Raise `LawError` unless a growth keeps the laws of `GROWTH_LAWS`.
 
     Args:
-      growth: what to check.
-      num_layers: L, the depth of the model that it is asked about.
-      stages: how many maps it is asked for where it does not tell its stages in advance.
-      quick: only the laws that ask for no map, which `train` asserts of objects that it is given.
+      growth: the growth to check.
+      num_layers: L, the depth of the model in the checks.
+      stages: number of maps requested from a growth that does not announce its stages in advance.
+      quick: only the laws that need no map, which `train` checks on objects that are passed to it.
 
     Raises:
-      LawError: a law does not hold; names it, and what was found.
+      LawError: a law is violated; names the law and the values found.
     """
     name = type(growth).__qualname__
     if not isinstance(growth, Growth):
         raise LawError(f"{name} breaks the law 'It is a Growth.' Let its class inherit from devft_jax.developmental.Growth.")
-    case = Grown(growth, num_layers, stages)
+    case = GrowthCase(growth, num_layers, stages)
     for law in QUICK_LAWS if quick else GROWTH_LAWS:
-        kept(name, law, case)
+        check_law(name, law, case)
 
 
 @dataclasses.dataclass(frozen=True)
-class Grown:
-    """What a growth is checked with.
+class GrowthCase:
+    """The growth and the model with which it is checked.
 
     Attributes:
-      given: the growth as it was given.
+      given: the growth as it was passed.
       num_layers: L.
-      stages: how many maps it is asked for where it does not tell its stages.
+      stages: number of maps requested from a growth that does not announce its stages.
     """
 
     given: Growth
@@ -58,7 +58,7 @@ class Grown:
 
     @functools.cached_property
     def ready_growth(self) -> Growth:
-        """The growth, prepared where it wants to be: the influence falls from the first layer to the last."""
+        """The growth, prepared if it needs that: the influence falls from the first layer to the last."""
         if self.given.measured:
             return self.given
         return self.given.prepared(lambda: np.linspace(1, 0.1, self.num_layers, dtype=np.float32))
@@ -72,7 +72,7 @@ class Grown:
 
     @functools.cached_property
     def maps(self) -> list[LayerMap | None]:
-        """Its answers in the order of stages, up to None or to as many as are asked for."""
+        """Its maps in the order of stages, up to None or to the requested number."""
         announced = self.ready_growth.depths(self.num_layers)
         maps: list[LayerMap | None] = []
         while len(maps) < (self.stages if announced is None else len(announced) + 1):
@@ -82,10 +82,10 @@ class Grown:
         return maps
 
     def history(self, maps: Sequence[Any]) -> list[RoundRecord]:
-        """Records of two rounds of every stage so far, in which the loss falls.
+        """Records of two rounds for every stage so far, in which the loss falls.
 
         Args:
-          maps: of the stages so far.
+          maps: maps of the stages so far.
         """
         return [
             _record(2 * stage + each, stage, layer_map.num_groups)
@@ -113,7 +113,7 @@ class Grown:
 
 
 def _record(number: int, stage: int, layers: int) -> RoundRecord:
-    """The record of a round, as a growth finds it in its history."""
+    """The record of a round, as a growth sees it in its history."""
     return RoundRecord(
         round=number,
         stage=stage,
@@ -134,11 +134,11 @@ def _record(number: int, stage: int, layers: int) -> RoundRecord:
     )
 
 
-def tells_one_thing(case: Grown) -> None:
-    """What it tells of its stages in advance agrees: depths, shapes, and shares that add up to the rounds.
+def announcements_agree(case: GrowthCase) -> None:
+    """What it announces about its stages is consistent: depths, shapes, and shares that add up to the rounds.
 
     Args:
-      case: what the growth is checked with.
+      case: the growth to check.
     """
     growth, layers = case.given, case.num_layers
     depths, shapes = growth.depths(layers), growth.shapes(layers)
@@ -155,14 +155,14 @@ def tells_one_thing(case: Grown) -> None:
         require(sum(shares) == ROUNDS, f"the shares {tuple(shares)} of {ROUNDS} rounds add up to {sum(shares)}.")
         require(all(share >= 1 for share in shares), f"the shares {tuple(shares)} leave a stage without a round.")
         count = len(shares) if depths is None else len(depths)
-        require(len(shares) == count, f"it shares rounds over {len(shares)} stages and tells {count}.")
+        require(len(shares) == count, f"it divides the rounds over {len(shares)} stages but announces {count}.")
 
 
-def prepares_itself(case: Grown) -> None:
-    """Where it wants to be prepared, it then is a growth that asks for its measure once at most.
+def prepares_itself(case: GrowthCase) -> None:
+    """If it needs to be prepared, the result is a growth that asks for its measurement at most once.
 
     Args:
-      case: what the growth is checked with.
+      case: the growth to check.
     """
     if case.given.measured:
         return
@@ -173,16 +173,16 @@ def prepares_itself(case: Grown) -> None:
         return np.linspace(1, 0.1, case.num_layers, dtype=np.float32)
 
     ready = case.given.prepared(measure)
-    require(isinstance(ready, Growth), f"prepared gives a {type(ready).__name__}; give a growth.")
+    require(isinstance(ready, Growth), f"prepared returns a {type(ready).__name__}; return a growth.")
     ready.prepared(measure)
-    require(len(asked) <= 1, f"it asks for its measure {len(asked)} times; keep the first answer.")
+    require(len(asked) <= 1, f"it asks for its measurement {len(asked)} times; keep the first answer.")
 
 
-def gives_maps(case: Grown) -> None:
-    """Every map is one of the model's layers, and there is one at least.
+def gives_maps(case: GrowthCase) -> None:
+    """Every map is a map of the model's layers, and there is at least one.
 
     Args:
-      case: what the growth is checked with.
+      case: the growth to check.
     """
     for stage, layer_map in enumerate(case.maps):
         if layer_map is not None:
@@ -193,40 +193,40 @@ def gives_maps(case: Grown) -> None:
     require(case.maps[0] is not None, "there is none in stage 0.")
 
 
-def keeps_its_word(case: Grown) -> None:
-    """Its maps have the shapes that it tells in advance, and it ends after them.
+def follows_its_announcements(case: GrowthCase) -> None:
+    """Its maps have the shapes that it announces, and it ends after them.
 
     Args:
-      case: what the growth is checked with.
+      case: the growth to check.
     """
     shapes = case.ready_growth.shapes(case.num_layers)
     if shapes is None:
         return
     maps = [layer_map for layer_map in case.maps if layer_map is not None]
-    require(len(maps) == len(shapes), f"it tells {len(shapes)} stages and gives {len(maps)} maps or more.")
-    for stage, (layer_map, told) in enumerate(zip(maps, shapes, strict=True)):
+    require(len(maps) == len(shapes), f"it announces {len(shapes)} stages but gives {len(maps)} maps or more.")
+    for stage, (layer_map, announced) in enumerate(zip(maps, shapes, strict=True)):
         found = StageShape.of(layer_map)
-        # Whether rows pick layers is known of the map alone where weights choose it.
-        told = dataclasses.replace(told, picks=told.picks or found.picks)
-        require(found == told, f"stage {stage} is {found} and was told as {told}.")
+        # If the weights choose the layers, only the map itself shows whether rows select single layers.
+        announced = dataclasses.replace(announced, picks=announced.picks or found.picks)
+        require(found == announced, f"stage {stage} is {found} but was announced as {announced}.")
 
 
-def is_a_function(case: Grown) -> None:
-    """Its answer depends on its arguments alone.
+def depends_on_its_arguments_alone(case: GrowthCase) -> None:
+    """Its result depends only on its arguments.
 
     Args:
-      case: what the growth is checked with.
+      case: the growth to check.
     """
     for stage in reversed(range(len(case.maps))):
         again = case.ask(stage, case.history(case.maps[:stage]))
         _require_same(again, case.maps[stage], f"stage {stage} asked again, after later ones,")
 
 
-def reads_inner_products(case: Grown) -> None:
-    """From inner products it gives the map that it gives from weights.
+def reads_inner_products(case: GrowthCase) -> None:
+    """From inner products it gives the same map as from weights.
 
     Args:
-      case: what the growth is checked with.
+      case: the growth to check.
     """
     for stage, layer_map in enumerate(case.maps):
         history = case.history(case.maps[:stage])
@@ -235,21 +235,21 @@ def reads_inner_products(case: Grown) -> None:
 
 
 def _require_same(found: LayerMap | None, wanted: LayerMap | None, what: str) -> None:
-    """Raise `LawError` unless two answers are one."""
+    """Raise `LawError` unless two results are the same."""
     if found is None or wanted is None:
         require(found is wanted, f"{what} is {found} and was {wanted}.")
         return
     apart = difference(*(jax.tree.map(jnp.asarray, dataclasses.replace(each, align=False)) for each in (found, wanted)))
-    require(apart <= 1e-6, f"{what} gives another map.")
+    require(apart <= 1e-6, f"{what} gives a different map.")
 
 
-QUICK_LAWS: tuple[Callable[[Grown], None], ...] = (tells_one_thing,)
-GROWTH_LAWS: tuple[Callable[[Grown], None], ...] = (
+QUICK_LAWS: tuple[Callable[[GrowthCase], None], ...] = (announcements_agree,)
+GROWTH_LAWS: tuple[Callable[[GrowthCase], None], ...] = (
     *QUICK_LAWS,
     prepares_itself,
     gives_maps,
-    keeps_its_word,
-    is_a_function,
+    follows_its_announcements,
+    depends_on_its_arguments_alone,
     reads_inner_products,
 )
 """The laws of a growth, in the order in which they are checked."""

@@ -1,4 +1,4 @@
-"""A broken law, and how what was found is compared with what should be there."""
+"""The error for a violated law, and comparisons of found and expected values."""
 
 from typing import Any
 
@@ -11,15 +11,15 @@ from devft_jax.typing import PyTree
 
 
 class LawError(AssertionError):
-    """A law that does not hold. Names what was checked, the law, and what was found."""
+    """A law that is violated. Names what was checked, the law, and the values found."""
 
 
 def require(holds: Any, found: str) -> None:
     """Raise `LawError` unless a law holds.
 
     Args:
-      holds: whether it does.
-      found: what is there instead, and what to do.
+      holds: whether it holds.
+      found: what was found instead, and how to correct it.
     """
     if not holds:
         raise LawError(found)
@@ -29,19 +29,19 @@ def described(tree: PyTree) -> list[str]:
     """Path, shape and dtype of every leaf.
 
     Args:
-      tree: of arrays or their shapes.
+      tree: a tree of arrays or their shapes.
     """
     flat, _ = jax.tree_util.tree_flatten_with_path(tree)
     return [f"{jax.tree_util.keystr(path) or 'it'} {leaf.dtype}{list(leaf.shape)}" for path, leaf in flat]
 
 
 def require_same_shapes(what: str, found: PyTree, wanted: PyTree) -> None:
-    """Raise `LawError` unless two trees have one structure, and their leaves one shape and dtype each.
+    """Raise `LawError` unless two trees have the same structure, and equal shapes and dtypes.
 
     Args:
-      what: they are.
+      what: what the trees are, for the message.
       found: arrays or their shapes.
-      wanted: the same.
+      wanted: the expected arrays or shapes.
     """
     new, old = described(found), described(wanted)
     if new != old:
@@ -56,7 +56,7 @@ def _same_structure(found: PyTree, wanted: PyTree) -> bool:
 
 
 def difference(found: PyTree, wanted: PyTree) -> float:
-    """Largest absolute difference of two trees' leaves, infinite where they do not fit each other.
+    """Largest absolute difference between two trees' leaves; infinite if their structures or shapes differ.
 
     Args:
       found: arrays.
@@ -78,12 +78,12 @@ def _apart(left: np.ndarray, right: np.ndarray) -> float:
 
 
 def effect(adapter: Adapter) -> dict[str, Any]:
-    """What a model adds to its base: delta + scale a b of every projection, f64[L, in, out], and a hypernetwork's leaves.
+    """What an adapter adds to its base: delta + scale a b of every projection, f64[L, in, out], and a hypernetwork's leaves.
 
-    Methods keep the same model in different states, so that models are compared by this.
+    Methods store the same model in different states, so models are compared by this.
 
     Args:
-      adapter: any.
+      adapter: any adapter.
     """
     total: dict[str, Any] = {name: np.asarray(leaf, np.float64) for name, leaf in adapter.delta.items()}
     if adapter.lora:
@@ -97,11 +97,11 @@ def effect(adapter: Adapter) -> dict[str, Any]:
 
 
 def effect_difference(one: Adapter, other: Adapter) -> float:
-    """Largest difference of what two models add to their base; a projection that one lacks counts as zero there.
+    """Largest difference between what two adapters add to the base; a projection that one lacks counts as zero.
 
     Args:
-      one: a model.
-      other: another.
+      one: an adapter.
+      other: another adapter.
     """
     left, right = effect(one), effect(other)
     for name in {*left, *right}:

@@ -1,4 +1,4 @@
-"""An algorithm's record by hand: its first state, its stages, and rounds of clients that move at random."""
+"""Runs an algorithm's record without a trainer: its first state, its stages, and rounds of clients that change at random."""
 
 import dataclasses
 import functools
@@ -17,20 +17,20 @@ from devft_jax.models.base import Base, init_base
 from devft_jax.typing import PyTree
 
 TINY = ModelConfig(vocabulary=24, width=16, feed_forward=24, layers=4, heads=4, kv_heads=2, head_size=4, max_length=16)
-"""Four layers in which no projection but q and o is square."""
+"""Four layers in which only the projections q and o are square."""
 
 MOVE = 0.2
-"""The most that training changes of an entry."""
+"""Largest change of an entry by training."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """What an algorithm is checked with.
+    """The algorithm, model and clients of a check.
 
     Attributes:
       algorithm: the record.
-      model: the shape of the model.
-      participants: K, clients of a round, at most those that the algorithm was made for.
+      model: the architecture of the model.
+      participants: K, clients of a round, at most the number for which the algorithm was made.
     """
 
     algorithm: Algorithm
@@ -49,12 +49,13 @@ class Case:
 
     @property
     def fused(self) -> LayerMap:
-        """A stage of two groups of four layers: one of the first two, one of a single layer; the last layer is absent."""
+        """A stage of two groups for four layers: one of the first two layers, one of a single layer; the last layer is
+        absent."""
         return LayerMap(jnp.array([[0.9, 0.1, 0, 0], [0, 0, 1, 0]], jnp.float32), jnp.array([0, 0, 1, -1], jnp.int32))
 
     @property
     def weights(self) -> jax.Array:
-        """Weights f32[K] that all differ."""
+        """Weights f32[K], all different."""
         return jnp.arange(self.participants, 0, -1, dtype=jnp.float32) * 1.5
 
     @functools.cached_property
@@ -76,17 +77,17 @@ class Case:
 
     @functools.cached_property
     def start(self) -> tuple[PyTree, PyTree, PyTree]:
-        """The first state, and the server and rows with which the first stage begins, at full depth."""
+        """The server and the rows at the beginning of the first stage, at full depth, after the server's first state."""
         full = self.full()
         return full, *self.stage(full, self.rows(full), self.identity)
 
     def stage(self, full: PyTree, rows: PyTree, layer_map: LayerMap) -> tuple[PyTree, PyTree]:
-        """The server and the rows [K, ...] with which a stage begins.
+        """The server and the rows [K, ...] at the beginning of a stage.
 
         Args:
           full: the server at full depth.
           rows: [K, ...] at full depth.
-          layer_map: of the stage.
+          layer_map: the stage's map.
         """
         base = self.base.replace(blocks=fuse(layer_map, self.base.blocks))
         server = self.algorithm.enter(self.algorithm.submodel(full, layer_map), base)
@@ -98,11 +99,11 @@ class Case:
         """The server and the rows [K, ...] at full depth after a stage.
 
         Args:
-          full: the server before it.
-          rows: [K, ...] before it.
-          server: of the stage.
-          after: rows of the stage.
-          layer_map: of the stage.
+          full: the server before the stage, at full depth.
+          rows: [K, ...] before the stage.
+          server: the server's state in the stage.
+          after: the rows of the stage, [K, ...].
+          layer_map: the stage's map.
         """
         pairs = (jax.tree.map(lambda leaf, which=index: leaf[which], (rows, after)) for index in range(self.participants))
         returned = [self.algorithm.transfer_row(old, new, layer_map, "copy") for old, new in pairs]
@@ -110,7 +111,7 @@ class Case:
         return self.algorithm.transfer(full, server, layer_map, "copy"), stacked
 
     def each(self, function: Any, rows: PyTree) -> PyTree:
-        """A function of a row for every one of [K, ...], results [K, ...].
+        """Apply a function of one row to all rows [K, ...]; results [K, ...].
 
         Args:
           function: row -> any tree.
@@ -129,14 +130,14 @@ class Case:
         return jax.tree.map(lambda leaf: leaf[index], rows)
 
     def trained(self, server: PyTree, rows: PyTree, *, seed: int = 0, move: float = MOVE, learn: Any = None) -> Any:
-        """The messages and new rows [K, ...] of clients that move at random.
+        """The messages and new rows [K, ...] of clients that change at random.
 
         Args:
-          server: of the stage.
+          server: the server's state in the stage.
           rows: [K, ...].
-          seed: of the movement.
-          move: its size; 0 for clients that learn nothing.
-          learn: bool[G], the layers that move; None for all.
+          seed: seed of the changes.
+          move: size of the changes; 0 for clients that learn nothing.
+          learn: bool[G], the layers that change; None for all.
         """
         return jit_clients(self.algorithm, self.participants)(server, rows, seed, move, learn)
 
@@ -144,10 +145,10 @@ class Case:
         """The server after a round, and its metrics.
 
         Args:
-          server: before it.
+          server: the server before the round.
           ups: messages [K, ...].
-          weights: f32[K]; `weights` of the case by default.
-          slots: i32[K], the clients' places in the cohort; in order by default.
+          weights: f32[K]; by default `weights` of the case.
+          slots: i32[K], the clients' places in the cohort; by default in order.
         """
         slots = jnp.arange(self.participants, dtype=jnp.int32) if slots is None else slots
         return jit_aggregate(self.algorithm)(server, ups, self.weights if weights is None else weights, slots)
@@ -156,9 +157,9 @@ class Case:
         """The server and the rows after some rounds.
 
         Args:
-          server: of the stage.
+          server: the server's state in the stage.
           rows: [K, ...].
-          rounds: how many.
+          rounds: number of rounds.
           how: as in `trained`, without the seed.
         """
         for seed in range(1, rounds + 1):
@@ -172,18 +173,18 @@ def client(algorithm: Algorithm, server: PyTree, row: PyTree, key: jax.Array) ->
 
     Args:
       algorithm: the record.
-      server: of the stage.
-      row: the client's.
-      key: the client's.
+      server: the server's state in the stage.
+      row: the client's row.
+      key: the client's random key.
     """
     return participant_of(algorithm, broadcast_of(algorithm, server), row, key, jnp.float32(0.3), 3)
 
 
 def random_base(model: ModelConfig) -> Base:
-    """Random frozen weights, large enough that what a model computes shows its adapter.
+    """Random frozen weights, large enough that an adapter visibly changes what a model computes.
 
     Args:
-      model: the shape of the model.
+      model: the architecture of the model.
     """
     draw = np.random.default_rng(7)
     shapes = jax.eval_shape(lambda: init_base(jax.random.key(0), model))
@@ -191,13 +192,13 @@ def random_base(model: ModelConfig) -> Base:
 
 
 def moved(leaf: jax.Array, shift: Any, move: Any, learn: Any = None) -> jax.Array:
-    """A leaf that training has changed, in a way that looks random and costs nothing to compile.
+    """A leaf changed as by training, in a way that looks random and needs almost no compilation.
 
     Args:
-      leaf: what trains.
-      shift: of the client and the leaf; one number for each.
-      move: the size of the change.
-      learn: bool[G], the layers that move; None for all.
+      leaf: a trained leaf.
+      shift: a number that differs between clients and leaves.
+      move: size of the change.
+      learn: bool[G], the layers that change; None for all.
     """
     places = jnp.arange(leaf.size, dtype=jnp.float32).reshape(leaf.shape)
     noise = move * jnp.sin(12.9898 * places + shift) * jnp.cos(4.1414 * places - 3 * shift)
@@ -212,11 +213,11 @@ def clients_round(algorithm: Algorithm, count: int, server: PyTree, rows: PyTree
     Args:
       algorithm: the record.
       count: K.
-      server: of the stage.
+      server: the server's state in the stage.
       rows: [K, ...].
-      seed: of the movement.
-      move: its deviation.
-      learn: bool[G], the layers that move; None for all.
+      seed: seed of the changes.
+      move: size of the changes.
+      learn: bool[G], the layers that change; None for all.
     """
     key = jax.random.key(seed, impl="threefry2x32")
 
@@ -246,7 +247,7 @@ def sums_of(algorithm: Algorithm, ups: PyTree, weights: jax.Array, slots: jax.Ar
 
 @functools.lru_cache(maxsize=64)
 def jit_clients(algorithm: Algorithm, count: int) -> Any:
-    """`clients_round` of an algorithm and a number of clients, ready to be compiled.
+    """`clients_round` of an algorithm and a number of clients, jitted.
 
     Args:
       algorithm: the record.
@@ -257,7 +258,7 @@ def jit_clients(algorithm: Algorithm, count: int) -> Any:
 
 @functools.lru_cache(maxsize=64)
 def jit_aggregate(algorithm: Algorithm) -> Any:
-    """(server, messages [K, ...], weights, slots) -> the server's round, ready to be compiled.
+    """(server, messages [K, ...], weights, slots) -> the server's round, jitted.
 
     Args:
       algorithm: the record.

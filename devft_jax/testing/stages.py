@@ -1,4 +1,4 @@
-"""The laws of an algorithm at a stage change, each one function of a `Case`."""
+"""The laws of an algorithm at a stage change, each as a function of a `Case`."""
 
 import dataclasses
 
@@ -9,7 +9,7 @@ from devft_jax.testing.laws import difference, effect, effect_difference, requir
 from devft_jax.testing.rounds import Case
 
 EXACT = 1e-4
-"""Largest difference between two computations of one thing in float32, through decompositions."""
+"""Largest allowed difference between two float32 computations of the same value through decompositions."""
 
 
 def views_the_stage(case: Case) -> None:
@@ -26,7 +26,7 @@ def views_the_stage(case: Case) -> None:
 
 
 def returns_through_the_identity(case: Case) -> None:
-    """A stage of the full model brings back what it learned, and the next begins where it ended.
+    """After a stage of the full model the full-depth state has what it learned, and the next stage begins there.
 
     Args:
       case: what the algorithm is checked with.
@@ -46,7 +46,7 @@ def returns_through_the_identity(case: Case) -> None:
 
 
 def keeps_absent_layers(case: Case) -> None:
-    """Layers that are absent or do not train keep what they had, and the others learn.
+    """Layers that are absent or do not train stay unchanged, and the others learn.
 
     Args:
       case: what the algorithm is checked with.
@@ -66,14 +66,14 @@ def keeps_absent_layers(case: Case) -> None:
         kept = np.abs(returned[name][2:] - old[2:]).max()
         require(kept == 0, f"{name} of a layer that is absent or does not train changes by {kept:.3g}.")
     if algorithm.has_global_model:
-        # The leaves: where clients keep a factor themselves, the server's own view computes nothing.
+        # The leaves are compared: if clients keep a factor themselves, the server's own view computes nothing.
         leaves = zip(*(jax.tree.leaves((view.lora, view.delta)) for view in views), strict=True)
         changes = [np.abs(np.asarray(new) - np.asarray(old))[:2].max(axis=(1, 2)) for old, new in leaves]
         require((np.max(changes, axis=0) > 1e-5).all(), "a layer that trains in the stage is what it was before.")
 
 
 def carries_rows(case: Case) -> None:
-    """A client's row passes through a stage: its shape is the stage's, and its own model is that of its layers.
+    """A client's row passes through a stage: its shape is the stage's, and its own model is that of its layers' groups.
 
     Args:
       case: what the algorithm is checked with.

@@ -178,7 +178,7 @@ def _ended(run: Running, callbacks: Sequence[Callback], page: Report) -> Run:
     elif not run.round:
         raise Stopped
     else:
-        run.folder.write_under_way(dataclasses.replace(run.record(), stopped_by=stopped_by))
+        run.folder.write_unfinished(dataclasses.replace(run.record(), stopped_by=stopped_by))
     for callback in reversed(callbacks):
         callback.on_end(run)
     if summary is None:

@@ -30,16 +30,16 @@ class Metrics(Callback):
     def on_begin(self, run: Running) -> None:
         """Write the record of a resumed run, which replaces an earlier summary."""
         if run.resumed_after is not None:
-            run.folder.write_under_way(run.record())
+            run.folder.write_unfinished(run.record())
 
     def on_stage(self, run: Running, stage: StageRecord) -> None:
         """Write the record including the stage that has begun."""
-        run.folder.write_under_way(run.record())
+        run.folder.write_unfinished(run.record())
 
     def on_round(self, run: Running, row: RoundRecord) -> None:
         """Add the round's line."""
         run.folder.metrics.append(row)
-        run.folder.write_under_way(run.record())
+        run.folder.write_unfinished(run.record())
 
 
 class ProgressLines(Callback):

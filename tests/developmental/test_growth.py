@@ -329,7 +329,7 @@ def depth(self, num_layers):
 @pytest.mark.parametrize(
     ("members", "words"),
     [
-        ({"depth": depth}, "Odd.depth is no part of a growth: call it depths if that is meant, or _depth if it is your own"),
+        ({"depth": depth}, "Odd.depth is not part of a growth: rename it depths if that is meant, or _depth if it is your own"),
         ({"dephts": property(depth)}, "call it depths"),
         ({"stage_round": depth}, "call it stage_rounds"),
         ({"prepare": staticmethod(depth)}, "call it prepared"),
@@ -423,7 +423,7 @@ def test_growths_compare_and_hash_by_value():
             "6 bare layers run below rows that are not the 2",
         ),
         (dataclasses.replace(LayerMap.top(LAYERS, 2), bare=5), "5 bare layers"),
-        (LayerMap(jnp.eye(2, LAYERS), jnp.zeros(LAYERS, int)), "group 1 trains and no layer is assigned to it"),
+        (LayerMap(jnp.eye(2, LAYERS), jnp.zeros(LAYERS, int)), "group 1 trains but no layer is assigned to it"),
     ],
 )
 def test_a_map_that_does_not_fit_the_model_is_refused_in_words(tree, chosen, words):

@@ -456,7 +456,7 @@ def test_what_ended_answers_in_training_ends_them_in_exports(finished, tiny, tmp
 
 @pytest.mark.parametrize("inside", ["adapter/export", "checkpoints/9"])
 def test_no_export_into_what_a_run_replaces(finished, tmp_path, inside):
-    with pytest.raises(InputError, match=r"lies inside .*, which the run replaces as it goes on; name another folder"):
+    with pytest.raises(InputError, match=r"is inside .*, which the run replaces; name another folder"):
         export(finished.folder, finished.folder / inside)
     assert not (finished.folder / inside).exists()
 
@@ -505,7 +505,7 @@ def test_a_damaged_checkpoint_is_not_exported_nor_an_older_one_in_its_place(fini
         if path.is_file():
             path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
             break
-    words = f"delete it to go on from round {before}" if before else "no readable checkpoint of stage 1 any more"
+    words = f"delete it to resume from round {before}" if before else "no readable checkpoint of stage 1 any more"
     with pytest.raises(InputError, match=words):
         export(copy, tmp_path / "out", stage=stage)
     assert not (tmp_path / "out").exists()

@@ -142,7 +142,7 @@ def test_no_link_is_followed_out_of_a_run(tmp_path, name):
         (folder / "config.json").write_text(OWN_RUN)
     (folder / name).symlink_to(theirs / name if "." in name else theirs)
     before = files_of(tmp_path)
-    with pytest.raises(InputError, match=f"{name} is a link, and the run would write to where it leads; remove it"):
+    with pytest.raises(InputError, match=f"{name} is a link, and the run would be written to its target; remove it"):
         start_run(folder)
     assert files_of(tmp_path) == before
 
@@ -208,7 +208,7 @@ def test_an_empty_folder_that_was_there_stays_where_the_request_is_refused(tmp_p
 def test_nothing_is_written_into_what_a_run_replaces(tmp_path):
     (tmp_path / "config.json").write_text(OWN_RUN)
     for inside in ("adapter/again", "checkpoints/9", "bank"):
-        with pytest.raises(InputError, match=r"lies inside .*, which the run replaces as it goes on"):
+        with pytest.raises(InputError, match=r"is inside .*, which the run replaces"):
             start_run(tmp_path / inside)
     assert {path.name for path in tmp_path.iterdir()} == {"config.json"}
 
@@ -219,7 +219,7 @@ def test_a_report_replaces_a_report_and_nothing_else(tmp_path):
     assert write_report(tmp_path / "run", page) == page
     (tmp_path / "notes.html").write_text("<!DOCTYPE html><p>mine")
     (tmp_path / "link.html").symlink_to(tmp_path / "notes.html")
-    for name, words in (("notes.html", "is no report but something else"), ("link.html", "is a link"), (".", "is no file")):
+    for name, words in (("notes.html", "exists and is not a report"), ("link.html", "is a link"), (".", "is not a file")):
         with pytest.raises(InputError, match=words):
             write_report(tmp_path / "run", tmp_path / name)
     assert (tmp_path / "notes.html").read_text() == "<!DOCTYPE html><p>mine"

@@ -146,7 +146,7 @@ def test_every_byte_that_a_resume_reads_is_checked(saved, tmp_path, harm):
             stored = folder.checkpoints
             for read in (stored.check, stored.read_record, functools.partial(stored.read_arrays, like=ARRAYS)):
                 with pytest.raises(
-                    InputError, match=r"checkpoints/2 cannot be read \(.*\); delete it to go on from round 1"
+                    InputError, match=r"checkpoints/2 cannot be read \(.*\); delete it to resume from round 1"
                 ):
                     read(2)
             folder.checkpoints.check(1)
@@ -160,7 +160,7 @@ def test_a_flip_of_any_bit_of_the_digests_is_noticed(saved, tmp_path):
     for place in range(start, len(content)):
         for bit in range(8):
             file.write_bytes(content[:place] + bytes([content[place] ^ (1 << bit)]) + content[place + 1 :])
-            with RunFolder(tmp_path / "a") as folder, pytest.raises(InputError, match="to go on from round 1"):
+            with RunFolder(tmp_path / "a") as folder, pytest.raises(InputError, match="to resume from round 1"):
                 folder.checkpoints.check(2)
 
 
@@ -199,12 +199,12 @@ def test_metrics_of_saved_rounds_are_checked_and_later_ones_are_not(saved, tmp_p
         folder.checkpoints.check(2)
         (folder.path / "metrics.jsonl").write_text(lines[0] + lines[1].replace("2.1", "2.2"))
         with pytest.raises(
-            InputError, match=r"metrics.jsonl is not what it was .*delete \S+checkpoints/2 to go on from round 1"
+            InputError, match=r"metrics.jsonl has changed .*delete \S+checkpoints/2 to resume from round 1"
         ):
             folder.checkpoints.check(2)
         folder.checkpoints.check(1)
         (folder.path / "metrics.jsonl").unlink()
-        with pytest.raises(InputError, match=r"metrics.jsonl is not what it was .*start again in another folder"):
+        with pytest.raises(InputError, match=r"metrics.jsonl has changed .*start again in another folder"):
             folder.checkpoints.check(2)
 
 
@@ -214,7 +214,7 @@ def test_the_way_on_passes_over_what_is_damaged_too(saved, tmp_path):
             save(folder, round_index, stage)
     for damaged in (2, 3):
         flipped(tmp_path / "a" / "checkpoints" / str(damaged) / "record.json")
-    words = r"delete \S+/checkpoints/2 and \S+/checkpoints/3 to go on from round 1"
+    words = r"delete \S+/checkpoints/2 and \S+/checkpoints/3 to resume from round 1"
     with RunFolder(tmp_path / "a") as folder, pytest.raises(InputError, match=words):
         folder.checkpoints.check(3)
 

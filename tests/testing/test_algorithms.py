@@ -166,7 +166,7 @@ BROKEN = [
         {"contribution": contributed(weight=lambda share: share.weight + 1)},
         "clients of weight 0 change the model",
     ),
-    (laws.updates_arrive, {"finalize": untouched}, "the view is what it was"),
+    (laws.updates_arrive, {"finalize": untouched}, "the view is unchanged"),
     (
         laws.stays_when_nothing_moves,
         {"finalize": lora_of(lambda old, new, sums: jax.tree.map(shifted, new))},

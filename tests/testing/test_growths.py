@@ -7,7 +7,7 @@ from devft_jax.developmental import GROWTHS, Growth, LayerMap, ProgFed, SkipGrow
 from devft_jax.developmental.growths import GrowthOptions
 from devft_jax.testing import GROWTH_LAWS, LawError, check_growth
 from devft_jax.testing import growths as laws
-from devft_jax.testing.growths import Grown
+from devft_jax.testing.growths import GrowthCase
 
 LAYERS = 8
 
@@ -125,26 +125,26 @@ class Lost(Prefixes):
 
 
 BROKEN = [
-    (laws.tells_one_thing, Odd, r"depths are \(2, 4, 8\) and those of shapes \(2, 8\)"),
-    (laws.tells_one_thing, Deep, "depths are .* of a model of 8 layers; give numbers from 1 to 8"),
-    (laws.tells_one_thing, Unshared, r"the shares \(1, 1, 1\) of 1000 rounds add up to 3"),
-    (laws.tells_one_thing, Empty, "leave a stage without a round"),
-    (laws.tells_one_thing, Fewer, "shares rounds over 2 stages and tells 3"),
-    (laws.prepares_itself, Greedy, "asks for its measure 2 times"),
-    (laws.prepares_itself, Lost, "prepared gives a NoneType"),
+    (laws.announcements_agree, Odd, r"depths are \(2, 4, 8\) and those of shapes \(2, 8\)"),
+    (laws.announcements_agree, Deep, "depths are .* of a model of 8 layers; give numbers from 1 to 8"),
+    (laws.announcements_agree, Unshared, r"the shares \(1, 1, 1\) of 1000 rounds add up to 3"),
+    (laws.announcements_agree, Empty, "leave a stage without a round"),
+    (laws.announcements_agree, Fewer, "divides the rounds over 2 stages but announces 3"),
+    (laws.prepares_itself, Greedy, "asks for its measurement 2 times"),
+    (laws.prepares_itself, Lost, "prepared returns a NoneType"),
     (laws.gives_maps, Misfit, r"in stage 0, fuse has shape \(2, 4\)"),
     (laws.gives_maps, Never, "there is none in stage 0"),
-    (laws.keeps_its_word, Late, "it tells 3 stages and gives 4 maps or more"),
-    (laws.keeps_its_word, Other, r"stage 1 is StageShape\(layers=6.* and was told as StageShape\(layers=4"),
-    (laws.is_a_function, Counting, "asked again, after later ones, gives another map"),
-    (laws.reads_inner_products, Twofold, "from_grams of stage 0 gives another map"),
+    (laws.follows_its_announcements, Late, "it announces 3 stages but gives 4 maps or more"),
+    (laws.follows_its_announcements, Other, r"stage 1 is StageShape\(layers=6.* but was announced as StageShape\(layers=4"),
+    (laws.depends_on_its_arguments_alone, Counting, "asked again, after later ones, gives a different map"),
+    (laws.reads_inner_products, Twofold, "from_grams of stage 0 gives a different map"),
 ]
 
 
 @pytest.mark.parametrize(("law", "kind", "words"), BROKEN)
 def test_a_broken_law_is_found(law, kind, words):
     with pytest.raises(LawError, match=words):
-        law(Grown(kind(), LAYERS, 4))
+        law(GrowthCase(kind(), LAYERS, 4))
 
 
 def test_every_law_has_been_broken():

@@ -469,7 +469,7 @@ def test_a_wrong_map_ends_with_one_sentence_and_a_frozen_row_of_no_layer_runs(co
             return None if stage else LayerMap(fuse=fuse, assign=assign, train=np.array(self.train))
 
     chosen = dataclasses.replace(config, stage_rounds=(1,))
-    with pytest.raises(RunError, match="stage 1 could not be built: group 1 trains and no layer is assigned"):
+    with pytest.raises(RunError, match="stage 1 could not be built: group 1 trains but no layer is assigned"):
         train(dataclasses.replace(chosen, out=str(tmp_path / "a")), growth=Doubled([True, True, True]), progress=QUIET)
     right = Doubled([True, False, True])
     run = train(dataclasses.replace(chosen, out=str(tmp_path / "b")), growth=right, progress=QUIET)
@@ -645,7 +645,7 @@ def test_a_damaged_checkpoint_names_the_way_on(copied):
     for path in (checkpoints / "6").rglob("*"):
         if path.is_file() and path.stat().st_size > 16:
             path.write_bytes(path.read_bytes()[:8])
-    with pytest.raises(InputError, match="delete it to go on from round 4"):
+    with pytest.raises(InputError, match="delete it to resume from round 4"):
         train(copied, progress=QUIET)
     shutil.rmtree(checkpoints / "6")
     again = train(copied, progress=QUIET)

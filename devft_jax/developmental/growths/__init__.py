@@ -1,4 +1,4 @@
-"""The growths that can be named, one module each, and the options of them all."""
+"""The package's own growths, one module each, and the options of all of them."""
 
 from dataclasses import dataclass
 
@@ -20,7 +20,7 @@ GROWTHS: dict[str, NamedGrowth] = {
     "skip-grow": skip_grow.GROWTH,
     "top-grow": top_grow.GROWTH,
 }
-"""Every growth that can be named."""
+"""The package's own growths by name."""
 
 OPTIONS = (CapacityOptions, DevFTOptions, ProgFedOptions, SkipGrowOptions)
 """The dataclasses that declare options of single growths."""
@@ -28,14 +28,14 @@ OPTIONS = (CapacityOptions, DevFTOptions, ProgFedOptions, SkipGrowOptions)
 
 @dataclass(frozen=True, kw_only=True)
 class GrowthOptions(DevFTOptions, ProgFedOptions, SkipGrowOptions):
-    """Everything that a growth is made from."""
+    """All options from which a growth is made."""
 
 
 def make_growth(options: GrowthOptions, num_layers: int) -> Growth:
     """The growth that the options name.
 
     Args:
-      options: of growth.
+      options: the growth options.
       num_layers: L, the depth of the model.
 
     Raises:

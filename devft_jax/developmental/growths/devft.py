@@ -4,7 +4,7 @@ Stage s groups the L layers by similarity into L_s groups (Eqs. 1-3) and fuses e
 
     vartheta_g = theta_anchor + beta * sum_{j in g} (theta_j - theta_anchor)    (Eq. 5),
 
-trains LoRA on these, and hands what they learned back to the layers of their groups. L_1 < ... < L_S = L.
+trains LoRA on these, and transfers what they learned back to the layers of their groups. L_1 < ... < L_S = L.
 """
 
 import dataclasses
@@ -28,9 +28,9 @@ class DevFTOptions(CapacityOptions):
     """DevFT's options."""
 
     grouping: str = option("dglg", of="growth", choices=groupings.METHODS)
-    """Which layers form a group: dglg (Eqs. 1-3), random, even_blocks or even_strides."""
+    """How layers are grouped: dglg (Eqs. 1-3), random, even_blocks or even_strides."""
     fusion: str = option("dblf", of="growth", choices=fusions.METHODS)
-    """How a group becomes its representative layer: dblf (Eq. 5), sum, r_one, mean or anchor."""
+    """How a group is fused into its representative layer: dblf (Eq. 5), sum, r_one, mean or anchor."""
     beta: float | Literal["auto"] = option(
         0.1,
         of="growth",
@@ -38,12 +38,12 @@ class DevFTOptions(CapacityOptions):
         remedy="the paper has 0.1, a tenth of each difference",
         when={"fusion": ("dblf",)},
     )
-    """Weight of each difference from the anchor in dblf; auto takes min(0.1, 1 / group size)."""
+    """Weight of each difference from the anchor in dblf; auto uses min(0.1, 1 / group size)."""
     gauge_alignment: bool = option(False, of="growth")
-    """Rotate each layer's low-rank factors to those of its group's first layer before they are fused, which changes no
-    layer's product and brings fusing factors closer to fusing products."""
+    """Rotate each layer's low-rank factors to those of its group's first layer before they are fused. This changes no
+    layer's product and brings the fusion of factors closer to the fusion of products."""
     transfer: str = option("copy", of="growth", choices=MODES)
-    """How learned LoRA returns to a group: copy, anchor_only, delta or anchor_delta."""
+    """How learned LoRA is transferred back to a group: copy, anchor_only, delta or anchor_delta."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,11 +53,11 @@ class DevFT(GramGrowth):
     Attributes:
       capacities: layers of each stage, ascending, at most the depth of the model.
       eigengap: whether the widest gap of the spectrum chooses a stage's capacity, within the window
-        of `capacity_windows` around the one given here; the last stage keeps its own.
+        of `capacity_windows` around the one given here; the last stage is not changed.
       grouping: method of `group_layers`.
       fusion: method of `fusion_matrix`.
-      beta: fusion strength of DBLF, or "auto".
-      select: predicate on leaf paths that narrows what Eq. 1 compares; None compares everything.
+      beta: weight of the differences in DBLF, or "auto".
+      select: predicate on leaf paths that restricts what Eq. 1 compares; None compares everything.
     """
 
     capacities: tuple[int, ...]
@@ -68,13 +68,13 @@ class DevFT(GramGrowth):
     select: Select | None = None
 
     def __post_init__(self) -> None:
-        """Refuses what no model could be grown with, before any model is read."""
+        """Refuse options that are wrong for any model, before a model is read."""
         object.__setattr__(self, "capacities", validate_capacities(self.capacities))
         groupings.check_grouping(self.grouping, 1, 1, has_key=True)
         fusions.check_fusion(self.fusion, self.beta, has_key=True)
 
     def depths(self, num_layers: int) -> tuple[int, ...] | None:
-        """The depth of every stage, None where the weights choose it.
+        """The depth of every stage; None if the weights choose it.
 
         Args:
           num_layers: L, the depth of the model.
@@ -89,19 +89,19 @@ class DevFT(GramGrowth):
         """Equal shares.
 
         Args:
-          rounds: of the whole run.
+          rounds: rounds of the whole run.
           num_layers: L, the depth of the model.
         """
         return equal_shares(rounds, len(self.capacities))
 
     def from_grams(self, stage: int, grams: LayerGrams, history: Sequence[Any], key: jax.Array) -> LayerMap | None:
-        """Groups and fuses the layers as they are; the last, full-depth stage reads no weights. See `Growth.from_grams`.
+        """Group and fuse the layers; the last, full-depth stage reads no weights. See `Growth.from_grams`.
 
         Args:
           stage: 0, 1, ...
           grams: inner products between the layers.
           history: not read.
-          key: for groups and fusion that are drawn.
+          key: random key for groups and fusion that are drawn.
         """
         capacities = validate_capacities(self.capacities, grams.num_layers)
         if stage >= len(capacities):

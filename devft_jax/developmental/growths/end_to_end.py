@@ -1,4 +1,4 @@
-"""End-to-end training: one stage of the full model, the identity on the layer axis. What FedIT and the others do."""
+"""End-to-end training: one stage of the full model, the identity on the layer axis, as in FedIT and other methods."""
 
 import dataclasses
 

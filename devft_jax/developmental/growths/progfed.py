@@ -1,17 +1,18 @@
 """ProgFed (Wang et al., Effective, Communication-, and Computation-Efficient Federated Learning by Progressive Training,
 ICML 2022): a prefix of the model that grows block by block.
 
-The L layers are cut into S blocks. In stage s the model is the blocks 1..s, all of which learn, under the head:
+The L layers are divided into S blocks. In stage s the model is the blocks 1..s, all of which learn, followed by the head:
 
     fuse = [I_d 0],  d = s L / S,    layers above d are absent and keep their LoRA (at first b = 0).
 
 The original trains convolutional networks from scratch and gives every prefix a small head of its own. Here every prefix is
-read out by the pre-trained model's final norm and head, frozen, and no parameter is new.
+followed by the pre-trained model's final norm and head, frozen, and no parameter is new.
 
-Rounds (`halving`, as in the authors' code): T / (2 S) for every stage but the last, which gets the rest; `equal` shares
-are ours. Warm-up: after each growth, rounds in which only the newest block learns. They are a stage of their own here and
-count as rounds of the run, while the authors' code runs them besides its T rounds and holds the learning rate still in
-them; here the rate follows the schedule. The adapter of the whole prefix travels in them too, as in any other round.
+Rounds (`halving`, as in the authors' code): T / (2 S) for every stage except the last, which gets the rest; `equal` shares
+are ours. Warm-up: after each growth, rounds in which only the newest block learns. Here they are a stage of their own and
+count as rounds of the run, while the authors' code runs them in addition to its T rounds and keeps the learning rate
+constant in them; here the rate follows the schedule. The adapter of the whole prefix is sent in them too, as in any other
+round.
 """
 
 import dataclasses
@@ -32,7 +33,7 @@ class ProgFedOptions(CapacityOptions):
     """ProgFed's options."""
 
     progfed_schedule: str = option("halving", of="growth", choices=SCHEDULES, beside="stage_rounds")
-    """Rounds of the stages: halving (a half of an equal share for every stage but the last) or equal."""
+    """Rounds of the stages: halving (half of an equal share for every stage except the last) or equal."""
     warmup_rounds: int = option(0, of="growth", at_least=0, remedy="use 0 for none")
     """Rounds after each growth in which only the newest block learns; they are rounds of the run."""
 
@@ -52,7 +53,7 @@ class ProgFed(FixedGrowth):
     warmup_rounds: int = 0
 
     def __post_init__(self) -> None:
-        """Refuses what no model could be grown with."""
+        """Refuse options that are wrong for any model."""
         if self.schedule not in SCHEDULES:
             raise ValueError(f"progfed_schedule {self.schedule!r} is unknown: choose from {', '.join(SCHEDULES)}.")
         if self.warmup_rounds < 0:
@@ -71,7 +72,7 @@ class ProgFed(FixedGrowth):
         return tuple(steps)
 
     def stage_map(self, stage: int, num_layers: int) -> LayerMap | None:
-        """The prefix of a stage, None beyond the last.
+        """The prefix of a stage; None after the last stage.
 
         Args:
           stage: 0, 1, ...
@@ -89,7 +90,7 @@ class ProgFed(FixedGrowth):
         """The rounds of every stage, warm-ups included.
 
         Args:
-          rounds: of the whole run.
+          rounds: rounds of the whole run.
           num_layers: L, the depth of the model.
 
         Raises:

@@ -1,15 +1,15 @@
-"""Skip-grow: stages of selected layers, nested, where DevFT has fused ones. Our own.
+"""Skip-grow: stages of selected, nested layers in place of DevFT's fused ones. Our own.
 
     rows = one layer each, S_1 within S_2 within ... within S_S, |S_s| = k_s,  assign = -1 for the layers left out.
 
-The first and the last layer are always in; the others enter in the order of their block influence, how much a layer changes
-what passes through it,
+The first and the last layer are always included; the others are added in the order of their block influence, how much a
+layer changes its input,
 
     BI_l = 1 - mean over tokens of cos(h_l, h_{l+1})    (ShortGPT, Men et al. 2024),
 
-largest first, measured once on the untuned base by a forward pass over public text. Layers are taken as they are stored, so
-that a packed base stays bit-exact and nothing dense need be sent, and learned LoRA returns to the layers that learned it
-alone: at a stage change the full model stays what it was.
+largest first, measured once on the untuned base by a forward pass over public text. Layers are used unchanged, so a packed
+base stays bit-exact and nothing dense has to be sent, and learned LoRA returns only to the layers that learned it: a
+stage change does not change the full model.
 """
 
 import dataclasses
@@ -30,18 +30,18 @@ class SkipGrowOptions(CapacityOptions):
     """Skip-grow's options."""
 
     probe_data: str | None = option(None, of="growth", path=True)
-    """Public text that the layers are measured on, named like `data`; by default generated tasks, none of which is a
-    built-in test record."""
+    """Public text on which layers are measured, named like `data`; by default generated tasks, none of which is a built-in
+    test record."""
     probe_examples: int = option(32, of="growth", at_least=1, at_most=10**7)
-    """Examples of it."""
+    """Number of its examples."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SkipGrow(FixedGrowth):
-    """Stage s is the `capacities[s]` layers of largest influence, first and last always among them.
+    """Stage s has the `capacities[s]` layers of largest influence, always including the first and the last.
 
     Attributes:
-      capacities: ascending.
+      capacities: layers of each stage, ascending.
       influence: of every layer, f[L]; None until `prepared` has measured it.
     """
 
@@ -49,16 +49,16 @@ class SkipGrow(FixedGrowth):
     influence: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        """Refuses what no model could be grown with."""
+        """Refuse options that are wrong for any model."""
         object.__setattr__(self, "capacities", validate_capacities(self.capacities))
 
     @property
     def measured(self) -> bool:
-        """Whether it has its layers' influence."""
+        """Whether the layers' influence is known."""
         return self.influence is not None
 
     def prepared(self, measure: Callable[[], np.ndarray]) -> "SkipGrow":
-        """This growth with the layers' influence, which is asked for once.
+        """This growth with the layers' influence, which is requested once.
 
         Args:
           measure: () -> f32[L].
@@ -79,7 +79,7 @@ class SkipGrow(FixedGrowth):
         """The layers of a stage, ascending: the first, the last, and those of largest influence.
 
         Args:
-          count: how many.
+          count: number of layers.
 
         Raises:
           ValueError: the influence has not been measured, or is not finite.
@@ -89,12 +89,12 @@ class SkipGrow(FixedGrowth):
         if not np.isfinite(self.influence).all():
             raise ValueError("skip-grow measured an influence that is not finite: look for non-finite weights in the model.")
         last = len(self.influence) - 1
-        # Sorted stably, so that of equal layers the lower is taken.
+        # A stable sort, so that of equal layers the lower one is taken.
         others = sorted(range(1, last), key=lambda layer: -self.influence[layer])  # type: ignore[index]
         return sorted([0, last, *others][:count]) if last else [0]
 
     def stage_map(self, stage: int, num_layers: int) -> LayerMap | None:
-        """The selection of a stage, None beyond the last.
+        """The selection of a stage; None after the last stage.
 
         Args:
           stage: 0, 1, ...

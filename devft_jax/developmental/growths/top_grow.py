@@ -1,13 +1,13 @@
-"""Top-grow: the exact model, of which the top k_s layers learn, k_1 < ... < k_S. Our own.
+"""Top-grow: the exact model, in which the top k_s layers learn, k_1 < ... < k_S. Our own.
 
-    rows = the layers L - k_s .. L - 1, each by itself; below them the base as it is.
+    rows = the layers L - k_s .. L - 1, each by itself; below them the base is unchanged.
 
-Nothing is approximated: the gradient is that of the full model restricted to its top layers. Saved are the messages of the
-layers below, which have no adapter yet, and the backward pass through them: L + k_s layer passes a token instead of 2 L.
-What these layers make of an example is the same in every visit, so it may be stored (`prefix_cache`): with v visits of each
-example that leaves 2 k_s + (L - k_s) / v.
-Layer-wise adapters of the top layers alone are known from AdapterDrop (Rueckle et al. 2021) and LEGEND (Liu et al. 2024);
-growing them downwards, with the base's prefix exact and frozen, is what is tried here.
+Nothing is approximated: the gradient is that of the full model restricted to its top layers. What is saved are the messages
+of the layers below, which have no adapter yet, and the backward pass through them: L + k_s layer passes per token instead of
+2 L. The output of these layers for an example is the same in every visit, so it may be stored (`prefix_cache`): with v
+visits of each example 2 k_s + (L - k_s) / v passes remain. Layer-wise adapters of only the top layers are known from
+AdapterDrop (Rueckle et al. 2021) and LEGEND (Liu et al. 2024); what is new here is to grow them downwards, with the base's
+prefix exact and frozen.
 """
 
 import dataclasses
@@ -20,16 +20,16 @@ from devft_jax.developmental.schedule import validate_capacities
 
 @dataclasses.dataclass(frozen=True)
 class TopGrow(FixedGrowth):
-    """The full model of which the top layers learn, more of them in each stage.
+    """The full model in which the top layers learn, more of them in each stage.
 
     Attributes:
-      capacities: how many learn in each stage, ascending.
+      capacities: number of layers that learn in each stage, ascending.
     """
 
     capacities: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        """Refuses what no model could be grown with."""
+        """Refuse options that are wrong for any model."""
         object.__setattr__(self, "capacities", validate_capacities(self.capacities))
 
     def stage_map(self, stage: int, num_layers: int) -> LayerMap | None:

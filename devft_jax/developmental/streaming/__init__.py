@@ -1,21 +1,20 @@
-"""Linear algebra on the layer axis, a block of columns at a time.
+"""Linear algebra on the layer axis, one block of columns at a time.
 
-A leaf `[L, ...]` stacks one weight of all L layers. Seen as a matrix it has L rows and, at 7B, tens of
-millions of columns; Eq. 1 needs its Gram matrix and Eq. 5 its product with a `[G, L]` matrix, both in
-float32 although the weights are stored in 16 or 4 bits. A float32 copy of one such leaf is gigabytes, so
-every function here walks over the columns in blocks whose float32 scratch is a few megabytes and never
-more than about one float32 layer of that leaf.
+A leaf `[L, ...]` stacks one weight of all L layers. As a matrix it has L rows and, at 7B, tens of millions of columns; Eq. 1
+needs its Gram matrix and Eq. 5 its product with a `[G, L]` matrix, both in float32 although the weights are stored in 16 or
+4 bits. A float32 copy of one such leaf is gigabytes, so every function here processes the columns in blocks whose float32
+copy is a few megabytes and never more than about one float32 layer of that leaf.
 
-There are two routes behind each function, chosen by where the leaf is:
+Each function has two implementations, chosen by where the leaf is:
 
 * In host memory (numpy, memory-mapped files included, and jax arrays on a CPU device) numpy works on it
-  with a few threads, without a copy of the leaf. What comes out is numpy or jax as what went in.
-* Anything else, tracers included, goes through a `lax` loop over `dynamic_slice`. It jits, differentiates
-  and lowers for every platform, no huge leaf is ever reshaped (a reshape may copy it), and all indices
-  count along one axis, so they fit 32 bits at any model size.
+with a few threads, without a copy of the leaf. The result is numpy or jax, like the input.
+* Anything else, including tracers, goes through a `lax` loop over `dynamic_slice`. It can be jitted, differentiated
+and lowered for every platform, no huge leaf is ever reshaped (a reshape may copy it), and all indices
+count along one axis, so they fit 32 bits at any model size.
 
-Where the arrays of an opaque weight agree on their second axis (quantised in blocks along the first weight
-axis) it is dequantised block by block, otherwise whole.
+An opaque weight whose arrays have the same second axis (quantised in blocks along the first weight axis) is dequantised
+block by block, any other as a whole.
 """
 
 from typing import Any
@@ -53,10 +52,10 @@ def combine(matrix: Any, leaf: Any) -> Any:
 
 
 def take(rows: np.ndarray, leaf: Any) -> Any:
-    """Layers of a leaf, as they are stored: nothing is rounded or dequantised.
+    """Layers of a leaf as they are stored: nothing is rounded or dequantised.
 
     Args:
-      rows: i32[G], which.
+      rows: i32[G], the layers to take.
       leaf: `[L, ...]`.
     """
     if isinstance(leaf, np.ndarray):
@@ -65,7 +64,7 @@ def take(rows: np.ndarray, leaf: Any) -> Any:
 
 
 def replace(source: Any, trained: Any, full: Any) -> Any:
-    """Layer l of the result is `trained[source[l]]`, or `full[l]` where `source[l]` is -1.
+    """Layer l of the result is `trained[source[l]]`, or `full[l]` if `source[l]` is -1.
 
     Args:
       source: i32[L].

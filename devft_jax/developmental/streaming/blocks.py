@@ -1,4 +1,4 @@
-"""How a leaf is cut along one axis into blocks whose float32 form is small."""
+"""Divides a leaf along one axis into blocks whose float32 form is small."""
 
 import dataclasses
 import math
@@ -11,17 +11,17 @@ Index = tuple[slice, ...]
 
 SMALLEST_BLOCK = 2**16
 LARGEST_BLOCK = 2**21
-"""Bounds of a block in elements, of all layers together."""
+"""Smallest and largest size of a block in elements, over all layers together."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Blocks:
-    """How a leaf is cut.
+    """How a leaf is divided into blocks.
 
     Attributes:
-      axis: along which.
-      length: entries along it.
-      size: entries of a block; the last one may have fewer.
+      axis: the axis along which it is divided.
+      length: size of that axis.
+      size: size of a block along the axis; the last block may be smaller.
     """
 
     axis: int
@@ -32,15 +32,15 @@ class Blocks:
     def of(cls, shape: tuple[int, ...], length: int | None = None, *, at_once: int = 1) -> Self:
         """Blocks of a weight of `shape` `[L, ...]`, all L layers in each.
 
-        A block holds at most a quarter of a layer's worth of elements, so that the block, its transpose and a product
-        of its size stay within one float32 layer, and between 0.25 and 8 MiB in float32: smaller ones would cost more
-        calls than arithmetic, larger ones would leave the caches.
-        The cut is along the first axis that is long enough, which keeps the reads contiguous.
+        A block holds at most a quarter of a layer's elements, so that the block, its transpose and a product of its size
+        stay within one float32 layer, and between 0.25 and 8 MiB in float32: smaller blocks would cost more calls than
+        arithmetic, larger ones would not fit in the caches. The axis is the first one that is long enough, which keeps the
+        reads contiguous.
 
         Args:
           shape: `[L, ...]`.
-          length: into how many equal pieces axis 1 can be cut, where it alone can be.
-          at_once: blocks in memory together, which share the bound.
+          length: number of equal pieces into which axis 1 can be divided, if it is the only axis that can be.
+          at_once: number of blocks in memory at the same time, which share the bound.
         """
         layers, columns = shape[0], math.prod(shape[1:])
         elements = min(max(columns // 4, SMALLEST_BLOCK), LARGEST_BLOCK) // at_once
@@ -54,7 +54,7 @@ class Blocks:
         return cls(axis, length, max(1, min(length, wanted * length // max(columns, 1))))
 
     def indices(self) -> Iterator[Index]:
-        """Numpy indices of the blocks, leaving out the layer axis."""
+        """Numpy indices of the blocks, without the layer axis."""
         lead = (slice(None),) * (self.axis - 1)
         for start in range(0, self.length, self.size):
             yield (*lead, slice(start, min(start + self.size, self.length)))

@@ -1,4 +1,4 @@
-"""The route of all other leaves: one compiled loop per leaf shape, a block at a time."""
+"""The implementation for all other leaves: one compiled loop per leaf shape, one block at a time."""
 
 import functools
 from collections.abc import Callable
@@ -13,8 +13,8 @@ from devft_jax.developmental.streaming.blocks import Blocks
 
 
 def _flat(block: jax.Array) -> jax.Array:
-    # The barrier has the block in memory once, as a float32 matrix; XLA would else convert and transpose it inside the
-    # product, for each of its operands.
+    # The barrier keeps the block in memory once, as a float32 matrix; otherwise XLA would convert and transpose it inside
+    # the product, for each of its operands.
     return lax.optimization_barrier(block.astype(jnp.float32).reshape(block.shape[0], -1))
 
 
@@ -24,7 +24,7 @@ def _gram_in_float32(block: jax.Array) -> jax.Array:
 
 
 def _gram_in_bfloat16(block: jax.Array) -> jax.Array:
-    # A product of two bfloat16 numbers is a float32 number: matrix units give the same terms from halves, in one pass.
+    # The product of two bfloat16 numbers is exact in float32: matrix units give the same terms from bfloat16, in one pass.
     flat = block.reshape(block.shape[0], -1)
     return lax.dot_general(flat, flat, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
 
@@ -41,7 +41,7 @@ def _block_combine(matrix: jax.Array, block: jax.Array) -> jax.Array:
 
 
 def _cut(leaf: Any) -> tuple[Any, tuple[int, ...], Blocks]:
-    """The leaf in a form that can be cut, its shape as floats, and its blocks."""
+    """The leaf in a form that can be divided, its shape as floats, and its blocks."""
     shape = weight_shape(leaf)
     if is_opaque(leaf):
         seconds = {array.shape[1:2] for array in jax.tree.leaves(leaf)}
@@ -61,14 +61,14 @@ def _read(leaf: Any, axis: int, start: Any, size: int) -> jax.Array:
 
 
 def _read_as_stored(leaf: Any, axis: int, start: Any, size: int) -> Any:
-    # XLA would turn "cut, then convert" round and convert the whole leaf ahead of the loop. A leaf that passed a
+    # XLA would reorder "slice, then convert" and convert the whole leaf before the loop. A leaf that passed a
     # barrier together with the loop's counter has to stay inside.
     leaf, start = lax.optimization_barrier((leaf, jnp.asarray(start)))
     return jax.tree.map(lambda array: lax.dynamic_slice_in_dim(array, start, size, axis), leaf)
 
 
 def _loop(step: Callable[[Any, Any, int], Any], carry: Any, blocks: Blocks) -> Any:
-    """Folds `step(carry, start, size)` over the blocks; the last, shorter one comes after the loop."""
+    """Fold `step(carry, start, size)` over the blocks; the last, smaller one is processed after the loop."""
     count, rest = divmod(blocks.length, blocks.size)
     if count == 1:
         carry = step(carry, 0, blocks.size)
@@ -78,7 +78,7 @@ def _loop(step: Callable[[Any, Any, int], Any], carry: Any, blocks: Blocks) -> A
 
 
 def _recomputed(function: Callable[..., jax.Array], size: int) -> Callable[..., jax.Array]:
-    # Without this the backward pass would keep the float32 form of every block at once.
+    # Otherwise the backward pass would keep the float32 form of all blocks at once.
     return jax.checkpoint(functools.partial(function, size), prevent_cse=False)
 
 
@@ -105,7 +105,7 @@ def gram(leaf: Any) -> jax.Array:
 def _fill(
     part: Callable[..., jax.Array], operands: tuple[Any, ...], blocks: Blocks, shape: tuple[int, ...], dtype: Any
 ) -> jax.Array:
-    """`shape` in `dtype`, put together from `part(size, *operands, start)` for every block."""
+    """An array of `shape` and `dtype`, assembled from `part(size, *operands, start)` for every block."""
     scale = shape[blocks.axis] // max(blocks.length, 1)
 
     def write(carried: Any, *operands: Any) -> jax.Array:
@@ -117,7 +117,7 @@ def _fill(
 
     if jnp.dtype(dtype).itemsize >= 4:
         return write(dtype, *operands)
-    # XLA for CPU updates a slice of a 16-bit array by converting all of it to float32 and back, at every step.
+    # XLA for CPU updates a slice of a 16-bit array by converting all of it to float32 and back, in every step.
     wide, narrow = functools.partial(write, jnp.float32), functools.partial(write, dtype)
     return lax.platform_dependent(*operands, cpu=wide, default=narrow)
 
@@ -142,7 +142,7 @@ def combine(matrix: jax.Array, leaf: Any) -> jax.Array:
 
 @jax.jit
 def replace(source: jax.Array, trained: jax.Array, full: jax.Array) -> jax.Array:
-    """Layer l of the result is `trained[source[l]]`, or `full[l]` where `source[l]` is -1.
+    """Layer l of the result is `trained[source[l]]`, or `full[l]` if `source[l]` is -1.
 
     Args:
       source: i32[L].

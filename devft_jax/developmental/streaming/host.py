@@ -1,4 +1,4 @@
-"""The route of leaves in host memory: numpy in, numpy out, a few threads because numpy works outside Python's lock."""
+"""The implementation for leaves in host memory: numpy in, numpy out, on a few threads (numpy releases Python's lock)."""
 
 import math
 import os
@@ -13,7 +13,7 @@ import numpy as np
 from devft_jax.developmental.leaves import is_concrete
 from devft_jax.developmental.streaming.blocks import Blocks, Index
 
-# OpenBLAS, numpy's on most platforms, leaves `a @ a.T` of L rows, k columns to the calling thread up to (L + 1) L k of this.
+# OpenBLAS, numpy's on most platforms, runs `a @ a.T` of L rows, k columns on the calling thread up to (L + 1) L k of this.
 _OWN_THREAD = 2**18
 _SHORTEST_PIECE = 64
 _THREADS = min(16, os.cpu_count() or 1)
@@ -23,7 +23,7 @@ def as_numpy(leaf: Any) -> np.ndarray | None:
     """The leaf as a numpy array without a copy, if it is one array in host memory, else None.
 
     Args:
-      leaf: of a tree of weights.
+      leaf: a leaf of a tree of weights.
     """
     if isinstance(leaf, np.ndarray):
         return np.asarray(leaf)
@@ -34,11 +34,11 @@ def as_numpy(leaf: Any) -> np.ndarray | None:
 
 
 def returned(out: np.ndarray, leaf: Any) -> Any:
-    """A result as the kind of array that the leaf is, on its device, without a copy.
+    """A result as the same kind of array as the leaf, on its device, without a copy.
 
     Args:
-      out: computed here.
-      leaf: what it was computed from.
+      out: the result, computed here.
+      leaf: the leaf from which it was computed.
     """
     if isinstance(leaf, np.ndarray):
         return out
@@ -51,7 +51,7 @@ def _cut(leaf: np.ndarray) -> tuple[np.ndarray, Blocks]:
 
 
 def _empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """`np.empty` at an address that XLA needs to take the array over without a copy."""
+    """`np.empty` at an address that XLA can take over without a copy."""
     size, alignment = math.prod(shape) * np.dtype(dtype).itemsize, 64
     memory = np.empty(size + alignment, np.uint8)
     start = -memory.ctypes.data % alignment
@@ -72,7 +72,7 @@ def gram(leaf: np.ndarray) -> np.ndarray:
     """
     leaf, _ = _cut(leaf)
     blocks = Blocks.of(leaf.shape, at_once=_THREADS)
-    # Buffers are used again and again: fresh pages for every block would take longer than filling them.
+    # Buffers are reused: fresh pages for every block would take longer than filling them.
     size = leaf.size // max(blocks.length, 1) * blocks.size
     buffers: SimpleQueue[np.ndarray] = SimpleQueue()
     for _ in range(_THREADS):
@@ -91,9 +91,9 @@ def gram(leaf: np.ndarray) -> np.ndarray:
 
 
 def _product_in_pieces(rows: np.ndarray) -> np.ndarray:
-    """`rows @ rows.T` of a few long rows, in products too small for a BLAS to use threads of its own.
+    """`rows @ rows.T` of a few long rows, in products too small for a BLAS to use its own threads.
 
-    Those are one set for the process: products that several threads ask for would wait for each other.
+    A BLAS has one set of threads per process: products from several threads would wait for each other.
     """
     count, columns = rows.shape
     size = max(_SHORTEST_PIECE, 2 ** int(math.log2(max(1, _OWN_THREAD / (count * (count + 1))))))
@@ -131,7 +131,7 @@ def combine(matrix: np.ndarray, leaf: np.ndarray) -> np.ndarray:
 
 
 def replace(source: np.ndarray, trained: np.ndarray, full: np.ndarray) -> np.ndarray:
-    """Layer l of the result is `trained[source[l]]`, or `full[l]` where `source[l]` is -1.
+    """Layer l of the result is `trained[source[l]]`, or `full[l]` if `source[l]` is -1.
 
     Args:
       source: i32[L].
