@@ -1,4 +1,4 @@
-"""Federated instruction data: from a file, a glob or a name to clients with tokenised examples."""
+"""Federated instruction data: from files, a glob or a name to clients with tokenised examples."""
 
 from devft_jax.data.batches import (
     bucket_for,

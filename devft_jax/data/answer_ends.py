@@ -1,8 +1,8 @@
-"""At which tokens answers end: what ended them in training ends them in generation and in exports.
+"""The tokens that end answers: those that ended them in training also end them in generation and in exports.
 
-A chat template may end a turn with a special token that is not the tokenizer's eos. The run's split.json records the tokens
-in which its examples ended (`ends_with`, as texts); the adapter that is made of the run takes them along as the ids of a
-generation_config.json, as transformers has them beside a model.
+A chat template may end a turn with a special token other than the tokenizer's eos. The run's split.json records the tokens
+that ended its examples (`ends_with`, as texts); the run's adapter stores them as the ids of a generation_config.json, as
+transformers does for a model.
 """
 
 from collections.abc import Sequence
@@ -23,11 +23,11 @@ _PROBE = Record(instruction="a", input="", output="b", category=None, origin="a 
 
 
 def ends_of_data(data: FederatedData, model: Model) -> list[int]:
-    """Ids of the tokens in which trained answers ended; empty where the data's tokenizer is not the model's.
+    """Ids of the tokens that ended trained answers; empty if the data's tokenizer is not the model's.
 
     Args:
-      data: that was trained on.
-      model: that was trained.
+      data: the training data.
+      model: the trained model.
     """
     if not data.ends_with or not model.has_tokenizer:
         return []
@@ -36,14 +36,14 @@ def ends_of_data(data: FederatedData, model: Model) -> list[int]:
 
 
 def ends_of_texts(texts: Sequence[str], tokenizer: Any) -> list[int]:
-    """Ids of the tokens in which a run's trained answers ended.
+    """Ids of the tokens that ended a run's trained answers.
 
     Args:
-      texts: of these tokens, as the run's split records them.
-      tokenizer: the run's.
+      texts: texts of these tokens, as recorded in the run's split.
+      tokenizer: the run's tokenizer.
 
     Raises:
-      InputError: the tokenizer lacks one of them.
+      InputError: the tokenizer does not have one of them.
     """
     vocabulary = tokenizer.get_vocab()
     for text in texts:
@@ -56,18 +56,18 @@ def ends_of_texts(texts: Sequence[str], tokenizer: Any) -> list[int]:
 
 
 def ends_of_template(template: str, tokenizer: Any) -> list[int]:
-    """The token in which a template ends an answer, as it would in training; empty where that is the tokenizer's eos.
+    """The token with which a template ends an answer in training; empty if that is the tokenizer's eos.
 
     Args:
-      template: not `auto`.
-      tokenizer: of `transformers`.
+      template: a template other than `auto`.
+      tokenizer: a tokenizer of `transformers`.
     """
     if template != "chat":
         return []
     try:
         answer = renderer(template, tokenizer)(_PROBE)[-1].text
     except InputError:
-        # Some templates want more of a conversation than this; they word what is asked, or refuse it, by themselves.
+        # Some templates require more of a conversation than this one; they supply the question themselves, or refuse.
         return []
     ids = tokenizer(answer, add_special_tokens=False)["input_ids"]
     special = {*tokenizer.all_special_ids, *getattr(tokenizer, "added_tokens_decoder", {})}
@@ -75,10 +75,10 @@ def ends_of_template(template: str, tokenizer: Any) -> list[int]:
 
 
 def ends_of_adapter(folder: Path) -> list[int]:
-    """Ids at which the answers of a PEFT adapter end, as the generation_config.json beside it says; empty without one.
+    """Ids of the tokens that end answers of a PEFT adapter, from the generation_config.json beside it; empty without one.
 
     Args:
-      folder: of the adapter.
+      folder: the adapter's folder.
     """
     file = folder / GENERATION_CONFIG_FILE
     return eos_ids_of(read_json(file), file) if file.is_file() else []

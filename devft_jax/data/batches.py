@@ -1,12 +1,12 @@
-"""From examples to arrays of a few fixed shapes: what a client draws, and padded rows of it.
+"""Arrays of a few fixed shapes from examples: what a client draws, and padded rows of it.
 
-Data order folds (seed, global round, client id) and nothing else: every algorithm and every growth
-schedule trains on the same examples, and adding, dropping or reordering other clients changes
-nobody's draw. As in OpenFedLLM's rounds a client draws without replacement and takes exactly the
-number of local steps asked for; one with too few examples starts over, freshly shuffled.
+Data order is derived from (seed, global round, client id) and nothing else: every algorithm and every growth trains on the
+same examples, and adding, removing or reordering other clients does not change a client's draw. As in OpenFedLLM's rounds a
+client draws without replacement and takes exactly the requested number of local steps; a client with too few examples starts
+over, freshly shuffled.
 
-Lengths are padded to a few buckets, so that XLA compiles a few programs and short examples do not
-pay for the longest. Padding is on the right, where causal attention never sees it.
+Lengths are padded to a few buckets, so that XLA compiles few programs and short examples are not padded to the longest.
+Padding is on the right, where causal attention never sees it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -33,15 +33,15 @@ def draw_examples(
 
     Args:
       client_indices: i64[n], the client's examples; n >= 1.
-      seed: of the run.
+      seed: seed of the run.
       round: global round, counted through all stages.
       client_id: stable id of the client.
-      steps: local steps S.
+      steps: S, local steps.
       batch_size: B.
 
     Returns:
       i64[S, B], members of `client_indices`. Read row by row, each run of n is a permutation of
-        them; fewer steps give the first rows of more.
+          them; with fewer steps the result is the first rows of that with more.
     """
     needed = steps * batch_size
     stream = random_stream(_DRAW_STREAM, seed, round, client_id)
@@ -56,8 +56,8 @@ def length_buckets(max_length: int, *, smallest: int = 32) -> tuple[int, ...]:
     Both are rounded up to multiples of 8, the narrowest tile of the accelerators.
 
     Args:
-      max_length: of an example.
-      smallest: bucket.
+      max_length: largest length of an example.
+      smallest: the smallest bucket.
     """
     largest = -(-max_length // 8) * 8
     buckets = [-(-smallest // 8) * 8]
@@ -67,19 +67,19 @@ def length_buckets(max_length: int, *, smallest: int = 32) -> tuple[int, ...]:
 
 
 def fitted_lengths(lengths: np.ndarray, most: int, *, worth: float = 0.05) -> tuple[int, ...]:
-    """The padded lengths to which examples of these lengths lose least, ascending.
+    """The padded lengths, ascending, with which examples of these lengths need the least padding.
 
-    Every example is padded to the shortest of them that holds it, all in multiples of 8 tokens. As many are taken, up to
-    `most`, as each save the share `worth` of all tokens run; each is one more program to compile.
+    Every example is padded to the shortest length that holds it; all are multiples of 8 tokens. Lengths are added, up to
+    `most`, as long as each saves the share `worth` of all tokens run; each one is another program to compile.
 
     Args:
       lengths: integers [N], positive.
-      most: number of padded lengths, 1 or more.
+      most: largest number of padded lengths, at least 1.
       worth: share of all tokens that each of them must save.
     """
     steps, counts = np.unique(-(-np.asarray(lengths) // 8), return_counts=True)
     below = np.concatenate([[0], np.cumsum(counts)])
-    # cost[i]: least padded tokens of the examples of the first i steps, with as many lengths as rows were made.
+    # cost[i]: fewest padded tokens for the examples of the first i steps, with as many lengths as rows so far.
     cost = np.concatenate([[0.0], np.full(len(steps), np.inf)])
     parents: list[np.ndarray] = []
     totals: list[float] = []
@@ -101,11 +101,11 @@ def fitted_lengths(lengths: np.ndarray, most: int, *, worth: float = 0.05) -> tu
 
 
 def bucket_for(length: int, buckets: Sequence[int]) -> int:
-    """The smallest of ascending `buckets` that holds `length` tokens; ValueError if none does.
+    """The smallest of ascending `buckets` that holds `length` tokens; raises ValueError if none does.
 
     Args:
-      length: tokens.
-      buckets: ascending.
+      length: number of tokens.
+      buckets: padded lengths, ascending.
     """
     for bucket in buckets:
         if length <= bucket:
@@ -118,16 +118,16 @@ def gather_batch(examples: Examples, index: np.ndarray, length: int, pad_id: int
 
     Args:
       examples: N examples.
-      index: integers [...] into the examples; -1 makes a row that is all padding.
-      length: T, at least that of the longest example named.
-      pad_id: token of the padding.
+      index: integers [...], numbers of examples; -1 gives a row of padding.
+      length: T, at least the length of the longest of these examples.
+      pad_id: token id of the padding.
 
     Returns:
-      tokens i32[..., T], and mask bool[..., T] that is True where the token is one of an answer,
-        which the model predicts at the position before; False at position 0, which nothing predicts.
+      tokens i32[..., T], and mask bool[..., T] that is True for tokens of an answer, which the model
+          predicts at the position before; False at position 0, which is never predicted.
 
     Raises:
-      ValueError: an example named is longer than T.
+      ValueError: one of the examples is longer than T.
     """
     index = np.asarray(index)
     lengths = np.where(index < 0, 0, examples.lengths[index])
@@ -143,12 +143,12 @@ def gather_batch(examples: Examples, index: np.ndarray, length: int, pad_id: int
 def evaluation_order(examples: Examples, batch_size: int, buckets: Sequence[int]) -> Iterator[tuple[np.ndarray, int]]:
     """Every example once, shortest first, in batches of few shapes and little padding.
 
-    Yields (index i64[B], T) with T out of `buckets`, ascending. The last batch is filled up with rows of index -1.
+    Yields (index i64[B], T) with T from `buckets`, ascending. The last batch is filled up with rows of index -1.
 
     Args:
-      examples: to be evaluated.
+      examples: the examples to evaluate.
       batch_size: B.
-      buckets: ascending.
+      buckets: padded lengths, ascending.
     """
     lengths = examples.lengths
     order = np.argsort(lengths, kind="stable")
@@ -165,10 +165,10 @@ def evaluation_batches(
     Yields (index i64[B], tokens i32[B, T], mask bool[B, T]); rows of index -1 are all padding and masked out.
 
     Args:
-      examples: to be evaluated.
+      examples: the examples to evaluate.
       batch_size: B.
-      buckets: ascending.
-      pad_id: token of the padding.
+      buckets: padded lengths, ascending.
+      pad_id: token id of the padding.
     """
     for index, length in evaluation_order(examples, batch_size, buckets):
         yield index, *gather_batch(examples, index, length, pad_id)

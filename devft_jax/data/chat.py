@@ -1,4 +1,4 @@
-"""Chat templates, rendered by a process of their own (`devft_jax.data.chat_worker`) within bounds of time and memory."""
+"""Chat templates, rendered in a separate process (`devft_jax.data.chat_worker`) with limits on time and memory."""
 
 import datetime
 import functools
@@ -13,28 +13,28 @@ from typing import Any
 
 from devft_jax.data.chat_worker import MEMORY
 
-# Templates such as LLaMA 3.2's print today's date, under which no run could be repeated. This is the
-# day that LLaMA 3.1's template names.
+# Templates such as LLaMA 3.2's print the current date, which would make runs irreproducible. This is the
+# date in LLaMA 3.1's template.
 CHAT_DATE = datetime.date(2024, 7, 26)
 
 
-# How long a rendering may compute: thousands of times what a long conversation takes.
+# Computing time of one rendering: thousands of times what a long conversation takes.
 SECONDS = 2.0
 
 
 class ChatTemplateError(ValueError):
-    """A template gave no text; says why."""
+    """A template produced no text; the message says why."""
 
 
 class ChatTemplate:
     """A chat template as a function of conversations.
 
-    Its process starts with the first of them, serves all others and ends with this object.
+    The process starts with the first conversation, renders all others and ends with this object.
 
     Args:
-      template: in jinja.
-      names: what it may read besides the conversation, such as `bos_token`; JSON values.
-      seconds: of computing, for one rendering.
+      template: the template, in jinja.
+      names: names that it may read besides the conversation, such as `bos_token`; JSON values.
+      seconds: limit of the computing time of one rendering.
     """
 
     def __init__(self, template: str, names: Mapping[str, Any], seconds: float = SECONDS):
@@ -46,14 +46,14 @@ class ChatTemplate:
         self._lock = threading.Lock()
 
     def __call__(self, turns: Sequence[Mapping[str, str]], cuts: Sequence[tuple[int, bool]]) -> list[str]:
-        """The text of each cut: of so many of the turns, with or without what asks for an answer.
+        """The text of each cut: of the first turns, with or without the prompt for an answer.
 
         Args:
-          turns: of the conversation, each with `role` and `content`.
-          cuts: (number of turns, whether an answer is asked for) of each text.
+          turns: the conversation's turns, each with `role` and `content`.
+          cuts: for each text, (number of turns, whether it ends with the prompt for an answer).
 
         Raises:
-          ChatTemplateError: the template is wrong, refuses the conversation, or goes on and on.
+          ChatTemplateError: the template is invalid, refuses the conversation, or does not end.
         """
         with self._lock:
             try:
@@ -64,7 +64,7 @@ class ChatTemplate:
                     f"it takes more than {self.seconds:g} s or {MEMORY // 2**20} MiB for one conversation"
                 ) from error
             except BaseException:
-                # An answer that is still on its way would be taken for the next one's.
+                # A late answer would otherwise be taken for the answer to the next request.
                 self.close()
                 raise
         if isinstance(answer, dict):
@@ -79,7 +79,7 @@ class ChatTemplate:
 
     def _ask(self, request: str) -> Any:
         if self._process is None:
-            # -P: the folder of the script holds modules whose names are others' as well.
+            # -P: the script's folder has modules with the names of other packages.
             command = [sys.executable, "-P", str(resources.files("devft_jax.data") / "chat_worker.py")]
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
@@ -108,10 +108,10 @@ def _shared(template: str, names: str) -> ChatTemplate:
 
 
 def chat_template(template: str, names: Mapping[str, Any]) -> ChatTemplate:
-    """A `ChatTemplate`, the same for the same arguments, so that one process serves whoever asks.
+    """A `ChatTemplate`, the same object for the same arguments, so that one process serves all callers.
 
     Args:
-      template: in jinja.
+      template: the template, in jinja.
       names: as in `ChatTemplate`.
     """
     return _shared(template, json.dumps(dict(names), sort_keys=True, default=str))

@@ -1,11 +1,11 @@
-"""Renders chat templates as a process of its own: a template is a program, and it may come from anywhere.
+"""Renders chat templates in a separate process, because a template is a program and may come from anywhere.
 
 The process imports jinja2 and nothing of this package. Its first line of input is
-`{"template", "names", "today", "seconds"}`: the template, what it may read besides the conversation, the date that it gets
-and how long a rendering may compute. Every further line is `{"turns", "cuts"}`, answered by a line with the text of each
-cut, `[number of turns, whether an answer is asked for]`, or with `{"error"}`. What a template may use is what Hugging
-Face's documentation of chat templates promises, in jinja2's sandbox. A rendering that takes more time or memory than any
-conversation needs ends the process, and its reader notices.
+`{"template", "names", "today", "seconds"}`: the template, the names that it may read besides the conversation, the current
+date for the template, and the computing time of one rendering. Every further line is `{"turns", "cuts"}`, answered by a line
+with the text of each cut, `[number of turns, whether it ends with the prompt for an answer]`, or with `{"error"}`. Templates
+may use what Hugging Face's documentation of chat templates promises, in jinja2's sandbox. A rendering that exceeds its time
+or memory ends the process, which its reader detects.
 """
 
 import datetime
@@ -24,12 +24,12 @@ import jinja2.nodes
 import jinja2.sandbox
 import jinja2.utils
 
-# Bytes of memory of the process.
+# Memory limit of the process, in bytes.
 MEMORY = 2**30
 
 
 class Generation(jinja2.ext.Extension):
-    """The block `generation`, by which templates mark answers for others; here it is its content.
+    """The block `generation`, with which templates mark answers for other tools; here only its content is used.
 
     Attributes:
       tags: the names of the block, for jinja2.
@@ -41,7 +41,7 @@ class Generation(jinja2.ext.Extension):
         """The block as a node.
 
         Args:
-          parser: of jinja2, at the block.
+          parser: jinja2's parser, at the block.
         """
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
@@ -49,7 +49,7 @@ class Generation(jinja2.ext.Extension):
 
 
 class Namespace(jinja2.utils.Namespace):
-    """Values that a template may set; not those that Python keeps for itself."""
+    """Values that a template may set, except Python's special names."""
 
     def __setitem__(self, name: str, value: Any) -> None:
         """Set a value."""
@@ -59,10 +59,10 @@ class Namespace(jinja2.utils.Namespace):
 
 
 def environment(today: datetime.date) -> jinja2.sandbox.ImmutableSandboxedEnvironment:
-    """What templates are read and run in.
+    """The jinja2 environment in which templates are parsed and run.
 
     Args:
-      today: the date that templates get.
+      today: the current date for templates.
     """
 
     def refuse(message: str) -> None:
@@ -91,13 +91,13 @@ def environment(today: datetime.date) -> jinja2.sandbox.ImmutableSandboxedEnviro
 
 
 def bounded(compute: Callable[[], Any], seconds: float) -> Any:
-    """What `compute` gives, or `{"error"}`; without an answer in that time or memory the process ends.
+    """The result of `compute`, or `{"error"}`; if it exceeds the time or memory limit, the process ends.
 
     Args:
-      compute: what is to be computed.
-      seconds: of computing.
+      compute: the function to call.
+      seconds: limit of the computing time.
     """
-    # Nobody handles the signal, so that it ends the process wherever it is.
+    # Nothing handles the signal, so it ends the process wherever it is.
     signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
     try:
         return compute()
@@ -110,10 +110,10 @@ def bounded(compute: Callable[[], Any], seconds: float) -> Any:
 
 
 def answer(template: Any, start: dict[str, Any], request: dict[str, Any]) -> list[str] | dict[str, str]:
-    """The texts that a request asks for, or why there are none.
+    """The texts for a request, or the reason why there are none.
 
     Args:
-      template: of jinja2.
+      template: the template of jinja2.
       start: the first line of input.
       request: another line of input.
     """
@@ -136,7 +136,7 @@ def main() -> None:
     """Answer requests until the input ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _, most = resource.getrlimit(resource.RLIMIT_AS)
-    with suppress(ValueError, OSError):  # not every system bounds it; the time is bounded on all
+    with suppress(ValueError, OSError):  # not every system can limit memory; time is limited on all
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY if most < 0 else min(MEMORY, most), most))
     start = json.loads(sys.stdin.buffer.readline())
     made = environment(datetime.date.fromisoformat(start["today"]))

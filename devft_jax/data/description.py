@@ -1,4 +1,4 @@
-"""A split in words: the table that the terminal shows, and the fields of `split.json`."""
+"""A split in words: the table for the terminal, and the fields of `split.json`."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ from devft_jax.files import printable
 from devft_jax.storage.records import ClientRecord, SplitRecord
 
 _PLURALS = {"category": "categories", "topic": "topics", "length": "lengths in tokens"}
-"""What the groups of a kind are called in the table."""
+"""Plural names of the kinds of groups, for the table."""
 
 
 def describe(data: FederatedData, *, max_clients: int = 50) -> str:
@@ -17,7 +17,7 @@ def describe(data: FederatedData, *, max_clients: int = 50) -> str:
 
     Args:
       data: the data and its split.
-      max_clients: clients beyond these are only counted.
+      max_clients: further clients are only counted.
     """
     groups = _shown_groups(data)
     rows: list[tuple[str, ...]] = [("client", "examples", "tokens", _PLURALS[groups.kind] if groups else "")]
@@ -52,9 +52,9 @@ def _row(name: str, examples: Examples, groups: Groups | None, indices: np.ndarr
 
 
 def split_record(data: FederatedData) -> SplitRecord:
-    """The split as `split.json` holds it: all groups in order, what each client has, and how prompts are worded.
+    """The split as stored in `split.json`: all groups in order, what each client has, and how prompts are worded.
 
-    A client's groups are counts of examples by name, without those it lacks and without examples that have no category.
+    A client's groups are counts of examples by name, without groups that it does not have and examples without a category.
 
     Args:
       data: the data and its split.
@@ -86,7 +86,7 @@ def split_record(data: FederatedData) -> SplitRecord:
 
 
 def _shown_groups(data: FederatedData) -> Groups | None:
-    """The groups by which a client's examples are counted: those that the split was drawn over, else categories, if any."""
+    """The groups by which a client's examples are counted: those used by the split, otherwise categories, if any."""
     if data.groups is not None:
         return data.groups
     # A client of a field split is its category.

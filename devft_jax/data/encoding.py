@@ -1,12 +1,10 @@
-"""Records to token ids, with exact borders between what the model is given and what it should say.
+"""Encodes records as token ids, with exact borders between prompts and answers.
 
-Under a text template an example is what the tokenizer itself puts before a text (its bos, or
-nothing), then every prompt and every `answer + eos` in turn, each tokenised apart, so that the
-borders where the loss begins are exact and a prompt has the same ids as when the model generates
-from it. A chat template prints bos and the ends of turns itself; its text is tokenised as a whole
-where the tokenizer then keeps the borders, as it does with nearly every template, and apart where a
-token would reach across one. An eos follows the last answer only if the template ends it with no
-token of that kind.
+With a text template an example is what the tokenizer itself puts before a text (its bos, or nothing), then every prompt and
+every `answer + eos` in turn, each tokenised separately, so that the borders where the loss begins are exact and a prompt has
+the same ids as in generation. A chat template prints bos and the ends of turns itself; its text is tokenised as a whole if
+the tokenizer then keeps the borders, as it does with nearly every template, and in parts if a token would span a border. An
+eos is added after the last answer only if the template does not end it with such a token.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,22 +16,22 @@ from devft_jax.data.records import Record
 
 
 def prompt_tokens(record: Record, tokenizer: Any, template: str) -> list[int]:
-    """Token ids of an instruction's prompt, as `tokenize` makes them, those that lead a text included.
+    """Token ids of an instruction's prompt, including leading tokens, equal to those that `tokenize` makes.
 
     Args:
-      record: an instruction, or a conversation whose last answer is asked for.
-      tokenizer: of `transformers`.
-      template: name of a prompt template, but not `auto`.
+      record: an instruction, or a conversation whose last answer is to be generated.
+      tokenizer: a tokenizer of `transformers`.
+      template: name of a prompt template other than `auto`.
     """
     encode = Encoder(tokenizer, lambda record: [], 0, template)
     return encode.prompt(prompt_text(record, template, tokenizer))
 
 
 def leading_tokens(tokenizer: Any) -> list[int]:
-    """Ids that the tokenizer puts before a text by its own rule: often its bos, or nothing.
+    """Ids that the tokenizer itself puts before a text: often its bos, or nothing.
 
     Args:
-      tokenizer: of `transformers`.
+      tokenizer: a tokenizer of `transformers`.
     """
     bare, whole = (
         tokenizer(["a"], add_special_tokens=special, return_attention_mask=False, verbose=False)["input_ids"][0]
@@ -44,13 +42,13 @@ def leading_tokens(tokenizer: Any) -> list[int]:
 
 
 class Encoded(NamedTuple):
-    """An example, not yet stored.
+    """An encoded example that is not stored yet.
 
     Attributes:
-      tokens: ids; empty where no answer fits.
-      flags: whether each token is an answer's.
+      tokens: ids; empty if no answer fits.
+      flags: whether each token belongs to an answer.
       cut: whether it was cut at the length limit.
-      answers: with how many of its record's answers it ends; 0 for all of the record.
+      answers: the number of its record's answers after which it ends; 0 for the whole record.
     """
 
     tokens: list[int]
@@ -60,13 +58,13 @@ class Encoded(NamedTuple):
 
 
 class Encoder:
-    """Batches of records to token ids and a flag for each, cut at the length limit.
+    """Encodes batches of records as token ids with one flag per token, cut at the length limit.
 
     Args:
-      tokenizer: of `transformers`.
-      render: gives the segments of a record.
+      tokenizer: a tokenizer of `transformers`.
+      render: returns the segments of a record.
       max_length: most tokens of an example.
-      template: name of a prompt template, but not `auto`.
+      template: name of a prompt template other than `auto`.
     """
 
     def __init__(self, tokenizer: Any, render: Callable[[Record], list[Segment]], max_length: int, template: str) -> None:
@@ -82,10 +80,10 @@ class Encoder:
             self.ends |= {*tokenizer.all_special_ids, *getattr(tokenizer, "added_tokens_decoder", {})}
 
     def __call__(self, records: Sequence[Record]) -> Iterator[list[Encoded]]:
-        """The examples of every record: none where no answer fits.
+        """The examples of every record; empty for a record of which no answer fits.
 
         Args:
-          records: some of all, to be tokenised at once.
+          records: a batch of records, tokenised at once.
         """
         passes = [_passes(self.render(record)) for record in records]
         units = [unit for some in passes for segments in some for unit in self._units(segments)]
@@ -95,7 +93,7 @@ class Encoder:
             yield self._numbered(some, rows)
 
     def _units(self, segments: list[Segment]) -> list[list[Segment]]:
-        """What is tokenised as one text: all, an answer with its prompt, or every segment by itself."""
+        """The parts that are tokenised as one text: everything, an answer with its prompt, or every single segment."""
         size = len(segments) if self.chats else 2 if self.joins else 1
         return [segments[start : start + size] for start in range(0, len(segments), size)]
 
@@ -117,7 +115,8 @@ class Encoder:
 
     @staticmethod
     def _numbered(passes: list[list[Segment]], examples: list[Encoded]) -> list[Encoded]:
-        """The examples that fit, with the number of answers that each ends with; the last says that others do not."""
+        """The examples that fit, with the number of answers after which each ends; if others do not fit, the last one says
+        so."""
         if len(passes) > 1:
             answers = accumulate(sum(segment.is_answer for segment in segments) for segments in passes)
             examples = [example._replace(answers=count) for example, count in zip(examples, answers, strict=True)]
@@ -127,23 +126,23 @@ class Encoder:
         return fitting
 
     def prompt(self, text: str) -> list[int]:
-        """Ids of text that comes first and asks for an answer.
+        """Ids of a text that comes first and asks for an answer.
 
         Args:
-          text: of the prompt.
+          text: the text of the prompt.
         """
         return [*self.lead, *self._ids([text])[0]]
 
     def _cut(self, tokens: list[int], flags: list[bool]) -> Encoded:
         cut = len(tokens) > self.max_length
-        # After the last answer token there is nothing to learn.
+        # There is nothing to learn after the last answer token.
         length = min(len(tokens), self.max_length)
         while length and not flags[length - 1]:
             length -= 1
         return Encoded(tokens[:length], flags[:length], cut)
 
     def _joined(self, texts: list[list[Segment]], apart: list[list[list[int]]]) -> list[list[list[int]]]:
-        """Ids by segment as in the tokens of the whole text, if it has a border between tokens where segments have."""
+        """Ids by segment as in the tokens of the whole text, if token borders match the segments' borders."""
         wholes = self._ids(["".join(segment.text for segment in segments) for segments in texts])
         return [
             ids if [*chain.from_iterable(ids)] == whole else self._split(segments, whole) or ids
@@ -151,7 +150,7 @@ class Encoder:
         ]
 
     def _split(self, segments: list[Segment], whole: list[int]) -> list[list[int]] | None:
-        # Each text up to a border, tokenised like a prompt, must give the ids that the whole begins with.
+        # Each text up to a border, tokenised like a prompt, must give the first ids of the whole text.
         beginnings = self._ids([*accumulate(segment.text for segment in segments[:-1])])
         borders = [0, *map(len, beginnings), len(whole)]
         if any(whole[: len(ids)] != ids for ids in beginnings) or borders != sorted(borders):
@@ -159,12 +158,12 @@ class Encoder:
         return [whole[start:stop] for start, stop in pairwise(borders)]
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
-        # verbose=False: lengths are dealt with here, the tokenizer need not warn about its own limit.
+        # verbose=False: lengths are handled here, so the tokenizer need not warn about its own limit.
         encoded = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
         return encoded["input_ids"]
 
 
 def _passes(segments: list[Segment]) -> list[list[Segment]]:
-    """The segments of each text that a record became."""
+    """The segments of each text into which a record was rendered."""
     starts = [0, *(index for index, segment in enumerate(segments) if segment.begins and index), len(segments)]
     return [segments[start:stop] for start, stop in pairwise(starts)]

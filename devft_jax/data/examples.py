@@ -1,4 +1,4 @@
-"""Tokenised examples: all of them end to end in one array, with a flag a token beside it."""
+"""Tokenised examples, concatenated in one array, with one flag per token in another."""
 
 from dataclasses import dataclass, replace
 
@@ -7,19 +7,19 @@ import numpy as np
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """N tokenised examples of T_n tokens each, in one array that other examples may share.
+    """N tokenised examples of T_n tokens each, in an array that other examples may share.
 
     Attributes:
-      tokens: i32[at least sum of T_n].
-      is_answer: bool, like `tokens`: whether the assistant says the token, so that the loss covers it.
+      tokens: i32[M], M at least the sum of T_n.
+      is_answer: bool[M]: whether the token belongs to an answer, so that the loss covers it.
       starts: i64[N]; example n is `tokens[starts[n]:starts[n] + lengths[n]]`.
       lengths: i64[N], tokens of each example.
-      prompt_lengths: i32[N], tokens before the first of an answer, those that lead the example included.
-      record_index: i64[N], ascending, which of the tokenised records each example came from; several of one follow each
-        other.
-      answers: i32[N], with how many of its record's answers the example ends; 0 for all of the record.
-      category_codes: i32[N], index into `category_names`; -1 for a record without category.
-      category_names: the categories of all records, sorted, also those of records that were dropped.
+      prompt_lengths: i32[N], tokens before the first answer token, including leading tokens.
+      record_index: i64[N], ascending, the number of the record from which each example was made; examples of one record are
+        next to each other.
+      answers: i32[N], the number of its record's answers after which the example ends; 0 for the whole record.
+      category_codes: i32[N], index into `category_names`; -1 for a record without a category.
+      category_names: the categories of all records, sorted, including those of dropped records.
       truncated: bool[N], whether the example was cut at the length limit.
     """
 
@@ -47,7 +47,7 @@ class Examples:
         return self.tokens[self.starts[n] : self.starts[n] + self.lengths[n]]
 
     def take(self, index: np.ndarray) -> "Examples":
-        """The examples at `index` i64[M], in that order; they share the tokens with these.
+        """The examples at `index` i64[M], in that order; they share the token arrays with these.
 
         Args:
           index: i64[M], numbers of examples.
@@ -65,5 +65,5 @@ class Examples:
 
     @property
     def owners(self) -> np.ndarray:
-        """i64[N], ascending, the number of each example's record among those that have examples."""
+        """i64[N], ascending, the number of each example's record among the records that have examples."""
         return np.cumsum(np.diff(self.record_index, prepend=self.record_index[:1]) != 0)

@@ -1,13 +1,12 @@
-"""Federated instruction data: from a file, a glob or a name to clients with tokenised examples.
+"""Federated instruction data: from files, a glob or a name to clients with tokenised examples.
 
-`build_federated_data` composes the room: sources, records, tokens, held-out part, partition. All
-that follows works on numpy arrays: `Examples` hold the token ids once, a `Client` is a name, a
-stable id and indices into them, and `batches` turns a draw into padded rows. Records are read as a
-stream and token ids are mapped from disk, so that a data set may be larger than memory; only the
-records of held-out examples are kept as they are.
+`build_federated_data` does all steps: sources, records, tokens, held-out part, partition. Later code works on numpy arrays:
+`Examples` hold the token ids once, a `Client` is a name, a stable id and indices into them, and `batches` turns a draw into
+padded rows. Records are read as a stream and token ids are memory-mapped, so that a data set may be larger than memory; only
+the records of held-out examples are kept as text.
 
-Splits by topic, length and quantity do not depend on the order of the records, only on their contents and the seed.
-The others that are drawn (iid, dirichlet) do, as does what `data_limit` keeps and `test_fraction` holds out.
+Splits by topic, length and quantity do not depend on the order of the records, only on their contents and the seed. The
+other drawn splits (iid, dirichlet) do, and so do the selections of `data_limit` and `test_fraction`.
 """
 
 import dataclasses
@@ -31,25 +30,25 @@ from devft_jax.data.tokens import special_borders, tokenize
 from devft_jax.errors import InputError
 from devft_jax.files import printable
 
-# Seed of the generated text that is public; built-in data has seed 0.
+# Seed of the generated public text; built-in data has seed 0.
 _PUBLIC_SEED = 1
 
 
 @dataclass(frozen=True, eq=False)
 class FederatedData:
-    """All that a run trains and tests on.
+    """The training and test data of a run.
 
     Attributes:
-      train: examples that are trained on.
-      clients: every example of `train` belongs to exactly one.
-      partition: the method used, auto resolved.
+      train: examples for training.
+      clients: every example of `train` belongs to exactly one of them.
+      partition: the method used, with auto resolved.
       test: held-out examples, if any.
       test_records: the record of each test example, in the same order, for graders that read text.
-      template: the template used, auto resolved.
-      begins_with: the special tokens that lead every example, in order.
-      ends_with: the special tokens in which answers end, any of them.
-      notes: what was decided automatically and the user should know, a sentence each.
-      groups: topics or bins of lengths of `train` that the split was drawn over; None for other splits.
+      template: the template used, with auto resolved.
+      begins_with: the special tokens that begin every example, in order.
+      ends_with: the special tokens that end answers (each answer ends with one of them).
+      notes: automatic decisions that the user should know, one sentence each.
+      groups: topics or bins of lengths of `train` that the split used; None for other splits.
     """
 
     train: Examples
@@ -69,11 +68,11 @@ def build_federated_data(options: DataOptions, tokenizer: object, *, seed: int =
 
     Args:
       options: any object with the fields of `DataOptions`.
-      tokenizer: of `transformers`.
-      seed: non-negative; decides the held-out examples and the split, not what a limit keeps.
+      tokenizer: a tokenizer of `transformers`.
+      seed: non-negative; determines the held-out examples and the split, but not the selection of a limit.
 
     Raises:
-      InputError: an unusable option, unreadable data, or a client without an example.
+      InputError: an option or the data is invalid, or a client has no example.
     """
     validate_data(options)
     sources = _load(options.data, options, options.data_limit)
@@ -119,7 +118,7 @@ def build_federated_data(options: DataOptions, tokenizer: object, *, seed: int =
 
 
 def _notes_on_files(options: DataOptions, set_aside: Sequence[Path]) -> list[str]:
-    """What became of the files that a folder sets aside."""
+    """Notes on the files that a folder sets aside."""
     if not set_aside:
         return []
     folder = only_folder(options.data) or Path()
@@ -130,7 +129,7 @@ def _notes_on_files(options: DataOptions, set_aside: Sequence[Path]) -> list[str
 
 
 def _notes_on_turns(train: Examples) -> list[str]:
-    """How many conversations are several examples, because the chat template would have it so."""
+    """A note on conversations that became several examples because of the chat template."""
     parts = train.record_index[train.answers > 0]
     if not len(parts):
         return []
@@ -141,13 +140,13 @@ def _notes_on_turns(train: Examples) -> list[str]:
 
 
 def public_examples(spec: str | None, count: int, tokenizer: object, options: DataOptions) -> Examples:
-    """Examples of public text, which is nobody's training data: what a model may be looked at with beforehand.
+    """Examples of public text, which is not training data and may be used to inspect a model in advance.
 
     Args:
-      spec: named like `data`; None for generated microtasks of a seed of their own, none of which is a test record.
-      count: most examples.
-      tokenizer: of `transformers`.
-      options: of the run's data: template, fields and lengths.
+      spec: data named like `data`; None for generated microtasks with a seed of their own, none of which is a test record.
+      count: largest number of examples.
+      tokenizer: a tokenizer of `transformers`.
+      options: the run's data options: template, fields and lengths.
 
     Raises:
       InputError: the data cannot be read.
@@ -166,7 +165,7 @@ def public_examples(spec: str | None, count: int, tokenizer: object, options: Da
 
 
 def pool(data: FederatedData) -> FederatedData:
-    """The same data with one client, which holds the examples of all; its name is pool and its id 0.
+    """The same data with one client, which holds all examples; its name is pool and its id 0.
 
     Args:
       data: the data and its split.
@@ -180,7 +179,7 @@ def _load(spec: str | Sequence[str], options: DataOptions, limit: int | None, *,
 
 
 def _records_of(examples: Examples, records: Records) -> tuple[Record, ...]:
-    """The record of each example, up to the answer that the example ends with."""
+    """The record of each example, up to the answer with which the example ends."""
     found = zip(records.at(examples.record_index), examples.answers.tolist(), strict=True)
     return tuple(record.until(answers) if answers else record for record, answers in found)
 

@@ -1,12 +1,10 @@
-"""Rows of a data file as a stream: JSON, JSONL, CSV, TSV and Parquet, the text formats also gzipped.
+"""Reads rows of a data file as a stream: JSON, JSONL, CSV, TSV and Parquet, the text formats also gzipped.
 
-A row is a number, counted from 1, and an object of named values. The number is what an editor shows
-where there are lines: JSONL gives the line, CSV and TSV (RFC 4180 quotes, so that a value may hold
-line breaks) the line on which the row starts; a JSON array and Parquet give the record. Text is
-UTF-8 with or without a byte order mark, and JSON is read by the rules of `devft_jax.files`. Gzip,
-Parquet and a JSON array or JSONL are recognised by content, CSV and TSV by the suffix, in either
-case. All but a JSON array, which is parsed whole, are read piece by piece; Parquet by parts of row
-groups.
+A row is a number, counted from 1, and an object of named values. The number is the one that an editor shows: JSONL gives the
+line, CSV and TSV (RFC 4180 quotes, so that a value may contain line breaks) the line on which the row starts; a JSON array
+and Parquet give the record. Text is UTF-8 with or without a byte order mark, and JSON is parsed by the rules of
+`devft_jax.files`. Gzip, Parquet, JSON arrays and JSONL are recognised by content, CSV and TSV by the suffix, in upper or
+lower case. All except a JSON array, which is parsed as a whole, are read in pieces; Parquet by parts of row groups.
 """
 
 import csv
@@ -27,21 +25,21 @@ _TABLES = (".csv", ".tsv")
 _PLAIN = (".json", ".jsonl", *_TABLES)
 SUFFIXES = (*_PLAIN, *(f"{suffix}.gz" for suffix in _PLAIN), ".parquet")
 
-# A carriage return alone, which ended lines once.
+# A carriage return alone, an old line end.
 _OLD_LINE_END = re.compile(r"(?<=\r)(?!\n)")
 
 Row = tuple[int, Mapping[str, Any]]
 
-# Rows of Parquet converted to Python objects at once.
+# Number of Parquet rows converted to Python objects at once.
 _PARQUET_ROWS = 1024
 
-# The csv module refuses longer values by default (131,072 characters), and answers may be longer.
+# The csv module's default limit (131,072 characters) is too small for long answers.
 _LONGEST_VALUE = 2**31 - 1
 
 
 @dataclass(frozen=True)
 class Scan:
-    """What a pass over all rows found.
+    """The result of a pass over all rows.
 
     Attributes:
       count: number of rows.
@@ -53,20 +51,20 @@ class Scan:
 
 
 def stem(name: str) -> str:
-    """A file's name, or a path, without the suffix of its format.
+    """A file name or path without the suffix of its format.
 
     Args:
-      name: of a file, or its path.
+      name: name or path of a file.
     """
     suffix = max((suffix for suffix in (*SUFFIXES, ".gz") if name.lower().endswith(suffix)), key=len, default="")
     return name[: len(name) - len(suffix)]
 
 
 def shown(path: Path) -> str:
-    """What messages call a file.
+    """The name of a file in messages.
 
     Args:
-      path: of the file.
+      path: path of the file.
     """
     return printable(str(path))
 
@@ -75,10 +73,10 @@ def scan_rows(path: Path) -> Scan:
     """Count the rows of a file and collect their fields; of Parquet only the footer is read.
 
     Args:
-      path: of the file.
+      path: path of the file.
 
     Raises:
-      InputError: the file is unreadable, damaged, empty or holds something else than objects.
+      InputError: the file is unreadable, damaged, empty or holds something other than objects.
     """
     if _begins_with(path, b"PAR1"):
         file = _parquet(path)
@@ -96,8 +94,8 @@ def to_scan(place: str, rows: Iterable[tuple[int, Any]]) -> Scan:
     """Count rows and collect their fields.
 
     Args:
-      place: of the rows, for sentences.
-      rows: numbered.
+      place: where the rows are, for messages.
+      rows: numbered rows.
     """
     count, present = 0, dict[str, None]()
     for number, row in rows:
@@ -115,7 +113,7 @@ def read_rows(path: Path) -> Iterator[Row]:
     """The rows of a file that `scan_rows` has accepted.
 
     Args:
-      path: of the file.
+      path: path of the file.
     """
     return _parquet_rows(path) if _begins_with(path, b"PAR1") else _text_rows(path)
 
@@ -152,13 +150,13 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
 
 
 def _parquet_objects(batch: Any, path: Path, before: int) -> list[dict[str, Any]]:
-    """The rows of a piece of a table, of which `before` came before; text that is not UTF-8 is found row by row."""
+    """The rows of a batch, `before` being the number of earlier rows; text that is not UTF-8 is found row by row."""
     try:
         return batch.to_pylist()
     except UnicodeDecodeError:
         rows = (batch.slice(index, 1) for index in range(len(batch)))
     except ValueError as error:
-        # What Python has no object for, such as the second of two values of one name in a structure.
+        # Values without a Python object, such as the second of two values with the same name in a structure.
         raise _unreadable(path, f"Parquet after record {before}", error) from error
     found = []
     for number, row in enumerate(rows, before + 1):
@@ -194,11 +192,11 @@ def _open(path: Path) -> BinaryIO:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a file with their numbers, line ends included; only "\\n" ends one, others may stand inside strings."""
+    """The lines of a file with their numbers, including line ends; only "\\n" ends a line, others may be inside strings."""
     with _open(path) as file:
         for number, line in enumerate(file, 1):
             try:
-                # The byte order mark belongs to the file.
+                # The byte order mark is not part of the first line.
                 yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
                 raise _not_utf8(path, number, _bad_byte(error)) from error

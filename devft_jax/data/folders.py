@@ -1,7 +1,7 @@
-"""Which files a path, a folder or a glob means, and which of them are held-out data by their names.
+"""Finds the files of a path, a folder or a glob, and which of them are held-out data by their names.
 
-In a folder, files and subfolders whose names say so are held out: see `named_part`. Hugging Face's names of the parts of one
-file (`train-00000-of-00002`) are recognised by `Shard`.
+In a folder, files and subfolders with certain names are held out: see `named_part`. Hugging Face's names for the parts of
+one file (`train-00000-of-00002`) are recognised by `Shard`.
 """
 
 import glob
@@ -15,7 +15,7 @@ from devft_jax.data.files import SUFFIXES, stem
 from devft_jax.errors import InputError
 from devft_jax.files import checked_path
 
-# The words by which `datasets` recognises splits, and our own "held out"; no other letter may touch them.
+# The words by which `datasets` recognises splits, and our own "held out"; no other letter may be next to them.
 _LETTER = r"[^\W\d_]"
 
 _HELD_OUT_WORD = re.compile(
@@ -24,8 +24,8 @@ _HELD_OUT_WORD = re.compile(
 
 _TRAINING_WORD = re.compile(rf"(?<!{_LETTER})(train|training)(?!{_LETTER})")
 
-# Hugging Face's names of the parts of one split, such as train-00000-of-00002 and c4-train.00000-of-01024, some with a
-# hash behind them; and those of its own conversions to Parquet, which only number the parts in the folder of a split.
+# Hugging Face's names for the parts of one split, such as train-00000-of-00002 and c4-train.00000-of-01024, some followed
+# by a hash; and those of its own conversions to Parquet, which only number the parts in a split's folder.
 _SHARD = re.compile(r"(?P<whole>.+)[-._](?P<index>\d{4,})[-_]of[-_](?P<total>\d{4,})(?:[-._][0-9a-f]{8,64})?", re.IGNORECASE)
 
 _NUMBERED = re.compile(r"(?:.*/)?(?:partial-)?(?:train|validation|test)/\d{4}\.parquet", re.IGNORECASE)
@@ -33,7 +33,7 @@ _NUMBERED = re.compile(r"(?:.*/)?(?:partial-)?(?:train|validation|test)/\d{4}\.p
 # The folder in which Hugging Face's data sets keep their files.
 _DATA_FOLDER = "data"
 
-# What data sets keep beside their data.
+# Files of data sets that are not data.
 _METADATA = ("config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 
 
@@ -41,7 +41,7 @@ def held_out_files(spec: str | Sequence[str]) -> tuple[Path, ...]:
     """The files that a folder sets aside as held-out data by their names; empty for any other spec.
 
     Args:
-      spec: one or several names of data.
+      spec: one or several data names.
     """
     folder = only_folder(spec)
     if folder is None:
@@ -51,10 +51,10 @@ def held_out_files(spec: str | Sequence[str]) -> tuple[Path, ...]:
 
 
 def only_folder(spec: str | Sequence[str]) -> Path | None:
-    """The folder that is named; None where anything else or more is.
+    """The folder if exactly one folder is named; otherwise None.
 
     Args:
-      spec: one or several names of data.
+      spec: one or several data names.
     """
     one = spec if isinstance(spec, str) else spec[0] if len(spec) == 1 else ""
     if not one or one.partition(":")[0] in BUILT_IN:
@@ -64,14 +64,14 @@ def only_folder(spec: str | Sequence[str]) -> Path | None:
 
 
 def local_files(spec: str, part: str | None) -> list[tuple[str, Path]] | None:
-    """The files that are named, in natural order.
+    """The local files that a spec names, in natural order.
 
     Args:
       spec: a path, folder or glob, or the name of a data set on Hugging Face.
-      part: "training" or "held-out", of a folder's files; None takes all of them.
+      part: "training" or "held-out", for a folder's files; None takes all of them.
 
     Returns:
-      (name, path) of each file; None where the name can only be one on Hugging Face.
+      (name, path) of each file; None if the name can only be one on Hugging Face.
 
     Raises:
       InputError: no such file exists.
@@ -88,14 +88,14 @@ def local_files(spec: str, part: str | None) -> list[tuple[str, Path]] | None:
         root = _glob_root(path)
         files = [match for match in found if _is_data_file(match) and not _in_a_circle(match, root)]
     elif spec.startswith((".", "/", "~")) or spec.endswith("/") or spec.lower().endswith(SUFFIXES):
-        what = "is no regular file" if path.exists() else "does not exist"
+        what = "is not a regular file" if path.exists() else "does not exist"
         raise InputError(f"data {spec!r} {what}; give an existing file, folder or glob.")
     else:
         return None
     if not files:
         raise InputError(
             f"data {spec!r} matches no file that ends in {', '.join(SUFFIXES)}; check the path, "
-            "and quote a glob so that the shell leaves it alone; subfolders need one, such as 'folder/**/*.jsonl'."
+            "and quote a glob so that the shell does not expand it; subfolders need one, such as 'folder/**/*.jsonl'."
         )
     by_name = [(stem(match.relative_to(root).as_posix()), checked_path(match, "the data file")) for match in files]
     return sorted(by_name, key=lambda item: _natural(item[0]))
@@ -108,7 +108,8 @@ def _folder_files(folder: Path) -> tuple[list[Path], list[Path]]:
 
 
 def _files_below(folder: Path, root: Path, part: str | None) -> Iterator[tuple[Path, str | None]]:
-    """The data files of a folder and what they are for: the outermost folder that says it decides, else the file's name."""
+    """The data files of a folder with their part: set by the outermost folder whose name says it, else by the file's
+    name."""
     for path in sorted(folder.iterdir()):
         if path.name.startswith((".", "_")) or path.name in _METADATA:
             continue
@@ -121,14 +122,14 @@ def _files_below(folder: Path, root: Path, part: str | None) -> Iterator[tuple[P
 
 
 def named_part(name: str) -> str | None:
-    """What a file's or folder's name says that it is for: "training", "held-out" or None.
+    """The part that the name of a file or folder indicates: "training", "held-out" or None.
 
-    It says held-out by one of the words test, testing, eval, evaluation, valid, validation, val, dev or held_out that no
-    other letter touches (`global_test`, `gpt4-eval`, `dev2`, but not `latest`), in either case, unless it says train or
-    training as well.
+    It is held-out if it contains one of the words test, testing, eval, evaluation, valid, validation, val, dev or held_out
+    without another letter next to it (`global_test`, `gpt4-eval`, `dev2`, but not `latest`), in upper or lower case, unless
+    it also contains train or training.
 
     Args:
-      name: without suffix.
+      name: name without suffix.
     """
     name = name.lower()
     if _TRAINING_WORD.search(name):
@@ -141,13 +142,13 @@ def _is_data_file(path: Path) -> bool:
 
 
 def _in_a_circle(path: Path, root: Path) -> bool:
-    """Whether a link leads the path below root to a folder that it has been in: the same file has a shorter path."""
+    """Whether a link in the path below root leads to a folder that contains it: the same file has a shorter path."""
     folders = [folder.resolve() for folder in path.parents if folder == root or root in folder.parents]
     return len(folders) > len(set(folders))
 
 
 def _glob_root(pattern: Path) -> Path:
-    """The folder that a glob starts from: all leading parts without wildcards."""
+    """The folder from which a glob starts: all leading parts without wildcards."""
     fixed = Path(pattern.anchor)
     for part in pattern.relative_to(pattern.anchor).parts:
         if glob.has_magic(part):
@@ -157,7 +158,7 @@ def _glob_root(pattern: Path) -> Path:
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """Sorting key under which numbers inside names count as numbers."""
+    """Sorting key that compares numbers inside names as numbers."""
     parts = re.split(r"(\d+)", name)
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
 
@@ -169,8 +170,8 @@ class Shard:
     Attributes:
       whole: name of the file without the part.
       index: number of the part, from 0.
-      total: number of parts, where the name says it.
-      path: of the part.
+      total: number of parts, if the name has it.
+      path: path of the part.
     """
 
     whole: str
@@ -180,11 +181,11 @@ class Shard:
 
     @classmethod
     def of(cls, name: str, path: Path) -> "Shard | None":
-        """What a file's name says; None where it is a file by itself.
+        """The shard that a file's name describes; None if the file is complete in itself.
 
         Args:
-          name: below the folder that it was found in, without suffix.
-          path: of the file.
+          name: name below the folder in which it was found, without suffix.
+          path: path of the file.
         """
         if found := _SHARD.fullmatch(name):
             return cls(found["whole"], int(found["index"]), int(found["total"]), path)

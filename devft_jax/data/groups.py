@@ -18,7 +18,7 @@ class Groups:
 
     Attributes:
       kind: "category", "topic" or "length".
-      codes: i32[N], index into `names`; -1 for an example without group.
+      codes: i32[N], index into `names`; -1 for an example without a group.
       names: G distinct names.
     """
 
@@ -30,17 +30,17 @@ class Groups:
         """i64[G], how many of the examples at `indices` each group has.
 
         Args:
-          indices: i64[n], examples.
+          indices: i64[n], numbers of examples.
         """
         codes = self.codes[indices]
         return np.bincount(codes[codes >= 0], minlength=len(self.names))
 
 
 def category_groups(examples: Examples) -> Groups:
-    """The categories that the records came with.
+    """The categories of the records.
 
     Args:
-      examples: of the records.
+      examples: the records' examples.
     """
     return Groups("category", examples.category_codes, examples.category_names)
 
@@ -48,16 +48,16 @@ def category_groups(examples: Examples) -> Groups:
 def length_groups(lengths: np.ndarray, num_bins: int) -> Groups:
     """Bins of `lengths` i64[N], in tokens, cut at the quantiles 1/num_bins, 2/num_bins ...
 
-    Examples of one length share a bin. Where many do, bins differ in size and there may be fewer.
+    Examples of the same length share a bin. If many do, bins differ in size and there may be fewer.
 
     Args:
       lengths: i64[N], in tokens.
-      num_bins: most bins.
+      num_bins: largest number of bins.
 
     Raises:
-      InputError: there is one bin only.
+      InputError: there is only one bin.
     """
-    # Cuts that are themselves lengths: every bin has an example, and no order of the lengths changes them.
+    # The cuts are lengths that occur: every bin has an example, and the order of the lengths does not matter.
     cuts = np.unique(np.quantile(lengths, np.arange(1, num_bins) / num_bins, method="lower"))
     cuts = cuts[cuts < lengths.max()]
     if not len(cuts):

@@ -1,6 +1,6 @@
-"""How the rows of a source become records: layouts that are found from field names, and the turns of conversations.
+"""Converts the rows of a source to records: layouts found from field names, and the turns of conversations.
 
-The shape of a record is found from its field names (a conversation, Alpaca, Dolly, prompt/completion, question/answer) or
+The layout of a record is found from its field names (a conversation, Alpaca, Dolly, prompt/completion, question/answer) or
 given by the user. Every error names the record's origin (`path:line`).
 """
 
@@ -16,8 +16,8 @@ from devft_jax.files import printable
 
 ROLES = ("instruction", "input", "output", "messages")
 
-# Field names in use, by role. The first layout whose fields all occur is taken, else the first
-# whose instruction and output occur, since files without inputs often leave that field out.
+# Common field names, by role. The first layout whose fields all occur is used, otherwise the first
+# whose instruction and output occur, because files without inputs often leave that field out.
 LAYOUTS: tuple[Mapping[str, str], ...] = (
     {"instruction": "instruction", "input": "input", "output": "output"},  # Alpaca
     {"instruction": "instruction", "input": "context", "output": "response"},  # Dolly
@@ -26,16 +26,16 @@ LAYOUTS: tuple[Mapping[str, str], ...] = (
     {"instruction": "question", "output": "answer"},  # GSM8K
 )
 
-# Where conversations are kept; such a field decides before the layouts above, because data sets of
-# conversations often repeat the first question in a field of its own.
+# Fields of conversations; they have priority over the layouts above, because data sets of
+# conversations often repeat the first question in a separate field.
 MESSAGES_FIELDS = ("messages", "conversations", "conversation")
 
-# A conversation's system text that stands beside its turns instead of among them.
+# The field of a system text that is beside the turns instead of among them.
 SYSTEM_FIELD = "system"
 
 CATEGORY_FIELDS = ("category", "template", "task")
 
-# The two forms of a turn, (speaker, content): OpenAI's and Hugging Face's, and ShareGPT's.
+# The two forms of a turn, (speaker, content): that of OpenAI and Hugging Face, and that of ShareGPT.
 TURN_FIELDS = (("role", "content"), ("from", "value"))
 
 SPEAKERS = {
@@ -53,11 +53,11 @@ SPEAKERS = {
 
 @dataclass(frozen=True)
 class Reader:
-    """How the rows of one source become records.
+    """Converts the rows of one source to records.
 
     Attributes:
       layout: role to field of an instruction record.
-      messages: field of the turns, where the records are conversations.
+      messages: field of the turns, if the records are conversations.
       category_field: field of the category, if any.
     """
 
@@ -70,13 +70,13 @@ class Reader:
         """The reader of a source.
 
         Args:
-          place: of the source, for sentences.
+          place: the source, for messages.
           present: fields that occur in any of its rows.
-          fields: role to field, where the user names them.
-          category_field: field of the category, where the user names it.
+          fields: role to field, as given by the user.
+          category_field: field of the category, as given by the user.
 
         Raises:
-          InputError: the user names a field for the input that does not occur.
+          InputError: the user's field for the input does not occur.
         """
         if "input" in fields and fields["input"] not in present:
             raise InputError(
@@ -94,16 +94,16 @@ class Reader:
         """The records of rows, one by one.
 
         Args:
-          place: of the rows, for their origins.
-          rows: numbered, as `read_rows` gives them.
+          place: where the rows are, for the records' origins.
+          rows: numbered rows, as `read_rows` returns them.
 
         Raises:
-          InputError: a row is no record.
+          InputError: a row is not a valid record.
         """
         for number, row in rows:
             origin = f"{place}:{number}"
             value = _value(row, self.category_field)
-            # An empty cell is how CSV says that there is none.
+            # An empty cell means in CSV that there is no value.
             category = None if value in (None, "") else str(value)
             if self.messages is not None:
                 yield Record.of_turns(_turns(origin, row, self.messages), category, origin)
@@ -121,7 +121,7 @@ def _layout(present: set[str], fields: Mapping[str, str]) -> Mapping[str, str]:
 
 
 def _turns(origin: str, row: Mapping[str, Any], field: str) -> list[Turn]:
-    """The turns of a conversation, an outside system text first."""
+    """The turns of a conversation, with a separate system text first."""
     messages = _value(row, field)
     if not isinstance(messages, list) or not messages:
         found = "an empty list" if messages == [] else "nothing" if messages is None else f"a {type(messages).__name__}"
@@ -131,7 +131,7 @@ def _turns(origin: str, row: Mapping[str, Any], field: str) -> list[Turn]:
         )
     turns = [_turn(origin, number, message) for number, message in enumerate(messages, 1)]
     if all(turn.role != "assistant" for turn in turns):
-        raise InputError(f"{origin} holds no assistant turn, so nothing can be learned from it; correct or remove it.")
+        raise InputError(f"{origin} has no assistant turn, so nothing can be learned from it; correct or remove it.")
     system = _value(row, SYSTEM_FIELD)
     if system and all(turn.role != "system" for turn in turns):
         turns.insert(0, Turn("system", _text(origin, f"in the field {SYSTEM_FIELD!r}", system)))
@@ -140,7 +140,7 @@ def _turns(origin: str, row: Mapping[str, Any], field: str) -> list[Turn]:
 
 def _turn(origin: str, number: int, message: Any) -> Turn:
     forms = [form for form in TURN_FIELDS if isinstance(message, Mapping) and form[0] in message]
-    # In Parquet every turn has the fields of all turns, null where they are not its own.
+    # In Parquet every turn has the fields of all turns, with null for those that it does not use.
     form = next((form for form in forms if message[form[0]] is not None), forms[0] if forms else None)
     if form is None:
         raise InputError(
@@ -172,7 +172,7 @@ def _role_text(origin: str, row: Mapping[str, Any], role: str, field: str | None
 
 
 def _value(row: Mapping[str, Any], field: str | None) -> Any:
-    """A field's value; None where there is none, which pandas also writes as NaN."""
+    """A field's value; None if there is none, which pandas also writes as NaN."""
     value = row.get(field) if field else None
     return None if isinstance(value, float) and math.isnan(value) else value
 
@@ -187,7 +187,7 @@ def _text(origin: str, where: str, value: Any) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise InputError(f"{origin} has half a character (a lone surrogate) {where}; correct the record.") from error
+        raise InputError(f"{origin} has an unpaired surrogate {where}; correct the record.") from error
     return text
 
 

@@ -1,4 +1,4 @@
-"""Options of the data room, and what can be said of the data from them and the names of files, before anything is read."""
+"""Data options, and what is known of the data from them and from file names, before anything is read."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ FIELDS_NAMED = Need(
         not all(is_built_in(spec) for spec in (config.data, config.test_data, config.probe_data) if spec is not None)
     ),
     "has no effect on built-in data, whose fields are known",
-    "name other --data",
+    "use other --data",
     part="data",
 )
 HELD_OUT = Need(
@@ -27,21 +27,21 @@ HELD_OUT = Need(
     "give --test-data or --test-fraction",
     part="data",
 )
-"""What options of evaluation need: held-out data."""
+"""The condition of evaluation options: held-out data."""
 DRAWN_SPLIT = Need(
     lambda config: resolved_partition(config) not in NATURAL,
-    lambda config: f"has no effect with the partition {resolved_partition(config)}, which gives its own number of clients",
+    lambda config: f"has no effect with the partition {resolved_partition(config)}, which sets the number of clients itself",
     "use another --partition, such as iid",
     part="data",
 )
 NATURAL_SPLIT = Need(
     lambda config: resolved_partition(config) in (*NATURAL, None),
-    lambda config: f"is read by field and file splits only and the partition is {resolved_partition(config)}",
+    lambda config: f"is read only by field and file splits and the partition is {resolved_partition(config)}",
     "use --partition field or file",
     part="data",
 )
 SKEWED = ("dirichlet", "topic", "length", "quantity")
-"""Partitions that a concentration skews."""
+"""Partitions whose skew depends on a concentration."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,26 +54,26 @@ class DataOptions:
     microtasks[:split[:count]]. Records are instructions or conversations (messages, conversations)."""
     test_data: str | None = path(None)
     """Held-out data, named like `data`; by default the files and subfolders of a data folder whose names
-    say test, eval, validation, valid, val, dev or held_out, which are never trained on."""
+    contain test, eval, validation, valid, val, dev or held_out, which are never used for training."""
     test_fraction: float = option(0.0, within="[0, 1)", remedy="0.1 holds out a tenth")
-    """Share of the training examples, 0 to 1, held out at random instead, where `test_data` is not given."""
+    """Share of the training examples, 0 to 1, held out at random if `test_data` is not given."""
     fields: Mapping[str, str] | None = option(None, needs=[FIELDS_NAMED])
     """Field names by role (instruction, input, output, or messages), such as `--fields instruction Question
-    output Answer`; by default found from the data."""
+    output Answer`; by default detected from the data."""
     template: str = option("auto", choices=TEMPLATES)
-    """Wording of the prompt: alpaca (Stanford's), openfedllm (its form of that), alpaca_short, completion
-    for the instruction as it is, chat for the tokenizer's own template, or auto (chat for conversations
-    where the tokenizer has one, else alpaca)."""
+    """Wording of the prompt: alpaca (Stanford's), openfedllm (its variant of alpaca), alpaca_short, completion
+    for the instruction unchanged, chat for the tokenizer's own template, or auto (chat for conversations
+    if the tokenizer has one, else alpaca)."""
     max_length: int = option(512, at_least=2, at_most=2**24, remedy="use 2 tokens or more")
-    """Most tokens of an example, those that lead and end it included; longer ones are cut there."""
+    """Most tokens of an example, including those that begin and end it; longer examples are cut."""
     overlong: str = option("drop", choices=OVERLONG)
-    """What a prompt without room for a completion leads to: drop (with a warning) or error."""
+    """What to do with a prompt that leaves no space for a completion: drop (with a warning) or error."""
     partition: str = option("auto", choices=("auto", *METHODS))
     """Split over clients: iid; dirichlet, topic or length (skewed mixtures of categories, of topics found
     in the texts, or of lengths); quantity (skewed sizes); field or file (one client per value or per
     file); auto is file for several files, else iid."""
     clients: int = option(20, at_least=1, at_most=10**6, needs=[DRAWN_SPLIT])
-    """Number of clients; field and file splits give their own."""
+    """Number of clients; field and file splits set it themselves."""
     dirichlet_alpha: float = option(0.5, above=0, remedy="0.5 is usual", when={"partition": SKEWED})
     """Concentration of a dirichlet, topic, length or quantity split; smaller is more skewed."""
     partition_groups: int = option(
@@ -81,24 +81,24 @@ class DataOptions:
     )
     """Number of topics of a topic split, or of bins of equally many examples of a length split."""
     min_examples: int = option(0, at_least=0, needs=[NATURAL_SPLIT])
-    """Fewest training examples of a client of a field or file split; clients with fewer are left out.
-    At 0 none is left out, and a client without any is an error."""
+    """Fewest training examples of a client in a field or file split; clients with fewer are left out.
+    With 0 none is left out, and a client without examples is an error."""
     category_field: str | None = option(None, needs=[FIELDS_NAMED])
-    """Field with a record's category, or with its user for a field split, text or number; by default
-    `category`, `template` or `task` where present."""
+    """Field with a record's category, or with its user for a field split, as text or number; by default
+    `category`, `template` or `task` if present."""
     data_limit: int | None = option(None, at_least=1)
-    """Most training records used, a fixed random subset of each file pro rata; by default all."""
+    """Most training records used: a fixed random subset, in proportion to the files' sizes; by default all."""
     test_limit: int | None = option(None, at_least=1, needs=[HELD_OUT])
-    """Most test records, chosen the same way; by default all."""
+    """Most test records, selected the same way; by default all."""
     cache_dir: str | None = execution(None, path=True)
     """Folder of the token cache; by default $DEVFT_CACHE, else ~/.cache/devft_jax."""
 
 
 def validate_data(options: DataOptions) -> None:
-    """Raise `InputError` for an option that cannot be used, before anything is read.
+    """Raise `InputError` for an invalid option, before anything is read.
 
     Args:
-      options: to be checked.
+      options: the options to check.
     """
     check_options(options)
     if options.test_data is not None and options.test_fraction:
@@ -114,7 +114,7 @@ def check_data_found(options: DataOptions) -> None:
     """Raise `InputError` for a local path that does not exist, before a model is fetched.
 
     Args:
-      options: of the run's data.
+      options: the run's data options.
     """
     for spec in (options.data, options.test_data):
         if spec is not None:
@@ -122,12 +122,12 @@ def check_data_found(options: DataOptions) -> None:
 
 
 def clients_by_file(options: DataOptions) -> list[str] | None:
-    """The names of the clients where each is a file, known without reading any; None for any other split.
+    """The clients' names if each client is a file, found without reading the files; None for any other split.
 
-    Those that `min_examples` will leave out are among them.
+    Clients that `min_examples` will leave out are included.
 
     Args:
-      options: of the run's data.
+      options: the run's data options.
 
     Raises:
       InputError: a local file does not exist.
@@ -139,10 +139,10 @@ def clients_by_file(options: DataOptions) -> list[str] | None:
 
 
 def resolved_partition(options: DataOptions) -> str | None:
-    """The method of the split, auto resolved by the names of files; None where a file does not exist.
+    """The method of the split, with auto resolved from the names of files; None if a file does not exist.
 
     Args:
-      options: of the run's data.
+      options: the run's data options.
     """
     if options.partition != "auto":
         return options.partition
@@ -153,9 +153,9 @@ def resolved_partition(options: DataOptions) -> str | None:
 
 
 def has_held_out(options: DataOptions) -> bool:
-    """Whether there is held-out data, judged by options and the names of files.
+    """Whether there is held-out data, according to the options and the names of files.
 
     Args:
-      options: of the run's data.
+      options: the run's data options.
     """
     return bool(options.test_data is not None or options.test_fraction or held_out_files(options.data))

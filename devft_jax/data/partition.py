@@ -1,21 +1,21 @@
 """Splits of a data set over clients, as pure functions of group codes and a seed.
 
 - `iid`: one shuffle, then parts whose sizes differ by at most one.
-- `dirichlet`: label skew after Hsu et al. 2019 (arXiv:1909.06335): for every category the shares of
-  the clients are one draw from a symmetric Dirichlet(alpha). Common implementations redraw until no
-  client is empty, which at small alpha may never end; here one draw is taken as it is and an empty
-  client is given one example of the largest, so that the function ends for every alpha.
-- `topic` and `length`: the same draw over clusters of texts (as FedNLP does, Lin et al. 2022,
-  arXiv:2104.08815) or over bins of lengths, for data without labels.
-- `quantity`: quantity skew after Li et al., ICDE 2022 (arXiv:2102.02079): every client has the same
-  distribution, and sizes are in proportion to one Dirichlet(alpha) draw. Here the draw shares out
-  what remains after one example for each client.
+- `dirichlet`: label skew as in Hsu et al. 2019 (arXiv:1909.06335): for every category the clients' shares are one draw from
+  a
+symmetric Dirichlet(alpha). Common implementations redraw until no client is empty, which at small alpha may never end; here
+a single draw is used and an empty client gets one example of the largest client, so that the function ends for every alpha.
+- `topic` and `length`: the same draw over clusters of texts (as in FedNLP, Lin et al. 2022, arXiv:2104.08815) or over bins
+  of
+lengths, for data without labels.
+- `quantity`: quantity skew as in Li et al., ICDE 2022 (arXiv:2102.02079): every client has the same distribution, and sizes
+  are
+proportional to one Dirichlet(alpha) draw. Here the draw divides what remains after one example for each client.
 - `field` and `file`: natural splits, one client per value of a field or per file.
 
-Every example goes to exactly one client, and indices are sorted, so that a split is a set
-and not an order. The same seed gives the same split of the same sequence. Where `keys` of the
-examples' contents are given, a drawn split is moreover a function of the multiset of
-(key, group): in whatever order the examples come, a client receives the same contents.
+Every example goes to exactly one client, and indices are sorted, so that a split is a set and not an order. The same seed
+gives the same split of the same sequence. If `keys` of the examples' contents are given, a drawn split is also a function of
+the multiset of (key, group): whatever the order of the examples, a client gets the same contents.
 """
 
 import heapq
@@ -26,7 +26,7 @@ import numpy as np
 from devft_jax.errors import InputError
 
 METHODS: dict[str, str] = {
-    "iid": "shuffled and dealt out evenly",
+    "iid": "shuffled and divided evenly",
     "dirichlet": "every category spread over clients by a Dirichlet(alpha) draw",
     "topic": "clusters of similar texts, each spread over clients by a Dirichlet(alpha) draw",
     "length": "bins of example lengths, each spread over clients by a Dirichlet(alpha) draw",
@@ -43,9 +43,9 @@ _PARTITION_STREAM = 2
 
 
 def random_stream(*path: int) -> np.random.Generator:
-    """The generator that belongs to a path of non-negative integers: a purpose, a seed, a round ...
+    """The random generator for a path of non-negative integers: a purpose, a seed, a round ...
 
-    Distinct paths give independent streams, whatever else is drawn and in which order.
+    Different paths give independent streams, whatever else is drawn and in which order.
 
     Args:
       *path: non-negative integers.
@@ -54,12 +54,12 @@ def random_stream(*path: int) -> np.random.Generator:
 
 
 def apportion(total: int, weights: np.ndarray) -> np.ndarray:
-    """Split `total` into whole parts i64[n] in proportion to `weights` [n], by largest remainders.
+    """Divide `total` into whole parts i64[n] in proportion to `weights` [n], by largest remainders.
 
-    The parts add up to `total` exactly; equal remainders favour the earlier part.
+    The parts add up to `total` exactly; of equal remainders the earlier part is preferred.
 
     Args:
-      total: what is divided.
+      total: the number to divide.
       weights: [n], not negative, not all zero.
     """
     exact = total * np.asarray(weights, np.float64) / np.sum(weights, dtype=np.float64)
@@ -78,24 +78,23 @@ def partition(
     seed: int | np.random.Generator = 0,
     keys: np.ndarray | None = None,
 ) -> list[np.ndarray]:
-    """Give every example to one client.
+    """Assign every example to one client.
 
     Args:
       groups: i32[N], the group of each example: its category for `dirichlet` and `field`, its topic
-        or bin for `topic` and `length`, its file for `file`; only the number of examples counts for
-        `iid` and `quantity`.
+        or bin for `topic` and `length`, its file for `file`; for `iid` and `quantity` only the number
+        of examples matters.
       method: one of `METHODS`.
       num_clients: C, for the drawn splits; the natural splits have one client per group, from 0 to
-        the largest code, or to C - 1 where that is given and larger.
+        the largest code, or to C - 1 if that is given and larger.
       alpha: Dirichlet concentration; small values give each group to few clients, or most examples
-        to few clients under `quantity`.
-      seed: an integer, or a generator that is then advanced. Natural splits draw nothing.
-      keys: u64[N], a digest of each example's content. Drawn splits then deal the examples in the
-        order of their keys instead of the one given.
-
+        to few clients with `quantity`.
+      seed: an integer, or a generator, which is then advanced. Natural splits draw nothing.
+      keys: u64[N], a digest of each example's content. Drawn splits then distribute the examples in the
+        order of their keys instead of the given order.
     Returns:
-      C sorted arrays i64 that together hold 0..N-1 once each. Under the drawn splits none is empty;
-        under `field` and `file` a client is empty if no example has its code.
+      C sorted arrays i64 that together hold 0..N-1 once each. With the drawn splits none is empty;
+          with `field` and `file` a client is empty if no example has its code.
 
     Raises:
       InputError: unknown method, fewer examples than clients, alpha not positive, or a negative
@@ -149,7 +148,7 @@ def _dirichlet(codes: np.ndarray, num_clients: int, alpha: float, stream: np.ran
         shares = stream.dirichlet(np.full(num_clients, alpha))
         owner[members] = np.repeat(np.arange(num_clients), apportion(len(members), shares))
     parts = _by_group(owner, num_clients)
-    # Largest first, the earlier of equal ones before. A client that was empty never becomes the largest.
+    # The largest client first, the earlier of two equal ones. A client that was empty never becomes the largest.
     largest_first = [(-len(part), client) for client, part in enumerate(parts)]
     heapq.heapify(largest_first)
     for empty in [client for client, part in enumerate(parts) if not len(part)]:

@@ -1,24 +1,21 @@
-"""How a record is worded for the model: what it is given, and what it should say.
+"""The wording of records for the model: prompts and answers.
 
-A record becomes `Segment`s in turn: text that the model is given, and text of the assistant, which
-the loss covers. A single instruction gives two, a conversation two for every assistant turn, and
-both go the same way from here on.
+A record becomes a sequence of `Segment`s: text that the model is given, and text of the assistant, which the loss covers. A
+single instruction gives two, a conversation two for every assistant turn; both are processed alike after that.
 
-`alpaca` is the template of Stanford Alpaca (Taori et al. 2023), letter for letter. `openfedllm` is
-what OpenFedLLM (Ye et al. 2024), whose protocol DevFT follows, makes of it: no section for the
-input, which follows its instruction after a space, a space behind both, and an answer on the line
-of its heading. There the space before the answer is part of the answer, as it is in the tokens of
-most models. In a conversation the opening sentence, or the system text in its place, comes once,
-and the headings come again for every exchange. Neighbouring turns of one role are read as one.
+`alpaca` is the template of Stanford Alpaca (Taori et al. 2023), character by character. `openfedllm` is the variant of
+OpenFedLLM (Ye et al. 2024), whose protocol DevFT follows: no section for the input, which follows its instruction after a
+space, a space after both, and the answer on the line of its heading. There the space before the answer is part of the
+answer, as it is in the tokens of most models. In a conversation the opening sentence, or the system text in its place, comes
+once, and the headings are repeated for every exchange. Consecutive turns of one role are joined.
 
-`chat` is the template that the tokenizer brings with it, which most instruction-tuned models need to
-be spoken to. Which part of its text is the assistant's is found by rendering the conversation up to
-every assistant turn, once without the turn but asking for it and once with it: the second must begin
-with the first. Most templates only ever append, so that a conversation is one text. Where a template
-words earlier turns otherwise once others follow, as Qwen3's leaves out what the model thought, an
-answer begins a text of its own, behind the prompt that the template makes for it: every answer is
-trained exactly once, after what the model will be given. `auto` is `chat` for conversations where
-the tokenizer has such a template, and `alpaca` for everything else.
+`chat` is the tokenizer's own template, which most instruction-tuned models require. The assistant's part of its text is
+found by rendering the conversation up to every assistant turn, once without the turn but with the prompt for it and once
+with it: the second text must begin with the first. Most templates only append, so that a conversation is one text. Some
+templates word earlier turns differently once others follow, as Qwen3's does, which leaves out the model's reasoning; an
+answer then begins a text of its own, after the prompt that the template makes for it: every answer is trained exactly once,
+after what the model will be given. `auto` is `chat` for conversations if the tokenizer has such a template, and `alpaca` for
+everything else.
 """
 
 import re
@@ -39,9 +36,9 @@ class Segment:
     """A piece of a record's text.
 
     Attributes:
-      text: of the piece.
-      is_answer: whether the assistant says it: the loss covers its tokens.
-      begins: whether a new text begins here: the model is not given what comes before.
+      text: the text of the piece.
+      is_answer: whether it is the assistant's text, whose tokens the loss covers.
+      begins: whether a new text begins here, so that the model is not given what comes before.
     """
 
     text: str
@@ -51,19 +48,19 @@ class Segment:
 
 @dataclass(frozen=True, kw_only=True)
 class TextTemplate:
-    """A wording of our own, as `str.format` patterns over an exchange's `instruction` and `input`.
+    """One of our own wordings, as `str.format` patterns of an exchange's `instruction` and `input`.
 
-    A prompt is `opening + separator + exchange`, the opening replaced by the system text if there is
-    one; later prompts are `separator + exchange`, after the end of the answer before.
+    A prompt is `opening + separator + exchange`, with the opening replaced by the system text if there is
+    one; later prompts are `separator + exchange`, after the end of the previous answer.
 
     Attributes:
-      description: for users.
+      description: description for users.
       opening: pattern of the opening of a record without input.
       opening_with_input: pattern of the opening of a record with input.
       with_input: pattern of an exchange with input.
-      without_input: pattern of an exchange whose input is empty.
-      separator: between opening and exchange; also joins neighbouring turns of one role.
-      answer: how an answer follows its prompt. With more than the answer itself both are tokenised as one text.
+      without_input: pattern of an exchange without input.
+      separator: text between opening and exchange; also joins consecutive turns of one role.
+      answer: pattern of an answer. If it is more than the answer itself, prompt and answer are tokenised as one text.
     """
 
     description: str
@@ -77,17 +74,17 @@ class TextTemplate:
 
 @dataclass(frozen=True)
 class NamedTemplate:
-    """A template that the tokenizer or the data decides.
+    """A template that is determined by the tokenizer or the data.
 
     Attributes:
-      description: for users.
+      description: description for users.
     """
 
     description: str
 
 
 TEMPLATES: dict[str, TextTemplate | NamedTemplate] = {
-    "auto": NamedTemplate("chat for conversations where the tokenizer has a chat template, else alpaca"),
+    "auto": NamedTemplate("chat for conversations if the tokenizer has a chat template, else alpaca"),
     "alpaca": TextTemplate(
         description="Stanford Alpaca's instruction format",
         opening=(
@@ -102,7 +99,7 @@ TEMPLATES: dict[str, TextTemplate | NamedTemplate] = {
         separator="\n\n",
     ),
     "openfedllm": TextTemplate(
-        description="OpenFedLLM's form of alpaca: the input behind the instruction, the answer behind its heading",
+        description="OpenFedLLM's form of alpaca: the input follows the instruction, the answer follows its heading",
         opening=(
             "Below is an instruction that describes a task. Write a response that appropriately completes the request."
         ),
@@ -123,7 +120,7 @@ TEMPLATES: dict[str, TextTemplate | NamedTemplate] = {
         separator="\n\n",
     ),
     "completion": TextTemplate(
-        description="the instruction as it is, then the input on a line of its own",
+        description="the instruction unchanged, then the input on a line of its own",
         opening="",
         opening_with_input="",
         with_input="{instruction}\n{input}",
@@ -132,14 +129,14 @@ TEMPLATES: dict[str, TextTemplate | NamedTemplate] = {
     ),
     "chat": NamedTemplate("the tokenizer's own chat template"),
 }
-"""Every template that can be named."""
+"""All templates by name."""
 
 
 def find_template(name: str) -> TextTemplate | NamedTemplate:
-    """The template of that name; `InputError` if there is none.
+    """The template of that name; raises `InputError` if there is none.
 
     Args:
-      name: of the template.
+      name: name of the template.
     """
     if name not in TEMPLATES:
         raise InputError(f"template {name!r} is unknown; choose from {', '.join(TEMPLATES)}.")
@@ -147,22 +144,22 @@ def find_template(name: str) -> TextTemplate | NamedTemplate:
 
 
 def joins_texts(name: str) -> bool:
-    """Whether a template's prompts and answers are tokenised as one text, and not apart.
+    """Whether a template's prompts and answers are tokenised as one text, not separately.
 
     Args:
-      name: of the template.
+      name: name of the template.
     """
     wording = find_template(name)
     return wording.answer != "{answer}" if isinstance(wording, TextTemplate) else True
 
 
 def resolve_template(name: str, *, conversational: bool, tokenizer: Any) -> str:
-    """The template that is used: `auto` decided by whether any record is a conversation, others as they are.
+    """The template to use: `auto` is resolved by whether any record is a conversation, other names are unchanged.
 
     Args:
-      name: of the template, or auto.
+      name: name of the template, or auto.
       conversational: whether any record is a conversation.
-      tokenizer: of `transformers`.
+      tokenizer: a tokenizer of `transformers`.
     """
     if name != "auto":
         return name
@@ -170,19 +167,19 @@ def resolve_template(name: str, *, conversational: bool, tokenizer: Any) -> str:
 
 
 def tokenizer_name(tokenizer: Any) -> str:
-    """What a message calls a tokenizer.
+    """The name of a tokenizer in messages.
 
     Args:
-      tokenizer: of `transformers`.
+      tokenizer: a tokenizer of `transformers`.
     """
     return getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
 
 
 def render(record: Record, template: str = "alpaca", tokenizer: Any = None) -> list[Segment]:
-    """One record's segments; `renderer` says how, and serves many records.
+    """The segments of one record; see `renderer`, which is meant for many records.
 
     Args:
-      record: to be worded.
+      record: the record to word.
       template: as in `renderer`.
       tokenizer: as in `renderer`.
     """
@@ -192,15 +189,14 @@ def render(record: Record, template: str = "alpaca", tokenizer: Any = None) -> l
 def renderer(template: str, tokenizer: Any = None) -> Callable[[Record], list[Segment]]:
     """A template as a function of a record.
 
-    The function gives the segments of an instruction or a conversation: prompts and answers
-    alternate, a prompt is the first (it may be empty) and an answer the last; turns after the last
-    assistant turn are left out. A prompt that `begins` a text holds all that its answer follows. It
-    raises `InputError` for a conversation that a chat template refuses, or words in a way that hides
-    where the answers are.
+    The function returns the segments of an instruction or a conversation: prompts and answers alternate, the first segment
+    is a prompt (it may be empty) and the last an answer; turns after the last assistant turn are left out. A prompt that
+    `begins` a text contains everything before its answer. The function raises `InputError` for a conversation that a chat
+    template refuses, or words in such a way that the answers cannot be located.
 
     Args:
-      template: one of `TEMPLATES` but `auto`, which `resolve_template` decides.
-      tokenizer: of `transformers`, for `chat`.
+      template: one of `TEMPLATES` other than `auto`, which `resolve_template` resolves.
+      tokenizer: a tokenizer of `transformers`, for `chat`.
 
     Raises:
       InputError: an unknown template, or `chat` for a tokenizer without a chat template.
@@ -215,12 +211,12 @@ def renderer(template: str, tokenizer: Any = None) -> Callable[[Record], list[Se
 
 
 def prompt_text(record: Record, template: str, tokenizer: Any = None) -> str:
-    """What the model is given of an instruction whose answer it is asked for: the first segment that `render` gives.
+    """The prompt of an instruction whose answer is to be generated: the first segment of `render`.
 
-    `template` and `tokenizer` are those of `renderer`, and so are the errors.
+    It raises the errors of `renderer`.
 
     Args:
-      record: to be worded.
+      record: the record to word.
       template: as in `renderer`.
       tokenizer: as in `renderer`.
     """
@@ -233,9 +229,9 @@ def prompt_text(record: Record, template: str, tokenizer: Any = None) -> str:
 
 
 def _chat(template: str, tokenizer: Any) -> Callable[..., list[str]]:
-    """The tokenizer's chat template: a function of turns, cuts as `ChatTemplate` has them, and their record's origin."""
+    """The tokenizer's chat template: a function of turns, cuts as in `ChatTemplate`, and their record's origin."""
     if template == "auto":
-        raise InputError("template 'auto' depends on the data; name the template that it stands for.")
+        raise InputError("template 'auto' depends on the data; give the template that it was resolved to.")
     if getattr(tokenizer, "chat_template", None) is None:
         raise InputError(
             f"template 'chat' needs a chat template and the tokenizer {tokenizer_name(tokenizer)!r} has none; "
@@ -246,7 +242,7 @@ def _chat(template: str, tokenizer: Any) -> Callable[..., list[str]]:
     except ValueError as error:
         raise InputError(
             f"the tokenizer {tokenizer_name(tokenizer)!r} has several chat templates and none is called default; "
-            "name the one to use default in its files, or use another template such as alpaca."
+            "rename the one to use to default in its files, or use another template such as alpaca."
         ) from error
     return partial(_apply, chat_template(chosen, tokenizer.special_tokens_map))
 
@@ -287,12 +283,12 @@ def _chat_segments(
     for index, asked, whole in zip(answered, texts, texts, strict=True):
         if not whole.startswith(asked):
             raise InputError(
-                f"the tokenizer's chat template words what comes before turn {index + 1} of {record.origin} otherwise "
-                "when it asks for that turn, so which tokens are the assistant's is unknown; use another template "
-                "such as alpaca, or a chat template whose turns begin with what asks for them."
+                f"the tokenizer's chat template words what comes before turn {index + 1} of {record.origin} differently "
+                "when it asks for that turn, so it is unknown which tokens are the assistant's; use another template "
+                "such as alpaca, or a chat template whose turns begin with the prompt for them."
             )
         answer = whole[len(asked) :]
-        # What a template prints after the end of turn, often a line break, is not said by the model,
+        # What a template prints after the end of turn, often a line break, is not generated by the model,
         # which has stopped by then: it belongs to the next prompt.
         end = end_of_turn and end_of_turn.search(answer)
         answer = answer[: end.end(1)] if end else answer
@@ -303,10 +299,10 @@ def _chat_segments(
 
 
 def special_texts(tokenizer: Any) -> set[str]:
-    """The texts that the tokenizer reads as one token of their own each, end of turn among them.
+    """The texts of the tokenizer's special tokens, including the end of turn.
 
     Args:
-      tokenizer: of `transformers`.
+      tokenizer: a tokenizer of `transformers`.
     """
     added = getattr(tokenizer, "added_tokens_decoder", {})
     return {*tokenizer.all_special_tokens, *(token.content for token in added.values())}

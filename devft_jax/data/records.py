@@ -1,4 +1,4 @@
-"""Records in one form, with an address each: an instruction with its answer, or a conversation."""
+"""Records in one form, each with its origin: an instruction with its answer, or a conversation."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What one side of a conversation says at once.
+    """One turn of a conversation.
 
     Attributes:
       role: system, user or assistant.
@@ -24,16 +24,16 @@ class Turn:
 class Record:
     """One instruction with its answer, or a conversation.
 
-    Whatever reads only `instruction`, `input` and `output` sees the last exchange of a
-    conversation; whatever reads `turns` sees an instruction as a conversation of two turns.
+    Code that reads only `instruction`, `input` and `output` sees the last exchange of a conversation; code that reads
+    `turns` sees an instruction as a conversation of two turns.
 
     Attributes:
-      instruction: what is asked.
-      input: context that the instruction refers to; empty when there is none.
+      instruction: the instruction or question.
+      input: context of the instruction; empty if there is none.
       output: the answer.
-      category: kind of task, where the data says so: what non-IID splits are made from.
-      origin: where the record was read, as `path:number`: a line of JSONL or CSV, a record elsewhere.
-      conversation: every turn of a record that was given as turns; empty for any other.
+      category: kind of task, if the data has it; non-IID splits are made from it.
+      origin: where the record was read, as `path:number`: a line of JSONL or CSV, a record in other formats.
+      conversation: all turns of a record that was given as turns; empty for other records.
     """
 
     instruction: str
@@ -45,10 +45,10 @@ class Record:
 
     @classmethod
     def of_turns(cls, turns: Sequence[Turn], category: str | None, origin: str) -> "Record":
-        """A conversation.
+        """Make a record from a conversation.
 
         Args:
-          turns: in order; one of them must be the assistant's.
+          turns: in order; at least one must be the assistant's.
           category: its kind of task, if known.
           origin: where it was read.
         """
@@ -67,7 +67,7 @@ class Record:
 
     @property
     def turns(self) -> tuple[Turn, ...]:
-        """The record as a conversation; input follows its instruction on a line of its own."""
+        """The record as a conversation; the input follows its instruction on a line of its own."""
         if self.conversation:
             return self.conversation
         asked = f"{self.instruction}\n{self.input}" if self.input else self.instruction
@@ -75,17 +75,17 @@ class Record:
 
     @property
     def text(self) -> str:
-        """All that is said, without any template's wording."""
+        """All text of the record, without a template's wording."""
         return "\n".join(turn.content for turn in self.turns)
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """The records of one file (or of one split of a named data set), read anew by every iteration.
+    """The records of one file (or of one split of a named data set), read again in every iteration.
 
     Attributes:
-      name: file name without folder and suffix, or the path below the folder that a glob starts from.
-      place: the path or name it is read from.
+      name: file name without folder and suffix, or the path below the folder from which a glob starts.
+      place: path or name from which it is read.
       size: number of records.
       read: starts a pass over the records.
       conversational: whether its records are conversations.
@@ -102,7 +102,7 @@ class Source:
         return self.size
 
     def __iter__(self) -> Iterator[Record]:
-        """A pass over the records; `InputError` at the first that cannot be used."""
+        """A pass over the records; raises `InputError` at the first invalid one."""
         return self.read()
 
 
@@ -125,12 +125,12 @@ class Records:
         return chain.from_iterable(self.sources)
 
     def at(self, index: np.ndarray) -> Iterator[Record]:
-        """The records at some positions, in one pass.
+        """The records with some numbers, in one pass.
 
-        With the `record_index` of `Examples` it gives the record of every example, in their order.
+        With the `record_index` of `Examples` it yields the record of every example, in their order.
 
         Args:
-          index: i64[M], ascending; positions may repeat.
+          index: i64[M], ascending; numbers may repeat.
         """
         wanted = iter(np.asarray(index).tolist())
         position = next(wanted, None)

@@ -1,16 +1,14 @@
-"""Records from wherever instruction data lives, in one form and with an address each.
+"""Loads records of instruction data from any source, in one form and each with its origin.
 
-One option names the data: a local file, a folder, a glob, the name of a data set on Hugging Face or
-a built-in one. Whatever it names becomes a list of `Source`s, one per file, because in federated
-data a file is often a client. Every record keeps its origin (`path:line`), so that an error
-anywhere later can name the line of the file.
+One option names the data: a local file, a folder, a glob, the name of a data set on Hugging Face or a built-in one. It is
+resolved to a list of `Source`s, one per file, because in federated data a file is often a client. Every record keeps its
+origin (`path:line`), so that a later error can name the line of the file.
 
-A source is read as a stream, anew on every pass: once to count its records and to learn its fields,
-then as often as somebody iterates it. Memory therefore does not grow with the data, except under a
-JSON array, which can only be parsed whole.
+A source is read as a stream, again in every pass: once to count its records and to collect its fields, then once per
+iteration. Memory therefore does not grow with the data, except for a JSON array, which can only be parsed as a whole.
 
-The parts of one file (`train-00000-of-00002`) become one source again. Nothing that a data set
-brings is ever run: files are read as data, and scripts are not looked at.
+The parts of one file (`train-00000-of-00002`) become one source. Code that comes with a data set is never run: files are
+read as data, and scripts are ignored.
 """
 
 import glob
@@ -34,7 +32,7 @@ from devft_jax.data.records import Record, Records, Source
 from devft_jax.errors import InputError
 from devft_jax.files import checked_path, printable, whole_path
 
-# First element of the random stream that picks the records kept under a limit.
+# First element of the random stream that selects the records kept by a limit.
 _LIMIT_STREAM = 1
 
 Load = Callable[[Mapping[str, str], str | None], Source]
@@ -53,22 +51,22 @@ def load_sources(
 
     Args:
       spec: one or several of: a file of JSON, JSONL, CSV, TSV (any of them gzipped) or Parquet; a
-        folder of such files, those in its subfolders `data` and called after a split included; a
-        glob; `name[:split]` of a data set on Hugging Face (with `owner/name/configuration` where it
+        folder of such files, including those in its subfolders `data` and those named after a split; a
+        glob; `name[:split]` of a data set on Hugging Face (with `owner/name/configuration` if it
         has several; split `train` by default); a built-in `name[:split[:count]]`. Files of a folder
-        or glob come in natural order, 2 before 10, and shards (`-00000-of-00002`) are one source.
+        or glob are in natural order, 2 before 10, and shards (`-00000-of-00002`) are one source.
       fields: role (instruction, input, output, or messages for conversations) to field name, for
-        records of another shape.
-      category_field: field that holds the category; otherwise the first of `category`, `template`
+        records with other field names.
+      category_field: field that holds the category; by default the first of `category`, `template`
         and `task` that occurs, if any.
       limit: at most this many records in all, a random subset that is the same for every run;
         every source keeps its share.
-      held_out: what a folder that is the only spec gives where some of its files are named as
-        held-out data: those files instead of the others. Any other spec is taken literally.
+      held_out: for a spec that is a single folder with some files named as held-out data: return
+        those files instead of the others. Any other spec is taken literally.
 
     Raises:
-      InputError: nothing matches, or a file is unreadable; names the file and line. Iterating a
-        source raises it for a record that cannot be used.
+      InputError: nothing matches, or a file is unreadable; the message names the file and line. Iterating a
+        source raises it for an invalid record.
     """
     unknown = sorted(set(fields or ()) - set(ROLES))
     if unknown:
@@ -85,10 +83,10 @@ def load_sources(
 
 
 def check_found(spec: str | Sequence[str]) -> None:
-    """Raise `InputError` where local files are named that do not exist; reads nothing, and asks no network.
+    """Raise `InputError` if local files are named that do not exist; no file is read and no network is used.
 
     Args:
-      spec: one or several names of data.
+      spec: one or several data names.
     """
     for one in (spec,) if isinstance(spec, str) else spec:
         if one.partition(":")[0] not in BUILT_IN:
@@ -96,10 +94,10 @@ def check_found(spec: str | Sequence[str]) -> None:
 
 
 def named_from_anywhere(spec: str) -> str:
-    """Data as it may be stored: local files by their absolute path, else by name.
+    """A data name in a form that can be stored: local files by their absolute path, others by name.
 
     Args:
-      spec: a name of data.
+      spec: a data name.
     """
     if not spec or spec.partition(":")[0] in BUILT_IN:
         return spec
@@ -108,10 +106,10 @@ def named_from_anywhere(spec: str) -> str:
 
 
 def source_names(spec: str | Sequence[str]) -> list[str]:
-    """The names that the sources of training data would have, in order; reads nothing, and asks no network.
+    """The names that the sources of training data would have, in order; no file is read and no network is used.
 
     Args:
-      spec: one or several names of data.
+      spec: one or several data names.
 
     Raises:
       InputError: a local file does not exist.
@@ -121,7 +119,7 @@ def source_names(spec: str | Sequence[str]) -> list[str]:
 
 
 def _planned(specs: Sequence[str], part: str | None) -> list[tuple[str, Load]]:
-    """The name of each source and how it is read, in order; shards of one file are one source wherever they are named."""
+    """The name of each source and its loader, in order; shards of one file are one source wherever they are named."""
     found: list[tuple[str, Load]] = []
     shards: dict[tuple[Path, str], list[Shard]] = {}
     for spec in specs:
@@ -145,7 +143,7 @@ def _planned(specs: Sequence[str], part: str | None) -> list[tuple[str, Load]]:
 
 
 def _load_shards(shards: Sequence[Shard], fields: Mapping[str, str], category_field: str | None) -> Source:
-    """One source out of the shards of a file; a warning where some are missing."""
+    """One source from the shards of a file; warns if some are missing."""
     ordered = sorted(shards, key=lambda shard: (shard.total or 0, shard.index))
     name = printable(ordered[0].whole)
     for one, other in pairwise(ordered):
@@ -171,7 +169,7 @@ def _load_shards(shards: Sequence[Shard], fields: Mapping[str, str], category_fi
 
 
 def _load_files(name: str, paths: Sequence[Path], fields: Mapping[str, str], category_field: str | None) -> Source:
-    """One source out of a file or out of the shards of one."""
+    """One source from a file or from the shards of one."""
     scans = [scan_rows(path) for path in paths]
     present = {field: None for scan in scans for field in scan.fields}
     place = shown(paths[0])
@@ -192,17 +190,17 @@ def _load_hub(spec: str, fields: Mapping[str, str], category_field: str | None) 
     parts = name.split("/")
     repository = "/".join(parts[:2])
     if Path(repository).exists():
-        # The package would take it, and a loading script in it, instead of the data set of that name.
+        # The package would load it, or a script in it, instead of the data set of that name.
         raise InputError(
             f"data {spec!r} does not exist, and {repository!r} is a file or folder here; give its files by path or glob."
         )
     try:
         with _quiet("huggingface_hub"):
             rows = datasets.load_dataset(repository, *parts[2:3], split=split or "train", trust_remote_code=False)
-    except Exception as error:  # the package raises a different type for every back end
+    except Exception as error:  # the package raises a different type for every backend
         reason = printable(str(error).strip().split("\n")[0].rstrip(".")) or type(error).__name__
         raise InputError(
-            f"data {spec!r} is no local file or folder, and Hugging Face did not give it "
+            f"data {spec!r} is not a local file or folder, and it could not be loaded from Hugging Face "
             f"({reason}); check the name and the connection, or download it and give the file."
         ) from error
     if not len(rows):
@@ -215,7 +213,7 @@ def _load_hub(spec: str, fields: Mapping[str, str], category_field: str | None) 
 
 @contextmanager
 def _quiet(package: str) -> Iterator[None]:
-    """Without a package's warnings, such as one for every attempt to reach a server: the outcome is said once."""
+    """Suppress a package's warnings, such as one for every attempt to reach a server: the outcome is reported once."""
     logger = logging.getLogger(package)
     level = logger.level
     logger.setLevel(logging.ERROR)

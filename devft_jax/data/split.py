@@ -1,7 +1,7 @@
-"""From examples to clients: the held-out part, and who has which examples.
+"""Divides examples over clients: the held-out part, and which client has which examples.
 
-Splits by topic, length and quantity do not depend on the order of the records, only on their contents and the seed.
-The others that are drawn (iid, dirichlet) do, as does what `test_fraction` holds out.
+Splits by topic, length and quantity do not depend on the order of the records, only on their contents and the seed. The
+other drawn splits (iid, dirichlet) do, and so does the selection of `test_fraction`.
 """
 
 import warnings
@@ -19,18 +19,18 @@ from devft_jax.data.records import Records, Source
 from devft_jax.data.topics import find_topics
 from devft_jax.errors import InputError
 
-# First element of the random stream that holds test examples out.
+# First element of the random stream that selects test examples.
 _HOLD_OUT_STREAM = 4
 
 
 @dataclass(frozen=True, eq=False)
 class Client:
-    """One holder of data.
+    """One client and its examples.
 
     Attributes:
-      name: of the client.
-      id: uint32 that other clients do not affect: the number of a drawn part, the CRC-32 of the name of a field or file. Two
-        names agree with chance 2^-32 and then only share random streams.
+      name: name of the client.
+      id: uint32 that does not depend on other clients: the number of a drawn part, or the CRC-32 of the name of a field or
+        file. Two names collide with probability 2^-32 and then only share random streams.
       indices: i64[n], sorted, the client's examples.
     """
 
@@ -40,12 +40,12 @@ class Client:
 
 
 def hold_out(examples: Examples, options: DataOptions, seed: int) -> tuple[Examples, Examples]:
-    """Train and test part, of whole records; each has at least one.
+    """The training and the test part, of whole records; each has at least one record.
 
     Args:
-      examples: to be divided.
-      options: of the run's data.
-      seed: of the run.
+      examples: the examples to divide.
+      options: the run's data options.
+      seed: seed of the run.
 
     Raises:
       InputError: there is only one record.
@@ -53,7 +53,7 @@ def hold_out(examples: Examples, options: DataOptions, seed: int) -> tuple[Examp
     owners = examples.owners
     size = int(owners[-1]) + 1
     if size < 2:
-        raise InputError(f"test_fraction {options.test_fraction} cannot hold out of one example; use more data.")
+        raise InputError(f"test_fraction {options.test_fraction} cannot hold out part of one example; use more data.")
     wanted = round(options.test_fraction * size)
     if options.test_limit is not None:
         wanted = min(wanted, options.test_limit)
@@ -65,13 +65,13 @@ def hold_out(examples: Examples, options: DataOptions, seed: int) -> tuple[Examp
 
 
 def split_groups(train: Examples, records: Records, method: str, options: DataOptions) -> Groups | None:
-    """What a split by topic or length is drawn over; None for other splits, which need nothing beyond the examples.
+    """The groups used by a split by topic or length; None for other splits, which need only the examples.
 
     Args:
-      train: the examples to be split.
-      records: that they were made of.
-      method: of the split.
-      options: of the run's data.
+      train: the examples to split.
+      records: the records from which they were made.
+      method: method of the split.
+      options: the run's data options.
 
     Raises:
       InputError: there are too few different texts or lengths.
@@ -85,7 +85,7 @@ def split_groups(train: Examples, records: Records, method: str, options: DataOp
 
 @dataclass(frozen=True)
 class _Texts:
-    """The text of each example, read anew on every pass."""
+    """The text of each example, read again in every pass."""
 
     records: Records
     index: np.ndarray
@@ -100,19 +100,19 @@ def drawn_clients(
     """The clients of a drawn split.
 
     Args:
-      train: the examples to be split.
-      groups: what the split is drawn over; None for the examples' categories.
-      method: of the split.
-      options: of the run's data.
-      seed: of the run.
+      train: the examples to split.
+      groups: the groups used by the split; None for the examples' categories.
+      method: method of the split.
+      options: the run's data options.
+      seed: seed of the run.
 
     Raises:
       InputError: there are fewer records than clients.
     """
-    # What is drawn are records, each by its last example, which holds most of it.
+    # Records are drawn, each represented by its last example, which holds most of it.
     owners = train.owners
     last = np.flatnonzero(np.diff(owners, append=len(owners)))
-    # Splits by iid and dirichlet follow the order of the records, so that those already measured stay as they are.
+    # Splits by iid and dirichlet depend on the order of the records, which keeps earlier results valid.
     keys = None if method in ("iid", "dirichlet") else content_keys(train.take(last))
     parts = partition(
         (groups or category_groups(train)).codes[last],
@@ -133,13 +133,13 @@ def drawn_clients(
 def natural_clients(
     train: Examples, method: str, sources: Sequence[Source], options: DataOptions
 ) -> tuple[Examples, tuple[Client, ...]]:
-    """The clients of a field or file split, and the examples of those with enough of them.
+    """The clients of a field or file split, and the examples of those clients that have enough of them.
 
     Args:
-      train: the examples to be split.
+      train: the examples to split.
       method: field or file.
-      sources: of the records.
-      options: of the run's data.
+      sources: sources of the records.
+      options: the run's data options.
 
     Raises:
       InputError: a client has no example, or all clients have too few.

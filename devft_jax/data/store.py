@@ -1,11 +1,10 @@
-"""Token examples as a folder of raw arrays, written in pieces and mapped into memory.
+"""Token examples as a folder of raw arrays, written in pieces and memory-mapped.
 
-A store holds one file per array of `Examples` (little-endian, nothing but the values) and
-`store.json` with every file's length and checksum. It is filled under another name and renamed when
-whole, so that a half-written one never counts and two processes that fill the same one do no harm:
-the second finds the first's. What a killed process left half-written is removed by a later
-writer, a day on. What is read from it are pages of the files, which the system drops
-again under pressure, so a data set may be larger than memory.
+A store has one file per array of `Examples` (little-endian, only the values) and `store.json` with every file's length and
+checksum. It is written under another name and renamed when complete, so that an incomplete store is never used and two
+processes that write the same one do no harm: the second finds the first's. The incomplete store of a killed process is
+removed by a later writer, after a day. What is read are pages of the files, which the system can drop when memory is short,
+so a data set may be larger than memory.
 """
 
 import json
@@ -26,19 +25,19 @@ from devft_jax.files import parse_json
 
 _INDEX = "store.json"
 
-# Names of stores that are being written, and the seconds without a write after which nobody writes one any more.
+# Names of stores that are being written, and the seconds without a write after which they count as abandoned.
 _PREFIX, _SUFFIX, _ABANDONED = "devft-", ".tmp", 24 * 3600
 
-# Bytes read at once where a whole file is checked.
+# Bytes read at once when a whole file is checked.
 _PIECE = 1 << 24
 
 
 class StoreWriter:
-    """Appends to the arrays of a new store; `publish` makes it the one at `path`.
+    """Appends to the arrays of a new store; `publish` makes it the store at `path`.
 
     Args:
-      path: where the store will be; None for one that vanishes when its arrays are let go.
-      dtypes: of each array by name.
+      path: where the store will be; None for one that is deleted when its arrays are released.
+      dtypes: dtype of each array by name.
 
     Leaving the context without `publish` removes what was written.
     """
@@ -58,17 +57,17 @@ class StoreWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Close the files and remove the folder where it was not published."""
+        """Close the files, and remove the folder if it was not published."""
         for file in self._files.values():
             with suppress(OSError):
                 file.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def append(self, **parts: np.ndarray) -> None:
-        """Add values to the ends of the arrays named; OSError if they cannot be written.
+        """Append values to arrays; raises OSError if they cannot be written.
 
         Args:
-          **parts: new values by array.
+          **parts: new values by name of the array.
         """
         for name, part in parts.items():
             content = np.ascontiguousarray(part, self._dtypes[name]).tobytes()
@@ -76,10 +75,10 @@ class StoreWriter:
             self._checksums[name] = zlib.crc32(content, self._checksums[name])
 
     def publish(self, note: Any) -> tuple[dict[str, np.ndarray], Any]:
-        """Finish the store and map it; `note` is any JSON value kept with it. OSError if it cannot be written.
+        """Finish the store and map it; raises OSError if it cannot be written.
 
         Args:
-          note: any JSON value, kept with the store.
+          note: any JSON value, stored with it.
         """
         for file in self._files.values():
             file.flush()
@@ -89,7 +88,7 @@ class StoreWriter:
         index = {"bytes": sizes, "crc32": self._checksums, "note": note, "note_crc32": _note_checksum(note)}
         (self._folder / _INDEX).write_text(json.dumps(index))
         if self.path is None:
-            # On POSIX systems a mapping outlives the name of its file.
+            # On POSIX systems a mapping stays valid after the file's name is removed.
             return _map(self._folder, self._dtypes), note
         if found := read_store(self.path, self._dtypes):
             return found
@@ -97,7 +96,7 @@ class StoreWriter:
         try:
             self._folder.rename(self.path)
         except OSError:
-            # Another process may have published the same store in the meantime; anything else is not taken for one.
+            # Another process may have published the same store in the meantime; nothing else is accepted.
             if found := read_store(self.path, self._dtypes):
                 return found
             raise
@@ -105,11 +104,11 @@ class StoreWriter:
 
 
 def read_store(path: Path, dtypes: Mapping[str, np.dtype]) -> tuple[dict[str, np.ndarray], Any] | None:
-    """The arrays, read-only and mapped, and the note of a whole and undamaged store; None for any other.
+    """The arrays, read-only and memory-mapped, and the note of a complete and intact store; None for any other.
 
     Args:
-      path: of the store.
-      dtypes: of each array by name.
+      path: path of the store.
+      dtypes: dtype of each array by name.
     """
     try:
         index = parse_json((path / _INDEX).read_bytes(), _INDEX)
@@ -123,7 +122,7 @@ def read_store(path: Path, dtypes: Mapping[str, np.dtype]) -> tuple[dict[str, np
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """Remove what killed processes left half-written."""
+    """Remove incomplete stores of killed processes."""
     for store in folder.glob(f"{_PREFIX}*{_SUFFIX}"):
         with suppress(OSError):  # another process removes or publishes it
             if time.time() - max(path.stat().st_mtime for path in (store, *store.iterdir())) > _ABANDONED:

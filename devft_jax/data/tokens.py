@@ -1,14 +1,13 @@
-"""Records as token ids: tokenised once, kept flat on disk, found again by content.
+"""Tokenises records once; the ids are stored on disk in flat arrays and found again by content.
 
-A record is one example, except a conversation whose earlier turns a chat template words otherwise at
-a later turn: each text of it is an example, and every answer is in exactly one. What divides records
-(the held-out part, the split over clients) keeps such examples together.
+A record is one example, except a conversation whose earlier turns a chat template words differently at a later turn: each
+text of it is an example, and every answer is in exactly one. Steps that divide records (the held-out part, the split over
+clients) keep such examples together.
 
-All examples are stored end to end in one array with a flag a token beside it, five bytes a token, in a
-store that is mapped into memory (`devft_jax.data.store`): neither the texts nor the ids are ever in
-memory as a whole. The store's name is a hash of all that decides the ids: the records, the template,
-the tokenizer's own content, the length limit and this module's version. A tokenizer that does not
-show its content is not looked up again: its store lasts as long as the process.
+All examples are concatenated in one array, with one flag per token, five bytes per token, in a memory-mapped store
+(`devft_jax.data.store`): neither the texts nor the ids are ever in memory as a whole. The store's name is a hash of
+everything that determines the ids: the records, the template, the tokenizer's own content, the length limit and this
+module's version. For a tokenizer whose content cannot be read the store is not reused: it lasts as long as the process.
 """
 
 import dataclasses
@@ -35,14 +34,14 @@ from devft_jax.files import cache_folder, checked_path
 
 OVERLONG = ("drop", "error")
 
-# Raise it with every change of what the same records become.
+# Increase it with every change of the ids that the same records give.
 _VERSION = 3
 
 # Records tokenised at once: enough to keep a fast tokenizer's threads busy, few enough that the
-# Python lists it returns stay small.
+# Python lists that it returns stay small.
 _RECORDS_PER_CALL = 1024
 
-# Examples whose inner answers are looked at for what ends them.
+# Number of examples whose inner answers are inspected for their end tokens.
 _LOOKED_INTO = 1000
 
 _DTYPES = {
@@ -77,24 +76,24 @@ def tokenize(
     overlong: str = "drop",
     cache_dir: str | os.PathLike[str] | None = None,
 ) -> Examples:
-    """Tokenise records, or find what an earlier call made of the same ones.
+    """Tokenise records, or load the result of an earlier call for the same ones.
 
-    An example that runs past the limit is cut there: its last answer then has no end, or later turns
-    are missing. One whose first answer does not begin within the limit teaches nothing: records with
-    no other are dropped with one warning, or refused.
+    An example that exceeds the limit is cut: its last answer then has no end, or later turns are missing. An example whose
+    first answer does not begin within the limit teaches nothing: records without any other example are dropped with one
+    warning, or refused.
 
     Args:
-      records: what to tokenise; at least one. They are read twice, or three times for a warning.
-      tokenizer: of `transformers`. It must have an eos token; an example begins as a text of its own does.
-      template: name of a prompt template of `devft_jax.data.prompts`, but not `auto`.
-      max_length: most tokens of an example, those that lead and end it included.
-      overlong: "drop" or "error", for prompts that leave no room.
+      records: the records to tokenise; at least one. They are read twice, or three times for a warning.
+      tokenizer: a tokenizer of `transformers`. It must have an eos token; an example begins like any text of the tokenizer.
+      template: name of a prompt template of `devft_jax.data.prompts` other than `auto`.
+      max_length: most tokens of an example, including those that begin and end it.
+      overlong: "drop" or "error", for prompts that leave no space for a completion.
       cache_dir: folder of the cache; by default that of `devft_jax.files.cache_folder`. Only fast
-        tokenizers are cached: only they show their content.
+        tokenizers are cached, because only their content can be read.
 
     Raises:
-      InputError: an unusable option or tokenizer, an overlong prompt under "error", no example.
-      RunError: the token ids cannot be stored, or the data changed between two readings.
+      InputError: an option or the tokenizer is invalid, a prompt is overlong with "error", or there is no example.
+      RunError: the token ids cannot be stored, or the data changed between two passes.
     """
     if overlong not in OVERLONG:
         raise InputError(f"overlong {overlong!r} is unknown; choose from {', '.join(OVERLONG)}.")
@@ -125,22 +124,22 @@ def tokenize(
 def special_borders(
     examples: Examples, tokenizer: Any, template: str, max_length: int
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The special tokens that lead the examples, in order, and those in which their answers end, unless they were cut.
+    """The special tokens that begin the examples, in order, and those that end their answers, unless they were cut.
 
     Args:
       examples: made by `tokenize`.
-      tokenizer: of `transformers`.
-      template: name of a prompt template, but not `auto`.
+      tokenizer: a tokenizer of `transformers`.
+      template: name of a prompt template other than `auto`.
       max_length: most tokens of an example.
     """
     special = {*tokenizer.all_special_ids, *getattr(tokenizer, "added_tokens_decoder", {})}
     lead = leading_tokens(tokenizer)
     if template == "chat":
         lead = list(takewhile(special.__contains__, examples.row(0)[: examples.prompt_lengths[0]].tolist()))
-    # One that is shorter than the limit lacks later turns and not its end.
+    # A cut example that is shorter than the limit lacks later turns, not its end.
     whole = ~examples.truncated | (examples.lengths < max_length)
     last = {*examples.tokens[examples.starts[whole] + examples.lengths[whole] - 1].tolist()}
-    # Conversations that were cut have answers that ended before; a few show how.
+    # Cut conversations have answers that end earlier; a few examples are enough.
     for index in range(min(len(examples), _LOOKED_INTO)):
         flags = examples.is_answer[examples.starts[index] :][: examples.lengths[index]]
         last |= {*examples.row(index)[:-1][flags[:-1] & ~flags[1:]].tolist()}
@@ -149,7 +148,7 @@ def special_borders(
 
 
 class _Survey:
-    """What one pass over the records finds: their content's hash, the categories that occur and empty answers."""
+    """The results of one pass over the records: their content's hash, the categories that occur and empty answers."""
 
     def __init__(self) -> None:
         self.digest = hashlib.blake2b(digest_size=20)
@@ -171,7 +170,7 @@ class _Survey:
 def _fill_store(
     path: Path | None, records: RecordStream, survey: _Survey, encode: Encoder
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Tokenise into the store at `path`, or into one that nobody finds again where that cannot be written."""
+    """Tokenise into the store at `path`, or into a temporary store if that cannot be written."""
     try:
         return _write_store(path, records, survey, encode)
     except OSError as error:
@@ -179,7 +178,7 @@ def _fill_store(
         if path is None:
             raise RunError(f"the token ids cannot be stored ({reason}); free space in the temporary folder.") from error
         warnings.warn(
-            f"the token cache {path.parent} cannot be written ({reason}), so the data is tokenised anew every time; "
+            f"the token cache {path.parent} cannot be written ({reason}), so the data is tokenised in every run; "
             "name a writable cache_dir or DEVFT_CACHE.",
             stacklevel=4,
         )
@@ -224,7 +223,7 @@ def _report_overlong(examples: Examples, records: RecordStream, max_length: int,
     dropped = len(records) - len(kept)
     if not dropped:
         return
-    # The first position where the ascending index has a gap.
+    # The first gap in the ascending index.
     gaps = np.flatnonzero(kept != np.arange(len(kept)))
     first = next(islice(records, int(gaps[0]) if len(gaps) else len(kept), None)).origin
     finding = (
@@ -244,7 +243,7 @@ def _store_path(
     if backend is None:
         return None
     content = json.loads(backend.to_str())
-    # What an earlier call left set, not what the tokenizer is.
+    # Settings left by an earlier call are not part of the tokenizer's content.
     content["truncation"] = content["padding"] = None
     special = [leading_tokens(tokenizer), tokenizer.eos_token_id]
     wording = find_template(template)

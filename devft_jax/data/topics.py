@@ -4,11 +4,11 @@ Latent semantic analysis in its standard form: TF-IDF vectors, reduced by a trun
 scaled to length 1 and clustered. FedNLP (Lin et al. 2022, arXiv:2104.08815) makes label skew without labels from
 clusters of sentence embeddings in the same way; TF-IDF needs no second model.
 
-Topics depend on the set of texts alone, neither on their order nor on how often each occurs (only their numbering by
-size counts repetitions), and no seed enters: runs that differ in seed differ in who has a topic. The clusters are fitted
-to at most 20,000 distinct texts, those with the smallest digests, which is a random sample that no order changes, and
-every text then goes to the nearest centre, so that beyond these no text is kept in memory. Words are runs of letters and
-digits that begin with a letter; a script that does not separate words gives poor topics.
+Topics depend only on the set of texts, not on their order or on how often each occurs (only their numbering by size counts
+repetitions), and not on a seed: runs with different seeds differ in who has a topic. The clusters are fitted to at most
+20,000 distinct texts, those with the smallest digests, which is a random sample that does not depend on the order; every
+text is then assigned to the nearest centre, so that no further text is kept in memory. Words are runs of letters and digits
+that begin with a letter; a script that does not separate words gives poor topics.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ import numpy as np
 from devft_jax.data.groups import Groups
 from devft_jax.errors import InputError
 
-# Texts that the clusters are fitted to, dimensions they are reduced to, words kept of the vocabulary.
+# Number of texts to which the clusters are fitted, dimensions after reduction, words in the vocabulary.
 _FITTED, _DIMENSIONS, _VOCABULARY = 20_000, 64, 20_000
 
 _TERMS_IN_NAME = 3
@@ -33,7 +33,7 @@ _TEXTS_PER_BLOCK = 1024
 
 
 def require_scikit_learn() -> ModuleType:
-    """The package, which is an extra.
+    """The package scikit-learn, which is an extra.
 
     Raises:
       InputError: it is not installed.
@@ -49,10 +49,10 @@ def require_scikit_learn() -> ModuleType:
 
 
 def find_topics(texts: Iterable[str], num_topics: int) -> Groups:
-    """Sort texts into topics, numbered from the one with most texts down.
+    """Sort texts into topics, numbered from the largest to the smallest.
 
     Args:
-      texts: N texts; gone through twice, so a collection or a stream that can start again.
+      texts: N texts; iterated twice, so a collection or a stream that can be restarted.
       num_topics: at least 2.
 
     Returns:
@@ -70,7 +70,7 @@ def find_topics(texts: Iterable[str], num_topics: int) -> Groups:
             f"partition 'topic' cannot make {num_topics} topics of {len(sample)} distinct texts; "
             "lower partition_groups or give more data."
         )
-    # One thread: several add up in an order that differs from run to run, and a text may change sides.
+    # One thread: the order of a sum over several threads differs from run to run, and a text may change its cluster.
     with threadpool_limits(limits=1):
         model = _Model(sample, num_topics)
         codes = np.concatenate([model.nearest(block) for block in _blocks(texts)])
@@ -80,7 +80,7 @@ def find_topics(texts: Iterable[str], num_topics: int) -> Groups:
 
 
 class _Model:
-    """TF-IDF, its reduction and the centres, fitted to texts."""
+    """TF-IDF, its reduction and the cluster centres, fitted to texts."""
 
     def __init__(self, texts: list[str], num_topics: int):
         from sklearn.cluster import KMeans
@@ -97,19 +97,19 @@ class _Model:
         )
         try:
             vectors = self.vectorizer.fit_transform(texts)
-        except ValueError as error:  # no word is left after stop words and those of more than half the texts
+        except ValueError as error:  # no word is left after removing stop words and those in more than half of the texts
             raise InputError(
-                f"partition 'topic' finds no word that tells the {len(texts)} distinct texts apart; use another partition."
+                f"partition 'topic' finds no word that distinguishes the {len(texts)} distinct texts; use another partition."
             ) from error
         self.reduction = TruncatedSVD(min(_DIMENSIONS, *vectors.shape), random_state=0).fit(vectors)
         clusters = KMeans(num_topics, n_init=4, random_state=0)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # too few distinct points: an error below
+            warnings.simplefilter("ignore", ConvergenceWarning)  # too few distinct points: reported as an error below
             labels = clusters.fit_predict(self._embed(vectors))
         found = len(np.unique(labels))
         if found < num_topics:
             raise InputError(
-                f"partition 'topic' can tell only {found} of {num_topics} topics apart by the words of "
+                f"partition 'topic' can distinguish only {found} of {num_topics} topics by the words of "
                 f"{len(texts)} distinct texts; lower partition_groups or give more data."
             )
         self.centres = clusters.cluster_centers_
@@ -126,7 +126,7 @@ class _Model:
     def nearest(self, texts: list[str]) -> np.ndarray:
         """i64[N], the centre nearest to each text."""
         points = self._embed(self.vectorizer.transform(texts))
-        # A sum for each pair by itself: a matrix product may round a row by where in the block it stands.
+        # A separate sum for each pair: a matrix product may round a row differently depending on its place in the block.
         return ((points[:, None, :] - self.centres) ** 2).sum(axis=-1).argmin(axis=-1)
 
 
@@ -147,7 +147,7 @@ def _blocks(texts: Iterable[str]) -> Iterator[list[str]]:
 
 
 def _distinct(names: list[str]) -> tuple[str, ...]:
-    """The names, a number behind those that occurred before."""
+    """The names, with a number added to those that occurred before."""
     return tuple(
         f"{name} ({names[:index].count(name) + 1})" if name in names[:index] else name for index, name in enumerate(names)
     )

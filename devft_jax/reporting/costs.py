@@ -89,7 +89,7 @@ def _saving(story: Story, deepest: Stage) -> str:
     messages = f"{beside(sent, MESSAGES[2](deepest) * story.rounds, BYTES)} of messages" if sent else "no messages"
     text = (
         f"The {story.rounds} rounds took {seconds} of training, {messages} and {work}. The second figures are the costs of "
-        "as many rounds with as many tokens at full depth: computed from those of this run, not measured. They do not "
+        "as many rounds with as many tokens at full depth: computed from those of this run, not observed. They do not "
         "say how much each would learn."
     )
     dense = readable(story.record.bytes_stage, BYTES)

@@ -104,9 +104,7 @@ def _command(story: Story, configured: Settings) -> list[str]:
                 "alert",
             )
         )
-    parts.append(
-        page.paragraph("Name another folder after --out to run it again; in the same folder it is resumed or done.")
-    )
+    parts.append(page.paragraph("Name another folder after --out to run it again; in the same folder the run continues."))
     parts.append(page.code(configured.command))
     return parts
 

@@ -31,7 +31,7 @@ from devft_jax.options import operand
         (["run", "--rounds", "--seed", "3"], "--rounds needs a value"),
         (["run", "--rounds", "3", "--rounds", "3"], "--rounds is given twice and takes one value; give it once"),
         (["run", "--preset", "demo", "--preset", "demo"], "--preset is given twice"),
-        (["run", "--rounds", "3", "4"], "'4' stands behind --rounds, which takes one value"),
+        (["run", "--rounds", "3", "4"], "'4' follows --rounds, which takes one value"),
         (["run", "demo"], "'demo' belongs to no option"),
         (["run", "--fields", "a", "b", "c"], "fields has 3 words; write names and values in pairs."),
         (["run", "--fields", "a", "b", "a", "c"], "fields names the same thing twice"),
@@ -48,7 +48,7 @@ from devft_jax.options import operand
         (["generate", "x", "--file", ""], "file is empty"),
         (["generate", "x", "--prompt", "a\udcff"], "prompt 'a\\udcff' is not UTF-8 text"),
         (["compare", "--seed", "3"], "devft compare has no option --seed; did you mean '--seeds'?"),
-        (["replay", "x", "--client", "a"], "devft replay needs --round, the round, from 1; see"),
+        (["replay", "x", "--client", "a"], "devft replay needs --round, the round, counted from 1; see"),
         (["report", "a", "b"], "'b' belongs to no option"),
         (["list", "all"], "algorithm or growth 'all' is unknown; choose from fedit, flora"),
         (["list", "fedit", "flora"], "'flora' belongs to no option"),
@@ -189,7 +189,9 @@ def test_the_file_of_the_guide_is_one(tmp_path):
 def test_many_clients_in_many_rounds_are_answered_at_once(capsys):
     assert run_command(["plan", "--rounds", "100000", "--clients", "1000", "--clients-per-round", "1000"]) == 2
     said = capsys.readouterr().err
-    assert "rounds 100000 of clients_per_round 1000 are 100,000,000 trainings of a client; use 10,000,000 or less." in said
+    assert (
+        "rounds 100000 with clients_per_round 1000 give 100,000,000 trainings of a client; use 10,000,000 or fewer." in said
+    )
     assert run_command(["compare", "--arms", "fedit", "--seeds", ",".join(map(str, range(20_000)))]) == 2
     assert capsys.readouterr().err == "devft: seeds has 20,000 values; give 10,000 or fewer.\n"
 

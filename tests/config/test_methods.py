@@ -152,7 +152,7 @@ ALGORITHMS = [
     ("outside.methods:halved.x", "names x, which"),
     ("outside.methods:number", "is an int; name an Algorithm, or a function of a MethodConfig that returns one"),
     ("outside.methods:whole", "is an EndToEnd; name an Algorithm"),
-    ("outside.methods:nothing", "gives None; let it return an Algorithm"),
+    ("outside.methods:nothing", "returns None; let it return an Algorithm"),
     ("outside.methods:fails", r"making it raised RuntimeError \(not today\) at \S+methods.py:\d+; correct the module"),
     ("outside.methods:particular", "rank must be 7: give --rank 7"),
     ("outside.broken:x", r"importing outside.broken raised ZeroDivisionError \(division by zero\) at \S+broken.py:2"),
@@ -181,7 +181,7 @@ def test_a_mistake_is_one_sentence_with_the_name_before_anything_is_read(folder,
     for command in ("run", "plan"):
         assert run_command([command, f"--{kind}", name, "--data", "absent.json"]) == 2
         said = capsys.readouterr().err
-        assert re.match(rf"devft: {kind} '.*'(:| is| names| gives) ", said)
+        assert re.match(rf"devft: {kind} '.*'(:| is| names| returns) ", said)
         assert re.search(sentence, said)
         assert said.count("\n") == 1
 

@@ -271,7 +271,7 @@ def test_too_little_data_is_refused(build, folder):
     with pytest.raises(InputError, match="6 examples cannot fill 20 clients"):
         build(data=path)
     write(folder / "single.json", 1, 1)
-    with pytest.raises(InputError, match="cannot hold out of one example"):
+    with pytest.raises(InputError, match="cannot hold out part of one example"):
         build(data=str(folder / "single.json"), test_fraction=0.5, clients=1)
 
 

@@ -116,7 +116,7 @@ def test_fields_say_which_form_is_meant(tmp_path):
         ([], r"a\.jsonl:2 has an empty list in the field 'messages', where the turns"),
         (None, r"a\.jsonl:2 has nothing in the field 'messages'"),
         ("hi", r"a\.jsonl:2 has a str in the field 'messages'"),
-        (ASKED[:1], r"a\.jsonl:2 holds no assistant turn, so nothing can be learned from it"),
+        (ASKED[:1], r"a\.jsonl:2 has no assistant turn, so nothing can be learned from it"),
         ([*ASKED, {"role": "tool", "content": "3"}], r"a\.jsonl:2 has a turn 3 by 'tool', .* the speakers are system, user"),
         ([{"role": None, "content": "3"}], r"turn 1 by None, which is not supported"),
         ([ASKED[0], {"role": "assistant", "content": None}], r"has nothing as the content of turn 2, where text"),

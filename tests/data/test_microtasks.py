@@ -336,7 +336,7 @@ def test_an_exhausted_category_says_so():
         (("train", -3), "count: -3"),
         (("train", 4, 0, ()), "categories: none"),
         (("train", 4, 0, ("copy", "juggling")), "categories: 'juggling'"),
-        (("train", 4, 0, ("copy", "copy")), "names one twice"),
+        (("train", 4, 0, ("copy", "copy")), "has a duplicate"),
     ],
 )
 def test_bad_requests(arguments, message):

@@ -159,7 +159,9 @@ def test_a_template_that_rewrites_earlier_turns_gives_every_answer_a_text_of_its
 
 def test_an_answer_that_does_not_follow_what_asks_for_it_is_refused():
     thinking = PLAIN.replace("%}a:{%", "%}a:<think>{%")
-    with pytest.raises(InputError, match=r"before turn 3 of a\.jsonl:4 otherwise when it asks .* another template such as"):
+    with pytest.raises(
+        InputError, match=r"before turn 3 of a\.jsonl:4 differently when it asks .* another template such as"
+    ):
         render(TALK, "chat", FakeTokenizer(thinking))
 
 
@@ -184,5 +186,5 @@ def test_auto_is_the_chat_template_only_for_conversations_and_where_there_is_one
 def test_several_chat_templates_without_a_default_are_an_input_error(word_tokenizer):
     tokenizer = word_tokenizer()
     tokenizer.chat_template = {"rag": "a", "tool_use": "b"}
-    with pytest.raises(InputError, match="has several chat templates and none is called default; name the one to use"):
+    with pytest.raises(InputError, match="has several chat templates and none is called default; rename the one to use"):
         render(record(), "chat", tokenizer)

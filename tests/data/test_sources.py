@@ -59,7 +59,7 @@ def test_an_unreachable_or_empty_hub_data_set_is_an_input_error(monkeypatch):
         raise ConnectionError("no route\nand a long trace")
 
     fake_hub(monkeypatch, load_dataset)
-    with pytest.raises(InputError, match=r"'owner/name' is no local file .*\(no route\); check"):
+    with pytest.raises(InputError, match=r"'owner/name' is not a local file .*\(no route\); check"):
         load_sources("owner/name")
     fake_hub(monkeypatch, lambda *_, split, **options: [])
     with pytest.raises(InputError, match=r"'owner/name' holds no record; choose another split"):
@@ -74,8 +74,8 @@ def test_an_unreachable_or_empty_hub_data_set_is_an_input_error(monkeypatch):
         ("absent.jsonl", {}, r"'absent\.jsonl' does not exist"),
         ("absent_*.json", {}, r"'absent_\*\.json' matches no file .*quote a glob"),
         ((), {}, r"data is empty"),
-        ("microtasks:other", {}, r"'microtasks:other' is not understood; write microtasks:SPLIT"),
-        ("microtasks:test:many", {}, r"'microtasks:test:many' is not understood"),
+        ("microtasks:other", {}, r"'microtasks:other' is not valid; write microtasks:SPLIT"),
+        ("microtasks:test:many", {}, r"'microtasks:test:many' is not valid"),
         ("a.json", {"fields": {"answer": "b"}}, r"fields names an unknown role 'answer'"),
         ("a.json", {"limit": 0}, r"a limit of 0 records"),
     ],

@@ -329,7 +329,10 @@ def depth(self, num_layers):
 @pytest.mark.parametrize(
     ("members", "words"),
     [
-        ({"depth": depth}, "Odd.depth is not part of a growth: rename it depths if that is meant, or _depth if it is your own"),
+        (
+            {"depth": depth},
+            "Odd.depth is not part of a growth: rename it depths if that is meant, or _depth if it is your own",
+        ),
         ({"dephts": property(depth)}, "call it depths"),
         ({"stage_round": depth}, "call it stage_rounds"),
         ({"prepare": staticmethod(depth)}, "call it prepared"),

@@ -168,10 +168,10 @@ def test_bytes_that_follow_ranks_are_told_as_bounds(change, bounded):
 def test_only_messages_that_add_up_are_missed():
     demo = preset("demo")
     assert make_plan(demo).total("bytes_missed") == 0
-    assert "absentees" not in to_text(make_plan(demo))
+    assert "absent clients" not in to_text(make_plan(demo))
     plan = make_plan(dataclasses.replace(demo, algorithm="fedex-lora"))
     assert plan.total("bytes_missed") > 0
-    assert "absentees" in to_text(plan)
+    assert "absent clients" in to_text(plan)
 
 
 def test_end_to_end_training_is_one_stage_without_submodels():

@@ -110,7 +110,7 @@ def test_the_headline_tells_what_was_run_and_what_came_of_it(tmp_path):
     assert "exact match rose from 0.0% to 25.0%" in words
     assert "Report of the run in my run/" in words
     assert "in 4 stages of 1, 2, 4, 8 layers over 12 rounds with 2 of 5 clients a round" in words
-    assert "besides: compile 2.00 s, build 1.00 s, evaluate 3.00 s; compiled meanwhile: 4.00 s" in words
+    assert "besides: compile 2.00 s, build 1.00 s, evaluate 3.00 s; compiled in the background: 4.00 s" in words
     assert "1.00 GB process peak resident set" in words
 
 
@@ -536,7 +536,9 @@ def test_a_folder_or_file_that_cannot_be_is_named(tmp_path):
     with pytest.raises(InputError, match="typo does not exist; name one that `devft run` wrote"):
         write_report(tmp_path / "typo")
     folder = write_story(tmp_path / "run")
-    with pytest.raises(InputError, match=r"page.html cannot be written \(No such file or directory\); name another file"):
+    with pytest.raises(
+        InputError, match=r"page.html cannot be written \(No such file or directory\); give another file by --out"
+    ):
         write_report(folder, tmp_path / "absent" / "page.html")
 
 

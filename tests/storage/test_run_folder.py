@@ -198,9 +198,7 @@ def test_metrics_of_saved_rounds_are_checked_and_later_ones_are_not(saved, tmp_p
         (folder.path / "metrics.jsonl").write_text("".join(lines) + '{"round": 3, "stage": 0}\n{"rou')
         folder.checkpoints.check(2)
         (folder.path / "metrics.jsonl").write_text(lines[0] + lines[1].replace("2.1", "2.2"))
-        with pytest.raises(
-            InputError, match=r"metrics.jsonl has changed .*delete \S+checkpoints/2 to resume from round 1"
-        ):
+        with pytest.raises(InputError, match=r"metrics.jsonl has changed .*delete \S+checkpoints/2 to resume from round 1"):
             folder.checkpoints.check(2)
         folder.checkpoints.check(1)
         (folder.path / "metrics.jsonl").unlink()

@@ -1,13 +1,12 @@
-"""Sixteen categories of tiny, exactly gradable problems: instruction records and pretraining text.
+"""Sixteen categories of small, exactly gradable problems: instruction records and pretraining text.
 
-A demonstration of federated tuning needs a task whose answers are right or wrong, that a model of
-a few million parameters can learn, and whose clients differ in kind. Each category is one skill, so
-that "a client sees few categories" is a natural non-IID split.
+A demonstration of federated tuning needs a task whose answers are right or wrong, that a model of a few million parameters
+can learn, and whose clients differ in kind. Each category is one skill, so that "a client has few categories" is a natural
+non-IID split.
 
-A problem is identified by its canonical content, whatever its wording (and whatever the order of
-its items where the answer does not depend on it). A hash of that identity decides its split, so
-that train and test, and pretraining text and test, are disjoint for every pair of seeds and counts
-without any bookkeeping.
+A problem is identified by its canonical content, whatever its wording (and whatever the order of its items if the answer
+does not depend on it). A hash of that identity determines its split, so that train and test, and pretraining text and test,
+are disjoint for every pair of seeds and counts, without bookkeeping.
 """
 
 import hashlib
@@ -25,8 +24,8 @@ Split = Literal["train", "test"]
 # One problem in TEST_SHARE belongs to the test split.
 TEST_SHARE = 8
 
-# A category counts as exhausted after this many draws in a row without a new record: the smallest
-# spaces hold some thousands of wordings, so by then a missing one would have turned up.
+# A category counts as exhausted after this many consecutive draws without a new record: the smallest
+# spaces have some thousands of wordings, so a missing one would have been drawn by then.
 _FRUITLESS_DRAWS = 40_000
 
 
@@ -45,14 +44,13 @@ class Document(NamedTuple):
 def generate(split: Split, count: int, seed: int = 0, categories: Sequence[str] = CATEGORIES) -> list[Record]:
     """Distinct instruction records, balanced over the categories.
 
-    Records of the categories alternate, so every prefix is balanced too; the categories named first
-    hold one record more when `count` does not divide. A category's records depend on the seed and
-    the split, not on the other categories.
+    Records of the categories alternate, so every prefix is balanced too; the first categories have one record more if
+    `count` is not a multiple. A category's records depend on the seed and the split, not on the other categories.
 
     Args:
       split: "train" or "test"; no problem, however worded, is in both, for any pair of seeds.
       count: records in all, at least 1.
-      seed: another seed gives other records of the same split.
+      seed: other seeds give other records of the same split.
       categories: names from `CATEGORIES`, each once.
 
     Returns:
@@ -64,7 +62,7 @@ def generate(split: Split, count: int, seed: int = 0, categories: Sequence[str] 
     if split not in ("train", "test"):
         raise InputError(f"split: '{split}' is unknown; use 'train' or 'test'.")
     if count < 1:
-        raise InputError(f"count: {count} microtask records were asked for; ask for at least 1.")
+        raise InputError(f"count: {count} microtask records were requested; request at least 1.")
     _check_categories(categories)
     share, remainder = divmod(count, len(categories))
     columns = [_records(category, split, share + (index < remainder), seed) for index, category in enumerate(categories)]
@@ -73,16 +71,16 @@ def generate(split: Split, count: int, seed: int = 0, categories: Sequence[str] 
 
 def _check_categories(categories: Sequence[str]) -> None:
     if not categories:
-        raise InputError(f"categories: none were named; choose from {', '.join(CATEGORIES)}.")
+        raise InputError(f"categories: none were given; choose from {', '.join(CATEGORIES)}.")
     for category in categories:
         if category not in TABLE:
-            raise InputError(f"categories: '{category}' is no microtask; choose from {', '.join(CATEGORIES)}.")
+            raise InputError(f"categories: '{category}' is not a microtask; choose from {', '.join(CATEGORIES)}.")
     if len(set(categories)) < len(categories):
-        raise InputError(f"categories: {', '.join(categories)} names one twice; name each category once.")
+        raise InputError(f"categories: {', '.join(categories)} has a duplicate; name each category once.")
 
 
 def _records(category: str, split: Split, count: int, seed: int) -> list[Record]:
-    """`count` distinct records of one category, a prefix of what any larger count gives."""
+    """`count` distinct records of one category, a prefix of the result for any larger count."""
     rng = random.Random(f"{category} {split} {seed}")
     found: dict[tuple[str, str], Record] = {}
     fruitless = 0
@@ -91,8 +89,8 @@ def _records(category: str, split: Split, count: int, seed: int) -> list[Record]
         fruitless += 1
         if fruitless > _FRUITLESS_DRAWS:
             raise InputError(
-                f"count: microtask category '{category}' was asked for {count} different {split} "
-                f"records and has about {len(found)}; lower the count or name more categories."
+                f"count: {count} different {split} records of the microtask category '{category}' were requested, but there "
+                f"are about {len(found)}; lower the count or name more categories."
             )
         if split_of(category, problem.identity) != split:
             continue
@@ -106,13 +104,13 @@ def _records(category: str, split: Split, count: int, seed: int) -> list[Record]
 
 
 def split_of(category: str, identity: str) -> Split:
-    """The split that a problem belongs to, from its category and canonical identity alone.
+    """The split of a problem, from its category and canonical identity alone.
 
     Args:
-      category: its name.
-      identity: of the problem.
+      category: name of the category.
+      identity: canonical identity of the problem.
     """
-    # Not a checksum such as CRC: it is linear in the bits, and would split along digit patterns.
+    # Not a checksum such as CRC, which is linear in the bits and would split along digit patterns.
     digest = hashlib.blake2b(f"{category}\n{identity}".encode(), digest_size=8).digest()
     return "test" if int.from_bytes(digest, "big") % TEST_SHARE == 0 else "train"
 
@@ -120,12 +118,12 @@ def split_of(category: str, identity: str) -> Split:
 def solved_documents(count: int, seed: int = 0) -> Iterator[Document]:
     """Pretraining text of the train split: the same skills in other formats than the instructions.
 
-    A document is 4 to 10 solved problems, one a line. Six in ten documents repeat one form of one
-    category, as a few-shot prompt would; the others mix forms, of one category or of all of them.
+    A document is 4 to 10 solved problems, one per line. Six in ten documents repeat one form of one category, like a
+    few-shot prompt; the others mix forms, of one category or of all of them.
 
     Args:
-      count: documents to yield.
-      seed: another seed gives other documents.
+      count: number of documents.
+      seed: other seeds give other documents.
 
     Yields:
       One document, lines joined by newlines, without a final newline.
@@ -158,10 +156,10 @@ def _train_problem(category: str, rng: random.Random) -> Problem:
 
 
 def grade(predicted: str, record: Record) -> bool:
-    """Whether an answer is exactly the expected one, whitespace around it aside.
+    """Whether an answer is exactly the expected one, ignoring whitespace around it.
 
     Args:
       predicted: the answer.
-      record: whose output is expected.
+      record: the record with the expected output.
     """
     return predicted.strip() == record.output.strip()

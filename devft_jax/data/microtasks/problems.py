@@ -1,7 +1,7 @@
 """The sixteen kinds of problems: how each is drawn, with its canonical identity and exact answer.
 
 Each kind is one skill (copying, sorting, counting, comparing, arithmetic, dates, boolean expressions, look-ups). The
-problems are made up here; no paper defines them and no data set is read.
+problems are our own; they are not from a paper or a data set.
 """
 
 import random
@@ -60,7 +60,7 @@ class Problem(NamedTuple):
 
     Attributes:
       identity: its canonical content, whatever its wording.
-      fields: what surface forms are filled with, `answer` among them.
+      fields: values for the placeholders of surface forms, including `answer`.
     """
 
     identity: str

@@ -1,10 +1,10 @@
-"""How problems are worded: the paraphrases of instructions, and the lines of pretraining text.
+"""The wording of problems: the paraphrases of instructions, and the lines of pretraining text.
 
-A category is a way to draw a problem and two lists of surface forms for it:
+A category is a function that draws a problem, and two lists of surface forms for it:
 
 - `instructions`, the (instruction, input) paraphrases that `generate` turns into records;
-- `documents`, single lines in other formats that `solved_documents` strings together, answer last. A base model that read
-  those has the skills and the vocabulary without ever having seen the instruction format, which is what tuning then teaches.
+- `documents`, single lines in other formats that `solved_documents` joins, with the answer last. A base model trained on
+these has the skills and the vocabulary but has never seen the instruction format, which tuning then teaches.
 """
 
 import random
@@ -19,7 +19,7 @@ class Category(NamedTuple):
     """One skill.
 
     Attributes:
-      draw: makes a problem.
+      draw: draws a problem.
       instructions: its paraphrases, (instruction, input).
       documents: its pretraining lines.
     """
@@ -270,6 +270,6 @@ TABLE: dict[str, Category] = {
         ),
     ),
 }
-"""Every category by name. Public so that a reader of the data can see, and a test can invert, every surface form."""
+"""Every category by name; public, so that users can read, and a test can invert, every surface form."""
 
 CATEGORIES: tuple[str, ...] = tuple(TABLE)
