@@ -99,7 +99,7 @@ def test_a_presets_options_are_nobodys_choice(name, growth, algorithm):
         ("--plateau-rounds 3", "plateau_rounds 3 is read by plateau only and the stage end is fixed"),
         ("--growth end-to-end --stage-end plateau", "stage_end plateau has no effect with the growth end-to-end"),
         ("--probe-examples 8", "probe_examples 8 is read by skip-grow only"),
-        ("--partition field --clients 5", "clients 5 has no effect with the partition field, which sets the number of clients itself"),
+        ("--partition field --clients 5", "clients 5 has no effect with the partition field, which sets the number"),
         ("--min-examples 3", "min_examples 3 is read only by field and file splits and the partition is iid"),
         ("--partition dirichlet --partition-groups 4", "partition_groups 4 is read by topic and length only"),
         ("--category-field kind", "category_field kind has no effect on built-in data"),
