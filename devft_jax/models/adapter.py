@@ -1,8 +1,8 @@
-"""The trained part of a model: low-rank factors beside the frozen projections, and what some methods add to them.
+"""The trained part of a model: low-rank factors beside the frozen projections, and additions of some methods.
 
 A low-rank update is applied as two small products beside the frozen one, `x @ W + scale * (x @ a) @ b`, never as
-`W + a @ b`: under a `vmap` over clients the merged form would give every client a private copy of `W`. Here `a [in, r]` is
-the transpose of PEFT's A and `b [r, out]` of its B (Hu et al. 2022).
+`W + a @ b`: with a `vmap` over clients the merged form would give every client its own copy of `W`. `a [in, r]` is the
+transpose of PEFT's A and `b [r, out]` that of its B (Hu et al. 2022).
 
 Axis letters: L layers, r rank, t width of a layer's token.
 """
@@ -18,8 +18,8 @@ class LoraFactors(struct.PyTreeNode):
     """Low-rank factors of one projection in every layer.
 
     Attributes:
-      a: [L, in, r], multiplies the input.
-      b: [L, r, out], gives the output.
+      a: [L, in, r], multiplied with the input.
+      b: [L, r, out], multiplied with x a.
     """
 
     a: jax.Array
@@ -27,17 +27,16 @@ class LoraFactors(struct.PyTreeNode):
 
 
 class Adapter(struct.PyTreeNode):
-    """What is added to a frozen base. An adapter of fewer layers than its base belongs to the last of them.
+    """What is added to a frozen base. An adapter with fewer layers than its base belongs to the base's last layers.
 
     Attributes:
       lora: factors by projection.
-      scale: multiplies their product: alpha / r, one scalar for all, or for each projection one value per layer `[L]`, as
-        adapters whose rank or alpha varies need it (their factors are padded with zeros to the largest rank).
+      scale: factor of their product: alpha / r, one scalar for all, or one value per layer `[L]` for each projection, for
+        adapters whose rank or alpha varies (their factors are padded with zeros to the largest rank).
       dropout: probability of dropping an element of a low-rank product's input while training.
-      delta: dense corrections of frozen weights by projection, f32[L, in, out], for methods that change these from round to
-        round. They are kept beside the weights because a packed or half-precision weight would lose a change that is small
-        against it.
-      hyper: makes bottleneck adapters behind every sublayer from the prompt (`devft_jax.models.hypernetwork`).
+      delta: dense corrections of frozen weights by projection, f32[L, in, out], for methods that change these between
+        rounds. They are stored separately, because a packed or half-precision weight would lose a relatively small change.
+      hyper: generates bottleneck adapters after every sublayer from the prompt (`devft_jax.models.hypernetwork`).
     """
 
     lora: dict[str, LoraFactors]
@@ -52,10 +51,10 @@ class Adapter(struct.PyTreeNode):
         return None if self.hyper is None else self.hyper.network.layer_tokens
 
     def depth(self, otherwise: int) -> int:
-        """The layers that it has factors, corrections or tokens for.
+        """Number of layers for which it has factors, corrections or tokens.
 
         Args:
-          otherwise: the depth of an adapter that has none of them.
+          otherwise: the result for an adapter that has none of them.
         """
         leaves = jax.tree.leaves((self.lora, self.delta, self.layer_tokens))
         return leaves[0].shape[0] if leaves else otherwise

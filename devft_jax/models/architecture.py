@@ -1,8 +1,8 @@
-"""The shape of a LLaMA-family model: what is static under `jit`, and the shapes of well-known models by name.
+"""The architecture of a LLaMA-family model, static under `jit`, and the architectures of well-known models by name.
 
-Covers LLaMA 1-3 (Touvron et al. 2023; Grattafiori et al. 2024) and its descendants. What a family changes is a field of
-`ModelConfig`: `biases` (Qwen2), `qk_norm` (Qwen3), `sliding_window` (Mistral); `devft_jax.models.huggingface.families` says
-which family has which.
+Covers LLaMA 1-3 (Touvron et al. 2023; Grattafiori et al. 2024) and its descendants. The differences between families are
+fields of `ModelConfig`: `biases` (Qwen2), `qk_norm` (Qwen3), `sliding_window` (Mistral);
+`devft_jax.models.huggingface.families` says which family has which.
 """
 
 import dataclasses
@@ -18,11 +18,11 @@ class RopeScaling:
 
     Attributes:
       kind: "linear" (every frequency divided by `factor`) or "llama3" (long wavelengths divided by `factor`, short ones
-        kept, a smooth ramp between).
+        unchanged, with a smooth ramp between them).
       factor: see `kind`.
-      low_frequency_factor: where the ramp of "llama3" begins, in rotations over the original context.
-      high_frequency_factor: where it ends.
-      original_length: context that the model was pretrained on, in tokens.
+      low_frequency_factor: start of the ramp of "llama3", in rotations over the original context.
+      high_frequency_factor: end of the ramp, in the same unit.
+      original_length: context on which the model was pretrained, in tokens.
     """
 
     kind: str
@@ -34,7 +34,7 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Shape of a LLaMA-family model; static under `jit`.
+    """Architecture of a LLaMA-family model; static under `jit`.
 
     Attributes:
       vocabulary: V, number of tokens.
@@ -42,16 +42,16 @@ class ModelConfig:
       feed_forward: F, width inside the MLP.
       layers: L.
       heads: H, query heads.
-      kv_heads: K, key/value heads; divides H.
-      head_size: E.
+      kv_heads: K, key/value heads; must divide H.
+      head_size: E, width of a head.
       rope_theta: base of the rotary frequencies.
-      rope_scaling: their rescaling for long contexts, if any.
+      rope_scaling: rescaling of the rotary frequencies for long contexts, if any.
       norm_epsilon: added to the mean square inside every RMSNorm.
       tied_head: whether the head is the embedding, transposed.
       max_length: longest sequence, in tokens.
-      family: the name under which Hugging Face stores the model.
-      biases: projections that add a bias.
-      qk_norm: whether every query and key head is RMS-normalised before its rotation.
+      family: name of the model family in Hugging Face's `model_type`.
+      biases: projections with a bias.
+      qk_norm: whether every query and key head is RMS-normalised before the rotation.
       sliding_window: w, so that a position attends to itself and the w - 1 before it; None for full causal attention.
     """
 
@@ -161,8 +161,8 @@ ARCHITECTURES = {
         head_size=128,
     ),
 }
-"""Shapes of well-known models by their Hugging Face names, from each model's public config.json.
+"""Architectures of well-known models by their Hugging Face names, from each model's public config.json.
 
-A run on them can be planned without a download; the run itself reads the config.json beside the weights. The last two are
-also known as LLaMA-33B, as its paper counts the parameters, and LLaMA2-70B.
+Runs of these models can be planned without a download; the run itself reads the config.json next to the weights. The last
+two are also known as LLaMA-33B, the parameter count of its paper, and LLaMA2-70B.
 """

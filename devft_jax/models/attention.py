@@ -1,9 +1,9 @@
-"""Causal self-attention over whole sequences, by the kernel that suits the platform.
+"""Causal self-attention over whole sequences, with a kernel that suits the platform.
 
 `cudnn`, `splash` (for TPUs) and `xla` are JAX's own. `blocked` is written here, for processors whose compiler has no fused
-kernel: queries are taken in blocks, each block sees the keys up to its own end alone, so that nearly half of the square is
-never computed, and the backward pass saves of every block the logarithm of its normaliser and recomputes the scores (Dao et
-al. 2022; the backward formulas are those of Dao 2023, section 3.1.2). Nothing of the size of the square is kept between the
+kernel: queries are processed in blocks, each with only the keys up to its own end, so that nearly half of the T x T square
+is never computed. The backward pass keeps the logarithm of each block's normaliser and recomputes the scores (Dao et al.
+2022; the backward formulas are those of Dao 2023, section 3.1.2). Nothing of the size of the square is kept between the
 passes.
 
 Shapes: queries [B, T, H, E], keys and values [B, T, K, E], H a multiple of K; query head h belongs to key head h // (H / K).
@@ -19,12 +19,12 @@ from jax.ad_checkpoint import checkpoint_name
 
 Attention = Callable[[jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
 """(queries [B, T, H, E], keys and values [B, T, K, E], the layer's cache) -> (mixed values [B, T, H, E], new entries for
-that cache); None for no cache and no entries."""
+that cache); both are None without a cache."""
 
 Kernel = Literal["xla", "cudnn", "splash", "blocked"]
 # Name under which a remat policy may save what attention's backward pass needs.
 SAVED = "attention"
-# Fewest queries of a block, enough for a fast matrix product, and most blocks, each of which is compiled.
+# Fewest queries of a block, enough for a fast matrix product, and the most blocks, each of which is compiled.
 SMALLEST_BLOCK, MOST_BLOCKS = 64, 8
 # Score of a key that a query does not see: finite, so that a difference of two is not NaN.
 UNSEEN = -1e30
@@ -33,10 +33,10 @@ TILE, MOST_TILES = 128, 4
 
 
 def kernel_for(kernel: Kernel | Literal["auto"], *, dtype: str, head_size: int, length: int) -> Kernel:
-    """The kernel that a name stands for on the default platform.
+    """The kernel that a name refers to on the default platform.
 
-    `auto` is cudnn on an NVIDIA GPU in bfloat16 where the head size allows it, splash on a TPU for sequences of a tile or
-    more, blocked on CPU, and xla elsewhere.
+    `auto` is cudnn on an NVIDIA GPU in bfloat16 if the head size allows it, splash on a TPU for sequences of at least one
+    tile, blocked on CPU, and otherwise xla.
 
     Args:
       kernel: a kernel's name, or auto.
@@ -60,9 +60,9 @@ def causal(kernel: Kernel, *, length: int, window: int | None = None) -> Attenti
     Args:
       kernel: xla, cudnn, splash or blocked.
       length: T, tokens of a sequence.
-      window: how many tokens a position attends to, itself and those before it; None for all.
+      window: number of tokens to which a position attends, itself and those before it; None for all.
     """
-    # A window that nothing leaves would only keep kernels from their plain causal path.
+    # A window as long as the sequence would only keep kernels from their plain causal path.
     if window is not None and window >= length:
         window = None
 
@@ -87,7 +87,7 @@ def causal(kernel: Kernel, *, length: int, window: int | None = None) -> Attenti
 def splash_attention(
     window: int | None, queries: jax.Array, keys: jax.Array, values: jax.Array, *, interpret: bool = False
 ) -> jax.Array:
-    """`blocked_attention` by JAX's Pallas kernel for TPUs, which skips tiles that no query sees.
+    """As `blocked_attention`, by JAX's Pallas kernel for TPUs, which skips tiles that no query sees.
 
     Sequences are padded to whole tiles on the right, where no real query sees them.
 
@@ -146,7 +146,7 @@ def inner_products(a: jax.Array, b: jax.Array) -> jax.Array:
     product = a.astype(jnp.float32) * b.astype(jnp.float32)
     if jax.default_backend() != "cpu":
         return jnp.sum(product, axis=-1, keepdims=True)
-    # XLA's CPU library was seen to take fifty times as long for the sum of a product inside a large program.
+    # XLA's CPU library was measured to take fifty times as long for the sum of a product inside a large program.
     flat = product.reshape(-1, product.shape[-1])
     return jnp.dot(flat, jnp.ones(flat.shape[-1], jnp.float32), precision="highest").reshape(*product.shape[:-1], 1)
 
@@ -168,7 +168,8 @@ def blocked_attention(window: int | None, queries: jax.Array, keys: jax.Array, v
 
 
 def _blocks(length: int, window: int | None) -> Iterator[tuple[slice, slice, jax.Array]]:
-    """Query blocks: their rows, the keys that any of them sees, and which of these each sees, bool[rows, keys]."""
+    """Query blocks: their rows, the keys that any of them sees, and a mask bool[rows, keys] of the keys that each one
+    sees."""
     size = max(SMALLEST_BLOCK, -(-length // (MOST_BLOCKS * 8)) * 8)
     for first in range(0, length, size):
         last = min(first + size, length)
@@ -179,7 +180,7 @@ def _blocks(length: int, window: int | None) -> Iterator[tuple[slice, slice, jax
 
 
 def _by_key_head(x: jax.Array, kv_heads: int) -> jax.Array:
-    """[B, T, H, E] -> [B * K, H / K, T, E]: the query heads of a key head beside each other."""
+    """[B, T, H, E] -> [B * K, H / K, T, E]: the query heads of the same key head next to each other."""
     batch, length, heads, size = x.shape
     grouped = x.reshape(batch, length, kv_heads, heads // kv_heads, size)
     return grouped.transpose(0, 2, 3, 1, 4).reshape(batch * kv_heads, heads // kv_heads, length, size)
@@ -230,10 +231,10 @@ def _backward(window: int | None, kept: Any, gradient: jax.Array) -> tuple[jax.A
     kv_heads, group = keys.shape[2], heads // keys.shape[2]
     q, d = _by_key_head(queries, kv_heads), _by_key_head(gradient, kv_heads)
     k, v = (_by_key_head(x, kv_heads)[:, 0] for x in (keys, values))
-    # Gradients of keys and values are summed as [N, E, T]: a product along the rows of both its factors is one that the
-    # CPU's matrix libraries do not take.
+    # Gradients of keys and values are summed as [N, E, T]: the CPU's matrix libraries have no product along the rows of both
+    # factors.
     dk = dv = jnp.zeros((k.shape[0], size, length), jnp.float32)
-    # What softmax's derivative subtracts: the mean of a row's gradient under its own weights, which is d . output.
+    # The term that softmax's derivative subtracts: the mean of a row's gradient under its own weights, which is d . output.
     mean = _by_key_head(inner_products(gradient, output), kv_heads)[..., 0]
     dq = []
     for block, past, seen in _blocks(length, window):
@@ -246,7 +247,7 @@ def _backward(window: int | None, kept: Any, gradient: jax.Array) -> tuple[jax.A
         change = (weights * (towards - _rows(mean, block)[..., None]) * size**-0.5).astype(q.dtype)
         dq.append(_unrows(_product("nqk,nke->nqe", change, k[:, past]), group))
         dk = dk.at[:, :, past].add(_product("neq,nqk->nek", jnp.swapaxes(rows, 1, 2), change))
-    # Kept apart from the products, into which the compiler would otherwise draw the transposition back.
+    # Separate from the products; otherwise the compiler would move the transposition back into them.
     dk, dv = (jnp.swapaxes(x, 1, 2)[:, None] for x in jax.lax.optimization_barrier((dk, dv)))
     gradients = (jnp.concatenate(dq, axis=2), dk, dv)
     return tuple(_by_token(x, batch).astype(like.dtype) for x, like in zip(gradients, (queries, keys, values), strict=True))  # type: ignore[return-value]

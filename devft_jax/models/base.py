@@ -1,6 +1,6 @@
-"""The frozen base: every per-layer leaf stacked on a leading axis L, so that depth is linear algebra on that axis.
+"""The frozen base: every per-layer leaf is stacked on a leading axis L, so that depth is linear algebra on that axis.
 
-Linear weights are stored `[in, out]`. Large weights may be `Weight`s: packed, or divided between devices.
+Linear weights are stored `[in, out]`. Large weights may be `Weight`s: packed, or divided over devices.
 
 Axis letters: L layers, D model width, E head size, V vocabulary.
 """
@@ -30,7 +30,7 @@ class Block(struct.PyTreeNode):
       norm_attention: [L, D].
       norm_mlp: [L, D].
       bias: [L, out] of the projections that have one, by name.
-      norm_q: [L, E] where queries and keys are normalised, else None.
+      norm_q: [L, E] if queries and keys are normalised, else None.
       norm_k: as `norm_q`.
     """
 
@@ -53,9 +53,9 @@ class Base(struct.PyTreeNode):
 
     Attributes:
       embed: [V, D].
-      blocks: the layers.
-      norm: [D], of the final RMSNorm.
-      head: [D, V]; None where it is tied to `embed`.
+      blocks: the decoder layers.
+      norm: [D], weight of the final RMSNorm.
+      head: [D, V]; None if it is tied to `embed`.
     """
 
     embed: Any
@@ -77,7 +77,7 @@ def head_weight(base: Base) -> jax.Array:
 
 
 def parameter_count(base: Base) -> int:
-    """Number of parameters of a base, packed ones counted as weights; a tied head counts once.
+    """Number of parameters of a base; packed weights count as weights, a tied head counts once.
 
     Args:
       base: arrays or shapes.
@@ -87,14 +87,14 @@ def parameter_count(base: Base) -> int:
 
 
 def init_base(key: jax.Array, config: ModelConfig, *, dtype: str = "float32") -> Base:
-    """Random weights as for training from scratch: normal with deviation 0.02, residual outputs shrunk by sqrt(2 L).
+    """Random weights as for training from scratch: normal with deviation 0.02, residual outputs divided by sqrt(2 L).
 
     Norms are one and biases zero.
 
     Args:
       key: random key.
       config: the architecture.
-      dtype: of every weight.
+      dtype: data type of every weight.
     """
     keys = iter(jax.random.split(key, len(PROJECTIONS) + 2))
 
@@ -109,7 +109,7 @@ def init_base(key: jax.Array, config: ModelConfig, *, dtype: str = "float32") ->
         )
         for name in PROJECTIONS
     }
-    # Two arrays, not one twice: an optimiser step that donates its buffers refuses shared ones.
+    # Two separate arrays: an optimiser step that donates its buffers refuses shared ones.
     norms = [jnp.ones((config.layers, config.width), dtype) for _ in range(2)]
     head_norms = [jnp.ones((config.layers, config.head_size), dtype) if config.qk_norm else None for _ in range(2)]
     blocks = Block(

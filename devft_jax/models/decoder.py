@@ -1,7 +1,6 @@
 """One decoder layer of LLaMA: RMSNorm, rotary positions, grouped-query attention and SwiGLU (Touvron et al. 2023).
 
-A low-rank update is two small products beside the frozen one, `x @ W + scale * (x @ a) @ b`; see
-`devft_jax.models.adapter`.
+A low-rank update is two small products beside the frozen one, `x @ W + scale * (x @ a) @ b`; see `devft_jax.models.adapter`.
 
 Axis letters: B batch, T tokens, D model width, F feed-forward width, H query heads, K key/value heads, E head size, r rank.
 """
@@ -22,7 +21,7 @@ from devft_jax.models.weights import frozen_product
 from devft_jax.typing import PyTree
 
 PROJECTED, KEPT = "projection", "dropout"
-"""Names that a remat policy may save: the outputs of projections, and which elements dropout keeps."""
+"""Names that a remat policy may save: the outputs of projections, and dropout's masks."""
 
 
 def decoder_layer(
@@ -46,15 +45,15 @@ def decoder_layer(
       config: the architecture.
       x: [B, T, D].
       block: frozen weights of the layer, without the layer axis.
-      lora: its low-rank factors by projection, without the layer axis.
-      scale: what multiplies their product, f32[], by projection.
-      delta: corrections of its frozen weights by projection, f32[in, out].
+      lora: the layer's low-rank factors by projection, without the layer axis.
+      scale: factor of their product, f32[], by projection.
+      delta: corrections of the frozen weights by projection, f32[in, out].
       table: cosines and sines of the T tokens' positions, from `rotary_table`.
-      attend: mixes the values.
+      attend: the attention function.
       cache: the layer's cache, which `attend` reads.
       dropout: probability of dropping an input element of a low-rank product.
-      row_keys: keys of the rows [B]; None switches dropout off.
-      change: of the outputs [B, T, D] of attention and MLP, before the residual sum; None for none.
+      row_keys: key[B], random keys of the rows; None switches dropout off.
+      change: maps the outputs [B, T, D] of attention and of the MLP, before the residual sum; None for no change.
 
     Returns:
       The layer's output [B, T, D], and the cache entries that `attend` returns.
@@ -72,7 +71,7 @@ def decoder_layer(
             inputs = _drop(fold_each(row_keys, PROJECTIONS.index(name)), dropout, inputs)
         factors = lora[name]
         low = inputs @ factors.a.astype(inputs.dtype)
-        # A scale such as 0.7 has no exact half-precision form: it multiplies in float32.
+        # A scale such as 0.7 is not exact in half precision, so it multiplies in float32.
         outputs = outputs + (scale[name] * (low @ factors.b.astype(inputs.dtype))).astype(x.dtype)
         return checkpoint_name(outputs, PROJECTED)
 
@@ -96,8 +95,8 @@ def decoder_layer(
 
 
 def _drop(keys: jax.Array, rate: float, x: jax.Array) -> jax.Array:
-    """Dropout of `x [B, T, D]`, each row by its own of `keys [B]`."""
-    # A row's bits follow its flat index, with T leading: padding to more tokens changes no real token's mask.
+    """Dropout of `x [B, T, D]`, each row by its own key of `keys [B]`."""
+    # A row's bits are derived from its flat index, with T leading: padding to more tokens changes no real token's mask.
     keep = jax.vmap(lambda key: jax.random.bernoulli(key, jnp.float32(1.0 - rate), x.shape[1:]))(keys)
     return jnp.where(checkpoint_name(keep, KEPT), x / (1.0 - rate), 0.0)
 
@@ -107,7 +106,7 @@ def fold_each(keys: jax.Array, number: jax.Array | int) -> jax.Array:
 
     Args:
       keys: key[B].
-      number: integer [], the same for all.
+      number: integer [], the same for all keys.
     """
     return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
 
@@ -139,7 +138,8 @@ def _rms_backward(epsilon: float, kept: Any, gradient: jax.Array) -> tuple[jax.A
     normed = x.astype(jnp.float32) * scale
     towards = gradient.astype(jnp.float32) * _beside(weight, gradient).astype(jnp.float32)
     if jax.default_backend() == "cpu":
-        # Used twice, and itself a sum over the projections that read the norm: the compiler would make that sum twice.
+        # Used twice, and itself a sum over the projections that read the norm: otherwise the compiler would compute it
+        # twice.
         towards = jax.lax.optimization_barrier(towards)
     along = inner_products(towards, normed) / x.shape[-1]
     by_weight = jnp.sum(gradient.astype(jnp.float32) * normed, axis=tuple(range(x.ndim - 1)))
@@ -150,7 +150,7 @@ rms_norm.defvjp(_rms_forward, _rms_backward)
 
 
 def rotary_frequencies(config: ModelConfig) -> jax.Array:
-    """Angular frequencies per position, f32[E / 2] (Su et al. 2021; LLaMA 3 scaling as Hugging Face applies it).
+    """Angular frequencies per position, f32[E / 2] (Su et al. 2021; LLaMA 3 scaling as in Hugging Face).
 
     Args:
       config: the architecture.
@@ -170,7 +170,7 @@ def rotary_frequencies(config: ModelConfig) -> jax.Array:
 
 
 def rotary_table(config: ModelConfig, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Cosines and sines of positions.
+    """Cosines and sines of rotary angles at positions.
 
     Args:
       config: the architecture.
@@ -185,7 +185,7 @@ def rotary_table(config: ModelConfig, positions: jax.Array) -> tuple[jax.Array, 
 
 
 def rotate(x: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Rotary position embedding, halves paired as in Hugging Face checkpoints.
+    """Rotary position embedding, with halves paired as in Hugging Face checkpoints.
 
     Args:
       x: [..., T, heads, E].
@@ -197,5 +197,6 @@ def rotate(x: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Array:
 
 
 def _beside(array: jax.Array, other: jax.Array) -> jax.Array:
-    """`array` with leading axes of size 1 until it has as many axes as `other`: no broadcast between ranks is implicit."""
+    """`array` with trailing axes of size 1 until it has as many axes as `other`, because implicit rank promotion is an
+    error."""
     return jnp.expand_dims(array, tuple(range(jnp.ndim(other) - jnp.ndim(array))))

@@ -1,22 +1,22 @@
-"""Bottleneck adapters whose weights a hypernetwork makes for every example (C2A: Kim et al., Findings of ACL 2023).
+"""Bottleneck adapters whose weights a hypernetwork generates for every example (C2A: Kim et al., Findings of ACL 2023).
 
 After the attention and after the MLP of layer l, on a sublayer's output x [T, D] of an example, before the residual sum,
 
     x <- x + g (gelu(x U + b1) V + b2),
 
 with a bottleneck of width r, and biases b1 [r], b2 [D] and a gate g that all layers share. U [D, r] and V [r, D] are two
-shapes of one vector v = e H, made from a token e of width t = 8 that says whose text this is, of what kind, and where in
-the model:
+shapes of one vector v = e H, computed from a token e of width t = 8 that encodes the client, the context of the example and
+the layer:
 
     e = y Y + c_Y + m X + c_X + E_l,        m = the mean of x over the prompt's tokens, of norm one,
 
-y [C] being the client's shares of examples in C clusters, and E [L, t] a table of layers. H [t, r D] is F S + beta with
-every row divided by its norm, F [t, r, c], S [c, D], beta [r, D]. So all that is trained and sent, save E, is as large for
-one layer as for a hundred. The gate begins at zero, so that the untuned model is intact; without it an adapter is no
-identity at first.
+with y [C] the client's shares of examples in C clusters, and E [L, t] a table of layers. H [t, r D] is F S + beta with
+every row divided by its norm, F [t, r, c], S [c, D], beta [r, D]. Everything that is trained and sent, except E, is
+therefore as large for one layer as for a hundred. The gate begins at zero, so that the model is unchanged at first; without
+it an adapter is not the identity at the beginning.
 
-Only the prompt's tokens are read for m, one example at a time: what is predicted never depends on the answer, on padding, or
-on other examples of its batch. (Within a prompt every position depends on all of it; nothing is predicted there.)
+Only the prompt's tokens enter m, one example at a time: predictions never depend on the answer, on padding, or on other
+examples of the batch. (Within a prompt every position depends on the whole prompt; nothing is predicted there.)
 
 Axis letters: B batch, T tokens, L layers, D width, r bottleneck, c inner width, C clusters, t token width.
 """
@@ -32,7 +32,7 @@ _TINY = 1e-12
 
 
 class Hypernetwork(struct.PyTreeNode):
-    """What is trained; see the module's docstring.
+    """The trained parameters; see the module's docstring.
 
     Attributes:
       label_weight: Y [C, t].
@@ -62,11 +62,11 @@ class Hypernetwork(struct.PyTreeNode):
 
 
 class HyperAdapter(struct.PyTreeNode):
-    """A hypernetwork, and what it is given of a client.
+    """A hypernetwork, and its input from a client.
 
     Attributes:
-      network: what is trained.
-      histogram: f32[C], the shares of a client's examples in the clusters.
+      network: the trained parameters.
+      histogram: f32[C], the shares of the client's examples in the clusters.
     """
 
     network: Hypernetwork
@@ -74,11 +74,11 @@ class HyperAdapter(struct.PyTreeNode):
 
 
 class Generator(struct.PyTreeNode):
-    """What all layers of a pass share.
+    """Values that all layers of a pass share.
 
     Attributes:
-      rows: of H, f32[t, r, D].
-      token: f32[t], the part of e that all layers and examples share.
+      rows: H, f32[t, r, D].
+      token: f32[t], the part of e that is the same for all layers and examples.
       context_weight: X [D, t].
       inner_bias: b1 [r].
       outer_bias: b2 [D].
@@ -96,7 +96,7 @@ class Generator(struct.PyTreeNode):
 def init_hypernetwork(
     key: jax.Array, *, width: int, layers: int, rank: int, inner: int, clusters: int, gate: bool
 ) -> Hypernetwork:
-    """A fresh one: F, S ~ N(0, 0.01^2), E ~ N(0, 1), linear maps uniform within 1 / sqrt(their inputs), the rest zero.
+    """Initial parameters: F, S ~ N(0, 0.01^2), E ~ N(0, 1), linear maps uniform within 1 / sqrt(inputs), the rest zero.
 
     Args:
       key: random key.
@@ -128,10 +128,10 @@ def init_hypernetwork(
 
 
 def generator_of(adapter: HyperAdapter) -> Generator:
-    """What all layers of a pass share, computed once for it.
+    """The values that all layers of a pass share, computed once per pass.
 
     Args:
-      adapter: the hypernetwork and a client's shares.
+      adapter: the hypernetwork and the client's shares.
     """
     network = adapter.network
     rows = jnp.einsum("trc,cd->trd", network.left, network.right) + network.shift[None]
@@ -141,7 +141,7 @@ def generator_of(adapter: HyperAdapter) -> Generator:
 
 
 def prompt_shares(prompt_lengths: jax.Array, length: int) -> jax.Array:
-    """Each token's share in the mean over its prompt, f32[B, T]: zero behind the first i32[B] tokens of a row.
+    """Each token's weight in the mean over its prompt, f32[B, T]: zero after the first i32[B] tokens of a row.
 
     Args:
       prompt_lengths: i32[B], tokens of each prompt.
@@ -152,13 +152,13 @@ def prompt_shares(prompt_lengths: jax.Array, length: int) -> jax.Array:
 
 
 def adapt(generator: Generator, shares: jax.Array, layer_token: jax.Array, x: jax.Array) -> jax.Array:
-    """A sublayer's output with the adapter's own added.
+    """A sublayer's output with the adapter's output added.
 
     Args:
       generator: from `generator_of`.
-      shares: of the tokens in their prompts, f32[B, T].
+      shares: f32[B, T], weights of the tokens in the means over their prompts.
       layer_token: the layer's row of E, f32[t].
-      x: [B, T, D]; large products are in its dtype, the context and the token in float32.
+      x: [B, T, D]; large products are computed in its dtype, the context and the token in float32.
     """
     mean = jnp.einsum("bt,btd->bd", shares, x.astype(jnp.float32))
     context = mean * jax.lax.rsqrt(jnp.sum(mean**2, axis=-1, keepdims=True) + _TINY)
@@ -171,7 +171,7 @@ def adapt(generator: Generator, shares: jax.Array, layer_token: jax.Array, x: ja
 
 
 def bottleneck_weights(generator: Generator, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """U [B, D, r] and V [B, r, D] of tokens f32[B, t]: the same numbers in two shapes, not each other's transpose.
+    """U [B, D, r] and V [B, r, D] of tokens f32[B, t]: the same numbers in two shapes, not transposes of each other.
 
     Args:
       generator: from `generator_of`.
@@ -183,10 +183,10 @@ def bottleneck_weights(generator: Generator, tokens: jax.Array) -> tuple[jax.Arr
 
 
 def generated_norms(adapter: HyperAdapter) -> jax.Array:
-    """Size of every layer's adapter, f32[L]: the norm of the weights made without a context, times the gate.
+    """Size of every layer's adapter, f32[L]: the norm of the weights generated without a context, times the gate.
 
     Args:
-      adapter: the hypernetwork and a client's shares.
+      adapter: the hypernetwork and the client's shares.
     """
     generator = generator_of(adapter)
     _, made = bottleneck_weights(generator, generator.token[None] + adapter.network.layer_tokens)
@@ -209,7 +209,7 @@ class Products(NamedTuple):
 
 
 def products(network: Hypernetwork) -> Products:
-    """Of a hypernetwork of these shapes, arrays or not; each layer has two adapters.
+    """The multiply-adds of a hypernetwork; each layer has two adapters.
 
     Args:
       network: arrays or shapes.

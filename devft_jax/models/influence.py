@@ -1,4 +1,4 @@
-"""Block influence (ShortGPT, Men et al. 2024): how much every layer changes what passes through it."""
+"""Block influence (ShortGPT, Men et al. 2024): how much every layer changes its input."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from devft_jax.models.llama import DEFAULT_COMPUTE, Compute, causal_attention, e
 def layer_cosines(
     config: ModelConfig, base: Base, tokens: jax.Array, real: jax.Array, *, compute: Compute = DEFAULT_COMPUTE
 ) -> jax.Array:
-    """The sum over real tokens of the cosine between a layer's input and its output.
+    """The sum over real tokens of the cosine similarity between a layer's input and its output.
 
     Args:
       config: the architecture.
@@ -22,7 +22,7 @@ def layer_cosines(
       compute: execution choices.
 
     Returns:
-      f32[L], of every layer of the base.
+      f32[L], one value for every layer of the base.
     """
     length = tokens.shape[-1]
     attend, table = causal_attention(config, compute, length), rotary_table(config, jnp.arange(length, dtype=jnp.int32))

@@ -1,9 +1,9 @@
 """LLaMA as pure functions over stacked pytrees: one `lax.scan` over the layer axis, nothing merged, nothing copied.
 
-Every per-layer leaf leads with the layer axis `L`, so growing or shrinking a model is linear algebra on that axis and the
-forward pass does not know about stages: it runs as many layers as the leaves hold. The frozen `Base`, the trained `Adapter`
-and the tokens are three separate arguments. From tokens to logits the functions below go downward: `forward`,
-`hidden_states`, `run_layers`, `_scan_run`; a layer itself is `devft_jax.models.decoder.decoder_layer`.
+Every per-layer leaf begins with the layer axis `L`, so growing or shrinking a model is linear algebra on that axis and the
+forward pass knows nothing of stages: it runs as many layers as the leaves have. The frozen `Base`, the trained `Adapter`
+and the tokens are three separate arguments. From tokens to logits the calls go downward: `forward`,
+`hidden_states`, `run_layers`, `_scan_run`; a single layer is `devft_jax.models.decoder.decoder_layer`.
 
 Axis letters: B batch, T tokens, L layers, D model width, V vocabulary.
 """
@@ -31,7 +31,7 @@ REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.save_only_these_names(PROJECTED, KEPT, attention.SAVED),
 }
-"""What the backward pass finds saved of a layer, by the names of `Compute.remat`."""
+"""What is saved of a layer for the backward pass, by the names of `Compute.remat`."""
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,14 @@ class Compute:
     """How the forward pass is executed; changes speed and memory, not what is computed.
 
     Attributes:
-      dtype: of activations and of the weights inside a product, "float32" or "bfloat16"; norms, softmax, low-rank factors
-        and the loss stay float32.
+      dtype: data type of activations and of the weights inside a product, "float32" or "bfloat16"; norms, softmax, low-rank
+        factors and the loss stay float32.
       remat: what the backward pass recomputes: "none" keeps all activations, "dots" keeps the outputs of projections and
         attention, "full" keeps only each layer's input.
       attention: name of the kernel (`devft_jax.models.attention`).
-      head_rows: tokens whose logits the loss holds at once.
-      frozen_layers: number of an adapter's lowest layers that take no gradient, so that nothing is kept of them for a
-        backward pass and none is run through them.
+      head_rows: number of tokens whose logits the loss holds at once.
+      frozen_layers: number of an adapter's lowest layers that have no gradient, so that nothing is kept for their
+        backward pass and it does not run.
     """
 
     dtype: str = "float32"
@@ -73,12 +73,12 @@ def forward(
     """Logits of tokens.
 
     Args:
-      config: as in `hidden_states`, like all that follow.
+      config: as in `hidden_states`, like all other arguments.
       base: frozen weights.
-      adapter: what is added to them, or None.
+      adapter: the adapter, or None.
       tokens: i32[B, T].
       compute: execution choices.
-      key: switches LoRA dropout on.
+      key: random key; switches LoRA dropout on.
       prompt_lengths: i32[B].
       prefix: [B, T, D].
 
@@ -93,7 +93,7 @@ def logits_of(base: Base, hidden: jax.Array) -> jax.Array:
     """Logits of hidden states.
 
     Args:
-      base: whose head is used.
+      base: the model whose head is used.
       hidden: [..., D].
 
     Returns:
@@ -119,14 +119,14 @@ def hidden_states(
     Args:
       config: the architecture; its `layers` is ignored, the leaves of `base.blocks` set the depth.
       base: frozen weights.
-      adapter: of the same depth, or of the last layers alone; None for the bare base.
+      adapter: of the same depth, or of the last layers only; None for the base alone.
       tokens: i32[B, T], padded on the right, where causal attention hides padding from every real token.
       compute: execution choices.
-      key: a random key, or one for each row [B], switches LoRA dropout on; None (evaluation) leaves it off. Row b of one key
-        draws by fold_in(key, b).
-      prompt_lengths: i32[B], tokens before the first of an answer; only an adapter with a hypernetwork needs them.
-      prefix: [B, T, D], the output of the layers below an adapter of the last layers alone (`prefix_states`), which are then
-        not run; None runs them. At padding it may hold anything finite.
+      key: one random key, or one per row [B], switches LoRA dropout on; None (evaluation) leaves it off. With a single key,
+        row b uses fold_in(key, b).
+      prompt_lengths: i32[B], tokens before the first answer token; needed only by an adapter with a hypernetwork.
+      prefix: [B, T, D], the output of the layers below an adapter of the last layers (`prefix_states`), which then do not
+        run; None runs them. At padding its values may be any finite numbers.
 
     Returns:
       [B, T, D] in the compute dtype.
@@ -142,7 +142,7 @@ def causal_attention(config: ModelConfig, compute: Compute, length: int) -> Atte
 
     Args:
       config: the architecture.
-      compute: names the kernel.
+      compute: gives the kernel.
       length: T, tokens of a sequence.
     """
     kernel = attention.kernel_for(compute.attention, dtype=compute.dtype, head_size=config.head_size, length=length)
@@ -163,16 +163,16 @@ def run_layers(
     prompt_lengths: jax.Array | None = None,
     prefix: jax.Array | None = None,
 ) -> tuple[jax.Array, PyTree]:
-    """`hidden_states` under any attention, which may read a cache and return new entries for it.
+    """As `hidden_states`, with any attention function, which may read a cache and return new entries for it.
 
     Args:
       config: as in `hidden_states`.
       base: as in `hidden_states`.
       adapter: as in `hidden_states`.
       tokens: i32[B, T].
-      positions: of the tokens, i32[T] or i32[B, T].
-      attend: mixes the values.
-      cache: leaves [L, ...], of which `attend` gets the layer's; None for none.
+      positions: positions of the tokens, i32[T] or i32[B, T].
+      attend: the attention function.
+      cache: leaves [L, ...], of which `attend` gets the layer's; None for no cache.
       compute: as in `hidden_states`.
       key: as in `hidden_states`.
       prompt_lengths: as in `hidden_states`.
@@ -208,12 +208,12 @@ def run_layers(
 
 
 def embedded(base: Base, tokens: jax.Array, compute: Compute) -> jax.Array:
-    """What enters the first layer: the tokens' embeddings.
+    """The input of the first layer: the tokens' embeddings.
 
     Args:
-      base: whose embedding is used.
+      base: the model whose embedding is used.
       tokens: i32[B, T].
-      compute: names the dtype.
+      compute: gives the dtype.
 
     Returns:
       [B, T, D] in the compute dtype.
@@ -226,13 +226,13 @@ def prefix_states(
 ) -> jax.Array:
     """The output of a base's lowest layers, without an adapter: the input of the layer above them.
 
-    The states of a real token do not depend on the padding behind it.
+    The states of a real token do not depend on the padding after it.
 
     Args:
       config: the architecture.
       base: frozen weights.
       tokens: i32[B, T], padded on the right.
-      layers: how many of the lowest layers run.
+      layers: number of the lowest layers to run.
       compute: execution choices.
 
     Returns:
@@ -248,23 +248,23 @@ def prefix_states(
 
 
 def _change(adapter: Adapter, prompt_lengths: jax.Array | None, length: int) -> Callable[..., jax.Array] | None:
-    """What the adapter's hypernetwork makes of a layer's token and a sublayer's output; None without one."""
+    """The hypernetwork's change of a sublayer's output, given a layer's token; None without a hypernetwork."""
     if adapter.hyper is None:
         return None
     if prompt_lengths is None:
-        raise ValueError("the adapter makes its weights from prompts: give prompt_lengths.")
+        raise ValueError("the adapter generates its weights from prompts: give prompt_lengths.")
     return partial(adapt, generator_of(adapter.hyper), prompt_shares(prompt_lengths, length))
 
 
 def _row_keys(key: jax.Array | None, rows: int) -> jax.Array | None:
-    """A key for each row, key[B], from one or from as many; None for None."""
+    """key[B], one key per row, from a single key or from B keys; None for None."""
     if key is None or key.ndim:
         return key
     return jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(rows, dtype=jnp.int32))
 
 
 class _Adaptation(NamedTuple):
-    """What an adapter has for some layers, leaves [L, ...]: arguments of `decoder_layer` and a hypernetwork's tokens."""
+    """The part of an adapter for some layers, leaves [L, ...]: arguments of `decoder_layer` and a hypernetwork's tokens."""
 
     lora: dict[str, LoraFactors]
     scale: dict[str, jax.Array]
@@ -273,7 +273,7 @@ class _Adaptation(NamedTuple):
 
 
 class _Run(NamedTuple):
-    """Neighbouring layers of one kind, `first` to before `last`; nothing of one that does not learn is differentiated."""
+    """Consecutive layers of one kind, from `first` to before `last`; layers that do not learn are not differentiated."""
 
     first: int
     last: int
@@ -282,11 +282,11 @@ class _Run(NamedTuple):
 
 
 def _runs(adapter: Adapter, bare: int, depth: int, frozen: int) -> list[_Run]:
-    """Layers from the lowest up: `bare` ones without an adapter, `frozen` ones whose adapter takes no gradient, the rest."""
+    """Layers from the lowest up: `bare` ones without an adapter, `frozen` ones whose adapter has no gradient, the rest."""
     adaptation = _Adaptation(adapter.lora, layer_scales(adapter, depth - bare), adapter.delta, adapter.layer_tokens)
     if bare + frozen == 0:
         return [_Run(0, depth, adaptation, learns=True)]
-    # Nothing below the first layer that learns depends on what trains, so it has no backward pass.
+    # Nothing below the first layer that learns depends on trained values, so it has no backward pass.
     fixed, learning = (
         jax.tree.map(lambda leaf, cut=cut: leaf[cut], adaptation) for cut in (slice(frozen), slice(frozen, None))
     )
@@ -305,7 +305,7 @@ def _bare_run(layers: int) -> _Run:
 
 @dataclass(frozen=True)
 class _Shared:
-    """What all layers of a pass share."""
+    """Values that all layers of a pass share."""
 
     config: ModelConfig
     table: tuple[jax.Array, jax.Array]
@@ -340,16 +340,16 @@ def _scan_run(
 ) -> tuple[jax.Array, PyTree]:
     """One scan over the layers of a run.
 
-    The scan itself slices the stacks that it runs through from end to end. A part of them is read by number instead, because
-    a slice of the stacked weights would be a copy.
+    The scan itself slices stacks that it runs through completely. From a part of a stack, layers are read by index instead,
+    because slicing the stacked weights would copy them.
 
     Args:
       shared: what all layers share.
       blocks: the stacked weights of all layers.
       cache: the cache of all layers, leaves [L, ...].
-      x: [B, T, D], what enters the run.
+      x: [B, T, D], the input of the run.
       run: the layers.
-      policy: what the backward pass finds saved of a layer that learns; None saves all.
+      policy: what is saved of a learning layer for the backward pass; None saves everything.
 
     Returns:
       The run's output [B, T, D], and its layers' cache entries, stacked.
@@ -360,7 +360,7 @@ def _scan_run(
         sliced, adaptation, index = given
         block, layer_cache = sliced if whole else read_layer((blocks, cache), index)
         if not whole and run.learns and policy is None:
-            # Saved for the backward pass, the layers read would be that copy; read again by every product, they are not.
+            # Saving the layers that were read for the backward pass would be that copy; reading them again is not.
             block = block.replace(**{name: StackedWeight(getattr(blocks, name), index) for name in PROJECTIONS})
         return shared.layer(x, block, layer_cache, adaptation, index)
 

@@ -22,7 +22,7 @@ class LoraOptions:
     rank: int = option(32, at_least=1, at_most=2**16, remedy="use 1 or more, such as 32")
     """Rank r of the low-rank update of each adapted projection."""
     alpha: float | Literal["auto"] = option("auto", above=0, remedy="auto, twice the rank, is usual")
-    """Numerator of the update's scale alpha / rank: a number, or auto, twice the rank. Clients with ranks of their own have
+    """Numerator of the update's scale alpha / rank: a number, or auto, twice the rank. Clients with other ranks have
     the same scale."""
     dropout: float = option(0.05, within="[0, 1)", remedy="0.05 is usual")
     """Probability of dropping an input element of the low-rank product while training."""
@@ -31,10 +31,10 @@ class LoraOptions:
 
 
 def validate_lora(options: LoraOptions) -> None:
-    """Raise `InputError` unless the options describe an adapter.
+    """Raise `InputError` unless the options describe a valid adapter.
 
     Args:
-      options: to be checked.
+      options: the options to check.
     """
     check_options(options)
     unknown = [name for name in options.targets if name not in PROJECTIONS]
@@ -46,10 +46,10 @@ def validate_lora(options: LoraOptions) -> None:
 
 
 def resolve_alpha(options: LoraOptions) -> float:
-    """alpha as a number: as asked, or twice the rank.
+    """alpha as a number: the option's value, or twice the rank.
 
     Args:
-      options: of the adapter.
+      options: the adapter's options.
     """
     return 2.0 * options.rank if options.alpha == "auto" else options.alpha
 
@@ -58,13 +58,13 @@ def lora_scale(options: LoraOptions) -> float:
     """The scale alpha / r of the update.
 
     Args:
-      options: of the adapter.
+      options: the adapter's options.
     """
     return resolve_alpha(options) / options.rank
 
 
 def narrowest_target(model: ModelConfig, targets: Sequence[str]) -> tuple[int, str]:
-    """The largest rank that the updates of all adapted projections can have, and the projection that sets it.
+    """The largest rank that the updates of all adapted projections can have, and the projection that limits it.
 
     Args:
       model: the architecture.
@@ -74,13 +74,13 @@ def narrowest_target(model: ModelConfig, targets: Sequence[str]) -> tuple[int, s
 
 
 def check_rank(model: ModelConfig, targets: Sequence[str], rank: int, option: str = "rank") -> None:
-    """Raise `InputError` for a rank, of the option of this name, that the update of an adapted projection cannot have.
+    """Raise `InputError` for a rank that exceeds what the update of an adapted projection can have.
 
     Args:
       model: the architecture.
       targets: adapted projections.
       rank: r.
-      option: the option's name, for the sentence.
+      option: name of the option, for messages.
     """
     most, narrowest = narrowest_target(model, targets)
     if rank > most:
@@ -100,7 +100,7 @@ def init_lora(
     targets: Sequence[str] = ("q", "v"),
     dropout: float = 0.0,
 ) -> Adapter:
-    """A fresh adapter that leaves the base unchanged: a ~ U(-1/sqrt(in), 1/sqrt(in)) per layer, b = 0.
+    """A new adapter that leaves the base unchanged: a ~ U(-1/sqrt(in), 1/sqrt(in)) per layer, b = 0.
 
     Args:
       key: random key; each layer and target draws its own `a`.
@@ -120,11 +120,11 @@ def init_lora(
 
 
 def initial_a(key: jax.Array, name: str, shape: tuple[int, int, int]) -> jax.Array:
-    """A fresh a of a projection, uniform within 1/sqrt(in), of `shape` (L, in, r).
+    """An initial a of a projection, uniform within 1/sqrt(in), of `shape` (L, in, r).
 
     Args:
       key: random key.
-      name: of the projection; each draws its own numbers.
+      name: name of the projection; each draws its own numbers.
       shape: (L, in, r).
     """
     bound = shape[1] ** -0.5
@@ -137,10 +137,10 @@ def adapter_norms(adapter: Adapter) -> jax.Array:
     """Size of the update of each layer, f32[L]: the root of the sum over targets of ||delta + scale a b||_F^2.
 
     The product a b [in, out] is never formed: ||a b||_F^2 is the sum of the elementwise product of a^T a and b b^T, both
-    [r, r], and <delta, a b> that of a^T delta and b. A hypernetwork updates no weight: of one it is `generated_norms`.
+    [r, r], and <delta, a b> that of a^T delta and b. A hypernetwork updates no weight: its norms are `generated_norms`.
 
     Args:
-      adapter: of any kind.
+      adapter: an adapter of any kind.
     """
     if adapter.hyper is not None:
         return generated_norms(adapter.hyper)
@@ -158,19 +158,19 @@ def adapter_norms(adapter: Adapter) -> jax.Array:
 
     layers = [squared(name, factors) for name, factors in adapter.lora.items()]
     layers += [jnp.sum(delta**2, axis=(1, 2)) for delta in adapter.delta.values()]
-    # Rounding may leave a product of Gram matrices just below zero.
+    # Rounding may make a product of Gram matrices slightly negative.
     return jnp.sqrt(jnp.maximum(sum(layers), 0))
 
 
 def as_low_rank(adapter: Adapter) -> Adapter:
-    """The same update in low-rank factors alone, with scale 1, for formats that know no dense correction.
+    """The same update in low-rank factors only, with scale 1, for formats without dense corrections.
 
     Each layer's delta + scale a b is factored by its singular values, down to those below float32's rounding, so that
-    the rank is what the correction needs: at most the sum of the ranks that entered it. An adapter without corrections is
-    returned as it is.
+    the rank is what the correction needs: at most the sum of the ranks that it consists of. An adapter without corrections
+    is returned unchanged.
 
     Args:
-      adapter: with or without dense corrections.
+      adapter: an adapter with or without dense corrections.
     """
     if not adapter.delta:
         return adapter

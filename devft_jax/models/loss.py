@@ -1,11 +1,11 @@
-"""Next-token statistics of the tokens that count, without ever holding the logits of all of them.
+"""Next-token loss of the counted tokens, without ever holding the logits of all of them.
 
-A client learns completions alone: what the model predicts inside a prompt or padding is never used, so the head is not
-multiplied there. The tokens that count are gathered and scored a block at a time; the number of blocks follows their number,
-not the batch's shape. At a vocabulary of 128,256 the logits of 16 x 512 tokens would be 4.2 GB in float32, far
+A client learns only completions: predictions inside a prompt or padding are never used, so the head is not applied
+there. The counted tokens are gathered and processed in blocks; the number of blocks depends on the number of tokens, not on
+the batch's shape. With a vocabulary of 128,256 the logits of 16 x 512 tokens would be 4.2 GB in float32, far
 more than the rest of a low-rank training step; those of a block of 256 are 131 MB.
 
-Where the loss is differentiated, a block's gradient with respect to its hidden states is computed together with its
+When the loss is differentiated, a block's gradient with respect to its hidden states is computed together with its
 probabilities, so that each logit is computed once.
 """
 
@@ -24,11 +24,11 @@ from devft_jax.models.llama import DEFAULT_COMPUTE, Compute, hidden_states
 
 
 class TokenStatistics(struct.PyTreeNode):
-    """What the model makes of each token.
+    """Loss and exact match of each token.
 
     Attributes:
       nll: f32[...], negative log-likelihood in nats.
-      hit: bool[...], whether the token is the most likely one; None where it was not asked for, because a search through the
+      hit: bool[...], whether the token is the most likely one; None if it was not requested, because the search through the
         vocabulary costs a small model more than a layer.
     """
 
@@ -54,14 +54,14 @@ def completion_loss(
     Args:
       config: as in `hidden_states`.
       base: frozen weights.
-      adapter: what is added to them, or None.
+      adapter: the adapter, or None.
       tokens: i32[B, T], padded on the right.
       mask: bool[B, T], the completion tokens.
       compute: execution choices.
       key: as in `hidden_states`.
       prefix: as in `hidden_states`.
-      count: i32[], number of completion tokens of the whole batch where the rows are only a part of it: the parts' losses
-        then add up to the batch's.
+      count: i32[], number of completion tokens of the whole batch if the rows are only a part of it: the losses of the
+        parts then add up to that of the batch.
       axis: as in `token_statistics`.
     """
     options: dict[str, Any] = {"compute": compute, "key": key, "prefix": prefix, "hits": False, "axis": axis}
@@ -70,7 +70,7 @@ def completion_loss(
 
 
 def completion_tokens(mask: jax.Array) -> jax.Array:
-    """How many tokens of a batch are predicted and count, i32[]; nothing predicts the first of a row.
+    """i32[], the number of counted tokens of a batch; the first token of a row is never predicted.
 
     Args:
       mask: bool[B, T], the completion tokens.
@@ -96,7 +96,7 @@ def completion_statistics(
     Args:
       config: as in `hidden_states`.
       base: frozen weights.
-      adapter: what is added to them, or None.
+      adapter: the adapter, or None.
       tokens: i32[B, T], padded on the right.
       mask: bool[B, T], the completion tokens, which a client learns to produce.
       compute: execution choices.
@@ -105,7 +105,7 @@ def completion_statistics(
       hits: as in `token_statistics`.
       axis: as in `token_statistics`.
     """
-    # The first True of a row; 0 where there is none.
+    # The first True of a row; 0 if there is none.
     prompt_lengths = jnp.argmax(mask, axis=-1)
     hidden = hidden_states(
         config, base, adapter, tokens, compute=compute, key=key, prompt_lengths=prompt_lengths, prefix=prefix
@@ -125,16 +125,16 @@ def token_statistics(
     hits: bool = True,
     axis: str | None = None,
 ) -> TokenStatistics:
-    """Score `targets` under `softmax(hidden @ head)` where they count.
+    """Loss of `targets` under `softmax(hidden @ head)` where they are counted.
 
     Args:
       hidden: [..., D].
       head: [D, V].
       targets: i32[...], the token that each hidden state should predict.
       counted: bool[...]; elsewhere `nll` is zero, without a gradient, and `hit` is True.
-      rows: tokens whose logits are held at once; a number of tokens that it does not divide is handled exactly.
-      hits: whether to find out which are the most likely tokens.
-      axis: name of a `vmap` over which all have as many blocks as the one with the most needs. Without it a `vmap` costs a
+      rows: number of tokens whose logits are held at once; it need not divide the number of tokens.
+      hits: whether to determine if targets are the most likely tokens.
+      axis: name of a `vmap` over which all run as many blocks as the member that needs most. Without it a `vmap` costs a
         copy of everything in every block.
     """
     states = hidden.reshape(-1, hidden.shape[-1])
@@ -151,12 +151,12 @@ def _scored(
 
 
 class _Order(struct.PyTreeNode):
-    """The tokens that count, gathered.
+    """The counted tokens, gathered.
 
     Attributes:
       index: i32[M], their numbers, then zeros. M is N rounded up to whole blocks.
-      place: i32[N], where in `index` a token that counts is.
-      blocks: i32[], how many blocks hold any.
+      place: i32[N], the position of a counted token in `index`.
+      blocks: i32[], the number of blocks with any tokens.
     """
 
     index: jax.Array
@@ -175,7 +175,7 @@ def _score(
     *,
     differentiate: bool,
 ) -> tuple[TokenStatistics, Any]:
-    """As `_scored`, and what the backward pass needs."""
+    """As `_scored`, with the values that the backward pass needs."""
     order = _order(rows, axis, counted)
 
     def body(number: jax.Array, carry: Any) -> Any:
@@ -235,7 +235,7 @@ def _backward(rows: int, axis: str | None, hits: bool, kept: Any, gradients: Tok
     by_hidden = (weights[:, None] * slopes[order.place].astype(jnp.float32)).astype(hidden.dtype)
     in_order = jnp.where(jnp.arange(len(order.index), dtype=jnp.int32) < jnp.sum(counted), weights[order.index], 0.0)
 
-    # Only where the head itself is trained, as in pretraining; otherwise nobody reads it and the compiler drops it.
+    # Needed only if the head itself is trained, as in pretraining; otherwise unused, and the compiler removes it.
     def body(number: jax.Array, total: jax.Array) -> jax.Array:
         tokens, states, logits = _block(rows, number, hidden, head, order.index)
         cut = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=number * rows, slice_size=rows)

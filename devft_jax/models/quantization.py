@@ -6,13 +6,13 @@
     int4   value(c) = c, -8..7       bound 7.5
     nf4    value(c) = one of 16 quantiles of the normal distribution in [-1, 1], bound 1  (Dettmers et al. 2023, QLoRA)
 
-The half above the largest integer uses the whole of its bucket. A block is 64 consecutive inputs of one output; where 64
-does not divide the number of inputs, it is the largest power of two that does. Two 4-bit codes share a byte, the first half
-of a block in the low nibbles and the second in the high ones. JAX's own 4-bit types are not used: neither safetensors nor
+The half above the largest integer uses its whole rounding interval. A block is 64 consecutive inputs of one output; if 64
+does not divide the number of inputs, it is the largest power of two that does. Two 4-bit codes share a byte: the first half
+of a block is in the low nibbles and the second in the high ones. JAX's own 4-bit types are not used: neither safetensors nor
 orbax can store all of them, and scanning over a stack of them unpacks the whole stack.
 
 Embedding, head, norms and biases stay floats. Low-rank factors are trained beside the packed weights (QLoRA), which are
-expanded one layer at a time inside the forward and again in the backward pass.
+expanded one layer at a time in the forward pass and again in the backward pass.
 """
 
 import functools
@@ -33,7 +33,7 @@ from devft_jax.options import check_options, option
 BLOCK = 64
 
 BITS = {"int8": 8, "int4": 4, "nf4": 4}
-"""Bits of a code, by the name of its kind."""
+"""Bits per code, by the name of the kind."""
 
 _BOUND = {"int8": 127.5, "int4": 7.5, "nf4": 1.0}
 
@@ -68,17 +68,17 @@ class QuantizationOptions:
     quantization: str = option("none", choices=("none", *BITS))
     """Storage of the frozen projections: none (floats), or packed int8, int4 or nf4 with a float16 scale per block of 64."""
     fused_precision: str = option("packed", choices=("packed", "float"), of="growth")
-    """A stage's fused layers where the base is quantised: packed like the base, or float (kept in `dtype`)."""
+    """A stage's fused layers if the base is quantised: packed like the base, or float (stored in `dtype`)."""
     fuse_from: str = option("packed", choices=("packed", "original"), of="growth")
-    """What a stage is grouped and fused from where the base is quantised: its packed weights, expanded, or the model's
+    """From which weights a stage is grouped and fused if the base is quantised: its packed weights, expanded, or the model's
     original weights, which are then read into host memory at every stage."""
 
 
 def validate_quantization(options: QuantizationOptions) -> None:
-    """Raise `InputError` for a choice that does not exist, or one that needs a quantised base without it.
+    """Raise `InputError` for an unknown choice, or one that needs a quantised base without one.
 
     Args:
-      options: to be checked.
+      options: the options to check.
     """
     check_options(options)
     for name in ("fused_precision", "fuse_from"):
@@ -90,13 +90,14 @@ def validate_quantization(options: QuantizationOptions) -> None:
 
 
 class QTensor(struct.PyTreeNode):
-    """A packed weight `[..., in, out]`, N blocks of K inputs: a `Weight`.
+    """A packed weight `[..., in, out]` with N blocks of K inputs: a `Weight`.
 
     Attributes:
       code: i8[..., N, K, out] for int8 and u8[..., N, K / 2, out] for the 4-bit kinds.
       scale: f16[..., N, out].
       kind: one of `BITS`.
-      DIVISIBLE: dimensions of codes and scales, from the end, that can be divided without cutting a block: blocks, outputs.
+      DIVISIBLE: dimensions of codes and scales, counted from the end, that can be divided without cutting a block: blocks,
+        outputs.
     """
 
     DIVISIBLE: ClassVar[tuple[tuple[int, int], ...]] = ((-3, -2), (-1, -1))
@@ -107,7 +108,7 @@ class QTensor(struct.PyTreeNode):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the weight, `[..., in, out]`."""
+        """Shape of the weight, `[..., in, out]`."""
         *lead, blocks, rows, fan_out = self.code.shape
         return (*lead, blocks * rows * 8 // BITS[self.kind], fan_out)
 
@@ -115,7 +116,7 @@ class QTensor(struct.PyTreeNode):
         """The weight `[..., in, out]`; multiplied in float32, then rounded to `dtype`.
 
         Args:
-          dtype: of the result.
+          dtype: data type of the result.
         """
         codes = self.code
         if BITS[self.kind] == 4:
@@ -131,10 +132,10 @@ class QTensor(struct.PyTreeNode):
 
 
 def block_size(fan_in: int) -> int:
-    """Inputs that share a scale: 64, or the largest power of two that divides `fan_in`.
+    """Number of inputs that share a scale: 64, or the largest power of two that divides `fan_in`.
 
     Args:
-      fan_in: inputs of the weight.
+      fan_in: number of inputs of the weight.
     """
     return math.gcd(fan_in, BLOCK)
 
@@ -147,7 +148,7 @@ def quantize(weight: jax.Array, kind: str) -> QTensor:
       kind: "int8", "int4" or "nf4".
 
     Raises:
-      ValueError: `kind` is unknown, or the number of inputs is odd under a 4-bit kind.
+      ValueError: `kind` is unknown, or the number of inputs is odd for a 4-bit kind.
     """
     if kind not in BITS:
         raise ValueError(f"quantization {kind!r} is unknown; choose from {', '.join(BITS)}.")
@@ -157,7 +158,7 @@ def quantize(weight: jax.Array, kind: str) -> QTensor:
         raise ValueError(f"quantization {kind!r} packs pairs of inputs and a weight has {fan_in}; use int8 or none.")
     blocks = weight.astype(jnp.float32).reshape(*lead, fan_in // size, size, fan_out)
     scale = (jnp.max(jnp.abs(blocks), axis=-2) / _BOUND[kind]).astype(jnp.float16)
-    # Codes are chosen for the scale as it is stored; a block whose scale vanishes there is zero.
+    # Codes are chosen for the stored scale; a block whose stored scale is zero is zero.
     stored = scale[..., None, :].astype(jnp.float32)
     scaled = jnp.where(stored > 0, blocks / jnp.where(stored > 0, stored, 1.0), 0.0)
     if kind == "int8":
@@ -165,7 +166,7 @@ def quantize(weight: jax.Array, kind: str) -> QTensor:
     if kind == "int4":
         codes = (jnp.clip(jnp.round(scaled), -8, 7) + 8).astype(jnp.uint8)
     else:
-        # Comparing with every border between neighbouring values is one pass of arithmetic; a search is many gathers.
+        # Comparing with every border between neighbouring values is one pass of arithmetic; a search needs many gathers.
         borders = (NF4_VALUES[1:] + NF4_VALUES[:-1]) / 2
         codes = sum((scaled > border).astype(jnp.uint8) for border in borders)
     low, high = jnp.split(codes, 2, axis=-2)
@@ -173,14 +174,14 @@ def quantize(weight: jax.Array, kind: str) -> QTensor:
 
 
 def quantize_base(base: Base, kind: str) -> Base:
-    """The base with its seven projections packed; what is packed already stays as it is.
+    """The base with its seven projections packed; weights that are already packed are unchanged.
 
     Args:
-      base: floats, or packed in part.
+      base: floats, or partly packed.
       kind: "int8", "int4" or "nf4".
 
     Raises:
-      InputError: a projection cannot be packed so.
+      InputError: a projection cannot be packed this way.
     """
     packed = {}
     for name in PROJECTIONS:
@@ -194,12 +195,12 @@ def quantize_projection(name: str, weight: Any, kind: str) -> QTensor:
     """One projection, packed.
 
     Args:
-      name: of the projection, for the sentence.
+      name: name of the projection, for messages.
       weight: [..., in, out], on a device or in host memory.
       kind: "int8", "int4" or "nf4".
 
     Raises:
-      InputError: it cannot be packed so, or holds a value that a float16 scale cannot.
+      InputError: it cannot be packed this way, or has a value that a float16 scale cannot represent.
     """
     try:
         packed = _quantize(weight, kind)
@@ -207,8 +208,7 @@ def quantize_projection(name: str, weight: Any, kind: str) -> QTensor:
         raise InputError(f"{name}: {error}") from error
     if not bool(jnp.all(jnp.isfinite(packed.scale))):
         raise InputError(
-            f"{name} holds a value that is not finite or too large for quantization {kind!r}; restore the weights or "
-            "use none."
+            f"{name} has a value that is not finite or too large for quantization {kind!r}; restore the weights or use none."
         )
     return packed
 
@@ -231,11 +231,11 @@ def base_shapes(config: ModelConfig, *, dtype: str, quantization: str = "none") 
 
     Args:
       config: the architecture.
-      dtype: of weights that stay floats.
+      dtype: data type of weights that stay floats.
       quantization: "none", "int8", "int4" or "nf4".
 
     Raises:
-      InputError: a projection cannot be packed so.
+      InputError: a projection cannot be packed this way.
     """
     base = jax.eval_shape(lambda: init_base(jax.random.key(0), config, dtype=dtype))
     if quantization == "none":

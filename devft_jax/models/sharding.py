@@ -1,17 +1,18 @@
-"""A base that several devices hold together, each an equal part of every large weight.
+"""A base that several devices hold together, each with an equal part of every large weight.
 
-What is divided (`shard_base`): the seven projections along their inputs, packed ones along their blocks of inputs, or along
-their outputs where the devices do not divide the inputs; the head in the same way; the embedding along the width. What no
-dimension allows stays whole on every device, as norms and biases do, and is counted there (`part_bytes`, `undivided`).
+Divided weights (`shard_base`): the seven projections along their inputs, packed ones along their blocks of inputs, or along
+their outputs if the number of devices does not divide the inputs; the head in the same way; the embedding along the width. A
+weight that cannot be divided is whole on every device, like norms and biases, and is counted there (`part_bytes`,
+`undivided`).
 
-How it is used. Every device runs its own examples through the whole model, so that it needs every weight, but only one at a
-time: a projection is gathered where its product is computed, and once more in the backward pass, packed weights before they
-are expanded; the head for the time of the loss. An embedding is never gathered: each device looks up its part of all
-devices' tokens and the parts are exchanged. This is what ZeRO-3 (Rajbhandari et al. 2020) and FSDP (Zhao et al. 2023) do
-with weights; there are no gradients of the base to scatter.
+Use: every device runs its own examples through the whole model, so it needs every weight, but only one at a time. A
+projection is gathered where its product is computed, and again in the backward pass, packed weights before they are
+expanded; the head for the loss. An embedding is never gathered: each device looks up its part for the tokens of all devices
+and the parts are exchanged. This is what ZeRO-3 (Rajbhandari et al. 2020) and FSDP (Zhao et al. 2023) do with weights; there
+are no gradients of the base to scatter.
 
-A gathered weight holds the bits of the weight before it was divided, so that the devices' number changes nothing of what one
-of them computes. Devices that hold a base together have to run the same products in the same order.
+A gathered weight has the bits of the weight before it was divided, so the number of devices does not change what one of them
+computes. Devices that hold a base together have to run the same products in the same order.
 """
 
 from typing import Any
@@ -32,13 +33,13 @@ def _is_sharded(leaf: Any) -> bool:
 
 
 def sharded(weight: Any, shards: int, axis: str, *choices: tuple[int, ...]) -> Any:
-    """A weight divided over `shards` devices along the first of `choices` that allows it; itself where none does.
+    """A weight divided over `shards` devices along the first of `choices` that allows it; unchanged if none does.
 
     Args:
       weight: a float array or a packed weight; arrays or shapes.
       shards: number of devices.
-      axis: of the mesh.
-      *choices: for each array of the weight the dimension to divide, counted from its end.
+      axis: name of the mesh axis.
+      *choices: for each array of the weight, the dimension to divide, counted from its end.
     """
     leaves = jax.tree.leaves(weight)
     for dimensions in choices:
@@ -48,12 +49,12 @@ def sharded(weight: Any, shards: int, axis: str, *choices: tuple[int, ...]) -> A
 
 
 def shard_blocks(blocks: Block, shards: int, axis: str) -> Block:
-    """Decoder layers with their projections divided over `shards` devices; one device leaves them as they are.
+    """Decoder layers with their projections divided over `shards` devices; unchanged for one device.
 
     Args:
       blocks: the layers.
       shards: number of devices.
-      axis: of the mesh.
+      axis: name of the mesh axis.
     """
     if shards == 1:
         return blocks
@@ -70,7 +71,7 @@ def shard_base(base: Base, shards: int, axis: str) -> Base:
     Args:
       base: arrays or shapes.
       shards: number of devices.
-      axis: of the mesh.
+      axis: name of the mesh axis.
     """
     if shards == 1:
         return base
@@ -82,10 +83,10 @@ def shard_base(base: Base, shards: int, axis: str) -> Base:
 
 
 def whole(tree: PyTree) -> PyTree:
-    """The tree with its divided weights as ordinary ones: outside of programs, whose arrays span the devices.
+    """The tree with its divided weights as ordinary arrays, for use outside of programs, where arrays span the devices.
 
     Args:
-      tree: may hold divided weights.
+      tree: a tree that may have divided weights.
     """
     return jax.tree.map(lambda leaf: leaf.part if _is_sharded(leaf) else leaf, tree, is_leaf=_is_sharded)
 
@@ -94,7 +95,7 @@ def partition_specs(tree: PyTree) -> PyTree:
     """How each array of a tree is placed on a mesh: divided weights along their axis, everything else whole on every device.
 
     Args:
-      tree: may hold divided weights; arrays or shapes.
+      tree: arrays or shapes; may have divided weights.
     """
 
     def of(leaf: Any) -> Any:
@@ -111,30 +112,30 @@ def partition_specs(tree: PyTree) -> PyTree:
 
 
 def place(tree: PyTree, mesh: Mesh) -> PyTree:
-    """The tree's arrays on the devices of a mesh, as `partition_specs` says.
+    """The tree's arrays on the devices of a mesh, placed by `partition_specs`.
 
     Args:
-      tree: may hold divided weights.
-      mesh: of the devices.
+      tree: a tree that may have divided weights.
+      mesh: the devices.
     """
     return jax.device_put(tree, jax.tree.map(lambda spec: NamedSharding(mesh, spec), partition_specs(tree)))
 
 
 def placed_shapes(tree: PyTree, mesh: Mesh) -> PyTree:
-    """Shapes, dtypes and placement of what `place` gives of such a tree, of arrays or shapes.
+    """Shapes, dtypes and placement of the result of `place`.
 
     Args:
       tree: arrays or shapes.
-      mesh: of the devices.
+      mesh: the devices.
     """
     return jax.tree.map(lambda leaf, spec: shapes_on(NamedSharding(mesh, spec), leaf), tree, partition_specs(tree))
 
 
 def part_bytes(tree: PyTree, shards: int) -> int:
-    """Bytes that one of `shards` devices holds of a tree of arrays or shapes.
+    """Bytes of a tree that one of `shards` devices holds.
 
     Args:
-      tree: arrays or shapes; may hold divided weights.
+      tree: arrays or shapes; may have divided weights.
       shards: number of devices.
     """
 
@@ -149,7 +150,7 @@ def undivided(base: Base) -> tuple[str, ...]:
     """Names of the large weights of a divided base that every device holds whole.
 
     Args:
-      base: divided by `shard_base`.
+      base: a base divided by `shard_base`.
     """
     large = {"embed": base.embed, "head": base.head} | {name: getattr(base.blocks, name) for name in PROJECTIONS}
     return tuple(name for name, weight in large.items() if weight is not None and not _is_sharded(weight))

@@ -1,9 +1,9 @@
-"""Frozen weights that are not plain float arrays, and how a product uses them.
+"""Frozen weights that are not plain float arrays, and their products.
 
 A projection of the frozen base is a float array `[in, out]` or a `Weight`: packed in fewer bits (`QTensor` of
-`devft_jax.models.quantization`), read out of the stack of all layers where it is used (`StackedWeight`), or divided between
-devices (`ShardedWeight`, see `devft_jax.models.sharding`). All that the forward pass asks of a `Weight` is to become a float
-array for the time of one product.
+`devft_jax.models.quantization`), read from the stack of all layers when it is used (`StackedWeight`), or divided over
+devices (`ShardedWeight`, see `devft_jax.models.sharding`). The forward pass only requires that a `Weight` can be converted
+to a float array for one product.
 """
 
 from typing import Any, Protocol, runtime_checkable
@@ -16,13 +16,13 @@ from devft_jax.typing import PyTree
 
 @runtime_checkable
 class Weight(Protocol):
-    """A weight that is not a plain float array; a pytree of the arrays that it is made of."""
+    """A weight that is not a plain float array; a pytree of the arrays of which it consists."""
 
     def dequantize(self, dtype: Any) -> jax.Array:
         """The weight as a float array.
 
         Args:
-          dtype: of the result.
+          dtype: data type of the result.
         """
 
 
@@ -31,7 +31,7 @@ def dense_weight(weight: Any, dtype: Any) -> jax.Array:
 
     Args:
       weight: an array or a `Weight`.
-      dtype: of the result.
+      dtype: data type of the result.
     """
     return weight.dequantize(dtype) if isinstance(weight, Weight) else weight.astype(dtype)
 
@@ -39,8 +39,8 @@ def dense_weight(weight: Any, dtype: Any) -> jax.Array:
 def frozen_product(x: jax.Array, weight: Any) -> jax.Array:
     """`x [..., in] @ weight [in, out]` in `x`'s dtype.
 
-    A `Weight` is expanded again in the backward pass: kept from the forward pass, the expanded weights of all layers would
-    fill the memory that quantising them saved.
+    A `Weight` is expanded again in the backward pass: keeping the expanded weights of all layers from the forward pass would
+    use the memory that quantising them saved.
 
     Args:
       x: [..., in].
@@ -56,17 +56,17 @@ def read_layer(stacked: PyTree, index: jax.Array) -> PyTree:
 
     Args:
       stacked: leaves [L, ...].
-      index: i32[], the layer.
+      index: i32[], number of the layer.
     """
     return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), stacked)
 
 
 class StackedWeight(struct.PyTreeNode):
-    """A `Weight`: a projection of one layer, read out of the stack of all layers when it is used.
+    """A `Weight`: a projection of one layer, read from the stack of all layers when it is used.
 
     Attributes:
       stack: [L, in, out], an array or a `Weight`.
-      index: i32[], the layer.
+      index: i32[], number of the layer.
     """
 
     stack: Any
@@ -76,20 +76,20 @@ class StackedWeight(struct.PyTreeNode):
         """The layer's weight [in, out] as a float array.
 
         Args:
-          dtype: of the result.
+          dtype: data type of the result.
         """
         return dense_weight(read_layer(self.stack, self.index), dtype)
 
 
 class ShardedWeight(struct.PyTreeNode):
-    """A `Weight` of which the devices along a mesh axis hold a part each.
+    """A `Weight` that is divided over the devices along a mesh axis.
 
-    Inside `jax.shard_map` over that axis `part` is a device's own, outside it is the whole. Every use gathers the parts, so
-    that all devices along the axis must use it at the same time; see `devft_jax.models.sharding`.
+    Inside `jax.shard_map` over that axis `part` is a device's own part, outside it is the whole. Every use gathers the
+    parts, so all devices along the axis must use it at the same time; see `devft_jax.models.sharding`.
 
     Attributes:
       part: a float array or a packed weight.
-      dimensions: for each of its arrays the dimension that is divided, counted from the end.
+      dimensions: for each of its arrays, the dimension that is divided, counted from the end.
       axis: name of the mesh axis.
     """
 
@@ -98,7 +98,7 @@ class ShardedWeight(struct.PyTreeNode):
     axis: str = struct.field(pytree_node=False)
 
     def gathered(self) -> Any:
-        """The weight as it was before it was divided."""
+        """The weight before it was divided."""
         arrays, structure = jax.tree.flatten(self.part)
         wholes = [
             jax.lax.all_gather(array, self.axis, axis=array.ndim + dimension, tiled=True)
@@ -107,10 +107,10 @@ class ShardedWeight(struct.PyTreeNode):
         return jax.tree.unflatten(structure, wholes)
 
     def dequantize(self, dtype: Any) -> jax.Array:
-        """The weight as a float array; packed weights travel packed.
+        """The weight as a float array; packed weights are sent packed.
 
         Args:
-          dtype: of the result.
+          dtype: data type of the result.
         """
         return dense_weight(self.gathered(), dtype)
 
@@ -124,6 +124,6 @@ class ShardedWeight(struct.PyTreeNode):
           [..., D].
         """
         assert self.dimensions == (-1,)
-        # Every device looks its part up for all of them; rows are few against the embedding.
+        # Every device looks up its part for all of them; the rows are small compared with the embedding.
         found = self.part[jax.lax.all_gather(rows, self.axis)]
         return jax.lax.all_to_all(found, self.axis, split_axis=0, concat_axis=found.ndim - 1, tiled=True)[0]

@@ -405,7 +405,7 @@ def test_a_base_or_a_sum_that_is_not_finite_names_its_tensor(finished, tiny, tmp
     blocks = model.base.blocks
     broken = model.base.replace(blocks=blocks.replace(q=blocks.q.at[1, 0, 0].set(jnp.nan)))
     with pytest.raises(
-        RunError, match=r"model\.layers\.1\.self_attn\.q_proj\.weight \(layer 1, .* the base's weights hold NaN"
+        RunError, match=r"model\.layers\.1\.self_attn\.q_proj\.weight \(layer 1, .* the base's weights have NaN"
     ):
         save_pretrained(tmp_path / "out", model.config, broken, adapter=adapter)
     assert not list((tmp_path / "out").glob("*"))
@@ -415,7 +415,7 @@ def test_a_base_or_a_sum_that_is_not_finite_names_its_tensor(finished, tiny, tmp
         save_pretrained(tmp_path / "out", model.config, broken)
     large = model.base.replace(blocks=blocks.replace(q=blocks.q.at[3].set(1e5)))
     with pytest.raises(
-        RunError, match=r"q_proj\.weight \(layer 3, .* the merged weights hold NaN or infinite values in float16"
+        RunError, match=r"q_proj\.weight \(layer 3, .* the merged weights have NaN or infinite values in float16"
     ):
         save_pretrained(tmp_path / "half", model.config, large, adapter=adapter, dtype="float16")
 

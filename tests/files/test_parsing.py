@@ -139,9 +139,9 @@ def test_only_regular_files_of_a_bounded_size_are_read(tmp_path):
     pipe, large = tmp_path / "pipe", tmp_path / "large"
     os.mkfifo(pipe)
     large.write_text("12345")
-    with pytest.raises(InputError, match="no regular file"):
+    with pytest.raises(InputError, match="not a regular file"):
         read_yaml(pipe, "the configuration")
-    with pytest.raises(InputError, match=r"is a folder|no regular file"):
+    with pytest.raises(InputError, match=r"is a folder|not a regular file"):
         read_text(tmp_path)
     with pytest.raises(InputError, match="cannot be read"):
         read_text(tmp_path / "absent")

@@ -195,12 +195,12 @@ def test_products_are_those_of_the_einsums(config):
 
 def test_without_prompts_and_for_other_tools_there_is_none(config, base, tokens, tmp_path):
     adapter = adapter_of(config)
-    with pytest.raises(ValueError, match="makes its weights from prompts: give prompt_lengths"):
+    with pytest.raises(ValueError, match="generates its weights from prompts: give prompt_lengths"):
         forward(config, base, adapter, tokens)
-    with pytest.raises(InputError, match="PEFT knows no adapter that a hypernetwork makes"):
+    with pytest.raises(InputError, match="PEFT does not support adapters from a hypernetwork"):
         export_peft(adapter, tmp_path / "adapter")
-    with pytest.raises(InputError, match="changes no weight that it could be merged into"):
+    with pytest.raises(InputError, match="has no weights that could be merged"):
         save_pretrained(tmp_path / "model", config, base, adapter=adapter, dtype="float32")
-    with pytest.raises(InputError, match="answers cannot be drawn with an adapter that a hypernetwork makes"):
+    with pytest.raises(InputError, match="answers cannot be generated with an adapter from a hypernetwork"):
         generate(config, base, adapter, [[1, 2]], options=GenerationOptions(max_new_tokens=1))
     assert not any(tmp_path.iterdir())

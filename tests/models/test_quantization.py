@@ -298,7 +298,7 @@ def test_refuses_what_cannot_be_packed():
     for bad in (np.nan, np.inf, 1e9):
         weight = np.ones((8, 4), np.float32)
         weight[3, 2] = bad
-        with pytest.raises(InputError, match="v holds a value that is not finite or too large for quantization 'nf4'"):
+        with pytest.raises(InputError, match="v has a value that is not finite or too large for quantization 'nf4'"):
             quantize_projection("v", weight, "nf4")
     with pytest.raises(ValueError, match="quantization 'int2' is unknown"):
         quantize(jnp.ones((8, 4)), "int2")

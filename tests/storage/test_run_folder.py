@@ -167,7 +167,7 @@ def test_a_flip_of_any_bit_of_the_digests_is_noticed(saved, tmp_path):
 def test_a_pipe_in_a_checkpoint_is_not_waited_for(saved, tmp_path):
     shutil.copytree(saved, tmp_path / "a")
     os.mkfifo(tmp_path / "a" / "checkpoints" / "2" / "more")
-    with RunFolder(tmp_path / "a") as folder, pytest.raises(InputError, match="more is no regular file"):
+    with RunFolder(tmp_path / "a") as folder, pytest.raises(InputError, match="more is not a regular file"):
         folder.checkpoints.check(2)
 
 

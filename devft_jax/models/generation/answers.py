@@ -1,4 +1,4 @@
-"""Answers as they grow: where one ends, and which of its text is certain."""
+"""An answer while it is generated: where it ends, and which part of its text is final."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ class Completion:
     """An answer.
 
     Attributes:
-      tokens: drawn ids, without the end token; with all of those in which a stop text lies.
-      text: what they say, up to a stop text; None where no tokenizer was given.
+      tokens: the drawn ids, without the end token but with all tokens of a stop text.
+      text: their text up to a stop text; None without a tokenizer.
       finish_reason: "eos" (an end token), "stop" (a stop text) or "length" (`max_new_tokens` reached).
     """
 
@@ -25,17 +25,17 @@ class Completion:
 
 
 class Answer:
-    """One answer as it grows.
+    """One answer while it is generated.
 
     Attributes:
-      limit: most tokens of it.
-      tokens: so far.
-      reason: why it ended; None while it grows.
+      limit: largest number of its tokens.
+      tokens: the tokens so far.
+      reason: why it ended; None while it continues.
 
     Args:
       endings: what ends it.
-      limit: most tokens of it.
-      listen: is given new text as it becomes certain.
+      limit: largest number of its tokens.
+      listen: called with new text once it is final.
     """
 
     def __init__(self, endings: "Endings", limit: int, listen: Callable[[str], None] | None) -> None:
@@ -48,7 +48,7 @@ class Answer:
         self._cut: int | None = None
 
     def extend(self, drawn: Sequence[int]) -> None:
-        """Take tokens in, up to one that ends the answer.
+        """Add tokens, up to one that ends the answer.
 
         Args:
           drawn: new tokens, in order.
@@ -72,7 +72,7 @@ class Answer:
                 self._reported = certain
 
     def _cut_at_stop(self, before: int) -> None:
-        """End with the first token that completes a stop text, however many were drawn at once."""
+        """End the answer at the first token that completes a stop text, however many were drawn at once."""
         for count in range(before + 1, len(self.tokens) + 1):
             place = self.endings.found(self.endings.text(self.tokens[:count]))
             if place is not None:
@@ -92,11 +92,11 @@ class Answer:
 
 @dataclass(frozen=True)
 class Endings:
-    """What ends an answer, and how its tokens become text.
+    """What ends an answer, and how its tokens are decoded.
 
     Attributes:
       eos: ids of end tokens.
-      stop_ids: ids of stop texts that are one special token, which decoding leaves out of the text.
+      stop_ids: ids of stop texts that are a single special token, which decoding leaves out of the text.
       stop: the other stop texts.
       tokenizer: a Hugging Face tokenizer, or None.
     """
@@ -108,12 +108,12 @@ class Endings:
 
     @classmethod
     def of(cls, eos_ids: Sequence[int], options: GenerationOptions, tokenizer: Any) -> "Endings":
-        """The endings that a caller asks for.
+        """The endings that a caller requests.
 
         Args:
           eos_ids: tokens that end an answer.
-          options: of generation.
-          tokenizer: a Hugging Face tokenizer; None where there is no stop text.
+          options: the generation options.
+          tokenizer: a Hugging Face tokenizer; None if there is no stop text.
         """
         special = tokenizer.get_added_vocab() if options.stop else {}
         stop_ids = frozenset(special[text] for text in options.stop if text in special)
@@ -122,12 +122,12 @@ class Endings:
 
     @property
     def ids(self) -> np.ndarray:
-        """i32[n], tokens that the device watches for, filled up with -1 to a multiple of 8 so that shapes are few."""
+        """i32[n], end tokens for the device, padded with -1 to a multiple of 8 to limit the number of shapes."""
         ids = sorted(self.eos | self.stop_ids)
         return np.array([*ids, *[-1] * (8 - len(ids) % 8)], np.int32)
 
     def text(self, tokens: Sequence[int]) -> str:
-        """The text of tokens, without special ones.
+        """The text of tokens, without special tokens.
 
         Args:
           tokens: ids.
@@ -135,19 +135,20 @@ class Endings:
         return self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def found(self, text: str) -> int | None:
-        """Where the first stop text begins; None where there is none.
+        """Position of the first stop text; None if there is none.
 
         Args:
-          text: of the answer.
+          text: text of the answer.
         """
         places = [text.find(stop) for stop in self.stop]
         return min((place for place in places if place >= 0), default=None)
 
     def certain(self, text: str) -> int:
-        """Length of the text that further tokens cannot change: without half a character or the beginning of a stop.
+        """Length of the text that further tokens cannot change: without an incomplete character or the beginning of a stop
+        text.
 
         Args:
-          text: of the answer.
+          text: text of the answer.
         """
         text = text.rstrip("\N{REPLACEMENT CHARACTER}")
         beginnings = [size for stop in self.stop for size in range(1, len(stop)) if text.endswith(stop[:size])]

@@ -1,4 +1,4 @@
-"""The model beside its cache of keys and values: prompts read in one pass, then one token of every row at a time."""
+"""The model with a cache of keys and values: prompts are read in one pass, then one token of every row at a time."""
 
 from functools import partial
 
@@ -18,10 +18,10 @@ STATIC = ("config", "compute", "method")
 
 
 class Cache(struct.PyTreeNode):
-    """Earlier tokens of every row; slot j holds position j.
+    """Keys and values of earlier tokens of every row; slot j holds position j.
 
     Attributes:
-      keys: [L, B, S, K, E], rotated.
+      keys: [L, B, S, K, E], after rotation.
       values: [L, B, S, K, E].
     """
 
@@ -30,15 +30,15 @@ class Cache(struct.PyTreeNode):
 
 
 class State(struct.PyTreeNode):
-    """A batch that is being decoded.
+    """The state of a batch during decoding.
 
     Attributes:
-      cache: of all tokens but the newest.
-      token: i32[B], each row's newest.
-      position: i32[B], of the newest.
-      done: bool[B], whether a row draws no more.
-      step: i32[], tokens drawn.
-      keys: key[B], of the rows.
+      cache: of all tokens except the newest.
+      token: i32[B], each row's newest token.
+      position: i32[B], position of the newest token.
+      done: bool[B], whether the row is finished.
+      step: i32[], number of tokens drawn.
+      keys: key[B], random keys of the rows.
     """
 
     cache: Cache
@@ -70,18 +70,18 @@ def begin(
 
     Args:
       base: frozen weights.
-      adapter: what is added to them, or None.
+      adapter: the adapter, or None.
       tokens: i32[B, P], padded on the right.
-      lengths: i32[B], of the prompts.
-      done: bool[B], rows that draw nothing.
-      keys: key[B], of the rows.
+      lengths: i32[B], lengths of the prompts.
+      done: bool[B], rows for which nothing is drawn.
+      keys: key[B], random keys of the rows.
       ends: i32[n], tokens that end a row.
       temperature: as in `draw_tokens`.
       top_p: as in `draw_tokens`.
-      slots: S, of the cache.
+      slots: S, slots of the cache.
       config: the architecture.
       compute: execution choices.
-      method: what is drawn from.
+      method: the sampling method.
     """
     logits, cache = prefill(config, base, adapter, tokens, lengths, slots=slots, compute=compute)
     step = jnp.int32(0)
@@ -108,20 +108,20 @@ def decode(
 
     Args:
       base: frozen weights.
-      adapter: what is added to them, or None.
-      state: of the batch; its buffers are reused.
+      adapter: the adapter, or None.
+      state: state of the batch; its buffers are reused.
       ends: i32[n], tokens that end a row.
       limit: i32[], most tokens of a row in all.
       temperature: as in `draw_tokens`.
       top_p: as in `draw_tokens`.
-      chunk: most tokens of a row now.
+      chunk: most tokens of a row in this call.
       config: the architecture.
       compute: execution choices.
-      method: what is drawn from.
+      method: the sampling method.
 
     Returns:
-      The new state, and the tokens drawn i32[chunk, B]. A row's tokens after it is done mean nothing, nor do those of steps
-        that were not taken.
+      The new state, and the tokens drawn i32[chunk, B]. Tokens of a row after it is done are to be ignored, and so are those
+          of steps that were not taken.
     """
     first = state.step
     drawn = jnp.zeros((chunk, len(state.token)), jnp.int32)
@@ -159,10 +159,10 @@ def prefill(
     Args:
       config: the architecture.
       base: frozen weights.
-      adapter: what is added to them, or None.
+      adapter: the adapter, or None.
       tokens: i32[B, P], padded on the right.
-      lengths: i32[B], of the prompts, 1 or more.
-      slots: S, P or more.
+      lengths: i32[B], lengths of the prompts, at least 1.
+      slots: S, at least P.
       compute: execution choices.
 
     Returns:
@@ -198,32 +198,32 @@ def decode_step(
     Args:
       config: the architecture.
       base: frozen weights.
-      adapter: what is added to them, or None.
-      cache: of the tokens before.
+      adapter: the adapter, or None.
+      cache: keys and values of the earlier tokens.
       tokens: i32[B].
-      positions: i32[B], of the tokens, below S.
+      positions: i32[B], positions of the tokens, below S.
       compute: execution choices.
 
     Returns:
-      Logits f32[B, V] after the tokens, and the cache with them in it.
+      Logits f32[B, V] after the tokens, and the cache including them.
     """
     attend = cached_attention(config, positions, cache.keys.shape[2])
     hidden, new = run_layers(
         config, base, adapter, tokens[:, None], positions[:, None], attend=attend, cache=cache, compute=compute
     )
     rows = jnp.arange(len(positions), dtype=jnp.int32)
-    # Written once for all layers: a cache carried through the scan over layers would be copied at every token.
+    # Written once for all layers: a cache carried through the scan over layers would be copied for every token.
     cache = jax.tree.map(lambda old, added: old.at[:, rows, positions].set(added), cache, new)
     return logits_of(base, hidden[:, 0]), cache
 
 
 def cached_attention(config: ModelConfig, positions: jax.Array, slots: int) -> Attention:
-    """Attention of one token a row to its cache and itself; returns its key and value as new entries.
+    """Attention of one token per row to its cache and itself; returns its key and value as new entries.
 
     Args:
       config: the architecture.
-      positions: i32[B], of the tokens.
-      slots: S.
+      positions: i32[B], positions of the tokens.
+      slots: S, slots of the cache.
     """
     window = config.sliding_window
     slot = jnp.arange(slots, dtype=jnp.int32)[None]

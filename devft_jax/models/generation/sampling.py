@@ -1,4 +1,4 @@
-"""Drawing one token of each row from its logits: greedily, from all tokens, or from the nucleus (Holtzman et al. 2020)."""
+"""Draws one token of each row from its logits: greedily, from all tokens, or from the nucleus (Holtzman et al. 2020)."""
 
 from functools import partial
 from typing import Literal
@@ -12,7 +12,7 @@ Method = Literal["greedy", "all", "nucleus"]
 
 @jax.jit
 def sampling_keys(seed: jax.Array, rows: jax.Array) -> jax.Array:
-    """The keys of rows, key[B].
+    """The random keys of rows, key[B].
 
     Args:
       seed: u32[].
@@ -30,21 +30,21 @@ def draw_tokens(
     temperature: jax.Array,
     top_p: jax.Array,
 ) -> jax.Array:
-    """One token a row, i32[B].
+    """One token per row, i32[B].
 
     Args:
-      method: what is drawn from.
+      method: the sampling method.
       logits: f32[B, V].
-      keys: key[B], of the rows.
+      keys: key[B], random keys of the rows.
       step: i32[], number of the token, from 0.
-      temperature: f32[], positive; unused where the method is greedy.
-      top_p: f32[], in (0, 1]; used by the nucleus alone.
+      temperature: f32[], positive; unused if the method is greedy.
+      top_p: f32[], in (0, 1]; used only by the nucleus.
     """
     if method == "greedy":
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
     def draw(logits: jax.Array, key: jax.Array) -> jax.Array:
-        # The likeliest token's quotient is 0, so that none overflows however small the temperature.
+        # The most likely token's quotient is 0, so none overflows however small the temperature.
         logits = (logits - jnp.max(logits)) / temperature
         noise = jax.random.gumbel(jax.random.fold_in(key, step), logits.shape, jnp.float32)
         if method == "all":
@@ -52,7 +52,7 @@ def draw_tokens(
         order = jnp.argsort(-logits)
         probabilities = jax.nn.softmax(logits[order])
         before = jnp.cumsum(probabilities) - probabilities
-        # The most likely token belongs to every nucleus, even where top_p is so small that rounding makes it 0.
+        # The most likely token belongs to every nucleus, even if top_p is so small that it is rounded to 0.
         inside = (before < top_p).at[0].set(True)
         return order[jnp.argmax(jnp.where(inside, (logits + noise)[order], -jnp.inf))]
 

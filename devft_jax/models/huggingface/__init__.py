@@ -1,1 +1,1 @@
-"""Hugging Face's and PEFT's files: names, reading, writing, families, tokenizers."""
+"""Files of Hugging Face and PEFT: names, reading, writing, families, tokenizers."""

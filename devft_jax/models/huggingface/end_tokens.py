@@ -1,4 +1,4 @@
-"""At which tokens a model's answers end, as its folder says: `generation_config.json`, `config.json` and the tokenizer."""
+"""The tokens that end a model's answers, from its folder: `generation_config.json`, `config.json` and the tokenizer."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,11 +13,11 @@ def end_token_ids(folder: Path, tokenizer: Any) -> tuple[int, ...]:
     """Ids that end an answer: those of `generation_config.json`, else of `config.json`, and the tokenizer's eos.
 
     Args:
-      folder: of the model.
-      tokenizer: of the model; only it may know the token with which training ended completions.
+      folder: the model's folder.
+      tokenizer: the model's tokenizer; it may be the only one to know the token that ended completions in training.
 
     Raises:
-      InputError: a file cannot be read, or holds something else than ids.
+      InputError: a file cannot be read, or holds something other than ids.
     """
     found: list[int] = []
     for path in (folder / GENERATION_CONFIG_FILE, folder / CONFIG_FILE):
@@ -28,14 +28,14 @@ def end_token_ids(folder: Path, tokenizer: Any) -> tuple[int, ...]:
 
 
 def eos_ids_of(fields: Mapping[str, Any], path: Path) -> list[int]:
-    """The ids of `eos_token_id`, one or a list, in a config.json or generation_config.json; empty where it has none.
+    """The ids of `eos_token_id`, one or a list, in a config.json or generation_config.json; empty if there are none.
 
     Args:
-      fields: of the file.
-      path: of the file, for the sentence.
+      fields: fields of the file.
+      path: path of the file, for messages.
 
     Raises:
-      InputError: they are no token ids.
+      InputError: they are not token ids.
     """
     value = fields.get("eos_token_id")
     found = [] if value is None else value if isinstance(value, list) else [value]
@@ -45,15 +45,15 @@ def eos_ids_of(fields: Mapping[str, Any], path: Path) -> list[int]:
 
 
 def generation_settings(source: Path | None, ids: Mapping[str, Any], answer_ends: Sequence[int]) -> dict[str, Any] | None:
-    """The fields of generation_config.json with which generation stops at `answer_ends`, too.
+    """The fields of generation_config.json with which generation also stops at `answer_ends`.
 
     Args:
-      source: folder of the model that the weights come from, if any.
-      ids: of the special tokens, which hold where the source has no such file.
-      answer_ends: ids at which answers end.
+      source: folder of the model from which the weights come, if any.
+      ids: ids of the special tokens, used if the source has no such file.
+      answer_ends: ids of the tokens that end answers.
 
     Returns:
-      The fields; None where the source's own say so already.
+      The fields; None if the source's own file already has these ids.
     """
     file = None if source is None else source / GENERATION_CONFIG_FILE
     own = read_json(file) if file is not None and file.is_file() else {}

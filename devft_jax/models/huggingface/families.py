@@ -1,8 +1,8 @@
-"""Model families: how each differs from LLaMA, and its `config.json` in Hugging Face's layout, in and out.
+"""Model families: how each differs from LLaMA, and reading and writing its `config.json` in Hugging Face's layout.
 
 All families share one forward pass (`devft_jax.models.llama`); a `Family` declares its few differences: which fields of its
-config.json matter, what they default to when absent (as in Hugging Face's configuration classes), and which of the forward
-pass's options they set. A config that asks for anything that is not computed exactly is refused in one sentence.
+config.json matter, their defaults when absent (as in Hugging Face's configuration classes), and which of the forward pass's
+options they set. A config that requires anything else is refused in one sentence.
 """
 
 import json
@@ -35,7 +35,7 @@ LARGEST = {
 """Sizes far beyond any existing model: larger ones are damage, and would be used before any weight is read."""
 
 LARGEST_FLOAT = 1e30
-"""Of the other numbers, which are computed with in float32."""
+"""Largest value of the other numbers, which are used in float32."""
 
 
 @dataclass(frozen=True)
@@ -43,15 +43,15 @@ class Family:
     """One family's differences from LLaMA.
 
     Attributes:
-      title: its models' name in prose.
-      model_type: what config.json calls it.
-      architecture: what config.json calls its class.
-      defaults: values of optional fields of config.json that differ from LLaMA's when absent.
-      biases: projections that always add a bias.
-      optional_biases: projections whose bias a boolean field of config.json switches on, by that field.
+      title: name of its models in prose.
+      model_type: its name in config.json.
+      architecture: its class in config.json.
+      defaults: defaults of optional fields of config.json that differ from LLaMA's.
+      biases: projections that always have a bias.
+      optional_biases: by a boolean field of config.json, the projections that have a bias if it is true.
       qk_norm: whether query and key heads are normalised.
-      window: "none"; "always", where `sliding_window` alone decides; or "switched", where `use_sliding_window` must be true
-        and only layers from `max_window_layers` on slide.
+      window: "none"; "always", if `sliding_window` alone decides; or "switched", if `use_sliding_window` must be true
+        and only layers from `max_window_layers` on have a window.
     """
 
     title: str
@@ -108,7 +108,7 @@ FAMILIES = {
 
 
 def config_fields(config: ModelConfig) -> dict[str, Any]:
-    """An architecture as `config.json` has it, in the layout that transformers 4 and 5 both read.
+    """The fields of `config.json` for an architecture, in the layout that both transformers 4 and 5 read.
 
     Args:
       config: the architecture.
@@ -153,7 +153,7 @@ def read_config(path: Path) -> ModelConfig:
     """The architecture that a `config.json` describes; absent optional fields have their family's defaults.
 
     Args:
-      path: of the file.
+      path: path of the file.
 
     Raises:
       InputError: the file cannot be read, or describes a model that this package does not compute exactly.
@@ -203,7 +203,7 @@ def read_config(path: Path) -> ModelConfig:
 
 
 def _family(fields: Mapping[str, Any], path: Path) -> Family:
-    """The family of a `config.json`."""
+    """The family named in a `config.json`."""
     model_type = fields.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         known = ", ".join(f'"{name}" ({family.title})' for name, family in FAMILIES.items())
@@ -214,12 +214,12 @@ def _family(fields: Mapping[str, Any], path: Path) -> Family:
 
 
 def _refuse_what_is_not_computed(fields: Mapping[str, Any], family: Family, path: Path) -> None:
-    """Raise `InputError` for what would be computed wrongly; an absent or null field has its usual value."""
+    """Raise `InputError` for settings that would be computed wrongly; an absent or null field has its usual value."""
     if fields.get("quantization_config") is not None:
         method = fields["quantization_config"]
         method = method.get("quant_method", "unknown") if isinstance(method, dict) else method
         raise InputError(
-            f"the weights beside {path} are stored quantised by {shown(method)}, which is not read; give the model's "
+            f"the weights beside {path} are stored quantised by {shown(method)}, which is not supported; give the model's "
             "16-bit weights, which the option quantization packs on loading."
         )
     accepted: dict[str, tuple[Any, ...]] = {
@@ -240,7 +240,7 @@ def _refuse_what_is_not_computed(fields: Mapping[str, Any], family: Family, path
 
 
 def _sliding_window(fields: Mapping[str, Any], family: Family, layers: int, path: Path) -> int | None:
-    """The window of all layers; a model in which only some of them slide has no one depth-free description."""
+    """The window of all layers; refuses a model in which only some layers have one, because layers must be alike."""
     if family.window == "none" or fields.get("sliding_window") is None:
         return None
     if family.window == "switched" and not fields.get("use_sliding_window"):
@@ -273,8 +273,8 @@ def _sliding_window(fields: Mapping[str, Any], family: Family, layers: int, path
 def _rope(fields: Mapping[str, Any], path: Path) -> tuple[float, RopeScaling | None]:
     """Base and scaling of the rotary positions.
 
-    Up to transformers 4 they are the number `rope_theta` and the object `rope_scaling`; from 5 on both lie in the
-    object `rope_parameters`. Where all are present, transformers 5 prefers `rope_scaling`, and so does this.
+    Up to transformers 4 they are the number `rope_theta` and the object `rope_scaling`; from 5 on both are in the
+    object `rope_parameters`. If all are present, transformers 5 uses `rope_scaling`, and so does this function.
     """
     rope = fields.get("rope_scaling") or fields.get("rope_parameters") or {}
     if not isinstance(rope, dict):
@@ -313,7 +313,7 @@ def _positive(
     default: float | None = None,
     whole: bool = False,
 ) -> float:
-    """A positive number of a config; `default` stands in where the field is absent or null."""
+    """A positive number of a config; `default` is used if the field is absent or null."""
     value = fields.get(name)
     value = default if value is None else value
     if value is None:
@@ -322,5 +322,5 @@ def _positive(
     if not is_number or not 0 < value < math.inf or (whole and value % 1):
         raise InputError(f"{name} {shown(value)} in {path} is not a positive {'whole ' * whole}number; correct the config.")
     if value > (most := LARGEST.get(name, LARGEST_FLOAT)):
-        raise InputError(f"{name} {shown(value)} in {path} is beyond {most:,}, as no model's is; correct the config.")
+        raise InputError(f"{name} {shown(value)} in {path} exceeds {most:,}, more than any model has; correct the config.")
     return value

@@ -1,6 +1,6 @@
-"""What the files of a checkpoint say that they hold, checked against `config.json` before the first weight is read.
+"""Checks the headers of a checkpoint's files against `config.json` before the first weight is read.
 
-A wrong or damaged checkpoint then costs one sentence and no time.
+A wrong or damaged checkpoint is then reported immediately.
 """
 
 from collections.abc import Mapping
@@ -20,10 +20,10 @@ class Stored(NamedTuple):
     """A tensor as the header of its file describes it.
 
     Attributes:
-      file: that holds it.
-      name: the one it has there.
-      shape: of the tensor.
-      dtype: safetensors' name of its type.
+      file: the file that has it.
+      name: its name in the file.
+      shape: its shape.
+      dtype: safetensors' name of its data type.
     """
 
     file: Path
@@ -33,10 +33,10 @@ class Stored(NamedTuple):
 
 
 def stored_dtypes(folder: Path) -> dict[str, str]:
-    """The type in which each leaf of a model's folder is stored, by name, from the headers of its files.
+    """The data type in which each leaf of a model's folder is stored, by name, from the headers of its files.
 
     Args:
-      folder: of the model.
+      folder: the model's folder.
     """
     stored = stored_tensors(folder)
     belonging = checked_places(folder, read_config(folder / CONFIG_FILE), stored)
@@ -44,13 +44,13 @@ def stored_dtypes(folder: Path) -> dict[str, str]:
 
 
 def stored_tensors(folder: Path) -> dict[str, Stored]:
-    """The tensors that a checkpoint's files hold, by their names in a whole model.
+    """The tensors in a checkpoint's files, by their names in a complete model.
 
     Args:
-      folder: of the model.
+      folder: the model's folder.
 
     Raises:
-      InputError: there is no safetensors file, one is absent or damaged, or holds not what the index promises.
+      InputError: there is no safetensors file, or one is absent, damaged, or without the tensors that the index lists.
     """
     single, index = folder / WEIGHTS_FILE, folder / INDEX_FILE
     if single.is_file():
@@ -79,36 +79,36 @@ def stored_tensors(folder: Path) -> dict[str, Stored]:
             if found is None or found.name != name:
                 raise InputError(f"the shard {shard} lacks the tensor {printable(name)} that {index} promises; restore it.")
             if (twin := stored.get(found_as := full_name(name))) is not None:
-                raise InputError(f"{index} names both {twin.name} and {name}, which are one tensor; remove one.")
+                raise InputError(f"{index} names both {twin.name} and {name}, which are the same tensor; remove one.")
             stored[found_as] = found
     return stored
 
 
 def _header(file: Path) -> dict[str, Stored]:
-    """What a file holds, by the names that its tensors have in a whole model."""
+    """The tensors in a file, by their names in a complete model."""
     with open_safetensors(file) as tensors:
         slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118
         found: dict[str, Stored] = {}
         for name, part in slices.items():
             full = full_name(name)
             if full in found:
-                raise InputError(f"{file} holds both {found[full].name} and {name}, which are one tensor; remove one.")
+                raise InputError(f"{file} has both {found[full].name} and {name}, which are the same tensor; remove one.")
             found[full] = Stored(file, name, tuple(part.get_shape()), part.get_dtype())
         return found
 
 
 def checked_places(folder: Path, config: ModelConfig, stored: dict[str, Stored]) -> dict[str, Place]:
-    """Where every tensor belongs, by name: known before anything of config.json's sizes is allocated.
+    """Where every tensor belongs, by name; known before anything of the sizes in config.json is allocated.
 
-    A tied embedding may be stored under the head's name alone: `stored` then gets it under its own.
+    A tied embedding may be stored only under the head's name: `stored` then gets it under its own name.
 
     Args:
-      folder: of the model.
+      folder: the model's folder.
       config: its architecture.
-      stored: what its files hold.
+      stored: the tensors in its files.
 
     Raises:
-      InputError: the checkpoint does not hold exactly the architecture's tensors.
+      InputError: the checkpoint does not have exactly the architecture's tensors.
     """
     title = FAMILIES[config.family].title
     if config.tied_head and HEAD in stored:
@@ -144,12 +144,12 @@ def checked_places(folder: Path, config: ModelConfig, stored: dict[str, Stored])
 
 
 def check_one_dtype(folder: Path, belonging: Mapping[str, Place], stored: Mapping[str, Stored]) -> None:
-    """Raise `InputError` where the layers of one leaf are stored in different types.
+    """Raise `InputError` if the layers of one leaf are stored in different data types.
 
     Args:
-      folder: of the model.
+      folder: the model's folder.
       belonging: where every tensor belongs.
-      stored: what its files hold.
+      stored: the tensors in its files.
     """
     types: dict[str, str] = {}
     for name, place in belonging.items():

@@ -1,4 +1,4 @@
-"""A pretrained model: architecture, frozen base and tokenizer together."""
+"""A pretrained model: architecture, frozen base and tokenizer."""
 
 from pathlib import Path
 from typing import Any
@@ -15,19 +15,19 @@ class Model:
     Attributes:
       config: the architecture.
       base: its weights.
-      path: the folder or Hugging Face name by which it was asked for; None where there is none.
-      folder: where its files are; None where it was put together from objects.
+      path: the folder or Hugging Face name that the user gave; None if there is none.
+      folder: where its files are; None for a model made from objects.
     """
 
     def __init__(self, config: ModelConfig, base: Base, tokenizer: Any = None, path: str | None = None) -> None:
-        """Put a model together.
+        """Create a model from its parts.
 
         Args:
           config: the architecture.
           base: its weights.
-          tokenizer: a Hugging Face tokenizer, or the folder that holds its files; it is then read when first used,
-            because work on weights alone needs none and its library takes a second to import.
-          path: the folder or Hugging Face name that an exported adapter gives as its base; None where there is none.
+          tokenizer: a Hugging Face tokenizer, or the folder with its files; it is then loaded on first use,
+            because work on weights needs none and its library takes a second to import.
+          path: the folder or Hugging Face name that an exported adapter names as its base; None if there is none.
         """
         self.config = config
         self.base = base
@@ -45,7 +45,7 @@ class Model:
 
     @property
     def has_tokenizer(self) -> bool:
-        """Whether it came with one, read or not."""
+        """Whether it has a tokenizer, loaded or not."""
         return self._tokenizer is not None
 
     @property
@@ -53,10 +53,10 @@ class Model:
         """The Hugging Face tokenizer.
 
         Raises:
-          InputError: the model came without one, or its files cannot be read.
+          InputError: the model has no tokenizer, or its files cannot be read.
         """
         if self._tokenizer is None:
-            raise InputError("the model has no tokenizer; give Model one when building it.")
+            raise InputError("the model has no tokenizer; pass one to Model.")
         if isinstance(self._tokenizer, Path):
             self._tokenizer = load_tokenizer(self._tokenizer)
         return self._tokenizer

@@ -1,4 +1,4 @@
-"""Names and shapes of a model's tensors in Hugging Face's layout, and where each belongs in a `Base`.
+"""Names and shapes of a model's tensors in Hugging Face's layout, and where each one belongs in a `Base`.
 
 Hugging Face stores linear weights `[out, in]`, one tensor per layer; a `Base` holds them `[L, in, out]`.
 """
@@ -10,7 +10,7 @@ from devft_jax.models.architecture import PROJECTIONS, ModelConfig
 from devft_jax.models.base import Block
 
 PROJECTION_MODULES = {name: f"{'self_attn' if name in ('q', 'k', 'v', 'o') else 'mlp'}.{name}_proj" for name in PROJECTIONS}
-"""Where each projection sits inside a Hugging Face decoder layer, such as `self_attn.q_proj`."""
+"""Path of each projection inside a Hugging Face decoder layer, such as `self_attn.q_proj`."""
 
 NORM_MODULES = {
     "norm_attention": "input_layernorm",
@@ -18,12 +18,12 @@ NORM_MODULES = {
     "norm_q": "self_attn.q_norm",
     "norm_k": "self_attn.k_norm",
 }
-"""Where each norm of a block sits inside a Hugging Face decoder layer."""
+"""Path of each norm of a block inside a Hugging Face decoder layer."""
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 BIAS = "bias_"
-"""Before a projection's name, the name of its bias as a leaf."""
+"""Prefix that makes the name of a projection the name of its bias leaf."""
 
 
 class Place(NamedTuple):
@@ -31,9 +31,9 @@ class Place(NamedTuple):
 
     Attributes:
       leaf: name of the leaf; see `block_tensors`.
-      layer: its layer there; None for a leaf without layers.
-      shape: of the tensor in its file.
-      transposed: whether the leaf holds it transposed.
+      layer: its layer in the leaf; None for a leaf without layers.
+      shape: shape of the tensor in its file.
+      transposed: whether the leaf holds the transpose.
     """
 
     leaf: str
@@ -43,7 +43,7 @@ class Place(NamedTuple):
 
 
 def places(config: ModelConfig) -> Iterator[tuple[str, Place]]:
-    """Every tensor that a checkpoint of this architecture holds, layer by layer, so that a missing one is found early.
+    """Every tensor in a checkpoint of this architecture, layer by layer, so that a missing one is found early.
 
     Args:
       config: the architecture.
@@ -62,7 +62,7 @@ def places(config: ModelConfig) -> Iterator[tuple[str, Place]]:
 
 
 def block_tensors(config: ModelConfig) -> dict[str, tuple[str, bool]]:
-    """For every leaf of an architecture's blocks, its tensor's name within a layer and whether that is stored transposed.
+    """For every leaf of an architecture's blocks, its tensor's name within a layer and whether it is stored transposed.
 
     Args:
       config: the architecture.
@@ -74,11 +74,11 @@ def block_tensors(config: ModelConfig) -> dict[str, tuple[str, bool]]:
 
 
 def leaf_shape(config: ModelConfig, leaf: str) -> tuple[int, ...]:
-    """Shape of one layer of a leaf, as a `Block` holds it.
+    """Shape of one layer of a leaf in a `Block`.
 
     Args:
       config: the architecture.
-      leaf: its name, as in `block_tensors`.
+      leaf: name of the leaf, as in `block_tensors`.
     """
     if leaf in PROJECTIONS:
         return config.projection_shape(leaf)
@@ -92,27 +92,27 @@ def leaf_of(blocks: Block, leaf: str) -> Any:
 
     Args:
       blocks: the blocks.
-      leaf: its name, as in `block_tensors`.
+      leaf: name of the leaf, as in `block_tensors`.
     """
     return blocks.bias[leaf.removeprefix(BIAS)] if leaf.startswith(BIAS) else getattr(blocks, leaf)
 
 
 def block_of(config: ModelConfig, leaves: Mapping[str, Any]) -> Block:
-    """The blocks made of their leaves.
+    """The blocks made from their leaves.
 
     Args:
       config: the architecture.
-      leaves: by the names of `block_tensors`.
+      leaves: the leaves by the names of `block_tensors`.
     """
     plain = {leaf: value for leaf, value in leaves.items() if not leaf.startswith(BIAS)}
     return Block(**plain, bias={name: leaves[f"{BIAS}{name}"] for name in config.biases})
 
 
 def full_name(name: str) -> str:
-    """A tensor's name in a model with a head; one that was saved without its head has no `model.` before each.
+    """A tensor's name in a model with a head; in a model saved without its head, names have no `model.` prefix.
 
     Args:
-      name: in its file.
+      name: its name in the file.
     """
     bare = name.removeprefix("model.")
     return bare if bare == HEAD else f"model.{bare}"

@@ -1,11 +1,10 @@
-"""Checkpoints of the LLaMA family in Hugging Face's layout, read without PyTorch.
+"""Reads checkpoints of the LLaMA family in Hugging Face's layout, without PyTorch.
 
-A folder holds `config.json`, the weights as one `model.safetensors` or as shards listed by
-`model.safetensors.index.json`, and the tokenizer's files. Every header is checked against `config.json` first
-(`devft_jax.models.huggingface.headers`). Weights are then streamed: one tensor at a time is transposed from Hugging Face's
-`[out, in]` into its layer of a preallocated `[L, in, out]` array, packed on the way where a quantised base is wanted.
-Loading therefore needs the memory of the final model plus one tensor. Only safetensors are read as weights, because a
-pickle can run code.
+A folder has `config.json`, the weights as one `model.safetensors` or as shards listed by `model.safetensors.index.json`, and
+the tokenizer's files. Every header is first checked against `config.json` (`devft_jax.models.huggingface.headers`). Weights
+are then streamed: one tensor at a time is transposed from Hugging Face's `[out, in]` into its layer of a preallocated
+`[L, in, out]` array, and packed at once for a quantised base. Loading therefore needs the memory of the final model plus one
+tensor. Only safetensors are read as weights, because a pickle can run code.
 """
 
 import math
@@ -29,10 +28,10 @@ from devft_jax.models.quantization import BITS, QTensor, quantize_projection
 from devft_jax.runtime.devices import host_device
 
 STRIP_ROWS = 64
-"""Rows that are transposed at once: a whole matrix at once touches a new cache line with every element."""
+"""Rows that are transposed at once: for a whole matrix every element would touch a new cache line."""
 
 ALIGNMENT_BYTES = 64
-"""JAX on the CPU takes over host memory that begins on such a boundary instead of copying it."""
+"""JAX on the CPU uses host memory with this alignment instead of copying it."""
 
 
 def load_pretrained(path: str | Path, *, quantization: str | None = None, dtype: str | None = None) -> Model:
@@ -41,15 +40,15 @@ def load_pretrained(path: str | Path, *, quantization: str | None = None, dtype:
     Args:
       path: a folder in Hugging Face's layout, or a name such as `meta-llama/Llama-2-7b-hf`, whose safetensors and JSON
         files are downloaded once into the Hugging Face cache.
-      quantization: "int8", "int4" or "nf4" to pack every projection as it is read (`devft_jax.models.quantization`);
+      quantization: "int8", "int4" or "nf4" to pack every projection while it is read (`devft_jax.models.quantization`);
         None or "none" keeps floats.
-      dtype: "float32", "bfloat16" or "float16" to convert every weight that stays a float; None keeps the stored type.
+      dtype: "float32", "bfloat16" or "float16" to convert all weights that stay floats; None keeps the stored type.
 
     Returns:
       The model, its weights on the default device.
 
     Raises:
-      InputError: there is no such model, it is damaged, disagrees with its config.json, or is none that this package
+      InputError: there is no such model, it is damaged, disagrees with its config.json, or is not one that this package
         computes exactly.
     """
     if quantization is not None and quantization not in ("none", *BITS):
@@ -67,7 +66,7 @@ def load_pretrained(path: str | Path, *, quantization: str | None = None, dtype:
 def load_original_blocks(path: str | Path, *, dtype: str | None = None) -> Block:
     """The layers of a model as floats in host memory (numpy), as its files store them.
 
-    A quantised run whose stages are fused from the original weights reads them so, at every stage.
+    A quantised run whose stages are fused from the original weights reads them this way, at every stage.
 
     Args:
       path: as in `load_pretrained`.
@@ -83,8 +82,8 @@ def model_architecture(path: str | Path) -> ModelConfig:
     """The architecture of a model without its weights.
 
     Args:
-      path: a folder that holds a config.json, a name in `ARCHITECTURES`, which needs no network, or any other Hugging Face
-        name, whose config.json alone is downloaded.
+      path: a folder with a config.json, a name in `ARCHITECTURES`, which needs no network, or any other Hugging Face
+        name, of which only config.json is downloaded.
 
     Raises:
       InputError: there is no such config.json, or it describes a model that this package does not compute exactly.
@@ -105,7 +104,7 @@ def _read_leaves(folder: Path, config: ModelConfig, dtype: str | None, quantizat
         with open_safetensors(file) as tensors:
             for name in names:
                 place, own_name = places[name], stored[name].name
-                # The tensor gets no name here, so that it is freed before the next one is read.
+                # The tensor is not bound to a name, so that it is freed before the next one is read.
                 if quantization is not None and place.leaf in PROJECTIONS:
                     _pack(leaves, place, config.layers, tensors.get_tensor(own_name), name, quantization)
                     continue
@@ -138,7 +137,7 @@ def _names_by_file(places: Mapping[str, Place], stored: Mapping[str, Stored]) ->
 
 
 def _pack(leaves: dict[str, Any], place: Place, layers: int, tensor: np.ndarray, name: str, quantization: str) -> None:
-    """Quantise one layer of a projection on the host, into its place in the leaf."""
+    """Quantise one layer of a projection on the host, directly into its leaf."""
     with jax.default_device(host_device()):
         packed = quantize_projection(name, tensor.T, quantization)
     if place.leaf not in leaves:
@@ -150,7 +149,7 @@ def _pack(leaves: dict[str, Any], place: Place, layers: int, tensor: np.ndarray,
 
 
 def _fill(target: np.ndarray, tensor: np.ndarray, transposed: bool) -> None:
-    """Copy a tensor into its place in a leaf, converted to the leaf's type."""
+    """Copy a tensor into its place in a leaf, converted to the leaf's data type."""
     if not transposed:
         target[...] = tensor
         return

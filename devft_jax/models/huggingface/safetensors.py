@@ -1,4 +1,4 @@
-"""Safetensors and JSON files, in and out: read with one clear sentence where they are damaged, replaced only when whole."""
+"""Reads and writes safetensors and JSON files: damaged ones are reported in one clear sentence; writes are atomic."""
 
 import json
 import math
@@ -16,18 +16,18 @@ from devft_jax.files import read_json as read_any_json
 from devft_jax.files.writing import intended_name
 
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-"""Weight types that are read and written, by the name that safetensors gives them."""
+"""Data types of weights that are read and written, by safetensors' names."""
 
 HEADER_ALIGNMENT = 8
 
 
 class PlannedTensor(NamedTuple):
-    """A tensor to be written, whose values are made later.
+    """A tensor to be written, whose values are computed later.
 
     Attributes:
-      shape: of the tensor.
+      shape: shape of the tensor.
       dtype: a value of `DTYPES`.
-      make: gives its values.
+      make: computes its values.
     """
 
     shape: tuple[int, ...]
@@ -41,10 +41,10 @@ class PlannedTensor(NamedTuple):
 
 
 def float_dtype(name: str) -> np.dtype:
-    """The type of weights that a name stands for; `InputError` where it is none that is written.
+    """The data type with this name; raises `InputError` if weights cannot be written in it.
 
     Args:
-      name: of the type.
+      name: name of the data type.
     """
     if name not in DTYPES.values():
         raise InputError(f"dtype {name!r} is unknown; choose from {', '.join(DTYPES.values())}.")
@@ -52,13 +52,13 @@ def float_dtype(name: str) -> np.dtype:
 
 
 def write_safetensors(file: Path, tensors: Mapping[str, PlannedTensor]) -> None:
-    """Write a safetensors file, making one tensor at a time.
+    """Write a safetensors file, computing one tensor at a time.
 
     The library's own writer takes all tensors of a file at once and copies them, which doubles the memory of a shard.
 
     Args:
       file: path of the new file.
-      tensors: by name.
+      tensors: tensors by name.
     """
     names = {dtype: name for name, dtype in DTYPES.items()}
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -71,7 +71,7 @@ def write_safetensors(file: Path, tensors: Mapping[str, PlannedTensor]) -> None:
     with open(file, "wb") as out:
         out.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors.values():
-            # A transposed view has its bytes in another order; bfloat16 has no buffer of its own.
+            # A transposed view has its bytes in a different order; bfloat16 has no buffer protocol.
             values = np.ascontiguousarray(tensor.make(), tensor.dtype)
             out.write(values.reshape(-1).view(np.uint8).data)
 
@@ -83,17 +83,17 @@ def replace_files(
     key_file: str,
     stale: Callable[[str], bool] = lambda name: False,
 ) -> None:
-    """Replace files that belong together, so that old and new ones can never be read as one.
+    """Replace files that belong together, so that old and new ones can never be mixed.
 
-    All are first written beside their places, and a failure until then changes nothing. Then the old key file, without
-    which no reader opens the folder, is removed; the others are moved to their places, older files that are `stale` are
-    removed, and the new key file comes last. Killed in between, the folder is one that nothing loads.
+    All are first written beside their places; a failure before that is complete changes nothing. Then the old key file,
+    without which no reader opens the folder, is removed; the others are moved to their places, older files that are `stale`
+    are removed, and the new key file is moved last. A process killed in between leaves a folder that nothing loads.
 
     Args:
-      folder: made if absent; other files in it stay.
-      files: for every file's name, what writes it to a path.
+      folder: created if absent; other files in it stay.
+      files: for every file name, a function that writes it to a path.
       key_file: name of the key file, one of `files`.
-      stale: whether an older file of a name must be removed; asked for none of `files`.
+      stale: whether an older file must be removed, by its name; not called for `files`.
 
     Raises:
       RunError: the folder cannot be written.
@@ -101,7 +101,7 @@ def replace_files(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         older = list(folder.iterdir())
-        # Left in the reverse of the order in which they are entered.
+        # Contexts are left in the reverse of the order in which they are entered.
         with ExitStack() as stack:
             for name in sorted(files, key=lambda name: name != key_file):
                 files[name](stack.enter_context(exclusive_temporary(folder / name)))
@@ -120,33 +120,33 @@ def write_json(path: Path, fields: Mapping[str, Any]) -> None:
     """Write a JSON object to one of the files of `replace_files`.
 
     Args:
-      path: of the file.
-      fields: of the object.
+      path: path of the file.
+      fields: fields of the object.
     """
     path.write_text(json_text(fields), encoding="utf-8")
 
 
 def json_text(fields: Mapping[str, Any]) -> str:
-    """A JSON object, one field a line.
+    """A JSON object, one field per line.
 
     Args:
-      fields: of the object.
+      fields: fields of the object.
     """
     return json.dumps(fields, indent=2) + "\n"
 
 
 def shown(value: Any) -> str:
-    """A value of a configuration as it stands in a sentence, however long it is.
+    """A value of a configuration for a message, shortened if it is long.
 
     Args:
-      value: anything that JSON can hold.
+      value: any JSON value.
     """
     text = json.dumps(value)
     return text if len(text) <= 120 else f"{text[:117]}..."
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object that a file holds.
+    """The JSON object in a file.
 
     Args:
       path: of the file.
@@ -161,10 +161,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def one_line(error: Exception) -> str:
-    """The first line of an error's text, to stand inside a sentence.
+    """The first line of an error's text, for use inside a sentence.
 
     Args:
-      error: any.
+      error: any error.
     """
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
@@ -174,7 +174,7 @@ def one_line(error: Exception) -> str:
 
 @contextmanager
 def open_safetensors(file: Path) -> Iterator[Any]:
-    """An open safetensors file that gives numpy tensors one at a time.
+    """An open safetensors file that returns numpy tensors one at a time.
 
     Args:
       file: path of the file.
@@ -186,4 +186,6 @@ def open_safetensors(file: Path) -> Iterator[Any]:
         with safe_open(file, framework="numpy") as tensors:
             yield tensors
     except (OSError, SafetensorError) as error:
-        raise InputError(f"{file} is damaged, truncated or no safetensors file ({one_line(error)}); restore it.") from error
+        raise InputError(
+            f"{file} is damaged, truncated or not a safetensors file ({one_line(error)}); restore it."
+        ) from error

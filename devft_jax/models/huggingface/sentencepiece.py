@@ -1,10 +1,9 @@
-"""A SentencePiece `tokenizer.model` as a fast tokenizer, with the ids that SentencePiece itself gives.
+"""Converts a SentencePiece `tokenizer.model` to a fast tokenizer that gives the same ids as SentencePiece.
 
-LLaMA and LLaMA 2 were published with such a file, and folders without the `tokenizer.json` that was
-made of it later are still about. The pieces become a byte-pair encoding whose merges are ordered by
-score: a pair merges earlier the likelier its piece is. Dummy prefix, collapsed white space and
-character map come from the file's own settings. Since the ids decide what a model reads, the result
-is compared with the original on difficult texts, and refused if they differ.
+LLaMA and LLaMA 2 were published with such a file, and there still are folders without the `tokenizer.json` that was made
+from it later. The pieces become a byte-pair encoding whose merges are ordered by score: a pair merges earlier the more
+likely its piece is. Dummy prefix, collapsed white space and character map come from the file's own settings. Because the ids
+determine what a model reads, the result is compared with the original on difficult texts, and refused if they differ.
 """
 
 import importlib
@@ -17,7 +16,7 @@ from devft_jax.models.huggingface.safetensors import read_json
 MODEL_FILE = "tokenizer.model"
 CONFIG_FILE = "tokenizer_config.json"
 
-# Its setting that says whether a text begins with bos, as LLaMA's do unless it says otherwise.
+# The setting that says whether a text begins with bos; LLaMA's tokenizers do so by default.
 ADDS_BOS = "add_bos_token"
 
 # The mark of a space inside pieces.
@@ -36,18 +35,18 @@ _PROBES = (
 
 
 def read_sentencepiece(folder: Path) -> Any:
-    """The tokenizer of a folder that holds a `tokenizer.model` and no `tokenizer.json`.
+    """The tokenizer of a folder with a `tokenizer.model` but no `tokenizer.json`.
 
     Args:
-      folder: of the model.
+      folder: the model's folder.
 
     Raises:
-      InputError: the file is of another kind, its packages are not installed, or it cannot be followed exactly.
+      InputError: the file is of another kind, its packages are not installed, or it cannot be converted exactly.
     """
     path = folder / MODEL_FILE
     remedy = f"put the tokenizer.json of the model into {folder}"
     if _is_tiktoken(path):
-        raise InputError(f"{path} is a tokenizer in tiktoken's form, which is not read; {remedy}.")
+        raise InputError(f"{path} is a tokenizer in tiktoken's format, which is not supported; {remedy}.")
     try:
         import sentencepiece
 
@@ -65,26 +64,26 @@ def read_sentencepiece(folder: Path) -> Any:
     except Exception as error:  # the package's own types, and those of its protocol buffers
         raise InputError(f"{path} cannot be read as a SentencePiece model; {remedy}.") from error
     if model.trainer_spec.model_type != model.trainer_spec.BPE:
-        raise InputError(f"{path} is a SentencePiece model of another kind than BPE; {remedy}.")
+        raise InputError(f"{path} is a SentencePiece model of a kind other than BPE; {remedy}.")
     tokenizer = _convert(model, _settings(folder, len(model.pieces), remedy))
     for text in _PROBES:
         if tokenizer(text, add_special_tokens=False)["input_ids"] != original.encode(text):
-            raise InputError(f"{path} cannot be followed exactly (it splits {text!r} otherwise); {remedy}.")
+            raise InputError(f"{path} cannot be converted exactly (it splits {text!r} differently); {remedy}.")
     return tokenizer
 
 
 def _is_tiktoken(path: Path) -> bool:
-    """Whether the file is lines of `base64 rank`, as LLaMA 3's is."""
+    """Whether the file consists of lines `base64 rank`, like LLaMA 3's."""
     with path.open("rb") as file:
         first = file.read(256).split(b"\n")[0].split()
     return len(first) == 2 and first[0].isascii() and first[1].isdigit()
 
 
 def _settings(folder: Path, vocabulary: int, remedy: str) -> dict[str, Any]:
-    """What the folder says about special tokens and the chat template."""
+    """The folder's settings of special tokens and chat template."""
     stored = read_json(folder / CONFIG_FILE) if (folder / CONFIG_FILE).is_file() else {}
     if any(int(index) >= vocabulary for index in stored.get("added_tokens_decoder", {})):
-        raise InputError(f"{folder / CONFIG_FILE} adds tokens that {MODEL_FILE} does not hold; {remedy}.")
+        raise InputError(f"{folder / CONFIG_FILE} adds tokens that are not in {MODEL_FILE}; {remedy}.")
     names = ("bos_token", "eos_token", "unk_token", "pad_token")
     tokens = {name: stored[name] for name in names if stored.get(name)}
     plain = {name: token["content"] if isinstance(token, dict) else token for name, token in tokens.items()}
@@ -111,7 +110,7 @@ def _convert(model: Any, settings: dict[str, Any]) -> Any:
     if rules.precompiled_charsmap:
         steps.append(normalizers.Precompiled(rules.precompiled_charsmap))
     if rules.remove_extra_whitespaces:
-        # Spaces only: other white space has pieces of its own.
+        # Only spaces: other white space has pieces of its own.
         steps += [normalizers.Replace(Regex(r"\A +| +\z"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
     if rules.add_dummy_prefix:
         steps.append(normalizers.Prepend(_SPACE))
@@ -134,7 +133,7 @@ def _convert(model: Any, settings: dict[str, Any]) -> Any:
 
 
 def _merges(pieces: Any, vocabulary: dict[str, int]) -> list[tuple[str, str]]:
-    """Every way to make a piece of two others, by falling score of the piece, then as the pieces are numbered."""
+    """Every pair of pieces that forms a piece, by descending score of that piece, then by number."""
     found = []
     for piece in pieces:
         if piece.type != piece.NORMAL:

@@ -1,4 +1,4 @@
-"""The tokenizer in a model's folder."""
+"""Loads the tokenizer in a model's folder."""
 
 import os
 import re
@@ -19,23 +19,23 @@ def load_tokenizer(folder: Path) -> Any:
     """The tokenizer stored in a model's folder; `tokenizer.model` alone needs the extra `sentencepiece`.
 
     Args:
-      folder: of the model.
+      folder: the model's folder.
 
     Returns:
       A tokenizer of `transformers`.
 
     Raises:
-      InputError: the folder holds no tokenizer, an unreadable one, or one of a form that is not read.
+      InputError: the folder has no tokenizer, an unreadable one, or one in an unsupported format.
     """
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise InputError(
             f"the model folder {folder} holds no tokenizer; add the tokenizer.json that the model was trained with."
         )
     check_inside(folder)
-    # On import transformers advises to install PyTorch, which this package does without.
+    # On import transformers recommends to install PyTorch, which this package does not use.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     if (folder / MODEL_FILE).is_file() and not (folder / "tokenizer.json").is_file():
-        # transformers reads these too, but numbers some texts otherwise than the original does.
+        # transformers reads these too, but for some texts gives other ids than the original.
         return read_sentencepiece(folder)
     settings = read_json(folder / TOKENIZER_CONFIG_FILE) if (folder / TOKENIZER_CONFIG_FILE).is_file() else {}
     _check_named_files(settings, folder / TOKENIZER_CONFIG_FILE)
@@ -47,18 +47,18 @@ def load_tokenizer(folder: Path) -> Any:
     except Exception as error:  # the tokenizers library raises bare Exception on a damaged file
         if "auto_map" in settings:
             raise InputError(
-                f"{folder / TOKENIZER_CONFIG_FILE} asks for a tokenizer of its own code (auto_map), and no code from "
-                "a model's folder is ever run; give a tokenizer.json, and a tokenizer_config.json without auto_map and "
+                f"{folder / TOKENIZER_CONFIG_FILE} names a tokenizer with its own code (auto_map), and code from "
+                "a model's folder is never run; give a tokenizer.json, and a tokenizer_config.json without auto_map and "
                 "with a tokenizer_class of transformers."
             ) from error
         raise InputError(f"the tokenizer in {folder} cannot be read ({one_line(error)}); restore its files.") from error
 
 
 def _check_named_files(settings: Mapping[str, Any], path: Path) -> None:
-    """Raise `InputError` where a tokenizer's settings name a file outside their folder, which transformers would read."""
+    """Raise `InputError` if a tokenizer's settings name a file outside their folder, which transformers would read."""
     names = settings.get("fast_tokenizer_files") or []
     if not isinstance(names, list) or not all(isinstance(name, str) and re.fullmatch(r"[\w.+-]+", name) for name in names):
         raise InputError(
-            f"fast_tokenizer_files {printable(repr(names)[:120])} in {path} are no names of files beside it; nothing "
-            "outside the model's folder is read: correct them."
+            f"fast_tokenizer_files {printable(repr(names)[:120])} in {path} are not names of files beside it; files "
+            "outside the model's folder are not read: correct them."
         )

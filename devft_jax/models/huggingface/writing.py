@@ -1,7 +1,7 @@
-"""Checkpoints of the LLaMA family in Hugging Face's layout, written without PyTorch.
+"""Writes checkpoints of the LLaMA family in Hugging Face's layout, without PyTorch.
 
-Saving streams: a tensor is made, merged with its adapter where one is given, and written before the next, in as many files
-as their size asks for.
+Saving streams: a tensor is computed, merged with its adapter if one is given, and written before the next, to as many files
+as their size requires.
 """
 
 import functools
@@ -43,15 +43,15 @@ COMPANION_FILES = (
     "chat_template.jinja",
     GENERATION_CONFIG_FILE,
 )
-"""Files that travel with a model's weights into a folder made from it."""
+"""Files that are copied with a model's weights into a folder made from it."""
 
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 WEIGHT_FILES = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
-"""Names of the files that hold a model's weights in safetensors, and of their index."""
+"""Names of the safetensors files of a model's weights, and of their index."""
 
 MAX_SHARD_BYTES = 5_000_000_000
-"""Most bytes of a file of weights, as Hugging Face has it."""
+"""Largest size in bytes of a file of weights, as in Hugging Face."""
 
 
 def save_pretrained(
@@ -69,30 +69,31 @@ def save_pretrained(
 ) -> int:
     """Write a model folder that transformers and `load_pretrained` read: config.json, weights, the source's tokenizer.
 
-    Weights are made and written one tensor at a time. Older weights and config.json are replaced, whatever their number of
-    files, once all new files are complete; config.json comes last, so that a folder left half replaced does not load.
+    Weights are computed and written one tensor at a time. Older weights and config.json are replaced, whatever their number
+    of files, once all new files are complete; config.json comes last, so that an incompletely replaced folder does not load.
 
     Args:
-      path: the folder, made if absent; files that are not part of a model stay.
+      path: the folder, created if absent; files that are not part of a model stay.
       config: the architecture; the depth and whether the head is tied are taken from `base`.
       base: weights; quantised projections are written dequantised.
-      adapter: merged into the projections, W + scale * a @ b in float32 of every layer. Quantised projections are
-        dequantised for it, so that the merged model is what the adapter computes beside them. Layers that it leaves
-        unchanged keep their bits.
-      dtype: stored type, "bfloat16", "float32" or "float16"; "auto" keeps every weight's own, and writes dequantised ones in
-        the embedding's; or the type of each leaf by name, as `stored_dtypes` gives it.
-      source: folder of the model that the weights come from. Its tokenizer's and generation settings' files are copied,
+      adapter: merged into the projections, W + scale * a @ b in float32 for every layer. Quantised projections are
+        dequantised first, so that the merged model computes the same as the adapter beside them. Layers that it does not
+        change keep their bits.
+      dtype: stored data type, "bfloat16", "float32" or "float16"; "auto" keeps the type of every weight, and writes
+        dequantised ones in the embedding's; or a mapping from leaf names to types, as from `stored_dtypes`.
+      source: folder of the model from which the weights come. Its tokenizer's and generation settings' files are copied,
         in place of older ones, and config.json gets the ids of its special tokens.
-      bos_id: id of the token that begins a document; None takes the source's, and without one writes none.
+      bos_id: id of the token that begins a document; None uses the source's, or writes none without a source.
       eos_id: id of the token that ends a document, as `bos_id`.
-      answer_ends: ids at which generation is to stop; generation_config.json gets them besides the source's own.
-      max_shard_bytes: a file of weights gets no larger, unless one tensor is; several files are listed by an index.
+      answer_ends: ids at which generation stops; generation_config.json gets them in addition to the source's own.
+      max_shard_bytes: largest size of a file of weights, unless a single tensor is larger; several files are listed by an
+        index.
 
     Returns:
       Bytes of the weights.
 
     Raises:
-      InputError: `dtype` is none of these, `max_shard_bytes` is not positive, the adapter does not fit the base, or
+      InputError: `dtype` is not one of these, `max_shard_bytes` is not positive, the adapter does not fit the base, or
         the source's config.json or tokenizer cannot be read.
       RunError: the folder cannot be written, or a merged weight is NaN or infinite.
     """
@@ -123,7 +124,7 @@ def save_pretrained(
 
 
 def _special_ids(source: Path) -> dict[str, Any]:
-    """Ids of the special tokens as the source's config.json gives them, or else its tokenizer."""
+    """Ids of the special tokens from the source's config.json, or else from its tokenizer."""
     fields = read_json(source / CONFIG_FILE)
     ids = {name: fields[name] for name in SPECIAL_IDS if fields.get(name) is not None}
     missing = [name for name in SPECIAL_IDS[:2] if name not in ids]
@@ -135,7 +136,7 @@ def _special_ids(source: Path) -> dict[str, Any]:
 
 
 def _dtypes_to_write(base: Base, dtype: str | Mapping[str, str]) -> dict[str, str]:
-    """The type in which each leaf is written, by the names of `block_tensors` and `embed`, `norm` and `head`."""
+    """The data type in which each leaf is written, by the names of `block_tensors` and `embed`, `norm` and `head`."""
     leaves = {"embed": base.embed, "norm": base.norm, "head": base.head}
     leaves |= {name: getattr(base.blocks, name) for name in (*PROJECTIONS, *NORM_MODULES)}
     leaves |= {f"{BIAS}{name}": bias for name, bias in base.blocks.bias.items()}
@@ -155,16 +156,14 @@ def _dtypes_to_write(base: Base, dtype: str | Mapping[str, str]) -> dict[str, st
 def _check_adapter(config: ModelConfig, adapter: Adapter, depth: int) -> None:
     """Raise `InputError` unless the adapter's factors have the shapes of a base of this depth."""
     if adapter.hyper is not None:
-        raise InputError(
-            "an adapter that a hypernetwork makes changes no weight that it could be merged into; leave it out."
-        )
+        raise InputError("an adapter from a hypernetwork has no weights that could be merged into the model; leave it out.")
     for name, factors in adapter.lora.items():
         fan_in, fan_out = config.projection_shape(name)
         rank = factors.a.shape[-1]
         if factors.a.shape != (depth, fan_in, rank) or factors.b.shape != (depth, rank, fan_out):
             raise InputError(
                 f"the adapter's factors of {name}_proj have the shapes {factors.a.shape} and {factors.b.shape} but the base "
-                f"of {depth} layers needs {(depth, fan_in, rank)} and {(depth, rank, fan_out)}; merge an adapter of this "
+                f"of {depth} layers needs {(depth, fan_in, rank)} and {(depth, rank, fan_out)}; give an adapter of this "
                 "base."
             )
 
@@ -172,7 +171,7 @@ def _check_adapter(config: ModelConfig, adapter: Adapter, depth: int) -> None:
 def _planned_tensors(
     config: ModelConfig, base: Base, adapter: Adapter | None, dtypes: Mapping[str, str]
 ) -> dict[str, PlannedTensor]:
-    """Every tensor of a checkpoint in Hugging Face's names and shapes, not yet made; `dtypes` by leaf."""
+    """Every tensor of a checkpoint with Hugging Face's names and shapes, not yet computed; `dtypes` by leaf."""
     depth = base.blocks.norm_mlp.shape[0]
     scales = {} if adapter is None else layer_scales(adapter, depth)
 
@@ -213,15 +212,15 @@ def _planned_tensors(
 
 
 def _dense(name: str, weight: Any, dtype: str) -> np.ndarray:
-    """A weight as it is written; a warning where it is not finite."""
+    """A weight in the type in which it is written; warns if it is not finite."""
     array = np.asarray(dense_weight(weight, np.dtype(dtype)))
     if not np.isfinite(array).all():
-        warnings.warn(f"{name} holds NaN or infinite values in {array.dtype.name} and is written so.", stacklevel=2)
+        warnings.warn(f"{name} has NaN or infinite values in {array.dtype.name} and is written with them.", stacklevel=2)
     return array
 
 
 def _merged(name: str, weight: Any, update: np.ndarray, dtype: str) -> np.ndarray:
-    """A layer's weight [in, out] with its low-rank update added in float32, as it is written.
+    """A layer's weight [in, out] plus its low-rank update, added in float32, in the type in which it is written.
 
     Raises:
       RunError: the sum is not finite.
@@ -234,14 +233,14 @@ def _merged(name: str, weight: Any, update: np.ndarray, dtype: str) -> np.ndarra
         part = "the adapter's" if not np.isfinite(update).all() else "the base's"
         part = "the merged" if np.isfinite(update).all() and np.isfinite(dense).all() else part
         raise RunError(
-            f"{name} cannot be merged: {part} weights hold NaN or infinite values in {dtype}; nothing was written: give "
-            "whole weights, or dtype float32 where the type is too small."
+            f"{name} cannot be merged: {part} weights have NaN or infinite values in {dtype}; nothing was written: give "
+            "undamaged weights, or dtype float32 if the range of the type is too small."
         )
     return array
 
 
 def _weight_files(tensors: Mapping[str, PlannedTensor], most: int) -> dict[str, Callable[[Path], Any]]:
-    """What writes each file of weights, by name, and the index of several."""
+    """By name, a function that writes each file of weights, and the index if there are several."""
     shards = _shards(tensors, most)
     files: dict[str, Callable[[Path], Any]] = {
         name: functools.partial(write_safetensors, tensors=shard) for name, shard in shards.items()
@@ -255,7 +254,7 @@ def _weight_files(tensors: Mapping[str, PlannedTensor], most: int) -> dict[str, 
 
 
 def _shards(tensors: Mapping[str, PlannedTensor], most: int) -> dict[str, dict[str, PlannedTensor]]:
-    """The tensors by file: in their order, each file filled until the next tensor would exceed `most` bytes."""
+    """The tensors by file: in their order, with each file filled until the next tensor would exceed `most` bytes."""
     shards: list[dict[str, PlannedTensor]] = []
     size = 0
     for name, tensor in tensors.items():

@@ -328,7 +328,7 @@ def test_end_tokens_that_are_none(tmp_path, word_tokenizer):
         ({"temperature": float("nan")}, "temperature nan"),
         ({"top_p": 0.0}, r"top_p 0.0 is outside \(0, 1\]"),
         ({"top_p": 1.1}, "top_p 1.1"),
-        ({"stop": ("",)}, "stop holds an empty text"),
+        ({"stop": ("",)}, "stop contains an empty text"),
         ({"stop": ("x",)}, "stop 'x' needs a tokenizer"),
         ({"sampling_seed": -1}, "sampling_seed -1"),
         ({"max_new_tokens": CONFIG.max_length}, "max_new_tokens 4096 leaves no room.*use 4095 or fewer"),
@@ -343,7 +343,7 @@ def test_options_that_cannot_be_used(base, change, words):
 @pytest.mark.parametrize(
     ("prompt", "words"),
     [
-        ([], "prompt 2 is empty and the tokenizer begins a text with no token"),
+        ([], "prompt 2 is empty and the tokenizer adds no token to an empty text"),
         ([37], "outside the model's vocabulary of 37"),
         ([-1], "outside"),
     ],

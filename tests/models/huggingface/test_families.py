@@ -282,5 +282,5 @@ def test_sizes_are_checked_before_they_are_believed(folder, name):
 def test_a_pipe_is_no_configuration(folder):
     (folder / "config.json").unlink()
     os.mkfifo(folder / "config.json")
-    with pytest.raises(InputError, match=r"config\.json is no regular file"):
+    with pytest.raises(InputError, match=r"config\.json is not a regular file"):
         load_pretrained(folder)

@@ -93,7 +93,7 @@ def test_an_index_names_nothing_outside_the_folder(tmp_path, folder, shard):
     names = sorted(load_file(folder / WEIGHTS_FILE))
     (folder / WEIGHTS_FILE).unlink()
     (folder / INDEX_FILE).write_text(json.dumps({"weight_map": dict.fromkeys(names, shard)}))
-    with pytest.raises(InputError, match="which is no name of a safetensors file beside it; nothing") as raised:
+    with pytest.raises(InputError, match="which is not the name of a safetensors file beside it; files outside") as raised:
         load_pretrained(folder)
     assert "\x1b" not in str(raised.value)
 
@@ -106,7 +106,7 @@ def test_links_out_of_the_folder_are_not_followed(tmp_path, folder, name):
     else:
         secret.write_text("{}")
     (folder / name).symlink_to(secret)
-    with pytest.raises(InputError, match=rf"{name} is a link to {secret}, outside the folder, where nothing but weights is"):
+    with pytest.raises(InputError, match=rf"{name} is a link to {secret}, outside the folder, where only weights are"):
         load_pretrained(folder)
 
 

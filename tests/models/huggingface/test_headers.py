@@ -68,7 +68,7 @@ def test_layers_of_different_types_need_a_dtype(folder, base):
 def test_refuses_truncated_weights(folder, kept):
     whole = (folder / WEIGHTS_FILE).read_bytes()
     (folder / WEIGHTS_FILE).write_bytes(whole[:kept])
-    with pytest.raises(InputError, match=r"model\.safetensors is damaged, truncated or no safetensors file"):
+    with pytest.raises(InputError, match=r"model\.safetensors is damaged, truncated or not a safetensors file"):
         load_pretrained(folder)
 
 
@@ -150,10 +150,10 @@ def test_the_prefix_of_tensors_may_be_there_or_not(folder, base, change, shards)
 
 def test_one_tensor_under_two_names_is_refused(folder):
     edit_tensors(folder, lambda tensors: tensors.update({"norm.weight": tensors["model.norm.weight"]}))
-    with pytest.raises(InputError, match=r"holds both \S*norm\.weight and \S*norm\.weight, which are one tensor"):
+    with pytest.raises(InputError, match=r"has both \S*norm\.weight and \S*norm\.weight, which are the same tensor"):
         load_pretrained(folder)
     split_into_shards(folder)
-    with pytest.raises(InputError, match=r"names both \S*norm\.weight and \S*norm\.weight, which are one tensor"):
+    with pytest.raises(InputError, match=r"names both \S*norm\.weight and \S*norm\.weight, which are the same tensor"):
         load_pretrained(folder)
 
 
@@ -183,7 +183,7 @@ def test_more_layers_than_the_file_holds_are_missed_at_once(folder, layers):
 def test_a_header_that_lies_about_its_size(folder, size):
     file = folder / WEIGHTS_FILE
     file.write_bytes(size.to_bytes(8, "little") + file.read_bytes()[8:])
-    with pytest.raises(InputError, match="is damaged, truncated or no safetensors file"):
+    with pytest.raises(InputError, match="is damaged, truncated or not a safetensors file"):
         load_pretrained(folder)
 
 

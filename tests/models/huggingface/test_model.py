@@ -11,7 +11,7 @@ from devft_jax.models.huggingface.tokenizer import load_tokenizer
 def test_a_model_without_tokenizer_says_so_when_asked(folder, config, base):
     with pytest.raises(InputError, match=f"{folder} holds no tokenizer; add the tokenizer.json"):
         _ = load_pretrained(folder).tokenizer
-    with pytest.raises(InputError, match="the model has no tokenizer; give Model one"):
+    with pytest.raises(InputError, match="the model has no tokenizer; pass one to Model"):
         _ = Model(config, base).tokenizer
     (folder / "tokenizer.json").write_text("{")
     with pytest.raises(InputError, match=f"the tokenizer in {folder} cannot be read"):

@@ -74,7 +74,7 @@ def test_a_text_begins_with_bos_unless_the_settings_say_otherwise(tmp_path):
 
 def test_a_model_of_another_kind_and_a_damaged_one_are_refused(tmp_path):
     train(tmp_path, model_type="unigram", vocab_size=280)
-    with pytest.raises(InputError, match=r"of another kind than BPE; put the tokenizer\.json"):
+    with pytest.raises(InputError, match=r"of a kind other than BPE; put the tokenizer\.json"):
         load_tokenizer(tmp_path)
     path = tmp_path / "tokenizer.model"
     path.write_bytes(b"\xff" + path.read_bytes()[:500])
@@ -85,7 +85,7 @@ def test_a_model_of_another_kind_and_a_damaged_one_are_refused(tmp_path):
 def test_what_cannot_be_followed_exactly_is_refused(tmp_path, monkeypatch):
     train(tmp_path)
     monkeypatch.setattr(sentencepiece_model, "_merges", lambda *_: [])
-    with pytest.raises(InputError, match=r"cannot be followed exactly \(it splits 'Hello world"):
+    with pytest.raises(InputError, match=r"cannot be converted exactly \(it splits 'Hello world"):
         load_tokenizer(tmp_path)
 
 
@@ -99,7 +99,7 @@ def test_without_the_package_the_extra_is_named(tmp_path, monkeypatch):
 def test_a_tiktoken_file_asks_for_tokenizer_json(tmp_path):
     lines = [f"{base64.b64encode(bytes([n])).decode()} {n}" for n in range(256)]
     (tmp_path / "tokenizer.model").write_text("\n".join(lines))
-    with pytest.raises(InputError, match=r"tiktoken's form, which is not read; put the tokenizer\.json of the model"):
+    with pytest.raises(InputError, match=r"tiktoken's format, which is not supported; put the tokenizer\.json of the model"):
         load_tokenizer(tmp_path)
 
 

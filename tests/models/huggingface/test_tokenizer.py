@@ -22,7 +22,7 @@ def test_a_tokenizer_names_nothing_outside_the_folder(tmp_path, folder, word_tok
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"fast_tokenizer_files": names}))
     with pytest.raises(
-        InputError, match=r"fast_tokenizer_files .* in .*tokenizer_config.json are no names of files beside it"
+        InputError, match=r"fast_tokenizer_files .* in .*tokenizer_config.json are not names of files beside it"
     ):
         load_tokenizer(folder)
     shutil.copy(folder / "tokenizer.json", folder / "tokenizer.4.0.0.json")
@@ -48,6 +48,6 @@ def test_no_code_from_a_folder_is_run_and_nobody_asked(folder, word_tokenizer, m
         try:
             load_pretrained(folder).tokenizer("a b")
         except InputError as error:
-            assert "(auto_map), and no code from a model's folder is ever run" in str(error)  # noqa: PT017
+            assert "(auto_map), and code from a model's folder is never run" in str(error)  # noqa: PT017
     assert sys.stdin.read() == answer
     assert not (folder / "ran").exists()

@@ -1,8 +1,8 @@
-"""Regular expressions from outside, matched within a bounded time.
+"""Matches regular expressions from outside within a time limit.
 
 An adapter's configuration may name modules by expressions. Python's matcher tries every way in which one could match, which
-for some short expressions takes longer than anybody waits, and it cannot be interrupted. So a process of its own matches
-them, which can be.
+takes extremely long for some short expressions and cannot be interrupted. They are therefore matched in a separate
+process, which can be stopped.
 """
 
 import json
@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from devft_jax.errors import InputError
 
 SECONDS = 5.0
-"""Time for all expressions of a configuration together."""
+"""Time limit for all expressions of a configuration together."""
 
-# Reads [expressions, texts]; writes, for every expression, the positions of the texts that it matches as a whole, or an
-# error's text.
+# Reads [expressions, texts]; writes, for every expression, the positions of the texts that match as a whole, or an
+# error message.
 _MATCHER = """
 import json, re, sys
 def matched(expression, texts):
@@ -31,15 +31,15 @@ json.dump([matched(expression, texts) for expression in expressions], sys.stdout
 
 
 def full_matches(expressions: Sequence[str], texts: Sequence[str], names: Sequence[str]) -> list[list[int]]:
-    """For every expression, the positions of the texts that it matches as a whole, ascending.
+    """For every expression, the positions of the texts that match as a whole, ascending.
 
     Args:
       expressions: regular expressions.
-      texts: what they are matched with.
-      names: of the expressions, for the sentence: the field that holds each, its text, and the file.
+      texts: the texts to match.
+      names: names of the expressions, for messages: the field, its text, and the file.
 
     Raises:
-      InputError: one is no regular expression, or matching all takes longer than `SECONDS`.
+      InputError: one is not a regular expression, or matching all takes longer than `SECONDS`.
     """
     if not expressions:
         return []
@@ -54,7 +54,7 @@ def full_matches(expressions: Sequence[str], texts: Sequence[str], names: Sequen
         )
     except subprocess.TimeoutExpired as error:
         raise InputError(
-            f"{names[0]} is, or stands beside, a regular expression that takes longer than {SECONDS:.0f} seconds to match; "
+            f"{names[0]} is, or is beside, a regular expression that takes longer than {SECONDS:.0f} seconds to match; "
             "name the modules one by one instead."
         ) from error
     except (OSError, subprocess.CalledProcessError) as error:
@@ -62,5 +62,5 @@ def full_matches(expressions: Sequence[str], texts: Sequence[str], names: Sequen
     found = json.loads(done.stdout)
     for name, positions in zip(names, found, strict=True):
         if isinstance(positions, str):
-            raise InputError(f"{name} is no regular expression ({positions}); correct it.")
+            raise InputError(f"{name} is not a regular expression ({positions}); correct it.")
     return found

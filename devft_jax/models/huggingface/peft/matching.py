@@ -1,4 +1,4 @@
-"""Which of a model's modules the names, endings and regular expressions of an adapter's configuration stand for."""
+"""Finds the modules to which the names, endings and regular expressions of an adapter's configuration refer."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,11 +15,11 @@ T = TypeVar("T")
 class Matcher:
     """Matches fields of a configuration with a model's modules.
 
-    Fields are read first, and give functions that are called after `match`, in which all expressions are matched at once.
+    Fields are read first and give functions to call after `match`, which matches all expressions at once.
 
     Args:
       modules: paths of the model's modules.
-      path: of the configuration, for the sentence.
+      path: path of the configuration, for messages.
     """
 
     def __init__(self, modules: Sequence[str], path: Path) -> None:
@@ -31,17 +31,17 @@ class Matcher:
     def endings(
         self, fields: Mapping[str, Any], name: str, checked: Callable[[str, Any, Path], T]
     ) -> Callable[[], dict[str, T]]:
-        """Values by module of a field that maps regular expressions for the end of a path, from a dot on, to them.
+        """Values by module, for a field that maps regular expressions to values; they match the end of a path, after a dot.
 
-        The first that matches wins.
+        The first expression that matches is used.
 
         Args:
-          fields: of the configuration.
-          name: of the field.
-          checked: a value of the field, given its name, itself and the path; raises where it cannot be.
+          fields: fields of the configuration.
+          name: name of the field.
+          checked: validates a value of the field, given its name, the value and the path; raises an error if it is invalid.
 
         Raises:
-          InputError: the field maps no modules, or a value cannot be.
+          InputError: the field does not map modules, or a value is invalid.
         """
         pattern = fields.get(name) or {}
         if not isinstance(pattern, dict):
@@ -63,14 +63,14 @@ class Matcher:
         return by_module
 
     def named(self, fields: Mapping[str, Any], name: str) -> Callable[[], set[str]] | None:
-        """Modules of a field that is a list of endings or a regular expression of whole paths; None where it names none.
+        """Modules of a field that is a list of endings or a regular expression for whole paths; None if it is empty.
 
         Args:
-          fields: of the configuration.
-          name: of the field.
+          fields: fields of the configuration.
+          name: name of the field.
 
         Raises:
-          InputError: the field names no modules.
+          InputError: the field does not name modules.
         """
         names = fields.get(name)
         if names in (None, "all-linear", [], ""):
@@ -97,7 +97,7 @@ class Matcher:
 
 
 def _endings(module: str) -> Iterator[str]:
-    """A module's path and what is left of it from every dot on."""
+    """A module's path, and its ends after each dot."""
     yield module
     while "." in module:
         module = module.partition(".")[2]

@@ -14,14 +14,14 @@ ADAPTER_CONFIG_FILE = "adapter_config.json"
 ADAPTER_WEIGHTS_FILE = "adapter_model.safetensors"
 
 PREFIX_WORDS = frozenset({"base_model", "model"})
-"""What stands before `layers` in a factor's name: PEFT writes `base_model.model.model.`, others fewer of them or none."""
+"""Prefixes of `layers` in a factor's name: PEFT writes `base_model.model.model.`, other tools less of it or nothing."""
 
 WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"})
-"""Parts of names that data parallelism, compilation and activation checkpointing leave behind, anywhere in them."""
+"""Parts of names that data parallelism, compilation and activation checkpointing may insert."""
 
 
 class Key(NamedTuple):
-    """Which factor a tensor is.
+    """The factor that a tensor holds.
 
     Attributes:
       layer: counted from 0.
@@ -54,14 +54,14 @@ def tensor_name(key: Key) -> str:
 
 
 def factors_of(names: Sequence[str], file: Path) -> dict[Key, str]:
-    """The tensors of a file by the factor that each is.
+    """The tensors of a file by factor.
 
     Args:
-      names: of the tensors.
-      file: that holds them, for the sentence.
+      names: names of the tensors.
+      file: the file, for messages.
 
     Raises:
-      InputError: a tensor is none that an `Adapter` has a place for, or two are the same factor.
+      InputError: a tensor is not a factor of an `Adapter`, or two are the same factor.
     """
     projections = {module: name for name, module in PROJECTION_MODULES.items()}
     found: dict[Key, str] = {}
@@ -70,7 +70,7 @@ def factors_of(names: Sequence[str], file: Path) -> dict[Key, str]:
         parts = [part for part in name.split(".") if part not in WRAPPERS]
         before = parts[: parts.index("layers")] if "layers" in parts else parts
         layer, *module = parts[len(before) + 1 :] or [""]
-        # `lora_A.weight`, or in a state that was not saved by PEFT `lora_A.default.weight`, with the adapter's name.
+        # `lora_A.weight`, or in a state that PEFT did not save `lora_A.default.weight`, with the adapter's name.
         own = module.pop(-2) if len(module) > 2 and module[-3].startswith("lora_") else ""
         projection = projections.get(".".join(module[:-2]))
         is_factor = module[-2:] in (["lora_A", "weight"], ["lora_B", "weight"])
@@ -82,16 +82,18 @@ def factors_of(names: Sequence[str], file: Path) -> dict[Key, str]:
         if not PREFIX_WORDS.issuperset(before):
             raise InputError(
                 f"the tensor {printable(name)} in {file} has the prefix '{printable('.'.join(before))}.' before its layers, "
-                "which is none that is known; rename it to base_model.model.model. if it is an adapter of this model."
+                "which is unknown; rename it to base_model.model.model. if it is an adapter of this model."
             )
         key = Key(int(layer), projection, module[-2][-1])
         adapters.setdefault(own, name)
         if len(adapters) > 1:
             one, other = list(adapters.values())[:2]
-            raise InputError(f"{file} holds several adapters ({printable(one)}, {printable(other)}); save one alone.")
+            raise InputError(
+                f"{file} holds several adapters ({printable(one)}, {printable(other)}); save one of them alone."
+            )
         if key in found:
             raise InputError(
-                f"{file} holds both {printable(found[key])} and {printable(name)}, which are one factor; remove one."
+                f"{file} has both {printable(found[key])} and {printable(name)}, which are the same factor; remove one."
             )
         found[key] = name
     return found

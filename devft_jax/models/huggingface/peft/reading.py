@@ -1,4 +1,4 @@
-"""An adapter read from a folder that PEFT or `export_peft` wrote."""
+"""Reads an adapter from a folder that PEFT or `export_peft` wrote."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,18 +27,18 @@ from devft_jax.models.huggingface.safetensors import DTYPES, open_safetensors
 def import_peft(path: str | Path, config: ModelConfig) -> Adapter:
     """Read an adapter that PEFT or `export_peft` wrote.
 
-    Factors of smaller rank are padded with zeros to the largest of their projection; layers that
-    `layers_to_transform`, `target_modules` or `exclude_modules` leave out have zero factors.
+    Factors of smaller rank are padded with zeros to the largest rank of their projection; layers that
+    `layers_to_transform`, `target_modules` or `exclude_modules` exclude have zero factors.
 
     Args:
       path: a folder with `adapter_config.json` and `adapter_model.safetensors`.
-      config: the architecture of the base that the adapter is for.
+      config: architecture of the base to which the adapter belongs.
 
     Returns:
-      The adapter, its factors in float32; its scale is one scalar where all modules have the same.
+      The adapter, with factors in float32; its scale is one scalar if all modules have the same scale.
 
     Raises:
-      InputError: the files cannot be read, describe anything but plain LoRA on linear projections, or do not fit
+      InputError: the files cannot be read, describe anything other than plain LoRA on linear projections, or do not fit
         `config`.
     """
     folder = checked_path(path, "adapter")
@@ -98,11 +98,11 @@ def _targets(factors: Mapping[Key, str], config: ModelConfig, file: Path, settin
 
 
 def _check_stored(name: str | None, key: Key, tensors: Any, shape: tuple[int, int], file: Path, settings: Settings) -> None:
-    """Raise `InputError` unless an open file's header has a factor of this shape and of a type that is read."""
+    """Raise `InputError` unless an open file's header has a factor of this shape and of a supported data type."""
     if name is None:
         raise InputError(
-            f"{file} lacks the tensor {tensor_name(key)}, but {ADAPTER_CONFIG_FILE} and the model's depth ask for it; "
-            f"restore it, or else {settings.remedy}."
+            f"{file} lacks the tensor {tensor_name(key)}, but {ADAPTER_CONFIG_FILE} and the model's depth require it; "
+            f"restore it, or {settings.remedy}."
         )
     header = tensors.get_slice(name)
     found = tuple(header.get_shape())
@@ -117,11 +117,11 @@ def _check_stored(name: str | None, key: Key, tensors: Any, shape: tuple[int, in
 
 
 def _finite(tensor: np.ndarray, name: str, layer: int, file: Path) -> np.ndarray:
-    """A factor in float32; refuses one that would turn all that the model says into NaN."""
+    """A factor in float32; refuses one with values that would make all outputs of the model NaN."""
     tensor = tensor.astype(np.float32)
     if not np.isfinite(tensor).all():
         raise InputError(
-            f"the tensor {name} in {file} (layer {layer}, counted from 0) holds NaN or infinite values, so that the model "
-            "could compute nothing with this adapter; restore it, or take one from before the training broke."
+            f"the tensor {name} in {file} (layer {layer}, counted from 0) has NaN or infinite values, so the model's "
+            "outputs would be NaN; restore it, or take an adapter from before the training diverged."
         )
     return tensor

@@ -1,4 +1,4 @@
-"""What an adapter's `adapter_config.json` says, checked: only plain LoRA on linear projections passes."""
+"""The settings in an adapter's `adapter_config.json`, checked: only plain LoRA on linear projections is accepted."""
 
 import math
 from collections.abc import Mapping
@@ -14,10 +14,10 @@ from devft_jax.models.huggingface.peft.names import ADAPTER_CONFIG_FILE, module_
 from devft_jax.models.huggingface.safetensors import read_json, shown
 
 LARGEST_ALPHA = 1e30
-"""Of scales, which are computed with in float32."""
+"""Largest value of scales, which are used in float32."""
 
 PLAIN_INITIALISATIONS = (True, False, None, "gaussian", "eva", "orthogonal")
-"""Values of `init_lora_weights` that leave the base as it is; others, such as "pissa", change it on loading."""
+"""Values of `init_lora_weights` that do not change the base; others, such as "pissa", change it on loading."""
 
 UNSUPPORTED_FIELDS = (
     "alora_invocation_tokens",
@@ -34,15 +34,15 @@ UNSUPPORTED_FIELDS = (
     "use_qalora",
     "velora_config",
 )
-"""Fields that, where set, make PEFT compute something else than `x @ W + scale * (x @ a) @ b` in every module."""
+"""Fields that, if set, make PEFT compute something other than `x @ W + scale * (x @ a) @ b`, in every module."""
 
 
 def base_of_adapter(folder: Path, remedy: str) -> str:
-    """The folder or the Hugging Face name of the base that a PEFT adapter says it belongs to.
+    """The folder or the Hugging Face name of the base that a PEFT adapter names.
 
     Args:
-      folder: of the adapter.
-      remedy: ends the sentence where it names none, such as "give the base".
+      folder: the adapter's folder.
+      remedy: end of the error message if it names none, such as "give the base".
 
     Raises:
       InputError: it names none.
@@ -57,10 +57,10 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     """The fields of an adapter folder's `adapter_config.json`.
 
     Args:
-      folder: of the adapter.
+      folder: the adapter's folder.
 
     Raises:
-      InputError: the file cannot be read, or describes anything but plain LoRA on linear projections.
+      InputError: the file cannot be read, or describes anything other than plain LoRA on linear projections.
     """
     if folder.is_dir():
         check_inside(folder)
@@ -87,18 +87,18 @@ def _refuse_other_methods(fields: Mapping[str, Any], path: Path) -> None:
 
 @dataclass(frozen=True)
 class Settings:
-    """What an `adapter_config.json` says about every module of a model.
+    """The settings that an `adapter_config.json` gives for every module of a model.
 
     Attributes:
-      rank: of modules that no pattern names.
-      alpha: of modules that no pattern names.
-      ranks: of modules that the pattern names.
-      alphas: of modules that the pattern names.
+      rank: rank of modules that no pattern names.
+      alpha: alpha of modules that no pattern names.
+      ranks: ranks of modules that the pattern names.
+      alphas: alphas of modules that the pattern names.
       rank_stabilised: whether the scale is alpha / sqrt(r).
       dropout: probability of dropping an input element while training.
       adapted: modules that PEFT adapts.
-      asked: whether they are named, so that their factors must be there.
-      base: the base that the adapter says it belongs to.
+      asked: whether the modules are listed, so that their factors must exist.
+      base: the base that the adapter names.
     """
 
     rank: int
@@ -113,15 +113,15 @@ class Settings:
 
     @classmethod
     def read(cls, fields: Mapping[str, Any], path: Path, depth: int) -> Self:
-        """Check and take the fields of a configuration.
+        """Check the fields of a configuration and take their values.
 
         Args:
-          fields: of the configuration.
-          path: its file, for the sentence.
-          depth: layers of the model.
+          fields: fields of the configuration.
+          path: path of the file, for messages.
+          depth: number of layers of the model.
 
         Raises:
-          InputError: a field is none that PEFT would write.
+          InputError: a field has a value that PEFT would not write.
         """
         dropout = fields.get("lora_dropout") or 0.0
         if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
@@ -129,7 +129,7 @@ class Settings:
         layers = fields.get("layers_to_transform")
         layers = [layers] if isinstance(layers, int) else layers or None
         if layers is not None and not (isinstance(layers, list) and all(type(layer) is int for layer in layers)):
-            raise InputError(f"layers_to_transform {shown(layers)} in {path} is no list of layers; correct it.")
+            raise InputError(f"layers_to_transform {shown(layers)} in {path} is not a list of layers; correct it.")
         modules = {module_name(layer, name): layer for layer in range(depth) for name in PROJECTIONS}
         matcher = Matcher(list(modules), path)
         rank = _checked_rank("r", fields.get("r"), path)
@@ -160,31 +160,31 @@ class Settings:
         """The rank of one module's factors.
 
         Args:
-          module: its path.
+          module: path of the module.
         """
         return self.ranks.get(module, self.rank)
 
     def scale_of(self, module: str) -> float:
-        """What multiplies the product of one module's factors.
+        """The factor of the product of one module's factors.
 
         Args:
-          module: its path.
+          module: path of the module.
         """
         rank = self.rank_of(module)
         return self.alphas.get(module, self.alpha) / (math.sqrt(rank) if self.rank_stabilised else rank)
 
     def asks_for(self, projection: str, depth: int) -> bool:
-        """Whether some layer's projection is adapted by name, so that its factors must be there.
+        """Whether a projection is listed for some layer, so that its factors must exist.
 
         Args:
           projection: one of `PROJECTIONS`.
-          depth: layers of the model.
+          depth: number of layers of the model.
         """
         return self.asked and any(module_name(layer, projection) in self.adapted for layer in range(depth))
 
     @property
     def remedy(self) -> str:
-        """What to do about an adapter that does not fit the model."""
+        """What to do with an adapter that does not fit the model."""
         if self.base is None:
             return "give the model that the adapter was made for"
         return f"the adapter was made for {self.base}: give that model"
@@ -197,7 +197,7 @@ def _checked_rank(name: str, value: Any, path: Path) -> int:
 
 
 def _checked_alpha(name: str, value: Any, path: Path) -> float:
-    # Zero and negative ones are unusual, but PEFT computes them, and so does an `Adapter`.
+    # Zero and negative alphas are unusual, but PEFT computes them, and so does an `Adapter`.
     if type(value) not in (int, float) or not abs(value) < LARGEST_ALPHA:
         raise InputError(f"{name} {shown(value)} in {path} is not a finite number; correct it.")
     return value

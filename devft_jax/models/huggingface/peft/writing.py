@@ -1,4 +1,4 @@
-"""An adapter written as a folder that PEFT loads."""
+"""Writes an adapter as a folder that PEFT loads."""
 
 import functools
 from collections import Counter
@@ -26,22 +26,22 @@ def export_peft(
 ) -> None:
     """Write an adapter as a folder that PEFT loads, in float32.
 
-    A layer's rank is what remains of its factors without trailing columns of `a` and rows of `b` that are zero in both, at
-    least 1. Ranks and alphas that vary are written as `rank_pattern` and `alpha_pattern`.
+    A layer's rank is that of its factors without trailing columns of `a` and rows of `b` that are both zero, at least 1.
+    Ranks and alphas that vary are written as `rank_pattern` and `alpha_pattern`.
 
     Args:
-      adapter: factors of every layer of the model.
-      path: the folder, made if absent; older files of the two names are replaced once the new ones are complete.
-      base_model: folder or Hugging Face name of the base that the adapter belongs to.
-      answer_ends: ids of the tokens at which its answers end, kept in a generation_config.json beside it.
+      adapter: an adapter with factors for every layer of the model.
+      path: the folder, created if absent; older files of the two names are replaced once the new ones are complete.
+      base_model: folder or Hugging Face name of the base to which the adapter belongs.
+      answer_ends: ids of the tokens that end its answers, stored in a generation_config.json.
 
     Raises:
-      InputError: the adapter has no factors, holds NaN or infinite values, or is made by a hypernetwork, which PEFT does not
-        know.
+      InputError: the adapter has no factors, has NaN or infinite values, or comes from a hypernetwork, which PEFT does not
+        support.
       RunError: the folder cannot be written.
     """
     if adapter.hyper is not None:
-        raise InputError("PEFT knows no adapter that a hypernetwork makes; keep the run's checkpoints.")
+        raise InputError("PEFT does not support adapters from a hypernetwork; keep the run's checkpoints.")
     if not adapter.lora:
         raise InputError("the adapter adapts no projection; give one with factors.")
     check_finite(adapter)
@@ -83,8 +83,8 @@ def check_finite(adapter: Adapter) -> None:
             broken = np.flatnonzero(~np.isfinite(np.asarray(values, np.float32)).all(axis=(1, 2)))
             if len(broken):
                 raise InputError(
-                    f"the adapter's lora_{factor} of {name}_proj holds NaN or infinite values in layer {broken[0]}, counted "
-                    "from 0, so that the model could compute nothing with it; take it as of an earlier stage or checkpoint."
+                    f"the adapter's lora_{factor} of {name}_proj has NaN or infinite values in layer {broken[0]}, counted "
+                    "from 0, so the model's outputs would be NaN; use an earlier stage or checkpoint."
                 )
 
 
@@ -110,16 +110,16 @@ def _planned_tensors(adapter: Adapter) -> tuple[dict[str, PlannedTensor], dict[M
 
 
 def _alpha(scale: jax.Array, rank: int) -> float:
-    """The alpha that gives back `scale` exactly, a whole number where one does."""
+    """The alpha that reproduces `scale` exactly; a whole number if possible."""
     exact = np.float32(scale)
     alpha = float(exact) * rank
     return round(alpha) if np.float32(round(alpha) / rank) == exact else alpha
 
 
 def _shared_and_pattern(values: Mapping[Module, T]) -> tuple[T, dict[str, T]]:
-    """The commonest value, and PEFT's pattern for the modules that have another.
+    """The most common value, and PEFT's pattern for the modules with other values.
 
-    A projection with one value in all layers is named once for all of them, otherwise module by module.
+    A projection with one value in all layers is named once, otherwise module by module.
     """
     shared = Counter(values.values()).most_common(1)[0][0]
     pattern: dict[str, T] = {}

@@ -156,16 +156,16 @@ REFUSED = [
     ({"use_dora": True}, "use_dora true in .* is not supported; give an adapter of plain LoRA"),
     ({"rank_pattern": {"q_proj": 4}}, r"shape \(3, 16\) but the model and the adapter's r and rank_pattern imply \(4, 16\)"),
     ({"rank_pattern": {"q_proj": 0}}, "rank_pattern of q_proj 0 in .* is not a positive number"),
-    ({"rank_pattern": {"(": 3}}, r'rank_pattern "\(" in .* is no regular expression'),
-    ({"alpha_pattern": {"(?i)Q_PROJ": 3}}, r'alpha_pattern "\(\?i\)Q_PROJ" in .* is no regular expression'),
+    ({"rank_pattern": {"(": 3}}, r'rank_pattern "\(" in .* is not a regular expression'),
+    ({"alpha_pattern": {"(?i)Q_PROJ": 3}}, r'alpha_pattern "\(\?i\)Q_PROJ" in .* is not a regular expression'),
     ({"rank_pattern": [3]}, r"rank_pattern \[3\] in .* does not map modules to numbers"),
     ({"alpha_pattern": {"q_proj": "much"}}, 'alpha_pattern of q_proj "much" in .* is not a finite number'),
     ({"lora_alpha": float("nan")}, "lora_alpha NaN in .* is not a finite number"),
     ({"layers_pattern": "blocks"}, 'layers_pattern "blocks"'),
-    ({"layers_to_transform": [0, "1"]}, "layers_to_transform .* is no list of layers"),
+    ({"layers_to_transform": [0, "1"]}, "layers_to_transform .* is not a list of layers"),
     ({"layers_to_transform": [0, 1]}, r"layers\.2\..* belongs to a module that target_modules, .* leave out"),
     ({"target_modules": ["q_proj"]}, "belongs to a module that target_modules, .* leave out"),
-    ({"target_modules": "[qv"}, r'target_modules "\[qv" in .* is no regular expression'),
+    ({"target_modules": "[qv"}, r'target_modules "\[qv" in .* is not a regular expression'),
     ({"target_modules": [1]}, "target_modules .* does not name modules"),
     ({"exclude_modules": "model.layers.1.*"}, r"layers\.1\..* belongs to a module that"),
     ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
@@ -238,7 +238,7 @@ def test_refuses_a_missing_factor_and_an_empty_file(folder, config):
 def test_refuses_damaged_and_absent_files(folder, config):
     weights = folder / ADAPTER_WEIGHTS_FILE
     weights.write_bytes(weights.read_bytes()[:-1])
-    with pytest.raises(InputError, match="is damaged, truncated or no safetensors file"):
+    with pytest.raises(InputError, match="is damaged, truncated or not a safetensors file"):
         import_peft(folder, config)
     weights.rename(folder / "adapter_model.bin")
     with pytest.raises(InputError, match=r"holds no adapter_model.safetensors; save the adapter as safetensors"):
@@ -433,14 +433,14 @@ def test_well_known_names_of_factors_are_read(folder, config, adapter, change):
 def test_another_prefix_is_named(folder, config, prefix):
     rename(folder, lambda name: name.replace("base_model.model.model.", prefix))
     shown = re.escape(prefix.replace("\x1b", r"\x1b"))
-    with pytest.raises(InputError, match=rf"has the prefix '{shown}' before its layers, which is none that is known"):
+    with pytest.raises(InputError, match=rf"has the prefix '{shown}' before its layers, which is unknown"):
         import_peft(folder, config)
 
 
 def test_one_factor_is_stored_once_and_of_one_adapter(folder, config):
     other = NAME.replace("base_model.model.model", "model")
     edit_tensors(folder, lambda tensors: tensors.update({other: tensors[NAME]}))
-    with pytest.raises(InputError, match=f"holds both .*{NAME}.*, which are one factor"):
+    with pytest.raises(InputError, match=f"has both .*{NAME}.*, which are the same factor"):
         import_peft(folder, config)
     edit_tensors(folder, lambda tensors: tensors.pop(other))
     rename(folder, lambda name: name.replace(".weight", ".one.weight" if "q_proj" in name else ".two.weight"))
@@ -456,7 +456,7 @@ def test_an_adapter_that_is_not_finite_is_refused_by_tensor_and_layer(folder, co
         tensors[name][2, 5] = value
 
     edit_tensors(folder, spoil)
-    with pytest.raises(InputError, match=rf"{name} in .* \(layer 1, counted from 0\) holds NaN or infinite values"):
+    with pytest.raises(InputError, match=rf"{name} in .* \(layer 1, counted from 0\) has NaN or infinite values"):
         import_peft(folder, config)
 
 
@@ -469,7 +469,7 @@ CATASTROPHIC = r"((a|m|o|d|e|l|\w|\.)*)*!"
         ({"target_modules": CATASTROPHIC}, "target_modules .* takes longer than"),
         ({"exclude_modules": CATASTROPHIC}, "exclude_modules .* takes longer than"),
         ({"rank_pattern": {CATASTROPHIC: 2}}, "rank_pattern .* takes longer than"),
-        ({"alpha_pattern": {"(" * 20_000 + ")" * 20_000: 2}}, "alpha_pattern .* is no regular expression"),
+        ({"alpha_pattern": {"(" * 20_000 + ")" * 20_000: 2}}, "alpha_pattern .* is not a regular expression"),
         ({"r": 10**7}, r"has shape \(3, 16\) but .* imply \(10000000, 16\)"),
         ({"rank_pattern": {"q_proj": 10**12}}, r"has shape \(3, 16\) but .* imply \(1000000000000, 16\)"),
         ({"lora_alpha": 10**400}, r"lora_alpha 1000.*\.\.\. in .* is not a finite number"),
