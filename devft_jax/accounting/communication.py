@@ -26,7 +26,7 @@ import numpy as np
 
 from devft_jax.developmental import LayerMap
 from devft_jax.federated.algorithm import Algorithm, Clients, Participant
-from devft_jax.federated.messages import message_bytes, travelling_parts
+from devft_jax.federated.messages import message_bytes, sent_parts
 from devft_jax.federated.round.client import participant_shapes, uplink_shapes
 from devft_jax.federated.round.server import broadcast_of
 from devft_jax.models.architecture import ModelConfig
@@ -81,7 +81,7 @@ def round_messages(algorithm: Algorithm, config: ModelConfig, layers: int) -> Me
 
 def message_elements(message: PyTree) -> int:
     """Number of elements of a message (arrays or shapes); at full rank if ranks differ."""
-    return sum(leaf.size for leaf in jax.tree.leaves(travelling_parts(message)))
+    return sum(leaf.size for leaf in jax.tree.leaves(sent_parts(message)))
 
 
 def submodel_bytes(config: ModelConfig, layers: int, *, dtype: str, quantization: str = "none") -> int:

@@ -1,4 +1,4 @@
-"""What most algorithms do with an adapter: begin it, carry it through a stage, hold it against the clients' mean."""
+"""Operations on adapters that most algorithms share: initialise them, map them through a stage, probe their products."""
 
 from typing import Literal
 
@@ -18,7 +18,7 @@ def initial_adapter(key: jax.Array, model: ModelConfig, options: LoraOptions) ->
 
     Args:
       key: random key.
-      model: the shape of the model.
+      model: the architecture of the model.
       options: rank, alpha, targets and dropout.
     """
     return init_lora(
@@ -32,7 +32,7 @@ def initial_adapter(key: jax.Array, model: ModelConfig, options: LoraOptions) ->
 
 
 def adapter_of(lora: dict[str, LoraFactors], options: LoraOptions, delta: dict[str, jax.Array] | None = None) -> Adapter:
-    """The adapter of factors and dense corrections: scale and dropout are known to everyone beforehand.
+    """The adapter of factors and dense corrections; scale and dropout are known to everyone in advance.
 
     Args:
       lora: factors of every projection.
@@ -43,17 +43,17 @@ def adapter_of(lora: dict[str, LoraFactors], options: LoraOptions, delta: dict[s
 
 
 def one_factor(lora: dict[str, LoraFactors], factor: Literal["a", "b"]) -> dict[str, jax.Array]:
-    """Every projection's a or b alone.
+    """The factors a, or the factors b, of all projections.
 
     Args:
       lora: factors of every projection.
-      factor: which.
+      factor: "a" or "b".
     """
     return {name: getattr(factors, factor) for name, factors in lora.items()}
 
 
 def both_factors(a: dict[str, jax.Array], b: dict[str, jax.Array]) -> dict[str, LoraFactors]:
-    """The factors from their two parts.
+    """Factors from their two parts.
 
     Args:
       a: {projection: [L, in, r]}.
@@ -63,22 +63,22 @@ def both_factors(a: dict[str, jax.Array], b: dict[str, jax.Array]) -> dict[str, 
 
 
 def stage_adapter(adapter: Adapter, layer_map: LayerMap) -> Adapter:
-    """The adapter of a stage's submodel: factors and dense corrections fused like the layers they belong to.
+    """The adapter of a stage's submodel: factors and dense corrections are fused like the layers to which they belong.
 
     Args:
-      adapter: at full depth.
-      layer_map: of the stage.
+      adapter: the adapter at full depth.
+      layer_map: the stage's map.
     """
     lora, delta = fuse(layer_map, (aligned(adapter.lora, layer_map), adapter.delta))
     return adapter.replace(lora=lora, delta=delta)
 
 
 def aligned(lora: dict[str, LoraFactors], layer_map: LayerMap) -> dict[str, LoraFactors]:
-    """The same products in factors that can be fused: each layer's rotated to its anchor's, where the map asks for it.
+    """The same products in factors that can be fused: each layer's are rotated to its anchor's if the map asks for it.
 
     Args:
       lora: factors at full depth.
-      layer_map: of the stage.
+      layer_map: the stage's map.
     """
     if not layer_map.align:
         return lora
@@ -89,14 +89,14 @@ def aligned(lora: dict[str, LoraFactors], layer_map: LayerMap) -> dict[str, Lora
 def returned_adapter(full: Adapter, stage: Adapter, layer_map: LayerMap, mode: str) -> Adapter:
     """The full-depth adapter after a stage.
 
-    Factors return as `mode` says. A dense correction belongs to a frozen layer rather than to its adapter, so that what
-    returns to each layer of a group is always the change that the stage made to it.
+    Factors return as `mode` says. A dense correction belongs to a frozen layer rather than to its adapter, so each layer of
+    a group always gets the change that the stage made to the correction.
 
     Args:
-      full: at full depth before the stage.
-      stage: after its training.
-      layer_map: of the stage.
-      mode: of `inherit`.
+      full: the adapter at full depth before the stage.
+      stage: the stage's adapter after training.
+      layer_map: the stage's map.
+      mode: mode of `inherit`.
     """
     lora = inherit(layer_map, stage.lora, full.lora, mode=mode)
     delta = inherit(layer_map, stage.delta, full.delta, mode="delta") if full.delta else {}
@@ -104,10 +104,10 @@ def returned_adapter(full: Adapter, stage: Adapter, layer_map: LayerMap, mode: s
 
 
 def probe(lora: dict[str, LoraFactors]) -> dict[str, jax.Array]:
-    """`x a b` f32[G, PROBES, out] of each projection for its fixed Gaussian probes x.
+    """`x a b` f32[G, PROBES, out] of each projection, for fixed Gaussian probes x.
 
-    E ||x M||^2 = ||M||_F^2: a small thing to sum over any number of clients, where the products themselves are as large as
-    the base model.
+    E ||x M||^2 = ||M||_F^2, so norms of products can be estimated from sums over clients that are small, while the products
+    themselves are as large as the base model.
 
     Args:
       lora: factors of every projection.

@@ -1,29 +1,29 @@
-"""The three ways in which most methods aggregate, each to be taken as it is.
+"""The three kinds of aggregation that most methods need, ready to use.
 
-A round's aggregation is a sum of contributions over clients, chunks and devices, which `finalize` turns into the server's
-step. What a method needs is usually one of these; N elements stand for one client's message, K for the cohort, r for the
-rank, L for the stage's layers.
+A round's aggregation is a sum of contributions over clients, chunks and devices, from which `finalize` computes the server's
+step. Most methods need one of the following; N is the number of elements of one client's message, K the clients of the
+cohort, r the rank, L the stage's layers.
 
-* **A mean** of what clients send, factors or anything else: `weighted` is the contribution, `WeightedSum.mean` the result.
-  4 N bytes, whatever the cohort; 2 N FLOPs a client.
+* **A mean** of messages, of factors or anything else: `weighted` is the contribution, `WeightedSum.mean` the result.
+4 N bytes, whatever the cohort; 2 N FLOPs per client.
 
       contribution = weighted                              # (up, share) -> WeightedSum
       finalize:      change = sums.mean()                  # sum_i w_i x_i / sum_i w_i
 
-  The mean of factors is not the factor of the mean: see `devft_jax.federated.algorithms.fedit` for the difference.
+  The mean of the products is not the product of the mean factors: see `devft_jax.federated.algorithms.fedit`.
 
-* **A mean of products** sum_i w_i a_i b_i, which no sum of factors is. `in_slot` keeps every client's factors apart until
-  the end, `Slots.apart` gives them back with their shares: 4 K N bytes. The mean is then dense by `mean_of_products`
-  (4 L in out bytes, 2 K L in out r FLOPs) or exact in low rank K r by `stacked` (4 K N bytes, K N FLOPs), and comes back to
-  rank r by `best_factors`.
+* **A mean of products** sum_i w_i a_i b_i, which is not a sum of factors. `in_slot` keeps every client's factors separate
+until the end, `Slots.apart` returns them with their shares: 4 K N bytes. The mean is then computed dense by
+`mean_of_products` (4 L in out bytes, 2 K L in out r FLOPs) or exactly in low rank K r by `stacked` (4 K N bytes, K N FLOPs),
+and reduced to rank r by `best_factors`.
 
       contribution = in_slot(up, share, cohort)
       finalize:      clients, shares = sums.apart()        # leaves [K, ...], f32[K]
                      lora = {name: best_factors(stacked(each, shares), rank) for name, each in clients.items()}
 
-* **Ranks per client**: `ClientRanks` gives every client a rank of its own as a trait, cuts factors to it and wraps messages
-  so that padding is not counted. Clients of one cohort train under `vmap` with factors of the largest rank, so that memory
-  and FLOPs are those of the largest.
+* **Ranks per client**: `ClientRanks` gives every client its own rank as a trait, cuts factors to it and wraps messages so
+that padding is not counted. Clients of one cohort train under `vmap` with factors of the largest rank, so memory
+and FLOPs are those of the largest rank.
 
       traits  = ranks.traits                               # row: {"rank": i32[]}
       address = lambda down, row: ranks.message(down, row["rank"])
@@ -50,7 +50,7 @@ class WeightedSum(struct.PyTreeNode):
     """A sum of messages, each times its weight.
 
     Attributes:
-      total: of the messages' shape, in float32.
+      total: the weighted sum, with the messages' shape, in float32.
       weight: f32[], the sum of the weights.
     """
 
@@ -58,7 +58,7 @@ class WeightedSum(struct.PyTreeNode):
     weight: jax.Array
 
     def mean(self) -> PyTree:
-        """The weighted mean of the messages; there has to be one."""
+        """The weighted mean of the messages; there must be at least one."""
         return jax.tree.map(lambda leaf: leaf / self.weight, self.total)
 
 
@@ -66,8 +66,8 @@ def weighted(message: PyTree, share: Share) -> WeightedSum:
     """A client's contribution to a mean.
 
     Args:
-      message: any pytree of floats, whatever their dtype.
-      share: its part in the aggregation.
+      message: any pytree of floats of any dtype.
+      share: its weight and slot in the aggregation.
     """
     return WeightedSum(jax.tree.map(lambda leaf: share.weight * leaf, as_float32(message)), share.weight)
 
@@ -77,13 +77,13 @@ def weighted(message: PyTree, share: Share) -> WeightedSum:
 
 
 class Slots(struct.PyTreeNode):
-    """The messages of a cohort, one by one: a sum whose every term is zero but in the slot of its client.
+    """The messages of a cohort, kept separate: a sum in which each term is zero except in its client's slot.
 
-    Everything in a slot is multiplied by the message's weight, which the slot carries too: a contribution is then linear in
-    its weight, like any other.
+    Everything in a slot is multiplied by the message's weight, which is also stored in the slot: a contribution is therefore
+    linear in its weight, like any other.
 
     Attributes:
-      leaves: [K, ...] in float32, each times its weight.
+      leaves: [K, ...] in float32, each multiplied by its weight.
       weights: f32[K].
     """
 
@@ -91,24 +91,25 @@ class Slots(struct.PyTreeNode):
     weights: jax.Array
 
     def apart(self) -> tuple[PyTree, jax.Array]:
-        """The messages, leaves f32[K, ...], and the clients' shares f32[K], which sum to one; zero in empty slots."""
+        """The separate messages, leaves f32[K, ...], and the clients' shares f32[K], which sum to one; zero in empty
+        slots."""
         divisor = jnp.where(self.weights > 0, self.weights, 1.0)
         messages = jax.tree.map(lambda leaf: leaf / divisor.reshape(-1, *[1] * (leaf.ndim - 1)), self.leaves)
         return messages, self.weights / jnp.sum(self.weights)
 
 
 def in_slot(message: PyTree, share: Share, count: int) -> Slots:
-    """A client's contribution where the server needs messages apart.
+    """A client's contribution for an aggregation that needs separate messages.
 
     Args:
       message: any pytree of numbers.
-      share: its part in the aggregation; `share.slot` is the client's place in the cohort.
+      share: its weight and slot in the aggregation; `share.slot` is the client's place in the cohort.
       count: K, the clients of a round.
     """
     mine = jnp.arange(count, dtype=jnp.int32) == share.slot
 
     def one(leaf: jax.Array) -> jax.Array:
-        # Chosen from a broadcast, which a sum over clients never has to write down.
+        # Selected from a broadcast, so that XLA need not store the zeros when summing over clients.
         chosen = mine.reshape(-1, *[1] * leaf.ndim)
         return jnp.where(chosen, share.weight * leaf, 0.0)
 
@@ -130,7 +131,7 @@ def zero_factors(shape: tuple[int, ...], rank: int) -> LoraFactors:
 
     Args:
       shape: (L, in, out) of their product.
-      rank: of the factors.
+      rank: rank of the factors.
     """
     layers, fan_in, fan_out = shape
     return LoraFactors(a=jnp.zeros((layers, fan_in, rank), jnp.float32), b=jnp.zeros((layers, rank, fan_out), jnp.float32))
@@ -140,7 +141,7 @@ def stacked(factors: LoraFactors, shares: jax.Array) -> LoraFactors:
     """sum_k w_k a_k b_k exactly, as one pair of factors of rank K r: a = [w_1 a_1, ..., w_K a_K], b = [b_1; ...; b_K].
 
     Args:
-      factors: of every client, [K, L, in, r], [K, L, r, out].
+      factors: factors of all clients, [K, L, in, r], [K, L, r, out].
       shares: w, f32[K].
 
     Returns:
@@ -158,29 +159,30 @@ def mean_of_products(factors: LoraFactors, shares: jax.Array) -> jax.Array:
     """sum_k w_k a_k b_k, dense: f32[L, in, out], of 4 L in out bytes; 2 K L in out r FLOPs.
 
     Args:
-      factors: of every client, [K, L, in, r], [K, L, r, out].
+      factors: factors of all clients, [K, L, in, r], [K, L, r, out].
       shares: w, f32[K].
     """
     return product(stacked(factors, shares))
 
 
 def best_factors(matrix: LoraFactors | jax.Array, rank: int, scale: float = 1.0) -> LoraFactors:
-    """Factors of rank `rank` whose product, times `scale`, is the nearest to a matrix in the Frobenius norm.
+    """Factors of rank `rank` whose product, times `scale`, is nearest to a matrix in the Frobenius norm.
 
     With the singular value decomposition U S V^T,
 
         a = U_r (S_r / scale)^(1/2),    b = (S_r / scale)^(1/2) V_r^T,
 
-    the sign of each triplet fixed by its largest entry of U being positive. Directions of no size, such as all those of a
-    zero matrix, get b = 0 beside an a that is not zero, as LoRA begins: zero in both factors they could never learn again.
+    with the sign of each triplet chosen so that its largest entry of U is positive. Directions with singular value zero,
+    such as all those of a zero matrix, get b = 0 with a nonzero a, like LoRA's initialisation: with two zero factors they
+    could never learn again.
 
-    A dense matrix costs about 14 in out min(in, out) FLOPs a layer. Factors of rank q are decomposed through their QR
-    decompositions, about 4 (in + out) q^2 + 14 q^3 FLOPs a layer, and the matrix is never formed.
+    A dense matrix costs about 14 in out min(in, out) FLOPs per layer. Factors of rank q are decomposed through their QR
+    decompositions, about 4 (in + out) q^2 + 14 q^3 FLOPs per layer, and the matrix is never formed.
 
     Args:
-      matrix: f32[L, in, out], or factors [L, in, q], [L, q, out] of it.
-      rank: of the result, at most the number of singular values: min(in, out), and q if that is less.
-      scale: what the model multiplies the product by.
+      matrix: f32[L, in, out], or its factors [L, in, q], [L, q, out].
+      rank: rank of the result, at most the number of singular values: min(in, out), and q if that is smaller.
+      scale: the factor by which the model multiplies the product.
 
     Returns:
       Factors [L, in, rank], [L, rank, out].
@@ -199,9 +201,9 @@ def best_factors_of_layer(matrix: LoraFactors | jax.Array, rank: int, scale: flo
     """`best_factors` of one layer.
 
     Args:
-      matrix: f32[in, out], or factors [in, q], [q, out] of it.
-      rank: of the result.
-      scale: what the model multiplies the product by.
+      matrix: f32[in, out], or its factors [in, q], [q, out].
+      rank: rank of the result.
+      scale: the factor by which the model multiplies the product.
 
     Returns:
       Factors [in, rank], [rank, out].
@@ -216,7 +218,7 @@ def best_factors_of_layer(matrix: LoraFactors | jax.Array, rank: int, scale: flo
     return _leading(left, values, right, rank, scale)
 
 
-# Of a column of the a with which LoRA begins, whose entries are uniform within 1 / sqrt(in).
+# Expected norm of a column of LoRA's initial a, whose entries are uniform within 1 / sqrt(in).
 FIRST_NORM = 3**-0.5
 
 
@@ -228,7 +230,7 @@ def _extents(matrix: LoraFactors | jax.Array) -> tuple[int, ...]:
 
 def _leading(left: jax.Array, values: jax.Array, right: jax.Array, rank: int, scale: float) -> LoraFactors:
     """Factors of the first triplets of a decomposition; see `best_factors`."""
-    # As numpy's matrix_rank has it.
+    # The threshold of numpy's matrix_rank.
     none = values[:rank] <= values[0] * max(left.shape[0], right.shape[1]) * jnp.finfo(jnp.float32).eps
     left, right, root = left[:, :rank], right[:rank], jnp.sqrt(values[:rank] / scale)
     largest = jnp.take_along_axis(left, jnp.argmax(jnp.abs(left), axis=0)[None], axis=0)[0]
@@ -246,28 +248,28 @@ def masked(factors: LoraFactors, mask: jax.Array) -> LoraFactors:
 
     Args:
       factors: [L, in, r], [L, r, out].
-      mask: bool[r], the directions that stay.
+      mask: bool[r], the directions to keep.
     """
     return LoraFactors(a=jnp.where(mask, factors.a, 0), b=jnp.where(mask[:, None], factors.b, 0))
 
 
 def first_directions(lora: dict[str, LoraFactors], rank: jax.Array) -> dict[str, LoraFactors]:
-    """Factors with every direction from `rank` on set to zero.
+    """Factors with all directions from `rank` on set to zero.
 
     Args:
       lora: factors [L, in, r], [L, r, out] of every projection.
-      rank: i32[], how many directions stay.
+      rank: i32[], number of directions to keep.
     """
     return {name: masked(factors, jnp.arange(factors.a.shape[-1], dtype=jnp.int32) < rank) for name, factors in lora.items()}
 
 
 @dataclass(frozen=True)
 class ClientRanks:
-    """Ranks that clients have in turn, by their place in the population.
+    """Ranks that are assigned to clients in turn, by their index in the population.
 
     Attributes:
-      ranks: such as (32, 16, 8); one alone is everyone's.
-      most: the rank that factors are padded to, at least the largest of them.
+      ranks: such as (32, 16, 8); a single rank applies to all clients.
+      most: rank to which factors are padded, at least the largest of them.
     """
 
     ranks: Sequence[int]
@@ -275,7 +277,7 @@ class ClientRanks:
 
     @property
     def differ(self) -> bool:
-        """Whether there is more than one."""
+        """Whether there is more than one rank."""
         return len(set(self.ranks)) > 1
 
     def traits(self, clients: Clients) -> PyTree:
@@ -290,7 +292,7 @@ class ClientRanks:
         """The first directions of factors as a message: (a + b elements) rank / most, and 4 bytes for the rank.
 
         Args:
-          lora: factors [L, in, most], [L, most, out] of every projection, in the dtype in which they travel.
-          rank: i32[], how many directions travel.
+          lora: factors [L, in, most], [L, most, out] of every projection, in the messages' dtype.
+          rank: i32[], number of directions to send.
         """
         return Ranked(lora=first_directions(lora, rank), rank=rank, most=self.most)

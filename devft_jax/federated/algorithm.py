@@ -1,8 +1,8 @@
 """A federated algorithm as a record of pure functions over two pytrees, written like an optax transform.
 
-`Server` is the one global state, `Row` what a client keeps between rounds (most algorithms keep nothing and use `{}`); a
-client's first row is `init_row(server, trait)`, made when it first takes part from the server's first state and from what
-tells it apart, its part of `traits(clients)`. One round is
+`Server` is the one global state, `Row` is what a client keeps between rounds (most algorithms keep nothing and use `{}`); a
+client's first row is `init_row(server, trait)`, made when it first takes part, from the server's first state and the
+client's own part of `traits(clients)`. One round is
 
     down          = broadcast(server)                               the downlink message
     known         = known(server)                                   what every client has without a message
@@ -14,27 +14,27 @@ tells it apart, its part of `traits(clients)`. One round is
     sums         += contribution(up, share)                         over clients, devices and chunks
     server        = finalize(server, sums)
 
-`address(down, row)` and `up` are exactly what travels to and from one client: their leaves' sizes are the bytes that are
-reported. `known` is for what a client computes by itself, from the seed, from the stage's groups or from earlier messages;
-an algorithm whose clients have to have had every earlier message for that says which part of it, `cumulative`, and is
+`address(down, row)` and `up` are exactly what is sent to and from one client: the sizes of their leaves are the reported
+bytes. `known` is for what a client computes itself, from the seed, from the stage's groups or from earlier messages;
+an algorithm that needs every earlier message for that declares which part of it, `cumulative`, and is
 charged for those parts of the messages that returning clients have missed. Aggregation is a plain sum of contributions, so
-it streams over chunks of clients and over devices in any order; `finalize` divides by the weight that the sums carry.
+it can be streamed over chunks of clients and over devices in any order; `finalize` divides by the weight in the sums.
 
 What a client trains is sent as its difference from what the client received (`change_of`), and the server adds the mean
-difference to its own float32 state, never to what it had sent. A step far below the precision of a message's dtype so
-arrives with all its digits and is kept, and small steps add up until the downlink's rounding shows them, at the bytes of
-whole factors. Clients begin where the downlink was rounded to, which both sides know, also of a client that sat rounds out.
+difference to its own float32 state, never to what it had sent. A step far below the precision of a message's dtype is
+therefore sent with all its digits and kept, and small steps add up until they show in the rounded downlink, at the bytes of
+whole factors. Clients start from the rounded downlink, which both sides know, also after a client has missed rounds.
 
-A method whose server needs its participants' messages apart puts each into its own slot of the sums (`Share.slot`), whose
-memory then grows with the cohort.
+A method whose server needs its participants' messages separately puts each into its own slot of the sums (`Share.slot`),
+whose memory then grows with the cohort.
 
-At a stage change `submodel` carries the full-depth server state into the new stage's submodel, `enter` completes it from
-the stage's frozen weights where a method looks at them, and `transfer` brings what the stage learned back to every layer;
-`submodel_row` and `transfer_row` do the same for what each client keeps, without a message.
+At a stage change `submodel` maps the full-depth server state to the new stage's submodel, `enter` completes it from the
+stage's frozen weights if a method uses them, and `transfer` maps what the stage learned back to every layer; `submodel_row`
+and `transfer_row` do the same for what each client keeps, without a message.
 
-What is judged is `view(server)`, the one global model; or, where an algorithm gives `personal`, every client's own model
-`personal(server, row)`, all of them on the same held-out data, as the mean and the spread over clients. `consensus` is then
-the one model that stands for all of theirs, if there is one.
+The evaluated model is `view(server)`, the one global model; or, if an algorithm has `personal`, every client's own model
+`personal(server, row)`, all of them on the same held-out data, reported as mean and spread over clients. `consensus` is then
+the one model that represents all of theirs, if there is one.
 """
 
 from collections.abc import Callable
@@ -59,11 +59,11 @@ class Participant(struct.PyTreeNode):
 
     Attributes:
       down: the message that it received.
-      known: what it has without one.
-      row: what it kept.
-      key: for the draws of its algorithm; training draws its dropout from another.
-      learning_rate: f32[], of the round.
-      steps: S, that it will take.
+      known: what it knows without a message.
+      row: what it has kept.
+      key: random key of the algorithm; training uses another key for dropout.
+      learning_rate: f32[], learning rate of the round.
+      steps: S, the steps that it will take.
     """
 
     down: PyTree
@@ -75,7 +75,7 @@ class Participant(struct.PyTreeNode):
 
 
 class Share(struct.PyTreeNode):
-    """A message's part in the aggregation.
+    """The weight and slot of a message in the aggregation.
 
     Attributes:
       weight: f32[], such as the client's number of examples; positive, and zero for the padding of a chunk.
@@ -87,21 +87,21 @@ class Share(struct.PyTreeNode):
 
     @property
     def count(self) -> jax.Array:
-        """f32[]: one for a participant and zero for padding, for sums over clients that are all alike."""
+        """f32[]: one for a participant and zero for padding, for sums over clients in which all count equally."""
         return jnp.where(self.weight > 0, 1.0, 0.0)
 
 
 @dataclass(frozen=True)
 class Clients:
-    """The population, as far as an algorithm may look at it before training.
+    """The population, as far as an algorithm may inspect it before training.
 
     Attributes:
       size: N.
       domains: (J) -> i32[N], a division of the clients into J groups by their instructions.
       histograms: (C) -> f32[N, C], the shares of each client's examples in C clusters of instructions.
 
-    What is known of clients without data, as in a plan, is their number: they then fall into the groups in turn, and their
-    histograms are flat.
+    Without data, as in a plan, only their number is known: clients are then assigned to the groups in turn, and their
+    histograms are uniform.
     """
 
     size: int
@@ -109,7 +109,7 @@ class Clients:
     histograms: Callable[[int], np.ndarray] = field(default=None)  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
-        """Fills in what is known without data."""
+        """Fill in what is known without data."""
         if self.domains is None:
             object.__setattr__(self, "domains", lambda count: np.arange(self.size, dtype=np.int32) % count)
         if self.histograms is None:
@@ -118,16 +118,16 @@ class Clients:
 
 
 def empty(*_: Any) -> dict[str, Any]:
-    """No state and no message, whatever it might have been made from."""
+    """No state and no message, whatever the arguments."""
     return {}
 
 
 def same_message(down: PyTree, row: PyTree) -> PyTree:
-    """Every client receives the same.
+    """Every client receives the same message.
 
     Args:
       down: what the server sends.
-      row: the client's.
+      row: the client's row.
     """
     return down
 
@@ -136,8 +136,8 @@ def no_penalty(train: PyTree, frozen: PyTree) -> float:
     """Nothing is added to the loss.
 
     Args:
-      train: what trains.
-      frozen: what is only used.
+      train: the trained leaves.
+      frozen: the leaves that are not trained.
     """
     return 0.0
 
@@ -148,101 +148,102 @@ def same_optimizer(
     """The run's own optimiser.
 
     Args:
-      rule: the run's.
-      frozen: what is only used.
-      learning_rate: f32[], of the round.
+      rule: the run's optimiser.
+      frozen: the leaves that are not trained.
+      learning_rate: f32[], learning rate of the round.
     """
     return rule
 
 
 def same_server(server: PyTree, base: Base) -> PyTree:
-    """A stage's state that does not look at the frozen weights.
+    """A stage's state that does not depend on the frozen weights.
 
     Args:
-      server: of the stage.
-      base: its frozen weights.
+      server: the server's state in the stage.
+      base: the stage's frozen weights.
     """
     return server
 
 
 def own_traits(server: PyTree, trait: PyTree) -> PyTree:
-    """A first row of nothing but what tells the client apart.
+    """A first row that consists only of the client's traits.
 
     Args:
-      server: at full depth.
+      server: the server's state at full depth.
       trait: the client's part of the traits.
     """
     return trait
 
 
 def same_row(row: PyTree, layer_map: LayerMap) -> PyTree:
-    """The row of a stage where nothing in it belongs to a layer.
+    """The row of a stage for rows without a layer axis.
 
     Args:
-      row: at full depth.
-      layer_map: of the stage.
+      row: the row at full depth.
+      layer_map: the stage's map.
     """
     return row
 
 
 def newest_row(full: PyTree, stage: PyTree, layer_map: LayerMap, mode: str) -> PyTree:
-    """The row after a stage where nothing in it belongs to a layer.
+    """The row after a stage for rows without a layer axis.
 
     Args:
-      full: at full depth before the stage.
-      stage: after its training.
-      layer_map: of the stage.
-      mode: of `inherit`.
+      full: the row at full depth before the stage.
+      stage: the stage's row after training.
+      layer_map: the stage's map.
+      mode: mode of `inherit`.
     """
     return stage
 
 
 @dataclass(frozen=True)
 class Algorithm:
-    """The record; every function is pure and traceable.
+    """An algorithm's record; every function is pure and traceable.
 
     Attributes:
-      name: what the command line calls it.
+      name: name on the command line.
       reference: paper and year.
-      message: what travels, for `devft list`.
-      state: what the server and the clients keep beside the adapter, for `devft list`.
+      message: what is sent, for `devft list`.
+      state: what the server and the clients keep besides the adapter, for `devft list`.
       init_server: (key, model config, Clients) -> Server at full depth.
-      broadcast: Server -> Down, in the dtype in which it travels.
-      start: Participant -> (train, frozen): what a client optimises and what it only uses.
+      broadcast: Server -> Down, in the messages' dtype.
+      start: Participant -> (train, frozen): what a client optimises and what it uses without training it.
       adapter: (train, frozen) -> Adapter for the forward pass.
       finish: (Participant, train) -> (Up, Row).
       contribution: (Up, Share) -> Sums in float32, all zero at weight zero.
       finalize: (Server, Sums) -> (Server, metrics: dict of f32[]). At least one participant has contributed.
-      view: Server -> Adapter, the global model that is evaluated and exported; where models are personal, the part that
-        the server knows. Growth sees its layers.
+      view: Server -> Adapter, the global model that is evaluated and exported; if models are personal, the part that
+        the server knows. Growth uses its layers.
       submodel: (Server at full depth, LayerMap) -> Server of the stage.
       transfer: (Server at full depth, Server of the stage, LayerMap, mode) -> Server at full depth.
-      enter: (Server of the stage, the stage's Base) -> Server of the stage, called once at its start, outside of `jit`; the
-        base lies on one device or, where that has no room for it, in host memory (numpy). It is also traced for the shapes
-        of what it gives.
-      known: Server -> what every client has without a message.
-      address: (Down, Row) -> the message to one client, where clients receive different ones.
-      penalty: (train, frozen) -> f32[], added to the loss that is reduced, not to the one that is reported.
-      optimizer: (optax rule, frozen, learning rate) -> optax rule, where steps are corrected.
-      traits: Clients -> what tells clients apart before training, every leaf [N, ...]; small, since it is held for all.
+      enter: (Server of the stage, the stage's Base) -> Server of the stage, called once at its beginning, outside of `jit`;
+        the base is on one device or, if it does not fit there, in host memory (numpy). It is also traced for the shapes
+        of its result.
+      known: Server -> what every client knows without a message.
+      address: (Down, Row) -> the message to one client, if clients receive different messages.
+      penalty: (train, frozen) -> f32[], added to the loss that is minimised, not to the reported loss.
+      optimizer: (optax rule, frozen, learning rate) -> optax rule, for methods that correct steps.
+      traits: Clients -> properties in which clients differ before training, every leaf [N, ...]; small, because it is held
+        for all.
       init_row: (Server at full depth, Traits of one client) -> Row at full depth; by default the traits themselves.
       submodel_row: (Row at full depth, LayerMap) -> Row of the stage.
       transfer_row: (Row at full depth, Row of the stage, LayerMap, mode) -> Row at full depth.
-      personal: (Server, Row) -> Adapter, a client's own model, of a stage or at full depth; None where the global model is
-        what clients use.
-      consensus: (Server, Rows [M, ...] of the clients that ever took part, or of one before any has) -> Adapter, the one
-        model that stands for all personal ones; None where there is none.
-      weighting: the weight of a message unless the run says otherwise: its client's "examples", or "uniform".
-      cumulative: Down -> the part of it that adds to what clients hold, so that they need that of every round, also of those
-        that they sat out; None where a message is all that a client needs.
-      layered: whether every leaf that trains leads with the stage's layers, so that some of them can be kept from learning.
+      personal: (Server, Row) -> Adapter, a client's own model, of a stage or at full depth; None if clients use the global
+        model.
+      consensus: (Server, Rows [M, ...] of the clients that have taken part, or of a single client before that) -> Adapter,
+        the one model that represents all personal ones; None if there is none.
+      weighting: the default weight of a message: its client's "examples", or "uniform".
+      cumulative: Down -> the part of it that is an increment of what clients hold, so that they need that of every round,
+        also of rounds that they missed; None if a single message is all that a client needs.
+      layered: whether the first axis of every trained leaf is the stage's layers, so that some layers can be frozen.
       low_rank: whether its models are low-rank adapters and corrections of weights, which can be written for other tools.
-      reads: the options of single methods (those declared with `of="algorithm"`) that this one reads. Of the others, all are
-        read but those that it `ignores`. An option that is given and not read is refused.
+      reads: the options of single methods (those declared with `of="algorithm"`) that this one reads. Of the other options,
+        it reads all except those in `ignores`. An option that is given but not read is refused.
       ignores: options of all methods that have no effect on this one.
-      because: why, to follow "which" in a sentence.
-      pools: whether one participant holds all clients' examples and trains a round's steps of all its clients one after
-        the other. It is the server itself, so nothing travels and no byte is counted.
+      because: the reason, written to follow "which" in a sentence.
+      pools: whether one participant holds all clients' examples and trains the steps of all clients of a round one after
+        the other. It is the server itself, so nothing is sent and no byte is counted.
     """
 
     name: str
@@ -281,7 +282,7 @@ class Algorithm:
 
     @property
     def has_global_model(self) -> bool:
-        """Whether one model stands for all clients."""
+        """Whether one model represents all clients."""
         return self.personal is None or self.consensus is not None
 
     def init_bank(self, clients: Clients, server: PyTree) -> PyTree:
@@ -289,17 +290,17 @@ class Algorithm:
 
         Args:
           clients: the population.
-          server: at full depth.
+          server: the server's state at full depth.
         """
         make = jax.vmap(lambda trait: self.init_row(server, trait), axis_size=clients.size)
         return make(jax.tree.map(jnp.asarray, self.traits(clients)))
 
     def global_model(self, server: PyTree, bank: PyTree) -> Adapter:
-        """The one model that stands for all clients; only for an algorithm that has one.
+        """The one model that represents all clients; only for an algorithm that has one.
 
         Args:
-          server: of a stage or at full depth.
-          bank: rows [M, ...] of the clients, as `consensus` wants them.
+          server: the server's state of a stage or at full depth.
+          bank: rows [M, ...] of the clients, as in `consensus`.
         """
         if self.personal is None:
             return self.view(server)
@@ -308,30 +309,30 @@ class Algorithm:
 
 
 def as_float32(tree: PyTree) -> PyTree:
-    """Every leaf in float32: low-rank factors train and accumulate in it whatever the message's dtype.
+    """Every leaf in float32, in which low-rank factors train and accumulate whatever the message's dtype.
 
     Args:
-      tree: of floats of any dtype.
+      tree: a tree of floats of any dtype.
     """
     return jax.tree.map(lambda leaf: leaf.astype("float32"), tree)
 
 
 def change_of(train: PyTree, received: PyTree, dtype: str) -> PyTree:
-    """What training changed of a message's leaves as they travelled, in the dtype in which messages travel.
+    """The change of a message's leaves by training, relative to their rounded values, in the messages' dtype.
 
     Args:
-      train: after training, float32.
+      train: the leaves after training, float32.
       received: the leaves of the message.
-      dtype: of messages.
+      dtype: data type of messages.
     """
-    return travelling(jax.tree.map(jnp.subtract, train, as_float32(received)), dtype)
+    return in_message_dtype(jax.tree.map(jnp.subtract, train, as_float32(received)), dtype)
 
 
-def travelling(tree: PyTree, dtype: str) -> PyTree:
-    """Every leaf in the dtype in which messages travel.
+def in_message_dtype(tree: PyTree, dtype: str) -> PyTree:
+    """Every leaf in the messages' dtype.
 
     Args:
-      tree: of floats.
-      dtype: of messages.
+      tree: a tree of floats.
+      dtype: data type of messages.
     """
     return jax.tree.map(lambda leaf: leaf.astype(dtype), tree)

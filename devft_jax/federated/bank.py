@@ -2,14 +2,14 @@
 
 Every client begins with the row that its algorithm makes from the server's first state and the client's traits. The row is
 made when the client first takes part, and a stage's map is applied to a row when it is next used. At the end of a stage only
-the rows that were trained in it return to full depth. For all others the bank stores how many stages they have passed, and
-applies the later ones when the row is used: for stage t with map M_t
+the rows that were trained in it are mapped back to full depth. For all others the bank stores how many stages they have
+passed, and applies the later ones when the row is used: for stage t with map M_t
 
     full_{t+1} = transfer_row(full_t, submodel_row(full_t, M_t), M_t)
 
-as for a client that took no part in the stage. Rows are held in two places: `full` has those at full depth, as of some
-stage's start, and `stage` those trained in the current stage. Rows are mapped on the host's CPU, each by the same compiled
-function, so that a row never depends on which others are mapped with it.
+as for a client that took no part in the stage. Rows are stored in two places: `full` has those at full depth, from the
+beginning of some stage, and `stage` those trained in the current stage. Rows are mapped on the host's CPU, each by the same
+compiled function, so that a row never depends on the other rows mapped with it.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,9 +32,9 @@ class BankView:
     """All clients' rows, of a stage or at full depth.
 
     Attributes:
-      take: positions i64[K] -> rows [K, ...].
-      trained: positions of the clients that have taken part, i64[M].
-      kinds: returns the positions of the other clients, one i64[K] for each group of equal rows.
+      take: indices of clients i64[K] -> rows [K, ...].
+      trained: i64[M], indices of the clients that have taken part.
+      kinds: returns the indices of the other clients, one i64[K] for each group of equal rows.
     """
 
     take: Callable[[np.ndarray], PyTree]
@@ -52,15 +52,15 @@ class ClientBank:
     Args:
       algorithm: makes and maps the rows.
       origin: returns the server's first state, at full depth.
-      traits: how clients differ before training, [N, ...] on the host.
+      traits: properties in which clients differ before training, [N, ...] on the host.
       clients: N.
       mode: how a stage's result returns to full depth.
-      in_memory: most bytes of rows that are held in memory; more are held in a file.
-      folder: of that file; None for the system's temporary folder.
+      in_memory: largest size in bytes of the rows that are held in memory; larger rows are held in a file.
+      folder: folder of that file; None for the system's temporary folder.
 
     Attributes:
       row: shapes of one row of the current stage; between stages at full depth.
-      maps: of all stages so far, the current one last.
+      maps: the maps of all stages so far, the current one last.
     """
 
     def __init__(
@@ -80,10 +80,10 @@ class ClientBank:
         self._full_row = trait
         if algorithm.init_row is not own_traits:
             self._full_row = jax.eval_shape(lambda trait: algorithm.init_row(origin(), trait), trait)
-        # A server may be as large as the model: it is not held where no row is made from it.
+        # A server may be as large as the model: it is not kept if no row is made from it.
         self._origin = None if self.empty or algorithm.init_row is own_traits else origin
         self._full = self._bank(self._full_row)
-        # How many stages the full row of a client has passed.
+        # The number of stages that a client's full row has passed.
         self._since = np.zeros(clients, np.int32)
         self._stage: Rows | None = None
         self._enter: list[Callable[..., PyTree]] = []
@@ -142,7 +142,7 @@ class ClientBank:
             self._stage.put(positions, rows)
 
     def _at_start(self, positions: np.ndarray) -> PyTree:
-        """Full rows as of the start of the current stage; between stages, as they are."""
+        """Full rows at the beginning of the current stage; between stages, the current full rows."""
         known = self._full.stored[positions]
         rows = self._full.take(positions)
         if not known.all():
@@ -178,7 +178,7 @@ class ClientBank:
         return BankView(self._returned if full else self.take, np.flatnonzero(trained), partial(self._kinds, others))
 
     def _kinds(self, positions: np.ndarray) -> list[np.ndarray]:
-        """Clients that have not taken part, in groups of equal traits: their rows are equal."""
+        """Clients that have not taken part, in groups of equal traits, whose rows are equal."""
         leaves = [np.ascontiguousarray(leaf[positions]) for leaf in jax.tree.leaves(self._traits)]
         if not leaves or not len(positions):
             return [positions] if len(positions) else []
@@ -189,7 +189,8 @@ class ClientBank:
     # ---- checkpoints ---------------------------------------------------------------------------------------------
 
     def save(self, path: Path) -> None:
-        """Write the rows of clients that have taken part, and all clients' traits, to a file; OSError if that fails."""
+        """Write the rows of clients that have taken part, and all clients' traits, to a file; raises OSError if that
+        fails."""
         assert self._stage is not None
         save_rows(
             path, {"traits": self._trait_rows(), "since": self._since_rows(), "full": self._full, "stage": self._stage}
@@ -200,12 +201,12 @@ class ClientBank:
 
         Args:
           path: the file.
-          maps: of all stages so far; the file was saved in the last one.
+          maps: the maps of all stages so far; the file was saved in the last one.
 
         Raises:
           OSError: the file cannot be read.
           ValueError: it is damaged.
-          KeyError: it is of another algorithm.
+          KeyError: it belongs to another algorithm.
         """
         for layer_map in maps:
             self.enter(layer_map)
@@ -227,7 +228,7 @@ class ClientBank:
 
 
 def _rows_of(tree: PyTree, clients: int) -> Rows:
-    """A tree [N, ...] as rows of everyone."""
+    """A tree [N, ...] as rows of all clients."""
     rows = Rows(jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), tree), clients)
     rows.put(np.arange(clients), tree)
     return rows
@@ -247,7 +248,7 @@ def _per_row(function: Callable[..., PyTree], *shared: PyTree) -> Callable[..., 
     def of_block(trees: PyTree, some: np.ndarray) -> PyTree:
         padded = np.pad(some, (0, (1 << (len(some) - 1).bit_length()) - len(some)), "edge")
         rows = jax.tree.map(lambda leaf: leaf[padded], trees)
-        # Rows live in host memory: an accelerator may be too small for them.
+        # Rows are in host memory, because an accelerator may be too small for them.
         with jax.default_device(host_device()):
             new = jax.device_get(mapped(shared, (padded, *rows)))
         return jax.tree.map(lambda leaf: leaf[: len(some)], new)
@@ -261,7 +262,7 @@ def _per_row(function: Callable[..., PyTree], *shared: PyTree) -> Callable[..., 
 
 
 def _chosen(which: np.ndarray, rows: PyTree, others: PyTree) -> PyTree:
-    """Rows [K, ...] of the first tree where `which` bool[K] is true, else of the second."""
+    """Rows [K, ...] of the first tree where `which` bool[K] is True, else of the second."""
 
     def one(row: np.ndarray, other: np.ndarray) -> np.ndarray:
         return np.where(which.reshape(-1, *[1] * (row.ndim - 1)), row, other)

@@ -1,13 +1,13 @@
-"""One client's local training: a scan over optimiser steps, as every FedAvg-style method repeats it.
+"""One client's local training: a scan over optimiser steps, as in every FedAvg-style method.
 
-The optimiser is rebuilt in every round (its moments do not survive), the protocol of OpenFedLLM that the paper follows;
+The optimiser is rebuilt in every round (its moments are not kept), as in the protocol of OpenFedLLM that the paper follows;
 the learning rate is constant within a round.
 
-A step is run in passes: its examples are taken in the order of their lengths, a few at once, and each pass is padded to the
-shortest of a few fixed lengths that holds it. The passes' losses and gradients add up to the step's, so nothing of this
-changes what is computed beyond rounding; but examples of real text differ in length many times over, and a step padded to
+A step is run in passes: its examples are sorted by length and run a few at a time, and each pass is padded to the
+shortest of a few fixed lengths that holds it. The passes' losses and gradients add up to the step's, so the result changes
+only by rounding; but the lengths of real texts differ many times over, and a step padded to
 its longest example mostly computes padding. All clients of a chunk share the choice of a pass's length, which makes it a
-branch that is taken and not all branches that are selected from.
+branch of which only one side runs, instead of a selection that computes all.
 """
 
 from collections.abc import Callable
@@ -27,11 +27,11 @@ from devft_jax.typing import PyTree
 Batch = tuple[jax.Array, ...]
 """Tokens and mask [..., B, T]; with stored hidden states also those of the layers below the adapters [..., B, T, D]."""
 Loss = Callable[[PyTree, Batch, jax.Array, jax.Array, float], tuple[jax.Array, jax.Array]]
-"""(trained leaves, rows of a batch, their keys, the batch's completion tokens i32[], the rows' share of the step) -> (what
-is reduced f32[], the part of the mean loss that is reported f32[]); both add up over the rows of a batch."""
+"""(trained leaves, rows of a batch, their keys, the batch's completion tokens i32[], the rows' share of the step) -> (the
+loss that is minimised f32[], the part of the mean loss that is reported f32[]); both add up over the rows of a batch."""
 
 ADAMW = {"optimizer": ("adamw",)}
-"""Where adamw's own options are read."""
+"""The condition under which adamw's options are read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,11 +39,11 @@ class OptimizerOptions:
     """The optimiser that every client runs, rebuilt in every round."""
 
     optimizer: str = option("adamw", choices=("adamw", "sgd"))
-    """adamw or sgd."""
+    """Optimiser of the local steps: adamw or sgd."""
     weight_decay: float = option(0.0, at_least=0, when=ADAMW)
     """Decoupled weight decay of adamw."""
     clip_norm: float = option(1.0, at_least=0)
-    """Global norm to which a step's gradient is clipped; 0 leaves it as it is."""
+    """Global norm to which a step's gradient is clipped; 0 switches clipping off."""
     beta1: float = option(0.9, within="[0, 1)", remedy="0.9 is usual", when=ADAMW)
     """Decay of adamw's first moment."""
     beta2: float = option(0.999, within="[0, 1)", remedy="0.999 is usual", when=ADAMW)
@@ -53,7 +53,7 @@ class OptimizerOptions:
 
 
 def make_optimizer(options: OptimizerOptions, learning_rate: jax.Array | float) -> optax.GradientTransformation:
-    """The optax transform of one round at a learning rate that may be traced."""
+    """The optax transform of one round, at a learning rate that may be traced."""
     if options.optimizer == "sgd":
         rule = optax.sgd(learning_rate)
     else:
@@ -74,10 +74,10 @@ class Passes:
     """How a step's examples are run; see the module's docstring.
 
     Attributes:
-      examples: of one pass.
-      lengths: to which a pass may be padded, ascending; the last is that of the batches.
+      examples: examples of one pass.
+      lengths: lengths to which a pass may be padded, ascending; the last is that of the batches.
       axis: name of the `vmap` over the clients of a chunk, which share the choice of a length; None without one.
-      group: mesh axis of the devices that gather the base's weights together, and so must choose the same length; None where
+      group: mesh axis of the devices that gather the base's weights together, and so must choose the same length; None if
         each device has the whole base.
     """
 
@@ -87,7 +87,7 @@ class Passes:
     group: str | None = None
 
 
-# Tokens of a pass on a processor: enough to fill its matrix units, few enough for its caches.
+# Tokens of a pass on a CPU: enough to fill its matrix units, few enough for its caches.
 PASS_TOKENS = 256
 
 
@@ -97,10 +97,10 @@ def choose_passes(lengths: np.ndarray, *, batch_size: int, examples: int | None,
     Args:
       lengths: tokens of the training examples, integers [N].
       batch_size: examples of a step.
-      examples: of a pass; None chooses: all of a step on accelerators, for which large products are fast, and on a CPU as
-        many as have about `PASS_TOKENS` tokens.
-      most_lengths: how many padded lengths there may be.
-      platform: of the devices: "cpu", "gpu" or "tpu".
+      examples: examples of a pass; None chooses: all of a step on accelerators, for which large products are fast, and on a
+        CPU as many as have about `PASS_TOKENS` tokens.
+      most_lengths: largest number of padded lengths.
+      platform: platform of the devices: "cpu", "gpu" or "tpu".
     """
     if examples is None:
         examples = batch_size if platform != "cpu" else max(1, round(PASS_TOKENS / float(np.mean(lengths))))
@@ -111,9 +111,9 @@ class LocalStatistics(struct.PyTreeNode):
     """What a client reports besides its message.
 
     Attributes:
-      loss: the loss before each step, in nats per completion token, f32[S].
-      update_norm: norm of the change of all trained leaves together, f32[].
-      finite: whether every loss and every trained value is finite, bool[].
+      loss: f32[S], the loss before each step, in nats per completion token.
+      update_norm: f32[], norm of the change of all trained leaves together.
+      finite: bool[], whether every loss and every trained value is finite.
     """
 
     loss: jax.Array
@@ -122,10 +122,10 @@ class LocalStatistics(struct.PyTreeNode):
 
 
 def _keep_rows(updates: PyTree, train_rows: jax.Array) -> PyTree:
-    """Zero the updates of layers that do not learn in this stage (leaves lead with G)."""
+    """Zero the updates of layers that do not learn in this stage (leaves begin with axis G)."""
 
     def one(leaf: jax.Array) -> jax.Array:
-        # Chosen, not multiplied: zero times infinity is NaN.
+        # Selected, not multiplied: zero times infinity is NaN.
         return jnp.where(train_rows.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, 0.0)
 
     return jax.tree.map(one, updates)
@@ -139,21 +139,21 @@ def step_gradients(loss: Loss, passes: Passes, train: PyTree, batch: Batch, key:
       passes: how the step's examples are run.
       train: the trained leaves.
       batch: tokens i32[B, T], mask bool[B, T] and, where they are stored, hidden states [B, T, D].
-      key: of the step; its example b uses fold_in(key, b), in whatever pass it is run.
+      key: random key of the step; its example b uses fold_in(key, b), in whatever pass it is run.
 
     Returns:
-      The mean loss that is reported, f32[], and the gradients of the loss that is reduced.
+      The reported mean loss, f32[], and the gradients of the loss that is minimised.
     """
     mask = batch[1]
     size, length = mask.shape
     count = completion_tokens(mask)
-    # Tokens behind the last one that counts change nothing.
+    # Tokens after the last counted one change nothing.
     ends = jnp.max(jnp.where(mask, jnp.arange(1, length + 1, dtype=jnp.int32), 0), axis=-1)
     rows = (*batch, ends, jnp.arange(size, dtype=jnp.int32))
     number = -(-size // passes.examples)
     if number > 1:
         order = jnp.argsort(-ends)
-        # The last pass is filled up with rows that count nothing.
+        # The last pass is filled up with rows that do not count.
         order = jnp.concatenate([order, jnp.full(-size % passes.examples, size, order.dtype)])
         rows = jax.tree.map(lambda leaf: leaf.at[order].get(mode="fill", fill_value=0), rows)
 
@@ -202,7 +202,7 @@ def local_step(
 
     Args:
       loss: see `Loss`.
-      optimizer: the rule.
+      optimizer: the optax rule.
       train_rows: as in `local_train`.
       passes: how the step's examples are run.
       carry: trained leaves and the optimiser's state.
@@ -217,7 +217,7 @@ def local_step(
     if train_rows is None:
         updates, state = optimizer.update(gradients, state, train)
         return (optax.apply_updates(train, updates), state), value
-    # Masked before and after the optimiser: neither clipping nor weight decay may see or move a frozen row.
+    # Masked before and after the optimiser: neither clipping nor weight decay may use or change a frozen row.
     updates, state = optimizer.update(_keep_rows(gradients, train_rows), state, train)
     return (optax.apply_updates(train, _keep_rows(updates, train_rows)), state), value
 
@@ -239,11 +239,11 @@ def local_train(
       train: the leaves to optimise.
       batches: tokens i32[S, B, T], mask bool[S, B, T] and, where they are stored, hidden states [S, B, T, D].
       key: the client's key for this round; step s uses fold_in(key, s).
-      train_rows: which layers learn, bool[G], where the first axis of every leaf is the stage's layers; None for all.
+      train_rows: bool[G], which layers learn, if the first axis of every leaf is the stage's layers; None for all.
       passes: how a step's examples are run.
 
     Returns:
-      The trained leaves, and what is reported.
+      The trained leaves, and the statistics to report.
     """
 
     def step(carry: tuple[PyTree, PyTree], inputs: tuple[jax.Array, Batch]) -> tuple[tuple[PyTree, PyTree], jax.Array]:

@@ -1,9 +1,9 @@
-"""Messages between the server and a client, and their size: what is counted is what travels.
+"""Messages between the server and a client, and their size: exactly what is sent is counted.
 
-A message is a pytree. Its bytes are the sizes of its leaves in the dtype in which they travel. Clients of one cohort are
-trained together under `vmap`, so that their messages have one shape; where ranks differ between clients or rounds, smaller
-factors are padded with zeros that do not travel. Such a message says so by being `Ranked`. A part that not every round has
-is `Due` in the others. What its receiver knows of the sender beforehand, and needs to make use of the message, is `Unsent`.
+A message is a pytree. Its bytes are the sizes of its leaves in their own dtypes. Clients of one cohort train together under
+`vmap`, so their messages have one shape; if ranks differ between clients or rounds, smaller factors are padded with zeros
+that are not sent. Such a message is marked as `Ranked`. A part that is not sent in every round is marked as `Due`. What the
+receiver already knows of the sender, and needs to use the message, is marked as `Unsent`.
 """
 
 from collections.abc import Sequence
@@ -18,12 +18,12 @@ from devft_jax.typing import PyTree
 
 
 class Ranked(struct.PyTreeNode):
-    """Low-rank factors padded to a common rank, of which `rank` directions travel; the others are zero.
+    """Low-rank factors padded to a common rank, of which `rank` directions are sent; the others are zero.
 
     Attributes:
       lora: factors of rank `most` [L, in, most], [L, most, out].
-      rank: i32[], at most `most`; it travels too.
-      most: the rank that the factors are padded to.
+      rank: i32[], at most `most`; it is sent too.
+      most: the rank to which the factors are padded.
     """
 
     lora: dict[str, LoraFactors]
@@ -32,11 +32,11 @@ class Ranked(struct.PyTreeNode):
 
 
 class Due(struct.PyTreeNode):
-    """A part of a message that travels in some rounds alone, of which both sides know which; zero in the others.
+    """A part of a message that is sent only in some rounds, known to both sides; zero in the others.
 
     Attributes:
-      value: what travels.
-      due: bool[], whether it does; this does not travel.
+      value: the part.
+      due: bool[], whether it is sent; this flag itself is not sent.
     """
 
     value: PyTree
@@ -44,17 +44,17 @@ class Due(struct.PyTreeNode):
 
 
 class Unsent(struct.PyTreeNode):
-    """A part of a message's pytree that does not travel: what the receiver knows of the sender, such as its group.
+    """A part of a message's pytree that is not sent: what the receiver already knows of the sender, such as its group.
 
     Attributes:
-      value: what the receiver knows already.
+      value: what the receiver already knows.
     """
 
     value: PyTree
 
 
-def travelling_parts(message: PyTree) -> list[Any]:
-    """Leaves and `Ranked` and `Due` parts of a message, without what is `Unsent`.
+def sent_parts(message: PyTree) -> list[Any]:
+    """Leaves and `Ranked` and `Due` parts of a message, without `Unsent` parts.
 
     Args:
       message: a pytree.
@@ -68,16 +68,16 @@ def _size(leaf: Any) -> int:
 
 
 def message_bytes(message: PyTree, ranks: Sequence[int] | None = None) -> int:
-    """Bytes of one message, of arrays or their shapes.
+    """Bytes of one message, of arrays or shapes.
 
     Args:
-      message: what travels.
-      ranks: of its `Ranked` and `Due` parts in their order, as `ranks_of` gives them; without them
-        these count in full, which is the most that they can be.
+      message: the message.
+      ranks: ranks of its `Ranked` and `Due` parts in their order, as `ranks_of` returns them; without them
+        these parts count in full, an upper bound.
     """
     chosen = None if ranks is None else iter(ranks)
     total = 0
-    for part in travelling_parts(message):
+    for part in sent_parts(message):
         if isinstance(part, Ranked):
             full = sum(map(_size, jax.tree.leaves(part.lora)))
             total += full * (part.most if chosen is None else int(next(chosen))) // part.most + _size(part.rank)
@@ -89,14 +89,14 @@ def message_bytes(message: PyTree, ranks: Sequence[int] | None = None) -> int:
 
 
 def ranks_of(message: PyTree) -> tuple[jax.Array, ...]:
-    """How much of a message's parts travels, in their order; empty for a message whose shape says all.
+    """How much of a message's parts is sent, in their order; empty for a message whose shape determines its size.
 
-    The rank i32[] of a `Ranked` part, bool[] for one that is `Due` or not.
+    For a `Ranked` part its rank i32[], for a `Due` part bool[].
 
     Args:
       message: a pytree.
     """
-    sized = [part for part in travelling_parts(message) if isinstance(part, Ranked | Due)]
+    sized = [part for part in sent_parts(message) if isinstance(part, Ranked | Due)]
     return tuple(part.rank if isinstance(part, Ranked) else part.due for part in sized)
 
 

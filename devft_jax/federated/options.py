@@ -32,20 +32,20 @@ class FederatedOptions:
     """Clients, rounds and messages."""
 
     algorithm: str = "fedit"
-    """Federated algorithm: a name of `devft list`, or one of your own as package.module:name."""
+    """Federated algorithm: a name of `devft list`, or a user-defined one as package.module:name."""
     rounds: int = option(40, at_least=1, at_most=10**5, needs=[STAGES_AGREE])
     """Federated rounds of all stages together."""
     clients_per_round: int = option(2, at_least=1, at_most=10**6)
     """Participants of a round, drawn uniformly without replacement."""
     local_steps: int = option(10, at_least=1, at_most=10**6)
-    """Optimiser steps of a participant in a round."""
+    """Optimiser steps of a participant per round."""
     batch_size: int = option(16, at_least=1, at_most=10**6)
-    """Examples of an optimiser step."""
+    """Examples per optimiser step."""
     weighting: str = option("method", choices=("method", "examples", "uniform"))
-    """A message's weight: examples (the client's number of them), uniform, or method: examples, but uniform for those
-    methods whose definition is a plain mean (flasc, hetlora, fedadagrad, fedyogi, fedadam, fedex-lora)."""
+    """Weight of a message: examples (the number of its client's examples), uniform, or method: examples, but uniform for
+    methods that are defined with a plain mean (flasc, hetlora, fedadagrad, fedyogi, fedadam, fedex-lora)."""
     message_dtype: str = option("float32", choices=("float32", "bfloat16", "float16"))
-    """Precision in which messages travel, both ways: float32, bfloat16 or float16."""
+    """Precision of messages, both ways: float32, bfloat16 or float16."""
     max_nonfinite: float = execution(0.5, within="[0, 1)", remedy="0.5 is usual")
     """Share of a round's participants whose update may be NaN or infinite and is dropped; above it the run stops."""
 
@@ -61,19 +61,19 @@ class LearningRateOptions:
         choices=("constant", "cosine", "cosine-per-stage", "linear", "linear-per-stage"),
         needs=[ABOVE_FLOOR],
     )
-    """constant, or a fall by a cosine or along a line: cosine, linear (over all rounds), cosine-per-stage, linear-per-stage
-    (restarting at each stage)."""
+    """How the rate changes: constant, or decaying by a cosine or linearly: cosine, linear (over all rounds),
+    cosine-per-stage, linear-per-stage (restarting at each stage)."""
     min_learning_rate: float = option(1e-6, at_least=0, needs=[FALLING, ABOVE_FLOOR])
-    """Where a cosine or a line ends; a rate below it stays as it is."""
+    """Final rate of a cosine or linear decay; a rate below it is not changed."""
     rate_warmup_rounds: int = option(0, at_least=0)
-    """Rounds at the start, of the run or with -per-stage of each stage, in which the rate rises along a line."""
+    """Warm-up rounds at the beginning of the run, or with -per-stage of each stage, in which the rate rises linearly."""
     lengthened_rate: str = execution("schedule", choices=("schedule", "end"))
     """Rate of the rounds by which a run is lengthened: schedule (that of a run of the new length, which rises again where
-    the old one had come down) or end (where the schedule of the old length ended)."""
+    the old one had decayed) or end (the final rate of the old schedule)."""
 
 
 def validate_learning_rate(options: LearningRateOptions, stages: int | None = None) -> None:
-    """Raise `InputError` unless the rates are positive and, where the stages are known, one or one per stage."""
+    """Raise `InputError` unless the rates are positive and, if the stages are known, there is one or one per stage."""
     check_options(options)
     rates = options.learning_rate
     if stages is not None and len(rates) not in (1, stages):
@@ -90,11 +90,11 @@ def learning_rate_at(options: LearningRateOptions, stage_rounds: Sequence[int], 
         cosine      min + (rate - min) (1 + cos(pi x)) / 2
         linear      min + (rate - min) (1 - x)
 
-    The cosine is OpenFedLLM's. All of them begin at the rate itself and would reach `min` one round after the last. A
-    warm-up of as many rounds as there are, or more, rises to the end.
+    The cosine is OpenFedLLM's. All schedules begin at the rate itself and would reach `min` one round after the last. A
+    warm-up of as many rounds as there are, or more, rises until the end.
 
     Args:
-      options: of the learning rate.
+      options: options of the learning rate.
       stage_rounds: rounds of each stage.
       stage: from 0.
       round_in_stage: from 0.
@@ -107,7 +107,7 @@ def learning_rate_at(options: LearningRateOptions, stage_rounds: Sequence[int], 
     warmup, floor = options.rate_warmup_rounds, options.min_learning_rate
     if done < warmup:
         return rate * (done + 1) / (warmup + 1)
-    # Past the end of a schedule that is all warm-up, as where a run is lengthened, nothing falls.
+    # After the end of a schedule that is all warm-up, for example in a lengthened run, the rate does not decay.
     if options.schedule == "constant" or rate <= floor or total <= warmup:
         return rate
     fallen = (done - warmup) / (total - warmup)

@@ -1,4 +1,4 @@
-"""The hidden states below a stage's adapters, computed once for each example and cached while the stage lasts.
+"""The hidden states below a stage's adapters, computed once for each example and cached during the stage.
 
 A stage that runs the base's lowest layers without an adapter computes the same hidden states each time that it visits an
 example. With u the cost of a layer's forward pass per token, m such layers and v visits of each example, that costs v m u
@@ -6,7 +6,7 @@ per token; with stored states m u, and D values are read in every visit. Storing
 `worth_storing` requires two visits per example on average.
 
 The cache is one flat array [tokens, D] in the compute dtype, in the order of the examples' own tokens. Only the parts that
-are written take disk space. It is a temporary file without a name, mapped into memory: it ends with the stage or the
+are written take disk space. It is a temporary, memory-mapped file without a name: it is deleted with the stage or the
 process, and is not part of a checkpoint. Every round adds its examples. A resumed run fills the cache again, round by round
 in the same batches, and so gets the same bits.
 """
@@ -43,9 +43,9 @@ class Visits:
     """How often a stage trains on its examples.
 
     Attributes:
-      total: visits.
-      distinct: examples that are visited at all.
-      tokens: of these examples together.
+      total: number of visits.
+      distinct: number of different examples.
+      tokens: tokens of these examples together.
     """
 
     total: int
@@ -71,8 +71,8 @@ def worth_storing(visits: Visits, *, token_bytes: int, chunk_tokens: int) -> boo
     """Whether storing hidden states pays and fits.
 
     Args:
-      visits: of the stage.
-      token_bytes: of the hidden state of one token.
+      visits: the visits of the stage.
+      token_bytes: bytes of the hidden state of one token.
       chunk_tokens: tokens of one chunk on one device, padding included.
     """
     return (
@@ -86,7 +86,7 @@ def worth_storing(visits: Visits, *, token_bytes: int, chunk_tokens: int) -> boo
 def jit_states(config: ModelConfig, compute: Compute, layers: int, mesh: Mesh) -> jax.stages.Wrapped:
     """(base, tokens i32[B, T]) -> the hidden states [B, T, D] above the lowest `layers` layers."""
 
-    # Every device runs its own rows; devices that hold the base together exchange parts of it, and nothing else.
+    # Every device runs its own rows; devices that hold the base together only exchange parts of it.
     def states(base: Base, tokens: jax.Array) -> jax.Array:
         run = partial(prefix_states, config, layers=layers, compute=compute)
         specs = (partition_specs(base), OVER_DEVICES)
@@ -102,12 +102,12 @@ class PrefixCache:
       config: the model's architecture.
       compute: how the model is executed.
       examples: the training examples.
-      layers: how many of the lowest layers are run here.
+      layers: number of the lowest layers that are run here.
       rows: examples run at once, a multiple of the devices.
       buckets: padded lengths, ascending.
-      mesh: of the devices.
-      programs: where compiled programs are kept and counted.
-      folder: of the file; None for the system's temporary folder.
+      mesh: the devices.
+      programs: keeps and counts compiled programs.
+      folder: folder of the file; None for the system's temporary folder.
 
     Attributes:
       rounds: rounds of the stage whose examples have been filled in.
@@ -142,7 +142,7 @@ class PrefixCache:
         try:
             self._file: Any = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
             self._file.truncate(shape[0] * self._token_bytes)
-            # Written through the file, since a write to a mapping that finds the disk full kills the process.
+            # Written through the file, because a write to a mapping on a full disk would kill the process.
             self._stored = np.memmap(self._file, self._dtype, "r", shape=shape)
         except OSError as error:
             raise self._no_room(error) from error
@@ -154,7 +154,7 @@ class PrefixCache:
     def _no_room(self, error: OSError) -> RunError:
         where = "the system's temporary folder" if self._folder is None else str(self._folder)
         return RunError(
-            f"prefix_cache could not store hidden states in {where} ({error.strerror}); make room there, or run again with "
+            f"prefix_cache could not store hidden states in {where} ({error.strerror}); free space there, or run again with "
             "prefix_cache off."
         )
 
@@ -166,7 +166,7 @@ class PrefixCache:
           draws: every participant's examples, integers [S, B] each.
 
         Returns:
-          How many examples of each length were run.
+          The number of examples of each length that were run.
 
         Raises:
           RunError: the file cannot be written.
@@ -178,7 +178,7 @@ class PrefixCache:
         for index, tokens, _ in evaluation_batches(self._examples.take(new), self._rows, self._buckets):
             batch = jax.device_put(tokens, self._split)
             states = self._programs.call("prefix", self._states, base, batch)
-            # The device works on this batch while the host writes the one before.
+            # The device computes this batch while the host writes the previous one.
             if waiting is not None:
                 self._write(*waiting)
             real = index >= 0
@@ -202,11 +202,11 @@ class PrefixCache:
         """Stored states of examples.
 
         Args:
-          index: which examples, i64[...]; -1 for padding.
+          index: i64[...], numbers of examples; -1 for padding.
           length: T.
 
         Returns:
-          States [..., T, D], zero behind an example's end and for -1.
+          States [..., T, D], zero after an example's end and for -1.
 
         Raises:
           ValueError: an example was in no round of `fill`.

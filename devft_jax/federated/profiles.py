@@ -1,14 +1,14 @@
 """What an algorithm may know of clients before training: their instructions, without labels.
 
-An example's instruction is the mean of the frozen model's input embeddings over the tokens of its prompt, in float32 and of
-norm one, less the mean over examples. The template's words, which are in every prompt, fall out with that mean; order and
-context are not seen. What topics, languages and kinds of task differ by are their words, and of these a mean over
-embeddings keeps enough to tell groups of clients apart. Embeddings wider than `DIRECTIONS` are projected at random onto that
-many directions, which keeps distances up to a few per cent (Johnson and Lindenstrauss, 1984).
+An example's instruction is represented by the mean of the frozen model's input embeddings over the tokens of its prompt, in
+float32 and of norm one, minus the mean over examples. The template's words, which are in every prompt, cancel with that
+mean; word order and context are ignored. Topics, languages and kinds of task differ in their words, and a mean of
+embeddings keeps enough of these to distinguish groups of clients. Embeddings wider than `DIRECTIONS` are projected at random
+to that many directions, which preserves distances to a few per cent (Johnson and Lindenstrauss, 1984).
 
 k-means of a sample of examples gives clusters of instructions, and a client's histogram is the shares of its examples in
-them; k-means of the clients' mean instructions gives domains. Both follow from the data, the model's embeddings and the
-run's seed alone, and are computed only where an algorithm asks. Examples pass through memory a block at a time.
+them; k-means of the clients' mean instructions gives domains. Both depend only on the data, the model's embeddings and the
+run's seed, and are computed only if an algorithm uses them. Examples pass through memory in blocks.
 """
 
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ from devft_jax.federated.algorithm import Clients
 from devft_jax.federated.sampling import Purpose, run_key
 
 DIRECTIONS = 256
-# Examples that the clusters are fitted to; all others go to the nearest one.
+# Number of examples to which the clusters are fitted; all others are assigned to the nearest cluster.
 SAMPLE = 4096
 RESTARTS = 8
 BLOCK = 1024
@@ -38,7 +38,7 @@ def profiled_clients(data: FederatedData, embed: jax.Array, seed: int) -> Client
     Args:
       data: the clients and their examples.
       embed: the frozen model's input embeddings [V, D].
-      seed: of the run.
+      seed: seed of the run.
     """
     profiles = _Profiles(data, embed, run_key(seed, Purpose.PROFILES))
     return Clients(len(data.clients), domains=profiles.domains, histograms=profiles.histograms)
@@ -50,18 +50,18 @@ def instructions(examples: Examples, table: np.ndarray, index: np.ndarray) -> np
     Args:
       examples: tokenised examples.
       table: the embeddings of tokens, f32[V, D].
-      index: which examples, i64[n].
+      index: i64[n], numbers of the examples.
 
     Returns:
       f32[n, D]; zero for an empty prompt.
     """
     lengths, starts = examples.prompt_lengths[index], examples.starts[index]
     sums = np.zeros((len(index), table.shape[1]), np.float32)
-    # A position of all examples at a time: no copy of every token's embedding is held.
+    # One position of all examples at a time, so that no copy of every token's embedding is held.
     for position in range(int(lengths.max(initial=0))):
         longer = np.flatnonzero(lengths > position)
         sums[longer] += table[examples.tokens[starts[longer] + position]]
-    # The norm of a sum and of a mean differ by the length alone.
+    # A sum and a mean have the same direction.
     return sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), np.finfo(np.float32).tiny)
 
 
@@ -91,19 +91,19 @@ class _Profiles:
 
     @cached_property
     def _sample(self) -> np.ndarray:
-        """Instructions of examples drawn without replacement, f32[SAMPLE, ...], or of all where there are fewer."""
+        """Instructions of examples drawn without replacement, f32[SAMPLE, ...], or of all if there are fewer."""
         order = np.asarray(jax.random.permutation(self._sample_key, len(self._index)))[:SAMPLE]
         return instructions(self._data.train, self._table, self._index[np.sort(order)])
 
     def _blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Every example's instruction less the sample's mean, and its client's position, a block at a time."""
+        """Every example's instruction minus the sample's mean, and its client's index, in blocks."""
         mean = self._sample.mean(axis=0)
         for start in range(0, len(self._index), BLOCK):
             part = slice(start, start + BLOCK)
             yield instructions(self._data.train, self._table, self._index[part]) - mean, self._owner[part]
 
     def histograms(self, clusters: int) -> np.ndarray:
-        """f32[N, C]: see `Clients`. Clusters are numbered by their first example; one too many for the data stays empty."""
+        """f32[N, C]: see `Clients`. Clusters are numbered by their first example; surplus clusters are empty."""
         points = self._sample - self._sample.mean(axis=0)
         used = min(clusters, len(points))
         labels = _k_means(points, used, self._cluster_key)

@@ -1,8 +1,8 @@
-"""Who takes part in a round, and where every random draw of a run comes from.
+"""Sampling of participants, and the source of every random draw of a run.
 
-All keys are threefry and are folded from (seed, purpose, global round, client id, ...), never split in sequence, so that
-every algorithm and growth sees the same cohorts, and adding, dropping or reordering clients never changes another client's
-draw.
+All keys are threefry keys, folded from (seed, purpose, global round, client id, ...) and never split in sequence. Every
+algorithm and growth therefore has the same cohorts, and adding, removing or reordering clients never changes another
+client's draw.
 """
 
 from enum import IntEnum
@@ -17,7 +17,7 @@ MOST_PRIORITIES = 2**20
 
 
 class Purpose(IntEnum):
-    """What a key is for; folded first, so that purposes never share a stream.
+    """What a key is used for; folded first, so that purposes never share a stream.
 
     Attributes:
       INITIALISATION: of adapters and the server's state.
@@ -51,16 +51,16 @@ def _priorities_of_rounds(seed: int, round_indices: jax.Array, ids: jax.Array) -
 
 
 def sample_cohort(seed: int, round_index: int, ids: np.ndarray, size: int) -> np.ndarray:
-    """Positions i64[size] of the round's participants, ascending: uniform without replacement.
+    """Indices i64[size] of the round's participants, ascending: uniform without replacement.
 
-    Every client draws a priority of its own from (seed, round, client id) and the `size` smallest take part, so a client's
-    draw does not depend on which others exist.
+    Every client draws a priority from (seed, round, client id) and the `size` smallest take part, so a client's
+    draw does not depend on the other clients.
 
     Args:
-      seed: of the run.
+      seed: seed of the run.
       round_index: global round, counted from 0 over all stages.
-      ids: client ids, u32[N].
-      size: participants, at most N.
+      ids: u32[N], client ids.
+      size: number of participants, at most N.
     """
     return _smallest(np.asarray(_priorities(seed, jnp.uint32(round_index), jnp.asarray(ids))), ids, size)
 
@@ -70,7 +70,7 @@ def sample_cohorts(seed: int, rounds: int, ids: np.ndarray, size: int) -> list[n
     some = max(1, MOST_PRIORITIES // len(ids))
     cohorts: list[np.ndarray] = []
     for first in range(0, rounds, some):
-        # Always the same number, so that one compiled program serves all of them.
+        # Always the same number of rounds, so that one compiled program serves all calls.
         indices = jnp.arange(first, first + min(some, rounds), dtype=jnp.uint32)
         drawn = np.asarray(_priorities_of_rounds(seed, indices, jnp.asarray(ids)))
         cohorts += [_smallest(priorities, ids, size) for priorities in drawn[: rounds - first]]
@@ -78,10 +78,10 @@ def sample_cohorts(seed: int, rounds: int, ids: np.ndarray, size: int) -> list[n
 
 
 def _smallest(priorities: np.ndarray, ids: np.ndarray, size: int) -> np.ndarray:
-    """Positions of the `size` smallest priorities, ascending."""
+    """Indices of the `size` smallest priorities, ascending."""
     last = np.partition(priorities, size - 1)[size - 1]
     below, equal = np.flatnonzero(priorities < last), np.flatnonzero(priorities == last)
-    # Among equal priorities the smaller ids win.
+    # Of equal priorities the smaller id is preferred.
     equal = equal[np.argsort(ids[equal], kind="stable")][: size - len(below)]
     return np.sort(np.concatenate([below, equal]))
 
@@ -91,9 +91,9 @@ def client_keys(seed: int, round_index: jax.Array, ids: jax.Array) -> jax.Array:
     """One key per client of a round for its random draws while training (dropout).
 
     Args:
-      seed: of the run.
+      seed: seed of the run.
       round_index: global round, u32[].
-      ids: client ids, u32[C].
+      ids: u32[C], client ids.
 
     Returns:
       key[C].

@@ -1,4 +1,4 @@
-"""What the participants of a round do: who they are, which examples they draw, and what their messages weigh."""
+"""The work of a round's participants: who they are, which examples they draw, and the weights of their messages."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ class ClientWork:
     """One participant of a round.
 
     Attributes:
-      position: in the population, for the bank.
+      position: index in the population, for the bank.
       id: u32, the same in every run, for random draws.
-      weight: of its message, such as its number of examples.
-      examples: the indices of the examples that it drew, i64[S, B].
-      lengths: tokens of each example, integers [S, B].
+      weight: weight of its message, such as its number of examples.
+      examples: i64[S, B], numbers of the examples that it drew.
+      lengths: integers [S, B], tokens of each example.
     """
 
     position: int
@@ -31,12 +31,12 @@ class ClientWork:
 
 
 def round_work(algorithm: Algorithm, clients_per_round: int, local_steps: int) -> tuple[int, int]:
-    """Participants of a round, and the local steps of each.
+    """The number of participants of a round, and the local steps of each.
 
-    Where an algorithm pools the clients' examples, one participant trains the steps of all clients of the round.
+    If an algorithm pools the clients' examples, one participant trains the steps of all clients of the round.
 
     Args:
-      algorithm: says whether it pools.
+      algorithm: whether it pools examples.
       clients_per_round: as the option of that name.
       local_steps: as the option of that name.
     """
@@ -44,13 +44,14 @@ def round_work(algorithm: Algorithm, clients_per_round: int, local_steps: int) -
 
 
 class Participants(Sequence[ClientWork]):
-    """The participants of a round in their order; each one's work is computed when it is read.
+    """The participants of a round in their order; the work of each is computed when it is read.
 
-    A cohort of thousands is so drawn a few chunks at a time while earlier ones train, and is never in memory as a whole.
+    A cohort of thousands is therefore drawn a few chunks at a time while earlier ones train, and is never in memory as a
+    whole.
 
     Args:
-      positions: of the participants in the population, i64[K].
-      work: returns what the client at a position does.
+      positions: i64[K], indices of the participants in the population.
+      work: returns the work of the client with an index.
     """
 
     def __init__(self, positions: np.ndarray, work: Callable[[int], ClientWork]):
@@ -72,15 +73,15 @@ class Participants(Sequence[ClientWork]):
 
 
 class Rounds:
-    """The rounds of a run, as its seed decides them.
+    """The rounds of a run, determined by its seed.
 
     Args:
       data: the clients and their examples.
-      seed: of the run.
-      participants: of a round.
+      seed: seed of the run.
+      participants: number of participants of a round.
       steps: local steps of a participant.
       batch_size: examples of a step.
-      weighting: of a message: "examples" for the number of its client's examples, or "uniform".
+      weighting: weight of a message: "examples" for the number of its client's examples, or "uniform".
     """
 
     def __init__(
@@ -98,7 +99,7 @@ class Rounds:
         self._ids = np.array([client.id for client in data.clients], np.uint32)
 
     def members(self, round_index: int) -> Participants:
-        """The participants of a round (from 0), by position."""
+        """The participants of a round (from 0), in ascending order of index."""
         positions = sample_cohort(self.seed, round_index, self._ids, self.participants)
         return Participants(positions, lambda position: self.work(position, round_index))
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from devft_jax.federated.algorithm import Algorithm, Share
 from devft_jax.federated.algorithms import MethodConfig
-from devft_jax.federated.messages import travelling_parts
+from devft_jax.federated.messages import sent_parts
 from devft_jax.models.adapter import Adapter
 from devft_jax.models.architecture import ModelConfig
 from devft_jax.models.base import Base
@@ -99,13 +99,13 @@ def check_factory(make: Callable[[MethodConfig], Algorithm], participants: int =
     for way, message in () if case.algorithm.pools else (("down", downs), ("up", ups)):
         wide = [
             leaf.dtype
-            for leaf in jax.tree.leaves(travelling_parts(message))
+            for leaf in jax.tree.leaves(sent_parts(message))
             if jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.dtype != jnp.bfloat16
         ]
         if wide:
             raise LawError(
                 f"{case.algorithm.name} breaks the law 'Messages travel in the run's message_dtype.' One of bfloat16 has "
-                f"{wide[0]} in its message {way}; cast it by travelling or change_of."
+                f"{wide[0]} in its message {way}; cast it by in_message_dtype or change_of."
             )
 
 

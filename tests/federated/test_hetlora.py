@@ -120,7 +120,7 @@ def test_clients_have_their_ranks_in_turn():
 
 
 def test_a_rank_above_the_adapters_is_refused():
-    with pytest.raises(InputError, match=r"client_ranks 4,8,1 holds a rank above rank 4; raise rank to the largest"):
+    with pytest.raises(InputError, match=r"client_ranks 4,8,1 has a rank above rank 4; raise rank to the largest"):
         made(client_ranks=(4, 8, 1))
 
 

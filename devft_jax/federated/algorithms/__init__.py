@@ -1,7 +1,7 @@
-"""The registry: what the command line's `--algorithm` may name, and the options of them all.
+"""The package's own algorithms by name, and the options of all of them.
 
-`local-only` and `central` are controls, between which a federated algorithm should end: what clients reach without each
-other, and what could be reached if their data lay in one place.
+`local-only` and `central` are controls; the results of a federated algorithm should lie between them: what clients reach
+without each other, and what could be reached if all data were in one place.
 """
 
 from collections.abc import Callable
@@ -50,7 +50,7 @@ class MethodConfig(
     FFALoraOptions,
     FedRotLoraOptions,
 ):
-    """Everything that an algorithm is made from."""
+    """All options from which an algorithm is made."""
 
 
 ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
@@ -74,4 +74,4 @@ ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
     "local-only": local_only,
     "central": central,
 }
-"""Every algorithm that can be named; each takes the run's options of its methods, a `MethodConfig`."""
+"""The package's own algorithms by name; each is a function of the run's method options, a `MethodConfig`."""

@@ -1,7 +1,7 @@
 """C2A (Kim et al., Findings of ACL 2023): client-customised adapters from a hypernetwork that all clients share.
 
-No adapter is sent. A client receives a hypernetwork psi, which makes bottleneck adapters from the client's mixture of topics
-y_i and from each example's prompt, trains psi on its own examples and sends it back; the server takes
+No adapter is sent. A client receives a hypernetwork psi, which generates bottleneck adapters from the client's mixture of
+topics y_i and from each example's prompt, trains psi on its own examples and sends it back; the server takes
 
     psi <- sum_i w_i psi_i,    w_i = n_i / sum_j n_j over the round's participants.
 
@@ -10,21 +10,21 @@ The mathematics of psi is in `devft_jax.models.hypernetwork`. With r, c and C as
 
     8 r c + c D + 8 L + (8 C + 8) + (8 D + 8) + r D + r + D
 
-elements, and one more for the gate where there is one: 237,936 for LLaMA2-7B with the defaults, 1.4% of FedIT's at rank 32.
+elements, and one more for the gate if there is one: 237,936 for LLaMA2-7B with the defaults, 1.4% of FedIT's at rank 32.
 
-What had to be decided for language models, where the original classifies with DistilBERT:
-* y_i is the shares of the client's examples in C clusters of instructions (`Clients.histograms`), as there are no labels. It
-  is the client's own, as in the paper; the released code takes each batch's labels and never uses the client's.
-* The context is read from the prompt of one example. Over the whole sequence it would show the answer to its own first
-  tokens; over a batch, as in the released code, a result would depend on what else is scored with it. Gradients pass through
-  it.
-* A gate that begins at zero (unless `hyper_ungated`) leaves the untuned model intact. Until it has moved, in a client's
-  first step, nothing else learns, as with a of a low-rank adapter whose b is zero. The published method has none.
+Choices for language models, where the original classifies with DistilBERT:
+* y_i is the shares of the client's examples in C clusters of instructions (`Clients.histograms`), because there are no
+labels. It belongs to the client, as in the paper; the released code takes each batch's labels and never uses the client's.
+* The context is read from the prompt of one example. Over the whole sequence it would reveal the answer at its own first
+tokens; over a batch, as in the released code, a result would depend on the other examples of the batch. Gradients pass
+through it.
+* A gate that begins at zero (unless `hyper_ungated`) leaves the untuned model unchanged. Until it has moved, in a client's
+first step, nothing else learns, as with the factor a of a low-rank adapter whose b is zero. The published method has none.
 * No head is trained.
 
-What is judged is the shared hypernetwork with a flat y, as in the released code. In a submodel the layer tokens alone are
-fused and returned; all else is independent of depth. Its parts are shared by all layers, so that a growth cannot keep some
-layers from learning. It is not an adapter that other tools know: a run leaves it in its checkpoints.
+The evaluated model is the shared hypernetwork with a uniform y, as in the released code. In a submodel only the layer tokens
+are fused and returned; everything else is independent of depth. Its parts are shared by all layers, so a growth cannot
+freeze some of the layers. Other tools have no such adapter: a run keeps it in its checkpoints.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ import optax
 
 from devft_jax.developmental import LayerMap, fuse, inherit
 from devft_jax.federated.aggregation import WeightedSum, weighted
-from devft_jax.federated.algorithm import Algorithm, Participant, as_float32, travelling
+from devft_jax.federated.algorithm import Algorithm, Participant, as_float32, in_message_dtype
 from devft_jax.federated.algorithms.fedit import fedit
 from devft_jax.federated.algorithms.options import MethodOptions
 from devft_jax.models.adapter import Adapter
@@ -50,22 +50,22 @@ class C2AOptions(MethodOptions):
     """C2A's options."""
 
     hyper_rank: int = option(16, of="algorithm", at_least=1, at_most=2**16)
-    """Width r of the bottleneck adapters that the hypernetwork makes."""
+    """Width r of the bottleneck adapters that the hypernetwork generates."""
     hyper_width: int = option(32, of="algorithm", at_least=1, at_most=2**20)
     """Inner width c of the hypernetwork's factors."""
     hyper_clusters: int = option(10, of="algorithm", at_least=1, at_most=10**5)
-    """Clusters of instructions whose shares describe a client."""
+    """Number of clusters of instructions by whose shares a client is described."""
     hyper_ungated: bool = option(False, of="algorithm")
-    """Leave out the gate that begins at zero and keeps the untuned base intact at the start."""
+    """Omit the gate that begins at zero and keeps the untuned base unchanged at the beginning."""
 
 
 def c2a(config: C2AOptions) -> Algorithm:
-    """C2A as the `hyper_*` options say; those of low-rank adapters do not matter.
+    """C2A with the `hyper_*` options; options of low-rank adapters have no effect.
 
     Server: the hypernetwork. Row: {"histogram": f32[C]}, the client's shares of examples in the clusters.
 
     Args:
-      config: options of the run's methods.
+      config: the options of the run's methods.
     """
 
     def adapter(network: Hypernetwork, histogram: jax.Array) -> Adapter:
@@ -93,9 +93,9 @@ def c2a(config: C2AOptions) -> Algorithm:
         reference="Kim et al., Client-Customized Adaptation for Parameter-Efficient Federated Learning, "
         "Findings of ACL 2023",
         ignores=("rank", "alpha", "dropout", "targets"),
-        because="makes adapters by a hypernetwork, of the size that hyper_rank and hyper_width say",
+        because="generates adapters by a hypernetwork, whose size hyper_rank and hyper_width set",
         reads=("hyper_rank", "hyper_width", "hyper_clusters", "hyper_ungated"),
-        message="a hypernetwork that makes adapters, both ways",
+        message="a hypernetwork that generates adapters, both ways",
         state="clients: shares of their examples in clusters of instructions",
         init_server=lambda key, model, clients: init_hypernetwork(
             key,
@@ -106,7 +106,7 @@ def c2a(config: C2AOptions) -> Algorithm:
             clusters=config.hyper_clusters,
             gate=not config.hyper_ungated,
         ),
-        broadcast=lambda server: travelling(server, config.message_dtype),
+        broadcast=lambda server: in_message_dtype(server, config.message_dtype),
         start=start,
         adapter=adapter,
         contribution=weighted,

@@ -1,17 +1,17 @@
-"""Central training, a control: what could be reached if all clients' examples lay in one place.
+"""Central training, a control: what could be reached if all clients' examples were in one place.
 
 One participant holds the examples of all clients and takes as many optimiser steps in a round as a cohort does together,
 
     (a, b) <- K S steps of local training of (a, b) on the pool,    K clients per round, S local steps,
 
-each on a batch drawn uniformly from the pool, without replacement within the round. So it sees as many examples as FedIT
-and does as many steps, but one after the other instead of S of them in parallel K times. Its optimiser is rebuilt in every
-round, as a client's is, and the learning rates are those of the rounds: what is left to compare is where the data lies.
-A rate that suits clients whose updates are averaged may be too high for steps that nothing averages; as an upper bound,
-central training needs a rate of its own.
+each on a batch drawn uniformly from the pool, without replacement within the round. It therefore sees as many examples as
+FedIT and takes as many steps, but one after the other instead of S of them in parallel K times. Its optimiser is rebuilt in
+every round, like a client's, and the learning rates are those of the rounds, so the only difference is where the data is. A
+rate that suits clients whose updates are averaged may be too high for steps that are not averaged; as an upper bound,
+central training needs its own rate.
 
-Nothing travels. The server state is FedIT's, so that any growth works on it in the same way, and central training with
-DevFT shows what growing costs or brings without federation.
+Nothing is sent. The server state is FedIT's, so that any growth works on it in the same way; central training with DevFT
+shows what growing costs or gains without federation.
 """
 
 import dataclasses
@@ -25,10 +25,10 @@ from devft_jax.typing import PyTree
 
 
 def central(config: MethodOptions) -> Algorithm:
-    """Central training with adapters as the configuration says; `message_dtype` does not matter, as there is no message.
+    """Central training with the configured adapters; `message_dtype` has no effect, because there is no message.
 
     Args:
-      config: options of the run's methods.
+      config: the options of the run's methods.
     """
     federated = fedit(dataclasses.replace(config, message_dtype="float32"))
 
@@ -40,7 +40,7 @@ def central(config: MethodOptions) -> Algorithm:
     return dataclasses.replace(
         federated,
         name="central",
-        reference="control: all examples in one place, as many steps a round as a cohort has",
+        reference="control: all examples in one place, as many steps per round as a cohort takes",
         ignores=("weighting", "message_dtype"),
         because="sends no message",
         message="nothing",

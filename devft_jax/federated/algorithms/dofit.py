@@ -1,33 +1,33 @@
-"""DoFIT (Xu et al., NeurIPS 2024): federated averaging within domains, and a step away from each other between them.
+"""DoFIT (Xu et al., NeurIPS 2024): federated averaging within domains, and a step that separates the domains.
 
-Clients belong to domains j = 1..J, each with an adapter (a_j, b_j) of its own. Within a domain a round is FedIT's,
+Clients belong to domains j = 1..J, each with its own adapter (a_j, b_j). Within a domain a round is FedIT's,
 
     a_j <- sum_i w_i a_i,    b_j <- sum_i w_i b_i,    w_i = n_i / sum of n over the round's participants of domain j;
 
-a domain without participants keeps its adapter. Then the domains' servers meet. Every factor of every adapted layer, each a
-and each b, is a matrix X with one version X_j per domain. A domain offers the k of largest Frobenius norm; those that all
-domains offer are shared, and of a shared one, with the domains' mean M = sum_j X_j / J,
+a domain without participants keeps its adapter. Then the domains' servers exchange matrices. Every factor of every adapted
+layer, each a and each b, is a matrix X with one version X_j per domain. A domain offers the k of largest Frobenius norm;
+those that all domains offer are shared, and a shared one becomes, with the domains' mean M = sum_j X_j / J,
 
     dofit:  X_j <- X_j + c |X_j - M| / ||X_j - M||_F            (absolute value of each element)
     mean:   X_j <- M                                            (DoFIT-base)
 
-All other matrices stay. In a submodel of L_s of the L layers k is scaled by L_s / L, and is at least 1.
+All other matrices are unchanged. In a submodel of L_s of the L layers k is scaled by L_s / L, and is at least 1.
 
-In the released code domains which agree on a matrix give 0 / 0, a single domain always. Here their step is zero, also where
-they differ by no more than the rounding of a float32 mean, and one domain is FedIT. Two things follow from the formula and
-are left as they are. The step has norm c whatever the round has learned, and all its elements are positive. With J = 2 both
-domains make the same step, so that their difference never changes by it. b is zero at first, so that early on only a is
+In the released code domains with the same matrix give 0 / 0, a single domain always. Here their step is zero, also if
+they differ only by the rounding of a float32 mean, and a single domain is FedIT. Two consequences of the formula are
+kept. The step has norm c whatever the round has learned, and all its elements are positive. With J = 2 both
+domains take the same step, which therefore never changes their difference. b is zero at first, so that early on only a is
 shared.
 
-Domains are not given for instruction data: they are groups of clients with similar instructions (`Clients.domains`). All
+Instruction data has no domains: they are groups of clients with similar instructions (`Clients.domains`). All domains
 begin with the same adapter.
 
-What clients receive and send is FedIT's: a client's domain is known to the server. What the domains' servers send to each
-other, k matrices each and back those that are shared, is no client's message and is not counted. The one global model is the
+Clients receive and send the same as in FedIT: the server knows a client's domain. What the domains' servers send to each
+other, k matrices each and the shared ones back, is not a client's message and is not counted. The one global model is the
 mean of the domains' factors; a client's own model has its domain's adapter, so that `devft export --client` writes that of
-any domain, and the run's last evaluation scores each. At a stage change every domain's adapter is fused and returned by
-itself; growth sees their mean. A layer that does not learn in a stage is ranked with the others but makes no step, which
-would only disturb those that learn: what it makes of such a layer is not returned.
+any domain, and the run's last evaluation includes each. At a stage change every domain's adapter is fused and returned
+separately; growth uses their mean. A layer that does not learn in a stage is ranked with the others but takes no step, which
+would only disturb the layers that learn: a change of such a layer is not returned.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ from flax import struct
 
 from devft_jax.developmental import LayerMap
 from devft_jax.federated.adapters import adapter_of, initial_adapter, returned_adapter, stage_adapter
-from devft_jax.federated.algorithm import Algorithm, Clients, Participant, Share, as_float32, change_of, travelling
+from devft_jax.federated.algorithm import Algorithm, Clients, Participant, Share, as_float32, change_of, in_message_dtype
 from devft_jax.federated.algorithms.fedit import fedit
 from devft_jax.federated.algorithms.options import MethodOptions
 from devft_jax.federated.messages import Unsent
@@ -49,7 +49,7 @@ from devft_jax.models.architecture import ModelConfig
 from devft_jax.options import option
 from devft_jax.typing import PyTree
 
-# Relative to a matrix's norm, above the rounding of means over some hundred clients and below what a step teaches.
+# Relative to a matrix's norm; above the rounding of means over some hundred clients and below what a step changes.
 ROUNDING = 1e-5
 
 
@@ -58,17 +58,17 @@ class DoFITOptions(MethodOptions):
     """DoFIT's options."""
 
     domains: int = option(2, of="algorithm", at_least=1, at_most=10**5)
-    """Domains J into which clients are divided by their instructions."""
+    """Number J of domains into which clients are divided by their instructions."""
     domain_top: int = option(15, of="algorithm", at_least=1, at_most=10**5)
-    """How many of a domain's matrices, those of largest norm, it offers to the others, in a full-depth model."""
+    """How many of its matrices, those of largest norm, a domain offers to the others, in a full-depth model."""
     domain_step: float = option(1.0, of="algorithm", at_least=0, when={"domain_rule": ("dofit",)})
-    """Norm c of the step that a shared matrix takes away from the domains' mean."""
+    """Norm c of the step that moves a shared matrix away from the domains' mean."""
     domain_rule: str = option("dofit", of="algorithm", choices=("dofit", "mean"))
-    """What happens to a shared matrix: dofit (the step above) or mean (it becomes the domains' mean: DoFIT-base)."""
+    """Update of a shared matrix: dofit (the step above) or mean (it is replaced by the domains' mean: DoFIT-base)."""
 
 
 class Server(struct.PyTreeNode):
-    """Every domain's `a [J, L, in, r]` and `b [J, L, r, out]`, which layers learn, bool[L], and the full model's depth.
+    """Every domain's factors, which layers learn, and the full model's depth.
 
     Attributes:
       lora: factors of every domain, a [J, L, in, r] and b [J, L, r, out].
@@ -85,8 +85,8 @@ class Sums(struct.PyTreeNode):
     """Weighted sums over each domain's participants.
 
     Attributes:
-      lora: of the factors' changes, [J, L, ...].
-      weight: f32[J].
+      lora: sums of the factors' changes, [J, L, ...].
+      weight: f32[J], sums of the weights.
     """
 
     lora: dict[str, LoraFactors]
@@ -94,25 +94,25 @@ class Sums(struct.PyTreeNode):
 
 
 def _per_domain(values: jax.Array, leaf: jax.Array) -> jax.Array:
-    """`values` [J], to be multiplied with a leaf [J or 1, ...]."""
+    """`values` [J], reshaped to multiply a leaf [J or 1, ...]."""
     return values.reshape(-1, *[1] * (leaf.ndim - 1))
 
 
 def _offered(top: int, lora: dict[str, LoraFactors], layers: int) -> int:
-    """The number of matrices that a domain offers: `top` of a model of `layers` layers, in proportion for fewer."""
+    """Number of matrices that a domain offers: `top` for a model of `layers` layers, in proportion for fewer."""
     leaves = jax.tree.leaves(lora)
     depth = leaves[0].shape[1]
     return min(max(1, round(top * depth / layers)), len(leaves) * depth)
 
 
 def shared_matrices(lora: dict[str, LoraFactors], *, top: int) -> dict[str, LoraFactors]:
-    """Which matrices all domains count among their `top` largest, by squared norm: bool[L] for every leaf [J, L, ...].
+    """Matrices that are among the `top` largest of all domains, by squared norm: bool[L] for every leaf [J, L, ...].
 
     Of equal norms the one of the earlier leaf and layer counts as larger.
 
     Args:
       lora: leaves [J, L, ...].
-      top: how many matrices a domain offers.
+      top: number of matrices that a domain offers.
     """
     leaves, structure = jax.tree.flatten(lora)
     depth = leaves[0].shape[1]
@@ -126,7 +126,7 @@ def shared_matrices(lora: dict[str, LoraFactors], *, top: int) -> dict[str, Lora
 def step_between_domains(
     lora: dict[str, LoraFactors], shared: dict[str, LoraFactors], *, step: float, rule: str
 ) -> dict[str, LoraFactors]:
-    """The shared matrices after the domains' servers have met; see the module's docstring.
+    """The shared matrices after the step between domains; see the module's docstring.
 
     Args:
       lora: leaves [J, L, ...].
@@ -150,11 +150,11 @@ def step_between_domains(
 
 
 def averaged(server: Server, sums: Sums) -> dict[str, LoraFactors]:
-    """Every domain's factors after FedIT's mean of its participants' changes; those of a domain without any stay.
+    """Every domain's factors after FedIT's mean of its participants' changes; domains without participants are unchanged.
 
     Args:
-      server: before the round.
-      sums: of the round.
+      server: the server before the round.
+      sums: the sums of the round.
     """
 
     def one(total: jax.Array, old: jax.Array) -> jax.Array:
@@ -165,31 +165,31 @@ def averaged(server: Server, sums: Sums) -> dict[str, LoraFactors]:
 
 
 def submodel(server: Server, layer_map: LayerMap) -> Server:
-    """The stage's state: every domain's adapter fused by itself.
+    """The stage's state, with every domain's adapter fused separately.
 
     Args:
-      server: at full depth.
-      layer_map: of the stage.
+      server: the server at full depth.
+      layer_map: the stage's map.
     """
     stage = _renewed(server, [stage_adapter(adapter, layer_map) for adapter in _adapters(server)])
     return stage.replace(learns=jnp.asarray(layer_map.train))
 
 
 def transfer(full: Server, stage: Server, layer_map: LayerMap, mode: str) -> Server:
-    """The state at full depth after a stage: every domain's adapter returned by itself.
+    """The state at full depth after a stage, with every domain's adapter returned separately.
 
     Args:
-      full: at full depth before the stage.
-      stage: after its training.
-      layer_map: of the stage.
-      mode: of `inherit`.
+      full: the server at full depth before the stage.
+      stage: the stage's server after training.
+      layer_map: the stage's map.
+      mode: mode of `inherit`.
     """
     pairs = zip(_adapters(full), _adapters(stage), strict=True)
     return _renewed(full, [returned_adapter(old, new, layer_map, mode) for old, new in pairs])
 
 
 def _adapters(server: Server) -> list[Adapter]:
-    """One for each domain; scale and dropout play no part where layers are fused."""
+    """One adapter per domain; scale and dropout have no effect on fusion."""
     domains = jax.tree.leaves(server.lora)[0].shape[0]
     parts = [jax.tree.map(lambda leaf, which=domain: leaf[which], server.lora) for domain in range(domains)]
     return [Adapter(lora=lora, scale=jnp.float32(1.0)) for lora in parts]
@@ -200,10 +200,10 @@ def _renewed(server: Server, adapters: list[Adapter]) -> Server:
 
 
 def dofit(config: DoFITOptions) -> Algorithm:
-    """DoFIT with adapters as the configuration says. Row: the client's domain, {"domain": i32[]}.
+    """DoFIT with the configured adapters. Row: the client's domain, {"domain": i32[]}.
 
     Args:
-      config: options of the run's methods.
+      config: the options of the run's methods.
     """
 
     def init_server(key: jax.Array, model: ModelConfig, clients: Clients) -> Server:
@@ -245,7 +245,7 @@ def dofit(config: DoFITOptions) -> Algorithm:
         message="a and b of every adapted layer, both ways",
         state="server: an adapter for each domain; clients: their domain",
         init_server=init_server,
-        broadcast=lambda server: travelling(server.lora, config.message_dtype),
+        broadcast=lambda server: in_message_dtype(server.lora, config.message_dtype),
         address=lambda down, row: jax.tree.map(lambda leaf: leaf[row["domain"]], down),
         finish=finish,
         contribution=contribution,

@@ -5,20 +5,21 @@ With the singular value decomposition W = U S V^T of every adapted weight, its f
 
     a_0 = U_r (S_r / s)^(1/2),    b_0 = (S_r / s)^(1/2) V_r^T,    W_res = W - s a_0 b_0,
 
-clients start at (a_0, b_0) beside the frozen W_res, so that the model is the base at the start, whatever alpha; then FedIT.
-The sign of each triplet is fixed by its largest entry of U being positive. A weight of lower rank than r has directions of
-no size; these begin as LoRA's do, b at zero beside an a that is not, since zero in both factors they could never learn.
+clients start at (a_0, b_0) beside the frozen W_res, so that the model equals the base at first, whatever alpha; the rest is
+FedIT. The sign of each triplet is chosen so that its largest entry of U is positive. A weight of lower rank than r has
+directions with singular value zero; these begin like LoRA's, with b = 0 and a nonzero, because with two zero factors they
+could never learn.
 
-Every client decomposes the same weights, so that (a_0, b_0) does not travel. What does are a - a_0 and b - b_0, of the size
-of FedIT's message: in half precision, rounding a_0 itself would disturb the model more than a round teaches it. W_res is
-kept as W as it is stored, packed or not, and a float32 correction beside it.
+Every client decomposes the same weights, so (a_0, b_0) is not sent. What is sent are a - a_0 and b - b_0, of the size
+of FedIT's message: in half precision, rounding a_0 itself would change the model more than a round does. W_res is
+represented by W as it is stored, packed or not, and a float32 correction beside it.
 
-No code of the authors was found; the formulas are theirs as others report them, with s taken out of the factors, which for
-s = 1 makes no difference.
+No code of the authors was found; the formulas are theirs as reported by others, with s taken out of the factors, which
+makes no difference for s = 1.
 
-With a growth, each stage decomposes its own frozen weights, and what returns to the layers of a group is the learned part
-s (a b - a_0 b_0) alone, as a dense correction: a b itself would put the principal directions of the stage's weight into
-every one of them. The decomposition and what a full-depth stage needs of earlier ones, the factors with which they ended,
+With a growth, each stage decomposes its own frozen weights, and only the learned part s (a b - a_0 b_0) returns to the
+layers of a group, as a dense correction: a b itself would put the principal directions of the stage's weight into
+each of them. The decomposition, and what a full-depth stage needs of earlier ones (their final factors),
 are not counted as messages.
 """
 
@@ -35,7 +36,7 @@ from devft_jax.developmental import LayerMap, fuse, inherit
 from devft_jax.errors import InputError
 from devft_jax.federated.adapters import adapter_of, initial_adapter, probe
 from devft_jax.federated.aggregation import WeightedSum, best_factors_of_layer, product
-from devft_jax.federated.algorithm import Algorithm, Clients, Participant, as_float32, change_of, travelling
+from devft_jax.federated.algorithm import Algorithm, Clients, Participant, as_float32, change_of, in_message_dtype
 from devft_jax.federated.algorithms.fedit import fedit, mean_change
 from devft_jax.federated.algorithms.options import MethodOptions
 from devft_jax.federated.corrections import no_delta
@@ -50,12 +51,12 @@ from devft_jax.typing import PyTree
 class Server(struct.PyTreeNode):
     """The factors and the dense correction.
 
-    At full depth between stages both pairs of factors are zero and `delta` is all that was learned.
+    At full depth between stages both pairs of factors are zero and `delta` has everything that was learned.
 
     Attributes:
-      change: of the factors since the stage's beginning.
-      initial: the factors then.
-      delta: W_res - W with what earlier stages learned in it, {projection: f32[G, in, out]}.
+      change: change of the factors since the beginning of the stage.
+      initial: the factors at that time.
+      delta: W_res - W plus what earlier stages learned, {projection: f32[G, in, out]}.
     """
 
     change: dict[str, LoraFactors]
@@ -64,17 +65,17 @@ class Server(struct.PyTreeNode):
 
     @property
     def lora(self) -> dict[str, LoraFactors]:
-        """The factors as they are now."""
+        """The current factors."""
         return jax.tree.map(jnp.add, self.initial, self.change)
 
 
 @functools.partial(jax.jit, static_argnames=("rank", "scale"))
 def principal_factors(weights: Any, delta: jax.Array, rank: int, scale: float) -> LoraFactors:
-    """a_0 and b_0 of weights with a correction; one layer after the other.
+    """a_0 and b_0 of weights with a correction, computed layer by layer.
 
     Args:
       weights: [L, in, out], floats or packed.
-      delta: f32[L, in, out], their correction.
+      delta: f32[L, in, out], the weights' correction.
       rank: r.
       scale: s.
     """
@@ -87,23 +88,23 @@ def principal_factors(weights: Any, delta: jax.Array, rank: int, scale: float) -
 
 
 def _check_rank(rank: int, model: ModelConfig, adapter: Adapter) -> None:
-    """Raise `InputError` where a projection has fewer singular values than the rank."""
+    """Raise `InputError` if a projection has fewer singular values than the rank."""
     for name in adapter.lora:
         most = min(model.projection_shape(name))
         if rank > most:
             raise InputError(
-                f"rank {rank} exceeds the {most} singular values of projection '{name}', of which federa begins with the "
+                f"rank {rank} exceeds the {most} singular values of projection '{name}', of which federa uses the "
                 "largest; lower the rank."
             )
 
 
 def federa(config: MethodOptions) -> Algorithm:
-    """FeDeRA with adapters as the configuration says.
+    """FeDeRA with the configured adapters.
 
-    `message_dtype` is the dtype in which the factors' changes travel.
+    `message_dtype` is the dtype of the factors' changes in messages.
 
     Args:
-      config: options of the run's methods.
+      config: the options of the run's methods.
     """
     averaging = fedit(config)
     scale = lora_scale(config)
@@ -152,7 +153,7 @@ def federa(config: MethodOptions) -> Algorithm:
         message="a and b of every adapted layer as changes since the stage's beginning, both ways",
         state="server and clients: a dense correction of every adapted weight",
         init_server=init_server,
-        broadcast=lambda server: travelling(server.change, config.message_dtype),
+        broadcast=lambda server: in_message_dtype(server.change, config.message_dtype),
         start=start,
         adapter=lambda train, frozen: adapter_of(train, config, frozen),
         finish=finish,

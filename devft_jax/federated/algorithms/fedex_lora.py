@@ -1,5 +1,5 @@
 """FedEx-LoRA (Singhal et al., FedEx-LoRA: Exact Aggregation for Federated and Efficient Fine-Tuning of Large Language
-Models, ACL 2025): FedIT whose aggregation error is added to the frozen weights.
+Models, ACL 2025): FedIT with its aggregation error added to the frozen weights.
 
 With a_m, b_m the means over a round's K participants, and C their covariance,
 
@@ -10,19 +10,20 @@ the server takes a <- a_m, b <- b_m, and W + D is corrected by D <- D + s C: the
 
     C = sum_{i < K} w_i (a_i - a_m)(b_i - b_K).
 
-The downlink is (a, b) and the residual s C of the round before, as these factors or dense, whichever is smaller for the
-projection's shape. It adds to what clients have, so that one who sat out rounds needs every residual that it missed. The
-first round of a run has none, nor has the first of a stage that fuses layers. Means are uniform, as in the authors' code.
+The downlink is (a, b) and the residual s C of the previous round, as these factors or dense, whichever is smaller for the
+projection's shape. The residual is an increment of what clients have, so a client that missed rounds needs every residual of
+them. The first round of a run has none, nor has the first of a stage that fuses layers. Means are uniform, as in the
+authors' code.
 
-The aggregation is exact in float32 messages. In 16 bits the residual is rounded, and it belongs to the factors from which
-the clients began, (a, b) rounded, while the server adds the mean of their changes to (a, b) itself.
+The aggregation is exact with float32 messages. In 16 bits the residual is rounded, and it belongs to the factors from which
+the clients started, the rounded (a, b), while the server adds the mean of their changes to (a, b) itself.
 
-That code adds the residual transposed, which is right for weights stored [in, out] and wrong for the others, unseen where
-these are square. The authors change the weights themselves; here D stays in float32 beside them, since packing them anew
-would lose what is small against their precision.
+That code adds the residual transposed, which is right for weights stored [in, out] and wrong for the others, but unnoticed
+if these are square. The authors change the weights themselves; here D stays in float32 beside them, because repacking the
+weights would lose changes that are small relative to their precision.
 
-With a growth, a and b are carried over layers like FedIT's; D is fused like the layers that it corrects, and each of them
-gets back what the stage added.
+With a growth, a and b are mapped over layers like FedIT's; D is fused like the layers that it corrects, and each of them
+gets the change of the stage back.
 """
 
 import jax
@@ -33,7 +34,7 @@ from flax import struct
 from devft_jax.developmental import LayerMap
 from devft_jax.federated.adapters import adapter_of, initial_adapter, returned_adapter, stage_adapter
 from devft_jax.federated.aggregation import Slots, in_slot, product, stacked, zero_factors
-from devft_jax.federated.algorithm import Algorithm, Clients, Participant, as_float32, change_of, travelling
+from devft_jax.federated.algorithm import Algorithm, Clients, Participant, as_float32, change_of, in_message_dtype
 from devft_jax.federated.algorithms.options import MethodOptions
 from devft_jax.federated.corrections import (
     Correction,
@@ -54,9 +55,9 @@ class Server(struct.PyTreeNode):
     """The state.
 
     Attributes:
-      adapter: of the means.
+      adapter: the adapter of the means.
       correction: its increment is the last residual; there is none with one participant.
-      due: bool[], whether there is a residual that has not travelled yet.
+      due: bool[], whether there is a residual that has not been sent yet.
     """
 
     adapter: Adapter
@@ -65,9 +66,9 @@ class Server(struct.PyTreeNode):
 
 
 def covariance(factors: LoraFactors, shares: jax.Array) -> LoraFactors:
-    """C of clients' factors, or of their changes, in its factors of rank (K - 1) r.
+    """C of clients' factors, or of their changes, as factors of rank (K - 1) r.
 
-    The last client's own term is left out. It is zero because of b_K - b_K, or, if its slot is empty, because of w_K.
+    The last client's own term is left out. It is zero because b_K - b_K is, or, if its slot is empty, because w_K is.
 
     Args:
       factors: [K, L, in, r], [K, L, r, out].
@@ -84,15 +85,15 @@ def dense_is_smaller(fan_in: int, fan_out: int, width: int) -> bool:
     """Whether a matrix [in, out] has fewer elements than its factors of rank `width`.
 
     Args:
-      fan_in: in.
-      fan_out: out.
+      fan_in: inputs of the weight.
+      fan_out: outputs of the weight.
       width: the rank.
     """
     return fan_in * fan_out < width * (fan_in + fan_out)
 
 
 def no_residual(shape: tuple[int, ...], width: int) -> LoraFactors | jax.Array:
-    """The residual before the first round, zero, in the form in which residuals travel.
+    """The residual before the first round, zero, in the form in which residuals are sent.
 
     Args:
       shape: (L, in, out) of the projection.
@@ -131,11 +132,11 @@ def residual_norm(increment: dict[str, LoraFactors | jax.Array]) -> jax.Array:
 
 
 def submodel(full: Server, layer_map: LayerMap) -> Server:
-    """The stage's state: the last residual goes on travelling where the stage's layers are the model's own.
+    """The stage's state: the last residual is still sent if the stage's layers are the model's own.
 
     Args:
-      full: at full depth.
-      layer_map: of the stage.
+      full: the server at full depth.
+      layer_map: the stage's map.
     """
     due = full.due if keeps_increment(layer_map) else jnp.zeros_like(full.due)
     return Server(stage_adapter(full.adapter, layer_map), stage_correction(full.correction, layer_map), due)
@@ -145,22 +146,22 @@ def transfer(full: Server, stage: Server, layer_map: LayerMap, mode: str) -> Ser
     """The state at full depth after a stage.
 
     Args:
-      full: at full depth before the stage.
-      stage: after its training.
-      layer_map: of the stage.
-      mode: of `inherit`.
+      full: the server at full depth before the stage.
+      stage: the stage's server after training.
+      layer_map: the stage's map.
+      mode: mode of `inherit`.
     """
     adapter = returned_adapter(full.adapter, stage.adapter, layer_map, mode)
     return Server(adapter, returned_correction(full.correction, stage.correction, layer_map), stage.due)
 
 
 def fedex_lora(config: MethodOptions) -> Algorithm:
-    """FedEx-LoRA with adapters as the configuration says.
+    """FedEx-LoRA with the configured adapters.
 
-    `message_dtype` is the dtype in which factors and residual travel. K is `clients_per_round`.
+    `message_dtype` is the dtype of factors and residual in messages. K is `clients_per_round`.
 
     Args:
-      config: options of the run's methods.
+      config: the options of the run's methods.
     """
     slots, scale = config.clients_per_round, lora_scale(config)
 
@@ -169,10 +170,10 @@ def fedex_lora(config: MethodOptions) -> Algorithm:
         delta = no_delta(model, tuple(adapter.lora))
         width = (slots - 1) * config.rank
         increment = {name: no_residual(leaf.shape, width) for name, leaf in delta.items()} if slots > 1 else {}
-        return Server(adapter, Correction(delta, travelling(increment, config.message_dtype)), jnp.zeros((), bool))
+        return Server(adapter, Correction(delta, in_message_dtype(increment, config.message_dtype)), jnp.zeros((), bool))
 
     def broadcast(server: Server) -> PyTree:
-        lora = travelling(server.adapter.lora, config.message_dtype)
+        lora = in_message_dtype(server.adapter.lora, config.message_dtype)
         return lora, Due(server.correction.increment, server.due)
 
     def start(participant: Participant) -> tuple[PyTree, PyTree]:
@@ -187,7 +188,7 @@ def fedex_lora(config: MethodOptions) -> Algorithm:
         change = jax.tree.map(lambda leaf: jnp.tensordot(shares, leaf, 1, precision="highest"), clients)
         lora = optax.tree.add(server.adapter.lora, change)
         increment = {name: residual(factors, shares, scale) for name, factors in clients.items()} if slots > 1 else {}
-        increment = travelling(increment, config.message_dtype)
+        increment = in_message_dtype(increment, config.message_dtype)
         metrics = {"update_norm": optax.tree.norm(change), "residual_norm": residual_norm(increment)}
         correction = server.correction.followed_by(increment)
         return Server(server.adapter.replace(lora=lora), correction, jnp.ones_like(server.due)), metrics

@@ -4,15 +4,15 @@ Every participant i starts from the global (a, b), trains both on its own exampl
 
     a <- sum_i w_i a_i,    b <- sum_i w_i b_i,    w_i = n_i / sum_j n_j over the round's participants,
 
-where a_i and b_i travel as their differences from the global ones.
+where a_i and b_i are sent as their differences from the global ones.
 
 The mean of products is not the product of means: with a_m, b_m the weighted means,
 
     sum_i w_i a_i b_i - a_m b_m = sum_i w_i (a_i - a_m)(b_i - b_m).
 
-The share of that error in the mean product is reported every round. Its Frobenius norms are estimated from
-a few fixed Gaussian vectors x per projection (`probe`), and of the differences, since a shift that all clients share changes
-no covariance.
+The relative size of that error in the mean product is reported every round. Its Frobenius norms are estimated from
+a few fixed Gaussian vectors x per projection (`probe`), and from the differences, because a shift that all clients share
+does not change the covariance.
 """
 
 import jax
@@ -21,30 +21,30 @@ import optax
 
 from devft_jax.federated.adapters import adapter_of, initial_adapter, probe, returned_adapter, stage_adapter
 from devft_jax.federated.aggregation import WeightedSum, weighted
-from devft_jax.federated.algorithm import Algorithm, Participant, Share, as_float32, change_of, travelling
+from devft_jax.federated.algorithm import Algorithm, Participant, Share, as_float32, change_of, in_message_dtype
 from devft_jax.federated.algorithms.options import MethodOptions
 from devft_jax.models.adapter import Adapter, LoraFactors
 from devft_jax.typing import PyTree
 
 
 def mean_change(sums: WeightedSum) -> tuple[dict[str, LoraFactors], dict[str, jax.Array]]:
-    """The clients' mean change of the factors, and the probed covariance that the product of means lacks.
+    """The clients' mean change of the factors, and the probed covariance that the product of means does not contain.
 
     Args:
-      sums: of the factors' changes and of what they give for the probes, [G, PROBES, out], as FedIT's contributions.
+      sums: of the factors' changes and their products with the probes, [G, PROBES, out], as in FedIT's contributions.
     """
     change, probed = sums.mean()
     return change, jax.tree.map(jnp.subtract, probed, probe(change))
 
 
 def fedit(config: MethodOptions) -> Algorithm:
-    """FedIT with adapters as the configuration says.
+    """FedIT with the configured adapters.
 
-    `message_dtype` is the dtype in which factors travel both ways; they train and accumulate in float32. Scale and dropout
-    are known to everyone beforehand and are no part of a message.
+    `message_dtype` is the dtype of factors in messages, both ways; they train and accumulate in float32. Scale and dropout
+    are known to everyone in advance and are not part of a message.
 
     Args:
-      config: options of the run's methods.
+      config: the options of the run's methods.
     """
 
     def start(participant: Participant) -> tuple[PyTree, PyTree]:
@@ -73,7 +73,7 @@ def fedit(config: MethodOptions) -> Algorithm:
         message="a and b of every adapted layer, both ways",
         state="none",
         init_server=lambda key, model, clients: initial_adapter(key, model, config),
-        broadcast=lambda server: travelling(server.lora, config.message_dtype),
+        broadcast=lambda server: in_message_dtype(server.lora, config.message_dtype),
         start=start,
         adapter=lambda train, frozen: adapter_of(train, config),
         finish=finish,

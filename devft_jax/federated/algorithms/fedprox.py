@@ -1,17 +1,17 @@
-"""FedProx (Li et al., MLSys 2020): FedIT whose clients are held to where the round began.
+"""FedProx (Li et al., MLSys 2020): FedIT whose clients are kept close to the round's starting point.
 
-Every participant i starts from the global adapter x = (a, b) and reduces
+Every participant i starts from the global adapter x = (a, b) and minimises
 
     f_i(x_i) + (mu / 2) ||x_i - x||^2,    mu = `prox_mu`,
 
-over all entries of both factors; messages and the server's mean are FedIT's, and mu = 0 is FedIT. The loss that is reported
-is f_i alone.
+over all entries of both factors; messages and the server's mean are FedIT's, and mu = 0 is FedIT. The reported loss is f_i
+alone.
 
-The term's gradient mu (x_i - x) joins that of f_i before the run's optimiser, as OpenFedLLM has it. Under AdamW it passes
-through the preconditioner, so that mu is not the proximal weight of the paper's analysis; with its usual 0.01 and a few
+The term's gradient mu (x_i - x) is added to that of f_i before the run's optimiser, as in OpenFedLLM. With AdamW it passes
+through the preconditioner, so mu is not the proximal weight of the paper's analysis; with its usual 0.01 and a few
 local steps it changes little.
 
-There is no state, so that a stage is FedIT's; a layer that does not learn stays where it is and adds nothing to the term.
+There is no state, so a stage is FedIT's; a layer that does not learn is unchanged and adds nothing to the term.
 """
 
 import dataclasses
@@ -36,10 +36,10 @@ class FedProxOptions(MethodOptions):
 
 
 def fedprox(config: FedProxOptions) -> Algorithm:
-    """FedProx with adapters and `prox_mu` as the configuration says.
+    """FedProx with the configured adapters and `prox_mu`.
 
     Args:
-      config: options of the run's methods.
+      config: the options of the run's methods.
     """
     federated = fedit(config)
 

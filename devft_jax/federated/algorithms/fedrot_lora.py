@@ -1,32 +1,32 @@
 """FedRot-LoRA (Zhang et al., FedRot-LoRA: Mitigating Rotational Misalignment in Federated LoRA, ICML 2026).
 
-(a R)(R^T b) = a b for any orthogonal R [r, r], so that clients may end with factors that differ by a rotation and cancel in
+(a R)(R^T b) = a b for any orthogonal R [r, r], so clients may end with factors that differ by a rotation and cancel in
 the mean. Before a client sends its factors, it rotates those of every layer and projection towards the ones that it
-received, a_ref and b_ref, aligning one factor in odd rounds and the other in even ones:
+received, a_ref and b_ref, aligning one factor in odd rounds and the other in even rounds:
 
     odd    a_i^T a_ref = U S V^T    R = U V^T minimises ||a_i R - a_ref||
     even   b_i b_ref^T = U S V^T    R = U V^T minimises ||R^T b_i - b_ref||
 
-R is to be a rotation: where U V^T is a reflection, the direction of the least singular value is turned round. A full
-rotation is too much; with lambda (`rotation`),
+R must be a rotation: if U V^T is a reflection, the direction of the least singular value is reversed. A full rotation is too
+much; with lambda (`rotation`),
 
     R_lambda = the rotation nearest to (1 - lambda) I + lambda R,
 
-is uploaded (a_i R_lambda, R_lambda^T b_i), and the server averages as FedIT does. lambda = 0 is FedIT. Rounds are counted
-from 0 at the beginning of each stage. A reference that is zero, as b is in the first round, is nothing to turn to.
+the client sends (a_i R_lambda, R_lambda^T b_i), and the server averages as FedIT does. lambda = 0 is FedIT. Rounds are
+counted from 0 at the beginning of each stage. A reference that is zero, like b in the first round, gives no rotation.
 
-That order is the one of the authors' code: were a reflection mixed with I first, half of the way would be a singular matrix.
-The mixture of I with a rotation has no negative determinant, so that the nearest orthogonal matrix, which they take, is a
-rotation. Where the singular values leave R open (a reference of lower rank), theirs depends on their decomposition, here on
-how `nearest_rotation` goes, which keeps what it need not turn.
+This order is that of the authors' code: if a reflection were mixed with I first, the mixture could be a singular matrix.
+The mixture of I with a rotation has no negative determinant, so the nearest orthogonal matrix, which they take, is a
+rotation. If the singular values do not determine R (a reference of lower rank), theirs depends on their decomposition, ours
+on `nearest_rotation`, which rotates as little as necessary.
 
-The authors' released configuration has a lambda beyond 1, which selects a variant that adds lambda I to a_i^T a_ref; it is
-below the results that they report, of lambda 0.4 to 0.6. Their framework weighs a message by the examples that the client
-processed in the round, which is `weighting` uniform where all clients take equally many steps; by default the weight is
+The authors' released configuration has a lambda above 1, which selects a variant that adds lambda I to a_i^T a_ref; its
+results are below those that they report for lambda 0.4 to 0.6. Their framework weights a message by the examples that the
+client processed in the round, which is `weighting` uniform if all clients take equally many steps; by default the weight is
 the size of the client's data, as in FedIT.
 
-The round's number is known to everyone, so that messages are FedIT's. With a growth, the adapter is carried over layers
-like FedIT's, and the count starts anew.
+The round's number is known to everyone, so messages are FedIT's. With a growth, the adapter is mapped over layers
+like FedIT's, and the count restarts.
 """
 
 import dataclasses
@@ -53,15 +53,15 @@ class FedRotLoraOptions(MethodOptions):
     """FedRot-LoRA's options."""
 
     rotation: float = option(0.5, of="algorithm", within="[0, 1]", remedy="0.5 is usual")
-    """How far a client rotates its factors towards the round's, from 0 (not at all) to 1."""
+    """How far a client rotates its factors towards the round's, from 0 (not at all) to 1 (fully)."""
 
 
 class Server(struct.PyTreeNode):
     """The state.
 
     Attributes:
-      adapter: FedIT's.
-      age: rounds of the stage so far, i32[].
+      adapter: FedIT's adapter.
+      age: i32[], rounds of the stage so far.
     """
 
     adapter: Adapter
@@ -69,12 +69,12 @@ class Server(struct.PyTreeNode):
 
 
 def towards(factors: LoraFactors, reference: LoraFactors, age: jax.Array, share: float) -> LoraFactors:
-    """A client's factors [G, ...] rotated towards the round's reference; their product stays the same.
+    """A client's factors [G, ...] rotated towards the round's reference; their product does not change.
 
     Args:
-      factors: the client's, [G, ...].
-      reference: those that it received.
-      age: rounds of the stage so far, i32[].
+      factors: the client's factors, [G, ...].
+      reference: the factors that it received.
+      age: i32[], rounds of the stage so far.
       share: lambda.
     """
     of_a = jnp.einsum("gir,gis->grs", factors.a, reference.a, precision="highest")
@@ -89,10 +89,10 @@ def towards(factors: LoraFactors, reference: LoraFactors, age: jax.Array, share:
 
 
 def fedrot_lora(config: FedRotLoraOptions) -> Algorithm:
-    """FedRot-LoRA with adapters as the configuration says; messages as FedIT's.
+    """FedRot-LoRA with the configured adapters; messages are FedIT's.
 
     Args:
-      config: options of the run's methods.
+      config: the options of the run's methods.
     """
     averaging = fedit(config)
 

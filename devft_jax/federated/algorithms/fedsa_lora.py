@@ -1,26 +1,26 @@
 """FedSA-LoRA (Guo et al., Selective Aggregation for Low-Rank Adaptation in Federated Learning, ICLR 2025).
 
-The factor a, which touches the input, is common to all clients; every client i keeps a b_i of its own:
+The factor a, which multiplies the input, is common to all clients; every client i keeps its own b_i:
 
     (a_i, b_i) <- local training from (a, b_i),    a <- sum_i w_i a_i.
 
-Only a travels. A client's b_i begins at zero and stays as the client left it until the client is sampled again.
+Only a is sent. A client's b_i begins at zero and is unchanged between the rounds in which the client takes part.
 
-What is judged are the personal models (a, b_i), every one on the same held-out data, and their consensus: with one a for
+The evaluated models are the personal models (a, b_i), all on the same held-out data, and their consensus: with one a for
 all, the mean of the personal models' weights is
 
     mean_i (W + s a b_i) = W + s a mean_i b_i,
 
-the mean being over the clients that have trained so far. It is one adapter of the common rank.
+where the mean is over the clients that have trained so far. It is one adapter of the common rank.
 
-The authors' configuration files let the server and all clients share one model object, in which b is then one and the
-same, trained by the clients in turn; what is implemented is the paper. Their framework weighs a message by the examples
-that the client processed in the round. All clients take equally many steps here, so that this is `weighting` uniform; by
+In the authors' configuration files the server and all clients share one model object, so that all use the same b,
+trained by the clients in turn; implemented is the method of the paper. Their framework weights a message by the examples
+that the client processed in the round. All clients take equally many steps here, so this is `weighting` uniform; by
 default the weight is the size of the client's data, as in FedIT.
 
-With a growth, each client's b_i is carried over layers as LoRA is, while the server groups layers by the base and a alone,
-since it knows no b_i. Factors are fused as they are, never rotated towards each other first: the rotation of a would have
-to be applied to every client's b_i.
+With a growth, each client's b_i is mapped over layers like other LoRA factors, while the server groups layers by the base
+and a only, because it does not know any b_i. Factors are not rotated towards each other before they are fused: the rotation
+of a would have to be applied to every client's b_i.
 """
 
 import jax
@@ -32,7 +32,7 @@ from flax import struct
 from devft_jax.developmental import LayerMap, fuse, inherit
 from devft_jax.federated.adapters import adapter_of, both_factors, initial_adapter, one_factor, returned_adapter
 from devft_jax.federated.aggregation import WeightedSum, weighted
-from devft_jax.federated.algorithm import Algorithm, Participant, as_float32, change_of, travelling
+from devft_jax.federated.algorithm import Algorithm, Participant, as_float32, change_of, in_message_dtype
 from devft_jax.federated.algorithms.options import MethodOptions
 from devft_jax.models.adapter import Adapter
 from devft_jax.typing import PyTree
@@ -43,7 +43,7 @@ class Row(struct.PyTreeNode):
 
     Attributes:
       b: {projection: f32[G, r, out]}.
-      seen: whether it has been in training, bool[].
+      seen: bool[], whether it has trained.
     """
 
     b: dict[str, jax.Array]
@@ -51,12 +51,12 @@ class Row(struct.PyTreeNode):
 
 
 def fedsa_lora(config: MethodOptions) -> Algorithm:
-    """FedSA-LoRA with adapters as the configuration says; `message_dtype` is the dtype in which a travels.
+    """FedSA-LoRA with the configured adapters; `message_dtype` is the dtype of a in messages.
 
-    Server: an adapter with the common a and a b of zero, which it never learns.
+    Server: an adapter with the common a, and a b of zero, which it never learns.
 
     Args:
-      config: options of the run's methods.
+      config: the options of the run's methods.
     """
 
     def start(participant: Participant) -> tuple[PyTree, PyTree]:
@@ -83,7 +83,7 @@ def fedsa_lora(config: MethodOptions) -> Algorithm:
 
     def consensus(server: Adapter, bank: Row) -> Adapter:
         seen = np.asarray(bank.seen)
-        # Before anyone has trained, every b is zero and so is their mean.
+        # Before any client has trained, every b is zero and so is their mean.
         trained = np.flatnonzero(seen) if seen.any() else np.arange(len(seen))
         mean = jax.tree.map(lambda leaf: jnp.asarray(np.mean(np.asarray(leaf)[trained], axis=0)), bank.b)
         return server.replace(lora=both_factors(one_factor(server.lora, "a"), mean))
@@ -94,7 +94,7 @@ def fedsa_lora(config: MethodOptions) -> Algorithm:
         message="a of every adapted layer, both ways",
         state="clients: their own b",
         init_server=lambda key, model, clients: initial_adapter(key, model, config),
-        broadcast=lambda server: travelling(one_factor(server.lora, "a"), config.message_dtype),
+        broadcast=lambda server: in_message_dtype(one_factor(server.lora, "a"), config.message_dtype),
         start=start,
         adapter=lambda train, frozen: adapter_of(train, config),
         finish=finish,

@@ -1,16 +1,16 @@
 """FFA-LoRA (Sun et al., Improving LoRA in Privacy-preserving Federated Learning, ICLR 2024): a is frozen.
 
-Every client draws the same a from the run's seed and never trains it; b alone is trained, sent and averaged:
+Every client draws the same a from the run's seed and never trains it; only b is trained, sent and averaged:
 
     b <- sum_i w_i b_i,    so that    sum_i w_i a b_i = a sum_i w_i b_i,
 
 the mean of the products, exactly and for any weights. a is drawn as for any other method (`ffa_initialisation` uniform), or
 replaced by an orthonormal basis of the same columns (orthonormal, a^T a = I), which makes the steps of all directions
-alike. Half of the adapter learns nothing, so that the method needs a larger rank or learning rate than FedIT.
+equally large. Half of the adapter does not learn, so the method needs a larger rank or learning rate than FedIT.
 
-With a growth, a is fused and returned with b, since b means nothing without it. It follows from the seed and from the
-stages' groups, and does not travel. Factors are fused as they are, never rotated towards each other first, since a would
-then depend on what only the server knows, every layer's b.
+With a growth, a is fused and returned with b, because b has no meaning without it. It follows from the seed and the
+stages' groups, and is not sent. Factors are not rotated towards each other before they are fused, because a would
+then depend on every layer's b, which only the server knows.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from devft_jax.developmental import fuse
 from devft_jax.errors import InputError
 from devft_jax.federated.adapters import adapter_of, both_factors, initial_adapter, one_factor, returned_adapter
 from devft_jax.federated.aggregation import WeightedSum, weighted
-from devft_jax.federated.algorithm import Algorithm, Clients, Participant, as_float32, change_of, travelling
+from devft_jax.federated.algorithm import Algorithm, Clients, Participant, as_float32, change_of, in_message_dtype
 from devft_jax.federated.algorithms.options import MethodOptions
 from devft_jax.models.adapter import Adapter
 from devft_jax.models.architecture import ModelConfig
@@ -43,7 +43,7 @@ def orthonormal(name: str, a: jax.Array) -> jax.Array:
     """An orthonormal basis of the columns of every layer's a.
 
     Args:
-      name: of the projection.
+      name: name of the projection.
       a: [L, in, r].
 
     Raises:
@@ -59,10 +59,10 @@ def orthonormal(name: str, a: jax.Array) -> jax.Array:
 
 
 def ffa_lora(config: FFALoraOptions) -> Algorithm:
-    """FFA-LoRA with adapters as the configuration says; `message_dtype` is the dtype in which b travels.
+    """FFA-LoRA with the configured adapters; `message_dtype` is the dtype of b in messages.
 
     Args:
-      config: options of the run's methods.
+      config: the options of the run's methods.
     """
 
     def init_server(key: jax.Array, model: ModelConfig, clients: Clients) -> Adapter:
@@ -91,7 +91,7 @@ def ffa_lora(config: FFALoraOptions) -> Algorithm:
         message="b of every adapted layer, both ways",
         state="none",
         init_server=init_server,
-        broadcast=lambda server: travelling(one_factor(server.lora, "b"), config.message_dtype),
+        broadcast=lambda server: in_message_dtype(one_factor(server.lora, "b"), config.message_dtype),
         start=start,
         adapter=lambda train, frozen: adapter_of(both_factors(frozen, train), config),
         finish=finish,

@@ -1,31 +1,32 @@
 """FLASC (Kuo et al., 2024): both messages are sparse, local training is dense.
 
-With P the vector of all P_n entries of the stage's a and b together, and top_k its k entries largest in size, others zero,
-the server sends top_k(P) with k = floor(rho_d P_n), rho_d = `density_down`. Every participant trains all entries from there,
+Let P be the vector of all P_n entries of the stage's a and b together, and top_k its k entries of largest magnitude, with
+zeros elsewhere. The server sends top_k(P) with k = floor(rho_d P_n), rho_d = `density_down`. Every participant trains all
+entries from there,
 
     x_i <- local training from top_k(P),      delta_i = x_i - top_k(P),
 
 and sends the floor(rho_u P_n) largest entries of delta_i, rho_u = `density_up`. The server takes the plain mean of these as
-the negative of a gradient and moves all of P by AdamW (`server_learning_rate`, `server_beta1`, `server_beta2`). The model
-that is judged is the server's adapter masked as it is sent, top_k(P).
+the negative of a gradient and updates all of P by AdamW (`server_learning_rate`, `server_beta1`, `server_beta2`). The
+evaluated model is the server's adapter masked as it is sent, top_k(P).
 
-A sparse message is the values and, whichever is smaller, their positions as int32 or one bit per entry; at density 1 every
-entry travels and no position. One entry at least travels; of entries equal in size those first in order are kept.
+A sparse message has the values and, whichever is smaller, their positions as int32 or one bit per entry; with density 1 all
+entries are sent without positions. At least one entry is sent; of entries of equal magnitude the first are kept.
 
-Differences from the authors' code: their densities are 1 unless set, here a quarter both ways; their server decays weights
-by PyTorch's default 0.01 times its step size each round, here by nothing, so that clients that learn nothing change nothing;
+Differences from the authors' code: their densities are 1 unless set, here a quarter both ways; their server's weight decay
+is PyTorch's default, 0.01 times its step size each round, here zero, so that clients that learn nothing change nothing;
 their second moment decays by PyTorch's 0.999, here by `server_beta2`; their clients run SGD with momentum, here the run's
-optimiser. They judge the adapter after a round through the mask of that round's start, here through the mask of the next
-message, so that what is judged is what clients would receive.
+optimiser. They evaluate the adapter after a round with the mask from the beginning of that round, here with the mask of the
+next message, so that the evaluated model is the one that clients would receive.
 
-Known of the method: b begins at zero, so that the mask is all in a, and the model that is judged is the untuned base until
-entries of b have outgrown entries of a that the mask would keep, the largest half of a at a quarter of all entries. Those
-begin at 0.5 / sqrt(in) and b moves by `server_learning_rate` a round, which takes 0.5 / (sqrt(in) `server_learning_rate`)
-rounds of a stage.
+A known property of the method: b begins at zero, so the mask is entirely in a, and the evaluated model is the untuned base
+until entries of b have outgrown entries of a that the mask would keep, the largest half of a at a quarter of all entries.
+Those begin at 0.5 / sqrt(in) and b moves by `server_learning_rate` per round, which takes 0.5 / (sqrt(in)
+`server_learning_rate`) rounds of a stage.
 
-A stage's k counts the stage's entries, the mask is that of its own adapter, and AdamW begins anew. Layers of a stage that do
-not learn compete for the mask with the others, as all layers do in the full model. Masking belongs to the messages and to
-what is judged, never to the server's adapter: values that are not sent, of these layers or of others, are kept.
+A stage's k counts the stage's entries, the mask is that of its own adapter, and AdamW restarts. Layers of a stage that do
+not learn compete for the mask with the others, as all layers do in the full model. Masking applies to the messages and to
+the evaluated model, never to the server's adapter: values that are not sent are kept.
 """
 
 import dataclasses
@@ -67,8 +68,8 @@ class Shape:
     """The structure and shapes of a pytree, known to both sides of a message.
 
     Attributes:
-      structure: of the pytree.
-      shapes: of its leaves.
+      structure: structure of the pytree.
+      shapes: shapes of its leaves.
     """
 
     structure: Any
@@ -76,10 +77,10 @@ class Shape:
 
     @classmethod
     def of(cls, tree: PyTree) -> Self:
-        """That of a pytree of arrays.
+        """The shape of a pytree of arrays.
 
         Args:
-          tree: of arrays.
+          tree: a tree of arrays.
         """
         return cls(structure=jax.tree.structure(tree), shapes=tuple(leaf.shape for leaf in jax.tree.leaves(tree)))
 
@@ -89,7 +90,7 @@ class Shape:
         return sum(math.prod(shape) for shape in self.shapes)
 
     def unravel(self, vector: jax.Array) -> PyTree:
-        """The pytree of some entries.
+        """The pytree with these entries.
 
         Args:
           vector: f32[size], in the order of `ravel_pytree`.
@@ -106,8 +107,8 @@ class Sparse(struct.PyTreeNode):
 
     Attributes:
       values: [k], in the order of their positions.
-      where: the positions, i32[k] ascending, or one bit per entry u8[ceil(size / 8)], or nothing where all entries travel.
-      shape: of the pytree.
+      where: the positions, i32[k] ascending, or one bit per entry u8[ceil(size / 8)], or None if all entries are sent.
+      shape: shape of the pytree.
     """
 
     values: jax.Array
@@ -115,7 +116,7 @@ class Sparse(struct.PyTreeNode):
     shape: Shape = struct.field(pytree_node=False)
 
     def dense(self) -> PyTree:
-        """The pytree in float32, with zeros for what is not there."""
+        """The pytree in float32, with zeros for all other entries."""
         values, size = self.values.astype(jnp.float32), self.shape.size
         if self.where is None:
             return self.shape.unravel(values)
@@ -126,7 +127,7 @@ class Sparse(struct.PyTreeNode):
 
 
 def entries_sent(density: float, size: int) -> int:
-    """floor(density x size), at least 1, of the density as it is written: 0.07 of 100 is 7, and 0.29 is 29.
+    """floor(density x size), at least 1, computed from the decimal digits of the density: 0.07 of 100 is 7, 0.29 is 29.
 
     Args:
       density: share of the entries.
@@ -136,12 +137,12 @@ def entries_sent(density: float, size: int) -> int:
 
 
 def sparse(tree: PyTree, density: float, dtype: str) -> Sparse:
-    """The floor(density x entries) entries of `tree` that are largest in size, one at least, as they travel in `dtype`.
+    """The floor(density x entries) entries of `tree` of largest magnitude, at least one, in messages of `dtype`.
 
     Args:
-      tree: of floats.
+      tree: a tree of floats.
       density: share of its entries.
-      dtype: of messages.
+      dtype: data type of messages.
     """
     shape = Shape.of(tree)
     vector, _ = ravel_pytree(tree)
@@ -168,10 +169,10 @@ class Server(struct.PyTreeNode):
 
 
 def flasc(config: FlascOptions) -> Algorithm:
-    """FLASC with adapters, densities and the `server_` options as the configuration says.
+    """FLASC with the configured adapters, densities and `server_` options.
 
     Args:
-      config: options of the run's methods.
+      config: the options of the run's methods.
     """
     federated = fedit(config)
     rule = optax.adamw(config.server_learning_rate, b1=config.server_beta1, b2=config.server_beta2, weight_decay=0.0)
@@ -202,7 +203,7 @@ def flasc(config: FlascOptions) -> Algorithm:
         return server.adapter.replace(lora=sparse(server.adapter.lora, config.density_down, "float32").dense())
 
     def transfer(full: Server, stage: Server, layer_map: LayerMap, mode: str) -> Server:
-        # The moments of the full depth are the ones that it began with.
+        # At full depth the moments are those from its beginning.
         return full.replace(adapter=returned_adapter(full.adapter, stage.adapter, layer_map, mode))
 
     return dataclasses.replace(

@@ -1,30 +1,30 @@
-"""HETLoRA (Cho et al., EMNLP 2024): clients of different ranks around one adapter of the largest rank.
+"""HETLoRA (Cho et al., EMNLP 2024): clients of different ranks share one adapter of the largest rank.
 
-The server holds a [L, in, r], b [L, r, out] with r = `rank`. Client i has a rank r_i <= r of its own (`client_ranks` in
-turn) and receives the first r_i directions, a[:, :r_i] and b[:r_i]. It trains them to reduce
+The server holds a [L, in, r], b [L, r, out] with r = `rank`. Client i has its own rank r_i <= r (`client_ranks` in turn) and
+receives the first r_i directions, a[:, :r_i] and b[:r_i]. It trains them to minimise
 
     f_i + lambda T(g),   T(g) = sum over adapted matrices of ||a[:, g:r_i]||_F ||b[g:r_i]||_F,   g = floor(gamma r_i),
 
 with lambda = `rank_penalty`, gamma = `rank_shrink`; g is at most r_i - 1, so that there is a tail, and at least 1, so that a
-client of rank 1 stays as it is. Where T(g) has become smaller during the round than it was at its start the tail is pruned:
-r_i <- g from then on, a rank never rises, and the client sends its first r_i directions. The server fills them up with zeros
+client of rank 1 is unchanged. If T(g) has become smaller during the round than it was at its beginning, the tail is pruned:
+r_i <- g from then on, a rank never rises, and the client sends its first r_i directions. The server pads them with zeros
 and takes
 
     a <- sum_i u_i a_i,   b <- sum_i u_i b_i,   u_i = ||a_i b_i||_F / sum_j ||a_j b_j||_F,
 
-one weight per client, with the norm over all matrices. Every norm has a floor far below any that training reaches, so that
-where all products are zero this is the plain mean. A run's `weighting` by examples multiplies the norms. What travels up is
-the difference from what the client received, of which the server knows the rest.
+one weight per client, with the norm over all matrices. Every norm has a lower bound far below any that training reaches, so
+that this is the plain mean if all products are zero. A run's `weighting` by examples multiplies the norms. What is sent up
+is the difference from what the client received, of which the server knows the rest.
 
-No code of the authors is known to be public. Decided here: the scale is alpha / r for every client, because alpha / r_i
-would make another function of the directions that a truncation keeps; the penalty has gradients, where a public
-reimplementation has none; norms are added over matrices, where the paper writes of one; a direction that no participant of
-a round holds stays as it is, since zero in both factors it could never learn again. What the paper leaves: a direction that
-few clients hold is diluted by the others' zeros, and the mean of factors has FedIT's error.
+No public code of the authors is known. Choices made here: the scale is alpha / r for every client, because alpha / r_i
+would change the function of the directions that a truncation keeps; the penalty has gradients, whereas a public
+reimplementation has none; norms are added over matrices, whereas the paper writes of one; a direction that no participant of
+a round holds is unchanged, because with two zero factors it could never learn again. Properties of the paper's method: a
+direction that few clients hold is diluted by the others' zeros, and the mean of factors has FedIT's error.
 
-Clients of one cohort train under `vmap` with factors of rank r whose directions from r_i on are masked; these zeros do not
-travel (`Ranked`). Ranks stay across stages, because a stage changes layers and not directions; gauge alignment, where it is
-asked for, turns the directions of a group's layers into the order of its first layer's.
+Clients of one cohort train under `vmap` with factors of rank r whose directions from r_i on are masked; these zeros are not
+sent (`Ranked`). Ranks are kept across stages, because a stage changes layers and not directions; gauge alignment, if it is
+on, rotates the directions of a group's layers into the order of its first layer's.
 """
 
 import dataclasses
@@ -57,22 +57,22 @@ class HetLoraOptions(ClientRankOptions):
     """HETLoRA's options."""
 
     rank_shrink: float = option(0.99, of="algorithm", within="(0, 1]", remedy="0.99 is usual")
-    """Share gamma of its directions that a client keeps when it prunes; at least one direction goes."""
+    """Share gamma of its directions that a client keeps when it prunes; at least one direction is removed."""
     rank_penalty: float = option(0.01, of="algorithm", at_least=0)
     """Weight lambda, in every client's loss, of the norm of the directions that would be pruned."""
 
 
 class Sums(struct.PyTreeNode):
-    """Sums over clients, with their norms in the weights of the first four.
+    """Sums over clients; the weights of the first four include their norms.
 
     Attributes:
-      change: of the factors' changes.
+      change: sum of the factors' changes.
       absent: f32[r], of the clients that do not hold a direction.
       probed: of x a_i b_i [G, PROBES, out].
       norm: f32[], of the weights themselves.
-      holders: f32[r], how many clients hold a direction.
+      holders: f32[r], number of clients that hold a direction.
       rank: of the ranks.
-      weight: f32[], without norms.
+      weight: f32[], of the weights without norms.
     """
 
     change: dict[str, LoraFactors]
@@ -85,7 +85,7 @@ class Sums(struct.PyTreeNode):
 
 
 def pruned_ranks(most: int, shrink: float) -> list[int]:
-    """g of every rank from 0 to the largest: what a pruning leaves of it.
+    """g for every rank from 0 to the largest: the rank after pruning.
 
     Args:
       most: the largest rank.
@@ -95,7 +95,7 @@ def pruned_ranks(most: int, shrink: float) -> list[int]:
 
 
 def tail_norm(lora: dict[str, LoraFactors], kept: jax.Array, rank: jax.Array) -> jax.Array:
-    """T(g) f32[], of the directions that a pruning would remove.
+    """T(g) f32[], the norm of the directions that pruning would remove.
 
     Args:
       lora: factors [L, in, r], [L, r, out] of every projection.
@@ -112,18 +112,18 @@ def tail_norm(lora: dict[str, LoraFactors], kept: jax.Array, rank: jax.Array) ->
 
 
 def _norms(leaf: jax.Array) -> jax.Array:
-    """Frobenius norms f32[L] of matrices [L, ., .], with gradient zero where they are zero."""
+    """Frobenius norms f32[L] of matrices [L, ., .], with zero gradient where they are zero."""
     squares = jnp.sum(leaf**2, axis=(1, 2))
     zero = squares == 0
     return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, squares)))
 
 
 def finalize(server: Adapter, sums: Sums) -> tuple[Adapter, dict[str, jax.Array]]:
-    """The mean of factors in which a direction that no participant holds stays as it is.
+    """The mean of factors, in which a direction that no participant holds is unchanged.
 
     Args:
-      server: before the round.
-      sums: of the round.
+      server: the server before the round.
+      sums: the sums of the round.
     """
     change, absent, probed = jax.tree.map(lambda leaf: leaf / sums.norm, (sums.change, sums.absent, sums.probed))
     held = sums.holders > 0
@@ -145,12 +145,12 @@ def finalize(server: Adapter, sums: Sums) -> tuple[Adapter, dict[str, jax.Array]
 
 
 def hetlora(config: HetLoraOptions) -> Algorithm:
-    """HETLoRA with adapters, ranks, `rank_shrink` and `rank_penalty` as the configuration says.
+    """HETLoRA with the configured adapters, ranks, `rank_shrink` and `rank_penalty`.
 
     A row is the client's rank, {"rank": i32[]}.
 
     Args:
-      config: options of the run's methods.
+      config: the options of the run's methods.
 
     Raises:
       InputError: a client's rank is above `rank`.
@@ -158,7 +158,7 @@ def hetlora(config: HetLoraOptions) -> Algorithm:
     federated, ranks = fedit(config), ClientRanks(config.client_ranks or (config.rank,), most=config.rank)
     if max(ranks.ranks) > ranks.most:
         raise InputError(
-            f"client_ranks {','.join(map(str, ranks.ranks))} holds a rank above rank {ranks.most}; raise rank to the "
+            f"client_ranks {','.join(map(str, ranks.ranks))} has a rank above rank {ranks.most}; raise rank to the "
             "largest of them."
         )
     after_pruning = pruned_ranks(ranks.most, config.rank_shrink)

@@ -1,7 +1,7 @@
 """Local-only training, a control: what the clients reach without each other.
 
 Every client i starts from the common initialisation (a_0, b_0) and trains both factors on its own examples whenever it is
-sampled, from where it stopped the last time:
+sampled, continuing from its previous state:
 
     (a_i, b_i) <- local training of (a_i, b_i) on the examples of client i.
 
@@ -9,12 +9,12 @@ The cohorts, the examples, their order and the learning rates are those of FedIT
 common initialisation follows from the seed. Each client keeps its own factors between rounds, while its optimiser is
 rebuilt in every round, as in FedIT.
 
-There is no global model. What is judged are the clients' own models on the common held-out data, as the mean over all
-clients; one that has not been sampled yet still has the initial adapter, which is the untuned base.
+There is no global model. The evaluated models are the clients' own on the common held-out data, reported as the mean over
+all clients; a client that has not been sampled yet has the initial adapter, which is the untuned base.
 
-With a growth the clients' factors are mapped over layers as LoRA is, each by itself, and the server, which knows no
-client's factors, groups layers by the base and the common initialisation. A stage's fused base layers are then the server's
-work and are counted like any growth's.
+With a growth the clients' factors are mapped over layers like other LoRA factors, each separately, and the server, which
+knows no client's factors, groups layers by the base and the common initialisation. A stage's fused base layers are then made
+by the server and counted as for any growth.
 """
 
 from devft_jax.developmental import LayerMap, fuse, inherit
@@ -25,12 +25,12 @@ from devft_jax.typing import PyTree
 
 
 def local_only(config: MethodOptions) -> Algorithm:
-    """Local-only training with adapters as the configuration says; `message_dtype` does not matter without a message.
+    """Local-only training with the configured adapters; `message_dtype` has no effect, because there is no message.
 
     Server: the common initialisation, which never changes. Row: the client's factors, {projection: LoraFactors [G, ...]}.
 
     Args:
-      config: options of the run's methods.
+      config: the options of the run's methods.
     """
 
     def start(participant: Participant) -> tuple[PyTree, PyTree]:
@@ -44,7 +44,7 @@ def local_only(config: MethodOptions) -> Algorithm:
 
     return Algorithm(
         name="local-only",
-        reference="control: every client alone, judged by the mean over clients",
+        reference="control: every client alone, evaluated by the mean over clients",
         ignores=("weighting", "message_dtype"),
         because="sends no message",
         message="nothing",

@@ -1,7 +1,7 @@
-"""The options that every algorithm may read, and those that several algorithms share.
+"""Options that every algorithm may read, and those that several algorithms share.
 
-An algorithm with options of its own declares them in its own file, as a dataclass that adds them to these. Which of them it
-reads its record says, `Algorithm.reads`.
+An algorithm with options of its own declares them in its own file, as a dataclass that extends these. Its record states
+which of them it reads, `Algorithm.reads`.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from devft_jax.options import option
 
 @dataclass(frozen=True, kw_only=True)
 class MethodOptions(LoraOptions, FederatedOptions):
-    """What every algorithm is made from: the adapters and the protocol."""
+    """Options from which every algorithm is made: the adapters and the protocol."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,4 +23,4 @@ class ClientRankOptions(MethodOptions):
     client_ranks: tuple[int, ...] | None = option(
         None, of="algorithm", at_least=1, at_most=2**16, remedy="give ranks of 1 or above, such as 32,16,8"
     )
-    """Ranks that the clients have in turn, such as 32,16,8; by default all have `rank`."""
+    """Ranks assigned to the clients in turn, such as 32,16,8; by default all have `rank`."""

@@ -1,11 +1,11 @@
 """SCAFFOLD (Karimireddy et al., ICML 2020): control variates against the drift of clients between aggregations.
 
-The server keeps a control c and every client i one of its own, c_i, shaped like the adapter x = (a, b) and zero at first.
-After each of its E local steps a client corrects what the run's optimiser did at learning rate lr by
+The server keeps a control c and every client i its own, c_i, with the shape of the adapter x = (a, b) and zero at first.
+After each of its E local steps a client corrects the step of the run's optimiser at learning rate lr by
 
     x_i <- x_i - lr (c - c_i),
 
-and at the end of its round renews its control by the authors' option II, from where it began and where it arrived,
+and at the end of its round updates its control by the authors' option II, from where it started and where it arrived,
 
     c_i+ = c_i - c + (x - x_i) / (E lr).
 
@@ -14,14 +14,14 @@ FedIT's mean of the x_i and, over all N clients of the population and not only t
 
     c <- c + (1 / N) sum_{i in S} (c_i+ - c_i),
 
-so that c stays the mean of all c_i: a client adds to its control exactly what it has sent, as rounded for the message.
+so that c remains the mean of all c_i: a client adds to its control exactly what it has sent, as rounded for the message.
 
 With plain SGD without clipping the step is the authors', -lr (g - c_i + c), and c_i+ is the mean of the round's gradients.
-With AdamW it is OpenFedLLM's, and c_i+ is the mean of the directions that AdamW took (entries near 1 in size): consistent in
-AdamW's own units, yet not the reduction of variance that the authors prove. Where the learning rate is zero nothing is
-learned of the gradient, and the controls stay.
+With AdamW it is OpenFedLLM's, and c_i+ is the mean of the directions that AdamW took (entries near 1 in magnitude):
+consistent in AdamW's own units, but not the variance reduction that the authors prove. If the learning rate is zero the
+gradient is unknown, and the controls are unchanged.
 
-A stage has layers, and so gradients, of its own: all controls begin each stage at zero.
+A stage has its own layers, and so its own gradients: all controls begin each stage at zero.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ from flax import struct
 from devft_jax.developmental import LayerMap
 from devft_jax.federated.adapters import returned_adapter, stage_adapter
 from devft_jax.federated.aggregation import WeightedSum
-from devft_jax.federated.algorithm import Algorithm, Clients, Participant, Share, as_float32, change_of, travelling
+from devft_jax.federated.algorithm import Algorithm, Clients, Participant, Share, as_float32, change_of, in_message_dtype
 from devft_jax.federated.algorithms.fedit import fedit
 from devft_jax.federated.algorithms.options import MethodOptions
 from devft_jax.models.adapter import Adapter, LoraFactors
@@ -46,8 +46,8 @@ class Server(struct.PyTreeNode):
     """The state.
 
     Attributes:
-      adapter: the global one.
-      control: c, of its factors.
+      adapter: the global adapter.
+      control: c, with the shape of its factors.
       clients: N.
     """
 
@@ -57,7 +57,7 @@ class Server(struct.PyTreeNode):
 
 
 class Message(struct.PyTreeNode):
-    """Factors, with the server's control on the way down and the change of the client's on the way up.
+    """Factors, with the server's control on the way down and the change of the client's control on the way up.
 
     Attributes:
       lora: the factors.
@@ -81,11 +81,11 @@ class Sums(struct.PyTreeNode):
 
 
 def corrected_optimizer(rule: optax.GradientTransformation, frozen: PyTree, rate: jax.Array) -> optax.GradientTransformation:
-    """The run's rule, after which every step is corrected by -lr (c - c_i).
+    """The run's optimiser, with every step corrected by -lr (c - c_i).
 
     Args:
       rule: the run's optimiser.
-      frozen: c - c_i, of the adapter's shape.
+      frozen: c - c_i, with the adapter's shape.
       rate: lr, f32[].
     """
 
@@ -96,7 +96,7 @@ def corrected_optimizer(rule: optax.GradientTransformation, frozen: PyTree, rate
 
 
 def change_of_control(down: Message, train: PyTree, length: jax.Array) -> PyTree:
-    """c_i+ - c_i = (x - x_i) / (E lr) - c, zero where the learning rate is.
+    """c_i+ - c_i = (x - x_i) / (E lr) - c; zero if the learning rate is zero.
 
     Args:
       down: x and c, in float32.
@@ -115,21 +115,21 @@ def submodel(server: Server, layer_map: LayerMap) -> Server:
     """The stage's state, in which the control begins at zero.
 
     Args:
-      server: at full depth.
-      layer_map: of the stage.
+      server: the server at full depth.
+      layer_map: the stage's map.
     """
     adapter = stage_adapter(server.adapter, layer_map)
     return server.replace(adapter=adapter, control=optax.tree.zeros_like(adapter.lora))
 
 
 def transfer(full: Server, stage: Server, layer_map: LayerMap, mode: str) -> Server:
-    """The state at full depth after a stage; its control is the one that it began with, zero.
+    """The state at full depth after a stage; its control is the one from its beginning, zero.
 
     Args:
-      full: at full depth before the stage.
-      stage: after its training.
-      layer_map: of the stage.
-      mode: of `inherit`.
+      full: the server at full depth before the stage.
+      stage: the stage's server after training.
+      layer_map: the stage's map.
+      mode: mode of `inherit`.
     """
     return full.replace(adapter=returned_adapter(full.adapter, stage.adapter, layer_map, mode))
 
@@ -138,17 +138,17 @@ def submodel_row(row: PyTree, layer_map: LayerMap) -> PyTree:
     """A client's control at the beginning of a stage, zero.
 
     Args:
-      row: at full depth.
-      layer_map: of the stage.
+      row: the row at full depth.
+      layer_map: the stage's map.
     """
     return jax.tree.map(lambda leaf: jnp.zeros((layer_map.num_groups, *leaf.shape[1:]), jnp.float32), row)
 
 
 def scaffold(config: MethodOptions) -> Algorithm:
-    """SCAFFOLD with adapters as the configuration says; a row is the client's control c_i, {projection: LoraFactors}.
+    """SCAFFOLD with the configured adapters; a row is the client's control c_i, {projection: LoraFactors}.
 
     Args:
-      config: options of the run's methods.
+      config: the options of the run's methods.
     """
     federated = fedit(config)
 
@@ -164,7 +164,7 @@ def scaffold(config: MethodOptions) -> Algorithm:
         down = as_float32(participant.down)
         change = change_of_control(down, train, participant.steps * participant.learning_rate)
         moved = change_of(train, participant.down.lora, config.message_dtype)
-        up = Message(lora=moved, control=travelling(change, config.message_dtype))
+        up = Message(lora=moved, control=in_message_dtype(change, config.message_dtype))
         return up, optax.tree.add(participant.row, as_float32(up.control))
 
     def contribution(up: Message, share: Share) -> Sums:
@@ -183,7 +183,9 @@ def scaffold(config: MethodOptions) -> Algorithm:
         message="a, b and the server's control down; a, b and the change of the client's control up",
         state="server: a control of the adapter's shape; clients: one each",
         init_server=init_server,
-        broadcast=lambda server: travelling(Message(lora=server.adapter.lora, control=server.control), config.message_dtype),
+        broadcast=lambda server: in_message_dtype(
+            Message(lora=server.adapter.lora, control=server.control), config.message_dtype
+        ),
         start=start,
         adapter=lambda train, frozen: federated.adapter(train, ()),
         finish=finish,

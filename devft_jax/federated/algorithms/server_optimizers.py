@@ -1,6 +1,6 @@
 """Server optimisers: FedIT whose server treats the clients' mean change as a gradient.
 
-With x = (a, b) as the server sent it, x_i as client i returned it and a mean over the round's participants,
+Let x = (a, b) be as the server sent it, x_i as client i returned it, and the mean over the round's participants; then
 
     d = mean_i (x_i - x)
 
@@ -12,19 +12,19 @@ is the round's update, and all powers, roots and quotients below are taken entry
     fedadam      m as above,  v <- beta2 v + (1 - beta2) m^2,                      x <- x + eta m / (sqrt(v) + tau)
 
 eta is `server_learning_rate`, beta1 and beta2 are `server_beta1` and `server_beta2`, tau is `server_tau`; v begins at tau^2,
-and m is d in the first round. FedAvgM is of Hsu et al. (2019), the others are of Reddi et al. (ICLR 2021). FedAvgM weighs
-clients by their examples, the others all alike. The server's state is never sent.
+and m is d in the first round. FedAvgM is from Hsu et al. (2019), the others from Reddi et al. (ICLR 2021). FedAvgM weights
+clients by their examples, the others uniformly. The server's state is never sent.
 
-The forms above are OpenFedLLM's, the framework that DevFT follows. The papers differ in two of them, each behind an option:
-Hsu et al. do not average, m <- beta1 m + d (`momentum_form` sum), and the final version of Reddi et al. takes the second
-moment of d instead of m (`second_moment` update). Neither corrects bias. OpenFedLLM's own FedAdagrad stops with an error for
-a misspelt name; here it runs as its server is written.
+The forms above are those of OpenFedLLM, the framework that DevFT builds on. The papers differ in two of them, each with an
+option: Hsu et al. do not average, m <- beta1 m + d (`momentum_form` sum), and the final version of Reddi et al. uses the
+second moment of d instead of m (`second_moment` update). Neither has a bias correction. OpenFedLLM's own FedAdagrad stops
+with an error because of a misspelt name; here it runs as its server is written.
 
-The server's own x is float32, while d is measured from x as it travelled: clients that learn nothing give d = 0 in every
-message dtype, and no message's rounding builds up in m or v.
+The server's own x is float32, while d is measured from the rounded x that was sent: clients that learn nothing give d = 0 in
+every message dtype, and no message's rounding accumulates in m or v.
 
-A stage has layers of its own: m, v and the count of rounds begin anew with each. A layer that does not learn has d = 0 and
-so stays.
+A stage has its own layers: m, v and the count of rounds restart with each stage. A layer that does not learn has d = 0 and
+is therefore unchanged.
 """
 
 import dataclasses
@@ -67,20 +67,20 @@ class ServerOptimizerOptions(MethodOptions):
     server_beta2: float = option(0.99, of="algorithm", within="[0, 1)", remedy="0.99 is usual")
     """Decay of the server's second moment."""
     server_tau: float = option(1e-3, of="algorithm", above=0, remedy="1e-3 is usual")
-    """Added to the root of the second moment, which begins at its square."""
+    """Added to the root of the second moment, which begins at the square of this value."""
     second_moment: str = option("momentum", of="algorithm", choices=("momentum", "update"))
-    """What the second moment is of: momentum (OpenFedLLM) or the round's update (the paper)."""
+    """The quantity whose second moment is used: momentum (OpenFedLLM) or the round's update (the paper)."""
     momentum_form: str = option("average", of="algorithm", choices=("average", "sum"))
     """m <- beta m + (1 - beta) update (average, OpenFedLLM) or m <- beta m + update (sum, the paper)."""
 
 
 class Server(struct.PyTreeNode):
-    """The adapter, the moments m and v of its factors (empty where a method has none), and the stage's rounds so far.
+    """The adapter, the moments m and v of its factors, and the stage's rounds so far.
 
     Attributes:
-      adapter: the global one.
-      first: m by projection; empty where a method has none.
-      second: v by projection; empty where a method has none.
+      adapter: the global adapter.
+      first: m by projection; empty if a method has none.
+      second: v by projection; empty if a method has none.
       age: i32[], the stage's rounds so far.
     """
 
@@ -105,16 +105,16 @@ def with_server_rule(
     weighting: Literal["examples", "uniform"],
     reads: tuple[str, ...],
 ) -> Algorithm:
-    """FedIT with the server's step taken by `rule`.
+    """FedIT with the server's step computed by `rule`.
 
     Args:
-      config: of the run.
+      config: the run's options.
       rule: the server's step.
       moments: whether the method has m, and whether it has v.
-      name: of the record, as are the others.
+      name: as in the record.
       reference: paper and year.
       state: what the server keeps.
-      weighting: of messages, unless the run says otherwise.
+      weighting: default weighting of messages.
       reads: the server's options that the rule reads.
     """
     federated = fedit(config)
@@ -135,7 +135,7 @@ def with_server_rule(
         return Server(adapter=adapter, first=first, second=second, age=server.age + 1), metrics
 
     def transfer(full: Server, stage: Server, layer_map: LayerMap, mode: str) -> Server:
-        # The moments of the full depth are the ones that it began with.
+        # At full depth the moments are those from its beginning.
         return full.replace(adapter=returned_adapter(full.adapter, stage.adapter, layer_map, mode))
 
     return dataclasses.replace(
@@ -158,10 +158,10 @@ def momentum(config: ServerOptimizerOptions, update: Lora, server: Server, *, ga
     """m <- beta1 m + gain d, and d itself in a stage's first round.
 
     Args:
-      config: has `server_beta1`.
+      config: gives `server_beta1`.
       update: d.
-      server: before the round.
-      gain: of d.
+      server: the server before the round.
+      gain: factor of d.
     """
     decayed = jax.tree.map(lambda m, d: config.server_beta1 * m + gain * d, server.first, update)
     return jax.tree.map(lambda m, d: jnp.where(server.age == 0, d, m), decayed, update)
@@ -171,7 +171,7 @@ def adaptive_step(config: ServerOptimizerOptions, direction: Lora, second: Lora)
     """eta m / (sqrt(v) + tau).
 
     Args:
-      config: has `server_learning_rate` and `server_tau`.
+      config: gives `server_learning_rate` and `server_tau`.
       direction: m.
       second: v.
     """
@@ -180,10 +180,10 @@ def adaptive_step(config: ServerOptimizerOptions, direction: Lora, second: Lora)
 
 
 def fedavgm(config: ServerOptimizerOptions) -> Algorithm:
-    """FedAvgM with adapters, `server_beta1` and `momentum_form` as the configuration says.
+    """FedAvgM with the configured adapters, `server_beta1` and `momentum_form`.
 
     Args:
-      config: options of the run's methods.
+      config: the options of the run's methods.
     """
     gain = 1 - config.server_beta1 if config.momentum_form == "average" else 1.0
 
@@ -204,10 +204,10 @@ def fedavgm(config: ServerOptimizerOptions) -> Algorithm:
 
 
 def fedadagrad(config: ServerOptimizerOptions) -> Algorithm:
-    """FedAdagrad with adapters, `server_learning_rate` and `server_tau` as the configuration says.
+    """FedAdagrad with the configured adapters, `server_learning_rate` and `server_tau`.
 
     Args:
-      config: options of the run's methods.
+      config: the options of the run's methods.
     """
 
     def rule(update: Lora, server: Server) -> tuple[Lora, Lora, Lora]:
@@ -229,7 +229,7 @@ def fedadagrad(config: ServerOptimizerOptions) -> Algorithm:
 def _with_both_moments(
     config: ServerOptimizerOptions, name: str, renew: Callable[[jax.Array, jax.Array], jax.Array]
 ) -> Algorithm:
-    """FedYogi or FedAdam, which differ in how (v, what is squared) give the next v."""
+    """FedYogi or FedAdam, which differ in how the next v is computed from v and the squared quantity."""
 
     def rule(update: Lora, server: Server) -> tuple[Lora, Lora, Lora]:
         first = momentum(config, update, server, gain=1 - config.server_beta1)
@@ -250,20 +250,20 @@ def _with_both_moments(
 
 
 def fedyogi(config: ServerOptimizerOptions) -> Algorithm:
-    """FedYogi with adapters and the `server_` options as the configuration says.
+    """FedYogi with the configured adapters and `server_` options.
 
     Args:
-      config: options of the run's methods.
+      config: the options of the run's methods.
     """
     rest = 1 - config.server_beta2
     return _with_both_moments(config, "fedyogi", lambda v, square: v - rest * square * jnp.sign(v - square))
 
 
 def fedadam(config: ServerOptimizerOptions) -> Algorithm:
-    """FedAdam with adapters and the `server_` options as the configuration says.
+    """FedAdam with the configured adapters and `server_` options.
 
     Args:
-      config: options of the run's methods.
+      config: the options of the run's methods.
     """
     beta = config.server_beta2
     return _with_both_moments(config, "fedadam", lambda v, square: beta * v + (1 - beta) * square)

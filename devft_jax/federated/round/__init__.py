@@ -1,1 +1,1 @@
-"""One round: a chunk of clients as one program, a cohort as chunks, and how many clients a chunk has."""
+"""One round: a chunk of clients as one program, a cohort as chunks, and the number of clients per chunk."""

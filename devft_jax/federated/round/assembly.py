@@ -1,8 +1,8 @@
-"""Chunks on the host: which participants train together, and the arrays that their program reads.
+"""Assembles chunks on the host: which participants train together, and the arrays that their program reads.
 
-Devices wait for the chunk's client with the most tokens, and the clients of a device are padded alike. The participants of
-`CHUNKS_SORTED` chunks at a time are therefore sorted by their tokens before they are divided into chunks, and each chunk is
-dealt out over its devices. A last chunk that is not full is padded with clients of weight zero, never cut.
+All devices wait for the chunk's client with the most tokens, and the clients of a device are padded alike. The participants
+of `CHUNKS_SORTED` chunks at a time are therefore sorted by their tokens before they are divided into chunks, and each chunk
+is then distributed over its devices. A last chunk that is not full is padded with clients of weight zero, never cut.
 """
 
 import math
@@ -16,16 +16,16 @@ import numpy as np
 from devft_jax.federated.work import ClientWork
 from devft_jax.typing import PyTree
 
-# Chunks whose participants are sorted together.
+# Number of chunks whose participants are sorted together.
 CHUNKS_SORTED = 8
 
 Assemble = Callable[[np.ndarray], tuple[np.ndarray, ...]]
-"""Examples i64[..., S, B], -1 for padding -> tokens and mask [..., S, B, T] and, where a round reads them, stored hidden
+"""Examples i64[..., S, B], -1 for padding -> tokens and mask [..., S, B, T] and, if a round reads them, stored hidden
 states [..., S, B, T, D]. Called on a background thread."""
 
 
 class Bank(Protocol):
-    """What a round needs of the clients' rows.
+    """The clients' rows, as a round uses them.
 
     Attributes:
       row: shapes and dtypes of one row.
@@ -34,7 +34,7 @@ class Bank(Protocol):
     row: PyTree
 
     def take(self, positions: np.ndarray) -> PyTree:
-        """Rows [C, ...] of the clients at `positions` i64[C]; called from another thread than `put`."""
+        """Rows [C, ...] of the clients at `positions` i64[C]; called from a different thread than `put`."""
 
     def put(self, positions: np.ndarray, rows: PyTree) -> None:
         """Store rows [C, ...] for the clients at `positions` i64[C], which are not taken again in the round."""
@@ -45,14 +45,14 @@ class HostChunk:
     """The host's arrays of one chunk of C clients.
 
     Attributes:
-      real: how many clients are participants; the others, at the end, are padding.
-      positions: of the clients in the population, i64[C].
-      ids: of the clients, u32[C].
-      weights: of their messages, f32[C]; zero for padding.
-      slots: their places in the cohort, i32[C].
-      rows: what they keep [C, ...].
-      batches: their examples [C, S, B, ...].
-      lengths: how many of the participants' examples have which length.
+      real: number of participants; the other clients, at the end, are padding.
+      positions: i64[C], the clients' indices in the population.
+      ids: u32[C], the clients' ids.
+      weights: f32[C], weights of their messages; zero for padding.
+      slots: i32[C], their places in the cohort.
+      rows: [C, ...], what they keep.
+      batches: [C, S, B, ...], their examples.
+      lengths: number of the participants' examples by length.
     """
 
     real: int
@@ -70,11 +70,11 @@ def groups(cohort: Sequence[ClientWork], size: int, devices: int) -> Iterator[tu
 
     Args:
       cohort: the participants of a round.
-      size: clients of a chunk, a multiple of the devices.
-      devices: that a chunk is divided over.
+      size: clients per chunk, a multiple of the devices.
+      devices: number of devices over which a chunk is divided.
 
     Yields:
-      The participants of each chunk, after their places in the cohort i64[K]; K is `size` but for the last chunk.
+      The participants of each chunk, after their places in the cohort i64[K]; K is `size` except for the last chunk.
     """
     for first in range(0, len(cohort), size * CHUNKS_SORTED):
         some = cohort[first : first + size * CHUNKS_SORTED]
@@ -82,7 +82,8 @@ def groups(cohort: Sequence[ClientWork], size: int, devices: int) -> Iterator[tu
         for begin in range(0, len(some), size):
             chosen = order[begin : begin + size]
             if len(chosen) == size:
-                # A device trains neighbours of the chunk's array; in order, the first would get all the longest.
+                # A device trains neighbours in the chunk's array; in sorted order the first device would get all the
+                # longest.
                 chosen = chosen.reshape(-1, devices).T.ravel()
             yield first + chosen, [some[index] for index in chosen.tolist()]
 
@@ -90,17 +91,17 @@ def groups(cohort: Sequence[ClientWork], size: int, devices: int) -> Iterator[tu
 def host_chunks(
     cohort: Sequence[ClientWork], bank: Bank, assemble: Assemble, *, size: int, devices: int
 ) -> Iterator[HostChunk]:
-    """The chunks of a cohort, each assembled when it is asked for.
+    """The chunks of a cohort, each assembled when it is requested.
 
     Args:
       cohort: the participants of a round.
       bank: gives their rows.
       assemble: makes batches from their examples.
-      size: clients of a chunk, a multiple of the devices.
-      devices: that a chunk is divided over.
+      size: clients per chunk, a multiple of the devices.
+      devices: number of devices over which a chunk is divided.
 
     Raises:
-      ValueError: a participant's weight is not positive and finite, so that a mean could be taken over nothing.
+      ValueError: a participant's weight is not positive and finite, so that a mean may have no weight.
     """
     return (_host_chunk(slots, members, bank, assemble, size) for slots, members in groups(cohort, size, devices))
 
@@ -125,7 +126,7 @@ def _host_chunk(slots: np.ndarray, members: list[ClientWork], bank: Bank, assemb
         positions=positions,
         ids=ids,
         weights=weights,
-        # Padding has no slot of its own and adds zero to the one it names.
+        # Padding has no slot of its own and adds zero to the slot that it names.
         slots=np.pad(slots, (0, size - len(slots)), "edge").astype(np.int32),
         rows=bank.take(positions),
         batches=assemble(examples),

@@ -1,20 +1,20 @@
-"""The compiled unit of a round: so many clients at once, on all devices.
+"""The compiled unit of a round: several clients at once, on all devices.
 
     chunk(inputs, sums) -> (sums, outputs)
 
-Clients run under `vmap` (as many as a device has of the chunk) and their local steps under `scan`; the client axis C is
-sharded over the local devices. The base is shared by all clients, never copied per client. The sums alone are donated: the
-round's total is added up in one buffer, while base and broadcast serve the next chunk too.
+Clients run under `vmap` (a device's part of the chunk) and their local steps under `scan`; the client axis C is
+sharded over the local devices. The base is shared by all clients, never copied per client. Only the sums are donated: the
+round's total is accumulated in one buffer, while base and broadcast are also used by the next chunk.
 
-Each device keeps sums of its own clients, which are added once, at the end of the round (`add_over_devices`): where each
-device has the base, a chunk contains no collective operation, so that devices never wait for each other.
+Each device keeps sums of its own clients, which are added once, at the end of the round (`add_over_devices`): if each
+device has the base, a chunk contains no collective operation, so devices never wait for each other.
 
-Devices that hold the base together (`devft_jax.models.sharding`) gather its weights as they go. A collective operation that
-only some devices of a group reach would never end, or mix up two exchanges. What depends on data and has a collective inside
-is therefore decided by the whole group: the padded length of a pass (`Passes.group`). The loss's loop over blocks of tokens,
-whose number each device decides alone, has no collective inside, since the head is gathered before it. Two chunks may still
-be in flight: a device runs its programs in the order of their launch, and XLA gives host devices, which share a pool of
-threads, a program of several devices only when the one before is done.
+Devices that hold the base together (`devft_jax.models.sharding`) gather its weights when they need them. A collective
+operation that only some devices of a group reach would never end, or mix up two exchanges. A decision that depends on data
+and has a collective inside is therefore made by the whole group: the padded length of a pass (`Passes.group`). The loss's
+loop over blocks of tokens, whose number each device decides alone, has no collective inside, because the head is gathered
+before it. Two chunks may still be in flight: a device runs its programs in the order of their launch, and XLA gives host
+devices, which share a pool of threads, a program of several devices only when the previous one has finished.
 """
 
 from collections.abc import Callable
@@ -48,9 +48,9 @@ class RoundInputs(struct.PyTreeNode):
 
     Attributes:
       base: the stage's frozen model.
-      broadcast: what the server sends, before it is addressed, and what is known without a message.
-      lr: the round's learning rate, f32[].
-      train_rows: which of the stage's layers learn, bool[G].
+      broadcast: what the server sends, before it is addressed, and what clients know without a message.
+      lr: f32[], the round's learning rate.
+      train_rows: bool[G], which of the stage's layers learn.
     """
 
     base: Base
@@ -60,14 +60,14 @@ class RoundInputs(struct.PyTreeNode):
 
 
 class ClientInputs(struct.PyTreeNode):
-    """What clients have each for themselves: C of them, or one where the axis C is mapped away.
+    """The clients' own inputs: for C clients, or for one if the axis C is mapped away.
 
     Attributes:
-      rows: what they kept of earlier rounds [C, ...].
-      batches: tokens i32[C, S, B, T] and mask bool[C, S, B, T]; where the layers below the adapter's are not run, also the
-        hidden states that these make [C, S, B, T, D].
+      rows: [C, ...], what they have kept of earlier rounds.
+      batches: tokens i32[C, S, B, T] and mask bool[C, S, B, T]; if the layers below the adapter's do not run, also their
+        hidden states [C, S, B, T, D].
       shares: weights f32[C] and slots i32[C] of their messages.
-      keys: for their random draws, key[C].
+      keys: key[C], for their random draws.
     """
 
     rows: PyTree
@@ -77,11 +77,11 @@ class ClientInputs(struct.PyTreeNode):
 
 
 class ChunkInputs(struct.PyTreeNode):
-    """All that a chunk reads.
+    """All inputs of a chunk.
 
     Attributes:
-      shared: the same for all clients, whole on every device but for a base that is divided among them.
-      clients: each client's own, divided over the devices.
+      shared: the same for all clients, whole on every device except for a base that is divided over them.
+      clients: each client's own inputs, divided over the devices.
     """
 
     shared: RoundInputs
@@ -92,9 +92,9 @@ class ClientOutputs(struct.PyTreeNode):
     """What a chunk reports of its clients, divided over the devices.
 
     Attributes:
-      rows: what they keep for later rounds [C, ...]; as before for a client whose update is not finite.
+      rows: [C, ...], what they keep for later rounds; unchanged for a client whose update is not finite.
       statistics: of their local training.
-      ranks: of the messages down and up where clients differ in rank, i32[C] per leaf.
+      ranks: i32[C] per leaf, of the messages down and up if clients differ in rank.
     """
 
     rows: PyTree
@@ -116,9 +116,9 @@ def chunk_shapes(
     """Shapes, dtypes and placement of a chunk's inputs. All trees may hold arrays or shapes.
 
     Args:
-      mesh: of the devices.
-      base: shapes of the stage's model, placed already (`devft_jax.models.sharding.placed_shapes`).
-      broadcast: what the server sends, and what is known without a message.
+      mesh: the devices.
+      base: shapes of the stage's model, already placed (`devft_jax.models.sharding.placed_shapes`).
+      broadcast: what the server sends, and what clients know without a message.
       row: what one client keeps.
       batch: one client's examples, [S, B, ...].
       train_rows: bool[G].
@@ -138,7 +138,7 @@ def chunk_shapes(
 
 
 def all_finite(tree: PyTree) -> jax.Array:
-    """Whether no element of any leaf is NaN or infinite, bool[]."""
+    """bool[], whether no element of any leaf is NaN or infinite."""
     return jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
 
 
@@ -146,12 +146,12 @@ def train_client(training: LocalTraining, shared: RoundInputs, client: ClientInp
     """One client's round, traced.
 
     Args:
-      training: what the program is made of.
-      shared: what all clients share.
+      training: what the program is built from.
+      shared: the inputs that all clients share.
       client: its own inputs, without the axis C.
 
     Returns:
-      Its contribution to the sums, zero where its update is not finite; and its report, without the axis C.
+      Its contribution to the sums, zero if its update is not finite; and its report, without the axis C.
     """
     algorithm, lr = training.algorithm, shared.lr
     participant = participant_of(algorithm, shared.broadcast, client.rows, client.keys, lr, client.batches[0].shape[0])
@@ -161,10 +161,10 @@ def train_client(training: LocalTraining, shared: RoundInputs, client: ClientInp
     learning = shared.train_rows if algorithm.layered else None
     trained, statistics = local_train(loss, rule, start, client.batches, client.keys, learning, training.passes)
     up, new_row = algorithm.finish(participant, trained)
-    # What float32 holds may overflow the dtype in which it travels.
+    # Values within float32 may overflow the messages' dtype.
     finite = statistics.finite & all_finite((up, new_row))
     new_row = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new_row, client.rows)
-    # Zero times NaN is NaN: a broken client's contribution is replaced, not only given no weight.
+    # Zero times NaN is NaN: a broken client's contribution is replaced, not only given weight zero.
     contribution = jax.tree.map(lambda leaf: jnp.where(finite, leaf, 0), algorithm.contribution(up, client.shares))
     ranks = ranks_of(participant.down), ranks_of(up)
     return contribution, ClientOutputs(rows=new_row, statistics=statistics.replace(finite=finite), ranks=ranks)
@@ -174,7 +174,7 @@ def make_chunk(training: LocalTraining, mesh: Mesh) -> Callable[[ChunkInputs, Py
     """The chunk over the devices of `mesh` as a traceable function.
 
     Returns:
-      (inputs, sums [devices, ...]) -> (the sums with this chunk's clients added, what is reported of the clients).
+      (inputs, sums [devices, ...]) -> (the sums including this chunk's clients, the clients' reports).
     """
     group = MODEL_AXIS if mesh.shape[MODEL_AXIS] > 1 else None
     training = replace(training, passes=replace(training.passes, axis=CHUNK_AXIS, group=group))
@@ -200,7 +200,7 @@ def make_chunk(training: LocalTraining, mesh: Mesh) -> Callable[[ChunkInputs, Py
 
 @shared_programs
 def jit_chunk(training: LocalTraining, mesh: Mesh) -> jax.stages.Wrapped:
-    """`make_chunk`, ready to be compiled; the sums are donated."""
+    """`make_chunk`, jitted; the sums are donated."""
     return jax.jit(make_chunk(training, mesh), donate_argnames="sums")
 
 
@@ -208,9 +208,9 @@ def zero_sums(algorithm: Algorithm, up: PyTree, devices: int) -> PyTree:
     """The sums of no client: zeros [devices, ...] of the shapes of a message's contribution.
 
     Args:
-      algorithm: whose contribution.
+      algorithm: the algorithm that makes the contribution.
       up: shapes of one client's message.
-      devices: that add up clients.
+      devices: number of devices that sum over clients.
     """
     shapes = jax.eval_shape(algorithm.contribution, up, Share(jnp.float32(1.0), jnp.int32(0)))
     return jax.tree.map(lambda leaf: jnp.zeros((devices, *leaf.shape), leaf.dtype), shapes)
@@ -220,6 +220,6 @@ def zero_sums(algorithm: Algorithm, up: PyTree, devices: int) -> PyTree:
 def jit_zero_sums(
     algorithm: Algorithm, structure: Any, up: tuple[jax.ShapeDtypeStruct, ...], split: NamedSharding
 ) -> jax.stages.Wrapped:
-    """`zero_sums` of the message with this structure and these leaves, divided as `split`; ready to be compiled."""
+    """`zero_sums` for messages of this structure and these leaves, divided as `split`; jitted."""
     message = jax.tree.unflatten(structure, up)
     return jax.jit(lambda: zero_sums(algorithm, message, split.mesh.size), out_shardings=split)

@@ -1,12 +1,12 @@
-"""A client's part of a round: it receives a message, trains its leaves, and sends a message back.
+"""A client's part of a round: it receives a message, trains, and sends a message back.
 
     participant        address(down, row), known, row
     train, frozen      start(participant)
-    each local step    reduces completion_loss(adapter(train, frozen)) + share * penalty(train, frozen)
+    each local step    minimises completion_loss(adapter(train, frozen)) + share * penalty(train, frozen)
     up, new row        finish(participant, trained)
 
 All functions here are traced: inside the compiled chunk (`devft_jax.federated.round.chunk`), in a replay, or on shapes alone
-(`jax.eval_shape`), which is how messages are measured before anything is trained.
+(`jax.eval_shape`), by which messages are measured before anything is trained.
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from devft_jax.typing import PyTree
 
 @dataclass(frozen=True)
 class LocalTraining:
-    """What the program of a client's round is made of; hashable, so that equal ones may share a compiled program.
+    """What the program of a client's round is built from; hashable, so that equal ones share a compiled program.
 
     Attributes:
       algorithm: what is trained and sent.
@@ -46,10 +46,10 @@ class LocalTraining:
 
 
 def client_loss(training: LocalTraining, base: Base, frozen: PyTree) -> Loss:
-    """The loss that a client's steps reduce.
+    """The loss that a client's steps minimise.
 
     Args:
-      training: what the client trains.
+      training: what the client's program is built from.
       base: the stage's frozen model.
       frozen: the part of the client's message that it does not train.
 
@@ -71,29 +71,29 @@ def client_loss(training: LocalTraining, base: Base, frozen: PyTree) -> Loss:
 def participant_of(
     algorithm: Algorithm, broadcast: tuple[PyTree, PyTree], row: PyTree, key: jax.Array, lr: jax.Array, steps: int
 ) -> Participant:
-    """One client at the start of its round.
+    """One client at the beginning of its round.
 
     Args:
       algorithm: addresses the message.
-      broadcast: what the server sends, and what is known without a message.
-      row: what the client kept of earlier rounds.
-      key: the client's key of the round.
-      lr: the round's learning rate, f32[].
-      steps: how many local steps it takes.
+      broadcast: what the server sends, and what clients know without a message.
+      row: what the client has kept of earlier rounds.
+      key: the client's random key in the round.
+      lr: f32[], the round's learning rate.
+      steps: number of local steps that it takes.
     """
     down, known = broadcast
-    # A stream of its own: training folds the step's number into the same key.
+    # A separate stream: training folds the step's number into the same key.
     own_key = jax.random.fold_in(key, np.uint32(2**32 - 1))
     return Participant(algorithm.address(down, row), known, row, own_key, lr, steps)
 
 
 def frozen_rows(algorithm: Algorithm, train_rows: np.ndarray) -> int:
-    """How many of a stage's lowest layers need no gradient; 0 for an algorithm that cannot keep layers from learning."""
+    """Number of a stage's lowest layers that need no gradient; 0 for an algorithm that cannot freeze layers."""
     return frozen_below(train_rows) if algorithm.layered else 0
 
 
 def participant_shapes(algorithm: Algorithm, broadcast: tuple[PyTree, PyTree], row: PyTree) -> Participant:
-    """Shapes and dtypes of one client at the start of its round; arguments as of `participant_of`."""
+    """Shapes and dtypes of one client at the beginning of its round; the arguments are those of `participant_of`."""
     return jax.eval_shape(
         lambda broadcast, row: participant_of(
             algorithm, broadcast, row, jax.random.key(0, impl="threefry2x32"), jnp.float32(0), 1

@@ -4,9 +4,9 @@
     for each chunk:    sums, outputs = chunk(inputs, sums)        devft_jax.federated.round.chunk
     server, metrics    finalize(server, sum over devices)         devft_jax.federated.round.server
 
-Memory follows `clients_per_step`, not the cohort and not the population. While chunks run, a thread of the host draws, reads
-and assembles the next ones (`devft_jax.federated.round.assembly`), and what clients keep is written back when their chunk
-ends. A client whose loss or update is not finite gets weight zero and is named in the round's result.
+Memory depends on `clients_per_step`, not on the cohort or the population. While chunks run, a thread of the host draws,
+reads and assembles the next ones (`devft_jax.federated.round.assembly`), and what clients keep is written back when their
+chunk ends. A client whose loss or update is not finite gets weight zero and is named in the round's result.
 """
 
 import time
@@ -43,28 +43,28 @@ from devft_jax.runtime.devices import OVER_DEVICES, client_mesh, shapes_on
 from devft_jax.runtime.prefetch import prefetch
 from devft_jax.typing import PyTree
 
-# Chunks whose inputs may wait on the device at once: one that runs and one that is ready.
+# Chunks whose inputs may be on the device at once: one running and one waiting.
 CHUNKS_IN_FLIGHT = 2
-# Chunks that may wait on the host besides.
+# Chunks that may wait on the host in addition.
 CHUNKS_AHEAD = 2
 
 
 @dataclass(frozen=True)
 class RoundResult:
-    """What a round produced, besides the participants' new rows, which are in the bank. K participants, S steps.
+    """The results of a round, except the participants' new rows, which are in the bank. K participants, S steps.
 
     Attributes:
-      server: the aggregated state.
-      losses: per participant and step, f32[K, S].
-      update_norms: per participant, f32[K].
-      finite: which participants' losses and updates are finite, bool[K].
-      metrics: the algorithm's own numbers.
-      bytes_up: of all participants' messages to the server together.
-      bytes_down: of all messages to the participants together.
-      examples_by_length: how many examples of each length were trained on.
-      bytes_cumulative: of the part of one client's downlink that it would also need of rounds that it missed.
+      server: the server's state after aggregation.
+      losses: f32[K, S], per participant and step.
+      update_norms: f32[K], per participant.
+      finite: bool[K], which participants' losses and updates are finite.
+      metrics: the algorithm's own metrics.
+      bytes_up: bytes of all participants' messages to the server together.
+      bytes_down: bytes of all messages to the participants together.
+      examples_by_length: number of examples trained on, by length.
+      bytes_cumulative: bytes of the part of one client's downlink that it would also need of rounds that it missed.
       adapter: shapes of one client's adapter.
-      train: shapes of what it trains.
+      train: shapes of its trained leaves.
     """
 
     server: PyTree
@@ -81,15 +81,15 @@ class RoundResult:
 
 
 class Cohort:
-    """Runs rounds of one algorithm on one model shape over the local devices.
+    """Runs rounds of one algorithm for one model shape on the local devices.
 
     Args:
-      training: what the program of a client's round is made of.
+      training: what the program of a client's round is built from.
       devices: local devices to use.
       model_shards: how many of them hold a base together, as `shard_base` divides it.
       clients_per_step: clients of a chunk, a multiple of the devices.
       assemble: makes batches from examples, on a background thread.
-      programs: where compiled programs are kept and counted.
+      programs: keeps and counts compiled programs.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class Cohort:
         self._finalize = jit_finalize(self.algorithm)
 
     def prepare(self, base: Base, server: PyTree, row: PyTree, batch: PyTree, train_rows: np.ndarray) -> None:
-        """Begin to compile the programs of rounds from such a state. All trees may hold arrays or shapes.
+        """Start to compile the programs of rounds from such a state. All trees may hold arrays or shapes.
 
         Args:
           base: shapes of the stage's model, as placed on the devices.
@@ -149,7 +149,7 @@ class Cohort:
     ) -> RoundResult:
         """One round: train every participant from `server`, aggregate, and report.
 
-        Where no participant's update is finite there is nothing to aggregate, and the server's state stays as it was.
+        If no participant's update is finite there is nothing to aggregate, and the server's state does not change.
 
         Args:
           base: the stage's frozen model, placed on the devices of `mesh`.
@@ -157,8 +157,8 @@ class Cohort:
           bank: the clients' rows; those of participants whose update is finite are replaced.
           cohort: the participants, each once.
           lr: the round's learning rate.
-          keys: ids u32[C] -> the clients' keys of the round, key[C].
-          train_rows: which of the stage's layers learn, bool[G].
+          keys: ids u32[C] -> key[C], the clients' random keys in the round.
+          train_rows: bool[G], which of the stage's layers learn.
 
         Raises:
           ValueError: a participant's weight is not positive and finite.
@@ -209,10 +209,10 @@ class Cohort:
         keys: Callable[[np.ndarray], jax.Array],
         train_rows: np.ndarray,
     ) -> tuple[Trial, Trial] | None:
-        """Measure what chunks of two sizes cost; nothing is changed.
+        """Measure the cost of chunks of two sizes; nothing is changed.
 
         As many of the cohort's clients as the larger size, with neither the most nor the fewest tokens, are trained in
-        chunks of each size in turns, so that a machine that is now faster and now slower favours none. The seconds are those
+        chunks of each size alternately, so that a machine of varying speed favours neither. The seconds are those
         of a client with the mean tokens of the first chunks, with its share of the padding of a round's last chunk.
 
         Args:
@@ -226,7 +226,7 @@ class Cohort:
           train_rows: as in `run`.
 
         Returns:
-          What each size costs; None where the larger does not fit into memory.
+          The cost of each size; None if the larger does not fit into memory.
         """
         largest = sizes[-1]
         seconds: dict[int, list[float]] = {size: [] for size in sizes}
@@ -297,7 +297,7 @@ class Cohort:
         return self.programs.call("chunk", start.program, ChunkInputs(shared=start.inputs, clients=clients), sums)
 
     def _shapes_of(self, broadcast: PyTree, row: PyTree) -> "_Shapes":
-        """Shapes of one client's trees; traced once for a stage, not in every round."""
+        """Shapes of one client's trees; traced once per stage, not in every round."""
         leaves, structure = jax.tree.flatten((broadcast, row))
         key = structure, tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves)
         if key not in self._shapes:
@@ -333,7 +333,7 @@ class _Start:
 
 
 class _InFlight:
-    """The chunks that still run on the devices, and the outputs of those that have ended.
+    """The chunks that are still running on the devices, and the outputs of those that have finished.
 
     Attributes:
       stored: whether rows of participants have been replaced in the bank.
@@ -346,14 +346,14 @@ class _InFlight:
         self._ended: list[tuple[np.ndarray, ClientOutputs]] = []
 
     def add(self, chunk: HostChunk, outputs: ClientOutputs) -> None:
-        """A chunk was launched; waits until at most `CHUNKS_IN_FLIGHT` run."""
-        # From here on the host needs where the chunk's rows belong, not its inputs.
+        """Add a launched chunk; wait until at most `CHUNKS_IN_FLIGHT` run."""
+        # From here on the host needs the places of the chunk's rows, not its inputs.
         self._running.append((replace(chunk, rows=None, batches=()), outputs))
         if len(self._running) > CHUNKS_IN_FLIGHT:
             self._end_first()
 
     def finish(self) -> ClientOutputs:
-        """Wait for all chunks; the outputs of all participants but their rows, in the cohort's order."""
+        """Wait for all chunks; returns the outputs of all participants except their rows, in the cohort's order."""
         while self._running:
             self._end_first()
         slots, outputs = jax.tree.map(lambda *parts: np.concatenate(parts), *self._ended)
@@ -373,7 +373,7 @@ class ChunkTooLargeError(Exception):
 
     Attributes:
       size: clients of the chunk.
-      begun: whether rows of participants had been replaced by then.
+      begun: whether rows of participants had already been replaced.
     """
 
     def __init__(self, size: int, begun: bool):
@@ -382,6 +382,6 @@ class ChunkTooLargeError(Exception):
 
 
 def _if_too_large(error: BaseException, size: int, *, begun: bool) -> BaseException:
-    """The error as one of too large a chunk, if that is what it says; else itself."""
+    """The error as a `ChunkTooLargeError` if it means that memory ran out; otherwise the error itself."""
     full = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error).lower()
     return ChunkTooLargeError(size, begun) if full else error

@@ -1,10 +1,10 @@
-"""The server's part of a round: its broadcast at the start, and at the end its new state from the sum over all clients.
+"""The server's part of a round: its broadcast at the beginning, and at the end its new state from the sum over all clients.
 
     (down, known)      broadcast(server), known(server)
     sums               the sum of `contribution(up, share)` over all clients, each device's part added up here
     server, metrics    finalize(server, sums)
 
-A server's trees lie on the first device, whole.
+A server's trees are on the first device, whole.
 """
 
 from collections.abc import Sequence
@@ -27,13 +27,13 @@ def broadcast_of(algorithm: Algorithm, server: PyTree) -> tuple[PyTree, PyTree]:
 
 @shared_programs
 def jit_broadcast(algorithm: Algorithm) -> jax.stages.Wrapped:
-    """`broadcast_of`, ready to be compiled."""
+    """`broadcast_of`, jitted."""
     return jax.jit(partial(broadcast_of, algorithm))
 
 
 @shared_programs
 def jit_finalize(algorithm: Algorithm) -> jax.stages.Wrapped:
-    """An algorithm's `finalize`, of the server and sums [1, ...] over all devices; ready to be compiled."""
+    """An algorithm's `finalize` for the server and sums [1, ...] over all devices; jitted."""
 
     def finalize(server: PyTree, sums: PyTree) -> tuple[PyTree, dict[str, jax.Array]]:
         return algorithm.finalize(server, jax.tree.map(lambda leaf: leaf[0], sums))
@@ -43,18 +43,18 @@ def jit_finalize(algorithm: Algorithm) -> jax.stages.Wrapped:
 
 @shared_programs
 def jit_add() -> jax.stages.Wrapped:
-    """The sum of two trees, written into the second's buffers; ready to be compiled."""
+    """The sum of two trees, written into the second's buffers; jitted."""
     return jax.jit(partial(jax.tree.map, jnp.add), donate_argnums=1)
 
 
 def add_over_devices(programs: CompiledPrograms, sums: PyTree) -> PyTree:
     """The devices' sums, added on the first device in the devices' order.
 
-    Each device's part is copied when it is its turn: the first device never holds more than its own part, the total, and the
-    part to be added.
+    Each device's part is copied only when it is needed: the first device never holds more than its own part, the total, and
+    the part to be added.
 
     Args:
-      programs: compile and count the addition.
+      programs: compiles and counts the addition.
       sums: [devices, ...], sharded over the devices.
 
     Returns:
@@ -68,18 +68,18 @@ def add_over_devices(programs: CompiledPrograms, sums: PyTree) -> PyTree:
     total, *others = ([shard.data for shard in of_device] for of_device in zip(*shards, strict=True))
     for part in others:
         total = programs.call("add", jit_add(), total, jax.device_put(part, first))
-        # Without waiting, the copy of the next part would begin now.
+        # Without waiting, the copy of the next part would start now.
         jax.block_until_ready(total)
     return jax.tree.unflatten(structure, total)
 
 
 def cumulative_bytes(algorithm: Algorithm, down: PyTree, ranks: Sequence[np.ndarray] = ()) -> int:
-    """Bytes of the part of a downlink that a client needs of every round, also of those that it missed.
+    """Bytes of the part of a downlink that a client needs of every round, also of rounds that it missed.
 
     Args:
-      algorithm: says by `cumulative` which part that is.
+      algorithm: its `cumulative` gives this part.
       down: the downlink of one client, arrays or shapes.
-      ranks: of the clients, i32[C] per leaf, where messages differ in rank; the first client counts.
+      ranks: i32[C] per leaf, ranks of the clients if messages differ in rank; the first client counts.
     """
     if algorithm.cumulative is None:
         return 0
