@@ -107,7 +107,7 @@ def test_a_presets_options_are_nobodys_choice(name, growth, algorithm):
         ("--evaluate-every 2", "evaluate_every 2 has no effect without held-out data"),
         ("--test-fraction 0.1 --evaluate-full", "evaluate_full True has no effect without evaluations"),
         ("--quantization nf4 --growth top-grow --fuse-from original", "fuse_from original is read by devft, progfed and"),
-        ("--algorithm c2a --rank 8", "rank 8 has no effect with the algorithm c2a, which generates adapters by a hypernetwork"),
+        ("--algorithm c2a --rank 8", "rank 8 has no effect with the algorithm c2a, which generates adapters by"),
         ("--algorithm central --message-dtype bfloat16", "message_dtype bfloat16 has no effect with the algorithm central"),
         ("--algorithm local-only --weighting uniform", "weighting uniform has no effect with the algorithm local-only"),
         ("--algorithm dofit --domain-rule mean --domain-step 2", "domain_step 2.0 is read by dofit only and the"),
