@@ -68,7 +68,7 @@ def forward_breakdown(config: ModelConfig, *, layers: int, adaptation: Adaptatio
 
     Returns:
       `frozen` (products with the projections' weights), `low_rank` (x a b, and weights from a hypernetwork), `attention`
-          (scores and mixtures) and `head`.
+        (scores and mixtures) and `head`.
     """
     weights = sum(fan_in * fan_out for fan_in, fan_out in map(config.projection_shape, PROJECTIONS))
     return {

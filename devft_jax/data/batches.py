@@ -41,7 +41,7 @@ def draw_examples(
 
     Returns:
       i64[S, B], members of `client_indices`. Read row by row, each run of n is a permutation of
-          them; with fewer steps the result is the first rows of that with more.
+        them; with fewer steps the result is the first rows of that with more.
     """
     needed = steps * batch_size
     stream = random_stream(_DRAW_STREAM, seed, round, client_id)
@@ -124,7 +124,7 @@ def gather_batch(examples: Examples, index: np.ndarray, length: int, pad_id: int
 
     Returns:
       tokens i32[..., T], and mask bool[..., T] that is True for tokens of an answer, which the model
-          predicts at the position before; False at position 0, which is never predicted.
+        predicts at the position before; False at position 0, which is never predicted.
 
     Raises:
       ValueError: one of the examples is longer than T.

@@ -94,7 +94,7 @@ def partition(
         order of their keys instead of the given order.
     Returns:
       C sorted arrays i64 that together hold 0..N-1 once each. With the drawn splits none is empty;
-          with `field` and `file` a client is empty if no example has its code.
+        with `field` and `file` a client is empty if no example has its code.
 
     Raises:
       InputError: unknown method, fewer examples than clients, alpha not positive, or a negative

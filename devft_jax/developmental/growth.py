@@ -112,7 +112,7 @@ class Growth(abc.ABC):
 
         Returns:
           Rounds of every stage, which add up to `rounds`; None if the stages are not known in advance: the run's
-              configuration then has to give them.
+            configuration then has to give them.
 
         Raises:
           ValueError: there are fewer rounds than stages.

@@ -4,9 +4,9 @@
 checkpoint every few rounds. A stopped run resumes from its last checkpoint and ends with the same adapter, bit for bit on
 the same devices, chunk size and versions.
 
-    opening     checks that the folder is this run's or empty, and where to resume   devft_jax.training.opening
-    loop        stages, rounds and callbacks                                       devft_jax.training.loop
-    finishing   adapter, summary and report                                        devft_jax.training.finishing
+    opening     whether the folder is this run's or empty; where to resume    devft_jax.training.opening
+    loop        stages, rounds and callbacks                                  devft_jax.training.loop
+    finishing   adapter, summary and report                                   devft_jax.training.finishing
 """
 
 import contextlib
@@ -107,7 +107,7 @@ def train(
 
     Returns:
       The run; `finished` is False if Ctrl-C or SIGTERM stopped it after a round; the same call then resumes it from a
-          checkpoint.
+        checkpoint.
 
     Raises:
       InputError: the request is invalid.

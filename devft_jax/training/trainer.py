@@ -1,8 +1,8 @@
 """A run's trainer: stages, rounds and transfer over one `State`.
 
-    for every stage:   the growth returns a LayerMap; its submodel is fused; the adapter is mapped to it
-     for every round:   a cohort trains and is aggregated
-     what the submodel learned is transferred to every layer of its group
+    for every stage:       the growth returns a LayerMap; its submodel is fused; the adapter is mapped to it
+        for every round:   a cohort trains and is aggregated
+        what the submodel learned is transferred to every layer of its group
 
 The trainer does not write files during the run, print progress or handle signals; `devft_jax.training.loop` does.
 """

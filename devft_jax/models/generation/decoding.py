@@ -121,7 +121,7 @@ def decode(
 
     Returns:
       The new state, and the tokens drawn i32[chunk, B]. Tokens of a row after it is done are to be ignored, and so are those
-          of steps that were not taken.
+        of steps that were not taken.
     """
     first = state.step
     drawn = jnp.zeros((chunk, len(state.token)), jnp.int32)
