@@ -1,4 +1,4 @@
-"""Anonymous memory of this process, sampled: what a step takes besides the pages of files that it maps. Linux only."""
+"""Peak anonymous memory of this process, by sampling: the memory of a step without the pages of mapped files. Linux only."""
 
 import contextlib
 import ctypes
@@ -16,9 +16,9 @@ def status(field: str) -> int:
 
 @contextlib.contextmanager
 def peak_memory() -> Iterator[list[int]]:
-    """A list that ends up holding by how many bytes anonymous memory rose at most."""
+    """A list whose only element, after the block, is the largest rise of anonymous memory in bytes."""
     gc.collect()
-    # Memory that malloc kept from earlier steps would hide what this one takes.
+    # Freed memory that malloc still holds from earlier steps would hide what this one allocates.
     ctypes.CDLL(None).malloc_trim(0)
     before, peaks, done = status("RssAnon"), [0], threading.Event()
 

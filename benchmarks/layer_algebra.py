@@ -1,12 +1,12 @@
-"""Time and memory of the layer algebra on a stack of LLaMA's shape, against one plain read of the same bytes.
+"""Time and memory of the layer algebra on layers of LLaMA's shapes, relative to one plain read of the same bytes.
 
     python benchmarks/layer_algebra.py                          # LLaMA2-7B's 32 layers: 13 GB on disk
     python benchmarks/layer_algebra.py --scale 8                # every width divided by 8
     python benchmarks/layer_algebra.py --storage device         # jax arrays instead of memory-mapped files
 
 Random bfloat16 weights are written layer by layer, so building needs no more memory than one layer. Every step runs
-once cold on compilation (and, for files, on whatever the page cache holds) and then `--repeat` times; the best is
-reported. Memory is anonymous memory (`RssAnon`) sampled every few milliseconds, above what was there before the step;
+once, including compilation (and, for files, with the current page cache), and then `--repeat` times; the best is
+reported. Memory is anonymous memory (`RssAnon`) sampled every few milliseconds, above its value before the step;
 pages of the mapped input do not count. The output of a step is part of its peak; the rest, its scratch, should stay
 within one float32 layer of the largest leaf. Linux only.
 """
@@ -63,7 +63,7 @@ def write_leaf(path: Path, shape: tuple[int, ...], seed: int) -> np.memmap:
 
 
 def plain_read(tree: Mapping[str, np.ndarray]) -> int:
-    """Every byte of a host tree once, summed so that none is skipped."""
+    """Read every byte of a host tree once; the sum prevents that a read is optimised away."""
     total = 0
     for leaf in tree.values():
         words = leaf.reshape(-1).view(np.uint16)
@@ -95,7 +95,7 @@ def main() -> None:
     parser.add_argument("--scale", type=int, default=1, help="divide every width by this")
     parser.add_argument("--groups", type=int, default=4, help="representative layers of the submodel")
     parser.add_argument("--storage", choices=("file", "device"), default="file")
-    parser.add_argument("--folder", type=Path, help="where to put the files; by default a temporary folder")
+    parser.add_argument("--folder", type=Path, help="folder for the files; by default a temporary one")
     parser.add_argument("--repeat", type=int, default=2)
     parser.add_argument("--mode", default="copy", help="mode of inherit")
     arguments = parser.parse_args()

@@ -1,7 +1,7 @@
-"""What is made of the raw seconds: medians, paired ratios with intervals, and the line of round time over depth.
+"""Statistics of the raw seconds: medians, paired ratios with intervals, and a linear fit of round time over depth.
 
-Repetition i of every program ran right after repetition i of the others, so that a slow spell of the machine meets all of
-them: ratios are taken within repetitions and then summed up.
+Repetition i of every program ran right after repetition i of the others, so that a temporary slowdown of the machine affects
+all of them: ratios are taken within repetitions, and then their median.
 """
 
 import math
@@ -54,13 +54,13 @@ def paired_ratio(mine: Sequence[float], theirs: Sequence[float]) -> Median:
 
 @dataclass(frozen=True)
 class DepthFit:
-    """Round time as c + k depth, fitted in every repetition apart; means over repetitions with 95 % intervals.
+    """Round time as c + k depth, fitted separately in every repetition; means over repetitions with 95 % intervals.
 
     Attributes:
       constant: c, seconds.
       slope: k, seconds per layer.
-      head: the head's and the loss's part of c by operations, k times their operations over a layer's.
-      share: (c - head) / (c + k deepest), what is left of c in the time at the greatest depth.
+      head: the part of c that the head and the loss account for by operations: k times their operations over a layer's.
+      share: (c - head) / (c + k deepest), the rest of c as a share of the time at the greatest depth.
       residual: the largest deviation of a mean time from the line through the means, as a share of that time.
     """
 
@@ -92,7 +92,8 @@ def fit_depth(seconds: Mapping[int, Sequence[float]], head_layers: float) -> Dep
 
 
 def line(xs: Sequence[float], ys: Sequence[float]) -> tuple[float, float]:
-    """The (intercept, slope) of least squares, points weighted by 1 / x^2: times spread in proportion to themselves."""
+    """The (intercept, slope) of least squares, points weighted by 1 / x^2, because the spread of times is proportional to
+    them."""
     weights = [1 / (x * x) for x in xs]
     total = sum(weights)
     x_mean = sum(w * x for w, x in zip(weights, xs, strict=True)) / total

@@ -1,4 +1,4 @@
-"""The programs' processes as the driver sees them, and the machine on which they run."""
+"""The processes of the programs, and a description of the machine."""
 
 import contextlib
 import json
@@ -16,21 +16,21 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 class ProgramError(Exception):
-    """A program ended before it answered."""
+    """A program ended without an answer."""
 
 
 class Process:
     """A running program.
 
     Attributes:
-      start_seconds: from its launch until it was ready: interpreter, imports, model and data.
+      start_seconds: from its start until it was ready: interpreter, imports, model and data.
       versions: of its packages.
     """
 
     def __init__(self, name: str, command: list[str], folder: Path):
         self.name = name
         self.folder = Path(tempfile.mkdtemp(dir=folder))
-        # Each starts without compiled programs of earlier runs, and gets its number of threads by its flags alone.
+        # No compiled programs of earlier runs are reused, and only the flags set the number of threads.
         environment = {key: value for key, value in os.environ.items() if key not in THREADS}
         environment |= {"DEVFT_CACHE": str(self.folder / "cache"), "JAX_PLATFORMS": "cpu"}
         environment |= {"HF_HUB_OFFLINE": "1", "FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0"}
@@ -43,7 +43,7 @@ class Process:
         self.start_seconds = time.perf_counter() - began
 
     def ask(self, command: str) -> dict[str, Any]:
-        """Give a command and wait for its answer.
+        """Send a command and wait for its answer.
 
         Raises:
           ProgramError: the program ended instead; with the last line that it printed.
@@ -89,7 +89,7 @@ def machine() -> str:
 
 
 def idle_share(seconds: float) -> float:
-    """Share of the machine's time that is idle over so many seconds, 0 to 1."""
+    """Share of the machine's CPU time that is idle over the next `seconds` seconds, 0 to 1."""
 
     def counters() -> tuple[int, int]:
         ticks = [int(part) for part in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]

@@ -1,14 +1,14 @@
-"""A frozen base as floats and packed in 8 and 4 bits: loading, memory, time per round and loss, each in its own process.
+"""A frozen base in floats, 8 bits and 4 bits: loading, memory, time per round and loss, each in its own process.
 
     python benchmarks/quantized_base.py                         # the bundled model
     python benchmarks/quantized_base.py --shape 1b              # TinyLLaMA's shape, random bfloat16 weights: 2.2 GB on disk
     python benchmarks/quantized_base.py --model FOLDER --data FILE --test-data FILE
 
-For every kind of storage one full-depth run; then, for `--stages-of` one kind, the four ways in which a stage can be fused
-(from packed or original weights, packed again or kept floats), each a run that is one fused stage. `--repeat` interleaves
-the runs that often: times are medians over runs of a run's quickest round, with the range. Memory is anonymous memory above
-what was there before the step. "load" is the rise while the model is read, "run" while it trains, compilation included;
-"base" is what the weights take. Losses are of held-out examples where the data has them. Linux only.
+Every kind of storage has one full-depth run. The kind of `--stages-of` also has one run of a single fused stage for each of
+the four ways to fuse it: from quantised or original weights, quantised again or kept as floats. `--repeat` repeats the runs
+in turn; times are medians over runs of each run's fastest round, with the range. Memory is anonymous memory above its value
+before the step: "load" while the model is read, "run" while it is trained, including compilation. "base" is the size of the
+weights. Losses are of held-out examples if the data has them. Linux only.
 """
 
 import argparse
@@ -69,7 +69,7 @@ def write_random_model(folder: Path) -> None:
 
 
 def measure(options: dict[str, Any]) -> dict[str, Any]:
-    """One run in this process: what loading and training took."""
+    """Time, memory and losses of loading and of one run, in this process."""
     from anonymous_memory import peak_memory
 
     from devft_jax.commands.jax_setup import configure_jax
@@ -106,7 +106,7 @@ def measure(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def run_apart(options: dict[str, Any]) -> dict[str, Any]:
-    """`measure` in a process of its own."""
+    """`measure` in a new process."""
     with tempfile.TemporaryDirectory() as out:
         command = [sys.executable, __file__, "--measure", json.dumps({**options, "out": f"{out}/run"})]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
@@ -142,15 +142,15 @@ def table(results: dict[str, list[dict[str, Any]]]) -> str:
 
 
 def main() -> None:
-    """Runs every kind and every way of fusing, and prints a table."""
+    """Run every kind and every way of fusing, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--shape", choices=("bundled", "1b"), default="bundled")
-    parser.add_argument("--model", help="a model folder in place of the shape")
+    parser.add_argument("--model", help="a model folder instead of --shape")
     parser.add_argument("--data", default="microtasks:train:400")
     parser.add_argument("--test-data", help="held-out data")
     parser.add_argument("--growth", choices=("end-to-end", "devft"), default="end-to-end", help="of the full-depth runs")
     parser.add_argument("--kinds", default=",".join(KINDS))
-    parser.add_argument("--stages-of", default="nf4", help="the kind whose four ways of fusing are measured; none for none")
+    parser.add_argument("--stages-of", default="nf4", help="the kind whose four ways of fusing are measured, or none")
     parser.add_argument("--stage-layers", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--local-steps", type=int, default=2)

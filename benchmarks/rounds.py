@@ -1,13 +1,14 @@
-"""Federated rounds of this project and of its rivals, side by side on identical work.
+"""Federated rounds of this project and of other programs, compared on identical work.
 
     python benchmarks/rounds.py --out results --rival torch=/path/to/torch-env/bin/python \\
         --rival jax=/path/to/jax-env/bin/python --dolly 'dolly/local_training_*.json.gz'
 
-Every program runs in a process of its own and stays alive. The programs run a round one after the other, so that they never
-compete, and the order shifts from repetition to repetition. First each runs one round from the same adapters, and its
+Every program runs in its own process, which stays alive. The programs run their rounds one after the other, so that they
+never compete, and the order rotates from repetition to repetition. First each runs one round from the same adapters, and its
 aggregated adapters are compared with those of the PyTorch and PEFT loop: a program that differs by more than the work's
-tolerance is not timed. README.md beside this file says how to make the rivals' environments, and what is left out without
-them. Written to --out: results.json (raw seconds, versions, machine), results.md (tables) and two charts of scaling.
+tolerance is not timed. README.md in this folder says how to create the environments of the other programs, and what is left
+out without them. Written to --out: results.json (raw seconds, versions, machine), results.md (tables) and two charts of
+scaling.
 """
 
 import argparse
@@ -47,13 +48,13 @@ ROUNDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
 SCALED = (OWN, "DrJAX", "jax.vmap")
 COHORTS = (1, 4, 16, 64, 256, 1024, 4096)
 DEPTHS = (2, 4, 8, 16)
-# Share of the machine that others may take before wall seconds are warned of.
+# Largest share of the machine that other processes may use without a warning about wall seconds.
 BUSY = 0.1
 PARTS = ("rounds", "scaling", "depth", "stages")
 
 
 class Bench:
-    """What the parts share: interpreters, the folder of works, how often to repeat, and where lines are printed."""
+    """State that the parts share: options, interpreters, the folder of works, and what was left out."""
 
     def __init__(self, options: argparse.Namespace, folder: Path):
         self.interpreters = {"own": sys.executable, **dict(options.rival)}
@@ -61,20 +62,20 @@ class Bench:
         self.left_out: list[str] = []
 
     def shape(self, name: str) -> WorkShape:
-        """A work of `WORKS`, with as many of Dolly's clients as were asked for."""
+        """A work of `WORKS`; Dolly's with the number of clients of the options."""
         return replace(WORKS[name], clients=self.options.dolly_clients) if name == "dolly" else WORKS[name]
 
     def say(self, text: str) -> None:
-        """A line of progress."""
+        """Print a line of progress."""
         print(text, file=sys.stderr, flush=True)
 
     def leave_out(self, text: str) -> None:
-        """Something that is not measured, and why; it ends up in the results."""
+        """Record, for the results, what is not measured and why."""
         self.say(f"left out: {text}")
         self.left_out.append(text)
 
     def work(self, shape: WorkShape) -> Path:
-        """The work's folder, written on first use."""
+        """The work's folder, which is written on first use."""
         folder = self.folder / f"{shape.name}-{shape.clients}"
         if not folder.exists():
             folder.mkdir()
@@ -88,21 +89,21 @@ class Bench:
         return Process(name, command, self.folder)
 
     def available(self, names: tuple[str, ...]) -> list[str]:
-        """Those of the programs that were asked for and whose environment was given."""
+        """The names whose environment has an interpreter; the others are recorded as left out."""
         found = []
         for name in names:
             environment = ROUNDS[name][1]
             if environment in self.interpreters:
                 found.append(name)
             else:
-                self.leave_out(f"{name}: no interpreter; give --rival {environment}=PYTHON.")
+                self.leave_out(f"{name}: no interpreter; set --rival {environment}=PYTHON.")
         return found
 
 
 def interleaved(
     programs: dict[Any, Process], repetitions: int, say: Callable[[str], None]
 ) -> dict[Any, list[dict[str, float]]]:
-    """So many timed rounds of every program, one at a time, the order shifted by one from repetition to repetition."""
+    """Timed rounds of every program, one at a time; the order rotates by one from repetition to repetition."""
     rows: dict[Any, list[dict[str, float]]] = {name: [] for name in programs}
     names = list(programs)
     for repetition in range(repetitions):
@@ -115,7 +116,7 @@ def interleaved(
 
 
 def run_rounds(bench: Bench, shape: WorkShape) -> dict[str, Any]:
-    """One work: gate and timings of every program."""
+    """The gate and the timings of every program on one work."""
     work = bench.work(shape)
     names = bench.available(tuple(bench.options.programs))
     bench.say(f"{shape.name}: {', '.join(names)}")
@@ -153,9 +154,9 @@ def run_rounds(bench: Bench, shape: WorkShape) -> dict[str, Any]:
 def apply_gate(
     bench: Bench, shape: WorkShape, result: dict[str, Any], running: dict[str, Process], start: dict[str, np.ndarray]
 ) -> None:
-    """Hold every program's adapters against the reference's, and stop those that differ; the arrays leave the result.
+    """Compare every program's adapters with the reference's, and stop programs that differ.
 
-    `start` are the initial adapters, from which the round's update is taken.
+    The arrays are removed from the result. `start` are the initial adapters, which the round's update is relative to.
     """
     programs = result["programs"]
     if not programs:
@@ -163,7 +164,7 @@ def apply_gate(
     reference = REFERENCE if REFERENCE in programs else next(iter(programs))
     result["reference"] = reference
     if reference != REFERENCE:
-        bench.leave_out(f"the gate on {shape.name}: without the torch environment programs are held against {reference}.")
+        bench.leave_out(f"the gate on {shape.name}: without the torch environment programs are compared with {reference}.")
     expected = programs[reference]["adapters"]
     update = norm(expected, start)
     for name, program in programs.items():
@@ -202,7 +203,7 @@ def describe(work: Path, shape: WorkShape) -> dict[str, Any]:
 
 
 def run_scaling(bench: Bench) -> dict[str, Any]:
-    """Rounds of the tiny work over cohorts of all sizes, one program after the other, the sizes interleaved."""
+    """Rounds of the tiny work for cohorts of all sizes, one program after the other, with the sizes interleaved."""
     cohorts = [size for size in COHORTS if size <= bench.options.largest_cohort]
     work = bench.work(replace(WORKS["tiny"], clients=max(cohorts)))
     result: dict[str, Any] = {}
@@ -242,7 +243,8 @@ def run_depth(bench: Bench) -> dict[str, Any]:
 
 
 def head_layers(work: Path, rounds: dict[int, list[dict[str, float]]]) -> float:
-    """Operations of the head on the tokens that the loss covers, in units of what the engine counts for one layer."""
+    """Operations of the head on the tokens that the loss covers, in units of one layer's operations as the engine counts
+    them."""
     config = json.loads((work / "model" / "config.json").read_text())
     with np.load(work / "examples.npz") as stored:
         order = stored["order"]
@@ -254,7 +256,7 @@ def head_layers(work: Path, rounds: dict[int, list[dict[str, float]]]) -> float:
 
 
 def run_stages(bench: Bench) -> dict[str, Any]:
-    """What changing stages costs this project, with a float and with a packed base."""
+    """Time of this project's stage changes, with a float and with a quantised base."""
     work = bench.work(bench.shape("dolly"))
     result = {}
     for quantization in ("none", "nf4"):
@@ -311,9 +313,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--dolly-clients",
         type=int,
         default=WORKS["dolly"].clients,
-        help="clients of Dolly's text, the first so many, where a whole round takes too long (default: 8)",
+        help="number of Dolly's clients, for a shorter round (default: 8)",
     )
-    parser.add_argument("--largest-cohort", type=int, default=COHORTS[-1], help="of the part scaling (default: 4096)")
+    parser.add_argument(
+        "--largest-cohort", type=int, default=COHORTS[-1], help="largest cohort of the part scaling (default: 4096)"
+    )
     return parser.parse_args(arguments)
 
 
@@ -327,7 +331,8 @@ def _interpreter(text: str) -> tuple[str, str]:
 
 
 def main() -> None:
-    """Measure what was asked for; the results are written after every work and part, so that a late failure keeps them."""
+    """Measure what the options request; the results are written after every work and part, so that a late failure keeps
+    them."""
     options = parse()
     for field in ("repeat", "dolly_clients"):
         if getattr(options, field) < 1:
@@ -338,7 +343,7 @@ def main() -> None:
         results: dict[str, Any] = {"machine": machine(), "busy_before": 1 - idle_share(2.0), "left_out": bench.left_out}
         if results["busy_before"] > BUSY:
             share = f"{results['busy_before']:.0%}"
-            bench.say(f"warning: other processes take {share} of the machine; only ratios of CPU seconds mean something.")
+            bench.say(f"warning: other processes take {share} of the machine; only ratios of CPU seconds are meaningful.")
         for part, name, measure in planned(bench):
             found = measure()
             if name is None:
@@ -353,7 +358,7 @@ def main() -> None:
 
 
 def planned(bench: Bench) -> list[tuple[str, str | None, Callable[[], Any]]]:
-    """The measurements that were asked for and can be made: part, work where the part has several, and the call."""
+    """The requested measurements that are possible: part, work if the part has several, and the function to call."""
     options = bench.options
     steps: list[tuple[str, str | None, Callable[[], Any]]] = []
     if "rounds" in options.parts:
@@ -365,7 +370,7 @@ def planned(bench: Bench) -> list[tuple[str, str | None, Callable[[], Any]]]:
         return steps
     needing = [step for step in steps if step[1] == "dolly" or step[0] in ("depth", "stages")]
     for part, name, _ in needing:
-        bench.leave_out(f"{f'the work {name}' if name else f'the part {part}'}: it runs on Dolly's text; give --dolly.")
+        bench.leave_out(f"{f'the work {name}' if name else f'the part {part}'}: it needs Dolly's text; set --dolly.")
     return [step for step in steps if step not in needing]
 
 

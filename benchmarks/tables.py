@@ -21,18 +21,18 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def column(rounds: Rounds, name: str) -> list[float]:
-    """One figure of every round."""
+    """One measurement of every round."""
     return [row[name] for row in rounds]
 
 
 def shown(found: Median, digits: int = 2) -> str:
-    """A median and its interval."""
+    """The text of a median and its interval."""
     interval = "" if found.low is None or found.high is None else f" [{found.low:.{digits}f}, {found.high:.{digits}f}]"
     return f"{found.value:.{digits}f}{interval}"
 
 
 def shown_mean(found: Estimate, times: float = 1.0, digits: int = 3) -> str:
-    """A mean and half its interval, which has no bounds."""
+    """The text of a mean plus or minus half the width of its interval."""
     half = "" if found.high is None else f" ± {times * (found.high - found.mean):.{digits}f}"
     return f"{times * found.mean:.{digits}f}{half}"
 
@@ -43,7 +43,7 @@ def timed(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def gate_table(result: dict[str, Any]) -> str:
-    """How far every program's aggregated adapters lie from the reference's after one round."""
+    """The difference of every program's aggregated adapters from the reference's after one round."""
     rows = [
         [
             name,
@@ -95,7 +95,7 @@ def ratio_table(result: dict[str, Any], own: str) -> str:
     """Paired medians of this project's seconds over each rival's."""
     programs = timed(result)
     if own not in programs:
-        return f"{own} was not timed, so that there is nothing to compare."
+        return f"{own} was not timed, so there is nothing to compare."
     mine = programs[own]["rounds"]
     rows = [
         [name, *(shown(paired_ratio(column(mine, unit), column(program["rounds"], unit)), 3) for unit in UNITS)]
@@ -112,7 +112,7 @@ def per_client(rounds: dict[int, Rounds], unit: str) -> dict[int, float]:
 
 
 def scaling_table(result: dict[str, dict[int, Rounds]]) -> str:
-    """Time per client and memory of every program over sizes of the cohort, and what 4,096 clients cost more than 256."""
+    """Time per client and memory of every program by size of the cohort, and their ratios at 4,096 and 256 clients."""
     rows = []
     for name, rounds in result.items():
         walls, cpus = per_client(rounds, "wall"), per_client(rounds, "cpu")
@@ -171,7 +171,7 @@ def scaling_charts(result: dict[str, dict[int, Rounds]]) -> dict[str, str]:
 
 
 def depth_table(result: dict[str, Any]) -> str:
-    """Round time over depth, the line through it, and what is left of its constant."""
+    """Round time over depth, its linear fit, and the parts of the fit's constant."""
     rounds: dict[int, Rounds] = {int(depth): timed for depth, timed in result["rounds"].items()}
     rows = [
         [str(depth), *(shown(median(column(timed, unit)), 3) for unit in ("wall", "cpu"))] for depth, timed in rounds.items()
@@ -190,7 +190,7 @@ def depth_table(result: dict[str, Any]) -> str:
 
 
 def stage_table(result: dict[str, Any]) -> str:
-    """What entering and leaving each stage costs, in seconds and in rounds of that stage."""
+    """Time to enter and to leave each stage, in seconds and in rounds of that stage."""
     rows = []
     for quantization, stages in result.items():
         for stage in stages:

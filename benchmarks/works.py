@@ -5,8 +5,8 @@
     examples.npz    tokens i32[N, T] padded with 0, lengths i64[N], prompt_lengths i32[N], order i64[C, S, B]
     work.json       the numbers of the training
 
-`order` is the one that this project's engine draws in its first round, so that it trains on the batches of all others while
-it draws its data as it always does.
+`order` is the order that this project's engine draws in its first round, so that the engine can draw its data as usual and
+still trains on the same batches as the other programs.
 
 Axis letters: N examples, C clients, S local steps, B batch, T tokens, L layers, r rank.
 """
@@ -34,12 +34,12 @@ TRAINING = {"learning_rate": 1e-3, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8
 """AdamW of every work, fresh for every client; no dropout and no clipping."""
 
 MAX_LENGTH = 512
-"""Tokens at which an example of real text is cut."""
+"""Number of tokens to which an example of real text is truncated."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkShape:
-    """A work in numbers.
+    """The sizes of a work.
 
     Attributes:
       model: of random weights; None for the bundled base.
@@ -77,8 +77,8 @@ def write_work(folder: Path, shape: WorkShape, *, dolly: str | None = None, seed
     """Write a work into `folder`.
 
     Args:
-      dolly: the data of a work of real text, named as `devft run --data` takes it. Of files, each is a client; a single
-        source is split at random.
+      dolly: the data of a work of real text, named as for `devft run --data`. Each file is a client; a single source is
+        split at random.
 
     Raises:
       InputError: the data cannot be read, or has too few clients or examples.
@@ -117,7 +117,7 @@ def initial_adapters(config: ModelConfig, rank: int, rng: np.random.Generator) -
 
 
 def random_examples(shape: WorkShape, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Full rows of uniform tokens, all but the first of which are predicted."""
+    """Full rows of uniform random tokens, all of which except the first are predicted."""
     assert shape.model is not None
     assert shape.length is not None
     count = shape.clients * shape.steps * shape.batch
@@ -129,14 +129,14 @@ def random_examples(shape: WorkShape, rng: np.random.Generator) -> dict[str, np.
 
 
 def real_examples(shape: WorkShape, data: str | None, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """For every client as many examples as it trains on, drawn from its own."""
+    """For every client as many of its own examples as it trains on, drawn at random."""
     if data is None:
-        raise InputError(f"the work {shape.name} needs Dolly's text; name it with --dolly.")
+        raise InputError(f"the work {shape.name} needs Dolly's text; set --dolly.")
     wanted = shape.steps * shape.batch
     options = RunConfig(data=data, clients=shape.clients, max_length=MAX_LENGTH, test_fraction=0.0)
     found = build_federated_data(options, load_pretrained(bundled_model()).tokenizer)
     if len(found.clients) < shape.clients or min(len(client.indices) for client in found.clients) < wanted:
-        raise InputError(f"the data {data!r} has fewer than {shape.clients} clients of {wanted} examples; give more.")
+        raise InputError(f"the data {data!r} has fewer than {shape.clients} clients of {wanted} examples; use more data.")
     chosen = [rng.choice(client.indices, wanted, replace=False) for client in found.clients[: shape.clients]]
     return as_arrays(found.train.take(np.concatenate(chosen)))
 

@@ -1,17 +1,17 @@
-"""The demo: what DevFT does to the bundled model, between the controls that say what to expect of it.
+"""The demo: DevFT on the bundled model, compared with FedIT and with two controls.
 
     python experiments/demo.py --out runs/demo
 
 Every method sees the same non-IID clients, cohorts and number of examples:
 
-    local-only                 every client alone: what is to be had without federating
-    FedIT                      federated, the full model throughout
+    local-only                 every client trains alone (lower control)
+    FedIT                      federated, always the full model
     DevFT                      federated, the model grows
-    FedIT at DevFT's bytes     FedIT with as many rounds as send what DevFT sends
-    central                    all examples in one place: what is to be had without keeping them apart
+    FedIT at DevFT's bytes     FedIT for the rounds in which it sends as many bytes as DevFT
+    central                    all examples in one place (upper control)
 
-The choices are those of the preset `demo`; central training has a learning rate of its own. A demo that is stopped goes on
-when the command is given again, and each run is a folder that `devft generate`, `export` and `replay` take.
+The options are those of the preset `demo`; central training has its own learning rate. The same command resumes a stopped
+demo. Each run is a folder for `devft generate`, `export` and `replay`.
 """
 
 import argparse
@@ -42,15 +42,21 @@ from devft_jax.storage.records import RunRecord
 from devft_jax.training.run import Run, train
 
 CENTRAL_LEARNING_RATE = 2e-3
-"""Central training's own: its noisy steps follow one another where clients' are averaged, and at the preset's rate it ends
-above FedIT."""
+"""Learning rate of central training. Its noisy steps are not averaged over clients, and at the preset's rate it ends at a
+higher loss than FedIT."""
 
 LOCAL, FEDIT, DEVFT, EQUAL_BYTES, CENTRAL = "local-only", "FedIT", "DevFT", "FedIT at DevFT's bytes", "central"
 
 
 @dataclass(frozen=True)
 class Method:
-    """One run of the demo: what it is in a line, its folder and its configuration."""
+    """One run of the demo.
+
+    Attributes:
+      what: a description in one line.
+      folder: name of its folder within the demo's.
+      config: its configuration.
+    """
 
     what: str
     folder: str
@@ -58,9 +64,9 @@ class Method:
 
 
 def methods(config: RunConfig) -> dict[str, Method]:
-    """The demo's runs by name, in the order in which they tell the story; `config` is DevFT's."""
+    """The demo's runs by name, in the order in which they are run and shown; `config` is DevFT's."""
     full = dataclasses.replace(config, growth="end-to-end")
-    # Twenty clients' models are judged twenty times as long as one, so they are judged at the end only.
+    # Evaluating twenty clients' models takes twenty times as long as one, so it is done at the end only.
     local = dataclasses.replace(full, algorithm="local-only", evaluate_every=0)
     fewer = dataclasses.replace(full, rounds=equal_byte_rounds(config))
     central = dataclasses.replace(full, algorithm="central", learning_rate=(CENTRAL_LEARNING_RATE,))
@@ -74,13 +80,13 @@ def methods(config: RunConfig) -> dict[str, Method]:
 
 
 def _holds_runs(folder: Path) -> bool:
-    """Whether what lies in the folder is the demo's: runs of its methods, and its results."""
+    """Whether the folder contains only runs of the demo's methods and its results."""
     found = {entry.name for entry in folder.iterdir()}
     names = found & DEMO.folders.keys()
     if not names or not found <= {*DEMO.folders, *DEMO.files}:
         return False
     try:
-        # A run that was killed early has left an empty folder.
+        # A run that was killed early leaves an empty folder, which `claim` accepts.
         for name in names:
             claim(folder / name, RUN)
     except InputError:
@@ -97,7 +103,7 @@ DEMO = Kind(
 
 
 def equal_byte_rounds(config: RunConfig) -> int:
-    """Rounds in which the full model sends as nearly as possible what the growing one sends."""
+    """Rounds after which FedIT's bytes are nearest to those of the whole DevFT run `config`."""
     full = dataclasses.replace(config, growth="end-to-end")
     return nearest(Costs(full).by_rounds("bytes_up", config.rounds), Costs(config).of("bytes_up"))
 
@@ -126,7 +132,7 @@ def result_rows(summaries: Mapping[str, RunRecord]) -> list[list[str]]:
 
 
 def stage_rows(summary: RunRecord) -> list[list[str]]:
-    """What each stage of a growing run did to held-out loss."""
+    """The table of held-out losses by stage."""
     rows = [["layers", "groups", "loss at start", "at end", "full model after transfer"]]
     for stage in summary.stages:
         grows = stage.layers < len(stage.assign)
@@ -143,7 +149,7 @@ def stage_rows(summary: RunRecord) -> list[list[str]]:
 
 
 def known(figure: float | None) -> float:
-    """A figure that every finished run with held-out data has."""
+    """A value that is not None, since every finished run with held-out data has it."""
     assert figure is not None
     return figure
 
@@ -161,7 +167,7 @@ def comparison(first: str, second: str, summaries: Mapping[str, RunRecord]) -> s
 
 
 def verdict(summaries: Mapping[str, RunRecord]) -> list[str]:
-    """What the numbers say, in sentences; one seed says nothing of chance, and so they do."""
+    """The conclusions in sentences, with the caveat that one seed does not show the spread over seeds."""
     devft, fedit = summaries[DEVFT], summaries[FEDIT]
     bytes_share, flops_share = devft.bytes_up / fedit.bytes_up, devft.train_flops / fedit.train_flops
     base, ceiling = known(devft.base_loss), known(summaries[CENTRAL].final_loss)
@@ -178,12 +184,12 @@ def verdict(summaries: Mapping[str, RunRecord]) -> list[str]:
     if ceiling < base:
         reached = {name: (base - known(summaries[name].final_loss)) / (base - ceiling) for name in (LOCAL, FEDIT, DEVFT)}
         shown = ", ".join(f"{name} {share:.0%}" for name, share in reached.items())
-        sentences.append(f"Of what central training takes off the untuned base's loss they reach: {shown}.")
+        sentences.append(f"Of the decrease in loss that central training reaches, they reach: {shown}.")
         if max(reached.values()) > 1:
-            sentences.append("At this learning rate central training is no upper bound.")
+            sentences.append("At this learning rate central training is not an upper bound.")
     else:
         sentences.append("Central training does not improve on the untuned base here.")
-    sentences.append("This is one seed; how far other seeds lie apart it does not tell.")
+    sentences.append("This is one seed; the spread over seeds is not known.")
     return sentences
 
 
@@ -193,14 +199,14 @@ def loss_by_megabytes(run: Run) -> list[tuple[float, float]]:
 
 
 def summaries_of(runs: Mapping[str, Run]) -> dict[str, RunRecord]:
-    """What came of the runs, all of which have finished, by name."""
+    """The summaries of the finished runs, by name."""
     return {name: run.summary for name, run in runs.items() if run.summary is not None}
 
 
 def picture(runs: Mapping[str, Run]) -> str:
-    """Loss against bytes of the methods that send, between levels for what sends nothing.
+    """A chart of loss against bytes for the methods that send, with levels for those that send nothing.
 
-    Measurements are not joined: the same rounds send other bytes in each method, and between two nothing was measured.
+    The points are not joined, because nothing was measured between them.
     """
     summaries = summaries_of(runs)
     levels = [Level("untuned base", known(summaries[FEDIT].base_loss))]
@@ -212,11 +218,11 @@ def picture(runs: Mapping[str, Run]) -> str:
 
 
 def main() -> None:
-    """Run the methods; print what came out, and leave the picture."""
+    """Run the methods, print the results and write the chart."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of the runs")
     parser.add_argument(
-        "--seed", type=int, default=0, help="of the split, the cohorts, the data order and the initialisation"
+        "--seed", type=int, default=0, help="seed of the split, the cohorts, the data order and the initialisation"
     )
     options = parser.parse_args()
     try:
@@ -254,11 +260,11 @@ def main() -> None:
     reports = [str(run.folder / "report.html") for run in runs.values() if (run.folder / "report.html").exists()]
     if reports:
         print("reports: " + "  ".join(reports))
-    print(f"ask a run: {own_command()} generate {shlex.quote(str(out / 'fedit'))} --compare")
+    print(f"generate answers: {own_command()} generate {shlex.quote(str(out / 'fedit'))} --compare")
 
 
 def own_command() -> str:
-    """The `devft` beside this Python, as it can be typed here: by name where the shell finds that one, else by its path."""
+    """The `devft` of this Python as a shell command: its name if the shell finds it, else its path."""
     beside = Path(sys.executable).with_name("devft")
     found = shutil.which("devft")
     if not beside.exists() or (found is not None and Path(found).samefile(beside)):

@@ -1,16 +1,16 @@
-"""Pretrain the small LLaMA that the project ships: full-parameter training on the same forward pass, resumable.
+"""Pretrain the small LLaMA of this package: resumable full-parameter training with the package's forward pass.
 
-The text is a mixture: microtask-style lines in other formats than the instruction template (so that the model has the
-skills and tuning teaches the format), and prose from `--text` files (JSON Lines with a `text` field, gzip allowed). The
-words of a microtask are drawn at random and teach nothing but noise, so only one in `--question-stride` of those counts in
-the loss; answers and prose count in full. Every batch is a function of (seed, step), so a run that is stopped and started
-again with the same command continues as if nothing had happened. Matrices train with Muon (Jordan et al. 2024), everything
-else with AdamW, both through optax.
+The text is a mixture of microtasks and prose. Microtasks are written in other formats than the instruction template, so that
+the model learns the skills here and the format in tuning. Prose is read from `--text` files (JSON Lines with a `text` field,
+gzip allowed). The words of a microtask's question are random and teach nothing, so only one in `--question-stride` of its
+tokens counts in the loss; answers and prose count in full. Every batch is a function of (seed, step), so a run that is
+resumed by the same command gives the same result as an uninterrupted one. Matrices are trained with Muon (Jordan et al.
+2024), all other parameters with AdamW, both from optax.
 
     python experiments/pretrain_base.py --out runs/base --text classics.jsonl.gz
 
 Writes a Hugging Face folder (`config.json`, `model.safetensors` in bfloat16, `tokenizer.json`) and `training.json` with
-the losses, from which the model card is written.
+the losses for the model card.
 """
 
 import argparse
@@ -38,7 +38,7 @@ from devft_jax.models.loss import completion_loss
 from devft_jax.typing import PyTree
 
 Streams: TypeAlias = dict[str, tuple[np.ndarray, np.ndarray]]
-"""By name ("problems", "prose"): all tokens of a text end to end, u16[N], and which of them count in full, bool[N]."""
+"""By name ("problems", "prose"): all tokens of a text, concatenated, u16[N], and which of them count in full, bool[N]."""
 
 BOS, EOS = 1, 2
 TOKENIZER_SAMPLE = 4_000_000
@@ -57,14 +57,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--text-characters", type=int, default=12_000_000, help="characters of prose to read")
     parser.add_argument("--text-share", type=float, default=0.25, help="share of the rows of a batch that are prose")
     parser.add_argument(
-        "--question-stride", type=int, default=5, help="one token in so many of a microtask's question counts in the loss"
+        "--question-stride", type=int, default=5, help="one of this many tokens of a microtask's question counts in the loss"
     )
     parser.add_argument("--documents", type=int, default=160_000, help="microtask documents to generate")
     parser.add_argument("--steps", type=int, default=4_000, help="optimiser steps")
-    parser.add_argument("--batch", type=int, default=32, help="rows a step")
-    parser.add_argument("--length", type=int, default=128, help="tokens a row")
-    parser.add_argument("--learning-rate", type=float, default=4e-3, help="peak rate")
-    parser.add_argument("--vocabulary", type=int, default=4096, help="pieces of the tokenizer")
+    parser.add_argument("--batch", type=int, default=32, help="rows per step")
+    parser.add_argument("--length", type=int, default=128, help="tokens per row")
+    parser.add_argument("--learning-rate", type=float, default=4e-3, help="peak learning rate")
+    parser.add_argument("--vocabulary", type=int, default=4096, help="size of the tokenizer's vocabulary")
     parser.add_argument("--layers", type=int, default=16)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--feed-forward", type=int, default=352)
@@ -72,13 +72,15 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--kv-heads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--every", type=int, default=200, help="steps between evaluations and checkpoints")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="of activations and products")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="dtype of activations and matrix products"
+    )
     parser.add_argument("--devices", type=int, default=2, help="host devices when there is no accelerator")
     return parser.parse_args()
 
 
 def read_prose(options: argparse.Namespace) -> list[str]:
-    """Passages of the requested prose, cut at paragraph borders so that no document dwarfs the others."""
+    """Passages of the requested prose, split between paragraphs so that no document is much longer than the others."""
     field, _, value = options.text_field.partition("=")
     passages: list[str] = []
     characters = 0
@@ -99,7 +101,7 @@ def read_prose(options: argparse.Namespace) -> list[str]:
 
 
 def train_tokenizer(texts: list[str], size: int) -> Tokenizer:
-    """A byte-level BPE whose digits stand alone, so that a number's pieces do not depend on its neighbours."""
+    """A byte-level BPE tokenizer in which every digit is a token, so that a number's tokens do not depend on its context."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -108,7 +110,7 @@ def train_tokenizer(texts: list[str], size: int) -> Tokenizer:
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    # A text by itself begins as one of the training data does.
+    # A single text begins with <s>, as in the training data.
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", BOS)])
     trainer = trainers.BpeTrainer(
         vocab_size=size,
@@ -134,7 +136,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
 
 
 def token_stream(tokenizer: Tokenizer, documents: list[Document]) -> tuple[np.ndarray, np.ndarray]:
-    """All documents end to end, each between `<s>` and `</s>`: tokens u16[N] and which of them count in full, bool[N]."""
+    """All documents, concatenated, each between `<s>` and `</s>`: tokens u16[N] and which of them count in full, bool[N]."""
     tokens, counts = [], []
     encodings = tokenizer.encode_batch([text for text, _ in documents], add_special_tokens=False)
     for document, encoding in zip(documents, encodings, strict=True):
@@ -148,7 +150,8 @@ def token_stream(tokenizer: Tokenizer, documents: list[Document]) -> tuple[np.nd
 
 
 def prepare(options: argparse.Namespace) -> tuple[Tokenizer, Streams]:
-    """Tokenizer and, per stream, its tokens and which of them count in full; built once and kept in the output folder."""
+    """The tokenizer and, per stream, its tokens and which of them count in full; built once and stored in the output
+    folder."""
     folder = options.out
     folder.mkdir(parents=True, exist_ok=True)
     stored = folder / "streams.npz"
@@ -235,7 +238,8 @@ class Programs(NamedTuple):
     """The compiled programs.
 
     Attributes:
-      update: (base, state, tokens, counted) to the new base and state, and the loss; reuses the buffers of the old ones.
+      update: (base, state, tokens, counted) to the new base and state, and the loss; donates the buffers of the old base and
+        state.
       evaluate: (base, tokens, counted) to the loss.
     """
 
@@ -274,7 +278,7 @@ def held_out_losses(
 
 
 class Records:
-    """What a training writes: checkpoints, of which it goes on from the last, the history, and the model's folder."""
+    """The files of a training run: checkpoints, the history of losses, and the model's folder."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         """Open the folder of the model."""
@@ -287,7 +291,7 @@ class Records:
         )
 
     def restore(self, base: Base, state: PyTree) -> tuple[int, Base, PyTree]:
-        """Step, base and state of the last checkpoint; 0 and what is given where there is none."""
+        """Step, base and state of the last checkpoint; without one, 0 and the arguments."""
         step = self.manager.latest_step() or 0
         if not step:
             return 0, base, state
@@ -296,7 +300,7 @@ class Records:
         return step, restored["base"], restored["state"]
 
     def save(self, config: ModelConfig, base: Base, state: PyTree, row: dict[str, float]) -> None:
-        """Add a row to the history, and write everything as of its step."""
+        """Add a row to the history, and write history, checkpoint and model as of its step."""
         self.history.append(row)
         print(json.dumps(row), flush=True)
         self.manager.save(int(row["step"]), args=ocp.args.StandardSave({"base": base, "state": state}))
@@ -333,7 +337,7 @@ def main() -> None:
     for step in range(start + 1, options.steps + 1):
         tokens, _, counted = jax.device_put(make_batch(options, streams, step - 1), split)
         base, state, value = programs.update(base, state, tokens, counted)
-        # Fetched in every step: on host devices two programs with collectives in flight can block each other.
+        # Fetched in every step: on host devices two programs with collectives that run at once can deadlock.
         running.append(float(value))
         if step % options.every and step < options.steps:
             continue

@@ -1,13 +1,13 @@
-"""What a change of stage costs this project: entering DevFT's stages of 2, 4, 8 and 16 layers and leaving them.
+"""The time of this project's stage changes: entering and leaving DevFT's stages of 2, 4, 8 and 16 layers.
 
-Each part is run once cold, which compiles, and then as often as asked, from the same state:
+Each part is run once cold, including compilation, and then repeatedly, from the same state:
 
-    build       similarity, grouping, fusion, packing and the adapters' way into the submodel
+    build       similarity, grouping, fusion, quantisation, and the submodel's adapters
     round       a round of the stage
-    transfer    what was learned returns to every layer
+    transfer    what was learned is transferred back to every layer
 
 Answers the command `stages` with, for every stage, its layers and the seconds of each repetition, wall and CPU, and of the
-cold run, wall. There is no held-out data, so that a change of stage is not followed by an evaluation.
+cold run, wall. There is no held-out data, so no evaluation follows a change of stage.
 """
 
 import argparse
@@ -32,12 +32,13 @@ CAPACITIES = (2, 4, 8, 16)
 
 
 def own_copy(state: State) -> State:
-    """A state that can be advanced without touching this one; arrays are never changed in place, FedIT's bank is empty."""
+    """A copy of the state that can be advanced independently; arrays are never changed in place, and FedIT's bank is
+    empty."""
     return replace(state, totals=copy.deepcopy(state.totals), bank=copy.copy(state.bank))
 
 
 def repeated(state: State, step: Callable[[State], Any], times: int) -> tuple[dict[str, Any], State]:
-    """Seconds of a step from `state`, cold and then so many times, wall and CPU; and the state after it."""
+    """Wall and CPU seconds of a step from `state`, first cold and then repeated; and the state after it."""
     walls, cpus = [], []
     for _ in range(times + 1):
         after = own_copy(state)
@@ -67,7 +68,7 @@ def main() -> None:
     """Measure on each command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder that benchmarks/works.py wrote")
-    parser.add_argument("--quantization", default="none", help="of the base, as in RunConfig")
+    parser.add_argument("--quantization", default="none", help="quantization of the base, as in RunConfig")
     parser.add_argument("--repeat", type=int, default=5, help="warm repetitions of every part")
     options = parser.parse_args()
     answers = own_output()

@@ -1,6 +1,6 @@
-"""DrJAX: broadcast, map over clients and mean in its own words, the whole round jitted.
+"""DrJAX: a jitted round of its broadcast, its map over clients and its mean.
 
-The base is closed over inside the mapped function: broadcast like the adapters, it would be copied for every client.
+The mapped function closes over the base: if it were broadcast like the adapters, it would be copied for every client.
 Without a mesh DrJAX leaves the placement to XLA; the round runs on one host device with all its threads.
 """
 

@@ -1,11 +1,11 @@
-"""The one place where the benchmarks reach into this project's engine: a work as model, data and state of a `Trainer`.
+"""The only module of the benchmarks that uses this project's engine: a work as model, data and state of a `Trainer`.
 
-`train(config, model=..., data=...)` runs the same rounds with evaluation, checkpoints and a report around them. What is
-timed is `Trainer.round` alone, with default settings: drawing the cohort and the order of the data, assembling batches,
-training, aggregation, and the figures of a line of metrics.
+`train(config, model=..., data=...)` also evaluates, saves checkpoints and writes a report. Only
+`Trainer.round` is timed, with default settings: drawing the cohort and the order of the data, assembling batches,
+training, aggregation, and the metrics of the round.
 
-Every round is run as the first of a run. Its data order is drawn by the engine itself, and `works.py` wrote the batches of
-all programs in that order.
+Every round is run as the first of a run. The engine draws its data order itself; `works.py` wrote the batches of all
+programs in that order.
 """
 
 import copy
@@ -30,7 +30,8 @@ SEED = 0
 
 
 def first_order(clients: int, steps: int, batch: int) -> np.ndarray:
-    """The examples i64[C, S, B] that the engine draws in the first round for clients that hold S x B in turn."""
+    """The examples i64[C, S, B] that the engine draws in the first round, where client c has examples c S B to (c + 1) S B -
+    1."""
     held = np.arange(clients * steps * batch).reshape(clients, -1)
     return np.stack(
         [
@@ -41,7 +42,7 @@ def first_order(clients: int, steps: int, batch: int) -> np.ndarray:
 
 
 def configuration(work: Work, **changes: Any) -> RunConfig:
-    """The work's protocol; what changes only how it is executed is left at its default."""
+    """The options of the work's protocol; options of execution keep their defaults."""
     settings: dict[str, Any] = {
         "seed": SEED,
         "algorithm": "fedit",
@@ -65,7 +66,7 @@ def configuration(work: Work, **changes: Any) -> RunConfig:
         "beta1": work.beta1,
         "beta2": work.beta2,
         "epsilon": work.epsilon,
-        # It would run beside what is timed.
+        # A compiling thread would disturb the timing.
         "compile_ahead": "off",
     }
     return RunConfig(**{**settings, **changes})
@@ -114,13 +115,13 @@ def start_trainer(work: Work, layers: int | None = None, **changes: Any) -> tupl
 
 
 class Engine(Program):
-    """Rounds of a work by this project, on the model's first `layers` alone where they are given."""
+    """Rounds of a work by this project, on the model's first `layers` layers if given."""
 
     def __init__(self, work: Work, layers: int | None = None):
         drawn = first_order(work.clients, work.steps, work.batch)
         if not np.array_equal(drawn, work.order):
             raise ValueError(
-                f"the work {work.name} was written in another data order than the engine draws; write it again."
+                f"the work {work.name} was written in a different data order from the engine's; write it again."
             )
         self.trainer, state = start_trainer(work, layers)
         self.trainer.begin_stage(state, [])

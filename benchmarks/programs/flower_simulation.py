@@ -1,7 +1,7 @@
 """Flower's simulation: its federated averaging over Ray, one actor per core with one thread each, the model under PEFT.
 
 A simulation runs once; its server app answers the commands and runs one round of the strategy for each. An actor keeps the
-model and the batches of the work from one client to the next, where Flower's own example builds the model for every client.
+model and the batches of the work from one client to the next; Flower's own example builds the model for every client.
 """
 
 import argparse
@@ -36,7 +36,7 @@ class FlowerSimulation(Program):
 
 
 def client_app(folder: Path, clients: int | None) -> ClientApp:
-    """What an actor runs for one client of the work."""
+    """The app that an actor runs for one client of the work."""
     app = ClientApp()
 
     @app.train()

@@ -1,7 +1,7 @@
-"""A small LLaMA with low-rank adapters in plain JAX, as the JAX rivals' users would write it, and a client's training.
+"""A small LLaMA with low-rank adapters in plain JAX, as a user of plain JAX would write it, and a client's training.
 
 Weights and adapters are stacked on the layer axis and run by one scan; the base is shared by all clients, and an adapter is
-applied as two small products beside the frozen one.
+applied as two small products in addition to the frozen one.
 
 Axis letters: S local steps, B batch, T tokens, L layers, D width, H heads, K key/value heads, E head size, V vocabulary.
 """
@@ -105,7 +105,7 @@ class Llama:
 
 
 class RoundProgram(Program):
-    """A round that is one jitted function of `inputs`, which gives the mean adapters and the losses."""
+    """A round that is one jitted function from `inputs` to the mean adapters and the losses."""
 
     def __init__(self, whole_round: Callable[..., Any], *inputs: Any):
         self.whole_round, self.inputs = whole_round, jax.device_put(inputs)
@@ -141,6 +141,6 @@ def compiled(whole_round: Callable[..., Any], *inputs: Any) -> Callable[..., Any
 
 
 def available_bytes() -> int:
-    """Memory that the machine could give without swapping."""
+    """Bytes of memory available without swapping."""
     lines = Path("/proc/meminfo").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))

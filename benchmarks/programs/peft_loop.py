@@ -1,4 +1,4 @@
-"""PyTorch and PEFT in a loop over the round's clients, the pattern of OpenFedLLM without TRL's trainer around it.
+"""PyTorch and PEFT in a loop over the round's clients: OpenFedLLM's pattern without TRL's trainer.
 
 Every client in turn: load the global adapters into the one model, train, copy its adapters; at the end their mean.
 """

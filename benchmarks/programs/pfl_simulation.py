@@ -1,7 +1,7 @@
 """pfl-research: its federated averaging over its simulated backend, one process, the model under PEFT.
 
 pfl evaluates every client before and after training in iterations that `evaluation_frequency` divides, the first among them;
-rounds continue one algorithm, so that only the untimed first one does so.
+the rounds continue one algorithm, so only the first, untimed one does so.
 """
 
 import argparse
@@ -34,7 +34,7 @@ NEVER = 2**31
 
 
 class LossModule(torch.nn.Module):
-    """The model with the two methods that pfl calls; `losses` are those of training since they were last emptied."""
+    """The model with the two methods that pfl calls; `losses` are the training losses since the list was last cleared."""
 
     def __init__(self, work: Work):
         super().__init__()
@@ -42,19 +42,19 @@ class LossModule(torch.nn.Module):
         self.losses: list[float] = []
 
     def loss(self, tokens: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """What a local step reduces."""
+        """The loss that a local step minimises."""
         loss = loss_of(self.model, (tokens, labels))
         self.losses.append(loss.item())
         return loss
 
     @torch.no_grad()
     def metrics(self, tokens: torch.Tensor, labels: torch.Tensor) -> dict[str, Weighted]:
-        """What an evaluation reports."""
+        """The metrics of an evaluation."""
         return {"loss": Weighted.from_unweighted(loss_of(self.model, (tokens, labels)).item())}
 
 
 class Steps(Dataset):
-    """A client's batches as they are, each padded to its own longest row, which slices of one tensor could not be."""
+    """A client's batches, each padded to its own longest row, which slices of one tensor could not be."""
 
     def __init__(self, batches: list[Batch], client: int):
         super().__init__(raw_data=tuple(tokens for tokens, _ in batches), user_id=str(client))

@@ -1,13 +1,13 @@
-"""What every program of the comparison shares: the work that it reads, and the commands that it answers.
+"""The protocol of the programs: the work that each reads, and the commands that each answers.
 
-A program runs in a process and under an interpreter of its own and imports this module beside it, which needs numpy alone.
+A program runs in its own process and interpreter, and imports this module, which needs only numpy.
 
     started by   <python> <program>.py --work FOLDER [--clients N] [--threads N]
     reads        one command a line from standard input: round, adapters PATH, stop
     writes       one JSON object a line to standard output: {"versions": ...} when ready, then an answer to each command
 
 Every round starts from the work's initial adapters and trains every client on the same batches in the same order, so that
-all rounds of all programs are the same work. Whatever a library prints goes to standard error.
+all rounds of all programs are the same work. Output of libraries goes to standard error.
 
 Axis letters: C clients, S local steps, B batch, T tokens, L layers, r rank.
 """
@@ -81,7 +81,8 @@ class Work:
     def gather(self, examples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Examples i64[...] padded on the right with 0 to the longest of them.
 
-        Returns tokens i32[..., T] and answer bool[..., T], the tokens that the loss covers, never the first of a row.
+        Returns:
+          Tokens i32[..., T], and answer bool[..., T]: the tokens that the loss covers, never the first of a row.
         """
         length = int(self.lengths[examples].max())
         tokens = self.rows[examples, :length]
@@ -96,27 +97,32 @@ class Work:
 
 
 class Program(Protocol):
-    """What answers the commands."""
+    """A program that answers the commands."""
 
     def round(self) -> None:
         """One federated round from the initial adapters, finished when the call returns."""
 
     def figures(self) -> dict[str, float]:
-        """Figures of the program's own about the last round, by name."""
+        """Measurements of the last round that the program makes itself, by name."""
         return {}
 
     def result(self) -> tuple[Mapping[str, Any], float]:
-        """The last round's aggregated adapters, named and shaped like the work's, and the mean loss of all its steps."""
+        """The last round's aggregated adapters, with the names and shapes of the work's, and the mean loss of all its
+        steps."""
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The program's command line."""
     parser = argparse.ArgumentParser(description="A program of the comparison; benchmarks/rounds.py runs it.")
     parser.add_argument("--work", type=Path, required=True, help="folder that benchmarks/works.py wrote")
-    parser.add_argument("--clients", type=int, help="the first so many clients of the work; by default all")
+    parser.add_argument("--clients", type=int, help="number of clients of the work to use; by default all")
     parser.add_argument("--threads", type=int, help="threads of a torch program; by default one per core")
-    parser.add_argument("--at-once", type=int, help="clients that plain JAX trains at once (vmap_round.py alone); else all")
-    parser.add_argument("--layers", type=int, help="the model's first so many layers (devft.py alone); by default all")
+    parser.add_argument(
+        "--at-once", type=int, help="clients that plain JAX trains at once (vmap_round.py only); by default all"
+    )
+    parser.add_argument(
+        "--layers", type=int, help="number of the model's first layers to use (devft.py only); by default all"
+    )
     return parser.parse_args(arguments)
 
 
@@ -127,7 +133,7 @@ def serve(make: Callable[[Work, argparse.Namespace], Program]) -> None:
 
 
 def own_output() -> TextIO:
-    """Standard output for answers alone; what is printed from here on goes to standard error."""
+    """Standard output, reserved for answers: from here on, all other output goes to standard error."""
     sys.stdout.flush()
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
@@ -152,7 +158,7 @@ def answer(program: Program, answers: TextIO) -> None:
             write_arrays(Path(argument), adapters)
             say(loss=loss)
         else:
-            raise ValueError(f"command {command!r} is unknown; give round, adapters PATH or stop.")
+            raise ValueError(f"command {command!r} is unknown; use round, adapters PATH or stop.")
 
 
 def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
@@ -161,7 +167,7 @@ def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
 
 
 def measured(program: Program) -> dict[str, float]:
-    """One round: wall and CPU seconds, and the most resident memory of the process and its children while it ran, bytes."""
+    """Run one round: its wall and CPU seconds, and the peak resident memory of the process and its children in bytes."""
     reset_peaks()
     cpu, began = cpu_seconds(), time.perf_counter()
     program.round()
@@ -171,7 +177,7 @@ def measured(program: Program) -> dict[str, float]:
 
 
 def versions() -> dict[str, str]:
-    """Of the interpreter and of those packages that a program's speed depends on."""
+    """Versions of the interpreter and of the packages that a program's speed depends on."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -180,7 +186,7 @@ def versions() -> dict[str, str]:
 
 
 def family() -> list[int]:
-    """This process and all that descend from it."""
+    """This process and all its descendants."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and (fields := _stat(int(entry.name))):
@@ -209,7 +215,7 @@ def _stat(pid: int) -> list[str] | None:
 
 
 def reset_peaks() -> None:
-    """Give freed memory back and forget the peaks so far, of this process and its descendants."""
+    """Return freed memory and reset the recorded peaks of this process and its descendants."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     for pid in family():

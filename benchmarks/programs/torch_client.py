@@ -1,4 +1,4 @@
-"""What the torch programs share: the work's model under PEFT, and one client's training."""
+"""Common parts of the torch programs: the work's model under PEFT, and one client's training."""
 
 import functools
 from pathlib import Path
@@ -10,7 +10,7 @@ from protocol import TARGETS, Arrays, Work
 from transformers import AutoModelForCausalLM
 
 IGNORED = -100
-"""The label that Hugging Face's losses leave out."""
+"""The label that Hugging Face's losses ignore."""
 
 State = dict[str, torch.Tensor]
 Batch = tuple[torch.Tensor, torch.Tensor]
@@ -22,7 +22,7 @@ def key_of(layer: int, name: str, factor: str) -> str:
 
 
 def to_peft(adapters: Arrays) -> State:
-    """The work's adapters as PEFT names and turns them."""
+    """The work's adapters with PEFT's names, transposed as PEFT stores them."""
     return {
         key_of(layer, *name.split(".")): torch.from_numpy(np.ascontiguousarray(matrix.T))
         for name, stacked in adapters.items()
@@ -31,7 +31,7 @@ def to_peft(adapters: Arrays) -> State:
 
 
 def from_peft(state: State, like: Arrays) -> Arrays:
-    """The reverse of `to_peft`; `like` has the names and shapes."""
+    """The inverse of `to_peft`; `like` has the names and shapes."""
     return {
         name: np.stack([state[key_of(layer, *name.split("."))].numpy().T for layer in range(len(stacked))])
         for name, stacked in like.items()
@@ -53,7 +53,7 @@ def peft_model(work: Work) -> PeftModel:
     )
     model = get_peft_model(base, lora)
     if set(get_peft_model_state_dict(model)) != set(to_peft(work.adapters)):
-        raise ValueError("PEFT names its factors otherwise than this script; use the pinned version.")
+        raise ValueError("PEFT's names of factors differ from this script's; use the pinned version.")
     return model.train()
 
 
@@ -74,7 +74,7 @@ def loss_of(model: PeftModel, batch: Batch) -> torch.Tensor:
 
 
 def optimizer_of(work: Work, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    """A fresh AdamW, fused as Hugging Face's Trainer has it by default."""
+    """A new AdamW, fused, as is the default of Hugging Face's Trainer."""
     return torch.optim.AdamW(
         parameters,
         lr=work.learning_rate,
@@ -91,17 +91,17 @@ def set_adapters(model: PeftModel, state: State) -> None:
 
 
 def peft_state(model: PeftModel) -> State:
-    """The model's adapters, its own tensors."""
+    """The model's adapters, not copied."""
     return get_peft_model_state_dict(model)
 
 
 def adapters_of(model: PeftModel, like: Arrays) -> Arrays:
-    """The model's adapters as the work names and shapes them."""
+    """The model's adapters with the names and shapes of the work's."""
     return from_peft(peft_state(model), like)
 
 
 def train(work: Work, model: PeftModel, batches: list[Batch]) -> float:
-    """A client's local steps, in place; the mean of their losses."""
+    """Train a client's local steps in place, and return the mean of their losses."""
     optimizer = optimizer_of(work, [parameter for parameter in model.parameters() if parameter.requires_grad])
     total = 0.0
     for batch in batches:
@@ -120,7 +120,7 @@ def use_threads(count: int | None) -> None:
 
 
 def client_of(folder: Path, clients: int | None, client: int) -> tuple[Work, PeftModel, list[Batch]]:
-    """The work, its model and one client's batches, kept for the life of the process; a single thread works on them."""
+    """The work, its model and one client's batches, cached for the life of the process and used by a single thread."""
     work, model, batches = _held(folder, clients)
     if client not in batches:
         batches[client] = batches_of(work, client)

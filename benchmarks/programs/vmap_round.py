@@ -1,7 +1,7 @@
 """Plain JAX: the whole round as one jitted function, clients under `jax.vmap`, the base shared, the adapters averaged.
 
-With --at-once the clients go through `jax.lax.map`, so many at a time under `jax.vmap`: less memory, and faster where one
-client's products fill the machine.
+With --at-once N the clients are mapped by `jax.lax.map`, N at a time under `jax.vmap`: this takes less memory, and is faster
+if one client's products use the whole machine.
 """
 
 import argparse

@@ -130,7 +130,7 @@ def test_without_dolly_what_needs_it_is_left_out_and_named(tmp_path, monkeypatch
     bench = Bench(parse(["--out", "x"]), tmp_path)
     assert [(part, work) for part, work, _ in planned(bench)] == [("rounds", "tiny"), ("rounds", "small"), ("scaling", None)]
     assert bench.left_out == [
-        f"{what}: it runs on Dolly's text; give --dolly." for what in ("the work dolly", "the part depth", "the part stages")
+        f"{what}: it needs Dolly's text; set --dolly." for what in ("the work dolly", "the part depth", "the part stages")
     ]
 
 

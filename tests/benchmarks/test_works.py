@@ -47,7 +47,7 @@ def test_sizes_are_what_the_names_promise(micro):
 
 
 def test_real_text_is_asked_for(tmp_path):
-    with pytest.raises(InputError, match=r"dolly needs Dolly's text; name it with --dolly\."):
+    with pytest.raises(InputError, match=r"dolly needs Dolly's text; set --dolly\."):
         write_work(tmp_path, WORKS["dolly"])
 
 

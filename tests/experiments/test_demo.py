@@ -101,7 +101,7 @@ def test_a_comparison_follows_the_numbers(devft, expected):
 def test_the_verdict_is_computed():
     at_rounds, at_bytes, reached, seed = verdict(results())
     assert not any("upper bound" in sentence for sentence in verdict(results()))
-    assert "no upper bound" in verdict(results(**{FEDIT: summary(0.9)}))[3]
+    assert "not an upper bound" in verdict(results(**{FEDIT: summary(0.9)}))[3]
     assert at_rounds.startswith("At equal rounds FedIT ends at a lower held-out loss than DevFT")
     assert at_rounds.endswith("DevFT sends 47% of FedIT's bytes and computes 50% of its FLOPs.")
     assert at_bytes.startswith("At equal bytes FedIT ends at a lower held-out loss than DevFT, 2.500")
