@@ -60,7 +60,7 @@ def test_a_round_that_does_not_fit_is_refused(monkeypatch):
 def test_another_data_order_is_refused(micro):
     work = Work(micro)
     work.order = work.order[:, ::-1]
-    with pytest.raises(ValueError, match="another data order than the engine draws; write it again"):
+    with pytest.raises(ValueError, match="a different data order from the engine's; write it again"):
         Engine(work)
 
 

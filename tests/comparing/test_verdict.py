@@ -75,7 +75,7 @@ def test_what_is_not_equal_is_told():
     assert "own has options of its own: local_steps 3, learning_rate 0.5." in said
     assert "Its local_steps give own other numbers of examples in a round." in said
     assert "their own schedules over their rounds: short." in said
-    assert "judged every round" in said
+    assert "evaluated every round" in said
     assert "not all made with the same versions" not in said
     other = comparison(arm("FedIT", [2.0]), arm("new", [2.0], versions={"jax": "2"}))
     assert "not all made with the same versions" in " ".join(fairness(other))

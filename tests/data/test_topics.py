@@ -63,7 +63,7 @@ def test_names_are_distinct():
     [
         (["one text", "another text"] * 9, "'topic' cannot make 4 topics of 2 distinct texts; lower partition_groups"),
         ([f"{number} + {number}" for number in range(9)], "'topic' finds no word that distinguishes the 9 distinct texts"),
-        ([f"{word} {n}" for word in ("apple", "banana") for n in range(9)], "only 2 of 4 topics apart .* 18 distinct texts"),
+        ([f"{word} {n}" for word in ("apple", "banana") for n in range(9)], "only 2 of 4 topics .* 18 distinct texts"),
     ],
 )
 def test_texts_without_so_many_topics_are_refused(texts, message):

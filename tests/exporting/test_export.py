@@ -392,10 +392,10 @@ def test_weights_that_are_not_finite_are_never_merged_silently(finished, tiny, t
     factors = adapter.lora["down"]
     broken = adapter.replace(lora=adapter.lora | {"down": factors.replace(b=factors.b.at[2, 0, 3].set(value))})
     monkeypatch.setattr("devft_jax.inference.saved.as_low_rank", lambda adapter: broken)
-    with pytest.raises(InputError, match=r"lora_B of down_proj holds NaN or infinite values in layer 2, counted from 0"):
+    with pytest.raises(InputError, match=r"lora_B of down_proj has NaN or infinite values in layer 2, counted from 0"):
         export(finished.folder, tmp_path / "out", form=form)
     assert not (tmp_path / "out").exists()
-    with pytest.raises(InputError, match="lora_B of down_proj holds NaN or infinite values in layer 2"):
+    with pytest.raises(InputError, match="lora_B of down_proj has NaN or infinite values in layer 2"):
         export_peft(broken, tmp_path / "peft")
 
 
@@ -410,7 +410,7 @@ def test_a_base_or_a_sum_that_is_not_finite_names_its_tensor(finished, tiny, tmp
         save_pretrained(tmp_path / "out", model.config, broken, adapter=adapter)
     assert not list((tmp_path / "out").glob("*"))
     with pytest.warns(
-        UserWarning, match=r"model\.layers\.1\.self_attn\.q_proj\.weight holds NaN or infinite values in float32"
+        UserWarning, match=r"model\.layers\.1\.self_attn\.q_proj\.weight has NaN or infinite values in float32"
     ):
         save_pretrained(tmp_path / "out", model.config, broken)
     large = model.base.replace(blocks=blocks.replace(q=blocks.q.at[3].set(1e5)))

@@ -36,8 +36,8 @@ def test_yaml_reads_what_json_writes(text, integer, number, flag):
         ('[{"a": 1},\n {"b": {"c": 1, "d": "c: {", "c": 2}}]', 2, "names 'c' twice"),
         ('{"\\u0061": 1, "a": 2}', 1, "names 'a' twice"),
         ("[1,\n" + "9" * 4301 + "]", 2, "4,301 digits"),
-        ('[1,\n"\\ud800"]', 2, r"holds \ud800, half"),
-        ('{"\\udc00": 1}', 1, r"holds \udc00, half"),
+        ('[1,\n"\\ud800"]', 2, r"holds \ud800, an unpaired surrogate"),
+        ('{"\\udc00": 1}', 1, r"holds \udc00, an unpaired surrogate"),
         ("[" * 200_000, 1, "nested too deeply"),
         ('{"a": 1,\n"b": \n', 2, "is not valid JSON"),
         ('{"a": "x', 1, "is not valid JSON"),
@@ -145,6 +145,6 @@ def test_only_regular_files_of_a_bounded_size_are_read(tmp_path):
         read_text(tmp_path)
     with pytest.raises(InputError, match="cannot be read"):
         read_text(tmp_path / "absent")
-    with pytest.raises(InputError, match="has 5 bytes, more than the 4"):
+    with pytest.raises(InputError, match="has 5 bytes, more than the limit of 4"):
         read_text(large, most=4)
     assert read_text(large, most=5) == "12345"

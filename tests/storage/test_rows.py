@@ -98,5 +98,5 @@ def test_a_full_disk_is_said_in_one_sentence(tmp_path, monkeypatch):
 
     rows = Rows(ROW, 4, in_memory=0, folder=tmp_path)
     monkeypatch.setattr(banks.os, "pwrite", full)
-    with pytest.raises(RunError, match=r"the clients' rows could not be stored in .*No space left on device.; make room"):
+    with pytest.raises(RunError, match=r"the clients' rows could not be stored in .*No space left on device.; free space"):
         rows.put(np.arange(4), rows_of(4))

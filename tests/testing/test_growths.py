@@ -152,7 +152,7 @@ def test_every_law_has_been_broken():
 
 
 def test_the_error_names_what_was_checked_and_the_law():
-    with pytest.raises(LawError, match=r"^Unshared breaks the law 'What it tells of its stages in advance agrees"):
+    with pytest.raises(LawError, match=r"^Unshared breaks the law 'What it announces about its stages is consistent"):
         check_growth(Unshared(), quick=True)
     with pytest.raises(LawError, match=r"^object breaks the law 'It is a Growth\.'"):
         check_growth(object())

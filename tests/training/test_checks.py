@@ -17,7 +17,7 @@ from tests.tiny import CONFIG
             {"rank": 8, "targets": ("q", "o", "down"), "algorithm": "flora", "client_ranks": (4, 17)},
             "client_ranks 17 exceeds 16",
         ),
-        ({"algorithm": "c2a", "hyper_rank": 17}, "hyper_rank 17 exceeds 16, the model's width"),
+        ({"algorithm": "c2a", "hyper_rank": 17}, "hyper_rank 17 exceeds the model's width 16"),
     ],
 )
 def test_a_rank_that_no_update_can_have_is_refused(options, words):
