@@ -323,32 +323,34 @@ def closest(name: str, known: Iterable[str], otherwise: str) -> str:
     return f"did you mean '{close[0]}'?" if close else otherwise
 
 
-def known_name(kind: str, name: Any, known: Iterable[str]) -> str:
+def known_name(kind: str, name: Any, known: Iterable[str], otherwise: str = "") -> str:
     """The known name that equals a name when upper and lower case are ignored.
 
     Args:
       kind: what is named, for the error message.
       name: the name to look up.
       known: the known names.
+      otherwise: what can be given instead of one of them, for the error message.
 
     Raises:
       InputError: there is no such name.
     """
     by_case = {each.lower(): each for each in known}
     if not isinstance(name, str) or name.lower() not in by_case:
-        raise unknown_name(kind, name, by_case.values())
+        raise unknown_name(kind, name, by_case.values(), otherwise)
     return by_case[name.lower()]
 
 
-def unknown_name(kind: str, name: Any, known: Iterable[str]) -> InputError:
+def unknown_name(kind: str, name: Any, known: Iterable[str], otherwise: str = "") -> InputError:
     """The error about an unknown name; it lists the known names and suggests the most similar one.
 
     Args:
       kind: what is named.
       name: the unknown name.
       known: the known names.
+      otherwise: what can be given instead of one of them.
     """
     shown, names = printable(str(name)), list(known)
     close = difflib.get_close_matches(shown.lower(), names, n=1)
     hint = f" (did you mean '{close[0]}'?)" if close else ""
-    return InputError(f"{kind} '{shown}' is unknown; choose from {', '.join(names)}{hint}.")
+    return InputError(f"{kind} '{shown}' is unknown; choose from {', '.join(names)}{hint}{otherwise and ', '}{otherwise}.")

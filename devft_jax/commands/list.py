@@ -15,7 +15,7 @@ from typing import Any
 from devft_jax.commands.flags import entry, flags_of
 from devft_jax.commands.parsing import parse_options
 from devft_jax.config.effects import listed
-from devft_jax.config.methods import algorithm_of, imported, imports, known_method, record_of
+from devft_jax.config.methods import OF_YOUR_OWN, algorithm_of, imported, imports, known_method, record_of
 from devft_jax.config.presets import PRESETS
 from devft_jax.config.run_config import OPTION_GROUPS, RunConfig
 from devft_jax.data import BUILT_IN, METHODS, TEMPLATES
@@ -60,7 +60,7 @@ def method_text(name: str) -> str:
     if imports(name):
         kind, texts = _own(name)
     else:
-        name = known_name("algorithm or growth", name, [*ALGORITHMS, *GROWTHS])
+        name = known_name("algorithm or growth", name, [*ALGORITHMS, *GROWTHS], OF_YOUR_OWN)
         kind = "algorithm" if name in ALGORITHMS else "growth"
         make = ALGORITHMS[name] if kind == "algorithm" else GROWTHS[name].make
         texts = [inspect.getdoc(inspect.getmodule(make)) or ""]

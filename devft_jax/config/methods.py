@@ -14,10 +14,11 @@ A record, `Algorithm` or `NamedGrowth`, states a method's source, what it sends 
 import contextlib
 import functools
 import importlib
+import inspect
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -32,6 +33,12 @@ from devft_jax.options import closest, known_name, option_group
 METHODS: dict[str, Iterable[str]] = {"algorithm": ALGORITHMS, "growth": GROWTHS}
 """The options that name a method, with the names of the package's own methods."""
 
+ARGUMENTS = {"algorithm": ("config",), "growth": ("options", "num_layers")}
+"""The arguments with which a user-defined function of each kind is called."""
+
+OF_YOUR_OWN = "or name one of your own as package.module:name"
+"""The end of an error message about an unknown method."""
+
 
 def known_method(kind: str, name: str) -> str:
     """The name of a method as it is recorded: the package's own in its canonical case.
@@ -44,7 +51,7 @@ def known_method(kind: str, name: str) -> str:
       InputError: the package has no such method, or the name cannot be imported or names another kind of object.
     """
     if not imports(name):
-        return known_name(kind, name, METHODS[kind])
+        return known_name(kind, name, METHODS[kind], OF_YOUR_OWN)
     _own(kind, name)
     return name
 
@@ -177,7 +184,29 @@ def _own(kind: str, name: str) -> Any:
         if kind == "growth":
             wanted = "a Growth, a NamedGrowth, or a function of the options and the number of layers that returns a Growth"
         raise InputError(f"{kind} '{name}' is {_a(found)}; name {wanted}.")
+    _check_arguments(kind, name, found)
     return found
+
+
+def _check_arguments(kind: str, name: str, make: Callable[..., Any]) -> None:
+    """Raise `InputError` unless a user-defined function takes the arguments of its kind."""
+    try:
+        signature = inspect.signature(make)
+    except (TypeError, ValueError):  # some functions not written in Python
+        return
+    taken = [each for each, arguments in ARGUMENTS.items() if _takes(signature, arguments)]
+    if kind not in taken:
+        wanted = f"let it take ({', '.join(ARGUMENTS[kind])})"
+        other = f", or give it as --{taken[0]}" if taken else ""
+        raise InputError(f"{kind} '{name}' takes {signature.replace(return_annotation=signature.empty)}; {wanted}{other}.")
+
+
+def _takes(signature: inspect.Signature, arguments: Sequence[str]) -> bool:
+    try:
+        signature.bind(*arguments)
+    except TypeError:
+        return False
+    return True
 
 
 @functools.lru_cache(maxsize=64)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from devft_jax.developmental import Growth, LayerGrams, LayerMap, StageShape
+from devft_jax.developmental import Growth, LayerGrams, LayerMap, NamedGrowth, StageShape
+from devft_jax.developmental.growths import GrowthOptions
 from devft_jax.developmental.layer_map import check_layer_map
 from devft_jax.models.base import init_base
 from devft_jax.models.lora import init_lora
@@ -22,11 +24,14 @@ ROUNDS = 1000
 """Rounds of the run in the checks."""
 
 
-def check_growth(growth: Growth, *, num_layers: int = 8, stages: int = 4, quick: bool = False) -> None:
+def check_growth(
+    growth: Growth | NamedGrowth | Callable[[Any, int], Growth], *, num_layers: int = 8, stages: int = 4, quick: bool = False
+) -> None:
     """Raise `LawError` unless a growth keeps the laws of `GROWTH_LAWS`.
 
     Args:
-      growth: the growth to check.
+      growth: the growth to check; or a `NamedGrowth` or a function (options, num_layers) that creates it, which is called
+        with the default options.
       num_layers: L, the depth of the model in the checks.
       stages: number of maps requested from a growth that does not announce its stages in advance.
       quick: only the laws that need no map, which `train` checks on objects that are passed to it.
@@ -34,6 +39,10 @@ def check_growth(growth: Growth, *, num_layers: int = 8, stages: int = 4, quick:
     Raises:
       LawError: a law is violated; names the law and the values found.
     """
+    if isinstance(growth, NamedGrowth):
+        growth = growth.make
+    if inspect.isfunction(growth):
+        growth = growth(GrowthOptions(), num_layers)
     name = type(growth).__qualname__
     if not isinstance(growth, Growth):
         raise LawError(f"{name} breaks the law 'It is a Growth.' Let its class inherit from devft_jax.developmental.Growth.")

@@ -152,6 +152,10 @@ ALGORITHMS = [
     ("outside.methods:halved.x", "names x, which"),
     ("outside.methods:number", "is an int; name an Algorithm, or a function of a MethodConfig that returns one"),
     ("outside.methods:whole", "is an EndToEnd; name an Algorithm"),
+    (
+        "outside.methods:top",
+        r"takes \(options, num_layers\); let it take \(config\), or give it as --growth\.",
+    ),
     ("outside.methods:nothing", "returns None; let it return an Algorithm"),
     ("outside.methods:fails", r"making it raised RuntimeError \(not today\) at \S+methods.py:\d+; correct the module"),
     ("outside.methods:particular", "rank must be 7: give --rank 7"),
@@ -168,6 +172,7 @@ ALGORITHMS = [
 ]
 GROWTHS = [
     ("outside.methods:number", "is an int; name a Growth, a NamedGrowth, or a function"),
+    ("outside.methods:halved", r"takes \(config\); let it take \(options, num_layers\), or give it as --algorithm\."),
     ("outside.methods:Mine", "is a class; name an instance of it"),
     ("outside.methods:tops", r"names tops, which \S+ does not define; did you mean 'top'\?"),
 ]
@@ -181,7 +186,7 @@ def test_a_mistake_is_one_sentence_with_the_name_before_anything_is_read(folder,
     for command in ("run", "plan"):
         assert run_command([command, f"--{kind}", name, "--data", "absent.json"]) == 2
         said = capsys.readouterr().err
-        assert re.match(rf"devft: {kind} '.*'(:| is| names| returns) ", said)
+        assert re.match(rf"devft: {kind} '.*'(:| is| names| returns| takes) ", said)
         assert re.search(sentence, said)
         assert said.count("\n") == 1
 
@@ -190,6 +195,12 @@ def test_a_mistake_in_an_arm_names_the_arm(folder):
     for text in ("outside.missing:x", "fedit+outside.missing:x", "fedit+outside.methods:Mine", "x:"):
         with pytest.raises(InputError, match=f"^the arm '{re.escape(text)}' cannot be run: (algorithm|growth) '"):
             parse_arm(text)
+
+
+def test_an_unknown_name_says_how_methods_of_ones_own_are_named():
+    for ask in (lambda: known_method("algorithm", "outside.methods.halved"), lambda: method_text("outside.methods.halved")):
+        with pytest.raises(InputError, match=r"choose from fedit, .*, or name one of your own as package\.module:name\.$"):
+            ask()
 
 
 def test_a_function_that_gives_no_growth_is_named(folder):

@@ -16,7 +16,10 @@ import pytest
 from devft_jax.commands import cli
 from devft_jax.commands.compare import parse_compare
 from devft_jax.commands.generate import parse_generate
+from devft_jax.commands.list import ListOptions
+from devft_jax.commands.parsing import parse_options
 from devft_jax.commands.plan import parse_plan
+from devft_jax.commands.report import ReportOptions
 from devft_jax.commands.run import parse_run
 from devft_jax.comparing.arms import check_arms, parse_arm, read_arms
 from devft_jax.config.validation import validate
@@ -197,9 +200,7 @@ def check_command(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     elif command == "generate":
         parse_generate(rest)
     else:
-        # `report` takes the folders of runs, `list` nothing.
-        assert command in ("report", "list")
-        assert not [word for word in rest if word.startswith("-")]
+        parse_options(f"devft {command}", {"report": ReportOptions, "list": ListOptions}[command], rest)
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -224,6 +225,7 @@ def test_every_command_of_a_page_parses(page, room, monkeypatch):
         "devft compare --preset demo --arms fedit --seed 3",
         "devft plan --preset paper-llama2-7b --memoria 24GB",
         "devft export runs/x --form zip --out x",
+        "devft report runs/first runs/second",
         "devft walk",
     ],
 )

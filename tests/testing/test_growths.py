@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import pytest
 
-from devft_jax.developmental import GROWTHS, Growth, LayerMap, ProgFed, SkipGrow, StageShape, make_growth
+from devft_jax.developmental import GROWTHS, Growth, LayerMap, NamedGrowth, ProgFed, SkipGrow, StageShape, make_growth
 from devft_jax.developmental.growths import GrowthOptions
 from devft_jax.testing import GROWTH_LAWS, LawError, check_growth
 from devft_jax.testing import growths as laws
@@ -36,6 +36,16 @@ def test_every_growth_keeps_the_laws(name, layers):
 @pytest.mark.parametrize("growth", [Prefixes(), ProgFed(4, warmup_rounds=2), SkipGrow((2, 8))])
 def test_others_keep_them_too(growth):
     check_growth(growth)
+
+
+def test_what_makes_a_growth_is_checked_as_the_growth_that_it_makes():
+    named = GROWTHS["devft"]
+    for make in (named, named.make, lambda options, num_layers: Prefixes()):
+        check_growth(make, quick=True)
+    record = NamedGrowth(reference="", message="", state="", make=lambda options, num_layers: Unshared())
+    for make in (record, record.make):
+        with pytest.raises(LawError, match=r"^Unshared breaks the law"):
+            check_growth(make, quick=True)
 
 
 def test_one_that_tells_nothing_is_asked_for_some_stages():
