@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from devft_jax.config.files import MOST_CONFIG_BYTES
-from devft_jax.config.methods import METHODS, imports, known_method
+from devft_jax.config.methods import METHODS, OF_YOUR_OWN, imports, known_method
 from devft_jax.config.run_config import RunConfig, field_types, option_value
 from devft_jax.config.values import item_kind
 from devft_jax.data import DataOptions
@@ -167,7 +167,7 @@ def _checked(arm: Arm) -> Arm:
                 found[kind] = known_method(kind, name)
             continue
         if name.lower() not in known:
-            hint = closest(name.lower(), known, f"choose from {', '.join(known)}.")
+            hint = closest(name.lower(), known, f"choose from {', '.join(known)}, {OF_YOUR_OWN}.")
             raise InputError(f"the arm '{arm.name}' names the {kind} '{name}', which does not exist; {hint}")
         found[kind] = name.lower()
     shared = sorted(COMMON & arm.overrides.keys())
