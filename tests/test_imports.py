@@ -23,6 +23,7 @@ ORDER = (
     "accounting",
     "config",
     "reporting",
+    "harness",
     "testing",
     "training",
     "inference",

@@ -20,9 +20,9 @@ from tests.conftest import REPOSITORY
 CARD = {"jax", "flax", "optax", "orbax-checkpoint", "transformers", "datasets", "numpy", "chex", "pytest"}
 """The packages that requirements.txt names."""
 IMPORTED_AS = {"orbax-checkpoint": "orbax", "pyyaml": "yaml"}
-COME_WITH = {"huggingface_hub", "pyarrow", "tokenizers"}
+COME_WITH = {"huggingface_hub", "pyarrow", "tokenizers", "tqdm"}
 """What transformers and datasets themselves depend on."""
-OPTIONAL = {"sentencepiece", "sklearn", "tensorboardX", "threadpoolctl", "wandb"}
+OPTIONAL = {"lm_eval", "nltk", "sentencepiece", "sklearn", "tensorboardX", "threadpoolctl", "wandb"}
 """What extras install, and trackers that are used where they are installed; imported where they are used."""
 
 

@@ -1,0 +1,320 @@
+"""A model of this package as a backend of lm-evaluation-harness, within the process.
+
+What makes scores equal to those of the harness's own Hugging Face backend: texts become tokens as there (the tokenizer's own
+rule about a leading bos holds for a context and for the context with its continuation alike; the continuation is what the
+second has beyond the length of the first), what is too long is cut on the left, and the log-softmax is in float32.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from devft_jax.errors import InputError
+from devft_jax.harness.meter import Meter
+from devft_jax.harness.rows import ScoringRequest
+from devft_jax.harness.scoring import LogLikelihood, Scorer
+from devft_jax.harness.store import RequestStore, request_key
+from devft_jax.harness.texts import TextRequest, batches, fitted, text_options
+from devft_jax.models.adapter import Adapter
+from devft_jax.models.generation.generate import generate
+from devft_jax.models.huggingface.model import Model
+from devft_jax.models.llama import DEFAULT_COMPUTE, Compute
+from devft_jax.reporting.progress import Progress
+
+try:
+    from lm_eval.api.model import TemplateLM
+    from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+except ImportError as error:
+    raise InputError(
+        'evaluation on benchmarks needs lm-eval, which is not installed; run `pip install "devft-jax[eval]"`.'
+    ) from error
+
+ENCODED_AT_ONCE = 1024
+"""Texts that are made tokens at once."""
+
+
+class LanguageModel(TemplateLM):
+    """Answers the harness's requests with a model of this package.
+
+    Args:
+      model: the base with its tokenizer.
+      adapter: low-rank updates of it, or None.
+      eos_ids: tokens that end a text, besides the tokenizer's eos.
+      compute: execution choices.
+      devices: that share the work; by default all local ones.
+      store: finished requests of this very model, which are not computed again; None keeps none.
+      progress: is told how far it is; None for nobody.
+      batch: most texts drawn at once.
+      seed: of drawn texts.
+
+    Attributes:
+      tokenizer: of the model.
+      computed: how many requests were computed.
+      kept: how many were answered from the store.
+
+    Raises:
+      InputError: the model has no tokenizer, or an adapter that a hypernetwork makes.
+    """
+
+    backend = "causal"
+
+    def __init__(
+        self,
+        model: Model,
+        adapter: Adapter | None = None,
+        *,
+        eos_ids: Sequence[int] = (),
+        compute: Compute = DEFAULT_COMPUTE,
+        devices: Sequence[jax.Device] | None = None,
+        store: RequestStore | None = None,
+        progress: Progress | None = None,
+        batch: int = 16,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.tokenizer = model.tokenizer
+        self.scorer = Scorer(model.config, model.base, adapter, compute=compute, devices=devices)
+        eos = self.tokenizer.eos_token_id
+        self.eos_ids = tuple(dict.fromkeys([*eos_ids, *([] if eos is None else [eos])]))
+        self.store, self.progress = store, progress
+        self.batch, self.seed = batch, seed
+        self.computed = self.kept = 0
+
+    @property
+    def max_length(self) -> int:
+        """Most tokens that the model reads."""
+        return self.model.config.max_length
+
+    @property
+    def eot_token_id(self) -> int:
+        """The token that ends a text.
+
+        Raises:
+          InputError: there is none.
+        """
+        if not self.eos_ids:
+            raise InputError("the model's tokenizer has no token that ends a text; give it an eos_token.")
+        return self.eos_ids[0] if self.tokenizer.eos_token_id is None else self.tokenizer.eos_token_id
+
+    @property
+    def prefix_token_id(self) -> int:
+        """The token behind which a text without a context is scored: the bos, else the eos."""
+        bos = self.tokenizer.bos_token_id
+        return self.eot_token_id if bos is None else bos
+
+    @property
+    def tokenizer_name(self) -> str:
+        """The tokenizer's name, for the harness's own caches."""
+        return str(self.tokenizer.name_or_path).replace("/", "__")
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """A conversation as one prompt.
+
+        Args:
+          chat_history: messages, each with `role` and `content`.
+          add_generation_prompt: whether the prompt ends where an answer begins; otherwise inside the last message.
+
+        Raises:
+          InputError: the tokenizer has no chat template.
+        """
+        if self.tokenizer.chat_template is None:
+            raise InputError("the model's tokenizer has no chat template; leave apply_chat_template out, or give it one.")
+        return self.tokenizer.apply_chat_template(
+            chat_history,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=not add_generation_prompt,
+        )
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
+        """Token ids of a text.
+
+        Args:
+          string: the text.
+          add_special_tokens: whether the tokenizer's leading tokens are put before it; by default as the tokenizer does it,
+            but not where the text begins with its bos already.
+          **kwargs: not used.
+        """
+        return self._encoded([string], add_special_tokens)[string].tolist()
+
+    def _encoded(self, texts: Iterable[str], special: bool | None = None) -> dict[str, np.ndarray]:
+        """Token ids i32[n] of texts, each made once."""
+        bos = self.tokenizer.decode([self.prefix_token_id]) if special is None else None
+        groups: dict[bool, list[str]] = {}
+        for text in dict.fromkeys(texts):
+            groups.setdefault(not text.startswith(bos) if bos else special is not False, []).append(text)
+        found = {}
+        for flag, members in groups.items():
+            for first in range(0, len(members), ENCODED_AT_ONCE):
+                some = members[first : first + ENCODED_AT_ONCE]
+                ids = self.tokenizer(some, add_special_tokens=flag, return_attention_mask=False, verbose=False)["input_ids"]
+                found |= {text: np.array(one, np.int32) for text, one in zip(some, ids, strict=True)}
+        return found
+
+    def _pairs(self, texts: Sequence[tuple[str, str]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Token ids of contexts and continuations, by the harness's rules (`TemplateLM._encode_pair`)."""
+        # A context's blanks at its end belong to the continuation, as a tokenizer would see them.
+        cut = [context.rstrip() if context.strip() else "" for context, _ in texts]
+        joined = [context + continuation for context, continuation in texts]
+        whole = self._encoded(text for text, bare in zip(joined, cut, strict=True) if bare)
+        alone = self._encoded((text for text, bare in zip(joined, cut, strict=True) if not bare), False)
+        before = self._encoded(bare for bare in cut if bare)
+        for text, bare in zip(joined, cut, strict=True):
+            if bare:
+                yield before[bare], whole[text][len(before[bare]) :]
+                continue
+            tokens = alone[text]
+            prefix = np.array([self.prefix_token_id], np.int32)
+            yield prefix, tokens[1:] if len(tokens) and tokens[0] == prefix[0] else tokens
+
+    def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """The log-likelihood of each request's continuation, and whether greedy decoding would give it.
+
+        Args:
+          requests: with (context, continuation) as `args`.
+          disable_tqdm: not used; progress is told to `progress`.
+
+        Raises:
+          InputError: a continuation is longer than the model reads.
+        """
+        texts = [request.args for request in requests]
+        scored = [self._scoring_request(*pair) for pair in self._pairs(texts)]
+
+        def done(number: int, answer: tuple[float, bool]) -> None:
+            self.cache_hook.add_partial("loglikelihood", texts[number], answer)
+
+        return self._log_likelihoods("log-likelihoods", scored, done)
+
+    def _scoring_request(self, context: Sequence[int], continuation: Sequence[int]) -> ScoringRequest:
+        return ScoringRequest.of(context, continuation, self.max_length)
+
+    def _loglikelihood_tokens(
+        self, requests: Sequence[tuple[Any, Sequence[int], Sequence[int]]], **kwargs: Any
+    ) -> list[tuple[float, bool]]:
+        """`loglikelihood` of (texts, context, continuation), the last two as token ids."""
+        scored = [self._scoring_request(context, continuation) for _, context, continuation in requests]
+        return self._log_likelihoods("log-likelihoods", scored, lambda number, answer: None)
+
+    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
+        """The log-likelihood of each request's whole text, in windows as long as the model reads.
+
+        Args:
+          requests: with (text,) as `args`.
+          disable_tqdm: not used.
+        """
+        texts = [request.args[0] for request in requests]
+        tokens = self._encoded(texts)
+        windows, owners = [], []
+        for number, text in enumerate(texts):
+            rolling = get_rolling_token_windows(tokens[text].tolist(), self.prefix_token_id, self.max_length, 1)
+            for window in map(make_disjoint_window, rolling):
+                windows.append(self._scoring_request(*window))
+                owners.append(number)
+        sums = [0.0] * len(texts)
+        for owner, (value, _) in zip(owners, self._log_likelihoods("texts", windows, lambda *_: None), strict=True):
+            sums[owner] += value
+        for text, value in zip(texts, sums, strict=True):
+            self.cache_hook.add_partial("loglikelihood_rolling", (text,), value)
+        return sums
+
+    def _log_likelihoods(
+        self, what: str, requests: list[ScoringRequest], done: Callable[[int, tuple[float, bool]], None]
+    ) -> list[tuple[float, bool]]:
+        """Answers in the requests' order; `done` is called with each as soon as it is there and kept."""
+        keys = [request_key("log-likelihood", request.tokens, request.scored) for request in requests]
+        answers, missing = self._from_store(keys)
+        for number, answer in answers.items():
+            done(number, (answer[0], answer[1]))
+        meter = Meter(self.progress, what, len(requests), len(answers))
+        tokens = 0
+        for step in self.scorer.steps([requests[number] for number in missing]):
+            found: dict[int, LogLikelihood] = {missing[index]: answer for index, answer in step.answers.items()}
+            new = {number: (answer.value, answer.greedy) for number, answer in found.items()}
+            self._keep({keys[number]: list(answer) for number, answer in new.items()})
+            answers |= new
+            self.computed += len(new)
+            for number, pair in new.items():
+                done(number, pair)
+            tokens += step.tokens
+            meter.advance(len(new), tokens / max(step.total, 1))
+        return [(answers[number][0], answers[number][1]) for number in range(len(requests))]
+
+    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
+        """A text behind each request's context, up to what ends it.
+
+        Args:
+          requests: with (context, settings of generation) as `args`.
+          disable_tqdm: not used.
+
+        Raises:
+          InputError: a setting that is not supported.
+        """
+        prompts = self._encoded(request.args[0] for request in requests)
+        asked, times = [], {}  # type: ignore[var-annotated]
+        for request in requests:
+            context, settings = request.args
+            tokens, options = fitted(
+                prompts[context], text_options(settings, batch=self.batch, seed=self.seed), self.max_length
+            )
+            if not len(tokens):
+                tokens = np.array([self.prefix_token_id], np.int32)
+            repeat = times[context, options] = times.get((context, options), -1) + 1
+            # A greedy text is the same however often it is asked for.
+            asked.append(TextRequest(tokens, options, repeat if options.temperature else 0))
+
+        def done(number: int, text: str) -> None:
+            self.cache_hook.add_partial("generate_until", requests[number].args, text)
+
+        return self._texts(asked, done)
+
+    def _texts(self, requests: list[TextRequest], done: Callable[[int, str], None]) -> list[str]:
+        """Texts in the requests' order; `done` is called with each as soon as it is there and kept."""
+        keys = [request_key("text", request.tokens, request.settings | {"eos": self.eos_ids}) for request in requests]
+        answers, missing = self._from_store(keys)
+        for number, text in answers.items():
+            done(number, text)
+        meter = Meter(self.progress, "texts", len(requests), len(answers))
+        # Requests with one key have one answer.
+        first = {keys[number]: number for number in reversed(missing)}
+        single = sorted(first.values())
+        finished = 0
+        for batch in batches([requests[number] for number in single]):
+            numbers = [single[index] for index in batch]
+            texts = self._generated([requests[number] for number in numbers])
+            self._keep({keys[number]: text for number, text in zip(numbers, texts, strict=True)})
+            answers |= dict(zip(numbers, texts, strict=True))
+            self.computed += len(numbers)
+            for number, text in zip(numbers, texts, strict=True):
+                done(number, text)
+            finished += len(numbers)
+            meter.advance(len(numbers), finished / len(single))
+        return [answers[number if number in answers else first[keys[number]]] for number in range(len(requests))]
+
+    def _generated(self, requests: Sequence[TextRequest]) -> list[str]:
+        """Texts of requests with equal options."""
+        completions = generate(
+            self.model.config,
+            self.scorer.base,
+            self.scorer.adapter,
+            [request.tokens.tolist() for request in requests],
+            options=requests[0].options,
+            eos_ids=self.eos_ids,
+            tokenizer=self.tokenizer,
+            compute=self.scorer.compute,
+            row_ids=[request.row for request in requests],
+        )
+        return [completion.text or "" for completion in completions]
+
+    def _from_store(self, keys: Sequence[str]) -> tuple[dict[int, Any], list[int]]:
+        """The answers that are kept, by the requests' numbers, and the numbers of the others."""
+        store = self.store
+        answers = {} if store is None else {number: store[key] for number, key in enumerate(keys) if key in store}
+        self.kept += len(answers)
+        return answers, [number for number in range(len(keys)) if number not in answers]
+
+    def _keep(self, answers: Mapping[str, Any]) -> None:
+        if self.store is not None:
+            self.store.add(answers)

@@ -1,0 +1,148 @@
+"""Every request's answer equals that of lm-evaluation-harness's own Hugging Face backend.
+
+Small enough for every day: `DEVFT_PARITY_ITEMS` raises the number of items of each task, and `DEVFT_SMOLLM2` names a folder
+of SmolLM2-135M-Instruct, which is too large to come with the data.
+"""
+
+import os
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="parity needs torch: pip install 'devft-jax[parity]'")
+pytest.importorskip("lm_eval", reason="needs lm-eval: pip install 'devft-jax[eval]'")
+
+import jax
+import torch
+
+from devft_jax.harness.language_model import LanguageModel
+from devft_jax.harness.tasks import TaskOptions, open_tasks, run_tasks
+from devft_jax.models.huggingface.end_tokens import end_token_ids
+from devft_jax.models.huggingface.reading import load_pretrained
+from tests.conftest import WORDS
+from tests.parity.test_transformers import random_model
+
+pytestmark = pytest.mark.parity
+
+ITEMS = int(os.environ.get("DEVFT_PARITY_ITEMS", "3"))
+MULTIPLE_CHOICE = (
+    *("truthfulqa_mc1", "truthfulqa_mc2", "arc_easy", "piqa"),
+    *(f"mmlu_{subject}" for subject in ("anatomy", "marketing", "high_school_geography")),
+)
+GENERATED = ("bbh_cot_fewshot_boolean_expressions", "ifeval")
+
+
+class Recorder:
+    """A backend with everything that it is asked and answers."""
+
+    def __init__(self, backend):
+        self.backend = backend
+        self.answers = {}
+
+    def __getattr__(self, name):
+        found = getattr(self.backend, name)
+        if name not in ("loglikelihood", "generate_until"):
+            return found
+
+        def recorded(requests):
+            answers = found(requests)
+            self.answers |= {(name, str(request.args)): answer for request, answer in zip(requests, answers, strict=True)}
+            return answers
+
+        return recorded
+
+
+def backends(folder):
+    """The harness's own backend and ours, of one folder."""
+    from lm_eval.models.huggingface import HFLM
+
+    theirs = HFLM(pretrained=str(folder), dtype="float32", device="cpu", batch_size=4, softmax_dtype="float32")
+    model = load_pretrained(folder, dtype="float32")
+    ends = end_token_ids(folder, model.tokenizer)
+    return theirs, LanguageModel(model, eos_ids=ends, devices=jax.devices()[:1], batch=4)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory, word_tokenizer):
+    """A folder of random weights with large logits, and a tokenizer that puts a bos before a text."""
+    folder = tmp_path_factory.mktemp("tiny")
+    torch.manual_seed(0)
+    model = random_model(num_key_value_heads=2, max_position_embeddings=48)
+    model.save_pretrained(folder)
+    word_tokenizer(words=WORDS[:98]).save_pretrained(folder)
+    return folder
+
+
+def requests(*arguments):
+    return [SimpleNamespace(args=each, task_name="") for each in arguments]
+
+
+def assert_same(found, expected, atol=1e-4):
+    np.testing.assert_allclose([value for value, _ in found], [value for value, _ in expected], atol=atol)
+    assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
+
+
+def test_requests_of_every_kind(tiny):
+    """Shared and cut contexts, none, blanks at the end, one token or several, a continuation that begins another."""
+    theirs, ours = backends(tiny)
+    long = " ".join(WORDS[number % 90] for number in range(60))
+    contexts = ["a b c d", "a b c d e", "a b c ", "", long, long + " 3"]
+    pairs = [(context, f" {answer}") for context in contexts for answer in ("x", "y", "z", "x y", "x y 1 2 3")]
+    assert_same(ours.loglikelihood(requests(*pairs)), theirs.loglikelihood(requests(*pairs), disable_tqdm=True))
+    texts = [("a b c",), (long,), (long + " " + long,)]
+    found, expected = ours.loglikelihood_rolling(requests(*texts)), theirs.loglikelihood_rolling(requests(*texts))
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
+def test_greedy_texts(tiny):
+    theirs, ours = backends(tiny)
+    long = " ".join(WORDS[number % 90] for number in range(60))
+    until = theirs.generate_until(requests(("a b", {"until": [], "max_gen_toks": 12})), disable_tqdm=True)[0].split()[5]
+    prompts = [
+        (prompt, {"until": stop, "max_gen_toks": size, "do_sample": False})
+        for prompt in ("a b", "c", long)
+        for stop, size in ((["</s>"], 20), ([until], 12), ([], 12))
+    ]
+    found = ours.generate_until(requests(*prompts))
+    assert found == theirs.generate_until(requests(*prompts), disable_tqdm=True)
+    assert len(set(found)) > 4
+
+
+@pytest.fixture(scope="module", params=["proxy-16l", "smollm2"])
+def pretrained(request, shared):
+    if request.param == "proxy-16l":
+        return shared / "models" / "proxy-16l"
+    folder = os.environ.get("DEVFT_SMOLLM2")
+    if folder is None:
+        pytest.skip("DEVFT_SMOLLM2 names no folder of SmolLM2-135M-Instruct")
+    return folder
+
+
+@pytest.mark.parametrize("names", [MULTIPLE_CHOICE, GENERATED], ids=["multiple choice", "generated"])
+def test_benchmarks(pretrained, names, shared, tmp_path_factory):
+    """Log-likelihoods within 1e-3 nats, greedy texts identical, scores equal; five worked examples before MMLU."""
+    theirs, ours = map(Recorder, backends(pretrained))
+    cache = tmp_path_factory.mktemp("benchmarks")
+    found = []
+    for backend in (theirs, ours):
+        chosen = [f"{name}:{ITEMS}" + ("@5" if name.startswith("mmlu") else "") for name in names]
+        opened = open_tasks(chosen, benchmark_files=shared / "data" / "benchmarks", cache=cache)
+        for task in opened.tasks.values():
+            if task.OUTPUT_TYPE == "generate_until" and ITEMS < 20:
+                # As many tokens as a text needs would take minutes.
+                task.set_config(key="generation_kwargs", value={"max_gen_toks": 24}, update=True)
+        found.append(run_tasks(backend, opened, TaskOptions()))
+    assert theirs.answers.keys() == ours.answers.keys()
+    assert len(ours.answers) >= ITEMS * len(names)
+    pairs = [(theirs.answers[key], ours.answers[key]) for key in ours.answers]
+    if names is GENERATED:
+        assert all(expected == answer for expected, answer in pairs)
+    else:
+        deviation = max(abs(expected[0] - answer[0]) for expected, answer in pairs)
+        print(f"{pretrained}: {len(pairs)} requests, largest deviation {deviation:.2e} nats")
+        assert deviation < 1e-3
+        assert all(expected[1] == answer[1] for expected, answer in pairs)
+    for expected, score in zip(found[0].scores, found[1].scores, strict=True):
+        assert (score.task, score.metric, score.items) == (expected.task, expected.metric, expected.items)
+        assert score.value == pytest.approx(expected.value, abs=1e-4)
