@@ -305,6 +305,7 @@ class LanguageModel(TemplateLM):
             tokenizer=self.tokenizer,
             compute=self.scorer.compute,
             row_ids=[request.row for request in requests],
+            placement=self.scorer.divided if self.scorer.mesh.size > 1 else None,
         )
         return [completion.text or "" for completion in completions]
 

@@ -96,7 +96,7 @@ class Scorer:
         self.sequences = sequences or (1 if devices[0].platform == "cpu" else 8)
         self.mesh = client_mesh(devices)
         self.base, self.adapter = place((base, adapter), self.mesh)
-        self._divided = NamedSharding(self.mesh, OVER_DEVICES)
+        self.divided = NamedSharding(self.mesh, OVER_DEVICES)
 
     def score(self, requests: Sequence[ScoringRequest]) -> list[LogLikelihood]:
         """The answers to requests, in their order.
@@ -175,7 +175,7 @@ class _Run:
         devices = scorer.mesh.size
         parts = [packed[device::devices] for device in range(devices)]
         rows = min(scorer.sequences, _power_of_two(len(parts[0]), 1))
-        sequences = jax.device_put(arrays_of(parts, rows, length), scorer._divided)
+        sequences = jax.device_put(arrays_of(parts, rows, length), scorer.divided)
         scores = self._scores(scorer.base, scorer.adapter, prefix, sequences)
         return _Pending(scores, parts, sum(len(each.tokens) for each in packed))
 

@@ -144,7 +144,7 @@ def test_a_stopped_evaluation_goes_on(language_model, tmp_path, monkeypatch):
     store = RequestStore(tmp_path / "requests.jsonl")
     stopped = language_model(store=store)
     steps = stopped.scorer.steps
-    stopped.scorer.sequence_tokens = 8
+    stopped.scorer.sequence_tokens = 3
 
     def interrupted(some):
         for number, step in enumerate(steps(some)):

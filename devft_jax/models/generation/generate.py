@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
+import jax
 import numpy as np
 
 from devft_jax.errors import InputError
@@ -35,6 +36,7 @@ def generate(
     compute: Compute = DEFAULT_COMPUTE,
     row_ids: Sequence[int] | None = None,
     listen: Listener | None = None,
+    placement: jax.sharding.NamedSharding | None = None,
 ) -> list[Completion]:
     """Answer prompts.
 
@@ -50,6 +52,7 @@ def generate(
         counting from 1, name it; by default its place in `prompts`.
       compute: execution choices.
       listen: called with text once it is final; needs a tokenizer.
+      placement: how the prompts of a batch are divided over devices, which hold the model; None for one device.
 
     Returns:
       One completion per prompt, in their order.
@@ -72,12 +75,22 @@ def generate(
         Answer(endings, most_new_tokens(config, prompt, options), None if listen is None else partial(listen, index))
         for index, prompt in enumerate(prompts)
     ]
-    for batch in _batches(prompts, options.generation_batch):
+    for batch in _batches(prompts, options.generation_batch, 1 if placement is None else placement.num_devices):
         rows = [row_ids[index] if index is not None else 0 for index in batch]
         tokens, lengths = _padded([prompts[index] if index is not None else (0,) for index in batch], config)
         members = [None if index is None else answers[index] for index in batch]
         for drawn in _decoded(
-            config, base, adapter, tokens, lengths, members, rows, endings.ids, options=options, compute=compute
+            config,
+            base,
+            adapter,
+            tokens,
+            lengths,
+            members,
+            rows,
+            endings.ids,
+            options=options,
+            compute=compute,
+            placement=placement,
         ):
             for answer, row in zip(members, drawn.T.tolist(), strict=True):
                 if answer is not None and answer.reason is None:
@@ -124,12 +137,14 @@ def check_prompts(
             )
 
 
-def _batches(prompts: Sequence[Sequence[int]], largest: int) -> Iterator[list[int | None]]:
+def _batches(prompts: Sequence[Sequence[int]], largest: int, devices: int) -> Iterator[list[int | None]]:
     """Numbers of the prompts, shortest first, in batches of one size; None fills up the last.
 
-    The size is a power of two below `largest`, or `largest`, so that few programs suffice for any number of prompts.
+    The size is a power of two below `largest`, or `largest`, so that few programs suffice for any number of prompts; rounded
+    up to a multiple of the devices.
     """
     size = min(largest, _power_of_two(len(prompts)))
+    size = -(-size // devices) * devices
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     for start in range(0, len(order), size):
         batch = order[start : start + size]
@@ -163,6 +178,7 @@ def _decoded(
     *,
     options: GenerationOptions,
     compute: Compute,
+    placement: jax.sharding.NamedSharding | None,
 ) -> Iterator[np.ndarray]:
     """Drawn tokens of a batch, i32[n, B] at a time, until every member has its finish reason."""
     method: Method = "greedy" if options.temperature == 0 else "all" if options.top_p == 1 else "nucleus"
@@ -178,15 +194,19 @@ def _decoded(
     def finished() -> np.ndarray:
         return np.array([answer is None or answer.reason is not None for answer in members])
 
+    def placed(rows: Any) -> Any:
+        return rows if placement is None else jax.device_put(rows, placement)
+
     keys = sampling_keys(np.uint32(options.sampling_seed), np.array(rows, np.uint32))
     limit = max(answer.limit for answer in members if answer is not None)
     slots = tokens.shape[1] + -(-limit // SMALLEST_BUCKET) * SMALLEST_BUCKET
-    state = begin(base, adapter, tokens, lengths, finished(), keys, slots=slots, **drawing)
+    prompts = placed((tokens, lengths, finished(), keys))
+    state = begin(base, adapter, *prompts, slots=slots, **drawing)
     yield np.asarray(state.token)[None]
     count = 1
     while not (done := finished()).all():
         state, drawn = decode(
-            base, adapter, state.replace(done=done), limit=np.int32(limit), chunk=options.tokens_per_look, **drawing
+            base, adapter, state.replace(done=placed(done)), limit=np.int32(limit), chunk=options.tokens_per_look, **drawing
         )
         taken = min(options.tokens_per_look, limit - count)
         count += taken

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jax.sharding import NamedSharding
 
 from devft_jax.errors import InputError
 from devft_jax.models.generation import decoding
@@ -21,6 +22,8 @@ from devft_jax.models.generation.sampling import draw_tokens, sampling_keys
 from devft_jax.models.huggingface.end_tokens import end_token_ids
 from devft_jax.models.llama import DEFAULT_COMPUTE, Compute, forward, hidden_states
 from devft_jax.models.quantization import quantize_base
+from devft_jax.models.sharding import place
+from devft_jax.runtime.devices import OVER_DEVICES, client_mesh
 from tests.models.conftest import CONFIG, random_adapter, random_base
 from tests.models.huggingface.test_families import EXAMPLES
 
@@ -376,3 +379,13 @@ def test_decoding_lowers_for_accelerators(base, platform):
 
 def test_no_prompts_no_answers(base):
     assert generate(CONFIG, base, None, [], options=greedy()) == []
+
+
+def test_devices_divide_the_prompts(config, base):
+    """The same answers, whatever the number of prompts and their sizes."""
+    mesh = client_mesh(jax.devices()[:4])
+    options = GenerationOptions(max_new_tokens=9, generation_batch=5, tokens_per_look=4)
+    expected = generate(config, base, None, PROMPTS * 2, options=options, eos_ids=(3,))
+    placement = NamedSharding(mesh, OVER_DEVICES)
+    found = generate(config, place(base, mesh), None, PROMPTS * 2, options=options, eos_ids=(3,), placement=placement)
+    assert found == expected
