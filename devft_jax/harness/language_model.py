@@ -1,17 +1,17 @@
 """A model of this package as a backend of lm-evaluation-harness, within the process.
 
-What makes scores equal to those of the harness's own Hugging Face backend: texts become tokens as there (the tokenizer's own
-rule about a leading bos holds for a context and for the context with its continuation alike; the continuation is what the
-second has beyond the length of the first), what is too long is cut on the left, and the log-softmax is in float32.
+What makes scores equal to those of the harness's own Hugging Face backend: texts become tokens as there
+(`devft_jax.harness.encoding`), what is too long is cut on the left, and the log-softmax is in float32.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from devft_jax.errors import InputError
+from devft_jax.harness.encoding import TextEncoder
 from devft_jax.harness.meter import Meter
 from devft_jax.harness.rows import ScoringRequest
 from devft_jax.harness.scoring import LogLikelihood, Scorer
@@ -19,6 +19,7 @@ from devft_jax.harness.store import RequestStore, request_key
 from devft_jax.harness.texts import TextRequest, batches, fitted, text_options
 from devft_jax.models.adapter import Adapter
 from devft_jax.models.generation.generate import generate
+from devft_jax.models.generation.options import GenerationOptions
 from devft_jax.models.huggingface.model import Model
 from devft_jax.models.llama import DEFAULT_COMPUTE, Compute
 from devft_jax.reporting.progress import Progress
@@ -30,9 +31,6 @@ except ImportError as error:
     raise InputError(
         'evaluation on benchmarks needs lm-eval, which is not installed; run `pip install "devft-jax[eval]"`.'
     ) from error
-
-ENCODED_AT_ONCE = 1024
-"""Texts that are made tokens at once."""
 
 
 class LanguageModel(TemplateLM):
@@ -79,6 +77,7 @@ class LanguageModel(TemplateLM):
         self.scorer = Scorer(model.config, model.base, adapter, compute=compute, devices=devices)
         eos = self.tokenizer.eos_token_id
         self.eos_ids = tuple(dict.fromkeys([*eos_ids, *([] if eos is None else [eos])]))
+        self.encoder = TextEncoder(self.tokenizer, self.prefix_token_id)
         self.store, self.progress = store, progress
         self.batch, self.seed = batch, seed
         self.computed = self.kept = 0
@@ -138,37 +137,7 @@ class LanguageModel(TemplateLM):
             but not where the text begins with its bos already.
           **kwargs: not used.
         """
-        return self._encoded([string], add_special_tokens)[string].tolist()
-
-    def _encoded(self, texts: Iterable[str], special: bool | None = None) -> dict[str, np.ndarray]:
-        """Token ids i32[n] of texts, each made once."""
-        bos = self.tokenizer.decode([self.prefix_token_id]) if special is None else None
-        groups: dict[bool, list[str]] = {}
-        for text in dict.fromkeys(texts):
-            groups.setdefault(not text.startswith(bos) if bos else special is not False, []).append(text)
-        found = {}
-        for flag, members in groups.items():
-            for first in range(0, len(members), ENCODED_AT_ONCE):
-                some = members[first : first + ENCODED_AT_ONCE]
-                ids = self.tokenizer(some, add_special_tokens=flag, return_attention_mask=False, verbose=False)["input_ids"]
-                found |= {text: np.array(one, np.int32) for text, one in zip(some, ids, strict=True)}
-        return found
-
-    def _pairs(self, texts: Sequence[tuple[str, str]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Token ids of contexts and continuations, by the harness's rules (`TemplateLM._encode_pair`)."""
-        # A context's blanks at its end belong to the continuation, as a tokenizer would see them.
-        cut = [context.rstrip() if context.strip() else "" for context, _ in texts]
-        joined = [context + continuation for context, continuation in texts]
-        whole = self._encoded(text for text, bare in zip(joined, cut, strict=True) if bare)
-        alone = self._encoded((text for text, bare in zip(joined, cut, strict=True) if not bare), False)
-        before = self._encoded(bare for bare in cut if bare)
-        for text, bare in zip(joined, cut, strict=True):
-            if bare:
-                yield before[bare], whole[text][len(before[bare]) :]
-                continue
-            tokens = alone[text]
-            prefix = np.array([self.prefix_token_id], np.int32)
-            yield prefix, tokens[1:] if len(tokens) and tokens[0] == prefix[0] else tokens
+        return self.encoder.encode([string], add_special_tokens)[string].tolist()
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """The log-likelihood of each request's continuation, and whether greedy decoding would give it.
@@ -181,12 +150,25 @@ class LanguageModel(TemplateLM):
           InputError: a continuation is longer than the model reads.
         """
         texts = [request.args for request in requests]
-        scored = [self._scoring_request(*pair) for pair in self._pairs(texts)]
+        scored = []
+        cut = 0
+        for context, continuation in self.encoder.pairs(texts):
+            scored.append(self._scoring_request(context, continuation))
+            cut += len(context) + len(continuation) > self.max_length + 1
+        self._note_cut(cut, len(texts))
 
         def done(number: int, answer: tuple[float, bool]) -> None:
             self.cache_hook.add_partial("loglikelihood", texts[number], answer)
 
         return self._log_likelihoods("log-likelihoods", scored, done)
+
+    def _note_cut(self, cut: int, total: int) -> None:
+        """Say where prompts are longer than the model reads."""
+        if cut and self.progress is not None:
+            self.progress.warn(
+                f"{cut:,} of {total:,} prompts are longer than the {self.max_length:,} tokens that the model reads together "
+                "with their answers; their beginnings are cut off"
+            )
 
     def _scoring_request(self, context: Sequence[int], continuation: Sequence[int]) -> ScoringRequest:
         return ScoringRequest.of(context, continuation, self.max_length)
@@ -206,7 +188,7 @@ class LanguageModel(TemplateLM):
           disable_tqdm: not used.
         """
         texts = [request.args[0] for request in requests]
-        tokens = self._encoded(texts)
+        tokens = self.encoder.encode(texts)
         windows, owners = [], []
         for number, text in enumerate(texts):
             rolling = get_rolling_token_windows(tokens[text].tolist(), self.prefix_token_id, self.max_length, 1)
@@ -252,18 +234,23 @@ class LanguageModel(TemplateLM):
         Raises:
           InputError: a setting that is not supported.
         """
-        prompts = self._encoded(request.args[0] for request in requests)
-        asked, times = [], {}  # type: ignore[var-annotated]
+        prompts = self.encoder.encode(request.args[0] for request in requests)
+        asked: list[TextRequest] = []
+        times: dict[tuple[str, GenerationOptions], int] = {}
+        cut = 0
         for request in requests:
             context, settings = request.args
             tokens, options = fitted(
                 prompts[context], text_options(settings, batch=self.batch, seed=self.seed), self.max_length
             )
+            cut += len(tokens) < len(prompts[context])
             if not len(tokens):
                 tokens = np.array([self.prefix_token_id], np.int32)
             repeat = times[context, options] = times.get((context, options), -1) + 1
             # A greedy text is the same however often it is asked for.
             asked.append(TextRequest(tokens, options, repeat if options.temperature else 0))
+
+        self._note_cut(cut, len(asked))
 
         def done(number: int, text: str) -> None:
             self.cache_hook.add_partial("generate_until", requests[number].args, text)

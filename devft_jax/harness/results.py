@@ -69,7 +69,7 @@ class Results:
                         filter=chosen,
                         value=float(value),
                         standard_error=float(error) if isinstance(error, int | float) else None,
-                        items=int(values.get("sample_len", values.get("sample_count", 0))),
+                        items=int(values.get("sample_count", {}).get(key, values.get("sample_len", 0))),
                         shots=found["n-shot"].get(name),
                         version=str(found["versions"].get(name, "")),
                         higher_is_better=found["higher_is_better"].get(name, {}).get(metric),

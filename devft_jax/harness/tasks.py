@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from devft_jax.errors import InputError
-from devft_jax.files import cache_folder
+from devft_jax.files import cache_folder, read_text
 from devft_jax.harness.benchmark_files import task_folder
 from devft_jax.harness.microtasks import MICROTASKS, microtask_folder
 from devft_jax.harness.results import Results
@@ -174,10 +174,15 @@ def _manager(folders: Sequence[Path], choices: Sequence[TaskChoice]) -> Any:
     from lm_eval.tasks import TaskManager
 
     paths = [str(folder) for folder in folders]
-    ours = TaskManager(include_path=paths, include_defaults=False) if paths else None
-    if ours is not None and all(choice.name in ours.all_tasks or Path(choice.name).is_file() for choice in choices):
+    ours = TaskManager(include_path=paths or None, include_defaults=False)
+    if all(choice.name in ours.all_tasks or _stands_alone(Path(choice.name)) for choice in choices):
         return ours
     return TaskManager(include_path=paths or None)
+
+
+def _stands_alone(path: Path) -> bool:
+    """Whether a path is a task's file, and not a group's, which may name any of the harness's tasks."""
+    return path.is_file() and re.search(r"^group:", read_text(path), re.MULTILINE) is None
 
 
 def _open(opened: OpenTasks, manager: Any, choice: TaskChoice, *, offline: bool) -> None:

@@ -1,5 +1,6 @@
 """The model as the harness's backend: what it makes of texts, and how its answers are kept."""
 
+import io
 import math
 from types import SimpleNamespace
 
@@ -17,6 +18,7 @@ from devft_jax.models.architecture import ModelConfig
 from devft_jax.models.generation.generate import generate
 from devft_jax.models.generation.options import GenerationOptions
 from devft_jax.models.huggingface.model import Model
+from devft_jax.reporting.progress import Progress
 from tests.tiny import random_base
 
 MODEL = ModelConfig(vocabulary=64, width=16, feed_forward=24, layers=2, heads=4, kv_heads=2, head_size=4, max_length=32)
@@ -105,6 +107,19 @@ def test_a_long_text_is_scored_in_windows(language_model):
     assert value == pytest.approx(total, abs=1e-4)
     [expected] = model.scorer.score([ScoringRequest.of([1], [1, *ids("a b")], 32)])
     assert short == pytest.approx(expected.value, abs=1e-5)
+
+
+def test_prompts_that_are_cut_are_counted(language_model):
+    stream = io.StringIO()
+    model = language_model(progress=Progress(stream))
+    long = " ".join(["a"] * 40)
+    cut, whole, same = model.loglikelihood(requests((long, " b"), ("a", " b"), (" ".join(["a"] * 32), " b")))
+    assert cut == pytest.approx(same)
+    assert whole != cut
+    model.generate_until(requests((long, {"until": [], "max_gen_toks": 4})))
+    warnings = stream.getvalue().splitlines()
+    assert warnings[0].startswith("warning: 2 of 3 prompts are longer than the 32 tokens that the model reads")
+    assert warnings[1].startswith("warning: 1 of 1 prompts")
 
 
 def test_texts_end_at_what_the_task_names(language_model, base):

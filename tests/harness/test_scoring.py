@@ -129,7 +129,7 @@ def test_a_quantised_base(base, eager):
     np.testing.assert_allclose([each.value for each in found[:5]], [each.value for each in alone], atol=1e-4)
 
 
-@settings(max_examples=15)
+@settings(max_examples=6)
 @given(seed=st.integers(0, 10**6), shuffle=st.randoms())
 def test_order_and_grouping_change_nothing(seed, shuffle):
     requests = some_requests(seed, 12)
