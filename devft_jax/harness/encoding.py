@@ -41,7 +41,7 @@ class TextEncoder:
         groups: dict[bool, list[str]] = {}
         for text in dict.fromkeys(texts):
             groups.setdefault(not text.startswith(start) if start else special is not False, []).append(text)
-        found = {}
+        found: dict[str, np.ndarray] = {}
         for flag, members in groups.items():
             for first in range(0, len(members), ENCODED_AT_ONCE):
                 some = members[first : first + ENCODED_AT_ONCE]

@@ -13,7 +13,7 @@ import numpy as np
 from devft_jax.errors import InputError
 from devft_jax.harness.encoding import TextEncoder
 from devft_jax.harness.meter import Meter
-from devft_jax.harness.rows import ScoringRequest
+from devft_jax.harness.rows import ScoringRequest, Tokens
 from devft_jax.harness.scoring import LogLikelihood, Scorer
 from devft_jax.harness.store import RequestStore, request_key
 from devft_jax.harness.texts import TextRequest, batches, fitted, text_options
@@ -170,7 +170,7 @@ class LanguageModel(TemplateLM):
                 "with their answers; their beginnings are cut off"
             )
 
-    def _scoring_request(self, context: Sequence[int], continuation: Sequence[int]) -> ScoringRequest:
+    def _scoring_request(self, context: Tokens, continuation: Tokens) -> ScoringRequest:
         return ScoringRequest.of(context, continuation, self.max_length)
 
     def _loglikelihood_tokens(

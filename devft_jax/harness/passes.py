@@ -186,7 +186,7 @@ def packed_attention(
             last = min(first + QUERIES_AT_ONCE, length)
             parts = [_Part(k[:, :, :last], v[:, :, :last], seen_of_own(first, last), shared=False)]
             if cache is not None:
-                parts.append(_Part(*cache, seen_of_prefix(first, last, cache[0].shape[1]), shared=True))
+                parts.append(_Part(cache[0], cache[1], seen_of_prefix(first, last, cache[0].shape[1]), shared=True))
             mixed.append(_mixed(q[:, :, :, first:last], parts))
         out = jnp.concatenate(mixed, axis=3).transpose(1, 3, 0, 2, 4).reshape(batch, length, heads, size)
         return out.astype(values.dtype), (k[:, 0], v[:, 0])

@@ -79,10 +79,10 @@ class Results:
         for name, samples in found.get("samples", {}).items():
             for sample in samples:
                 for metric in sample["metrics"]:
-                    value = sample[metric]
+                    value: Any = sample[metric]
                     if isinstance(value, bool | int | float | list | np.generic):
-                        values = items.setdefault((name, metric, sample["filter"]), {})
-                        values[int(sample["doc_id"])] = float(np.mean(value))
+                        of_metric = items.setdefault((name, metric, sample["filter"]), {})
+                        of_metric[int(sample["doc_id"])] = float(np.mean(np.asarray(value, float)))
         groups: Mapping[str, list[str]] = found.get("group_subtasks", {})
         return cls(scores, items, {name: _leaves(name, groups) for name in groups})
 

@@ -15,6 +15,9 @@ import numpy as np
 
 from devft_jax.errors import InputError
 
+Tokens = Sequence[int] | np.ndarray
+"""Token ids."""
+
 
 @dataclass(frozen=True)
 class ScoringRequest:
@@ -29,7 +32,7 @@ class ScoringRequest:
     scored: int
 
     @classmethod
-    def of(cls, context: Sequence[int], continuation: Sequence[int], max_length: int) -> Self:
+    def of(cls, context: Tokens, continuation: Tokens, max_length: int) -> Self:
         """The request for a context and its continuation, cut on the left where the model cannot read it all.
 
         Args:

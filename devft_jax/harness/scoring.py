@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
@@ -213,26 +214,22 @@ def arrays_of(parts: Sequence[Sequence[Packed]], rows: int, length: int) -> Sequ
     devices = len(parts)
     alone = np.arange(1, length + 1, dtype=np.int32)
     asked = max((len(targets) for part in parts for packed in part for targets in packed.targets), default=1)
-    arrays = Sequences(
-        tokens=np.zeros((devices * rows, length), np.int32),
-        positions=np.zeros((devices * rows, length), np.int32),
-        # Padding is seen by itself alone.
-        ends=np.tile(alone, (devices * rows, 1)),
-        places=np.zeros(devices * rows * length, np.int32),
-        targets=np.zeros((devices * rows * length, _power_of_two(asked, 1)), np.int32),
-        count=np.zeros(devices, np.int32),
-    )
+    total = devices * rows * length
+    tokens, positions = (np.zeros((devices * rows, length), np.int32) for _ in range(2))
+    # Padding is seen by itself alone.
+    ends = np.tile(alone, (devices * rows, 1))
+    places, targets = np.zeros(total, np.int32), np.zeros((total, _power_of_two(asked, 1)), np.int32)
+    count = np.zeros(devices, np.int32)
     for device, part in enumerate(parts):
         first = used = device * rows * length
         for row, packed in enumerate(part):
-            size = len(packed.tokens)
-            arrays.tokens[device * rows + row, :size] = packed.tokens
-            arrays.positions[device * rows + row, :size] = packed.positions
-            arrays.ends[device * rows + row, :size] = packed.ends
+            index, size = device * rows + row, len(packed.tokens)
+            tokens[index, :size], positions[index, :size], ends[index, :size] = packed.tokens, packed.positions, packed.ends
             last = used + len(packed.places)
-            arrays.places[used:last] = np.array(packed.places, np.int32) + row * length
-            for index, targets in enumerate(packed.targets, used):
-                arrays.targets[index, : len(targets)] = targets
+            places[used:last] = np.array(packed.places, np.int32) + row * length
+            for number, wanted in enumerate(packed.targets, used):
+                targets[number, : len(wanted)] = wanted
             used = last
-        arrays.count[device] = used - first
-    return arrays
+        count[device] = used - first
+    arrays: tuple[Any, ...] = (tokens, positions, ends, places, targets, count)
+    return Sequences(*arrays)

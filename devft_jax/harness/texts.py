@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from devft_jax.errors import InputError
+from devft_jax.harness.rows import Tokens
 from devft_jax.models.generation.options import GenerationOptions
 
 USUAL_NEW_TOKENS = 256
@@ -80,7 +81,7 @@ def text_options(settings: Mapping[str, Any], *, batch: int, seed: int = 0) -> G
     )
 
 
-def fitted(tokens: Sequence[int], options: GenerationOptions, max_length: int) -> tuple[np.ndarray, GenerationOptions]:
+def fitted(tokens: Tokens, options: GenerationOptions, max_length: int) -> tuple[np.ndarray, GenerationOptions]:
     """A prompt and its options, so that both fit the model: the prompt is cut on the left, as the harness does it.
 
     A text that would alone be as long as the model reads gets half of the model's positions.
