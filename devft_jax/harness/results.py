@@ -79,15 +79,15 @@ class Results:
         for name, samples in found.get("samples", {}).items():
             for sample in samples:
                 for metric in sample["metrics"]:
-                    value: Any = sample[metric]
-                    if isinstance(value, bool | int | float | list | np.generic):
+                    of_item: Any = sample[metric]
+                    if isinstance(of_item, bool | int | float | list | np.generic):
                         of_metric = items.setdefault((name, metric, sample["filter"]), {})
-                        of_metric[int(sample["doc_id"])] = float(np.mean(np.asarray(value, float)))
+                        of_metric[int(sample["doc_id"])] = float(np.mean(np.asarray(of_item, float)))
         groups: Mapping[str, list[str]] = found.get("group_subtasks", {})
         return cls(scores, items, {name: _leaves(name, groups) for name in groups})
 
     def values_of(self, task: str, metric: str, filter: str = "none") -> dict[tuple[str, int], float]:
-        """The value of every item of a task or of the tasks of a group, by task and number.
+        """The of_item of every item of a task or of the tasks of a group, by task and number.
 
         Args:
           task: its name.
