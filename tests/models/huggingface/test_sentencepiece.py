@@ -58,7 +58,7 @@ def test_special_tokens_and_chat_template_come_from_the_settings(tmp_path):
     assert (tokenizer.pad_token, tokenizer.eos_token, tokenizer.bos_token) == ("<unk>", "<s>", "<s>")
     assert tokenizer.chat_template == "{{ messages }}"
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": {"330": {"content": "<pad>"}}}))
-    with pytest.raises(InputError, match=r"adds tokens that tokenizer\.model does not hold; put the tokenizer\.json"):
+    with pytest.raises(InputError, match=r"adds tokens that are not in tokenizer\.model; put the tokenizer\.json"):
         load_tokenizer(tmp_path)
 
 
