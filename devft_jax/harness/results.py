@@ -87,7 +87,7 @@ class Results:
         return cls(scores, items, {name: _leaves(name, groups) for name in groups})
 
     def values_of(self, task: str, metric: str, filter: str = "none") -> dict[tuple[str, int], float]:
-        """The of_item of every item of a task or of the tasks of a group, by task and number.
+        """The value of every item of a task or of the tasks of a group, by task and number.
 
         Args:
           task: its name.
