@@ -79,19 +79,8 @@ def generate(
         rows = [row_ids[index] if index is not None else 0 for index in batch]
         tokens, lengths = _padded([prompts[index] if index is not None else (0,) for index in batch], config)
         members = [None if index is None else answers[index] for index in batch]
-        for drawn in _decoded(
-            config,
-            base,
-            adapter,
-            tokens,
-            lengths,
-            members,
-            rows,
-            endings.ids,
-            options=options,
-            compute=compute,
-            placement=placement,
-        ):
+        batch_of = (tokens, lengths, members, rows, endings.ids)
+        for drawn in _decoded(config, base, adapter, *batch_of, options=options, compute=compute, placement=placement):
             for answer, row in zip(members, drawn.T.tolist(), strict=True):
                 if answer is not None and answer.reason is None:
                     answer.extend(row)
