@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from devft_jax.data import Examples, gather_batch
 from devft_jax.federated.algorithm import Algorithm, Clients, Participant, Share
@@ -26,7 +27,9 @@ from devft_jax.models.base import Base
 from devft_jax.models.llama import Compute, forward
 from devft_jax.models.lora import LoraOptions
 from devft_jax.runtime.compiled import CompiledPrograms
+from devft_jax.runtime.devices import client_mesh
 from devft_jax.storage import Rows
+from devft_jax.training.replay import StepReport, replay_client
 from tests.tiny import (
     CONFIG,
     RESERVED_TOKEN,
@@ -170,6 +173,30 @@ def run_round(
         train_rows=all_rows() if train_rows is None else train_rows,
     )
     return Round(**vars(result), bank_rows=rows.take(np.array([member.position for member in members])))
+
+
+def replay(
+    member: ClientWork,
+    options: MethodConfig = TWO,
+    *,
+    base: Base = BASE,
+    lr: float = RATE,
+    train_rows: np.ndarray | None = None,
+    passes: Passes = WHOLE,
+    mesh: Mesh | None = None,
+) -> list[StepReport]:
+    """The steps of one client alone, from the start of the round that all tests run; on one device by default."""
+    return replay_client(
+        LocalTraining(fedit_with(options), CONFIG, Compute(), SGD, passes),
+        base=base,
+        server=server_with(options),
+        row={},
+        batches=assemble(member.examples),
+        lr=lr,
+        key=keys_of_round(np.array([member.id], np.uint32))[0],
+        train_rows=all_rows() if train_rows is None else train_rows,
+        mesh=client_mesh(jax.local_devices()[:1]) if mesh is None else mesh,
+    )
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -19,7 +19,6 @@ from devft_jax.models.quantization import base_shapes, quantize_base
 from devft_jax.models.sharding import part_bytes, place, shard_base
 from devft_jax.runtime.compiled import CompiledPrograms
 from devft_jax.runtime.devices import MODEL_AXIS, client_mesh
-from devft_jax.training.replay import replay_client
 from tests.federated.harness import (
     BASE,
     BUCKETS,
@@ -30,11 +29,10 @@ from tests.federated.harness import (
     STEPS,
     TWO,
     WHOLE,
-    all_rows,
     assemble,
     client,
     fedit_with,
-    keys_of_round,
+    replay,
     run_round,
     server_with,
 )
@@ -104,17 +102,8 @@ def test_a_replay_on_a_divided_base_has_the_losses_of_the_whole_one():
     losses = []
     for shards in (1, 2):
         mesh = client_mesh(jax.local_devices()[:shards], shards)
-        reports = replay_client(
-            training(DROPOUT, WHOLE),
-            base=place(shard_base(BASE, shards, MODEL_AXIS), mesh),
-            server=server_with(DROPOUT),
-            row={},
-            batches=assemble(member.examples),
-            lr=0.3,
-            key=keys_of_round(np.array([member.id], np.uint32))[0],
-            train_rows=all_rows(),
-            mesh=mesh,
-        )
+        base = place(shard_base(BASE, shards, MODEL_AXIS), mesh)
+        reports = replay(member, DROPOUT, base=base, mesh=mesh)
         losses.append([report.loss for report in reports])
     assert len(losses[0]) == STEPS
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)

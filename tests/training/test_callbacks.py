@@ -9,15 +9,8 @@ import pytest
 from devft_jax.reporting import Progress
 from devft_jax.training.callbacks import Callback
 from devft_jax.training.run import train
-from tests.tiny_run import write_run_inputs
 
 QUIET = Progress(quiet=True)
-
-
-@pytest.fixture(scope="module")
-def config(tmp_path_factory, word_tokenizer):
-    inputs = write_run_inputs(tmp_path_factory.mktemp("tiny"), word_tokenizer)
-    return dataclasses.replace(inputs, capacities=(2, 4), rounds=4, evaluate_every=1, checkpoint_every=2)
 
 
 class Notes(Callback):
@@ -61,24 +54,24 @@ WHOLE = [
 ]
 
 
-def test_a_callback_is_called_at_every_point_and_after_an_exception_goes_on(config, tmp_path):
+def test_a_callback_is_called_at_every_point_and_after_an_exception_goes_on(two_stages, tmp_path):
     first = Notes(fails=3)
     with pytest.raises(ZeroDivisionError, match="of the user's"):
-        train(dataclasses.replace(config, out=str(tmp_path)), progress=QUIET, callbacks=[first])
+        train(dataclasses.replace(two_stages, out=str(tmp_path)), progress=QUIET, callbacks=[first])
     assert first.calls == WHOLE[:6]
     again = Notes()
-    run = train(dataclasses.replace(config, out=str(tmp_path)), progress=QUIET, callbacks=[again])
+    run = train(dataclasses.replace(two_stages, out=str(tmp_path)), progress=QUIET, callbacks=[again])
     assert again.calls == [("begin", 2, 2, 2), *WHOLE[4:]]
     assert run.summary.resumed_after == [2]
     for leaf, same in zip(jax.tree.leaves(again.adapter), jax.tree.leaves(run.adapter), strict=True):
         np.testing.assert_array_equal(leaf, same)
     # Nothing is left to do, so that nothing is called.
     idle = Notes()
-    train(dataclasses.replace(config, out=str(tmp_path)), progress=QUIET, callbacks=[idle])
+    train(dataclasses.replace(two_stages, out=str(tmp_path)), progress=QUIET, callbacks=[idle])
     assert idle.calls == []
 
 
-def test_callbacks_are_called_in_order_and_end_in_the_opposite_one(config, tmp_path):
+def test_callbacks_are_called_in_order_and_end_in_the_opposite_one(two_stages, tmp_path):
     said = []
 
     class Named(Callback):
@@ -91,6 +84,6 @@ def test_callbacks_are_called_in_order_and_end_in_the_opposite_one(config, tmp_p
         def on_end(self, run):
             said.append(f"end of {self.name}")
 
-    chosen = dataclasses.replace(config, growth="end-to-end", rounds=1, out=str(tmp_path))
+    chosen = dataclasses.replace(two_stages, growth="end-to-end", rounds=1, out=str(tmp_path))
     train(chosen, progress=QUIET, callbacks=[Named("a"), Named("b"), Callback()])
     assert said == ["a", "b", "end of b", "end of a"]

@@ -8,10 +8,6 @@ import optax
 import pytest
 
 from devft_jax.federated.local import Passes
-from devft_jax.federated.round.client import LocalTraining
-from devft_jax.models.llama import Compute
-from devft_jax.runtime.devices import client_mesh
-from devft_jax.training.replay import replay_client
 from tests.federated.harness import (
     BASE,
     BUCKETS,
@@ -23,8 +19,6 @@ from tests.federated.harness import (
     SGD,
     STEPS,
     TWO,
-    WHOLE,
-    all_rows,
     assemble,
     client,
     engine,
@@ -32,25 +26,11 @@ from tests.federated.harness import (
     keys_of_round,
     plain_gradient,
     poisoned_base,
+    replay,
     run_round,
     server_with,
 )
 from tests.tiny import CONFIG
-
-
-def replay(member, options=TWO, *, base=BASE, lr=RATE, train_rows=None, passes=WHOLE):
-    """The client alone, from the start of the round that the other tests run."""
-    return replay_client(
-        LocalTraining(fedit_with(options), CONFIG, Compute(), SGD, passes),
-        base=base,
-        server=server_with(options),
-        row={},
-        batches=assemble(member.examples),
-        lr=lr,
-        key=keys_of_round(np.array([member.id], np.uint32))[0],
-        train_rows=all_rows() if train_rows is None else train_rows,
-        mesh=client_mesh(jax.local_devices()[:1]),
-    )
 
 
 def test_a_replay_has_the_losses_of_the_round():

@@ -19,15 +19,8 @@ from devft_jax.training.callbacks import Callback
 from devft_jax.training.run import train
 from devft_jax.training.trackers import scalars
 from tests.run_records import round_record
-from tests.tiny_run import write_run_inputs
 
 QUIET = Progress(quiet=True)
-
-
-@pytest.fixture(scope="module")
-def config(tmp_path_factory, word_tokenizer):
-    inputs = write_run_inputs(tmp_path_factory.mktemp("tiny"), word_tokenizer)
-    return dataclasses.replace(inputs, capacities=(2, 4), rounds=4, evaluate_every=1, checkpoint_every=2)
 
 
 class Fails(Callback):
@@ -45,8 +38,8 @@ def interrupted_and_resumed(config, folder, track):
     return train(chosen, progress=QUIET)
 
 
-def test_the_csv_file_has_every_round_once(config, tmp_path):
-    run = interrupted_and_resumed(config, tmp_path, ("csv",))
+def test_the_csv_file_has_every_round_once(two_stages, tmp_path):
+    run = interrupted_and_resumed(two_stages, tmp_path, ("csv",))
     rows = list(csv.DictReader((tmp_path / "metrics.csv").read_text().splitlines()))
     assert [row["round"] for row in rows] == ["1", "2", "3", "4"]
     for row, record in zip(rows, run.history, strict=True):
@@ -74,8 +67,8 @@ def events_of(file):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorboardX") is None, reason="tensorboardX is not installed")
-def test_tensorboard_has_every_round_once_at_its_step(config, tmp_path):
-    run = interrupted_and_resumed(config, tmp_path, ("tensorboard", "csv"))
+def test_tensorboard_has_every_round_once_at_its_step(two_stages, tmp_path):
+    run = interrupted_and_resumed(two_stages, tmp_path, ("tensorboard", "csv"))
     assert (tmp_path / "metrics.csv").exists()
     [file] = (tmp_path / "tensorboard").iterdir()
     found = {}
@@ -106,10 +99,10 @@ class FakeWandb(SimpleNamespace):
         self.ended += 1
 
 
-def test_weights_and_biases_is_sent_every_round_once(config, tmp_path, monkeypatch):
+def test_weights_and_biases_is_sent_every_round_once(two_stages, tmp_path, monkeypatch):
     fake = FakeWandb()
     monkeypatch.setitem(sys.modules, "wandb", fake)
-    run = interrupted_and_resumed(config, tmp_path, ("wandb",))
+    run = interrupted_and_resumed(two_stages, tmp_path, ("wandb",))
     assert [step for step, _ in fake.logged] == [1, 2, 3, 4]
     # The third round was sent before the run failed, and is the same but for its time.
     assert [figures["loss"] for _, figures in fake.logged] == [row.loss for row in run.history]
@@ -123,10 +116,10 @@ def test_weights_and_biases_is_sent_every_round_once(config, tmp_path, monkeypat
 
 
 @pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="wandb is not installed")
-def test_weights_and_biases_offline_leaves_its_files(config, tmp_path, monkeypatch):
+def test_weights_and_biases_offline_leaves_its_files(two_stages, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    chosen = dataclasses.replace(config, out=str(tmp_path), track=("wandb",), growth="end-to-end", rounds=2)
+    chosen = dataclasses.replace(two_stages, out=str(tmp_path), track=("wandb",), growth="end-to-end", rounds=2)
     assert train(chosen, progress=QUIET).finished
     assert list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
     # What it leaves there is the run's own.
@@ -134,15 +127,17 @@ def test_weights_and_biases_offline_leaves_its_files(config, tmp_path, monkeypat
 
 
 @pytest.mark.parametrize(("track", "package"), [("tensorboard", "tensorboardX"), ("wandb", "wandb")])
-def test_a_missing_package_is_one_sentence_before_any_work(config, tmp_path, monkeypatch, track, package):
+def test_a_missing_package_is_one_sentence_before_any_work(two_stages, tmp_path, monkeypatch, track, package):
     monkeypatch.setitem(sys.modules, package, None)
-    chosen = dataclasses.replace(config, out=str(tmp_path / "run"), track=(track,))
+    chosen = dataclasses.replace(two_stages, out=str(tmp_path / "run"), track=(track,))
     with pytest.raises(InputError, match=rf"needs the package {package}.*install devft-jax\[{track}\]"):
         train(chosen, progress=QUIET)
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(("track", "words"), [(("mlflow",), "mlflow' is unknown"), (("csv", "csv"), "names 'csv' twice")])
+@pytest.mark.parametrize(
+    ("track", "words"), [(("mlflow",), "mlflow' is unknown"), (("csv", "csv"), "csv,csv holds csv twice")]
+)
 def test_what_is_no_tracker_is_refused(track, words):
     with pytest.raises(InputError, match=words):
         validate(RunConfig(track=track))
