@@ -60,7 +60,7 @@ def _pieces(
     lines = []
     for piece in pieces:
         known = [(point.round, y) for point in piece if (y := value(point)) is not None and math.isfinite(y)]
-        for part in _close_together(known, story.config["evaluate_every"]):
+        for part in _close_together(known, story.config.evaluate_every):
             lines.append(Line(name, [(axis.values[number], y) for number, y in part], joined=len(part) > 1))
     return lines
 

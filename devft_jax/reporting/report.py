@@ -40,7 +40,7 @@ def report_html(story: Story, configured: Settings) -> str:
 
 def _named(story: Story, name: str) -> str:
     """A part of the run by name: the object that was passed, or the name in the configuration."""
-    return story.objects.get(name, shown(story.config[name]))
+    return story.objects.get(name, shown(getattr(story.config, name)))
 
 
 def _title(story: Story) -> str:

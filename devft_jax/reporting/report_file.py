@@ -8,7 +8,7 @@ from pathlib import Path
 
 from devft_jax.config.command_line import command_line, nearest_preset, start_of
 from devft_jax.config.files import stored_config, to_plain
-from devft_jax.config.run_config import OPTION_GROUPS
+from devft_jax.config.run_config import OPTION_GROUPS, RunConfig
 from devft_jax.errors import InputError
 from devft_jax.files import checked_path, existing_folder, write_atomically
 from devft_jax.options import identity_fields, option_texts
@@ -38,7 +38,7 @@ def write_report(path: str | Path, out: str | Path | None = None) -> Path:
         target = checked_path(out, "out")
         claim_file(target)
     try:
-        text = report_html(story, read_settings(story, path))
+        text = report_html(story, read_settings(story.config))
     except InputError:
         raise
     except Exception as error:  # damaged values may raise anything
@@ -66,28 +66,27 @@ def read_story(path: str | Path) -> Story:
       InputError: the folder holds no run with a finished round, or its records are damaged or of another version.
     """
     folder = RunFolder(existing_folder(path, "name one that `devft run` wrote"))
-    config, split = folder.read_json("config.json"), folder.read_split()
-    if config is None or split is None:
+    stored, split = folder.read_json("config.json"), folder.read_split()
+    if stored is None or split is None:
         raise InputError(f"{folder.path} holds no run; name a folder that `devft run` wrote.")
+    config, objects = stored_config(stored, folder.path)
     # A running run may continue between these two reads: its record is read last, and has all stages of the rounds read.
     rows, cut_off = folder.metrics.read_so_far()
     unfinished = folder.read_unfinished()
     record = folder.read_summary() if unfinished is None else unfinished
     if record is None or not rows:
         raise InputError(f"the run in {folder.path} has not finished a round yet; try again later.")
-    story = Story(folder.path.name, config, record, rows, split, finished=unfinished is None, cut_off=cut_off)
+    story = Story(folder.path.name, config, objects, record, rows, split, finished=unfinished is None, cut_off=cut_off)
     check(story, str(folder.path))
     return story
 
 
-def read_settings(story: Story, path: str | Path) -> Settings:
+def read_settings(config: RunConfig) -> Settings:
     """The configuration, compared with the defaults or with the nearest preset.
 
     Args:
-      story: the run.
-      path: the run's folder, for messages.
+      config: configuration of the run.
     """
-    config, _ = stored_config(story.config, Path(path))
     start = nearest_preset(config)
     values, starts, identity = to_plain(config), to_plain(start_of(start)), identity_fields(config)
     texts = {name: text for group in OPTION_GROUPS for name, text in option_texts(group).items()}

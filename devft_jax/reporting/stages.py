@@ -58,7 +58,7 @@ def _fused_words(story: Story) -> list[str]:
     ]
     given = "growth" in story.objects
     size = "a group's" if given else "a group is so large that its"
-    reason = "" if given or story.config["fusion"] != "dblf" else " Eq. 5 of the paper says so; beta auto avoids it."
+    reason = "" if given or story.config.fusion != "dblf" else " Eq. 5 of the paper says so; beta auto avoids it."
     negative = [f"stage {number} (\u2212{-value:.2f})" for number, value in weights if is_negative(value)]
     if negative:
         sentences.append(
@@ -66,7 +66,7 @@ def _fused_words(story: Story) -> list[str]:
             f"subtracted from the others instead of leading them.{reason}"
         )
     without = list(dict.fromkeys(f"stage {number}" for number, value in weights if shown_weight(value) == "0.00"))
-    if without and story.config["fusion"] == "dblf":
+    if without and story.config.fusion == "dblf":
         sentences.append(
             f"In {', '.join(without)} {size} first layer, the anchor, enters with a weight of 0: the fused layer is made of "
             f"the others alone.{reason}"
@@ -86,8 +86,8 @@ def _picked_words(story: Story) -> list[str]:
         "skip-grow": "skip-grow takes the first, the last and those with the largest block influence: how much a layer of "
         "the untuned base changes its input.",
     }
-    if "growth" not in story.objects and story.config["growth"] in chosen:
-        sentences.append(chosen[story.config["growth"]])
+    if "growth" not in story.objects and story.config.growth in chosen:
+        sentences.append(chosen[story.config.growth])
     return sentences
 
 
@@ -116,7 +116,7 @@ def _similarity(story: Story) -> list[str]:
     spectral = "This run's groups are not derived from it: it shows what Eq. 3 would have used."
     if "growth" in story.objects:
         spectral = "This run's growth was an object, which may group differently: the shaded ones are those that Eq. 3 uses."
-    elif story.config["growth"] == "devft" and story.config["grouping"] == "dglg":
+    elif story.config.growth == "devft" and story.config.grouping == "dglg":
         spectral = "Layers are grouped by the eigenvectors of the shaded ones, as many as there are groups."
     faint = ": the layers are nearly orthogonal to each other, and on a scale up to 1 no difference would be visible"
     order = ""

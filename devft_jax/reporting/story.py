@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, groupby
-from typing import Any
 
+from devft_jax.config.run_config import RunConfig
 from devft_jax.errors import InputError
 from devft_jax.reporting.units import BYTES, FLOPS, SECONDS, Units, unit_for
 from devft_jax.storage.records import PersonalRecord, RoundRecord, RunRecord, SplitRecord, StageRecord
@@ -109,7 +109,8 @@ class Story:
 
     Attributes:
       name: name of the folder.
-      config: contents of `config.json`.
+      config: options of the run, from `config.json`.
+      objects: the parts that were passed as objects in Python, by name.
       record: contents of `summary.json`, or of `record.json` while unfinished.
       rows: the lines of `metrics.jsonl`, at least one.
       split: contents of `split.json`.
@@ -118,7 +119,8 @@ class Story:
     """
 
     name: str
-    config: Mapping[str, Any]
+    config: RunConfig
+    objects: Mapping[str, str]
     record: RunRecord
     rows: Sequence[RoundRecord]
     split: SplitRecord
@@ -139,11 +141,6 @@ class Story:
     def depth(self) -> int:
         """Layers of the full model."""
         return len(self.record.stages[0].assign)
-
-    @property
-    def objects(self) -> Mapping[str, str]:
-        """The parts that were passed as objects in Python, by name."""
-        return self.config.get("objects", {})
 
     @property
     def participants(self) -> int:

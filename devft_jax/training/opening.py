@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from devft_jax.config.effects import unread
-from devft_jax.config.files import to_plain
+from devft_jax.config.files import stored_config, to_plain
 from devft_jax.config.identity import anchored, identity
 from devft_jax.config.run_config import RunConfig
 from devft_jax.data import FederatedData
@@ -64,9 +64,9 @@ def _anchored_paths(stored: dict[str, Any]) -> dict[str, Any]:
 def refuse_lost_checkpoints(folder: RunFolder) -> None:
     """Raise `InputError` if a run has lost its checkpoints, because starting again would overwrite what it learned."""
     rounds = max((row.round for row in folder.metrics.read()), default=0)
-    every = (folder.read_json("config.json") or {}).get("checkpoint_every")
+    stored = folder.read_json("config.json")
     # A run that was stopped before its first checkpoint may have trained as many rounds.
-    unsaved = every if type(every) is int else rounds
+    unsaved = rounds if stored is None else stored_config(stored, folder.path)[0].checkpoint_every
     if rounds > unsaved or (folder.path / "summary.json").exists():
         raise InputError(
             f"the run in {folder.path} has trained {counted(rounds, 'round')}, but no checkpoint is left to resume it "

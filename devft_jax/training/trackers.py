@@ -11,6 +11,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -140,6 +141,21 @@ class TensorBoardTracker(Callback):
             self._writer.add_scalar(f"{kind}/{name}", value, step)
 
 
+@dataclass(frozen=True, kw_only=True)
+class SentRecord(Record):
+    """`wandb.json`: what Weights & Biases has of the run.
+
+    Attributes:
+      id: of the run there.
+      round: the last one sent, from 1.
+    """
+
+    where = "wandb.json"
+
+    id: str
+    round: int
+
+
 class WandbTracker(Callback):
     """Sends rounds to Weights & Biases, or writes them to `wandb/` if WANDB_MODE is offline.
 
@@ -158,7 +174,8 @@ class WandbTracker(Callback):
     def on_begin(self, run: Running) -> None:
         """Start the run there, or resume it."""
         stored = None if run.resumed_after is None else run.folder.read_json(WANDB_FILE)
-        name, self._last = (None, 0) if stored is None else (stored["id"], stored["round"])
+        sent = None if stored is None else SentRecord.from_plain(stored, run.path)
+        name, self._last = (None, 0) if sent is None else (sent.id, sent.round)
         settings = self._package.Settings()
         self._tracked = self._package.init(
             project=settings.project or "devft",
@@ -186,4 +203,6 @@ class WandbTracker(Callback):
             return
         self._tracked.log(scalars(row), step=row.round)
         self._last = row.round
-        write_atomically(run.path / WANDB_FILE, json.dumps({"id": self._tracked.id, "round": row.round}) + "\n")
+        write_atomically(
+            run.path / WANDB_FILE, json.dumps(SentRecord(id=self._tracked.id, round=row.round).to_plain()) + "\n"
+        )

@@ -28,7 +28,7 @@ DASH, MINUS, TIMES = "\u2013", "\u2212", "\u00d7"
 
 def page_of(folder):
     story = read_story(folder)
-    return report_html(story, read_settings(story, folder))
+    return report_html(story, read_settings(story.config))
 
 
 def tree_of(html):

@@ -838,7 +838,7 @@ def timeless_page(folder):
     rows = [dataclasses.replace(row, seconds=1.0, tokens_per_second=1.0) for row in story.rows]
     config = {**story.config, "out": "run"}
     story = dataclasses.replace(story, name="run", config=config, record=record, rows=rows)
-    return report_html(story, read_settings(story, "run"))
+    return report_html(story, read_settings(story.config))
 
 
 @pytest.mark.slow
