@@ -18,7 +18,7 @@ expanded one layer at a time in the forward pass and again in the backward pass.
 import functools
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -96,11 +96,7 @@ class QTensor(struct.PyTreeNode):
       code: i8[..., N, K, out] for int8 and u8[..., N, K / 2, out] for the 4-bit kinds.
       scale: f16[..., N, out].
       kind: one of `BITS`.
-      DIVISIBLE: dimensions of codes and scales, counted from the end, that can be divided without cutting a block: blocks,
-        outputs.
     """
-
-    DIVISIBLE: ClassVar[tuple[tuple[int, int], ...]] = ((-3, -2), (-1, -1))
 
     code: Any
     scale: Any
@@ -111,6 +107,11 @@ class QTensor(struct.PyTreeNode):
         """Shape of the weight, `[..., in, out]`."""
         *lead, blocks, rows, fan_out = self.code.shape
         return (*lead, blocks * rows * 8 // BITS[self.kind], fan_out)
+
+    @property
+    def divisions(self) -> tuple[tuple[int, ...], ...]:
+        """Codes and scales together, without cutting a block: along the blocks, or along the outputs."""
+        return (-3, -2), (-1, -1)
 
     def dequantize(self, dtype: Any) -> jax.Array:
         """The weight `[..., in, out]`; multiplied in float32, then rounded to `dtype`.

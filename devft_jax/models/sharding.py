@@ -22,8 +22,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from devft_jax.models.architecture import PROJECTIONS
 from devft_jax.models.base import Base, Block
-from devft_jax.models.quantization import QTensor
-from devft_jax.models.weights import ShardedWeight
+from devft_jax.models.weights import FLOAT_DIVISIONS, ShardedWeight, divisions_of
 from devft_jax.runtime.devices import shapes_on
 from devft_jax.typing import PyTree
 
@@ -61,7 +60,7 @@ def shard_blocks(blocks: Block, shards: int, axis: str) -> Block:
     divided = {}
     for name in PROJECTIONS:
         weight = getattr(blocks, name)
-        divided[name] = sharded(weight, shards, axis, *(weight.DIVISIBLE if isinstance(weight, QTensor) else ((-2,), (-1,))))
+        divided[name] = sharded(weight, shards, axis, *divisions_of(weight))
     return blocks.replace(**divided)
 
 
@@ -77,7 +76,7 @@ def shard_base(base: Base, shards: int, axis: str) -> Base:
         return base
     return base.replace(
         embed=sharded(base.embed, shards, axis, (-1,)),
-        head=None if base.head is None else sharded(base.head, shards, axis, (-2,), (-1,)),
+        head=None if base.head is None else sharded(base.head, shards, axis, *FLOAT_DIVISIONS),
         blocks=shard_blocks(base.blocks, shards, axis),
     )
 

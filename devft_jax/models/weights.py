@@ -3,7 +3,7 @@
 A projection of the frozen base is a float array `[in, out]` or a `Weight`: packed in fewer bits (`QTensor` of
 `devft_jax.models.quantization`), read from the stack of all layers when it is used (`StackedWeight`), or divided over
 devices (`ShardedWeight`, see `devft_jax.models.sharding`). The forward pass only requires that a `Weight` can be converted
-to a float array for one product.
+to a float array for one product, and dividing a base only requires the dimensions along which it can be cut.
 """
 
 from typing import Any, Protocol, runtime_checkable
@@ -24,6 +24,26 @@ class Weight(Protocol):
         Args:
           dtype: data type of the result.
         """
+
+    @property
+    def divisions(self) -> tuple[tuple[int, ...], ...]:
+        """The ways in which it can be divided over devices, the best first; empty if it cannot be divided.
+
+        A way is one dimension for each of its arrays, counted from the end.
+        """
+
+
+FLOAT_DIVISIONS = ((-2,), (-1,))
+"""The ways in which a float array `[..., in, out]` can be divided: along its inputs, or along its outputs."""
+
+
+def divisions_of(weight: Any) -> tuple[tuple[int, ...], ...]:
+    """The ways in which a weight can be divided over devices, see `Weight.divisions`.
+
+    Args:
+      weight: an array or a `Weight`.
+    """
+    return weight.divisions if isinstance(weight, Weight) else FLOAT_DIVISIONS
 
 
 def dense_weight(weight: Any, dtype: Any) -> jax.Array:
@@ -72,6 +92,11 @@ class StackedWeight(struct.PyTreeNode):
     stack: Any
     index: jax.Array
 
+    @property
+    def divisions(self) -> tuple[tuple[int, ...], ...]:
+        """Empty: the stack is divided, not the layer that is read from it."""
+        return ()
+
     def dequantize(self, dtype: Any) -> jax.Array:
         """The layer's weight [in, out] as a float array.
 
@@ -96,6 +121,11 @@ class ShardedWeight(struct.PyTreeNode):
     part: Any
     dimensions: tuple[int, ...] = struct.field(pytree_node=False)
     axis: str = struct.field(pytree_node=False)
+
+    @property
+    def divisions(self) -> tuple[tuple[int, ...], ...]:
+        """Empty: it is already divided."""
+        return ()
 
     def gathered(self) -> Any:
         """The weight before it was divided."""

@@ -8,13 +8,15 @@ import pytest
 from flax import struct
 
 from devft_jax.models.quantization import quantize
-from devft_jax.models.weights import ShardedWeight, StackedWeight, Weight, dense_weight, frozen_product
+from devft_jax.models.sharding import sharded
+from devft_jax.models.weights import ShardedWeight, StackedWeight, Weight, dense_weight, divisions_of, frozen_product
 
 
 class Halves(struct.PyTreeNode):
     """A weight of our own: stored as twice its value in bytes."""
 
     codes: jax.Array
+    divisions = ((-1,),)
 
     def dequantize(self, dtype):
         return self.codes.astype(dtype) / 2
@@ -30,6 +32,14 @@ def test_what_expands_itself_is_a_weight_and_arrays_are_none():
         assert isinstance(weight, Weight)
     for array in (dense, np.ones(3), jax.ShapeDtypeStruct((3,), jnp.float32), None):
         assert not isinstance(array, Weight)
+
+
+def test_a_weight_of_ones_own_is_divided_as_it_says():
+    weight = Halves(jnp.ones((4, 8), jnp.int8))
+    assert sharded(weight, 2, "x", *divisions_of(weight)).dimensions == (-1,)
+    assert sharded(weight, 3, "x", *divisions_of(weight)) is weight
+    for taken in (StackedWeight(weight, 0), ShardedWeight(weight, (-1,), "x")):
+        assert sharded(taken, 2, "x", *divisions_of(taken)) is taken
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
