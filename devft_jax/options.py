@@ -79,6 +79,7 @@ def option(
     path: bool = False,
     verbatim: bool = False,
     operand: bool = False,
+    each_once: bool = False,
 ) -> Any:
     """A dataclass field that is an option. For a list, the bounds apply to every value, and the list must not be empty.
 
@@ -98,12 +99,13 @@ def option(
       path: whether it names a file or folder, or data or a model that may be one.
       verbatim: whether its flag takes the next word literally, so that quotes, commas and `none` have no special meaning.
       operand: whether it is a positional argument.
+      each_once: whether it is a list without duplicates.
     """
     declared: dict[str, Any] = {"choices": None if choices is None else tuple(choices), "needs": tuple(needs) or None}
     declared |= {"at_least": at_least, "above": above, "at_most": at_most, "within": within, "remedy": remedy}
     declared |= {"of": of, "when": when, "beside": beside}
     metadata = {name: value for name, value in declared.items() if value is not None}
-    marks = {"execution": execution, "path": path, "verbatim": verbatim, "operand": operand}
+    marks = {"execution": execution, "path": path, "verbatim": verbatim, "operand": operand, "each_once": each_once}
     return dataclasses.field(default=default, metadata=metadata | {name: True for name, mark in marks.items() if mark})
 
 
@@ -224,8 +226,13 @@ def check_option(field: dataclasses.Field[Any], value: Any) -> None:
         if name is not None and name not in declared["choices"]:
             raise unknown_name(field.name, name, declared["choices"])
     bounded = declared.keys() & {"at_least", "above", "within"}
-    if bounded and not values:
-        raise InputError(f"{field.name} is empty; give one value or more, each {bounds_of(declared)}.")
+    if not values and (bounded or field.default):
+        which = f" of {', '.join(declared['choices'])}" if "choices" in declared else ""
+        which = f", each {bounds_of(declared)}" if bounded else which
+        raise InputError(f"{field.name} is empty; give one value or more{which}.")
+    if declared.get("each_once", False) and len(set(values)) < len(values):
+        twice = next(each for each in values if values.count(each) > 1)
+        raise InputError(f"{field.name} {','.join(map(str, values))} holds {twice} twice; give each once.")
     for number in values:
         if isinstance(number, bool) or not isinstance(number, int | float):
             continue
@@ -238,7 +245,7 @@ def check_option(field: dataclasses.Field[Any], value: Any) -> None:
 def _fault(declared: Mapping[str, Any], number: float) -> str | None:
     """What is wrong with a number and what to use instead; None if it is within its bounds."""
     if isinstance(number, float) and not math.isfinite(number):
-        return "not finite; give a number such as 1e-4"
+        return f"not finite; {declared.get('remedy', 'give a number such as 1e-4')}"
     if "within" in declared and not _interval(declared["within"]).holds(number):
         return f"outside {declared['within']}; {declared.get('remedy', 'give a number in it')}"
     least, above = declared.get("at_least"), declared.get("above")

@@ -1,7 +1,6 @@
 """The request for a comparison: its options, and the checked request with the arms under every budget."""
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,7 +11,7 @@ from devft_jax.config.run_config import RunConfig
 from devft_jax.config.validation import validate
 from devft_jax.data import check_data_found
 from devft_jax.errors import InputError
-from devft_jax.options import path
+from devft_jax.options import check_options, option, path
 from devft_jax.reporting.units import BYTES, readable
 
 BUDGETS = ("rounds", "bytes")
@@ -30,29 +29,29 @@ class CompareOptions:
     arms_file: str | None = path(None)
     """A YAML file of arms by title, in place of --arms, such as `FedIT: {algorithm: fedit}` and `DevFT: {algorithm: fedit,
     growth: devft, beta: 0.2}`; `bytes_of: TITLE` and `flops_of: TITLE` make controls."""
-    seeds: tuple[int, ...] | None = None
+    seeds: tuple[int, ...] | None = option(None, within="[0, 2^32)", each_once=True, remedy="write them as 0,1,2")
     """Seeds of the runs, such as 0,1,2; each sets the split, the cohorts, the data order and the initialisation. By default
     only the configuration's seed, from which no interval can be computed."""
     reference: str | None = None
     """The arm to which differences are computed; by default the first."""
-    budget: tuple[str, ...] = ("rounds",)
+    budget: tuple[str, ...] = option(("rounds",), choices=BUDGETS, each_once=True)
     """What is equal for all arms: rounds, or bytes (of all messages up; an arm whose full length sends less has its full
     length), or rounds,bytes for a table of each."""
     budget_of: str | None = None
     """The arm whose bytes are the budget; by default the one that sends least, without controls and arms that send
     nothing."""
-    target_loss: float | None = None
+    target_loss: float | None = option(None, above=0, remedy="give a positive number of nats per token, such as 2.5")
     """Held-out loss, in nats per token, to whose cost runs are compared; by default the mean of the reference's final
     losses."""
-    learning_rates: tuple[float, ...] | None = None
+    learning_rates: tuple[float, ...] | None = option(None, above=0, each_once=True, remedy="give positive rates")
     """Learning rates from which every arm gets the best by held-out loss, in one run each on the tuning seed; by default
     arms have the rates of the configuration."""
-    evaluations: int = 8
+    evaluations: int = option(8, at_least=0, remedy="use 0 to evaluate only at the ends of stages")
     """About how often the full model is evaluated on held-out data during a run, at the same rounds in every arm; if
     evaluate_every is given, it is used instead. 0 evaluates only at the ends of stages, which are at different rounds in
     each arm. Arms in which every client has its own model, all of which would be evaluated, are always evaluated only at
     the ends."""
-    tuning_seed: int = 1000
+    tuning_seed: int = option(1000, within="[0, 2^32)", remedy="name another")
     """Seed of the search for a learning rate; must not be one of the seeds."""
     out: str = path("runs/compare")
     """The comparison's folder: absent, empty or a comparison's, whose runs are then shared."""
@@ -110,8 +109,9 @@ def check_request(common: RunConfig, options: CompareOptions) -> Request:
       InputError: the request is invalid.
     """
     arms = _arms(options)
+    check_options(options)
+    _check_named_arms(options, [arm.name for arm in arms])
     seeds = options.seeds if options.seeds is not None else (common.seed,)
-    _check_options(options, seeds, [arm.name for arm in arms])
     for seed in seeds:
         validate(dataclasses.replace(common, seed=seed))
     if options.learning_rates is not None and "learning_rate" in given_options(common):
@@ -145,26 +145,15 @@ def _arms(options: CompareOptions) -> list[Arm]:
     return [parse_arm(text) for text in options.arms or ()] if options.arms_file is None else read_arms(options.arms_file)
 
 
-def _check_options(options: CompareOptions, seeds: Sequence[int], arms: Sequence[str]) -> None:
-    """Raise `InputError` for terms that are invalid whatever the arms are."""
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise InputError(f"seeds {','.join(map(str, seeds)) or '(none)'} must be one or more, each once, such as 0,1,2.")
-    unknown = [kind for kind in options.budget if kind not in BUDGETS]
-    if unknown or not options.budget or len(set(options.budget)) < len(options.budget):
-        raise InputError(f"budget '{','.join(options.budget)}' is unknown; choose from rounds, bytes and rounds,bytes.")
-    for option, name in (("reference", options.reference), ("budget_of", options.budget_of)):
+def _check_named_arms(options: CompareOptions, arms: Sequence[str]) -> None:
+    """Raise `InputError` for an option that names an unknown arm, or names one without effect."""
+    for named, name in (("reference", options.reference), ("budget_of", options.budget_of)):
         if name is not None and name not in arms:
-            raise InputError(f"{option} '{name}' is not among the arms; choose from {', '.join(arms)}.")
+            raise InputError(f"{named} '{name}' is not among the arms; choose from {', '.join(arms)}.")
     if options.budget_of is not None and "bytes" not in options.budget:
         raise InputError(
             "budget_of names the arm whose bytes are the budget, but the budget is rounds; also give --budget bytes."
         )
-    if options.target_loss is not None and not 0 < options.target_loss < math.inf:
-        raise InputError(
-            f"target_loss {options.target_loss} is not a held-out loss; give a positive number of nats per token."
-        )
-    if options.evaluations < 0:
-        raise InputError(f"evaluations {options.evaluations} is negative; use 0 to evaluate only at the ends of stages.")
 
 
 def _equal_rounds(arms: Sequence[Configured], rounds: int) -> Terms:
@@ -184,13 +173,8 @@ def _equal_bytes(arms: Sequence[Configured], rounds: int, options: CompareOption
 
 
 def _check_rates(options: CompareOptions, seeds: Sequence[int], fixed: Sequence[str]) -> None:
-    rates = options.learning_rates
-    if rates is None:
+    if options.learning_rates is None:
         return
-    if not rates or len(set(rates)) < len(rates) or any(not 0 < rate < math.inf for rate in rates):
-        raise InputError(f"learning_rates {','.join(map(str, rates)) or '(none)'} must be positive rates, each once.")
-    if not 0 <= options.tuning_seed < 2**32:
-        raise InputError(f"tuning_seed {options.tuning_seed} is outside [0, 2^32); name another.")
     if options.tuning_seed in seeds:
         raise InputError(
             f"tuning_seed {options.tuning_seed} is among the seeds, which would favour the rates chosen on it; name another."

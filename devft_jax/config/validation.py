@@ -10,13 +10,11 @@ from typing import Any, Literal
 from devft_jax.config.execution import validate_execution
 from devft_jax.config.methods import METHODS, algorithm_of, imports, known_method
 from devft_jax.config.run_config import RunConfig, field_types
-from devft_jax.config.tracking import validate_tracking
 from devft_jax.config.values import MOST_ITEMS, readable
 from devft_jax.data import validate_data
 from devft_jax.developmental import validate_capacities
 from devft_jax.errors import InputError
 from devft_jax.federated.options import validate_learning_rate
-from devft_jax.models.lora import validate_lora
 from devft_jax.models.quantization import validate_quantization
 from devft_jax.options import check_options, check_paths
 
@@ -51,10 +49,8 @@ def validate(config: RunConfig) -> None:
     check_options(config)
     validate_data(config)
     validate_quantization(config)
-    validate_lora(config)
     validate_learning_rate(config)
     validate_execution(config)
-    validate_tracking(config)
     trainings = config.rounds * config.clients_per_round
     if trainings > MOST_TRAININGS:
         raise InputError(

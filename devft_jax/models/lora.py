@@ -26,23 +26,8 @@ class LoraOptions:
     the same scale."""
     dropout: float = option(0.05, within="[0, 1)", remedy="0.05 is usual")
     """Probability of dropping an input element of the low-rank product while training."""
-    targets: tuple[str, ...] = ("q", "v")
+    targets: tuple[str, ...] = option(("q", "v"), choices=PROJECTIONS, each_once=True)
     """Adapted projections, any of q, k, v, o, gate, up, down."""
-
-
-def validate_lora(options: LoraOptions) -> None:
-    """Raise `InputError` unless the options describe a valid adapter.
-
-    Args:
-      options: the options to check.
-    """
-    check_options(options)
-    unknown = [name for name in options.targets if name not in PROJECTIONS]
-    if unknown or not options.targets or len(set(options.targets)) < len(options.targets):
-        raise InputError(
-            f"targets {','.join(options.targets) or '(none)'} must name projections once each; "
-            f"choose from {', '.join(PROJECTIONS)}."
-        )
 
 
 def resolve_alpha(options: LoraOptions) -> float:
@@ -110,7 +95,7 @@ def init_lora(
       targets: adapted projections.
       dropout: probability of dropping an input element of the low-rank product while training.
     """
-    validate_lora(LoraOptions(rank=rank, alpha=alpha, targets=tuple(targets), dropout=dropout))
+    check_options(LoraOptions(rank=rank, alpha=alpha, targets=tuple(targets), dropout=dropout))
     lora = {}
     for name in sorted(targets, key=PROJECTIONS.index):
         fan_in, fan_out = config.projection_shape(name)

@@ -29,6 +29,7 @@ from devft_jax.config.run_config import RunConfig
 from devft_jax.errors import InputError
 from devft_jax.models.architecture import ModelConfig
 from devft_jax.models.llama import Compute
+from devft_jax.options import check_options, option
 from devft_jax.planning.paper import Convention
 from devft_jax.runtime.compiled import CompiledMemory
 
@@ -49,7 +50,7 @@ UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "M
 class PlanOptions:
     """What the plan assumes and prints, besides the run's own options."""
 
-    flops_per_second: float | None = None
+    flops_per_second: float | None = option(None, above=0, remedy="1e14 suits a data-centre GPU")
     """Rate of training, floating-point operations per second of all devices together; by default the measured rate of this
     machine's matrix products, which takes a second to measure and is stored. 1e14 suits a data-centre GPU."""
     memory: str | None = None
@@ -66,10 +67,7 @@ class PlanOptions:
         Raises:
           InputError: the rate or the memory is not valid.
         """
-        if self.flops_per_second is not None and not 0 < self.flops_per_second < math.inf:
-            raise InputError(
-                f"flops_per_second {self.flops_per_second} is not a positive, finite rate; 1e14 suits a data-centre GPU."
-            )
+        check_options(self)
         if self.memory is not None:
             parse_memory(self.memory)
 

@@ -47,7 +47,7 @@ from devft_jax.errors import InputError
         ({"beta": -0.1}, "beta -0.1 is outside [0, 1]"),
         ({"dropout": 1.0}, "dropout 1.0"),
         ({"rank": 0}, "rank 0"),
-        ({"targets": ("q", "w")}, "targets q,w"),
+        ({"targets": ("q", "w")}, "targets 'w'"),
         ({"clients_per_step": 0}, "clients_per_step 0"),
         ({"seed": -1}, "seed -1"),
         ({"stage_rounds": (3, 0)}, "stage_rounds"),

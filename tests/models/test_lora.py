@@ -19,8 +19,8 @@ from devft_jax.models.lora import (
     init_lora,
     lora_scale,
     resolve_alpha,
-    validate_lora,
 )
+from devft_jax.options import check_options
 from tests.tiny import CONFIG, random_adapter
 
 
@@ -60,7 +60,7 @@ def test_alpha_follows_the_rank_unless_it_is_given():
     assert [resolve_alpha(LoraOptions(rank=rank)) for rank in (8, 32)] == [16.0, 64.0]
     assert [lora_scale(LoraOptions(rank=rank)) for rank in (8, 32)] == [2.0, 2.0]
     assert lora_scale(LoraOptions(rank=8, alpha=64.0)) == 8.0
-    validate_lora(LoraOptions(alpha="auto"))
+    check_options(LoraOptions(alpha="auto"))
 
 
 def test_a_rank_beyond_the_narrowest_target_is_refused():
@@ -75,7 +75,7 @@ def test_a_rank_beyond_the_narrowest_target_is_refused():
 
 
 def test_default_options_are_valid():
-    validate_lora(LoraOptions())
+    check_options(LoraOptions())
 
 
 @pytest.mark.parametrize(
@@ -86,14 +86,14 @@ def test_default_options_are_valid():
         ({"alpha": -1.0}, "alpha -1.0 is not positive"),
         ({"dropout": 1.0}, r"dropout 1.0 is outside \[0, 1\)"),
         ({"dropout": -0.1}, "dropout -0.1 is outside"),
-        ({"targets": ()}, r"targets \(none\) must name projections"),
-        ({"targets": ("q", "query")}, "targets q,query must name projections once each; choose from q, k"),
-        ({"targets": ("q", "q")}, "targets q,q must name projections once each"),
+        ({"targets": ()}, "targets is empty; give one value or more of q, k"),
+        ({"targets": ("q", "query")}, "targets 'query' is unknown; choose from q, k"),
+        ({"targets": ("q", "q")}, "targets q,q holds q twice; give each once"),
     ],
 )
 def test_refuses_what_is_no_adapter(config, options, message):
     with pytest.raises(InputError, match=message):
-        validate_lora(LoraOptions(**options))
+        check_options(LoraOptions(**options))
     with pytest.raises(InputError, match=message):
         init_lora(jax.random.key(0), config, **({"rank": 3, "alpha": 6.0} | options))
 

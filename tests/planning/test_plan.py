@@ -254,8 +254,8 @@ def test_help_explains_the_plans_options_and_the_runs(capsys):
     ("flags", "sentence"),
     [
         (["--memory", "lots"], "memory 'lots' is not a size; write one such as 24GB or 80GiB."),
-        (["--flops-per-second", "0"], "flops_per_second 0.0 is not a positive, finite rate"),
-        (["--flops-per-second", "inf"], "flops_per_second inf is not a positive, finite rate"),
+        (["--flops-per-second", "0"], "flops_per_second 0.0 is not positive; 1e14 suits"),
+        (["--flops-per-second", "inf"], "flops_per_second inf is not finite; 1e14 suits"),
         (["--clients-per-round", "30"], "clients_per_round 30 exceeds the 20 clients planned for"),
         (["--capacities", "4,64"], "64"),
         (["--rounds", "2"], "rounds 2 is fewer than the 4 stages"),
