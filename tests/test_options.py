@@ -15,6 +15,7 @@ from devft_jax.config.run_config import OPTION_GROUPS, RunConfig
 from devft_jax.errors import InputError
 from devft_jax.federated.local import OptimizerOptions
 from devft_jax.inference.respondent import ModelOptions
+from devft_jax.inference.selected import SelectionOptions
 from devft_jax.models.generation.options import GenerationOptions
 from devft_jax.options import check_option, check_options, execution, identity_fields, option_group, option_texts, own_fields
 
@@ -31,7 +32,9 @@ class Example:
 
 
 @pytest.mark.parametrize(
-    "group", [*OPTION_GROUPS, PromptOptions, ModelOptions, GenerationOptions], ids=lambda group: group.__name__
+    "group",
+    [*OPTION_GROUPS, PromptOptions, ModelOptions, SelectionOptions, GenerationOptions],
+    ids=lambda group: group.__name__,
 )
 def test_every_option_has_a_text(group):
     assert set(option_texts(group)) == {field.name for field in own_fields(group)}

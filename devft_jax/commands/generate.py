@@ -12,6 +12,7 @@ from devft_jax.files import checked_path
 from devft_jax.inference.answers import answer_all, answers_file, check_answers_file, converse
 from devft_jax.inference.prompts import read_prompts, read_standard_input, to_record
 from devft_jax.inference.respondent import ModelOptions, open_respondent
+from devft_jax.inference.selected import SelectionOptions
 from devft_jax.models.generation.options import GenerationOptions, validate_generation
 from devft_jax.options import operand, path, verbatim
 
@@ -51,12 +52,14 @@ class Request:
 
     Attributes:
       source: the model that answers.
+      selection: which of the source's models.
       prompts: the prompts.
       model: how the model is loaded.
       generation: how answers are sampled.
     """
 
     source: str
+    selection: SelectionOptions
     prompts: PromptOptions
     model: ModelOptions
     generation: GenerationOptions
@@ -74,7 +77,13 @@ def parse_generate(arguments: Sequence[str]) -> Request:
     Raises:
       InputError: the words cannot be parsed.
     """
-    groups = {"source": SourceOptions, "prompts": PromptOptions, "model": ModelOptions, "generation": GenerationOptions}
+    groups = {
+        "source": SourceOptions,
+        "selection": SelectionOptions,
+        "prompts": PromptOptions,
+        "model": ModelOptions,
+        "generation": GenerationOptions,
+    }
     sections = {title: Section(title, flags_of(options)) for title, options in groups.items()}
     values = parse("devft generate", ABOUT, list(sections.values()), arguments)
     given = {
@@ -83,6 +92,7 @@ def parse_generate(arguments: Sequence[str]) -> Request:
     }
     return Request(
         SourceOptions(**given["source"]).source,
+        SelectionOptions(**given["selection"]),
         PromptOptions(**given["prompts"]),
         ModelOptions(**given["model"]),
         GenerationOptions(**given["generation"]),
@@ -115,7 +125,7 @@ def command(arguments: Sequence[str]) -> int:
     _check(request)
     require_devices()
     asked, options = request.prompts, request.generation
-    respondent = open_respondent(request.source, request.model, compare=asked.compare)
+    respondent = open_respondent(request.source, request.model, request.selection, compare=asked.compare)
     voices = {"base": respondent.bare, "adapter": respondent} if asked.compare else {"answer": respondent}
     if asked.prompt is not None:
         records = [to_record(asked.prompt, "prompt", asked.input)]

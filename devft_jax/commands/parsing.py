@@ -53,7 +53,7 @@ class NoOptions:
 
 
 def parse_options(command: str, options: type[Options], arguments: Sequence[str]) -> Options:
-    """Parse the options of one dataclass, whose docstring describes the command.
+    """Parse the options of one dataclass and of those that it extends; its docstring describes the command.
 
     Args:
       command: the command, such as "devft report".
@@ -67,7 +67,9 @@ def parse_options(command: str, options: type[Options], arguments: Sequence[str]
       InputError: the words cannot be parsed as these options.
     """
     about = inspect.cleandoc(options.__doc__ or "")
-    return options(**parse(command, about, [Section("options", flags_of(options))], arguments))
+    groups = [group for group in options.__mro__ if dataclasses.is_dataclass(group)]
+    flags = [flag for group in groups for flag in flags_of(group)]
+    return options(**parse(command, about, [Section("options", flags)], arguments))
 
 
 def parse_configuration(

@@ -12,49 +12,50 @@ from typing import Any, Literal, get_args
 
 from devft_jax.errors import InputError
 from devft_jax.files import existing_folder
-from devft_jax.models.huggingface.folder import named_from_anywhere
+from devft_jax.inference.selected import SelectionOptions, lasting_name
 from devft_jax.models.huggingface.safetensors import DTYPES, read_json
+from devft_jax.options import check_options, operand, option, path
 from devft_jax.storage import EXPORT, EXPORT_FILE, claim
-from devft_jax.training.submodels import model_path
 
 Form = Literal["adapter", "merged", "submodel", "submodel-adapter"]
 
-FULL_FORMS = ("adapter", "merged")
-"""Forms of the model at full depth."""
-
-
-def lasting_name(model: str) -> str:
-    """A base as a path that is valid from any folder, or its Hugging Face name.
-
-    Args:
-      model: a folder, a Hugging Face name or "bundled".
-    """
-    return named_from_anywhere(str(model_path(model)))
-
 
 @dataclass(frozen=True, kw_only=True)
+class ExportOptions(SelectionOptions):
+    """Write a run, or a PEFT adapter with its base, as a folder that PEFT or transformers can load."""
+
+    source: str = operand(path=True)
+    """A run's folder, finished or not; or a PEFT adapter's folder, for the form merged."""
+    out: str = path()
+    """Folder to write: absent, empty, or an earlier export with the same options."""
+    form: Form = option("adapter", choices=get_args(Form))
+    """What to write: adapter (PEFT), merged (the model with the adapter merged in), submodel (a stage's submodel, merged) or
+    submodel-adapter (a stage's submodel and its adapter, separately)."""
+    dtype: str = option("auto", choices=("auto", *DTYPES.values()))
+    """Data type in which a model's weights are stored: auto (as in the base), bfloat16, float32 or float16."""
+
+
+@dataclass(frozen=True)
 class Request:
     """One export.
 
     Attributes:
-      source: a run's folder, or a PEFT adapter's.
-      out: the folder to write.
-      form: one of the four forms above.
-      stage: from 1, whose newest checkpoint is used; None for the run's newest.
-      client: the client whose model to write, if every client has its own; None for the model of all.
-      model: the base as the user gave it; None for the one that the source names.
-      dtype: data type of stored model weights.
+      options: the options of the export.
       max_shard_bytes: size of the largest file of weights.
     """
 
-    source: Path
-    out: Path
-    form: Form
-    stage: int | None
-    client: str | None
-    model: str | None
-    dtype: str
+    options: ExportOptions
     max_shard_bytes: int
+
+    @property
+    def source(self) -> Path:
+        """A run's folder, or a PEFT adapter's."""
+        return Path(self.options.source).expanduser()
+
+    @property
+    def out(self) -> Path:
+        """The folder to write, as an absolute path."""
+        return Path(self.options.out).expanduser().absolute()
 
     def check(self) -> None:
         """Check everything that does not depend on the contents of the source.
@@ -62,20 +63,19 @@ class Request:
         Raises:
           InputError: the form or the type is unknown, there is no source, or the folder to write holds something else.
         """
-        if self.form not in get_args(Form):
-            raise InputError(f"form '{self.form}' is unknown; choose from {', '.join(get_args(Form))}.")
-        if self.dtype not in ("auto", *DTYPES.values()):
-            raise InputError(f"dtype {self.dtype!r} is unknown; choose from auto, {', '.join(DTYPES.values())}.")
+        check_options(self.options)
         existing_folder(self.source, "name a run's folder or a PEFT adapter's")
         if claim(self.out, EXPORT) and read_json(self.out / EXPORT_FILE) != self.to_plain():
             raise InputError(f"out {self.out} holds another export; name an absent or empty folder.")
 
     def to_plain(self) -> dict[str, Any]:
         """The contents of the file in an export's folder: two exports with the same values may replace each other."""
+        asked = self.options
         return {
             "source": str(self.source.resolve()),
-            "form": self.form,
-            "stage": self.stage,
-            "client": self.client,
-            "model": None if self.model is None else lasting_name(self.model),
+            "form": asked.form,
+            "stage": asked.stage,
+            **({} if asked.round is None else {"round": asked.round}),
+            "client": asked.client,
+            "model": None if asked.model is None else lasting_name(asked.model),
         }

@@ -83,7 +83,7 @@ def write_model(request: Request, model: Model, adapter: Adapter | None, what: s
         model.config,
         model.base,
         adapter=adapter,
-        dtype=stored_dtypes(model.folder) if request.dtype == "auto" else request.dtype,
+        dtype=stored_dtypes(model.folder) if request.options.dtype == "auto" else request.options.dtype,
         source=model.folder,
         answer_ends=ends,
         max_shard_bytes=request.max_shard_bytes,

@@ -4,31 +4,27 @@ training."""
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
+
+import jax
+import jax.numpy as jnp
 
 from devft_jax.config.execution import ExecutionOptions, resolve_compute, validate_execution
 from devft_jax.config.run_config import RunConfig
 from devft_jax.data import Record
-from devft_jax.data.answer_ends import ends_of_adapter, ends_of_template
+from devft_jax.data.answer_ends import ends_of_template
 from devft_jax.data.encoding import prompt_tokens
 from devft_jax.data.prompts import find_template, prompt_text, renderer, resolve_template
 from devft_jax.errors import InputError
-from devft_jax.files import checked_path
-from devft_jax.inference.sources import StoredRun, kind_of, read_run
+from devft_jax.inference.selected import Selected, SelectionOptions, select
 from devft_jax.models.adapter import Adapter
 from devft_jax.models.generation.answers import Completion
 from devft_jax.models.generation.generate import Listener, check_prompts, generate
 from devft_jax.models.generation.options import GenerationOptions
 from devft_jax.models.huggingface.end_tokens import end_token_ids
-from devft_jax.models.huggingface.folder import model_folder
 from devft_jax.models.huggingface.model import Model
-from devft_jax.models.huggingface.peft.reading import import_peft
-from devft_jax.models.huggingface.peft.settings import base_of_adapter
-from devft_jax.models.huggingface.reading import load_pretrained
 from devft_jax.models.llama import Compute
 from devft_jax.options import path
-from devft_jax.training.submodels import model_path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +47,7 @@ class Respondent:
     """A loaded model that answers records.
 
     Attributes:
+      source: which model this is.
       model: the base with its tokenizer.
       adapter: the trained adapter; None for the base alone.
       template: how records are worded.
@@ -59,6 +56,7 @@ class Respondent:
       compute: precision and kernels.
     """
 
+    source: Selected
     model: Model
     adapter: Adapter | None
     template: str
@@ -135,13 +133,16 @@ class Respondent:
         )
 
 
-def open_respondent(source: str, options: ModelOptions, *, compare: bool = False) -> Respondent:
+def open_respondent(
+    source: str, options: ModelOptions, selection: SelectionOptions | None = None, *, compare: bool = False
+) -> Respondent:
     """Load the model that answers; every command loads a model given by the user through this function.
 
     Args:
       source: a run's folder, a model's folder, a PEFT adapter's (with the base that it names), a Hugging Face name, or
         "bundled".
       options: override the settings in the run's folder.
+      selection: which model of the source; by default its newest.
       compare: whether the model will also answer without its adapter.
 
     Returns:
@@ -150,69 +151,24 @@ def open_respondent(source: str, options: ModelOptions, *, compare: bool = False
     Raises:
       InputError: there is no such source, it cannot be read, or the options do not fit it.
     """
-    folder = checked_path(source, "source")
-    kind = kind_of(folder)
-    run = read_run(folder) if kind == "run" else None
-    if run is not None:
-        _check_model(run)
-        config = run.config
-    else:
-        name = base_of_adapter(folder, "ask the base and add --adapter") if kind == "adapter" else source
-        config = RunConfig(model=name, template="completion")
-    adapter_folder = folder if kind == "adapter" else None
-    if options.adapter is not None:
-        adapter_folder = checked_path(options.adapter, "adapter")
-    elif run is not None:
-        adapter_folder = _finished_adapter(run)
-    if compare and adapter_folder is None:
+    selected = select(source, selection or SelectionOptions(), adapter=options.adapter)
+    if compare and selected.adapter is None:
         raise InputError(
             f"compare needs an adapter, but {source} is neither a run's folder nor an adapter's; name one, or add --adapter."
         )
+    run = selected.run
+    config = RunConfig(template="completion") if run is None else run.config
     find_template(options.template or config.template)
     execution = ExecutionOptions(dtype=options.dtype or config.dtype)
     validate_execution(execution)
     compute = resolve_compute(execution)
-    base_folder = model_folder(model_path(config.model))
-    model = load_pretrained(base_folder, quantization=options.quantization or config.quantization, dtype=compute.dtype)
+    model = selected.load(quantization=options.quantization, dtype=compute.dtype)
+    assert model.folder is not None
     template = options.template or (run.template if run is not None else config.template)
     template = resolve_template(template, conversational=True, tokenizer=model.tokenizer)
-    renderer(template, model.tokenizer)  # refuses a missing chat template before the first prompt
-    adapter = None if adapter_folder is None else import_peft(adapter_folder, model.config)
-    ends = [*end_token_ids(base_folder, model.tokenizer), *ends_of_template(template, model.tokenizer)]
-    ends += run.ends(lambda: model.tokenizer) if run is not None else []
-    ends += [] if adapter_folder is None else ends_of_adapter(adapter_folder)
-    return Respondent(model, adapter, template, config.fields or {}, tuple(dict.fromkeys(ends)), compute)
-
-
-def _check_model(run: StoredRun) -> None:
-    """Raise `InputError` if the run's model cannot be found from its configuration."""
-    if "model" in run.objects:
-        raise InputError(
-            f"the model of the run in {run.folder} was passed as an object in Python; name the model's folder and add "
-            f"--adapter {run.adapter_folder}."
-        )
-    if Path(run.config.model).is_absolute() and not Path(run.config.model).exists():
-        raise InputError(
-            f"the model {run.config.model} of the run in {run.folder} does not exist any more; give its new path instead "
-            f"of the run, and add --adapter {run.adapter_folder}."
-        )
-
-
-def _finished_adapter(run: StoredRun) -> Path:
-    """The folder of the run's adapter; raises `InputError` if there is none that can be used."""
-    if not run.algorithm.low_rank:
-        raise InputError(
-            f"the run in {run.folder} ({run.config.algorithm}) has no low-rank adapter, the only kind that can generate "
-            "answers; name another run's, or a PEFT adapter with --adapter."
-        )
-    if not run.algorithm.has_global_model:
-        raise InputError(
-            f"the run in {run.folder} ({run.config.algorithm}) has no global model, but one for each client; write a "
-            "client's with `devft export --client NAME` and name its folder with adapter."
-        )
-    if not run.adapter_folder.is_dir():
-        raise InputError(
-            f"the run in {run.folder} has no adapter yet; finish it with the command that started it, or name one with "
-            "adapter."
-        )
-    return run.adapter_folder
+    renderer(template, model.tokenizer)  # refuses a chat template that is not there, before anything is asked
+    ends = [*end_token_ids(model.folder, model.tokenizer), *ends_of_template(template, model.tokenizer)]
+    ends += selected.ends(lambda: model.tokenizer)
+    # A checkpoint's adapter was read into host memory.
+    adapter = jax.tree.map(jnp.asarray, jax.device_get(selected.adapter))
+    return Respondent(selected, model, adapter, template, config.fields or {}, tuple(dict.fromkeys(ends)), compute)

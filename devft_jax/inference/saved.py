@@ -6,7 +6,6 @@ If every client has its own model, the adapters are those of one client, from th
 read.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,20 +45,30 @@ class SavedAdapters:
     base: str
 
 
-def chosen_round(folder: RunFolder, rounds: Mapping[int, int], stage: int | None) -> int:
-    """The round of the newest checkpoint, or of a given stage's newest.
+def chosen_round(folder: RunFolder, stage: int | None, round: int | None = None) -> int:
+    """The round of the requested checkpoint: the newest, a given stage's newest, or that of a given round.
 
     Args:
       folder: the run's folder.
-      rounds: for each stage, from 0, the round of its newest checkpoint (`Checkpoints.last_rounds`).
-      stage: from 1; None for the newest checkpoint of all.
+      stage: from 1; None for any.
+      round: from 1; None for the newest.
 
     Raises:
       InputError: there is no such checkpoint, or a damaged one may be the requested one.
     """
+    if stage is not None and round is not None:
+        raise InputError("stage and round each choose a checkpoint; give one of them.")
+    rounds = folder.checkpoints.last_rounds()
     if not rounds:
         raise InputError(f"the run in {folder.path} has no checkpoint yet; let it train up to its first one.")
     newest = max(rounds.values())
+    if round is not None:
+        saved = folder.checkpoints.saved_rounds()
+        if round not in saved:
+            raise InputError(
+                f"the run in {folder.path} keeps no checkpoint of round {round}; choose from {', '.join(map(str, saved))}."
+            )
+        return round
     if stage is None:
         return _not_in_place_of_a_damaged_one(folder, newest)
     record = folder.checkpoints.read_record(newest)

@@ -42,17 +42,17 @@ class Checkpoints:
 
     def latest_round(self) -> int | None:
         """The round of the newest complete checkpoint, or None."""
-        return max(self._saved_rounds(), default=None)
+        return max(self.saved_rounds(), default=None)
 
     def before(self, round_index: int) -> int | None:
         """The newest checkpoint of a round before this one, or None."""
-        return max((saved for saved in self._saved_rounds() if saved < round_index), default=None)
+        return max((saved for saved in self.saved_rounds() if saved < round_index), default=None)
 
     def after(self, round_index: int) -> int | None:
         """The oldest checkpoint of a round after this one, or None."""
-        return min((saved for saved in self._saved_rounds() if saved > round_index), default=None)
+        return min((saved for saved in self.saved_rounds() if saved > round_index), default=None)
 
-    def _saved_rounds(self) -> list[int]:
+    def saved_rounds(self) -> list[int]:
         """Rounds of all checkpoints that are not empty, ascending."""
         return [saved for saved, filled in self._found_rounds().items() if filled]
 
@@ -115,7 +115,7 @@ class Checkpoints:
 
     def _remove_older(self, lengthened_after: int) -> None:
         """Remove the checkpoints that are not needed, and the banks of rounds without a checkpoint."""
-        saved = self._saved_rounds()
+        saved = self.saved_rounds()
         kept = {*self.last_rounds().values(), lengthened_after, *saved[-CHECKPOINTS_KEPT:]}
         for old in set(saved) - kept:
             _remove(self._folder / str(old))
@@ -126,7 +126,7 @@ class Checkpoints:
 
     def last_rounds(self) -> dict[int, int]:
         """For every stage with a complete checkpoint, from 0, the round of its newest."""
-        stages = {saved: self._stage_of(saved) for saved in sorted(self._saved_rounds())}
+        stages = {saved: self._stage_of(saved) for saved in sorted(self.saved_rounds())}
         return {stage: saved for saved, stage in stages.items() if stage is not None}
 
     def _stage_of(self, round_index: int) -> int | None:
@@ -171,7 +171,7 @@ class Checkpoints:
 
     def _intact_before(self, round_index: int, *, metrics: bool = False) -> int | None:
         """The newest intact checkpoint before this one."""
-        earlier = [saved for saved in reversed(self._saved_rounds()) if saved < round_index]
+        earlier = [saved for saved in reversed(self.saved_rounds()) if saved < round_index]
         sound = (saved for saved in earlier if not self._fault(saved) and (not metrics or self._metrics_as_of(saved)))
         return next(sound, None)
 
@@ -179,7 +179,7 @@ class Checkpoints:
         """How the user can continue, in words; `named` is a checkpoint that the sentence has already named, if any."""
         if before is None:
             return "start again in another folder"
-        later = [self._folder / str(saved) for saved in self._saved_rounds() if saved > before]
+        later = [self._folder / str(saved) for saved in self.saved_rounds() if saved > before]
         what = "it" if later == [named] else " and ".join(map(str, later))
         return f"delete {what} to resume from round {before}"
 

@@ -39,8 +39,9 @@ def test_an_adapters_folder_is_asked_with_the_base_that_it_names(folders, tmp_pa
     expected = ask(capsys, folders["model"], "--adapter", str(named), "--prompt", "a b c")
     assert ask(capsys, str(named), "--prompt", "a b c") == expected
     assert ask(capsys, str(named), "--prompt", "a b c", "--compare")[0] == 0
+    assert ask(capsys, str(nameless), "--model", folders["model"], "--prompt", "a b c") == expected
     assert run_command(["generate", str(nameless), "--prompt", "a"]) == 2
-    assert "does not name the adapter's base; ask the base and add --adapter." in capsys.readouterr().err
+    assert "does not name the adapter's base; name it with --model" in capsys.readouterr().err
 
 
 EARLIER = '{"instruction": "an earlier question", "input": "", "prompt": "", "completion": "precious"}\n'

@@ -229,9 +229,10 @@ def test_a_peft_adapter_is_merged_into_its_base(tiny, tmp_path, capfd):
     assert command(*words, "--out", tmp_path / "other") == 2
     assert "does not name the adapter's base; name it with --model" in capfd.readouterr().err
     assert command(*words, "--out", tmp_path / "other", "--model", tiny / "model") == 0
-    for more in ({"form": "adapter"}, {"form": "merged", "stage": 1}):
-        with pytest.raises(InputError, match="is a PEFT adapter, which can be exported merged and without a stage"):
-            export(tmp_path / "adapter", tmp_path / "third", **more)
+    with pytest.raises(InputError, match="is a PEFT adapter, which can only be exported merged; give --form merged"):
+        export(tmp_path / "adapter", tmp_path / "third")
+    with pytest.raises(InputError, match="is a PEFT adapter, which belongs to no stage"):
+        export(tmp_path / "adapter", tmp_path / "third", form="merged", stage=1)
     with pytest.raises(InputError, match=r"lacks the tensor .* the adapter was made for|has shape .*; give the model"):
         export(tmp_path / "adapter", tmp_path / "third", form="merged", model="bundled")
     assert not (tmp_path / "third").exists()
@@ -486,7 +487,8 @@ def test_runs_given_objects(finished, tiny, tmp_path):
 
     given(algorithm="mine")
     with pytest.raises(InputError, match=r"the algorithm of the run in .* was passed as an object in Python"):
-        export(copy, tmp_path / "out")
+        export(copy, tmp_path / "out", stage=1)
+    assert "as it finished" in export(copy, tmp_path / "mine").what
     given(model="Model", growth="Mine")
     with pytest.raises(
         InputError, match=r"the model of the run in .* was passed as an object in Python; name its folder with --model"

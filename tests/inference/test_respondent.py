@@ -16,6 +16,7 @@ from devft_jax.errors import InputError
 from devft_jax.evaluation import HeldOut
 from devft_jax.inference.prompts import to_record
 from devft_jax.inference.respondent import ModelOptions, open_respondent
+from devft_jax.inference.selected import SelectionOptions
 from devft_jax.models.generation.options import GenerationOptions
 from devft_jax.models.llama import Compute
 from devft_jax.runtime.compiled import CompiledPrograms
@@ -32,8 +33,10 @@ def test_a_run_whose_model_was_moved_says_how_to_ask_it(folders, tmp_path):
     shutil.copytree(folders["run"], tmp_path / "run")
     fields = json.loads((tmp_path / "run" / "config.json").read_text()) | {"model": str(tmp_path / "gone")}
     (tmp_path / "run" / "config.json").write_text(json.dumps(fields))
-    with pytest.raises(InputError, match=r"gone of the run in .* does not exist any more; .* add --adapter \S+/run/adapter"):
+    with pytest.raises(InputError, match=r"gone of the run in .* does not exist any more; .* with --model"):
         open_respondent(str(tmp_path / "run"), ModelOptions())
+    asked = open_respondent(str(tmp_path / "run"), ModelOptions(), SelectionOptions(model=folders["model"]))
+    assert asked.source.name == f"the adapter of {tmp_path / 'run'} as it finished"
 
 
 @pytest.mark.parametrize(
@@ -89,7 +92,7 @@ RUN = to_plain(RunConfig())
     [
         ({"rounds": 3}, "describes neither a run nor a model"),
         ({"model": "bundled"}, r"is not a run's \(it lacks algorithm\)"),
-        (RUN, "has no adapter yet"),
+        (RUN, "has no checkpoint yet"),
         ({**RUN, "objects": {"model": "Model"}}, "was passed as an object"),
         ({**RUN, "speed": 3}, "option 'speed' does not exist"),
     ],
