@@ -9,6 +9,7 @@ from devft_jax.developmental import LayerMap, align_factors, fuse, inherit
 from devft_jax.models.adapter import Adapter, LoraFactors
 from devft_jax.models.architecture import PROJECTIONS, ModelConfig
 from devft_jax.models.lora import LoraOptions, init_lora, lora_scale, resolve_alpha
+from devft_jax.typing import PyTree
 
 PROBES = 16
 
@@ -101,6 +102,18 @@ def returned_adapter(full: Adapter, stage: Adapter, layer_map: LayerMap, mode: s
     lora = inherit(layer_map, stage.lora, full.lora, mode=mode)
     delta = inherit(layer_map, stage.delta, full.delta, mode="delta") if full.delta else {}
     return full.replace(lora=lora, delta=delta)
+
+
+def with_returned_adapter(full: PyTree, stage: PyTree, layer_map: LayerMap, mode: str) -> PyTree:
+    """The full-depth state after a stage, of which the adapter alone returns: all else is as it was before the stage.
+
+    Args:
+      full: a state with an `adapter`, at full depth before the stage.
+      stage: after its training.
+      layer_map: of the stage.
+      mode: of `inherit`.
+    """
+    return full.replace(adapter=returned_adapter(full.adapter, stage.adapter, layer_map, mode))
 
 
 def probe(lora: dict[str, LoraFactors]) -> dict[str, jax.Array]:

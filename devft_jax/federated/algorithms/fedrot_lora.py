@@ -37,7 +37,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from devft_jax.developmental import LayerMap, nearest_rotation
-from devft_jax.federated.adapters import returned_adapter, stage_adapter
+from devft_jax.federated.adapters import stage_adapter, with_returned_adapter
 from devft_jax.federated.aggregation import WeightedSum
 from devft_jax.federated.algorithm import Algorithm, Clients, Participant, as_float32
 from devft_jax.federated.algorithms.fedit import fedit
@@ -112,9 +112,6 @@ def fedrot_lora(config: FedRotLoraOptions) -> Algorithm:
     def submodel(full: Server, layer_map: LayerMap) -> Server:
         return Server(stage_adapter(full.adapter, layer_map), jnp.zeros_like(full.age))
 
-    def transfer(full: Server, stage: Server, layer_map: LayerMap, mode: str) -> Server:
-        return full.replace(adapter=returned_adapter(full.adapter, stage.adapter, layer_map, mode))
-
     return dataclasses.replace(
         averaging,
         name="fedrot-lora",
@@ -127,6 +124,6 @@ def fedrot_lora(config: FedRotLoraOptions) -> Algorithm:
         finalize=finalize,
         view=lambda server: server.adapter,
         submodel=submodel,
-        transfer=transfer,
+        transfer=with_returned_adapter,
         known=lambda server: {"age": server.age},
     )

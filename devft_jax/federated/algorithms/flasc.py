@@ -41,8 +41,7 @@ import optax
 from flax import struct
 from jax.flatten_util import ravel_pytree
 
-from devft_jax.developmental import LayerMap
-from devft_jax.federated.adapters import returned_adapter, stage_adapter
+from devft_jax.federated.adapters import stage_adapter, with_returned_adapter
 from devft_jax.federated.aggregation import WeightedSum, weighted
 from devft_jax.federated.algorithm import Algorithm, Clients, Participant, Share
 from devft_jax.federated.algorithms.fedit import fedit
@@ -202,10 +201,6 @@ def flasc(config: FlascOptions) -> Algorithm:
     def view(server: Server) -> Adapter:
         return server.adapter.replace(lora=sparse(server.adapter.lora, config.density_down, "float32").dense())
 
-    def transfer(full: Server, stage: Server, layer_map: LayerMap, mode: str) -> Server:
-        # At full depth the moments are those from its beginning.
-        return full.replace(adapter=returned_adapter(full.adapter, stage.adapter, layer_map, mode))
-
     return dataclasses.replace(
         federated,
         name="flasc",
@@ -221,6 +216,6 @@ def flasc(config: FlascOptions) -> Algorithm:
         finalize=finalize,
         view=view,
         submodel=lambda server, layer_map: fresh(stage_adapter(server.adapter, layer_map)),
-        transfer=transfer,
+        transfer=with_returned_adapter,
         weighting="uniform",
     )

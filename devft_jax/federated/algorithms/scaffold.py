@@ -32,7 +32,7 @@ import optax
 from flax import struct
 
 from devft_jax.developmental import LayerMap
-from devft_jax.federated.adapters import returned_adapter, stage_adapter
+from devft_jax.federated.adapters import stage_adapter, with_returned_adapter
 from devft_jax.federated.aggregation import WeightedSum
 from devft_jax.federated.algorithm import Algorithm, Clients, Participant, Share, as_float32, change_of, in_message_dtype
 from devft_jax.federated.algorithms.fedit import fedit
@@ -122,18 +122,6 @@ def submodel(server: Server, layer_map: LayerMap) -> Server:
     return server.replace(adapter=adapter, control=optax.tree.zeros_like(adapter.lora))
 
 
-def transfer(full: Server, stage: Server, layer_map: LayerMap, mode: str) -> Server:
-    """The state at full depth after a stage; its control is the one from its beginning, zero.
-
-    Args:
-      full: the server at full depth before the stage.
-      stage: the stage's server after training.
-      layer_map: the stage's map.
-      mode: mode of `inherit`.
-    """
-    return full.replace(adapter=returned_adapter(full.adapter, stage.adapter, layer_map, mode))
-
-
 def submodel_row(row: PyTree, layer_map: LayerMap) -> PyTree:
     """A client's control at the beginning of a stage, zero.
 
@@ -193,7 +181,7 @@ def scaffold(config: MethodOptions) -> Algorithm:
         finalize=finalize,
         view=lambda server: server.adapter,
         submodel=submodel,
-        transfer=transfer,
+        transfer=with_returned_adapter,
         optimizer=corrected_optimizer,
         init_row=lambda server, trait: optax.tree.zeros_like(server.control),
         submodel_row=submodel_row,

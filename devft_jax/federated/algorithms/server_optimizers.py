@@ -37,8 +37,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from devft_jax.developmental import LayerMap
-from devft_jax.federated.adapters import returned_adapter, stage_adapter
+from devft_jax.federated.adapters import stage_adapter, with_returned_adapter
 from devft_jax.federated.aggregation import WeightedSum
 from devft_jax.federated.algorithm import Algorithm, Clients
 from devft_jax.federated.algorithms.fedit import fedit, mean_change
@@ -134,10 +133,6 @@ def with_server_rule(
         metrics = metrics | {"update_norm": optax.tree.norm(step)}
         return Server(adapter=adapter, first=first, second=second, age=server.age + 1), metrics
 
-    def transfer(full: Server, stage: Server, layer_map: LayerMap, mode: str) -> Server:
-        # At full depth the moments are those from its beginning.
-        return full.replace(adapter=returned_adapter(full.adapter, stage.adapter, layer_map, mode))
-
     return dataclasses.replace(
         federated,
         name=name,
@@ -148,7 +143,7 @@ def with_server_rule(
         finalize=finalize,
         view=lambda server: server.adapter,
         submodel=lambda server, layer_map: fresh(stage_adapter(server.adapter, layer_map)),
-        transfer=transfer,
+        transfer=with_returned_adapter,
         weighting=weighting,
         reads=reads,
     )
