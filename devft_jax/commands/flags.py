@@ -132,7 +132,7 @@ def flags_of(group: type, start: Any = None, without: Sequence[str] = ()) -> lis
             continue
         marks = {name: field.metadata.get(name, False) for name in ("operand", "path", "verbatim")}
         default = field.default if start is None else getattr(start, field.name)
-        found.append(Flag(field.name, kinds[field.name], texts[field.name], default, **marks))
+        found.append(Flag(field.name, kinds[field.name], texts.get(field.name, ""), default, **marks))
     return found
 
 
@@ -284,7 +284,7 @@ def entry(flag: Flag) -> list[str]:
     default = flag.default
     shown = "" if default is None or default is dataclasses.MISSING or default == () else f" (default: {_shown(default)})"
     width = max(_width() - INDENT, 30)
-    text = textwrap.wrap(flag.text + shown, width, break_on_hyphens=False, break_long_words=False)
+    text = textwrap.wrap(flag.text + shown, width, break_on_hyphens=False, break_long_words=False) or [""]
     if len(head) < INDENT - 1:
         return [f"{head:<{INDENT}}{text[0]}", *(" " * INDENT + line for line in text[1:])]
     return [head, *(" " * INDENT + line for line in text)]

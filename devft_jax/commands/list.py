@@ -8,14 +8,15 @@ names one line each. `devft list NAME` shows one algorithm or growth in full, of
 import dataclasses
 import inspect
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from devft_jax.commands.flags import entry, flags_of
+from devft_jax.commands.flags import Flag, entry, flags_of
 from devft_jax.commands.parsing import parse_options
 from devft_jax.config.effects import listed
 from devft_jax.config.methods import OF_YOUR_OWN, algorithm_of, imported, imports, known_method, record_of
+from devft_jax.config.own_options import declared_options
 from devft_jax.config.presets import PRESETS
 from devft_jax.config.run_config import OPTION_GROUPS, RunConfig
 from devft_jax.data import BUILT_IN, METHODS, TEMPLATES
@@ -70,7 +71,8 @@ def method_text(name: str) -> str:
         head += [
             line for text in _described(record.reference, record.message, record.state) for line in _wrapped(text, WIDTH, 7)
         ]
-    return "\n\n".join(["\n".join(head), *filter(None, texts), _options_text(kind, record)])
+    own = declared_options(name, imported(kind, name)[1]) if imports(name) and kind == "algorithm" else None
+    return "\n\n".join(["\n".join(head), *filter(None, texts), *_own_options_text(own), _options_text(kind, record)])
 
 
 def _own(name: str) -> tuple[str, list[str]]:
@@ -78,14 +80,32 @@ def _own(name: str) -> tuple[str, list[str]]:
     module, found = imported("method", name)
     is_growth = isinstance(found, Growth | NamedGrowth)
     if inspect.isfunction(found):
-        # A growth is made from the options and the number of layers, an algorithm from the options alone.
+        # A growth is made from the options and the number of layers, an algorithm from the options and any of its own.
         needed = [each for each in inspect.signature(found).parameters.values() if each.default is each.empty]
-        is_growth = len(needed) == 2
+        is_growth = len(needed) == 2 and declared_options(name, found) is None
     kind = "growth" if is_growth else "algorithm"
     known_method(kind, name)
     described = found.make if isinstance(found, NamedGrowth) else found
     texts = [module.__doc__, None if isinstance(found, Algorithm) else described.__doc__]
     return kind, [inspect.cleandoc(text) for text in texts if text]
+
+
+def _own_options_text(options: type | None) -> list[str]:
+    """The options that a user-defined algorithm declares, as `--algorithm-options` takes them."""
+    if options is None:
+        return []
+    fields = {field.name: field for field in dataclasses.fields(options)}
+    lines = ["its own options (--algorithm-options name=value):"]
+    for flag in flags_of(options):
+        lines += [line.replace("--", "", 1) if line.startswith("  --") else line for line in _entry(flag, fields)]
+    return ["\n".join(lines)]
+
+
+def _entry(flag: Flag, fields: Mapping[str, dataclasses.Field[Any]]) -> list[str]:
+    """The help of a flag, with the allowed values."""
+    declared = fields[flag.name].metadata
+    allowed = ", ".join(declared.get("choices", ())) or bounds_of(declared)
+    return entry(dataclasses.replace(flag, text=f"{flag.text} Allowed: {allowed}." if allowed else flag.text))
 
 
 def _options_text(kind: str, record: Algorithm | NamedGrowth | None) -> str:
@@ -94,11 +114,7 @@ def _options_text(kind: str, record: Algorithm | NamedGrowth | None) -> str:
         return "It does not declare which options it reads, so none is refused."
     fields = {field.name: field for field in dataclasses.fields(RunConfig)}
     flags = [flag for group in OPTION_GROUPS for flag in flags_of(group) if flag.name in record.reads]
-    lines = []
-    for flag in flags:
-        declared = fields[flag.name].metadata
-        allowed = ", ".join(declared.get("choices", ())) or bounds_of(declared)
-        lines += entry(dataclasses.replace(flag, text=f"{flag.text} Allowed: {allowed}." if allowed else flag.text))
+    lines = [line for flag in flags for line in _entry(flag, fields)]
     others = f"the options of every {kind} (see `devft run --help`)"
     if record.ignores:
         others += f", but not {listed(record.ignores, 'or')}: it {record.because}"

@@ -4,9 +4,10 @@
     --algorithm my_package.my_module:my_algorithm    the object of this name in the user's module
 
 A user-defined algorithm is a function of the run's options, a `MethodConfig`, that returns an `Algorithm`, or an `Algorithm`
-itself. A growth is a `Growth` object, a function of the growth options and the model's number of layers that returns one,
-or a `NamedGrowth`. The module is searched on Python's path first and then in the working folder, so that no file there
-replaces an installed package. Of user-defined code only the name is part of a run's identity.
+itself; the function may declare its own options (`devft_jax.config.own_options`). A growth is a `Growth` object, a function
+of the growth options and the model's number of layers that returns one, or a `NamedGrowth`. The module is searched on
+Python's path first and then in the working folder, so that no file there replaces an installed package. Of user-defined code
+only the name is part of a run's identity.
 
 A record, `Algorithm` or `NamedGrowth`, states a method's source, what it sends and keeps, and which options it reads.
 """
@@ -22,6 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import ModuleType
 from typing import Any
 
+from devft_jax.config.own_options import declared_options, own_options
 from devft_jax.developmental import GROWTHS, Growth, NamedGrowth
 from devft_jax.developmental.growths import GrowthOptions
 from devft_jax.errors import InputError
@@ -34,7 +36,7 @@ METHODS: dict[str, Iterable[str]] = {"algorithm": ALGORITHMS, "growth": GROWTHS}
 """The options that name a method, with the names of the package's own methods."""
 
 ARGUMENTS = {"algorithm": ("config",), "growth": ("options", "num_layers")}
-"""The arguments with which a user-defined function of each kind is called."""
+"""The arguments with which a user-defined function of each kind is called; those with its own options take them too."""
 
 OF_YOUR_OWN = "or name one of your own as package.module:name"
 """The end of an error message about an unknown method."""
@@ -67,11 +69,13 @@ def algorithm_of(config: MethodConfig) -> Algorithm:
     """
     if not imports(config.algorithm):
         return _made(ALGORITHMS[config.algorithm], option_group(MethodConfig, config))
-    found = _own("algorithm", config.algorithm)
+    found, asked = _own("algorithm", config.algorithm), config.algorithm_options or ()
     if isinstance(found, Algorithm):
+        if asked:
+            raise InputError(f"algorithm '{config.algorithm}' takes no options; leave algorithm_options out.")
         return found
     with _making("algorithm", config.algorithm):
-        made = _made(found, option_group(MethodConfig, config))
+        made = _made(found, option_group(MethodConfig, config), *own_options(config.algorithm, found, asked))
     if not isinstance(made, Algorithm):
         raise InputError(f"algorithm '{config.algorithm}' returns {_a(made)}; let it return an Algorithm.")
     return made
@@ -194,6 +198,8 @@ def _check_arguments(kind: str, name: str, make: Callable[..., Any]) -> None:
         signature = inspect.signature(make)
     except (TypeError, ValueError):  # some functions not written in Python
         return
+    if kind == "algorithm" and declared_options(name, make) is not None and _takes(signature, ("config", "options")):
+        return
     taken = [each for each, arguments in ARGUMENTS.items() if _takes(signature, arguments)]
     if kind not in taken:
         wanted = f"let it take ({', '.join(ARGUMENTS[kind])})"
@@ -210,8 +216,8 @@ def _takes(signature: inspect.Signature, arguments: Sequence[str]) -> bool:
 
 
 @functools.lru_cache(maxsize=64)
-def _made(make: Callable[[MethodConfig], Any], options: MethodConfig) -> Any:
-    return make(options)
+def _made(make: Callable[..., Any], options: MethodConfig, *own: Any) -> Any:
+    return make(options, *own)
 
 
 @contextlib.contextmanager

@@ -26,6 +26,13 @@ FALLING = Need(
     "use another --schedule",
 )
 
+OWN_ALGORITHM = Need(
+    lambda config: ":" in config.algorithm,
+    lambda config: f"is read by user-defined algorithms only and the algorithm is {config.algorithm}",
+    "name one that declares options, as package.module:name",
+    "algorithm",
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class FederatedOptions:
@@ -33,6 +40,8 @@ class FederatedOptions:
 
     algorithm: str = "fedit"
     """Federated algorithm: a name of `devft list`, or a user-defined one as package.module:name."""
+    algorithm_options: tuple[str, ...] | None = option(None, needs=[OWN_ALGORITHM])
+    """Options that a user-defined algorithm declares, as name=value; `devft list package.module:name` shows them."""
     rounds: int = option(40, at_least=1, at_most=10**5, needs=[STAGES_AGREE])
     """Federated rounds of all stages together."""
     clients_per_round: int = option(2, at_least=1, at_most=10**6)

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 
@@ -13,6 +14,7 @@ from devft_jax.commands.cli import run_command
 from devft_jax.commands.list import method_text
 from devft_jax.commands.run import parse_run
 from devft_jax.comparing.arms import parse_arm
+from devft_jax.config.command_line import command_line
 from devft_jax.config.effects import check_effects, unread
 from devft_jax.config.files import config_from_mapping, to_plain
 from devft_jax.config.identity import identity
@@ -32,6 +34,37 @@ import dataclasses
 from devft_jax.developmental import EndToEnd, Growth, LayerMap, NamedGrowth, TopGrow
 from devft_jax.federated.algorithms import MethodConfig
 from devft_jax.federated.algorithms.fedit import fedit
+from devft_jax.options import option
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    share: float = option(0.5, within="(0, 1]", remedy="0.5 is usual")
+    """Part of what a client sends that counts."""
+    kept_layers: tuple[int, ...] = (0, 1)
+
+
+def damped(config: MethodConfig, options: Options):
+    """x <- x + share d."""
+    return dataclasses.replace(fedit(config), name=f"damped by {options.share} but {options.kept_layers}")
+
+
+@dataclasses.dataclass
+class Loose:
+    share: float = 0.5
+
+
+def loose(config: MethodConfig, options: Loose):
+    return fedit(config)
+
+
+@dataclasses.dataclass(frozen=True)
+class Needed:
+    share: float
+
+
+def needed(config: MethodConfig, options: Needed):
+    return fedit(config)
 
 
 def halved(config):
@@ -84,6 +117,9 @@ number = 3
 '''
 
 
+DAMPED = "outside.methods:damped"
+
+
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """A working folder with a package of methods, which leaves nothing behind in this process."""
@@ -106,6 +142,57 @@ def test_an_algorithm_is_a_function_or_a_record(folder):
     made = algorithm_of(config)
     assert (made.name, algorithm_of(dataclasses.replace(config, seed=4))) == ("halved", made)
     assert algorithm_of(RunConfig(algorithm="outside.methods:ready")).name == "plain"
+
+
+def test_an_algorithm_declares_options_of_its_own(folder):
+    assert algorithm_of(RunConfig(algorithm=DAMPED)).name == "damped by 0.5 but (0, 1)"
+    words = ["--algorithm", DAMPED, "--algorithm-options", '["share=0.3", "kept-layers=2,3"]']
+    config = parse_run(words)
+    validate(config)
+    check_effects(config)
+    assert algorithm_of(config).name == "damped by 0.3 but (2, 3)"
+    assert identity(config)["algorithm_options"] == ["share=0.3", "kept-layers=2,3"]
+    assert config_from_mapping(to_plain(config), exact=True) == dataclasses.replace(config, alpha=64.0)
+    assert parse_run(shlex.split(command_line(config))[2:]) == config
+    arm = parse_arm(f"{DAMPED}+devft:algorithm_options=share=0.3/kept_layers=2:rank=4")
+    assert arm.overrides == {"algorithm_options": ("share=0.3", "kept_layers=2"), "rank": 4}
+    text = method_text(DAMPED)
+    assert text.startswith(f"algorithm {DAMPED}\n")
+    assert "share FLOAT" in text
+    assert "Part of what a client sends that counts. Allowed: in (0, 1]." in text
+    assert "kept-layers INT,..." in text
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "options", "sentence"),
+    [
+        ("damped", "shore=0.3", "algorithm_options: 'outside.methods:damped' has no option 'shore'; did you mean 'share'?"),
+        ("damped", "share", "algorithm_options 'share' has no value; write name=value."),
+        ("damped", "share=2", "share 2.0 is outside (0, 1]; 0.5 is usual."),
+        ("damped", "share=much", "share 'much' is not a number such as 0.1 or 1e-4; correct it."),
+        ("damped", "share=1,share=1", "algorithm_options names share twice; name it once."),
+        ("halved", "share=1", "algorithm 'outside.methods:halved' declares no options; leave algorithm_options out."),
+        ("ready", "share=1", "algorithm 'outside.methods:ready' takes no options; leave algorithm_options out."),
+        (
+            "loose",
+            "share=1",
+            "algorithm 'outside.methods:loose': Loose is not frozen; declare it by @dataclass(frozen=True).",
+        ),
+        ("needed", "share=1", "algorithm 'outside.methods:needed': its option share has no default; declare one."),
+    ],
+)
+def test_options_of_ones_own_that_cannot_be_used(folder, capsys, algorithm, options, sentence):
+    words = ["--algorithm", f"outside.methods:{algorithm}", "--algorithm-options", options, "--data", "absent.json"]
+    for command in ("run", "plan"):
+        assert run_command([command, *words]) == 2
+        assert capsys.readouterr().err == f"devft: {sentence}\n"
+
+
+def test_an_algorithm_of_the_package_takes_no_options_by_name(folder):
+    with pytest.raises(
+        InputError, match=r"algorithm_options share=1 is read by user-defined algorithms only and the algorithm is fedit"
+    ):
+        check_effects(RunConfig(algorithm_options=("share=1",)))
 
 
 def test_a_growth_is_an_object_a_function_or_a_record(folder):
@@ -246,7 +333,7 @@ def test_the_list_shows_its_mathematics_and_what_it_reads(folder):
 
 def test_a_run_is_resumed_exported_and_replayed_by_its_name(folder, word_tokenizer, capsys):
     config = dataclasses.replace(write_run_inputs(folder, word_tokenizer), rounds=2, capacities=None, out="out")
-    own = {"algorithm": "outside.methods:plain", "growth": "outside.methods:top"}
+    own = {"algorithm": DAMPED, "algorithm_options": ["share=0.3"], "growth": "outside.methods:top"}
     (folder / "asked.json").write_text(json.dumps(to_plain(config) | own))
     words = ["--config", "asked.json"]
     assert run_command(["plan", *words]) == 0
@@ -255,6 +342,8 @@ def test_a_run_is_resumed_exported_and_replayed_by_its_name(folder, word_tokeniz
     assert own.items() <= stored.items()
     assert "objects" not in stored
     assert len(json.loads((folder / "out" / "summary.json").read_text())["stages"]) == 2
+    assert run_command(["run", *words, "--algorithm-options", "share=0.4"]) == 2
+    assert "holds another run: its algorithm_options is ['share=0.3'], not ['share=0.4']" in capsys.readouterr().err
     assert run_command(["run", *words, "--rounds", "3"]) == 0
     assert run_command(["export", "out", "--form", "merged", "--out", "merged"]) == 0
     assert run_command(["replay", "out", "--client", "client_0", "--round", "3"]) == 0
@@ -277,7 +366,8 @@ def test_a_run_is_resumed_exported_and_replayed_by_its_name(folder, word_tokeniz
 def test_a_comparison_finds_it_in_every_process(folder, word_tokenizer):
     config = dataclasses.replace(write_run_inputs(folder, word_tokenizer), rounds=1, capacities=None, devices=1)
     (folder / "asked.json").write_text(json.dumps(to_plain(config)))
-    words = ["compare", "--config", "asked.json", "--arms", "outside.methods:plain", "--evaluations", "0", "--out", "arms"]
+    arm = f"{DAMPED}:algorithm_options=share=0.25"
+    words = ["compare", "--config", "asked.json", "--arms", arm, "--evaluations", "0", "--out", "arms"]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     # As the installed command starts: the working folder is not on the path by itself.
     program = "import sys; sys.path = [each for each in sys.path if each]; from devft_jax.__main__ import main; main()"
@@ -286,5 +376,6 @@ def test_a_comparison_finds_it_in_every_process(folder, word_tokenizer):
     )
     assert done.returncode == 0, done.stderr
     [run] = [each for each in (folder / "arms" / "runs").iterdir() if each.is_dir()]
-    assert run.name.startswith("outside.methods.plain-end-to-end-s0-")
-    assert json.loads((run / "config.json").read_text())["algorithm"] == "outside.methods:plain"
+    assert run.name.startswith("outside.methods.damped-end-to-end-s0-")
+    stored = json.loads((run / "config.json").read_text())
+    assert (stored["algorithm"], stored["algorithm_options"]) == (DAMPED, ["share=0.25"])
