@@ -40,6 +40,9 @@ from devft_jax.developmental.stage_shape import StageShape
 # `dephts` (0.83); not `selection` and `select` (0.80).
 _MISSPELT = 0.82
 
+# A fixed growth that announces more stages than this never ends.
+_MOST_STAGES = 1000
+
 
 class Growth(abc.ABC):
     """Chooses the submodel of every stage.
@@ -220,10 +223,16 @@ class FixedGrowth(GramGrowth):
         return self.stage_map(stage, grams.num_layers)
 
     def shapes(self, num_layers: int) -> tuple[StageShape, ...]:
-        """See `Growth.shapes`; the shapes of `stage_map`."""
+        """See `Growth.shapes`; the shapes of `stage_map`.
+
+        Raises:
+          ValueError: `stage_map` never returns None.
+        """
         shapes: list[StageShape] = []
         while (found := self.stage_map(len(shapes), num_layers)) is not None:
             shapes.append(StageShape.of(found))
+            if len(shapes) > _MOST_STAGES:
+                raise ValueError(f"stage_map gives more than {_MOST_STAGES} maps: return None after the last stage.")
         return tuple(shapes)
 
 

@@ -6,6 +6,7 @@ between methods.
 
 import functools
 import inspect
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -72,7 +73,11 @@ def check_law(name: str, law: Callable[[Any], None], case: Any) -> None:
     except LawError as error:
         raise LawError(f"{name} breaks the law '{title}' {error}") from None
     except Exception as error:
-        raise LawError(f"{name} cannot be asked about the law '{title}' {type(error).__name__}: {error}") from error
+        frames = traceback.extract_tb(error.__traceback__)
+        at = ([each for each in frames if "site-packages" not in each.filename] or frames)[-1]
+        raise LawError(
+            f"{name} cannot be asked about the law '{title}' {type(error).__name__} at {at.filename}:{at.lineno}: {error}"
+        ) from error
 
 
 def small_options(participants: int = 3, **changes: Any) -> MethodConfig:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from devft_jax.developmental import Growth, LayerGrams, LayerMap, NamedGrowth, StageShape
+from devft_jax.developmental import FixedGrowth, Growth, LayerGrams, LayerMap, NamedGrowth, StageShape
 from devft_jax.developmental.growths import GrowthOptions
 from devft_jax.developmental.layer_map import check_layer_map
 from devft_jax.models.base import init_base
@@ -167,6 +167,17 @@ def announcements_agree(case: GrowthCase) -> None:
         require(len(shares) == count, f"it divides the rounds over {len(shares)} stages but announces {count}.")
 
 
+def fixed_maps_fit(case: GrowthCase) -> None:
+    """Maps that depend only on the depth of the model fit it.
+
+    Args:
+      case: the growth to check.
+    """
+    if isinstance(case.given, FixedGrowth):
+        for stage in range(len(case.given.shapes(case.num_layers))):
+            _require_fit(stage, case.given.stage_map(stage, case.num_layers), case.num_layers)
+
+
 def prepares_itself(case: GrowthCase) -> None:
     """If it needs to be prepared, the result is a growth that asks for its measurement at most once.
 
@@ -195,10 +206,7 @@ def gives_maps(case: GrowthCase) -> None:
     """
     for stage, layer_map in enumerate(case.maps):
         if layer_map is not None:
-            try:
-                check_layer_map(layer_map, case.num_layers)
-            except ValueError as error:
-                raise LawError(f"in stage {stage}, {error}") from None
+            _require_fit(stage, layer_map, case.num_layers)
     require(case.maps[0] is not None, "there is none in stage 0.")
 
 
@@ -243,6 +251,14 @@ def reads_inner_products(case: GrowthCase) -> None:
         _require_same(found, layer_map, f"from_grams of stage {stage}")
 
 
+def _require_fit(stage: int, layer_map: LayerMap | None, num_layers: int) -> None:
+    """Raise `LawError` unless a map describes a submodel of a model of this depth."""
+    try:
+        check_layer_map(layer_map, num_layers)
+    except ValueError as error:
+        raise LawError(f"in stage {stage}, {error}") from None
+
+
 def _require_same(found: LayerMap | None, wanted: LayerMap | None, what: str) -> None:
     """Raise `LawError` unless two results are the same."""
     if found is None or wanted is None:
@@ -252,7 +268,7 @@ def _require_same(found: LayerMap | None, wanted: LayerMap | None, what: str) ->
     require(apart <= 1e-6, f"{what} gives a different map.")
 
 
-QUICK_LAWS: tuple[Callable[[GrowthCase], None], ...] = (announcements_agree,)
+QUICK_LAWS: tuple[Callable[[GrowthCase], None], ...] = (announcements_agree, fixed_maps_fit)
 GROWTH_LAWS: tuple[Callable[[GrowthCase], None], ...] = (
     *QUICK_LAWS,
     prepares_itself,

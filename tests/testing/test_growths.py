@@ -3,7 +3,17 @@
 import jax.numpy as jnp
 import pytest
 
-from devft_jax.developmental import GROWTHS, Growth, LayerMap, NamedGrowth, ProgFed, SkipGrow, StageShape, make_growth
+from devft_jax.developmental import (
+    GROWTHS,
+    FixedGrowth,
+    Growth,
+    LayerMap,
+    NamedGrowth,
+    ProgFed,
+    SkipGrow,
+    StageShape,
+    make_growth,
+)
 from devft_jax.developmental.growths import GrowthOptions
 from devft_jax.testing import GROWTH_LAWS, LawError, check_growth
 from devft_jax.testing import growths as laws
@@ -134,12 +144,24 @@ class Lost(Prefixes):
         return None
 
 
+class Fixed(FixedGrowth):
+    def stage_map(self, stage, num_layers):
+        return LayerMap(jnp.eye(2, 4), jnp.arange(4) % 2) if stage == 0 else None
+
+
+class Unending(FixedGrowth):
+    def stage_map(self, stage, num_layers):
+        return FULL
+
+
+FULL = LayerMap.identity(LAYERS)
 BROKEN = [
     (laws.announcements_agree, Odd, r"depths are \(2, 4, 8\) and those of shapes \(2, 8\)"),
     (laws.announcements_agree, Deep, "depths are .* of a model of 8 layers; give numbers from 1 to 8"),
     (laws.announcements_agree, Unshared, r"the shares \(1, 1, 1\) of 1000 rounds add up to 3"),
     (laws.announcements_agree, Empty, "leave a stage without a round"),
     (laws.announcements_agree, Fewer, "divides the rounds over 2 stages but announces 3"),
+    (laws.fixed_maps_fit, Fixed, r"in stage 0, fuse has shape \(2, 4\)"),
     (laws.prepares_itself, Greedy, "asks for its measurement 2 times"),
     (laws.prepares_itself, Lost, "prepared returns a NoneType"),
     (laws.gives_maps, Misfit, r"in stage 0, fuse has shape \(2, 4\)"),
@@ -159,6 +181,13 @@ def test_a_broken_law_is_found(law, kind, words):
 
 def test_every_law_has_been_broken():
     assert {law for law, *_ in BROKEN} == set(GROWTH_LAWS)
+
+
+def test_a_fixed_growth_that_never_ends_is_found():
+    with pytest.raises(
+        LawError, match=r"^Unending .* stage_map gives more than 1000 maps: return None after the last stage\."
+    ):
+        check_growth(Unending(), quick=True)
 
 
 def test_the_error_names_what_was_checked_and_the_law():
