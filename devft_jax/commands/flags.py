@@ -180,7 +180,7 @@ def _given(command: str, flags: Mapping[str, Flag], words: Sequence[str]) -> dic
         if not word.startswith("--") or word == "--":
             if not operands:
                 raise _stray(command, word, last)
-            flag = operands[0] if operands[0].many else operands.pop(0)
+            last = flag = operands[0] if operands[0].many else operands.pop(0)
             given[flag.name] = [*given.get(flag.name, []), word]
             continue
         last = flag = _named(command, flags, word)
