@@ -226,7 +226,8 @@ def _check_asked(trainer: Trainer, folder: RunFolder, client: str, round: int) -
     names = [item.name for item in trainer.parts.data.clients]
     total = sum(trainer.parts.stage_rounds)
     if client not in names:
-        raise InputError(f"client '{client}' is not one of the run's: {', '.join(names[:8])}, ...")
+        shown = ", ".join(names[:8]) + ", ..." * (len(names) > 8)
+        raise InputError(f"client '{client}' is not one of the run's: {shown}.")
     if not 1 <= round <= total:
         raise InputError(f"round {round} is outside 1 to {total}.")
     latest = folder.checkpoints.latest_round()
