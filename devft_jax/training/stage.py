@@ -22,6 +22,7 @@ from devft_jax.federated.sampling import Purpose, run_key
 from devft_jax.models.base import Base, parameter_count
 from devft_jax.models.quantization import base_shapes
 from devft_jax.reporting.layers import is_negative
+from devft_jax.reporting.units import counted
 from devft_jax.storage.records import RoundRecord, StageRecord
 from devft_jax.training.evaluate import evaluate_full, evaluate_stage, transferred, with_own_models
 from devft_jax.training.parts import Parts
@@ -85,6 +86,7 @@ def _enter(parts: Parts, state: State, stage: int, history: Sequence[RoundRecord
         raise RunError(f"stage {stage + 1} could not be built: {error}") from error
     if transition is None:
         return None
+    _check_announced(parts, stage, transition.layer_map)
     check_composition(algorithm, [StageShape.of(transition.layer_map)])
     layer_map = dataclasses.replace(transition.layer_map, align=parts.config.gauge_alignment)
     state.layer_map, state.stage, state.rounds_in_stage = layer_map, stage, 0
@@ -96,6 +98,15 @@ def _enter(parts: Parts, state: State, stage: int, history: Sequence[RoundRecord
     jax.block_until_ready((state.base, state.server))
     parts.hidden_states.open(state, state.totals.stage_rounds[stage])
     return transition
+
+
+def _check_announced(parts: Parts, stage: int, layer_map: LayerMap) -> None:
+    """Raise `RunError` for a map of another depth than the growth announced, for which the programs were compiled."""
+    if parts.depths is not None and parts.depths[stage] != layer_map.num_groups:
+        raise RunError(
+            f"stage {stage + 1} could not be built: the growth's map has {counted(layer_map.num_groups, 'layer')}, but its "
+            f"depths announce {parts.depths[stage]}; let both agree, or let depths return None."
+        )
 
 
 def _entered(parts: Parts, state: State) -> PyTree:

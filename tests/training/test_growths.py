@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from devft_jax.developmental import Growth, ProgFed
-from devft_jax.errors import InputError
+from devft_jax.developmental import Growth, LayerMap, ProgFed
+from devft_jax.errors import InputError, RunError
 from devft_jax.exporting.export import export
 from devft_jax.reporting import Progress
 from devft_jax.training.parts import Parts
@@ -200,3 +200,17 @@ def test_what_layers_are_measured_on_is_named_like_data(config, tmp_path):
     assert figures[0] != figures[1]
     with pytest.raises(InputError, match="nothing_here"):
         train(dataclasses.replace(other, probe_data="nothing_here.json", out=str(tmp_path / "c")), progress=QUIET)
+
+
+def test_a_map_of_another_depth_than_announced_is_refused(config, tmp_path):
+    class Deeper(Growth):
+        def depths(self, num_layers):
+            return (2, 4)
+
+        def next(self, stage, tree, history, key):
+            return LayerMap.identity(4)
+
+    chosen = dataclasses.replace(config, growth="devft", rounds=2, stage_rounds=(1, 1), out=str(tmp_path))
+    said = "stage 1 could not be built: the growth's map has 4 layers, but its depths announce 2"
+    with pytest.raises(RunError, match=said):
+        train(chosen, growth=Deeper(), progress=QUIET)
