@@ -1,5 +1,6 @@
 """A run small enough for a test: a random tiny model, three clients with letters to say again, and held-out ones."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -48,6 +49,21 @@ def write_run_inputs(folder: Path, word_tokenizer: Any, model: ModelConfig = MOD
         checkpoint_every=2,
         devices=2,
     )
+
+
+def flags(config, **changes):
+    """The command line of a configuration's fields that differ from the defaults."""
+    words = []
+    for field in dataclasses.fields(RunConfig):
+        value = changes.get(field.name, getattr(config, field.name))
+        if value != field.default:
+            text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            words += [f"--{field.name.replace('_', '-')}", text]
+    return words
+
+
+def adapter_bytes(folder):
+    return (folder / "adapter" / "adapter_model.safetensors").read_bytes()
 
 
 class CopiedInRound(Progress):
