@@ -30,7 +30,7 @@ def test_equal_shares_leave_the_rest_to_the_last_stages():
     ("options", "growth", "words"),
     [
         ({}, Silent(), r"stage_rounds is needed .*give the rounds of each, such as"),
-        ({"stage_rounds": (1,)}, DevFT((4, 8)), "names 1 stages and the growth has 2"),
+        ({"stage_rounds": (1,)}, DevFT((4, 8)), "stage_rounds has 1 values and the growth 2 stages"),
         ({"rounds": 1}, DevFT((4, 8)), "rounds 1 is fewer than the 2 stages"),
     ],
 )
