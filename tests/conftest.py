@@ -33,6 +33,10 @@ PROGRAMS = REPOSITORY / ".cache" / "test-programs"
 # Small programs too: an operation outside `jit` is one for every shape, and hundreds of them cost more than a large one.
 jax.config.update("jax_compilation_cache_dir", str(PROGRAMS))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+# Where in Python an operation was written takes longer to note than many of them take to compile.
+jax.config.update("jax_traceback_in_locations_limit", 0)
+# Tracing allocates many objects and little garbage, so it is collected less often.
+gc.set_threshold(50_000, 20, 50)
 # A worker of the suite keeps compiled programs while it takes less memory than this, and so stays below 2 GB.
 MOST_MEBIBYTES = 1_300
 # Dropping them must be worth it, where other things take the memory.

@@ -48,6 +48,7 @@ class LanguageModel(TemplateLM):
       seed: of drawn texts.
 
     Attributes:
+      backend: "causal", by which lm-eval tells models that continue a text.
       tokenizer: of the model.
       computed: how many requests were computed.
       kept: how many were answered from the store.
