@@ -35,6 +35,7 @@ def generate(
     tokenizer: Any = None,
     compute: Compute = DEFAULT_COMPUTE,
     row_ids: Sequence[int] | None = None,
+    limits: Sequence[int] | None = None,
     listen: Listener | None = None,
     placement: jax.sharding.NamedSharding | None = None,
 ) -> list[Completion]:
@@ -50,6 +51,7 @@ def generate(
       tokenizer: a Hugging Face tokenizer that decodes answers; None gives tokens only.
       row_ids: number of each prompt from 0, from which, with the seed, its random draws are derived, and with which errors,
         counting from 1, name it; by default its place in `prompts`.
+      limits: maximum tokens of each answer, which fit into the model behind its prompt; by default as in the options.
       compute: execution choices.
       listen: called with text once it is final; needs a tokenizer.
       placement: how the prompts of a batch are divided over devices, which hold the model; None for one device.
@@ -71,9 +73,9 @@ def generate(
     if tokenizer is None and options.stop:
         raise InputError(f"stop {options.stop[0]!r} needs a tokenizer to turn tokens into text; give one.")
     endings = Endings.of(eos_ids, options, tokenizer)
+    most = [most_new_tokens(config, prompt, options) for prompt in prompts] if limits is None else limits
     answers = [
-        Answer(endings, most_new_tokens(config, prompt, options), None if listen is None else partial(listen, index))
-        for index, prompt in enumerate(prompts)
+        Answer(endings, limit, None if listen is None else partial(listen, index)) for index, limit in enumerate(most)
     ]
     for batch in _batches(prompts, options.generation_batch, 1 if placement is None else placement.num_devices):
         rows = [row_ids[index] if index is not None else 0 for index in batch]
@@ -145,6 +147,11 @@ def _power_of_two(count: int) -> int:
     return 1 << max(count - 1, 0).bit_length()
 
 
+def _in_buckets(count: int) -> int:
+    """The smallest multiple of the smallest bucket that is not below `count`."""
+    return -(-count // SMALLEST_BUCKET) * SMALLEST_BUCKET
+
+
 def _padded(prompts: Sequence[Sequence[int]], config: ModelConfig) -> tuple[np.ndarray, np.ndarray]:
     """Tokens i32[B, P], padded to a bucket, and lengths i32[B]."""
     lengths = np.array([len(prompt) for prompt in prompts], np.int32)
@@ -188,7 +195,8 @@ def _decoded(
 
     keys = sampling_keys(np.uint32(options.sampling_seed), np.array(rows, np.uint32))
     limit = max(answer.limit for answer in members if answer is not None)
-    slots = tokens.shape[1] + -(-limit // SMALLEST_BUCKET) * SMALLEST_BUCKET
+    # No row goes beyond the model's length, and short models so have one number of slots for all limits.
+    slots = min(tokens.shape[1] + _in_buckets(limit), _in_buckets(config.max_length))
     prompts = placed((tokens, lengths, finished(), keys))
     state = begin(base, adapter, *prompts, slots=slots, **drawing)
     yield np.asarray(state.token)[None]
