@@ -30,6 +30,7 @@ ORDER = (
     "exporting",
     "planning",
     "comparing",
+    "judging",
     "",
     "commands",
     "__main__",

@@ -22,7 +22,7 @@ CARD = {"jax", "flax", "optax", "orbax-checkpoint", "transformers", "datasets", 
 IMPORTED_AS = {"orbax-checkpoint": "orbax", "pyyaml": "yaml"}
 COME_WITH = {"huggingface_hub", "pyarrow", "tokenizers", "tqdm"}
 """What transformers and datasets themselves depend on."""
-OPTIONAL = {"lm_eval", "nltk", "sentencepiece", "sklearn", "tensorboardX", "threadpoolctl", "wandb"}
+OPTIONAL = {"httpx", "lm_eval", "nltk", "sentencepiece", "sklearn", "tensorboardX", "threadpoolctl", "wandb"}
 """What extras install, and trackers that are used where they are installed; imported where they are used."""
 
 

@@ -35,6 +35,7 @@ COMMANDS = {
     "report": "write the report of a run, finished or not, as one page: report.html",
     "export": "write a run's adapter, merged model or a stage's submodel in the formats of PEFT and transformers",
     "generate": "answer prompts with a run's model or any other, with and without its adapter",
+    "judge": "answer open-ended questions (Vicuna-Bench, MT-Bench) and have the answers rated or compared by a judge",
     "list": "list algorithms, growths, presets, data sets and templates",
 }
 """What each command does; the module of the same name in this package implements it."""

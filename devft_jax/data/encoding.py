@@ -7,11 +7,12 @@ the tokenizer then keeps the borders, as it does with nearly every template, and
 eos is added after the last answer only if the template does not end it with such a token.
 """
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate, chain, islice, pairwise
 from typing import Any, NamedTuple
 
-from devft_jax.data.prompts import Segment, joins_texts, prompt_text
+from devft_jax.data.prompts import Segment, joins_texts, prompt_text, renderer
 from devft_jax.data.records import Record
 
 
@@ -23,8 +24,17 @@ def prompt_tokens(record: Record, tokenizer: Any, template: str) -> list[int]:
       tokenizer: a tokenizer of `transformers`.
       template: name of a prompt template other than `auto`.
     """
-    encode = Encoder(tokenizer, lambda record: [], 0, template)
-    return encode.prompt(prompt_text(record, template, tokenizer))
+    if template == "chat" or not _has_answers_before(record):
+        return Encoder(tokenizer, lambda record: [], 0, template).prompt(prompt_text(record, template, tokenizer))
+    # Its earlier answers end as in training, with an end token each.
+    [[whole]] = Encoder(tokenizer, renderer(template, tokenizer), sys.maxsize, template)([record])
+    last_given = max(place for place, is_answer in enumerate(whole.flags) if not is_answer)
+    return [token for token in whole.tokens[: last_given + 1] if token is not None]
+
+
+def _has_answers_before(record: Record) -> bool:
+    """Whether a record is a conversation with answers before the one that is asked for."""
+    return sum(turn.role == "assistant" for turn in record.conversation) > 1
 
 
 def leading_tokens(tokenizer: Any) -> list[int]:

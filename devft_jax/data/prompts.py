@@ -211,7 +211,7 @@ def renderer(template: str, tokenizer: Any = None) -> Callable[[Record], list[Se
 
 
 def prompt_text(record: Record, template: str, tokenizer: Any = None) -> str:
-    """The prompt of an instruction whose answer is to be generated: the first segment of `render`.
+    """The prompt of an instruction, or of a conversation, whose last answer is to be generated.
 
     It raises the errors of `renderer`.
 
@@ -222,7 +222,7 @@ def prompt_text(record: Record, template: str, tokenizer: Any = None) -> str:
     """
     wording = find_template(template)
     if isinstance(wording, TextTemplate):
-        return next(_text_segments(record, wording)).text
+        return "".join(segment.text for segment in [*_text_segments(record, wording)][:-1])
     turns = record.turns[:-1]
     [text] = _chat(template, tokenizer)(turns, [(len(turns), True)], record.origin)
     return text

@@ -72,6 +72,10 @@ def _is_export(path: Path) -> bool:
     return {"source", "form", "stage", "client", "model"} <= _fields(path / EXPORT_FILE).keys()
 
 
+def _is_judged(path: Path) -> bool:
+    return {"questions", "models", "judge", "results"} <= _fields(path / "results.json").keys()
+
+
 RUN = Kind(
     "run",
     is_run,
@@ -97,7 +101,14 @@ COMPARISON = Kind(
 """The folder of a comparison."""
 EXPORT = Kind("export", _is_export, frozenset({EXPORT_FILE}), {"adapter": None})
 """The folder of an exported adapter or model."""
-KINDS = (RUN, COMPARISON, EXPORT)
+JUDGED = Kind(
+    "set of judgements",
+    _is_judged,
+    frozenset({"results.json", "results.txt", LOCK_FILE}),
+    {"model_answer": None, "model_judgment": None},
+)
+"""The folder of judged answers."""
+KINDS = (RUN, COMPARISON, EXPORT, JUDGED)
 
 
 def claim(path: Path, kind: Kind) -> bool:

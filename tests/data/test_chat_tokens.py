@@ -352,3 +352,16 @@ def test_openfedllm_is_tokenised_as_one_text(chat_tokenizer, kind, answer):
     assert "".join(tokenizer.convert_ids_to_tokens(row[len(prompt) :])) == f"{answer}</s>"
     both = tokenize([talk("hi", "ok", "hi", "12")], tokenizer, template="openfedllm")
     assert ["".join(text.split()) for text in answers(both, 0, tokenizer)[0]] == ["ok</s>", "12</s>"]
+
+
+@pytest.mark.parametrize("template", ["alpaca", "alpaca_short", "completion", "openfedllm"])
+@pytest.mark.parametrize("kind", ["bytes", "words"])
+def test_a_conversation_is_asked_with_what_comes_before_its_last_answer_in_training(chat_tokenizer, template, kind):
+    tokenizer = chat_tokenizer(CHATML, kind)
+    examples = tokenize([talk("hi", "ok", "the cat", "12")], tokenizer, template=template)
+    row = examples.row(0).tolist()
+    prompt = prompt_tokens(talk("hi", "ok", "the cat", "mat"), tokenizer, template)
+    assert row[: len(prompt)] == prompt
+    last = examples.is_answer[examples.starts[0] :][len(prompt) - 1 : len(row)].tolist()
+    assert last == [False] + [True] * (len(row) - len(prompt))
+    assert len(last) > 1

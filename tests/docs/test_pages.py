@@ -16,6 +16,7 @@ import pytest
 from devft_jax.commands import cli
 from devft_jax.commands.compare import parse_compare
 from devft_jax.commands.generate import parse_generate
+from devft_jax.commands.judge import parse_judge
 from devft_jax.commands.list import ListOptions
 from devft_jax.commands.parsing import parse_options
 from devft_jax.commands.plan import parse_plan
@@ -138,6 +139,11 @@ def test_the_blocks_on_a_callback_run_and_what_they_say_holds(room, capsys):
     assert page.best.loss == min(stage.loss_full_after_transfer for stage in page.run.summary.stages)
 
 
+def test_the_block_on_a_judge_runs_and_what_it_says_holds(capsys):
+    run_blocks("docs/guides/judging.md")
+    assert capsys.readouterr().out.splitlines() == ["4", "[[B]]"]
+
+
 def test_every_page_with_python_is_run_by_a_test_here():
     tests = inspect.getsource(sys.modules[__name__])
     for page in PAGES:
@@ -199,6 +205,8 @@ def check_command(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
         assert asked
     elif command == "generate":
         parse_generate(rest)
+    elif command == "judge":
+        parse_judge(rest)
     else:
         parse_options(f"devft {command}", {"report": ReportOptions, "list": ListOptions}[command], rest)
 
@@ -226,6 +234,7 @@ def test_every_command_of_a_page_parses(page, room, monkeypatch):
         "devft plan --preset paper-llama2-7b --memoria 24GB",
         "devft export runs/x --form zip --out x",
         "devft report runs/first runs/second",
+        "devft judge runs/x --questions question.jsonl",
         "devft walk",
     ],
 )
