@@ -151,7 +151,7 @@ class _Work:
             "pairwise": lambda: wanted_pairs(judging.name, baseline, others, *rest),
         }
         self.stop.doing("the judgements under way")
-        rows = {}
+        rows: dict[str, list[dict[str, Any]]] = {}
         for mode in judging.modes:
             ending = "single" if mode == "single" else "pair"
             name = re.sub(r"[^\w.-]", "_", f"{judging.name}_{ending}.jsonl")

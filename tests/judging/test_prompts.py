@@ -91,5 +91,5 @@ def test_missing_references_are_named(benchmark, tmp_path):
     with pytest.raises(InputError, match=r"question 111 \(math\) is judged beside .* and there is no file of them; name"):
         check_references(None, questions)
     del references.turns[112]
-    with pytest.raises(InputError, match=r"question 112 \(math\) .* reference_answer_gpt-4.jsonl has none"):
+    with pytest.raises(InputError, match=r"question 112 \(math\) .*reference_answer_gpt-4.jsonl has none"):
         check_references(references, questions)

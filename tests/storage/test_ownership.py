@@ -15,7 +15,7 @@ from devft_jax.errors import InputError, RunError
 from devft_jax.files import exclusive_temporary
 from devft_jax.reporting import Progress
 from devft_jax.reporting.report_file import write_report
-from devft_jax.storage import COMPARISON, EXPORT, RUN, RunFolder, claim
+from devft_jax.storage import COMPARISON, EXPORT, JUDGED, RUN, RunFolder, claim
 from devft_jax.training.run import train
 from experiments import demo
 from tests.reporting.stories import write_story
@@ -81,7 +81,7 @@ def test_a_folder_of_somebody_else_is_refused_untouched(tmp_path, start, names):
 @pytest.mark.parametrize("names", FOREIGN, ids=",".join)
 def test_every_kind_refuses_what_no_kind_left(tmp_path, names):
     folder = foreign(tmp_path / "theirs", *names)
-    for kind in (RUN, COMPARISON, EXPORT, demo.DEMO):
+    for kind in (RUN, COMPARISON, EXPORT, JUDGED, demo.DEMO):
         with pytest.raises(InputError, match="holds something else"):
             claim(folder, kind)
 
@@ -107,8 +107,9 @@ def test_nothing_is_nobodys_and_a_lock_or_what_a_kill_left_is_nothing(tmp_path):
 
 
 def test_each_kind_knows_its_own_and_refuses_the_others(tmp_path):
-    run, comparison, stopped, export = (tmp_path / name for name in ("run", "comparison", "stopped", "export"))
-    for folder in (run, comparison, stopped / "runs", export):
+    names = ("run", "comparison", "stopped", "export", "judged")
+    run, comparison, stopped, export, judged = (tmp_path / name for name in names)
+    for folder in (run, comparison, stopped / "runs", export, judged):
         folder.mkdir(parents=True)
     (run / "config.json").write_text(OWN_RUN)
     (comparison / "comparison.json").write_text(json.dumps({"budgets": [], "reference": "fedit", "seeds": [0]}))
@@ -116,9 +117,10 @@ def test_each_kind_knows_its_own_and_refuses_the_others(tmp_path):
     request = dict.fromkeys(("source", "form", "stage", "client", "model"))
     (export / "devft_export.json").write_text(json.dumps(request))
     (export / "config.json").write_text('{"model_type": "llama"}')
-    owners = {run: RUN, comparison: COMPARISON, stopped: COMPARISON, export: EXPORT}
+    (judged / "results.json").write_text(json.dumps(dict.fromkeys(("questions", "models", "judge", "results"))))
+    owners = {run: RUN, comparison: COMPARISON, stopped: COMPARISON, export: EXPORT, judged: JUDGED}
     for folder, owner in owners.items():
-        for kind in (RUN, COMPARISON, EXPORT):
+        for kind in (RUN, COMPARISON, EXPORT, JUDGED):
             if kind is owner:
                 assert claim(folder, kind)
             else:
