@@ -13,7 +13,7 @@ from devft_jax.runtime.screen import show
 
 ABOUT = (
     "Answer the questions of Vicuna-Bench or MT-Bench with models, and have the answers judged: rated from 1 to 10, or "
-    "compared in both orders, by an OpenAI-compatible endpoint or a function of one's own. Files have FastChat's "
+    "compared in both orders, by an OpenAI-compatible endpoint or your own function. Files have FastChat's "
     "layouts. What an "
     "earlier call with the same --out did is not done again; without a judge questions are only answered."
 )

@@ -43,7 +43,7 @@ class Asked:
     Attributes:
       name: of the model.
       respondent: the model.
-      options: how answers are drawn.
+      options: how answers are sampled.
       digest: of the model, its adapter and its template.
     """
 
@@ -59,7 +59,7 @@ class Asked:
         Args:
           name: of the model.
           respondent: the model.
-          options: how answers are drawn.
+          options: how answers are sampled.
         """
         adapter = [] if respondent.adapter is None else [np.asarray(leaf) for leaf in jax.tree.leaves(respondent.adapter)]
         settings = [respondent.template, list(respondent.eos_ids), str(respondent.compute.dtype)]
@@ -83,7 +83,7 @@ class Asked:
 def answer_questions(
     asked: Asked, questions: Sequence[Question], file: GrowingLines, progress: Progress, stop: Stop
 ) -> Answers:
-    """A model's answers to all questions; those that the file has are not drawn again.
+    """A model's answers to all questions; those that the file has are not generated again.
 
     Args:
       asked: the model.
@@ -166,13 +166,13 @@ def _answered(asked: Asked, batch: Sequence[Question], cut: list[Id]) -> list[li
         if fitting:
             some = [prompts[place] for place in fitting]
             numbers = [batch[place].number * MOST_TURNS + turn for place in fitting]
-            texts |= zip(fitting, _drawn(asked, batch[0].category, some, numbers), strict=True)
+            texts |= zip(fitting, _generated(asked, batch[0].category, some, numbers), strict=True)
         for place in places:
             said[place].append(texts[place])
     return said
 
 
-def _drawn(asked: Asked, category: str, prompts: Sequence[Sequence[int]], numbers: Sequence[int]) -> list[str]:
+def _generated(asked: Asked, category: str, prompts: Sequence[Sequence[int]], numbers: Sequence[int]) -> list[str]:
     respondent, most = asked.respondent, asked.options.max_new_tokens
     room = respondent.model.config.max_length
     completions = generate(

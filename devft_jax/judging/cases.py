@@ -1,4 +1,4 @@
-"""What a judge is asked, and what it says: the interface of every judge, an endpoint's or one of your own.
+"""What a judge is asked, and what it says: the interface of every judge, an endpoint or your own function.
 
 A judge of your own is a function of a `Case` that returns text with a verdict in FastChat's form, or a number where one
 answer is rated:

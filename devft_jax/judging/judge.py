@@ -63,7 +63,7 @@ def judge(
       what: the models as `open_respondent` takes them, and files of answers in FastChat's layout.
       asked: questions, names and the folder.
       opening: how models are opened.
-      answering: how answers are drawn.
+      answering: how answers are sampled.
       judging: who judges, and how.
       endpoint: where.
       progress: where it is said how far it is.
@@ -125,7 +125,7 @@ class _Work:
         self.folder.write_json("results.json", self._facts | {"results": None})
 
     def answers(self, source: Source, opening: OpeningOptions, options: AnswerOptions) -> Answers:
-        """The answers of a model: those of its file, or drawn."""
+        """The answers of a model: those of its file, or generated."""
         if source.answers is not None:
             return source.answers
         with self.progress.doing(f"opening {source.what}"):

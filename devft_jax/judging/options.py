@@ -1,4 +1,4 @@
-"""The options of `devft judge`: what is asked, how answers are drawn, and who judges them."""
+"""The options of `devft judge`: what is asked, how answers are sampled, and who judges them."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -34,7 +34,7 @@ class AskedOptions:
     names: tuple[str, ...] | None = option(None)
     """Names of the models in tables and files, one for each; by default those of their folders."""
     limit: int | None = option(None, at_least=1)
-    """Most questions of each category, the first ones; by default all."""
+    """Number of questions of each category, the first ones; by default all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,19 +53,19 @@ class OpeningOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerOptions:
-    """How answers are drawn."""
+    """How answers are sampled."""
 
     max_new_tokens: int = option(1024, at_least=1)
-    """Most tokens of an answer; fewer where the model has no room for them behind the conversation."""
+    """Maximum tokens of an answer; fewer where the conversation leaves less room in the model."""
     temperatures: Literal["greedy", "fastchat"] = "greedy"
     """Greedy, or FastChat's by category: writing and roleplay 0.7, stem and humanities 0.1, extraction, math, coding and
     reasoning 0, others 0.7."""
     sampling_seed: int = option(0, within="[0, 2^32)")
-    """Seed of the drawn tokens; without effect where answers are greedy."""
+    """Seed of the sampled tokens; no effect where answers are greedy."""
     stop: tuple[str, ...] = verbatim(())
-    """Texts that end an answer and are cut from it."""
+    """Texts that end an answer; they are removed from it."""
     generation_batch: int = execution(16, at_least=1)
-    """Most questions answered at once."""
+    """Maximum number of questions answered at once."""
 
     def temperature(self, category: str) -> float:
         """The temperature at which a question is answered.
@@ -94,7 +94,8 @@ class JudgeOptions:
     """Who judges, and how."""
 
     judge: str | None = None
-    """A judge of one's own, package.module:name; without it and without --endpoint, questions are only answered."""
+    """Your own judge as package.module:name, a function of a Case; without it and without --endpoint, the questions are
+    answered but not judged."""
     mode: Literal["single", "pairwise", "both"] = "single"
     """Single (every answer rated from 1 to 10), pairwise (every model's answers beside the baseline's, in both orders), or
     both."""
@@ -107,7 +108,7 @@ class JudgeOptions:
     verdict_tries: int = option(3, at_least=1, at_most=100)
     """How often a judge is asked about an answer until its judgement has a verdict."""
     concurrency: int | None = execution(None, at_least=1, at_most=1024)
-    """Most judgements under way at once; by default 4 at an endpoint, 1 in a judge of one's own."""
+    """Maximum number of judgements under way at once; by default 4 at an endpoint, 1 with your own judge."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +122,7 @@ class EndpointOptions:
     key_variable: str | None = None
     """Environment variable that holds the endpoint's key; by default OPENAI_API_KEY, and no key where that is not set."""
     judge_tokens: int = option(2048, at_least=1)
-    """Most tokens of a judgement."""
+    """Maximum tokens of a judgement."""
     timeout: float = execution(120.0, above=0)
     """Seconds until a request that has no complete answer is sent again."""
     retries: int = execution(6, at_least=0, at_most=1000)

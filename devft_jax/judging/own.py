@@ -1,5 +1,6 @@
-"""A judge of one's own: a function by its import path, as `--algorithm` takes one."""
+"""A user-defined judge: a function by its import path, as `--algorithm` takes one."""
 
+import inspect
 import traceback
 from typing import Any
 
@@ -26,6 +27,13 @@ def own_judge(name: str) -> Judge:
     function = imported("judge", name)[1]
     if not callable(function):
         raise InputError(f"judge '{name}' is no function ({type(function).__name__}); name a function of a Case.")
+    try:
+        inspect.signature(function).bind(None)
+    except TypeError as error:
+        raise InputError(f"judge '{name}' cannot be called with a Case alone ({error}); let it take one.") from error
+    except ValueError:
+        # Some functions written in C do not say what they take.
+        pass
 
     def judge(case: Case) -> Reply:
         try:

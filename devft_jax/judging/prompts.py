@@ -147,7 +147,7 @@ def to_case(
       turn: 1 or 2.
       answers: of one model, or of two in the order in which the judge is to see them; a text for each turn of the question.
       references: the reference answers, where there are any.
-      prompts: of the judge, by name; None for a judge of one's own that needs none.
+      prompts: of the judge, by name; None for a judge that needs none.
     """
     given = tuple(tuple(texts[:turn]) for texts in answers)
     reference = None if references is None else references.turns.get(question.id)

@@ -53,7 +53,7 @@ class Judging:
       judge: that is asked.
       name: in tables and files.
       modes: in which it judges.
-      prompts: by name; None for a judge of one's own without a file of them.
+      prompts: by name; None for a user-defined judge without a file of them.
       references: reference answers, where there are any.
       concurrency: most judgements under way at once.
       endpoint: the judge, where it is an endpoint.
@@ -100,7 +100,7 @@ def check_request(
       what: the models, and files of answers.
       asked: questions, names and the folder.
       opening: how models are opened.
-      answering: how answers are drawn.
+      answering: how answers are sampled.
       judging: who judges, and how.
       endpoint: where.
       progress: where an endpoint says that it is asked again.

@@ -130,7 +130,7 @@ def test_a_model_without_a_template_says_so(place, folders, capsys):
         (["one.jsonl", "--endpoint", "http://x/v1"], "endpoint needs the name of the model that judges there"),
         (["one.jsonl", "--endpoint", "x", "--judge-model", "y"], "endpoint 'x' is no address of HTTP"),
         (
-            ["one.jsonl", "--judge-prompts", "none.jsonl", "--judge", "os:getcwd"],
+            ["one.jsonl", "--judge-prompts", "none.jsonl", "--judge", "os.path:basename"],
             "the judge prompts none.jsonl cannot be read",
         ),
         (["one.jsonl", "--limit", "0"], "limit 0 is not positive"),
@@ -179,7 +179,7 @@ def test_a_wrong_key_keeps_what_was_judged(place, capsys):
 def test_a_folder_of_something_else_is_not_written_to(place, capsys):
     (place / "out").mkdir()
     (place / "out" / "results.json").write_text('{"mine": 1}')
-    assert judge("one.jsonl", "--judge", "os:getcwd") == 2
+    assert judge("one.jsonl", "--judge", "os.path:basename") == 2
     assert "holds something else (results.json)" in capsys.readouterr().err
     assert (place / "out" / "results.json").read_text() == '{"mine": 1}'
 

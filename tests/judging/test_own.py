@@ -1,4 +1,4 @@
-"""A judge of one's own: one function, by its import path."""
+"""A user-defined judge: one function, by its import path."""
 
 import sys
 import types
@@ -20,6 +20,7 @@ def module(monkeypatch):
     found.nothing = lambda case: None
     found.fails = lambda case: 1 / 0
     found.constant = 3
+    found.two = lambda case, other: 5
     monkeypatch.setitem(sys.modules, found.__name__, found)
     return found
 
@@ -35,6 +36,10 @@ def test_it_gives_text_with_a_verdict_or_a_number(module):
         ("number", "judge 'number' is no name that imports; write package.module:name, or name an endpoint"),
         ("judge_of_a_test:numbr", "did you mean 'number'"),
         ("no_such_module_here:x", "names the module no_such_module_here, which is neither installed nor in"),
+        (
+            "judge_of_a_test:two",
+            "cannot be called with a Case alone (missing a required argument: 'other'); let it take one",
+        ),
         ("judge_of_a_test:constant", "judge 'judge_of_a_test:constant' is no function (int); name a function of a Case."),
     ],
 )
