@@ -6,6 +6,7 @@ from typing import Any
 
 from devft_jax.commands.flags import Section, flags_of, parse
 from devft_jax.commands.jax_setup import require_devices
+from devft_jax.inference.selected import SelectionOptions
 from devft_jax.judging.judge import judge
 from devft_jax.judging.options import AnswerOptions, AskedOptions, EndpointOptions, JudgeOptions, OpeningOptions
 from devft_jax.options import operand
@@ -31,6 +32,7 @@ class WhatOptions:
 ROOMS: dict[str, type] = {
     "models": WhatOptions,
     "asked": AskedOptions,
+    "selection": SelectionOptions,
     "opening": OpeningOptions,
     "answering": AnswerOptions,
     "judging": JudgeOptions,

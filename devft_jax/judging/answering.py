@@ -13,24 +13,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import jax
-import numpy as np
-
 from devft_jax.data import Record
 from devft_jax.data.encoding import prompt_tokens
 from devft_jax.data.records import Turn
 from devft_jax.errors import InputError
+from devft_jax.harness.identity import model_identity
+from devft_jax.harness.meter import Meter
 from devft_jax.inference.respondent import Respondent
 from devft_jax.judging.lines import GrowingLines
 from devft_jax.judging.options import AnswerOptions
-from devft_jax.judging.pace import Pace
 from devft_jax.judging.questions import MOST_TURNS, Answers, Id, Question, answer_of, question_id
 from devft_jax.judging.stop import Stop
 from devft_jax.models.generation.generate import generate
 from devft_jax.options import identity_fields
 from devft_jax.reporting import Progress
-from devft_jax.storage.fingerprint import fingerprint
-from devft_jax.training.fingerprints import base_fingerprint
 
 ID_LENGTH = 22
 """Characters of an answer's id, as FastChat's have."""
@@ -44,7 +40,7 @@ class Asked:
       name: of the model.
       respondent: the model.
       options: how answers are sampled.
-      digest: of the model, its adapter and its template.
+      digest: of the model and its adapter, with its template and what ends its answers.
     """
 
     name: str
@@ -61,10 +57,9 @@ class Asked:
           respondent: the model.
           options: how answers are sampled.
         """
-        adapter = [] if respondent.adapter is None else [np.asarray(leaf) for leaf in jax.tree.leaves(respondent.adapter)]
-        settings = [respondent.template, list(respondent.eos_ids), str(respondent.compute.dtype)]
-        digest = fingerprint(base_fingerprint(respondent.model.base), *adapter, json.dumps(settings))
-        return cls(name, respondent, options, digest)
+        model = respondent.model
+        identity = model_identity(model.config, model.base, respondent.adapter, respondent.compute)
+        return cls(name, respondent, options, json.dumps([identity, respondent.template, list(respondent.eos_ids)]))
 
     def answer_id(self, question: Question) -> str:
         """The id of this model's answer to a question.
@@ -101,15 +96,15 @@ def answer_questions(
     """
     known = _known(asked, questions, file)
     missing = [question for question in questions if question.id not in known]
-    if known and missing:
-        progress.say(f"  {len(known)} of {len(questions)} questions were answered before")
-    pace = Pace(progress, f"answers of {asked.name}", len(questions), len(known))
+    meter = Meter(progress, f"answers of {asked.name}", len(questions), len(questions) - len(missing))
+    finished = 0
     cut: list[Id] = []
     for batch in _batches(asked, missing):
         for question, texts in zip(batch, _answered(asked, batch, cut), strict=True):
             file.append(_row(asked, question, texts))
             known[question.id] = tuple(texts)
-        pace.add(len(batch))
+        finished += len(batch)
+        meter.advance(len(batch), finished / len(missing))
         stop.check()
     if cut:
         progress.warn(

@@ -28,6 +28,9 @@ from devft_jax.judging.stop import Abandoned
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0
 """Seconds between two attempts."""
 
+PAUSE = 5.0
+"""Seconds between two lines about requests that failed."""
+
 MOST_ASKED_WAIT = 3600.0
 """Seconds that an endpoint may ask to wait."""
 
@@ -143,6 +146,7 @@ class Endpoint:
         self._say = say
         self._lock = threading.Lock()
         self._not_before = 0.0
+        self._said = float("-inf")
         self._has_answered = False
         self._body: dict[str, Any] = {"model": options.judge_model, "temperature": 0, "max_tokens": options.judge_tokens}
         httpx = _httpx()
@@ -196,10 +200,14 @@ class Endpoint:
         """Wait before the next attempt; all requests wait where the endpoint asked for it."""
         doubled = min(LONGEST_WAIT, FIRST_WAIT * 2**attempt) * random.uniform(0.5, 1.0)
         wait = doubled if failed.wait is None else failed.wait + random.uniform(0, min(FIRST_WAIT, doubled))
-        if failed.wait is not None:
-            with self._lock:
-                self._not_before = max(self._not_before, time.monotonic() + failed.wait)
-        self._say(f"  the endpoint gave no answer ({failed.reason}); asking again in {wait:.1f} s")
+        now = time.monotonic()
+        with self._lock:
+            if failed.wait is not None:
+                self._not_before = max(self._not_before, now + failed.wait)
+            is_news = now - self._said >= PAUSE
+            self._said = now if is_news else self._said
+        if is_news:
+            self._say(f"  the endpoint gave no answer ({failed.reason}); asking again in {wait:.1f} s")
         if self.given_up.wait(wait):
             raise Abandoned
 

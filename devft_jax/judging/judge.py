@@ -12,11 +12,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from devft_jax.inference.selected import SelectionOptions
 from devft_jax.judging.answering import Asked, answer_questions
 from devft_jax.judging.judgements import Spent, judge_all, spent_on, wanted_pairs, wanted_singles
 from devft_jax.judging.lines import GrowingLines
 from devft_jax.judging.options import AnswerOptions, AskedOptions, EndpointOptions, JudgeOptions, OpeningOptions
-from devft_jax.judging.pace import Pace
 from devft_jax.judging.questions import Answers
 from devft_jax.judging.request import Judging, Request, Source, check_request, open_source
 from devft_jax.judging.results import Results, results_of
@@ -51,6 +51,7 @@ def judge(
     what: Sequence[str],
     asked: AskedOptions,
     *,
+    selection: SelectionOptions | None = None,
     opening: OpeningOptions | None = None,
     answering: AnswerOptions | None = None,
     judging: JudgeOptions | None = None,
@@ -62,6 +63,7 @@ def judge(
     Args:
       what: the models as `open_respondent` takes them, and files of answers in FastChat's layout.
       asked: questions, names and the folder.
+      selection: which models of runs, and which base.
       opening: how models are opened.
       answering: how answers are sampled.
       judging: who judges, and how.
@@ -76,16 +78,17 @@ def judge(
       RunError: the judge fails, or a file cannot be written; what was done is kept.
     """
     progress = progress or Progress()
-    opening, answering = opening or OpeningOptions(), answering or AnswerOptions()
+    selection, opening = selection or SelectionOptions(), opening or OpeningOptions()
+    answering = answering or AnswerOptions()
     judging, endpoint = judging or JudgeOptions(), endpoint or EndpointOptions()
-    request = check_request(what, asked, opening, answering, judging, endpoint, progress)
+    request = check_request(what, asked, selection, opening, answering, judging, endpoint, progress)
     signals = StopRequest(progress.say, may_exit=True)
     stop = Stop(signals)
     with RunFolder(asked.out, JUDGED) as folder, signals.listening():
         work = _Work(folder, request, stop, progress)
         try:
             work.begin(asked.questions)
-            answers = [work.answers(source, opening, answering) for source in request.sources]
+            answers = [work.answers(source, selection, opening, answering) for source in request.sources]
             if request.judging is None:
                 return Judged(folder.path, answers)
             rows = work.judgements(request.judging, answers, judging.verdict_tries)
@@ -124,12 +127,14 @@ class _Work:
         }
         self.folder.write_json("results.json", self._facts | {"results": None})
 
-    def answers(self, source: Source, opening: OpeningOptions, options: AnswerOptions) -> Answers:
+    def answers(
+        self, source: Source, selection: SelectionOptions, opening: OpeningOptions, options: AnswerOptions
+    ) -> Answers:
         """The answers of a model: those of its file, or generated."""
         if source.answers is not None:
             return source.answers
         with self.progress.doing(f"opening {source.what}"):
-            asked = Asked.of(source.name, open_source(source, opening), options)
+            asked = Asked.of(source.name, open_source(source, selection, opening), options)
         self.stop.doing("the answers under way")
         file = GrowingLines(self.folder.path / "model_answer" / f"{source.name}.jsonl")
         found = answer_questions(asked, self.request.questions, file, self.progress, self.stop)
@@ -156,12 +161,6 @@ class _Work:
             ending = "single" if mode == "single" else "pair"
             name = re.sub(r"[^\w.-]", "_", f"{judging.name}_{ending}.jsonl")
             said = "ratings" if mode == "single" else "comparisons"
-
-            def pace(total: int, done: int, said: str = said) -> Pace:
-                if 0 < done < total:
-                    self.progress.say(f"  {done} of {total} {said} were made before")
-                return Pace(self.progress, f"{said} by {judging.name}", total, done)
-
             rows[mode] = judge_all(
                 list(wanted[mode]()),
                 judging.judge,
@@ -169,7 +168,8 @@ class _Work:
                 GrowingLines(self.folder.path / "model_judgment" / name),
                 tries=tries,
                 concurrency=judging.concurrency,
-                pace=pace,
+                progress=self.progress,
+                what=f"{said} by {judging.name}",
                 stop=self.stop,
                 give_up=judging.endpoint.given_up.set if judging.endpoint is not None else lambda: None,
             )

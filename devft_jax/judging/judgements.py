@@ -8,6 +8,7 @@ in the file is not judged again. A pair is two games, in the second of which the
 """
 
 import hashlib
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,12 +17,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from devft_jax.errors import InputError
+from devft_jax.harness.meter import Meter
 from devft_jax.judging.cases import HIGHEST, LOWEST, Case, Judge, Reply, is_readable, rating_of, winner_of
 from devft_jax.judging.lines import GrowingLines
-from devft_jax.judging.pace import Pace
 from devft_jax.judging.prompts import JudgePrompt, to_case
 from devft_jax.judging.questions import Answers, Question
 from devft_jax.judging.stop import Abandoned, Stop
+from devft_jax.reporting import Progress
 
 WINNERS = ("model_1", "model_2", "tie", "error")
 """What FastChat calls the outcome of a game; "error" is a judgement without a verdict."""
@@ -170,7 +172,8 @@ def judge_all(
     *,
     tries: int,
     concurrency: int,
-    pace: Callable[[int, int], Pace],
+    progress: Progress,
+    what: str,
     stop: Stop,
     give_up: Callable[[], None] = lambda: None,
 ) -> list[dict[str, Any]]:
@@ -183,7 +186,8 @@ def judge_all(
       file: of judgements of this mode and judge.
       tries: how often the judge is asked until a judgement has a verdict.
       concurrency: most judgements under way.
-      pace: makes the progress of so many judgements, of which so many are there.
+      progress: where it is said how far it is.
+      what: the judgements are, for the progress.
       stop: asks for an end; judgements under way are finished.
       give_up: called where a judgement failed for good or a stop was requested, so that others end their waits.
 
@@ -197,13 +201,14 @@ def judge_all(
     """
     known = {row["digest"]: _checked(row, where) for where, row in file.read() if isinstance(row.get("digest"), str)}
     missing = [each for each in wanted if each.digest not in known]
-    said = pace(len(wanted), len(wanted) - len(missing))
+    meter = Meter(progress, what, len(wanted), len(wanted) - len(missing))
+    kept = itertools.count(1)
 
     def keep(one: Wanted, replies: Sequence[Said]) -> None:
         row = _row(one, judge_name, replies)
         file.append(row)
         known[one.digest] = row
-        said.add(1)
+        meter.advance(1, next(kept) / len(missing))
 
     _ask_all(missing, lambda one: [ask(judge, case, tries) for case in one.cases], keep, concurrency, stop, give_up)
     return [known[each.digest] for each in wanted]

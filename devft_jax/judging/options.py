@@ -41,8 +41,6 @@ class AskedOptions:
 class OpeningOptions:
     """How the models are opened, where that is to differ from what their folders say."""
 
-    model: str | None = path(None)
-    """The base of those that are PEFT adapters; by default the one that each names."""
     template: str | None = None
     """Wording of a conversation: a template of `devft list`; by default a run's own, the chat template of other models."""
     quantization: Literal["none", "int8", "int4", "nf4"] | None = None

@@ -8,7 +8,8 @@ from pathlib import Path
 from devft_jax.errors import InputError
 from devft_jax.files import checked_path, printable
 from devft_jax.inference.respondent import ModelOptions, Respondent, open_respondent
-from devft_jax.inference.sources import kind_of
+from devft_jax.inference.selected import SelectionOptions
+from devft_jax.inference.sources import Kind, kind_of
 from devft_jax.judging.cases import Judge, Mode
 from devft_jax.judging.endpoint import Endpoint
 from devft_jax.judging.options import AnswerOptions, AskedOptions, EndpointOptions, JudgeOptions, OpeningOptions
@@ -88,6 +89,7 @@ class Request:
 def check_request(
     what: Sequence[str],
     asked: AskedOptions,
+    selection: SelectionOptions,
     opening: OpeningOptions,
     answering: AnswerOptions,
     judging: JudgeOptions,
@@ -99,6 +101,7 @@ def check_request(
     Args:
       what: the models, and files of answers.
       asked: questions, names and the folder.
+      selection: which models of runs, and which base.
       opening: how models are opened.
       answering: how answers are sampled.
       judging: who judges, and how.
@@ -108,7 +111,7 @@ def check_request(
     Raises:
       InputError: the first thing that is wrong.
     """
-    for options in (asked, opening, answering, judging, endpoint):
+    for options in (asked, selection, opening, answering, judging, endpoint):
         check_options(options)
     if "" in answering.stop:
         raise InputError("stop holds an empty text, which every answer begins with; leave it out.")
@@ -116,7 +119,7 @@ def check_request(
     questions = read_questions(questions_file, asked.limit)
     sources = _sources(what, asked.names, questions)
     names = [source.name for source in sources]
-    _check_bases(sources, opening)
+    _check_selection(sources, selection)
     if judging.mode != "single" and len(sources) < 2:
         raise InputError(f"mode {judging.mode} compares models and there is one; name two or more, or use single.")
     if judging.baseline is not None and judging.baseline not in names:
@@ -152,44 +155,51 @@ def _sources(what: Sequence[str], names: Sequence[str] | None, questions: Sequen
     return found
 
 
-def _check_bases(sources: Sequence[Source], opening: OpeningOptions) -> None:
-    """Raise `InputError` where a base is named that no model needs."""
-    adapters = [each for each in sources if each.answers is None and kind_of(Path(each.what).expanduser()) == "adapter"]
-    if opening.model is not None and not adapters:
-        raise InputError(
-            f"model {printable(opening.model)} is the base of adapters, and none of the models is one; leave it out, or "
-            "judge it as "
-            "a model of its own."
-        )
+SELECTED: dict[str, tuple[Kind, ...]] = {
+    "stage": ("run",),
+    "round": ("run",),
+    "client": ("run",),
+    "model": ("run", "adapter"),
+}
+"""The kinds of sources that an option of selection is for."""
 
 
-def open_source(source: Source, opening: OpeningOptions) -> Respondent:
+def _check_selection(sources: Sequence[Source], selection: SelectionOptions) -> None:
+    """Raise `InputError` for an option of selection that is for none of the models."""
+    kinds = {kind_of(checked_path(source.what, "what")) for source in sources if source.answers is None}
+    for name, of in SELECTED.items():
+        value = getattr(selection, name)
+        if value is not None and not kinds & set(of):
+            raise InputError(
+                f"{name} {printable(str(value))} is for {' and '.join(f'{kind}s' for kind in of)}, and none of the "
+                "models is one; leave it out."
+            )
+
+
+def open_source(source: Source, selection: SelectionOptions, opening: OpeningOptions) -> Respondent:
     """Load a model that is asked.
 
     Args:
       source: that has no answers yet.
+      selection: which of its models, and which base; what is for other kinds of sources is left out.
       opening: how it is opened.
 
     Raises:
       InputError: it cannot be opened, or has neither a chat template nor one of its run.
     """
     kind = kind_of(checked_path(source.what, "what"))
+    chosen = SelectionOptions(**{name: getattr(selection, name) for name, of in SELECTED.items() if kind in of})
     # A run's conversations are worded as in its training; of other models nothing is known but their chat template.
     template = opening.template or (None if kind == "run" else "chat")
     options = ModelOptions(template=template, quantization=opening.quantization, dtype=opening.dtype)
     try:
-        if kind == "adapter" and opening.model is not None:
-            with_base = ModelOptions(
-                adapter=source.what, template=template, quantization=opening.quantization, dtype=opening.dtype
-            )
-            return open_respondent(opening.model, with_base)
-        return open_respondent(source.what, options)
+        return open_respondent(source.what, options, chosen)
     except InputError as error:
         if opening.template is None and kind != "run" and "chat template" in str(error):
             raise InputError(
                 f"{printable(source.what)} has no chat template that words a conversation, and is no run that has a "
-                "template of "
-                "its own; give the one that it was trained with, such as --template alpaca."
+                "template "
+                "of its own; give the one that it was trained with, such as --template alpaca."
             ) from error
         raise
 

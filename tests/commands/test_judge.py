@@ -89,17 +89,17 @@ def test_models_answer_and_a_function_judges(place, folders, monkeypatch, capsys
         "def rate(case):\n    return min(10, 1 + len(case.answers[0][case.turn - 1].split()))\n"
     )
     monkeypatch.syspath_prepend(str(place))
-    words = [folders["run"], folders["adapter"], "--names", "run,adapter", "--max-new-tokens", "6"]
+    words = [folders["run"], folders["adapter"], folders["model"], "--names", "run,adapter,base", "--max-new-tokens", "6"]
     words += ["--model", folders["model"], "--template", "completion"]
     assert judge(*words) == 0
     said = capsys.readouterr().out
     assert "answered; judge them by --endpoint URL" in said
     assert results(place)["results"] is None
     files = sorted((place / "out" / "model_answer").iterdir())
-    assert [file.name for file in files] == ["adapter.jsonl", "run.jsonl"]
+    assert [file.name for file in files] == ["adapter.jsonl", "base.jsonl", "run.jsonl"]
     # The run's adapter on the run's base in the run's template, by either way.
     texts = [[json.loads(line)["choices"] for line in file.read_text().splitlines()] for file in files]
-    assert texts[0] == texts[1]
+    assert texts[0] == texts[2] != texts[1]
     before = [file.read_bytes() for file in files]
     assert judge(*words, "--judge", "my_judge_of_a_test:rate") == 0
     assert [file.read_bytes() for file in files] == before
@@ -123,7 +123,8 @@ def test_a_model_without_a_template_says_so(place, folders, capsys):
         (["one.jsonl", "--mode", "pairwise"], "mode pairwise compares models and there is one"),
         (["one.jsonl", "two.jsonl", "--baseline", "twp"], "baseline 'twp' is none of the models; did you mean 'two'?"),
         (["absent.jsonl"], "the answers absent.jsonl cannot be read"),
-        (["one.jsonl", "--model", "x"], "model x is the base of adapters, and none of the models is one"),
+        (["one.jsonl", "--model", "x"], "model x is for runs and adapters, and none of the models is one; leave it out."),
+        (["bundled", "--round", "2"], "round 2 is for runs, and none of the models is one; leave it out."),
         (["one.jsonl", "--judge", "a:b", "--endpoint", "http://x/v1"], "judge and endpoint are two judges"),
         (["one.jsonl", "--judge", "a"], "judge 'a' is no name that imports"),
         (["one.jsonl", "--judge-model", "gpt-4"], "judge_model gpt-4 belongs to an endpoint"),

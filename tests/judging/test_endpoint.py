@@ -24,6 +24,7 @@ CASE = Case("single", Question(1, "writing", ("Hi",)), 1, (("Hello",),), None, "
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr(module, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(module, "PAUSE", 0.0)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
 
 

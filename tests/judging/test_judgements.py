@@ -14,7 +14,6 @@ from devft_jax.judging.endpoint import Endpoint
 from devft_jax.judging.judgements import judge_all, spent_on, wanted_pairs, wanted_singles
 from devft_jax.judging.lines import GrowingLines
 from devft_jax.judging.options import EndpointOptions
-from devft_jax.judging.pace import Pace
 from devft_jax.judging.prompts import read_judge_prompts
 from devft_jax.judging.questions import Answers, read_answers, read_questions
 from devft_jax.judging.stop import Stop, Stopped
@@ -48,7 +47,7 @@ def pairs(benchmark, name="judge-1"):
 
 
 def run(wanted, judge, path, **options):
-    given = {"tries": 3, "concurrency": 1, "stop": Stop(), "pace": lambda total, done: Pace(QUIET, "x", total, done)}
+    given = {"tries": 3, "concurrency": 1, "stop": Stop(), "progress": QUIET, "what": "ratings"}
     return judge_all(wanted, judge, "judge-1", GrowingLines(path), **given | options)
 
 
