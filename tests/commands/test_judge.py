@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import pandas
 import pytest
 
 from devft_jax.commands.cli import run_command
@@ -82,6 +83,21 @@ def test_answers_of_files_are_rated_and_compared_and_the_key_is_nowhere(place, c
     written = [path for path in (place / "out").rglob("*") if path.is_file()]
     assert not [path for path in written if KEY in path.read_text()]
     assert KEY not in said.out + said.err
+
+
+def test_fastchats_program_reads_the_judgements(place):
+    """What its show_result.py does with the files, on the same means and wins."""
+    with endpoint(judge=by_content) as fake:
+        words = ["one.jsonl", "two.jsonl", "--mode", "both", "--endpoint", fake.url, "--judge-model", "gpt-4"]
+        assert judge(*words) == 0
+    ratings = pandas.read_json(place / "out" / "model_judgment" / "gpt-4_single.jsonl", lines=True)
+    ratings = ratings[["model", "score", "turn"]]
+    means = ratings[ratings["score"] != -1].groupby(["model", "turn"]).mean()["score"]
+    assert means.to_dict() == {("one", 1): 4, ("one", 2): 4, ("two", 1): 9, ("two", 2): 9}
+    pairs = pandas.read_json(place / "out" / "model_judgment" / "gpt-4_pair.jsonl", lines=True)
+    assert set(zip(pairs["model_1"], pairs["model_2"], pairs["g1_winner"], pairs["g2_winner"], strict=True)) == {
+        ("two", "one", "model_1", "model_1")
+    }
 
 
 def test_models_answer_and_a_function_judges(place, folders, monkeypatch, capsys):
