@@ -27,6 +27,7 @@ ORDER = (
     "testing",
     "training",
     "inference",
+    "benchmarking",
     "exporting",
     "planning",
     "comparing",

@@ -36,6 +36,7 @@ COMMANDS = {
     "export": "write a run's adapter, merged model or a stage's submodel in the formats of PEFT and transformers",
     "generate": "answer prompts with a run's model or any other, with and without its adapter",
     "judge": "answer open-ended questions (Vicuna-Bench, MT-Bench) and have the answers rated or compared by a judge",
+    "evaluate": "score models on benchmarks: MMLU, TruthfulQA, IFEval, BBH and any task of lm-evaluation-harness",
     "list": "list algorithms, growths, presets, data sets and templates",
 }
 """What each command does; the module of the same name in this package implements it."""

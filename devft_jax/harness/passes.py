@@ -224,7 +224,7 @@ def _mixed(queries: jax.Array, parts: list[_Part]) -> jax.Array:
 
 def _scores(hidden: jax.Array, head: jax.Array, sequences: Sequences) -> Scores:
     """Scores of the places in use; elsewhere they mean nothing."""
-    size, wanted = sequences.targets.shape
+    size, targets_each = sequences.targets.shape
     states = hidden.reshape(-1, hidden.shape[-1])
     rows = min(SCORED_AT_ONCE, size)
     cut: Callable[..., jax.Array] = partial(jax.lax.dynamic_slice_in_dim, slice_size=rows)
@@ -234,10 +234,13 @@ def _scores(hidden: jax.Array, head: jax.Array, sequences: Sequences) -> Scores:
         targets = cut(sequences.targets, start)
         state = states[cut(sequences.places, start)]
         logits = jnp.einsum("nd,dv->nv", state, head.astype(state.dtype), preferred_element_type=jnp.float32)
-        found = jnp.take_along_axis(logits, targets, axis=1) - jax.nn.logsumexp(logits, axis=1, keepdims=True)
-        hit = jnp.argmax(logits, axis=1, keepdims=True) == targets
+        wanted = jnp.take_along_axis(logits, targets, axis=1)
+        top = jnp.max(logits, axis=1, keepdims=True)
+        found = wanted - top - jnp.log(jnp.sum(jnp.exp(logits - top), axis=1, keepdims=True))
+        # A search for the place of the greatest logit would cost about as much as the product.
+        hit = wanted == top
         put = partial(jax.lax.dynamic_update_slice_in_dim, start_index=start, axis=0)
         return Scores(put(scores.log_likelihoods, found), put(scores.likeliest, hit))
 
-    empty = Scores(jnp.zeros((size, wanted), jnp.float32), jnp.zeros((size, wanted), bool))
+    empty = Scores(jnp.zeros((size, targets_each), jnp.float32), jnp.zeros((size, targets_each), bool))
     return jax.lax.fori_loop(0, -(-sequences.count[0] // rows), body, empty)

@@ -69,7 +69,7 @@ class Scorer:
       adapter: low-rank updates of it, or None.
       compute: execution choices.
       devices: that divide the passes among them; each holds the whole model. By default all local ones.
-      sequence_tokens: most tokens of a packed sequence of several rows.
+      sequence_tokens: most tokens of a packed sequence of several rows; by default `SEQUENCE_TOKENS`.
       sequences: packed sequences of a device in one pass; by default 1 on CPUs and 8 elsewhere.
 
     Raises:
@@ -84,7 +84,7 @@ class Scorer:
         *,
         compute: Compute = DEFAULT_COMPUTE,
         devices: Sequence[jax.Device] | None = None,
-        sequence_tokens: int = SEQUENCE_TOKENS,
+        sequence_tokens: int | None = None,
         sequences: int | None = None,
     ) -> None:
         if adapter is not None and adapter.hyper is not None:
@@ -93,7 +93,7 @@ class Scorer:
             )
         devices = jax.local_devices() if devices is None else devices
         self.config, self.compute = config, compute
-        self.sequence_tokens = sequence_tokens
+        self.sequence_tokens = sequence_tokens or SEQUENCE_TOKENS
         self.sequences = sequences or (1 if devices[0].platform == "cpu" else 8)
         self.mesh = client_mesh(devices)
         self.base, self.adapter = place((base, adapter), self.mesh)

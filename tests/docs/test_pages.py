@@ -15,6 +15,7 @@ import pytest
 
 from devft_jax.commands import cli
 from devft_jax.commands.compare import parse_compare
+from devft_jax.commands.evaluate import parse_evaluate
 from devft_jax.commands.generate import parse_generate
 from devft_jax.commands.judge import parse_judge
 from devft_jax.commands.list import ListOptions
@@ -207,6 +208,8 @@ def check_command(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
         parse_generate(rest)
     elif command == "judge":
         parse_judge(rest)
+    elif command == "evaluate":
+        parse_evaluate(rest)
     else:
         parse_options(f"devft {command}", {"report": ReportOptions, "list": ListOptions}[command], rest)
 
