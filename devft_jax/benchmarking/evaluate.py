@@ -17,6 +17,7 @@ from devft_jax.harness.results import Results
 from devft_jax.harness.store import RequestStore
 from devft_jax.harness.tasks import OpenTasks, TaskOptions, open_tasks, run_tasks
 from devft_jax.inference.respondent import ModelOptions, Respondent, open_respondent
+from devft_jax.inference.selected import SelectionOptions
 from devft_jax.models.huggingface.safetensors import one_line
 from devft_jax.reporting.progress import Progress
 
@@ -44,6 +45,7 @@ def evaluate(
     sources: Sequence[str],
     options: BenchmarkOptions,
     model: ModelOptions | None = None,
+    selection: SelectionOptions | None = None,
     *,
     progress: Progress | None = None,
 ) -> list[Evaluated]:
@@ -53,6 +55,7 @@ def evaluate(
       sources: of the models: folders of runs, adapters or models, Hugging Face names, or "bundled".
       options: tasks and how they are run.
       model: how the models are loaded.
+      selection: which of a source's models, by default its newest.
       progress: is told how far it is; None for nobody.
 
     Returns:
@@ -72,7 +75,7 @@ def evaluate(
     opened = open_tasks(options.tasks, benchmark_files=options.benchmark_files, template=model.template or "alpaca")
     evaluated: list[Evaluated] = []
     for source in sources:
-        respondent = open_respondent(source, model, compare=options.compare)
+        respondent = open_respondent(source, model, selection, compare=options.compare)
         voices = {source: respondent}
         if options.compare:
             voices = {f"{source} without adapter": respondent.bare, source: respondent}

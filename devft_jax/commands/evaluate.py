@@ -10,6 +10,7 @@ from devft_jax.benchmarking.options import BenchmarkOptions
 from devft_jax.commands.flags import Section, flags_of, parse
 from devft_jax.commands.jax_setup import require_devices
 from devft_jax.inference.respondent import ModelOptions
+from devft_jax.inference.selected import SelectionOptions
 from devft_jax.options import operand
 from devft_jax.reporting.progress import Progress
 from devft_jax.runtime.screen import show
@@ -30,26 +31,33 @@ class WhatOptions:
     for the small model that comes with this package; several are compared on the same items."""
 
 
-def parse_evaluate(arguments: Sequence[str]) -> tuple[tuple[str, ...], BenchmarkOptions, ModelOptions]:
+def parse_evaluate(
+    arguments: Sequence[str],
+) -> tuple[tuple[str, ...], BenchmarkOptions, ModelOptions, SelectionOptions]:
     """Parse a command line.
 
     Args:
       arguments: the words after `devft evaluate`.
 
     Returns:
-      The models, the tasks and how the models are loaded; only types are checked.
+      The sources, the tasks, how models are loaded, and which of a source's models; only types are checked.
 
     Raises:
       InputError: the words cannot be parsed.
     """
-    groups: dict[str, Any] = {"models": WhatOptions, "benchmarks": BenchmarkOptions, "loading": ModelOptions}
+    groups: dict[str, Any] = {
+        "models": WhatOptions,
+        "benchmarks": BenchmarkOptions,
+        "loading": ModelOptions,
+        "selection": SelectionOptions,
+    }
     sections = [Section(title, flags_of(options)) for title, options in groups.items()]
     values = parse("devft evaluate", ABOUT, sections, arguments)
     given = [
         groups[section.title](**{flag.name: values[flag.name] for flag in section.flags if flag.name in values})
         for section in sections
     ]
-    return given[0].what, given[1], given[2]
+    return given[0].what, given[1], given[2], given[3]
 
 
 def command(arguments: Sequence[str]) -> int:
@@ -58,12 +66,12 @@ def command(arguments: Sequence[str]) -> int:
     Args:
       arguments: the words after `devft evaluate`.
     """
-    what, asked, loading = parse_evaluate(arguments)
+    what, asked, loading, selection = parse_evaluate(arguments)
     require_devices()
     progress = Progress(sys.stderr)
     with StopRequest(progress.say, may_exit=True).listening() as stop:
         try:
-            evaluated = evaluate(what, asked, loading, progress=progress)
+            evaluated = evaluate(what, asked, loading, selection, progress=progress)
         except Stopped:
             progress.say("stopped; the same command goes on from there.")
             return 128 + (stop.signal or 2)

@@ -17,6 +17,7 @@ from devft_jax.commands.evaluate import parse_evaluate
 from devft_jax.errors import InputError
 from devft_jax.harness import scoring
 from devft_jax.inference.respondent import ModelOptions
+from devft_jax.inference.selected import SelectionOptions
 from devft_jax.runtime.stopping import Stopped
 from tests.inference.folders import write_folders
 
@@ -116,9 +117,9 @@ def test_the_command_prints_a_table(folders, task, capsys):
 
 
 def test_words_become_options():
-    what, options, loading = parse_evaluate(
-        ["runs/a", "bundled", "--tasks", "mmlu:500@5", "--tasks", "paper", "--limit", "7", "--compare", "--dtype", "float32"]
+    what, options, loading, selection = parse_evaluate(
+        ["runs/a", "bundled", "--tasks", "mmlu:500@5", "--tasks", "paper", "--limit", "7", "--compare", "--stage", "2"]
     )
     assert what == ("runs/a", "bundled")
     assert options == BenchmarkOptions(tasks=("mmlu:500@5", "paper"), limit=7, compare=True)
-    assert loading == ModelOptions(dtype="float32")
+    assert (loading, selection) == (ModelOptions(), SelectionOptions(stage=2))

@@ -17,7 +17,6 @@ from devft_jax.commands.cli import run_command
 from devft_jax.config.files import to_plain
 from devft_jax.errors import InputError, RunError
 from devft_jax.exporting.export import export
-from devft_jax.inference.respondent import ModelOptions, open_respondent
 from devft_jax.models.architecture import PROJECTIONS
 from devft_jax.models.base import init_base
 from devft_jax.models.huggingface.peft.names import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE
@@ -156,17 +155,6 @@ def test_the_full_adapter_as_of_a_stage(finished, first_stage, tmp_path):
         np.testing.assert_allclose(imported.lora[name].a, factors.a, atol=1e-6)
         np.testing.assert_allclose(imported.lora[name].b, factors.b, atol=1e-6)
         assert np.abs(imported.lora[name].b - finished.adapter.lora[name].b).max() > 1e-3
-
-
-def test_a_model_opened_at_a_stage_has_the_adapter_that_an_export_of_it_has(finished, tiny, tmp_path):
-    export(finished.folder, tmp_path / "out", stage=1)
-    opened = open_respondent(str(finished.folder), ModelOptions(stage=1)).adapter
-    np.testing.assert_allclose(logits(tiny / "model", opened), logits(tiny / "model", import_peft(tmp_path / "out", MODEL)))
-    assert np.abs(logits(tiny / "model", opened) - logits(tiny / "model", finished.adapter)).max() > 1e-3
-    with pytest.raises(InputError, match="stage 3 is outside 1 to 2"):
-        open_respondent(str(finished.folder), ModelOptions(stage=3))
-    with pytest.raises(InputError, match="stage 1 is of a run's checkpoints; name a run's folder"):
-        open_respondent(str(tiny / "model"), ModelOptions(stage=1))
 
 
 def test_the_last_stage_is_the_model_itself(finished, tiny, tmp_path):
