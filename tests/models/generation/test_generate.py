@@ -120,6 +120,18 @@ def test_by_default_an_answer_has_the_room_that_a_short_model_leaves_it(base):
         generate(short, base, None, [[5] * 16], options=GenerationOptions())
 
 
+def test_every_answer_may_have_its_own_limit_up_to_the_models_end(base):
+    """The cache has no slot beyond the model's length; a row that is full by then changes neither itself nor others."""
+    short = dataclasses.replace(CONFIG, max_length=32)
+    prompts = [*PROMPTS, [int(token) for token in np.arange(30) % CONFIG.vocabulary]]
+    limits = [25, 3, 20, 2]
+    answers = generate(short, base, None, prompts, options=GenerationOptions(), limits=limits)
+    assert [len(answer.tokens) for answer in answers] == limits
+    for prompt, limit, answer in zip(prompts, limits, answers, strict=True):
+        assert generate(short, base, None, [prompt], options=GenerationOptions(), limits=[limit]) == [answer]
+    assert answers[0].tokens[:9] == naive(base, PROMPTS[0], 9)
+
+
 @pytest.mark.parametrize("options", [greedy(11), SAMPLED], ids=["greedy", "nucleus"])
 @pytest.mark.parametrize("change", [{"generation_batch": 1}, {"generation_batch": 2, "tokens_per_look": 3}], ids=str)
 def test_batches_and_chunks_change_no_answer(base, options, change):
