@@ -204,7 +204,9 @@ def test_a_folder_of_something_else_is_not_written_to(place, capsys):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_process_that_is_stopped_or_killed_goes_on_where_it_was(place, number):
     """With real signals: no case that was kept is judged again."""
-    with endpoint(judge=lambda body: time.sleep(0.15) or "[[5]]") as fake:
+    with endpoint() as fake:
+        # Quick at first, then so slow that the signal comes in time however busy the machine is.
+        fake.judge = lambda body: time.sleep(0.0 if len(fake.requests) <= 6 else 1.5) or "[[5]]"
         words = ["judge", "one.jsonl", "two.jsonl", "--endpoint", fake.url, "--judge-model", "x", "--concurrency", "2"]
         command = [sys.executable, "-m", "devft_jax", *words, "--questions", "question.jsonl", "--out", "out"]
         environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
