@@ -5,6 +5,7 @@ of SmolLM2-135M-Instruct, which is too large to come with the data.
 """
 
 import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -116,7 +117,7 @@ def pretrained(request, shared):
     folder = os.environ.get("DEVFT_SMOLLM2")
     if folder is None:
         pytest.skip("DEVFT_SMOLLM2 names no folder of SmolLM2-135M-Instruct")
-    return folder
+    return Path(folder)
 
 
 @pytest.mark.parametrize("names", [MULTIPLE_CHOICE, GENERATED], ids=["multiple choice", "generated"])
