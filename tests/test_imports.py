@@ -1,4 +1,4 @@
-"""The rooms of the package import downward only, none above itself and no two each other; none of them is crowded."""
+"""The packages import downward only, without circles, and no file, class or function is too large."""
 
 import ast
 import subprocess
@@ -36,7 +36,7 @@ ORDER = (
     "commands",
     "__main__",
 )
-"""Every room after those that it may import. The package's face and its command stand above them all."""
+"""Every package after those that it may import. The package's face and its command stand above them all."""
 AT_THE_ROOT = {"__init__", "__main__", "errors", "options", "typing", "testing"}
 MOST_LINES = {"file": 450, "class": 300, "function": 70}
 
@@ -60,24 +60,24 @@ def imported(name, file, known):
                 yield inner if inner in known else node.module
 
 
-def room(name):
+def package_of(name):
     return name.split(".")[1] if "." in name else ""
 
 
 def test_nothing_else_stands_at_the_root():
     assert {file.stem for file in ROOT.glob("*.py")} <= AT_THE_ROOT
-    rooms = {folder.name for folder in ROOT.iterdir() if (folder / "__init__.py").exists()} - {"assets"}
-    assert rooms <= set(ORDER)
+    packages = {folder.name for folder in ROOT.iterdir() if (folder / "__init__.py").exists()} - {"assets"}
+    assert packages <= set(ORDER)
 
 
-def test_no_room_imports_one_above_it():
+def test_no_package_imports_one_above_it():
     known = dict(modules())
     above = [
         f"{name} imports {other}"
         for name, file in known.items()
-        if room(name) in ORDER
+        if package_of(name) in ORDER
         for other in imported(name, file, known)
-        if room(other) not in ORDER[: ORDER.index(room(name)) + 1]
+        if package_of(other) not in ORDER[: ORDER.index(package_of(name)) + 1]
     ]
     assert not above
 
@@ -108,7 +108,7 @@ def test_files_classes_and_functions_fit_into_a_reader():
 
 def test_an_import_leaves_the_devices_to_the_user():
     """JAX takes no more settings of its devices once an array was made, so no module may make one while it is read."""
-    names = [name for name, _ in modules() if room(name) != "__main__"]
+    names = [name for name, _ in modules() if package_of(name) != "__main__"]
     # Every module that is named in the answer has used a device.
     script = (
         "import importlib, sys\n"

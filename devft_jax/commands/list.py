@@ -78,7 +78,7 @@ def method_text(name: str) -> str:
 def _own(name: str) -> tuple[str, list[str]]:
     """The kind of a user-defined object, "algorithm" or "growth", and the docstrings of its module and of the object."""
     module, found = imported("method", name)
-    is_growth = isinstance(found, Growth | NamedGrowth)
+    is_growth = isinstance(found, Growth | NamedGrowth) or (isinstance(found, type) and issubclass(found, Growth))
     if inspect.isfunction(found):
         # A growth is made from the options and the number of layers, an algorithm from the options and any of its own.
         needed = [each for each in inspect.signature(found).parameters.values() if each.default is each.empty]

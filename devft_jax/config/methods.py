@@ -229,7 +229,7 @@ def _making(kind: str, name: str) -> Iterator[None]:
         raise
     except ValueError as error:
         raise InputError(f"{kind} '{name}': {error}" if imports(name) else str(error)) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if not imports(name):
             raise
         raise _failed(f"{kind} '{name}'", "making it", error) from error

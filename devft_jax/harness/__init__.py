@@ -1,6 +1,6 @@
 """Benchmarks of lm-evaluation-harness: a model of this package as its backend, tasks from local files, results.
 
-The harness builds requests from a benchmark's questions and turns answers into scores; this room answers the requests:
+The harness builds requests from a benchmark's questions and turns answers into scores; this package answers the requests:
 log-likelihoods over a trie of all prompts (`rows`, `packing`, `passes`, `scoring`), texts by the generation of
 `devft_jax.models.generation`. It needs the extra `eval`.
 """

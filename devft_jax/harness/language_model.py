@@ -42,8 +42,8 @@ class LanguageModel(TemplateLM):
       eos_ids: tokens that end a text, besides the tokenizer's eos.
       compute: execution choices.
       devices: that share the work; by default all local ones.
-      store: finished requests of this very model, which are not computed again; None keeps none.
-      progress: is told how far it is; None for nobody.
+      store: finished requests of this model, which are not computed again; None stores none.
+      progress: the progress output; None for none.
       batch: most texts drawn at once.
       seed: of drawn texts.
 
@@ -145,7 +145,7 @@ class LanguageModel(TemplateLM):
 
         Args:
           requests: with (context, continuation) as `args`.
-          disable_tqdm: not used; progress is told to `progress`.
+          disable_tqdm: not used; progress is reported to `progress`.
 
         Raises:
           InputError: a continuation is longer than the model reads.

@@ -1,4 +1,4 @@
-"""Checks of objects that are passed in place of what a configuration names, before anything is compiled."""
+"""Checks of the objects that are passed to `train`, before anything is compiled."""
 
 import types
 
@@ -10,6 +10,19 @@ from devft_jax.models.architecture import ModelConfig
 from devft_jax.testing import LawError, check_algorithm, check_growth
 
 
+def check_kind(name: str, item: object, kind: type, remedy: str) -> None:
+    """Raise `InputError` unless an object is an instance of a class.
+
+    Args:
+      name: name of the argument.
+      item: the object.
+      kind: the class.
+      remedy: what to pass instead, as an imperative.
+    """
+    if not isinstance(item, kind):
+        raise InputError(f"{name} is {kind_of(item)}, not a {kind.__name__}; {remedy}.")
+
+
 def check_given_growth(growth: object, num_layers: int) -> None:
     """Raise `InputError` unless an object is a growth whose methods agree with each other, see `devft_jax.testing`.
 
@@ -19,7 +32,7 @@ def check_given_growth(growth: object, num_layers: int) -> None:
     """
     if not isinstance(growth, Growth):
         raise InputError(
-            f"growth is {_kind(growth)}, not a Growth; pass an instance of a class that inherits from "
+            f"growth is {kind_of(growth)}, not a Growth; pass an instance of a class that inherits from "
             "devft_jax.developmental.Growth, or name one in the configuration."
         )
     try:
@@ -38,7 +51,7 @@ def check_given_algorithm(algorithm: object, model: ModelConfig, config: RunConf
     """
     if not isinstance(algorithm, Algorithm):
         raise InputError(
-            f"algorithm is {_kind(algorithm)}, not an Algorithm; pass the record that a function such as fedit(config) "
+            f"algorithm is {kind_of(algorithm)}, not an Algorithm; pass the record that a function such as fedit(config) "
             "returns, or name one in the configuration."
         )
     try:
@@ -47,8 +60,12 @@ def check_given_algorithm(algorithm: object, model: ModelConfig, config: RunConf
         raise InputError(str(error)) from error
 
 
-def _kind(item: object) -> str:
-    """What an object is, for an error message."""
+def kind_of(item: object) -> str:
+    """What an object is, for an error message.
+
+    Args:
+      item: the object.
+    """
     if isinstance(item, type):
         return f"the class {item.__qualname__}"
     if isinstance(item, types.FunctionType):

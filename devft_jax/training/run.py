@@ -23,6 +23,7 @@ from devft_jax.config.run_config import RunConfig
 from devft_jax.config.validation import validate
 from devft_jax.data import FederatedData, describe
 from devft_jax.developmental import Growth
+from devft_jax.errors import InputError
 from devft_jax.federated.algorithm import Algorithm
 from devft_jax.models.adapter import Adapter
 from devft_jax.models.huggingface.model import Model
@@ -44,6 +45,7 @@ from devft_jax.training.finishing import (
     write_adapter,
     write_split,
 )
+from devft_jax.training.given import check_kind, kind_of
 from devft_jax.training.loop import run_rounds
 from devft_jax.training.opening import describe_object, finished_summary, open_run, refuse_lost_checkpoints
 from devft_jax.training.parts import build_parts
@@ -113,6 +115,7 @@ def train(
       InputError: the request is invalid.
       RunError: the run could not continue; its checkpoints are kept.
     """
+    _check_arguments(config, model, data, callbacks)
     progress = progress or Progress()
     stop = StopRequest(progress.say, may_exit=True)
     given = {"model": model, "data": data, "algorithm": algorithm, "growth": growth}
@@ -122,6 +125,19 @@ def train(
     except Stopped:
         progress.say("stopped before a round was trained; the same command starts the run again.")
         return Run(config, Path(config.out or default_folder(config)).absolute(), None, None, stop.signal)
+
+
+def _check_arguments(config: object, model: object, data: object, callbacks: object) -> None:
+    """Raise `InputError` for an argument of `train` that is an object of another class."""
+    check_kind("config", config, RunConfig, "pass RunConfig(...) or preset(...)")
+    if model is not None:
+        check_kind("model", model, Model, "pass an opened model, or name one in the configuration: RunConfig(model=...)")
+    if data is not None:
+        check_kind("data", data, FederatedData, "pass the data itself, or name it in the configuration: RunConfig(data=...)")
+    if not isinstance(callbacks, Sequence):
+        raise InputError(f"callbacks is not a list but {kind_of(callbacks)}; pass a list, also for a single callback.")
+    for callback in callbacks:
+        check_kind("an entry of callbacks", callback, Callback, "pass instances of classes that inherit from Callback")
 
 
 def _trained(

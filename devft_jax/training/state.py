@@ -10,8 +10,7 @@ from devft_jax.developmental import LayerMap, Transition
 from devft_jax.federated.bank import ClientBank
 from devft_jax.models.base import Base
 from devft_jax.storage.records import RoundRecord, RunTotals, StageRecord
-
-PyTree = Any
+from devft_jax.typing import PyTree
 
 
 @dataclass

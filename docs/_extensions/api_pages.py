@@ -42,7 +42,7 @@ def write(name: str, folder: Path) -> None:
 
 
 def write_all(app: Sphinx) -> None:
-    """Write all pages, and remove those of modules that are no more."""
+    """Write all pages, and remove those of modules that no longer exist."""
     folder = Path(app.srcdir) / "api"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()

@@ -120,9 +120,9 @@ def test_a_presets_options_are_nobodys_choice(name, growth, algorithm):
 )  # fmt: skip
 def test_an_option_without_effect_is_refused_with_its_owner(flags, sentence, capsys, tmp_path):
     assert run_command(["run", *flags.split(), "--out", str(tmp_path / "run")]) == 2
-    told = capsys.readouterr().err
-    assert told.startswith(f"devft: {sentence}")
-    assert told.count("\n") == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"devft: {sentence}")
+    assert said.count("\n") == 1
     assert not (tmp_path / "run").exists()
     assert run_command(["plan", *flags.split()]) == 2
     assert sentence in capsys.readouterr().err
@@ -151,8 +151,8 @@ def test_options_with_an_effect_are_taken(flags):
 def test_all_that_has_no_effect_is_named_at_once(capsys):
     flags = "--growth end-to-end --prox-mu 0.5 --capacities 4,8 --dirichlet-alpha 0.01 --client-ranks 4,2"
     assert run_command(["run", *flags.split()]) == 2
-    told = capsys.readouterr().err
-    assert told.endswith(
+    said = capsys.readouterr().err
+    assert said.endswith(
         "or quantity (capacities 4,8, prox_mu 0.5 and client_ranks 4,2 have no effect either).\n",
     )
     assert run_command(["run", "--prox-mu", "0.5", "--rotation", "0.1"]) == 2
@@ -167,7 +167,7 @@ def test_files_of_clients_give_their_own_number(tmp_path):
     check_effects(parse_run([*data, "--partition", "iid", "--clients", "2"]))
     with pytest.raises(InputError, match="clients 5 has no effect with the partition file"):
         check_effects(parse_run([*data, "--clients", "5"]))
-    # Data that is not there is told of elsewhere.
+    # Data that is not there is reported elsewhere.
     check_effects(parse_run(["--data", str(tmp_path / "none.json"), "--clients", "5"]))
 
 

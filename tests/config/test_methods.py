@@ -101,6 +101,10 @@ def fails(config):
     raise RuntimeError("not today")
 
 
+def leaves(config):
+    raise SystemExit(3)
+
+
 def particular(config):
     raise ValueError("rank must be 7: give --rank 7")
 
@@ -245,6 +249,7 @@ ALGORITHMS = [
     ),
     ("outside.methods:nothing", "returns None; let it return an Algorithm"),
     ("outside.methods:fails", r"making it raised RuntimeError \(not today\) at \S+methods.py:\d+; correct the module"),
+    ("outside.methods:leaves", r"making it raised SystemExit \(3\) at \S+methods.py:\d+; correct the module"),
     ("outside.methods:particular", "rank must be 7: give --rank 7"),
     ("outside.broken:x", r"importing outside.broken raised ZeroDivisionError \(division by zero\) at \S+broken.py:2"),
     (
@@ -329,6 +334,8 @@ def test_the_list_shows_its_mathematics_and_what_it_reads(folder):
     assert "the upper half (ours)" in method_text("outside.methods:named")
     assert method_text("outside.methods:top").startswith("growth outside.methods:top\n")
     assert method_text("outside.methods:whole").startswith("growth outside.methods:whole\n")
+    with pytest.raises(InputError, match=r"^growth 'outside\.methods:Mine' is a class; name an instance of it"):
+        method_text("outside.methods:Mine")
 
 
 def test_a_run_is_resumed_exported_and_replayed_by_its_name(folder, word_tokenizer, capsys):

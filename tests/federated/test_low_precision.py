@@ -10,7 +10,7 @@ from devft_jax.federated.messages import message_bytes
 from tests.federated.harness import FIVE, aggregated, engine, fedit_with, init, participant, run_round, trained_messages
 from tests.federated.records import WEIGHTS, noise, started
 
-TRAVELLING = [name for name in ALGORITHMS if name not in ("local-only", "central")]
+SENDING = [name for name in ALGORITHMS if name not in ("local-only", "central")]
 # DoFIT's own step between domains does not depend on what a round has learned; FedAdagrad's shrinks with all rounds so far.
 OTHERWISE = {"dofit": {"domain_step": 0.0}, "fedadagrad": {"server_learning_rate": 1.0}}
 ROUNDS = 4
@@ -47,7 +47,7 @@ def cosine(one: np.ndarray, other: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("step", [1e-6, 1e-5])
-@pytest.mark.parametrize("name", TRAVELLING)
+@pytest.mark.parametrize("name", SENDING)
 def test_small_steps_arrive_and_add_up(name, step):
     wanted = change_by(name, "float32", step)
     moved = [path for path, leaf in wanted.items() if np.any(leaf)]
@@ -59,7 +59,7 @@ def test_small_steps_arrive_and_add_up(name, step):
             assert np.linalg.norm(found[path]) == pytest.approx(np.linalg.norm(wanted[path]), rel=0.05)
 
 
-@pytest.mark.parametrize("name", TRAVELLING)
+@pytest.mark.parametrize("name", SENDING)
 def test_a_message_of_16_bits_has_half_the_bytes(name):
     sizes = {}
     for dtype in ("float32", "bfloat16"):

@@ -43,7 +43,7 @@ def test_ranks_up_to_the_narrowest_projection_are_taken(options):
 def test_every_command_refuses_it_before_it_begins(command, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run_command([*command, "--rank", "5000"]) == 2
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1
-    assert "rank 5000 exceeds 64, the largest rank that projection 'v' [128 x 64] can have; use 64 or less" in told
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "rank 5000 exceeds 64, the largest rank that projection 'v' [128 x 64] can have; use 64 or less" in said
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]

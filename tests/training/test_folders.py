@@ -28,15 +28,15 @@ def test_a_finished_run_is_not_run_again(finished, config, capfd):
         found = [path for path in finished.folder.rglob("*") if path.is_file() and path.name != ".lock"]
         return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in found}
 
-    before, told = files(), io.StringIO()
-    again = train(dataclasses.replace(config, out=str(finished.folder)), progress=Progress(told))
+    before, said = files(), io.StringIO()
+    again = train(dataclasses.replace(config, out=str(finished.folder)), progress=Progress(said))
     assert again.finished
     assert again.summary.to_plain() == json.loads((finished.folder / "summary.json").read_text())
     assert again.history == finished.history
     for leaf, same in zip(jax.tree.leaves(again.adapter), jax.tree.leaves(finished.adapter), strict=True):
         np.testing.assert_array_equal(leaf, same)
     assert files() == before
-    assert "finished after 6 rounds: nothing is left to do" in told.getvalue()
+    assert "finished after 6 rounds: nothing is left to do" in said.getvalue()
 
 
 def test_a_finished_run_without_its_checkpoints_is_not_trained_anew(copied):
@@ -106,10 +106,10 @@ def test_a_run_that_was_stored_with_relative_paths_goes_on_from_where_it_was_beg
 def test_a_lengthened_cosine_says_what_becomes_of_its_rate(config, tmp_path, lengthened_rate):
     short = dataclasses.replace(config, rounds=2, growth="end-to-end", min_learning_rate=1e-3, out=str(tmp_path))
     last = train(short, progress=QUIET).history[-1].learning_rate
-    told = io.StringIO()
+    output = io.StringIO()
     longer = dataclasses.replace(short, rounds=6, lengthened_rate=lengthened_rate)
-    rates = [row.learning_rate for row in train(longer, progress=Progress(told)).history]
-    said = told.getvalue()
+    rates = [row.learning_rate for row in train(longer, progress=Progress(output)).history]
+    said = output.getvalue()
     if lengthened_rate == "schedule":
         assert rates[2:] == pytest.approx([0.03775, 0.0255, 0.01325, 0.0042824], rel=1e-4)
         assert f"warning: lengthened from 2 to 6 rounds: the learning rate is {last:.3g} in round 2 and 0.0378" in said
@@ -276,8 +276,8 @@ def test_a_page_that_cannot_be_written_does_not_fail_a_run_that_is_saved(config,
         raise InputError("the report cannot be written; name another file.")
 
     monkeypatch.setattr("devft_jax.training.finishing.write_report", refuse)
-    told = io.StringIO()
-    run = train(dataclasses.replace(config, out=str(tmp_path), rounds=2, growth="end-to-end"), progress=Progress(told))
+    said = io.StringIO()
+    run = train(dataclasses.replace(config, out=str(tmp_path), rounds=2, growth="end-to-end"), progress=Progress(said))
     assert run.finished
     assert (tmp_path / "summary.json").exists()
-    assert "the report cannot be written; name another file. The run itself is saved." in told.getvalue()
+    assert "the report cannot be written; name another file. The run itself is saved." in said.getvalue()

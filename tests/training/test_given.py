@@ -11,6 +11,7 @@ from devft_jax.errors import InputError
 from devft_jax.federated.algorithms import ALGORITHMS
 from devft_jax.federated.algorithms.fedit import fedit
 from devft_jax.reporting import Progress
+from devft_jax.training.callbacks import Callback
 from devft_jax.training.given import check_given_algorithm, check_given_growth
 from devft_jax.training.run import train
 from tests.federated.harness import TWO
@@ -69,3 +70,24 @@ def test_nothing_is_written_or_compiled_for_them(tmp_path, word_tokenizer, monke
     with pytest.raises(InputError, match="unweighted breaks the law"):
         train(dataclasses.replace(config, out=str(out)), algorithm=unweighted(config), progress=Progress(lambda line: None))
     assert not out.exists() or not list(out.glob("*.json*"))
+
+
+class Idle(Callback):
+    """Does nothing."""
+
+
+@pytest.mark.parametrize(
+    ("config", "given", "sentence"),
+    [
+        ("demo", {}, r"^config is an object of str, not a RunConfig; pass RunConfig\(\.\.\.\) or preset\(\.\.\.\)\.$"),
+        (RUN, {"model": "some/model"}, "^model is an object of str, not a Model; pass an opened model, or name one"),
+        (RUN, {"data": "a.jsonl"}, "^data is an object of str, not a FederatedData; pass the data itself, or name it"),
+        (RUN, {"callbacks": Idle()}, "^callbacks is not a list but an object of Idle; pass a list"),
+        (RUN, {"callbacks": [Idle]}, "^an entry of callbacks is the class Idle, not a Callback; pass instances"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused(config, given, sentence, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=sentence):
+        train(config, **given)
+    assert not list(tmp_path.iterdir())

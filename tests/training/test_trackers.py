@@ -122,7 +122,7 @@ def test_weights_and_biases_offline_leaves_its_files(two_stages, tmp_path, monke
     chosen = dataclasses.replace(two_stages, out=str(tmp_path), track=("wandb",), growth="end-to-end", rounds=2)
     assert train(chosen, progress=QUIET).finished
     assert list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
-    # What it leaves there is the run's own.
+    # Its files belong to the run, which can still be resumed.
     assert train(dataclasses.replace(chosen, rounds=3), progress=QUIET).summary.resumed_after == [2]
 
 
