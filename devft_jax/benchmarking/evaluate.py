@@ -56,7 +56,7 @@ def evaluate(
       options: tasks and how they are run.
       model: how the models are loaded.
       selection: which of a source's models, by default its newest.
-      progress: is told how far it is; None for nobody.
+      progress: the progress output; None for none.
 
     Returns:
       The scores of each source, with `compare` before them those of the model without its adapter.

@@ -14,8 +14,7 @@ from devft_jax.runtime.screen import show
 
 ABOUT = (
     "Answer the questions of Vicuna-Bench or MT-Bench with models, and have the answers judged: rated from 1 to 10, or "
-    "compared in both orders, by an OpenAI-compatible endpoint or your own function. Files have FastChat's "
-    "layouts. What an "
+    "compared in both orders, by an OpenAI-compatible endpoint or your own function. Files have FastChat's layouts. What an "
     "earlier call with the same --out did is not done again; without a judge questions are only answered."
 )
 
@@ -29,7 +28,7 @@ class WhatOptions:
     package, or files of answers in FastChat's layout, which end in .jsonl."""
 
 
-ROOMS: dict[str, type] = {
+OPTION_GROUPS: dict[str, type] = {
     "models": WhatOptions,
     "asked": AskedOptions,
     "selection": SelectionOptions,
@@ -38,7 +37,7 @@ ROOMS: dict[str, type] = {
     "judging": JudgeOptions,
     "endpoint": EndpointOptions,
 }
-"""The options by the argument of `judge` that takes them; each heads its part of the help."""
+"""The option groups by the argument of `judge` that takes them; these names are also the headings of the help."""
 
 
 def parse_judge(arguments: Sequence[str]) -> dict[str, Any]:
@@ -48,15 +47,15 @@ def parse_judge(arguments: Sequence[str]) -> dict[str, Any]:
       arguments: the words after `devft judge`.
 
     Returns:
-      An instance of each room of options, by its name in `ROOMS`.
+      An instance of each option group, by its name in `OPTION_GROUPS`.
 
     Raises:
       InputError: the words cannot be read.
     """
-    sections = [Section(title, flags_of(room)) for title, room in ROOMS.items()]
+    sections = [Section(title, flags_of(group)) for title, group in OPTION_GROUPS.items()]
     values = parse("devft judge", ABOUT, sections, arguments)
     return {
-        section.title: ROOMS[section.title](
+        section.title: OPTION_GROUPS[section.title](
             **{flag.name: values[flag.name] for flag in section.flags if flag.name in values}
         )
         for section in sections
@@ -69,9 +68,9 @@ def command(arguments: Sequence[str]) -> int:
     Args:
       arguments: the words after `devft judge`.
     """
-    rooms = parse_judge(arguments)
+    options = parse_judge(arguments)
     require_devices()
-    made = judge(rooms.pop("models").what, rooms.pop("asked"), **rooms)
+    made = judge(options.pop("models").what, options.pop("asked"), **options)
     if made.stopped_by is not None:
         return 128 + made.stopped_by
     if made.results is None:
