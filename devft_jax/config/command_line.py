@@ -12,6 +12,7 @@ from devft_jax.config.effects import unread
 from devft_jax.config.presets import PRESETS, preset
 from devft_jax.config.run_config import NAMES, RunConfig, field_types
 from devft_jax.config.values import as_words
+from devft_jax.errors import InputError
 from devft_jax.models.lora import resolve_alpha
 
 
@@ -50,13 +51,17 @@ def differing(config: RunConfig, start: RunConfig) -> dict[str, Any]:
 def command_line(config: RunConfig) -> str:
     """A shell command that parses to this configuration.
 
-    Options of methods that the run does not use, such as those that the arms of a comparison share, are left out.
+    Options of methods that the run does not use, such as those that the arms of a comparison share, are left out; all are
+    kept if a user-defined method cannot be imported here, as when a run is reported on another machine.
 
     Args:
       config: the run's configuration.
     """
     name, kinds = nearest_preset(config), field_types()
-    needless = {option for option, reason in unread(config).items() if reason.part in ("algorithm", "growth")}
+    try:
+        needless = {option for option, reason in unread(config).items() if reason.part in ("algorithm", "growth")}
+    except InputError:
+        needless = set()
     changes = {option: value for option, value in differing(config, start_of(name)).items() if option not in needless}
     # The folder comes last, where it is easy to replace.
     changes = {option: changes[option] for option in sorted(changes, key=lambda option: option == "out")}

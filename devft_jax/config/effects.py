@@ -23,7 +23,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from devft_jax.config.methods import METHODS, readers, record_of
+from devft_jax.config.methods import METHODS, readers, record_in, record_of
 from devft_jax.config.run_config import NAMES, RunConfig
 from devft_jax.data import DataOptions
 from devft_jax.developmental import NamedGrowth
@@ -59,7 +59,7 @@ def unread(config: RunConfig, objects: Collection[str] = ()) -> dict[str, Unread
       objects: parts of the run that were given as objects: "data", "algorithm" or "growth". What they read is not known, so
         an option that may depend on one of them is not reported. The same holds for a user-defined growth without a record.
     """
-    silent = {kind for kind in METHODS if record_of(kind, getattr(config, kind)) is None}
+    silent = {kind for kind in METHODS if record_in(config, kind) is None}
     found = {name: next(_reasons(config, name), None) for name in NAMES if not _parts(name) & {*objects, *silent}}
     return {name: reason for name, reason in found.items() if reason is not None}
 
@@ -69,7 +69,7 @@ def _reasons(config: RunConfig, name: str) -> Iterator[Unread]:
     declared = DECLARED[name]
     for kind in METHODS:
         chosen = getattr(config, kind)
-        method = record_of(kind, chosen)
+        method = record_in(config, kind)
         if method is None:
             continue
         if declared.get("of") == kind and name not in method.reads:

@@ -118,6 +118,22 @@ def record_of(kind: str, name: str) -> Algorithm | NamedGrowth | None:
     return found if isinstance(found, NamedGrowth) else None
 
 
+def record_in(config: Any, kind: str) -> Algorithm | NamedGrowth | None:
+    """The record of the method that a configuration names; None for a growth without one.
+
+    A user-defined algorithm is made with the configuration's options, because it may refuse the default ones.
+
+    Args:
+      config: the run's configuration.
+      kind: "algorithm" or "growth".
+
+    Raises:
+      InputError: a user-defined method cannot be imported or created.
+    """
+    name = getattr(config, kind)
+    return algorithm_of(config) if kind == "algorithm" and imports(name) else record_of(kind, name)
+
+
 def readers(kind: str, name: str) -> list[str]:
     """The package's own methods that read an option of single methods.
 

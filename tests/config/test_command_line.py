@@ -118,3 +118,8 @@ def test_a_runs_record_is_said_without_what_follows_or_does_not_matter():
     check_effects(parsed(command_line(stored)))
     other = dataclasses.replace(stored, alpha=64.0)
     assert command_line(other) == "devft run --rank 8 --alpha 64.0 --growth end-to-end"
+
+
+def test_a_run_whose_method_cannot_be_imported_here_still_has_a_command():
+    elsewhere = dataclasses.replace(RunConfig(), algorithm="absent_module:mine", prox_mu=0.5, stages=3)
+    assert command_line(elsewhere) == "devft run --stages 3 --algorithm absent_module:mine --prox-mu 0.5"

@@ -101,6 +101,13 @@ def fails(config):
     raise RuntimeError("not today")
 
 
+def particular_ranks(config):
+    """Has no default for the option that it reads."""
+    if config.client_ranks is None:
+        raise ValueError("give --client-ranks")
+    return dataclasses.replace(fedit(config), name="ranks", reads=("client_ranks",))
+
+
 def leaves(config):
     raise SystemExit(3)
 
@@ -307,6 +314,10 @@ def test_what_it_reads_its_record_says(folder):
         check_effects(RunConfig(algorithm="outside.methods:halved", rotation=0.1))
     with pytest.raises(InputError, match=r"^prox_mu 0\.5 is read by fedprox only"):
         check_effects(RunConfig(algorithm="outside.methods:plain", prox_mu=0.5))
+    # An algorithm may refuse the default options.
+    check_effects(RunConfig(algorithm="outside.methods:particular_ranks", client_ranks=(4, 2)))
+    with pytest.raises(InputError, match=r"^prox_mu 0\.5 is read by fedprox only"):
+        check_effects(RunConfig(algorithm="outside.methods:particular_ranks", client_ranks=(4, 2), prox_mu=0.5))
     check_effects(RunConfig(growth="outside.methods:named", stages=3))
     with pytest.raises(InputError, match=r"^warmup_rounds 2 is read by progfed only"):
         check_effects(RunConfig(growth="outside.methods:named", warmup_rounds=2))
