@@ -18,21 +18,21 @@ class BenchmarkOptions:
     """Folder with the benchmarks' original files (MMLU, TruthfulQA, BBH, IFEval, ARC-easy, PIQA), which then need no
     network."""
     limit: int | None = option(None, at_least=1)
-    """Most items of each task; by default all."""
+    """Maximum number of items of each task; by default all."""
     num_fewshot: int | None = option(None, at_least=0)
     """Worked examples before a question; by default each task's own number."""
     apply_chat_template: bool = False
-    """Word prompts as conversations by the tokenizer's chat template."""
+    """Format prompts as conversations with the tokenizer's chat template."""
     compare: bool = False
     """Also evaluate every model without its adapter."""
     seed: int = option(1234, at_least=0)
-    """Seed of the choice of worked examples, and of texts that are drawn."""
+    """Seed for choosing worked examples and for sampling texts."""
     out: str | None = path(None)
     """JSON file for the scores: absent, or scores written earlier, which are replaced."""
     keep_requests: bool = True
-    """Keep finished requests on disk, so that a stopped evaluation goes on and nothing is computed twice."""
+    """Keep finished requests on disk, so that a stopped evaluation can be resumed and nothing is computed twice."""
     text_batch: int = execution(16, at_least=1)
-    """Most texts generated at once."""
+    """Maximum number of texts generated at once."""
 
 
 BEGINNING = '{"devft_evaluation"'
@@ -52,7 +52,7 @@ def validate_benchmark(options: BenchmarkOptions) -> None:
     if place.is_dir():
         raise InputError(f"out {options.out} is a folder; name a file in it.")
     if not place.parent.is_dir():
-        raise InputError(f"out {options.out} lies in a folder that does not exist; make it, or name another file.")
+        raise InputError(f"out {options.out} is in a folder that does not exist; create it, or name another file.")
     if place.is_file():
         with place.open("rb") as file:
             begin = file.read(len(BEGINNING))

@@ -18,7 +18,7 @@ from devft_jax.runtime.stopping import Stopped, StopRequest
 
 ABOUT = (
     "Evaluate models on the tasks of lm-evaluation-harness, scored in this process. What an earlier evaluation of the same "
-    "model has finished is not computed again, so that a stopped one goes on with the same command."
+    "model has finished is not computed again, so the same command resumes a stopped evaluation."
 )
 
 
@@ -73,7 +73,7 @@ def command(arguments: Sequence[str]) -> int:
         try:
             evaluated = evaluate(what, asked, loading, selection, progress=progress)
         except Stopped:
-            progress.say("stopped; the same command goes on from there.")
+            progress.say("stopped; the same command resumes from there.")
             return 128 + (stop.signal or 2)
     show(as_text(evaluated))
     return 0

@@ -21,7 +21,7 @@ def microtask_folder(cache: Path, template: str) -> Path:
 
     Args:
       cache: where folders of tasks are kept.
-      template: how a problem is worded; chat leaves that to the tokenizer's template.
+      template: the prompt template; `chat` uses the tokenizer's own.
     """
     wording = "completion" if template == "chat" else template
     lines = [

@@ -1,4 +1,4 @@
-"""Finished requests on disk, so that a stopped evaluation goes on and no request is computed twice.
+"""Finished requests on disk, so that a stopped evaluation can be resumed and no request is computed twice.
 
 The file belongs to one model (`devft_jax.harness.identity`) and holds a JSON line for each finished request: its key, a
 digest of everything that its answer depends on (method, token ids, settings of generation), and the answer. Lines are only
@@ -107,7 +107,7 @@ class RequestStore:
         except OSError as error:
             raise RunError(
                 f"the finished requests {self.path} cannot be written ({one_line(error)}); make room there and start the "
-                "same command again: it goes on from there."
+                "same command again: it resumes from there."
             ) from error
         self._ends_in_line = True
         self._answers |= answers

@@ -71,7 +71,7 @@ class TaskOptions:
     Attributes:
       limit: most items of each task; None for all.
       num_fewshot: worked examples before a question; None for each task's own number. Tasks that fix 0 keep it.
-      apply_chat_template: whether prompts are worded as conversations by the tokenizer's template.
+      apply_chat_template: whether prompts are formatted as conversations with the tokenizer's template.
       system_instruction: text before every prompt; None for none.
       seed: of the choice of worked examples.
     """
@@ -127,7 +127,7 @@ def open_tasks(
       names: choices, as `TaskChoice.parse` reads them.
       benchmark_files: folder of benchmarks' original files, which then need no network; None for none.
       cache: where tasks made from files are kept; by default in the package's cache.
-      template: how microtasks are worded.
+      template: the prompt template of the microtasks.
 
     Raises:
       InputError: a name that is unknown, a file that cannot be used, or data that cannot be had.

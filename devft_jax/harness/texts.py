@@ -26,8 +26,8 @@ class TextRequest:
 
     Attributes:
       tokens: i32[n], the prompt, cut on the left to leave room for the text.
-      options: how the text is drawn and where it ends.
-      repeat: how many earlier requests ask the same; drawn texts differ by it.
+      options: how the text is sampled and where it ends.
+      repeat: how many earlier requests are the same; sampled texts differ by it.
     """
 
     tokens: np.ndarray
@@ -53,8 +53,8 @@ def text_options(settings: Mapping[str, Any], *, batch: int, seed: int = 0) -> G
 
     Args:
       settings: `generation_kwargs` of a task.
-      batch: most texts drawn at once.
-      seed: of drawn texts.
+      batch: maximum number of texts sampled at once.
+      seed: for sampled texts.
 
     Raises:
       InputError: a setting that is not supported.
@@ -88,7 +88,7 @@ def fitted(tokens: Tokens, options: GenerationOptions, max_length: int) -> tuple
 
     Args:
       tokens: of the prompt.
-      options: how its text is drawn.
+      options: how its text is sampled.
       max_length: most tokens that the model reads.
     """
     wanted = options.max_new_tokens

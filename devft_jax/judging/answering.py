@@ -1,6 +1,6 @@
 """A model's answers to a benchmark's questions, batch by batch, all turns of a question in one conversation.
 
-A conversation is worded as in training: the user's turn, the model's own answer with what ends it, the next turn. Answers
+Conversations are formatted as in training: the user's turn, the model's own answer with what ends it, the next turn. Answers
 are lines of FastChat's answer file. A line's `answer_id` is a digest of everything that decides its answer (model, adapter,
 template, options, question), so that a question whose answer is there is not asked again, and one that something else
 answered is noticed.
@@ -84,7 +84,7 @@ def answer_questions(
       asked: the model.
       questions: all of them.
       file: of this model's answers.
-      progress: where it is said how far it is, and what did not fit.
+      progress: shows how much is done, and what did not fit.
       stop: asks for an end after a batch.
 
     Returns:
@@ -109,8 +109,7 @@ def answer_questions(
     if cut:
         progress.warn(
             f"{asked.name} has no answer to {len(cut)} turns (the first of question {cut[0]}), because the conversation "
-            "fills "
-            f"its {asked.respondent.model.config.max_length} tokens; they are judged as empty answers."
+            f"fills its {asked.respondent.model.config.max_length} tokens; they are judged as empty answers."
         )
     return Answers(asked.name, known, str(file.path))
 
@@ -126,8 +125,7 @@ def _known(asked: Asked, questions: Sequence[Question], file: GrowingLines) -> d
         if row.get("answer_id") != asked.answer_id(question):
             raise InputError(
                 f"{where} answers question {question.id} as '{asked.name}' with another model, template, option or "
-                "wording of "
-                "the question; name another out, or give this model another name with --names."
+                "wording of the question; name another out, or give this model another name with --names."
             )
         found[question.id] = answer_of(row, where)
     return found

@@ -77,8 +77,7 @@ def key_of(variable: str | None) -> str | None:
     if not all("!" <= character <= "~" for character in key):
         raise InputError(
             f"the environment variable {printable(variable or KEY_VARIABLE)} holds characters that no key has, such as "
-            "blanks; "
-            "correct it."
+            "blanks; correct it."
         )
     return key or None
 
@@ -186,8 +185,7 @@ class Endpoint:
         again = f"after {self.options.retries + 1} attempts" if self.options.retries else "and retries is 0"
         raise RunError(
             f"endpoint {self.shown} does not answer ({last.reason}) {again}; what was judged is kept: start the same "
-            "command "
-            "again once it does."
+            "command again once it does."
         )
 
     def _wait_for_turn(self) -> None:
@@ -274,23 +272,20 @@ class Endpoint:
         if code == "insufficient_quota":
             raise RunError(
                 f"endpoint {self.shown} answered {answered}; what was judged is kept: start the same command again once "
-                "there "
-                "is quota."
+                "there is quota."
             )
         if status in AGAIN:
             wait = asked_wait(headers.get("Retry-After"))
             if wait is not None and wait > MOST_ASKED_WAIT:
                 raise RunError(
                     f"endpoint {self.shown} answered {answered} and asks to wait {wait:,.0f} s; what was judged is kept: "
-                    "start "
-                    "the same command again then."
+                    "start the same command again then."
                 )
             raise _Failed(answered, wait)
         if status == 404 or 300 <= status < 400:
             raise InputError(
                 f"endpoint {self.shown} answered {answered} to the model '{printable(str(self.options.judge_model))}'; "
-                "correct "
-                "--endpoint or --judge-model."
+                "correct --endpoint or --judge-model."
             )
         if not self._has_answered:
             raise InputError(

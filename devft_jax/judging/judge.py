@@ -1,4 +1,4 @@
-"""`devft judge`: answers to a benchmark's open questions, judged; a folder that every call goes on with.
+"""`devft judge`: answers to a benchmark's open questions, judged; every call continues in the same folder.
 
 model_answer/NAME.jsonl            answers of each model (FastChat's layout)
 model_judgment/JUDGE_single.jsonl  ratings, JUDGE_pair.jsonl comparisons (FastChat's layout)
@@ -35,7 +35,7 @@ class Judged:
     Attributes:
       folder: where everything lies.
       answers: of each model; empty where the call was stopped.
-      results: the figures; None where questions were only answered, or the call was stopped.
+      results: the figures; None if questions were only answered or the call was stopped.
       text: the results for a terminal; empty without results.
       stopped_by: the number of the signal that stopped it; None where it went to its end.
     """
@@ -68,7 +68,7 @@ def judge(
       answering: how answers are sampled.
       judging: who judges, and how.
       endpoint: where.
-      progress: where it is said how far it is.
+      progress: shows how much is done.
 
     Returns:
       The results, or what stopped the call.
@@ -93,7 +93,7 @@ def judge(
                 return Judged(folder.path, answers)
             rows = work.judgements(request.judging, answers, judging.verdict_tries)
         except (Stopped, stopping.Stopped):
-            progress.say("stopped; what was answered and judged is kept, and the same command goes on from there.")
+            progress.say("stopped; what was answered and judged is kept; the same command resumes from there.")
             return Judged(folder.path, stopped_by=signals.signal)
         finally:
             if request.judging is not None and request.judging.endpoint is not None:
@@ -109,7 +109,7 @@ class _Work:
       folder: of the call, locked.
       request: what is asked for.
       stop: asks for an end.
-      progress: where it is said how far it is.
+      progress: shows how much is done.
     """
 
     def __init__(self, folder: RunFolder, request: Request, stop: Stop, progress: Progress) -> None:
@@ -135,7 +135,7 @@ class _Work:
             return source.answers
         with self.progress.doing(f"opening {source.what}"):
             asked = Asked.of(source.name, open_source(source, selection, opening), options)
-        self.stop.doing("the answers under way")
+        self.stop.doing("the answers being generated")
         file = GrowingLines(self.folder.path / "model_answer" / f"{source.name}.jsonl")
         found = answer_questions(asked, self.request.questions, file, self.progress, self.stop)
         self.progress.say(f"  answers of {source.name}: {len(found.turns)}/{len(found.turns)}  {file.path}")
@@ -155,7 +155,7 @@ class _Work:
             "single": lambda: wanted_singles(judging.name, answers, *rest),
             "pairwise": lambda: wanted_pairs(judging.name, baseline, others, *rest),
         }
-        self.stop.doing("the judgements under way")
+        self.stop.doing("the judgements being made")
         rows: dict[str, list[dict[str, Any]]] = {}
         for mode in judging.modes:
             ending = "single" if mode == "single" else "pair"

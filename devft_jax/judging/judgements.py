@@ -186,7 +186,7 @@ def judge_all(
       file: of judgements of this mode and judge.
       tries: how often the judge is asked until a judgement has a verdict.
       concurrency: most judgements under way.
-      progress: where it is said how far it is.
+      progress: shows how much is done.
       what: the judgements are, for the progress.
       stop: asks for an end; judgements under way are finished.
       give_up: called where a judgement failed for good or a stop was requested, so that others end their waits.

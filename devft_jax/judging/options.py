@@ -30,7 +30,7 @@ class AskedOptions:
     questions: str = path()
     """File of questions in FastChat's layout, such as question.jsonl of Vicuna-Bench or MT-Bench."""
     out: str = path()
-    """Folder of answers, judgements and results; absent, empty, or begun by an earlier call, which goes on."""
+    """Folder of answers, judgements and results; absent, empty, or from an earlier call, which is continued."""
     names: tuple[str, ...] | None = option(None)
     """Names of the models in tables and files, one for each; by default those of their folders."""
     limit: int | None = option(None, at_least=1)
@@ -106,7 +106,7 @@ class JudgeOptions:
     verdict_tries: int = option(3, at_least=1, at_most=100)
     """How often a judge is asked about an answer until its judgement has a verdict."""
     concurrency: int | None = execution(None, at_least=1, at_most=1024)
-    """Maximum number of judgements under way at once; by default 4 at an endpoint, 1 with your own judge."""
+    """Maximum number of judgements at once; by default 4 at an endpoint, 1 with your own judge."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -42,9 +42,8 @@ def own_judge(name: str) -> Judge:
             raise _failed(name, case, error) from error
         if isinstance(said, bool) or not isinstance(said, str | int | float):
             raise RunError(
-                f"judge '{name}' gives a {type(said).__name__} for question {case.question.id}; let it return text with "
-                "a verdict"
-                " such as [[7]] or [[A]], or a number from 1 to 10."
+                f"judge '{name}' gives a {type(said).__name__} for question {case.question.id}; let it return text with a "
+                "verdict such as [[7]] or [[A]], or a number from 1 to 10."
             )
         return Reply(said if isinstance(said, str) else f"[[{said:g}]]")
 
@@ -56,7 +55,6 @@ def _failed(name: str, case: Case, error: Exception) -> RunError:
     at = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
     reason = printable(" ".join(str(error).split()))[:200]
     return RunError(
-        f"judge '{name}' ended by {type(error).__name__} ({reason}){at} at question {case.question.id}, turn "
-        f"{case.turn}; correct "
-        "it and start the same command again: what was judged is kept."
+        f"judge '{name}' ended by {type(error).__name__} ({reason}){at} at question {case.question.id}, turn {case.turn}; "
+        "correct it and start the same command again: what was judged is kept."
     )

@@ -105,8 +105,7 @@ def check_prompts(
             if not places <= allowed:
                 raise InputError(
                     f"the judge prompt '{name}' in {printable(str(path))} has a place {{{sorted(places - allowed)[0]}}}, "
-                    "which is "
-                    f"not filled; choose from {', '.join(sorted(allowed))}."
+                    f"which is not filled; choose from {', '.join(sorted(allowed))}."
                 )
 
 
@@ -126,8 +125,7 @@ def check_references(references: Answers | None, questions: Sequence[Question]) 
             where = "there is no file of them" if references is None else f"{references.place} has none"
             raise InputError(
                 f"question {question.id} ({question.category}) is judged beside a reference answer to every turn, and "
-                f"{where}; "
-                "name FastChat's reference_answer file with --references."
+                f"{where}; name FastChat's reference_answer file with --references."
             )
 
 

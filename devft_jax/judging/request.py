@@ -26,7 +26,7 @@ PROMPTS_FILE, REFERENCES_FILE = "judge_prompts.jsonl", "reference_answer_gpt-4.j
 """What is read beside the questions where no file is named."""
 
 AT_AN_ENDPOINT, IN_PYTHON = 4, 1
-"""Judgements under way at once, by default."""
+"""Number of judgements at once, by default."""
 
 _FILE_NAME = re.compile(r"[^\W_][\w.,@+= -]*")
 
@@ -56,7 +56,7 @@ class Judging:
       modes: in which it judges.
       prompts: by name; None for a user-defined judge without a file of them.
       references: reference answers, where there are any.
-      concurrency: most judgements under way at once.
+      concurrency: maximum number of judgements at once.
       endpoint: the judge, where it is an endpoint.
     """
 
@@ -198,8 +198,7 @@ def open_source(source: Source, selection: SelectionOptions, opening: OpeningOpt
         if opening.template is None and kind != "run" and "chat template" in str(error):
             raise InputError(
                 f"{printable(source.what)} has no chat template that words a conversation, and is no run that has a "
-                "template "
-                "of its own; give the one that it was trained with, such as --template alpaca."
+                "template of its own; give the one that it was trained with, such as --template alpaca."
             ) from error
         raise
 

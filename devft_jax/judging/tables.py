@@ -105,7 +105,7 @@ def to_text(results: Results, judge: str, spent: Spent, cost: float | None) -> s
 
 
 def notes(results: Results, judge: str, spent: Spent, cost: float | None) -> list[str]:
-    """What is to be known besides the tables: who judged, what it took, what has no verdict.
+    """Notes below the tables: who judged, at what cost, and what has no verdict.
 
     Args:
       results: of the judgements.

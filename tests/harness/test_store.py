@@ -55,5 +55,5 @@ def test_a_file_that_cannot_be_read_or_written_is_one_sentence(tmp_path):
         RequestStore(tmp_path)
     store = RequestStore(tmp_path / "file" / "model.jsonl")
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match=r"cannot be written .* it goes on from there"):
+    with pytest.raises(RunError, match=r"cannot be written .* it resumes from there"):
         store.add({"a": 1})
