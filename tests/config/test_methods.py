@@ -381,6 +381,7 @@ def test_a_run_is_resumed_exported_and_replayed_by_its_name(folder, word_tokeniz
         assert "names the module outside, which is neither installed nor in" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_comparison_finds_it_in_every_process(folder, word_tokenizer):
     config = dataclasses.replace(write_run_inputs(folder, word_tokenizer), rounds=1, capacities=None, devices=1)
     (folder / "asked.json").write_text(json.dumps(to_plain(config)))

@@ -114,6 +114,7 @@ def test_the_blocks_on_a_growth_run_and_what_they_say_holds(room, capsys):
     assert adaptive == "[2, 2, 4]"
 
 
+@pytest.mark.slow
 def test_the_blocks_on_an_algorithm_run_and_what_they_say_holds(room, capsys):
     run_blocks("docs/guides/your_algorithm.md")
     sent, _, of_ranks = capsys.readouterr().out.splitlines()

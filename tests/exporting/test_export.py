@@ -183,6 +183,7 @@ def test_an_unfinished_run_and_one_without_checkpoints(finished, config, tmp_pat
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.slow
 def test_a_stage_shorter_than_the_distance_of_checkpoints_can_be_exported(config, tmp_path):
     run = train(dataclasses.replace(config, checkpoint_every=100, out=str(tmp_path / "run")), progress=QUIET)
     assert "after round 3 of 6" in str(export(run.folder, tmp_path / "out", form="submodel", stage=1))

@@ -46,7 +46,7 @@ def cosine(one: np.ndarray, other: np.ndarray) -> float:
     return float(np.sum(one * other) / (np.linalg.norm(one) * np.linalg.norm(other)))
 
 
-@pytest.mark.parametrize("step", [1e-6, 1e-5])
+@pytest.mark.parametrize("step", [1e-6, pytest.param(1e-5, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", SENDING)
 def test_small_steps_arrive_and_add_up(name, step):
     wanted = change_by(name, "float32", step)

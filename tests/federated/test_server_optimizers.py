@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from devft_jax.accounting.communication import round_messages
@@ -141,6 +141,7 @@ def test_clients_that_learn_nothing_change_nothing(name, dtype):
 
 @pytest.mark.parametrize("name", ["fedyogi", "fedadam"])
 @pytest.mark.parametrize("second_moment", ["momentum", "update"])
+@settings(max_examples=25)
 @given(updates=st.lists(st.floats(-1e3, 1e3, width=32), min_size=1, max_size=6))
 def test_the_second_moment_is_never_negative(name, second_moment, updates):
     algorithm = made(name, TWO, second_moment=second_moment)

@@ -355,6 +355,7 @@ def test_a_plan_of_bytes_alone_measures_nothing(monkeypatch):
     assert make_plan(preset("demo")).total("bytes_up") > 0
 
 
+@pytest.mark.slow
 def test_the_time_of_a_small_run_is_projected_to_its_order_of_magnitude(tmp_path):
     """On a machine that does other things besides, so that thirty times as long or as short is no fault."""
     config = dataclasses.replace(
@@ -370,6 +371,7 @@ def test_the_time_of_a_small_run_is_projected_to_its_order_of_magnitude(tmp_path
     assert 1 / 30 < make_plan(config).total("seconds") / taken < 30
 
 
+@pytest.mark.slow
 def test_files_are_counted_as_the_clients_that_a_run_makes_of_them(tiny, tmp_path):
     """Clients of a glob, with the cohorts of the run, so that what stage changes send is exact, too."""
     plan = make_plan(tiny)

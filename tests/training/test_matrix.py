@@ -38,18 +38,14 @@ CHOICES: dict[str, dict[str, object]] = {
 PAIRS = [(algorithm, growth) for algorithm in ALGORITHMS for growth in GROWTHS]
 # One algorithm of each kind of state, the growths in turn.
 KINDS = (
-    "fedit",
     "flora",
     "fedsa-lora",
-    "dofit",
     "c2a",
     "hetlora",
-    "federa",
     "flasc",
     "scaffold",
     "fedadam",
     "fedex-lora",
-    "fedrot-lora",
 )
 DEFAULT = [(algorithm, list(GROWTHS)[index % len(GROWTHS)]) for index, algorithm in enumerate(KINDS)]
 # A growth only maps layers between stages; how clients are cut into chunks and added up is the algorithm's.
