@@ -170,10 +170,12 @@ def announcements_agree(case: GrowthCase) -> None:
 def fixed_maps_fit(case: GrowthCase) -> None:
     """Maps that depend only on the depth of the model fit it.
 
+    Those of a growth that measures the layers first are checked where they are chosen.
+
     Args:
       case: the growth to check.
     """
-    if isinstance(case.given, FixedGrowth):
+    if isinstance(case.given, FixedGrowth) and case.given.measured:
         for stage in range(len(case.given.shapes(case.num_layers))):
             _require_fit(stage, case.given.stage_map(stage, case.num_layers), case.num_layers)
 

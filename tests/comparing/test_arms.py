@@ -51,7 +51,8 @@ def test_a_file_gives_arms_titles(tmp_path):
     ("texts", "words"),
     [
         (["fedti"], "names the algorithm 'fedti', which does not exist; did you mean 'fedit'"),
-        (["fedit+grow"], "names the growth 'grow', which does not exist; .* or name one of your own as package"),
+        (["fedit+grow"], "names the growth 'grow', which does not exist; did you mean 'top-grow'"),
+        (["fedit+sprout"], "names the growth 'sprout', which does not exist; .* or name one of your own as package"),
         (["fedit:beta"], "has the option 'beta'; write it as option=value"),
         (["fedit:rang=3"], "the arm 'fedit:rang=3' cannot be run: the option 'rang' does not exist; did you mean 'rank'"),
         (["fedit:rank=0"], "the arm 'fedit:rank=0' cannot be run: rank 0 is not positive"),

@@ -190,7 +190,7 @@ def test_a_run_without_a_global_model_says_so(runs, tmp_path, capfd):
         export(runs["central"].folder, tmp_path / "a", client="client_0")
     assert not (tmp_path / "a").exists()
     assert run_command(["generate", str(run.folder), "--prompt", "a"]) == 2
-    assert "has no global model, but one for each client; write a client's with" in capfd.readouterr().err
+    assert "has no global model, but one for each client; choose one with --client: client_0" in capfd.readouterr().err
     assert run_command(["export", str(run.folder), "--client", "client_1", "--out", str(tmp_path / "b")]) == 0
     assert f"the adapter of client 'client_1' of {run.folder} after round 4 of 4" in capfd.readouterr().out
     words = ["--prompt", "a", "--adapter", str(tmp_path / "b"), "--max-new-tokens", "2"]

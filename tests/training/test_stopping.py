@@ -176,6 +176,6 @@ def timeless_page(folder):
         stages=[dataclasses.replace(stage, seconds=1.0) for stage in story.record.stages],
     )
     rows = [dataclasses.replace(row, seconds=1.0, tokens_per_second=1.0) for row in story.rows]
-    config = {**story.config, "out": "run"}
+    config = dataclasses.replace(story.config, out="run")
     story = dataclasses.replace(story, name="run", config=config, record=record, rows=rows)
     return report_html(story, read_settings(story.config))
