@@ -42,8 +42,8 @@ def require_scikit_learn() -> ModuleType:
         import sklearn
     except ImportError as error:
         raise InputError(
-            "partition 'topic' needs scikit-learn, which is not installed; "
-            'run `pip install "devft-jax[topics]"`, or use another partition.'
+            "partition 'topic' needs scikit-learn, which is not installed; run `pip install scikit-learn`, or use another "
+            "partition."
         ) from error
     return sklearn
 

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from devft_jax.errors import InputError
+from devft_jax.harness import NEEDS_LM_EVAL
 from devft_jax.harness.encoding import TextEncoder
 from devft_jax.harness.meter import Meter
 from devft_jax.harness.rows import ScoringRequest, Tokens
@@ -28,9 +29,7 @@ try:
     from lm_eval.api.model import TemplateLM
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 except ImportError as error:
-    raise InputError(
-        'evaluation on benchmarks needs lm-eval, which is not installed; run `pip install "devft-jax[eval]"`.'
-    ) from error
+    raise InputError(NEEDS_LM_EVAL) from error
 
 
 class LanguageModel(TemplateLM):

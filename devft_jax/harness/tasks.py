@@ -17,6 +17,7 @@ import numpy as np
 
 from devft_jax.errors import InputError
 from devft_jax.files import cache_folder, read_text
+from devft_jax.harness import NEEDS_LM_EVAL
 from devft_jax.harness.benchmark_files import task_folder
 from devft_jax.harness.microtasks import MICROTASKS, microtask_folder
 from devft_jax.harness.results import Results
@@ -109,9 +110,7 @@ def require_lm_eval() -> None:
     try:
         import lm_eval.tasks  # noqa: F401
     except ImportError as error:
-        raise InputError(
-            'evaluation on benchmarks needs lm-eval, which is not installed; run `pip install "devft-jax[eval]"`.'
-        ) from error
+        raise InputError(NEEDS_LM_EVAL) from error
 
 
 def open_tasks(

@@ -114,7 +114,7 @@ def _httpx() -> Any:
     try:
         import httpx
     except ImportError as error:
-        raise InputError("endpoint needs the package httpx; install it with pip install 'devft-jax[judge]'.") from error
+        raise InputError("endpoint needs the package httpx, which is not installed; run `pip install httpx`.") from error
     return httpx
 
 

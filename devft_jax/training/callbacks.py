@@ -16,6 +16,7 @@ with the same results, and callbacks see them again. For a run that is already f
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from devft_jax.config.run_config import RunConfig
 from devft_jax.models.adapter import Adapter
@@ -110,7 +111,22 @@ class Running:
 
 
 class Callback:
-    """Methods that are called during a run; they do nothing unless they are overridden."""
+    """Methods that are called during a run; they do nothing unless they are overridden.
+
+    A subclass with another method that begins with `on_` is a TypeError, because it would never be called.
+    """
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        """Refuse a class with a misspelt method.
+
+        Raises:
+          TypeError: a method begins with `on_` and is none of the four.
+        """
+        super().__init_subclass__(**arguments)
+        known = [name for name in vars(Callback) if name.startswith("on_")]
+        for name in vars(cls):
+            if name.startswith("on_") and name not in known:
+                raise TypeError(f"{cls.__qualname__}.{name} is never called; a callback has {', '.join(known)}.")
 
     def on_begin(self, run: Running) -> None:
         """Called before the first stage of a new run, and before a resumed run continues.

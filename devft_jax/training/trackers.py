@@ -47,7 +47,7 @@ def _package(name: str, track: str) -> ModuleType:
         return importlib.import_module(name)
     except ImportError as error:
         raise InputError(
-            f"track {track} needs the package {name}, which is not installed; install devft-jax[{track}], or leave it out."
+            f"track {track} needs the package {name}, which is not installed; run `pip install {name}`, or leave it out."
         ) from error
 
 

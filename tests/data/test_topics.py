@@ -75,5 +75,5 @@ def test_texts_without_so_many_topics_are_refused(texts, message):
 def test_the_missing_extra_is_named_before_anything_is_read(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn", None)
     validate_data(DataOptions())
-    with pytest.raises(InputError, match=r'pip install "devft-jax\[topics\]"'):
+    with pytest.raises(InputError, match="pip install scikit-learn"):
         validate_data(DataOptions(partition="topic"))

@@ -87,3 +87,11 @@ def test_callbacks_are_called_in_order_and_end_in_the_opposite_one(two_stages, t
     chosen = dataclasses.replace(two_stages, growth="end-to-end", rounds=1, out=str(tmp_path))
     train(chosen, progress=QUIET, callbacks=[Named("a"), Named("b"), Callback()])
     assert said == ["a", "b", "end of b", "end of a"]
+
+
+def test_a_misspelt_method_is_an_error_where_the_class_is_made():
+    with pytest.raises(TypeError, match="on_rounds is never called; a callback has on_begin, on_stage, on_round, on_end"):
+
+        class Mine(Callback):
+            def on_rounds(self, run, row):
+                pass

@@ -53,8 +53,8 @@ def read_sentencepiece(folder: Path) -> Any:
         messages: Any = importlib.import_module("sentencepiece.sentencepiece_model_pb2")
     except ImportError as error:
         raise InputError(
-            f'{path} is a SentencePiece model, which needs another package; pip install "devft-jax[sentencepiece]", '
-            f"or {remedy}."
+            f"{path} is a SentencePiece model, which needs other packages; run `pip install sentencepiece protobuf`, or "
+            f"{remedy}."
         ) from error
     model = messages.ModelProto()
     try:

@@ -92,7 +92,7 @@ def test_what_cannot_be_followed_exactly_is_refused(tmp_path, monkeypatch):
 def test_without_the_package_the_extra_is_named(tmp_path, monkeypatch):
     (tmp_path / "tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>\x15\x00\x00\x00\x00\x18\x02")
     monkeypatch.setitem(sys.modules, "sentencepiece", None)
-    with pytest.raises(InputError, match=r'pip install "devft-jax\[sentencepiece\]", or put the tokenizer\.json of'):
+    with pytest.raises(InputError, match=r"pip install sentencepiece protobuf`, or put the tokenizer\.json of"):
         load_tokenizer(tmp_path)
 
 
