@@ -92,7 +92,7 @@ def answer_questions(
 
     Raises:
       InputError: the file holds answers that something else gave, or a question cannot be asked.
-      Stopped: a stop was requested; what was answered is in the file.
+      WorkStopped: a stop was requested; what was answered is in the file.
     """
     known = _known(asked, questions, file)
     missing = [question for question in questions if question.id not in known]

@@ -20,7 +20,7 @@ from devft_jax.judging.options import AnswerOptions, AskedOptions, EndpointOptio
 from devft_jax.judging.questions import Answers
 from devft_jax.judging.request import Judging, Request, Source, check_request, open_source
 from devft_jax.judging.results import Results, results_of
-from devft_jax.judging.stop import Stop, Stopped
+from devft_jax.judging.stop import Stop, WorkStopped
 from devft_jax.judging.tables import to_plain, to_text
 from devft_jax.reporting import Progress
 from devft_jax.runtime import stopping
@@ -92,7 +92,7 @@ def judge(
             if request.judging is None:
                 return Judged(folder.path, answers)
             rows = work.judgements(request.judging, answers, judging.verdict_tries)
-        except (Stopped, stopping.Stopped):
+        except (WorkStopped, stopping.Stopped):
             progress.say("stopped; what was answered and judged is kept; the same command resumes from there.")
             return Judged(folder.path, stopped_by=signals.signal)
         finally:

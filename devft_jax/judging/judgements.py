@@ -197,7 +197,7 @@ def judge_all(
     Raises:
       InputError: the judge cannot be asked, or the file is damaged.
       RunError: the judge fails, or the file cannot be written.
-      Stopped: a stop was requested; what was judged is in the file.
+      WorkStopped: a stop was requested; what was judged is in the file.
     """
     known = {row["digest"]: _checked(row, where) for where, row in file.read() if isinstance(row.get("digest"), str)}
     missing = [each for each in wanted if each.digest not in known]

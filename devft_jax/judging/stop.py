@@ -3,7 +3,7 @@
 from devft_jax.runtime.stopping import StopRequest
 
 
-class Stopped(Exception):  # noqa: N818
+class WorkStopped(Exception):  # noqa: N818
     """A stop was requested, and what was under way is finished.
 
     Args:
@@ -37,9 +37,9 @@ class Stop:
         return self._request is not None and self._request.signal is not None
 
     def check(self) -> None:
-        """Raise `Stopped` where a stop was requested."""
+        """Raise `WorkStopped` where a stop was requested."""
         if self._request is not None and self._request.signal is not None:
-            raise Stopped(self._request.signal)
+            raise WorkStopped(self._request.signal)
 
     def doing(self, what: str | None) -> None:
         """Say what is finished before a request is obeyed.

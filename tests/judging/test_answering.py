@@ -14,7 +14,7 @@ from devft_jax.judging.answering import Asked, answer_questions, conversation_to
 from devft_jax.judging.lines import GrowingLines
 from devft_jax.judging.options import AnswerOptions
 from devft_jax.judging.questions import Question, read_answers, read_questions
-from devft_jax.judging.stop import Stop, Stopped
+from devft_jax.judging.stop import Stop, WorkStopped
 from devft_jax.models.generation.options import GenerationOptions
 from devft_jax.reporting import Progress
 from tests.inference.folders import write_folders
@@ -109,7 +109,7 @@ def test_a_conversation_that_fills_the_model_has_an_empty_answer(respondent, tmp
 
 def test_a_stop_ends_after_a_batch(respondent, questions, tmp_path):
     request = types.SimpleNamespace(signal=signal.SIGINT, doing=None)
-    with pytest.raises(Stopped):
+    with pytest.raises(WorkStopped):
         answered(respondent, questions, tmp_path / "a.jsonl", stop=Stop(request), generation_batch=2)
     assert len((tmp_path / "a.jsonl").read_text().splitlines()) == 2
 

@@ -16,7 +16,7 @@ from devft_jax.judging.lines import GrowingLines
 from devft_jax.judging.options import EndpointOptions
 from devft_jax.judging.prompts import read_judge_prompts
 from devft_jax.judging.questions import Answers, read_answers, read_questions
-from devft_jax.judging.stop import Stop, Stopped
+from devft_jax.judging.stop import Stop, WorkStopped
 from devft_jax.reporting import Progress
 from tests.judging.files import write_benchmark
 from tests.judging.server import endpoint, fails, garbage, hangs_up, sleeps
@@ -188,7 +188,7 @@ def test_a_stop_finishes_what_is_under_way(benchmark, tmp_path):
             request.signal = signal.SIGTERM
         return Reply("[[5]]")
 
-    with pytest.raises(Stopped) as caught:
+    with pytest.raises(WorkStopped) as caught:
         run(singles(benchmark), judge, path, stop=Stop(request), give_up=lambda: given_up.append(1))
     assert caught.value.number == signal.SIGTERM
     assert given_up
