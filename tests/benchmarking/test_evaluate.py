@@ -97,7 +97,7 @@ def test_what_cannot_be_used_is_refused_before_a_model_is_loaded(folders, task, 
     for options, sentence in (
         ({"tasks": ("nothing:0",)}, "a task of no items"),
         ({"tasks": (task,), "out": str(tmp_path)}, "is a folder; name a file in it"),
-        ({"tasks": (task,), "out": str(tmp_path / "a" / "b")}, "lies in a folder that does not exist"),
+        ({"tasks": (task,), "out": str(tmp_path / "a" / "b")}, "is in a folder that does not exist"),
         ({"tasks": (task,), "out": str(precious)}, "holds something other than scores"),
         ({"tasks": (task,), "limit": 0}, "limit"),
         ({"tasks": (task,), "benchmark_files": str(tmp_path / "nowhere")}, "does not exist; name the folder"),
