@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from devft_jax.harness.results import PairedDifference, Results, TaskScore, paired_difference
 from devft_jax.reporting.table import table
+from devft_jax.reporting.units import with_error
 
 
 def comparison(first: Results, other: Results, score: TaskScore) -> PairedDifference | None:
@@ -25,20 +26,15 @@ def shown_scores(models: Mapping[str, Results]) -> list[str]:
     """
     names = list(models)
     first = models[names[0]]
-    scored = {score.task for score in first.scores}
-    inside = {leaf for group, leaves in first.members.items() if group in scored for leaf in leaves}
-    inside |= {group for group in first.members if group in scored and _is_inner(group, first)}
     columns = ["task", "metric", "shots", "items"]
     for number, name in enumerate(names, 1):
         label = name if len(names) == 1 else f"[{number}]"
         columns += [label] if number == 1 else [label, f"[{number}] - [1]"]
     rows = [columns]
-    for score in first.scores:
-        if score.task in inside:
-            continue
-        row = [score.task, _metric(score), "" if score.shots is None else str(score.shots), str(score.items)]
+    for score in first.outermost:
+        row = [score.task, score.shown_metric, "" if score.shots is None else str(score.shots), str(score.items)]
         for number, name in enumerate(names):
-            own = _same(models[name], score)
+            own = models[name].find(score.task, score.metric, score.filter)
             row.append("" if own is None else with_error(own.value, own.standard_error))
             if number and own is not None:
                 difference = comparison(first, models[name], own)
@@ -46,32 +42,3 @@ def shown_scores(models: Mapping[str, Results]) -> list[str]:
         rows.append(row)
     legend = [] if len(names) == 1 else [f"[{number}] {name}" for number, name in enumerate(names, 1)]
     return [*table(rows), "value and standard error; differences over the same items", *legend]
-
-
-def _is_inner(group: str, results: Results) -> bool:
-    """Whether all tasks of a group are in a larger one that has a score, too."""
-    own = set(results.members[group])
-    scored = {score.task for score in results.scores}
-    return any(own < set(leaves) for other, leaves in results.members.items() if other in scored)
-
-
-def _metric(score: TaskScore) -> str:
-    return score.metric if score.filter == "none" else f"{score.metric} ({score.filter})"
-
-
-def _same(results: Results, score: TaskScore) -> TaskScore | None:
-    """The score of the same task, metric and filter."""
-    wanted = score.task, score.metric, score.filter
-    return next((each for each in results.scores if (each.task, each.metric, each.filter) == wanted), None)
-
-
-def with_error(value: float, error: float | None, *, sign: bool = False) -> str:
-    """A value with its standard error, such as 0.412 ± 0.011.
-
-    Args:
-      value: the value.
-      error: its standard error; None for none.
-      sign: whether a plus is written before a positive value.
-    """
-    shown = f"{value:+.4f}" if sign else f"{value:.4f}"
-    return shown if error is None else f"{shown} ± {error:.4f}"

@@ -33,6 +33,11 @@ class TaskScore:
     version: str
     higher_is_better: bool | None
 
+    @property
+    def shown_metric(self) -> str:
+        """The metric with its filter, if there is one."""
+        return self.metric if self.filter == "none" else f"{self.metric} ({self.filter})"
+
 
 @dataclass(frozen=True)
 class Results:
@@ -98,6 +103,26 @@ class Results:
         return {
             (name, number): value for name in names for number, value in self.items.get((name, metric, filter), {}).items()
         }
+
+    def find(self, task: str, metric: str, filter: str = "none") -> TaskScore | None:
+        """The score of a task or group by a metric; None if there is none.
+
+        Args:
+          task: its name.
+          metric: the metric.
+          filter: the filter.
+        """
+        wanted = task, metric, filter
+        return next((each for each in self.scores if (each.task, each.metric, each.filter) == wanted), None)
+
+    @property
+    def outermost(self) -> list[TaskScore]:
+        """The scores without those of tasks and groups inside a group that has a score of its own."""
+        scored = {score.task for score in self.scores}
+        groups = {name: set(leaves) for name, leaves in self.members.items() if name in scored}
+        inside = {leaf for leaves in groups.values() for leaf in leaves}
+        inside |= {name for name, own in groups.items() if any(own < leaves for leaves in groups.values())}
+        return [score for score in self.scores if score.task not in inside]
 
     def to_plain(self) -> list[dict[str, Any]]:
         """The scores as JSON-ready values."""

@@ -57,3 +57,15 @@ def readable_ratio(part: float, whole: float) -> str:
     if 0.995 < times < 1.005:
         return "the same"
     return f"{times:.3g}\u00d7 less" if times > 1 else f"{1 / times:.3g}\u00d7 more"
+
+
+def with_error(value: float, error: float | None, *, sign: bool = False) -> str:
+    """A value with its standard error, such as 0.412 ± 0.011.
+
+    Args:
+      value: the value.
+      error: its standard error; None for none.
+      sign: whether a plus is written before a positive value.
+    """
+    shown = f"{value:+.4f}" if sign else f"{value:.4f}"
+    return shown if error is None else f"{shown} \u00b1 {error:.4f}"

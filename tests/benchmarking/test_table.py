@@ -1,6 +1,6 @@
 """The table of scores: which lines it has, and how figures are written."""
 
-from devft_jax.benchmarking.table import shown_scores, with_error
+from devft_jax.benchmarking.table import shown_scores
 from devft_jax.harness.results import Results, TaskScore
 
 
@@ -27,8 +27,3 @@ def test_others_are_compared_with_the_first():
     lines = shown_scores({"one": results(1.0, 0.0), "two": results(1.0, 1.0)})
     assert "+0.3333 ± 0.3333" in lines[1]
     assert lines[-2:] == ["[1] one", "[2] two"]
-
-
-def test_figures_have_four_digits_and_their_error():
-    assert with_error(0.41234, 0.011) == "0.4123 ± 0.0110"
-    assert with_error(0.41234, None, sign=True) == "+0.4123"

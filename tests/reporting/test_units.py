@@ -1,6 +1,6 @@
 import pytest
 
-from devft_jax.reporting.units import BYTES, FLOPS, SECONDS, readable, readable_ratio, unit_for
+from devft_jax.reporting.units import BYTES, FLOPS, SECONDS, readable, readable_ratio, unit_for, with_error
 
 
 @pytest.mark.parametrize(
@@ -33,3 +33,8 @@ def test_an_axis_takes_the_largest_unit_of_which_it_has_one():
     assert unit_for(59, SECONDS) == (1.0, "s")
     assert unit_for(3_600, SECONDS) == (3600.0, "h")
     assert unit_for(0, BYTES) == (1.0, "B")
+
+
+def test_scores_have_four_digits_and_their_error():
+    assert with_error(0.41234, 0.011) == "0.4123 \u00b1 0.0110"
+    assert with_error(0.41234, None, sign=True) == "+0.4123"
