@@ -12,8 +12,14 @@ from devft_jax.storage.records import (
     SplitRecord,
     StageRecord,
 )
+from devft_jax.storage.result_records import ScoreRecord
 
 SECONDS = SecondsRecord(train=1.0, compile=2.0, build=3.0, evaluate=4.0)
+
+
+def score_record(**changes):
+    values = {"task": "own", "metric": "acc", "value": 0.5, "standard_error": 0.25, "items": 5, "shots": 0}
+    return ScoreRecord(**(values | changes))
 
 
 def stage_record(**changes):

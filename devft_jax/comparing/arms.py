@@ -29,6 +29,7 @@ from devft_jax.config.run_config import RunConfig, field_types, option_value
 from devft_jax.config.values import item_kind
 from devft_jax.data import DataOptions
 from devft_jax.errors import InputError
+from devft_jax.evaluation import TaskScoreOptions
 from devft_jax.files import checked_path, printable, read_yaml
 from devft_jax.options import closest
 
@@ -37,7 +38,7 @@ CONTROLS = ("bytes", "flops")
 """The quantities in which a control can equal another arm."""
 
 COMMON = {*(each.name for each in dataclasses.fields(DataOptions)), "model", "seed", "out", "rounds"}
-COMMON |= {"evaluate_every", "evaluate_full"}
+COMMON |= {"evaluate_every", "evaluate_full", *(each.name for each in dataclasses.fields(TaskScoreOptions))}
 """Options that all arms share: with different values the arms would not be compared on the same clients, data and budget, or
 not be evaluated at the same rounds."""
 

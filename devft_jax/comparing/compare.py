@@ -20,7 +20,7 @@ from devft_jax.comparing.measures import FINAL_LOSS, mean_of
 from devft_jax.comparing.page import comparison_html
 from devft_jax.comparing.request import CompareOptions, Request, check_request
 from devft_jax.comparing.results import ArmResult, Budget, Comparison, Outcome, judged_alike
-from devft_jax.comparing.runs import Job, Runs, Stopped, check_splits, run_name
+from devft_jax.comparing.runs import Job, Runs, Stopped, check_splits, run_name, without_task_scores
 from devft_jax.config.files import to_plain
 from devft_jax.config.methods import algorithm_of
 from devft_jax.config.run_config import RunConfig
@@ -119,7 +119,7 @@ def _tuned(entries: Mapping[Entry, Configured], options: CompareOptions, runs: R
     """Held-out loss on the tuning seed by rate, for every arm under each budget; empty if nothing is tuned."""
     jobs = {
         (entry, rate): runs.job(
-            dataclasses.replace(each.config, seed=options.tuning_seed, learning_rate=(rate,)),
+            without_task_scores(dataclasses.replace(each.config, seed=options.tuning_seed, learning_rate=(rate,))),
             f"{each.arm.name} at learning rate {rate:g}",
         )
         for entry, each in entries.items()

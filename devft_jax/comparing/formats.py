@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from devft_jax.comparing.measures import MEASURES, by_seed, difference, mean_of
+from devft_jax.comparing.recorded import recorded_table, recorded_values
 from devft_jax.comparing.results import ArmResult, Budget, Comparison, Outcome
 from devft_jax.comparing.statistics import Estimate
 from devft_jax.comparing.tables import (
@@ -61,6 +62,7 @@ def sections(comparison: Comparison) -> list[Section]:
     for budget in comparison.budgets:
         found = [
             learned_table(comparison, budget),
+            recorded_table(comparison, budget),
             cost_table(comparison, budget),
             target_table(comparison, budget),
             tuning_table(comparison, budget),
@@ -177,6 +179,7 @@ def _arm_values(comparison: Comparison, budget: Budget, arm: ArmResult) -> dict[
             }
             for measure in MEASURES
         },
+        "recorded_scores": recorded_values(comparison, budget, arm),
     }
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from devft_jax.comparing.measures import BYTES_UP, COSTS, FINAL_LOSS, TRAIN_FLOPS, front_points, fronts, mean_of
+from devft_jax.comparing.recorded import recorded_curves, recorded_table
 from devft_jax.comparing.results import ArmResult, Budget, Comparison, ListedRun, Point
 from devft_jax.comparing.statistics import estimate
 from devft_jax.comparing.tables import NAME_WIDTH, Table, column_parts, cost_table, learned_table, target_table, tuning_table
@@ -108,10 +109,12 @@ def _budget(comparison: Comparison, budget: Budget) -> str:
         budget.kind,
         budget.text,
         _table(learned_table(comparison, budget)),
+        _table(recorded_table(comparison, budget)),
         *_spots(budget),
         _table(cost_table(comparison, budget)),
         _table(target_table(comparison, budget)),
         *_curves(comparison, budget),
+        *recorded_curves(budget),
         _table(tuning_table(comparison, budget)),
         *map(page.paragraph, notes(budget)),
     )

@@ -11,6 +11,7 @@ from typing import Any
 from devft_jax.comparing.arms import total_rounds
 from devft_jax.config.run_config import RunConfig
 from devft_jax.storage.records import RunRecord
+from devft_jax.storage.result_records import ScoreRecord
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Outcome:
       record: its `summary.json`; None if it failed.
       curve: measurements of the full model, starting with the untuned base.
       error: why it failed, in a sentence; None if it did not.
+      scores: (rounds done, scores on benchmark tasks) of every full model that was scored, starting with the untuned base.
     """
 
     seed: int
@@ -51,6 +53,7 @@ class Outcome:
     record: RunRecord | None = None
     curve: Sequence[Point] = ()
     error: str | None = None
+    scores: Sequence[tuple[int, Sequence[ScoreRecord]]] = ()
 
     @property
     def finished(self) -> bool:

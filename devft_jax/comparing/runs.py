@@ -26,10 +26,12 @@ from devft_jax.config.identity import anchored, identity
 from devft_jax.config.methods import algorithm_of
 from devft_jax.config.run_config import RunConfig
 from devft_jax.errors import InputError
+from devft_jax.evaluation import TaskScoreOptions
 from devft_jax.files import write_atomically
 from devft_jax.reporting import Progress
 from devft_jax.reporting.progress import readable_seconds
 from devft_jax.reporting.report_file import read_story
+from devft_jax.reporting.scores import scored_models
 from devft_jax.reporting.story import Story
 from devft_jax.runtime.stopping import StopRequest
 from devft_jax.storage import RunFolder
@@ -76,10 +78,21 @@ def run_name(config: RunConfig) -> str:
       config: configuration of the run.
     """
     judged = {name: getattr(config, name) for name in ("rounds", "evaluate_every", "evaluate_full")}
+    if config.evaluate_tasks is not None:
+        judged |= {name: to_plain(anchored(config))[name] for name in ("evaluate_tasks", "evaluate_tasks_every")}
     text = json.dumps({**identity(config), **judged}, sort_keys=True)
     name = f"{config.algorithm}-{config.growth}-s{config.seed}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
     # For an importable name.
     return name.replace(":", ".")
+
+
+def without_task_scores(config: RunConfig) -> RunConfig:
+    """A configuration of the same run, which is not scored on benchmark tasks.
+
+    Args:
+      config: configuration of the run.
+    """
+    return dataclasses.replace(config, **dataclasses.asdict(TaskScoreOptions()))
 
 
 @dataclass(frozen=True)
@@ -131,6 +144,9 @@ class Runs:
     def _job(self, config: RunConfig, label: str) -> Job:
         watched = bool(config.growth != END_TO_END and config.evaluate_every)
         config = dataclasses.replace(anchored(config), evaluate_full=watched)
+        if not algorithm_of(config).has_global_model:
+            # There is no model that could be scored.
+            config = without_task_scores(config)
         name = run_name(config)
         return Job(name, dataclasses.replace(config, out=str(self._folder / name)), f"{label}, seed {config.seed}")
 
@@ -279,7 +295,7 @@ def read_outcome(job: Job) -> Outcome | None:
     loss = story.record.final_loss
     if loss is not None and not math.isfinite(loss):
         return Outcome(job.config.seed, str(path), error=f"its final held-out loss is {loss}; it diverged.")
-    return Outcome(job.config.seed, str(path), story.record, full_model_curve(story))
+    return Outcome(job.config.seed, str(path), story.record, full_model_curve(story), scores=scored_models(story))
 
 
 def full_model_curve(story: Story) -> list[Point]:

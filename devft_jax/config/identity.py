@@ -8,6 +8,7 @@ from typing import Any
 from devft_jax.config.files import to_plain
 from devft_jax.config.run_config import RunConfig
 from devft_jax.data.sources import named_from_anywhere as data_from_anywhere
+from devft_jax.evaluation.benchmarks import whole_choice
 from devft_jax.files import checked_path, whole_path
 from devft_jax.models.huggingface.folder import named_from_anywhere as model_from_anywhere
 from devft_jax.options import identity_fields
@@ -27,7 +28,9 @@ def anchored(config: RunConfig) -> RunConfig:
             changes[name] = named
     if config.model != "bundled":
         changes["model"] = model_from_anywhere(config.model)
-    for name in ("out", "cache_dir"):
+    if config.evaluate_tasks is not None:
+        changes["evaluate_tasks"] = tuple(map(whole_choice, config.evaluate_tasks))
+    for name in ("out", "cache_dir", "benchmark_files"):
         if getattr(config, name) is not None:
             changes[name] = str(whole_path(checked_path(getattr(config, name), name)))
     return dataclasses.replace(config, **changes)

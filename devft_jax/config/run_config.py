@@ -21,7 +21,7 @@ from devft_jax.data import DataOptions
 from devft_jax.developmental.growths import OPTIONS as OPTIONS_OF_GROWTHS
 from devft_jax.developmental.growths import GrowthOptions
 from devft_jax.developmental.options import StageOptions
-from devft_jax.evaluation import EvaluationOptions
+from devft_jax.evaluation import EvaluationOptions, TaskScoreOptions
 from devft_jax.federated.algorithms import OPTIONS as OPTIONS_OF_ALGORITHMS
 from devft_jax.federated.algorithms import MethodConfig
 from devft_jax.federated.local import OptimizerOptions
@@ -61,6 +61,7 @@ class RunConfig(
     LearningRateOptions,
     OptimizerOptions,
     EvaluationOptions,
+    TaskScoreOptions,
     ExecutionOptions,
     EnergyOptions,
     TrackingOptions,
@@ -108,6 +109,7 @@ OPTION_GROUPS: tuple[type, ...] = (
     LearningRateOptions,
     OptimizerOptions,
     EvaluationOptions,
+    TaskScoreOptions,
     ExecutionOptions,
     EnergyOptions,
     TrackingOptions,

@@ -7,7 +7,7 @@ from typing import Self
 import numpy as np
 
 from devft_jax.evaluation.held_out import Evaluation
-from devft_jax.storage.records import PersonalRecord
+from devft_jax.storage.result_records import PersonalRecord
 
 
 @dataclass(frozen=True)

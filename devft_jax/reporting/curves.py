@@ -60,13 +60,18 @@ def _pieces(
     lines = []
     for piece in pieces:
         known = [(point.round, y) for point in piece if (y := value(point)) is not None and math.isfinite(y)]
-        for part in _close_together(known, story.config.evaluate_every):
+        for part in close_together(known, story.config.evaluate_every):
             lines.append(Line(name, [(axis.values[number], y) for number, y in part], joined=len(part) > 1))
     return lines
 
 
-def _close_together(points: Sequence[tuple[int, float]], gap: int) -> list[list[tuple[int, float]]]:
-    """Points in order, split where more than `gap` rounds without a measurement lie between two."""
+def close_together(points: Sequence[tuple[int, float]], gap: int) -> list[list[tuple[int, float]]]:
+    """Points split where more than `gap` rounds without a measurement lie between two.
+
+    Args:
+      points: (round, value), in order.
+      gap: most rounds between two points of a part.
+    """
     parts: list[list[tuple[int, float]]] = []
     for point in points:
         if parts and point[0] - parts[-1][-1][0] <= gap:

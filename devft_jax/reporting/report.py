@@ -11,6 +11,7 @@ from devft_jax.reporting.changes import stage_changes
 from devft_jax.reporting.costs import costs
 from devft_jax.reporting.curves import learning
 from devft_jax.reporting.participation import clients
+from devft_jax.reporting.scores import is_scored, task_scores
 from devft_jax.reporting.settings import Settings, settings, shown
 from devft_jax.reporting.stages import growth
 from devft_jax.reporting.story import Story
@@ -28,6 +29,7 @@ def report_html(story: Story, configured: Settings) -> str:
     """
     sections = [
         learning(story),
+        task_scores(story),
         growth(story),
         stage_changes(story),
         costs(story),
@@ -101,7 +103,8 @@ def _result(story: Story) -> str:
     if training and story.is_grown:
         training += " Each stage's loss is that of its own submodel, so the two may belong to different models."
     if not points:
-        return f"No held-out data was given, so what was learned is not measured. {training}"
+        measured = "measured on benchmark tasks only" if is_scored(story) else "not measured"
+        return f"No held-out data was given, so what was learned is {measured}. {training}"
     base, last = points[0], points[-1]
     if last.round == 0:
         return f"The full model has not been evaluated since the start. {training}"
@@ -195,6 +198,7 @@ def _headline(story: Story, title: str) -> str:
         parts.append(page.paragraph(f"{story.record.updates_dropped:,} updates were not finite and were dropped.", "alert"))
     links = {
         "learning": "What was learned",
+        "scores": "Scores on tasks",
         "growth": "How the model grew" if story.is_grown else "Layers",
         "changes": "Stage changes",
         "costs": "Costs",
@@ -203,6 +207,8 @@ def _headline(story: Story, title: str) -> str:
     }
     if not story.is_grown or story.record.base_loss is None:
         del links["changes"]
+    if not is_scored(story):
+        del links["scores"]
     items = "".join(f'<li><a href="#{name}">{text}</a></li>' for name, text in links.items())
     parts.append(f'<nav aria-label="Sections"><ul>{items}</ul></nav>')
     return f'<header>{"".join(parts)}<dl class="tiles">{"".join(_tiles(story))}</dl></header>'

@@ -1,9 +1,12 @@
-"""The records in a run's folder as dataclasses: the only place that knows the names in its JSON files.
+"""The records in a run's folder as dataclasses, which alone know the names in its JSON files.
 
     metrics.jsonl                   one `RoundRecord` per line
     summary.json, record.json       a `RunRecord`, with a `StageRecord` for every stage that has begun; record.json while
-    unfinished split.json                      a `SplitRecord`, with a `ClientRecord` for every client
+                                    unfinished
+    split.json                      a `SplitRecord`, with a `ClientRecord` for every client
     checkpoints/<round>/record.json a `CheckpointRecord`, with the `RunTotals` up to its round
+
+Results of evaluations, in several of these, are in `devft_jax.storage.result_records`.
 
 An attribute has the name that is used in the file; `devft_jax.storage.record` writes and reads records. In a line of
 metrics, a number under an unknown name is one of the algorithm's own metrics.
@@ -15,29 +18,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from devft_jax.storage.record import INLINE, OMITTED, Record, unusable
-
-
-@dataclass(kw_only=True)
-class PersonalRecord(Record):
-    """Held-out figures of the clients' own models.
-
-    Attributes:
-      loss: mean over clients, nats per token.
-      accuracy: mean over clients of the share of examples answered exactly.
-      losses: of every client, nats per token.
-      accuracies: of every client.
-      loss_spread: standard deviation over clients.
-      accuracy_spread: standard deviation over clients.
-    """
-
-    where = "its record of clients' own models"
-
-    loss: float
-    accuracy: float
-    losses: list[float]
-    accuracies: list[float]
-    loss_spread: float
-    accuracy_spread: float
+from devft_jax.storage.result_records import PersonalRecord, ScoreRecord
 
 
 @dataclass(kw_only=True)
@@ -67,6 +48,7 @@ class RoundRecord(Record):
       held_out_accuracy: as `held_out_loss`.
       full_loss: of the full model as if the stage ended here, if that was evaluated.
       full_accuracy: as `full_loss`.
+      scores: of the full model as if the stage ended here, on benchmark tasks, if it was scored.
     """
 
     where = "metrics.jsonl"
@@ -93,6 +75,7 @@ class RoundRecord(Record):
     held_out_accuracy: float | None = field(default=None, metadata=OMITTED)
     full_loss: float | None = field(default=None, metadata=OMITTED)
     full_accuracy: float | None = field(default=None, metadata=OMITTED)
+    scores: list[ScoreRecord] | None = field(default=None, metadata=OMITTED)
 
     @classmethod
     def _inline(cls, name: str, hint: Any, plain: dict[str, Any], path: str | Path) -> dict[str, float | None]:
@@ -251,6 +234,8 @@ class RunTotals(Record):
       base: fingerprint of the base.
       base_loss: held-out loss of the untuned base; None without held-out data.
       base_accuracy: as `base_loss`.
+      base_scores: of the untuned base on benchmark tasks, if it was scored.
+      final_scores: as `base_scores`, of the full model after the last stage.
       block_influence: [L], if the growth chooses layers by it.
       rate_ends_after: the round at which the learning rate's schedule ends, if that is before the end of the run.
     """
@@ -279,6 +264,8 @@ class RunTotals(Record):
     base: str
     base_loss: float | None = None
     base_accuracy: float | None = None
+    base_scores: list[ScoreRecord] | None = field(default=None, metadata=OMITTED)
+    final_scores: list[ScoreRecord] | None = field(default=None, metadata=OMITTED)
     block_influence: list[float] | None = field(default=None, metadata=OMITTED)
     rate_ends_after: int | None = field(default=None, metadata=OMITTED)
 
@@ -347,6 +334,8 @@ class RunRecord(Record):
       versions: of software, system and device, by name.
       stages: all stages that have begun, at least one.
       stopped_by: number of the signal that stopped the run.
+      base_scores: of the untuned base on benchmark tasks, if it was scored.
+      final_scores: as `base_scores`, of the full model after the last stage.
     """
 
     where = "its record"
@@ -385,6 +374,8 @@ class RunRecord(Record):
     versions: dict[str, str]
     stages: list[StageRecord]
     stopped_by: int | None = field(default=None, metadata=OMITTED)
+    base_scores: list[ScoreRecord] | None = field(default=None, metadata=OMITTED)
+    final_scores: list[ScoreRecord] | None = field(default=None, metadata=OMITTED)
 
     @classmethod
     def from_plain(cls, plain: Any, path: str | Path, where: str | None = None) -> Self:

@@ -1,4 +1,4 @@
-"""Callbacks: code that runs at the start of a run, at the start of each stage, after each round, and at the end.
+"""Callbacks: code that runs at the start of a run, of each stage, after each round, after all of them, and at the end.
 
 A run's own files and progress lines are written by callbacks (`devft_jax.training.standard`), trackers are callbacks
 (`devft_jax.training.trackers`), and `train(..., callbacks=[...])` takes the user's own:
@@ -7,11 +7,11 @@ A run's own files and progress lines are written by callbacks (`devft_jax.traini
         def on_round(self, run, row):
             print(row.round, row.loss, run.path)
 
-Callbacks are called in this order: evaluation, metrics, progress, report, trackers, the user's in the given order,
-checkpoints; `on_end` in the opposite order. A round is thus in `metrics.jsonl` before a user's callback sees it, and in a
-checkpoint after. An exception in a callback ends the run, and `train` raises it unchanged; everything saved before is kept,
-and the same call resumes the run. A run that was killed resumes from its last checkpoint: later rounds are trained again,
-with the same results, and callbacks see them again. For a run that is already finished no callback is called.
+Callbacks are called in this order: evaluation, scores on tasks, metrics, progress, report, trackers, the user's in the given
+order, checkpoints; `on_end` in the opposite order. A round is thus in `metrics.jsonl` before a user's callback sees it, and
+in a checkpoint after. An exception in a callback ends the run, and `train` raises it unchanged; everything saved before is
+kept, and the same call resumes the run. A run that was killed resumes from its last checkpoint: later rounds are trained
+again, with the same results, and callbacks see them again. For a run that is already finished no callback is called.
 """
 
 from dataclasses import dataclass, field
@@ -149,6 +149,13 @@ class Callback:
         Args:
           run: the run.
           row: the round's record; it is also the last entry of `run.history`.
+        """
+
+    def on_trained(self, run: Running) -> None:
+        """Called when all rounds are done and the last stage has ended, before adapter and summary are written.
+
+        Args:
+          run: the run; `run.adapter()` is the final one.
         """
 
     def on_end(self, run: Running) -> None:

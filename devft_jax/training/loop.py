@@ -32,7 +32,9 @@ def run_rounds(run: Running, callbacks: Sequence[Callback]) -> None:
         if run.stopping:
             return
         stop.doing = "the change of stages" if run.at_end_of_stage else "the round"
-    run.finished = True
+    run.finished, stop.doing = True, "the run"
+    for callback in callbacks:
+        callback.on_trained(run)
 
 
 def _evaluating(run: Running) -> float:

@@ -50,6 +50,7 @@ from devft_jax.training.loop import run_rounds
 from devft_jax.training.opening import describe_object, finished_summary, open_run, refuse_lost_checkpoints
 from devft_jax.training.parts import build_parts
 from devft_jax.training.standard import Checkpoints, Evaluation, Metrics, ProgressLines, Report
+from devft_jax.training.task_scores import check_scored, task_scores_of
 from devft_jax.training.trackers import trackers_of
 from devft_jax.training.trainer import Trainer
 
@@ -147,11 +148,13 @@ def _trained(
     validate(config)
     objects = {name: describe_object(item) for name, item in given.items() if item is not None}
     check_effects(config, objects)
-    trackers = trackers_of(config)
+    trackers, task_scores = trackers_of(config), task_scores_of(config)
     config = anchored(dataclasses.replace(config, out=config.out or str(default_folder(config))))
     with RunFolder(str(config.out), RUN) as folder, contextlib.ExitStack() as at_end:
         trainer = Trainer(build_parts(config, **given, progress=progress, scratch=folder.path))
         at_end.callback(trainer.parts.programs.close)
+        if task_scores is not None:
+            check_scored(trainer.parts)
         checkpoint = open_run(config, folder, objects)
         for empty in folder.checkpoints.empty_rounds():
             progress.warn(f"the checkpoint of round {empty} in {folder.path} is empty and is skipped.")
@@ -160,7 +163,8 @@ def _trained(
             return _untouched(trainer, folder, checkpoint, summary)
         run = _opened(trainer, folder, stop, checkpoint, objects)
         page = Report()
-        watching = [Evaluation(), Metrics(), ProgressLines(), page, *trackers, *callbacks, Checkpoints()]
+        evaluations: list[Callback] = [Evaluation(), *([] if task_scores is None else [task_scores])]
+        watching = [*evaluations, Metrics(), ProgressLines(), page, *trackers, *callbacks, Checkpoints()]
         run_rounds(run, watching)
         return _ended(run, watching, page)
 

@@ -10,7 +10,7 @@ import io
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -52,11 +52,20 @@ def _package(name: str, track: str) -> ModuleType:
 
 
 def scalars(record: Record) -> dict[str, float]:
-    """The values of a record that are finite numbers, by name, without `round`."""
+    """The values of a record that are finite numbers, by name, without `round`; scores as `scores/TASK/METRIC`."""
     plain = record.to_plain().items()
     numbers = {name: value for name, value in plain if isinstance(value, int | float) and math.isfinite(value)}
     numbers.pop("round", None)
-    return numbers
+    return numbers | dict(_scores(record))
+
+
+def _scores(record: Record) -> Iterator[tuple[str, float]]:
+    """The scores of a record on benchmark tasks, with their standard errors, where they are finite."""
+    for kind in ("scores", "base_scores", "final_scores"):
+        for score in getattr(record, kind, None) or ():
+            for ending, value in (("", score.value), ("_stderr", score.standard_error)):
+                if value is not None and math.isfinite(value):
+                    yield "/".join((kind, *score.name)) + ending, value
 
 
 class CsvTracker(Callback):
@@ -129,6 +138,7 @@ class TensorBoardTracker(Callback):
         """Write the final metrics of the last stage, and close the file."""
         if run.finished:
             self._stages_ended(run, len(run.stages), run.round)
+            self._add("run", dict(_scores(run.record())), run.round)
         self._writer.close()
 
     def _stages_ended(self, run: Running, count: int, step: int) -> None:

@@ -169,4 +169,6 @@ class Trainer:
             block_influence=totals.block_influence,
             versions=parts.versions,
             stages=[dataclasses.replace(stage) for stage in totals.stages],
+            base_scores=totals.base_scores,
+            final_scores=totals.final_scores,
         )

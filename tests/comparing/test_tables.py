@@ -7,7 +7,7 @@ from devft_jax.comparing.measures import reached
 from devft_jax.comparing.tables import learned_table, target_table
 from devft_jax.comparing.verdict import fairness
 from devft_jax.reporting.names import shortened
-from devft_jax.storage.records import PersonalRecord
+from devft_jax.storage.result_records import PersonalRecord
 from tests.comparing.comparisons import arm, comparison
 
 PLUS_MINUS, ELLIPSIS = "\u00b1", "\u2026"

@@ -105,6 +105,7 @@ def test_a_presets_options_are_nobodys_choice(name, growth, algorithm):
         ("--category-field kind", "category_field kind has no effect on built-in data"),
         ("--test-limit 5", "test_limit 5 has no effect without held-out data; leave it out or give --test-data or"),
         ("--evaluate-every 2", "evaluate_every 2 has no effect without held-out data"),
+        ("--evaluate-tasks-every 2", "evaluate_tasks_every 2 has no effect without tasks"),
         ("--test-fraction 0.1 --evaluate-full", "evaluate_full True has no effect without evaluations"),
         ("--quantization nf4 --growth top-grow --fuse-from original", "fuse_from original is read by devft, progfed and"),
         ("--algorithm c2a --rank 8", "rank 8 has no effect with the algorithm c2a, which generates adapters by"),

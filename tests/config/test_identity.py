@@ -56,6 +56,12 @@ def test_files_are_named_from_anywhere_and_names_stay(tmp_path, monkeypatch):
     from_here = dataclasses.replace(found, model=os.path.relpath(found.model), test_data="../inside/b.jsonl")
     assert identity(from_here) == identity(found)
     assert identity_hash(from_here) == identity_hash(found)
+    (work / "own.yaml").write_text("task: own")
+    monkeypatch.chdir(work)
+    tasks = RunConfig(evaluate_tasks=("own.yaml:20@5", "mmlu:500@5", "none.yaml"), benchmark_files="files")
+    assert anchored(tasks).evaluate_tasks == (f"{work / 'own.yaml'}:20@5", "mmlu:500@5", "none.yaml")
+    assert anchored(tasks).benchmark_files == str(work / "files")
+    assert identity(tasks) == identity(RunConfig())
     names = RunConfig(model="meta-llama/Llama-2-7b-hf", data="databricks/databricks-dolly-15k")
     assert anchored(names) == names
     assert anchored(RunConfig(model="bundled")).model == "bundled"

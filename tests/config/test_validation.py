@@ -53,6 +53,8 @@ from devft_jax.errors import InputError
         ({"stage_rounds": (3, 0)}, "stage_rounds"),
         ({"max_nonfinite": 1.0}, "max_nonfinite"),
         ({"evaluate_every": -1}, "evaluate_every"),
+        ({"evaluate_tasks": ("a",), "evaluate_tasks_every": -1}, "evaluate_tasks_every"),
+        ({"evaluate_tasks": ("a", "a")}, "evaluate_tasks"),
         ({"checkpoint_every": 0}, "checkpoint_every"),
         ({"weighting": "x"}, "weighting 'x'"),
         ({"weight_decay": float("nan")}, "weight_decay nan"),

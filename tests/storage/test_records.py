@@ -6,7 +6,7 @@ import pytest
 
 from devft_jax.errors import InputError
 from devft_jax.storage.records import RoundRecord, RunRecord
-from tests.run_records import checkpoint_record, round_record, run_record, stage_record
+from tests.run_records import checkpoint_record, round_record, run_record, score_record, stage_record
 
 
 def through_json(record):
@@ -17,6 +17,15 @@ def through_json(record):
 def test_a_record_is_the_same_after_its_file(make):
     assert through_json(make()) == make()
     assert json.dumps(through_json(make()).to_plain()) == json.dumps(make().to_plain())
+
+
+def test_scores_are_the_same_after_their_file():
+    scores = [score_record(), score_record(filter="strict", standard_error=None, change=0.1, change_error=0.2)]
+    for record in (round_record(scores=scores), run_record(base_scores=scores[:1], final_scores=scores)):
+        assert through_json(record) == record
+    assert [score.name for score in scores] == [("own", "acc"), ("own", "acc (strict)")]
+    with pytest.raises(InputError, match="a score of its record lacks a usable value"):
+        RoundRecord.from_plain(round_record().to_plain() | {"scores": [{"task": "own", "metric": "acc"}]}, "runs/x")
 
 
 def test_names_in_the_files_are_flat_and_what_is_not_known_is_left_out():
