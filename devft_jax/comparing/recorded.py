@@ -138,8 +138,8 @@ def _difference(
     mine: Mapping[int, Mapping[Name, ScoreRecord]], theirs: Mapping[int, Mapping[Name, ScoreRecord]], name: Name
 ) -> Estimate | None:
     own, other = _of(mine, name), _of(theirs, name)
-    values = ({seed: score.value for seed, score in each.items()} for each in (own, other))
-    return paired_difference(*values, _bounds([*own.values(), *other.values()]))
+    before, after = ({seed: score.value for seed, score in each.items()} for each in (other, own))
+    return paired_difference(after, before, _bounds([*own.values(), *other.values()]))
 
 
 def _cell(scores: Mapping[int, ScoreRecord]) -> str:

@@ -1,7 +1,8 @@
 """One model evaluated on open tasks, with its finished requests kept on disk."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -93,10 +94,10 @@ def evaluated(
 class _Checked(RequestStore):
     """A store that calls `check` after it has kept something."""
 
-    def __init__(self, path: Any, check: Callable[[], None]) -> None:
+    def __init__(self, path: Path, check: Callable[[], None]) -> None:
         super().__init__(path)
         self._check = check
 
-    def add(self, answers: Any) -> None:
+    def add(self, answers: Mapping[str, Any]) -> None:
         super().add(answers)
         self._check()

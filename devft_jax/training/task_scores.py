@@ -20,6 +20,7 @@ from devft_jax.harness.results import Results, TaskScore, paired_difference
 from devft_jax.harness.tasks import OpenTasks, TaskOptions, open_tasks
 from devft_jax.models.adapter import Adapter
 from devft_jax.models.huggingface.end_tokens import end_token_ids
+from devft_jax.models.huggingface.model import Model
 from devft_jax.reporting.progress import readable_seconds
 from devft_jax.reporting.table import table
 from devft_jax.reporting.units import with_error
@@ -87,6 +88,7 @@ class TaskScores(Callback):
     def __init__(self, opened: OpenTasks) -> None:
         self._opened = opened
         self._base: Results | None = None
+        self._model: Model | None = None
 
     def on_begin(self, run: Running) -> None:
         """Score the untuned base, and the last round of a resumed run if a stop ended its scoring.
@@ -128,12 +130,14 @@ class TaskScores(Callback):
                 raise _Stopping
 
         parts, began = run.trainer.parts, time.perf_counter()
+        # Kept, because its tokenizer is read on first use.
+        self._model = self._model or parts.model.with_base(parts.base)
         # A stop that was requested before this needs no passes to be noticed.
         check()
         with parts.progress.doing(f"scoring {name} on tasks"):
             found = evaluated(
                 name,
-                parts.model.with_base(parts.base),
+                self._model,
                 adapter,
                 self._opened,
                 TaskOptions(),
