@@ -86,7 +86,8 @@ def recorded_curves(budget: Budget) -> list[str]:
         lines = [line for arm in scored if (line := _line(arm, name)).points]
         title = f"{' '.join(name)} against rounds, equal {budget.kind}"
         frame = Frame(width=480, height=340, named=False, whole=True)
-        figures.append(page.figure(plot_lines(title, "rounds", "score", lines, frame, names=arms), "", wide=False))
+        if lines:
+            figures.append(page.figure(plot_lines(title, "rounds", "score", lines, frame, names=arms), "", wide=False))
     looks = legend([Line(name, [(0, 0)]) for name in arms], arms)
     return [
         page.heading("Scores during the runs"),
