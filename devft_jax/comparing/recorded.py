@@ -29,7 +29,9 @@ def recorded_table(comparison: Comparison, budget: Budget) -> Table | None:
     if not names:
         return None
     header = ["", *(text for name in names for text in (" ".join(name), f"difference in {' '.join(name)}"))]
-    base = {seed: _named(record.base_scores) for arm in budget.arms for seed, record in arm.records.items()}
+    base = {
+        seed: _named(record.base_scores) for arm in budget.arms for seed, record in arm.records.items() if record.base_scores
+    }
     rows = [["untuned base", *(text for name in names for text in (_cell(_of(base, name)), ""))]]
     for arm in budget.arms:
         row = [arm.name]
