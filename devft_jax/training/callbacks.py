@@ -120,7 +120,7 @@ class Callback:
         """Refuse a class with a misspelt method.
 
         Raises:
-          TypeError: a method begins with `on_` and is none of the four.
+          TypeError: a method begins with `on_` and is none of those below.
         """
         super().__init_subclass__(**arguments)
         known = [name for name in vars(Callback) if name.startswith("on_")]

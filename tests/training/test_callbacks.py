@@ -90,7 +90,9 @@ def test_callbacks_are_called_in_order_and_end_in_the_opposite_one(two_stages, t
 
 
 def test_a_misspelt_method_is_an_error_where_the_class_is_made():
-    with pytest.raises(TypeError, match="on_rounds is never called; a callback has on_begin, on_stage, on_round, on_end"):
+    with pytest.raises(
+        TypeError, match="on_rounds is never called; a callback has on_begin, on_stage, on_round, on_trained, on_end"
+    ):
 
         class Mine(Callback):
             def on_rounds(self, run, row):

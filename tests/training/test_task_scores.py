@@ -154,5 +154,5 @@ def test_what_cannot_be_scored_is_refused_before_anything_is_compiled(scored, tm
 def test_a_missing_extra_is_one_sentence_before_any_work(scored, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
     monkeypatch.setattr(module, "build_parts", lambda *arguments, **options: pytest.fail("built"))
-    with pytest.raises(InputError, match=r"needs lm-eval, which is not installed; run `pip install \"devft-jax\[eval\]\"`"):
+    with pytest.raises(InputError, match=r"needs lm-eval, which is not installed; run `pip install lm-eval "):
         train(dataclasses.replace(scored, out=str(tmp_path)), progress=QUIET)
