@@ -111,7 +111,7 @@ def to_plain(options: BenchmarkOptions, models: Sequence[Evaluated]) -> dict[str
         "devft_evaluation": 1,
         "versions": versions,
         "options": asked,
-        "models": [{"name": each.name, "identity": each.identity, "scores": each.results.to_plain()} for each in models],
+        "models": [{"name": each.name, "identity": each.identity, **each.results.to_plain()} for each in models],
         "differences": differences,
     }
 

@@ -124,9 +124,31 @@ class Results:
         inside |= {name for name, own in groups.items() if any(own < leaves for leaves in groups.values())}
         return [score for score in self.scores if score.task not in inside]
 
-    def to_plain(self) -> list[dict[str, Any]]:
-        """The scores as JSON-ready values."""
-        return [asdict(score) for score in self.scores]
+    def to_plain(self) -> dict[str, Any]:
+        """Everything as JSON-ready values."""
+        items = [
+            {
+                "task": task,
+                "metric": metric,
+                "filter": filter,
+                "values": {str(number): value for number, value in of.items()},
+            }
+            for (task, metric, filter), of in self.items.items()
+        ]
+        return {"scores": [asdict(score) for score in self.scores], "items": items, "members": self.members}
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> Self:
+        """The results whose values `to_plain` has given.
+
+        Args:
+          plain: these values; others beside them are ignored.
+        """
+        items = {
+            (each["task"], each["metric"], each["filter"]): {int(key): value for key, value in each["values"].items()}
+            for each in plain["items"]
+        }
+        return cls([TaskScore(**score) for score in plain["scores"]], items, dict(plain["members"]))
 
 
 def _leaves(name: str, groups: Mapping[str, list[str]]) -> list[str]:

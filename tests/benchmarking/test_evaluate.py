@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from itertools import pairwise
 
 import jax
 import pytest
@@ -19,6 +18,7 @@ from devft_jax.harness import scoring
 from devft_jax.inference.respondent import ModelOptions
 from devft_jax.inference.selected import SelectionOptions
 from devft_jax.runtime.stopping import Stopped
+from tests.benchmarking.task_files import write_task
 from tests.inference.folders import write_folders
 
 
@@ -30,15 +30,7 @@ def folders(tmp_path_factory, word_tokenizer):
 @pytest.fixture(scope="module")
 def task(tmp_path_factory):
     """A task file of twelve questions."""
-    folder = tmp_path_factory.mktemp("task")
-    questions = [{"question": f"{a} {b}", "answer": index % 2} for index, (a, b) in enumerate(pairwise("abcdefghijklm"))]
-    (folder / "questions.jsonl").write_text("".join(json.dumps(question) + "\n" for question in questions))
-    (folder / "own.yaml").write_text(
-        "task: own\noutput_type: multiple_choice\ndataset_path: json\n"
-        f"dataset_kwargs: {{data_files: {{test: {folder}/questions.jsonl}}}}\ntest_split: test\n"
-        'doc_to_text: "{{question}}"\ndoc_to_choice: [x y, z]\ndoc_to_target: answer\nmetric_list: [{metric: acc}]\n'
-    )
-    return str(folder / "own.yaml")
+    return write_task(tmp_path_factory.mktemp("task"))
 
 
 def test_a_run_is_compared_with_its_base_item_by_item(folders, task, tmp_path):

@@ -42,7 +42,7 @@ def test_every_metric_of_every_task_is_a_score():
     assert by_name["both", "acc"].items == 3
     assert results.values_of("two", "each") == {("two", 0): 0.5}
     assert results.values_of("both", "acc") == {("one", 0): 1.0, ("one", 1): 0.0, ("two", 0): 1.0}
-    assert json.loads(json.dumps(results.to_plain()))[0]["task"] == "both"
+    assert Results.from_plain(json.loads(json.dumps(results.to_plain()))) == results
 
 
 def test_differences_are_over_the_items_that_both_have():
