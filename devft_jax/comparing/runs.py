@@ -9,9 +9,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -20,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from devft_jax.comparing.arms import END_TO_END, total_rounds
+from devft_jax.comparing.processes import Stopped, last_words, supervise
 from devft_jax.comparing.results import Outcome, Point
 from devft_jax.config.files import to_plain
 from devft_jax.config.identity import anchored, identity
@@ -35,9 +33,6 @@ from devft_jax.reporting.scores import scored_models
 from devft_jax.reporting.story import Story
 from devft_jax.runtime.stopping import StopRequest
 from devft_jax.storage import RunFolder
-
-REPORT_EVERY = 30.0
-"""Seconds between the lines that report how far a run is."""
 
 
 @dataclass(frozen=True)
@@ -55,20 +50,6 @@ class Job:
     config: RunConfig
     label: str
     before: "Job | None" = None
-
-
-class Stopped(Exception):  # noqa: N818
-    """The comparison was asked to stop.
-
-    Args:
-      number: number of the signal.
-
-    Attributes:
-      number: number of the signal.
-    """
-
-    def __init__(self, number: int):
-        self.number = number
 
 
 def run_name(config: RunConfig) -> str:
@@ -205,7 +186,7 @@ class Runs:
             raise Stopped(self._stop.signal)
         outcome = read_outcome(job)
         if outcome is None:
-            sentence = _last_words(log, code)
+            sentence = last_words(log, code)
             if code == 2 and not self._executed:
                 # Nothing is lost yet, and the same error would probably end all runs.
                 raise InputError(f"{job.label}: {sentence}")
@@ -214,59 +195,8 @@ class Runs:
         return outcome
 
     def _supervise(self, command: Sequence[str], log: Path) -> int:
-        """The exit code of a process whose output goes to a file; a stop request is passed on, and the run finishes its
-        round."""  # The folder that contains the package.
-        sources = str(Path(__file__).resolve().parents[2])
-        paths = [sources, *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-        # An older file is removed, not overwritten: it could be a link.
-        log.unlink(missing_ok=True)
-        with open(log, "x", encoding="utf-8") as lines:
-            # In a session of its own, so that Ctrl-C at the terminal reaches the run only once, through this process.
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=lines,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                start_new_session=True,
-            )
-        passed_on, reported_at = False, time.monotonic()
-        try:
-            while True:
-                try:
-                    return process.wait(timeout=0.2)
-                except subprocess.TimeoutExpired:
-                    pass
-                if self._stop.signal is not None and not passed_on:
-                    self._progress.say("  stopping when the run has saved its round; Ctrl-C again stops at once")
-                    process.send_signal(signal.SIGINT)
-                    passed_on = True
-                if time.monotonic() - reported_at > REPORT_EVERY:
-                    reported_at = time.monotonic()
-                    rounds = [line for line in _lines(log) if line.startswith("  round ")]
-                    self._progress.say(rounds[-1] if rounds else "  ...")
-        finally:
-            if process.poll() is None:
-                process.terminate()
-                process.send_signal(signal.SIGINT)
-                process.wait()
-
-
-def _lines(log: Path) -> list[str]:
-    return log.read_text(encoding="utf-8", errors="replace").splitlines()
-
-
-def _last_words(log: Path, code: int) -> str:
-    """Why a run ended, in a sentence."""
-    if code < 0:
-        name = signal.Signals(-code).name
-        return f"its process was ended by {name}{', perhaps for lack of memory' if name == 'SIGKILL' else ''}."
-    lines = [line for line in _lines(log) if line.strip()]
-    sentences = [line.removeprefix("devft: ") for line in lines if line.startswith("devft: ")]
-    if code > 128 and not sentences:
-        return "it was stopped."
-    return (sentences or lines or [f"it ended with code {code}."])[-1]
+        """The exit code of a run's process."""
+        return supervise(command, log, self._progress, self._stop)
 
 
 def _in_words(outcome: Outcome) -> str:

@@ -8,7 +8,7 @@ import time
 import pytest
 
 import devft_jax
-from devft_jax.comparing import runs as module
+from devft_jax.comparing import processes as module
 from devft_jax.comparing.runs import Runs
 from devft_jax.reporting import Progress
 from devft_jax.runtime.stopping import StopRequest
@@ -58,7 +58,7 @@ def test_a_stop_is_passed_on_to_the_run(tmp_path, monkeypatch, capsys):
 def test_however_a_run_dies_there_is_a_sentence(tmp_path, script, expected):
     log = tmp_path / "log"
     code = Runs(tmp_path, QUIET, StopRequest(), 0)._supervise([sys.executable, "-c", script], log)
-    assert expected in module._last_words(log, code)
+    assert expected in module.last_words(log, code)
 
 
 def test_a_run_is_of_this_package_wherever_it_is_started(tmp_path, monkeypatch):
