@@ -1,20 +1,24 @@
 """`devft compare`: several methods over several seeds on the same clients."""
 
+import dataclasses
 import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from devft_jax.commands.parsing import START, parse_configuration
+from devft_jax.commands.flags import Section, flags_of
+from devft_jax.commands.parsing import START, parse_sections, title_of
 from devft_jax.runtime.screen import show
 
 if TYPE_CHECKING:
+    from devft_jax.benchmarking.options import BenchmarkOptions
     from devft_jax.comparing.request import CompareOptions
     from devft_jax.config.run_config import RunConfig
 
 ABOUT = (
     "Compare methods over several seeds on the same clients, data order and budget. Every run has a folder of its own under "
     "--out; finished runs are read, not run again, and the same command resumes a stopped comparison. At the end it writes "
-    "tables (means, 95 % intervals, paired differences) as text, CSV, JSON, Markdown and a page.\n\n"
+    "tables (means, 95 % intervals, paired differences) as text, CSV, JSON, Markdown and a page. With --tasks the final "
+    "models are also scored on benchmarks, as by `devft evaluate`.\n\n"
     "Takes every option of `devft run`, for all arms; each arm sets its own algorithm and growth, and --seeds and --out "
     f"replace --seed and --out. {START}"
 )
@@ -23,21 +27,29 @@ ARMS_OWN = ("algorithm", "growth", "seed", "out")
 """Options of a run that the comparison sets itself."""
 
 
-def parse_compare(arguments: Sequence[str]) -> "tuple[RunConfig, CompareOptions]":
-    """The configuration that all arms share, and the options of the comparison itself.
+def parse_compare(arguments: Sequence[str]) -> "tuple[RunConfig, CompareOptions, BenchmarkOptions]":
+    """The configuration that all arms share, the options of the comparison itself, and the tasks.
 
     Args:
       arguments: the words after `devft compare`.
 
     Returns:
-      The configuration and the options; their types are checked.
+      The configuration, the options and the tasks; their types are checked.
 
     Raises:
       InputError: the words cannot be parsed.
     """
+    from devft_jax.benchmarking.options import BenchmarkOptions
     from devft_jax.comparing.request import CompareOptions
+    from devft_jax.comparing.scoring import OPTIONS
 
-    return parse_configuration(arguments, CompareOptions, command="devft compare", about=ABOUT, without=ARMS_OWN)
+    none = BenchmarkOptions(tasks=())
+    others = [field.name for field in dataclasses.fields(BenchmarkOptions) if field.name not in OPTIONS]
+    own, tasks = Section(title_of(CompareOptions), flags_of(CompareOptions)), flags_of(BenchmarkOptions, none, others)
+    sections = [own, Section("scores of the final models on benchmark tasks", tasks)]
+    common, values = parse_sections(arguments, sections, command="devft compare", about=ABOUT, without=ARMS_OWN)
+    asked = {flag.name: values.pop(flag.name) for flag in tasks if flag.name in values}
+    return common, CompareOptions(**values), dataclasses.replace(none, **asked)
 
 
 def command(arguments: Sequence[str]) -> int:
@@ -51,10 +63,10 @@ def command(arguments: Sequence[str]) -> int:
     from devft_jax.comparing.compare import compare
     from devft_jax.comparing.formats import to_text
 
-    common, options = parse_compare(arguments)
+    common, options, benchmarks = parse_compare(arguments)
     # This process only plans, so that the runs' own processes can use the whole accelerator.
     jax.config.update("jax_platforms", "cpu")
-    made = compare(common, options, command=shlex.join(["devft", "compare", *arguments]))
+    made = compare(common, options, benchmarks, command=shlex.join(["devft", "compare", *arguments]))
     if made.comparison is None:
         return 128 + (made.stopped_by or 0)
     show(to_text(made.comparison))

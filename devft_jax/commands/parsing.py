@@ -9,7 +9,7 @@ import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from devft_jax.commands.flags import Flag, Section, flags_of, parse
 from devft_jax.options import own_fields, path
@@ -90,31 +90,56 @@ def parse_configuration(
     Raises:
       InputError: the words, the preset or the file cannot be parsed as these options.
     """
+    section = Section(title_of(own), flags_of(own))
+    config, values = parse_sections(arguments, [section], command=command, about=about, without=without)
+    return config, own(**values)
+
+
+def parse_sections(
+    arguments: Sequence[str], own: Sequence[Section], *, command: str, about: str, without: Sequence[str] = ()
+) -> "tuple[RunConfig, dict[str, Any]]":
+    """Parse a run's configuration and the command's own options of several sections, which come first in its help text.
+
+    Args:
+      arguments: the words after the command.
+      own: sections of the command's own options.
+      command: the command, such as "devft run".
+      about: what the command does, for its help text.
+      without: options of a run that have no flag here and keep the value of the preset or the file.
+
+    Returns:
+      The configuration, and the given values of the command's own options by name.
+
+    Raises:
+      InputError: the words, the preset or the file cannot be parsed as these options.
+    """
     from devft_jax.config.files import read_config
     from devft_jax.config.presets import preset
     from devft_jax.config.run_config import OPTION_GROUPS, RunConfig, option_value
     from devft_jax.config.validation import validate_types
 
     shown = _preset_of(arguments) if _asks_help(arguments) else None
-    own_flags = flags_of(own)
-    sections = [Section("start", flags_of(StartOptions)), Section(_title(own), own_flags)]
+    own_names = [flag.name for section in own for flag in section.flags]
+    sections = [Section("start", flags_of(StartOptions)), *own]
     groups = {group: flags_of(group, shown, without) for group in OPTION_GROUPS}
     asked = _asks_help(arguments)
-    sections += [_help_section(group, flags) if asked else Section(_title(group), flags) for group, flags in groups.items()]
+    sections += [
+        _help_section(group, flags) if asked else Section(title_of(group), flags) for group, flags in groups.items()
+    ]
     values = parse(command, about, sections, arguments, MOST_USED)
 
     preset_name, file_name = values.pop("preset", None), values.pop("config", None)
     start = None if preset_name is None else preset(preset_name)
     if file_name is not None:
         start = read_config(file_name, start)
-    own_values = {flag.name: values.pop(flag.name) for flag in own_flags if flag.name in values}
+    own_values = {name: values.pop(name) for name in own_names if name in values}
     config = dataclasses.replace(
         start or RunConfig(), **{name: option_value(name, value, exact=True) for name, value in values.items()}
     )
     # A preset's options were not chosen for this run; those of a file and of flags were.
     config = config.with_given({*(start.given if file_name is not None and start is not None else ()), *values})
     validate_types(config)
-    return config, own(**own_values)
+    return config, own_values
 
 
 def _asks_help(arguments: Sequence[str]) -> bool:
@@ -137,7 +162,7 @@ def _help_section(group: type, flags: Sequence[Flag]) -> Section:
 
     of = {field.name: field.metadata.get("of") for field in own_fields(group)}
     found = {flag.name: readers(str(of[flag.name]), flag.name) for flag in flags if of[flag.name]}
-    title, heads = _title(group), set().union(*found.values())
+    title, heads = title_of(group), set().union(*found.values())
     if len({*of.values()}) > 1 or None in of.values():
         heads = set()
     elif found:
@@ -148,6 +173,10 @@ def _help_section(group: type, flags: Sequence[Flag]) -> Section:
     return Section(title, [dataclasses.replace(flag, text=flag.text + noted.get(flag.name, "")) for flag in flags])
 
 
-def _title(options: type) -> str:
-    """LearningRateOptions -> learning rate, the heading of its options in `--help`."""
+def title_of(options: type) -> str:
+    """LearningRateOptions -> learning rate, the heading of its options in `--help`.
+
+    Args:
+      options: the dataclass.
+    """
     return re.sub(r"(?<!^)(?=[A-Z])", " ", options.__name__.removesuffix("Options")).lower()

@@ -5,7 +5,7 @@
 All arms of a seed have the same clients, cohorts and order of examples (`devft_jax.comparing.runs` checks this).
 
 The comparison's folder: `runs/` with the runs, and the configuration file and the output of each; comparison.csv, .json, .md
-and .html; runs.csv.
+and .html; runs.csv; `scores/` with the final models' scores on benchmark tasks.
 """
 
 import dataclasses
@@ -13,14 +13,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from devft_jax.benchmarking.options import BenchmarkOptions
 from devft_jax.comparing.budgets import Configured
 from devft_jax.comparing.formats import arm_rows, run_rows, to_csv, to_markdown
 from devft_jax.comparing.formats import to_plain as comparison_to_plain
 from devft_jax.comparing.measures import FINAL_LOSS, mean_of
 from devft_jax.comparing.page import comparison_html
+from devft_jax.comparing.processes import Stopped
 from devft_jax.comparing.request import CompareOptions, Request, check_request
 from devft_jax.comparing.results import ArmResult, Budget, Comparison, Outcome, judged_alike
-from devft_jax.comparing.runs import Job, Runs, Stopped, check_splits, run_name, without_task_scores
+from devft_jax.comparing.runs import Job, Runs, check_splits, run_name, without_task_scores
+from devft_jax.comparing.scoring import check_scoring, score_runs
 from devft_jax.config.files import to_plain
 from devft_jax.config.methods import algorithm_of
 from devft_jax.config.run_config import RunConfig
@@ -52,17 +55,29 @@ class Compared:
 
     @property
     def failed(self) -> bool:
-        """Whether a run failed."""
-        budgets = self.comparison.budgets if self.comparison else ()
-        return any(not outcome.finished for budget in budgets for arm in budget.arms for outcome in arm.outcomes)
+        """Whether a run failed, or could not be scored on tasks."""
+        if self.comparison is None:
+            return False
+        runs = [outcome for budget in self.comparison.budgets for arm in budget.arms for outcome in arm.outcomes]
+        scores = self.comparison.scores
+        return not all(run.finished for run in runs) or bool(scores is not None and scores.errors)
 
 
-def compare(common: RunConfig, options: CompareOptions, *, progress: Progress | None = None, command: str = "") -> Compared:
+def compare(
+    common: RunConfig,
+    options: CompareOptions,
+    benchmarks: BenchmarkOptions | None = None,
+    *,
+    progress: Progress | None = None,
+    command: str = "",
+) -> Compared:
     """Compare methods over seeds: make the missing runs, write the comparison's files, and return it.
 
     Args:
       common: the options that all arms share; its algorithm, growth, seed and folder are not used.
       options: the options of the comparison itself.
+      benchmarks: tasks that final models are scored on; its `compare`, `out` and `apply_chat_template` are not used. None
+        for no tasks.
       progress: the progress output.
       command: the command to show with the results.
 
@@ -74,13 +89,20 @@ def compare(common: RunConfig, options: CompareOptions, *, progress: Progress | 
     """
     progress = progress or Progress()
     request = check_request(common, options)
+    scoring = None if benchmarks is None else check_scoring(benchmarks, request.common, request.budgets[0].arms)
     stop = StopRequest()
     stop.doing = "the round that the run is in"
     with RunFolder(options.out, COMPARISON) as folder, stop.listening():
         try:
             comparison = _compared(request, folder.path, progress, stop, command)
+            if scoring is not None:
+                # First without scores, which may take long and are stopped more easily.
+                write_files(comparison, folder)
+                stop.doing = "the requests that are computed"
+                scores = score_runs(comparison, scoring, folder.path, progress, stop)
+                comparison = dataclasses.replace(comparison, scores=scores)
         except Stopped as stopped:
-            progress.say("stopped; finished rounds are saved, and the same command resumes the comparison.")
+            progress.say("stopped; what is finished is saved, and the same command resumes the comparison.")
             return Compared(None, folder.path, stopped.number)
         write_files(comparison, folder)
     return Compared(comparison, folder.path)

@@ -16,7 +16,7 @@ from typing import Any
 from devft_jax.comparing.measures import MEASURES, by_seed, difference, mean_of
 from devft_jax.comparing.recorded import recorded_table, recorded_values
 from devft_jax.comparing.results import ArmResult, Budget, Comparison, Outcome
-from devft_jax.comparing.statistics import Estimate
+from devft_jax.comparing.scores import interval_values, score_notes, score_values
 from devft_jax.comparing.tables import (
     NAME_WIDTH,
     Table,
@@ -24,6 +24,7 @@ from devft_jax.comparing.tables import (
     cost_table,
     learned_table,
     rate_of,
+    score_table,
     target_table,
     tuning_table,
 )
@@ -63,11 +64,13 @@ def sections(comparison: Comparison) -> list[Section]:
         found = [
             learned_table(comparison, budget),
             recorded_table(comparison, budget),
+            score_table(comparison, budget),
             cost_table(comparison, budget),
             target_table(comparison, budget),
             tuning_table(comparison, budget),
         ]
-        shown.append(Section(budget.text, [each for each in found if each is not None], notes(budget)))
+        paragraphs = [*notes(budget), *score_notes(comparison, budget)]
+        shown.append(Section(budget.text, [each for each in found if each is not None], paragraphs))
     shown.append(Section("Conclusions", paragraphs=verdict(comparison)))
     shown.append(Section("How it was compared", paragraphs=fairness(comparison)))
     return shown
@@ -153,9 +156,20 @@ def to_plain(comparison: Comparison) -> dict[str, Any]:
             }
             for budget in comparison.budgets
         ],
+        "tasks": _task_values(comparison),
         "verdict": verdict(comparison),
         "notes": fairness(comparison),
     }
+
+
+def _task_values(comparison: Comparison) -> dict[str, Any] | None:
+    """The tasks, the untuned base's scores, and the arms and runs without scores; None if nothing was scored."""
+    scores = comparison.scores
+    if scores is None:
+        return None
+    base = [] if scores.base is None else scores.base.to_plain()["scores"]
+    said = {"left_out": dict(scores.left_out), "errors": dict(scores.errors)}
+    return {"options": dict(scores.asked), "untuned_base": base, **said}
 
 
 def _arm_values(comparison: Comparison, budget: Budget, arm: ArmResult) -> dict[str, Any]:
@@ -173,24 +187,19 @@ def _arm_values(comparison: Comparison, budget: Budget, arm: ArmResult) -> dict[
         "runs": [{"seed": run.seed, "folder": run.folder, "error": run.error} for run in arm.outcomes],
         "measures": {
             measure.name: {
-                **_interval(mean_of(arm, measure, comparison.target)),
-                "difference": _interval(difference(comparison, budget, arm, measure)),
+                **interval_values(mean_of(arm, measure, comparison.target)),
+                "difference": interval_values(difference(comparison, budget, arm, measure)),
                 "by_seed": {str(seed): value for seed, value in by_seed(arm, measure, comparison.target).items()},
             }
             for measure in MEASURES
         },
         "recorded_scores": recorded_values(comparison, budget, arm),
+        "scores": score_values(comparison, budget, arm),
     }
 
 
 def _judged(arm: ArmResult) -> str:
     return "mean over clients' own models" if arm.personal else "global model"
-
-
-def _interval(found: Estimate | None) -> dict[str, float | int | None]:
-    if found is None:
-        return {"mean": None, "low": None, "high": None, "seeds": 0}
-    return {"mean": found.mean, "low": found.low, "high": found.high, "seeds": found.count}
 
 
 def arm_rows(comparison: Comparison) -> list[dict[str, Any]]:
@@ -215,8 +224,8 @@ def arm_rows(comparison: Comparison) -> list[dict[str, Any]]:
                 "seeds": len(arm.outcomes),
             }
             for measure in MEASURES:
-                found = _interval(mean_of(arm, measure, comparison.target))
-                apart = _interval(difference(comparison, budget, arm, measure))
+                found = interval_values(mean_of(arm, measure, comparison.target))
+                apart = interval_values(difference(comparison, budget, arm, measure))
                 row |= {f"{measure.name}_{part}": value for part, value in found.items()}
                 row |= {f"{measure.name}_difference_{part}": value for part, value in apart.items()}
             rows.append(row)

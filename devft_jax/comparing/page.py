@@ -16,8 +16,18 @@ from statistics import fmean
 from devft_jax.comparing.measures import BYTES_UP, COSTS, FINAL_LOSS, TRAIN_FLOPS, front_points, fronts, mean_of
 from devft_jax.comparing.recorded import recorded_curves, recorded_table
 from devft_jax.comparing.results import ArmResult, Budget, Comparison, ListedRun, Point
+from devft_jax.comparing.scores import score_notes
 from devft_jax.comparing.statistics import estimate
-from devft_jax.comparing.tables import NAME_WIDTH, Table, column_parts, cost_table, learned_table, target_table, tuning_table
+from devft_jax.comparing.tables import (
+    NAME_WIDTH,
+    Table,
+    column_parts,
+    cost_table,
+    learned_table,
+    score_table,
+    target_table,
+    tuning_table,
+)
 from devft_jax.comparing.verdict import fairness, notes, verdict
 from devft_jax.config.files import to_plain
 from devft_jax.reporting import page
@@ -110,13 +120,14 @@ def _budget(comparison: Comparison, budget: Budget) -> str:
         budget.text,
         _table(learned_table(comparison, budget)),
         _table(recorded_table(comparison, budget)),
+        _table(score_table(comparison, budget)),
         *_spots(budget),
         _table(cost_table(comparison, budget)),
         _table(target_table(comparison, budget)),
         *_curves(comparison, budget),
         *recorded_curves(budget),
         _table(tuning_table(comparison, budget)),
-        *map(page.paragraph, notes(budget)),
+        *map(page.paragraph, [*notes(budget), *score_notes(comparison, budget)]),
     )
 
 

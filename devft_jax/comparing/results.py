@@ -5,11 +5,12 @@ All statements are computed from these: `devft_jax.comparing.measures` has the f
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from devft_jax.comparing.arms import total_rounds
 from devft_jax.config.run_config import RunConfig
+from devft_jax.harness.results import Results, TaskScore
 from devft_jax.storage.records import RunRecord
 from devft_jax.storage.result_records import ScoreRecord
 
@@ -167,6 +168,40 @@ class ListedRun:
 
 
 @dataclass(frozen=True)
+class TaskScores:
+    """The scores of a comparison's final models on benchmark tasks.
+
+    Attributes:
+      base: scores of the untuned base; None if they are missing.
+      runs: scores of final models, by the run's folder.
+      errors: why a run has no scores, by its folder.
+      left_out: why an arm is not scored, by its name.
+      asked: the tasks and how they are run, as plain values.
+    """
+
+    base: Results | None = None
+    runs: Mapping[str, Results] = field(default_factory=dict)
+    errors: Mapping[str, str] = field(default_factory=dict)
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    asked: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def all(self) -> list[Results]:
+        """The base's scores and those of all runs."""
+        return [*([] if self.base is None else [self.base]), *self.runs.values()]
+
+    @property
+    def shown(self) -> list[TaskScore]:
+        """A score of each task and metric, without the tasks of a group that has a score of its own."""
+        return next((found.outermost for found in self.all), [])
+
+    @property
+    def every(self) -> list[TaskScore]:
+        """A score of each task and metric."""
+        return next((found.scores for found in self.all), [])
+
+
+@dataclass(frozen=True)
 class Comparison:
     """The results of a comparison.
 
@@ -181,6 +216,7 @@ class Comparison:
       rates: rates of that search; empty if there was none.
       common: the options that all arms share.
       command: the command that made the comparison.
+      scores: scores on benchmark tasks; None if none were asked for.
     """
 
     budgets: Sequence[Budget]
@@ -192,6 +228,7 @@ class Comparison:
     rates: Sequence[float]
     common: RunConfig
     command: str
+    scores: TaskScores | None = None
 
     @property
     def runs(self) -> list[ListedRun]:

@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from devft_jax.comparing.measures import COSTS, LEARNED, TO_TARGET, Form, Measure, by_seed, difference, mean_of, reached
-from devft_jax.comparing.results import ArmResult, Budget, Comparison
+from devft_jax.comparing.results import ArmResult, Budget, Comparison, TaskScores
+from devft_jax.comparing.scores import difference_over_items, mean_score, score_difference, scores_by_seed
 from devft_jax.comparing.statistics import Estimate, estimate
+from devft_jax.harness.results import TaskScore
 
 NAME_WIDTH = 40
 """Most characters of an arm's name in text tables; longer names lose their middle."""
@@ -104,6 +106,81 @@ def _base_row(budget: Budget, measures: Sequence[Measure]) -> list[str]:
         row += [cell(estimate(known, measure.bounds), measure.form)]
         row += [] if measure.optional else [""]
     return row
+
+
+SCORE = Form(digits=3)
+
+
+def score_table(comparison: Comparison, budget: Budget) -> Table | None:
+    """Scores on benchmark tasks, with differences to the reference; None if nothing was scored.
+
+    Args:
+      comparison: gives the scores and the reference.
+      budget: the budget whose arms are shown.
+    """
+    scores = comparison.scores
+    if scores is None or not scores.shown:
+        return None
+    one_seed, reference = len(comparison.seeds) == 1, budget.arm(comparison.reference)
+    header, base = ["", "seeds"], ["untuned base", ""]
+    rows = [[arm.name, _scored(scores, arm)] for arm in budget.arms]
+    for score in scores.shown:
+        name = f"{score.task} {score.shown_metric}"
+        header += [name, f"difference in {name}"]
+        untuned = None if scores.base is None else scores.base.find(score.task, score.metric, score.filter)
+        base += ["" if untuned is None else _with_error(untuned.value, untuned.standard_error), ""]
+        for arm, row in zip(budget.arms, rows, strict=True):
+            found, apart = mean_score(scores, arm, score), score_difference(scores, arm, reference, score)
+            star = "*" if apart is not None and apart.sign else ""
+            shown = [cell(found, SCORE), cell(apart, SCORE, sign=True) + star]
+            if one_seed:
+                shown = _over_items(scores, arm, reference, score)
+            row += [shown[0], ("reference" if shown[0] else "") if arm is reference else shown[1]]
+    if one_seed:
+        below = (
+            "one seed has no interval: \u00b1 is the standard error over items; differences are to "
+            f"{reference.name}, over the same items"
+        )
+    else:
+        below = (
+            f"means with 95 % intervals over seeds; differences are to {reference.name}, paired by seed; * the interval of "
+            "the difference excludes zero; untuned base: standard error over items"
+        )
+    return Table("Scores on tasks", header, [base, *rows], f"{below}; {_tasks_in_words(scores)}")
+
+
+def _scored(scores: TaskScores, arm: ArmResult) -> str:
+    """How many of an arm's seeds have scores."""
+    if arm.name in scores.left_out:
+        return "not scored"
+    done = sum(run.folder in scores.runs for run in arm.finished)
+    return str(done) if done == len(arm.outcomes) else f"{done} of {len(arm.outcomes)}"
+
+
+def _over_items(scores: TaskScores, arm: ArmResult, reference: ArmResult, score: TaskScore) -> list[str]:
+    """The score of an arm's only run and its difference to the reference's, both with standard errors over items."""
+    own = next(iter(scores_by_seed(scores, arm, score).values()), None)
+    if own is None:
+        return ["", ""]
+    apart = score_difference(scores, arm, reference, score)
+    paired = next(iter(difference_over_items(scores, arm, reference, score).values()), None)
+    error = None if paired is None else paired.standard_error
+    shown = "" if apart is None else _with_error(apart.mean, error, sign=True)
+    return [_with_error(own.value, own.standard_error), shown]
+
+
+def _with_error(value: float, error: float | None, *, sign: bool = False) -> str:
+    shown = SCORE.shown(value, sign=sign)
+    return shown if error is None else f"{shown} \u00b1 {SCORE.shown(error)}"
+
+
+def _tasks_in_words(scores: TaskScores) -> str:
+    """Items and worked examples of every task."""
+    said = {}
+    for score in scores.shown:
+        shots = "" if score.shots is None else f", {score.shots} shot{'' if score.shots == 1 else 's'}"
+        said[score.task] = f"{score.task}: {score.items} items{shots}"
+    return "; ".join(said.values())
 
 
 def cost_table(comparison: Comparison, budget: Budget) -> Table:

@@ -134,6 +134,11 @@ def fairness(comparison: Comparison) -> list[str]:
     if both:
         said.append(f"In {_listed(both)} figures are those of the one global model; the clients' own are given beside it.")
     said += _judging(comparison)
+    if comparison.scores is not None:
+        said.append(
+            "Scores on tasks are those of the final full model of each run, computed as by `devft evaluate`; the untuned "
+            "base is scored once."
+        )
     said.append(
         "Runs were made one at a time, each in a process of its own. Training time excludes compiling, evaluation and stage "
         "changes; 'with compiling' includes compiling and stage changes. Programs that were compiled before are read from a "

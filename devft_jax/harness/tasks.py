@@ -6,10 +6,14 @@ size) and NAME@SHOTS (worked examples before a question), or both, as in mmlu:50
 
 import contextlib
 import difflib
+import hashlib
+import itertools
+import json
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -234,6 +238,38 @@ def _check_punkt() -> None:
         ) from error
 
 
+def _sizes(opened: OpenTasks, options: TaskOptions) -> dict[str, int]:
+    """How many items of each task are evaluated."""
+    found = {}
+    for name, task in opened.tasks.items():
+        limits = [limit for limit in (options.limit, opened.choices[name].limit) if limit is not None]
+        found[name] = min([*limits, len(task.eval_docs)])
+    return found
+
+
+def tasks_digest(names: Sequence[str], opened: OpenTasks, options: TaskOptions) -> str:
+    """A name for an evaluation by its content: other tasks, settings or items give another, as does another lm-eval.
+
+    Args:
+      names: the choices from which the tasks were opened.
+      opened: the tasks.
+      options: how they are run.
+
+    Returns:
+      Eight hexadecimal digits.
+    """
+    digest = hashlib.sha256(json.dumps([metadata.version("lm-eval"), names, asdict(options)]).encode())
+    for name in names:
+        file = Path(TaskChoice.parse(name).name)
+        digest.update(file.read_bytes() if file.is_file() else b"")
+    for name, size in _sizes(opened, options).items():
+        task = opened.tasks[name]
+        digest.update(f"{name} {task.VERSION} {size}".encode())
+        for item in itertools.islice(iter(task.eval_docs), size):
+            digest.update(json.dumps(item, sort_keys=True, default=str).encode())
+    return digest.hexdigest()[:8]
+
+
 def run_tasks(language_model: Any, opened: OpenTasks, options: TaskOptions = TaskOptions()) -> Results:
     """Evaluate a model on tasks.
 
@@ -248,6 +284,7 @@ def run_tasks(language_model: Any, opened: OpenTasks, options: TaskOptions = Tas
     from lm_eval.evaluator import evaluate
 
     samples = {}
+    sizes = _sizes(opened, options)
     for name, task in opened.tasks.items():
         choice = opened.choices[name]
         shots = options.num_fewshot if choice.shots is None else choice.shots
@@ -255,8 +292,7 @@ def run_tasks(language_model: Any, opened: OpenTasks, options: TaskOptions = Tas
         if own is None or (shots is not None and own != 0):
             task.set_config(key="num_fewshot", value=shots or 0)
         task.set_fewshot_seed(seed=options.seed)
-        sizes = [size for size in (options.limit, choice.limit) if size is not None]
-        samples[name] = range(min([*sizes, len(task.eval_docs)]))
+        samples[name] = range(sizes[name])
     loaded = {"tasks": opened.tasks, "groups": opened.groups, "group_map": opened.group_map}
     with _quiet():
         found = evaluate(

@@ -96,7 +96,7 @@ COMPARISON = Kind(
     "comparison",
     _is_comparison,
     frozenset({*(f"comparison.{kind}" for kind in ("csv", "json", "md", "html")), "runs.csv", LOCK_FILE}),
-    {"runs": None},
+    {"runs": None, "scores": None},
 )
 """The folder of a comparison."""
 EXPORT = Kind("export", _is_export, frozenset({EXPORT_FILE}), {"adapter": None})

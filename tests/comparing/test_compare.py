@@ -168,7 +168,7 @@ def test_a_folder_that_holds_a_run_is_refused(tmp_path, config):
 
 def test_options_of_a_run_are_the_common_part_and_arms_own_theirs(tmp_path, capsys):
     (tmp_path / "run.yaml").write_text("seed: 7\nrounds: 9\n")
-    common, options = parse_compare(["--config", str(tmp_path / "run.yaml"), "--arms", "fedit", "--rank", "3"])
+    common, options, _ = parse_compare(["--config", str(tmp_path / "run.yaml"), "--arms", "fedit", "--rank", "3"])
     assert (common.seed, common.rounds, common.rank) == (7, 9, 3)
     assert (options.arms, options.seeds) == (("fedit",), None)
     with pytest.raises(InputError, match="devft compare has no option --algorithm"):

@@ -188,7 +188,7 @@ def check_command(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if command == "run":
         validate(parse_run(rest))
     elif command == "compare":
-        common, options = parse_compare(rest)
+        common, options, _ = parse_compare(rest)
         validate(common)
         arms = read_arms(options.arms_file) if options.arms is None else list(map(parse_arm, options.arms))
         check_arms(arms)
