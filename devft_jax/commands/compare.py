@@ -25,6 +25,8 @@ ABOUT = (
 
 ARMS_OWN = ("algorithm", "growth", "seed", "out")
 """Options of a run that the comparison sets itself."""
+FILES = "benchmark_files"
+"""Option of a run that is listed with the comparison's own tasks, because both read these files."""
 
 
 def parse_compare(arguments: Sequence[str]) -> "tuple[RunConfig, CompareOptions, BenchmarkOptions]":
@@ -47,9 +49,20 @@ def parse_compare(arguments: Sequence[str]) -> "tuple[RunConfig, CompareOptions,
     others = [field.name for field in dataclasses.fields(BenchmarkOptions) if field.name not in OPTIONS]
     own, tasks = Section(title_of(CompareOptions), flags_of(CompareOptions)), flags_of(BenchmarkOptions, none, others)
     sections = [own, Section("scores of the final models on benchmark tasks", tasks)]
-    common, values = parse_sections(arguments, sections, command="devft compare", about=ABOUT, without=ARMS_OWN)
+    common, values = parse_sections(arguments, sections, command="devft compare", about=ABOUT, without=(*ARMS_OWN, FILES))
     asked = {flag.name: values.pop(flag.name) for flag in tasks if flag.name in values}
-    return common, CompareOptions(**values), dataclasses.replace(none, **asked)
+    common, benchmarks = _with_files(common, dataclasses.replace(none, **asked))
+    return common, CompareOptions(**values), benchmarks
+
+
+def _with_files(common: "RunConfig", asked: "BenchmarkOptions") -> "tuple[RunConfig, BenchmarkOptions]":
+    """Both with the benchmarks' files, where the runs have tasks of their own; otherwise the files are the comparison's."""
+    if common.evaluate_tasks is None:
+        return common, asked
+    files = asked.benchmark_files or common.benchmark_files
+    if files is not None:
+        common = dataclasses.replace(common, benchmark_files=files).with_given({*common.given, FILES})
+    return common, dataclasses.replace(asked, benchmark_files=files if asked.tasks else None)
 
 
 def command(arguments: Sequence[str]) -> int:

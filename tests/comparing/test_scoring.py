@@ -193,3 +193,16 @@ def test_words_become_tasks():
     assert options.arms == ("fedit",)
     assert tasks == BenchmarkOptions(tasks=("quick", "mmlu:500@5"), limit=7, benchmark_files="there")
     assert parse_compare(["--arms", "fedit"])[2].tasks == ()
+
+
+@pytest.mark.parametrize(
+    ("tasks", "of_runs", "of_final_models"),
+    [
+        (["--tasks", "quick"], None, "there"),
+        (["--evaluate-tasks", "arc_easy"], "there", None),
+        (["--tasks", "quick", "--evaluate-tasks", "arc_easy"], "there", "there"),
+    ],
+)
+def test_files_of_benchmarks_are_those_of_runs_and_of_final_models(tasks, of_runs, of_final_models):
+    common, _, asked = parse_compare(["--arms", "fedit", *tasks, "--benchmark-files", "there"])
+    assert (common.benchmark_files, asked.benchmark_files) == (of_runs, of_final_models)
