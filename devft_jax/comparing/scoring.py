@@ -122,12 +122,12 @@ def score_runs(comparison: Comparison, scoring: Scoring, folder: Path, progress:
         said = " and the untuned base" if with_base else ""
         progress.say(f"scoring model {list(labels).index(run) + 1} of {len(labels)}: {labels[run]}{said}")
         began = time.monotonic()
-        found = _evaluate(run, files[run], scoring, progress, stop, with_base=with_base)
-        if isinstance(found, str):
-            errors[run] = found
+        made = _evaluate(run, files[run], scoring, progress, stop, with_base=with_base)
+        if isinstance(made, str):
+            errors[run] = made
         else:
-            known[run] = found
-        outcome = f"failed: {found}" if isinstance(found, str) else "finished"
+            known[run] = made
+        outcome = f"failed: {made}" if isinstance(made, str) else "finished"
         progress.say(f"  {outcome}; took {readable_seconds(time.monotonic() - began)}")
     asked = {name: getattr(scoring.options, name) for name in OPTIONS}
     return TaskScores(_base(known), {run: known[run][-1] for run in labels if run in known}, errors, scoring.left_out, asked)
