@@ -183,7 +183,7 @@ def test_a_missing_extra_is_named_before_any_run(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(subprocess, "Popen", None)
     monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
     assert run_command(["compare", "--arms", "fedit", "--tasks", "quick", "--out", str(tmp_path / "out")]) == 2
-    assert 'run `pip install "devft-jax[eval]"`' in capsys.readouterr().err
+    assert "needs lm-eval, which is not installed; run `pip install lm-eval" in capsys.readouterr().err
 
 
 def test_words_become_tasks():
