@@ -20,12 +20,16 @@ Name = tuple[str, str]
 def recorded_table(comparison: Comparison, budget: Budget) -> Table | None:
     """The scores that the runs recorded of their final models, with differences to the reference; None if there are none.
 
+    Tasks that `devft compare --tasks` scored the same models on are left out: `score_table` shows these.
+
     Args:
       comparison: gives the reference.
       budget: the budget whose arms are shown.
     """
     final = {arm.name: _final(arm) for arm in budget.arms}
     names = list(dict.fromkeys(name for runs in final.values() for scores in runs.values() for name in scores))
+    elsewhere: set[str] = set() if comparison.scores is None else {score.task for score in comparison.scores.shown}
+    names = [(task, metric) for task, metric in names if task not in elsewhere]
     if not names:
         return None
     header = ["", *(text for name in names for text in (" ".join(name), f"difference in {' '.join(name)}"))]

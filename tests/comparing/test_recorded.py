@@ -8,6 +8,8 @@ from devft_jax.comparing.formats import to_plain, to_text
 from devft_jax.comparing.page import comparison_html
 from devft_jax.comparing.recorded import recorded_curves, recorded_table
 from tests.comparing.comparisons import arm, comparison
+from tests.comparing.test_scores import scored as final_scores
+from tests.comparing.test_scores import with_scores
 from tests.reporting.test_report_file import check_page, text_of
 from tests.run_records import score_record
 
@@ -53,6 +55,26 @@ def test_means_and_differences_are_over_seeds():
 def test_a_single_run_has_its_standard_error_over_items():
     made = comparison(scored(arm("FedIT", [2.0]), [0.5]))
     assert recorded_table(made, made.budgets[0]).rows[1][1] == f"0.5000 {PLUS_MINUS} 0.1000"
+
+
+def test_final_scores_of_a_task_are_in_one_table():
+    """What `devft compare --tasks` scored is not shown a second time; figures and other tasks stay."""
+    arms = scored(arm("FedIT", [2.0, 3.0]), [0.5, 0.6]), scored(arm("DevFT", [2.5, 3.5]), [0.6, 0.71])
+    results = {("FedIT", 0): final_scores(1, 0), ("DevFT", 0): final_scores(1, 1)}
+    made = with_scores(comparison(*arms), results)
+    assert recorded_table(made, made.budgets[0]) is None
+    html = comparison_html(made)
+    check_page(html)
+    assert "own acc against rounds" in html
+    for text in (text_of(html), to_text(made)):
+        assert "recorded by the runs" not in text
+        assert "Scores on tasks" in text
+    other = score_record(task="other", value=0.4)
+    [first, *rest] = arms[1].outcomes
+    record = dataclasses.replace(first.record, final_scores=[*first.record.final_scores, other])
+    both = dataclasses.replace(arms[1], outcomes=[dataclasses.replace(first, record=record), *rest])
+    made = with_scores(comparison(arms[0], both), results)
+    assert recorded_table(made, made.budgets[0]).header == ["", "other acc", "difference in other acc"]
 
 
 def test_a_comparison_without_scores_shows_none():
