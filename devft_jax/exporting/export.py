@@ -13,13 +13,13 @@ from devft_jax.errors import InputError
 from devft_jax.exporting.request import ExportOptions, Form, Request
 from devft_jax.exporting.writing import Exported, write_adapter, write_both, write_model
 from devft_jax.inference.selected import Selected, select
-from devft_jax.inference.sources import kind_of
 from devft_jax.models.huggingface.folder import model_folder
 from devft_jax.models.huggingface.model import Model
 from devft_jax.models.huggingface.reading import load_original_blocks
 from devft_jax.models.huggingface.tokenizer import load_tokenizer
 from devft_jax.models.huggingface.writing import MAX_SHARD_BYTES
 from devft_jax.runtime.devices import host_device
+from devft_jax.training.stored_runs import kind_of
 from devft_jax.training.submodels import fuse_blocks
 
 

@@ -20,8 +20,6 @@ import jax
 from devft_jax.data.answer_ends import ends_of_adapter
 from devft_jax.errors import InputError
 from devft_jax.files import checked_path
-from devft_jax.inference.saved import SavedAdapters, chosen_round, read_saved
-from devft_jax.inference.sources import StoredRun, kind_of, read_run
 from devft_jax.models.adapter import Adapter
 from devft_jax.models.architecture import ModelConfig
 from devft_jax.models.huggingface.families import read_config
@@ -35,7 +33,10 @@ from devft_jax.models.huggingface.safetensors import DTYPES
 from devft_jax.options import path, verbatim
 from devft_jax.runtime.devices import host_device
 from devft_jax.storage import RunFolder
+from devft_jax.storage.chosen import chosen_round
 from devft_jax.training.fingerprints import base_fingerprint
+from devft_jax.training.saved_adapters import SavedAdapters, read_saved
+from devft_jax.training.stored_runs import StoredRun, kind_of, read_run
 from devft_jax.training.submodels import model_path
 
 

@@ -9,7 +9,6 @@ from devft_jax.errors import InputError
 from devft_jax.files import checked_path, printable
 from devft_jax.inference.respondent import ModelOptions, Respondent, open_respondent
 from devft_jax.inference.selected import SelectionOptions
-from devft_jax.inference.sources import Kind, kind_of
 from devft_jax.judging.cases import Judge, Mode
 from devft_jax.judging.endpoint import Endpoint
 from devft_jax.judging.options import AnswerOptions, AskedOptions, EndpointOptions, JudgeOptions, OpeningOptions
@@ -18,6 +17,7 @@ from devft_jax.judging.prompts import JudgePrompt, check_prompts, check_referenc
 from devft_jax.judging.questions import Answers, Question, check_answers, read_answers, read_questions
 from devft_jax.options import check_options, closest
 from devft_jax.reporting import Progress
+from devft_jax.training.stored_runs import Kind, kind_of
 
 ANSWERS_ENDING = ".jsonl"
 """Of a file of answers, which tells it from a model."""

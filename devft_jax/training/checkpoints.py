@@ -4,22 +4,19 @@ Arrays and record form one checkpoint; what clients keep is a file beside it wit
 """
 
 import dataclasses
-from collections.abc import Callable
 
 import jax
 import numpy as np
 
-from devft_jax.developmental import LayerMap
 from devft_jax.errors import InputError
-from devft_jax.federated.algorithm import Algorithm, Clients
-from devft_jax.federated.bank import ClientBank
+from devft_jax.federated.algorithm import Clients
 from devft_jax.storage import RunFolder
 from devft_jax.storage.records import CheckpointRecord
 from devft_jax.training.fingerprints import base_fingerprint, data_fingerprint
 from devft_jax.training.parts import Parts
 from devft_jax.training.rates import lengthen
+from devft_jax.training.restoring import restore_bank, stage_shapes
 from devft_jax.training.state import State
-from devft_jax.typing import PyTree
 
 
 def save_state(folder: RunFolder, state: State) -> None:
@@ -48,46 +45,6 @@ def save_state(folder: RunFolder, state: State) -> None:
         arrays["maps"] = state.bank.maps
         record.maps = [[layer_map.num_groups, layer_map.bare] for layer_map in state.bank.maps]
     folder.checkpoints.save(state.round, arrays, record, bank=None if state.bank.empty else state.bank.save)
-
-
-def stage_shapes(
-    algorithm: Algorithm, init_server: Callable[[Clients], PyTree], record: CheckpointRecord, *, clients: int, layers: int
-) -> PyTree:
-    """Shapes and dtypes of the arrays in a checkpoint that have a layer axis.
-
-    Args:
-      algorithm: the run's algorithm.
-      init_server: creates the algorithm's first state.
-      record: the checkpoint's record.
-      clients: N, the number of clients.
-      layers: L, layers of the full model.
-    """
-    # Shapes do not depend on the data.
-    full = jax.eval_shape(lambda: init_server(Clients(clients)))
-    layer_map = LayerMap.shapes(record.groups, layers, record.bare)
-    shapes = {"full": full, "server": jax.eval_shape(algorithm.submodel, full, layer_map), "layer_map": layer_map}
-    if record.maps is not None:
-        shapes["maps"] = [LayerMap.shapes(groups, layers, bare) for groups, bare in record.maps]
-    return shapes
-
-
-def restore_bank(folder: RunFolder, round_index: int, bank: ClientBank, arrays: PyTree, *, align: bool) -> None:
-    """Restore a bank without rows from a checkpoint.
-
-    Args:
-      folder: the run's folder.
-      round_index: round of the checkpoint.
-      bank: an empty bank; changed.
-      arrays: the checkpoint's arrays.
-      align: whether factors are aligned when layers are fused; the stored maps do not hold this.
-    """
-    if bank.empty:
-        bank.enter(arrays["layer_map"])
-        return
-    with folder.checkpoints.restoring(round_index):
-        bank.restore(
-            folder.checkpoints.bank_path(round_index), [dataclasses.replace(each, align=align) for each in arrays["maps"]]
-        )
 
 
 def resume(parts: Parts, folder: RunFolder, round_index: int) -> State:

@@ -393,7 +393,7 @@ def test_weights_that_are_not_finite_are_never_merged_silently(finished, tiny, t
     adapter = import_peft(finished.folder / "adapter", MODEL)
     factors = adapter.lora["down"]
     broken = adapter.replace(lora=adapter.lora | {"down": factors.replace(b=factors.b.at[2, 0, 3].set(value))})
-    monkeypatch.setattr("devft_jax.inference.saved.as_low_rank", lambda adapter: broken)
+    monkeypatch.setattr("devft_jax.training.saved_adapters.as_low_rank", lambda adapter: broken)
     with pytest.raises(InputError, match=r"lora_B of down_proj has NaN or infinite values in layer 2, counted from 0"):
         export(finished.folder, tmp_path / "out", form=form)
     assert not (tmp_path / "out").exists()

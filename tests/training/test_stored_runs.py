@@ -8,7 +8,7 @@ import pytest
 from devft_jax.config.files import to_plain
 from devft_jax.config.run_config import RunConfig
 from devft_jax.errors import InputError
-from devft_jax.inference.sources import kind_of, read_run
+from devft_jax.training.stored_runs import kind_of, read_run
 from tests.run_records import split_record
 
 

@@ -1,0 +1,54 @@
+"""The checkpoint of a run that is asked for: the newest, a stage's newest, or that of a round."""
+
+from devft_jax.errors import InputError
+from devft_jax.storage.run_folder import RunFolder
+
+
+def chosen_round(folder: RunFolder, stage: int | None, round: int | None = None) -> int:
+    """The round of the requested checkpoint: the newest, a given stage's newest, or that of a given round.
+
+    Args:
+      folder: the run's folder.
+      stage: from 1; None for any.
+      round: from 1; None for the newest.
+
+    Raises:
+      InputError: there is no such checkpoint, or a damaged one may be the requested one.
+    """
+    if stage is not None and round is not None:
+        raise InputError("stage and round each choose a checkpoint; give one of them.")
+    rounds = folder.checkpoints.last_rounds()
+    if not rounds:
+        raise InputError(f"the run in {folder.path} has no checkpoint yet; let it train up to its first one.")
+    newest = max(rounds.values())
+    if round is not None:
+        saved = folder.checkpoints.saved_rounds()
+        if round not in saved:
+            raise InputError(
+                f"the run in {folder.path} keeps no checkpoint of round {round}; choose from {', '.join(map(str, saved))}."
+            )
+        return round
+    if stage is None:
+        return _not_in_place_of_a_damaged_one(folder, newest)
+    record = folder.checkpoints.read_record(newest)
+    stages = len(record.totals.stage_rounds)
+    if not 1 <= stage <= stages:
+        raise InputError(f"stage {stage} is outside 1 to {stages}, the stages of the run in {folder.path}.")
+    if stage - 1 in rounds:
+        return _not_in_place_of_a_damaged_one(folder, rounds[stage - 1])
+    kept = ", ".join(str(other + 1) for other in rounds)
+    if stage - 1 > record.stage:
+        raise InputError(
+            f"the run in {folder.path} has not saved stage {stage} yet; choose from {kept}, or continue the run."
+        )
+    raise InputError(
+        f"the run in {folder.path} has no readable checkpoint of stage {stage} any more; restore it, or choose from {kept}."
+    )
+
+
+def _not_in_place_of_a_damaged_one(folder: RunFolder, chosen: int) -> int:
+    """The round; raises `InputError` if the checkpoint after it cannot be read and may be the requested one."""
+    after = folder.checkpoints.after(chosen)
+    if after is not None:
+        folder.checkpoints.read_record(after)
+    return chosen
