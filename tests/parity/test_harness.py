@@ -14,15 +14,14 @@ import pytest
 pytest.importorskip("torch", reason="parity needs torch: pip install 'devft-jax[parity]'")
 pytest.importorskip("lm_eval", reason="needs lm-eval: pip install 'devft-jax[eval]'")
 
-import jax
 import torch
 
-from devft_jax.harness.language_model import LanguageModel
 from devft_jax.harness.tasks import TaskOptions, open_tasks, run_tasks
-from devft_jax.models.huggingface.end_tokens import end_token_ids
-from devft_jax.models.huggingface.reading import load_pretrained
+from tests.benchmarks.conftest import BENCHMARKS  # noqa: F401  # its import puts the benchmarks on the path
 from tests.conftest import WORDS
 from tests.parity.test_transformers import random_model
+
+from backends import open_backend  # isort: skip
 
 pytestmark = pytest.mark.parity
 
@@ -35,34 +34,9 @@ WITH_REASONS = ("bbh_cot_fewshot_boolean_expressions",)
 INSTRUCTIONS = ("ifeval",)
 
 
-class Recorder:
-    """A backend with everything that it is asked and answers."""
-
-    def __init__(self, backend):
-        self.backend = backend
-        self.answers = {}
-
-    def __getattr__(self, name):
-        found = getattr(self.backend, name)
-        if name not in ("loglikelihood", "generate_until"):
-            return found
-
-        def recorded(requests):
-            answers = found(requests)
-            self.answers |= {(name, str(request.args)): answer for request, answer in zip(requests, answers, strict=True)}
-            return answers
-
-        return recorded
-
-
 def backends(folder):
-    """The harness's own backend and ours, of one folder."""
-    from lm_eval.models.huggingface import HFLM
-
-    theirs = HFLM(pretrained=str(folder), dtype="float32", device="cpu", batch_size=4, softmax_dtype="float32")
-    model = load_pretrained(folder, dtype="float32")
-    ends = end_token_ids(folder, model.tokenizer)
-    return theirs, LanguageModel(model, eos_ids=ends, devices=jax.devices()[:1], batch=4)
+    """The harness's own backend and ours, of one folder, recorded."""
+    return open_backend("transformers", folder), open_backend("here", folder)
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +112,7 @@ def test_benchmarks(pretrained, names, shared, tmp_path_factory):
     """Log-likelihoods within 1e-3 nats, greedy texts identical, scores equal; five worked examples before MMLU."""
     if names is INSTRUCTIONS:
         skip_without_punkt()
-    theirs, ours = map(Recorder, backends(pretrained))
+    theirs, ours = backends(pretrained)
     cache = tmp_path_factory.mktemp("benchmarks")
     found = []
     for backend in (theirs, ours):
