@@ -17,6 +17,8 @@ from devft_jax.reporting import Progress
 
 MODEL = ModelConfig(vocabulary=64, width=16, feed_forward=24, layers=4, heads=4, kv_heads=2, head_size=4, max_length=64)
 WORDS = tuple("abcdefghijklmnopqrstuvwxyz0123456789")
+# One algorithm of each kind of state: stacks, rows, ranks, moments, masks, control variates, residuals, a network.
+KINDS = ("flora", "fedsa-lora", "hetlora", "fedadam", "flasc", "scaffold", "fedex-lora", "c2a")
 
 
 def write_run_inputs(folder: Path, word_tokenizer: Any, model: ModelConfig = MODEL, base: Base | None = None) -> RunConfig:

@@ -32,6 +32,7 @@ def test_of_two_equally_close_the_larger_is_taken():
     assert nearest_rank(float, 7.5, 20) == nearest({7: 7.0, 8: 8.0}, 7.5) == 8
 
 
+@pytest.mark.slow
 def test_the_controls_have_the_bytes_and_the_work_of_their_target():
     found = configured("fedit", "fedit+devft", "fedit@bytes=fedit+devft", "fedit@flops=fedit+devft")
     target = make_plan(found["fedit+devft"].config)

@@ -36,6 +36,7 @@ def task(tmp_path_factory):
     return write_task(tmp_path_factory.mktemp("task"))
 
 
+@pytest.mark.slow
 def test_final_models_are_scored_as_devft_evaluate_does_it(tmp_path, word_tokenizer, task, monkeypatch, capsys):
     """Two runs, of which one has a model for all clients; afterwards everything is read from the comparison's folder."""
     config = dataclasses.replace(write_run_inputs(tmp_path, word_tokenizer), rounds=2, local_steps=1, devices=1)

@@ -349,6 +349,7 @@ def test_the_list_shows_its_mathematics_and_what_it_reads(folder):
         method_text("outside.methods:Mine")
 
 
+@pytest.mark.slow
 def test_a_run_is_resumed_exported_and_replayed_by_its_name(folder, word_tokenizer, capsys):
     config = dataclasses.replace(write_run_inputs(folder, word_tokenizer), rounds=2, capacities=None, out="out")
     own = {"algorithm": DAMPED, "algorithm_options": ["share=0.3"], "growth": "outside.methods:top"}

@@ -370,6 +370,7 @@ def test_real_folders_load_by_their_name_alone(shared, real_tokenizer, name, cli
     assert all("README" not in client.name for client in data.clients)
 
 
+@pytest.mark.slow
 def test_real_federated_data_is_read_whole(shared, word_tokenizer):
     options = DataOptions(data=str(shared / "data" / "dolly-15k-fed10"), max_length=8192)
     found = build_federated_data(options, word_tokenizer())

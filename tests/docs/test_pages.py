@@ -107,6 +107,7 @@ def test_the_blocks_of_the_algorithms_page_run(room, capsys):
     assert capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_blocks_on_a_growth_run_and_what_they_say_holds(room, capsys):
     run_blocks("docs/guides/your_growth.md")
     grown, adaptive = capsys.readouterr().out.splitlines()

@@ -85,6 +85,7 @@ def command(*words) -> int:
     return run_command(["export", *map(str, words)])
 
 
+@pytest.mark.slow
 def test_a_run_keeps_the_last_checkpoint_of_every_stage(finished):
     with RunFolder(finished.folder) as folder:
         assert folder.checkpoints.last_rounds() == {0: 3, 1: 6}
@@ -132,6 +133,7 @@ def test_a_stages_submodel_computes_what_its_clients_trained(finished, first_sta
     assert fields["base_model_name_or_path"] == str(tmp_path / "both")
 
 
+@pytest.mark.slow
 def test_a_stage_of_the_models_top_is_exported_on_the_whole_model(config, tiny, tmp_path):
     chosen = dataclasses.replace(config, growth="top-grow", capacities=(1, 4), rounds=2, out=str(tmp_path / "run"))
     train(chosen, progress=QUIET)

@@ -136,7 +136,8 @@ def ends(names, *, devices: int, cores: int, within: float) -> None:
     assert done.stdout.split()[-1:] == ["ended"], done.stderr
 
 
-@pytest.mark.parametrize(("devices", "cores"), [(2, 2), pytest.param(8, 1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("devices", "cores"), [(2, 2), (8, 1)])
 def test_algorithms_that_decompose_end_on_few_cores(devices, cores):
     ends(DECOMPOSING, devices=devices, cores=cores, within=240)
 

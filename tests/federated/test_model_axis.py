@@ -68,7 +68,7 @@ def base_of(kind):
     ("kind", "shards", "choices"),
     [
         ("none", 2, {}),
-        ("nf4", 4, {"options": DROPOUT}),
+        pytest.param("nf4", 4, {"options": DROPOUT}, marks=pytest.mark.slow),
         pytest.param("none", 8, {"remat": "none"}, marks=pytest.mark.slow),
         pytest.param("none", 4, {"remat": "full"}, marks=pytest.mark.slow),
         pytest.param("nf4", 2, {"remat": "none"}, marks=pytest.mark.slow),
@@ -97,6 +97,7 @@ def test_lower_layers_that_do_not_learn_are_gathered_too():
         np.testing.assert_allclose(new, old, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_replay_on_a_divided_base_has_the_losses_of_the_whole_one():
     member = ELEVEN[1]
     losses = []

@@ -153,7 +153,7 @@ def cohort_of(algorithm, assemble_batches):
 
 
 @pytest.mark.parametrize(
-    "name", ["fedit", "c2a", *(pytest.param(name, marks=pytest.mark.slow) for name in ("fedsa-lora", "fedex-lora"))]
+    "name", ["fedit", *(pytest.param(name, marks=pytest.mark.slow) for name in ("c2a", "fedsa-lora", "fedex-lora"))]
 )
 def test_a_round_from_stored_states_is_the_round_without(make, name):
     options = dataclasses.replace(TWO, dropout=0.25, hyper_rank=4, hyper_width=8, hyper_ungated=True)

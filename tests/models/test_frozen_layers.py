@@ -32,8 +32,13 @@ def losses(config, compute, base, adapter, tokens, mask, key=None):
     return jax.value_and_grad(loss)(adapter.lora)
 
 
-@pytest.mark.parametrize("remat", REMAT_POLICIES)
-@pytest.mark.parametrize("cut", [1, 3, DEPTH - 1])
+CASES = [(remat, cut) for remat in REMAT_POLICIES for cut in (1, 3, DEPTH - 1)]
+
+
+@pytest.mark.parametrize(
+    ("remat", "cut"),
+    [case if case in (("none", 1), ("full", 3)) else pytest.param(*case, marks=pytest.mark.slow) for case in CASES],
+)
 def test_gradients_above_the_cut_are_those_of_the_whole_and_none_lie_below(parts, remat, cut):
     base, adapter, tokens, mask = parts
     adapter = adapter.replace(dropout=0.3)

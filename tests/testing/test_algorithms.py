@@ -19,6 +19,7 @@ from devft_jax.testing import ALGORITHM_LAWS, LawError, check_algorithm, stages
 from devft_jax.testing import algorithms as laws
 from devft_jax.testing.algorithms import small_options
 from devft_jax.testing.rounds import Case
+from tests.tiny_run import KINDS
 
 SOUND = fedit(small_options())
 
@@ -30,12 +31,14 @@ def said_broadcasts():
         yield
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize(
+    "name", [name if name in KINDS else pytest.param(name, marks=pytest.mark.slow) for name in ALGORITHMS]
+)
 def test_every_algorithm_keeps_the_laws(name):
     check_algorithm(ALGORITHMS[name])
 
 
-@pytest.mark.parametrize("name", ["flora", "hetlora"])
+@pytest.mark.parametrize("name", [pytest.param("flora", marks=pytest.mark.slow), "hetlora"])
 def test_clients_of_different_ranks_keep_the_laws(name):
     check_algorithm(ALGORITHMS[name](small_options(client_ranks=(4, 1, 2))))
 

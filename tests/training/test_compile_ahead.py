@@ -106,6 +106,7 @@ def test_no_stage_is_compiled_ahead_whose_shape_is_not_known(config, tmp_path):
     assert run.summary.compiled_ahead.programs == 0
 
 
+@pytest.mark.slow
 def test_an_equal_run_of_the_same_process_compiles_nothing(config, tmp_path):
     first = run_of(config, tmp_path / "first", weight_decay=0.125)
     assert first.summary.programs_compiled > 0

@@ -51,6 +51,7 @@ def clients_adapter(run, client, folder):
     return import_peft(folder, MODEL)
 
 
+@pytest.mark.slow
 def test_with_one_client_all_three_are_the_same(config, tmp_path):
     data = config.data.replace("client_*", "client_0")
     alone = dataclasses.replace(config, data=data, partition="iid", clients=1, clients_per_round=1)

@@ -43,6 +43,7 @@ class FirstStage(Growth):
         return self.growth.next(stage, tree, history, key) if stage == 0 else None
 
 
+@pytest.mark.slow
 def test_stages_end_on_a_plateau_and_a_resumed_run_ends_them_alike(config, tmp_path, capfd):
     chosen = dataclasses.replace(
         config,
@@ -130,6 +131,7 @@ def test_top_grow_trains_the_top_of_the_exact_model(config, tmp_path, capfd):
         assert np.any(factors.b[2:])
 
 
+@pytest.mark.slow
 def test_stored_hidden_states_change_nothing_beyond_rounding(config, tmp_path, capfd):
     chosen = dataclasses.replace(
         config, growth="top-grow", capacities=(1, 2, 4), stage_rounds=(3, 1, 1), rounds=5, batch_size=12

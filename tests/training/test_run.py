@@ -170,6 +170,7 @@ def test_trained_parameters_are_told(config, tmp_path):
     assert "finished 1 round;" in told.getvalue()
 
 
+@pytest.mark.slow
 def test_a_replay_says_whether_the_client_took_part(finished):
     row = finished.history[2]
     for client in range(3):

@@ -47,7 +47,7 @@ def test_tensors_have_hugging_face_names_and_lie_output_first(folder, config, ba
     assert len(tensors) == 3 + 9 * config.layers
 
 
-@pytest.mark.parametrize("stored", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("stored", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow), "float32"])
 def test_saves_in_the_weights_own_type_by_default(tmp_path, config, base, stored):
     base = jax.tree.map(lambda leaf: leaf.astype(stored), base)
     save_pretrained(tmp_path, config, base)
@@ -162,8 +162,17 @@ def test_other_files_stay(folder, config, base):
         assert (folder / name).read_text() == name
 
 
-@pytest.mark.parametrize("kind", [None, "int8", "nf4"])
-@pytest.mark.parametrize("varied", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "varied"),
+    [
+        (None, False),
+        ("nf4", True),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in ((None, True), ("int8", False), ("int8", True), ("nf4", False))
+        ),
+    ],
+)
 def test_an_adapter_is_merged_in_float32(tmp_path, config, base, tokens, kind, varied):
     adapter = random_adapter(config)
     if varied:
