@@ -29,6 +29,7 @@ from devft_jax.config.methods import algorithm_of
 from devft_jax.config.run_config import RunConfig
 from devft_jax.errors import InputError
 from devft_jax.reporting import Progress
+from devft_jax.reporting.judged import judged_answers
 from devft_jax.runtime.stopping import StopRequest
 from devft_jax.storage import COMPARISON, RunFolder
 
@@ -215,4 +216,4 @@ def write_files(comparison: Comparison, folder: RunFolder) -> None:
     folder.write_text("runs.csv", to_csv(run_rows(comparison)))
     folder.write_json("comparison.json", comparison_to_plain(comparison))
     folder.write_text("comparison.md", to_markdown(comparison))
-    folder.write_text("comparison.html", comparison_html(comparison))
+    folder.write_text("comparison.html", comparison_html(comparison, judged_answers(folder.path)))

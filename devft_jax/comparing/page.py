@@ -71,23 +71,25 @@ AXES = (
 )
 
 
-def comparison_html(comparison: Comparison) -> str:
+def comparison_html(comparison: Comparison, judged: str = "") -> str:
     """The page.
 
     Args:
       comparison: the comparison.
+      judged: the section on judged answers; empty for none.
     """
     title = f"Comparison of {len(comparison.budgets[0].arms)} methods"
-    body = [_headline(comparison, title)]
+    body = [_headline(comparison, title, judged)]
     body += [_budget(comparison, budget) for budget in comparison.budgets]
-    body += [_terms(comparison), _runs(comparison)]
+    body += [judged, _terms(comparison), _runs(comparison)]
     return page.page(title, (STYLE,), body)
 
 
-def _headline(comparison: Comparison, title: str) -> str:
+def _headline(comparison: Comparison, title: str, judged: str) -> str:
     seeds = len(comparison.seeds)
     links = {
         **{budget.kind: f"Equal {budget.kind}" for budget in comparison.budgets},
+        **({"judged": "Judged answers"} if judged else {}),
         "terms": "How it was compared",
         "runs": "Every run",
     }

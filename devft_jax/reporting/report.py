@@ -20,16 +20,18 @@ from devft_jax.reporting.units import BYTES, FLOPS, SECONDS, readable
 from devft_jax.storage.records import EnergyRecord
 
 
-def report_html(story: Story, configured: Settings) -> str:
+def report_html(story: Story, configured: Settings, judged: str = "") -> str:
     """The whole page.
 
     Args:
       story: the run.
       configured: the run's configuration.
+      judged: the section on judged answers; empty for none.
     """
     sections = [
         learning(story),
         task_scores(story),
+        judged,
         growth(story),
         stage_changes(story),
         costs(story),
@@ -37,7 +39,7 @@ def report_html(story: Story, configured: Settings) -> str:
         settings(story, configured),
     ]
     title = _title(story)
-    return page.page(title, (heat.STYLE, split.STYLE, strip.STYLE), [_headline(story, title), *sections])
+    return page.page(title, (heat.STYLE, split.STYLE, strip.STYLE), [_headline(story, title, judged), *sections])
 
 
 def _named(story: Story, name: str) -> str:
@@ -178,7 +180,7 @@ def _energy(energy: EnergyRecord) -> str:
     return _tile("Energy", f"{1000 * energy.kwh:.3g} Wh", note)
 
 
-def _headline(story: Story, title: str) -> str:
+def _headline(story: Story, title: str, judged: str) -> str:
     kind, state = _state(story)
     parts = [
         f'<p class="kicker">Report of the run in {escape(story.name)}/</p>',
@@ -199,6 +201,7 @@ def _headline(story: Story, title: str) -> str:
     links = {
         "learning": "What was learned",
         "scores": "Scores on tasks",
+        "judged": "Judged answers",
         "growth": "How the model grew" if story.is_grown else "Layers",
         "changes": "Stage changes",
         "costs": "Costs",
@@ -209,6 +212,8 @@ def _headline(story: Story, title: str) -> str:
         del links["changes"]
     if not is_scored(story):
         del links["scores"]
+    if not judged:
+        del links["judged"]
     items = "".join(f'<li><a href="#{name}">{text}</a></li>' for name, text in links.items())
     parts.append(f'<nav aria-label="Sections"><ul>{items}</ul></nav>')
     return f'<header>{"".join(parts)}<dl class="tiles">{"".join(_tiles(story))}</dl></header>'

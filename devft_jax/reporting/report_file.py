@@ -12,6 +12,7 @@ from devft_jax.config.run_config import OPTION_GROUPS, RunConfig
 from devft_jax.errors import InputError
 from devft_jax.files import checked_path, existing_folder, write_atomically
 from devft_jax.options import identity_fields, option_texts
+from devft_jax.reporting.judged import judged_answers
 from devft_jax.reporting.report import report_html
 from devft_jax.reporting.settings import Option, Settings
 from devft_jax.reporting.story import Story, check
@@ -38,7 +39,7 @@ def write_report(path: str | Path, out: str | Path | None = None) -> Path:
         target = checked_path(out, "out")
         claim_file(target)
     try:
-        text = report_html(story, read_settings(story.config))
+        text = report_html(story, read_settings(story.config), judged_answers(Path(path)))
     except InputError:
         raise
     except Exception as error:  # damaged values may raise anything
