@@ -45,7 +45,7 @@ def test_a_killed_process_resumes_and_computes_no_request_twice(tmp_path, token_
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     while not finished(killed):
         assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
+        time.sleep(0.05)
     process.kill()
     process.communicate(timeout=60)
     kept = finished(killed)
