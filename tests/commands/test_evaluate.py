@@ -33,6 +33,7 @@ def finished(cache):
     return found
 
 
+@pytest.mark.slow
 def test_a_killed_process_resumes_and_computes_no_request_twice(tmp_path, token_cache, monkeypatch, capsys):
     one = jax.devices()[:1]
     monkeypatch.setattr(scoring.jax, "local_devices", lambda: one)
