@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
 
+import jax
+
 from devft_jax.benchmarking.options import BenchmarkOptions, validate_benchmark
 from devft_jax.benchmarking.table import comparison, shown_scores
 from devft_jax.errors import InputError, RunError
@@ -17,6 +19,7 @@ from devft_jax.inference.respondent import ModelOptions, Respondent, open_respon
 from devft_jax.inference.selected import SelectionOptions
 from devft_jax.models.huggingface.safetensors import one_line
 from devft_jax.reporting.progress import Progress
+from devft_jax.runtime.devices import versions
 
 
 def evaluate(
@@ -97,7 +100,6 @@ def to_plain(options: BenchmarkOptions, models: Sequence[Evaluated]) -> dict[str
       options: of the evaluation.
       models: the first is the one with which the others are compared.
     """
-    versions = {name: metadata.version(name) for name in ("lm-eval", "devft-jax", "jax")}
     differences = [
         {"model": other.name, "compared_with": models[0].name, "task": score.task, "metric": score.metric}
         | {"filter": score.filter}
@@ -109,7 +111,7 @@ def to_plain(options: BenchmarkOptions, models: Sequence[Evaluated]) -> dict[str
     asked = {name: value for name, value in dataclasses.asdict(options).items() if name != "out"}
     return {
         "devft_evaluation": 1,
-        "versions": versions,
+        "versions": versions(jax.devices()[0]) | {"lm-eval": metadata.version("lm-eval")},
         "options": asked,
         "models": [{"name": each.name, "identity": each.identity, **each.results.to_plain()} for each in models],
         "differences": differences,

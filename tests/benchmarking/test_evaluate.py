@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from importlib import metadata
 
 import jax
 import pytest
@@ -17,6 +18,7 @@ from devft_jax.errors import InputError
 from devft_jax.harness import scoring
 from devft_jax.inference.respondent import ModelOptions
 from devft_jax.inference.selected import SelectionOptions
+from devft_jax.runtime.devices import versions
 from devft_jax.runtime.stopping import Stopped
 from tests.benchmarking.task_files import write_task
 from tests.inference.folders import write_folders
@@ -50,6 +52,8 @@ def test_a_run_is_compared_with_its_base_item_by_item(folders, task, tmp_path):
     assert "own" in text
     assert "±" in text
     plain = json.loads(out.read_text())
+    # As a run records them: a checkout that is not installed has no metadata of its own.
+    assert plain["versions"] == versions(jax.devices()[0]) | {"lm-eval": metadata.version("lm-eval")}
     assert [model["name"] for model in plain["models"]] == [base.name, run.name]
     [difference] = [each for each in plain["differences"] if each["metric"] == "acc"]
     before, after = (each.results.values_of("own", "acc") for each in (base, run))
