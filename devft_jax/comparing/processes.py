@@ -56,17 +56,17 @@ def supervise(
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     # An older file is removed, not overwritten: it could be a link.
     log.unlink(missing_ok=True)
-    with open(log, "x", encoding="utf-8") as lines:
+    with open(log, "x", encoding="utf-8") as output:
         # In a session of its own, so that Ctrl-C at the terminal reaches it only once, through this process.
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
-            stdout=lines,
+            stdout=output,
             stderr=subprocess.STDOUT,
             env=environment,
             start_new_session=True,
         )
-    passed_on, reported_at = False, time.monotonic()
+    passed_on, reported, reported_at = False, "", time.monotonic()
     try:
         while True:
             try:
@@ -79,8 +79,12 @@ def supervise(
                 passed_on = True
             if time.monotonic() - reported_at > REPORT_EVERY:
                 reported_at = time.monotonic()
-                reports = [line for line in _lines(log) if line.startswith(shown)]
-                progress.say(reports[-1] if reports else "  ...")
+                lines = [line for line in _lines(log) if line.strip()]
+                # Before the first, whatever it says of its preparations.
+                newest = next((line for line in reversed(lines) if line.startswith(shown)), "".join(lines[-1:]))
+                if newest != reported:
+                    progress.say(newest)
+                reported = newest
     finally:
         if process.poll() is None:
             process.terminate()

@@ -45,6 +45,13 @@ def test_a_stop_is_passed_on_to_the_run(tmp_path, monkeypatch, capsys):
     assert "stopping when the run has saved its round" in said
 
 
+def test_a_run_that_goes_on_is_reported_where_it_said_something_new(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(module, "REPORT_EVERY", 0.0)
+    script = "import time; print('  compiling', flush=True); time.sleep(1); print('  round 1/2', flush=True); time.sleep(1)"
+    assert Runs(tmp_path, Progress(), StopRequest(), 0)._supervise([sys.executable, "-c", script], tmp_path / "log") == 0
+    assert capsys.readouterr().err.splitlines()[-2:] == ["  compiling", "  round 1/2"]
+
+
 @pytest.mark.parametrize(
     ("script", "expected"),
     [
