@@ -1,9 +1,10 @@
-"""Every request's answer equals that of lm-evaluation-harness's own Hugging Face backend.
+"""Every request's answer equals that of lm-evaluation-harness's own Hugging Face backend, also of a merged export.
 
 Small enough for every day: `DEVFT_PARITY_ITEMS` raises the number of items of each task, and `DEVFT_SMOLLM2` names a folder
 of SmolLM2-135M-Instruct, which is too large to come with the data.
 """
 
+import json
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,9 +17,17 @@ pytest.importorskip("lm_eval", reason="needs lm-eval: pip install 'devft-jax[eva
 
 import torch
 
+from devft_jax.benchmarking.evaluate import evaluate
+from devft_jax.benchmarking.options import BenchmarkOptions
+from devft_jax.commands.cli import run_command
+from devft_jax.config.files import to_plain
+from devft_jax.config.run_config import RunConfig
 from devft_jax.harness.tasks import TaskOptions, open_tasks, run_tasks
+from devft_jax.models.huggingface.peft.writing import export_peft
+from devft_jax.models.huggingface.reading import load_pretrained
 from tests.benchmarks.conftest import BENCHMARKS  # noqa: F401  # its import puts the benchmarks on the path
 from tests.conftest import WORDS
+from tests.models.conftest import random_adapter
 from tests.parity.test_transformers import random_model
 
 from backends import open_backend  # isort: skip
@@ -136,3 +145,21 @@ def test_benchmarks(pretrained, names, shared, tmp_path_factory):
     for expected, score in zip(found[0].scores, found[1].scores, strict=True):
         assert (score.task, score.metric, score.items) == (expected.task, expected.metric, expected.items)
         assert score.value == pytest.approx(expected.value, abs=1e-4)
+
+
+def test_a_merged_export_has_the_scores_of_its_run(shared, tmp_path):
+    """`devft export --form merged` loads in the harness's own backend, which scores it as we score the run."""
+    base, run, merged = shared / "models" / "proxy-16l", tmp_path / "run", tmp_path / "merged"
+    export_peft(random_adapter(load_pretrained(base).config, ("q", "v")), run / "adapter")
+    (run / "config.json").write_text(json.dumps(to_plain(RunConfig(model=str(base), rank=3, alpha=6.0))))
+    assert run_command(["export", str(run), "--form", "merged", "--dtype", "float32", "--out", str(merged)]) == 0
+    names, files = (f"truthfulqa_mc2:{ITEMS}", f"piqa:{ITEMS}"), shared / "data" / "benchmarks"
+    untuned, ours = evaluate([str(run)], BenchmarkOptions(tasks=names, benchmark_files=str(files), compare=True))
+    found = run_tasks(open_backend("transformers", merged), open_tasks(names, benchmark_files=files), TaskOptions())
+    assert found.items.keys() == ours.results.items.keys()
+    for key, values in ours.results.items.items():
+        assert found.items[key] == pytest.approx(values, abs=1e-3)
+    for score in ours.results.scores:
+        assert found.find(score.task, score.metric, score.filter).value == pytest.approx(score.value, abs=1e-3)
+    mc2 = [results.find("truthfulqa_mc2", "acc").value for results in (ours.results, untuned.results)]
+    assert abs(mc2[0] - mc2[1]) > 0.01
