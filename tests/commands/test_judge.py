@@ -193,6 +193,20 @@ def test_a_wrong_key_keeps_what_was_judged(place, capsys):
         assert len(fake.requests) == 8
 
 
+def test_an_endpoint_that_goes_down_keeps_what_was_judged(place, capsys):
+    with endpoint() as fake:
+        words = ["one.jsonl", "--endpoint", fake.url, "--judge-model", "x", "--concurrency", "1", "--retries", "1"]
+        fake.judge = lambda body: fake.script.extend([fails(503)] * 2) or "[[5]]"
+        assert judge(*words) == 1
+        said = capsys.readouterr().err
+        assert said.count("devft: ") == 1
+        assert "does not answer (503) after 2 attempts; what was judged is kept: start the same command again" in said
+        assert len((place / "out" / "model_judgment" / "x_single.jsonl").read_text().splitlines()) == 1
+        fake.judge = lambda body: "[[5]]"
+        assert judge(*words) == 0
+        assert len(fake.requests) == 3 + 6
+
+
 def test_a_folder_of_something_else_is_not_written_to(place, capsys):
     (place / "out").mkdir()
     (place / "out" / "results.json").write_text('{"mine": 1}')

@@ -79,10 +79,16 @@ def test_an_unknown_name_gives_the_nearest(tmp_path):
         open_tasks(["pica"], benchmark_files=write_files(tmp_path / "files"), cache=tmp_path / "cache")
 
 
-def test_data_that_cannot_be_had_is_one_sentence(tmp_path):
+@pytest.mark.parametrize(
+    "data", ["dataset_path: json\ndataset_kwargs: {data_files: {test: FOLDER/nowhere.jsonl}}", "dataset_path: no/nowhere"]
+)
+def test_data_that_cannot_be_had_is_one_sentence(tmp_path, monkeypatch, data):
+    """A local file that is absent, and data of the hub without a network."""
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     path = tmp_path / "own.yaml"
     path.write_text(
-        f"task: own\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {tmp_path}/nowhere.jsonl}}}}\n"
+        f"task: own\n{data.replace('FOLDER', str(tmp_path))}\n"
         "output_type: multiple_choice\ntest_split: test\ndoc_to_text: q\ndoc_to_choice: [a, b]\ndoc_to_target: 0\n"
     )
     with pytest.raises(InputError, match=r"own.yaml or its data cannot be loaded \(.*nowhere.*\); name a folder of bench"):
