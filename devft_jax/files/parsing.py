@@ -140,6 +140,24 @@ def parse_json(text: str | bytes, where: str, first_line: int | None = 1) -> Any
     return value
 
 
+def json_objects(text: str, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of JSON lines, empty lines left out, each with its place as `file:line`.
+
+    Args:
+      text: the lines. Only a line feed ends one: JSON may hold other separators of lines in its strings.
+      where: where it was read from, for messages, such as the file's name.
+
+    Raises:
+      InputError: a line is no JSON object; names the line.
+    """
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            value = parse_json(line, where, number)
+            if not isinstance(value, dict):
+                raise InputError(f"{where}:{number} is no JSON object; correct the line.")
+            yield f"{where}:{number}", value
+
+
 class _NameTwiceError(Exception):
     """An object has the same name twice."""
 

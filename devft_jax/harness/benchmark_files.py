@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from devft_jax.errors import InputError
-from devft_jax.files import decoded, existing_folder, parse_json, read_json, read_text
+from devft_jax.files import decoded, existing_folder, json_objects, read_json, read_text
 from devft_jax.files.writing import temporary_name
 from devft_jax.models.huggingface.safetensors import one_line
 from devft_jax.storage.digests import new_digest
@@ -127,12 +127,7 @@ def json_lines(path: Path) -> Iterator[tuple[str, Question]]:
             raise InputError(f"{path} cannot be unpacked ({one_line(error)}); restore it.") from error
     else:
         text = read_text(path)
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            value = parse_json(line, str(path), number)
-            if not isinstance(value, dict):
-                raise InputError(f"{path}:{number} is no JSON object; correct the line.")
-            yield f"{path}:{number}", value
+    yield from json_objects(text, str(path))
 
 
 def _needs(place: str, question: Mapping[str, Any], /, **kinds: type) -> None:

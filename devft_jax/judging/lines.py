@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from devft_jax.errors import InputError, RunError
-from devft_jax.files import parse_json, printable, read_text
+from devft_jax.files import json_objects, printable, read_text
 
 
 def read_lines(path: Path, what: str) -> list[tuple[str, dict[str, Any]]]:
@@ -26,21 +26,7 @@ def read_lines(path: Path, what: str) -> list[tuple[str, dict[str, Any]]]:
     Raises:
       InputError: the file cannot be read, or a line is no JSON object; names the line.
     """
-    return _objects(path, read_text(path, what))
-
-
-def _objects(path: Path, text: str) -> list[tuple[str, dict[str, Any]]]:
-    found = []
-    shown = printable(str(path))
-    # Only "\n" ends a line: JSON may hold the other separators of lines as they are.
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        value = parse_json(line, shown, number)
-        if not isinstance(value, dict):
-            raise InputError(f"{shown}:{number} is no JSON object; correct the line.")
-        found.append((f"{shown}:{number}", value))
-    return found
+    return list(json_objects(read_text(path, what), printable(str(path))))
 
 
 class GrowingLines:
@@ -76,7 +62,7 @@ class GrowingLines:
         except UnicodeDecodeError as error:
             number = finished[: error.start].count(b"\n") + 1
             raise InputError(f"{printable(str(self.path))}:{number} is not UTF-8 text; remove the line.") from error
-        return _objects(self.path, text)
+        return list(json_objects(text, printable(str(self.path))))
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Add a line.

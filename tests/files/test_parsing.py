@@ -1,13 +1,14 @@
 import json
 import math
 import os
+import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from devft_jax.errors import InputError
-from devft_jax.files import parse_json, parse_yaml, read_json, read_text, read_yaml
+from devft_jax.files import json_objects, parse_json, parse_yaml, read_json, read_text, read_yaml
 
 TEXT = st.text(st.characters(exclude_categories=("Cs",)))
 VALUES = st.recursive(
@@ -21,6 +22,15 @@ VALUES = st.recursive(
 def test_json_is_read_as_the_library_reads_it(value):
     assert parse_json(json.dumps(value), "a.json") == value
     assert parse_json(json.dumps(value, ensure_ascii=False).encode(), "a.json") == value
+
+
+@given(st.lists(st.dictionaries(TEXT, VALUES, max_size=2), max_size=3))
+def test_json_lines_are_read_with_their_places(rows):
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    assert list(json_objects("\n\n".join(lines), "a")) == [(f"a:{2 * index + 1}", row) for index, row in enumerate(rows)]
+    for wrong, sentence in (("[1]", "a:{} is no JSON object; correct the line."), ("{", "a:{} is not valid JSON")):
+        with pytest.raises(InputError, match=re.escape(sentence.format(len(rows) + 1))):
+            list(json_objects("\n".join([*lines, wrong]), "a"))
 
 
 @given(TEXT.filter(lambda text: text.strip() == text), st.integers(-(10**9), 10**9), st.floats(-1e9, 1e9), st.booleans())
