@@ -91,7 +91,7 @@ def federated_data(work: Work) -> FederatedData:
     )
     held = np.sort(work.order.reshape(work.clients, -1))
     clients = tuple(Client(str(index), index, own) for index, own in enumerate(held))
-    return FederatedData(examples, clients, "iid", None, (), "completion")
+    return FederatedData(examples, clients, "iid", None, "completion")
 
 
 def start_trainer(work: Work, layers: int | None = None, **changes: Any) -> tuple[Trainer, State]:

@@ -43,7 +43,6 @@ class FederatedData:
       clients: every example of `train` belongs to exactly one of them.
       partition: the method used, with auto resolved.
       test: held-out examples, if any.
-      test_records: the record of each test example, in the same order, for graders that read text.
       template: the template used, with auto resolved.
       begins_with: the special tokens that begin every example, in order.
       ends_with: the special tokens that end answers (each answer ends with one of them).
@@ -55,7 +54,6 @@ class FederatedData:
     clients: tuple[Client, ...]
     partition: str
     test: Examples | None
-    test_records: tuple[Record, ...]
     template: str
     begins_with: tuple[str, ...] = ()
     ends_with: tuple[str, ...] = ()
@@ -88,14 +86,11 @@ def build_federated_data(options: DataOptions, tokenizer: object, *, seed: int =
     set_aside = held_out_files(options.data)
     train: Examples = examples
     test: Examples | None = None
-    test_records: tuple[Record, ...] = ()
     if options.test_fraction:
         train, test = hold_out(examples, options, seed)
-        test_records = _records_of(test, records)
     elif options.test_data is not None or set_aside:
         held_out = Records(_load(options.test_data or options.data, options, options.test_limit, held_out=True))
         test = _tokenize(held_out, tokenizer, template, options)
-        test_records = _records_of(test, held_out)
     groups: Groups | None = None
     if method in NATURAL:
         train, clients = natural_clients(train, method, sources, options)
@@ -108,7 +103,6 @@ def build_federated_data(options: DataOptions, tokenizer: object, *, seed: int =
         clients=clients,
         partition=method,
         test=test,
-        test_records=test_records,
         template=template,
         begins_with=begins_with,
         ends_with=ends_with,
@@ -176,12 +170,6 @@ def pool(data: FederatedData) -> FederatedData:
 
 def _load(spec: str | Sequence[str], options: DataOptions, limit: int | None, *, held_out: bool = False) -> list[Source]:
     return load_sources(spec, fields=options.fields, category_field=options.category_field, limit=limit, held_out=held_out)
-
-
-def _records_of(examples: Examples, records: Records) -> tuple[Record, ...]:
-    """The record of each example, up to the answer with which the example ends."""
-    found = zip(records.at(examples.record_index), examples.answers.tolist(), strict=True)
-    return tuple(record.until(answers) if answers else record for record, answers in found)
 
 
 def _tokenize(records: Sequence[Record] | Records, tokenizer: object, template: str, options: DataOptions) -> Examples:

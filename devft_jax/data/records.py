@@ -56,15 +56,6 @@ class Record:
         asked = next((turn.content for turn in reversed(turns[:last]) if turn.role == "user"), "")
         return cls(asked, "", turns[last].content, category, origin, tuple(turns))
 
-    def until(self, answers: int) -> "Record":
-        """The conversation up to the end of an assistant turn.
-
-        Args:
-          answers: number of that turn among the assistant's, from 1.
-        """
-        ends = [index for index, turn in enumerate(self.conversation, 1) if turn.role == "assistant"]
-        return Record.of_turns(self.conversation[: ends[answers - 1]], self.category, self.origin)
-
     @property
     def turns(self) -> tuple[Turn, ...]:
         """The record as a conversation; the input follows its instruction on a line of its own."""

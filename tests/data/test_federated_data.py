@@ -59,7 +59,6 @@ def test_several_files_are_clients_of_stable_identity(build, folder):
     changed = build(data=(str(folder / "client_10.json"), str(folder / "client_0.json")))
     assert changed.clients[0].id == ids["client_10"]
     assert data.test is None
-    assert data.test_records == ()
 
 
 def test_a_pool_is_one_client_with_everything(build, folder):
@@ -193,15 +192,13 @@ def test_a_held_out_fraction_is_random_and_disjoint(build, folder):
     assert len(build(data=str(folder), test_fraction=0.25, test_limit=4).test) == 4
 
 
-def test_test_data_comes_with_its_records_in_order(build, folder, tmp_path_factory):
+def test_test_data_leaves_out_prompts_without_room(build, folder, tmp_path_factory):
     path = write(tmp_path_factory.mktemp("test") / "test.json", "3 " * 30, 1)
     rows = json.loads(path.read_text())
     path.write_text(json.dumps([*rows, {"prompt": "4", "completion": "5"}]))
     with pytest.warns(UserWarning, match="1 of 2 prompts leave no room"):
         data = build(data=str(folder), test_data=str(path), max_length=16)
     assert len(data.train) == 36
-    [record] = data.test_records
-    assert (record.instruction, record.output) == ("4", "5")
     assert data.test.tokens.tolist() == [1, 29 + 4, 29 + 5, 2]
 
 
@@ -323,7 +320,7 @@ def test_a_folder_brings_its_held_out_data(build, folder):
     assert [client.name for client in data.clients] == ["client_1", "client_2", "client_10"]
     assert len(data.train) == 36
     assert len(data.test) == 4
-    assert [record.instruction for record in data.test_records] == ["7 0", "7 1", "7 2", "7 3"]
+    assert {int(data.test.row(number)[1]) for number in range(4)} == {29 + 7}
     assert describe(data).splitlines()[-1] == "held out because of the file name: test.json"
     assert len(build(data=str(folder), test_limit=2).test) == 2
 
@@ -345,7 +342,6 @@ def test_held_out_data_that_is_asked_for_takes_the_place_of_the_folders(build, f
 def test_held_out_examples_share_the_tokens(build, folder):
     data = build(data=str(folder), test_fraction=0.25)
     assert data.train.tokens is data.test.tokens
-    assert [record.output for record in data.test_records] == [str(data.test.row(n)[-2] - 29) for n in range(len(data.test))]
 
 
 @pytest.fixture(scope="module")
@@ -365,7 +361,7 @@ def test_real_folders_load_by_their_name_alone(shared, real_tokenizer, name, cli
     assert len(data.clients) == clients
     assert 150 <= len(data.train) <= 200
     assert data.template == "alpaca"
-    assert (0 if data.test is None else len(data.test_records)) >= 0.8 * held_out
+    assert (0 if data.test is None else len(data.test)) >= 0.8 * held_out
     assert (data.test is None) == (held_out == 0)
     assert all("README" not in client.name for client in data.clients)
 
@@ -377,7 +373,7 @@ def test_real_federated_data_is_read_whole(shared, word_tokenizer):
     assert [client.name for client in found.clients] == [f"local_training_{n}" for n in range(10)]
     sizes = [1493, 1493, 1493, 1492, 1493, 1493, 1493, 1493, 1494, 1494]
     assert [len(client.indices) for client in found.clients] == sizes
-    assert len(found.test) == len(found.test_records) == 80
+    assert len(found.test) == 80
     assert len(found.train.category_names) == 8
 
 

@@ -28,7 +28,7 @@ def population(topics, examples=6, seed=0):
             rows.append([1, *words, *rng.integers(3, VOCABULARY, 3).tolist()])
             prompts.append(1 + len(words))
         clients.append(Client(f"client {position}", position, np.arange(first, len(rows))))
-    return FederatedData(examples_from(rows, prompts), tuple(clients), "files", None, (), "completion")
+    return FederatedData(examples_from(rows, prompts), tuple(clients), "files", None, "completion")
 
 
 def test_an_instruction_is_the_normalised_mean_over_the_prompt():

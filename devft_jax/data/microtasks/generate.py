@@ -153,13 +153,3 @@ def _train_problem(category: str, rng: random.Random) -> Problem:
         problem = TABLE[category].draw(rng)
         if split_of(category, problem.identity) == "train":
             return problem
-
-
-def grade(predicted: str, record: Record) -> bool:
-    """Whether an answer is exactly the expected one, ignoring whitespace around it.
-
-    Args:
-      predicted: the answer.
-      record: the record with the expected output.
-    """
-    return predicted.strip() == record.output.strip()
