@@ -19,7 +19,6 @@ from devft_jax.comparing.formats import arm_rows, run_rows, to_csv, to_markdown
 from devft_jax.comparing.formats import to_plain as comparison_to_plain
 from devft_jax.comparing.measures import FINAL_LOSS, mean_of
 from devft_jax.comparing.page import comparison_html
-from devft_jax.comparing.processes import Stopped
 from devft_jax.comparing.request import CompareOptions, Request, check_request
 from devft_jax.comparing.results import ArmResult, Budget, Comparison, Outcome, judged_alike
 from devft_jax.comparing.runs import Job, Runs, check_splits, run_name, without_task_scores
@@ -30,7 +29,7 @@ from devft_jax.config.run_config import RunConfig
 from devft_jax.errors import InputError
 from devft_jax.reporting import Progress
 from devft_jax.reporting.judged import judged_answers
-from devft_jax.runtime.stopping import StopRequest
+from devft_jax.runtime.stopping import Stopped, StopRequest
 from devft_jax.storage import COMPARISON, RunFolder
 
 Entry = tuple[str, str]
@@ -102,9 +101,9 @@ def compare(
                 stop.doing = "the requests that are computed"
                 scores = score_runs(comparison, scoring, folder.path, progress, stop)
                 comparison = dataclasses.replace(comparison, scores=scores)
-        except Stopped as stopped:
+        except Stopped:
             progress.say("stopped; what is finished is saved, and the same command resumes the comparison.")
-            return Compared(None, folder.path, stopped.number)
+            return Compared(None, folder.path, stop.signal)
         write_files(comparison, folder)
     return Compared(comparison, folder.path)
 

@@ -14,20 +14,6 @@ REPORT_EVERY = 30.0
 """Seconds between the lines that report how far a process is."""
 
 
-class Stopped(Exception):  # noqa: N818
-    """The comparison was asked to stop.
-
-    Args:
-      number: number of the signal.
-
-    Attributes:
-      number: number of the signal.
-    """
-
-    def __init__(self, number: int):
-        self.number = number
-
-
 def supervise(
     command: Sequence[str],
     log: Path,

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from devft_jax.comparing.arms import END_TO_END, total_rounds
-from devft_jax.comparing.processes import Stopped, last_words, supervise
+from devft_jax.comparing.processes import last_words, supervise
 from devft_jax.comparing.results import Outcome, Point
 from devft_jax.config.files import to_plain
 from devft_jax.config.identity import anchored, identity
@@ -152,8 +152,7 @@ class Runs:
             self._progress.say(f"{what}s finished before: {len(found)} of {len(wanted)}")
         missing = [job for name, job in wanted.items() if name not in found]
         for index, job in enumerate(missing):
-            if self._stop.signal is not None:
-                raise Stopped(self._stop.signal)
+            self._stop.check()
             number = len(found) + 1
             self._progress.say(f"{what} {number} of {len(wanted)}: {job.label}")
             began = time.monotonic()
@@ -182,8 +181,7 @@ class Runs:
         asked, log = self._folder / f"{job.name}.json", self._folder / f"{job.name}.log"
         write_atomically(asked, json.dumps(to_plain(job.config), indent=1) + "\n")
         code = self._supervise([sys.executable, "-m", "devft_jax", "run", "--config", str(asked)], log)
-        if self._stop.signal is not None:
-            raise Stopped(self._stop.signal)
+        self._stop.check()
         outcome = read_outcome(job)
         if outcome is None:
             sentence = last_words(log, code)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from devft_jax.benchmarking.options import BenchmarkOptions, validate_benchmark
 from devft_jax.comparing.budgets import Configured
-from devft_jax.comparing.processes import Stopped, last_words, supervise
+from devft_jax.comparing.processes import last_words, supervise
 from devft_jax.comparing.results import Comparison, TaskScores
 from devft_jax.config.methods import algorithm_of
 from devft_jax.config.run_config import RunConfig
@@ -116,8 +116,7 @@ def score_runs(comparison: Comparison, scoring: Scoring, folder: Path, progress:
     if labels and not missing and _base(known) is None:
         missing = [next(iter(labels))]
     for run in missing:
-        if stop.signal is not None:
-            raise Stopped(stop.signal)
+        stop.check()
         with_base = _base(known) is None
         said = " and the untuned base" if with_base else ""
         progress.say(f"scoring model {list(labels).index(run) + 1} of {len(labels)}: {labels[run]}{said}")
@@ -171,8 +170,7 @@ def _evaluate(
         shown="  ",
         saves="the requests under way are kept",
     )
-    if stop.signal is not None:
-        raise Stopped(stop.signal)
+    stop.check()
     found = _read(partial) if code == 0 else None
     if found:
         partial.replace(file)

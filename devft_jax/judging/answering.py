@@ -23,10 +23,10 @@ from devft_jax.inference.respondent import Respondent
 from devft_jax.judging.lines import GrowingLines
 from devft_jax.judging.options import AnswerOptions
 from devft_jax.judging.questions import MOST_TURNS, Answers, Id, Question, answer_of, question_id
-from devft_jax.judging.stop import Stop
 from devft_jax.models.generation.generate import generate
 from devft_jax.options import identity_fields
 from devft_jax.reporting import Progress
+from devft_jax.runtime.stopping import StopRequest
 
 ID_LENGTH = 22
 """Characters of an answer's id, as FastChat's have."""
@@ -76,7 +76,7 @@ class Asked:
 
 
 def answer_questions(
-    asked: Asked, questions: Sequence[Question], file: GrowingLines, progress: Progress, stop: Stop
+    asked: Asked, questions: Sequence[Question], file: GrowingLines, progress: Progress, stop: StopRequest
 ) -> Answers:
     """A model's answers to all questions; those that the file has are not generated again.
 
@@ -92,7 +92,7 @@ def answer_questions(
 
     Raises:
       InputError: the file holds answers that something else gave, or a question cannot be asked.
-      WorkStopped: a stop was requested; what was answered is in the file.
+      Stopped: a stop was requested; what was answered is in the file.
     """
     known = _known(asked, questions, file)
     missing = [question for question in questions if question.id not in known]

@@ -69,6 +69,10 @@ class Reply:
     refused: str | None = None
 
 
+class Abandoned(Exception):  # noqa: N818
+    """A judge was asked to end, so that the next attempt of a request is not waited for."""
+
+
 Judge = Callable[[Case], Reply]
 """Anything that judges; called from several threads where the concurrency is above 1."""
 

@@ -21,9 +21,8 @@ from typing import Any
 
 from devft_jax.errors import InputError, RunError
 from devft_jax.files import parse_json, printable
-from devft_jax.judging.cases import Case, Reply
+from devft_jax.judging.cases import Abandoned, Case, Reply
 from devft_jax.judging.options import KEY_VARIABLE, EndpointOptions
-from devft_jax.judging.stop import Abandoned
 
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0
 """Seconds between two attempts."""

@@ -14,17 +14,16 @@ from typing import Any
 
 from devft_jax.inference.selected import SelectionOptions
 from devft_jax.judging.answering import Asked, answer_questions
-from devft_jax.judging.judgements import Spent, judge_all, spent_on, wanted_pairs, wanted_singles
+from devft_jax.judging.cases import Mode
+from devft_jax.judging.judgements import Spent, judge_all, spent_on, wanted_judgements
 from devft_jax.judging.lines import GrowingLines
 from devft_jax.judging.options import AnswerOptions, AskedOptions, EndpointOptions, JudgeOptions, OpeningOptions
 from devft_jax.judging.questions import Answers
 from devft_jax.judging.request import Judging, Request, Source, check_request, open_source
 from devft_jax.judging.results import Results, results_of
-from devft_jax.judging.stop import Stop, WorkStopped
 from devft_jax.judging.tables import to_plain, to_text
 from devft_jax.reporting import Progress
-from devft_jax.runtime import stopping
-from devft_jax.runtime.stopping import StopRequest
+from devft_jax.runtime.stopping import Stopped, StopRequest
 from devft_jax.storage import JUDGED, RunFolder
 
 
@@ -82,9 +81,8 @@ def judge(
     answering = answering or AnswerOptions()
     judging, endpoint = judging or JudgeOptions(), endpoint or EndpointOptions()
     request = check_request(what, asked, selection, opening, answering, judging, endpoint, progress)
-    signals = StopRequest(progress.say, may_exit=True)
-    stop = Stop(signals)
-    with RunFolder(asked.out, JUDGED) as folder, signals.listening():
+    stop = StopRequest(progress.say, may_exit=True)
+    with RunFolder(asked.out, JUDGED) as folder, stop.listening():
         work = _Work(folder, request, stop, progress)
         try:
             work.begin(asked.questions)
@@ -92,9 +90,9 @@ def judge(
             if request.judging is None:
                 return Judged(folder.path, answers)
             rows = work.judgements(request.judging, answers, judging.verdict_tries)
-        except (WorkStopped, stopping.Stopped):
+        except Stopped:
             progress.say("stopped; what was answered and judged is kept; the same command resumes from there.")
-            return Judged(folder.path, stopped_by=signals.signal)
+            return Judged(folder.path, stopped_by=stop.signal)
         finally:
             if request.judging is not None and request.judging.endpoint is not None:
                 request.judging.endpoint.close()
@@ -112,7 +110,7 @@ class _Work:
       progress: shows how much is done.
     """
 
-    def __init__(self, folder: RunFolder, request: Request, stop: Stop, progress: Progress) -> None:
+    def __init__(self, folder: RunFolder, request: Request, stop: StopRequest, progress: Progress) -> None:
         self.folder, self.request, self.stop, self.progress = folder, request, stop, progress
         self._facts: dict[str, Any] = {}
 
@@ -135,11 +133,11 @@ class _Work:
             return source.answers
         with self.progress.doing(f"opening {source.what}"):
             asked = Asked.of(source.name, open_source(source, selection, opening), options)
-        self.stop.doing("the answers being generated")
+        self.stop.doing = "the answers being generated"
         file = GrowingLines(self.folder.path / "model_answer" / f"{source.name}.jsonl")
         found = answer_questions(asked, self.request.questions, file, self.progress, self.stop)
         self.progress.say(f"  answers of {source.name}: {len(found.turns)}/{len(found.turns)}  {file.path}")
-        self.stop.doing(None)
+        self.stop.doing = None
         # The next model needs the memory of this one.
         del asked
         gc.collect()
@@ -149,20 +147,18 @@ class _Work:
         """The judgements by mode."""
         request = self.request
         baseline = next(each for each in answers if each.model == request.baseline)
-        others = [each for each in answers if each is not baseline]
-        rest = (request.questions, judging.references, judging.prompts)
-        wanted = {
-            "single": lambda: wanted_singles(judging.name, answers, *rest),
-            "pairwise": lambda: wanted_pairs(judging.name, baseline, others, *rest),
+        judged: dict[Mode, list[tuple[Answers, ...]]] = {
+            "single": [(each,) for each in answers],
+            "pairwise": [(each, baseline) for each in answers if each is not baseline],
         }
-        self.stop.doing("the judgements being made")
+        self.stop.doing = "the judgements being made"
         rows: dict[str, list[dict[str, Any]]] = {}
         for mode in judging.modes:
             ending = "single" if mode == "single" else "pair"
             name = re.sub(r"[^\w.-]", "_", f"{judging.name}_{ending}.jsonl")
             said = "ratings" if mode == "single" else "comparisons"
             rows[mode] = judge_all(
-                list(wanted[mode]()),
+                list(wanted_judgements(judging.name, judged[mode], request.questions, judging.references, judging.prompts)),
                 judging.judge,
                 judging.name,
                 GrowingLines(self.folder.path / "model_judgment" / name),

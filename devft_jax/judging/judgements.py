@@ -18,12 +18,12 @@ from typing import Any
 
 from devft_jax.errors import InputError
 from devft_jax.harness.meter import Meter
-from devft_jax.judging.cases import HIGHEST, LOWEST, Case, Judge, Reply, is_readable, rating_of, winner_of
+from devft_jax.judging.cases import HIGHEST, LOWEST, Abandoned, Case, Judge, Mode, Reply, is_readable, rating_of, winner_of
 from devft_jax.judging.lines import GrowingLines
 from devft_jax.judging.prompts import JudgePrompt, to_case
 from devft_jax.judging.questions import Answers, Question
-from devft_jax.judging.stop import Abandoned, Stop
 from devft_jax.reporting import Progress
+from devft_jax.runtime.stopping import StopRequest
 
 WINNERS = ("model_1", "model_2", "tie", "error")
 """What FastChat calls the outcome of a game; "error" is a judgement without a verdict."""
@@ -107,55 +107,30 @@ class Spent:
         return ((price_in or 0) * self.prompt_tokens + (price_out or 0) * self.completion_tokens) / 1e6
 
 
-def wanted_singles(
+def wanted_judgements(
     judge_name: str,
-    models: Sequence[Answers],
+    judged: Sequence[tuple[Answers, ...]],
     questions: Sequence[Question],
     references: Answers | None,
     prompts: Mapping[str, JudgePrompt] | None,
 ) -> Iterator[Wanted]:
-    """The ratings of every turn of every model's answers.
+    """The judgements of every turn of every model's answers, or of every pair's.
 
     Args:
       judge_name: of the judge.
-      models: what each answered.
+      judged: the answers of a model alone, which are rated; or of two models, which are compared in both orders.
       questions: that were answered.
       references: the reference answers, where there are any.
       prompts: of the judge, by name; None for a judge that needs none.
     """
     for question in questions:
         for turn in range(1, len(question.turns) + 1):
-            for model in models:
-                case = to_case("single", question, turn, [model.turns[question.id]], references, prompts)
-                yield Wanted(question, turn, (model.model,), (case,), _digest(judge_name, (model.model,), (case,)))
-
-
-def wanted_pairs(
-    judge_name: str,
-    baseline: Answers,
-    models: Sequence[Answers],
-    questions: Sequence[Question],
-    references: Answers | None,
-    prompts: Mapping[str, JudgePrompt] | None,
-) -> Iterator[Wanted]:
-    """The comparisons of every model's answers with the baseline's, turn by turn, each in both orders.
-
-    Args:
-      judge_name: of the judge.
-      baseline: what the model answered that the others are compared with.
-      models: what the others answered.
-      questions: that were answered.
-      references: the reference answers, where there are any.
-      prompts: of the judge, by name; None for a judge that needs none.
-    """
-    for question in questions:
-        for turn in range(1, len(question.turns) + 1):
-            for model in models:
-                both = [model.turns[question.id], baseline.turns[question.id]]
-                cases = tuple(
-                    to_case("pairwise", question, turn, order, references, prompts) for order in (both, both[::-1])
-                )
-                names = (model.model, baseline.model)
+            for models in judged:
+                names = tuple(model.model for model in models)
+                answers = [model.turns[question.id] for model in models]
+                mode: Mode = "single" if len(models) == 1 else "pairwise"
+                orders = [answers] if len(models) == 1 else [answers, answers[::-1]]
+                cases = tuple(to_case(mode, question, turn, order, references, prompts) for order in orders)
                 yield Wanted(question, turn, names, cases, _digest(judge_name, names, cases))
 
 
@@ -174,7 +149,7 @@ def judge_all(
     concurrency: int,
     progress: Progress,
     what: str,
-    stop: Stop,
+    stop: StopRequest,
     give_up: Callable[[], None] = lambda: None,
 ) -> list[dict[str, Any]]:
     """All judgements that are wanted; those that the file has are not asked for again.
@@ -197,7 +172,7 @@ def judge_all(
     Raises:
       InputError: the judge cannot be asked, or the file is damaged.
       RunError: the judge fails, or the file cannot be written.
-      WorkStopped: a stop was requested; what was judged is in the file.
+      Stopped: a stop was requested; what was judged is in the file.
     """
     known = {row["digest"]: _checked(row, where) for where, row in file.read() if isinstance(row.get("digest"), str)}
     missing = [each for each in wanted if each.digest not in known]
@@ -219,7 +194,7 @@ def _ask_all(
     work: Callable[[Wanted], list[Said]],
     keep: Callable[[Wanted, Sequence[Said]], None],
     concurrency: int,
-    stop: Stop,
+    stop: StopRequest,
     give_up: Callable[[], None],
 ) -> None:
     """Do the work of each on threads and keep what is finished, in this thread; the first failure ends all."""
@@ -229,7 +204,7 @@ def _ask_all(
     pool = ThreadPoolExecutor(concurrency, thread_name_prefix="devft-judge")
     try:
         while True:
-            while len(under_way) < concurrency and failure is None and not stop.wanted:
+            while len(under_way) < concurrency and failure is None and stop.signal is None:
                 one = next(waiting, None)
                 if one is None:
                     break
@@ -246,7 +221,7 @@ def _ask_all(
                 elif failure is None and not isinstance(error, Abandoned):
                     failure = error
                     give_up()
-            if stop.wanted:
+            if stop.signal is not None:
                 give_up()
     except BaseException:
         give_up()

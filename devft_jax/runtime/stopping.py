@@ -19,7 +19,7 @@ _owned = threading.Event()
 
 
 class Stopped(KeyboardInterrupt):
-    """Raised by a stop request when nothing would be lost."""
+    """Raised by a stop request when nothing would be lost, or by `check` after the current work is saved."""
 
 
 def own_process() -> None:
@@ -44,6 +44,11 @@ class StopRequest:
         self.doing: str | None = None
         self._say, self._may_exit = say, may_exit
         self._first_at: float | None = None
+
+    def check(self) -> None:
+        """Raise `Stopped` if a stop was requested; called where nothing would be lost."""
+        if self.signal is not None:
+            raise Stopped
 
     @contextlib.contextmanager
     def listening(self) -> Iterator["StopRequest"]:

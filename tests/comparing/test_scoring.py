@@ -18,11 +18,10 @@ from devft_jax.commands.compare import parse_compare
 from devft_jax.comparing import scoring as module
 from devft_jax.comparing.arms import Arm
 from devft_jax.comparing.budgets import Configured
-from devft_jax.comparing.processes import Stopped
 from devft_jax.comparing.scoring import Scoring, score_runs
 from devft_jax.config.run_config import RunConfig
 from devft_jax.reporting import Progress
-from devft_jax.runtime.stopping import StopRequest
+from devft_jax.runtime.stopping import Stopped, StopRequest
 from tests.benchmarking.task_files import write_task
 from tests.comparing.comparisons import arm, comparison
 from tests.comparing.test_scores import scored

@@ -2,7 +2,6 @@
 
 import json
 import signal
-import types
 
 import pytest
 
@@ -14,9 +13,9 @@ from devft_jax.judging.answering import Asked, answer_questions, conversation_to
 from devft_jax.judging.lines import GrowingLines
 from devft_jax.judging.options import AnswerOptions
 from devft_jax.judging.questions import Question, read_answers, read_questions
-from devft_jax.judging.stop import Stop, WorkStopped
 from devft_jax.models.generation.options import GenerationOptions
 from devft_jax.reporting import Progress
+from devft_jax.runtime.stopping import Stopped, StopRequest
 from tests.inference.folders import write_folders
 from tests.judging.files import write_benchmark
 
@@ -36,7 +35,7 @@ def questions(tmp_path_factory):
 
 def answered(respondent, questions, path, stop=None, progress=QUIET, **options):
     asked = Asked.of("tuned", respondent, AnswerOptions(**{"max_new_tokens": 6} | options))
-    return answer_questions(asked, questions, GrowingLines(path), progress, stop or Stop())
+    return answer_questions(asked, questions, GrowingLines(path), progress, stop or StopRequest())
 
 
 def test_a_second_turn_follows_the_models_own_answer(respondent, questions, tmp_path):
@@ -108,9 +107,10 @@ def test_a_conversation_that_fills_the_model_has_an_empty_answer(respondent, tmp
 
 
 def test_a_stop_ends_after_a_batch(respondent, questions, tmp_path):
-    request = types.SimpleNamespace(signal=signal.SIGINT, doing=None)
-    with pytest.raises(WorkStopped):
-        answered(respondent, questions, tmp_path / "a.jsonl", stop=Stop(request), generation_batch=2)
+    request = StopRequest()
+    request.signal = signal.SIGINT
+    with pytest.raises(Stopped):
+        answered(respondent, questions, tmp_path / "a.jsonl", stop=request, generation_batch=2)
     assert len((tmp_path / "a.jsonl").read_text().splitlines()) == 2
 
 

@@ -10,11 +10,10 @@ import pytest
 
 from devft_jax.errors import InputError, RunError
 from devft_jax.judging import endpoint as module
-from devft_jax.judging.cases import Case
+from devft_jax.judging.cases import Abandoned, Case
 from devft_jax.judging.endpoint import HIDDEN, Endpoint, address_of, asked_wait, key_of
 from devft_jax.judging.options import EndpointOptions
 from devft_jax.judging.questions import Question
-from devft_jax.judging.stop import Abandoned
 from tests.judging.server import drips, endpoint, fails, garbage, hangs_up, says, sleeps
 
 KEY = "sk-secret-of-the-test"

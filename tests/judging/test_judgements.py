@@ -11,13 +11,13 @@ from devft_jax.errors import InputError, RunError
 from devft_jax.judging import endpoint as endpoint_module
 from devft_jax.judging.cases import Reply
 from devft_jax.judging.endpoint import Endpoint
-from devft_jax.judging.judgements import judge_all, spent_on, wanted_pairs, wanted_singles
+from devft_jax.judging.judgements import judge_all, spent_on, wanted_judgements
 from devft_jax.judging.lines import GrowingLines
 from devft_jax.judging.options import EndpointOptions
 from devft_jax.judging.prompts import read_judge_prompts
 from devft_jax.judging.questions import Answers, read_answers, read_questions
-from devft_jax.judging.stop import Stop, WorkStopped
 from devft_jax.reporting import Progress
+from devft_jax.runtime.stopping import Stopped, StopRequest
 from tests.judging.files import write_benchmark
 from tests.judging.server import endpoint, fails, garbage, hangs_up, sleeps
 
@@ -37,17 +37,21 @@ def benchmark(tmp_path):
     return types.SimpleNamespace(questions=questions, prompts=prompts, references=references, models=models)
 
 
+def wanted(benchmark, name, judged):
+    return list(wanted_judgements(name, judged, benchmark.questions, benchmark.references, benchmark.prompts))
+
+
 def singles(benchmark, name="judge-1"):
-    return list(wanted_singles(name, benchmark.models, benchmark.questions, benchmark.references, benchmark.prompts))
+    return wanted(benchmark, name, [(model,) for model in benchmark.models])
 
 
 def pairs(benchmark, name="judge-1"):
     base, tuned = benchmark.models
-    return list(wanted_pairs(name, base, [tuned], benchmark.questions, benchmark.references, benchmark.prompts))
+    return wanted(benchmark, name, [(tuned, base)])
 
 
 def run(wanted, judge, path, **options):
-    given = {"tries": 3, "concurrency": 1, "stop": Stop(), "progress": QUIET, "what": "ratings"}
+    given = {"tries": 3, "concurrency": 1, "stop": StopRequest(), "progress": QUIET, "what": "ratings"}
     return judge_all(wanted, judge, "judge-1", GrowingLines(path), **given | options)
 
 
@@ -180,7 +184,7 @@ def test_judgements_under_way_at_a_failure_are_kept(benchmark, tmp_path):
 
 def test_a_stop_finishes_what_is_under_way(benchmark, tmp_path):
     path = tmp_path / "s.jsonl"
-    request = types.SimpleNamespace(signal=None, doing=None)
+    request = StopRequest()
     given_up = []
 
     def judge(case):
@@ -188,9 +192,8 @@ def test_a_stop_finishes_what_is_under_way(benchmark, tmp_path):
             request.signal = signal.SIGTERM
         return Reply("[[5]]")
 
-    with pytest.raises(WorkStopped) as caught:
-        run(singles(benchmark), judge, path, stop=Stop(request), give_up=lambda: given_up.append(1))
-    assert caught.value.number == signal.SIGTERM
+    with pytest.raises(Stopped):
+        run(singles(benchmark), judge, path, stop=request, give_up=lambda: given_up.append(1))
     assert given_up
     lines = len(path.read_text().splitlines())
     assert 5 <= lines < 14

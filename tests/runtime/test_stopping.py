@@ -55,6 +55,14 @@ def test_before_anything_is_to_be_lost_a_request_stops_at_once(number):
     assert stop.signal == number
 
 
+def test_work_that_is_saved_ends_at_the_next_check():
+    stop = StopRequest()
+    stop.check()
+    stop.signal = signal.SIGTERM
+    with pytest.raises(Stopped):
+        stop.check()
+
+
 def test_one_request_that_arrives_twice_is_one_and_a_later_ctrl_c_stops_now():
     stop = StopRequest()
     stop.doing = "round 3"
