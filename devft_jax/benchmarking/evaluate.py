@@ -14,6 +14,7 @@ from devft_jax.errors import InputError, RunError
 from devft_jax.files import checked_path
 from devft_jax.files.writing import write_atomically
 from devft_jax.harness.evaluated import Evaluated, evaluated
+from devft_jax.harness.identity import model_identity
 from devft_jax.harness.tasks import OpenTasks, TaskOptions, open_tasks
 from devft_jax.inference.respondent import ModelOptions, Respondent, open_respondent
 from devft_jax.inference.selected import SelectionOptions
@@ -40,7 +41,7 @@ def evaluate(
       progress: the progress output; None for none.
 
     Returns:
-      The scores of each source, with `compare` before them those of the model without its adapter.
+      The scores of each source, with `compare` before them those of the model without its adapter, once if several share it.
 
     Raises:
       InputError: an option, a task or a source that cannot be used; nothing has been computed for it.
@@ -58,13 +59,17 @@ def evaluate(
     for source in sources:
         respondent = open_respondent(source, model, selection, compare=options.compare)
         voices = {source: respondent}
-        if options.compare:
+        if options.compare and _identity(respondent.bare) not in {each.identity for each in found}:
             voices = {f"{source} without adapter": respondent.bare, source: respondent}
         for name, voice in voices.items():
             found.append(_evaluated(name, voice, opened, options, progress))
             if options.out is not None:
                 _write(options, found)
     return found
+
+
+def _identity(respondent: Respondent) -> str:
+    return model_identity(respondent.model.config, respondent.model.base, respondent.adapter, respondent.compute)
 
 
 def _evaluated(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from importlib import metadata
 
 import jax
@@ -58,6 +59,12 @@ def test_a_run_is_compared_with_its_base_item_by_item(folders, task, tmp_path):
     [difference] = [each for each in plain["differences"] if each["metric"] == "acc"]
     before, after = (each.results.values_of("own", "acc") for each in (base, run))
     assert difference["mean"] == pytest.approx(sum(after[item] - before[item] for item in before) / 12)
+
+
+def test_a_base_that_runs_share_is_scored_once(folders, task, tmp_path):
+    other = str(shutil.copytree(folders["run"], tmp_path / "other"))
+    found = evaluate([folders["run"], other], BenchmarkOptions(tasks=(task,), compare=True))
+    assert [each.name for each in found] == [f"{folders['run']} without adapter", folders["run"], other]
 
 
 def test_stopped_and_started_again(folders, task, monkeypatch, tmp_path):
