@@ -1,8 +1,8 @@
 """`devft list`: the names that the command line accepts, with a description of each.
 
 For every algorithm and growth it shows the source, the messages sent, and the state kept besides the adapter; for the other
-names one line each. `devft list NAME` shows one algorithm or growth in full, of the package or user-defined: its mathematics
-(the docstring of its module) and its options.
+names one line each. `devft list NAME` shows one algorithm, growth or link of a channel in full, algorithms and growths also
+if they are user-defined: its mathematics (the docstring of its module) and its options.
 """
 
 import dataclasses
@@ -23,6 +23,8 @@ from devft_jax.data import BUILT_IN, METHODS, TEMPLATES
 from devft_jax.developmental import GROWTHS, Growth, NamedGrowth
 from devft_jax.federated.algorithm import Algorithm
 from devft_jax.federated.algorithms import ALGORITHMS, MethodConfig
+from devft_jax.federated.channels import channel
+from devft_jax.federated.channels.options import LINKS, MODULES, ChannelOptions
 from devft_jax.options import bounds_of, known_name, option
 from devft_jax.runtime.screen import show
 
@@ -31,10 +33,11 @@ WIDTH = 120
 
 @dataclass(frozen=True)
 class ListOptions:
-    """List algorithms and growths with what they send and keep; presets, data sets, templates and partitions."""
+    """List algorithms and growths with what they send and keep; channels, presets, data sets, templates and partitions."""
 
     name: str | None = option(None, operand=True, verbatim=True)
-    """An algorithm or growth, to show its mathematics and options; a user-defined one as package.module:name."""
+    """An algorithm, growth or channel, to show its mathematics and options; a user-defined algorithm or growth as
+    package.module:name."""
 
 
 def command(arguments: Sequence[str]) -> int:
@@ -49,8 +52,9 @@ def command(arguments: Sequence[str]) -> int:
 
 
 def method_text(name: str) -> str:
-    """The full description of one algorithm or growth, wrapped at `WIDTH` characters unless its docstrings have longer
-    lines.
+    """The full description of one algorithm, growth or link of a channel.
+
+    It is wrapped at `WIDTH` characters unless its docstrings have longer lines.
 
     Args:
       name: of the method; upper and lower case are equal for the package's own methods.
@@ -61,7 +65,9 @@ def method_text(name: str) -> str:
     if imports(name):
         kind, texts = _own(name)
     else:
-        name = known_name("algorithm or growth", name, [*ALGORITHMS, *GROWTHS], OF_YOUR_OWN)
+        name = known_name("algorithm, growth or channel", name, [*ALGORITHMS, *GROWTHS, *LINKS], OF_YOUR_OWN)
+        if name in LINKS:
+            return channel_text(name)
         kind = "algorithm" if name in ALGORITHMS else "growth"
         make = ALGORITHMS[name] if kind == "algorithm" else GROWTHS[name].make
         texts = [inspect.getdoc(inspect.getmodule(make)) or ""]
@@ -73,6 +79,26 @@ def method_text(name: str) -> str:
         ]
     own = declared_options(name, imported(kind, name)[1]) if imports(name) and kind == "algorithm" else None
     return "\n\n".join(["\n".join(head), *filter(None, texts), *_own_options_text(own), _options_text(kind, record)])
+
+
+def channel_text(name: str) -> str:
+    """The full description of one link of a channel.
+
+    Args:
+      name: name of the link.
+    """
+    fields = {field.name: field for field in dataclasses.fields(RunConfig)}
+    options = [line for flag in flags_of(ChannelOptions) for line in _entry(flag, fields)]
+    texts = [inspect.getdoc(module) or "" for module in (MODULES[name], channel)]
+    return "\n\n".join(
+        [f"channel {name}\nsends  {LINKS[name]}", *texts, "\n".join(["options:", *options]), _readers_of_channels()]
+    )
+
+
+def _readers_of_channels() -> str:
+    """The algorithms whose messages can be sent through a channel."""
+    means = [name for name in ALGORITHMS if algorithm_of(MethodConfig(algorithm=name)).averages]
+    return "\n".join(_wrapped(f"It can be used with {listed(means, 'and')}.", WIDTH, 0))
 
 
 def _own(name: str) -> tuple[str, list[str]]:
@@ -139,6 +165,7 @@ def listing() -> str:
         "data sets (--data)": {name: item.description for name, item in BUILT_IN.items()},
         "templates (--template)": {name: item.description for name, item in TEMPLATES.items()},
         "partitions (--partition)": METHODS,
+        "channels (--channel)": LINKS,
     }
     sections = methods | {title: {name: [text] for name, text in entries.items()} for title, entries in plain.items()}
     return "\n\n".join("\n".join([title, *_lines(entries)]) for title, entries in sections.items())

@@ -29,6 +29,9 @@ from devft_jax.developmental.growths import GrowthOptions
 from devft_jax.errors import InputError
 from devft_jax.federated.algorithm import Algorithm
 from devft_jax.federated.algorithms import ALGORITHMS, MethodConfig
+from devft_jax.federated.channels.channel import Channel
+from devft_jax.federated.channels.options import ChannelOptions, channel_of
+from devft_jax.federated.channels.through import through
 from devft_jax.files import printable
 from devft_jax.options import closest, known_name, option_group
 
@@ -59,13 +62,27 @@ def known_method(kind: str, name: str) -> str:
 
 
 def algorithm_of(config: MethodConfig) -> Algorithm:
-    """The algorithm that a configuration names. Equal options give the same record, so that compiled programs are shared.
+    """The algorithm that a configuration names, with its channel.
+
+    Equal options give the same record, so that compiled programs are shared.
 
     Args:
       config: options; the algorithm sees only those of methods.
 
     Raises:
       InputError: the options do not fit it, or a user-defined algorithm cannot be imported or created.
+    """
+    return sent_through(config, method_of(config))
+
+
+def method_of(config: MethodConfig) -> Algorithm:
+    """The algorithm that a configuration names, without its channel.
+
+    Args:
+      config: as in `algorithm_of`.
+
+    Raises:
+      InputError: as in `algorithm_of`.
     """
     if not imports(config.algorithm):
         return _made(ALGORITHMS[config.algorithm], option_group(MethodConfig, config))
@@ -79,6 +96,29 @@ def algorithm_of(config: MethodConfig) -> Algorithm:
     if not isinstance(made, Algorithm):
         raise InputError(f"algorithm '{config.algorithm}' returns {_a(made)}; let it return an Algorithm.")
     return made
+
+
+def sent_through(config: MethodConfig, algorithm: Algorithm) -> Algorithm:
+    """An algorithm with its uplink messages sent through the channel that a configuration names.
+
+    Args:
+      config: gives the channel's options and the messages' dtype.
+      algorithm: the algorithm without a channel; returned as it is if there is none, or if it sends no message.
+
+    Raises:
+      InputError: there is no such channel, or the algorithm's server does not take the mean of its messages.
+    """
+    channel = channel_of(option_group(ChannelOptions, config), config.message_dtype)
+    if channel is None or "channel" in algorithm.ignores:
+        return algorithm
+    if not algorithm.averages:
+        means = [name for name in ALGORITHMS if ALGORITHMS[name](MethodConfig(algorithm=name)).averages]
+        raise InputError(
+            f"channel {config.channel} needs an algorithm whose server takes the mean of the clients' changes and of which "
+            f"nothing else depends on the messages, and {algorithm.name} is none; use --channel none, or one of "
+            f"{', '.join(means)}."
+        )
+    return _through(channel, algorithm)
 
 
 def growth_of(options: GrowthOptions, num_layers: int) -> Growth:
@@ -229,6 +269,11 @@ def _takes(signature: inspect.Signature, arguments: Sequence[str]) -> bool:
     except TypeError:
         return False
     return True
+
+
+@functools.lru_cache(maxsize=64)
+def _through(channel: Channel, algorithm: Algorithm) -> Algorithm:
+    return through(channel, algorithm)
 
 
 @functools.lru_cache(maxsize=64)

@@ -24,6 +24,7 @@ from devft_jax.developmental.options import StageOptions
 from devft_jax.evaluation import EvaluationOptions, TaskScoreOptions
 from devft_jax.federated.algorithms import OPTIONS as OPTIONS_OF_ALGORITHMS
 from devft_jax.federated.algorithms import MethodConfig
+from devft_jax.federated.channels.options import ChannelOptions
 from devft_jax.federated.local import OptimizerOptions
 from devft_jax.federated.options import FederatedOptions, LearningRateOptions
 from devft_jax.models.lora import LoraOptions
@@ -105,6 +106,7 @@ OPTION_GROUPS: tuple[type, ...] = (
     StageOptions,
     *OPTIONS_OF_GROWTHS,
     FederatedOptions,
+    ChannelOptions,
     *OPTIONS_OF_ALGORITHMS,
     LearningRateOptions,
     OptimizerOptions,

@@ -64,7 +64,7 @@ def validate(config: RunConfig) -> None:
             raise InputError(str(error)) from error
         if config.growth == "devft":
             validate_learning_rate(config, len(config.capacities))
-    if imports(config.algorithm):
+    if imports(config.algorithm) or config.channel != "none":
         algorithm_of(config)
     if config.capacity_schedule == "eigengap" and config.growth != "devft":
         raise InputError(f"capacity_schedule 'eigengap' needs growth devft, not {config.growth}; use geometric or linear.")

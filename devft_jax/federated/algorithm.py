@@ -242,6 +242,8 @@ class Algorithm:
         it reads all except those in `ignores`. An option that is given but not read is refused.
       ignores: options of all methods that have no effect on this one.
       because: the reason, written to follow "which" in a sentence.
+      averages: whether an uplink message holds only changes of trained leaves, as floats, and the server's state depends on
+        the messages only through their weighted mean. A channel can then change what is sent.
       pools: whether one participant holds all clients' examples and trains the steps of all clients of a round one after
         the other. It is the server itself, so nothing is sent and no byte is counted.
     """
@@ -275,6 +277,7 @@ class Algorithm:
     cumulative: Callable[[PyTree], PyTree] | None = None
     layered: bool = True
     low_rank: bool = True
+    averages: bool = False
     pools: bool = False
     reads: tuple[str, ...] = ()
     ignores: tuple[str, ...] = ()

@@ -88,7 +88,7 @@ def paper_convention(
 
 def _elements(config: RunConfig, architecture: ModelConfig, name: str, depths: set[int]) -> dict[int, int]:
     """Low-rank parameters that a client of an algorithm sends in a round, for each number of adapted layers."""
-    algorithm = algorithm_of(dataclasses.replace(config, algorithm=name))
+    algorithm = algorithm_of(dataclasses.replace(config, algorithm=name, channel="none"))
     return {layers: message_elements(round_messages(algorithm, architecture, layers).up) for layers in depths}
 
 

@@ -43,6 +43,8 @@ def _heading(plan: Plan) -> list[str]:
     config, work = plan.config, plan.work
     stored = plan.compute.dtype if config.quantization == "none" else f"{config.quantization} and {plan.compute.dtype}"
     sent = f"messages in {config.message_dtype}" if plan.total("bytes_up") else "no messages"
+    if config.channel != "none":
+        sent += f", up through {config.channel}"
     who = f"{config.clients_per_round} out of {config.clients} clients"
     if plan.pools:
         who = f"one participant with the examples of all {config.clients} clients"

@@ -17,7 +17,7 @@ import numpy as np
 
 from devft_jax.accounting import EnergyMeter, MemoryMeter
 from devft_jax.config.execution import local_devices, resolve_clients_per_step, resolve_compute
-from devft_jax.config.methods import algorithm_of, growth_of, imports
+from devft_jax.config.methods import growth_of, imports, method_of, sent_through
 from devft_jax.config.run_config import RunConfig
 from devft_jax.data import (
     Examples,
@@ -289,9 +289,10 @@ def _methods(
     validate_learning_rate(config, len(stage_rounds))
     if algorithm is None:
         check_ranks(config, model)
-        algorithm = algorithm_of(config)
+        algorithm = method_of(config)
     if own_algorithm:
         check_given_algorithm(algorithm, model, config)
+    algorithm = sent_through(config, algorithm)
     check_composition(algorithm, growth.shapes(model.layers) or ())
     return growth, algorithm, stage_rounds
 

@@ -50,7 +50,7 @@ from devft_jax.options import operand
         (["compare", "--seed", "3"], "devft compare has no option --seed; did you mean '--seeds'?"),
         (["replay", "x", "--client", "a"], "devft replay needs --round, the round, counted from 1; see"),
         (["report", "a", "b"], "'b' follows FOLDER, which takes one value"),
-        (["list", "all"], "algorithm or growth 'all' is unknown; choose from fedit, flora"),
+        (["list", "all"], "algorithm, growth or channel 'all' is unknown; choose from fedit, flora"),
         (["list", "fedit", "flora"], "'flora' follows NAME, which takes one value"),
         (["trian"], "the command 'trian' does not exist; choose from"),
         (["plna"], "the command 'plna' does not exist; did you mean 'plan'?"),

@@ -10,6 +10,7 @@ from devft_jax.config.run_config import RunConfig
 from devft_jax.data import BUILT_IN, METHODS, TEMPLATES
 from devft_jax.developmental import GROWTHS
 from devft_jax.federated.algorithms import ALGORITHMS
+from devft_jax.federated.channels.options import LINKS, MODULES
 
 
 def section(title):
@@ -37,6 +38,7 @@ def test_every_name_that_the_command_line_takes_is_listed():
         ("data sets", BUILT_IN),
         ("templates", TEMPLATES),
         ("partitions", METHODS),
+        ("channels", LINKS),
     ):
         assert list(entries(title)) == list(names)
 
@@ -76,9 +78,23 @@ def test_a_method_is_shown_with_its_mathematics_its_reference_and_its_options(na
     assert capsys.readouterr().out == text + "\n"
 
 
+@pytest.mark.parametrize("name", LINKS)
+def test_a_channel_is_shown_with_its_mathematics_and_its_options(name):
+    text = method_text(name)
+    assert text.startswith(f"channel {name}\nsends  {LINKS[name]}\n")
+    assert MODULES[name].__doc__.strip() in text
+    assert {line.split()[0] for line in text.splitlines() if line.startswith("  --")} == {
+        "--channel",
+        "--error-feedback",
+        "--rounding",
+    }
+    assert "It can be used with fedit, fedsa-lora, c2a" in text
+    assert max(map(len, text.splitlines())) <= 127
+
+
 def test_the_options_of_a_method_have_defaults_and_bounds():
     words = " ".join(method_text("hetlora").split())
     assert "--rank-shrink FLOAT" in words
     assert "Allowed: in (0, 1]. (default: 0.99)" in words
     assert "Allowed: momentum, update. (default: momentum)" in " ".join(method_text("fedadam").split())
-    assert "but not weighting or message_dtype: it sends no message" in " ".join(method_text("central").split())
+    assert "but not weighting, message_dtype or channel: it sends no message" in " ".join(method_text("central").split())

@@ -15,8 +15,9 @@ from devft_jax.accounting.communication import message_elements, round_messages
 from devft_jax.developmental import LayerMap
 from devft_jax.federated.algorithm import Share
 from devft_jax.federated.algorithms import MethodConfig
-from devft_jax.federated.algorithms.flasc import entries_sent, flasc, sparse
+from devft_jax.federated.algorithms.flasc import flasc
 from devft_jax.federated.messages import message_bytes
+from devft_jax.federated.sparse import entries_sent, sparse
 from tests.federated.harness import (
     FIVE,
     SEVEN,

@@ -40,7 +40,25 @@ PAIRS = [(algorithm, growth) for algorithm in ALGORITHMS for growth in GROWTHS]
 DEFAULT = [(algorithm, list(GROWTHS)[index % len(GROWTHS)]) for index, algorithm in enumerate(KINDS[:4])]
 # A growth only maps layers between stages; how clients are cut into chunks and added up is the algorithm's.
 IN_TURN = [(algorithm, list(GROWTHS)[index % len(GROWTHS)]) for index, algorithm in enumerate(ALGORITHMS)]
-SUBSET = [pair if pair in DEFAULT else pytest.param(*pair, marks=pytest.mark.slow) for pair in PAIRS]
+# Every link of a channel and every growth; one of them, with rows through a stage, by default.
+CHANNELS = {
+    ("fedit", "devft"): "topk=0.3+int8",
+    ("fedsa-lora", "end-to-end"): "int4",
+    ("c2a", "progfed"): "lowrank=2",
+    ("ffa-lora", "progfed"): "randk=0.5+bf16",
+    ("federa", "devft"): "int8",
+    ("fedprox", "end-to-end"): "topk=0.5",
+    ("fedavgm", "progfed"): "int4",
+    ("fedadam", "devft"): "lowrank=2+int8",
+    ("fedrot-lora", "devft"): "bf16",
+}
+SUBSET = [
+    *((*pair, "none") if pair in DEFAULT else pytest.param(*pair, "none", marks=pytest.mark.slow) for pair in PAIRS),
+    *(
+        (*pair, channel) if pair == ("fedit", "devft") else pytest.param(*pair, channel, marks=pytest.mark.slow)
+        for pair, channel in CHANNELS.items()
+    ),
+]
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +80,9 @@ def whole(config, folder):
     """The uninterrupted run of a pair, made once, and its folder as round 5 left it unsaved."""
 
     @functools.cache
-    def run(algorithm: str, growth: str) -> tuple[Run, Path]:
-        out, cut = folder / f"{algorithm}-{growth}", folder / f"{algorithm}-{growth}-cut"
-        return train(chosen(config, algorithm, growth, out), progress=CopiedInRound(5, str(out), cut)), cut
+    def run(algorithm: str, growth: str, channel: str) -> tuple[Run, Path]:
+        out, cut = (folder / f"{algorithm}-{growth}-{channel}{end}" for end in ("", "-cut"))
+        return train(chosen(config, algorithm, growth, out, channel=channel), progress=CopiedInRound(5, str(out), cut)), cut
 
     return run
 
@@ -82,9 +100,9 @@ def state_of(run: Run):
     return state.full, state.server, state.last_round, [state.bank.view(full=full).of_trained() for full in (False, True)]
 
 
-@pytest.mark.parametrize(("algorithm", "growth"), SUBSET)
-def test_it_learns_and_goes_on_bit_for_bit(whole, algorithm, growth):
-    run, cut = whole(algorithm, growth)
+@pytest.mark.parametrize(("algorithm", "growth", "channel"), SUBSET)
+def test_it_learns_and_goes_on_bit_for_bit(whole, algorithm, growth, channel):
+    run, cut = whole(algorithm, growth, channel)
     assert run.summary.final_loss < run.summary.base_loss
     assert run.summary.updates_dropped == 0
     again = train(dataclasses.replace(run.config, out=str(cut)), progress=QUIET)

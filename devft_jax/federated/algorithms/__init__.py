@@ -25,6 +25,7 @@ from devft_jax.federated.algorithms.local_only import local_only
 from devft_jax.federated.algorithms.options import ClientRankOptions
 from devft_jax.federated.algorithms.scaffold import scaffold
 from devft_jax.federated.algorithms.server_optimizers import ServerOptimizerOptions, fedadagrad, fedadam, fedavgm, fedyogi
+from devft_jax.federated.channels.options import ChannelOptions
 
 OPTIONS = (
     FedProxOptions,
@@ -49,8 +50,9 @@ class MethodConfig(
     C2AOptions,
     FFALoraOptions,
     FedRotLoraOptions,
+    ChannelOptions,
 ):
-    """All options from which an algorithm is made."""
+    """All options from which an algorithm and its channel are made."""
 
 
 ALGORITHMS: dict[str, Callable[..., Algorithm]] = {

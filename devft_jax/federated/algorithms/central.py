@@ -41,9 +41,10 @@ def central(config: MethodOptions) -> Algorithm:
         federated,
         name="central",
         reference="control: all examples in one place, as many steps per round as a cohort takes",
-        ignores=("weighting", "message_dtype"),
+        ignores=("weighting", "message_dtype", "channel"),
         because="sends no message",
         message="nothing",
         finalize=finalize,
+        averages=False,
         pools=True,
     )

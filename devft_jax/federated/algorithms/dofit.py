@@ -256,4 +256,5 @@ def dofit(config: DoFITOptions) -> Algorithm:
         traits=lambda clients: {"domain": jnp.asarray(clients.domains(config.domains), jnp.int32)},
         personal=lambda server, row: adapter_of(jax.tree.map(lambda leaf: leaf[row["domain"]], server.lora), config),
         consensus=lambda server, bank: view(server),
+        averages=False,
     )

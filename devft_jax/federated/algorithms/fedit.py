@@ -82,4 +82,5 @@ def fedit(config: MethodOptions) -> Algorithm:
         view=lambda server: server,
         submodel=stage_adapter,
         transfer=returned_adapter,
+        averages=True,
     )

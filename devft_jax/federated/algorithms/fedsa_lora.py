@@ -108,4 +108,5 @@ def fedsa_lora(config: MethodOptions) -> Algorithm:
         transfer_row=transfer_row,
         personal=personal,
         consensus=consensus,
+        averages=True,
     )

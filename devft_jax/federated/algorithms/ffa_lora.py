@@ -101,4 +101,5 @@ def ffa_lora(config: FFALoraOptions) -> Algorithm:
         submodel=lambda server, layer_map: server.replace(lora=fuse(layer_map, server.lora)),
         transfer=returned_adapter,
         known=lambda server: one_factor(server.lora, "a"),
+        averages=True,
     )

@@ -161,10 +161,9 @@ def hetlora(config: HetLoraOptions) -> Algorithm:
             f"client_ranks {','.join(map(str, ranks.ranks))} has a rank above rank {ranks.most}; raise rank to the "
             "largest of them."
         )
-    after_pruning = pruned_ranks(ranks.most, config.rank_shrink)
 
     def kept(rank: jax.Array) -> jax.Array:
-        return jnp.array(after_pruning, jnp.int32)[rank]
+        return jnp.array(pruned_ranks(ranks.most, config.rank_shrink), jnp.int32)[rank]
 
     def start(participant: Participant) -> tuple[PyTree, PyTree]:
         return as_float32(participant.down.lora), participant.down.rank
@@ -213,4 +212,5 @@ def hetlora(config: HetLoraOptions) -> Algorithm:
         penalty=lambda train, rank: config.rank_penalty * tail_norm(train, kept(rank), rank),
         traits=ranks.traits,
         weighting="uniform",
+        averages=False,
     )

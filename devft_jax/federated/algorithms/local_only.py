@@ -45,7 +45,7 @@ def local_only(config: MethodOptions) -> Algorithm:
     return Algorithm(
         name="local-only",
         reference="control: every client alone, evaluated by the mean over clients",
-        ignores=("weighting", "message_dtype"),
+        ignores=("weighting", "message_dtype", "channel"),
         because="sends no message",
         message="nothing",
         state="clients: their own a and b",

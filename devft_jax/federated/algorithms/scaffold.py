@@ -186,4 +186,6 @@ def scaffold(config: MethodOptions) -> Algorithm:
         init_row=lambda server, trait: optax.tree.zeros_like(server.control),
         submodel_row=submodel_row,
         transfer_row=lambda full, stage, layer_map, mode: full,
+        # A client adds to its control exactly what it has sent.
+        averages=False,
     )
