@@ -43,9 +43,9 @@ class Recorder:
         if name not in ("loglikelihood", "generate_until"):
             return found
 
-        def recorded(requests: list[Any]) -> Any:
+        def recorded(requests: list[Any], **options: Any) -> Any:
             began, used = time.perf_counter(), time.process_time()
-            answers = found(requests)
+            answers = found(requests, **options)
             self.seconds += time.perf_counter() - began
             self.cpu_seconds += time.process_time() - used
             self.answers |= {(name, str(request.args)): answer for request, answer in zip(requests, answers, strict=True)}

@@ -151,7 +151,9 @@ def test_a_merged_export_has_the_scores_of_its_run(shared, tmp_path):
     """`devft export --form merged` loads in the harness's own backend, which scores it as we score the run."""
     base, run, merged = shared / "models" / "proxy-16l", tmp_path / "run", tmp_path / "merged"
     export_peft(random_adapter(load_pretrained(base).config, ("q", "v")), run / "adapter")
-    (run / "config.json").write_text(json.dumps(to_plain(RunConfig(model=str(base), rank=3, alpha=6.0))))
+    (run / "config.json").write_text(
+        json.dumps(to_plain(RunConfig(model=str(base), template="completion", rank=3, alpha=6.0)))
+    )
     assert run_command(["export", str(run), "--form", "merged", "--dtype", "float32", "--out", str(merged)]) == 0
     names, files = (f"truthfulqa_mc2:{ITEMS}", f"piqa:{ITEMS}"), shared / "data" / "benchmarks"
     untuned, ours = evaluate([str(run)], BenchmarkOptions(tasks=names, benchmark_files=str(files), compare=True))
