@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import sys
-from itertools import pairwise
 
 import pytest
 
@@ -22,6 +21,7 @@ from devft_jax.storage import RUN, RunFolder
 from devft_jax.training import run as module
 from devft_jax.training.callbacks import Callback
 from devft_jax.training.run import train
+from tests.benchmarking.task_files import write_task
 
 QUIET = Progress(quiet=True)
 
@@ -29,15 +29,7 @@ QUIET = Progress(quiet=True)
 @pytest.fixture(scope="module")
 def task(tmp_path_factory):
     """A task file of twelve questions."""
-    folder = tmp_path_factory.mktemp("task")
-    questions = [{"question": f"{a} {b}", "answer": index % 2} for index, (a, b) in enumerate(pairwise("abcdefghijklm"))]
-    (folder / "questions.jsonl").write_text("".join(json.dumps(question) + "\n" for question in questions))
-    (folder / "own.yaml").write_text(
-        "task: own\noutput_type: multiple_choice\ndataset_path: json\n"
-        f"dataset_kwargs: {{data_files: {{test: {folder}/questions.jsonl}}}}\ntest_split: test\n"
-        'doc_to_text: "{{question}}"\ndoc_to_choice: [x y, z]\ndoc_to_target: answer\nmetric_list: [{metric: acc}]\n'
-    )
-    return folder / "own.yaml"
+    return write_task(tmp_path_factory.mktemp("task"))
 
 
 @pytest.fixture(scope="module")
