@@ -59,7 +59,9 @@ def evaluate(
     for source in sources:
         respondent = open_respondent(source, model, selection, compare=options.compare)
         voices = {source: respondent}
-        if options.compare and _identity(respondent.bare) not in {each.identity for each in found}:
+        known = {each.identity for each in found}
+        # An identity reads all weights, so it is asked for only where there is one to compare with.
+        if options.compare and not (known and _identity(respondent.bare) in known):
             voices = {f"{source} without adapter": respondent.bare, source: respondent}
         for name, voice in voices.items():
             found.append(_evaluated(name, voice, opened, options, progress))
