@@ -31,6 +31,7 @@ ORDER = (
     "exporting",
     "planning",
     "comparing",
+    "probing",
     "judging",
     "",
     "commands",

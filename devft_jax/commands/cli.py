@@ -31,6 +31,7 @@ COMMANDS = {
     "run": "train, or resume an unfinished run",
     "compare": "compare methods over several seeds on the same clients: tables with intervals, and a page",
     "plan": "estimate a run's bytes, FLOPs, memory and time; needs no weights or data",
+    "probe": "measure which submodels of a model are worth training, before anything is trained",
     "replay": "train one client of one round again, step by step, to find where values stop being finite",
     "report": "write the report of a run, finished or not, as one page: report.html",
     "export": "write a run's adapter, merged model or a stage's submodel in the formats of PEFT and transformers",

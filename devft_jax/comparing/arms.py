@@ -87,7 +87,7 @@ def parse_arm(text: str) -> Arm:
       InputError: it has another form, or uses a name that does not exist.
     """
     head, _, control = text.partition("@")
-    method, options = _method_and_options(head)
+    method, options = method_and_options(head)
     algorithm, plus, growth = method.partition("+")
     overrides = {}
     for option in options:
@@ -96,7 +96,7 @@ def parse_arm(text: str) -> Arm:
             raise InputError(f"the arm '{text}' has the option '{option}'; write it as option=value.")
         name = name.replace("-", "_")
         with naming(text):
-            overrides[name] = _value(name, value)
+            overrides[name] = value_of(name, value)
     kind, _, target = control.partition("=")
     if "@" in text and (kind not in CONTROLS or not target):
         raise InputError(
@@ -105,8 +105,12 @@ def parse_arm(text: str) -> Arm:
     return _checked(Arm(text, algorithm, growth if plus else END_TO_END, overrides, kind or None, target or None))
 
 
-def _method_and_options(text: str) -> tuple[str, list[str]]:
-    """ALGORITHM+GROWTH, and the options after it; an importable name contains a colon itself, package.module:name."""
+def method_and_options(text: str) -> tuple[str, list[str]]:
+    """ALGORITHM+GROWTH, and the options after it; an importable name contains a colon itself, package.module:name.
+
+    Args:
+      text: an arm without its control, or a growth with options.
+    """
     known = {name for names in METHODS.values() for name in names}
     method, *rest = text.split(":")
     # A name of the package is complete; after any other name comes the name of an object in that module.
@@ -117,8 +121,13 @@ def _method_and_options(text: str) -> tuple[str, list[str]]:
     return method, rest
 
 
-def _value(name: str, text: str) -> Any:
-    """The value of an option as a flag would take it, with / between the values of a list."""
+def value_of(name: str, text: str) -> Any:
+    """The value of an option as a flag would take it, with / between the values of a list.
+
+    Args:
+      name: name of the option; of an unknown one the value is the text.
+      text: the value as written.
+    """
     kind = field_types().get(name)
     if kind is None:
         # Reported when the arm's configuration is made, like an error in a file's options.

@@ -12,7 +12,7 @@ from devft_jax.data.batches import (
 from devft_jax.data.built_in import BUILT_IN, is_built_in
 from devft_jax.data.description import describe, split_record
 from devft_jax.data.examples import Examples
-from devft_jax.data.federated_data import FederatedData, build_federated_data, pool, public_examples
+from devft_jax.data.federated_data import FederatedData, build_federated_data, pool, public_examples, some_examples
 from devft_jax.data.groups import Groups
 from devft_jax.data.options import HELD_OUT, DataOptions, check_data_found, has_held_out, resolved_partition, validate_data
 from devft_jax.data.partition import METHODS, partition
@@ -55,6 +55,7 @@ __all__ = [
     "public_examples",
     "render",
     "resolved_partition",
+    "some_examples",
     "split_record",
     "tokenize",
     "validate_data",

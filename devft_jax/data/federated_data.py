@@ -146,16 +146,31 @@ def public_examples(spec: str | None, count: int, tokenizer: object, options: Da
       InputError: the data cannot be read.
     """
     if spec is None:
-        records: Sequence[Record] | Records = generate("train", count, seed=_PUBLIC_SEED)
-        conversational = False
-    else:
-        try:
-            sources = load_sources(spec, fields=options.fields, category_field=options.category_field, limit=count)
-        except InputError as error:
-            raise InputError(f"probe_data cannot be read: {error}") from error
-        records, conversational = Records(sources), any(source.conversational for source in sources)
-    template = resolve_template(options.template, conversational=conversational, tokenizer=tokenizer)
-    return _tokenize(records, tokenizer, template, options)
+        template = resolve_template(options.template, conversational=False, tokenizer=tokenizer)
+        return _tokenize(generate("train", count, seed=_PUBLIC_SEED), tokenizer, template, options)
+    try:
+        sources = _load(spec, options, count)
+    except InputError as error:
+        raise InputError(f"probe_data cannot be read: {error}") from error
+    return _tokenize_sources(sources, tokenizer, options)
+
+
+def some_examples(count: int, tokenizer: object, options: DataOptions) -> Examples:
+    """A fixed random part of the training data, as one set of examples.
+
+    Args:
+      count: largest number of records.
+      tokenizer: a tokenizer of `transformers`.
+      options: the data options; those of held-out data and of the split are not used.
+
+    Raises:
+      InputError: the data cannot be read, or no record has an answer.
+    """
+    sources = _load(options.data, options, count)
+    if all(not record.output.strip() for record in Records(sources)):
+        shown = options.data if isinstance(options.data, str) else ", ".join(options.data)
+        raise InputError(f"data {printable(shown)} has no answer in any record read; name data with answers.")
+    return _tokenize_sources(sources, tokenizer, options)
 
 
 def pool(data: FederatedData) -> FederatedData:
@@ -181,6 +196,12 @@ def _tokenize(records: Sequence[Record] | Records, tokenizer: object, template: 
         overlong=options.overlong,
         cache_dir=options.cache_dir,
     )
+
+
+def _tokenize_sources(sources: Sequence[Source], tokenizer: object, options: DataOptions) -> Examples:
+    conversational = any(source.conversational for source in sources)
+    template = resolve_template(options.template, conversational=conversational, tokenizer=tokenizer)
+    return _tokenize(Records(sources), tokenizer, template, options)
 
 
 def _check_categories(records: Records, method: str, options: DataOptions) -> None:

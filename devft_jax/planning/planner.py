@@ -78,7 +78,7 @@ def make_plan(config: RunConfig, options: PlanOptions | None = None, *, architec
     if architecture is None:
         architecture = model_architecture(model_path(config.model))
     shapes, rounds = _stages(config, architecture)
-    planner = _Planner(config, options, architecture)
+    planner = Planner(config, options, architecture)
     check_composition(planner.algorithm, shapes)
     cohorts = planner.cohorts(sum(rounds), names)
     whole = StageShape(architecture.layers, architecture.layers, picks=True)
@@ -138,8 +138,13 @@ def _stages(config: RunConfig, architecture: ModelConfig) -> tuple[tuple[StageSh
     return tuple(shapes), rounds
 
 
-class _Planner:
+class Planner:
     """What all stages of a plan share.
+
+    Args:
+      config: a valid configuration; its growth is not used.
+      options: what the plan assumes.
+      architecture: of the base at full depth.
 
     Attributes:
       algorithm: the configured algorithm.
@@ -220,6 +225,14 @@ class _Planner:
             planned.append(self._stage(shape, cohorts[own], sum(missed[own])))
             done += count
         return tuple(planned)
+
+    def step(self, shape: StageShape) -> StagePlan:
+        """The plan of one round of a stage with one participant.
+
+        Args:
+          shape: the shape of the stage.
+        """
+        return self._stage(shape, [np.arange(1)], 0)
 
     def _stage(self, shape: StageShape, cohorts: Sequence[np.ndarray], missed: int) -> StagePlan:
         config, architecture, layers, depth = self._config, self._architecture, shape.layers, shape.depth

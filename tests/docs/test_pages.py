@@ -21,6 +21,7 @@ from devft_jax.commands.judge import parse_judge
 from devft_jax.commands.list import ListOptions
 from devft_jax.commands.parsing import parse_options
 from devft_jax.commands.plan import parse_plan
+from devft_jax.commands.probe import parse_probe
 from devft_jax.commands.report import ReportOptions
 from devft_jax.commands.run import parse_run
 from devft_jax.comparing.arms import check_arms, parse_arm, read_arms
@@ -142,6 +143,11 @@ def test_the_blocks_on_a_callback_run_and_what_they_say_holds(room, capsys):
     assert page.best.loss == min(stage.loss_full_after_transfer for stage in page.run.summary.stages)
 
 
+def test_the_block_on_probing_runs(room, capsys):
+    run_blocks("docs/guides/probing.md")
+    assert [line.split()[:2] for line in capsys.readouterr().out.splitlines()] == [["skip-grow", "2"], ["top-grow", "2"]]
+
+
 def test_the_block_on_a_judge_runs_and_what_it_says_holds(capsys):
     run_blocks("docs/guides/judging.md")
     assert capsys.readouterr().out.splitlines() == ["4", "[[B]]"]
@@ -196,6 +202,8 @@ def check_command(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
         assert {options.reference, options.budget_of} <= {None, *(arm.name for arm in arms)}
     elif command == "plan":
         validate(parse_plan(rest)[0])
+    elif command == "probe":
+        validate(parse_probe(rest)[0])
     elif command in OF_A_FOLDER:
         asked: list[object] = []
 

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from devft_jax.developmental.growth import FixedGrowth, NamedGrowth
 from devft_jax.developmental.layer_map import LayerMap
 from devft_jax.developmental.options import DEFAULT_STAGES, CapacityOptions, option
-from devft_jax.developmental.schedule import equal_shares, linear_schedule
+from devft_jax.developmental.schedule import equal_shares, linear_schedule, validate_capacities
 
 SCHEDULES = ("halving", "equal")
 
@@ -43,14 +43,16 @@ class ProgFed(FixedGrowth):
     """Prefixes of growing depth.
 
     Attributes:
-      blocks: S, the number of prefixes.
+      blocks: S, the number of prefixes; that of `capacities` if they are given.
       schedule: "halving" or "equal".
       warmup_rounds: rounds after each growth in which only the newest block learns; 0 for none.
+      capacities: depths of the prefixes, ascending; by default S equal steps up to the full depth.
     """
 
     blocks: int = DEFAULT_STAGES
     schedule: str = "halving"
     warmup_rounds: int = 0
+    capacities: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         """Refuse options that are wrong for any model."""
@@ -58,6 +60,9 @@ class ProgFed(FixedGrowth):
             raise ValueError(f"progfed_schedule {self.schedule!r} is unknown: choose from {', '.join(SCHEDULES)}.")
         if self.warmup_rounds < 0:
             raise ValueError(f"warmup_rounds {self.warmup_rounds} is negative: use 0 for none.")
+        if self.capacities is not None:
+            object.__setattr__(self, "capacities", validate_capacities(self.capacities))
+            object.__setattr__(self, "blocks", len(self.capacities))
 
     def steps(self, num_layers: int) -> tuple[tuple[int, int], ...]:
         """(depth, lowest layer that learns) of every stage, warm-ups included.
@@ -65,7 +70,10 @@ class ProgFed(FixedGrowth):
         Args:
           num_layers: L, the depth of the model.
         """
-        depths = linear_schedule(num_layers, self.blocks)
+        if self.capacities is None:
+            depths = linear_schedule(num_layers, self.blocks)
+        else:
+            depths = validate_capacities(self.capacities, num_layers)
         steps = [(depths[0], 0)]
         for before, depth in pairwise(depths):
             steps += [(depth, before), (depth, 0)] if self.warmup_rounds else [(depth, 0)]
