@@ -164,5 +164,5 @@ def gradient_shares(full: Gradient) -> np.ndarray:
     Args:
       full: by projection, f32[L, in, out].
     """
-    squares = sum(layer_products(gradient, gradient) for gradient in full.values())
-    return squares / max(float(np.sum(squares)), np.finfo(np.float64).tiny)
+    squares = np.sum([layer_products(gradient, gradient) for gradient in full.values()], axis=0)
+    return np.asarray(squares / max(squares.sum(), np.finfo(np.float64).tiny))

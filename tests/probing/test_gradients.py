@@ -59,12 +59,12 @@ def lora_gradient(base, layers, examples, factors):
         mask[n, examples.prompt_lengths[n] : examples.lengths[n]] = True
     mask[:, 0] = False
 
-    def loss(b):
+    def loss(b, tokens, mask):
         lora = {name: LoraFactors(a=jnp.stack([factors[name]] * layers), b=b[name]) for name in TARGETS}
         return completion_loss(CONFIG, base, Adapter(lora=lora, scale=jnp.float32(2.0)), tokens, mask)
 
     zeros = {name: jnp.zeros((layers, a.shape[1], CONFIG.projection_shape(name)[1])) for name, a in factors.items()}
-    value, gradient = jax.value_and_grad(loss)(zeros)
+    value, gradient = jax.jit(jax.value_and_grad(loss))(zeros, tokens, mask)
     return float(value), jax.tree.map(np.asarray, gradient)
 
 
