@@ -21,6 +21,9 @@ and reduced to rank r by `best_factors`.
       finalize:      clients, shares = sums.apart()        # leaves [K, ...], f32[K]
                      lora = {name: best_factors(stacked(each, shares), rank) for name, each in clients.items()}
 
+  New factors of an unchanged product differ from the old ones by rounding; `chosen_layers` keeps the old ones of the layers
+  that no client has changed (`changed_layers`).
+
 * **Ranks per client**: `ClientRanks` gives every client its own rank as a trait, cuts factors to it and wraps messages so
 that padding is not counted. Clients of one cohort train under `vmap` with factors of the largest rank, so memory
 and FLOPs are those of the largest rank.
@@ -31,12 +34,14 @@ and FLOPs are those of the largest rank.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from devft_jax.errors import InputError
 from devft_jax.federated.algorithm import Clients, Share, as_float32
 from devft_jax.federated.messages import Ranked
 from devft_jax.models.adapter import LoraFactors
@@ -165,12 +170,17 @@ def mean_of_products(factors: LoraFactors, shares: jax.Array) -> jax.Array:
     return product(stacked(factors, shares))
 
 
-def best_factors(matrix: LoraFactors | jax.Array, rank: int, scale: float = 1.0) -> LoraFactors:
+Split = Literal["balanced", "orthonormal"]
+"""How the singular values are divided between the factors; see `best_factors`."""
+
+
+def best_factors(matrix: LoraFactors | jax.Array, rank: int, scale: float = 1.0, split: Split = "balanced") -> LoraFactors:
     """Factors of rank `rank` whose product, times `scale`, is nearest to a matrix in the Frobenius norm.
 
     With the singular value decomposition U S V^T,
 
-        a = U_r (S_r / scale)^(1/2),    b = (S_r / scale)^(1/2) V_r^T,
+        balanced       a = U_r (S_r / scale)^(1/2),    b = (S_r / scale)^(1/2) V_r^T
+        orthonormal    a = U_r,                        b = (S_r / scale) V_r^T
 
     with the sign of each triplet chosen so that its largest entry of U is positive. Directions with singular value zero,
     such as all those of a zero matrix, get b = 0 with a nonzero a, like LoRA's initialisation: with two zero factors they
@@ -183,6 +193,7 @@ def best_factors(matrix: LoraFactors | jax.Array, rank: int, scale: float = 1.0)
       matrix: f32[L, in, out], or its factors [L, in, q], [L, q, out].
       rank: rank of the result, at most the number of singular values: min(in, out), and q if that is smaller.
       scale: the factor by which the model multiplies the product.
+      split: how the singular values are divided between the factors.
 
     Returns:
       Factors [L, in, rank], [L, rank, out].
@@ -194,28 +205,31 @@ def best_factors(matrix: LoraFactors | jax.Array, rank: int, scale: float = 1.0)
     if rank > most:
         raise ValueError(f"rank {rank} exceeds the {most} singular values of the matrix; lower it.")
 
-    return jax.lax.map(lambda layer: best_factors_of_layer(layer, rank, scale), matrix)
+    return jax.lax.map(lambda layer: best_factors_of_layer(layer, rank, scale, split), matrix)
 
 
-def best_factors_of_layer(matrix: LoraFactors | jax.Array, rank: int, scale: float = 1.0) -> LoraFactors:
+def best_factors_of_layer(
+    matrix: LoraFactors | jax.Array, rank: int, scale: float = 1.0, split: Split = "balanced"
+) -> LoraFactors:
     """`best_factors` of one layer.
 
     Args:
       matrix: f32[in, out], or its factors [in, q], [q, out].
       rank: rank of the result.
       scale: the factor by which the model multiplies the product.
+      split: how the singular values are divided between the factors.
 
     Returns:
       Factors [in, rank], [rank, out].
     """
     if not isinstance(matrix, LoraFactors):
         left, values, right = jnp.linalg.svd(matrix, full_matrices=False)
-        return _leading(left, values, right, rank, scale)
+        return _leading(left, values, right, rank, scale, split)
     of_a, triangle = jnp.linalg.qr(matrix.a)
     of_b, other = jnp.linalg.qr(matrix.b.T)
     left, values, right = jnp.linalg.svd(jnp.matmul(triangle, other.T, precision="highest"), full_matrices=False)
     left, right = jnp.matmul(of_a, left, precision="highest"), jnp.matmul(right, of_b.T, precision="highest")
-    return _leading(left, values, right, rank, scale)
+    return _leading(left, values, right, rank, scale, split)
 
 
 # Expected norm of a column of LoRA's initial a, whose entries are uniform within 1 / sqrt(in).
@@ -228,15 +242,44 @@ def _extents(matrix: LoraFactors | jax.Array) -> tuple[int, ...]:
     return matrix.shape[1:]
 
 
-def _leading(left: jax.Array, values: jax.Array, right: jax.Array, rank: int, scale: float) -> LoraFactors:
+def _leading(left: jax.Array, values: jax.Array, right: jax.Array, rank: int, scale: float, split: Split) -> LoraFactors:
     """Factors of the first triplets of a decomposition; see `best_factors`."""
     # The threshold of numpy's matrix_rank.
     none = values[:rank] <= values[0] * max(left.shape[0], right.shape[1]) * jnp.finfo(jnp.float32).eps
-    left, right, root = left[:, :rank], right[:rank], jnp.sqrt(values[:rank] / scale)
+    left, right, sizes = left[:, :rank], right[:rank], values[:rank] / scale
     largest = jnp.take_along_axis(left, jnp.argmax(jnp.abs(left), axis=0)[None], axis=0)[0]
     sign = jnp.where(largest < 0, -1.0, 1.0)
-    of_a, of_b = jnp.where(none, FIRST_NORM, root), jnp.where(none, 0.0, root)
+    if split == "orthonormal":
+        of_a, of_b = jnp.ones_like(sizes), jnp.where(none, 0.0, sizes)
+    else:
+        of_a, of_b = jnp.where(none, FIRST_NORM, jnp.sqrt(sizes)), jnp.where(none, 0.0, jnp.sqrt(sizes))
     return LoraFactors(a=left * (sign * of_a)[None], b=(sign * of_b)[:, None] * right)
+
+
+def changed_layers(change: LoraFactors | jax.Array, layers_axis: int = 0) -> jax.Array:
+    """The layers that training has changed, bool[L].
+
+    Args:
+      change: the change of one or both factors, [L, ., .] with axes before it for several clients.
+      layers_axis: the axis of the layers.
+    """
+
+    def one(leaf: jax.Array) -> jax.Array:
+        return jnp.any(leaf != 0, axis=tuple(axis for axis in range(leaf.ndim) if axis != layers_axis))
+
+    found = [one(leaf) for leaf in jax.tree.leaves(change)]
+    return jnp.any(jnp.stack(found), axis=0)
+
+
+def chosen_layers(which: jax.Array, new: PyTree, old: PyTree) -> PyTree:
+    """The new leaves of some layers and the old ones of the others.
+
+    Args:
+      which: bool[L].
+      new: leaves [L, ., .].
+      old: leaves of the same shapes.
+    """
+    return jax.tree.map(lambda one, other: jnp.where(which[:, None, None], one, other), new, old)
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -296,3 +339,22 @@ class ClientRanks:
           rank: i32[], number of directions to send.
         """
         return Ranked(lora=first_directions(lora, rank), rank=rank, most=self.most)
+
+
+def ranks_within(ranks: Sequence[int] | None, most: int) -> ClientRanks:
+    """The clients' ranks for a method whose server has an adapter of rank `most`.
+
+    Args:
+      ranks: ranks in turn; None for `most` for all.
+      most: the option `rank`.
+
+    Raises:
+      InputError: a client's rank is above `most`.
+    """
+    found = ClientRanks(ranks or (most,), most=most)
+    if max(found.ranks) > most:
+        raise InputError(
+            f"client_ranks {','.join(map(str, found.ranks))} has a rank above rank {most}; raise rank to the "
+            "largest of them."
+        )
+    return found

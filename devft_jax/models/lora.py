@@ -147,6 +147,15 @@ def adapter_norms(adapter: Adapter) -> jax.Array:
     return jnp.sqrt(jnp.maximum(sum(layers), 0))
 
 
+def factor_norm(lora: dict[str, LoraFactors]) -> jax.Array:
+    """Frobenius norm of the products a b of all layers and projections together, f32[].
+
+    Args:
+      lora: factors of every projection.
+    """
+    return jnp.linalg.norm(adapter_norms(Adapter(lora=lora, scale=jnp.float32(1.0))))
+
+
 def as_low_rank(adapter: Adapter) -> Adapter:
     """The same update in low-rank factors only, with scale 1, for formats without dense corrections.
 

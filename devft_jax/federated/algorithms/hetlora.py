@@ -36,9 +36,8 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from devft_jax.errors import InputError
 from devft_jax.federated.adapters import adapter_of, probe
-from devft_jax.federated.aggregation import ClientRanks, first_directions, masked
+from devft_jax.federated.aggregation import first_directions, masked, ranks_within
 from devft_jax.federated.algorithm import Algorithm, Participant, Share, as_float32, change_of
 from devft_jax.federated.algorithms.fedit import fedit
 from devft_jax.federated.algorithms.options import ClientRankOptions
@@ -155,12 +154,7 @@ def hetlora(config: HetLoraOptions) -> Algorithm:
     Raises:
       InputError: a client's rank is above `rank`.
     """
-    federated, ranks = fedit(config), ClientRanks(config.client_ranks or (config.rank,), most=config.rank)
-    if max(ranks.ranks) > ranks.most:
-        raise InputError(
-            f"client_ranks {','.join(map(str, ranks.ranks))} has a rank above rank {ranks.most}; raise rank to the "
-            "largest of them."
-        )
+    federated, ranks = fedit(config), ranks_within(config.client_ranks, config.rank)
 
     def kept(rank: jax.Array) -> jax.Array:
         return jnp.array(pruned_ranks(ranks.most, config.rank_shrink), jnp.int32)[rank]
