@@ -3,7 +3,7 @@
 A message is a pytree. Its bytes are the sizes of its leaves in their own dtypes. Clients of one cohort train together under
 `vmap`, so their messages have one shape; if ranks differ between clients or rounds, smaller factors are padded with zeros
 that are not sent. Such a message is marked as `Ranked`. A part that is not sent in every round is marked as `Due`. What the
-receiver already knows of the sender, and needs to use the message, is marked as `Unsent`.
+receiver already knows, and needs to use the message, is marked as `Unsent`.
 """
 
 from collections.abc import Sequence
@@ -32,15 +32,18 @@ class Ranked(struct.PyTreeNode):
 
 
 class Due(struct.PyTreeNode):
-    """A part of a message that is sent only in some rounds, known to both sides; zero in the others.
+    """A part of a message that is sent only in some rounds, known to both sides.
 
     Attributes:
-      value: the part.
+      value: the part; in the other rounds zero, or what the receiver already has.
       due: bool[], whether it is sent; this flag itself is not sent.
+      every: if it is sent in exactly one of so many rounds, their number, by which an estimate divides its size; 1 if that
+        is not known in advance.
     """
 
     value: PyTree
     due: jax.Array
+    every: int = struct.field(pytree_node=False, default=1)
 
 
 class Unsent(struct.PyTreeNode):
@@ -73,7 +76,7 @@ def message_bytes(message: PyTree, ranks: Sequence[int] | None = None) -> int:
     Args:
       message: the message.
       ranks: ranks of its `Ranked` and `Due` parts in their order, as `ranks_of` returns them; without them
-        these parts count in full, an upper bound.
+        these parts count in full, an upper bound, or as the mean over the rounds of a `Due` part that knows it (`every`).
     """
     chosen = None if ranks is None else iter(ranks)
     total = 0
@@ -82,7 +85,8 @@ def message_bytes(message: PyTree, ranks: Sequence[int] | None = None) -> int:
             full = sum(map(_size, jax.tree.leaves(part.lora)))
             total += full * (part.most if chosen is None else int(next(chosen))) // part.most + _size(part.rank)
         elif isinstance(part, Due):
-            total += message_bytes(part.value) * (1 if chosen is None else int(next(chosen)))
+            size = message_bytes(part.value)
+            total += size // part.every if chosen is None else size * int(next(chosen))
         else:
             total += _size(part)
     return total
@@ -98,6 +102,16 @@ def ranks_of(message: PyTree) -> tuple[jax.Array, ...]:
     """
     sized = [part for part in sent_parts(message) if isinstance(part, Ranked | Due)]
     return tuple(part.rank if isinstance(part, Ranked) else part.due for part in sized)
+
+
+def is_upper_bound(message: PyTree) -> bool:
+    """Whether the size of a message without its ranks is an upper bound only, not the mean over rounds.
+
+    Args:
+      message: a pytree.
+    """
+    sized = [part for part in sent_parts(message) if isinstance(part, Ranked | Due)]
+    return any(isinstance(part, Ranked) or part.every == 1 for part in sized)
 
 
 def messages_bytes(message: PyTree, ranks: Sequence[np.ndarray], count: int) -> int:

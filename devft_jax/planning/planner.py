@@ -36,7 +36,7 @@ from devft_jax.developmental import StageShape
 from devft_jax.errors import InputError
 from devft_jax.federated.algorithm import Algorithm
 from devft_jax.federated.local import OptimizerOptions, Passes
-from devft_jax.federated.messages import message_bytes, ranks_of
+from devft_jax.federated.messages import is_upper_bound, message_bytes
 from devft_jax.federated.options import validate_learning_rate
 from devft_jax.federated.round.client import LocalTraining
 from devft_jax.federated.round.server import cumulative_bytes
@@ -195,11 +195,11 @@ class Planner:
         return self.sent * cumulative_bytes(self.algorithm, self.messages(layers).participant.down)
 
     def bounded(self, layers: int) -> tuple[str, ...]:
-        """Names of the byte counts that depend on ranks which differ between clients or rounds."""
+        """Names of the byte counts that are upper bounds, because messages differ between clients or rounds."""
         messages = self.messages(layers)
         names = [
-            *(["bytes_up"] if ranks_of(messages.up) else []),
-            *(["bytes_down"] if ranks_of(messages.participant.down) else []),
+            *(["bytes_up"] if is_upper_bound(messages.up) else []),
+            *(["bytes_down"] if is_upper_bound(messages.participant.down) else []),
         ]
         return (*names, "bytes_missed") if self.owed(layers) and "bytes_down" in names else tuple(names)
 

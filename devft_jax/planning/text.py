@@ -60,7 +60,7 @@ def _heading(plan: Plan) -> list[str]:
     if plan.bounded:
         named = " and ".join(name.removeprefix("bytes_") for name in plan.bounded if name != "bytes_missed")
         lines += [
-            f"        (bytes {named} are upper bounds, too: ranks differ between clients or rounds, the largest counts)"
+            f"        (bytes {named} are upper bounds, too: messages differ between clients or rounds, the largest counts)"
         ]
     if plan.counted:
         lines += [f"        (clients are the {config.clients} files of the data, including those with too few examples)"]

@@ -50,7 +50,7 @@ def twice(a: int, b: int, participants: int) -> int:
 
 
 def both_and_rank(a: int, b: int, participants: int) -> int:
-    """a and b in float32 and the client's rank."""
+    """a and b in float32, and a whole number: the client's rank, or how many clients have taken part."""
     return 4 * (a + b) + 4
 
 
@@ -77,6 +77,11 @@ def only_a(a: int, b: int, participants: int) -> int:
 def only_b(a: int, b: int, participants: int) -> int:
     """b in float32."""
     return 4 * b
+
+
+def half(a: int, b: int, participants: int) -> int:
+    """a and b in turn, in float32: the mean over rounds."""
+    return 2 * (a + b)
 
 
 def of_all(a: int, b: int, participants: int) -> int:
@@ -107,6 +112,7 @@ TRAITS = {
     "fedadam": Traits(both, both),
     "fedex-lora": Traits(of_all, both, mean="products"),
     "fedrot-lora": Traits(both, both, neutral={"rotation": 0.0}),
+    "rolora": Traits(both, half, mean="products"),
     "local-only": Traits(nothing, nothing),
     "central": Traits(both, both, mean="factors", neutral={}),
 }

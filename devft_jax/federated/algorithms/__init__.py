@@ -23,6 +23,7 @@ from devft_jax.federated.algorithms.flora import flora
 from devft_jax.federated.algorithms.hetlora import HetLoraOptions, hetlora
 from devft_jax.federated.algorithms.local_only import local_only
 from devft_jax.federated.algorithms.options import ClientRankOptions
+from devft_jax.federated.algorithms.rolora import rolora
 from devft_jax.federated.algorithms.scaffold import scaffold
 from devft_jax.federated.algorithms.server_optimizers import ServerOptimizerOptions, fedadagrad, fedadam, fedavgm, fedyogi
 from devft_jax.federated.channels.options import ChannelOptions
@@ -73,6 +74,7 @@ ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
     "fedadam": fedadam,
     "fedex-lora": fedex_lora,
     "fedrot-lora": fedrot_lora,
+    "rolora": rolora,
     "local-only": local_only,
     "central": central,
 }
