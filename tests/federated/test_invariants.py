@@ -113,6 +113,7 @@ TRAITS = {
     "fedex-lora": Traits(of_all, both, mean="products"),
     "fedrot-lora": Traits(both, both, neutral={"rotation": 0.0}),
     "rolora": Traits(both, half, mean="products"),
+    "flexlora": Traits(both, both),
     "local-only": Traits(nothing, nothing),
     "central": Traits(both, both, mean="factors", neutral={}),
 }

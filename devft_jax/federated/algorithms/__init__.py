@@ -19,6 +19,7 @@ from devft_jax.federated.algorithms.fedrot_lora import FedRotLoraOptions, fedrot
 from devft_jax.federated.algorithms.fedsa_lora import fedsa_lora
 from devft_jax.federated.algorithms.ffa_lora import FFALoraOptions, ffa_lora
 from devft_jax.federated.algorithms.flasc import FlascOptions, flasc
+from devft_jax.federated.algorithms.flexlora import FlexLoraOptions, flexlora
 from devft_jax.federated.algorithms.flora import flora
 from devft_jax.federated.algorithms.hetlora import HetLoraOptions, hetlora
 from devft_jax.federated.algorithms.local_only import local_only
@@ -38,6 +39,7 @@ OPTIONS = (
     FlascOptions,
     FFALoraOptions,
     FedRotLoraOptions,
+    FlexLoraOptions,
 )
 """The dataclasses that declare options of single algorithms."""
 
@@ -51,6 +53,7 @@ class MethodConfig(
     C2AOptions,
     FFALoraOptions,
     FedRotLoraOptions,
+    FlexLoraOptions,
     ChannelOptions,
 ):
     """All options from which an algorithm and its channel are made."""
@@ -75,6 +78,7 @@ ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
     "fedex-lora": fedex_lora,
     "fedrot-lora": fedrot_lora,
     "rolora": rolora,
+    "flexlora": flexlora,
     "local-only": local_only,
     "central": central,
 }
