@@ -114,6 +114,7 @@ TRAITS = {
     "fedrot-lora": Traits(both, both, neutral={"rotation": 0.0}),
     "rolora": Traits(both, half, mean="products"),
     "flexlora": Traits(both, both),
+    "lora-fair": Traits(both, both, neutral={"fair_penalty": 1e9}),
     "local-only": Traits(nothing, nothing),
     "central": Traits(both, both, mean="factors", neutral={}),
 }

@@ -23,6 +23,7 @@ from devft_jax.federated.algorithms.flexlora import FlexLoraOptions, flexlora
 from devft_jax.federated.algorithms.flora import flora
 from devft_jax.federated.algorithms.hetlora import HetLoraOptions, hetlora
 from devft_jax.federated.algorithms.local_only import local_only
+from devft_jax.federated.algorithms.lora_fair import LoraFairOptions, lora_fair
 from devft_jax.federated.algorithms.options import ClientRankOptions
 from devft_jax.federated.algorithms.rolora import rolora
 from devft_jax.federated.algorithms.scaffold import scaffold
@@ -40,6 +41,7 @@ OPTIONS = (
     FFALoraOptions,
     FedRotLoraOptions,
     FlexLoraOptions,
+    LoraFairOptions,
 )
 """The dataclasses that declare options of single algorithms."""
 
@@ -54,6 +56,7 @@ class MethodConfig(
     FFALoraOptions,
     FedRotLoraOptions,
     FlexLoraOptions,
+    LoraFairOptions,
     ChannelOptions,
 ):
     """All options from which an algorithm and its channel are made."""
@@ -79,6 +82,7 @@ ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
     "fedrot-lora": fedrot_lora,
     "rolora": rolora,
     "flexlora": flexlora,
+    "lora-fair": lora_fair,
     "local-only": local_only,
     "central": central,
 }
