@@ -115,6 +115,7 @@ TRAITS = {
     "rolora": Traits(both, half, mean="products"),
     "flexlora": Traits(both, both),
     "lora-fair": Traits(both, both, neutral={"fair_penalty": 1e9}),
+    "fedsvd": Traits(both, only_b, mean="products"),
     "local-only": Traits(nothing, nothing),
     "central": Traits(both, both, mean="factors", neutral={}),
 }

@@ -17,6 +17,7 @@ from devft_jax.federated.algorithms.fedit import fedit
 from devft_jax.federated.algorithms.fedprox import FedProxOptions, fedprox
 from devft_jax.federated.algorithms.fedrot_lora import FedRotLoraOptions, fedrot_lora
 from devft_jax.federated.algorithms.fedsa_lora import fedsa_lora
+from devft_jax.federated.algorithms.fedsvd import fedsvd
 from devft_jax.federated.algorithms.ffa_lora import FFALoraOptions, ffa_lora
 from devft_jax.federated.algorithms.flasc import FlascOptions, flasc
 from devft_jax.federated.algorithms.flexlora import FlexLoraOptions, flexlora
@@ -83,6 +84,7 @@ ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
     "rolora": rolora,
     "flexlora": flexlora,
     "lora-fair": lora_fair,
+    "fedsvd": fedsvd,
     "local-only": local_only,
     "central": central,
 }
