@@ -116,6 +116,7 @@ TRAITS = {
     "flexlora": Traits(both, both),
     "lora-fair": Traits(both, both, neutral={"fair_penalty": 1e9}),
     "fedsvd": Traits(both, only_b, mean="products"),
+    "fedmomentum": Traits(of_all, both, mean="products"),
     "local-only": Traits(nothing, nothing),
     "central": Traits(both, both, mean="factors", neutral={}),
 }

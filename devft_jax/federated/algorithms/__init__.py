@@ -14,6 +14,7 @@ from devft_jax.federated.algorithms.dofit import DoFITOptions, dofit
 from devft_jax.federated.algorithms.federa import federa
 from devft_jax.federated.algorithms.fedex_lora import fedex_lora
 from devft_jax.federated.algorithms.fedit import fedit
+from devft_jax.federated.algorithms.fedmomentum import fedmomentum
 from devft_jax.federated.algorithms.fedprox import FedProxOptions, fedprox
 from devft_jax.federated.algorithms.fedrot_lora import FedRotLoraOptions, fedrot_lora
 from devft_jax.federated.algorithms.fedsa_lora import fedsa_lora
@@ -85,6 +86,7 @@ ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
     "flexlora": flexlora,
     "lora-fair": lora_fair,
     "fedsvd": fedsvd,
+    "fedmomentum": fedmomentum,
     "local-only": local_only,
     "central": central,
 }
