@@ -87,7 +87,7 @@ def test_a_presets_options_are_nobodys_choice(name, growth, algorithm):
     [
         ("--prox-mu 0.5", "prox_mu 0.5 is read by fedprox only and the algorithm is fedit; leave it out or use --algorithm"),
         ("--growth end-to-end --capacities 4,8", "capacities 4,8 is read by devft, skip-grow and top-grow only and"),
-        ("--client-ranks 4,2", "client_ranks 4,2 is read by flora and hetlora only and the algorithm is fedit"),
+        ("--client-ranks 4,2", "client_ranks 4,2 is read by flora, hetlora and flexlora only and the algorithm is fedit"),
         ("--dirichlet-alpha 0.01", "dirichlet_alpha 0.01 is read by dirichlet, topic, length and quantity only"),
         ("--stage-rounds 1,1 --rounds 4", "rounds 4 disagrees, as stage_rounds names 2 stages of 1,1 rounds, 2 in all;"),
         ("--growth progfed --capacities 4,8", "capacities 4,8 is read by"),

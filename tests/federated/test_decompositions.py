@@ -46,7 +46,7 @@ for name in names:
 print("ended")
 """
 # Algorithms in which something is decomposed or turned.
-DECOMPOSING = ("fedrot-lora", "federa", "ffa-lora", "local-only")
+DECOMPOSING = ("fedrot-lora", "federa", "ffa-lora", "flexlora", "lora-fair", "fedsvd", "fedmomentum", "local-only")
 
 
 def growths() -> None:

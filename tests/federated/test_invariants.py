@@ -117,6 +117,7 @@ TRAITS = {
     "lora-fair": Traits(both, both, neutral={"fair_penalty": 1e9}),
     "fedsvd": Traits(both, only_b, mean="products"),
     "fedmomentum": Traits(of_all, both, mean="products"),
+    "rest-of-world": Traits(both_and_rank, both),
     "local-only": Traits(nothing, nothing),
     "central": Traits(both, both, mean="factors", neutral={}),
 }

@@ -27,6 +27,7 @@ from devft_jax.federated.algorithms.hetlora import HetLoraOptions, hetlora
 from devft_jax.federated.algorithms.local_only import local_only
 from devft_jax.federated.algorithms.lora_fair import LoraFairOptions, lora_fair
 from devft_jax.federated.algorithms.options import ClientRankOptions
+from devft_jax.federated.algorithms.rest_of_world import RestOfWorldOptions, rest_of_world
 from devft_jax.federated.algorithms.rolora import rolora
 from devft_jax.federated.algorithms.scaffold import scaffold
 from devft_jax.federated.algorithms.server_optimizers import ServerOptimizerOptions, fedadagrad, fedadam, fedavgm, fedyogi
@@ -44,6 +45,7 @@ OPTIONS = (
     FedRotLoraOptions,
     FlexLoraOptions,
     LoraFairOptions,
+    RestOfWorldOptions,
 )
 """The dataclasses that declare options of single algorithms."""
 
@@ -59,6 +61,7 @@ class MethodConfig(
     FedRotLoraOptions,
     FlexLoraOptions,
     LoraFairOptions,
+    RestOfWorldOptions,
     ChannelOptions,
 ):
     """All options from which an algorithm and its channel are made."""
@@ -87,6 +90,7 @@ ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
     "lora-fair": lora_fair,
     "fedsvd": fedsvd,
     "fedmomentum": fedmomentum,
+    "rest-of-world": rest_of_world,
     "local-only": local_only,
     "central": central,
 }
