@@ -3,7 +3,7 @@
 Bytes are those of all clients' messages up and operations those of their training, both from the run's plan. If ranks differ
 between clients or rounds, the plan gives an upper bound of the bytes: such an arm is cut by the bound, and cannot be the
 target of a control. A control gets as close as whole ranks or rounds allow; of two that are equally close it takes the
-larger. Its alpha is scaled to keep alpha / rank.
+larger. Its alpha is changed to keep the scale of the update.
 """
 
 import bisect
@@ -21,7 +21,7 @@ from devft_jax.errors import InputError
 from devft_jax.federated.options import validate_learning_rate
 from devft_jax.models.architecture import ModelConfig
 from devft_jax.models.huggingface.reading import model_architecture
-from devft_jax.models.lora import narrowest_target
+from devft_jax.models.lora import narrowest_target, scale_divisor
 from devft_jax.planning.planner import make_plan
 from devft_jax.reporting.units import BYTES, readable
 from devft_jax.training.checks import check_ranks
@@ -227,8 +227,10 @@ def _control(own: Configured, target: Configured) -> Configured:
 
     def at_rank(rank: int) -> RunConfig:
         alpha = own.config.alpha
-        followed = alpha if alpha == "auto" else alpha * rank / own.config.rank
-        return dataclasses.replace(own.config, rank=rank, alpha=followed)
+        # The scale is kept.
+        other = dataclasses.replace(own.config, rank=rank)
+        followed = alpha if alpha == "auto" else alpha * scale_divisor(other) / scale_divisor(own.config)
+        return dataclasses.replace(other, alpha=followed)
 
     def sent(rank: int) -> float:
         return Costs(at_rank(rank)).of(name)

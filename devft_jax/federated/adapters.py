@@ -22,7 +22,7 @@ def initial_adapter(key: jax.Array, model: ModelConfig, options: LoraOptions) ->
       model: the architecture of the model.
       options: rank, alpha, targets and dropout.
     """
-    return init_lora(
+    adapter = init_lora(
         key,
         model,
         rank=options.rank,
@@ -30,6 +30,7 @@ def initial_adapter(key: jax.Array, model: ModelConfig, options: LoraOptions) ->
         targets=options.targets,
         dropout=options.dropout,
     )
+    return adapter.replace(scale=jnp.float32(lora_scale(options)))
 
 
 def adapter_of(lora: dict[str, LoraFactors], options: LoraOptions, delta: dict[str, jax.Array] | None = None) -> Adapter:

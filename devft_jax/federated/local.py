@@ -12,6 +12,7 @@ branch of which only one side runs, instead of a selection that computes all.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -48,12 +49,18 @@ class OptimizerOptions:
     """Decay of adamw's first moment."""
     beta2: float = option(0.999, within="[0, 1)", remedy="0.999 is usual", when=ADAMW)
     """Decay of adamw's second moment."""
+    lora_plus_ratio: float = option(1.0, above=0, remedy="1 is usual, and 16 for LoRA+")
+    """Learning rate of b divided by that of a, which is the run's rate: 1 for equal rates; LoRA+ uses a larger ratio."""
     epsilon: float = option(1e-8, above=0, remedy="1e-8 is usual", when=ADAMW)
     """Term added to adamw's denominator."""
 
 
 def make_optimizer(options: OptimizerOptions, learning_rate: jax.Array | float) -> optax.GradientTransformation:
-    """The optax transform of one round, at a learning rate that may be traced."""
+    """The optax transform of one round, at a learning rate that may be traced.
+
+    With `lora_plus_ratio` lambda, b learns at lambda times the rate of a (LoRA+, Hayou et al., ICML 2024): its updates,
+    weight decay included, are multiplied by lambda. Gradients are clipped before that, by their common norm.
+    """
     if options.optimizer == "sgd":
         rule = optax.sgd(learning_rate)
     else:
@@ -64,9 +71,20 @@ def make_optimizer(options: OptimizerOptions, learning_rate: jax.Array | float) 
             eps=options.epsilon,
             weight_decay=options.weight_decay,
         )
-    if options.clip_norm == 0:
-        return rule
-    return optax.chain(optax.clip_by_global_norm(options.clip_norm), rule)
+    parts = [] if options.clip_norm == 0 else [optax.clip_by_global_norm(options.clip_norm)]
+    parts.append(rule)
+    if options.lora_plus_ratio != 1:
+        parts.append(_faster_b(options.lora_plus_ratio))
+    return rule if len(parts) == 1 else optax.chain(*parts)
+
+
+def _faster_b(ratio: float) -> optax.GradientTransformation:
+    """Multiplies the updates of the factors b of `LoraFactors`."""
+
+    def one(path: tuple[Any, ...], update: jax.Array) -> jax.Array:
+        return ratio * update if path[-1:] == (jax.tree_util.GetAttrKey("b"),) else update
+
+    return optax.stateless(lambda updates, train: jax.tree_util.tree_map_with_path(one, updates))
 
 
 @dataclass(frozen=True)

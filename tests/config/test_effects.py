@@ -108,6 +108,8 @@ def test_a_presets_options_are_nobodys_choice(name, growth, algorithm):
         ("--evaluate-tasks-every 2", "evaluate_tasks_every 2 has no effect without tasks"),
         ("--test-fraction 0.1 --evaluate-full", "evaluate_full True has no effect without evaluations"),
         ("--quantization nf4 --growth top-grow --fuse-from original", "fuse_from original is read by devft, progfed and"),
+        ("--rslora", "rslora True has no effect with alpha auto, which gives the scale 2 at any rank; leave it out or give"),
+        ("--algorithm ffa-lora --lora-plus-ratio 16", "lora_plus_ratio 16.0 has no effect with the algorithm ffa-lora"),
         ("--algorithm c2a --rank 8", "rank 8 has no effect with the algorithm c2a, which generates adapters by"),
         ("--algorithm central --message-dtype bfloat16", "message_dtype bfloat16 has no effect with the algorithm central"),
         ("--algorithm local-only --weighting uniform", "weighting uniform has no effect with the algorithm local-only"),

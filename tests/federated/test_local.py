@@ -19,6 +19,7 @@ from devft_jax.federated.local import (
     make_optimizer,
     step_gradients,
 )
+from devft_jax.models.adapter import LoraFactors
 from devft_jax.options import check_options
 from tests.federated.harness import assert_close, assert_identical
 
@@ -127,6 +128,29 @@ def test_clip_norm_bounds_a_step_and_zero_leaves_it_alone():
     assert_close(unclipped, jax.tree.map(lambda leaf: -0.1 * leaf, gradient))
     loose, _ = one_step(dataclasses.replace(sgd, clip_norm=1e3))
     assert_close(loose, unclipped)
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.5])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_b_learns_at_a_rate_of_its_own(optimizer, clip):
+    options = OptimizerOptions(
+        optimizer=optimizer, clip_norm=clip, **({"weight_decay": 0.3} if optimizer == "adamw" else {})
+    )
+    rng = np.random.default_rng(1)
+    train = {"v": LoraFactors(a=rng.normal(size=(2, 3, 2)), b=rng.normal(size=(2, 2, 4))), "b": rng.normal(size=3)}
+    train = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), train)
+    steps = {}
+    for ratio in (1.0, 4.0):
+        rule = make_optimizer(dataclasses.replace(options, lora_plus_ratio=ratio), 0.1)
+        steps[ratio], _ = rule.update(jax.tree.map(jnp.sin, train), rule.init(train), train)
+    equal, faster = steps[1.0], steps[4.0]
+    assert_identical((faster["v"].a, faster["b"]), (equal["v"].a, equal["b"]))
+    assert_close(faster["v"].b, 4 * equal["v"].b)
+    # The rate of b in AdamW's decay too: as an optimiser of its own at four times the rate.
+    if optimizer == "adamw" and clip == 0:
+        own = optax.adamw(0.4, weight_decay=0.3)
+        wanted, _ = own.update(jnp.sin(train["v"].b), own.init(train["v"].b), train["v"].b)
+        assert_close(faster["v"].b, wanted)
 
 
 @pytest.mark.parametrize(

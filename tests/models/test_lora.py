@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from devft_jax.errors import InputError
+from devft_jax.federated.adapters import adapter_of, initial_adapter
 from devft_jax.models.adapter import Adapter
 from devft_jax.models.architecture import PROJECTIONS
 from devft_jax.models.lora import (
@@ -61,6 +62,15 @@ def test_alpha_follows_the_rank_unless_it_is_given():
     assert [lora_scale(LoraOptions(rank=rank)) for rank in (8, 32)] == [2.0, 2.0]
     assert lora_scale(LoraOptions(rank=8, alpha=64.0)) == 8.0
     check_options(LoraOptions(alpha="auto"))
+
+
+def test_rank_stabilised_scales_divide_by_the_root_of_the_rank(config):
+    assert [lora_scale(LoraOptions(rank=rank, alpha=16.0, rslora=True)) for rank in (1, 4, 16)] == [16.0, 8.0, 4.0]
+    # Without an alpha the scale is 2 with either divisor.
+    assert lora_scale(LoraOptions(rank=9, rslora=True)) == lora_scale(LoraOptions(rank=9)) == 2.0
+    options = LoraOptions(rank=4, alpha=6.0, rslora=True, targets=("v",))
+    for adapter in (initial_adapter(jax.random.key(0), config, options), adapter_of({}, options)):
+        assert adapter.scale == 3.0
 
 
 def test_a_rank_beyond_the_narrowest_target_is_refused():

@@ -92,7 +92,7 @@ def c2a(config: C2AOptions) -> Algorithm:
         name="c2a",
         reference="Kim et al., Client-Customized Adaptation for Parameter-Efficient Federated Learning, "
         "Findings of ACL 2023",
-        ignores=("rank", "alpha", "dropout", "targets"),
+        ignores=("rank", "alpha", "rslora", "dropout", "targets", "lora_plus_ratio"),
         because="generates adapters by a hypernetwork, whose size hyper_rank and hyper_width set",
         reads=("hyper_rank", "hyper_width", "hyper_clusters", "hyper_ungated"),
         message="a hypernetwork that generates adapters, both ways",

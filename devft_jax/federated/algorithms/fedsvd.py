@@ -60,6 +60,8 @@ def fedsvd(config: MethodOptions) -> Algorithm:
     return Algorithm(
         name="fedsvd",
         reference="Lee et al., FedSVD: Adaptive Orthogonalization for Private Federated Learning with LoRA, NeurIPS 2025",
+        ignores=("lora_plus_ratio",),
+        because="trains b alone",
         message="a and b of every adapted layer down, b up",
         state="none",
         init_server=lambda key, model, clients: initial_adapter(key, model, config),

@@ -88,6 +88,8 @@ def ffa_lora(config: FFALoraOptions) -> Algorithm:
         name="ffa-lora",
         reference="Sun et al., Improving LoRA in Privacy-preserving Federated Learning, ICLR 2024",
         reads=("ffa_initialisation",),
+        ignores=("lora_plus_ratio",),
+        because="trains b alone",
         message="b of every adapted layer, both ways",
         state="none",
         init_server=init_server,
