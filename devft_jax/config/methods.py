@@ -32,6 +32,7 @@ from devft_jax.federated.algorithms import ALGORITHMS, MethodConfig
 from devft_jax.federated.channels.channel import Channel
 from devft_jax.federated.channels.options import ChannelOptions, channel_of
 from devft_jax.federated.channels.through import through
+from devft_jax.federated.principal import from_principal_directions
 from devft_jax.files import printable
 from devft_jax.options import closest, known_name, option_group
 
@@ -90,7 +91,7 @@ def method_of(config: MethodConfig) -> Algorithm:
     if isinstance(found, Algorithm):
         if asked:
             raise InputError(f"algorithm '{config.algorithm}' takes no options; leave algorithm_options out.")
-        return found
+        return _begun(found, option_group(MethodConfig, config))
     with _making("algorithm", config.algorithm):
         made = _made(found, option_group(MethodConfig, config), *own_options(config.algorithm, found, asked))
     if not isinstance(made, Algorithm):
@@ -278,7 +279,16 @@ def _through(channel: Channel, algorithm: Algorithm) -> Algorithm:
 
 @functools.lru_cache(maxsize=64)
 def _made(make: Callable[..., Any], options: MethodConfig, *own: Any) -> Any:
-    return make(options, *own)
+    made = make(options, *own)
+    return _begun(made, options) if isinstance(made, Algorithm) else made
+
+
+@functools.lru_cache(maxsize=64)
+def _begun(made: Algorithm, options: MethodConfig) -> Algorithm:
+    """An algorithm whose factors begin where the options say."""
+    if options.initialization == "pissa":
+        return from_principal_directions(made, options, options.message_dtype)
+    return made
 
 
 @contextlib.contextmanager

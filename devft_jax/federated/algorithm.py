@@ -244,6 +244,8 @@ class Algorithm:
       because: the reason, written to follow "which" in a sentence.
       averages: whether an uplink message holds only changes of trained leaves, as floats, and the server's state depends on
         the messages only through their weighted mean. A channel can then change what is sent.
+      principal: whether its factors may begin anywhere, such as at the principal directions of the weights
+        (`devft_jax.federated.principal`): its state has one adapter, and all clients start from whole factors of it.
       pools: whether one participant holds all clients' examples and trains the steps of all clients of a round one after
         the other. It is the server itself, so nothing is sent and no byte is counted.
     """
@@ -278,6 +280,7 @@ class Algorithm:
     layered: bool = True
     low_rank: bool = True
     averages: bool = False
+    principal: bool = True
     pools: bool = False
     reads: tuple[str, ...] = ()
     ignores: tuple[str, ...] = ()

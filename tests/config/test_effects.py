@@ -110,6 +110,8 @@ def test_a_presets_options_are_nobodys_choice(name, growth, algorithm):
         ("--quantization nf4 --growth top-grow --fuse-from original", "fuse_from original is read by devft, progfed and"),
         ("--rslora", "rslora True has no effect with alpha auto, which gives the scale 2 at any rank; leave it out or give"),
         ("--algorithm ffa-lora --lora-plus-ratio 16", "lora_plus_ratio 16.0 has no effect with the algorithm ffa-lora"),
+        ("--algorithm flora --initialization pissa", "initialization pissa needs an algorithm whose clients all start from"),
+        ("--initialization pissa --message-dtype bfloat16", "message_dtype bfloat16 would round the principal directions"),
         ("--algorithm c2a --rank 8", "rank 8 has no effect with the algorithm c2a, which generates adapters by"),
         ("--algorithm central --message-dtype bfloat16", "message_dtype bfloat16 has no effect with the algorithm central"),
         ("--algorithm local-only --weighting uniform", "weighting uniform has no effect with the algorithm local-only"),

@@ -11,9 +11,10 @@ import pytest
 from devft_jax.developmental import LayerMap, fuse
 from devft_jax.errors import InputError
 from devft_jax.federated.algorithms import MethodConfig
-from devft_jax.federated.algorithms.federa import federa, principal_factors
+from devft_jax.federated.algorithms.federa import federa
 from devft_jax.federated.algorithms.fedit import fedit
 from devft_jax.federated.messages import message_bytes
+from devft_jax.federated.principal import principal_factors
 from devft_jax.models.llama import forward
 from devft_jax.models.quantization import quantize_base
 from tests.federated.harness import BASE, aggregated, assert_close, init, participant, trained_messages

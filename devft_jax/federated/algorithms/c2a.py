@@ -90,9 +90,10 @@ def c2a(config: C2AOptions) -> Algorithm:
     return dataclasses.replace(
         fedit(config),
         name="c2a",
+        principal=False,
         reference="Kim et al., Client-Customized Adaptation for Parameter-Efficient Federated Learning, "
         "Findings of ACL 2023",
-        ignores=("rank", "alpha", "rslora", "dropout", "targets", "lora_plus_ratio"),
+        ignores=("rank", "alpha", "rslora", "initialization", "dropout", "targets", "lora_plus_ratio"),
         because="generates adapters by a hypernetwork, whose size hyper_rank and hyper_width set",
         reads=("hyper_rank", "hyper_width", "hyper_clusters", "hyper_ungated"),
         message="a hypernetwork that generates adapters, both ways",

@@ -239,6 +239,7 @@ def dofit(config: DoFITOptions) -> Algorithm:
     return dataclasses.replace(
         fedit(config),
         name="dofit",
+        principal=False,
         reference="Xu et al., DoFIT: Domain-aware Federated Instruction Tuning with Alleviated Catastrophic Forgetting, "
         "NeurIPS 2024",
         reads=("domains", "domain_top", "domain_step", "domain_rule"),

@@ -24,8 +24,6 @@ are not counted as messages.
 """
 
 import dataclasses
-import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,18 +31,17 @@ import optax
 from flax import struct
 
 from devft_jax.developmental import LayerMap, fuse, inherit
-from devft_jax.errors import InputError
 from devft_jax.federated.adapters import adapter_of, initial_adapter, probe
-from devft_jax.federated.aggregation import WeightedSum, best_factors_of_layer, product
+from devft_jax.federated.aggregation import WeightedSum, product
 from devft_jax.federated.algorithm import Algorithm, Clients, Participant, as_float32, change_of, in_message_dtype
 from devft_jax.federated.algorithms.fedit import fedit, mean_change
 from devft_jax.federated.algorithms.options import MethodOptions
 from devft_jax.federated.corrections import no_delta
-from devft_jax.models.adapter import Adapter, LoraFactors
+from devft_jax.federated.principal import check_principal_rank, residuals
+from devft_jax.models.adapter import LoraFactors
 from devft_jax.models.architecture import ModelConfig
 from devft_jax.models.base import Base
 from devft_jax.models.lora import lora_scale
-from devft_jax.models.weights import dense_weight
 from devft_jax.typing import PyTree
 
 
@@ -69,35 +66,6 @@ class Server(struct.PyTreeNode):
         return jax.tree.map(jnp.add, self.initial, self.change)
 
 
-@functools.partial(jax.jit, static_argnames=("rank", "scale"))
-def principal_factors(weights: Any, delta: jax.Array, rank: int, scale: float) -> LoraFactors:
-    """a_0 and b_0 of weights with a correction, computed layer by layer.
-
-    Args:
-      weights: [L, in, out], floats or packed.
-      delta: f32[L, in, out], the weights' correction.
-      rank: r.
-      scale: s.
-    """
-
-    def one(layer: tuple[Any, jax.Array]) -> LoraFactors:
-        weight, correction = layer
-        return best_factors_of_layer(dense_weight(weight, jnp.float32) + correction, rank, scale)
-
-    return jax.lax.map(one, (weights, delta))
-
-
-def _check_rank(rank: int, model: ModelConfig, adapter: Adapter) -> None:
-    """Raise `InputError` if a projection has fewer singular values than the rank."""
-    for name in adapter.lora:
-        most = min(model.projection_shape(name))
-        if rank > most:
-            raise InputError(
-                f"rank {rank} exceeds the {most} singular values of projection '{name}', of which federa uses the "
-                "largest; lower the rank."
-            )
-
-
 def federa(config: MethodOptions) -> Algorithm:
     """FeDeRA with the configured adapters.
 
@@ -111,15 +79,12 @@ def federa(config: MethodOptions) -> Algorithm:
 
     def init_server(key: jax.Array, model: ModelConfig, clients: Clients) -> Server:
         adapter = initial_adapter(key, model, config)
-        _check_rank(config.rank, model, adapter)
+        check_principal_rank(config.rank, model, adapter, "federa")
         nothing = jax.tree.map(jnp.zeros_like, adapter.lora)
         return Server(change=nothing, initial=nothing, delta=no_delta(model, tuple(adapter.lora)))
 
     def enter(server: Server, base: Base) -> Server:
-        initial, delta = {}, {}
-        for name, correction in server.delta.items():
-            initial[name] = principal_factors(getattr(base.blocks, name), correction, config.rank, scale)
-            delta[name] = correction - scale * product(initial[name])
+        initial, delta = residuals(base, server.delta, config.rank, scale)
         return server.replace(initial=initial, delta=delta)
 
     def start(participant: Participant) -> tuple[PyTree, PyTree]:
@@ -163,4 +128,5 @@ def federa(config: MethodOptions) -> Algorithm:
         transfer=transfer,
         enter=enter,
         known=lambda server: (server.initial, server.delta),
+        principal=False,
     )

@@ -108,6 +108,7 @@ def flasc(config: FlascOptions) -> Algorithm:
     return dataclasses.replace(
         federated,
         name="flasc",
+        principal=False,
         reference="Kuo et al., Federated LoRA with Sparse Communication, arXiv:2406.05233, 2024",
         reads=("server_learning_rate", "server_beta1", "server_beta2", "density_down", "density_up"),
         message="the largest entries of a and b down and of their update up, with their positions",

@@ -124,6 +124,7 @@ def flexlora(config: FlexLoraOptions) -> Algorithm:
     return dataclasses.replace(
         averaging,
         name="flexlora",
+        principal=not ranks.differ,
         reference="Bai et al., Federated Fine-tuning of Large Language Models under Heterogeneous Tasks and Client "
         "Resources, NeurIPS 2024",
         reads=("client_ranks", "svd_split"),

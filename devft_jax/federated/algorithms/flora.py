@@ -141,6 +141,7 @@ def flora(config: ClientRankOptions) -> Algorithm:
 
     return Algorithm(
         name="flora",
+        principal=False,
         reference="Wang et al., FLoRA: Federated Fine-Tuning Large Language Models with Heterogeneous Low-Rank "
         "Adaptations, NeurIPS 2024",
         reads=("client_ranks",),

@@ -193,6 +193,7 @@ def hetlora(config: HetLoraOptions) -> Algorithm:
     return dataclasses.replace(
         federated,
         name="hetlora",
+        principal=False,
         reference="Cho et al., Heterogeneous LoRA for Federated Fine-tuning of On-Device Foundation Models, EMNLP 2024",
         reads=("client_ranks", "rank_shrink", "rank_penalty"),
         message="a and b of every adapted layer up to the client's rank, and that rank, both ways",
