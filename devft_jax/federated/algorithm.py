@@ -242,8 +242,9 @@ class Algorithm:
         it reads all except those in `ignores`. An option that is given but not read is refused.
       ignores: options of all methods that have no effect on this one.
       because: the reason, written to follow "which" in a sentence.
-      averages: whether an uplink message holds only changes of trained leaves, as floats, and the server's state depends on
-        the messages only through their weighted mean. A channel can then change what is sent.
+      averages: whether an uplink message holds only changes of trained leaves, as floats, the server's state depends on the
+        messages only through their weighted mean, and a leaf means the same in every round of a stage, so that what one
+        message left out can be added to a later one. A channel can then change what is sent.
       principal: whether its factors may begin anywhere, such as at the principal directions of the weights
         (`devft_jax.federated.principal`): its state has one adapter, and all clients start from whole factors of it.
       pools: whether one participant holds all clients' examples and trains the steps of all clients of a round one after

@@ -10,8 +10,10 @@ The product does not change, since its rank is at most r; a turns towards the di
 its columns are orthonormal, a^T a = I, which makes the steps of all directions equally large.
 
 The downlink is (a, b), because clients cannot compute a themselves; the uplink is b. In the first round of a run a is LoRA's
-draw, as in FFA-LoRA, and b = 0. Departures: a layer that no client has changed keeps its factors; the authors' method is
-meant for differentially private training, which clips and adds noise to the gradients of b, while here it is used without.
+draw, as in FFA-LoRA, and b = 0. A change of b is one in the directions of the a of its round, so a channel, which adds to a
+message what earlier ones left out, cannot be used. Departures: a layer that no client has changed keeps its factors; the
+authors' method is meant for differentially private training, which clips and adds noise to the gradients of b, while here it
+is used without.
 
 With a growth, a and b are mapped over layers like FedIT's; fused columns of a are not orthonormal, and are again after the
 stage's first round.

@@ -136,4 +136,5 @@ def flexlora(config: FlexLoraOptions) -> Algorithm:
         contribution=contribution,
         finalize=finalize,
         traits=ranks.traits if ranks.differ else empty,
+        averages=False,
     )

@@ -100,4 +100,5 @@ def lora_fair(config: LoraFairOptions) -> Algorithm:
         reads=("fair_penalty",),
         contribution=lambda up, share: in_slot(up, share, slots),
         finalize=finalize,
+        averages=False,
     )

@@ -168,4 +168,5 @@ def rolora(config: MethodOptions) -> Algorithm:
         transfer=with_returned_adapter,
         init_row=lambda server, trait: {"current": jnp.int32(NEVER)},
         submodel_row=lambda row, layer_map: {"current": jnp.full_like(row["current"], NEVER)},
+        averages=False,
     )
