@@ -37,13 +37,14 @@ class Due(struct.PyTreeNode):
     Attributes:
       value: the part; in the other rounds zero, or what the receiver already has.
       due: bool[], whether it is sent; this flag itself is not sent.
-      every: if it is sent in exactly one of so many rounds, their number, by which an estimate divides its size; 1 if that
-        is not known in advance.
+      every: if it is sent in exactly one of so many rounds of a stage, their number; 1 if that is not known in advance.
+      first: the first of these rounds, from 0.
     """
 
     value: PyTree
     due: jax.Array
     every: int = struct.field(pytree_node=False, default=1)
+    first: int = struct.field(pytree_node=False, default=0)
 
 
 class Unsent(struct.PyTreeNode):
@@ -89,6 +90,22 @@ def message_bytes(message: PyTree, ranks: Sequence[int] | None = None) -> int:
             total += size // part.every if chosen is None else size * int(next(chosen))
         else:
             total += _size(part)
+    return total
+
+
+def bytes_of_rounds(message: PyTree, rounds: int) -> int:
+    """Bytes of one message in each of a stage's rounds, counted like `message_bytes` without ranks.
+
+    Args:
+      message: the message.
+      rounds: number of rounds of the stage.
+    """
+    total = 0
+    for part in sent_parts(message):
+        if isinstance(part, Due):
+            total += message_bytes(part.value) * len(range(part.first, rounds, part.every))
+        else:
+            total += message_bytes(part) * rounds
     return total
 
 

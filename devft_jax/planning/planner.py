@@ -36,7 +36,7 @@ from devft_jax.developmental import StageShape
 from devft_jax.errors import InputError
 from devft_jax.federated.algorithm import Algorithm
 from devft_jax.federated.local import OptimizerOptions, Passes
-from devft_jax.federated.messages import is_upper_bound, message_bytes
+from devft_jax.federated.messages import bytes_of_rounds, is_upper_bound, message_bytes
 from devft_jax.federated.options import validate_learning_rate
 from devft_jax.federated.round.client import LocalTraining
 from devft_jax.federated.round.server import cumulative_bytes
@@ -263,8 +263,8 @@ class Planner:
             trained=message_elements(train),
             message_up=self.sent * messages.bytes_up,
             message_down=self.sent * messages.bytes_down,
-            bytes_up=self.sent * participations * messages.bytes_up,
-            bytes_down=self.sent * participations * messages.bytes_down,
+            bytes_up=self.sent * self.participants * bytes_of_rounds(messages.up, len(cohorts)),
+            bytes_down=self.sent * self.participants * bytes_of_rounds(messages.participant.down, len(cohorts)),
             clients=sum(new),
             late=sum(new[1:]),
             submodel=submodel,

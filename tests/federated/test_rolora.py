@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from devft_jax.accounting.communication import round_messages
 from devft_jax.developmental import LayerMap
 from devft_jax.federated.algorithms import MethodConfig
 from devft_jax.federated.algorithms.ffa_lora import ffa_lora
 from devft_jax.federated.algorithms.rolora import rolora
 from devft_jax.federated.local import OptimizerOptions
-from devft_jax.federated.messages import message_bytes, ranks_of
+from devft_jax.federated.messages import bytes_of_rounds, message_bytes, ranks_of
 from tests.federated.harness import (
     FIVE,
     aggregated,
@@ -25,7 +26,7 @@ from tests.federated.harness import (
     trained_messages,
 )
 from tests.federated.records import noise
-from tests.tiny import random_adapter
+from tests.tiny import CONFIG, random_adapter
 
 OPTIONS = MethodConfig(rank=2, alpha=3.0, dropout=0.0, targets=("v", "down"), clients_per_round=5)
 ADAMW = OptimizerOptions(weight_decay=0.1)
@@ -57,6 +58,10 @@ def test_b_trains_first_as_in_ffa_lora_and_then_a_alone():
     assert largest_change(part(second.server.adapter, "a"), part(first.server.adapter, "a")) > 1e-3
     # Everyone took part in the round before, which changed b alone.
     assert (second.bytes_up, second.bytes_down) == (5 * size["a"], 5 * size["b"])
+    up = round_messages(algorithm, CONFIG, 4).up
+    assert [bytes_of_rounds(up, rounds) for rounds in (1, 2, 5)] == [
+        rounds_of_b * size["b"] + rounds_of_a * size["a"] for rounds_of_b, rounds_of_a in ((1, 0), (1, 1), (3, 2))
+    ]
 
 
 def test_a_client_that_missed_a_round_receives_both_factors():

@@ -131,11 +131,11 @@ def rolora(config: MethodOptions) -> Algorithm:
         down, age = participant.down, participant.down.age.value
         use_a = trains_a(age)
 
-        def part(name: Literal["a", "b"], received: Due, due: jax.Array) -> Due:
+        def part(name: Literal["a", "b"], received: Due, due: jax.Array, first: int) -> Due:
             change = change_of(one_factor(train, name), received.value, config.message_dtype)
-            return Due(jax.tree.map(lambda leaf: jnp.where(due, leaf, 0), change), due, every=2)
+            return Due(jax.tree.map(lambda leaf: jnp.where(due, leaf, 0), change), due, every=2, first=first)
 
-        up = Factors(a=part("a", down.a, use_a), b=part("b", down.b, ~use_a), age=down.age)
+        up = Factors(a=part("a", down.a, use_a, 1), b=part("b", down.b, ~use_a, 0), age=down.age)
         return up, {"current": age + 1}
 
     def contribution(up: Factors, share: Share) -> WeightedSum:
