@@ -13,6 +13,7 @@ from devft_jax.developmental import LayerMap
 from devft_jax.errors import InputError
 from devft_jax.federated.algorithm import Algorithm
 from devft_jax.federated.algorithms import ALGORITHMS
+from devft_jax.testing import check_algorithm
 from tests.federated.harness import BASE, aggregated, init, participant, trained_messages
 from tests.federated.records import OPTIONS, WEIGHTS, assert_same_model, first, noise, stage_of, still, trained, update
 from tests.tiny import CONFIG
@@ -62,6 +63,21 @@ def test_a_model_begins_as_the_base_at_the_largest_directions_of_its_weights(nam
     # Its messages are the algorithm's own.
     ours, theirs = (round_messages(each, CONFIG, CONFIG.layers) for each in (algorithm, plain))
     assert (ours.bytes_up, ours.bytes_down) == (theirs.bytes_up, theirs.bytes_down)
+
+
+@pytest.mark.parametrize("name", ["fedit", *(pytest.param(each, marks=pytest.mark.slow) for each in ("rolora", "scaffold"))])
+def test_it_keeps_the_laws_of_an_algorithm(name):
+    check_algorithm(begun(name))
+
+
+def test_changes_may_be_sent_through_a_channel():
+    algorithm = begun("fedit", channel="int8")
+    full, rows = first(algorithm)
+    server, rows = stage_of(algorithm, full, rows, FUSED)
+    for added in update(algorithm.view(server)).values():
+        np.testing.assert_allclose(added, 0.0, atol=1e-5)
+    after = trained(algorithm, server, rows)
+    assert max(np.abs(added).max() for added in update(algorithm.view(after)).values()) > 0.01
 
 
 def test_a_method_with_corrections_of_its_own_returns_all_that_it_learned():

@@ -59,6 +59,20 @@ SUBSET = [
         for pair, channel in CHANNELS.items()
     ),
 ]
+# Options of LoRA with methods that train, send or keep other factors than FedIT.
+LORA: dict[str, dict[str, object]] = {
+    "as by default": {},
+    "pissa": {"initialization": "pissa"},
+    "two rates": {"lora_plus_ratio": 4.0, "rslora": True, "alpha": 4.0},
+}
+OTHER_LORA = [
+    ("fedit", "devft", "pissa"),
+    ("fedmomentum", "progfed", "pissa"),
+    ("scaffold", "end-to-end", "pissa"),
+    ("fedit", "end-to-end", "two rates"),
+    ("rolora", "devft", "two rates"),
+    ("rest-of-world", "progfed", "two rates"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -80,9 +94,10 @@ def whole(config, folder):
     """The uninterrupted run of a pair, made once, and its folder as round 5 left it unsaved."""
 
     @functools.cache
-    def run(algorithm: str, growth: str, channel: str) -> tuple[Run, Path]:
-        out, cut = (folder / f"{algorithm}-{growth}-{channel}{end}" for end in ("", "-cut"))
-        return train(chosen(config, algorithm, growth, out, channel=channel), progress=CopiedInRound(5, str(out), cut)), cut
+    def run(algorithm: str, growth: str, channel: str, lora: str = "as by default") -> tuple[Run, Path]:
+        out, cut = (folder / f"{algorithm}-{growth}-{channel}-{lora}{end}" for end in ("", "-cut"))
+        options = chosen(config, algorithm, growth, out, channel=channel, **LORA[lora])
+        return train(options, progress=CopiedInRound(5, str(out), cut)), cut
 
     return run
 
@@ -100,9 +115,7 @@ def state_of(run: Run):
     return state.full, state.server, state.last_round, [state.bank.view(full=full).of_trained() for full in (False, True)]
 
 
-@pytest.mark.parametrize(("algorithm", "growth", "channel"), SUBSET)
-def test_it_learns_and_goes_on_bit_for_bit(whole, algorithm, growth, channel):
-    run, cut = whole(algorithm, growth, channel)
+def assert_learns_and_goes_on(run, cut):
     assert run.summary.final_loss < run.summary.base_loss
     assert run.summary.updates_dropped == 0
     again = train(dataclasses.replace(run.config, out=str(cut)), progress=QUIET)
@@ -111,6 +124,17 @@ def test_it_learns_and_goes_on_bit_for_bit(whole, algorithm, growth, channel):
         assert getattr(again.summary, name) == getattr(run.summary, name)
     for new, old in zip(jax.tree.leaves(state_of(again)), jax.tree.leaves(state_of(run)), strict=True):
         np.testing.assert_array_equal(new, old)
+
+
+@pytest.mark.parametrize(("algorithm", "growth", "channel"), SUBSET)
+def test_it_learns_and_goes_on_bit_for_bit(whole, algorithm, growth, channel):
+    assert_learns_and_goes_on(*whole(algorithm, growth, channel))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("algorithm", "growth", "lora"), OTHER_LORA)
+def test_options_of_lora_learn_and_go_on_bit_for_bit(whole, algorithm, growth, lora):
+    assert_learns_and_goes_on(*whole(algorithm, growth, "none", lora))
 
 
 @pytest.mark.slow
