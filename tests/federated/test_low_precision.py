@@ -1,6 +1,7 @@
 """Messages of 16 bits carry steps far below their precision, by every algorithm and at the bytes of whole factors."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -13,8 +14,9 @@ from tests.federated.records import WEIGHTS, noise, started, update
 SENDING = [name for name in ALGORITHMS if name not in ("local-only", "central")]
 # DoFIT's own step between domains does not depend on what a round has learned; FedAdagrad's shrinks with all rounds so far.
 OTHERWISE = {"dofit": {"domain_step": 0.0}, "fedadagrad": {"server_learning_rate": 1.0}}
-# Their factors are those of a decomposition, which rounds more than such a step moves; their products are compared, with
-# larger steps, which are still far below 16 bits.
+# Their factors are those of a decomposition. It rounds more than such a step moves, so steps are larger, still far below 16
+# bits; and directions of nearly equal size may be turned among themselves, so products are compared, and clients move as a
+# gradient does, which turns with the directions.
 DECOMPOSED = ("flexlora", "fedsvd", "fedmomentum")
 ROUNDS = 4
 
@@ -27,6 +29,24 @@ def leaves_of(algorithm, server) -> dict[str, np.ndarray]:
     return {jax.tree_util.keystr(path): np.asarray(leaf, "f8") for path, leaf in jax.tree.leaves_with_path(adapter)}
 
 
+def moved_messages(algorithm, server, rows, seed, step):
+    """Messages and rows of clients that move by about `step`."""
+    if algorithm.name not in DECOMPOSED:
+        return trained_messages(algorithm, server, rows, move=noise(seed, step))
+    pairs = []
+    for index, row in enumerate(rows):
+        at_start = participant(algorithm, server, row, seed=index)
+        train, frozen = algorithm.start(at_start)
+
+        def slope(train, index=index, frozen=frozen):
+            products = [factors.a @ factors.b for factors in algorithm.adapter(train, frozen).lora.values()]
+            return sum(jnp.sum(product * noise(seed)(index, jnp.zeros(product.shape))) for product in products)
+
+        change = jax.tree.map(lambda leaf: 10 * step * leaf, jax.grad(slope)(train))
+        pairs.append(algorithm.finish(at_start, jax.tree.map(jnp.add, train, change)))
+    return [up for up, _ in pairs], [row for _, row in pairs]
+
+
 def change_by(name: str, dtype: str, step: float) -> dict[str, np.ndarray]:
     """What small steps of the clients change in the middle of training; the steps are alike in every dtype.
 
@@ -34,12 +54,12 @@ def change_by(name: str, dtype: str, step: float) -> dict[str, np.ndarray]:
     """
     algorithm, server, rows = started(name, message_dtype=dtype, **OTHERWISE.get(name, {}))
     for seed in range(2):
-        ups, rows = trained_messages(algorithm, server, rows, move=noise(seed))
+        ups, rows = moved_messages(algorithm, server, rows, seed, 0.1)
         server, _ = aggregated(algorithm, server, ups, WEIGHTS)
     before = leaves_of(algorithm, server)
     step *= 100 if name in DECOMPOSED else 1
     for seed in range(ROUNDS):
-        ups, rows = trained_messages(algorithm, server, rows, move=noise(10 + seed, step))
+        ups, rows = moved_messages(algorithm, server, rows, 10 + seed, step)
         server, _ = aggregated(algorithm, server, ups, WEIGHTS)
     changes = {path: leaf - before[path] for path, leaf in leaves_of(algorithm, server).items()}
     return {
