@@ -130,7 +130,7 @@ def test_the_help_groups_options_by_the_methods_that_read_them(capsys):
     for title, flag in {
         "algorithm fedprox": "--prox-mu",
         "algorithm hetlora": "--rank-shrink",
-        "algorithms flora, hetlora": "--client-ranks",
+        "algorithms flora, hetlora, flexlora": "--client-ranks",
         "algorithms flasc, fedavgm, fedadagrad, fedyogi, fedadam": "--server-tau",
         "growth devft": "--fusion",
         "growth progfed": "--warmup-rounds",
