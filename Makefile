@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Two processes, each with whole files, so that what the tests of a file share is made once.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: demo test lint parity slow docs notebooks clean
+.PHONY: demo test lint parity slow docs notebooks study clean
 
 demo: $(VENV)/run.stamp
 	$(BIN)/python experiments/demo.py --out runs/demo
@@ -29,6 +29,10 @@ lint: $(VENV)/dev.stamp
 # The site in build/docs; every warning is an error.
 docs: $(VENV)/dev.stamp
 	JAX_PLATFORMS=cpu $(BIN)/python -m sphinx --builder html --fail-on-warning --keep-going --quiet --doctree-dir build/doctrees docs build/docs
+
+# The paper's tables and figures on the bundled model, with experiments/README.md; a stopped study is resumed.
+study: $(VENV)/run.stamp
+	$(BIN)/python -m experiments.all --scale demo
 
 # Each notebook from its first cell to its last, in a copy, so that the outputs that lie in the repository stay.
 notebooks: $(VENV)/dev.stamp

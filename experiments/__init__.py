@@ -1,0 +1,1 @@
+"""The study: the paper's tables and figures, and further questions, each declared in a short file; see README.md."""

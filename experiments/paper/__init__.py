@@ -1,0 +1,1 @@
+"""The tables and figures of the DevFT paper (arXiv:2508.00041), one file each."""
