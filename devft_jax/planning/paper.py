@@ -88,7 +88,8 @@ def paper_convention(
 
 def _elements(config: RunConfig, architecture: ModelConfig, name: str, depths: set[int]) -> dict[int, int]:
     """Low-rank parameters that a client of an algorithm sends in a round, for each number of adapted layers."""
-    algorithm = algorithm_of(dataclasses.replace(config, algorithm=name, channel="none"))
+    # Their messages, sent as they are and from the usual beginning: what the configuration adds may not suit them.
+    algorithm = algorithm_of(dataclasses.replace(config, algorithm=name, channel="none", initialization="lora"))
     return {layers: message_elements(round_messages(algorithm, architecture, layers).up) for layers in depths}
 
 

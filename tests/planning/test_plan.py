@@ -182,6 +182,12 @@ def test_end_to_end_training_is_one_stage_without_submodels():
     assert "submodels, to" not in to_text(plan)
 
 
+@pytest.mark.parametrize("options", [{"channel": "int8"}, {"initialization": "pissa"}], ids=str)
+def test_the_papers_convention_counts_other_methods_without_what_suits_this_one_alone(options):
+    plain = RunConfig(growth="devft")
+    assert make_plan(dataclasses.replace(plain, **options)).convention == make_plan(plain).convention
+
+
 def test_what_is_pooled_is_told_as_one_participant():
     text = to_text(make_plan(RunConfig(algorithm="central")))
     assert "rounds of one participant with the examples of all 20 clients, 20 steps of 16 examples" in text
