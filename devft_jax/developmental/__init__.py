@@ -12,11 +12,20 @@ Needs jax and numpy only.
 """
 
 from devft_jax.developmental.alignment import align_factors
-from devft_jax.developmental.fusion import anchors, fusion_matrix
-from devft_jax.developmental.grouping import group_layers, kmeans, laplacian, laplacian_spectrum, spectral_embedding
+from devft_jax.developmental.fusion import anchors, fusion_matrix, norm_gains
+from devft_jax.developmental.grouping import (
+    contiguous_groups,
+    group_layers,
+    kmeans,
+    laplacian,
+    laplacian_spectrum,
+    normalised_laplacian,
+    spectral_embedding,
+)
 from devft_jax.developmental.growth import FixedGrowth, GramGrowth, Growth, NamedGrowth
 from devft_jax.developmental.growths import GROWTHS, DevFT, EndToEnd, ProgFed, SkipGrow, TopGrow, make_growth
 from devft_jax.developmental.layer_map import LayerMap, fuse, inherit, layer_map, transition_gap
+from devft_jax.developmental.measures import influence_similarity, linear_cka, token_cosines, weight_similarity
 from devft_jax.developmental.rotation import nearest_orthogonal, nearest_rotation
 from devft_jax.developmental.schedule import geometric_schedule, validate_capacities
 from devft_jax.developmental.similarity import LayerGrams, layer_gram, layer_similarity, similarity_from_gram
@@ -40,10 +49,12 @@ __all__ = [
     "Transition",
     "align_factors",
     "anchors",
+    "contiguous_groups",
     "fuse",
     "fusion_matrix",
     "geometric_schedule",
     "group_layers",
+    "influence_similarity",
     "inherit",
     "kmeans",
     "laplacian",
@@ -51,12 +62,17 @@ __all__ = [
     "layer_gram",
     "layer_map",
     "layer_similarity",
+    "linear_cka",
     "make_growth",
     "nearest_orthogonal",
     "nearest_rotation",
     "next_stage",
+    "norm_gains",
+    "normalised_laplacian",
     "similarity_from_gram",
     "spectral_embedding",
+    "token_cosines",
     "transition_gap",
     "validate_capacities",
+    "weight_similarity",
 ]

@@ -81,6 +81,27 @@ def _coefficients(
     return jnp.where(anchor > 0, 1.0 - step * (size - 1.0), step * member)
 
 
+@jax.jit
+def norm_gains(gram: jax.Array, matrix: jax.Array, assign: jax.Array) -> jax.Array:
+    """The factors that give fused layers of one weight the mean norm of their groups' layers: f32[G].
+
+    For nearly orthogonal layers of norm r the fused one has norm r sqrt(sum of squared coefficients), 0.55 r in a group of
+    five with DBLF at 0.1: products of such weights, as in attention and in the MLP, shrink with a power of it. The factor
+    undoes this without changing the direction; ours, not the paper's. It is 1 for a fused layer of norm 0.
+
+    Args:
+      gram: f32[L, L], inner products of the layers of this weight.
+      matrix: f32[G, L], coefficients of `fusion_matrix`.
+      assign: i32[L], the group of each layer, -1 for none.
+    """
+    member = (assign[None, :] == jnp.arange(matrix.shape[0], dtype=jnp.int32)[:, None]).astype(jnp.float32)
+    norms = jnp.sqrt(jnp.maximum(jnp.diagonal(gram), 0.0))
+    mean = (member * norms[None, :]).sum(axis=1) / jnp.maximum(member.sum(axis=1), 1.0)
+    square = jnp.einsum("gl,lm,gm->g", matrix, gram, matrix, precision=jax.lax.Precision.HIGHEST)
+    fused = jnp.sqrt(jnp.where(square > 0, square, 1.0))
+    return jnp.where((square > 0) & (mean > 0), mean / fused, 1.0)
+
+
 def check_fusion(method: str, beta: Any, *, has_key: bool) -> None:
     """Check the arguments of `fusion_matrix`; reads no weights.
 

@@ -13,6 +13,17 @@ eigensolver may choose, because distances between rows do not.
 
 Negative similarities are used as they are; the Laplacian may then have negative eigenvalues. Similarities between layers
 of pretrained LLaMAs are small, and one large group with singletons is a common result.
+
+Two other Laplacians, ours in place of the paper's, favour groups of equal weight over single layers. Both set negative
+similarities and the diagonal to zero and scale by the degrees, Lap = D^-1/2 (D - W) D^-1/2, with eigenvectors U:
+
+    normalised        E = D^-1/2 U, normalised cuts (Shi and Malik, Normalized Cuts and Image Segmentation, 2000)
+    row_normalised    rows of U, each scaled to length 1 (Ng, Jordan and Weiss, On Spectral Clustering, 2001)
+
+`contiguous` cuts the layers into runs by dynamic programming instead: it minimises the sum over groups of the squared
+distances from the group's mean in the space in which W are inner products,
+
+    sum_g (sum_{i in g} W_ii - sum_{i, j in g} W_ij / |g|).
 """
 
 import functools
@@ -24,33 +35,55 @@ import jax.numpy as jnp
 
 from devft_jax.developmental.leaves import is_concrete
 
-METHODS = ("dglg", "random", "even_blocks", "even_strides")
+METHODS = ("dglg", "random", "even_blocks", "even_strides", "contiguous")
+SIMILARITY_METHODS = ("dglg", "contiguous")
+"""The methods that group by similarity."""
+LAPLACIANS = ("paper", "normalised", "row_normalised")
+"""The Laplacians with their embeddings; `paper` is Eq. 3's, unnormalised."""
 
 
-def group_layers(similarity: jax.Array, num_groups: int, *, method: str = "dglg", key: jax.Array | None = None) -> jax.Array:
+def group_layers(
+    similarity: jax.Array,
+    num_groups: int,
+    *,
+    method: str = "dglg",
+    key: jax.Array | None = None,
+    laplacian: str = "paper",
+    lone_ends: bool = False,
+) -> jax.Array:
     """A group for every layer: i32[L], ids 0..G-1 in the order of each group's first layer, all used.
 
     * `dglg`: Eq. 3. `key` seeds k-means; without one a fixed key is used.
     * `random`: layers are shuffled and distributed in equal shares; needs `key`.
     * `even_blocks`: runs of neighbouring layers of equal length (the paper's Even is one of these two).
     * `even_strides`: layer l goes to group l mod G.
+    * `contiguous`: runs of neighbouring layers that are as similar as possible; see the module's docstring.
 
     Args:
-      similarity: f32[L, L]; methods other than `dglg` use only its size.
+      similarity: f32[L, L]; methods other than `dglg` and `contiguous` use only its size.
       num_groups: G.
       method: one of the above.
       key: random key.
+      laplacian: that of `dglg`, a member of `LAPLACIANS`.
+      lone_ends: keep the first and the last layer in groups of their own, with two groups only the first; the method divides
+        the others.
 
     Raises:
       ValueError: the method is unknown, a key is missing, the number of groups is outside 1..L, or the similarity is not
         finite.
     """
     layers = _square(similarity)
-    check_grouping(method, num_groups, layers, has_key=key is not None)
+    check_grouping(method, num_groups, layers, has_key=key is not None, laplacian=laplacian)
     if num_groups == layers:
         return jnp.arange(layers, dtype=jnp.int32)
     if num_groups == 1:
         return jnp.zeros(layers, jnp.int32)
+    if lone_ends:
+        if num_groups == 2:
+            return jnp.minimum(jnp.arange(layers, dtype=jnp.int32), 1)
+        inner = group_layers(similarity[1:-1, 1:-1], num_groups - 2, method=method, key=key, laplacian=laplacian)
+        ends = jnp.array([0, num_groups - 1], jnp.int32)
+        return jnp.concatenate([ends[:1], inner + 1, ends[1:]])
     index = jnp.arange(layers, dtype=jnp.int32)
     if method == "even_blocks":
         return index * num_groups // layers
@@ -65,12 +98,14 @@ def group_layers(similarity: jax.Array, num_groups: int, *, method: str = "dglg"
             "The layer similarity holds NaN or infinite values, so layers cannot be grouped: "
             "look for non-finite weights in the model or its adapter."
         )
+    if method == "contiguous":
+        return contiguous_groups(similarity, num_groups)
     if key is None:
         key = jax.random.key(0, impl="threefry2x32")
-    return _spectral_groups(similarity, num_groups, key)
+    return _spectral_groups(similarity, num_groups, key, laplacian)
 
 
-def check_grouping(method: str, num_groups: int, num_layers: int, *, has_key: bool) -> None:
+def check_grouping(method: str, num_groups: int, num_layers: int, *, has_key: bool, laplacian: str = "paper") -> None:
     """Check the arguments of `group_layers`; reads no weights.
 
     Args:
@@ -78,12 +113,15 @@ def check_grouping(method: str, num_groups: int, num_layers: int, *, has_key: bo
       num_groups: G.
       num_layers: L.
       has_key: whether a key will be given.
+      laplacian: name of the Laplacian.
 
     Raises:
       ValueError: an argument is invalid.
     """
     if method not in METHODS:
         raise ValueError(f"grouping method {method!r} is unknown: choose from {', '.join(METHODS)}.")
+    if laplacian not in LAPLACIANS:
+        raise ValueError(f"laplacian {laplacian!r} is unknown: choose from {', '.join(LAPLACIANS)}.")
     if not 1 <= operator.index(num_groups) <= num_layers:
         raise ValueError(
             f"num_groups {num_groups} is not between 1 and the {num_layers} layers of the model: "
@@ -115,31 +153,93 @@ def laplacian(similarity: jax.Array) -> jax.Array:
     return jnp.diag(similarity.sum(axis=1)) - similarity
 
 
-@jax.jit
-def laplacian_spectrum(similarity: jax.Array) -> jax.Array:
-    """The eigenvalues of the Laplacian in ascending order: f32[L]. A gap after the G-th suggests G groups.
+def normalised_laplacian(similarity: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """D^-1/2 (D - W) D^-1/2 with negative similarities and the diagonal set to zero: f32[L, L]; and D^-1/2, f32[L].
+
+    A layer without any similar one has degree 1, so that it is a group of its own.
 
     Args:
       similarity: W, f32[L, L].
     """
-    return jnp.linalg.eigvalsh(laplacian(similarity))
+    others = jnp.maximum(similarity, 0.0) * (1 - jnp.eye(len(similarity), dtype=similarity.dtype))
+    degrees = others.sum(axis=1)
+    isolated = degrees <= 0
+    scale = jax.lax.rsqrt(jnp.where(isolated, 1.0, degrees))
+    return jnp.diag(jnp.where(isolated, 0.0, 1.0)) - others * scale[:, None] * scale[None, :], scale
+
+
+@functools.partial(jax.jit, static_argnames="kind")
+def laplacian_spectrum(similarity: jax.Array, kind: str = "paper") -> jax.Array:
+    """The eigenvalues of the Laplacian in ascending order: f32[L]. A gap after the G-th suggests G groups.
+
+    Args:
+      similarity: W, f32[L, L].
+      kind: a member of `LAPLACIANS`.
+    """
+    return jnp.linalg.eigvalsh(laplacian(similarity) if kind == "paper" else normalised_laplacian(similarity)[0])
+
+
+@functools.partial(jax.jit, static_argnames=("num_groups", "kind"))
+def spectral_embedding(similarity: jax.Array, num_groups: int, kind: str = "paper") -> jax.Array:
+    """E of Eq. 3, the eigenvectors of the G smallest eigenvalues of the Laplacian as columns: f32[L, G].
+
+    Args:
+      similarity: W, f32[L, L].
+      num_groups: G.
+      kind: a member of `LAPLACIANS`.
+    """
+    if kind == "paper":
+        return jnp.linalg.eigh(laplacian(similarity))[1][:, :num_groups]
+    matrix, scale = normalised_laplacian(similarity)
+    vectors = jnp.linalg.eigh(matrix)[1][:, :num_groups]
+    if kind == "normalised":
+        return vectors * scale[:, None]
+    return vectors / jnp.maximum(jnp.linalg.norm(vectors, axis=1, keepdims=True), jnp.finfo(vectors.dtype).tiny)
+
+
+@functools.partial(jax.jit, static_argnames=("num_groups", "kind"))
+def _spectral_groups(similarity: jax.Array, num_groups: int, key: jax.Array, kind: str) -> jax.Array:
+    labels, _ = kmeans(spectral_embedding(similarity, num_groups, kind), num_groups, key)
+    return number_by_first_layer(labels, num_groups)
 
 
 @functools.partial(jax.jit, static_argnames="num_groups")
-def spectral_embedding(similarity: jax.Array, num_groups: int) -> jax.Array:
-    """E of Eq. 3, the eigenvectors of the G smallest eigenvalues of D - W as columns: f32[L, G].
+def contiguous_groups(similarity: jax.Array, num_groups: int) -> jax.Array:
+    """The runs of neighbouring layers of least cost, by dynamic programming: i32[L]; see the module's docstring.
 
     Args:
       similarity: W, f32[L, L].
       num_groups: G.
     """
-    return jnp.linalg.eigh(laplacian(similarity))[1][:, :num_groups]
+    layers = similarity.shape[0]
+    cost = _run_costs(similarity)
+    first = jnp.where(jnp.arange(layers + 1, dtype=jnp.int32) == 0, 0.0, jnp.inf)
+
+    def add(least: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
+        # [start, end]: the best division before `start`, and one more run from there.
+        total = least[:, None] + cost
+        return total.min(axis=0), total.argmin(axis=0).astype(jnp.int32)
+
+    _, starts = jax.lax.scan(add, first, None, length=num_groups)
+
+    def back(end: jax.Array, starts: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return starts[end], starts[end]
+
+    _, begins = jax.lax.scan(back, jnp.int32(layers), starts, reverse=True)
+    return (jnp.arange(layers, dtype=jnp.int32)[:, None] >= begins[None, 1:]).sum(axis=1).astype(jnp.int32)
 
 
-@functools.partial(jax.jit, static_argnames="num_groups")
-def _spectral_groups(similarity: jax.Array, num_groups: int, key: jax.Array) -> jax.Array:
-    labels, _ = kmeans(spectral_embedding(similarity, num_groups), num_groups, key)
-    return number_by_first_layer(labels, num_groups)
+def _run_costs(similarity: jax.Array) -> jax.Array:
+    """The cost of the run of layers start .. end - 1, f32[L + 1, L + 1]; infinite for a run without layers."""
+    layers = similarity.shape[0]
+    sums = jnp.pad(jnp.cumsum(jnp.cumsum(similarity, axis=0), axis=1), ((1, 0), (1, 0)))
+    own = jnp.pad(jnp.cumsum(jnp.diagonal(similarity)), (1, 0))
+    edge = jnp.arange(layers + 1, dtype=jnp.int32)
+    size = edge[None, :] - edge[:, None]
+    corner = jnp.diagonal(sums)
+    within = corner[None, :] - sums - sums.T + corner[:, None]
+    cost = own[None, :] - own[:, None] - within / jnp.maximum(size, 1)
+    return jnp.where(size > 0, cost, jnp.inf)
 
 
 @functools.partial(jax.jit, static_argnames=("num_groups", "restarts", "max_steps"))

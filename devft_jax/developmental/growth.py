@@ -33,7 +33,7 @@ import numpy as np
 
 from devft_jax.developmental.layer_map import LayerMap
 from devft_jax.developmental.schedule import equal_shares
-from devft_jax.developmental.similarity import LayerGrams, Select
+from devft_jax.developmental.similarity import LayerGrams, Select, similarity_from_gram
 from devft_jax.developmental.stage_shape import StageShape
 
 # Names at least this similar are taken for a misspelling: `depth` and `depths` (0.91), `prepare` and `prepared` (0.93),
@@ -128,12 +128,12 @@ class Growth(abc.ABC):
         """Whether this growth can choose without calling `prepared`; by default True unless `prepared` is overridden."""
         return type(self).prepared is Growth.prepared
 
-    def prepared(self, measure: Callable[[], np.ndarray]) -> "Growth":
+    def prepared(self, measure: Callable[..., np.ndarray]) -> "Growth":
         """This growth with the measurements of layers that it needs; called before every stage unless `measured`.
 
         Args:
-          measure: () -> f32[L], the block influence of the base's layers on public text, measured once per run and then
-            stored.
+          measure: () -> f32[L], the block influence of the base's layers on public text; ("hidden") or ("cka") -> f32[L, L],
+            the similarity of their outputs (`devft_jax.developmental.measures`). Measured once per run and then stored.
 
         Returns:
           The growth to use from now on; by default this one.
@@ -146,6 +146,19 @@ class Growth(abc.ABC):
         leaves."""
         return None
 
+    @property
+    def logged_laplacian(self) -> str:
+        """The Laplacian whose spectrum is logged, a member of `LAPLACIANS`; by default that of Eq. 3."""
+        return "paper"
+
+    def logged_similarity(self, grams: LayerGrams) -> jax.Array:
+        """The logged similarity of layers, f32[L, L]; by default Eq. 1 over what `select` restricts it to.
+
+        Args:
+          grams: inner products between the layers.
+        """
+        return similarity_from_gram(grams.gram(self.select))
+
     def __init_subclass__(cls, **arguments: Any) -> None:
         """Refuse a class with a misspelt method.
 
@@ -156,8 +169,8 @@ class Growth(abc.ABC):
         _check_names(cls)
 
 
-_METHODS = ("next", "from_grams", "depths", "shapes", "stage_rounds", "prepared")
-_PROPERTIES = ("measured", "select")
+_METHODS = ("next", "from_grams", "depths", "shapes", "stage_rounds", "prepared", "logged_similarity")
+_PROPERTIES = ("measured", "select", "logged_laplacian")
 _FUNCTIONS = (types.FunctionType, classmethod, staticmethod, functools.partialmethod)
 
 

@@ -25,7 +25,7 @@ import numpy as np
 
 from devft_jax.developmental import streaming
 from devft_jax.developmental.fusion import anchors, check_fusion, fusion_matrix
-from devft_jax.developmental.grouping import check_grouping, group_layers
+from devft_jax.developmental.grouping import SIMILARITY_METHODS, check_grouping, group_layers
 from devft_jax.developmental.leaves import count_layers, is_concrete, map_leaves, named_leaves, weight_shape
 from devft_jax.developmental.similarity import LayerGrams, Select, layer_similarity
 
@@ -197,6 +197,9 @@ def layer_map(
     beta: float | str = 0.1,
     select: Select | None = None,
     key: jax.Array | None = None,
+    similarity: jax.Array | None = None,
+    laplacian: str = "paper",
+    lone_ends: bool = False,
 ) -> LayerMap:
     """Eqs. 1-5: the map from a model to its submodel of `num_groups` representative layers.
 
@@ -211,19 +214,23 @@ def layer_map(
       beta: as in `fusion_matrix`.
       select: restricts what is compared, see `layer_gram`.
       key: split into one for the groups and one for the fusion.
+      similarity: f32[L, L] in place of Eq. 1's; the weights are then not read.
+      laplacian: as in `group_layers`.
+      lone_ends: as in `group_layers`.
 
     Raises:
       ValueError: as in the functions named here.
     """
     num_layers = tree.num_layers if isinstance(tree, LayerGrams) else count_layers(tree)
-    check_grouping(grouping, num_groups, num_layers, has_key=key is not None)
+    check_grouping(grouping, num_groups, num_layers, has_key=key is not None, laplacian=laplacian)
     check_fusion(fusion, beta, has_key=key is not None)
     if num_groups == num_layers:
         return LayerMap.identity(num_layers)
     group_key, fusion_key = (None, None) if key is None else jax.random.split(key)
-    compared = grouping == "dglg" and num_groups > 1
-    similarity = layer_similarity(tree, select=select) if compared else jnp.eye(num_layers, dtype=jnp.float32)
-    assign = group_layers(similarity, num_groups, method=grouping, key=group_key)
+    compared = grouping in SIMILARITY_METHODS and num_groups > 1
+    if similarity is None:
+        similarity = layer_similarity(tree, select=select) if compared else jnp.eye(num_layers, dtype=jnp.float32)
+    assign = group_layers(similarity, num_groups, method=grouping, key=group_key, laplacian=laplacian, lone_ends=lone_ends)
     matrix = fusion_matrix(assign, num_groups=num_groups, method=fusion, beta=beta, key=fusion_key)
     return LayerMap(matrix, assign)
 

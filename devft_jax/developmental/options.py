@@ -6,9 +6,11 @@ name it in `NamedGrowth.reads`; `devft_jax.options.option` documents every key.
 """
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from devft_jax.developmental.measures import OF_TEXT
 from devft_jax.developmental.schedule import geometric_schedule, halving_schedule, linear_schedule, validate_capacities
 
 # Number of stages if neither stages nor capacities are given and the schedule does not determine it.
@@ -19,6 +21,38 @@ PLATEAU = {"stage_end": ("plateau",)}
 def option(default: Any, **declared: Any) -> Any:
     """A dataclass field with this declaration as its metadata."""
     return dataclasses.field(default=default, metadata=declared)
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A condition under which an option has an effect, for the key `needs`; has the members of `devft_jax.options.Need`.
+
+    Attributes:
+      holds: whether the option has an effect in a run with this configuration.
+      reason: why it has none, written to follow the option's name in a sentence.
+      remedy: what would give it an effect, as an imperative.
+      part: the part of the run that decides this.
+    """
+
+    holds: Callable[[Any], bool]
+    reason: str
+    remedy: str
+    part: str = "growth"
+
+    def reason_in(self, config: Any) -> str:
+        """Why the option has no effect.
+
+        Args:
+          config: the run's configuration.
+        """
+        return self.reason
+
+
+MEASURES = Condition(
+    lambda config: config.growth != "devft" or (config.similarity in OF_TEXT and config.grouping in ("dglg", "contiguous")),
+    "has no effect with a similarity of weights",
+    f"use --similarity {', '.join(OF_TEXT[:-1])} or {OF_TEXT[-1]}",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +89,17 @@ class CapacityOptions(StageOptions):
     layers' similarity has its widest spectral gap)."""
     stages: int | None = option(None, of="growth", at_least=1, at_most=10**4, beside="capacities")
     """Number of stages of a schedule; by default 4, or as many as doubling from an eighth of the model takes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextOptions(CapacityOptions):
+    """Public text on which layers are measured."""
+
+    probe_data: str | None = option(None, of="growth", path=True, needs=(MEASURES,))
+    """Public text on which layers are measured, named like `data`; by default generated tasks, none of which is a built-in
+    test record."""
+    probe_examples: int = option(32, of="growth", at_least=1, at_most=10**7, needs=(MEASURES,))
+    """Number of its examples."""
 
 
 def planned_capacities(options: CapacityOptions, num_layers: int) -> tuple[int, ...]:

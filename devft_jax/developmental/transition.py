@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from devft_jax.developmental.grouping import laplacian_spectrum
 from devft_jax.developmental.growth import Growth
 from devft_jax.developmental.layer_map import LayerMap, check_layer_map, transition_gap
-from devft_jax.developmental.similarity import LayerGrams, similarity_from_gram
+from devft_jax.developmental.similarity import LayerGrams
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -22,16 +22,18 @@ class Transition:
       similarity: f32[L, L], Eq. 1 over what the growth compares; None if the map keeps the model's own
         layers, for which no weights are read.
       gap: f32[], `transition_gap` over all parameters; 0 in that case.
+      laplacian: the Laplacian whose spectrum is logged.
     """
 
     layer_map: LayerMap
     similarity: jax.Array | None
     gap: jax.Array
+    laplacian: str = "paper"
 
     @property
     def spectrum(self) -> jax.Array | None:
         """Eigenvalues of the Laplacian of `similarity`, ascending: f32[L], or None without it."""
-        return None if self.similarity is None else laplacian_spectrum(self.similarity)
+        return None if self.similarity is None else laplacian_spectrum(self.similarity, self.laplacian)
 
     @property
     def group_sizes(self) -> tuple[int, ...]:
@@ -63,5 +65,4 @@ def next_stage(growth: Growth, stage: int, tree: Any, history: Sequence[Any], ke
     check_layer_map(chosen, grams.num_layers)
     if chosen.runs_base:
         return Transition(chosen, None, jnp.float32(0))
-    similarity = similarity_from_gram(grams.gram(growth.select))
-    return Transition(chosen, similarity, transition_gap(grams.gram(), chosen))
+    return Transition(chosen, growth.logged_similarity(grams), transition_gap(grams.gram(), chosen), growth.logged_laplacian)

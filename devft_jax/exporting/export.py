@@ -113,5 +113,6 @@ def _submodel(selected: Selected) -> Model:
     own = model.base.blocks
     source = own if config.fuse_from == "packed" else load_original_blocks(selected.base)
     repack = config.fused_precision == "packed"
-    blocks = fuse_blocks(layer_map, source, own, repack=repack, dtype=jnp.float32)
+    matches = config.gain_matching
+    blocks = fuse_blocks(layer_map, source, own, repack=repack, dtype=jnp.float32, match_gains=matches)
     return Model(model.config.with_layers(layer_map.num_groups), model.base.replace(blocks=blocks), model.folder)

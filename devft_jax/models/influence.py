@@ -1,4 +1,4 @@
-"""Block influence (ShortGPT, Men et al. 2024): how much every layer changes its input."""
+"""What every layer computes: block influence (ShortGPT, Men et al. 2024), how much it changes its input; and its outputs."""
 
 import jax
 import jax.numpy as jnp
@@ -33,5 +33,30 @@ def layer_cosines(
         norms = jnp.linalg.norm(before, axis=-1) * jnp.linalg.norm(now, axis=-1)
         cosines = jnp.sum(before * now, axis=-1) / jnp.maximum(norms, jnp.finfo(jnp.float32).tiny)
         return after, jnp.sum(jnp.where(real, cosines, 0.0))
+
+    return jax.lax.scan(step, embedded(base, tokens, compute), base.blocks)[1]
+
+
+def layer_outputs(
+    config: ModelConfig, base: Base, tokens: jax.Array, places: jax.Array, *, compute: Compute = DEFAULT_COMPUTE
+) -> jax.Array:
+    """The outputs of all layers at some tokens.
+
+    Args:
+      config: the architecture.
+      base: frozen weights.
+      tokens: i32[B, T], padded on the right.
+      places: i32[n], numbers of tokens, row by row: b T + t.
+      compute: execution choices.
+
+    Returns:
+      f32[L, n, D].
+    """
+    length = tokens.shape[-1]
+    attend, table = causal_attention(config, compute, length), rotary_table(config, jnp.arange(length, dtype=jnp.int32))
+
+    def step(x: jax.Array, block: Block) -> tuple[jax.Array, jax.Array]:
+        after, _ = decoder_layer(config, x, block, {}, {}, {}, table=table, attend=attend)
+        return after, after.reshape(-1, after.shape[-1])[places].astype(jnp.float32)
 
     return jax.lax.scan(step, embedded(base, tokens, compute), base.blocks)[1]

@@ -9,6 +9,7 @@ those of the first stage are the run's own. Later stages of a run are chosen fro
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,13 +24,14 @@ from devft_jax.config.run_config import RunConfig
 from devft_jax.developmental import Growth, LayerGrams, LayerMap, ProgFed
 from devft_jax.developmental.growths import OPTIONS
 from devft_jax.developmental.layer_map import check_layer_map
-from devft_jax.developmental.options import CapacityOptions
+from devft_jax.developmental.options import CapacityOptions, TextOptions
 from devft_jax.errors import InputError
 from devft_jax.federated.sampling import Purpose, run_key
 from devft_jax.options import check_options, own_fields
 
-SETTABLE = {field.name for group in OPTIONS if group is not CapacityOptions for field in own_fields(group)}
-"""Options that a plan may set: those of single growths, without their stages, which are the probe's depths."""
+SETTABLE = {field.name for group in OPTIONS if group not in (CapacityOptions, TextOptions) for field in own_fields(group)}
+"""Options that a plan may set: those of single growths, but not their stages, which are the probe's depths, nor the text on
+which layers are measured, which is the same for all plans."""
 
 MOST_STAGES = 1000
 """Most submodels of one plan."""
@@ -106,7 +108,7 @@ def _naming(text: str) -> Iterator[None]:
 
 
 def submodels(
-    plan: Plan, depths: Sequence[int], grams: LayerGrams, influence: Callable[[RunConfig], np.ndarray]
+    plan: Plan, depths: Sequence[int], grams: LayerGrams, measure: Callable[..., np.ndarray]
 ) -> Iterator[Submodel]:
     """The submodels of a plan.
 
@@ -114,7 +116,7 @@ def submodels(
       plan: the plan.
       depths: numbers of layers, ascending; a user-defined growth may have its own.
       grams: inner products between the layers of the untuned model.
-      influence: measures the layers' influence on public text for a configuration, if the growth asks for it.
+      measure: (configuration, name of a measurement) -> what `Growth.prepared` gets, if the growth asks for it.
 
     Raises:
       InputError: the growth cannot make them.
@@ -125,7 +127,7 @@ def submodels(
         # Its option for depths is the number of stages, in equal steps.
         growth = dataclasses.replace(growth, capacities=tuple(depths))
     if not growth.measured:
-        growth = growth.prepared(lambda: influence(config))
+        growth = growth.prepared(functools.partial(measure, config))
     for stage in range(MOST_STAGES):
         layer_map = _stage_map(plan, growth, stage, grams)
         if layer_map is None:

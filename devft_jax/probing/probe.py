@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import jax
@@ -42,7 +42,7 @@ from devft_jax.reporting import Progress
 from devft_jax.runtime.compiled import CompiledPrograms
 from devft_jax.runtime.devices import client_mesh, usual_arithmetic, versions
 from devft_jax.training.checks import check_ranks
-from devft_jax.training.probe import block_influence, probe_examples
+from devft_jax.training.probe import block_influence, probe_examples, text_similarity
 from devft_jax.training.submodels import Submodels, open_model
 
 ROWS = 4
@@ -91,6 +91,7 @@ def probe(
     full = prober.full()
     progress.say(f"{FULL}: loss {full.loss:.3f} on {prober.slopes.tokens:,} tokens of {len(examples)} answers")
     rows = [prober.measured(each) for each in made]
+    influence = opened.measurements.get("influence")
     return Probe(
         config=config,
         parameters=parameter_count(opened.model.base),
@@ -100,7 +101,7 @@ def probe(
         full=full,
         rows=tuple(rows),
         gradient_shares=tuple(gradient_shares(prober.gradient).tolist()),
-        influence=opened.influence,
+        influence=None if influence is None else tuple(influence.tolist()),
         seconds=time.perf_counter() - began,
         versions=versions(opened.mesh.devices.flat[0]),
     )
@@ -135,7 +136,7 @@ class _Opened:
       programs: compiled programs.
       stages: makes the frozen part of submodels.
       progress: the progress output.
-      influence: of the layers on public text; None until it is measured.
+      measurements: of the layers on public text, by name.
     """
 
     config: RunConfig
@@ -145,7 +146,7 @@ class _Opened:
     programs: CompiledPrograms
     stages: Submodels
     progress: Progress
-    influence: tuple[float, ...] | None = None
+    measurements: dict[str, np.ndarray] = field(default_factory=dict)
 
     @classmethod
     def of(cls, config: RunConfig, given: Model | None, progress: Progress) -> "_Opened":
@@ -166,20 +167,22 @@ class _Opened:
         with jax.default_device(self.stages.home):
             return LayerGrams((self.stages.layers_to_fuse(0), *self.stages.to_host((adapter.lora, adapter.delta))))
 
-    def measured_influence(self, config: RunConfig) -> np.ndarray:
-        """The layers' influence on public text, measured once."""
-        if self.influence is None:
-            examples = probe_examples(config, self.model.tokenizer)
-            architecture, base, compute = self.model.config, self.stages.base, self.compute
-            found = block_influence(architecture, base, compute, examples, config, self.mesh, self.programs)
-            self.influence = tuple(found)
-        return np.asarray(self.influence)
+    def measure(self, config: RunConfig, kind: str = "influence") -> np.ndarray:
+        """A measurement of the layers on public text, made once: their influence, or a similarity of their outputs."""
+        # Plans differ neither in the text nor in the wording.
+        if kind not in self.measurements:
+            model, base = self.model, self.stages.base
+            examples = probe_examples(config, model.tokenizer)
+            own = (model.config, base, self.compute, examples, config, self.mesh, self.programs)
+            found = block_influence(*own) if kind == "influence" else text_similarity(kind, *own)
+            self.measurements[kind] = np.asarray(found)
+        return self.measurements[kind]
 
 
 def _made(plans: Sequence[Plan], depths: Sequence[int], opened: _Opened) -> list[Submodel]:
     """The maps of all plans, for which the weights are read once."""
     with opened.progress.doing("choosing the submodels"), jax.default_device(opened.stages.home):
-        return [each for plan in plans for each in submodels(plan, depths, opened.grams, opened.measured_influence)]
+        return [each for plan in plans for each in submodels(plan, depths, opened.grams, opened.measure)]
 
 
 class Figures(NamedTuple):
@@ -239,10 +242,11 @@ class _Prober:
           submodel: the submodel.
         """
         layer_map, mode = submodel.layer_map, submodel.plan.config.transfer
-        key = (*map_key(layer_map), mode)
+        key = (*map_key(layer_map), mode, submodel.plan.config.gain_matching)
         if key not in self._found:
             stages = self._opened.stages
-            base = stages.fused(layer_map, stages.layers_to_fuse(0))
+            matches = submodel.plan.config.gain_matching
+            base = stages.fused(layer_map, stages.layers_to_fuse(0), match_gains=matches)
             slope = self.slopes(base, layer_map.num_groups)
             # Gradients are large, so that only one besides the full model's is kept.
             self._found[key] = Figures(

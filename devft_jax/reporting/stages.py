@@ -3,6 +3,7 @@ derived."""
 
 from itertools import pairwise
 
+from devft_jax.developmental.grouping import SIMILARITY_METHODS
 from devft_jax.reporting import page
 from devft_jax.reporting.chart import Band, Frame, Line, plot_lines
 from devft_jax.reporting.heat import group_order, similarity_map, similarity_range, time_map
@@ -122,11 +123,15 @@ def _similarity(story: Story) -> list[str]:
     order = ""
     if any(group_order(stage.record.assign) != list(range(story.depth)) for stage, _ in fused):
         order = "Layers are in the order of their groups, so that those of a group are neighbours. "
+    measure, laplacian = "Eq. 1", "Laplacian (Eq. 3)"
+    if "growth" not in story.objects and story.config.growth == "devft" and story.config.grouping in SIMILARITY_METHODS:
+        measure = measure if story.config.similarity == "weights" else f"measured by {story.config.similarity}"
+        laplacian = laplacian if story.config.laplacian == "paper" else "normalised Laplacian"
     words = (
-        "The matrices show the similarity of each pair of layers (Eq. 1), on one scale for all stages, chosen from the "
+        f"The matrices show the similarity of each pair of layers ({measure}), on one scale for all stages, chosen from the "
         f"values off the diagonal alone ({low:.3f} to {high:.3f}){faint if low > -0.2 and high < 0.2 else ''}. {order}"
         "Outlines enclose the layers of a group, numbers on the diagonal name it. Beside them, the eigenvalues of the "
-        f"Laplacian (Eq. 3). {spectral}"
+        f"{laplacian}. {spectral}"
     )
     return [
         page.heading("Why these groups"),

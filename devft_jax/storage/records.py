@@ -237,6 +237,7 @@ class RunTotals(Record):
       base_scores: of the untuned base on benchmark tasks, if it was scored.
       final_scores: as `base_scores`, of the full model after the last stage.
       block_influence: [L], if the growth chooses layers by it.
+      text_similarity: [L, L], if the growth groups layers by their outputs on public text.
       rate_ends_after: the round at which the learning rate's schedule ends, if that is before the end of the run.
     """
 
@@ -267,6 +268,7 @@ class RunTotals(Record):
     base_scores: list[ScoreRecord] | None = field(default=None, metadata=OMITTED)
     final_scores: list[ScoreRecord] | None = field(default=None, metadata=OMITTED)
     block_influence: list[float] | None = field(default=None, metadata=OMITTED)
+    text_similarity: list[list[float]] | None = field(default=None, metadata=OMITTED)
     rate_ends_after: int | None = field(default=None, metadata=OMITTED)
 
 

@@ -55,7 +55,7 @@ from devft_jax.runtime.devices import client_mesh, versions
 from devft_jax.training.checks import check_cohort, check_ranks, check_tokens
 from devft_jax.training.given import check_given_algorithm, check_given_growth
 from devft_jax.training.hidden_states import HiddenStates
-from devft_jax.training.probe import block_influence, probe_examples
+from devft_jax.training.probe import block_influence, probe_examples, text_similarity
 from devft_jax.training.stages import check_composition, plan_stages
 from devft_jax.training.submodels import Submodels, open_model
 from devft_jax.typing import PyTree
@@ -175,6 +175,16 @@ class Parts:
             in_memory=self.config.bank_in_memory,
             folder=self.scratch,
         )
+
+    def text_similarity(self, kind: str) -> np.ndarray:
+        """The similarity of the untuned base's layers by their outputs on the growth's probe: f32[L, L].
+
+        Args:
+          kind: "hidden" or "cka".
+        """
+        assert self.probe is not None
+        model, compute, mesh = self.model.config, self.training.compute, self.cohort.mesh
+        return text_similarity(kind, model, self.base, compute, self.probe, self.config, mesh, self.programs)
 
     def block_influence(self) -> list[float]:
         """How much each layer of the untuned base changes the hidden states of the growth's probe: L numbers."""

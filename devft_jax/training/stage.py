@@ -6,6 +6,7 @@ end       what the submodel learned is transferred to every layer of its group
 """
 
 import dataclasses
+import functools
 import time
 from collections.abc import Sequence
 
@@ -75,10 +76,7 @@ def _enter(parts: Parts, state: State, stage: int, history: Sequence[RoundRecord
     key = jax.random.fold_in(run_key(parts.config.seed, Purpose.GROWTH), stage)
     growth = parts.growth
     if parts.probe is not None:
-        if state.totals.block_influence is None:
-            state.totals.block_influence = parts.block_influence()
-        # Stored, so that a resumed run chooses by the same figures.
-        growth = growth.prepared(lambda: np.asarray(state.totals.block_influence))
+        growth = growth.prepared(functools.partial(_measured, parts, state))
     try:
         with jax.default_device(submodels.home):
             transition = next_stage(growth, stage, tree, history, key)
@@ -98,6 +96,18 @@ def _enter(parts: Parts, state: State, stage: int, history: Sequence[RoundRecord
     jax.block_until_ready((state.base, state.server))
     parts.hidden_states.open(state, state.totals.stage_rounds[stage])
     return transition
+
+
+def _measured(parts: Parts, state: State, kind: str = "influence") -> np.ndarray:
+    """A measurement of the untuned base's layers, stored so that a resumed run chooses by the same figures."""
+    totals = state.totals
+    if kind == "influence":
+        if totals.block_influence is None:
+            totals.block_influence = parts.block_influence()
+        return np.asarray(totals.block_influence)
+    if totals.text_similarity is None:
+        totals.text_similarity = parts.text_similarity(kind).tolist()
+    return np.asarray(totals.text_similarity, np.float32)
 
 
 def _check_announced(parts: Parts, stage: int, layer_map: LayerMap) -> None:

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from devft_jax.config.run_config import RunConfig
-from devft_jax.developmental import LayerMap, fuse
+from devft_jax.developmental import LayerMap, fuse, layer_gram, norm_gains
 from devft_jax.errors import InputError
 from devft_jax.models.base import Base, Block
 from devft_jax.models.huggingface.model import Model
@@ -67,7 +68,9 @@ def _open_model(config: RunConfig, compute: Compute, given: Model | None) -> tup
     return packed, lambda: given.base.blocks
 
 
-def fuse_blocks(layer_map: LayerMap, source: Block, base: Block, *, repack: bool, dtype: Any) -> Block:
+def fuse_blocks(
+    layer_map: LayerMap, source: Block, base: Block, *, repack: bool, dtype: Any, match_gains: bool = False
+) -> Block:
     """The representative layers of a stage, fused leaf by leaf so that only one expanded leaf is held at a time.
 
     Args:
@@ -77,10 +80,15 @@ def fuse_blocks(layer_map: LayerMap, source: Block, base: Block, *, repack: bool
       repack: whether the other leaves are packed again, each in its own kind (layers that are only selected keep their
         codes); otherwise they are expanded to `dtype`.
       dtype: of fused layers that are expanded.
+      match_gains: whether fused projections are scaled by `norm_gains`.
     """
+    match_gains = match_gains and layer_map.selected() is None
 
     def one(leaf: Any, own: Any) -> Any:
         fused = fuse(layer_map, leaf)
+        if match_gains and fused.ndim > 2:
+            gains = norm_gains(layer_gram(leaf), layer_map.fuse, layer_map.assign)
+            fused = (fused * np.asarray(gains)[:, None, None]).astype(fused.dtype)
         if not isinstance(own, QTensor):
             return fused.astype(own.dtype)
         if repack:
@@ -143,13 +151,20 @@ class Submodels:
         blocks = jax.tree.map(one, self._model.base.blocks, is_leaf=lambda leaf: isinstance(leaf, QTensor))
         return placed_shapes(self.base.replace(blocks=shard_blocks(blocks, self._shards, MODEL_AXIS)), self._mesh)
 
-    def fused(self, layer_map: LayerMap, blocks: Block) -> Base:
-        """The base with a stage's layers, fused from `blocks`; a map that keeps all layers returns the base itself."""
+    def fused(self, layer_map: LayerMap, blocks: Block, *, match_gains: bool | None = None) -> Base:
+        """The base with a stage's layers, fused from `blocks`; a map that keeps all layers returns the base itself.
+
+        Args:
+          layer_map: the stage's map.
+          blocks: the layers to fuse.
+          match_gains: as in `fuse_blocks`; None as configured.
+        """
         if layer_map.runs_base:
             return self.base
         own, repack = self._model.base.blocks, self._config.fused_precision == "packed"
         with jax.default_device(self.home):
-            fused = fuse_blocks(layer_map, blocks, own, repack=repack, dtype=self._dtype)
+            matches = self._config.gain_matching if match_gains is None else match_gains
+            fused = fuse_blocks(layer_map, blocks, own, repack=repack, dtype=self._dtype, match_gains=matches)
         return self.base.replace(blocks=place(shard_blocks(fused, self._shards, MODEL_AXIS), self._mesh))
 
     def to_host(self, tree: Any) -> Any:

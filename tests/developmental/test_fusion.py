@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from devft_jax.developmental import anchors, fusion_matrix
+from devft_jax.developmental import anchors, fusion_matrix, norm_gains
 
 METHODS = ("dblf", "sum", "r_one", "mean", "anchor")
 KEY = jax.random.key(0)
@@ -137,3 +137,21 @@ def test_refusals_name_the_value(assign, options, words):
 def test_a_traced_assignment_needs_num_groups():
     with pytest.raises(ValueError, match="num_groups is missing"):
         jax.jit(fusion_matrix)(jnp.array([0, 1]))
+
+
+@settings(max_examples=25)
+@given(assign=assignments(absent=True), seed=st.integers(0, 10**6), method=st.sampled_from(["dblf", "sum", "mean"]))
+def test_matched_layers_have_the_mean_norm_of_their_group(assign, seed, method):
+    layers = np.random.default_rng(seed).standard_normal((len(assign), 30)).astype(np.float32)
+    matrix = np.asarray(fusion_matrix(assign, method=method))
+    gains = np.asarray(norm_gains(jnp.asarray(layers @ layers.T), jnp.asarray(matrix), jnp.asarray(assign)))
+    matched = np.linalg.norm(gains[:, None] * (matrix @ layers), axis=1)
+    expected = [np.linalg.norm(layers[assign == group], axis=1).mean() for group in range(len(matrix))]
+    np.testing.assert_allclose(matched, expected, rtol=2e-3)
+
+
+def test_equal_layers_need_no_gain_and_a_fused_layer_of_norm_zero_gets_none():
+    equal, assign = jnp.ones((4, 4)), jnp.zeros(4, jnp.int32)
+    for method in ("dblf", "mean"):
+        np.testing.assert_allclose(norm_gains(equal, fusion_matrix(assign, method=method), assign), [1.0], rtol=1e-5)
+    assert norm_gains(jnp.zeros((4, 4)), fusion_matrix(assign), assign).tolist() == [1.0]

@@ -1,3 +1,5 @@
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,9 +7,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from devft_jax.developmental import group_layers, kmeans, laplacian, laplacian_spectrum, layer_similarity, spectral_embedding
+from devft_jax.developmental import (
+    contiguous_groups,
+    group_layers,
+    kmeans,
+    laplacian,
+    laplacian_spectrum,
+    layer_similarity,
+    normalised_laplacian,
+    spectral_embedding,
+)
+from devft_jax.developmental.grouping import LAPLACIANS
 
-METHODS = ("dglg", "random", "even_blocks", "even_strides")
+METHODS = ("dglg", "random", "even_blocks", "even_strides", "contiguous")
 
 
 def random_similarity(seed: int, layers: int) -> np.ndarray:
@@ -218,3 +230,83 @@ def test_lowers_for_accelerators(platform, function):
     similarity = jax.ShapeDtypeStruct((32, 32), jnp.float32)
     exported = jax.export.export(jax.jit(function), platforms=[platform])(similarity)
     assert exported.platforms == (platform,)
+
+
+@settings(max_examples=10)
+@given(data=st.data())
+def test_other_laplacians_and_lone_ends_give_groupings_too(data):
+    name = data.draw(st.sampled_from(["random", *SPECIAL]))
+    seed, num_groups = data.draw(st.integers(0, 10**6)), data.draw(st.sampled_from([2, 5, 8]))
+    similarity = random_similarity(seed, 9) if name == "random" else SPECIAL[name]
+    method = data.draw(st.sampled_from(METHODS))
+    for kind in LAPLACIANS:
+        ends = group_layers(similarity, num_groups, method=method, key=jax.random.key(seed), laplacian=kind, lone_ends=True)
+        assert_is_a_grouping(ends, 9, num_groups)
+        assert np.count_nonzero(ends == 0) == 1
+        assert num_groups == 2 or np.count_nonzero(ends == num_groups - 1) == 1
+        assert ends[0] == 0
+        assert ends[-1] == num_groups - 1
+
+
+@settings(max_examples=10)
+@given(seed=st.integers(0, 10**6))
+def test_the_normalised_laplacian_and_its_embedding_are_those_of_scikit_learn(seed):
+    graphs, manifold = pytest.importorskip("scipy.sparse.csgraph"), pytest.importorskip("sklearn.manifold")
+    similarity = np.abs(random_similarity(seed, 9))
+    expected, degrees = graphs.laplacian(similarity, normed=True, return_diag=True)
+    found, scale = normalised_laplacian(jnp.asarray(similarity))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(scale, 1 / degrees, rtol=1e-5)
+    mine = np.abs(spectral_embedding(jnp.asarray(similarity), 3, "normalised"))
+    theirs = np.abs(manifold.spectral_embedding(similarity, n_components=3, drop_first=False, random_state=0))
+    np.testing.assert_allclose(mine, theirs, atol=2e-3)
+    rows = np.asarray(spectral_embedding(jnp.asarray(similarity), 3, "row_normalised"))
+    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1.0, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["normalised", "row_normalised"])
+def test_blocks_without_links_are_found_and_a_scale_changes_nothing(kind):
+    blocks = np.kron(np.eye(3), np.ones((3, 3))).astype(np.float32)
+    # Interleaved, so that blocks are not runs of layers.
+    order = np.array([0, 3, 6, 1, 4, 7, 2, 5, 8])
+    blocks = blocks[np.ix_(order, order)]
+    for scale in (1.0, 1e-3):
+        assert group_layers(blocks * scale, 3, laplacian=kind).tolist() == [0, 1, 2] * 3
+    spectrum = laplacian_spectrum(jnp.asarray(blocks), kind)
+    np.testing.assert_allclose(spectrum, [0, 0, 0, *[1.5] * 6], atol=1e-5)
+
+
+def run_cost(similarity, begins):
+    """The sum over runs of the squared distances from the run's mean, W being inner products."""
+    total = 0.0
+    for start, end in zip(begins, [*begins[1:], len(similarity)], strict=True):
+        own = similarity[start:end, start:end].astype(float)
+        total += np.trace(own) - own.sum() / (end - start)
+    return total
+
+
+@settings(max_examples=25)
+@given(seed=st.integers(0, 10**6), layers=st.integers(2, 8), data=st.data())
+def test_contiguous_groups_are_the_best_of_all_divisions(seed, layers, data):
+    num_groups = data.draw(st.integers(1, layers))
+    noise = np.random.default_rng(seed).standard_normal((layers, layers))
+    similarity = ((noise + noise.T) / 2).astype(np.float32)
+    assign = np.asarray(contiguous_groups(jnp.asarray(similarity), num_groups))
+    assert_is_a_grouping(assign, layers, num_groups)
+    assert (np.diff(assign) >= 0).all()
+    divisions = ([0, *cuts] for cuts in itertools.combinations(range(1, layers), num_groups - 1))
+    best = min(run_cost(similarity, begins) for begins in divisions)
+    begins = [int(np.argmax(assign == group)) for group in range(num_groups)]
+    assert run_cost(similarity, begins) == pytest.approx(best, abs=1e-4)
+
+
+def test_contiguous_groups_find_runs_of_similar_layers():
+    sizes = (1, 4, 2, 3)
+    expected = np.repeat(np.arange(4), sizes)
+    similarity = (expected[:, None] == expected[None, :]).astype(np.float32)
+    assert group_layers(similarity, 4, method="contiguous").tolist() == expected.tolist()
+
+
+def test_an_unknown_laplacian_is_refused():
+    with pytest.raises(ValueError, match="laplacian 'ncut' is unknown: choose from paper, normalised, row_normalised"):
+        group_layers(np.eye(4, dtype=np.float32), 2, laplacian="ncut")

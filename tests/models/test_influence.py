@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from devft_jax.models.influence import layer_cosines
+from devft_jax.models.influence import layer_cosines, layer_outputs
 from devft_jax.models.llama import hidden_states
 from tests.models.conftest import CONFIG, random_base
 
@@ -37,3 +37,17 @@ def test_cosines_are_those_of_the_hidden_states(parts):
     unit = [state / np.linalg.norm(state, axis=-1, keepdims=True) for state in states]
     expected = [float(((a * b).sum(-1) * real).sum()) for a, b in pairwise(unit)]
     np.testing.assert_allclose(layer_cosines(CONFIG, base, tokens, real), expected, rtol=1e-4)
+
+
+def test_outputs_are_the_hidden_states_of_the_layers(parts):
+    base, tokens, _ = parts
+    plain = base.replace(norm=jnp.ones_like(base.norm))
+    places = jnp.array([7, 0, 3])
+    outputs = layer_outputs(CONFIG, base, tokens, places)
+    assert outputs.shape == (CONFIG.layers, 3, CONFIG.width)
+    for depth in range(1, CONFIG.layers + 1):
+        cut = plain.replace(blocks=jax.tree.map(lambda leaf, depth=depth: leaf[:depth], plain.blocks))
+        expected = hidden_states(CONFIG, cut, None, tokens).reshape(-1, CONFIG.width)[places]
+        # The final norm makes the mean square one.
+        normed = outputs[depth - 1] / jnp.sqrt(jnp.mean(outputs[depth - 1] ** 2, axis=-1, keepdims=True))
+        np.testing.assert_allclose(normed, expected, atol=1e-3)

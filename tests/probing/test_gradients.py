@@ -58,6 +58,7 @@ def lora_gradient(base, layers, examples, factors):
         tokens[n, : examples.lengths[n]] = examples.row(n)
         mask[n, examples.prompt_lengths[n] : examples.lengths[n]] = True
     mask[:, 0] = False
+    tokens, mask = jnp.asarray(tokens), jnp.asarray(mask)
 
     def loss(b, tokens, mask):
         lora = {name: LoraFactors(a=jnp.stack([factors[name]] * layers), b=b[name]) for name in TARGETS}

@@ -25,7 +25,7 @@ def grams():
 
 def maps(text, grams, depths=(2, 3)):
     plan = parse_plan(text, CONFIG)
-    return [each.layer_map for each in submodels(plan, depths, grams, lambda config: INFLUENCE)]
+    return [each.layer_map for each in submodels(plan, depths, grams, lambda config, kind="influence": INFLUENCE)]
 
 
 def same(one, other):

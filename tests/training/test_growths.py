@@ -204,6 +204,29 @@ def test_what_layers_are_measured_on_is_named_like_data(config, tmp_path):
         train(dataclasses.replace(other, probe_data="nothing_here.json", out=str(tmp_path / "c")), progress=QUIET)
 
 
+def test_layers_are_grouped_by_their_outputs_on_text_which_are_measured_once(config, tmp_path, monkeypatch):
+    chosen = dataclasses.replace(
+        config,
+        capacities=(2, 3),
+        rounds=4,
+        similarity="cka",
+        grouping="contiguous",
+        gain_matching=True,
+        checkpoint_every=1,
+        out=str(tmp_path / "whole"),
+    )
+    whole = train(chosen, progress=CopiedInRound(2, chosen.out, tmp_path / "cut"))
+    first, second = whole.summary.stages
+    assert first.similarity == second.similarity
+    np.testing.assert_allclose(np.diag(first.similarity), 1.0, atol=1e-4)
+    assert min(min(row) for row in first.similarity) >= 0
+    assert first.assign == sorted(first.assign)
+    monkeypatch.setattr(Parts, "text_similarity", lambda self, kind: pytest.fail("measured again"))
+    resumed = train(dataclasses.replace(chosen, out=str(tmp_path / "cut")), progress=QUIET)
+    assert resumed.summary.resumed_after == [1]
+    assert adapter_bytes(resumed) == adapter_bytes(whole)
+
+
 def test_a_map_of_another_depth_than_announced_is_refused(config, tmp_path):
     class Deeper(Growth):
         def depths(self, num_layers):

@@ -7,9 +7,9 @@ from devft_jax.developmental.growths import devft, end_to_end, progfed, skip_gro
 from devft_jax.developmental.growths.devft import DevFT, DevFTOptions
 from devft_jax.developmental.growths.end_to_end import EndToEnd
 from devft_jax.developmental.growths.progfed import ProgFed, ProgFedOptions
-from devft_jax.developmental.growths.skip_grow import SkipGrow, SkipGrowOptions
+from devft_jax.developmental.growths.skip_grow import SkipGrow
 from devft_jax.developmental.growths.top_grow import TopGrow
-from devft_jax.developmental.options import CapacityOptions
+from devft_jax.developmental.options import CapacityOptions, TextOptions
 
 __all__ = ["GROWTHS", "OPTIONS", "DevFT", "EndToEnd", "GrowthOptions", "ProgFed", "SkipGrow", "TopGrow", "make_growth"]
 
@@ -22,12 +22,12 @@ GROWTHS: dict[str, NamedGrowth] = {
 }
 """The package's own growths by name."""
 
-OPTIONS = (CapacityOptions, DevFTOptions, ProgFedOptions, SkipGrowOptions)
+OPTIONS = (CapacityOptions, TextOptions, DevFTOptions, ProgFedOptions)
 """The dataclasses that declare options of single growths."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class GrowthOptions(DevFTOptions, ProgFedOptions, SkipGrowOptions):
+class GrowthOptions(DevFTOptions, ProgFedOptions):
     """All options from which a growth is made."""
 
 

@@ -20,20 +20,9 @@ import numpy as np
 
 from devft_jax.developmental.growth import FixedGrowth, NamedGrowth
 from devft_jax.developmental.layer_map import LayerMap
-from devft_jax.developmental.options import CapacityOptions, option, planned_capacities
+from devft_jax.developmental.options import TextOptions, planned_capacities
 from devft_jax.developmental.schedule import validate_capacities
 from devft_jax.developmental.stage_shape import StageShape
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SkipGrowOptions(CapacityOptions):
-    """Skip-grow's options."""
-
-    probe_data: str | None = option(None, of="growth", path=True)
-    """Public text on which layers are measured, named like `data`; by default generated tasks, none of which is a built-in
-    test record."""
-    probe_examples: int = option(32, of="growth", at_least=1, at_most=10**7)
-    """Number of its examples."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +46,7 @@ class SkipGrow(FixedGrowth):
         """Whether the layers' influence is known."""
         return self.influence is not None
 
-    def prepared(self, measure: Callable[[], np.ndarray]) -> "SkipGrow":
+    def prepared(self, measure: Callable[..., np.ndarray]) -> "SkipGrow":
         """This growth with the layers' influence, which is requested once.
 
         Args:
@@ -111,7 +100,7 @@ class SkipGrow(FixedGrowth):
         return LayerMap(jnp.asarray(np.eye(num_layers, dtype=np.float32)[layers]), jnp.asarray(assign))
 
 
-def _make(options: SkipGrowOptions, num_layers: int) -> SkipGrow:
+def _make(options: TextOptions, num_layers: int) -> SkipGrow:
     return SkipGrow(planned_capacities(options, num_layers))
 
 
