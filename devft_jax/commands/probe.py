@@ -26,11 +26,12 @@ ABOUT = (
 READ = {
     *("seed", "data", "fields", "template", "max_length", "overlong", "cache_dir"),
     *("quantization", "fused_precision", "fuse_from", "rank", "targets"),
-    *("capacity_schedule", "stages", "beta", "gauge_alignment", "transfer", "probe_data", "probe_examples"),
+    *("capacity_schedule", "stages", "similarity", "laplacian", "lone_ends", "beta", "gain_matching", "transfer"),
+    *("distil_steps", "distil_rate", "probe_data", "probe_examples"),
     *("algorithm", "message_dtype", "batch_size"),
     *("dtype", "devices", "model_shards", "examples_per_pass", "remat", "attention", "head_rows"),
 }
-"""Options of a run that a probe reads. Groups and fusion are set by plans."""
+"""Options of a run that a probe reads; those of growths are for all plans that do not set them themselves."""
 
 
 @dataclass(frozen=True, kw_only=True)

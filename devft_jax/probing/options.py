@@ -21,9 +21,10 @@ exact model's top layers, and its lowest layers."""
 class ProbeOptions:
     """What is measured, and where the results go."""
 
-    plans: tuple[str, ...] = option(DEFAULT_PLANS, each_once=True)
+    plans: tuple[str, ...] | None = option(None, each_once=True)
     """Plans to compare: growths of `devft list`, or user-defined ones as package.module:name, each with its own options as
-    :option=value, such as devft:fusion=anchor."""
+    :option=value, such as devft:fusion=anchor. By default devft and devft:grouping=even_blocks, both also with
+    :fusion=anchor, and skip-grow, top-grow and progfed."""
     depths: tuple[int, ...] | None = option(None, at_least=1, at_most=10**6, each_once=True)
     """Numbers of layers of the submodels, such as 4,8,16; by default those of `capacity_schedule` below the full depth."""
     examples: int = option(32, at_least=1, at_most=10**7)

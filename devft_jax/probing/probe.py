@@ -35,7 +35,7 @@ from devft_jax.options import check_options
 from devft_jax.planning.plan import PlanOptions
 from devft_jax.planning.planner import Planner
 from devft_jax.probing.gradients import Gradient, Slopes, alignment, gradient_shares
-from devft_jax.probing.options import ProbeOptions
+from devft_jax.probing.options import DEFAULT_PLANS, ProbeOptions
 from devft_jax.probing.plans import Plan, Submodel, map_key, parse_plan, submodels
 from devft_jax.probing.results import Cost, Measured, Probe
 from devft_jax.reporting import Progress
@@ -80,7 +80,9 @@ def probe(
     validate(config)
     check_options(options)
     check_data_found(config)
-    plans = [parse_plan(text, config) for text in options.plans]
+    if options.plans == ():
+        raise InputError("plans is empty; name one or more, such as devft.")
+    plans = [parse_plan(text, config) for text in (DEFAULT_PLANS if options.plans is None else options.plans)]
     with progress.doing("reading the model"):
         opened = _Opened.of(config, model, progress)
     depths = _depths(config, options, opened.model.config.layers)

@@ -11,6 +11,7 @@ from devft_jax.commands.probe import parse_probe
 from devft_jax.errors import InputError
 from devft_jax.probing.formats import figure, to_plain, to_text
 from devft_jax.probing.options import DEFAULT_PLANS, ProbeOptions
+from devft_jax.probing.plans import parse_plan
 from devft_jax.probing.probe import probe
 from devft_jax.reporting import Progress
 from tests.tiny_run import write_run_inputs
@@ -92,7 +93,10 @@ def test_the_plans_and_depths_have_defaults(config):
     given, options = parse_probe([config.model])
     assert given.model == config.model
     assert options == ProbeOptions()
-    assert options.plans == DEFAULT_PLANS
+    for text in DEFAULT_PLANS:
+        assert parse_plan(text, given).config.model == config.model
+    flagged, _ = parse_probe([config.model, "--similarity", "cka", "--lone-ends"])
+    assert parse_plan("devft", flagged).config.similarity == "cka"
 
 
 @pytest.mark.parametrize(
