@@ -7,6 +7,7 @@ from typing import Any
 
 from devft_jax.config.files import to_plain
 from devft_jax.config.run_config import RunConfig
+from devft_jax.config.warm_starts import warm_start_digest
 from devft_jax.data.sources import named_from_anywhere as data_from_anywhere
 from devft_jax.evaluation.benchmarks import whole_choice
 from devft_jax.files import checked_path, whole_path
@@ -15,10 +16,14 @@ from devft_jax.options import identity_fields
 
 
 def anchored(config: RunConfig) -> RunConfig:
-    """The configuration with absolute paths of all local files and folders, so that it is valid in every working folder.
+    """The configuration with absolute paths of all local files and folders, so that it is valid in every working folder, and
+    with the digest of the adapter with which the run begins.
 
     Args:
       config: the run's configuration.
+
+    Raises:
+      InputError: there is no such adapter, or it has another digest than the configuration.
     """
     changes: dict[str, Any] = {}
     for name in ("data", "test_data", "probe_data"):
@@ -30,7 +35,9 @@ def anchored(config: RunConfig) -> RunConfig:
         changes["model"] = model_from_anywhere(config.model)
     if config.evaluate_tasks is not None:
         changes["evaluate_tasks"] = tuple(map(whole_choice, config.evaluate_tasks))
-    for name in ("out", "cache_dir", "benchmark_files"):
+    if config.adapter is not None or config.init_from is not None:
+        changes["adapter_digest"] = warm_start_digest(config)
+    for name in ("out", "cache_dir", "benchmark_files", "adapter", "init_from"):
         if getattr(config, name) is not None:
             changes[name] = str(whole_path(checked_path(getattr(config, name), name)))
     return dataclasses.replace(config, **changes)

@@ -27,6 +27,7 @@ from devft_jax.federated.algorithms import MethodConfig
 from devft_jax.federated.channels.options import ChannelOptions
 from devft_jax.federated.local import OptimizerOptions
 from devft_jax.federated.options import FederatedOptions, LearningRateOptions
+from devft_jax.federated.warm_start import WarmStartOptions
 from devft_jax.models.lora import LoraOptions
 from devft_jax.models.quantization import QuantizationOptions
 from devft_jax.options import (
@@ -59,6 +60,7 @@ class RunConfig(
     QuantizationOptions,
     GrowthOptions,
     MethodConfig,
+    WarmStartOptions,
     LearningRateOptions,
     OptimizerOptions,
     EvaluationOptions,
@@ -103,6 +105,7 @@ OPTION_GROUPS: tuple[type, ...] = (
     DataOptions,
     QuantizationOptions,
     LoraOptions,
+    WarmStartOptions,
     StageOptions,
     *OPTIONS_OF_GROWTHS,
     FederatedOptions,

@@ -128,8 +128,18 @@ def probe(lora: dict[str, LoraFactors]) -> dict[str, jax.Array]:
     """
 
     def one(name: str, factors: LoraFactors) -> jax.Array:
-        key = jax.random.fold_in(jax.random.key(0, impl="threefry2x32"), PROJECTIONS.index(name))
-        vectors = jax.random.normal(key, (PROBES, factors.a.shape[-2]), jnp.float32)
+        vectors = probe_vectors(name, factors.a.shape[-2])
         return jnp.einsum("pi,gir,gro->gpo", vectors, factors.a, factors.b)
 
     return {name: one(name, factors) for name, factors in lora.items()}
+
+
+def probe_vectors(name: str, fan_in: int) -> jax.Array:
+    """The Gaussian vectors f32[PROBES, in] with which a projection's products are probed.
+
+    Args:
+      name: the projection.
+      fan_in: its inputs.
+    """
+    key = jax.random.fold_in(jax.random.key(0, impl="threefry2x32"), PROJECTIONS.index(name))
+    return jax.random.normal(key, (PROBES, fan_in), jnp.float32)

@@ -48,6 +48,7 @@ import optax
 from flax import struct
 
 from devft_jax.developmental import LayerMap
+from devft_jax.federated.warm_start import WarmStart, with_factors
 from devft_jax.models.adapter import Adapter
 from devft_jax.models.architecture import ModelConfig
 from devft_jax.models.base import Base
@@ -220,6 +221,8 @@ class Algorithm:
       enter: (Server of the stage, the stage's Base) -> Server of the stage, called once at its beginning, outside of `jit`;
         the base is on one device or, if it does not fit there, in host memory (numpy). It is also traced for the shapes
         of its result.
+      start_from: (Server at full depth before the first round, WarmStart) -> Server of a run that begins with an adapter; by
+        default the factors of the adapter that the state is, or has as `adapter`, are replaced.
       known: Server -> what every client knows without a message.
       address: (Down, Row) -> the message to one client, if clients receive different messages.
       penalty: (train, frozen) -> f32[], added to the loss that is minimised, not to the reported loss.
@@ -266,6 +269,7 @@ class Algorithm:
     submodel: Callable[[PyTree, LayerMap], PyTree]
     transfer: Callable[[PyTree, PyTree, LayerMap, str], PyTree]
     enter: Callable[[PyTree, Base], PyTree] = same_server
+    start_from: Callable[[PyTree, WarmStart], PyTree] = with_factors
     known: Callable[[PyTree], PyTree] = empty
     address: Callable[[PyTree, PyTree], PyTree] = same_message
     penalty: Callable[[PyTree, PyTree], jax.Array | float] = no_penalty

@@ -35,9 +35,10 @@ from devft_jax.runtime.devices import host_device
 from devft_jax.storage import RunFolder
 from devft_jax.storage.chosen import chosen_round
 from devft_jax.training.fingerprints import base_fingerprint
-from devft_jax.training.saved_adapters import SavedAdapters, read_saved
+from devft_jax.training.saved_adapters import SavedAdapters
 from devft_jax.training.stored_runs import StoredRun, kind_of, read_run
 from devft_jax.training.submodels import model_path
+from devft_jax.training.warm_start import saved_at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,7 +194,7 @@ def _of_run(run: StoredRun, options: SelectionOptions, adapter: str | None) -> S
         newest = max(folder.checkpoints.last_rounds().values())
         total = sum(folder.checkpoints.read_record(newest).totals.stage_rounds)
         with jax.default_device(host_device()):
-            saved = read_saved(folder, number, run, _architecture(base), position)
+            saved = saved_at(folder, number, run, _architecture(base), position)
     whose = f"of client '{options.client}' " if options.client is not None else ""
     when = f"{whose}of {run.folder} after round {number} of {total}"
     return Selected(

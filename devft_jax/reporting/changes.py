@@ -88,7 +88,9 @@ class _Steps:
 
 def _steps(story: Story) -> _Steps:
     steps = _Steps()
-    steps.full.append([steps.place("base", story.record.base_loss)])
+    record = story.record
+    began = record.base_loss if record.start_loss is None else record.start_loss
+    steps.full.append([steps.place("base" if record.start_loss is None else "begin", began)])
     before = [steps.full[-1][0]]
     for stage in story.stages:
         start, end = stage.record.loss_start, stage.record.loss_end

@@ -244,9 +244,14 @@ def learning(story: Story) -> str:
         words.append(
             "Held-out points are joined if the next one was measured evaluate_every rounds later; others are separate."
         )
+    if story.record.start_loss is not None:
+        words.append(
+            f"The run began with an existing adapter, whose held-out loss of {story.record.start_loss:.4f} is the first "
+            f"point; that of the untuned base is {story.record.base_loss:.4f}."
+        )
     if story.is_personal:
         words.append(
-            "Held-out figures are means over all clients' own models; a client that has not trained has the untuned base."
+            "Held-out figures are means over all clients' own models; a client that has not trained has the first model."
         )
     if story.record.base_loss is None:
         words.append("There was no held-out data, so only the training loss is known.")

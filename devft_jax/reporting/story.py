@@ -209,11 +209,13 @@ class Story:
 
     @cached_property
     def full_model(self) -> list[list[Evaluated]]:
-        """Measurements of the full model, in pieces joined by lines: base and stage borders, and each stage at full
-        depth."""
-        points = []
-        if self.record.base_loss is not None:
-            points.append(Evaluated(0, 0, self.record.base_loss, self.record.base_accuracy))
+        """Measurements of the full model, in pieces joined by lines: the beginning (the untuned base, or the adapter with
+        which the run began), stage borders, and each stage at full depth."""
+        record, points = self.record, []
+        if record.start_loss is not None:
+            points.append(Evaluated(0, 0, record.start_loss, record.start_accuracy))
+        elif record.base_loss is not None:
+            points.append(Evaluated(0, 0, record.base_loss, record.base_accuracy))
         for stage in self.stages:
             points += _within(stage, full=not stage.is_full)
             if stage.record.loss_full_after_transfer is not None:

@@ -52,3 +52,25 @@ def _not_in_place_of_a_damaged_one(folder: RunFolder, chosen: int) -> int:
     if after is not None:
         folder.checkpoints.read_record(after)
     return chosen
+
+
+def round_at_end_of_stage(folder: RunFolder, stage: int | None) -> int:
+    """The round of the checkpoint at the end of a stage.
+
+    Args:
+      folder: the run's folder.
+      stage: from 1; None for the newest stage.
+
+    Raises:
+      InputError: there is no such stage, or it has not ended yet.
+    """
+    number = chosen_round(folder, stage)
+    record = folder.checkpoints.read_record(number)
+    planned = record.totals.stage_rounds[record.stage]
+    if record.rounds_in_stage < planned:
+        before = f", or choose stage {record.stage}" if record.stage else ""
+        raise InputError(
+            f"stage {record.stage + 1} of the run in {folder.path} has not ended: {record.rounds_in_stage} of its {planned} "
+            f"rounds are saved; continue the run{before}."
+        )
+    return number

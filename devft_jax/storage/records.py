@@ -234,6 +234,8 @@ class RunTotals(Record):
       base: fingerprint of the base.
       base_loss: held-out loss of the untuned base; None without held-out data.
       base_accuracy: as `base_loss`.
+      start_loss: as `base_loss`, of the model with the adapter with which the run began, if it did with an existing one.
+      start_accuracy: as `start_loss`.
       base_scores: of the untuned base on benchmark tasks, if it was scored.
       final_scores: as `base_scores`, of the full model after the last stage.
       block_influence: [L], if the growth chooses layers by it.
@@ -265,6 +267,8 @@ class RunTotals(Record):
     base: str
     base_loss: float | None = None
     base_accuracy: float | None = None
+    start_loss: float | None = field(default=None, metadata=OMITTED)
+    start_accuracy: float | None = field(default=None, metadata=OMITTED)
     base_scores: list[ScoreRecord] | None = field(default=None, metadata=OMITTED)
     final_scores: list[ScoreRecord] | None = field(default=None, metadata=OMITTED)
     block_influence: list[float] | None = field(default=None, metadata=OMITTED)
@@ -306,6 +310,8 @@ class RunRecord(Record):
       base_loss: of the untuned base.
       accuracy: as `final_loss`: share of examples answered exactly.
       base_accuracy: of the untuned base.
+      start_loss: as `base_loss`, with the adapter with which the run began, if it did with an existing one.
+      start_accuracy: as `start_loss`.
       personal: of the clients' own models after the last stage.
       personal_models: whether every client has a model of its own; held-out figures are then means over these.
       held_out_examples: number of held-out examples.
@@ -348,6 +354,8 @@ class RunRecord(Record):
     base_accuracy: float | None
     personal: PersonalRecord | None
     personal_models: bool
+    start_loss: float | None = field(default=None, metadata=OMITTED)
+    start_accuracy: float | None = field(default=None, metadata=OMITTED)
     held_out_examples: int
     rounds: int
     stage_rounds: list[int]

@@ -115,7 +115,7 @@ def _same_devices(parts: Parts, record: CheckpointRecord) -> None:
 def _read_state(parts: Parts, folder: RunFolder, record: CheckpointRecord) -> State:
     """The state of the checkpoint that has this record."""
     clients, align = len(parts.data.clients), parts.config.gauge_alignment
-    bank = parts.new_bank(lambda: parts.init_server(parts.clients), parts.algorithm.traits(Clients(clients)))
+    bank = parts.new_bank(parts.first_state, parts.algorithm.traits(Clients(clients)))
     layers = parts.model.config.layers
     shapes = stage_shapes(parts.algorithm, parts.init_server, record, clients=clients, layers=layers)
     arrays = folder.checkpoints.read_arrays(

@@ -78,6 +78,11 @@ def say_base(progress: Progress, state: State) -> None:
         progress.say(
             f"untuned base: held-out loss {state.totals.base_loss:.4f}, exact match {state.totals.base_accuracy:.1%}"
         )
+        if state.totals.start_loss is not None:
+            progress.say(
+                f"with the given adapter: held-out loss {state.totals.start_loss:.4f}, exact match "
+                f"{state.totals.start_accuracy:.1%}"
+            )
 
 
 def say_summary(progress: Progress, summary: RunRecord) -> None:

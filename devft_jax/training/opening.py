@@ -33,6 +33,8 @@ def open_run(config: RunConfig, folder: RunFolder, objects: dict[str, str]) -> i
     """
     without_effect = unread(config, objects)
     mine = {name: value for name, value in identity(config).items() if name not in without_effect}
+    # Also compared where only one of the two begins with an adapter.
+    mine["adapter_digest"] = config.adapter_digest
     mine |= {"objects": objects} if objects else {}
     stored = folder.read_json("config.json")
     if stored is not None:

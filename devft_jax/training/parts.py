@@ -33,6 +33,7 @@ from devft_jax.evaluation import HeldOut
 from devft_jax.evaluation.evaluator import Evaluator
 from devft_jax.federated.algorithm import Algorithm, Clients
 from devft_jax.federated.bank import ClientBank
+from devft_jax.federated.beginning import first_state
 from devft_jax.federated.local import OptimizerOptions, choose_passes
 from devft_jax.federated.messages import message_bytes
 from devft_jax.federated.options import validate_learning_rate
@@ -40,6 +41,7 @@ from devft_jax.federated.profiles import profiled_clients
 from devft_jax.federated.round.client import LocalTraining
 from devft_jax.federated.round.cohort import Cohort
 from devft_jax.federated.sampling import Purpose, run_key
+from devft_jax.federated.warm_start import WarmStart
 from devft_jax.federated.work import Rounds, round_work
 from devft_jax.models.architecture import ModelConfig
 from devft_jax.models.base import Base
@@ -58,6 +60,7 @@ from devft_jax.training.hidden_states import HiddenStates
 from devft_jax.training.probe import block_influence, probe_examples, text_similarity
 from devft_jax.training.stages import check_composition, plan_stages
 from devft_jax.training.submodels import Submodels, open_model
+from devft_jax.training.warm_start import read_warm_start
 from devft_jax.typing import PyTree
 
 _PROGRAMS = {
@@ -115,6 +118,7 @@ class Parts:
       evaluator: evaluates models on held-out data.
       hidden_states: stored outputs of the layers below all adapters, if there are any.
       clients: what the algorithm may know of the clients in advance.
+      warm_start: the adapter with which the run begins; None if it begins with a new one.
       scratch: folder for data too large for memory, used for one stage; None for the system's temporary folder.
       versions: of software, system and device.
       norms: the jitted function of `jit_norms`.
@@ -141,6 +145,7 @@ class Parts:
     evaluator: Evaluator
     hidden_states: HiddenStates
     clients: Clients
+    warm_start: WarmStart | None
     scratch: Path | None
     versions: dict[str, str]
     norms: jax.stages.Wrapped
@@ -156,8 +161,16 @@ class Parts:
         return self.cohort.training
 
     def init_server(self, clients: Clients) -> PyTree:
-        """The algorithm's first state, at full depth."""
+        """The algorithm's own first state, at full depth."""
         return self.algorithm.init_server(run_key(self.config.seed, Purpose.INITIALISATION), self.model.config, clients)
+
+    def first_state(self) -> PyTree:
+        """The state with which the run begins, at full depth.
+
+        Raises:
+          InputError: it begins with an adapter that does not fit the run.
+        """
+        return first_state(self.algorithm, self.init_server(self.clients), self.warm_start)
 
     def new_bank(self, origin: Callable[[], PyTree], traits: PyTree) -> ClientBank:
         """The bank in which no client has a row yet.
@@ -236,6 +249,7 @@ def build_parts(
         opened, original_blocks = open_model(config, compute, model)
     architecture = opened.config
     growth, algorithm, stage_rounds = _methods(config, architecture, growth, algorithm)
+    warm_start = read_warm_start(config, architecture)
     probe = None if growth.measured else probe_examples(config, opened.tokenizer)
     data, rounds = _data(config, opened, algorithm, data, progress)
     cohort, hidden_states, most_per_step = _cohort(
@@ -266,6 +280,7 @@ def build_parts(
         evaluator=Evaluator(algorithm, _held_out(config, architecture, compute, data, devices, programs), programs),
         hidden_states=hidden_states,
         clients=profiled_clients(data, opened.base.embed, config.seed),
+        warm_start=warm_start,
         scratch=scratch,
         versions=versions(devices[0]),
         norms=jit_norms(algorithm),

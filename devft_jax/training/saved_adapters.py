@@ -6,6 +6,7 @@ If every client has its own model, the adapters are those of one client, from th
 read.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,9 @@ import numpy as np
 from devft_jax.developmental import LayerMap
 from devft_jax.federated.algorithm import Clients
 from devft_jax.federated.bank import BankView, ClientBank
+from devft_jax.federated.beginning import first_state
 from devft_jax.federated.sampling import Purpose, run_key
+from devft_jax.federated.warm_start import WarmStart
 from devft_jax.models.adapter import Adapter
 from devft_jax.models.architecture import ModelConfig
 from devft_jax.models.lora import as_low_rank
@@ -45,7 +48,13 @@ class SavedAdapters:
 
 
 def read_saved(
-    folder: RunFolder, round_index: int, run: StoredRun, architecture: ModelConfig, position: int | None
+    folder: RunFolder,
+    round_index: int,
+    run: StoredRun,
+    architecture: ModelConfig,
+    position: int | None,
+    *,
+    start: Callable[[], WarmStart | None],
 ) -> SavedAdapters:
     """The adapters of one checkpoint; what clients keep is read only if a model is made from it.
 
@@ -55,6 +64,7 @@ def read_saved(
       run: the run.
       architecture: of the base at full depth.
       position: index of the client whose model is read; None for the model of all clients.
+      start: returns the adapter with which the run began; called only if models are personal.
 
     Raises:
       InputError: the checkpoint cannot be read, or belongs to another model.
@@ -75,9 +85,10 @@ def read_saved(
     if algorithm.personal is None:
         adapters = algorithm.view(deep), algorithm.view(server)
     else:
+        began = start()
         bank = ClientBank(
             algorithm,
-            lambda: init_server(clients),
+            lambda: first_state(algorithm, init_server(clients), began),
             algorithm.traits(clients),
             clients=clients.size,
             mode=config.transfer,

@@ -148,7 +148,9 @@ def _submodel_bytes(algorithm: Algorithm, state: State) -> int:
 def _report_stage(parts: Parts, state: State, record: StageRecord) -> None:
     """Report the layers and parameters of the stage that has just begun."""
     progress, earlier = parts.progress, state.totals.stages[:-1]
-    before = earlier[-1].loss_full_after_transfer if earlier else state.totals.base_loss
+    totals = state.totals
+    before = totals.base_loss if totals.start_loss is None else totals.start_loss
+    before = earlier[-1].loss_full_after_transfer if earlier else before
     progress.stage(state.stage, len(state.totals.stage_rounds), record, before)
     trained = trained_parameters(parts, state)
     share = trained / parameter_count(base_shapes(parts.model.config, dtype=parts.training.compute.dtype))

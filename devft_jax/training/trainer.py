@@ -16,6 +16,7 @@ import numpy as np
 
 from devft_jax.accounting import energy_summary
 from devft_jax.developmental import LayerMap
+from devft_jax.federated.beginning import check_first_state
 from devft_jax.federated.messages import message_bytes
 from devft_jax.models.adapter import Adapter
 from devft_jax.runtime.devices import host_device
@@ -23,7 +24,7 @@ from devft_jax.storage import RunFolder
 from devft_jax.storage.records import CompiledAheadRecord, RoundRecord, RunRecord, RunTotals
 from devft_jax.training.checkpoints import resume, save_state
 from devft_jax.training.compile_ahead import compile_stage_ahead
-from devft_jax.training.evaluate import transferred
+from devft_jax.training.evaluate import evaluate_full, transferred
 from devft_jax.training.fingerprints import base_fingerprint, data_fingerprint
 from devft_jax.training.parts import Parts
 from devft_jax.training.round import run_round
@@ -43,9 +44,16 @@ class Trainer:
     parts: Parts
 
     def begin(self) -> State:
-        """The state before the first round, with the untuned base evaluated."""
+        """The state before the first round, with the untuned base and the adapter with which the run begins evaluated.
+
+        Raises:
+          InputError: the run begins with an adapter that does not fit it.
+        """
         parts = self.parts
-        full = parts.init_server(parts.clients)
+        full = parts.first_state()
+        if parts.warm_start is not None:
+            check_first_state(parts.algorithm, full, parts.clients, parts.warm_start)
+            parts.progress.say(f"the run begins with {parts.warm_start.what}, rank {parts.warm_start.rank}")
         # The clients' properties are computed for all of them at once, in host memory.
         with jax.default_device(host_device()):
             traits = jax.device_get(parts.algorithm.traits(parts.clients))
@@ -71,6 +79,10 @@ class Trainer:
         totals.compile_before = totals.seconds.compile
         if judged is not None:
             totals.base_loss, totals.base_accuracy = judged.loss, judged.accuracy
+        if parts.warm_start is not None:
+            began = evaluate_full(parts, state, full)
+            if began is not None:
+                totals.start_loss, totals.start_accuracy = began.loss, began.accuracy
         return state
 
     def resume(self, folder: RunFolder, round_index: int) -> State:
@@ -140,6 +152,8 @@ class Trainer:
             base_loss=totals.base_loss,
             accuracy=last.accuracy_full_after_transfer,
             base_accuracy=totals.base_accuracy,
+            start_loss=totals.start_loss,
+            start_accuracy=totals.start_accuracy,
             personal=last.personal,
             personal_models=not parts.algorithm.has_global_model,
             held_out_examples=0 if parts.data.test is None else len(parts.data.test),

@@ -44,8 +44,10 @@ from devft_jax.federated.algorithm import Algorithm, Clients, Participant, Share
 from devft_jax.federated.algorithms.fedit import fedit
 from devft_jax.federated.algorithms.options import MethodOptions
 from devft_jax.federated.messages import Unsent
+from devft_jax.federated.warm_start import WarmStart
 from devft_jax.models.adapter import Adapter, LoraFactors
 from devft_jax.models.architecture import ModelConfig
+from devft_jax.models.lora import lora_scale
 from devft_jax.options import option
 from devft_jax.typing import PyTree
 
@@ -211,6 +213,11 @@ def dofit(config: DoFITOptions) -> Algorithm:
         repeated = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (config.domains, *leaf.shape)), lora)
         return Server(lora=repeated, learns=jnp.ones(model.layers, bool), layers=model.layers)
 
+    def start_from(server: Server, start: WarmStart) -> Server:
+        fresh = jax.tree.map(lambda leaf: leaf[0], server.lora)
+        lora = start.factors(fresh, lora_scale(config))
+        return server.replace(lora=jax.tree.map(lambda leaf: jnp.stack([leaf] * config.domains), lora))
+
     def finish(participant: Participant, train: PyTree) -> tuple[PyTree, PyTree]:
         domain = Unsent(participant.row["domain"])
         return (change_of(train, participant.down, config.message_dtype), domain), participant.row
@@ -254,6 +261,7 @@ def dofit(config: DoFITOptions) -> Algorithm:
         view=view,
         submodel=submodel,
         transfer=transfer,
+        start_from=start_from,
         traits=lambda clients: {"domain": jnp.asarray(clients.domains(config.domains), jnp.int32)},
         personal=lambda server, row: adapter_of(jax.tree.map(lambda leaf: leaf[row["domain"]], server.lora), config),
         consensus=lambda server, bank: view(server),

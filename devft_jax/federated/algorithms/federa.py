@@ -17,6 +17,8 @@ represented by W as it is stored, packed or not, and a float32 correction beside
 No code of the authors was found; the formulas are theirs as reported by others, with s taken out of the factors, which
 makes no difference for s = 1.
 
+A run that begins with an adapter has its product in the correction, and so in what the first stage decomposes.
+
 With a growth, each stage decomposes its own frozen weights, and only the learned part s (a b - a_0 b_0) returns to the
 layers of a group, as a dense correction: a b itself would put the principal directions of the stage's weight into
 each of them. The decomposition, and what a full-depth stage needs of earlier ones (their final factors),
@@ -127,6 +129,7 @@ def federa(config: MethodOptions) -> Algorithm:
         submodel=lambda server, layer_map: fuse(layer_map, server),
         transfer=transfer,
         enter=enter,
+        start_from=lambda server, start: server.replace(delta=start.products(server.delta)),
         known=lambda server: (server.initial, server.delta),
         principal=False,
     )

@@ -4,7 +4,8 @@ The factor a, which multiplies the input, is common to all clients; every client
 
     (a_i, b_i) <- local training from (a, b_i),    a <- sum_i w_i a_i.
 
-Only a is sent. A client's b_i begins at zero and is unchanged between the rounds in which the client takes part.
+Only a is sent. A client's b_i begins at zero, or at the b of the adapter with which the run begins, and is unchanged between
+the rounds in which the client takes part.
 
 The evaluated models are the personal models (a, b_i), all on the same held-out data, and their consensus: with one a for
 all, the mean of the personal models' weights is
@@ -53,7 +54,8 @@ class Row(struct.PyTreeNode):
 def fedsa_lora(config: MethodOptions) -> Algorithm:
     """FedSA-LoRA with the configured adapters; `message_dtype` is the dtype of a in messages.
 
-    Server: an adapter with the common a, and a b of zero, which it never learns.
+    Server: an adapter with the common a, and the b with which clients begin, which it never changes: zero, or that of the
+    adapter with which the run begins.
 
     Args:
       config: the options of the run's methods.
@@ -73,7 +75,7 @@ def fedsa_lora(config: MethodOptions) -> Algorithm:
         return server.replace(lora=lora), {"update_norm": optax.tree.norm(change)}
 
     def init_row(server: Adapter, trait: PyTree) -> Row:
-        return Row(b=jax.tree.map(jnp.zeros_like, one_factor(server.lora, "b")), seen=jnp.zeros((), bool))
+        return Row(b=one_factor(server.lora, "b"), seen=jnp.zeros((), bool))
 
     def transfer_row(full: Row, stage: Row, layer_map: LayerMap, mode: str) -> Row:
         return Row(b=inherit(layer_map, stage.b, full.b, mode=mode), seen=stage.seen)
@@ -83,7 +85,7 @@ def fedsa_lora(config: MethodOptions) -> Algorithm:
 
     def consensus(server: Adapter, bank: Row) -> Adapter:
         seen = np.asarray(bank.seen)
-        # Before any client has trained, every b is zero and so is their mean.
+        # Before any client has trained, all have the same b.
         trained = np.flatnonzero(seen) if seen.any() else np.arange(len(seen))
         mean = jax.tree.map(lambda leaf: jnp.asarray(np.mean(np.asarray(leaf)[trained], axis=0)), bank.b)
         return server.replace(lora=both_factors(one_factor(server.lora, "a"), mean))

@@ -21,6 +21,8 @@ The authors merge the stack into the weights. Here D stays in float32 beside the
 changes that are small relative to their precision. Their server is made for the ranks of all clients together, so their code
 works only if all clients take part.
 
+A run that begins with an adapter has its product in D from the beginning.
+
 With a growth, D is fused like the layers that it corrects, and each of them gets the change of the stage back. Nothing else
 is kept between rounds: there is no adapter to map.
 """
@@ -43,6 +45,7 @@ from devft_jax.federated.corrections import (
     stage_correction,
 )
 from devft_jax.federated.messages import Ranked
+from devft_jax.federated.warm_start import WarmStart
 from devft_jax.models.adapter import Adapter, LoraFactors
 from devft_jax.models.architecture import PROJECTIONS, ModelConfig
 from devft_jax.models.lora import adapter_norms, initial_a, lora_scale
@@ -118,6 +121,10 @@ def flora(config: ClientRankOptions) -> Algorithm:
         stack = {name: zero_factors(leaf.shape, slots * ranks.most) for name, leaf in delta.items()}
         return Server(Correction(delta, in_message_dtype(stack, config.message_dtype)), jnp.int32(0))
 
+    def start_from(server: Server, start: WarmStart) -> Server:
+        delta = start.products(server.correction.delta)
+        return server.replace(correction=server.correction.replace(delta=delta))
+
     def start(participant: Participant) -> tuple[PyTree, PyTree]:
         lora = fresh_factors(participant.key, participant.known, ranks.most)
         if ranks.differ:
@@ -157,6 +164,7 @@ def flora(config: ClientRankOptions) -> Algorithm:
         view=lambda server: adapter_of({}, config, server.correction.total()),
         submodel=submodel,
         transfer=transfer,
+        start_from=start_from,
         known=lambda server: server.correction.delta,
         traits=ranks.traits if ranks.differ else empty,
         cumulative=lambda down: down,
