@@ -2,17 +2,16 @@
 
 from devft_jax.storage.records import (
     CheckpointRecord,
-    ClientRecord,
     CompiledAheadRecord,
     EnergyRecord,
     RoundRecord,
     RunRecord,
     RunTotals,
     SecondsRecord,
-    SplitRecord,
     StageRecord,
 )
 from devft_jax.storage.result_records import ScoreRecord
+from devft_jax.storage.split_record import ClientRecord, SplitRecord
 
 SECONDS = SecondsRecord(train=1.0, compile=2.0, build=3.0, evaluate=4.0)
 

@@ -127,6 +127,11 @@ def check_request(common: RunConfig, options: CompareOptions) -> Request:
     if own_grid:
         common = dataclasses.replace(common, evaluate_every=-(-common.rounds // options.evaluations))
     configured = configure(arms, common)
+    if any(each.config.stop_after is not None for each in configured):
+        raise InputError(
+            "stop_after ends runs after different rounds, but the runs of a comparison have equal rounds or bytes; leave it "
+            "out."
+        )
     check_effects(asked.with_given(asked.given & {"rounds"}))
     check_arms_effects(asked, {each.arm.name: (each.config, each.arm.overrides) for each in configured})
     reference = options.reference or arms[0].name

@@ -57,6 +57,11 @@ def validate(config: RunConfig) -> None:
             f"rounds {config.rounds} with clients_per_round {config.clients_per_round} give {trainings:,} trainings of a "
             f"client; use {MOST_TRAININGS:,} or fewer."
         )
+    if config.stop_after is not None and not config.evaluate_every:
+        raise InputError(
+            f"stop_after {config.stop_after} counts rounds without a lower held-out loss, but evaluate_every is 0, so that "
+            "no round within a stage is evaluated; give --evaluate-every."
+        )
     if config.capacities is not None:
         try:
             validate_capacities(config.capacities)

@@ -6,7 +6,7 @@ from devft_jax.data.federated_data import FederatedData
 from devft_jax.data.groups import Groups, category_groups
 from devft_jax.data.tokens import Examples
 from devft_jax.files import printable
-from devft_jax.storage.records import ClientRecord, SplitRecord
+from devft_jax.storage.split_record import ClientRecord, SplitRecord
 
 _PLURALS = {"category": "categories", "topic": "topics", "length": "lengths in tokens"}
 """Plural names of the kinds of groups, for the table."""

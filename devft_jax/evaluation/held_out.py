@@ -22,7 +22,7 @@ from devft_jax.models.base import Base
 from devft_jax.models.llama import Compute
 from devft_jax.models.loss import completion_statistics
 from devft_jax.models.sharding import partition_specs, place, placed_shapes
-from devft_jax.options import Need, execution
+from devft_jax.options import Need, execution, option
 from devft_jax.runtime.compiled import CompiledPrograms, shared_programs
 from devft_jax.runtime.devices import OVER_DEVICES, client_mesh, shapes_on
 
@@ -43,6 +43,9 @@ class EvaluationOptions:
     """Rounds between evaluations within a stage; 0 evaluates only at the beginning and end of stages."""
     evaluate_full: bool = execution(False, needs=[HELD_OUT, WITHIN_STAGES])
     """Evaluate not only the stage's submodel but also the full model as if the stage ended there."""
+    stop_after: int | None = option(None, at_least=1, needs=[HELD_OUT, WITHIN_STAGES])
+    """End the run if the full model's held-out loss, measured every `evaluate_every` rounds, has not become lower in this
+    many rounds of the last stage; earlier stages are not shortened. The best round's adapter is written to adapter-best/."""
     evaluation_batch: int = execution(32, at_least=1, at_most=10**6)
     """Held-out examples evaluated at once."""
 

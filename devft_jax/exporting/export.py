@@ -5,6 +5,7 @@ nothing is trained and no data is read. Everything is computed in host memory.
 """
 
 from pathlib import Path
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +30,7 @@ def export(
     *,
     form: Form = "adapter",
     stage: int | None = None,
-    round: int | None = None,
+    round: int | Literal["best"] | None = None,
     client: str | None = None,
     model: str | None = None,
     dtype: str = "auto",
@@ -45,7 +46,8 @@ def export(
       out: the folder to write: absent, empty, or an earlier export of the same request.
       form: adapter, merged, submodel or submodel-adapter; see `devft_jax.exporting.request`.
       stage: from 1; uses the newest checkpoint of that stage, also for adapter, merged and submodel.
-      round: from 1, in place of a stage; uses the checkpoint of that round, if it is kept.
+      round: from 1, in place of a stage; uses the checkpoint of that round, if it is kept; "best" for the round of lowest
+        held-out loss of a run with `stop_after`.
       client: the client whose model to write, by its name in the run's split; only for a run where every client has its own.
       model: the base: a folder, Hugging Face name or "bundled"; by default the one that the run or the adapter names.
       dtype: data type of stored model weights, "bfloat16", "float32" or "float16"; "auto" keeps that of the base, and

@@ -5,14 +5,12 @@ with the given adapter. An algorithm whose record does not keep it, for example 
 initialisation, is refused before anything is trained.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from devft_jax.errors import InputError
-from devft_jax.federated.adapters import probe, probe_vectors
+from devft_jax.federated.adapters import probe_vectors
 from devft_jax.federated.algorithm import Algorithm, Clients
 from devft_jax.federated.warm_start import NoAdapterError, WarmStart
 from devft_jax.models.adapter import Adapter, layer_scales
@@ -74,18 +72,28 @@ def _first_models(algorithm: Algorithm, server: PyTree, clients: Clients) -> lis
     return models
 
 
-def _responses(adapter: Adapter) -> dict[str, Any]:
-    """x (delta + scale a b) f32[L, PROBES, out] of each projection for fixed vectors x."""
-    found = {name: jnp.zeros(()) for name in (*adapter.lora, *adapter.delta)}
-    for name, each in probe(adapter.lora).items():
-        scales = layer_scales(adapter, each.shape[0])[name]
-        found[name] = found[name] + scales[:, None, None] * each
-    for name, delta in adapter.delta.items():
-        found[name] = found[name] + jnp.einsum("pi,lio->lpo", probe_vectors(name, delta.shape[1]), delta)
-    return {name: np.asarray(each) for name, each in found.items()}
+def _responses(adapter: Adapter) -> dict[str, np.ndarray]:
+    """x (delta + scale a b) f64[L, PROBES, out] of each projection for fixed vectors x, in host memory, layer by layer: an
+    accelerator's usual products of matrices are less precise than the check."""
+    depth = adapter.depth(otherwise=0)
+    scales = layer_scales(adapter, depth)
+    found = {}
+    for name in {*adapter.lora, *adapter.delta}:
+        layers = []
+        for layer in range(depth):
+            parts = []
+            if name in adapter.lora:
+                a, b = (np.asarray(each[layer], np.float64) for each in (adapter.lora[name].a, adapter.lora[name].b))
+                parts.append(float(scales[name][layer]) * (np.asarray(probe_vectors(name, len(a)), np.float64) @ a) @ b)
+            if name in adapter.delta:
+                delta = np.asarray(adapter.delta[name][layer], np.float64)
+                parts.append(np.asarray(probe_vectors(name, len(delta)), np.float64) @ delta)
+            layers.append(sum(parts))
+        found[name] = np.stack(layers)
+    return found
 
 
-def _equal(found: dict[str, Any], wanted: dict[str, Any]) -> bool:
+def _equal(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> bool:
     """Whether two updates are the same up to rounding; a projection that only one adapts must not be changed by it."""
     size = max((float(np.linalg.norm(each)) for each in wanted.values()), default=0.0)
     apart = [found.get(name, np.zeros(())) - wanted.get(name, np.zeros(())) for name in {*found, *wanted}]

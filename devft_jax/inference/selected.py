@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 
@@ -47,8 +47,9 @@ class SelectionOptions:
 
     stage: int | None = None
     """The stage, counted from 1, taken from its newest checkpoint; by default the run's newest checkpoint."""
-    round: int | None = None
-    """The round, counted from 1, in place of a stage; its checkpoint must have been kept."""
+    round: int | Literal["best"] | None = None
+    """The round, counted from 1, in place of a stage; its checkpoint must have been kept. best is that of the lowest
+    held-out loss in the last stage of a run with `stop_after`."""
     client: str | None = verbatim(None)
     """The client whose model to use, in a run where every client has its own, such as with local-only."""
     model: str | None = path(None)

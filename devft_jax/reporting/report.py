@@ -60,7 +60,9 @@ def _state(story: Story) -> tuple[str, str]:
     """The CSS class and the text of the run's state."""
     resumed = f", resumed after round {', '.join(map(str, story.resumes))}" if story.resumes else ""
     if story.finished:
-        return "done", f"finished: {story.rounds} round{'s' if story.rounds > 1 else ''}{resumed}"
+        best = story.record.best
+        planned = "" if best is None or best.planned_rounds is None else f" of {best.planned_rounds}, ended early"
+        return "done", f"finished: {story.rounds} round{'s' if story.rounds > 1 else ''}{planned}{resumed}"
     how = "stopped" if story.record.stopped_by else "still running or interrupted"
     return "open", f"{how} after round {story.rounds} of {story.planned}{resumed}"
 
@@ -115,7 +117,21 @@ def _result(story: Story) -> str:
     text = f"{whose} {_moved(base.loss, last.loss, '{:.4f}')}"
     if base.accuracy is not None and last.accuracy is not None:
         text += f" and exact match {_moved(base.accuracy, last.accuracy, '{:.1%}')}"
-    return f"{text}{when}."
+    return f"{text}{when}.{_best(story)}"
+
+
+def _best(story: Story) -> str:
+    """The best round, if the run looked for it, and whether the run ended early because of it."""
+    best = story.record.best
+    if best is None:
+        return ""
+    text = f" The lowest held-out loss of the last stage is that after round {best.round}: {best.loss:.4f}"
+    if best.planned_rounds is not None:
+        text += (
+            f"; none was lower in the {story.config.stop_after} rounds after it, so that the run ended after round "
+            f"{story.rounds} of {best.planned_rounds}"
+        )
+    return f"{text}. Its adapter is in adapter-best/."
 
 
 def _tile(name: str, value: str, note: str = "", before: str = "") -> str:

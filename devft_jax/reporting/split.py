@@ -12,7 +12,7 @@ from statistics import median
 
 from devft_jax.reporting.names import distinct, shortened
 from devft_jax.reporting.svg import Picture, escape
-from devft_jax.storage.records import ClientRecord, SplitRecord
+from devft_jax.storage.split_record import ClientRecord, SplitRecord
 
 # Limits of the picture: the first clients, and the most frequent groups with one column for all others.
 MAX_CLIENTS, MAX_GROUPS = 100, 24

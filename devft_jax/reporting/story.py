@@ -12,8 +12,9 @@ from itertools import accumulate, groupby
 from devft_jax.config.run_config import RunConfig
 from devft_jax.errors import InputError
 from devft_jax.reporting.units import BYTES, FLOPS, SECONDS, Units, unit_for
-from devft_jax.storage.records import RoundRecord, RunRecord, SplitRecord, StageRecord
+from devft_jax.storage.records import RoundRecord, RunRecord, StageRecord
 from devft_jax.storage.result_records import PersonalRecord
+from devft_jax.storage.split_record import SplitRecord
 
 Column = Callable[[RoundRecord], float]
 """A figure of a round."""

@@ -1,8 +1,8 @@
 """The checkpoints of a run, `checkpoints/<round>/`, and what clients keep, `bank/round_<round>.safetensors`.
 
 A checkpoint is written atomically, and every byte is verified before it is read (`devft_jax.storage.digests`). Kept are the
-two newest, the last one of every stage, from which the stage can be exported, and the one after which the run was
-lengthened, because later rounds are replayed from it.
+two newest, the last one of every stage, from which the stage can be exported, that of the best round, if the run looks for
+it, and the one after which the run was lengthened, because later rounds are replayed from it.
 """
 
 import contextlib
@@ -85,7 +85,7 @@ class Checkpoints:
         Args:
           round_index: the round.
           arrays: the run's state.
-          record: its `stage` and `lengthened_after` determine which checkpoints are needed.
+          record: its `stage`, `lengthened_after` and `best` determine which checkpoints are needed.
           bank: called with the path of the file to which it writes what clients keep; done before the checkpoint appears.
 
         Raises:
@@ -109,14 +109,15 @@ class Checkpoints:
                 os.replace(new, final)
                 self._stages[round_index] = record.stage
                 self._intact.add(round_index)
-                self._remove_older(record.totals.lengthened_after)
+                best = record.totals.best
+                self._remove_older({record.totals.lengthened_after, *([] if best is None else [best.round])})
         finally:
             shutil.rmtree(new, ignore_errors=True)
 
-    def _remove_older(self, lengthened_after: int) -> None:
+    def _remove_older(self, needed: set[int]) -> None:
         """Remove the checkpoints that are not needed, and the banks of rounds without a checkpoint."""
         saved = self.saved_rounds()
-        kept = {*self.last_rounds().values(), lengthened_after, *saved[-CHECKPOINTS_KEPT:]}
+        kept = {*self.last_rounds().values(), *needed, *saved[-CHECKPOINTS_KEPT:]}
         for old in set(saved) - kept:
             _remove(self._folder / str(old))
         kept_banks = {self.bank_path(round_index) for round_index in kept}

@@ -1,16 +1,18 @@
 """The checkpoint of a run that is asked for: the newest, a stage's newest, or that of a round."""
 
+from typing import Literal
+
 from devft_jax.errors import InputError
 from devft_jax.storage.run_folder import RunFolder
 
 
-def chosen_round(folder: RunFolder, stage: int | None, round: int | None = None) -> int:
-    """The round of the requested checkpoint: the newest, a given stage's newest, or that of a given round.
+def chosen_round(folder: RunFolder, stage: int | None, round: int | Literal["best"] | None = None) -> int:
+    """The round of the requested checkpoint: the newest, a given stage's newest, or that of a given or the best round.
 
     Args:
       folder: the run's folder.
       stage: from 1; None for any.
-      round: from 1; None for the newest.
+      round: from 1, or "best" for that of lowest held-out loss; None for the newest.
 
     Raises:
       InputError: there is no such checkpoint, or a damaged one may be the requested one.
@@ -21,6 +23,14 @@ def chosen_round(folder: RunFolder, stage: int | None, round: int | None = None)
     if not rounds:
         raise InputError(f"the run in {folder.path} has no checkpoint yet; let it train up to its first one.")
     newest = max(rounds.values())
+    if isinstance(round, str):
+        best = folder.checkpoints.read_record(newest).totals.best
+        if best is None:
+            raise InputError(
+                f"the run in {folder.path} did not look for its best round; run it with --stop-after, or choose another "
+                "round."
+            )
+        round = best.round
     if round is not None:
         saved = folder.checkpoints.saved_rounds()
         if round not in saved:

@@ -76,6 +76,7 @@ def _is_judged(path: Path) -> bool:
     return {"questions", "models", "judge", "results"} <= _fields(path / "results.json").keys()
 
 
+_ADAPTER_FILES = {"adapter_config.json", "adapter_model.safetensors", "generation_config.json"}
 RUN = Kind(
     "run",
     is_run,
@@ -88,7 +89,8 @@ RUN = Kind(
         "bank": None,
         "tensorboard": None,
         "wandb": None,
-        "adapter": {"adapter_config.json", "adapter_model.safetensors", "generation_config.json"}.__contains__,
+        "adapter": _ADAPTER_FILES.__contains__,
+        "adapter-best": _ADAPTER_FILES.__contains__,
     },
 )
 """The folder of a run."""

@@ -3,10 +3,10 @@
     metrics.jsonl                   one `RoundRecord` per line
     summary.json, record.json       a `RunRecord`, with a `StageRecord` for every stage that has begun; record.json while
                                     unfinished
-    split.json                      a `SplitRecord`, with a `ClientRecord` for every client
     checkpoints/<round>/record.json a `CheckpointRecord`, with the `RunTotals` up to its round
 
-Results of evaluations, in several of these, are in `devft_jax.storage.result_records`.
+Results of evaluations, in several of these, are in `devft_jax.storage.result_records`; split.json is a record of
+`devft_jax.storage.split_record`.
 
 An attribute has the name that is used in the file; `devft_jax.storage.record` writes and reads records. In a line of
 metrics, a number under an unknown name is one of the algorithm's own metrics.
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from devft_jax.storage.record import INLINE, OMITTED, Record, unusable
-from devft_jax.storage.result_records import PersonalRecord, ScoreRecord
+from devft_jax.storage.result_records import BestRecord, PersonalRecord, ScoreRecord
 
 
 @dataclass(kw_only=True)
@@ -241,6 +241,7 @@ class RunTotals(Record):
       block_influence: [L], if the growth chooses layers by it.
       text_similarity: [L, L], if the growth groups layers by their outputs on public text.
       rate_ends_after: the round at which the learning rate's schedule ends, if that is before the end of the run.
+      best: the round of lowest held-out loss in the last stage, if the run looks for it.
     """
 
     where = "the record of its checkpoint"
@@ -274,6 +275,7 @@ class RunTotals(Record):
     block_influence: list[float] | None = field(default=None, metadata=OMITTED)
     text_similarity: list[list[float]] | None = field(default=None, metadata=OMITTED)
     rate_ends_after: int | None = field(default=None, metadata=OMITTED)
+    best: BestRecord | None = field(default=None, metadata=OMITTED)
 
 
 @dataclass(kw_only=True)
@@ -344,6 +346,7 @@ class RunRecord(Record):
       stopped_by: number of the signal that stopped the run.
       base_scores: of the untuned base on benchmark tasks, if it was scored.
       final_scores: as `base_scores`, of the full model after the last stage.
+      best: the round of lowest held-out loss in the last stage, if the run looked for it.
     """
 
     where = "its record"
@@ -386,6 +389,7 @@ class RunRecord(Record):
     stopped_by: int | None = field(default=None, metadata=OMITTED)
     base_scores: list[ScoreRecord] | None = field(default=None, metadata=OMITTED)
     final_scores: list[ScoreRecord] | None = field(default=None, metadata=OMITTED)
+    best: BestRecord | None = field(default=None, metadata=OMITTED)
 
     @classmethod
     def from_plain(cls, plain: Any, path: str | Path, where: str | None = None) -> Self:
@@ -394,55 +398,3 @@ class RunRecord(Record):
         if not record.stages:
             raise unusable(cls.where, "stages", path)
         return record
-
-
-@dataclass(kw_only=True)
-class ClientRecord(Record):
-    """A client of the split.
-
-    Attributes:
-      name: name of the client.
-      id: its number, from which its random numbers are derived.
-      examples: number of its examples.
-      tokens: number of tokens in its examples.
-      groups: number of examples by the name of their group.
-    """
-
-    where = "a client of its split"
-
-    name: str
-    id: int
-    examples: int
-    tokens: int
-    groups: dict[str, int]
-
-
-@dataclass(kw_only=True)
-class SplitRecord(Record):
-    """The training data and its split over clients.
-
-    Attributes:
-      partition: how the data was split.
-      template: how prompts are worded.
-      begins_with: texts of the tokens before every example.
-      ends_with: texts of the tokens after every answer.
-      notes: further facts about the prompts.
-      examples: number of examples of all clients.
-      tokens: number of tokens of all examples.
-      grouped_by: category, topic or length; None if examples have no groups.
-      groups: number of examples by the name of their group, over all clients.
-      clients: in order.
-    """
-
-    where = "its split"
-
-    partition: str
-    template: str
-    begins_with: list[str] = field(default_factory=list)
-    ends_with: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    examples: int
-    tokens: int
-    grouped_by: str | None
-    groups: dict[str, int]
-    clients: list[ClientRecord]

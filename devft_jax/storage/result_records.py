@@ -29,6 +29,24 @@ class PersonalRecord(Record):
 
 
 @dataclass(kw_only=True)
+class BestRecord(Record):
+    """The round of a run's last stage after which the full model had the lowest held-out loss; its checkpoint is kept.
+
+    Attributes:
+      round: from 1, over all stages.
+      loss: the held-out loss after it.
+      planned_rounds: rounds of the run that were planned before it was ended because no later round had a lower loss; None
+        if it was not.
+    """
+
+    where = "the best round of its record"
+
+    round: int
+    loss: float
+    planned_rounds: int | None = field(default=None, metadata=OMITTED)
+
+
+@dataclass(kw_only=True)
 class ScoreRecord(Record):
     """One metric of one benchmark task, or of a group of tasks.
 

@@ -21,8 +21,9 @@ from devft_jax.files.writing import temporary_name
 from devft_jax.storage.checkpoints import Checkpoints
 from devft_jax.storage.metrics import Metrics
 from devft_jax.storage.ownership import LOCK_FILE, Kind, claim, remove_left_over
-from devft_jax.storage.records import RunRecord, SplitRecord
+from devft_jax.storage.records import RunRecord
 from devft_jax.storage.saving import saving
+from devft_jax.storage.split_record import SplitRecord
 
 
 class RunFolder:

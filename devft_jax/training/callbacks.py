@@ -7,11 +7,12 @@ A run's own files and progress lines are written by callbacks (`devft_jax.traini
         def on_round(self, run, row):
             print(row.round, row.loss, run.path)
 
-Callbacks are called in this order: evaluation, scores on tasks, metrics, progress, report, trackers, the user's in the given
-order, checkpoints; `on_end` in the opposite order. A round is thus in `metrics.jsonl` before a user's callback sees it, and
-in a checkpoint after. An exception in a callback ends the run, and `train` raises it unchanged; everything saved before is
-kept, and the same call resumes the run. A run that was killed resumes from its last checkpoint: later rounds are trained
-again, with the same results, and callbacks see them again. For a run that is already finished no callback is called.
+Callbacks are called in this order: evaluation, scores on tasks, early stopping, metrics, progress, report, trackers, the
+user's in the given order, checkpoints; `on_end` in the opposite order. A round is thus in `metrics.jsonl` before a user's
+callback sees it, and in a checkpoint after. An exception in a callback ends the run, and `train` raises it unchanged;
+everything saved before is kept, and the same call resumes the run. A run that was killed resumes from its last checkpoint:
+later rounds are trained again, with the same results, and callbacks see them again. For a run that is already finished no
+callback is called.
 """
 
 from dataclasses import dataclass, field

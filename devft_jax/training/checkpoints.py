@@ -11,7 +11,7 @@ import numpy as np
 from devft_jax.errors import InputError
 from devft_jax.federated.algorithm import Clients
 from devft_jax.storage import RunFolder
-from devft_jax.storage.records import CheckpointRecord
+from devft_jax.storage.records import CheckpointRecord, RunTotals
 from devft_jax.training.fingerprints import base_fingerprint, data_fingerprint
 from devft_jax.training.parts import Parts
 from devft_jax.training.rates import lengthen
@@ -70,16 +70,27 @@ def resume(parts: Parts, folder: RunFolder, round_index: int) -> State:
                 f"the {name} of the run in {folder.path} has changed since it was started; "
                 "restore it, or start a new run in another folder."
             )
-    stage_rounds = _extended(tuple(totals.stage_rounds), sum(parts.stage_rounds), folder)
+    stage_rounds = _requested(totals, sum(parts.stage_rounds), folder)
     if stage_rounds != tuple(totals.stage_rounds):
         lengthen(parts.config, record, stage_rounds, parts.progress)
     if record.round < sum(stage_rounds):
         totals.resumed_after.append(record.round)
     _same_devices(parts, record)
-    state = _read_state(parts, folder, record)
+    state = read_state(parts, folder, record)
     if state.rounds_in_stage < stage_rounds[state.stage]:
         parts.hidden_states.open(state, stage_rounds[state.stage])
     return state
+
+
+def _requested(totals: RunTotals, wanted: int, folder: RunFolder) -> tuple[int, ...]:
+    """The rounds of every stage for as many rounds as are requested; a run that ended early is lengthened from its plan."""
+    best = totals.best
+    if best is not None and best.planned_rounds is not None:
+        if wanted == best.planned_rounds:
+            return tuple(totals.stage_rounds)
+        totals.stage_rounds[-1] += best.planned_rounds - sum(totals.stage_rounds)
+        best.planned_rounds = None
+    return _extended(tuple(totals.stage_rounds), wanted, folder)
 
 
 def _extended(planned: tuple[int, ...], wanted: int, folder: RunFolder) -> tuple[int, ...]:
@@ -112,8 +123,17 @@ def _same_devices(parts: Parts, record: CheckpointRecord) -> None:
     totals.clients_per_step, totals.devices, totals.model_shards = cohort.clients_per_step, devices, shards
 
 
-def _read_state(parts: Parts, folder: RunFolder, record: CheckpointRecord) -> State:
-    """The state of the checkpoint that has this record."""
+def read_state(parts: Parts, folder: RunFolder, record: CheckpointRecord) -> State:
+    """The state of a checkpoint as it was saved.
+
+    Args:
+      parts: the run's parts.
+      folder: the run's folder.
+      record: the checkpoint's record.
+
+    Raises:
+      InputError: the checkpoint is damaged.
+    """
     clients, align = len(parts.data.clients), parts.config.gauge_alignment
     bank = parts.new_bank(parts.first_state, parts.algorithm.traits(Clients(clients)))
     layers = parts.model.config.layers

@@ -35,6 +35,15 @@ def check_cohort(data: FederatedData, wanted: int) -> None:
             raise InputError(f"the client '{client.name}' has no examples; leave it out.")
 
 
+def check_held_out(data: FederatedData, stop_after: int | None) -> None:
+    """Raise `InputError` if the run may end by its held-out loss but no data is held out."""
+    if stop_after is not None and data.test is None:
+        raise InputError(
+            f"stop_after {stop_after} ends a run by its held-out loss, but no data is held out; give test_data or "
+            "test_fraction."
+        )
+
+
 def check_tokens(data: FederatedData, model: ModelConfig, max_length: int, progress: Progress) -> None:
     """Raise `InputError` if the data does not fit the model: an id outside the vocabulary would silently be read as
     another."""

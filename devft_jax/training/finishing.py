@@ -13,8 +13,12 @@ from devft_jax.reporting import Progress, split_chart
 from devft_jax.reporting.report_file import write_report
 from devft_jax.storage import RunFolder
 from devft_jax.storage.records import RunRecord
+from devft_jax.storage.result_records import BestRecord
 from devft_jax.training.state import State
 from devft_jax.training.trainer import Trainer
+
+BEST_ADAPTER = "adapter-best"
+"""Name of the folder of the best round's adapter."""
 
 # Up to this many clients split.json is indented.
 MOST_INDENTED = 1000
@@ -27,15 +31,35 @@ def finish(trainer: Trainer, state: State, folder: RunFolder) -> RunRecord:
         trainer.parts.progress.say(f"{algorithm.name} has no adapter in PEFT's format: what it learned is in the checkpoint")
     elif adapter is not None:
         write_adapter(trainer, folder, adapter)
+    best = state.totals.best
+    if best is not None:
+        write_best(trainer, folder, best, adapter if best.round == state.round else None)
     summary = trainer.summary(state)
     folder.write_summary(summary)
     return summary
 
 
-def write_adapter(trainer: Trainer, folder: RunFolder, adapter: Adapter) -> None:
-    """Write the adapter in PEFT's format, with the tokens that end answers."""
+def write_best(trainer: Trainer, folder: RunFolder, best: BestRecord, adapter: Adapter | None) -> None:
+    """Write the best round's adapter, if all clients share a low-rank one.
+
+    Args:
+      trainer: the run's trainer.
+      folder: the run's folder.
+      best: the best round.
+      adapter: its adapter if it is the last round; None to read it from its checkpoint.
+    """
+    if not trainer.parts.algorithm.low_rank:
+        return
+    if adapter is None:
+        adapter = trainer.global_adapter(trainer.state_at(folder, best.round))
+    if adapter is not None:
+        write_adapter(trainer, folder, adapter, BEST_ADAPTER)
+
+
+def write_adapter(trainer: Trainer, folder: RunFolder, adapter: Adapter, name: str = "adapter") -> None:
+    """Write an adapter in PEFT's format into a subfolder, with the tokens that end answers."""
     ends = ends_of_data(trainer.parts.data, trainer.parts.model)
-    with folder.replacing("adapter") as exported:
+    with folder.replacing(name) as exported:
         export_peft(as_low_rank(adapter), exported, base_model=trainer.parts.model.path, answer_ends=ends)
 
 
@@ -87,6 +111,8 @@ def say_base(progress: Progress, state: State) -> None:
 
 def say_summary(progress: Progress, summary: RunRecord) -> None:
     """Print the held-out result of the run."""
+    if summary.best is not None:
+        progress.say(f"best round {summary.best.round}: held-out loss {summary.best.loss:.4f}; kept as --round best")
     if summary.final_loss is not None:
         progress.say(
             f"held-out loss {summary.base_loss:.4f} -> {summary.final_loss:.4f}, "

@@ -77,7 +77,7 @@ def refuse_lost_checkpoints(folder: RunFolder) -> None:
 
 
 def finished_summary(trainer: Trainer, folder: RunFolder, checkpoint: int | None) -> RunRecord | None:
-    """The summary of a run that has reached the requested number of rounds; None for any other run.
+    """The summary of a run that has reached the requested number of rounds or ended early; None for any other run.
 
     A run whose last checkpoint was removed is resumed from an earlier one.
     """
@@ -87,5 +87,8 @@ def finished_summary(trainer: Trainer, folder: RunFolder, checkpoint: int | None
     summary = folder.read_summary()
     if summary is None:
         return None
-    at_its_end = sum(summary.stage_rounds) == sum(trainer.parts.stage_rounds) and checkpoint in (None, summary.rounds)
+    planned = sum(summary.stage_rounds)
+    if summary.best is not None and summary.best.planned_rounds is not None:
+        planned = summary.best.planned_rounds
+    at_its_end = planned == sum(trainer.parts.stage_rounds) and checkpoint in (None, summary.rounds)
     return summary if at_its_end else None

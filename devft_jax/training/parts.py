@@ -54,7 +54,7 @@ from devft_jax.reporting import Progress
 from devft_jax.reporting.progress import readable_bytes
 from devft_jax.runtime.compiled import CompiledPrograms, shared_programs
 from devft_jax.runtime.devices import client_mesh, versions
-from devft_jax.training.checks import check_cohort, check_ranks, check_tokens
+from devft_jax.training.checks import check_cohort, check_held_out, check_ranks, check_tokens
 from devft_jax.training.given import check_given_algorithm, check_given_growth
 from devft_jax.training.hidden_states import HiddenStates
 from devft_jax.training.probe import block_influence, probe_examples, text_similarity
@@ -329,6 +329,7 @@ def _data(
     with progress.doing("reading and splitting the data"):
         data = given or build_federated_data(config, model.tokenizer, seed=config.seed)
     check_cohort(data, config.clients_per_round)
+    check_held_out(data, config.stop_after)
     check_tokens(data, model.config, config.max_length, progress)
     if algorithm.pools:
         data = pool(data)

@@ -224,14 +224,16 @@ def replay(path: str | Path, *, client: str, round: int, progress: Progress | No
 def _check_asked(trainer: Trainer, folder: RunFolder, client: str, round: int) -> None:
     """Raise `InputError` for a client or a round that the run does not have."""
     names = [item.name for item in trainer.parts.data.clients]
-    total = sum(trainer.parts.stage_rounds)
+    latest = folder.checkpoints.latest_round()
+    totals = None if latest is None else folder.checkpoints.read_record(latest).totals
+    ended_early = totals is not None and totals.best is not None and totals.best.planned_rounds is not None
+    total = sum(totals.stage_rounds if totals is not None and ended_early else trainer.parts.stage_rounds)
     if client not in names:
         shown = ", ".join(names[:8]) + ", ..." * (len(names) > 8)
         raise InputError(f"client '{client}' is not one of the run's: {shown}.")
     if not 1 <= round <= total:
         raise InputError(f"round {round} is outside 1 to {total}.")
-    latest = folder.checkpoints.latest_round()
-    lengthened = 0 if latest is None else folder.checkpoints.read_record(latest).totals.lengthened_after
+    lengthened = 0 if totals is None else totals.lengthened_after
     if round <= lengthened:
         raise InputError(
             f"round {round} belongs to the run before it was lengthened after round {lengthened}; "

@@ -35,7 +35,9 @@ from devft_jax.runtime.stopping import Stopped, StopRequest
 from devft_jax.storage import RUN, RunFolder
 from devft_jax.storage.records import RoundRecord, RunRecord
 from devft_jax.training.callbacks import Callback, Running
+from devft_jax.training.early_stopping import EarlyStopping
 from devft_jax.training.finishing import (
+    BEST_ADAPTER,
     finish,
     holds_something,
     is_whole,
@@ -43,6 +45,7 @@ from devft_jax.training.finishing import (
     say_base,
     say_summary,
     write_adapter,
+    write_best,
     write_split,
 )
 from devft_jax.training.given import check_kind, kind_of
@@ -164,6 +167,7 @@ def _trained(
         run = _opened(trainer, folder, stop, checkpoint, objects)
         page = Report()
         evaluations: list[Callback] = [Evaluation(), *([] if task_scores is None else [task_scores])]
+        evaluations += [] if config.stop_after is None else [EarlyStopping()]
         watching = [*evaluations, Metrics(), ProgressLines(), page, *trackers, *callbacks, Checkpoints()]
         run_rounds(run, watching)
         return _ended(run, watching, page)
@@ -220,6 +224,8 @@ def _untouched(trainer: Trainer, folder: RunFolder, checkpoint: int | None, summ
         adapter = trainer.global_adapter(trainer.resume(folder, checkpoint))
         if adapter is not None and parts.algorithm.low_rank and not is_whole(exported):
             write_adapter(trainer, folder, adapter)
+        if summary.best is not None and not is_whole(folder.path / BEST_ADAPTER):
+            write_best(trainer, folder, summary.best, adapter if summary.best.round == checkpoint else None)
     elif is_whole(exported):
         adapter = import_peft(exported, parts.model.config)
     history = folder.metrics.read()

@@ -70,7 +70,8 @@ class Report(Callback):
 
 
 class Checkpoints(Callback):
-    """Saves a checkpoint every `checkpoint_every` rounds, at the end of each stage, and when the run is stopped."""
+    """Saves a checkpoint every `checkpoint_every` rounds, at the end of each stage, after a best round, and when the run is
+    stopped."""
 
     def __init__(self) -> None:
         self._saved = 0
@@ -81,7 +82,9 @@ class Checkpoints(Callback):
 
     def on_round(self, run: Running, row: RoundRecord) -> None:
         """Save if it is time; always after a stage's last round, so that the stage can be exported."""
-        if run.round % run.config.checkpoint_every == 0 or run.at_end_of_stage or run.stopping:
+        best = run.state.totals.best
+        due = run.round % run.config.checkpoint_every == 0 or (best is not None and best.round == run.round)
+        if due or run.at_end_of_stage or run.stopping:
             self._save(run)
 
     def on_end(self, run: Running) -> None:

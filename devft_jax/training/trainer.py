@@ -22,7 +22,7 @@ from devft_jax.models.adapter import Adapter
 from devft_jax.runtime.devices import host_device
 from devft_jax.storage import RunFolder
 from devft_jax.storage.records import CompiledAheadRecord, RoundRecord, RunRecord, RunTotals
-from devft_jax.training.checkpoints import resume, save_state
+from devft_jax.training.checkpoints import read_state, resume, save_state
 from devft_jax.training.compile_ahead import compile_stage_ahead
 from devft_jax.training.evaluate import evaluate_full, transferred
 from devft_jax.training.fingerprints import base_fingerprint, data_fingerprint
@@ -76,18 +76,22 @@ class Trainer:
         compile_stage_ahead(parts, state, 0)
         with parts.progress.doing("evaluating the untuned base on held-out data"):
             judged = parts.evaluator.evaluate(parts.base, None, totals.seconds)
-        totals.compile_before = totals.seconds.compile
         if judged is not None:
             totals.base_loss, totals.base_accuracy = judged.loss, judged.accuracy
         if parts.warm_start is not None:
             began = evaluate_full(parts, state, full)
             if began is not None:
                 totals.start_loss, totals.start_accuracy = began.loss, began.accuracy
+        totals.compile_before = totals.seconds.compile
         return state
 
     def resume(self, folder: RunFolder, round_index: int) -> State:
         """The state of a checkpoint; see `devft_jax.training.checkpoints.resume`."""
         return resume(self.parts, folder, round_index)
+
+    def state_at(self, folder: RunFolder, round_index: int) -> State:
+        """The state of a checkpoint as it is, only to read it."""
+        return read_state(self.parts, folder, folder.checkpoints.read_record(round_index))
 
     def save(self, folder: RunFolder, state: State) -> None:
         """Write one checkpoint of the whole state."""
@@ -185,4 +189,5 @@ class Trainer:
             stages=[dataclasses.replace(stage) for stage in totals.stages],
             base_scores=totals.base_scores,
             final_scores=totals.final_scores,
+            best=None if totals.best is None else dataclasses.replace(totals.best),
         )

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from devft_jax.reporting.split import MAX_CLIENTS, MAX_GROUPS, STEPS, split_chart
-from devft_jax.storage.records import ClientRecord, SplitRecord
+from devft_jax.storage.split_record import ClientRecord, SplitRecord
 
 
 def split_of(counts, *, without=0, kind="category", names=None):

@@ -22,7 +22,7 @@ from devft_jax.models.huggingface.writing import save_pretrained
 from devft_jax.models.lora import adapter_norms
 from devft_jax.reporting import Progress, split_chart
 from devft_jax.reporting.report_file import read_story, write_report
-from devft_jax.storage.records import SplitRecord
+from devft_jax.storage.split_record import SplitRecord
 from devft_jax.training.replay import replay
 from devft_jax.training.run import train
 from tests.tiny_run import MODEL, adapter_bytes, flags
