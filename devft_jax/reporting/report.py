@@ -131,7 +131,7 @@ def _best(story: Story) -> str:
             f"; none was lower in the {story.config.stop_after} rounds after it, so that the run ended after round "
             f"{story.rounds} of {best.planned_rounds}"
         )
-    return f"{text}. Its adapter is in adapter-best/."
+    return f"{text}. Its model is kept: --round best."
 
 
 def _tile(name: str, value: str, note: str = "", before: str = "") -> str:

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from devft_jax.config.methods import algorithm_of
+from devft_jax.developmental import LayerMap
 from devft_jax.errors import InputError
 from devft_jax.federated.aggregation import product
 from devft_jax.federated.algorithm import Clients
@@ -14,11 +16,16 @@ from devft_jax.federated.algorithms import ALGORITHMS, MethodConfig
 from devft_jax.federated.beginning import check_first_state, first_state
 from devft_jax.federated.warm_start import WarmStart
 from devft_jax.models.lora import LoraOptions, init_lora
+from devft_jax.models.loss import completion_loss
 from devft_jax.training.warm_start import truncated
+from tests.federated.harness import BASE, participant
 from tests.tiny import CONFIG, random_adapter
 
 OPTIONS = MethodConfig(rank=4, alpha=8.0, targets=("q", "v"))
 KEY = jax.random.key(0, impl="threefry2x32")
+IDENTITY = LayerMap.identity(CONFIG.layers)
+TOKENS = jnp.asarray(np.random.default_rng(0).integers(1, CONFIG.vocabulary - 1, (4, 9)), jnp.int32)
+MASK = jnp.broadcast_to(jnp.arange(9) >= 3, TOKENS.shape)
 
 
 def warm(rank=3, alpha=12.0, targets=("q",)):
@@ -30,17 +37,62 @@ def fresh():
     return init_lora(KEY, CONFIG, rank=4, alpha=8.0, targets=("q", "v"))
 
 
-@pytest.mark.parametrize("name", [name for name in ALGORITHMS if name != "c2a"])
-def test_the_first_models_of_every_algorithm_are_the_base_with_the_adapter(name):
-    config = dataclasses.replace(OPTIONS, algorithm=name)
-    algorithm, clients, start = ALGORITHMS[name](config), Clients(3), warm()
+@jax.jit
+def loss(adapter):
+    """The loss of the base with an adapter, as a run evaluates it."""
+    return completion_loss(CONFIG, BASE, adapter, TOKENS, MASK)
+
+
+def made(name, **changes):
+    """An algorithm whose server can hold any adapter."""
+    options = {"density_down": 1.0} if name == "flasc" else {}
+    return algorithm_of(dataclasses.replace(OPTIONS, algorithm=name, **options, **changes))
+
+
+def assert_begins_with(algorithm, start):
+    """What is evaluated before the first stage, evaluated in it before the first round, and trained from."""
+    clients = Clients(3)
     server = algorithm.init_server(KEY, CONFIG, clients)
     began = first_state(algorithm, server, start)
     check_first_state(algorithm, began, clients, start)
     assert jax.tree.map(jnp.shape, began) == jax.tree.map(jnp.shape, server)
     # The check is of values: the algorithm's own beginning is not the adapter.
-    with pytest.raises(InputError, match=f"algorithm {name} derives its first model from more than an adapter"):
+    with pytest.raises(InputError, match=f"algorithm {algorithm.name} derives its first model from more than an adapter"):
         check_first_state(algorithm, server, clients, start)
+    bank = algorithm.init_bank(clients, began)
+    stage = algorithm.enter(algorithm.submodel(began, IDENTITY), BASE)
+    row = algorithm.submodel_row(jax.tree.map(lambda leaf: leaf[1], bank), IDENTITY)
+    models = [algorithm.adapter(*algorithm.start(participant(algorithm, stage, row)))]
+    if algorithm.has_global_model:
+        models += [
+            algorithm.global_model(began, bank),
+            algorithm.global_model(stage, jax.tree.map(lambda leaf: leaf[None], row)),
+        ]
+    if algorithm.personal is not None:
+        models.append(algorithm.personal(stage, row))
+    wanted = float(loss(start.adapter))
+    assert abs(wanted - loss(None)) > 0.01
+    for model in models:
+        assert float(loss(model)) == pytest.approx(wanted, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name in ALGORITHMS if name != "c2a"])
+def test_every_algorithm_begins_with_the_loss_of_the_base_with_the_adapter(name):
+    assert_begins_with(made(name), warm())
+
+
+@pytest.mark.parametrize("channel", ["int8", "topk=0.1", "lowrank=2"])
+@pytest.mark.parametrize("name", ["fedit", "fedsa-lora"])
+def test_so_do_algorithms_whose_clients_send_through_a_channel(name, channel):
+    assert_begins_with(made(name, channel=channel), warm())
+
+
+def test_flasc_without_its_small_entries_is_refused():
+    algorithm = algorithm_of(dataclasses.replace(OPTIONS, algorithm="flasc"))
+    with pytest.raises(
+        InputError, match=r"density_down 0\.25 keeps only the largest .* algorithm flasc cannot begin with the "
+    ):
+        first_state(algorithm, algorithm.init_server(KEY, CONFIG, Clients(3)), warm())
 
 
 def test_an_algorithm_without_a_place_for_it_is_refused():

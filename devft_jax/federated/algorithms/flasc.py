@@ -27,6 +27,8 @@ Those begin at 0.5 / sqrt(in) and b moves by `server_learning_rate` per round, w
 A stage's k counts the stage's entries, the mask is that of its own adapter, and AdamW restarts. Layers of a stage that do
 not learn compete for the mask with the others, as all layers do in the full model. Masking applies to the messages and to
 the evaluated model, never to the server's adapter: values that are not sent are kept.
+
+A run that begins with an adapter needs density 1 down, because the mask would change the adapter.
 """
 
 import dataclasses
@@ -37,12 +39,14 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
+from devft_jax.errors import InputError
 from devft_jax.federated.adapters import stage_adapter, with_returned_adapter
 from devft_jax.federated.aggregation import WeightedSum, weighted
 from devft_jax.federated.algorithm import Algorithm, Clients, Participant, Share
 from devft_jax.federated.algorithms.fedit import fedit
 from devft_jax.federated.algorithms.server_optimizers import ServerOptimizerOptions
 from devft_jax.federated.sparse import Sparse, sparse
+from devft_jax.federated.warm_start import WarmStart, with_factors
 from devft_jax.models.adapter import Adapter
 from devft_jax.models.architecture import ModelConfig
 from devft_jax.options import option
@@ -86,6 +90,15 @@ def flasc(config: FlascOptions) -> Algorithm:
     def init_server(key: jax.Array, model: ModelConfig, clients: Clients) -> Server:
         return fresh(federated.init_server(key, model, clients))
 
+    def start_from(server: Server, start: WarmStart) -> Server:
+        if config.density_down < 1:
+            raise InputError(
+                f"density_down {config.density_down:g} keeps only the largest entries of the evaluated adapter, so that "
+                f"algorithm flasc cannot begin with {start.what} exactly; give --density-down 1, or choose another "
+                "--algorithm."
+            )
+        return fresh(with_factors(server.adapter, start))
+
     def start(participant: Participant) -> tuple[PyTree, PyTree]:
         return participant.down.dense(), ()
 
@@ -122,6 +135,7 @@ def flasc(config: FlascOptions) -> Algorithm:
         view=view,
         submodel=lambda server, layer_map: fresh(stage_adapter(server.adapter, layer_map)),
         transfer=with_returned_adapter,
+        start_from=start_from,
         weighting="uniform",
         averages=False,
     )

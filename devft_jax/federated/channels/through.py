@@ -234,6 +234,7 @@ def _with_server(channel: Channel, algorithm: Algorithm, sending: Algorithm) -> 
         submodel=submodel,
         transfer=transfer,
         enter=same_server if algorithm.enter is same_server else enter,
+        start_from=lambda server, start: server.replace(own=algorithm.start_from(server.own, start)),
         init_row=own_traits if sending.init_row is own_traits else lambda server, trait: sending.init_row(server.own, trait),
         personal=None if personal is None else lambda server, row: personal(server.own, row),
         consensus=None if consensus is None else lambda server, rows: consensus(server.own, rows),
