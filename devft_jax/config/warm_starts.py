@@ -31,7 +31,7 @@ def adapter_folder(path: str) -> Path:
     Raises:
       InputError: there is no such folder, or it holds neither.
     """
-    folder = existing_folder(checked_path(path, "adapter"), "name a PEFT adapter's folder or a run's")
+    folder = existing_folder(checked_path(path, "adapter"), "give --adapter the folder of a PEFT adapter or of a run")
     if (folder / ADAPTER_CONFIG_FILE).is_file():
         return folder
     if not is_run(folder):
@@ -94,7 +94,7 @@ def _of_adapter(folder: Path) -> list[Any]:
 
 def _of_checkpoint(path: str, stage: int | None) -> list[Any]:
     """The arrays of a run's checkpoint; its record also has times."""
-    folder = existing_folder(checked_path(path, "init_from"), "name a run's folder")
+    folder = existing_folder(checked_path(path, "init_from"), "give --init-from a run's folder")
     if not is_run(folder):
         raise InputError(f"init_from {path} is not a run; name a run's folder, or give --adapter for a PEFT adapter.")
     with RunFolder(folder).reading() as opened:
