@@ -13,6 +13,7 @@ FedIT with this initialisation, and sends changes of the factors instead of the 
 A stage decomposes its own frozen weights, in which the corrections of earlier stages are fused, and its algorithm begins
 anew there. Only what the stage has learned returns, s (a b - a_0 b_0) and the algorithm's own corrections, as a dense
 correction of every layer of a group: a b itself would put the principal directions of the stage's weight into each of them.
+A run that begins with an adapter has its product as such a correction before the first stage.
 """
 
 import dataclasses
@@ -203,6 +204,7 @@ def from_principal_directions(algorithm: Algorithm, options: LoraOptions, messag
         view=view,
         submodel=lambda full, layer_map: Server(algorithm.submodel(full.inner, layer_map), fuse(layer_map, full.delta)),
         transfer=transfer,
+        start_from=lambda server, start: server.replace(delta=start.products(server.delta)),
         **rows,
     )
 

@@ -81,6 +81,11 @@ def test_every_algorithm_begins_with_the_loss_of_the_base_with_the_adapter(name)
     assert_begins_with(made(name), warm())
 
 
+@pytest.mark.parametrize("name", ["fedit", "rolora", "scaffold", "fedmomentum", "lora-fair"])
+def test_so_do_algorithms_whose_factors_begin_at_principal_directions(name):
+    assert_begins_with(made(name, initialization="pissa"), warm(rank=5))
+
+
 @pytest.mark.parametrize("channel", ["int8", "topk=0.1", "lowrank=2"])
 @pytest.mark.parametrize("name", ["fedit", "fedsa-lora"])
 def test_so_do_algorithms_whose_clients_send_through_a_channel(name, channel):

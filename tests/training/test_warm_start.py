@@ -84,7 +84,10 @@ def test_stages_begin_with_the_fused_adapter_of_a_stage_and_newcomers_after_a_re
         ({"stage": 2}, "stage 2 chooses a stage of the run that init_from names and there is none"),
         ({"init_from": "there"}, "adapter .* and init_from there both name what the run begins with; give one"),
         ({"adapter": None, "truncate_adapter": True}, "truncate_adapter True has no effect on a run that begins with a new"),
-        ({"adapter": "nowhere"}, "the folder .*nowhere does not exist; give --adapter the folder of a PEFT adapter or of a run"),
+        (
+            {"adapter": "nowhere"},
+            "the folder .*nowhere does not exist; give --adapter the folder of a PEFT adapter or of a run",
+        ),
         ({"adapter": None, "init_from": "{finished}", "stage": 4}, "stage 4 is outside 1 to 3"),
     ],
     ids=str,

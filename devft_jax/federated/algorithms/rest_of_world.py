@@ -7,7 +7,8 @@ other clients, the rest of the world:
     W + s (omega a_i b_i + (1 - omega) a_-i b_-i),    a_-i = mean_{j != i} a_j,    b_-i = mean_{j != i} b_j,
 
 with omega = `own_share`. The means are plain ones of the factors, as in the authors' code. They are of the clients that have
-taken part so far; before there is another one, the rest of the world is the common initialisation with b = 0.
+taken part so far; before there is another one, the rest of the world is the common initialisation, in which b = 0 unless the
+run begins with an adapter.
 
 Departures: in FedALT omega is chosen for each token by a learned mixer, softmax(x G) with a matrix G of each client's own
 for every projection; here it is one number, so that a client's model is a low-rank adapter (of rank 2 r) that can be
@@ -16,7 +17,8 @@ that any part of them may.
 
 The server sends the mean over the clients that have taken part, from which a client subtracts itself, and how many these
 are; a client sends the change of its own factors. Messages have the size of FedIT's, and 4 bytes down. Factors are sent as
-differences from the common initialisation, which everybody knows from the seed.
+differences from the common initialisation, which everybody knows: it follows from the seed, or is the adapter with which the
+run begins.
 
 The evaluated models are the personal ones, all on the same held-out data; there is no global model. With a growth, own
 factors and sums are mapped over layers alike, without rotating factors towards each other, and the server groups layers by
@@ -45,6 +47,7 @@ from devft_jax.federated.algorithms.options import MethodOptions
 from devft_jax.federated.messages import Unsent
 from devft_jax.models.adapter import Adapter, LoraFactors
 from devft_jax.models.architecture import ModelConfig
+from devft_jax.models.lora import lora_scale
 from devft_jax.options import option
 from devft_jax.typing import PyTree
 
@@ -216,6 +219,7 @@ def rest_of_world(config: RestOfWorldOptions) -> Algorithm:
         view=lambda server: adapter_of(optax.tree.add(server.initial, mean_change(server)), config),
         submodel=submodel,
         transfer=transfer,
+        start_from=lambda server, start: server.replace(initial=start.factors(server.initial, lora_scale(config))),
         known=lambda server: server.initial,
         init_row=lambda server, trait: Row(optax.tree.zeros_like(server.initial), jnp.zeros((), bool)),
         submodel_row=lambda row, layer_map: Row(fuse(layer_map, row.change), row.seen),
