@@ -159,6 +159,8 @@ def with_factors(server: PyTree, start: WarmStart) -> PyTree:
       InputError: as `WarmStart.factors`.
     """
     if isinstance(server, Adapter) and server.lora:
+        # A run's own adapter has one rank and alpha for all layers.
+        assert not isinstance(server.scale, dict)
         return server.replace(lora=start.factors(server.lora, server.scale))
     adapter = getattr(server, "adapter", None)
     if isinstance(adapter, Adapter) and adapter.lora:
