@@ -36,7 +36,7 @@ from devft_jax.runtime.compiled import CompiledPrograms, shared_programs
 from devft_jax.runtime.devices import CLIENT_AXIS, MODEL_AXIS, OVER_DEVICES
 
 Gradient = dict[str, np.ndarray]
-"""By projection, f32[L, in, out]: the gradient of the mean loss of the answers' tokens."""
+"""The gradient of the mean loss of the answers' tokens, f32[L, in, out] of every projection."""
 
 
 @dataclass(frozen=True)
