@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from devft_jax.commands.cli import run_command
 from devft_jax.errors import InputError
 from devft_jax.federated.options import LearningRateOptions, learning_rate_at
+from devft_jax.reporting import page
 from devft_jax.reporting.curves import training_losses
 from devft_jax.reporting.report import report_html
 from devft_jax.reporting.report_file import read_settings, read_story, write_report
@@ -334,6 +335,7 @@ def test_the_learning_rate_is_drawn_as_the_schedule_has_it(tmp_path, schedule, w
     html = page_of(folder)
     check_page(html)
     if (schedule, warmup) == ("constant", 0):
+        assert page.heading("Learning rate") in html
         assert "Learning rate It was 0.001 in every round." in text_of(html)
         return
     pieces = polylines(html, "Learning rate against rounds")
@@ -354,7 +356,7 @@ def rewrite(folder, change):
 
 
 def test_a_run_without_recorded_rates_shows_none(tmp_path):
-    assert "Learning rate" not in text_of(page_of(write_story(tmp_path)))
+    assert page.heading("Learning rate") not in page_of(write_story(tmp_path))
 
 
 def test_submodels_that_would_flatten_the_full_model_have_a_panel_of_their_own(tmp_path):
