@@ -103,6 +103,16 @@ class Slots(struct.PyTreeNode):
         return messages, self.weights / jnp.sum(self.weights)
 
 
+def shared_mean(messages: PyTree, shares: jax.Array) -> PyTree:
+    """The mean of separate messages, sum_k w_k m_k.
+
+    Args:
+      messages: leaves f32[K, ...], as from `Slots.apart`.
+      shares: w, f32[K].
+    """
+    return jax.tree.map(lambda leaf: jnp.tensordot(shares, leaf, 1, precision="highest"), messages)
+
+
 def in_slot(message: PyTree, share: Share, count: int) -> Slots:
     """A client's contribution for an aggregation that needs separate messages.
 

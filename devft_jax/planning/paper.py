@@ -4,7 +4,6 @@ The paper counts low-rank parameters x rounds x 1 byte, in one direction, for on
 FedSA-LoRA, end to end and through the stages of a growth.
 """
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -88,8 +87,7 @@ def paper_convention(
 
 def _elements(config: RunConfig, architecture: ModelConfig, name: str, depths: set[int]) -> dict[int, int]:
     """Low-rank parameters that a client of an algorithm sends in a round, for each number of adapted layers."""
-    # Their messages, sent as they are and from the usual beginning: what the configuration adds may not suit them.
-    algorithm = algorithm_of(dataclasses.replace(config, algorithm=name, channel="none", initialization="lora"))
+    algorithm = algorithm_of(RunConfig(algorithm=name, rank=config.rank, targets=config.targets))
     return {layers: message_elements(round_messages(algorithm, architecture, layers).up) for layers in depths}
 
 

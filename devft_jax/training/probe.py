@@ -33,6 +33,12 @@ def probe_examples(config: RunConfig, tokenizer: object | None) -> Examples:
     return public_examples(config.probe_data, config.probe_examples, tokenizer, config)
 
 
+def _real(examples: Examples, index: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """bool[B, T], which entries of a batch of `evaluation_batches` are tokens of an example."""
+    lengths = np.where(index < 0, 0, examples.lengths[index])
+    return np.arange(tokens.shape[-1]) < lengths[:, None]
+
+
 @shared_programs
 def jit_cosines(config: ModelConfig, compute: Compute, mesh: Mesh) -> jax.stages.Wrapped:
     """(base, tokens, real) -> `layer_cosines` of each device's examples, [devices, L]."""
@@ -66,8 +72,7 @@ def block_influence(
     rows = -(-config.evaluation_batch // mesh.size) * mesh.size
     total, count = np.zeros(model.layers), 0
     for index, tokens, _ in evaluation_batches(examples, rows, length_buckets(config.max_length)):
-        lengths = np.where(index < 0, 0, examples.lengths[index])
-        real = np.arange(tokens.shape[-1]) < lengths[:, None]
+        real = _real(examples, index, tokens)
         inputs = jax.device_put((tokens, real), split)
         total += np.asarray(programs.call("influence", cosines, base, *inputs), float).sum(axis=0)
         count += int(real.sum())
@@ -110,8 +115,7 @@ def text_similarity(
     program, everywhere = jit_outputs(model, compute, mesh), NamedSharding(mesh, PartitionSpec())
     passed, found = 0, []
     for index, tokens, _ in evaluation_batches(examples, rows, length_buckets(config.max_length)):
-        lengths = np.where(index < 0, 0, examples.lengths[index])
-        real = np.flatnonzero(np.arange(tokens.shape[-1]) < lengths[:, None])
+        real = np.flatnonzero(_real(examples, index, tokens))
         chosen = real[-passed % step :: step]
         passed += len(real)
         # As many places for all batches of a shape, so that they share a program.

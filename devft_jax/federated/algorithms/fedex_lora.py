@@ -33,7 +33,7 @@ from flax import struct
 
 from devft_jax.developmental import LayerMap
 from devft_jax.federated.adapters import adapter_of, initial_adapter, returned_adapter, stage_adapter
-from devft_jax.federated.aggregation import Slots, in_slot, product, stacked, zero_factors
+from devft_jax.federated.aggregation import Slots, in_slot, product, shared_mean, stacked, zero_factors
 from devft_jax.federated.algorithm import Algorithm, Clients, Participant, as_float32, change_of, in_message_dtype
 from devft_jax.federated.algorithms.options import MethodOptions
 from devft_jax.federated.corrections import (
@@ -185,7 +185,7 @@ def fedex_lora(config: MethodOptions) -> Algorithm:
 
     def finalize(server: Server, sums: Slots) -> tuple[Server, dict[str, jax.Array]]:
         clients, shares = sums.apart()
-        change = jax.tree.map(lambda leaf: jnp.tensordot(shares, leaf, 1, precision="highest"), clients)
+        change = shared_mean(clients, shares)
         lora = optax.tree.add(server.adapter.lora, change)
         increment = {name: residual(factors, shares, scale) for name, factors in clients.items()} if slots > 1 else {}
         increment = in_message_dtype(increment, config.message_dtype)

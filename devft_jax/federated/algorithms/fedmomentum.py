@@ -28,7 +28,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from devft_jax.federated.aggregation import Slots, best_factors, changed_layers, chosen_layers, product, stacked
+from devft_jax.federated.aggregation import (
+    Slots,
+    best_factors,
+    changed_layers,
+    chosen_layers,
+    product,
+    shared_mean,
+    stacked,
+)
 from devft_jax.federated.algorithm import Algorithm, in_message_dtype
 from devft_jax.federated.algorithms.fedex_lora import Server, dense_is_smaller, fedex_lora, residual_norm
 from devft_jax.federated.algorithms.flexlora import clients_factors
@@ -79,7 +87,7 @@ def fedmomentum(config: MethodOptions) -> Algorithm:
                 fan_in, width = rest.a.shape[-2:]
                 increment[name] = product(rest) if dense_is_smaller(fan_in, rest.b.shape[-1], width) else rest
         increment = in_message_dtype(increment, config.message_dtype)
-        step = jax.tree.map(lambda leaf: jnp.tensordot(shares, leaf, 1, precision="highest"), changes)
+        step = shared_mean(changes, shares)
         metrics = {"update_norm": optax.tree.norm(step), "residual_norm": residual_norm(increment)}
         correction = server.correction.followed_by(increment)
         return Server(server.adapter.replace(lora=lora), correction, jnp.ones_like(server.due)), metrics

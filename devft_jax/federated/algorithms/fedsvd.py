@@ -19,19 +19,15 @@ With a growth, a and b are mapped over layers like FedIT's; fused columns of a a
 stage's first round.
 """
 
+import dataclasses
+
 import jax
 import optax
 
-from devft_jax.federated.adapters import (
-    adapter_of,
-    both_factors,
-    initial_adapter,
-    one_factor,
-    returned_adapter,
-    stage_adapter,
-)
+from devft_jax.federated.adapters import adapter_of, both_factors, one_factor
 from devft_jax.federated.aggregation import WeightedSum, best_factors, changed_layers, chosen_layers, weighted
-from devft_jax.federated.algorithm import Algorithm, Participant, as_float32, change_of, in_message_dtype
+from devft_jax.federated.algorithm import Algorithm, Participant, as_float32, change_of
+from devft_jax.federated.algorithms.fedit import fedit
 from devft_jax.federated.algorithms.options import MethodOptions
 from devft_jax.models.adapter import Adapter, LoraFactors
 from devft_jax.typing import PyTree
@@ -59,21 +55,17 @@ def fedsvd(config: MethodOptions) -> Algorithm:
             lora[name] = chosen_layers(changed_layers(change[name]), new, old)
         return server.replace(lora=lora), {"update_norm": optax.tree.norm(change)}
 
-    return Algorithm(
+    return dataclasses.replace(
+        fedit(config),
         name="fedsvd",
         reference="Lee et al., FedSVD: Adaptive Orthogonalization for Private Federated Learning with LoRA, NeurIPS 2025",
         ignores=("lora_plus_ratio",),
         because="trains b alone",
         message="a and b of every adapted layer down, b up",
-        state="none",
-        init_server=lambda key, model, clients: initial_adapter(key, model, config),
-        broadcast=lambda server: in_message_dtype(server.lora, config.message_dtype),
         start=start,
         adapter=lambda train, frozen: adapter_of(both_factors(frozen, train), config),
         finish=finish,
         contribution=weighted,
         finalize=finalize,
-        view=lambda server: server,
-        submodel=stage_adapter,
-        transfer=returned_adapter,
+        averages=False,
     )

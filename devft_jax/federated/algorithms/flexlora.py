@@ -38,6 +38,7 @@ from devft_jax.federated.aggregation import (
     chosen_layers,
     in_slot,
     ranks_within,
+    shared_mean,
     stacked,
 )
 from devft_jax.federated.algorithm import Algorithm, Participant, Share, as_float32, change_of, empty, same_message
@@ -115,7 +116,7 @@ def flexlora(config: FlexLoraOptions) -> Algorithm:
             whole[name] = stacked(own, shares)
             best = best_factors(whole[name], config.rank, split=split)
             lora[name] = chosen_layers(changed_layers(change, 1), best, old)
-        mean = jax.tree.map(lambda leaf: jnp.tensordot(shares, leaf, 1, precision="highest"), changes)
+        mean = shared_mean(changes, shares)
         size, kept = factor_norm(whole), factor_norm(lora)
         lost = jnp.sqrt(jnp.maximum(size**2 - kept**2, 0.0))
         metrics = {"update_norm": optax.tree.norm(mean), "truncation_error": jnp.where(size > 0, lost / size, 0.0)}

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from devft_jax.federated.aggregation import Slots, in_slot
+from devft_jax.federated.aggregation import Slots, in_slot, shared_mean
 from devft_jax.federated.algorithm import Algorithm
 from devft_jax.federated.algorithms.fedex_lora import covariance
 from devft_jax.federated.algorithms.fedit import fedit
@@ -76,7 +76,7 @@ def lora_fair(config: LoraFairOptions) -> Algorithm:
 
     def finalize(server: Adapter, sums: Slots) -> tuple[Adapter, dict[str, jax.Array]]:
         changes, shares = sums.apart()
-        step = jax.tree.map(lambda leaf: jnp.tensordot(shares, leaf, 1, precision="highest"), changes)
+        step = shared_mean(changes, shares)
         mean = optax.tree.add(server.lora, step)
         lora, error, product = {}, {}, {}
         for name, factors in mean.items():
