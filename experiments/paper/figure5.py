@@ -8,9 +8,8 @@ EXPERIMENT = Experiment(
     name="figure5",
     title="Figure 5: time",
     about=(
-        "The runs of Table 1. The paper's convergence time is that of all rounds, by its own numbers; the time until a "
-        "method "
-        "reaches FedIT's final loss is given beside it."
+        "The runs of Table 1. The paper's convergence time is that of all rounds, by its own numbers; the time until "
+        "a method reaches FedIT's final loss is given beside it."
     ),
     parts=methods,
     claims=(

@@ -31,9 +31,8 @@ EXPERIMENT = Experiment(
     name="table1",
     title="Table 1: methods",
     about=(
-        "Seven methods over the same rounds, each with the learning rate that is best for it on another seed. The paper "
-        "reports "
-        "scores on TruthfulQA, MMLU, IFEval and BBH; here the measure is held-out loss."
+        "Seven methods over the same rounds, each with the learning rate that is best for it on another seed. The "
+        "paper reports scores on TruthfulQA, MMLU, IFEval and BBH; here the measure is held-out loss."
     ),
     parts=methods,
     claims=(

@@ -7,9 +7,8 @@ EXPERIMENT = Experiment(
     name="table2",
     title="Table 2: grouping",
     about=(
-        "DevFT with its own grouping by similarity (DGLG), with random groups, and with even ones. The paper does not "
-        "define "
-        "Even, so there are two: contiguous blocks, and every n-th layer."
+        "DevFT with its own grouping by similarity (DGLG), with random groups, and with even ones. The paper does "
+        "not define Even, so there are two: contiguous blocks, and every n-th layer."
     ),
     parts=lambda base: [
         Part(

@@ -7,9 +7,9 @@ EXPERIMENT = Experiment(
     name="table4",
     title="Table 4: DevFT with other algorithms",
     about=(
-        "FedIT and FedSA-LoRA, each on the full model and on DevFT's stages, over the same rounds. Time is that of all "
-        "rounds "
-        "without compiling; bytes are those of the adapters that clients send, without the fused layers of the stages."
+        "FedIT and FedSA-LoRA, each on the full model and on DevFT's stages, over the same rounds. Time is that of "
+        "all rounds without compiling; bytes are those of the adapters that clients send, without the fused layers "
+        "of the stages."
     ),
     parts=lambda base: [
         Part(

@@ -14,9 +14,8 @@ EXPERIMENT = Experiment(
     name="similarity",
     title="What Eq. 1 compares",
     about=(
-        "The cosine of all weights of two layers, their LoRA included, and of some of them. What is compared decides the "
-        "groups, "
-        "and only these: the fusion is always of all weights."
+        "The cosine of all weights of two layers, their LoRA included, and of some of them. What is compared decides "
+        "the groups, and only these: the fusion is always of all weights."
     ),
     parts=lambda base: [
         Part(
