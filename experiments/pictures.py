@@ -34,8 +34,6 @@ def picture(experiment: Experiment, results: Mapping[str, Any]) -> str | None:
         arms = {key: arm for key, arm in with_stages(arms).items() if key not in model["arms"]}
         planned = not any(by_seed(arms, key, name) for key in arms)
         name = "flops_of_a_step" if planned else name
-    elif not any(by_seed(arms, key, name) for key in arms):
-        name = "bytes_up"
     base = next((run["base_loss"] for arm in arms.values() for run in arm["runs"] if run.get("base_loss")), None)
     level = base if name == experiment.shown == "final_loss" else None
     return intervals(title, arms, name, None if level is None else ("untuned", level))

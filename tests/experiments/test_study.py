@@ -1,6 +1,7 @@
 """Verdicts from figures, results as files, and the README that is written from them."""
 
 import json
+import re
 from xml.etree import ElementTree
 
 import pytest
@@ -172,6 +173,9 @@ def test_the_paper_s_scale_is_planned(tmp_path):
 def test_the_committed_readme_follows_from_the_committed_results():
     text = README.read_text(encoding="utf-8")
     assert regenerated(text, EXPERIMENTS) == text
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
+    assert links
+    assert not [link for link in links if not (README.parent / link).exists()]
 
 
 def test_committed_results_are_complete_and_name_no_place_of_a_machine():
