@@ -18,7 +18,8 @@ import jax
 from devft_jax.benchmarking.options import BenchmarkOptions
 from devft_jax.comparing.compare import compare
 from devft_jax.comparing.measures import MEASURES
-from devft_jax.comparing.request import CompareOptions, check_request
+from devft_jax.comparing.options import CompareOptions
+from devft_jax.comparing.request import check_request
 from devft_jax.comparing.results import ArmResult, Comparison, Outcome
 from devft_jax.comparing.scores import scores_by_seed
 from devft_jax.config.files import config_from_mapping

@@ -5,7 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import devft_jax
+from devft_jax.commands.cli import COMMANDS
 
 ROOT = Path(devft_jax.__file__).parent
 ORDER = (
@@ -105,6 +108,29 @@ def test_files_classes_and_functions_fit_into_a_reader():
                 if node.end_lineno - node.lineno >= most:
                     crowded.append(f"{name}.{node.name}")
     assert not crowded
+
+
+HEAVY = {"jax", "jaxlib", "flax", "optax", "orbax", "scipy", "sklearn", "safetensors", "tokenizers", "transformers"}
+"""Libraries that take longer to import than a help text or a list takes to write."""
+
+
+@pytest.mark.parametrize(
+    "words", [["list"], ["list", "hetlora"], ["list", "devft"], ["list", "topk"], *([name, "--help"] for name in COMMANDS)]
+)
+def test_help_and_lists_are_shown_without_heavy_libraries(words):
+    script = (
+        "import sys\n"
+        "from devft_jax.commands.cli import main\n"
+        "try:\n"
+        f"    main({words})\n"
+        "except SystemExit as stopped:\n"
+        "    assert stopped.code in (0, None)\n"
+        f"imported = sorted({HEAVY} & set(sys.modules))\n"
+        "assert not imported, imported\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
 
 
 def test_an_import_leaves_the_devices_to_the_user():

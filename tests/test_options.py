@@ -13,9 +13,8 @@ from devft_jax.commands.generate import PromptOptions
 from devft_jax.commands.run import parse_run
 from devft_jax.config.run_config import OPTION_GROUPS, RunConfig
 from devft_jax.errors import InputError
-from devft_jax.federated.local import OptimizerOptions
-from devft_jax.inference.respondent import ModelOptions
-from devft_jax.inference.selected import SelectionOptions
+from devft_jax.federated.options import OptimizerOptions
+from devft_jax.inference.options import ModelOptions, SelectionOptions
 from devft_jax.models.generation.options import GenerationOptions
 from devft_jax.options import check_option, check_options, execution, identity_fields, option_group, option_texts, own_fields
 

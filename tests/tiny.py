@@ -9,7 +9,7 @@ from devft_jax.data import Examples
 from devft_jax.models.adapter import Adapter, LoraFactors
 from devft_jax.models.architecture import PROJECTIONS, ModelConfig
 from devft_jax.models.base import Base, Block
-from devft_jax.models.lora import LoraOptions
+from devft_jax.models.options import LoraOptions
 
 # Grouped queries make k and v [16, 8]; no projection but q and o is square.
 CONFIG = ModelConfig(vocabulary=40, width=16, feed_forward=24, layers=4, heads=4, kv_heads=2, head_size=4, max_length=16)

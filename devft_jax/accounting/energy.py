@@ -21,7 +21,7 @@ from typing import Any
 
 import jax
 
-from devft_jax.options import execution
+from devft_jax.accounting.options import EnergyOptions
 from devft_jax.storage.records import EnergyRecord
 
 POWERCAP = Path("/sys/class/powercap")
@@ -30,17 +30,6 @@ JOULES_PER_KWH = 3.6e6
 
 JOULES_PER_FLOP = {"cpu": 1e-9, "accelerator": 5e-12}
 """Documented defaults of the estimate: 10 W for a CPU core at 10 GFLOP/s, 500 W for an accelerator at 100 TFLOP/s."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EnergyOptions:
-    """How emissions follow from energy, and how energy is estimated if nothing measures it."""
-
-    grid_kgco2e_per_kwh: float = execution(0.475, at_least=0)
-    """Carbon intensity of the grid, kg of CO2 equivalent per kWh; the default is close to the world's average."""
-    joules_per_flop: float | None = execution(None, at_least=0)
-    """Energy of one floating-point operation in joules, for the estimate if no counter can be read; by default 1e-9 on a
-    CPU and 5e-12 on an accelerator."""
 
 
 def resolve_joules_per_flop(options: EnergyOptions, platform: str) -> float:

@@ -16,8 +16,8 @@ from devft_jax.files.writing import write_atomically
 from devft_jax.harness.evaluated import Evaluated, evaluated
 from devft_jax.harness.identity import model_identity
 from devft_jax.harness.tasks import OpenTasks, TaskOptions, open_tasks
-from devft_jax.inference.respondent import ModelOptions, Respondent, open_respondent
-from devft_jax.inference.selected import SelectionOptions
+from devft_jax.inference.options import ModelOptions, SelectionOptions
+from devft_jax.inference.respondent import Respondent, open_respondent
 from devft_jax.models.huggingface.safetensors import one_line
 from devft_jax.reporting.progress import Progress
 from devft_jax.runtime.devices import versions

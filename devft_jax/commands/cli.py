@@ -17,6 +17,7 @@ from typing import Any
 
 import devft_jax
 from devft_jax.commands.failures import sentence_of
+from devft_jax.commands.flags import asks_help
 from devft_jax.commands.jax_setup import configure_jax
 from devft_jax.errors import InputError, RunError
 from devft_jax.options import closest
@@ -67,7 +68,7 @@ def run_command(arguments: Sequence[str], prepare: Callable[[], None] | None = N
 
     Args:
       arguments: the words after `devft`.
-      prepare: called before the command's module is imported; not called for help, the version or an unknown command.
+      prepare: called before the command's module is imported; not called for help, lists, the version or an unknown command.
 
     Returns:
       The exit code.
@@ -141,6 +142,7 @@ def _dispatch(words: list[str], prepare: Callable[[], None] | None) -> int:
     if name not in COMMANDS:
         hint = closest(name, COMMANDS, f"choose from {', '.join(COMMANDS)}.")
         raise InputError(f"the command '{name}' does not exist; {hint}")
-    if prepare is not None:
+    # JAX takes longer to import than a help text or a list takes to write.
+    if prepare is not None and name != "list" and not asks_help(rest):
         prepare()
     return command_of(name)(rest)

@@ -11,7 +11,7 @@ from devft_jax.runtime.screen import show
 
 if TYPE_CHECKING:
     from devft_jax.benchmarking.options import BenchmarkOptions
-    from devft_jax.comparing.request import CompareOptions
+    from devft_jax.comparing.options import CompareOptions
     from devft_jax.config.run_config import RunConfig
 
 ABOUT = (
@@ -42,11 +42,10 @@ def parse_compare(arguments: Sequence[str]) -> "tuple[RunConfig, CompareOptions,
       InputError: the words cannot be parsed.
     """
     from devft_jax.benchmarking.options import BenchmarkOptions
-    from devft_jax.comparing.request import CompareOptions
-    from devft_jax.comparing.scoring import OPTIONS
+    from devft_jax.comparing.options import BENCHMARK_OPTIONS, CompareOptions
 
     none = BenchmarkOptions(tasks=())
-    others = [field.name for field in dataclasses.fields(BenchmarkOptions) if field.name not in OPTIONS]
+    others = [field.name for field in dataclasses.fields(BenchmarkOptions) if field.name not in BENCHMARK_OPTIONS]
     own, tasks = Section(title_of(CompareOptions), flags_of(CompareOptions)), flags_of(BenchmarkOptions, none, others)
     sections = [own, Section("scores of the final models on benchmark tasks", tasks)]
     common, values = parse_sections(arguments, sections, command="devft compare", about=ABOUT, without=(*ARMS_OWN, FILES))
@@ -71,12 +70,12 @@ def command(arguments: Sequence[str]) -> int:
     Args:
       arguments: the words after `devft compare`.
     """
+    common, options, benchmarks = parse_compare(arguments)
     import jax
 
     from devft_jax.comparing.compare import compare
     from devft_jax.comparing.formats import to_text
 
-    common, options, benchmarks = parse_compare(arguments)
     # This process only plans, so that the runs' own processes can use the whole accelerator.
     jax.config.update("jax_platforms", "cpu")
     made = compare(common, options, benchmarks, command=shlex.join(["devft", "compare", *arguments]))

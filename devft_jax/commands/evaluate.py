@@ -5,14 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from devft_jax.benchmarking.evaluate import as_text, evaluate
 from devft_jax.benchmarking.options import BenchmarkOptions
 from devft_jax.commands.flags import Section, flags_of, parse
 from devft_jax.commands.jax_setup import require_devices
-from devft_jax.inference.respondent import ModelOptions
-from devft_jax.inference.selected import SelectionOptions
+from devft_jax.inference.options import ModelOptions, SelectionOptions
 from devft_jax.options import operand
-from devft_jax.reporting.progress import Progress
 from devft_jax.runtime.screen import show
 from devft_jax.runtime.stopping import Stopped, StopRequest
 
@@ -67,6 +64,9 @@ def command(arguments: Sequence[str]) -> int:
       arguments: the words after `devft evaluate`.
     """
     what, asked, loading, selection = parse_evaluate(arguments)
+    from devft_jax.benchmarking.evaluate import as_text, evaluate
+    from devft_jax.reporting.progress import Progress
+
     require_devices()
     progress = Progress(sys.stderr)
     with StopRequest(progress.say, may_exit=True).listening() as stop:

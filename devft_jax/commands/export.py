@@ -13,10 +13,11 @@ def command(arguments: Sequence[str]) -> int:
     Args:
       arguments: the words after `devft export`.
     """
-    from devft_jax.exporting.export import export
-    from devft_jax.exporting.request import ExportOptions
+    from devft_jax.exporting.options import ExportOptions
 
     asked = parse_options("devft export", ExportOptions, arguments)
+    from devft_jax.exporting.export import export
+
     require_devices()
     written = export(
         asked.source,

@@ -152,7 +152,7 @@ def parse(
       InputError: a word is not an option, an option lacks its value, or a required option is not given.
     """
     flags = {flag.name: flag for section in sections for flag in section.flags}
-    if any(word in ("-h", "--help") for word in words):
+    if asks_help(words):
         show(help_text(command, about, sections, most_used))
         raise SystemExit(0)
     values = {name: flags[name].value(given) for name, given in _given(command, flags, words).items()}
@@ -160,6 +160,15 @@ def parse(
         if flag.default is dataclasses.MISSING and flag.name not in values:
             raise InputError(f"{command} needs {flag.written}, {_begun(flag.text)}; see `{command} --help`.")
     return values
+
+
+def asks_help(words: Sequence[str]) -> bool:
+    """Whether the words of a command ask for its help text.
+
+    Args:
+      words: the words after the command.
+    """
+    return any(word in ("-h", "--help") for word in words)
 
 
 def _begun(text: str) -> str:

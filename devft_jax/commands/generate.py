@@ -9,10 +9,7 @@ from devft_jax.commands.flags import Section, flags_of, parse
 from devft_jax.commands.jax_setup import require_devices
 from devft_jax.errors import InputError
 from devft_jax.files import checked_path
-from devft_jax.inference.answers import answer_all, answers_file, check_answers_file, converse
-from devft_jax.inference.prompts import read_prompts, read_standard_input, to_record
-from devft_jax.inference.respondent import ModelOptions, open_respondent
-from devft_jax.inference.selected import SelectionOptions
+from devft_jax.inference.options import ModelOptions, SelectionOptions
 from devft_jax.models.generation.options import GenerationOptions, validate_generation
 from devft_jax.options import operand, path, verbatim
 
@@ -112,6 +109,8 @@ def _check(request: Request) -> None:
     if asked.out and asked.file and Path(asked.out).expanduser().resolve() == Path(asked.file).expanduser().resolve():
         raise InputError(f"out {asked.out} is the file of prompts and would be replaced; give another path.")
     if asked.out:
+        from devft_jax.inference.answers import check_answers_file
+
         check_answers_file(checked_path(asked.out, "out"))
 
 
@@ -123,6 +122,10 @@ def command(arguments: Sequence[str]) -> int:
     """
     request = parse_generate(arguments)
     _check(request)
+    from devft_jax.inference.answers import answer_all, answers_file, converse
+    from devft_jax.inference.prompts import read_prompts, read_standard_input, to_record
+    from devft_jax.inference.respondent import open_respondent
+
     require_devices()
     asked, options = request.prompts, request.generation
     respondent = open_respondent(request.source, request.model, request.selection, compare=asked.compare)

@@ -6,8 +6,7 @@ from typing import Any
 
 from devft_jax.commands.flags import Section, flags_of, parse
 from devft_jax.commands.jax_setup import require_devices
-from devft_jax.inference.selected import SelectionOptions
-from devft_jax.judging.judge import judge
+from devft_jax.inference.options import SelectionOptions
 from devft_jax.judging.options import AnswerOptions, AskedOptions, EndpointOptions, JudgeOptions, OpeningOptions
 from devft_jax.options import operand
 from devft_jax.runtime.screen import show
@@ -69,6 +68,8 @@ def command(arguments: Sequence[str]) -> int:
       arguments: the words after `devft judge`.
     """
     options = parse_judge(arguments)
+    from devft_jax.judging.judge import judge
+
     require_devices()
     made = judge(options.pop("models").what, options.pop("asked"), **options)
     if made.stopped_by is not None:

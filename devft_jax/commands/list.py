@@ -5,26 +5,28 @@ names one line each. `devft list NAME` shows one algorithm, growth or link of a 
 if they are user-defined: its mathematics (the docstring of its module) and its options.
 """
 
+import ast
 import dataclasses
 import inspect
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import resources
 from typing import Any
 
 from devft_jax.commands.flags import Flag, entry, flags_of
 from devft_jax.commands.parsing import parse_options
 from devft_jax.config.effects import listed
-from devft_jax.config.methods import OF_YOUR_OWN, algorithm_of, imported, imports, known_method, record_of
+from devft_jax.config.methods import OF_YOUR_OWN, imported, imports, known_method, record_of
 from devft_jax.config.own_options import declared_options
 from devft_jax.config.presets import PRESETS
 from devft_jax.config.run_config import OPTION_GROUPS, RunConfig
 from devft_jax.data import BUILT_IN, METHODS, TEMPLATES
-from devft_jax.developmental import GROWTHS, Growth, NamedGrowth
-from devft_jax.federated.algorithm import Algorithm
-from devft_jax.federated.algorithms import ALGORITHMS, MethodConfig
-from devft_jax.federated.channels import channel
+from devft_jax.developmental.growths import GROWTHS
+from devft_jax.developmental.records import NamedGrowth
+from devft_jax.federated.algorithms import ALGORITHMS
 from devft_jax.federated.channels.options import LINKS, MODULES, ChannelOptions
+from devft_jax.federated.description import Description
 from devft_jax.options import bounds_of, known_name, option
 from devft_jax.runtime.screen import show
 
@@ -69,8 +71,7 @@ def method_text(name: str) -> str:
         if name in LINKS:
             return channel_text(name)
         kind = "algorithm" if name in ALGORITHMS else "growth"
-        make = ALGORITHMS[name] if kind == "algorithm" else GROWTHS[name].make
-        texts = [inspect.getdoc(inspect.getmodule(make)) or ""]
+        texts = [module_docstring((ALGORITHMS[name] if kind == "algorithm" else GROWTHS[name]).module)]
     record = record_of(kind, name)
     head = [f"{kind} {name}"]
     if record is not None:
@@ -81,6 +82,17 @@ def method_text(name: str) -> str:
     return "\n\n".join(["\n".join(head), *filter(None, texts), *_own_options_text(own), _options_text(kind, record)])
 
 
+def module_docstring(module: str) -> str:
+    """The docstring of a module of the package, read from its source, because the module would import JAX.
+
+    Args:
+      module: name of the module.
+    """
+    root, _, path = module.partition(".")
+    source = resources.files(root).joinpath(f"{path.replace('.', '/')}.py").read_text(encoding="utf-8")
+    return ast.get_docstring(ast.parse(source)) or ""
+
+
 def channel_text(name: str) -> str:
     """The full description of one link of a channel.
 
@@ -89,7 +101,7 @@ def channel_text(name: str) -> str:
     """
     fields = {field.name: field for field in dataclasses.fields(RunConfig)}
     options = [line for flag in flags_of(ChannelOptions) for line in _entry(flag, fields)]
-    texts = [inspect.getdoc(module) or "" for module in (MODULES[name], channel)]
+    texts = [module_docstring(module) for module in (MODULES[name], "devft_jax.federated.channels.channel")]
     return "\n\n".join(
         [f"channel {name}\nsends  {LINKS[name]}", *texts, "\n".join(["options:", *options]), _readers_of_channels()]
     )
@@ -97,13 +109,16 @@ def channel_text(name: str) -> str:
 
 def _readers_of_channels() -> str:
     """The algorithms whose messages can be sent through a channel."""
-    means = [name for name in ALGORITHMS if algorithm_of(MethodConfig(algorithm=name)).averages]
+    means = [name for name, own in ALGORITHMS.items() if own.averages]
     return "\n".join(_wrapped(f"It can be used with {listed(means, 'and')}.", WIDTH, 0))
 
 
 def _own(name: str) -> tuple[str, list[str]]:
     """The kind of a user-defined object, "algorithm" or "growth", and the docstrings of its module and of the object."""
     module, found = imported("method", name)
+    from devft_jax.developmental import Growth
+    from devft_jax.federated.algorithm import Algorithm
+
     is_growth = isinstance(found, Growth | NamedGrowth) or (isinstance(found, type) and issubclass(found, Growth))
     if inspect.isfunction(found):
         # A growth is made from the options and the number of layers, an algorithm from the options and any of its own.
@@ -134,7 +149,7 @@ def _entry(flag: Flag, fields: Mapping[str, dataclasses.Field[Any]]) -> list[str
     return entry(dataclasses.replace(flag, text=f"{flag.text} Allowed: {allowed}." if allowed else flag.text))
 
 
-def _options_text(kind: str, record: Algorithm | NamedGrowth | None) -> str:
+def _options_text(kind: str, record: Description | NamedGrowth | None) -> str:
     """The options that a method reads: those that belong to single methods, and which of the general options."""
     if record is None:
         return "It does not declare which options it reads, so none is refused."
@@ -150,10 +165,9 @@ def _options_text(kind: str, record: Algorithm | NamedGrowth | None) -> str:
 
 def listing() -> str:
     """All sections, in lines of at most `WIDTH` characters."""
-    algorithms = {name: algorithm_of(MethodConfig(algorithm=name)) for name in ALGORITHMS}
     methods = {
         "algorithms (--algorithm)": {
-            name: _described(item.reference, item.message, item.state) for name, item in algorithms.items()
+            name: _described(item.reference, item.message, item.state) for name, item in ALGORITHMS.items()
         },
         "growths (--growth)": {name: _described(item.reference, item.message, item.state) for name, item in GROWTHS.items()},
     }

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from devft_jax.commands.flags import Flag, Section, flags_of, parse
+from devft_jax.commands.flags import Flag, Section, asks_help, flags_of, parse
 from devft_jax.options import own_fields, path
 
 if TYPE_CHECKING:
@@ -118,11 +118,11 @@ def parse_sections(
     from devft_jax.config.run_config import OPTION_GROUPS, RunConfig, option_value
     from devft_jax.config.validation import validate_types
 
-    shown = _preset_of(arguments) if _asks_help(arguments) else None
+    shown = _preset_of(arguments) if asks_help(arguments) else None
     own_names = [flag.name for section in own for flag in section.flags]
     sections = [Section("start", flags_of(StartOptions)), *own]
     groups = {group: flags_of(group, shown, without) for group in OPTION_GROUPS}
-    asked = _asks_help(arguments)
+    asked = asks_help(arguments)
     sections += [
         _help_section(group, flags) if asked else Section(title_of(group), flags) for group, flags in groups.items()
     ]
@@ -140,10 +140,6 @@ def parse_sections(
     config = config.with_given({*(start.given if file_name is not None and start is not None else ()), *values})
     validate_types(config)
     return config, own_values
-
-
-def _asks_help(arguments: Sequence[str]) -> bool:
-    return any(word in ("-h", "--help") for word in arguments)
 
 
 def _preset_of(arguments: Sequence[str]) -> "RunConfig | None":

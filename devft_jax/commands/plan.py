@@ -9,7 +9,7 @@ from devft_jax.runtime.screen import show
 
 if TYPE_CHECKING:
     from devft_jax.config.run_config import RunConfig
-    from devft_jax.planning.plan import PlanOptions
+    from devft_jax.planning.options import PlanOptions
 
 ABOUT = (
     "Estimate a run from shapes alone: bytes, FLOPs, memory and time of every stage, compared with end-to-end training.\n\n"
@@ -29,7 +29,7 @@ def parse_plan(arguments: Sequence[str]) -> "tuple[RunConfig, PlanOptions]":
     Raises:
       InputError: the words cannot be parsed.
     """
-    from devft_jax.planning.plan import PlanOptions
+    from devft_jax.planning.options import PlanOptions
 
     return parse_configuration(arguments, PlanOptions, command="devft plan", about=ABOUT)
 
@@ -40,11 +40,11 @@ def command(arguments: Sequence[str]) -> int:
     Args:
       arguments: the words after `devft plan`.
     """
+    config, options = parse_plan(arguments)
     from devft_jax.planning.plan import to_plain
     from devft_jax.planning.planner import make_plan
     from devft_jax.planning.text import to_text
 
-    config, options = parse_plan(arguments)
     plan = make_plan(config, options)
     show(json.dumps(to_plain(plan), indent=1) if options.json else to_text(plan))
     return 0

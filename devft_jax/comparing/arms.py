@@ -29,7 +29,7 @@ from devft_jax.config.run_config import RunConfig, field_types, option_value
 from devft_jax.config.values import item_kind
 from devft_jax.data import DataOptions
 from devft_jax.errors import InputError
-from devft_jax.evaluation import TaskScoreOptions
+from devft_jax.evaluation.benchmarks import TaskScoreOptions
 from devft_jax.files import checked_path, printable, read_yaml
 from devft_jax.options import closest
 

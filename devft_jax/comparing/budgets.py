@@ -21,7 +21,8 @@ from devft_jax.errors import InputError
 from devft_jax.federated.options import validate_learning_rate
 from devft_jax.models.architecture import ModelConfig
 from devft_jax.models.huggingface.reading import model_architecture
-from devft_jax.models.lora import narrowest_target, scale_divisor
+from devft_jax.models.lora import narrowest_target
+from devft_jax.models.options import scale_divisor
 from devft_jax.planning.planner import make_plan
 from devft_jax.reporting.units import BYTES, readable
 from devft_jax.training.checks import check_ranks

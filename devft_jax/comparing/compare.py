@@ -18,8 +18,9 @@ from devft_jax.comparing.budgets import Configured
 from devft_jax.comparing.formats import arm_rows, run_rows, to_csv, to_markdown
 from devft_jax.comparing.formats import to_plain as comparison_to_plain
 from devft_jax.comparing.measures import FINAL_LOSS, mean_of
+from devft_jax.comparing.options import CompareOptions
 from devft_jax.comparing.page import comparison_html
-from devft_jax.comparing.request import CompareOptions, Request, check_request
+from devft_jax.comparing.request import Request, check_request
 from devft_jax.comparing.results import ArmResult, Budget, Comparison, Outcome, judged_alike
 from devft_jax.comparing.runs import Job, Runs, check_splits, run_name, without_task_scores
 from devft_jax.comparing.scoring import check_scoring, score_runs
@@ -30,7 +31,8 @@ from devft_jax.errors import InputError
 from devft_jax.reporting import Progress
 from devft_jax.reporting.judged import judged_answers
 from devft_jax.runtime.stopping import Stopped, StopRequest
-from devft_jax.storage import COMPARISON, RunFolder
+from devft_jax.storage.ownership import COMPARISON
+from devft_jax.storage.run_folder import RunFolder
 
 Entry = tuple[str, str]
 """An arm under a budget: the kind of budget and the arm's name."""

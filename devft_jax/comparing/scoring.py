@@ -14,6 +14,7 @@ from pathlib import Path
 
 from devft_jax.benchmarking.options import BenchmarkOptions, validate_benchmark
 from devft_jax.comparing.budgets import Configured
+from devft_jax.comparing.options import BENCHMARK_OPTIONS
 from devft_jax.comparing.processes import last_words, supervise
 from devft_jax.comparing.results import Comparison, TaskScores
 from devft_jax.config.methods import algorithm_of
@@ -24,9 +25,6 @@ from devft_jax.harness.tasks import TaskOptions, open_tasks, tasks_digest
 from devft_jax.reporting import Progress
 from devft_jax.reporting.progress import readable_seconds
 from devft_jax.runtime.stopping import StopRequest
-
-OPTIONS = ("tasks", "benchmark_files", "limit", "num_fewshot")
-"""The options of `devft evaluate` that a comparison takes."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,7 @@ def check_scoring(options: BenchmarkOptions, common: RunConfig, arms: Sequence[C
       InputError: an unknown task, one whose data is not there, a missing extra, or no arm that can be scored.
     """
     if not options.tasks:
-        given = [name for name in OPTIONS[1:] if getattr(options, name) is not None]
+        given = [name for name in BENCHMARK_OPTIONS[1:] if getattr(options, name) is not None]
         if given:
             raise InputError(f"{given[0]} has no effect without tasks; give some, such as --tasks quick, or leave it out.")
         return None
@@ -128,7 +126,7 @@ def score_runs(comparison: Comparison, scoring: Scoring, folder: Path, progress:
             known[run] = made
         outcome = f"failed: {made}" if isinstance(made, str) else "finished"
         progress.say(f"  {outcome}; took {readable_seconds(time.monotonic() - began)}")
-    asked = {name: getattr(scoring.options, name) for name in OPTIONS}
+    asked = {name: getattr(scoring.options, name) for name in BENCHMARK_OPTIONS}
     return TaskScores(_base(known), {run: known[run][-1] for run in labels if run in known}, errors, scoring.left_out, asked)
 
 
@@ -155,7 +153,7 @@ def _evaluate(
     partial, log = file.with_suffix(".partial"), file.with_suffix(".log")
     # As JSON, in which a comma does not separate values.
     words = ["evaluate", json.dumps([run]), "--out", str(partial)]
-    for name in OPTIONS:
+    for name in BENCHMARK_OPTIONS:
         value = getattr(scoring.options, name)
         if value is not None:
             shown = json.dumps(list(value)) if isinstance(value, tuple) else str(value)

@@ -13,7 +13,7 @@ from devft_jax.config.presets import PRESETS, preset
 from devft_jax.config.run_config import NAMES, RunConfig, field_types
 from devft_jax.config.values import as_words
 from devft_jax.errors import InputError
-from devft_jax.models.lora import resolve_alpha
+from devft_jax.models.options import resolve_alpha
 
 
 def nearest_preset(config: RunConfig) -> str | None:

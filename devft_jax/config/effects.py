@@ -26,9 +26,9 @@ from typing import Any
 from devft_jax.config.methods import METHODS, readers, record_in, record_of
 from devft_jax.config.run_config import NAMES, RunConfig
 from devft_jax.data import DataOptions
-from devft_jax.developmental import NamedGrowth
+from devft_jax.developmental.records import NamedGrowth
 from devft_jax.errors import InputError
-from devft_jax.federated.algorithm import Algorithm
+from devft_jax.federated.description import Description
 from devft_jax.options import own_fields
 
 DEFAULTS = RunConfig()
@@ -110,7 +110,7 @@ def _parts(name: str) -> set[str | None]:
 
 
 @functools.cache
-def _records(kind: str) -> list[Algorithm | NamedGrowth]:
+def _records(kind: str) -> list[Description | NamedGrowth]:
     """The records of the package's own methods."""
     found = (record_of(kind, each) for each in METHODS[kind])
     return [record for record in found if record is not None]

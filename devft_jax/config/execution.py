@@ -2,16 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
-
-import jax
+from typing import TYPE_CHECKING, Literal
 
 from devft_jax.errors import InputError
-from devft_jax.models.llama import REMAT_POLICIES, Compute
+from devft_jax.models.options import REMAT
 from devft_jax.options import check_options, execution, option
 
+if TYPE_CHECKING:
+    import jax
+
+    from devft_jax.models.llama import Compute
+
 DTYPES = ("auto", "float32", "bfloat16")
-REMAT = ("auto", *REMAT_POLICIES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +37,7 @@ class ExecutionOptions:
     length_buckets: int = execution(4, at_least=1, at_most=2**16)
     """Largest number of padded lengths to which passes are rounded up: more lengths save padding, and each one is compiled;
     they are chosen from the training data."""
-    remat: str = execution("auto", choices=REMAT)
+    remat: str = execution("auto", choices=("auto", *REMAT))
     """What the backward pass recomputes to save memory: none, dots (all but the outputs of projections and attention), full
     (all but a layer's inputs), or auto (dots on CPU, where memory is slower than arithmetic, else none)."""
     attention: Literal["auto", "xla", "cudnn", "splash", "blocked"] = execution("auto")
@@ -75,8 +77,10 @@ def check_model_shards(shards: int, devices: int) -> None:
         )
 
 
-def local_devices(options: ExecutionOptions) -> list[jax.Device]:
+def local_devices(options: ExecutionOptions) -> "list[jax.Device]":
     """The devices to use, as many as requested; raises `InputError` if there are fewer, or no whole groups of shards."""
+    import jax
+
     found = jax.local_devices()
     wanted = len(found) if options.devices is None else options.devices
     if wanted > len(found):
@@ -87,12 +91,16 @@ def local_devices(options: ExecutionOptions) -> list[jax.Device]:
     return found[:wanted]
 
 
-def resolve_compute(options: ExecutionOptions) -> Compute:
+def resolve_compute(options: ExecutionOptions) -> "Compute":
     """The execution choices of the forward pass, with `auto` resolved for the default platform.
 
     Raises:
       InputError: the platform does not have the requested attention kernel.
     """
+    import jax
+
+    from devft_jax.models.llama import Compute
+
     platform = jax.default_backend()
     for kernel, home, machine in (("cudnn", "gpu", "an NVIDIA GPU"), ("splash", "tpu", "a TPU")):
         if options.attention == kernel and platform != home:
@@ -106,7 +114,7 @@ def resolve_compute(options: ExecutionOptions) -> Compute:
     return Compute(dtype=dtype, remat=remat, attention=options.attention, head_rows=options.head_rows)
 
 
-def resolve_clients_per_step(options: ExecutionOptions, devices: Sequence[jax.Device]) -> int:
+def resolve_clients_per_step(options: ExecutionOptions, devices: "Sequence[jax.Device]") -> int:
     """Clients trained at once, a multiple of the devices: the option's value, or the number with which auto starts."""
     per_device = 1 if devices[0].platform == "cpu" else 8
     asked = per_device * len(devices) if options.clients_per_step == "auto" else options.clients_per_step

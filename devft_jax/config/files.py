@@ -11,7 +11,7 @@ from devft_jax.config.run_config import RunConfig, field_types, option_value
 from devft_jax.config.validation import validate_types
 from devft_jax.errors import InputError
 from devft_jax.files import checked_path, printable, read_yaml
-from devft_jax.models.lora import resolve_alpha
+from devft_jax.models.options import resolve_alpha
 from devft_jax.options import closest
 from devft_jax.storage.ownership import RUN_OPTIONS
 

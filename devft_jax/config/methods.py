@@ -9,7 +9,9 @@ of the growth options and the model's number of layers that returns one, or a `N
 Python's path first and then in the working folder, so that no file there replaces an installed package. Of user-defined code
 only the name is part of a run's identity.
 
-A record, `Algorithm` or `NamedGrowth`, states a method's source, what it sends and keeps, and which options it reads.
+A record, `Description` or `NamedGrowth`, states a method's source, what it sends and keeps, and which options it reads. For
+the package's own methods it is known without importing JAX, so that help and lists are shown immediately; JAX is imported
+with a method's module, when the method is made.
 """
 
 import contextlib
@@ -21,20 +23,22 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from devft_jax.config.own_options import declared_options, own_options
-from devft_jax.developmental import GROWTHS, Growth, NamedGrowth
-from devft_jax.developmental.growths import GrowthOptions
+from devft_jax.developmental.growths import GROWTHS, GrowthOptions
+from devft_jax.developmental.records import NamedGrowth
 from devft_jax.errors import InputError
-from devft_jax.federated.algorithm import Algorithm
 from devft_jax.federated.algorithms import ALGORITHMS, MethodConfig
-from devft_jax.federated.channels.channel import Channel
-from devft_jax.federated.channels.options import ChannelOptions, channel_of
-from devft_jax.federated.channels.through import through
-from devft_jax.federated.principal import from_principal_directions
+from devft_jax.federated.channels.options import ChannelOptions
+from devft_jax.federated.description import Description
 from devft_jax.files import printable
 from devft_jax.options import closest, known_name, option_group
+
+if TYPE_CHECKING:
+    from devft_jax.developmental import Growth
+    from devft_jax.federated.algorithm import Algorithm
+    from devft_jax.federated.channels.channel import Channel
 
 METHODS: dict[str, Iterable[str]] = {"algorithm": ALGORITHMS, "growth": GROWTHS}
 """The options that name a method, with the names of the package's own methods."""
@@ -62,7 +66,7 @@ def known_method(kind: str, name: str) -> str:
     return name
 
 
-def algorithm_of(config: MethodConfig) -> Algorithm:
+def algorithm_of(config: MethodConfig) -> "Algorithm":
     """The algorithm that a configuration names, with its channel.
 
     Equal options give the same record, so that compiled programs are shared.
@@ -76,7 +80,7 @@ def algorithm_of(config: MethodConfig) -> Algorithm:
     return sent_through(config, method_of(config))
 
 
-def method_of(config: MethodConfig) -> Algorithm:
+def method_of(config: MethodConfig) -> "Algorithm":
     """The algorithm that a configuration names, without its channel.
 
     Args:
@@ -87,6 +91,8 @@ def method_of(config: MethodConfig) -> Algorithm:
     """
     if not imports(config.algorithm):
         return _made(ALGORITHMS[config.algorithm], option_group(MethodConfig, config))
+    from devft_jax.federated.algorithm import Algorithm
+
     found, asked = _own("algorithm", config.algorithm), config.algorithm_options or ()
     if isinstance(found, Algorithm):
         if asked:
@@ -99,7 +105,7 @@ def method_of(config: MethodConfig) -> Algorithm:
     return made
 
 
-def sent_through(config: MethodConfig, algorithm: Algorithm) -> Algorithm:
+def sent_through(config: MethodConfig, algorithm: "Algorithm") -> "Algorithm":
     """An algorithm with its uplink messages sent through the channel that a configuration names.
 
     Args:
@@ -109,11 +115,13 @@ def sent_through(config: MethodConfig, algorithm: Algorithm) -> Algorithm:
     Raises:
       InputError: there is no such channel, or the algorithm's server does not take the mean of its messages.
     """
+    from devft_jax.federated.channels.named import channel_of
+
     channel = channel_of(option_group(ChannelOptions, config), config.message_dtype)
     if channel is None or "channel" in algorithm.ignores:
         return algorithm
     if not algorithm.averages:
-        means = [name for name in ALGORITHMS if ALGORITHMS[name](MethodConfig(algorithm=name)).averages]
+        means = [name for name, own in ALGORITHMS.items() if own.averages]
         raise InputError(
             f"channel {config.channel} needs an algorithm whose server takes the mean of the clients' changes and of which "
             f"nothing else depends on the messages, and {algorithm.name} is none; use --channel none, or one of "
@@ -122,7 +130,7 @@ def sent_through(config: MethodConfig, algorithm: Algorithm) -> Algorithm:
     return _through(channel, algorithm)
 
 
-def growth_of(options: GrowthOptions, num_layers: int) -> Growth:
+def growth_of(options: GrowthOptions, num_layers: int) -> "Growth":
     """The growth that the options name, for a model of this depth.
 
     Args:
@@ -132,6 +140,8 @@ def growth_of(options: GrowthOptions, num_layers: int) -> Growth:
     Raises:
       InputError: the options do not fit the model, or a user-defined growth cannot be imported or created.
     """
+    from devft_jax.developmental import Growth
+
     found = _own("growth", options.growth) if imports(options.growth) else GROWTHS[options.growth]
     if isinstance(found, Growth):
         return found
@@ -143,8 +153,8 @@ def growth_of(options: GrowthOptions, num_layers: int) -> Growth:
     return made
 
 
-def record_of(kind: str, name: str) -> Algorithm | NamedGrowth | None:
-    """A method's record, an algorithm's at its default options; None for a growth without one.
+def record_of(kind: str, name: str) -> Description | NamedGrowth | None:
+    """A method's record, that of a user-defined algorithm at its default options; None for a growth without one.
 
     Args:
       kind: "algorithm" or "growth".
@@ -154,12 +164,12 @@ def record_of(kind: str, name: str) -> Algorithm | NamedGrowth | None:
       InputError: a user-defined method cannot be imported or created.
     """
     if kind == "algorithm":
-        return algorithm_of(MethodConfig(algorithm=name))
+        return algorithm_of(MethodConfig(algorithm=name)) if imports(name) else ALGORITHMS[name]
     found = _own("growth", name) if imports(name) else GROWTHS[name]
     return found if isinstance(found, NamedGrowth) else None
 
 
-def record_in(config: Any, kind: str) -> Algorithm | NamedGrowth | None:
+def record_in(config: Any, kind: str) -> Description | NamedGrowth | None:
     """The record of the method that a configuration names; None for a growth without one.
 
     A user-defined algorithm is made with the configuration's options, because it may refuse the default ones.
@@ -236,6 +246,9 @@ def imported(kind: str, name: str) -> tuple[ModuleType, Any]:
 def _own(kind: str, name: str) -> Any:
     """The object that an importable name refers to, if its type can be a method."""
     found = imported(kind, name)[1]
+    from devft_jax.developmental import Growth
+    from devft_jax.federated.algorithm import Algorithm
+
     if isinstance(found, Algorithm if kind == "algorithm" else Growth | NamedGrowth):
         return found
     if kind == "growth" and isinstance(found, type) and issubclass(found, Growth):
@@ -273,20 +286,26 @@ def _takes(signature: inspect.Signature, arguments: Sequence[str]) -> bool:
 
 
 @functools.lru_cache(maxsize=64)
-def _through(channel: Channel, algorithm: Algorithm) -> Algorithm:
+def _through(channel: "Channel", algorithm: "Algorithm") -> "Algorithm":
+    from devft_jax.federated.channels.through import through
+
     return through(channel, algorithm)
 
 
 @functools.lru_cache(maxsize=64)
 def _made(make: Callable[..., Any], options: MethodConfig, *own: Any) -> Any:
+    from devft_jax.federated.algorithm import Algorithm
+
     made = make(options, *own)
     return _begun(made, options) if isinstance(made, Algorithm) else made
 
 
 @functools.lru_cache(maxsize=64)
-def _begun(made: Algorithm, options: MethodConfig) -> Algorithm:
+def _begun(made: "Algorithm", options: MethodConfig) -> "Algorithm":
     """An algorithm whose factors begin where the options say."""
     if options.initialization == "pissa":
+        from devft_jax.federated.principal import from_principal_directions
+
         return from_principal_directions(made, options, options.message_dtype)
     return made
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Self
 
-from devft_jax.accounting.energy import EnergyOptions
+from devft_jax.accounting.options import EnergyOptions
 from devft_jax.config.execution import ExecutionOptions
 from devft_jax.config.methods import METHODS
 from devft_jax.config.tracking import TrackingOptions
@@ -21,15 +21,13 @@ from devft_jax.data import DataOptions
 from devft_jax.developmental.growths import OPTIONS as OPTIONS_OF_GROWTHS
 from devft_jax.developmental.growths import GrowthOptions
 from devft_jax.developmental.options import StageOptions
-from devft_jax.evaluation import EvaluationOptions, TaskScoreOptions
+from devft_jax.evaluation.benchmarks import TaskScoreOptions
+from devft_jax.evaluation.options import EvaluationOptions
 from devft_jax.federated.algorithms import OPTIONS as OPTIONS_OF_ALGORITHMS
 from devft_jax.federated.algorithms import MethodConfig
 from devft_jax.federated.channels.options import ChannelOptions
-from devft_jax.federated.local import OptimizerOptions
-from devft_jax.federated.options import FederatedOptions, LearningRateOptions
-from devft_jax.federated.warm_start import WarmStartOptions
-from devft_jax.models.lora import LoraOptions
-from devft_jax.models.quantization import QuantizationOptions
+from devft_jax.federated.options import FederatedOptions, LearningRateOptions, OptimizerOptions, WarmStartOptions
+from devft_jax.models.options import LoraOptions, QuantizationOptions
 from devft_jax.options import (
     execution,
     option,

@@ -12,10 +12,10 @@ from devft_jax.config.methods import METHODS, algorithm_of, imports, known_metho
 from devft_jax.config.run_config import RunConfig, field_types
 from devft_jax.config.values import MOST_ITEMS, readable
 from devft_jax.data import validate_data
-from devft_jax.developmental import validate_capacities
+from devft_jax.developmental.schedule import validate_capacities
 from devft_jax.errors import InputError
 from devft_jax.federated.options import validate_learning_rate
-from devft_jax.models.quantization import validate_quantization
+from devft_jax.models.options import validate_quantization
 from devft_jax.options import check_options, check_paths
 
 MOST_TRAININGS = 10**7

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from devft_jax.errors import InputError
-from devft_jax.federated.warm_start import WarmStartOptions
+from devft_jax.federated.options import WarmStartOptions
 from devft_jax.files import checked_path, existing_folder
 from devft_jax.models.huggingface.peft.names import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE
 from devft_jax.models.huggingface.safetensors import read_json
-from devft_jax.storage import RunFolder
 from devft_jax.storage.chosen import round_at_end_of_stage
 from devft_jax.storage.digests import mark_of, new_digest, read_list
 from devft_jax.storage.ownership import is_run
+from devft_jax.storage.run_folder import RunFolder
 
 WITHOUT_EFFECT = {"auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "task_type"}
 """Fields of an adapter's configuration that do not change what it computes."""

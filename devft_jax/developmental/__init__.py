@@ -11,26 +11,36 @@ these three steps; `inherit` transfers what the submodel learned back to the lay
 Needs jax and numpy only.
 """
 
-from devft_jax.developmental.alignment import align_factors
-from devft_jax.developmental.fusion import anchors, fusion_matrix, norm_gains
-from devft_jax.developmental.grouping import (
-    contiguous_groups,
-    group_layers,
-    kmeans,
-    laplacian,
-    laplacian_spectrum,
-    normalised_laplacian,
-    spectral_embedding,
-)
-from devft_jax.developmental.growth import FixedGrowth, GramGrowth, Growth, NamedGrowth
-from devft_jax.developmental.growths import GROWTHS, DevFT, EndToEnd, ProgFed, SkipGrow, TopGrow, make_growth
-from devft_jax.developmental.layer_map import LayerMap, fuse, inherit, layer_map, transition_gap
-from devft_jax.developmental.measures import influence_similarity, linear_cka, token_cosines, weight_similarity
-from devft_jax.developmental.rotation import nearest_orthogonal, nearest_rotation
-from devft_jax.developmental.schedule import geometric_schedule, validate_capacities
-from devft_jax.developmental.similarity import LayerGrams, layer_gram, layer_similarity, similarity_from_gram
-from devft_jax.developmental.stage_shape import StageShape
-from devft_jax.developmental.transition import Transition, next_stage
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from devft_jax.developmental.alignment import align_factors
+    from devft_jax.developmental.fusion import anchors, fusion_matrix, norm_gains
+    from devft_jax.developmental.grouping import (
+        contiguous_groups,
+        group_layers,
+        kmeans,
+        laplacian,
+        laplacian_spectrum,
+        normalised_laplacian,
+        spectral_embedding,
+    )
+    from devft_jax.developmental.growth import FixedGrowth, GramGrowth, Growth
+    from devft_jax.developmental.growths import GROWTHS, make_growth
+    from devft_jax.developmental.growths.devft import DevFT
+    from devft_jax.developmental.growths.end_to_end import EndToEnd
+    from devft_jax.developmental.growths.progfed import ProgFed
+    from devft_jax.developmental.growths.skip_grow import SkipGrow
+    from devft_jax.developmental.growths.top_grow import TopGrow
+    from devft_jax.developmental.maps import LayerMap, fuse, inherit, layer_map, transition_gap
+    from devft_jax.developmental.measures import influence_similarity, linear_cka, token_cosines, weight_similarity
+    from devft_jax.developmental.records import NamedGrowth
+    from devft_jax.developmental.rotation import nearest_orthogonal, nearest_rotation
+    from devft_jax.developmental.schedule import geometric_schedule, validate_capacities
+    from devft_jax.developmental.similarity import LayerGrams, layer_gram, layer_similarity, similarity_from_gram
+    from devft_jax.developmental.stage_shape import StageShape
+    from devft_jax.developmental.transition import Transition, next_stage
 
 __all__ = [
     "GROWTHS",
@@ -76,3 +86,46 @@ __all__ = [
     "validate_capacities",
     "weight_similarity",
 ]
+
+_HOMES = {
+    "alignment": ("align_factors",),
+    "fusion": ("anchors", "fusion_matrix", "norm_gains"),
+    "grouping": (
+        "contiguous_groups",
+        "group_layers",
+        "kmeans",
+        "laplacian",
+        "laplacian_spectrum",
+        "normalised_laplacian",
+        "spectral_embedding",
+    ),
+    "growth": ("FixedGrowth", "GramGrowth", "Growth"),
+    "growths": ("GROWTHS", "make_growth"),
+    "growths.devft": ("DevFT",),
+    "growths.end_to_end": ("EndToEnd",),
+    "growths.progfed": ("ProgFed",),
+    "growths.skip_grow": ("SkipGrow",),
+    "growths.top_grow": ("TopGrow",),
+    "maps": ("LayerMap", "fuse", "inherit", "layer_map", "transition_gap"),
+    "measures": ("influence_similarity", "linear_cka", "token_cosines", "weight_similarity"),
+    "records": ("NamedGrowth",),
+    "rotation": ("nearest_orthogonal", "nearest_rotation"),
+    "schedule": ("geometric_schedule", "validate_capacities"),
+    "similarity": ("LayerGrams", "layer_gram", "layer_similarity", "similarity_from_gram"),
+    "stage_shape": ("StageShape",),
+    "transition": ("Transition", "next_stage"),
+}
+"""The modules of the names, imported when a name is first used, so that options can be read without JAX."""
+
+
+def __getattr__(name: str) -> Any:
+    """The object of a public name."""
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    """The public names, whether they have been imported or not."""
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from devft_jax.developmental.fusion import anchors
-from devft_jax.developmental.layer_map import LayerMap
+from devft_jax.developmental.maps import LayerMap
 from devft_jax.developmental.rotation import nearest_orthogonal
 
 

@@ -22,8 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from devft_jax.developmental.leaves import is_concrete
-
-METHODS = ("dblf", "sum", "r_one", "mean", "anchor")
+from devft_jax.developmental.options import FUSIONS
 
 
 def fusion_matrix(
@@ -113,8 +112,8 @@ def check_fusion(method: str, beta: Any, *, has_key: bool) -> None:
     Raises:
       ValueError: an argument is invalid.
     """
-    if method not in METHODS:
-        raise ValueError(f"fusion method {method!r} is unknown: choose from {', '.join(METHODS)}.")
+    if method not in FUSIONS:
+        raise ValueError(f"fusion method {method!r} is unknown: choose from {', '.join(FUSIONS)}.")
     if method == "r_one" and not has_key:
         raise ValueError("fusion method 'r_one' draws one layer per group: give it a key.")
     if isinstance(beta, str) and beta != "auto":

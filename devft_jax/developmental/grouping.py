@@ -34,12 +34,7 @@ import jax
 import jax.numpy as jnp
 
 from devft_jax.developmental.leaves import is_concrete
-
-METHODS = ("dglg", "random", "even_blocks", "even_strides", "contiguous")
-SIMILARITY_METHODS = ("dglg", "contiguous")
-"""The methods that group by similarity."""
-LAPLACIANS = ("paper", "normalised", "row_normalised")
-"""The Laplacians with their embeddings; `paper` is Eq. 3's, unnormalised."""
+from devft_jax.developmental.options import GROUPINGS, LAPLACIANS
 
 
 def group_layers(
@@ -118,8 +113,8 @@ def check_grouping(method: str, num_groups: int, num_layers: int, *, has_key: bo
     Raises:
       ValueError: an argument is invalid.
     """
-    if method not in METHODS:
-        raise ValueError(f"grouping method {method!r} is unknown: choose from {', '.join(METHODS)}.")
+    if method not in GROUPINGS:
+        raise ValueError(f"grouping method {method!r} is unknown: choose from {', '.join(GROUPINGS)}.")
     if laplacian not in LAPLACIANS:
         raise ValueError(f"laplacian {laplacian!r} is unknown: choose from {', '.join(LAPLACIANS)}.")
     if not 1 <= operator.index(num_groups) <= num_layers:

@@ -20,7 +20,6 @@ The package's own growths are in `devft_jax.developmental.growths`.
 """
 
 import abc
-import dataclasses
 import difflib
 import functools
 import inspect
@@ -31,7 +30,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from devft_jax.developmental.layer_map import LayerMap
+from devft_jax.developmental.maps import LayerMap
 from devft_jax.developmental.schedule import equal_shares
 from devft_jax.developmental.similarity import LayerGrams, Select, similarity_from_gram
 from devft_jax.developmental.stage_shape import StageShape
@@ -247,27 +246,3 @@ class FixedGrowth(GramGrowth):
             if len(shapes) > _MOST_STAGES:
                 raise ValueError(f"stage_map gives more than {_MOST_STAGES} maps: return None after the last stage.")
         return tuple(shapes)
-
-
-@dataclasses.dataclass(frozen=True)
-class NamedGrowth:
-    """A growth that can be selected by name.
-
-    Attributes:
-      reference: what it is and its source, in one line.
-      message: what is sent.
-      state: what is kept between rounds besides the adapter.
-      make: (growth options, number of layers L) -> the growth; raises ValueError for options that do not fit.
-      reads: the options of single growths (those declared with `of="growth"`) that this one reads. Of the other options, it
-        reads all except those in `ignores`. An option that is given but not read is refused.
-      ignores: options of all growths that have no effect on this one.
-      because: the reason, written to follow "which" in a sentence.
-    """
-
-    reference: str
-    message: str
-    state: str
-    make: Callable[[Any, int], Growth]
-    reads: tuple[str, ...] = ()
-    ignores: tuple[str, ...] = ()
-    because: str = ""

@@ -24,13 +24,8 @@ import re
 import jax
 import jax.numpy as jnp
 
+from devft_jax.developmental.options import PROJECTIONS
 from devft_jax.developmental.similarity import LayerGrams, Select, layer_similarity, similarity_from_gram
-
-PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
-OF_WEIGHTS = ("weights", "without_norms", "norms", "projections", *PROJECTIONS)
-OF_TEXT = ("hidden", "cka", "influence")
-SIMILARITIES = (*OF_WEIGHTS, *OF_TEXT)
-"""The names of all measures."""
 
 _NORM = re.compile(r"\.norm_\w+$")
 

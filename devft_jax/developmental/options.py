@@ -1,20 +1,32 @@
-"""Options that all growths share: the growth, its stages, and the layers of each.
+"""The options of growths: those that all share (the growth, its stages, the layers of each), and those of single ones.
 
-A growth with options of its own declares them in its own file, as a dataclass that extends these. The metadata of a field
-say which values it may have, under which other options it is read, and with `of="growth"` that only the growths read it that
-name it in `NamedGrowth.reads`; `devft_jax.options.option` documents every key.
+The metadata of a field say which values it may have, under which other options it is read, and with `of="growth"` that only
+the growths read it that name it in `NamedGrowth.reads`; `devft_jax.options.option` documents every key. JAX is not imported
+here, so that a command line is read and explained without it.
 """
 
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from devft_jax.developmental.measures import OF_TEXT
-from devft_jax.developmental.schedule import geometric_schedule, halving_schedule, linear_schedule, validate_capacities
-
-# Number of stages if neither stages nor capacities are given and the schedule does not determine it.
-DEFAULT_STAGES = 4
+GROUPINGS = ("dglg", "random", "even_blocks", "even_strides", "contiguous")
+"""How layers can be grouped."""
+SIMILARITY_METHODS = ("dglg", "contiguous")
+"""The groupings by similarity."""
+LAPLACIANS = ("paper", "normalised", "row_normalised")
+"""The Laplacians with their embeddings; `paper` is Eq. 3's, unnormalised."""
+PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
+OF_WEIGHTS = ("weights", "without_norms", "norms", "projections", *PROJECTIONS)
+OF_TEXT = ("hidden", "cka", "influence")
+SIMILARITIES = (*OF_WEIGHTS, *OF_TEXT)
+"""The names of all measures of similarity (`devft_jax.developmental.measures`)."""
+FUSIONS = ("dblf", "sum", "r_one", "mean", "anchor")
+"""How a group can be fused."""
+MODES = ("copy", "anchor_only", "delta", "anchor_delta")
+"""How what a group has learned can return to its layers."""
+PROGFED_SCHEDULES = ("halving", "equal")
+"""How ProgFed can divide the rounds over its stages."""
 PLATEAU = {"stage_end": ("plateau",)}
 
 
@@ -102,16 +114,46 @@ class TextOptions(CapacityOptions):
     """Number of its examples."""
 
 
-def planned_capacities(options: CapacityOptions, num_layers: int) -> tuple[int, ...]:
-    """The capacities that the options name for a model of this depth; for eigengap the centres of its windows.
+@dataclass(frozen=True, kw_only=True)
+class DevFTOptions(TextOptions):
+    """DevFT's options."""
 
-    Raises:
-      ValueError: they do not fit the model.
-    """
-    if options.capacities is not None:
-        return validate_capacities(options.capacities, num_layers)
-    if options.capacity_schedule == "linear":
-        return linear_schedule(num_layers, min(DEFAULT_STAGES, num_layers) if options.stages is None else options.stages)
-    if options.stages is None:
-        return geometric_schedule(num_layers, max(1, num_layers // 8), 2)
-    return halving_schedule(num_layers, options.stages)
+    grouping: str = option("dglg", of="growth", choices=GROUPINGS)
+    """How layers are grouped: dglg (Eqs. 1-3), random, even_blocks, even_strides, or contiguous (runs of neighbouring layers
+    that are as similar as possible)."""
+    similarity: str = option("weights", of="growth", choices=SIMILARITIES, when={"grouping": SIMILARITY_METHODS})
+    """What is compared: all weights (weights, the paper's Eq. 1), without_norms, norms, the mean over all projections
+    (projections) or one of them; or, on public text (`probe_data`), the layers' outputs (hidden: cosine, cka: linear CKA) or
+    the influence of the layers between two (influence)."""
+    laplacian: str = option("paper", of="growth", choices=LAPLACIANS, when={"grouping": ("dglg",)})
+    """Laplacian and embedding of dglg: paper (Eq. 3), normalised (normalised cuts), or row_normalised (also with rows of the
+    embedding scaled to length 1)."""
+    lone_ends: bool = option(False, of="growth")
+    """Keep the first and the last layer in groups of their own."""
+    fusion: str = option("dblf", of="growth", choices=FUSIONS)
+    """How a group is fused into its representative layer: dblf (Eq. 5), sum, r_one, mean or anchor."""
+    beta: float | Literal["auto"] = option(
+        0.1,
+        of="growth",
+        within="[0, 1]",
+        remedy="the paper has 0.1, a tenth of each difference",
+        when={"fusion": ("dblf",)},
+    )
+    """Weight of each difference from the anchor in dblf; auto uses min(0.1, 1 / group size)."""
+    gauge_alignment: bool = option(False, of="growth")
+    """Rotate each layer's low-rank factors to those of its group's first layer before they are fused. This changes no
+    layer's product and brings the fusion of factors closer to the fusion of products."""
+    gain_matching: bool = option(False, of="growth", when={"fusion": ("dblf", "sum", "mean")})
+    """Scale every fused projection to the mean norm of its group's; fusing nearly orthogonal layers shrinks them."""
+    transfer: str = option("copy", of="growth", choices=MODES)
+    """How learned LoRA is transferred back to a group: copy, anchor_only, delta or anchor_delta."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProgFedOptions(CapacityOptions):
+    """ProgFed's options."""
+
+    progfed_schedule: str = option("halving", of="growth", choices=PROGFED_SCHEDULES, beside="stage_rounds")
+    """Rounds of the stages: halving (half of an equal share for every stage except the last) or equal."""
+    warmup_rounds: int = option(0, of="growth", at_least=0, remedy="use 0 for none")
+    """Rounds after each growth in which only the newest block learns; they are rounds of the run."""

@@ -13,9 +13,15 @@ import math
 import operator
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
-import jax
-import numpy as np
+if TYPE_CHECKING:
+    import jax
+
+    from devft_jax.developmental.options import CapacityOptions
+
+DEFAULT_STAGES = 4
+"""Number of stages if neither stages nor capacities are given and the schedule does not determine it."""
 
 
 def geometric_schedule(num_layers: int, initial: int, rate: float) -> tuple[int, ...]:
@@ -125,7 +131,7 @@ def capacity_windows(capacities: Sequence[int]) -> tuple[tuple[int, int], ...]:
     return (*windows, (capacities[-1], capacities[-1]))
 
 
-def widest_gap(spectrum: jax.Array, lowest: int, highest: int) -> int:
+def widest_gap(spectrum: "jax.Array", lowest: int, highest: int) -> int:
     """The k with the largest gap after the k-th of ascending eigenvalues; the smallest such k.
 
     Args:
@@ -133,6 +139,8 @@ def widest_gap(spectrum: jax.Array, lowest: int, highest: int) -> int:
       lowest: smallest k, at least 1.
       highest: largest k, below L.
     """
+    import numpy as np
+
     values = np.asarray(spectrum, np.float64)
     gaps = values[lowest : highest + 1] - values[lowest - 1 : highest]
     return lowest + int(gaps.argmax())
@@ -152,3 +160,22 @@ def equal_shares(rounds: int, stages: int) -> tuple[int, ...]:
         raise ValueError(f"rounds {rounds} is fewer than the {stages} stages; use {stages} or more.")
     share, rest = divmod(rounds, stages)
     return tuple(share + (stage >= stages - rest) for stage in range(stages))
+
+
+def planned_capacities(options: "CapacityOptions", num_layers: int) -> tuple[int, ...]:
+    """The capacities that the options name for a model of this depth; for eigengap the centres of its windows.
+
+    Args:
+      options: the options.
+      num_layers: L, the depth of the model.
+
+    Raises:
+      ValueError: they do not fit the model.
+    """
+    if options.capacities is not None:
+        return validate_capacities(options.capacities, num_layers)
+    if options.capacity_schedule == "linear":
+        return linear_schedule(num_layers, min(DEFAULT_STAGES, num_layers) if options.stages is None else options.stages)
+    if options.stages is None:
+        return geometric_schedule(num_layers, max(1, num_layers // 8), 2)
+    return halving_schedule(num_layers, options.stages)

@@ -6,7 +6,7 @@ from typing import Self
 import jax.numpy as jnp
 import numpy as np
 
-from devft_jax.developmental.layer_map import LayerMap, frozen_below
+from devft_jax.developmental.maps import LayerMap, frozen_below
 
 
 @dataclasses.dataclass(frozen=True)

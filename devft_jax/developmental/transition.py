@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from devft_jax.developmental.grouping import laplacian_spectrum
 from devft_jax.developmental.growth import Growth
-from devft_jax.developmental.layer_map import LayerMap, check_layer_map, transition_gap
+from devft_jax.developmental.maps import LayerMap, check_layer_map, transition_gap
 from devft_jax.developmental.similarity import LayerGrams
 
 

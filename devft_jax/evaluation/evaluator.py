@@ -3,7 +3,8 @@
 import jax
 import numpy as np
 
-from devft_jax.evaluation import Evaluation, HeldOut, Judgement
+from devft_jax.evaluation.held_out import Evaluation, HeldOut
+from devft_jax.evaluation.judgement import Judgement
 from devft_jax.federated.algorithm import Algorithm
 from devft_jax.federated.bank import BankView
 from devft_jax.models.adapter import Adapter

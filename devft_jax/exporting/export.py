@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from devft_jax.errors import InputError
-from devft_jax.exporting.request import ExportOptions, Form, Request
+from devft_jax.exporting.options import ExportOptions, Form
+from devft_jax.exporting.request import Request
 from devft_jax.exporting.writing import Exported, write_adapter, write_both, write_model
 from devft_jax.inference.selected import Selected, select
 from devft_jax.models.huggingface.folder import model_folder

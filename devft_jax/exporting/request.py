@@ -8,31 +8,15 @@ submodel-adapter   the bare submodel as a model, and its adapter in the subfolde
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from devft_jax.errors import InputError
+from devft_jax.exporting.options import ExportOptions
 from devft_jax.files import existing_folder
-from devft_jax.inference.selected import SelectionOptions, lasting_name
-from devft_jax.models.huggingface.safetensors import DTYPES, read_json
-from devft_jax.options import check_options, operand, option, path
-from devft_jax.storage import EXPORT, EXPORT_FILE, claim
-
-Form = Literal["adapter", "merged", "submodel", "submodel-adapter"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExportOptions(SelectionOptions):
-    """Write a run, or a PEFT adapter with its base, as a folder that PEFT or transformers can load."""
-
-    source: str = operand(path=True)
-    """A run's folder, finished or not; or a PEFT adapter's folder, for the form merged."""
-    out: str = path()
-    """Folder to write: absent, empty, or an earlier export with the same options."""
-    form: Form = option("adapter", choices=get_args(Form))
-    """What to write: adapter (PEFT), merged (the model with the adapter merged in), submodel (a stage's submodel, merged) or
-    submodel-adapter (a stage's submodel and its adapter, separately)."""
-    dtype: str = option("auto", choices=("auto", *DTYPES.values()))
-    """Data type in which a model's weights are stored: auto (as in the base), bfloat16, float32 or float16."""
+from devft_jax.inference.selected import lasting_name
+from devft_jax.models.huggingface.safetensors import read_json
+from devft_jax.options import check_options
+from devft_jax.storage.ownership import EXPORT, EXPORT_FILE, claim
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from devft_jax.models.huggingface.peft.writing import check_finite, export_peft
 from devft_jax.models.huggingface.safetensors import json_text, one_line
 from devft_jax.models.huggingface.writing import save_pretrained
 from devft_jax.reporting.progress import readable_bytes
-from devft_jax.storage import EXPORT_FILE
+from devft_jax.storage.ownership import EXPORT_FILE
 
 
 @dataclass(frozen=True)

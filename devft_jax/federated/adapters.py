@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from devft_jax.developmental import LayerMap, align_factors, fuse, inherit
 from devft_jax.models.adapter import Adapter, LoraFactors
 from devft_jax.models.architecture import PROJECTIONS, ModelConfig
-from devft_jax.models.lora import LoraOptions, init_lora, lora_scale, resolve_alpha
+from devft_jax.models.lora import init_lora
+from devft_jax.models.options import LoraOptions, lora_scale, resolve_alpha
 from devft_jax.typing import PyTree
 
 PROBES = 16

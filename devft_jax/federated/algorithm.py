@@ -48,6 +48,7 @@ import optax
 from flax import struct
 
 from devft_jax.developmental import LayerMap
+from devft_jax.federated.description import Description
 from devft_jax.federated.warm_start import WarmStart, with_factors
 from devft_jax.models.adapter import Adapter
 from devft_jax.models.architecture import ModelConfig
@@ -198,15 +199,11 @@ def newest_row(full: PyTree, stage: PyTree, layer_map: LayerMap, mode: str) -> P
     return stage
 
 
-@dataclass(frozen=True)
-class Algorithm:
-    """An algorithm's record; every function is pure and traceable.
+@dataclass(frozen=True, kw_only=True)
+class Algorithm(Description):
+    """An algorithm's record: its description, and functions that are all pure and traceable.
 
     Attributes:
-      name: name on the command line.
-      reference: paper and year.
-      message: what is sent, for `devft list`.
-      state: what the server and the clients keep besides the adapter, for `devft list`.
       init_server: (key, model config, Clients) -> Server at full depth.
       broadcast: Server -> Down, in the messages' dtype.
       start: Participant -> (train, frozen): what a client optimises and what it uses without training it.
@@ -241,23 +238,12 @@ class Algorithm:
         also of rounds that they missed; None if a single message is all that a client needs.
       layered: whether the first axis of every trained leaf is the stage's layers, so that some layers can be frozen.
       low_rank: whether its models are low-rank adapters and corrections of weights, which can be written for other tools.
-      reads: the options of single methods (those declared with `of="algorithm"`) that this one reads. Of the other options,
-        it reads all except those in `ignores`. An option that is given but not read is refused.
-      ignores: options of all methods that have no effect on this one.
-      because: the reason, written to follow "which" in a sentence.
-      averages: whether an uplink message holds only changes of trained leaves, as floats, the server's state depends on the
-        messages only through their weighted mean, and a leaf means the same in every round of a stage, so that what one
-        message left out can be added to a later one. A channel can then change what is sent.
       principal: whether its factors may begin anywhere, such as at the principal directions of the weights
         (`devft_jax.federated.principal`): its state has one adapter, and all clients start from whole factors of it.
       pools: whether one participant holds all clients' examples and trains the steps of all clients of a round one after
         the other. It is the server itself, so nothing is sent and no byte is counted.
     """
 
-    name: str
-    reference: str
-    message: str
-    state: str
     init_server: Callable[[jax.Array, ModelConfig, Clients], PyTree]
     broadcast: Callable[[PyTree], PyTree]
     start: Callable[[Participant], tuple[PyTree, PyTree]]
@@ -284,12 +270,8 @@ class Algorithm:
     cumulative: Callable[[PyTree], PyTree] | None = None
     layered: bool = True
     low_rank: bool = True
-    averages: bool = False
     principal: bool = True
     pools: bool = False
-    reads: tuple[str, ...] = ()
-    ignores: tuple[str, ...] = ()
-    because: str = ""
 
     @property
     def has_global_model(self) -> bool:

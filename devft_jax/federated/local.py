@@ -21,8 +21,8 @@ import optax
 from flax import struct
 
 from devft_jax.data import fitted_lengths
+from devft_jax.federated.options import OptimizerOptions
 from devft_jax.models.loss import completion_tokens
-from devft_jax.options import option
 from devft_jax.typing import PyTree
 
 Batch = tuple[jax.Array, ...]
@@ -30,29 +30,6 @@ Batch = tuple[jax.Array, ...]
 Loss = Callable[[PyTree, Batch, jax.Array, jax.Array, float], tuple[jax.Array, jax.Array]]
 """(trained leaves, rows of a batch, their keys, the batch's completion tokens i32[], the rows' share of the step) -> (the
 loss that is minimised f32[], the part of the mean loss that is reported f32[]); both add up over the rows of a batch."""
-
-ADAMW = {"optimizer": ("adamw",)}
-"""The condition under which adamw's options are read."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimizerOptions:
-    """The optimiser that every client runs, rebuilt in every round."""
-
-    optimizer: str = option("adamw", choices=("adamw", "sgd"))
-    """Optimiser of the local steps: adamw or sgd."""
-    weight_decay: float = option(0.0, at_least=0, when=ADAMW)
-    """Decoupled weight decay of adamw."""
-    clip_norm: float = option(1.0, at_least=0)
-    """Global norm to which a step's gradient is clipped; 0 switches clipping off."""
-    beta1: float = option(0.9, within="[0, 1)", remedy="0.9 is usual", when=ADAMW)
-    """Decay of adamw's first moment."""
-    beta2: float = option(0.999, within="[0, 1)", remedy="0.999 is usual", when=ADAMW)
-    """Decay of adamw's second moment."""
-    lora_plus_ratio: float = option(1.0, above=0, remedy="1 is usual, and 16 for LoRA+")
-    """Learning rate of b divided by that of a, which is the run's rate: 1 for equal rates; LoRA+ uses a larger ratio."""
-    epsilon: float = option(1e-8, above=0, remedy="1e-8 is usual", when=ADAMW)
-    """Term added to adamw's denominator."""
 
 
 def make_optimizer(options: OptimizerOptions, learning_rate: jax.Array | float) -> optax.GradientTransformation:

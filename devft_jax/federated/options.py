@@ -1,4 +1,4 @@
-"""The options of a federated run: protocol and learning rate."""
+"""The options of a federated run: protocol, learning rate and the clients' optimiser."""
 
 import math
 from collections.abc import Sequence
@@ -32,6 +32,18 @@ OWN_ALGORITHM = Need(
     "name one that declares options, as package.module:name",
     "algorithm",
 )
+WARM = Need(
+    lambda config: config.adapter is not None or config.init_from is not None,
+    "has no effect on a run that begins with a new adapter",
+    "give --adapter or --init-from",
+)
+FROM_A_RUN = Need(
+    lambda config: config.init_from is not None,
+    "chooses a stage of the run that init_from names and there is none",
+    "give --init-from",
+)
+ADAMW = {"optimizer": ("adamw",)}
+"""The condition under which adamw's options are read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +91,43 @@ class LearningRateOptions:
     lengthened_rate: str = execution("schedule", choices=("schedule", "end"))
     """Rate of the rounds by which a run is lengthened: schedule (that of a run of the new length, which rises again where
     the old one had decayed) or end (the final rate of the old schedule)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerOptions:
+    """The optimiser that every client runs, rebuilt in every round."""
+
+    optimizer: str = option("adamw", choices=("adamw", "sgd"))
+    """Optimiser of the local steps: adamw or sgd."""
+    weight_decay: float = option(0.0, at_least=0, when=ADAMW)
+    """Decoupled weight decay of adamw."""
+    clip_norm: float = option(1.0, at_least=0)
+    """Global norm to which a step's gradient is clipped; 0 switches clipping off."""
+    beta1: float = option(0.9, within="[0, 1)", remedy="0.9 is usual", when=ADAMW)
+    """Decay of adamw's first moment."""
+    beta2: float = option(0.999, within="[0, 1)", remedy="0.999 is usual", when=ADAMW)
+    """Decay of adamw's second moment."""
+    lora_plus_ratio: float = option(1.0, above=0, remedy="1 is usual, and 16 for LoRA+")
+    """Learning rate of b divided by that of a, which is the run's rate: 1 for equal rates; LoRA+ uses a larger ratio."""
+    epsilon: float = option(1e-8, above=0, remedy="1e-8 is usual", when=ADAMW)
+    """Term added to adamw's denominator."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmStartOptions:
+    """An existing adapter to begin with."""
+
+    adapter: str | None = execution(None, path=True)
+    """Adapter to begin with: a PEFT folder, or a finished run's folder for its final adapter. A smaller rank is padded and
+    another alpha / rank converted, so that the update is the same; a larger rank or other targets are refused."""
+    init_from: str | None = execution(None, path=True)
+    """Run to begin with the adapter of, at full depth, as it was at the end of a stage."""
+    stage: int | None = execution(None, at_least=1, needs=[FROM_A_RUN])
+    """The stage of the run in `init_from`, counted from 1; by default the newest, which must have ended."""
+    truncate_adapter: bool = option(False, needs=[WARM])
+    """Replace an adapter of larger rank by the nearest one of the run's rank, from its singular value decomposition."""
+    adapter_digest: str | None = option(None, needs=[WARM])
+    """Digest of what the adapter contains, which every run records; given, another content is refused."""
 
 
 def validate_learning_rate(options: LearningRateOptions, stages: int | None = None) -> None:

@@ -32,7 +32,7 @@ from devft_jax.federated.corrections import no_delta
 from devft_jax.models.adapter import Adapter, LoraFactors
 from devft_jax.models.architecture import ModelConfig
 from devft_jax.models.base import Base
-from devft_jax.models.lora import LoraOptions, lora_scale
+from devft_jax.models.options import LoraOptions, lora_scale
 from devft_jax.models.weights import dense_weight
 from devft_jax.typing import PyTree
 

@@ -23,36 +23,7 @@ import jax.numpy as jnp
 from devft_jax.errors import InputError
 from devft_jax.models.adapter import Adapter, LoraFactors, layer_scales
 from devft_jax.models.architecture import PROJECTIONS
-from devft_jax.options import Need, execution, option
 from devft_jax.typing import PyTree
-
-WARM = Need(
-    lambda config: config.adapter is not None or config.init_from is not None,
-    "has no effect on a run that begins with a new adapter",
-    "give --adapter or --init-from",
-)
-FROM_A_RUN = Need(
-    lambda config: config.init_from is not None,
-    "chooses a stage of the run that init_from names and there is none",
-    "give --init-from",
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class WarmStartOptions:
-    """An existing adapter to begin with."""
-
-    adapter: str | None = execution(None, path=True)
-    """Adapter to begin with: a PEFT folder, or a finished run's folder for its final adapter. A smaller rank is padded and
-    another alpha / rank converted, so that the update is the same; a larger rank or other targets are refused."""
-    init_from: str | None = execution(None, path=True)
-    """Run to begin with the adapter of, at full depth, as it was at the end of a stage."""
-    stage: int | None = execution(None, at_least=1, needs=[FROM_A_RUN])
-    """The stage of the run in `init_from`, counted from 1; by default the newest, which must have ended."""
-    truncate_adapter: bool = option(False, needs=[WARM])
-    """Replace an adapter of larger rank by the nearest one of the run's rank, from its singular value decomposition."""
-    adapter_digest: str | None = option(None, needs=[WARM])
-    """Digest of what the adapter contains, which every run records; given, another content is refused."""
 
 
 class NoAdapterError(Exception):

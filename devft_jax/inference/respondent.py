@@ -4,7 +4,6 @@ training."""
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +15,8 @@ from devft_jax.data.answer_ends import ends_of_template
 from devft_jax.data.encoding import prompt_tokens
 from devft_jax.data.prompts import find_template, prompt_text, renderer, resolve_template
 from devft_jax.errors import InputError
-from devft_jax.inference.selected import Selected, SelectionOptions, select
+from devft_jax.inference.options import ModelOptions, SelectionOptions
+from devft_jax.inference.selected import Selected, select
 from devft_jax.models.adapter import Adapter
 from devft_jax.models.generation.answers import Completion
 from devft_jax.models.generation.generate import Listener, check_prompts, generate
@@ -24,22 +24,6 @@ from devft_jax.models.generation.options import GenerationOptions
 from devft_jax.models.huggingface.end_tokens import end_token_ids
 from devft_jax.models.huggingface.model import Model
 from devft_jax.models.llama import Compute
-from devft_jax.options import path
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelOptions:
-    """How the model is loaded, where this should differ from the run's settings."""
-
-    adapter: str | None = path(None)
-    """Folder of a PEFT adapter; by default the run's own, and none for other models."""
-    template: str | None = None
-    """Wording of the prompt: a template of `devft list`, or auto (chat if the tokenizer has a chat template, else alpaca);
-    by default the run's, and completion (the prompt unchanged) for other models."""
-    quantization: Literal["none", "int8", "int4", "nf4"] | None = None
-    """Storage of the frozen projections; by default as in the run, and none for other models."""
-    dtype: Literal["auto", "float32", "bfloat16"] | None = None
-    """Precision of activations and frozen weights; by default as in the run, and auto (float32 on CPU) for other models."""
 
 
 @dataclass(frozen=True)

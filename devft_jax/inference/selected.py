@@ -13,13 +13,14 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 
 from devft_jax.data.answer_ends import ends_of_adapter
 from devft_jax.errors import InputError
 from devft_jax.files import checked_path
+from devft_jax.inference.options import SelectionOptions
 from devft_jax.models.adapter import Adapter
 from devft_jax.models.architecture import ModelConfig
 from devft_jax.models.huggingface.families import read_config
@@ -29,31 +30,15 @@ from devft_jax.models.huggingface.peft.names import ADAPTER_CONFIG_FILE
 from devft_jax.models.huggingface.peft.reading import import_peft
 from devft_jax.models.huggingface.peft.settings import base_of_adapter
 from devft_jax.models.huggingface.reading import load_pretrained
-from devft_jax.models.huggingface.safetensors import DTYPES
-from devft_jax.options import path, verbatim
+from devft_jax.models.options import DTYPES
 from devft_jax.runtime.devices import host_device
-from devft_jax.storage import RunFolder
 from devft_jax.storage.chosen import chosen_round
+from devft_jax.storage.run_folder import RunFolder
 from devft_jax.training.fingerprints import base_fingerprint
 from devft_jax.training.saved_adapters import SavedAdapters
 from devft_jax.training.stored_runs import StoredRun, kind_of, read_run
 from devft_jax.training.submodels import model_path
 from devft_jax.training.warm_start import saved_at
-
-
-@dataclass(frozen=True, kw_only=True)
-class SelectionOptions:
-    """Which model of the source to use."""
-
-    stage: int | None = None
-    """The stage, counted from 1, taken from its newest checkpoint; by default the run's newest checkpoint."""
-    round: int | Literal["best"] | None = None
-    """The round, counted from 1, in place of a stage; its checkpoint must have been kept. best is that of the lowest
-    held-out loss in the last stage of a run with `stop_after`."""
-    client: str | None = verbatim(None)
-    """The client whose model to use, in a run where every client has its own, such as with local-only."""
-    model: str | None = path(None)
-    """The base model, as for `devft run`; by default the one that the run or the adapter names."""
 
 
 @dataclass(frozen=True)

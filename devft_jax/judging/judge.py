@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from devft_jax.inference.selected import SelectionOptions
+from devft_jax.inference.options import SelectionOptions
 from devft_jax.judging.answering import Asked, answer_questions
 from devft_jax.judging.cases import Mode
 from devft_jax.judging.judgements import Spent, judge_all, spent_on, wanted_judgements
@@ -24,7 +24,8 @@ from devft_jax.judging.results import Results, results_of
 from devft_jax.judging.tables import to_plain, to_text
 from devft_jax.reporting import Progress
 from devft_jax.runtime.stopping import Stopped, StopRequest
-from devft_jax.storage import JUDGED, RunFolder
+from devft_jax.storage.ownership import JUDGED
+from devft_jax.storage.run_folder import RunFolder
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from devft_jax.errors import InputError
 from devft_jax.files import checked_path, printable
-from devft_jax.inference.respondent import ModelOptions, Respondent, open_respondent
-from devft_jax.inference.selected import SelectionOptions
+from devft_jax.inference.options import ModelOptions, SelectionOptions
+from devft_jax.inference.respondent import Respondent, open_respondent
 from devft_jax.judging.cases import Judge, Mode
 from devft_jax.judging.endpoint import Endpoint
 from devft_jax.judging.options import AnswerOptions, AskedOptions, EndpointOptions, JudgeOptions, OpeningOptions

@@ -1,16 +1,20 @@
 """Models: LLaMA as pure functions over stacked pytrees, low-rank adapters, and their files."""
 
-from devft_jax.models.adapter import Adapter, LoraFactors
-from devft_jax.models.architecture import ModelConfig
-from devft_jax.models.base import Base, Block, init_base
-from devft_jax.models.huggingface.model import Model
-from devft_jax.models.huggingface.peft.reading import import_peft
-from devft_jax.models.huggingface.peft.writing import export_peft
-from devft_jax.models.huggingface.reading import load_pretrained
-from devft_jax.models.huggingface.writing import save_pretrained
-from devft_jax.models.llama import Compute, forward, hidden_states
-from devft_jax.models.lora import init_lora
-from devft_jax.models.loss import completion_loss, completion_statistics
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from devft_jax.models.adapter import Adapter, LoraFactors
+    from devft_jax.models.architecture import ModelConfig
+    from devft_jax.models.base import Base, Block, init_base
+    from devft_jax.models.huggingface.model import Model
+    from devft_jax.models.huggingface.peft.reading import import_peft
+    from devft_jax.models.huggingface.peft.writing import export_peft
+    from devft_jax.models.huggingface.reading import load_pretrained
+    from devft_jax.models.huggingface.writing import save_pretrained
+    from devft_jax.models.llama import Compute, forward, hidden_states
+    from devft_jax.models.lora import init_lora
+    from devft_jax.models.loss import completion_loss, completion_statistics
 
 __all__ = [
     "Adapter",
@@ -31,3 +35,31 @@ __all__ = [
     "load_pretrained",
     "save_pretrained",
 ]
+
+_HOMES = {
+    "adapter": ("Adapter", "LoraFactors"),
+    "architecture": ("ModelConfig",),
+    "base": ("Base", "Block", "init_base"),
+    "huggingface.model": ("Model",),
+    "huggingface.peft.reading": ("import_peft",),
+    "huggingface.peft.writing": ("export_peft",),
+    "huggingface.reading": ("load_pretrained",),
+    "huggingface.writing": ("save_pretrained",),
+    "llama": ("Compute", "forward", "hidden_states"),
+    "lora": ("init_lora",),
+    "loss": ("completion_loss", "completion_statistics"),
+}
+"""The modules of the names, imported when a name is first used, so that options can be read without JAX."""
+
+
+def __getattr__(name: str) -> Any:
+    """The object of a public name."""
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    """The public names, whether they have been imported or not."""
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})

@@ -23,14 +23,12 @@ from devft_jax.models.attention import Attention, Kernel
 from devft_jax.models.base import Base, Block, head_weight
 from devft_jax.models.decoder import KEPT, PROJECTED, decoder_layer, fold_each, rms_norm, rotary_table
 from devft_jax.models.hypernetwork import adapt, generator_of, prompt_shares
+from devft_jax.models.options import REMAT
 from devft_jax.models.weights import StackedWeight, read_layer
 from devft_jax.typing import PyTree
 
-REMAT_POLICIES = {
-    "none": None,
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.save_only_these_names(PROJECTED, KEPT, attention.SAVED),
-}
+_DOTS = jax.checkpoint_policies.save_only_these_names(PROJECTED, KEPT, attention.SAVED)
+REMAT_POLICIES = dict(zip(REMAT, (None, jax.checkpoint_policies.nothing_saveable, _DOTS), strict=True))
 """What is saved of a layer for the backward pass, by the names of `Compute.remat`."""
 
 

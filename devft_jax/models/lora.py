@@ -1,9 +1,6 @@
-"""Low-rank adapters: their options and PEFT's initialisation (Hu et al. 2022; Kaiming-uniform a, zero b)."""
+"""Low-rank adapters: PEFT's initialisation (Hu et al. 2022; Kaiming-uniform a, zero b)."""
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,61 +10,8 @@ from devft_jax.errors import InputError
 from devft_jax.models.adapter import Adapter, LoraFactors
 from devft_jax.models.architecture import PROJECTIONS, ModelConfig
 from devft_jax.models.hypernetwork import generated_norms
-from devft_jax.options import Need, check_options, option
-
-GIVEN_ALPHA = Need(
-    lambda config: config.alpha != "auto",
-    "has no effect with alpha auto, which gives the scale 2 at any rank",
-    "give --alpha",
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoraOptions:
-    """Low-rank adaptation of the frozen model."""
-
-    rank: int = option(32, at_least=1, at_most=2**16, remedy="use 1 or more, such as 32")
-    """Rank r of the low-rank update of each adapted projection."""
-    alpha: float | Literal["auto"] = option("auto", above=0, remedy="auto, twice the rank, is usual")
-    """Numerator of the update's scale alpha / rank: a number, or auto, twice the rank. Clients with other ranks have
-    the same scale."""
-    rslora: bool = option(False, needs=[GIVEN_ALPHA])
-    """Scale the update by alpha / sqrt(rank), as in rsLoRA, instead of alpha / rank: the size of its first steps then does
-    not fall with the rank."""
-    initialization: str = option("lora", choices=("lora", "pissa"))
-    """Where the factors begin: at a random a and b = 0 (lora), or at the principal directions of each weight, beside what is
-    left of it (pissa)."""
-    dropout: float = option(0.05, within="[0, 1)", remedy="0.05 is usual")
-    """Probability of dropping an input element of the low-rank product while training."""
-    targets: tuple[str, ...] = option(("q", "v"), choices=PROJECTIONS, each_once=True)
-    """Adapted projections, any of q, k, v, o, gate, up, down."""
-
-
-def resolve_alpha(options: LoraOptions) -> float:
-    """alpha as a number: the option's value, or the one that gives the scale 2, which is twice the rank without `rslora`.
-
-    Args:
-      options: the adapter's options.
-    """
-    return 2.0 * scale_divisor(options) if options.alpha == "auto" else options.alpha
-
-
-def scale_divisor(options: LoraOptions) -> float:
-    """The divisor of alpha in the update's scale: r, or sqrt(r) in rsLoRA (Kalajdzievski, arXiv:2312.03732, 2023).
-
-    Args:
-      options: the adapter's options.
-    """
-    return math.sqrt(options.rank) if options.rslora else options.rank
-
-
-def lora_scale(options: LoraOptions) -> float:
-    """The scale of the update, alpha / r, or alpha / sqrt(r) with `rslora`.
-
-    Args:
-      options: the adapter's options.
-    """
-    return resolve_alpha(options) / scale_divisor(options)
+from devft_jax.models.options import LoraOptions
+from devft_jax.options import check_options
 
 
 def narrowest_target(model: ModelConfig, targets: Sequence[str]) -> tuple[int, str]:

@@ -17,7 +17,6 @@ expanded one layer at a time in the forward pass and again in the backward pass.
 
 import functools
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -28,12 +27,9 @@ from flax import struct
 from devft_jax.errors import InputError
 from devft_jax.models.architecture import PROJECTIONS, ModelConfig
 from devft_jax.models.base import Base, init_base
-from devft_jax.options import check_options, option
+from devft_jax.models.options import BITS
 
 BLOCK = 64
-
-BITS = {"int8": 8, "int4": 4, "nf4": 4}
-"""Bits per code, by the name of the kind."""
 
 _BOUND = {"int8": 127.5, "int4": 7.5, "nf4": 1.0}
 
@@ -59,34 +55,6 @@ NF4_VALUES = np.array(
     ],
     np.float32,
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class QuantizationOptions:
-    """Storage of the frozen weights."""
-
-    quantization: str = option("none", choices=("none", *BITS))
-    """Storage of the frozen projections: none (floats), or packed int8, int4 or nf4 with a float16 scale per block of 64."""
-    fused_precision: str = option("packed", choices=("packed", "float"), of="growth")
-    """A stage's fused layers if the base is quantised: packed like the base, or float (stored in `dtype`)."""
-    fuse_from: str = option("packed", choices=("packed", "original"), of="growth")
-    """From which weights a stage is grouped and fused if the base is quantised: its packed weights, expanded, or the model's
-    original weights, which are then read into host memory at every stage."""
-
-
-def validate_quantization(options: QuantizationOptions) -> None:
-    """Raise `InputError` for an unknown choice, or one that needs a quantised base without one.
-
-    Args:
-      options: the options to check.
-    """
-    check_options(options)
-    for name in ("fused_precision", "fuse_from"):
-        if options.quantization == "none" and getattr(options, name) != "packed":
-            raise InputError(
-                f"{name} '{getattr(options, name)}' needs a quantised base and quantization is none; name one, or "
-                f"leave {name} out."
-            )
 
 
 class QTensor(struct.PyTreeNode):

@@ -13,8 +13,6 @@ This file defines a plan; `devft_jax.planning.planner` makes one, `devft_jax.pla
 """
 
 import dataclasses
-import math
-import re
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -26,10 +24,9 @@ from devft_jax.accounting.memory import MemoryTerms, Work
 from devft_jax.accounting.speed import Speed, measured_speed
 from devft_jax.config.files import to_plain as config_to_plain
 from devft_jax.config.run_config import RunConfig
-from devft_jax.errors import InputError
 from devft_jax.models.architecture import ModelConfig
 from devft_jax.models.llama import Compute
-from devft_jax.options import check_options, option
+from devft_jax.planning.options import PlanOptions, parse_memory
 from devft_jax.planning.paper import Convention
 from devft_jax.runtime.compiled import CompiledMemory
 
@@ -40,36 +37,6 @@ Device = Literal["simulator", "client"]
 """The device whose memory is planned: one of the simulator's, or a client's own."""
 
 DEVICES: tuple[Device, ...] = ("simulator", "client")
-
-SMALLEST_MEMORY = 10**6
-"""Sizes below this many bytes are refused, because their unit was probably forgotten."""
-UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlanOptions:
-    """What the plan assumes and prints, besides the run's own options."""
-
-    flops_per_second: float | None = option(None, above=0, remedy="1e14 suits a data-centre GPU")
-    """Rate of training, floating-point operations per second of all devices together; by default the measured rate of this
-    machine's matrix products, which takes a second to measure and is stored. 1e14 suits a data-centre GPU."""
-    memory: str | None = None
-    """Memory of a device, such as 24GB or 80GiB: the plan then says which stages fit into it."""
-    compile: bool = False
-    """Compile every stage's program from its shapes, which takes from seconds to minutes, and print XLA's figure of its
-    memory beside the formula's."""
-    json: bool = False
-    """Print the plan as JSON."""
-
-    def check(self) -> None:
-        """Check the assumptions.
-
-        Raises:
-          InputError: the rate or the memory is not valid.
-        """
-        check_options(self)
-        if self.memory is not None:
-            parse_memory(self.memory)
 
 
 @dataclass(frozen=True)
@@ -226,24 +193,6 @@ class Plan:
         """
         limit = parse_memory(self.options.memory or "")
         return [stage.memory(kind).total <= limit for stage in self.stages]
-
-
-def parse_memory(text: str) -> int:
-    """Bytes of a size such as 24GB (powers of 1000), 80GiB (powers of 1024) or 16000000000.
-
-    Args:
-      text: the size.
-
-    Raises:
-      InputError: the text is not a size, or the size is below a megabyte, as for 24 without a unit.
-    """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]I?)?B?\s*", text.upper())
-    size = math.nan if found is None else float(found[1]) * UNITS[found[2] or ""]
-    if not 0 < size < math.inf:
-        raise InputError(f"memory '{text}' is not a size; write one such as 24GB or 80GiB.")
-    if size < SMALLEST_MEMORY:
-        raise InputError(f"memory '{text}' is less than a megabyte; give its unit, such as 24GB or 80GiB.")
-    return int(size)
 
 
 def to_plain(plan: Plan) -> dict[str, Any]:

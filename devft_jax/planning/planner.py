@@ -35,9 +35,9 @@ from devft_jax.data.options import clients_by_file
 from devft_jax.developmental import StageShape
 from devft_jax.errors import InputError
 from devft_jax.federated.algorithm import Algorithm
-from devft_jax.federated.local import OptimizerOptions, Passes
+from devft_jax.federated.local import Passes
 from devft_jax.federated.messages import bytes_of_rounds, is_upper_bound, message_bytes
-from devft_jax.federated.options import validate_learning_rate
+from devft_jax.federated.options import OptimizerOptions, validate_learning_rate
 from devft_jax.federated.round.client import LocalTraining
 from devft_jax.federated.round.server import cumulative_bytes
 from devft_jax.federated.sampling import sample_cohorts
@@ -47,8 +47,9 @@ from devft_jax.models.base import parameter_count
 from devft_jax.models.huggingface.reading import model_architecture
 from devft_jax.models.quantization import base_shapes
 from devft_jax.options import option_group
+from devft_jax.planning.options import PlanOptions
 from devft_jax.planning.paper import paper_convention
-from devft_jax.planning.plan import Plan, PlanOptions, StagePlan
+from devft_jax.planning.plan import Plan, StagePlan
 from devft_jax.runtime.compiled import CompiledMemory
 from devft_jax.training.checks import check_ranks
 from devft_jax.training.stages import check_composition, plan_stages

@@ -23,7 +23,7 @@ from devft_jax.config.methods import growth_of, known_method
 from devft_jax.config.run_config import RunConfig
 from devft_jax.developmental import Growth, LayerGrams, LayerMap, ProgFed
 from devft_jax.developmental.growths import OPTIONS
-from devft_jax.developmental.layer_map import check_layer_map
+from devft_jax.developmental.maps import check_layer_map
 from devft_jax.developmental.options import CapacityOptions, TextOptions
 from devft_jax.errors import InputError
 from devft_jax.federated.sampling import Purpose, run_key

@@ -24,7 +24,7 @@ from devft_jax.config.run_config import RunConfig
 from devft_jax.config.validation import validate
 from devft_jax.data import Examples, check_data_found, fitted_lengths, some_examples
 from devft_jax.developmental import LayerGrams, LayerMap, StageShape
-from devft_jax.developmental.options import planned_capacities
+from devft_jax.developmental.schedule import planned_capacities
 from devft_jax.errors import InputError
 from devft_jax.federated.algorithm import Clients
 from devft_jax.federated.sampling import Purpose, run_key
@@ -32,7 +32,7 @@ from devft_jax.models.base import parameter_count
 from devft_jax.models.huggingface.model import Model
 from devft_jax.models.llama import Compute
 from devft_jax.options import check_options
-from devft_jax.planning.plan import PlanOptions
+from devft_jax.planning.options import PlanOptions
 from devft_jax.planning.planner import Planner
 from devft_jax.probing.gradients import Gradient, Slopes, alignment, gradient_shares
 from devft_jax.probing.options import DEFAULT_PLANS, ProbeOptions

@@ -16,7 +16,8 @@ from devft_jax.reporting.judged import judged_answers
 from devft_jax.reporting.report import report_html
 from devft_jax.reporting.settings import Option, Settings
 from devft_jax.reporting.story import Story, check
-from devft_jax.storage import RunFolder, claim_file
+from devft_jax.storage.ownership import claim_file
+from devft_jax.storage.run_folder import RunFolder
 
 
 def write_report(path: str | Path, out: str | Path | None = None) -> Path:

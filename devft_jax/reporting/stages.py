@@ -3,7 +3,7 @@ derived."""
 
 from itertools import pairwise
 
-from devft_jax.developmental.grouping import SIMILARITY_METHODS
+from devft_jax.developmental.options import SIMILARITY_METHODS
 from devft_jax.reporting import page
 from devft_jax.reporting.chart import Band, Frame, Line, plot_lines
 from devft_jax.reporting.heat import group_order, similarity_map, similarity_range, time_map

@@ -12,7 +12,7 @@ import numpy as np
 
 from devft_jax.developmental import FixedGrowth, Growth, LayerGrams, LayerMap, NamedGrowth, StageShape
 from devft_jax.developmental.growths import GrowthOptions
-from devft_jax.developmental.layer_map import check_layer_map
+from devft_jax.developmental.maps import check_layer_map
 from devft_jax.models.base import init_base
 from devft_jax.models.lora import init_lora
 from devft_jax.storage.records import RoundRecord

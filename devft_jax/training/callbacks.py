@@ -24,8 +24,8 @@ from devft_jax.models.adapter import Adapter
 from devft_jax.models.huggingface.model import Model
 from devft_jax.reporting import Progress
 from devft_jax.runtime.stopping import StopRequest
-from devft_jax.storage import RunFolder
 from devft_jax.storage.records import RoundRecord, RunRecord, StageRecord
+from devft_jax.storage.run_folder import RunFolder
 from devft_jax.training.state import State
 from devft_jax.training.trainer import Trainer
 

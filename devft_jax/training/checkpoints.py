@@ -10,8 +10,8 @@ import numpy as np
 
 from devft_jax.errors import InputError
 from devft_jax.federated.algorithm import Clients
-from devft_jax.storage import RunFolder
 from devft_jax.storage.records import CheckpointRecord, RunTotals
+from devft_jax.storage.run_folder import RunFolder
 from devft_jax.training.fingerprints import base_fingerprint, data_fingerprint
 from devft_jax.training.parts import Parts
 from devft_jax.training.rates import lengthen

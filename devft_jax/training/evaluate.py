@@ -5,7 +5,7 @@ import time
 
 import jax
 
-from devft_jax.evaluation import Judgement
+from devft_jax.evaluation.judgement import Judgement
 from devft_jax.training.parts import Parts
 from devft_jax.training.state import State
 from devft_jax.typing import PyTree

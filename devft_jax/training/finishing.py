@@ -11,9 +11,9 @@ from devft_jax.models.huggingface.peft.writing import export_peft
 from devft_jax.models.lora import as_low_rank
 from devft_jax.reporting import Progress, split_chart
 from devft_jax.reporting.report_file import write_report
-from devft_jax.storage import RunFolder
 from devft_jax.storage.records import RunRecord
 from devft_jax.storage.result_records import BestRecord
+from devft_jax.storage.run_folder import RunFolder
 from devft_jax.training.state import State
 from devft_jax.training.trainer import Trainer
 

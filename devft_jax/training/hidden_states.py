@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from jax.sharding import Mesh
 
-from devft_jax.accounting import prefix_flops
+from devft_jax.accounting.flops import prefix_flops
 from devft_jax.config.run_config import RunConfig
 from devft_jax.data import Examples
 from devft_jax.federated.prefix import PrefixCache, Visits, worth_storing

@@ -11,8 +11,8 @@ from devft_jax.data import FederatedData
 from devft_jax.errors import InputError
 from devft_jax.federated.algorithm import Algorithm
 from devft_jax.reporting.units import counted
-from devft_jax.storage import RunFolder
 from devft_jax.storage.records import RunRecord
+from devft_jax.storage.run_folder import RunFolder
 from devft_jax.training.trainer import Trainer
 
 

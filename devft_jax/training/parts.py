@@ -15,7 +15,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from devft_jax.accounting import EnergyMeter, MemoryMeter
+from devft_jax.accounting.energy import EnergyMeter
+from devft_jax.accounting.memory import MemoryMeter
 from devft_jax.config.execution import local_devices, resolve_clients_per_step, resolve_compute
 from devft_jax.config.methods import growth_of, imports, method_of, sent_through
 from devft_jax.config.run_config import RunConfig
@@ -29,14 +30,14 @@ from devft_jax.data import (
     pool,
 )
 from devft_jax.developmental import Growth
-from devft_jax.evaluation import HeldOut
 from devft_jax.evaluation.evaluator import Evaluator
+from devft_jax.evaluation.held_out import HeldOut
 from devft_jax.federated.algorithm import Algorithm, Clients
 from devft_jax.federated.bank import ClientBank
 from devft_jax.federated.beginning import first_state
-from devft_jax.federated.local import OptimizerOptions, choose_passes
+from devft_jax.federated.local import choose_passes
 from devft_jax.federated.messages import message_bytes
-from devft_jax.federated.options import validate_learning_rate
+from devft_jax.federated.options import OptimizerOptions, validate_learning_rate
 from devft_jax.federated.profiles import profiled_clients
 from devft_jax.federated.round.client import LocalTraining
 from devft_jax.federated.round.cohort import Cohort

@@ -26,7 +26,7 @@ from devft_jax.models.base import Base
 from devft_jax.models.sharding import partition_specs, place
 from devft_jax.reporting import Progress
 from devft_jax.runtime.devices import usual_arithmetic
-from devft_jax.storage import RunFolder
+from devft_jax.storage.run_folder import RunFolder
 from devft_jax.training.parts import build_parts
 from devft_jax.training.round import next_rate, prepare_client
 from devft_jax.training.trainer import Trainer

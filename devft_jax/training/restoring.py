@@ -8,8 +8,8 @@ import jax
 from devft_jax.developmental import LayerMap
 from devft_jax.federated.algorithm import Algorithm, Clients
 from devft_jax.federated.bank import ClientBank
-from devft_jax.storage import RunFolder
 from devft_jax.storage.records import CheckpointRecord
+from devft_jax.storage.run_folder import RunFolder
 from devft_jax.typing import PyTree
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from devft_jax.accounting import Adaptation, training_flops
+from devft_jax.accounting.flops import Adaptation, training_flops
 from devft_jax.errors import RunError
 from devft_jax.federated.round.chunk_size import Trial, choose, next_smaller
 from devft_jax.federated.round.client import frozen_rows

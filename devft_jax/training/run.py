@@ -32,8 +32,9 @@ from devft_jax.reporting import Progress
 from devft_jax.reporting.units import counted
 from devft_jax.runtime.devices import usual_arithmetic
 from devft_jax.runtime.stopping import Stopped, StopRequest
-from devft_jax.storage import RUN, RunFolder
+from devft_jax.storage.ownership import RUN
 from devft_jax.storage.records import RoundRecord, RunRecord
+from devft_jax.storage.run_folder import RunFolder
 from devft_jax.training.callbacks import Callback, Running
 from devft_jax.training.early_stopping import EarlyStopping
 from devft_jax.training.finishing import (

@@ -23,7 +23,7 @@ from devft_jax.federated.warm_start import WarmStart
 from devft_jax.models.adapter import Adapter
 from devft_jax.models.architecture import ModelConfig
 from devft_jax.models.lora import as_low_rank
-from devft_jax.storage import RunFolder
+from devft_jax.storage.run_folder import RunFolder
 from devft_jax.training.restoring import restore_bank, stage_shapes
 from devft_jax.training.stored_runs import StoredRun
 

@@ -18,7 +18,7 @@ from devft_jax.federated.algorithm import Algorithm
 from devft_jax.models.huggingface.folder import CONFIG_FILE
 from devft_jax.models.huggingface.peft.names import ADAPTER_CONFIG_FILE
 from devft_jax.models.huggingface.safetensors import read_json
-from devft_jax.storage import RunFolder
+from devft_jax.storage.run_folder import RunFolder
 from devft_jax.storage.split_record import SplitRecord
 
 Kind = Literal["run", "adapter", "model"]

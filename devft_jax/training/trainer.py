@@ -14,14 +14,14 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
-from devft_jax.accounting import energy_summary
+from devft_jax.accounting.energy import energy_summary
 from devft_jax.developmental import LayerMap
 from devft_jax.federated.beginning import check_first_state
 from devft_jax.federated.messages import message_bytes
 from devft_jax.models.adapter import Adapter
 from devft_jax.runtime.devices import host_device
-from devft_jax.storage import RunFolder
 from devft_jax.storage.records import CompiledAheadRecord, RoundRecord, RunRecord, RunTotals
+from devft_jax.storage.run_folder import RunFolder
 from devft_jax.training.checkpoints import read_state, resume, save_state
 from devft_jax.training.compile_ahead import compile_stage_ahead
 from devft_jax.training.evaluate import evaluate_full, transferred

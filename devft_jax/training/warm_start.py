@@ -17,10 +17,10 @@ from devft_jax.models.architecture import ModelConfig
 from devft_jax.models.huggingface.families import read_config
 from devft_jax.models.huggingface.folder import CONFIG_FILE, model_folder
 from devft_jax.models.huggingface.peft.reading import import_peft
-from devft_jax.models.lora import lora_scale
+from devft_jax.models.options import lora_scale
 from devft_jax.runtime.devices import host_device
-from devft_jax.storage import RunFolder
 from devft_jax.storage.chosen import round_at_end_of_stage
+from devft_jax.storage.run_folder import RunFolder
 from devft_jax.training.saved_adapters import SavedAdapters, read_saved
 from devft_jax.training.stored_runs import StoredRun, read_run
 from devft_jax.training.submodels import model_path

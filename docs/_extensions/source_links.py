@@ -1,6 +1,6 @@
 """Links to source files, right in a repository browser, lead to the API page of the same module on the site.
 
-``[`fuse`](../devft_jax/developmental/layer_map.py)`` becomes a reference to `devft_jax.developmental.layer_map.fuse`. Links
+``[`fuse`](../devft_jax/developmental/maps.py)`` becomes a reference to `devft_jax.developmental.maps.fuse`. Links
 to other files of the repository offer the file itself; a link to nothing is MyST's warning.
 """
 

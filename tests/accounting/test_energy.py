@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from devft_jax.accounting.energy import ESTIMATE, EnergyMeter, EnergyOptions, emissions, energy_summary
+from devft_jax.accounting.energy import ESTIMATE, EnergyMeter, emissions, energy_summary
+from devft_jax.accounting.options import EnergyOptions
 from devft_jax.errors import InputError
 from devft_jax.options import check_options
 

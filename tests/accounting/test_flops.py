@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from devft_jax.accounting import (
+from devft_jax.accounting.flops import (
     Adaptation,
     evaluation_flops,
     forward_breakdown,

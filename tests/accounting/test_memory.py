@@ -14,8 +14,9 @@ from devft_jax.accounting.memory import MemoryMeter, Work, compiled_memory, kept
 from devft_jax.errors import InputError
 from devft_jax.federated.algorithms import MethodConfig
 from devft_jax.federated.algorithms.fedit import fedit
-from devft_jax.federated.local import OptimizerOptions, Passes
+from devft_jax.federated.local import Passes
 from devft_jax.federated.messages import message_bytes
+from devft_jax.federated.options import OptimizerOptions
 from devft_jax.federated.round.client import LocalTraining
 from devft_jax.models.architecture import ARCHITECTURES, PROJECTIONS, ModelConfig
 from devft_jax.models.llama import Compute

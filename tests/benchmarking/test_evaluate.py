@@ -17,8 +17,7 @@ from devft_jax.commands.cli import run_command
 from devft_jax.commands.evaluate import parse_evaluate
 from devft_jax.errors import InputError
 from devft_jax.harness import scoring
-from devft_jax.inference.respondent import ModelOptions
-from devft_jax.inference.selected import SelectionOptions
+from devft_jax.inference.options import ModelOptions, SelectionOptions
 from devft_jax.runtime.devices import versions
 from devft_jax.runtime.stopping import Stopped
 from tests.benchmarking.task_files import write_task

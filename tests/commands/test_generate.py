@@ -9,8 +9,9 @@ import pytest
 
 from devft_jax.commands.cli import run_command
 from devft_jax.inference import answers, respondent
+from devft_jax.inference.options import ModelOptions
 from devft_jax.inference.prompts import to_record
-from devft_jax.inference.respondent import ModelOptions, open_respondent
+from devft_jax.inference.respondent import open_respondent
 from devft_jax.models.generation.options import GenerationOptions
 from devft_jax.models.huggingface.peft.writing import export_peft
 from tests.inference.folders import MODEL, write_folders

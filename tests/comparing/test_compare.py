@@ -17,8 +17,8 @@ from devft_jax.commands.compare import parse_compare
 from devft_jax.comparing import runs as module
 from devft_jax.comparing.compare import compare
 from devft_jax.comparing.formats import to_text
+from devft_jax.comparing.options import CompareOptions
 from devft_jax.comparing.page import comparison_html
-from devft_jax.comparing.request import CompareOptions
 from devft_jax.comparing.runs import Job, Runs, check_splits, read_outcome, run_name
 from devft_jax.config.run_config import RunConfig
 from devft_jax.errors import InputError

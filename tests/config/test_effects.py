@@ -2,7 +2,7 @@
 
 import ast
 import dataclasses
-import inspect
+import importlib
 import json
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from devft_jax.developmental import GROWTHS
 from devft_jax.errors import InputError
 from devft_jax.federated.algorithms import ALGORITHMS
 from devft_jax.options import identity_fields
-from devft_jax.storage import RunFolder
+from devft_jax.storage.run_folder import RunFolder
 from devft_jax.training.opening import open_run
 
 # Options that every run reads. A new option belongs here, or its declaration says what it has an effect under.
@@ -63,10 +63,10 @@ def attributes_of_config(module):
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_an_algorithm_reads_what_its_record_says(name):
-    module = inspect.getmodule(ALGORITHMS[name])
+    module = importlib.import_module(ALGORITHMS[name].module)
     used = attributes_of_config(module) & DECLARED.keys()
     # Several algorithms of one file read what they need of the file's options.
-    records = [record_of("algorithm", each) for each in ALGORITHMS if inspect.getmodule(ALGORITHMS[each]) is module]
+    records = [record_of("algorithm", each) for each in ALGORITHMS if ALGORITHMS[each].module == module.__name__]
     reads = {option for record in records for option in record.reads}
     assert {option for option in used if DECLARED[option].get("of") == "algorithm"} == reads
     assert not used & set(record_of("algorithm", name).ignores)

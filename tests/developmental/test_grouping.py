@@ -17,7 +17,7 @@ from devft_jax.developmental import (
     normalised_laplacian,
     spectral_embedding,
 )
-from devft_jax.developmental.grouping import LAPLACIANS
+from devft_jax.developmental.options import LAPLACIANS
 
 METHODS = ("dglg", "random", "even_blocks", "even_strides", "contiguous")
 

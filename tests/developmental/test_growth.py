@@ -31,7 +31,7 @@ from devft_jax.developmental import (
     transition_gap,
 )
 from devft_jax.developmental.growths import GrowthOptions
-from devft_jax.developmental.layer_map import check_layer_map
+from devft_jax.developmental.maps import check_layer_map
 from tests.developmental.weights import assert_trees_equal, stack
 
 LAYERS = 8

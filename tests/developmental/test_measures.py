@@ -14,7 +14,7 @@ from devft_jax.developmental import (
     token_cosines,
     weight_similarity,
 )
-from devft_jax.developmental.measures import OF_WEIGHTS, PROJECTIONS
+from devft_jax.developmental.options import OF_WEIGHTS, PROJECTIONS
 
 SEEDS = st.integers(0, 10**6)
 

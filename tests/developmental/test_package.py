@@ -5,7 +5,7 @@ PROGRAM = """
 import sys
 import jax, jax.numpy, numpy
 before = set(sys.modules)
-import devft_jax.developmental
+from devft_jax.developmental import *
 new = {name.partition(".")[0] for name in set(sys.modules) - before}
 print(*sorted(new - set(sys.stdlib_module_names)))
 print(*sorted(name.partition(".")[0] for name in sys.modules))

@@ -10,7 +10,7 @@ import pytest
 from devft_jax.evaluation.held_out import HeldOut, jit_scores
 from devft_jax.models.architecture import PROJECTIONS
 from devft_jax.models.llama import Compute, forward
-from devft_jax.models.lora import LoraOptions
+from devft_jax.models.options import LoraOptions
 from devft_jax.runtime.compiled import CompiledPrograms
 from tests.tiny import CONFIG, examples_from, random_adapter, random_base, random_examples
 

@@ -27,7 +27,8 @@ from devft_jax.models.huggingface.writing import save_pretrained
 from devft_jax.models.llama import forward
 from devft_jax.models.lora import init_lora
 from devft_jax.reporting import Progress
-from devft_jax.storage import EXPORT_FILE, RunFolder
+from devft_jax.storage.ownership import EXPORT_FILE
+from devft_jax.storage.run_folder import RunFolder
 from devft_jax.training.parts import build_parts
 from devft_jax.training.run import train
 from devft_jax.training.submodels import bundled_model

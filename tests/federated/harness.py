@@ -15,7 +15,8 @@ from devft_jax.data import Examples, gather_batch
 from devft_jax.federated.algorithm import Algorithm, Clients, Participant, Share
 from devft_jax.federated.algorithms import MethodConfig
 from devft_jax.federated.algorithms.fedit import fedit
-from devft_jax.federated.local import OptimizerOptions, Passes
+from devft_jax.federated.local import Passes
+from devft_jax.federated.options import OptimizerOptions
 from devft_jax.federated.round.client import LocalTraining, participant_of
 from devft_jax.federated.round.cohort import Cohort, RoundResult
 from devft_jax.federated.round.server import broadcast_of
@@ -25,10 +26,10 @@ from devft_jax.models.adapter import Adapter
 from devft_jax.models.architecture import PROJECTIONS, ModelConfig
 from devft_jax.models.base import Base
 from devft_jax.models.llama import Compute, forward
-from devft_jax.models.lora import LoraOptions
+from devft_jax.models.options import LoraOptions
 from devft_jax.runtime.compiled import CompiledPrograms
 from devft_jax.runtime.devices import client_mesh
-from devft_jax.storage import Rows
+from devft_jax.storage.rows import Rows
 from devft_jax.training.replay import StepReport, replay_client
 from tests.tiny import (
     CONFIG,

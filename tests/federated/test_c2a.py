@@ -9,9 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from devft_jax.accounting import Adaptation, training_flops
 from devft_jax.accounting.communication import message_elements, round_messages
-from devft_jax.accounting.flops import forward_breakdown
+from devft_jax.accounting.flops import Adaptation, forward_breakdown, training_flops
 from devft_jax.accounting.memory import Work, layer_kept, stage_memory
 from devft_jax.commands.cli import run_command
 from devft_jax.developmental import LayerMap
@@ -21,13 +20,14 @@ from devft_jax.federated.algorithm import Clients
 from devft_jax.federated.algorithms import MethodConfig
 from devft_jax.federated.algorithms.c2a import c2a
 from devft_jax.federated.algorithms.fedit import fedit
-from devft_jax.federated.local import OptimizerOptions, Passes
+from devft_jax.federated.local import Passes
+from devft_jax.federated.options import OptimizerOptions
 from devft_jax.federated.round.client import LocalTraining
 from devft_jax.models.architecture import ARCHITECTURES, ModelConfig
 from devft_jax.models.base import init_base
 from devft_jax.models.llama import Compute
 from devft_jax.reporting import Progress
-from devft_jax.storage import RunFolder
+from devft_jax.storage.run_folder import RunFolder
 from devft_jax.training.replay import replay
 from devft_jax.training.run import train
 from tests.federated.harness import (

@@ -14,7 +14,7 @@ from devft_jax.developmental import GROWTHS, LayerMap, SkipGrow, fuse, make_grow
 from devft_jax.developmental.growths import GrowthOptions
 from devft_jax.federated.algorithm import Algorithm, Clients
 from devft_jax.federated.algorithms import ALGORITHMS, MethodConfig
-from devft_jax.federated.local import OptimizerOptions
+from devft_jax.federated.options import OptimizerOptions
 from devft_jax.federated.round.chunk import chunk_shapes, jit_chunk, zero_sums
 from devft_jax.federated.round.client import LocalTraining, participant_shapes, uplink_shapes
 from devft_jax.federated.round.server import broadcast_of

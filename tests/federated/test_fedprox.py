@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from devft_jax.federated.algorithms.fedprox import fedprox
-from devft_jax.federated.local import OptimizerOptions
+from devft_jax.federated.options import OptimizerOptions
 from tests.federated.harness import (
     FIVE,
     RATE,

@@ -11,7 +11,6 @@ import pytest
 from devft_jax.errors import InputError
 from devft_jax.federated.local import (
     PASS_TOKENS,
-    OptimizerOptions,
     Passes,
     choose_passes,
     local_step,
@@ -19,6 +18,7 @@ from devft_jax.federated.local import (
     make_optimizer,
     step_gradients,
 )
+from devft_jax.federated.options import OptimizerOptions
 from devft_jax.models.adapter import LoraFactors
 from devft_jax.options import check_options
 from tests.federated.harness import assert_close, assert_identical

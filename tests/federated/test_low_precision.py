@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from devft_jax.federated.algorithms import ALGORITHMS
-from devft_jax.federated.local import OptimizerOptions
 from devft_jax.federated.messages import message_bytes
+from devft_jax.federated.options import OptimizerOptions
 from tests.federated.harness import FIVE, aggregated, engine, fedit_with, init, participant, run_round, trained_messages
 from tests.federated.records import WEIGHTS, noise, started, update
 

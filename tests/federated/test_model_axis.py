@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from devft_jax.accounting.memory import Work, compiled_memory
-from devft_jax.federated.local import OptimizerOptions, Passes
+from devft_jax.federated.local import Passes
+from devft_jax.federated.options import OptimizerOptions
 from devft_jax.federated.prefix import PrefixCache
 from devft_jax.federated.round.chunk import jit_chunk
 from devft_jax.federated.round.client import LocalTraining

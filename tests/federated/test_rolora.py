@@ -11,8 +11,8 @@ from devft_jax.developmental import LayerMap
 from devft_jax.federated.algorithms import MethodConfig
 from devft_jax.federated.algorithms.ffa_lora import ffa_lora
 from devft_jax.federated.algorithms.rolora import rolora
-from devft_jax.federated.local import OptimizerOptions
 from devft_jax.federated.messages import bytes_of_rounds, message_bytes, ranks_of
+from devft_jax.federated.options import OptimizerOptions
 from tests.federated.harness import (
     FIVE,
     aggregated,

@@ -15,7 +15,7 @@ from devft_jax.developmental import LayerMap
 from devft_jax.federated.algorithm import Clients, Share
 from devft_jax.federated.algorithms import MethodConfig
 from devft_jax.federated.algorithms.scaffold import Server, scaffold
-from devft_jax.federated.local import OptimizerOptions
+from devft_jax.federated.options import OptimizerOptions
 from tests.federated.harness import (
     BASE,
     EXAMPLES,

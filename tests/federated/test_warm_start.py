@@ -15,8 +15,9 @@ from devft_jax.federated.algorithm import Clients
 from devft_jax.federated.algorithms import ALGORITHMS, MethodConfig
 from devft_jax.federated.beginning import check_first_state, first_state
 from devft_jax.federated.warm_start import WarmStart
-from devft_jax.models.lora import LoraOptions, init_lora
+from devft_jax.models.lora import init_lora
 from devft_jax.models.loss import completion_loss
+from devft_jax.models.options import LoraOptions
 from devft_jax.training.warm_start import truncated
 from tests.federated.harness import BASE, participant
 from tests.tiny import CONFIG, random_adapter

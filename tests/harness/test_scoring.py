@@ -14,7 +14,7 @@ from devft_jax.harness import packing
 from devft_jax.harness.rows import Rows, ScoringRequest
 from devft_jax.harness.scoring import Scorer
 from devft_jax.models.llama import forward
-from devft_jax.models.lora import LoraOptions
+from devft_jax.models.options import LoraOptions
 from devft_jax.models.quantization import quantize_base
 from tests.tiny import CONFIG, random_adapter, random_base
 

@@ -3,7 +3,8 @@
 import pytest
 
 from devft_jax.inference.answers import converse
-from devft_jax.inference.respondent import ModelOptions, open_respondent
+from devft_jax.inference.options import ModelOptions
+from devft_jax.inference.respondent import open_respondent
 from devft_jax.models.generation.options import GenerationOptions
 from tests.inference.folders import write_folders
 

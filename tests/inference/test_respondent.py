@@ -13,10 +13,10 @@ from devft_jax.data import Record, tokenize
 from devft_jax.data.encoding import prompt_tokens
 from devft_jax.data.prompts import prompt_text
 from devft_jax.errors import InputError
-from devft_jax.evaluation import HeldOut
+from devft_jax.evaluation.held_out import HeldOut
+from devft_jax.inference.options import ModelOptions, SelectionOptions
 from devft_jax.inference.prompts import to_record
-from devft_jax.inference.respondent import ModelOptions, open_respondent
-from devft_jax.inference.selected import SelectionOptions
+from devft_jax.inference.respondent import open_respondent
 from devft_jax.models.generation.options import GenerationOptions
 from devft_jax.models.llama import Compute
 from devft_jax.runtime.compiled import CompiledPrograms

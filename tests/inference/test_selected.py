@@ -9,9 +9,10 @@ import pytest
 from devft_jax.commands.cli import run_command
 from devft_jax.errors import InputError
 from devft_jax.exporting.export import export
+from devft_jax.inference.options import ModelOptions, SelectionOptions
 from devft_jax.inference.prompts import to_record
-from devft_jax.inference.respondent import ModelOptions, open_respondent
-from devft_jax.inference.selected import SelectionOptions, select
+from devft_jax.inference.respondent import open_respondent
+from devft_jax.inference.selected import select
 from devft_jax.models.generation.options import GenerationOptions
 from devft_jax.models.huggingface.peft.reading import import_peft
 from devft_jax.reporting import Progress

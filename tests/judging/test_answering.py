@@ -7,8 +7,9 @@ import pytest
 
 from devft_jax.data.encoding import prompt_tokens
 from devft_jax.errors import InputError
+from devft_jax.inference.options import ModelOptions
 from devft_jax.inference.prompts import to_record
-from devft_jax.inference.respondent import ModelOptions, open_respondent
+from devft_jax.inference.respondent import open_respondent
 from devft_jax.judging.answering import Asked, answer_questions, conversation_tokens
 from devft_jax.judging.lines import GrowingLines
 from devft_jax.judging.options import AnswerOptions

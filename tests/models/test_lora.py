@@ -12,15 +12,8 @@ from devft_jax.errors import InputError
 from devft_jax.federated.adapters import adapter_of, initial_adapter
 from devft_jax.models.adapter import Adapter
 from devft_jax.models.architecture import PROJECTIONS
-from devft_jax.models.lora import (
-    LoraOptions,
-    adapter_norms,
-    as_low_rank,
-    check_rank,
-    init_lora,
-    lora_scale,
-    resolve_alpha,
-)
+from devft_jax.models.lora import adapter_norms, as_low_rank, check_rank, init_lora
+from devft_jax.models.options import LoraOptions, lora_scale, resolve_alpha
 from devft_jax.options import check_options
 from tests.tiny import CONFIG, random_adapter
 

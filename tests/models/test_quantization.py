@@ -22,17 +22,15 @@ from devft_jax.models.huggingface.reading import load_pretrained
 from devft_jax.models.huggingface.writing import save_pretrained
 from devft_jax.models.llama import Compute, forward
 from devft_jax.models.loss import completion_loss
+from devft_jax.models.options import BITS, QuantizationOptions, validate_quantization
 from devft_jax.models.quantization import (
-    BITS,
     NF4_VALUES,
     QTensor,
-    QuantizationOptions,
     block_size,
     is_quantized,
     quantize,
     quantize_base,
     quantize_projection,
-    validate_quantization,
 )
 from devft_jax.models.weights import dense_weight
 from tests.models.conftest import CONFIG, random_adapter, random_base

@@ -28,7 +28,7 @@ from devft_jax.models.llama import forward
 from devft_jax.models.lora import init_lora
 from devft_jax.models.quantization import quantize_base
 from devft_jax.reporting import Progress
-from devft_jax.storage import RunFolder
+from devft_jax.storage.run_folder import RunFolder
 from devft_jax.training.parts import build_parts
 from devft_jax.training.trainer import Trainer
 

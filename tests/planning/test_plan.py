@@ -14,7 +14,8 @@ from devft_jax.config.run_config import RunConfig
 from devft_jax.errors import InputError
 from devft_jax.models.architecture import ARCHITECTURES
 from devft_jax.models.huggingface.families import config_fields
-from devft_jax.planning.plan import PlanOptions, parse_memory, to_plain
+from devft_jax.planning.options import PlanOptions, parse_memory
+from devft_jax.planning.plan import to_plain
 from devft_jax.planning.planner import make_plan
 from devft_jax.planning.text import readable_count, to_text
 from devft_jax.reporting import Progress

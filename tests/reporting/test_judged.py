@@ -8,7 +8,8 @@ from devft_jax.judging.results import results_of
 from devft_jax.judging.tables import to_plain
 from devft_jax.reporting.judged import judged_answers
 from devft_jax.reporting.report_file import write_report
-from devft_jax.storage import COMPARISON, RunFolder
+from devft_jax.storage.ownership import COMPARISON
+from devft_jax.storage.run_folder import RunFolder
 from tests.comparing.comparisons import arm, comparison
 from tests.reporting.stories import write_story
 from tests.reporting.test_report_file import check_page, text_of

@@ -21,7 +21,7 @@ from devft_jax.reporting.report_file import read_settings, read_story, write_rep
 from devft_jax.reporting.stages import bins_of
 from devft_jax.reporting.story import Stage
 from devft_jax.reporting.svg import COLOURS
-from devft_jax.storage import RunFolder
+from devft_jax.storage.run_folder import RunFolder
 from tests.reporting.stories import stage_record, write_story
 
 DASH, MINUS, TIMES = "\u2013", "\u2212", "\u00d7"

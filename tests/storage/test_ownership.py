@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 
 from devft_jax.comparing.compare import compare
-from devft_jax.comparing.request import CompareOptions
+from devft_jax.comparing.options import CompareOptions
 from devft_jax.config.files import to_plain
 from devft_jax.config.run_config import RunConfig
 from devft_jax.errors import InputError, RunError
 from devft_jax.files import exclusive_temporary
 from devft_jax.reporting import Progress
 from devft_jax.reporting.report_file import write_report
-from devft_jax.storage import COMPARISON, EXPORT, JUDGED, RUN, RunFolder, claim
+from devft_jax.storage.ownership import COMPARISON, EXPORT, JUDGED, RUN, claim
+from devft_jax.storage.run_folder import RunFolder
 from devft_jax.training.run import train
 from experiments import demo
 from tests.reporting.stories import write_story

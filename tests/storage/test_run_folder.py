@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from devft_jax.config.files import to_plain
 from devft_jax.config.run_config import RunConfig
 from devft_jax.errors import InputError
-from devft_jax.storage import RUN, Rows, RunFolder
-from devft_jax.storage.rows import save_rows
+from devft_jax.storage.ownership import RUN
+from devft_jax.storage.rows import Rows, save_rows
+from devft_jax.storage.run_folder import RunFolder
 from tests.run_records import checkpoint_record, round_record, run_totals
 
 ARRAYS = {"full": {"a": jnp.arange(6.0).reshape(3, 2)}, "bank": {"seen": jnp.zeros(5)}}

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from devft_jax.errors import InputError
-from devft_jax.evaluation import Judgement
+from devft_jax.evaluation.judgement import Judgement
 from devft_jax.exporting.export import export
 from devft_jax.models.huggingface.peft.reading import import_peft
 from devft_jax.reporting import Progress
-from devft_jax.storage import RunFolder
 from devft_jax.storage.result_records import BestRecord
+from devft_jax.storage.run_folder import RunFolder
 from devft_jax.training.early_stopping import EarlyStopping
 from devft_jax.training.replay import replay
 from devft_jax.training.run import train

@@ -156,7 +156,7 @@ def test_another_run_is_refused_in_the_same_folder(finished, config, change):
 
 
 def test_a_folder_in_use_is_refused(config, tmp_path):
-    from devft_jax.storage import RunFolder
+    from devft_jax.storage.run_folder import RunFolder
 
     with RunFolder(tmp_path), pytest.raises(InputError, match="in use"):
         train(dataclasses.replace(config, out=str(tmp_path)), progress=QUIET)

@@ -15,7 +15,7 @@ from devft_jax.errors import InputError
 from devft_jax.federated.algorithms import ALGORITHMS
 from devft_jax.models.base import init_base
 from devft_jax.reporting import Progress
-from devft_jax.storage import RunFolder
+from devft_jax.storage.run_folder import RunFolder
 from devft_jax.training.parts import build_parts
 from devft_jax.training.run import Run, train
 from devft_jax.training.trainer import Trainer

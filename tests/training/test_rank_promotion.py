@@ -6,8 +6,9 @@ import jax
 import pytest
 
 from devft_jax.exporting.export import export
+from devft_jax.inference.options import ModelOptions
 from devft_jax.inference.prompts import to_record
-from devft_jax.inference.respondent import ModelOptions, open_respondent
+from devft_jax.inference.respondent import open_respondent
 from devft_jax.models.generation.options import GenerationOptions
 from devft_jax.training.run import train
 from tests.tiny_run import write_run_inputs

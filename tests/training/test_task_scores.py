@@ -17,7 +17,8 @@ from devft_jax.config.identity import identity, identity_hash
 from devft_jax.errors import InputError
 from devft_jax.harness import scoring
 from devft_jax.reporting import Progress
-from devft_jax.storage import RUN, RunFolder
+from devft_jax.storage.ownership import RUN
+from devft_jax.storage.run_folder import RunFolder
 from devft_jax.training import run as module
 from devft_jax.training.callbacks import Callback
 from devft_jax.training.run import train

@@ -9,56 +9,26 @@ trains LoRA on these, and transfers what they learned back to the layers of thei
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from devft_jax.developmental import fusion as fusions
-from devft_jax.developmental import grouping as groupings
-from devft_jax.developmental.grouping import SIMILARITY_METHODS, laplacian_spectrum
-from devft_jax.developmental.growth import GramGrowth, NamedGrowth
-from devft_jax.developmental.layer_map import MODES, LayerMap, layer_map
-from devft_jax.developmental.measures import OF_TEXT, OF_WEIGHTS, SIMILARITIES, influence_similarity, weight_similarity
-from devft_jax.developmental.options import TextOptions, option, planned_capacities
-from devft_jax.developmental.schedule import capacity_windows, equal_shares, validate_capacities, widest_gap
+from devft_jax.developmental.fusion import check_fusion
+from devft_jax.developmental.grouping import check_grouping, laplacian_spectrum
+from devft_jax.developmental.growth import GramGrowth
+from devft_jax.developmental.maps import LayerMap, layer_map
+from devft_jax.developmental.measures import influence_similarity, weight_similarity
+from devft_jax.developmental.options import OF_TEXT, OF_WEIGHTS, SIMILARITIES, SIMILARITY_METHODS, DevFTOptions
+from devft_jax.developmental.schedule import (
+    capacity_windows,
+    equal_shares,
+    planned_capacities,
+    validate_capacities,
+    widest_gap,
+)
 from devft_jax.developmental.similarity import LayerGrams, Select
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DevFTOptions(TextOptions):
-    """DevFT's options."""
-
-    grouping: str = option("dglg", of="growth", choices=groupings.METHODS)
-    """How layers are grouped: dglg (Eqs. 1-3), random, even_blocks, even_strides, or contiguous (runs of neighbouring layers
-    that are as similar as possible)."""
-    similarity: str = option("weights", of="growth", choices=SIMILARITIES, when={"grouping": groupings.SIMILARITY_METHODS})
-    """What is compared: all weights (weights, the paper's Eq. 1), without_norms, norms, the mean over all projections
-    (projections) or one of them; or, on public text (`probe_data`), the layers' outputs (hidden: cosine, cka: linear CKA) or
-    the influence of the layers between two (influence)."""
-    laplacian: str = option("paper", of="growth", choices=groupings.LAPLACIANS, when={"grouping": ("dglg",)})
-    """Laplacian and embedding of dglg: paper (Eq. 3), normalised (normalised cuts), or row_normalised (also with rows of the
-    embedding scaled to length 1)."""
-    lone_ends: bool = option(False, of="growth")
-    """Keep the first and the last layer in groups of their own."""
-    fusion: str = option("dblf", of="growth", choices=fusions.METHODS)
-    """How a group is fused into its representative layer: dblf (Eq. 5), sum, r_one, mean or anchor."""
-    beta: float | Literal["auto"] = option(
-        0.1,
-        of="growth",
-        within="[0, 1]",
-        remedy="the paper has 0.1, a tenth of each difference",
-        when={"fusion": ("dblf",)},
-    )
-    """Weight of each difference from the anchor in dblf; auto uses min(0.1, 1 / group size)."""
-    gauge_alignment: bool = option(False, of="growth")
-    """Rotate each layer's low-rank factors to those of its group's first layer before they are fused. This changes no
-    layer's product and brings the fusion of factors closer to the fusion of products."""
-    gain_matching: bool = option(False, of="growth", when={"fusion": ("dblf", "sum", "mean")})
-    """Scale every fused projection to the mean norm of its group's; fusing nearly orthogonal layers shrinks them."""
-    transfer: str = option("copy", of="growth", choices=MODES)
-    """How learned LoRA is transferred back to a group: copy, anchor_only, delta or anchor_delta."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,10 +63,10 @@ class DevFT(GramGrowth):
     def __post_init__(self) -> None:
         """Refuse options that are wrong for any model, before a model is read."""
         object.__setattr__(self, "capacities", validate_capacities(self.capacities))
-        groupings.check_grouping(self.grouping, 1, 1, has_key=True, laplacian=self.laplacian)
+        check_grouping(self.grouping, 1, 1, has_key=True, laplacian=self.laplacian)
         if self.similarity not in SIMILARITIES:
             raise ValueError(f"similarity {self.similarity!r} is unknown: choose from {', '.join(SIMILARITIES)}.")
-        fusions.check_fusion(self.fusion, self.beta, has_key=True)
+        check_fusion(self.fusion, self.beta, has_key=True)
 
     def depths(self, num_layers: int) -> tuple[int, ...] | None:
         """The depth of every stage; None if the weights choose it.
@@ -192,7 +162,16 @@ class DevFT(GramGrowth):
         return widest_gap(laplacian_spectrum(self.logged_similarity(grams), self.laplacian), lowest, highest)
 
 
-def _make(options: DevFTOptions, num_layers: int) -> DevFT:
+def make(options: DevFTOptions, num_layers: int) -> DevFT:
+    """DevFT with the given options.
+
+    Args:
+      options: the growth options.
+      num_layers: L, the depth of the model.
+
+    Raises:
+      ValueError: the options do not fit the model.
+    """
     return DevFT(
         capacities=planned_capacities(options, num_layers),
         eigengap=options.capacities is None and options.capacity_schedule == "eigengap",
@@ -203,17 +182,3 @@ def _make(options: DevFTOptions, num_layers: int) -> DevFT:
         laplacian=options.laplacian,
         lone_ends=options.lone_ends,
     )
-
-
-GROWTH = NamedGrowth(
-    reference="fused submodels of growing depth (Wu et al., Developmental Federated Tuning, 2025)",
-    message="the submodel's adapter; the fused layers once per stage",
-    state="none",
-    make=_make,
-    reads=(
-        *("capacities", "capacity_schedule", "stages"),
-        *("grouping", "similarity", "laplacian", "lone_ends"),
-        *("fusion", "beta", "gauge_alignment", "gain_matching", "transfer", "probe_data", "probe_examples"),
-        *("fused_precision", "fuse_from"),
-    ),
-)

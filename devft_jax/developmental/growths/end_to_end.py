@@ -2,8 +2,9 @@
 
 import dataclasses
 
-from devft_jax.developmental.growth import FixedGrowth, NamedGrowth
-from devft_jax.developmental.layer_map import LayerMap
+from devft_jax.developmental.growth import FixedGrowth
+from devft_jax.developmental.maps import LayerMap
+from devft_jax.developmental.options import StageOptions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,11 +21,11 @@ class EndToEnd(FixedGrowth):
         return None if stage else LayerMap.identity(num_layers)
 
 
-GROWTH = NamedGrowth(
-    reference="the full model throughout, which plain federated methods train",
-    message="the full model's adapter",
-    state="none",
-    make=lambda options, num_layers: EndToEnd(),
-    ignores=("stage_end", "plateau_rounds", "plateau_improvement", "min_stage_rounds", "evaluate_full"),
-    because="has one stage",
-)
+def make(options: StageOptions, num_layers: int) -> EndToEnd:
+    """One stage of the full model, whatever the options.
+
+    Args:
+      options: not read.
+      num_layers: L, the depth of the model.
+    """
+    return EndToEnd()

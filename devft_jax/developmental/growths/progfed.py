@@ -20,22 +20,10 @@ from itertools import pairwise
 
 import jax.numpy as jnp
 
-from devft_jax.developmental.growth import FixedGrowth, NamedGrowth
-from devft_jax.developmental.layer_map import LayerMap
-from devft_jax.developmental.options import DEFAULT_STAGES, CapacityOptions, option
-from devft_jax.developmental.schedule import equal_shares, linear_schedule, validate_capacities
-
-SCHEDULES = ("halving", "equal")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ProgFedOptions(CapacityOptions):
-    """ProgFed's options."""
-
-    progfed_schedule: str = option("halving", of="growth", choices=SCHEDULES, beside="stage_rounds")
-    """Rounds of the stages: halving (half of an equal share for every stage except the last) or equal."""
-    warmup_rounds: int = option(0, of="growth", at_least=0, remedy="use 0 for none")
-    """Rounds after each growth in which only the newest block learns; they are rounds of the run."""
+from devft_jax.developmental.growth import FixedGrowth
+from devft_jax.developmental.maps import LayerMap
+from devft_jax.developmental.options import PROGFED_SCHEDULES, ProgFedOptions
+from devft_jax.developmental.schedule import DEFAULT_STAGES, equal_shares, linear_schedule, validate_capacities
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +44,8 @@ class ProgFed(FixedGrowth):
 
     def __post_init__(self) -> None:
         """Refuse options that are wrong for any model."""
-        if self.schedule not in SCHEDULES:
-            raise ValueError(f"progfed_schedule {self.schedule!r} is unknown: choose from {', '.join(SCHEDULES)}.")
+        if self.schedule not in PROGFED_SCHEDULES:
+            raise ValueError(f"progfed_schedule {self.schedule!r} is unknown: choose from {', '.join(PROGFED_SCHEDULES)}.")
         if self.warmup_rounds < 0:
             raise ValueError(f"warmup_rounds {self.warmup_rounds} is negative: use 0 for none.")
         if self.capacities is not None:
@@ -120,17 +108,17 @@ class ProgFed(FixedGrowth):
         return tuple(self.warmup_rounds if lowest else next(own) for _, lowest in self.steps(num_layers))
 
 
-def _make(options: ProgFedOptions, num_layers: int) -> ProgFed:
+def make(options: ProgFedOptions, num_layers: int) -> ProgFed:
+    """ProgFed with the given options.
+
+    Args:
+      options: the growth options.
+      num_layers: L, the depth of the model.
+
+    Raises:
+      ValueError: the options do not fit the model.
+    """
     blocks = min(DEFAULT_STAGES, num_layers) if options.stages is None else options.stages
     growth = ProgFed(blocks=blocks, schedule=options.progfed_schedule, warmup_rounds=options.warmup_rounds)
     growth.steps(num_layers)
     return growth
-
-
-GROWTH = NamedGrowth(
-    reference="prefixes of growing depth under the frozen head (ProgFed, Wang et al., ICML 2022)",
-    message="the prefix's adapter; the numbers of its layers once per stage",
-    state="none",
-    make=_make,
-    reads=("stages", "progfed_schedule", "warmup_rounds", "fused_precision", "fuse_from"),
-)

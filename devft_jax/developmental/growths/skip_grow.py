@@ -18,10 +18,10 @@ from collections.abc import Callable
 import jax.numpy as jnp
 import numpy as np
 
-from devft_jax.developmental.growth import FixedGrowth, NamedGrowth
-from devft_jax.developmental.layer_map import LayerMap
-from devft_jax.developmental.options import TextOptions, planned_capacities
-from devft_jax.developmental.schedule import validate_capacities
+from devft_jax.developmental.growth import FixedGrowth
+from devft_jax.developmental.maps import LayerMap
+from devft_jax.developmental.options import TextOptions
+from devft_jax.developmental.schedule import planned_capacities, validate_capacities
 from devft_jax.developmental.stage_shape import StageShape
 
 
@@ -100,18 +100,14 @@ class SkipGrow(FixedGrowth):
         return LayerMap(jnp.asarray(np.eye(num_layers, dtype=np.float32)[layers]), jnp.asarray(assign))
 
 
-def _make(options: TextOptions, num_layers: int) -> SkipGrow:
+def make(options: TextOptions, num_layers: int) -> SkipGrow:
+    """Skip-grow with the given options.
+
+    Args:
+      options: the growth options.
+      num_layers: L, the depth of the model.
+
+    Raises:
+      ValueError: the options do not fit the model.
+    """
     return SkipGrow(planned_capacities(options, num_layers))
-
-
-GROWTH = NamedGrowth(
-    reference="selected layers of growing number, by block influence on public text (ours)",
-    message="the selected layers' adapter; their numbers once per stage",
-    state="none",
-    make=_make,
-    reads=(
-        *("capacities", "capacity_schedule", "stages"),
-        *("probe_data", "probe_examples"),
-        *("fused_precision", "fuse_from"),
-    ),
-)

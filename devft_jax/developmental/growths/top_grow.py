@@ -12,10 +12,10 @@ prefix exact and frozen.
 
 import dataclasses
 
-from devft_jax.developmental.growth import FixedGrowth, NamedGrowth
-from devft_jax.developmental.layer_map import LayerMap
-from devft_jax.developmental.options import CapacityOptions, planned_capacities
-from devft_jax.developmental.schedule import validate_capacities
+from devft_jax.developmental.growth import FixedGrowth
+from devft_jax.developmental.maps import LayerMap
+from devft_jax.developmental.options import CapacityOptions
+from devft_jax.developmental.schedule import planned_capacities, validate_capacities
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,14 +45,14 @@ class TopGrow(FixedGrowth):
         return LayerMap.top(num_layers, capacities[stage])
 
 
-def _make(options: CapacityOptions, num_layers: int) -> TopGrow:
+def make(options: CapacityOptions, num_layers: int) -> TopGrow:
+    """Top-grow with the given options.
+
+    Args:
+      options: the growth options.
+      num_layers: L, the depth of the model.
+
+    Raises:
+      ValueError: the options do not fit the model.
+    """
     return TopGrow(planned_capacities(options, num_layers))
-
-
-GROWTH = NamedGrowth(
-    reference="the exact model whose top layers learn, more of them in each stage (ours)",
-    message="the adapter of the layers that learn",
-    state="none",
-    make=_make,
-    reads=("capacities", "capacity_schedule", "stages"),
-)

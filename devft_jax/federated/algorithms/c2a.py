@@ -28,7 +28,6 @@ freeze some of the layers. Other tools have no such adapter: a run keeps it in i
 """
 
 import dataclasses
-from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -37,26 +36,12 @@ import optax
 from devft_jax.developmental import LayerMap, fuse, inherit
 from devft_jax.federated.aggregation import WeightedSum, weighted
 from devft_jax.federated.algorithm import Algorithm, Participant, as_float32, in_message_dtype
+from devft_jax.federated.algorithms import described
 from devft_jax.federated.algorithms.fedit import fedit
-from devft_jax.federated.algorithms.options import MethodOptions
+from devft_jax.federated.algorithms.options import C2AOptions
 from devft_jax.models.adapter import Adapter
 from devft_jax.models.hypernetwork import HyperAdapter, Hypernetwork, init_hypernetwork
-from devft_jax.options import option
 from devft_jax.typing import PyTree
-
-
-@dataclass(frozen=True, kw_only=True)
-class C2AOptions(MethodOptions):
-    """C2A's options."""
-
-    hyper_rank: int = option(16, of="algorithm", at_least=1, at_most=2**16)
-    """Width r of the bottleneck adapters that the hypernetwork generates."""
-    hyper_width: int = option(32, of="algorithm", at_least=1, at_most=2**20)
-    """Inner width c of the hypernetwork's factors."""
-    hyper_clusters: int = option(10, of="algorithm", at_least=1, at_most=10**5)
-    """Number of clusters of instructions by whose shares a client is described."""
-    hyper_ungated: bool = option(False, of="algorithm")
-    """Omit the gate that begins at zero and keeps the untuned base unchanged at the beginning."""
 
 
 def c2a(config: C2AOptions) -> Algorithm:
@@ -89,15 +74,8 @@ def c2a(config: C2AOptions) -> Algorithm:
 
     return dataclasses.replace(
         fedit(config),
-        name="c2a",
+        **described("c2a"),
         principal=False,
-        reference="Kim et al., Client-Customized Adaptation for Parameter-Efficient Federated Learning, "
-        "Findings of ACL 2023",
-        ignores=("rank", "alpha", "rslora", "initialization", "dropout", "targets", "lora_plus_ratio"),
-        because="generates adapters by a hypernetwork, whose size hyper_rank and hyper_width set",
-        reads=("hyper_rank", "hyper_width", "hyper_clusters", "hyper_ungated"),
-        message="a hypernetwork that generates adapters, both ways",
-        state="clients: shares of their examples in clusters of instructions",
         init_server=lambda key, model, clients: init_hypernetwork(
             key,
             width=model.width,

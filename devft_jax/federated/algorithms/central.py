@@ -19,6 +19,7 @@ import dataclasses
 import jax
 
 from devft_jax.federated.algorithm import Algorithm
+from devft_jax.federated.algorithms import described
 from devft_jax.federated.algorithms.fedit import fedit
 from devft_jax.federated.algorithms.options import MethodOptions
 from devft_jax.typing import PyTree
@@ -39,12 +40,7 @@ def central(config: MethodOptions) -> Algorithm:
 
     return dataclasses.replace(
         federated,
-        name="central",
-        reference="control: all examples in one place, as many steps per round as a cohort takes",
-        ignores=("weighting", "message_dtype", "channel"),
-        because="sends no message",
-        message="nothing",
+        **described("central"),
         finalize=finalize,
-        averages=False,
         pools=True,
     )

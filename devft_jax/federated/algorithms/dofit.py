@@ -31,7 +31,6 @@ would only disturb the layers that learn: a change of such a layer is not return
 """
 
 import dataclasses
-from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -41,32 +40,18 @@ from flax import struct
 from devft_jax.developmental import LayerMap
 from devft_jax.federated.adapters import adapter_of, initial_adapter, returned_adapter, stage_adapter
 from devft_jax.federated.algorithm import Algorithm, Clients, Participant, Share, as_float32, change_of, in_message_dtype
+from devft_jax.federated.algorithms import described
 from devft_jax.federated.algorithms.fedit import fedit
-from devft_jax.federated.algorithms.options import MethodOptions
+from devft_jax.federated.algorithms.options import DoFITOptions
 from devft_jax.federated.messages import Unsent
 from devft_jax.federated.warm_start import WarmStart
 from devft_jax.models.adapter import Adapter, LoraFactors
 from devft_jax.models.architecture import ModelConfig
-from devft_jax.models.lora import lora_scale
-from devft_jax.options import option
+from devft_jax.models.options import lora_scale
 from devft_jax.typing import PyTree
 
 # Relative to a matrix's norm; above the rounding of means over some hundred clients and below what a step changes.
 ROUNDING = 1e-5
-
-
-@dataclass(frozen=True, kw_only=True)
-class DoFITOptions(MethodOptions):
-    """DoFIT's options."""
-
-    domains: int = option(2, of="algorithm", at_least=1, at_most=10**5)
-    """Number J of domains into which clients are divided by their instructions."""
-    domain_top: int = option(15, of="algorithm", at_least=1, at_most=10**5)
-    """How many of its matrices, those of largest norm, a domain offers to the others, in a full-depth model."""
-    domain_step: float = option(1.0, of="algorithm", at_least=0, when={"domain_rule": ("dofit",)})
-    """Norm c of the step that moves a shared matrix away from the domains' mean."""
-    domain_rule: str = option("dofit", of="algorithm", choices=("dofit", "mean"))
-    """Update of a shared matrix: dofit (the step above) or mean (it is replaced by the domains' mean: DoFIT-base)."""
 
 
 class Server(struct.PyTreeNode):
@@ -245,13 +230,8 @@ def dofit(config: DoFITOptions) -> Algorithm:
 
     return dataclasses.replace(
         fedit(config),
-        name="dofit",
+        **described("dofit"),
         principal=False,
-        reference="Xu et al., DoFIT: Domain-aware Federated Instruction Tuning with Alleviated Catastrophic Forgetting, "
-        "NeurIPS 2024",
-        reads=("domains", "domain_top", "domain_step", "domain_rule"),
-        message="a and b of every adapted layer, both ways",
-        state="server: an adapter for each domain; clients: their domain",
         init_server=init_server,
         broadcast=lambda server: in_message_dtype(server.lora, config.message_dtype),
         address=lambda down, row: jax.tree.map(lambda leaf: leaf[row["domain"]], down),
@@ -265,5 +245,4 @@ def dofit(config: DoFITOptions) -> Algorithm:
         traits=lambda clients: {"domain": jnp.asarray(clients.domains(config.domains), jnp.int32)},
         personal=lambda server, row: adapter_of(jax.tree.map(lambda leaf: leaf[row["domain"]], server.lora), config),
         consensus=lambda server, bank: view(server),
-        averages=False,
     )

@@ -36,6 +36,7 @@ from devft_jax.developmental import LayerMap, fuse, inherit
 from devft_jax.federated.adapters import adapter_of, initial_adapter, probe
 from devft_jax.federated.aggregation import WeightedSum, product
 from devft_jax.federated.algorithm import Algorithm, Clients, Participant, as_float32, change_of, in_message_dtype
+from devft_jax.federated.algorithms import described
 from devft_jax.federated.algorithms.fedit import fedit, mean_change
 from devft_jax.federated.algorithms.options import MethodOptions
 from devft_jax.federated.corrections import no_delta
@@ -43,7 +44,7 @@ from devft_jax.federated.principal import check_principal_rank, residuals
 from devft_jax.models.adapter import LoraFactors
 from devft_jax.models.architecture import ModelConfig
 from devft_jax.models.base import Base
-from devft_jax.models.lora import lora_scale
+from devft_jax.models.options import lora_scale
 from devft_jax.typing import PyTree
 
 
@@ -114,11 +115,7 @@ def federa(config: MethodOptions) -> Algorithm:
 
     return dataclasses.replace(
         averaging,
-        name="federa",
-        reference="Yan et al., FeDeRA: Efficient Fine-tuning of Language Models in Federated Learning Leveraging Weight "
-        "Decomposition, arXiv:2404.18848, 2024",
-        message="a and b of every adapted layer as changes since the stage's beginning, both ways",
-        state="server and clients: a dense correction of every adapted weight",
+        **described("federa"),
         init_server=init_server,
         broadcast=lambda server: in_message_dtype(server.change, config.message_dtype),
         start=start,

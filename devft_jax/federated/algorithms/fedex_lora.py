@@ -35,6 +35,7 @@ from devft_jax.developmental import LayerMap
 from devft_jax.federated.adapters import adapter_of, initial_adapter, returned_adapter, stage_adapter
 from devft_jax.federated.aggregation import Slots, in_slot, product, shared_mean, stacked, zero_factors
 from devft_jax.federated.algorithm import Algorithm, Clients, Participant, as_float32, change_of, in_message_dtype
+from devft_jax.federated.algorithms import described
 from devft_jax.federated.algorithms.options import MethodOptions
 from devft_jax.federated.corrections import (
     Correction,
@@ -47,7 +48,8 @@ from devft_jax.federated.corrections import (
 from devft_jax.federated.messages import Due
 from devft_jax.models.adapter import Adapter, LoraFactors
 from devft_jax.models.architecture import ModelConfig
-from devft_jax.models.lora import adapter_norms, lora_scale
+from devft_jax.models.lora import adapter_norms
+from devft_jax.models.options import lora_scale
 from devft_jax.typing import PyTree
 
 
@@ -194,11 +196,7 @@ def fedex_lora(config: MethodOptions) -> Algorithm:
         return Server(server.adapter.replace(lora=lora), correction, jnp.ones_like(server.due)), metrics
 
     return Algorithm(
-        name="fedex-lora",
-        reference="Singhal et al., FedEx-LoRA: Exact Aggregation for Federated and Efficient Fine-Tuning of Large Language "
-        "Models, ACL 2025",
-        message="a and b of every adapted layer, both ways; down also the aggregation's residual",
-        state="server and clients: a dense correction of every adapted weight",
+        **described("fedex-lora"),
         init_server=init_server,
         broadcast=broadcast,
         start=start,

@@ -22,6 +22,7 @@ import optax
 from devft_jax.federated.adapters import adapter_of, initial_adapter, probe, returned_adapter, stage_adapter
 from devft_jax.federated.aggregation import WeightedSum, weighted
 from devft_jax.federated.algorithm import Algorithm, Participant, Share, as_float32, change_of, in_message_dtype
+from devft_jax.federated.algorithms import described
 from devft_jax.federated.algorithms.options import MethodOptions
 from devft_jax.models.adapter import Adapter, LoraFactors
 from devft_jax.typing import PyTree
@@ -68,10 +69,7 @@ def fedit(config: MethodOptions) -> Algorithm:
         return server.replace(lora=lora), metrics
 
     return Algorithm(
-        name="fedit",
-        reference="Zhang et al., Towards Building the Federated GPT, ICASSP 2024",
-        message="a and b of every adapted layer, both ways",
-        state="none",
+        **described("fedit"),
         init_server=lambda key, model, clients: initial_adapter(key, model, config),
         broadcast=lambda server: in_message_dtype(server.lora, config.message_dtype),
         start=start,
@@ -82,5 +80,4 @@ def fedit(config: MethodOptions) -> Algorithm:
         view=lambda server: server,
         submodel=stage_adapter,
         transfer=returned_adapter,
-        averages=True,
     )

@@ -38,11 +38,12 @@ from devft_jax.federated.aggregation import (
     stacked,
 )
 from devft_jax.federated.algorithm import Algorithm, in_message_dtype
+from devft_jax.federated.algorithms import described
 from devft_jax.federated.algorithms.fedex_lora import Server, dense_is_smaller, fedex_lora, residual_norm
 from devft_jax.federated.algorithms.flexlora import clients_factors
 from devft_jax.federated.algorithms.options import MethodOptions
 from devft_jax.models.adapter import LoraFactors
-from devft_jax.models.lora import lora_scale
+from devft_jax.models.options import lora_scale
 
 
 def parted(whole: LoraFactors, rank: int) -> tuple[LoraFactors, LoraFactors]:
@@ -94,10 +95,7 @@ def fedmomentum(config: MethodOptions) -> Algorithm:
 
     return dataclasses.replace(
         exact,
-        name="fedmomentum",
-        reference="Yan et al., FedMomentum: Preserving LoRA Training Momentum in Federated Fine-Tuning, arXiv:2603.08014, "
-        "2026",
-        message="a and b of every adapted layer, both ways; down also what they cannot represent of the aggregate",
+        **described("fedmomentum"),
         finalize=finalize,
         weighting="examples",
     )

@@ -15,24 +15,15 @@ There is no state, so a stage is FedIT's; a layer that does not learn is unchang
 """
 
 import dataclasses
-from dataclasses import dataclass
 
 import jax
 import optax
 
 from devft_jax.federated.algorithm import Algorithm, Participant
+from devft_jax.federated.algorithms import described
 from devft_jax.federated.algorithms.fedit import fedit
-from devft_jax.federated.algorithms.options import MethodOptions
-from devft_jax.options import option
+from devft_jax.federated.algorithms.options import FedProxOptions
 from devft_jax.typing import PyTree
-
-
-@dataclass(frozen=True, kw_only=True)
-class FedProxOptions(MethodOptions):
-    """FedProx's options."""
-
-    prox_mu: float = option(0.01, of="algorithm", at_least=0)
-    """Weight mu of (mu / 2) ||x - x_round||^2 in every client's loss."""
 
 
 def fedprox(config: FedProxOptions) -> Algorithm:
@@ -52,9 +43,7 @@ def fedprox(config: FedProxOptions) -> Algorithm:
 
     return dataclasses.replace(
         federated,
-        name="fedprox",
-        reference="Li et al., Federated Optimization in Heterogeneous Networks, MLSys 2020",
-        reads=("prox_mu",),
+        **described("fedprox"),
         start=start,
         adapter=lambda train, frozen: federated.adapter(train, ()),
         penalty=penalty,

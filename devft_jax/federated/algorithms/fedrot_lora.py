@@ -30,7 +30,6 @@ like FedIT's, and the count restarts.
 """
 
 import dataclasses
-from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -40,20 +39,12 @@ from devft_jax.developmental import LayerMap, nearest_rotation
 from devft_jax.federated.adapters import stage_adapter, with_returned_adapter
 from devft_jax.federated.aggregation import WeightedSum
 from devft_jax.federated.algorithm import Algorithm, Clients, Participant, as_float32
+from devft_jax.federated.algorithms import described
 from devft_jax.federated.algorithms.fedit import fedit
-from devft_jax.federated.algorithms.options import MethodOptions
+from devft_jax.federated.algorithms.options import FedRotLoraOptions
 from devft_jax.models.adapter import Adapter, LoraFactors
 from devft_jax.models.architecture import ModelConfig
-from devft_jax.options import option
 from devft_jax.typing import PyTree
-
-
-@dataclass(frozen=True, kw_only=True)
-class FedRotLoraOptions(MethodOptions):
-    """FedRot-LoRA's options."""
-
-    rotation: float = option(0.5, of="algorithm", within="[0, 1]", remedy="0.5 is usual")
-    """How far a client rotates its factors towards the round's, from 0 (not at all) to 1 (fully)."""
 
 
 class Server(struct.PyTreeNode):
@@ -114,10 +105,7 @@ def fedrot_lora(config: FedRotLoraOptions) -> Algorithm:
 
     return dataclasses.replace(
         averaging,
-        name="fedrot-lora",
-        reference="Zhang et al., FedRot-LoRA: Mitigating Rotational Misalignment in Federated LoRA, ICML 2026",
-        reads=("rotation",),
-        state="server: the number of rounds in the stage",
+        **described("fedrot-lora"),
         init_server=init_server,
         broadcast=lambda server: averaging.broadcast(server.adapter),
         finish=finish,

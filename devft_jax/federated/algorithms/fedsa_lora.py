@@ -34,6 +34,7 @@ from devft_jax.developmental import LayerMap, fuse, inherit
 from devft_jax.federated.adapters import adapter_of, both_factors, initial_adapter, one_factor, returned_adapter
 from devft_jax.federated.aggregation import WeightedSum, weighted
 from devft_jax.federated.algorithm import Algorithm, Participant, as_float32, change_of, in_message_dtype
+from devft_jax.federated.algorithms import described
 from devft_jax.federated.algorithms.options import MethodOptions
 from devft_jax.models.adapter import Adapter
 from devft_jax.typing import PyTree
@@ -91,10 +92,7 @@ def fedsa_lora(config: MethodOptions) -> Algorithm:
         return server.replace(lora=both_factors(one_factor(server.lora, "a"), mean))
 
     return Algorithm(
-        name="fedsa-lora",
-        reference="Guo et al., Selective Aggregation for Low-Rank Adaptation in Federated Learning, ICLR 2025",
-        message="a of every adapted layer, both ways",
-        state="clients: their own b",
+        **described("fedsa-lora"),
         init_server=lambda key, model, clients: initial_adapter(key, model, config),
         broadcast=lambda server: in_message_dtype(one_factor(server.lora, "a"), config.message_dtype),
         start=start,
@@ -110,5 +108,4 @@ def fedsa_lora(config: MethodOptions) -> Algorithm:
         transfer_row=transfer_row,
         personal=personal,
         consensus=consensus,
-        averages=True,
     )

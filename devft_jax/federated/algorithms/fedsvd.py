@@ -27,6 +27,7 @@ import optax
 from devft_jax.federated.adapters import adapter_of, both_factors, one_factor
 from devft_jax.federated.aggregation import WeightedSum, best_factors, changed_layers, chosen_layers, weighted
 from devft_jax.federated.algorithm import Algorithm, Participant, as_float32, change_of
+from devft_jax.federated.algorithms import described
 from devft_jax.federated.algorithms.fedit import fedit
 from devft_jax.federated.algorithms.options import MethodOptions
 from devft_jax.models.adapter import Adapter, LoraFactors
@@ -57,15 +58,10 @@ def fedsvd(config: MethodOptions) -> Algorithm:
 
     return dataclasses.replace(
         fedit(config),
-        name="fedsvd",
-        reference="Lee et al., FedSVD: Adaptive Orthogonalization for Private Federated Learning with LoRA, NeurIPS 2025",
-        ignores=("lora_plus_ratio",),
-        because="trains b alone",
-        message="a and b of every adapted layer down, b up",
+        **described("fedsvd"),
         start=start,
         adapter=lambda train, frozen: adapter_of(both_factors(frozen, train), config),
         finish=finish,
         contribution=weighted,
         finalize=finalize,
-        averages=False,
     )

@@ -13,8 +13,6 @@ stages' groups, and is not sent. Factors are not rotated towards each other befo
 then depend on every layer's b, which only the server knows.
 """
 
-from dataclasses import dataclass
-
 import jax
 import jax.numpy as jnp
 import optax
@@ -24,19 +22,11 @@ from devft_jax.errors import InputError
 from devft_jax.federated.adapters import adapter_of, both_factors, initial_adapter, one_factor, returned_adapter
 from devft_jax.federated.aggregation import WeightedSum, weighted
 from devft_jax.federated.algorithm import Algorithm, Clients, Participant, as_float32, change_of, in_message_dtype
-from devft_jax.federated.algorithms.options import MethodOptions
+from devft_jax.federated.algorithms import described
+from devft_jax.federated.algorithms.options import FFALoraOptions
 from devft_jax.models.adapter import Adapter
 from devft_jax.models.architecture import ModelConfig
-from devft_jax.options import option
 from devft_jax.typing import PyTree
-
-
-@dataclass(frozen=True, kw_only=True)
-class FFALoraOptions(MethodOptions):
-    """FFA-LoRA's options."""
-
-    ffa_initialisation: str = option("uniform", of="algorithm", choices=("uniform", "orthonormal"))
-    """The frozen a, drawn as for any other method (uniform) or with orthonormal columns (orthonormal)."""
 
 
 def orthonormal(name: str, a: jax.Array) -> jax.Array:
@@ -85,13 +75,7 @@ def ffa_lora(config: FFALoraOptions) -> Algorithm:
         return server.replace(lora=lora), {"update_norm": optax.tree.norm(change)}
 
     return Algorithm(
-        name="ffa-lora",
-        reference="Sun et al., Improving LoRA in Privacy-preserving Federated Learning, ICLR 2024",
-        reads=("ffa_initialisation",),
-        ignores=("lora_plus_ratio",),
-        because="trains b alone",
-        message="b of every adapted layer, both ways",
-        state="none",
+        **described("ffa-lora"),
         init_server=init_server,
         broadcast=lambda server: in_message_dtype(one_factor(server.lora, "b"), config.message_dtype),
         start=start,
@@ -103,5 +87,4 @@ def ffa_lora(config: FFALoraOptions) -> Algorithm:
         submodel=lambda server, layer_map: server.replace(lora=fuse(layer_map, server.lora)),
         transfer=returned_adapter,
         known=lambda server: one_factor(server.lora, "a"),
-        averages=True,
     )

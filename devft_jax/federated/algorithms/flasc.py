@@ -32,7 +32,6 @@ A run that begins with an adapter needs density 1 down, because the mask would c
 """
 
 import dataclasses
-from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -43,24 +42,14 @@ from devft_jax.errors import InputError
 from devft_jax.federated.adapters import stage_adapter, with_returned_adapter
 from devft_jax.federated.aggregation import WeightedSum, weighted
 from devft_jax.federated.algorithm import Algorithm, Clients, Participant, Share
+from devft_jax.federated.algorithms import described
 from devft_jax.federated.algorithms.fedit import fedit
-from devft_jax.federated.algorithms.server_optimizers import ServerOptimizerOptions
+from devft_jax.federated.algorithms.options import FlascOptions
 from devft_jax.federated.sparse import Sparse, sparse
 from devft_jax.federated.warm_start import WarmStart, with_factors
 from devft_jax.models.adapter import Adapter
 from devft_jax.models.architecture import ModelConfig
-from devft_jax.options import option
 from devft_jax.typing import PyTree
-
-
-@dataclass(frozen=True, kw_only=True)
-class FlascOptions(ServerOptimizerOptions):
-    """FLASC's options."""
-
-    density_down: float = option(0.25, of="algorithm", within="(0, 1]", remedy="0.25 sends a quarter of the entries")
-    """Share of the entries that the server sends, those of largest magnitude."""
-    density_up: float = option(0.25, of="algorithm", within="(0, 1]", remedy="0.25 sends a quarter of the entries")
-    """Share of the entries of its update that a client sends."""
 
 
 class Server(struct.PyTreeNode):
@@ -120,12 +109,8 @@ def flasc(config: FlascOptions) -> Algorithm:
 
     return dataclasses.replace(
         federated,
-        name="flasc",
+        **described("flasc"),
         principal=False,
-        reference="Kuo et al., Federated LoRA with Sparse Communication, arXiv:2406.05233, 2024",
-        reads=("server_learning_rate", "server_beta1", "server_beta2", "density_down", "density_up"),
-        message="the largest entries of a and b down and of their update up, with their positions",
-        state="server: AdamW's moments of the adapter's shape",
         init_server=init_server,
         broadcast=lambda server: sparse(server.adapter.lora, config.density_down, config.message_dtype),
         start=start,
@@ -137,5 +122,4 @@ def flasc(config: FlascOptions) -> Algorithm:
         transfer=with_returned_adapter,
         start_from=start_from,
         weighting="uniform",
-        averages=False,
     )

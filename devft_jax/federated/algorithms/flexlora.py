@@ -24,7 +24,6 @@ group agree less in their factors than FedIT's, and gauge alignment helps more.
 """
 
 import dataclasses
-from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -42,21 +41,12 @@ from devft_jax.federated.aggregation import (
     stacked,
 )
 from devft_jax.federated.algorithm import Algorithm, Participant, Share, as_float32, change_of, empty, same_message
+from devft_jax.federated.algorithms import described
 from devft_jax.federated.algorithms.fedit import fedit
-from devft_jax.federated.algorithms.options import ClientRankOptions
+from devft_jax.federated.algorithms.options import FlexLoraOptions
 from devft_jax.models.adapter import Adapter, LoraFactors
 from devft_jax.models.lora import factor_norm
-from devft_jax.options import option
 from devft_jax.typing import PyTree
-
-
-@dataclass(frozen=True, kw_only=True)
-class FlexLoraOptions(ClientRankOptions):
-    """FlexLoRA's options."""
-
-    svd_split: str = option("orthonormal", of="algorithm", choices=("orthonormal", "balanced"))
-    """Where the singular values go: all into b, beside an orthonormal a (orthonormal, as published), or their square roots
-    into both factors (balanced)."""
 
 
 def up_to_rank(factors: LoraFactors, ranks: jax.Array) -> LoraFactors:
@@ -124,18 +114,12 @@ def flexlora(config: FlexLoraOptions) -> Algorithm:
 
     return dataclasses.replace(
         averaging,
-        name="flexlora",
+        **described("flexlora"),
         principal=not ranks.differ,
-        reference="Bai et al., Federated Fine-tuning of Large Language Models under Heterogeneous Tasks and Client "
-        "Resources, NeurIPS 2024",
-        reads=("client_ranks", "svd_split"),
-        message="a and b of every adapted layer, both ways; up to the client's rank, and that rank, where ranks differ",
-        state="clients: their rank where ranks differ",
         address=(lambda down, row: ranks.message(down, row["rank"])) if ranks.differ else same_message,
         start=start,
         finish=finish,
         contribution=contribution,
         finalize=finalize,
         traits=ranks.traits if ranks.differ else empty,
-        averages=False,
     )

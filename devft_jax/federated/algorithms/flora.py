@@ -35,6 +35,7 @@ from devft_jax.developmental import LayerMap
 from devft_jax.federated.adapters import adapter_of
 from devft_jax.federated.aggregation import ClientRanks, Slots, first_directions, in_slot, stacked, zero_factors
 from devft_jax.federated.algorithm import Algorithm, Clients, Participant, Share, as_float32, empty, in_message_dtype
+from devft_jax.federated.algorithms import described
 from devft_jax.federated.algorithms.options import ClientRankOptions
 from devft_jax.federated.corrections import (
     Correction,
@@ -48,7 +49,8 @@ from devft_jax.federated.messages import Ranked
 from devft_jax.federated.warm_start import WarmStart
 from devft_jax.models.adapter import Adapter, LoraFactors
 from devft_jax.models.architecture import PROJECTIONS, ModelConfig
-from devft_jax.models.lora import adapter_norms, initial_a, lora_scale
+from devft_jax.models.lora import adapter_norms, initial_a
+from devft_jax.models.options import lora_scale
 from devft_jax.typing import PyTree
 
 
@@ -147,13 +149,8 @@ def flora(config: ClientRankOptions) -> Algorithm:
         return Server(server.correction.followed_by(stack), rank), {"update_norm": jnp.linalg.norm(norms)}
 
     return Algorithm(
-        name="flora",
+        **described("flora"),
         principal=False,
-        reference="Wang et al., FLoRA: Federated Fine-Tuning Large Language Models with Heterogeneous Low-Rank "
-        "Adaptations, NeurIPS 2024",
-        reads=("client_ranks",),
-        message="up a and b of every adapted layer; down those of all participants, stacked",
-        state="server: a dense correction of every adapted weight; clients: the same, and their rank where ranks differ",
         init_server=init_server,
         broadcast=lambda server: Ranked(server.correction.increment, server.rank, most=slots * ranks.most),
         start=start,

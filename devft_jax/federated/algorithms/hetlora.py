@@ -29,7 +29,6 @@ on, rotates the directions of a group's layers into the order of its first layer
 
 import dataclasses
 import math
-from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -39,26 +38,16 @@ from flax import struct
 from devft_jax.federated.adapters import adapter_of, probe
 from devft_jax.federated.aggregation import first_directions, masked, ranks_within
 from devft_jax.federated.algorithm import Algorithm, Participant, Share, as_float32, change_of
+from devft_jax.federated.algorithms import described
 from devft_jax.federated.algorithms.fedit import fedit
-from devft_jax.federated.algorithms.options import ClientRankOptions
+from devft_jax.federated.algorithms.options import HetLoraOptions
 from devft_jax.federated.messages import Ranked, Unsent
 from devft_jax.models.adapter import Adapter, LoraFactors
 from devft_jax.models.lora import adapter_norms
-from devft_jax.options import option
 from devft_jax.typing import PyTree
 
 # Below any norm that training reaches, and far enough from the smallest float32 to be multiplied and divided by.
 SMALLEST_NORM = 1e-20
-
-
-@dataclass(frozen=True, kw_only=True)
-class HetLoraOptions(ClientRankOptions):
-    """HETLoRA's options."""
-
-    rank_shrink: float = option(0.99, of="algorithm", within="(0, 1]", remedy="0.99 is usual")
-    """Share gamma of its directions that a client keeps when it prunes; at least one direction is removed."""
-    rank_penalty: float = option(0.01, of="algorithm", at_least=0)
-    """Weight lambda, in every client's loss, of the norm of the directions that would be pruned."""
 
 
 class Sums(struct.PyTreeNode):
@@ -192,12 +181,8 @@ def hetlora(config: HetLoraOptions) -> Algorithm:
 
     return dataclasses.replace(
         federated,
-        name="hetlora",
+        **described("hetlora"),
         principal=False,
-        reference="Cho et al., Heterogeneous LoRA for Federated Fine-tuning of On-Device Foundation Models, EMNLP 2024",
-        reads=("client_ranks", "rank_shrink", "rank_penalty"),
-        message="a and b of every adapted layer up to the client's rank, and that rank, both ways",
-        state="clients: their rank",
         address=lambda down, row: ranks.message(down, row["rank"]),
         start=start,
         adapter=adapter,
@@ -207,5 +192,4 @@ def hetlora(config: HetLoraOptions) -> Algorithm:
         penalty=lambda train, rank: config.rank_penalty * tail_norm(train, kept(rank), rank),
         traits=ranks.traits,
         weighting="uniform",
-        averages=False,
     )

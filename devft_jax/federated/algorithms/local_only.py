@@ -20,6 +20,7 @@ by the server and counted as for any growth.
 from devft_jax.developmental import LayerMap, fuse, inherit
 from devft_jax.federated.adapters import adapter_of, aligned, initial_adapter, returned_adapter, stage_adapter
 from devft_jax.federated.algorithm import Algorithm, Participant, empty
+from devft_jax.federated.algorithms import described
 from devft_jax.federated.algorithms.options import MethodOptions
 from devft_jax.typing import PyTree
 
@@ -43,12 +44,7 @@ def local_only(config: MethodOptions) -> Algorithm:
         return inherit(layer_map, stage, full, mode=mode)
 
     return Algorithm(
-        name="local-only",
-        reference="control: every client alone, evaluated by the mean over clients",
-        ignores=("weighting", "message_dtype", "channel"),
-        because="sends no message",
-        message="nothing",
-        state="clients: their own a and b",
+        **described("local-only"),
         init_server=lambda key, model, clients: initial_adapter(key, model, config),
         broadcast=empty,
         start=start,

@@ -18,7 +18,6 @@ kept.
 """
 
 import dataclasses
-from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -26,20 +25,12 @@ import optax
 
 from devft_jax.federated.aggregation import Slots, in_slot, shared_mean
 from devft_jax.federated.algorithm import Algorithm
+from devft_jax.federated.algorithms import described
 from devft_jax.federated.algorithms.fedex_lora import covariance
 from devft_jax.federated.algorithms.fedit import fedit
-from devft_jax.federated.algorithms.options import MethodOptions
+from devft_jax.federated.algorithms.options import LoraFairOptions
 from devft_jax.models.adapter import Adapter, LoraFactors
 from devft_jax.models.lora import factor_norm
-from devft_jax.options import option
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoraFairOptions(MethodOptions):
-    """LoRA-FAIR's options."""
-
-    fair_penalty: float = option(0.01, of="algorithm", above=0, remedy="0.01 is usual")
-    """Weight lambda of ||d||^2 in the choice of the correction d of b; a large one gives FedIT."""
 
 
 def correction_of_b(a: jax.Array, error: LoraFactors, penalty: float) -> jax.Array:
@@ -94,11 +85,7 @@ def lora_fair(config: LoraFairOptions) -> Algorithm:
 
     return dataclasses.replace(
         averaging,
-        name="lora-fair",
-        reference="Bian et al., LoRA-FAIR: Federated LoRA Fine-Tuning with Aggregation and Initialization Refinement, ICCV "
-        "2025",
-        reads=("fair_penalty",),
+        **described("lora-fair"),
         contribution=lambda up, share: in_slot(up, share, slots),
         finalize=finalize,
-        averages=False,
     )

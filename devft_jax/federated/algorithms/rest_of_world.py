@@ -25,8 +25,6 @@ factors and sums are mapped over layers alike, without rotating factors towards 
 the base and the clients' mean.
 """
 
-from dataclasses import dataclass
-
 import jax
 import jax.numpy as jnp
 import optax
@@ -43,23 +41,15 @@ from devft_jax.federated.algorithm import (
     change_of,
     in_message_dtype,
 )
-from devft_jax.federated.algorithms.options import MethodOptions
+from devft_jax.federated.algorithms import described
+from devft_jax.federated.algorithms.options import RestOfWorldOptions
 from devft_jax.federated.messages import Unsent
 from devft_jax.models.adapter import Adapter, LoraFactors
 from devft_jax.models.architecture import ModelConfig
-from devft_jax.models.lora import lora_scale
-from devft_jax.options import option
+from devft_jax.models.options import lora_scale
 from devft_jax.typing import PyTree
 
 Lora = dict[str, LoraFactors]
-
-
-@dataclass(frozen=True, kw_only=True)
-class RestOfWorldOptions(MethodOptions):
-    """The options of rest-of-world."""
-
-    own_share: float = option(0.5, of="algorithm", within="(0, 1]", remedy="0.5 is usual")
-    """Weight of a client's own adapter in its model; the mean of the others' has the rest."""
 
 
 class Server(struct.PyTreeNode):
@@ -201,14 +191,7 @@ def rest_of_world(config: RestOfWorldOptions) -> Algorithm:
         return Server(initial, total, full.seen)
 
     return Algorithm(
-        name="rest-of-world",
-        reference="after Bian et al., FedALT: Federated Fine-Tuning through Adaptive Local Training with Rest-of-World "
-        "LoRA, AAAI 2026, without its mixer",
-        reads=("own_share",),
-        ignores=("weighting",),
-        because="takes the plain mean over clients",
-        message="a and b of every adapted layer: up the client's own, down the mean over clients, and their number",
-        state="server: the sum over clients of a and b; clients: their own a and b",
+        **described("rest-of-world"),
         init_server=init_server,
         broadcast=lambda server: (in_message_dtype(mean_change(server), config.message_dtype), server.seen),
         start=start,

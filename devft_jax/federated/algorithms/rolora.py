@@ -32,6 +32,7 @@ from devft_jax.developmental import LayerMap
 from devft_jax.federated.adapters import both_factors, one_factor, stage_adapter, with_returned_adapter
 from devft_jax.federated.aggregation import WeightedSum, weighted
 from devft_jax.federated.algorithm import Algorithm, Clients, Participant, Share, as_float32, change_of
+from devft_jax.federated.algorithms import described
 from devft_jax.federated.algorithms.fedit import fedit
 from devft_jax.federated.algorithms.options import MethodOptions
 from devft_jax.federated.messages import Due, Unsent
@@ -151,10 +152,7 @@ def rolora(config: MethodOptions) -> Algorithm:
 
     return dataclasses.replace(
         averaging,
-        name="rolora",
-        reference="Chen et al., Robust Federated Finetuning of LLMs via Alternating Optimization of LoRA, NeurIPS 2025",
-        message="up b or a of every adapted layer, in turn; down the one that has changed, or both after a missed round",
-        state="server: the number of rounds in the stage; clients: the last round in which they took part",
+        **described("rolora"),
         init_server=init_server,
         broadcast=lambda server: (averaging.broadcast(server.adapter), Unsent(server.age)),
         address=addressed,
@@ -168,5 +166,4 @@ def rolora(config: MethodOptions) -> Algorithm:
         transfer=with_returned_adapter,
         init_row=lambda server, trait: {"current": jnp.int32(NEVER)},
         submodel_row=lambda row, layer_map: {"current": jnp.full_like(row["current"], NEVER)},
-        averages=False,
     )

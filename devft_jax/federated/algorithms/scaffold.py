@@ -35,6 +35,7 @@ from devft_jax.developmental import LayerMap
 from devft_jax.federated.adapters import stage_adapter, with_returned_adapter
 from devft_jax.federated.aggregation import WeightedSum
 from devft_jax.federated.algorithm import Algorithm, Clients, Participant, Share, as_float32, change_of, in_message_dtype
+from devft_jax.federated.algorithms import described
 from devft_jax.federated.algorithms.fedit import fedit
 from devft_jax.federated.algorithms.options import MethodOptions
 from devft_jax.models.adapter import Adapter, LoraFactors
@@ -166,10 +167,7 @@ def scaffold(config: MethodOptions) -> Algorithm:
 
     return dataclasses.replace(
         federated,
-        name="scaffold",
-        reference="Karimireddy et al., SCAFFOLD: Stochastic Controlled Averaging for Federated Learning, ICML 2020",
-        message="a, b and the server's control down; a, b and the change of the client's control up",
-        state="server: a control of the adapter's shape; clients: one each",
+        **described("scaffold"),
         init_server=init_server,
         broadcast=lambda server: in_message_dtype(
             Message(lora=server.adapter.lora, control=server.control), config.message_dtype
@@ -187,5 +185,4 @@ def scaffold(config: MethodOptions) -> Algorithm:
         submodel_row=submodel_row,
         transfer_row=lambda full, stage, layer_map, mode: full,
         # A client adds to its control exactly what it has sent.
-        averages=False,
     )

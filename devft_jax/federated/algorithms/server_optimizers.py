@@ -29,7 +29,6 @@ is therefore unchanged.
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Literal
 
 import jax
@@ -40,37 +39,13 @@ from flax import struct
 from devft_jax.federated.adapters import stage_adapter, with_returned_adapter
 from devft_jax.federated.aggregation import WeightedSum
 from devft_jax.federated.algorithm import Algorithm, Clients
+from devft_jax.federated.algorithms import described
 from devft_jax.federated.algorithms.fedit import fedit, mean_change
-from devft_jax.federated.algorithms.options import MethodOptions
+from devft_jax.federated.algorithms.options import ServerOptimizerOptions
 from devft_jax.models.adapter import Adapter, LoraFactors
 from devft_jax.models.architecture import ModelConfig
-from devft_jax.options import option
 
 Lora = dict[str, LoraFactors]
-
-HSU = (
-    "Hsu et al., Measuring the Effects of Non-Identical Data Distribution for Federated Visual Classification, "
-    "arXiv:1909.06335, 2019"
-)
-REDDI = "Reddi et al., Adaptive Federated Optimization, ICLR 2021"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ServerOptimizerOptions(MethodOptions):
-    """The server's optimiser."""
-
-    server_learning_rate: float = option(1e-3, of="algorithm", above=0, remedy="1e-3 is usual")
-    """The server's step size eta."""
-    server_beta1: float = option(0.9, of="algorithm", within="[0, 1)", remedy="0.9 is usual")
-    """Decay of the server's momentum."""
-    server_beta2: float = option(0.99, of="algorithm", within="[0, 1)", remedy="0.99 is usual")
-    """Decay of the server's second moment."""
-    server_tau: float = option(1e-3, of="algorithm", above=0, remedy="1e-3 is usual")
-    """Added to the root of the second moment, which begins at the square of this value."""
-    second_moment: str = option("momentum", of="algorithm", choices=("momentum", "update"))
-    """The quantity whose second moment is used: momentum (OpenFedLLM) or the round's update (the paper)."""
-    momentum_form: str = option("average", of="algorithm", choices=("average", "sum"))
-    """m <- beta m + (1 - beta) update (average, OpenFedLLM) or m <- beta m + update (sum, the paper)."""
 
 
 class Server(struct.PyTreeNode):
@@ -99,10 +74,7 @@ def with_server_rule(
     *,
     moments: tuple[bool, bool],
     name: str,
-    reference: str,
-    state: str,
     weighting: Literal["examples", "uniform"],
-    reads: tuple[str, ...],
 ) -> Algorithm:
     """FedIT with the server's step computed by `rule`.
 
@@ -110,11 +82,8 @@ def with_server_rule(
       config: the run's options.
       rule: the server's step.
       moments: whether the method has m, and whether it has v.
-      name: as in the record.
-      reference: paper and year.
-      state: what the server keeps.
+      name: name of the algorithm.
       weighting: default weighting of messages.
-      reads: the server's options that the rule reads.
     """
     federated = fedit(config)
 
@@ -135,9 +104,7 @@ def with_server_rule(
 
     return dataclasses.replace(
         federated,
-        name=name,
-        reference=reference,
-        state=state,
+        **described(name),
         init_server=init_server,
         broadcast=lambda server: federated.broadcast(server.adapter),
         finalize=finalize,
@@ -145,7 +112,6 @@ def with_server_rule(
         submodel=lambda server, layer_map: fresh(stage_adapter(server.adapter, layer_map)),
         transfer=with_returned_adapter,
         weighting=weighting,
-        reads=reads,
     )
 
 
@@ -191,10 +157,7 @@ def fedavgm(config: ServerOptimizerOptions) -> Algorithm:
         rule,
         moments=(True, False),
         name="fedavgm",
-        reference=HSU,
-        state="server: momentum of the adapter's shape",
         weighting="examples",
-        reads=("server_beta1", "momentum_form"),
     )
 
 
@@ -214,10 +177,7 @@ def fedadagrad(config: ServerOptimizerOptions) -> Algorithm:
         rule,
         moments=(False, True),
         name="fedadagrad",
-        reference=REDDI,
-        state="server: sums of squares of the adapter's shape",
         weighting="uniform",
-        reads=("server_learning_rate", "server_tau"),
     )
 
 
@@ -237,10 +197,7 @@ def _with_both_moments(
         rule,
         moments=(True, True),
         name=name,
-        reference=REDDI,
-        state="server: first and second moments of the adapter's shape",
         weighting="uniform",
-        reads=("server_learning_rate", "server_beta1", "server_beta2", "server_tau", "second_moment"),
     )
 
 

@@ -16,9 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from devft_jax.developmental.layer_map import frozen_below
+from devft_jax.developmental.maps import frozen_below
 from devft_jax.federated.algorithm import Algorithm, Participant
-from devft_jax.federated.local import Batch, Loss, OptimizerOptions, Passes
+from devft_jax.federated.local import Batch, Loss, Passes
+from devft_jax.federated.options import OptimizerOptions
 from devft_jax.models.architecture import ModelConfig
 from devft_jax.models.base import Base
 from devft_jax.models.llama import Compute

@@ -13,7 +13,8 @@ from devft_jax.models.architecture import ModelConfig
 from devft_jax.models.huggingface.families import FAMILIES, read_config
 from devft_jax.models.huggingface.folder import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, read_index
 from devft_jax.models.huggingface.names import EMBEDDING, HEAD, Place, full_name, places
-from devft_jax.models.huggingface.safetensors import DTYPES, open_safetensors
+from devft_jax.models.huggingface.safetensors import open_safetensors
+from devft_jax.models.options import DTYPES
 
 
 class Stored(NamedTuple):

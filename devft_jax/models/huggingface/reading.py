@@ -23,8 +23,9 @@ from devft_jax.models.huggingface.folder import CONFIG_FILE, model_folder, named
 from devft_jax.models.huggingface.headers import Stored, check_one_dtype, checked_places, stored_tensors
 from devft_jax.models.huggingface.model import Model
 from devft_jax.models.huggingface.names import EMBEDDING, HEAD, Place, block_of
-from devft_jax.models.huggingface.safetensors import DTYPES, float_dtype, open_safetensors
-from devft_jax.models.quantization import BITS, QTensor, quantize_projection
+from devft_jax.models.huggingface.safetensors import float_dtype, open_safetensors
+from devft_jax.models.options import BITS, DTYPES
+from devft_jax.models.quantization import QTensor, quantize_projection
 from devft_jax.runtime.devices import host_device
 
 STRIP_ROWS = 64

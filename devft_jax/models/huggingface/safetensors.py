@@ -14,9 +14,7 @@ from devft_jax.errors import InputError, RunError
 from devft_jax.files import exclusive_temporary
 from devft_jax.files import read_json as read_any_json
 from devft_jax.files.writing import intended_name
-
-DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-"""Data types of weights that are read and written, by safetensors' names."""
+from devft_jax.models.options import DTYPES
 
 HEADER_ALIGNMENT = 8
 

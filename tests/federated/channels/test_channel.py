@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from devft_jax.federated.channels.channel import Channel, chain, compressor
-from devft_jax.federated.channels.options import ChannelOptions, channel_of
+from devft_jax.federated.channels.named import channel_of
+from devft_jax.federated.channels.options import ChannelOptions
 from tests.federated.channels.test_sparsification import KEY, change, flat
 
 NAMES = ("bf16", "int8", "int4", "topk=0.1", "randk=0.2", "lowrank=1", "topk=0.3+int4", "lowrank=2+int8")

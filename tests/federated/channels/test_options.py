@@ -9,7 +9,8 @@ from devft_jax.config.run_config import RunConfig
 from devft_jax.config.validation import validate
 from devft_jax.errors import InputError
 from devft_jax.federated.algorithms import ALGORITHMS
-from devft_jax.federated.channels.options import LINKS, ChannelOptions, channel_of
+from devft_jax.federated.channels.named import channel_of
+from devft_jax.federated.channels.options import LINKS, ChannelOptions
 
 
 @pytest.mark.parametrize(

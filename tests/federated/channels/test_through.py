@@ -14,7 +14,8 @@ from devft_jax.developmental import LayerMap
 from devft_jax.federated.algorithm import Clients
 from devft_jax.federated.algorithms import ALGORITHMS
 from devft_jax.federated.channels.channel import Channel, chain
-from devft_jax.federated.channels.options import ChannelOptions, channel_of
+from devft_jax.federated.channels.named import channel_of
+from devft_jax.federated.channels.options import ChannelOptions
 from devft_jax.federated.channels.through import through
 from devft_jax.federated.messages import Due, Ranked, Unsent, message_bytes
 from devft_jax.models.architecture import ARCHITECTURES

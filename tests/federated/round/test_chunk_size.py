@@ -11,7 +11,7 @@ from devft_jax.federated.round.chunk_size import WORTH, Trial, choose, next_smal
 from devft_jax.federated.sampling import client_keys
 from devft_jax.reporting import Progress
 from devft_jax.runtime.compiled import CompiledPrograms
-from devft_jax.storage import RunFolder
+from devft_jax.storage.run_folder import RunFolder
 from devft_jax.training.parts import build_parts
 from devft_jax.training.run import train
 from devft_jax.training.trainer import Trainer

@@ -17,7 +17,8 @@ from devft_jax.config.execution import ExecutionOptions, resolve_clients_per_ste
 from devft_jax.federated.algorithm import Algorithm, Clients
 from devft_jax.federated.algorithms import MethodConfig
 from devft_jax.federated.algorithms.fedit import fedit
-from devft_jax.federated.local import OptimizerOptions, Passes
+from devft_jax.federated.local import Passes
+from devft_jax.federated.options import OptimizerOptions
 from devft_jax.federated.round import assembly
 from devft_jax.federated.round import client as client_module
 from devft_jax.federated.round.chunk import chunk_shapes, make_chunk, zero_sums

@@ -21,7 +21,8 @@ from devft_jax.models.huggingface.peft.names import (
     tensor_name,
 )
 from devft_jax.models.huggingface.peft.settings import Settings, read_adapter_config
-from devft_jax.models.huggingface.safetensors import DTYPES, open_safetensors
+from devft_jax.models.huggingface.safetensors import open_safetensors
+from devft_jax.models.options import DTYPES
 
 
 def import_peft(path: str | Path, config: ModelConfig) -> Adapter:

@@ -25,11 +25,10 @@ import numpy as np
 
 from devft_jax.developmental import streaming
 from devft_jax.developmental.fusion import anchors, check_fusion, fusion_matrix
-from devft_jax.developmental.grouping import SIMILARITY_METHODS, check_grouping, group_layers
+from devft_jax.developmental.grouping import check_grouping, group_layers
 from devft_jax.developmental.leaves import count_layers, is_concrete, map_leaves, named_leaves, weight_shape
+from devft_jax.developmental.options import MODES, SIMILARITY_METHODS
 from devft_jax.developmental.similarity import LayerGrams, Select, layer_similarity
-
-MODES = ("copy", "anchor_only", "delta", "anchor_delta")
 
 
 @jax.tree_util.register_dataclass
