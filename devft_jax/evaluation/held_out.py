@@ -21,7 +21,7 @@ from devft_jax.models.architecture import ModelConfig
 from devft_jax.models.base import Base
 from devft_jax.models.llama import Compute
 from devft_jax.models.loss import completion_statistics
-from devft_jax.models.sharding import partition_specs, place, placed_shapes
+from devft_jax.models.sharding import partition_specs, place_frozen, placed_shapes
 from devft_jax.runtime.compiled import CompiledPrograms, shared_programs
 from devft_jax.runtime.devices import OVER_DEVICES, client_mesh, shapes_on
 
@@ -117,7 +117,7 @@ class HeldOut:
           base: the model.
           adapter: its adapter; None for the base alone.
         """
-        base, adapter = place((base, adapter), self.mesh)
+        base, adapter = place_frozen((base, adapter), self.mesh)
         pending = []
         tokens_counted = 0
         batches = evaluation_batches(self.examples, self.batch_size, self.buckets)

@@ -16,7 +16,7 @@ from devft_jax.models.adapter import Adapter
 from devft_jax.models.architecture import ModelConfig
 from devft_jax.models.base import Base
 from devft_jax.models.llama import DEFAULT_COMPUTE, Compute
-from devft_jax.models.sharding import place
+from devft_jax.models.sharding import place_frozen
 from devft_jax.runtime.devices import OVER_DEVICES, client_mesh
 
 SEQUENCE_TOKENS = 512
@@ -96,7 +96,7 @@ class Scorer:
         self.sequence_tokens = sequence_tokens or SEQUENCE_TOKENS
         self.sequences = sequences or (1 if devices[0].platform == "cpu" else 8)
         self.mesh = client_mesh(devices)
-        self.base, self.adapter = place((base, adapter), self.mesh)
+        self.base, self.adapter = place_frozen((base, adapter), self.mesh)
         self.divided = NamedSharding(self.mesh, OVER_DEVICES)
 
     def score(self, requests: Sequence[ScoringRequest]) -> list[LogLikelihood]:

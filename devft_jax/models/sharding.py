@@ -18,6 +18,7 @@ computes. Devices that hold a base together have to run the same products in the
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from devft_jax.models.architecture import PROJECTIONS
@@ -118,6 +119,28 @@ def place(tree: PyTree, mesh: Mesh) -> PyTree:
       mesh: the devices.
     """
     return jax.device_put(tree, jax.tree.map(lambda spec: NamedSharding(mesh, spec), partition_specs(tree)))
+
+
+def place_frozen(tree: PyTree, mesh: Mesh) -> PyTree:
+    """`place` for arrays that are only read: those that are whole on every device of a CPU are held once.
+
+    All of a CPU's devices use the host's memory, but an array that is put on several of them from one of them is copied for
+    each. From host memory it is used in place, as its buffer is aligned. No program may be given such an array to overwrite
+    (`donate_argnums`), because other devices read the same memory.
+
+    Args:
+      tree: a tree that may have divided weights.
+      mesh: the devices.
+    """
+    if mesh.devices.flat[0].platform == "cpu":
+        tree = jax.tree.map(_in_host_memory, tree)
+    return place(tree, mesh)
+
+
+def _in_host_memory(leaf: Any) -> Any:
+    """A view of an array on a single device of the CPU; other leaves unchanged."""
+    on_one = isinstance(leaf, jax.Array) and {device.platform for device in leaf.devices()} == {"cpu"}
+    return np.asarray(leaf) if on_one and len(leaf.devices()) == 1 else leaf
 
 
 def placed_shapes(tree: PyTree, mesh: Mesh) -> PyTree:

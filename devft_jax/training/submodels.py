@@ -21,7 +21,7 @@ from devft_jax.models.huggingface.model import Model
 from devft_jax.models.huggingface.reading import load_original_blocks, load_pretrained
 from devft_jax.models.llama import Compute
 from devft_jax.models.quantization import QTensor, is_quantized, quantize_base, quantize_projection
-from devft_jax.models.sharding import place, placed_shapes, shard_base, shard_blocks, whole
+from devft_jax.models.sharding import place_frozen, placed_shapes, shard_base, shard_blocks, whole
 from devft_jax.runtime.devices import MODEL_AXIS, host_device
 
 
@@ -129,7 +129,7 @@ class Submodels:
         self._shards = mesh.shape[MODEL_AXIS]
         self.home = host_device() if self._shards > 1 else None
         # Layers are compared and fused in one place; what clients use is put on all devices, whole or sharded.
-        self.base = place(shard_base(model.base, self._shards, MODEL_AXIS), mesh)
+        self.base = place_frozen(shard_base(model.base, self._shards, MODEL_AXIS), mesh)
 
     def layers_to_fuse(self, stage: int) -> Block:
         """The layers from which a stage is grouped and fused: the base's, or the original ones of a quantised base."""
@@ -165,7 +165,7 @@ class Submodels:
         with jax.default_device(self.home):
             matches = self._config.gain_matching if match_gains is None else match_gains
             fused = fuse_blocks(layer_map, blocks, own, repack=repack, dtype=self._dtype, match_gains=matches)
-        return self.base.replace(blocks=place(shard_blocks(fused, self._shards, MODEL_AXIS), self._mesh))
+        return self.base.replace(blocks=place_frozen(shard_blocks(fused, self._shards, MODEL_AXIS), self._mesh))
 
     def to_host(self, tree: Any) -> Any:
         """Move arrays to where they are compared with the layers: to host memory if no device holds the whole base."""

@@ -14,7 +14,7 @@ from devft_jax.models.base import init_base
 from devft_jax.models.influence import layer_cosines
 from devft_jax.models.llama import Compute, forward, prefix_states
 from devft_jax.models.quantization import quantize, quantize_base
-from devft_jax.models.sharding import part_bytes, partition_specs, place, shard_base, undivided, whole
+from devft_jax.models.sharding import part_bytes, partition_specs, place, place_frozen, shard_base, undivided, whole
 from devft_jax.models.weights import ShardedWeight
 from devft_jax.runtime.devices import MODEL_AXIS, client_mesh
 from tests.tiny import CONFIG, random_base
@@ -116,3 +116,30 @@ def test_one_shard_is_the_base_itself_and_whole_undoes_the_division():
     again = whole(shard_base(base, 2, MODEL_AXIS))
     assert jax.tree.structure(again) == jax.tree.structure(base)
     assert all(getattr(again.blocks, name) is getattr(base.blocks, name) for name in PROJECTIONS)
+
+
+def addresses(array):
+    return [shard.data.unsafe_buffer_pointer() for shard in array.addressable_shards]
+
+
+@pytest.mark.parametrize("kind", ["none", "int8"])
+def test_devices_of_a_cpu_read_one_copy_of_a_frozen_base(kind):
+    base = init_base(jax.random.key(0), WIDE, dtype="bfloat16")
+    base = base if kind == "none" else quantize_base(base, kind)
+    mesh = client_mesh(jax.local_devices())
+    frozen, copied = place_frozen(base, mesh), place(base, mesh)
+    for leaf, own, old in zip(*map(jax.tree.leaves, (frozen, base, copied)), strict=True):
+        assert set(addresses(leaf)) == set(addresses(own))
+        assert len(addresses(leaf)) == 8
+        assert leaf.sharding == old.sharding
+        np.testing.assert_array_equal(leaf, old)
+    # Arrays that are on these devices already stay as they are.
+    assert addresses(place_frozen(frozen, mesh).embed) == addresses(frozen.embed)
+
+
+def test_a_frozen_base_outlives_the_array_from_which_it_was_placed():
+    placed = place_frozen(jnp.arange(4096.0), client_mesh(jax.local_devices()))
+    # Whatever would be freed is written over.
+    others = [jnp.full(4096, -1.0).block_until_ready() for _ in range(8)]
+    np.testing.assert_array_equal(placed, np.arange(4096.0))
+    assert others
