@@ -34,9 +34,10 @@ from devft_jax.config.run_config import RunConfig
 from devft_jax.errors import InputError
 from devft_jax.files import write_atomically
 from devft_jax.reporting.chart import Level, Line, line_chart
-from devft_jax.reporting.progress import Progress, readable_bytes, readable_seconds
+from devft_jax.reporting.progress import Progress, readable_bytes
 from devft_jax.reporting.report_file import read_story
 from devft_jax.reporting.table import table
+from devft_jax.reporting.waiting import readable_seconds
 from devft_jax.storage.ownership import RUN, Kind, claim
 from devft_jax.storage.records import RunRecord
 from devft_jax.training.run import Run, train

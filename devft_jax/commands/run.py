@@ -35,9 +35,12 @@ def command(arguments: Sequence[str]) -> int:
       arguments: the words after `devft run`.
     """
     config = parse_run(arguments)
-    from devft_jax.training.run import default_folder, train
+    from devft_jax.reporting.progress import Progress
 
-    require_devices()
+    with Progress().doing("starting JAX"):
+        from devft_jax.training.run import default_folder, train
+
+        require_devices()
     with traceback_kept(Path(config.out or default_folder(config))):
         run = train(config)
     return 0 if run.stopped_by is None else 128 + run.stopped_by

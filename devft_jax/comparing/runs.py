@@ -27,10 +27,10 @@ from devft_jax.errors import InputError
 from devft_jax.evaluation.benchmarks import TaskScoreOptions
 from devft_jax.files import write_atomically
 from devft_jax.reporting import Progress
-from devft_jax.reporting.progress import readable_seconds
 from devft_jax.reporting.report_file import read_story
 from devft_jax.reporting.scores import scored_models
 from devft_jax.reporting.story import Story
+from devft_jax.reporting.waiting import readable_seconds
 from devft_jax.runtime.stopping import StopRequest
 from devft_jax.storage.run_folder import RunFolder
 

@@ -23,7 +23,7 @@ from devft_jax.errors import InputError
 from devft_jax.harness.results import Results
 from devft_jax.harness.tasks import TaskOptions, open_tasks, tasks_digest
 from devft_jax.reporting import Progress
-from devft_jax.reporting.progress import readable_seconds
+from devft_jax.reporting.waiting import readable_seconds
 from devft_jax.runtime.stopping import StopRequest
 
 

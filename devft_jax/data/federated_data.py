@@ -10,7 +10,7 @@ other drawn splits (iid, dirichlet) do, and so do the selections of `data_limit`
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,13 +61,16 @@ class FederatedData:
     groups: Groups | None = None
 
 
-def build_federated_data(options: DataOptions, tokenizer: object, *, seed: int = 0) -> FederatedData:
+def build_federated_data(
+    options: DataOptions, tokenizer: object, *, seed: int = 0, note: Callable[[int, int], None] | None = None
+) -> FederatedData:
     """Read, tokenise, hold out and split the data that the options name.
 
     Args:
       options: any object with the fields of `DataOptions`.
       tokenizer: a tokenizer of `transformers`.
       seed: non-negative; determines the held-out examples and the split, but not the selection of a limit.
+      note: as in `tokenize`.
 
     Raises:
       InputError: an option or the data is invalid, or a client has no example.
@@ -82,7 +85,7 @@ def build_federated_data(options: DataOptions, tokenizer: object, *, seed: int =
     template = resolve_template(
         options.template, conversational=any(source.conversational for source in sources), tokenizer=tokenizer
     )
-    examples = _tokenize(records, tokenizer, template, options)
+    examples = _tokenize(records, tokenizer, template, options, note)
     set_aside = held_out_files(options.data)
     train: Examples = examples
     test: Examples | None = None
@@ -90,7 +93,7 @@ def build_federated_data(options: DataOptions, tokenizer: object, *, seed: int =
         train, test = hold_out(examples, options, seed)
     elif options.test_data is not None or set_aside:
         held_out = Records(_load(options.test_data or options.data, options, options.test_limit, held_out=True))
-        test = _tokenize(held_out, tokenizer, template, options)
+        test = _tokenize(held_out, tokenizer, template, options, note)
     groups: Groups | None = None
     if method in NATURAL:
         train, clients = natural_clients(train, method, sources, options)
@@ -187,7 +190,13 @@ def _load(spec: str | Sequence[str], options: DataOptions, limit: int | None, *,
     return load_sources(spec, fields=options.fields, category_field=options.category_field, limit=limit, held_out=held_out)
 
 
-def _tokenize(records: Sequence[Record] | Records, tokenizer: object, template: str, options: DataOptions) -> Examples:
+def _tokenize(
+    records: Sequence[Record] | Records,
+    tokenizer: object,
+    template: str,
+    options: DataOptions,
+    note: Callable[[int, int], None] | None = None,
+) -> Examples:
     return tokenize(
         records,
         tokenizer,
@@ -195,6 +204,7 @@ def _tokenize(records: Sequence[Record] | Records, tokenizer: object, template: 
         max_length=options.max_length,
         overlong=options.overlong,
         cache_dir=options.cache_dir,
+        note=note,
     )
 
 

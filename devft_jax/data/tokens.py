@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import chain, islice, takewhile
 from pathlib import Path
@@ -75,6 +75,7 @@ def tokenize(
     max_length: int = 512,
     overlong: str = "drop",
     cache_dir: str | os.PathLike[str] | None = None,
+    note: Callable[[int, int], None] | None = None,
 ) -> Examples:
     """Tokenise records, or load the result of an earlier call for the same ones.
 
@@ -90,6 +91,8 @@ def tokenize(
       overlong: "drop" or "error", for prompts that leave no space for a completion.
       cache_dir: folder of the cache; by default that of `devft_jax.files.cache_folder`. Only fast
         tokenizers are cached, because only their content can be read.
+      note: called with the number of records that have been tokenised and the number of all of them; not called for records
+        that are in the cache.
 
     Raises:
       InputError: an option or the tokenizer is invalid, a prompt is overlong with "error", or there is no example.
@@ -109,7 +112,7 @@ def tokenize(
     encode = Encoder(tokenizer, render, max_length, template)
     path = _store_path(survey, tokenizer, template, max_length, cache_dir)
     found = read_store(path, _DTYPES) if path else None
-    arrays, names = found or _fill_store(path, records, survey, encode)
+    arrays, names = found or _fill_store(path, records, survey, encode, note)
     examples = Examples(**arrays, category_names=tuple(names))
     _report_overlong(examples, records, max_length, overlong)
     if survey.silent:
@@ -168,11 +171,15 @@ class _Survey:
 
 
 def _fill_store(
-    path: Path | None, records: RecordStream, survey: _Survey, encode: Encoder
+    path: Path | None,
+    records: RecordStream,
+    survey: _Survey,
+    encode: Encoder,
+    note: Callable[[int, int], None] | None,
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     """Tokenise into the store at `path`, or into a temporary store if that cannot be written."""
     try:
-        return _write_store(path, records, survey, encode)
+        return _write_store(path, records, survey, encode, note)
     except OSError as error:
         reason = error.strerror or str(error)
         if path is None:
@@ -182,11 +189,15 @@ def _fill_store(
             "name a writable cache_dir or DEVFT_CACHE.",
             stacklevel=4,
         )
-    return _fill_store(None, records, survey, encode)
+    return _fill_store(None, records, survey, encode, note)
 
 
 def _write_store(
-    path: Path | None, records: RecordStream, survey: _Survey, encode: Encoder
+    path: Path | None,
+    records: RecordStream,
+    survey: _Survey,
+    encode: Encoder,
+    note: Callable[[int, int], None] | None,
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     names = sorted(survey.categories)
     code_of = {None: -1} | {name: code for code, name in enumerate(names)}
@@ -213,6 +224,8 @@ def _write_store(
             )
             start += int(lengths.sum())
             first += len(some)
+            if note is not None:
+                note(first, len(records))
         if again.digest.digest() != survey.digest.digest():
             raise RunError("the data has changed while it was read; start again once its files are complete.")
         return store.publish(names)

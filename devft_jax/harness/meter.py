@@ -3,7 +3,8 @@
 import time
 from collections.abc import Callable
 
-from devft_jax.reporting.progress import Progress, readable_seconds
+from devft_jax.reporting.progress import Progress
+from devft_jax.reporting.waiting import readable_seconds
 
 PAUSE = 10.0
 """Seconds between two lines."""

@@ -7,8 +7,9 @@ from devft_jax.accounting.memory import MemoryTerms
 from devft_jax.models.attention import kernel_for
 from devft_jax.planning.paper import PAPER_ROUNDS, paper_model
 from devft_jax.planning.plan import Device, Plan, StagePlan
-from devft_jax.reporting.progress import readable_bytes, readable_seconds
+from devft_jax.reporting.progress import readable_bytes
 from devft_jax.reporting.table import table
+from devft_jax.reporting.waiting import readable_seconds
 
 
 def to_text(plan: Plan) -> str:

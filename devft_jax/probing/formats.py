@@ -17,11 +17,12 @@ from devft_jax.models.huggingface.safetensors import one_line
 from devft_jax.planning.text import readable_count
 from devft_jax.probing.results import Measured, Probe, flat
 from devft_jax.reporting.chart import Frame, Level, Line, look, marker, plot_lines
-from devft_jax.reporting.progress import readable_bytes, readable_seconds
+from devft_jax.reporting.progress import readable_bytes
 from devft_jax.reporting.svg import Picture, escape
 from devft_jax.reporting.table import table
 from devft_jax.reporting.ticks import spread_out
 from devft_jax.reporting.units import counted
+from devft_jax.reporting.waiting import readable_seconds
 
 PANEL = 480
 """Width of each of the figure's two charts."""

@@ -3,17 +3,19 @@
 import contextlib
 import os
 import sys
-import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TextIO
 
 from devft_jax.reporting.layers import layer_runs, shown_weight
-from devft_jax.runtime.screen import show
+from devft_jax.reporting.waiting import Step, Watch, readable_seconds
+from devft_jax.runtime.screen import draw, is_terminal, show
 from devft_jax.storage.records import RoundRecord, StageRecord
 
 PATIENCE = 1.5
-"""Seconds after which a step other than a round is reported."""
+"""Seconds after which a step other than a round is reported in a log file."""
+AT_A_TERMINAL = 0.4
+"""Seconds after which it is shown at a terminal, in a line that is rewritten."""
 
 
 def readable_bytes(count: float) -> str:
@@ -23,16 +25,6 @@ def readable_bytes(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.2f} {unit}"
         count /= 1000
     return f"{count:.2f} TB"
-
-
-def readable_seconds(seconds: float) -> str:
-    """A duration as 42s, 3m05s or 2h07m."""
-    seconds = round(seconds)
-    if seconds < 60:
-        return f"{seconds}s"
-    if seconds < 3600:
-        return f"{seconds // 60}m{seconds % 60:02d}s"
-    return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
 
 
 class Progress:
@@ -49,15 +41,25 @@ class Progress:
         self.stream = stream or sys.stderr
         self.quiet = quiet
         self.lost: str | None = None
+        terminal = is_terminal(self.stream)
+        self._watch = Watch(self.say, self._draw if terminal else None, first=AT_A_TERMINAL if terminal else PATIENCE)
 
     def _write(self, text: str) -> None:
+        self._put(text, show)
+
+    def _draw(self, text: str) -> None:
+        """Show a line that the next output replaces, cut at the terminal's width."""
+        if not self.quiet:
+            self._put(text[: _columns(self.stream) - 1], draw)
+
+    def _put(self, text: str, put: Callable[..., None]) -> None:
         if self.lost is not None or self.stream is None:
             return
         try:
             try:
-                show(text, stream=self.stream)
+                put(text, stream=self.stream)
             except UnicodeEncodeError:
-                show(text.encode("ascii", "backslashreplace").decode(), stream=self.stream)
+                put(text.encode("ascii", "backslashreplace").decode(), stream=self.stream)
         except (OSError, ValueError) as error:
             self.lost = getattr(error, "strerror", None) or str(error)
 
@@ -66,16 +68,16 @@ class Progress:
         if not self.quiet:
             self._write(text)
 
-    @contextlib.contextmanager
-    def doing(self, what: str) -> Iterator[None]:
-        """Report a step that takes a while inside the block, in which no round ends."""
-        timer = threading.Timer(PATIENCE, self.say, [f"  {what} ..."])
-        timer.daemon = True
-        timer.start()
-        try:
-            yield
-        finally:
-            timer.cancel()
+    def doing(self, what: str) -> contextlib.AbstractContextManager[Step]:
+        """Report a step that takes a while inside the block, in which no round ends.
+
+        Args:
+          what: what is done, such as "reading the model".
+
+        Returns:
+          A context whose value is the step; its `count` notes how far it is.
+        """
+        return self._watch.doing(what)
 
     def warn(self, text: str) -> None:
         """Print a line that `quiet` does not hide."""

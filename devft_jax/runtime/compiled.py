@@ -108,7 +108,7 @@ class CompiledPrograms:
         earlier one.
     """
 
-    def __init__(self, waiting: Callable[[str], contextlib.AbstractContextManager[None]] | None = None) -> None:
+    def __init__(self, waiting: Callable[[str], contextlib.AbstractContextManager[Any]] | None = None) -> None:
         self._waiting = waiting or (lambda name: contextlib.nullcontext())
         self.seconds = 0.0
         self.scratch_bytes = self.peak_bytes = self.last_bytes = 0

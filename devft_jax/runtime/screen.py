@@ -8,10 +8,49 @@ import contextlib
 import io
 import os
 import sys
+import threading
 from typing import TextIO
 
 from devft_jax.errors import RunError
 from devft_jax.files import printable
+
+_LOCK = threading.RLock()
+_drawn: TextIO | None = None
+"""The terminal whose last line is replaced by the next output."""
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether a line of a stream can be rewritten.
+
+    Args:
+      stream: the stream.
+    """
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        return stream is not None and stream.isatty() and os.environ.get("TERM") != "dumb"
+    return False
+
+
+def draw(text: str, *, stream: TextIO) -> None:
+    """Show one line at a terminal, which the next output replaces.
+
+    Args:
+      text: what to show; empty to remove the line.
+      stream: a terminal.
+
+    Raises:
+      OSError: it cannot be written.
+    """
+    global _drawn
+    with _LOCK:
+        print(f"\r\x1b[K{printable(text)}", end="", file=stream, flush=True)
+        _drawn = stream if text else None
+
+
+def _erase() -> None:
+    """Remove the line that was drawn, if there is one."""
+    if _drawn is not None:
+        with contextlib.suppress(OSError, ValueError):
+            draw("", stream=_drawn)
 
 
 def show(text: str = "", *, end: str = "\n", stream: TextIO | None = None) -> None:
@@ -31,7 +70,9 @@ def show(text: str = "", *, end: str = "\n", stream: TextIO | None = None) -> No
     if stream is None:
         return
     try:
-        print(printable(text, keep="\n\t"), end=end, file=stream, flush=True)
+        with _LOCK:
+            _erase()
+            print(printable(text, keep="\n\t"), end=end, file=stream, flush=True)
     except BrokenPipeError:
         raise
     except OSError as error:
@@ -48,7 +89,8 @@ def not_written(error: OSError) -> RunError:
 def complain(text: str) -> None:
     """Print a sentence on standard error, as one line; if that cannot be written, only the exit code reports the error."""
     if sys.stderr is not None:
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError), _LOCK:
+            _erase()
             print(printable(text), file=sys.stderr, flush=True)
 
 

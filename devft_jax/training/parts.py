@@ -53,6 +53,7 @@ from devft_jax.models.sharding import part_bytes, undivided
 from devft_jax.options import option_group
 from devft_jax.reporting import Progress
 from devft_jax.reporting.progress import readable_bytes
+from devft_jax.reporting.waiting import Step
 from devft_jax.runtime.compiled import CompiledPrograms, shared_programs
 from devft_jax.runtime.devices import client_mesh, versions
 from devft_jax.training.checks import check_cohort, check_held_out, check_ranks, check_tokens
@@ -87,7 +88,7 @@ class CompilationNotice:
         self.stage: int | None = None
         self._progress = progress
 
-    def __call__(self, name: str) -> contextlib.AbstractContextManager[None]:
+    def __call__(self, name: str) -> contextlib.AbstractContextManager[Step]:
         """The context that is open while the program of this name is compiled."""
         stage = "" if self.stage is None else f" in stage {self.stage + 1}"
         return self._progress.doing(f"compiling {_PROGRAMS.get(name, name)}{stage}")
@@ -246,8 +247,8 @@ def build_parts(
     notice = CompilationNotice(progress)
     programs = CompiledPrograms(notice)
     energy, memory = EnergyMeter(config, devices), MemoryMeter()
-    with progress.doing("reading the model"):
-        opened, original_blocks = open_model(config, compute, model)
+    with progress.doing("reading the model") as reading:
+        opened, original_blocks = open_model(config, compute, model, partial(reading.count, things="tensors"))
     architecture = opened.config
     growth, algorithm, stage_rounds = _methods(config, architecture, growth, algorithm)
     warm_start = read_warm_start(config, architecture)
@@ -327,8 +328,9 @@ def _data(
     config: RunConfig, model: Model, algorithm: Algorithm, given: FederatedData | None, progress: Progress
 ) -> tuple[FederatedData, Rounds]:
     """The data, and who takes part in which round; an algorithm that pools gets one client with the work of all."""
-    with progress.doing("reading and splitting the data"):
-        data = given or build_federated_data(config, model.tokenizer, seed=config.seed)
+    with progress.doing("reading and splitting the data") as reading:
+        note = partial(reading.count, things="records tokenised")
+        data = given or build_federated_data(config, model.tokenizer, seed=config.seed, note=note)
     check_cohort(data, config.clients_per_round)
     check_held_out(data, config.stop_after)
     check_tokens(data, model.config, config.max_length, progress)

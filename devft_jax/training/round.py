@@ -176,7 +176,8 @@ def _settle_clients_per_step(parts: Parts, state: State, members: Participants, 
     inputs = _round_inputs(parts, state, next_rate(parts, state))
 
     def trial(smaller: int, larger: int) -> tuple[Trial, Trial] | None:
-        return cohort.trials(state.base, state.server, state.bank, members, sizes=(smaller, larger), **inputs)
+        with parts.progress.doing(f"trying {larger} clients at once"):
+            return cohort.trials(state.base, state.server, state.bank, members, sizes=(smaller, larger), **inputs)
 
     before = cohort.clients_per_step
     with parts.programs.timed() as elapsed:

@@ -39,25 +39,35 @@ def model_path(name: str) -> str | Path:
     return bundled_model() if name == "bundled" else name
 
 
-def open_model(config: RunConfig, compute: Compute, given: Model | None) -> tuple[Model, Callable[[], Block]]:
+def open_model(
+    config: RunConfig, compute: Compute, given: Model | None, note: Callable[[int, int], None] | None = None
+) -> tuple[Model, Callable[[], Block]]:
     """The run's model, packed as configured, and a function that returns its layers before packing.
 
     Its weights are on the default device, or in host memory (numpy) if several devices hold the base together.
+
+    Args:
+      config: the run's configuration.
+      compute: has the data type of weights that stay floats.
+      given: a model that replaces the configuration's; None for none.
+      note: as in `load_pretrained`.
 
     Raises:
       InputError: the model cannot be read, or float weights are needed from a given model that is packed.
     """
     if config.model_shards > 1:
         with jax.default_device(host_device()):
-            model, original_blocks = _open_model(config, compute, given)
+            model, original_blocks = _open_model(config, compute, given, note)
         return model.with_base(jax.device_get(model.base)), original_blocks
-    return _open_model(config, compute, given)
+    return _open_model(config, compute, given, note)
 
 
-def _open_model(config: RunConfig, compute: Compute, given: Model | None) -> tuple[Model, Callable[[], Block]]:
+def _open_model(
+    config: RunConfig, compute: Compute, given: Model | None, note: Callable[[int, int], None] | None
+) -> tuple[Model, Callable[[], Block]]:
     if given is None:
         path = model_path(config.model)
-        model = load_pretrained(path, dtype=compute.dtype, quantization=config.quantization)
+        model = load_pretrained(path, dtype=compute.dtype, quantization=config.quantization, note=note)
         return model, lambda: load_original_blocks(path)
     if config.fuse_from == "original" and is_quantized(given.base):
         raise InputError(

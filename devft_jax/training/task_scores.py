@@ -21,9 +21,9 @@ from devft_jax.harness.tasks import OpenTasks, TaskOptions, open_tasks
 from devft_jax.models.adapter import Adapter
 from devft_jax.models.huggingface.end_tokens import end_token_ids
 from devft_jax.models.huggingface.model import Model
-from devft_jax.reporting.progress import readable_seconds
 from devft_jax.reporting.table import table
 from devft_jax.reporting.units import with_error
+from devft_jax.reporting.waiting import readable_seconds
 from devft_jax.storage.records import RoundRecord
 from devft_jax.storage.result_records import ScoreRecord
 from devft_jax.training.callbacks import Callback, Running

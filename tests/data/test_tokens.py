@@ -273,3 +273,13 @@ def test_a_tokenizer_without_visible_content_is_not_cached(encode, word_tokenize
 
     assert rows(encode([make_record(1, 1)], Slow(), cache_dir=tmp_path)) == [[1, A, ZERO, 2]]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_how_many_records_have_been_tokenised_is_noted(encode, make_record, tmp_path, monkeypatch):
+    monkeypatch.setattr(tokens, "_RECORDS_PER_CALL", 2)
+    records = [make_record(1, index) for index in range(5)]
+    noted = []
+    for _ in range(2):
+        encode(records, cache_dir=tmp_path, note=lambda done, total: noted.append((done, total)))
+    # The second call finds them in the cache.
+    assert noted == [(2, 5), (4, 5), (5, 5)]

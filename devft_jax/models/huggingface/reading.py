@@ -8,7 +8,7 @@ tensor. Only safetensors are read as weights, because a pickle can run code.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,13 @@ ALIGNMENT_BYTES = 64
 """JAX on the CPU uses host memory with this alignment instead of copying it."""
 
 
-def load_pretrained(path: str | Path, *, quantization: str | None = None, dtype: str | None = None) -> Model:
+def load_pretrained(
+    path: str | Path,
+    *,
+    quantization: str | None = None,
+    dtype: str | None = None,
+    note: Callable[[int, int], None] | None = None,
+) -> Model:
     """Read a model of the LLaMA family from a local folder or by its Hugging Face name.
 
     Args:
@@ -44,6 +50,7 @@ def load_pretrained(path: str | Path, *, quantization: str | None = None, dtype:
       quantization: "int8", "int4" or "nf4" to pack every projection while it is read (`devft_jax.models.quantization`);
         None or "none" keeps floats.
       dtype: "float32", "bfloat16" or "float16" to convert all weights that stay floats; None keeps the stored type.
+      note: called with the number of tensors that have been read and the number of all of them.
 
     Returns:
       The model, its weights on the default device.
@@ -58,7 +65,7 @@ def load_pretrained(path: str | Path, *, quantization: str | None = None, dtype:
         float_dtype(dtype)
     folder = model_folder(path)
     config = read_config(folder / CONFIG_FILE)
-    leaves = _read_leaves(folder, config, dtype, None if quantization == "none" else quantization)
+    leaves = _read_leaves(folder, config, dtype, None if quantization == "none" else quantization, note)
     on_device = {leaf: jax.device_put(leaves.pop(leaf)) for leaf in list(leaves)}
     outside = {leaf: on_device.pop(leaf, None) for leaf in ("embed", "norm", "head")}
     return Model(config, Base(blocks=block_of(config, on_device), **outside), folder, named_from_anywhere(str(path)))
@@ -94,16 +101,26 @@ def model_architecture(path: str | Path) -> ModelConfig:
     return read_config(model_folder(path, weights=False) / CONFIG_FILE)
 
 
-def _read_leaves(folder: Path, config: ModelConfig, dtype: str | None, quantization: str | None) -> dict[str, Any]:
+def _read_leaves(
+    folder: Path,
+    config: ModelConfig,
+    dtype: str | None,
+    quantization: str | None,
+    note: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
     """Stream the tensors of a checkpoint into stacked leaves in host memory, by name; packed projections are `QTensor`s."""
     stored = stored_tensors(folder)
     places = checked_places(folder, config, stored)
     if dtype is None:
         check_one_dtype(folder, places, stored)
     leaves: dict[str, Any] = {}
+    done = 0
     for file, names in _names_by_file(places, stored).items():
         with open_safetensors(file) as tensors:
             for name in names:
+                done += 1
+                if note is not None:
+                    note(done, len(places))
                 place, own_name = places[name], stored[name].name
                 # The tensor is not bound to a name, so that it is freed before the next one is read.
                 if quantization is not None and place.leaf in PROJECTIONS:
