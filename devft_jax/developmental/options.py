@@ -61,7 +61,7 @@ class Condition:
 
 
 MEASURES = Condition(
-    lambda config: config.growth != "devft" or (config.similarity in OF_TEXT and config.grouping in ("dglg", "contiguous")),
+    lambda config: config.growth != "devft" or (config.similarity in OF_TEXT and config.grouping in SIMILARITY_METHODS),
     "has no effect with a similarity of weights",
     f"use --similarity {', '.join(OF_TEXT[:-1])} or {OF_TEXT[-1]}",
 )
