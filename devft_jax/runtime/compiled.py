@@ -2,6 +2,9 @@
 
 Every program is compiled ahead of time for its shapes and cached here, so that compilation is counted and timed separately
 from training, and the program's memory is known.
+
+JAX keeps what it lowered and compiled with the jitted function, which serves later runs of the same process. In a process
+that runs only one command nothing comes later: only the programs kept here then hold memory, until they are dropped.
 """
 
 import contextlib
@@ -17,6 +20,7 @@ from typing import Any, Self
 import jax
 
 from devft_jax.runtime.devices import usual_arithmetic
+from devft_jax.runtime.stopping import is_own_process
 
 # A cache for functions that return jitted ones. JAX stores compiled programs with the jitted function: calls with equal
 # arguments share their programs, within a run and with later runs of the process. The least recently used are dropped.
@@ -58,14 +62,16 @@ class CompiledMemory:
         )
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Program:
-    """A compiled program; `new` if it was compiled now and not found in a cache; the seconds that its compilation took."""
+    """A compiled program, None once it is dropped; `new` if it was compiled now and not found in a cache; the seconds that
+    its compilation took; whether it was called."""
 
-    executable: jax.stages.Compiled
+    executable: jax.stages.Compiled | None
     memory: CompiledMemory | None
     new: bool
     seconds: float
+    called: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,8 +98,9 @@ class Elapsed:
 class CompiledPrograms:
     """Ahead-of-time compiled programs by shape.
 
-    JAX stores compiled programs with the jitted function: a run that uses the function of an earlier run finds its programs
-    and compiles nothing. A program that will probably be called later can be compiled ahead, on a background thread.
+    JAX stores compiled programs with the jitted function: a run that uses the function of an earlier run of the process
+    finds its programs and compiles nothing. A program that will probably be called later can be compiled ahead, on a
+    background thread.
 
     Args:
       waiting: maps a program's name to a context that is open while a caller waits for its compilation.
@@ -115,6 +122,7 @@ class CompiledPrograms:
         self.compile_seconds: dict[str, float] = {}
         self._compiled = 0
         self._programs: dict[Any, _Program] = {}
+        self._newest: dict[str, Any] = {}
         self._ahead: dict[Any, _Ahead] = {}
         self._submitted: list[Future[_Program]] = []
         self._thread: ThreadPoolExecutor | None = None
@@ -136,11 +144,10 @@ class CompiledPrograms:
     def ahead(self) -> dict[str, Any]:
         """What was compiled ahead: the number of `programs`, the thread's `seconds`, and how many are `unused` so far."""
         compiled = [program for program in self._compiled_ahead() if program.new]
-        called = {id(program) for program in self._programs.values()}
         return {
             "programs": len(compiled),
             "seconds": sum(program.seconds for program in compiled),
-            "unused": sum(id(program) not in called for program in compiled),
+            "unused": sum(not program.called for program in compiled),
         }
 
     def _compiled_ahead(self) -> list[_Program]:
@@ -169,9 +176,12 @@ class CompiledPrograms:
             finally:
                 self.seconds += time.perf_counter() - began
         program = self._programs[key]
+        program.called = True
+        self._newest[name] = key
         self.compile_seconds[name] = program.seconds
         self.last_bytes = 0 if program.memory is None else program.memory.total
         self.peak_bytes = max(self.peak_bytes, self.last_bytes)
+        assert program.executable is not None
         return program.executable(*arguments)
 
     def _program(self, key: Any, function: Any, arguments: tuple[Any, ...]) -> _Program:
@@ -190,6 +200,17 @@ class CompiledPrograms:
         if program.memory is not None:
             self.scratch_bytes = max(self.scratch_bytes, program.memory.temporaries)
         return program
+
+    def drop(self, *names: str, but_newest: bool = False) -> None:
+        """Free programs; a later call compiles them again, or finds them in JAX's caches.
+
+        Args:
+          names: the names under which they are counted.
+          but_newest: keep of each name the program that was called last.
+        """
+        for key in [key for key in self._programs if key[0] in names]:
+            if not (but_newest and key == self._newest.get(key[0])):
+                self._programs.pop(key).executable = None
 
     def prepare(self, name: str, function: Any, *arguments: Any) -> None:
         """Compile on the background thread the program that a later `call` with arguments of these shapes needs.
@@ -230,6 +251,9 @@ def _compile_ahead(function: Any, arguments: tuple[Any, ...], precision: Any) ->
 def _compile(function: Any, arguments: tuple[Any, ...]) -> _Program:
     began, before = time.perf_counter(), _compilations.count
     executable = function.lower(*arguments).compile()
+    if is_own_process():
+        # The lowered module takes most of the memory of a small program.
+        function.clear_cache()
     seconds, new = time.perf_counter() - began, _compilations.count > before
     took, shapes = _seconds_of.setdefault(function, {}), _key("", None, arguments)
     if new:

@@ -27,6 +27,11 @@ def own_process() -> None:
     _owned.set()
 
 
+def is_own_process() -> bool:
+    """Whether the process runs only one command."""
+    return _owned.is_set()
+
+
 class StopRequest:
     """Whether a stop was requested.
 

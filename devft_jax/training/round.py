@@ -84,6 +84,9 @@ def run_round(parts: Parts, state: State) -> RoundRecord:
         # Also if nobody has waited for this program: one for a larger size would be waited for.
         compile_seconds = programs.compile_seconds["chunk"]
         _settle_clients_per_step(parts, state, members, Trial(row.seconds / len(members), compile_seconds, program_bytes))
+    else:
+        # Of the sizes that were tried, the chosen one is called last.
+        programs.drop("chunk", but_newest=True)
     if state.compiled_ahead_in != state.stage:
         state.compiled_ahead_in = state.stage
         began = time.perf_counter()

@@ -31,6 +31,9 @@ from devft_jax.training.stages import after_round, check_composition
 from devft_jax.training.state import State, new_stage_record
 from devft_jax.typing import PyTree
 
+STAGE_PROGRAMS = ("chunk", "prefix", "zero_sums", "add", "finalize", "broadcast", "adapter_norms")
+"""The programs of a stage's rounds, which have the shapes of its submodel."""
+
 
 def begin_stage(parts: Parts, state: State, history: Sequence[RoundRecord]) -> bool:
     """Ask the growth for the next stage and enter it; False if there is none.
@@ -48,10 +51,13 @@ def begin_stage(parts: Parts, state: State, history: Sequence[RoundRecord]) -> b
         return False
     began = time.perf_counter()
     parts.notice.stage = stage
+    before = state.layer_map.num_groups, state.layer_map.bare
     with parts.progress.doing(f"building stage {stage + 1}'s model"):
         transition = _enter(parts, state, stage, history)
     if transition is None:
         return False
+    if (state.layer_map.num_groups, state.layer_map.bare) != before:
+        parts.programs.drop(*STAGE_PROGRAMS)
     record = new_stage_record(
         transition,
         state.layer_map,

@@ -1,5 +1,7 @@
 """Devices, rounding of clients per step, and compiled programs that are counted and never mixed up."""
 
+import subprocess
+import sys
 import threading
 import time
 
@@ -307,3 +309,53 @@ def test_a_program_compiled_for_a_placement_runs_there():
     result = programs.call("double", double, jax.device_put(np.ones((4, 3), np.float32), placed))
     assert result.sharding.is_equivalent_to(placed, 2)
     assert (programs.count, programs.ahead["unused"]) == (1, 0)
+
+
+def test_a_dropped_program_is_freed_and_compiled_again_when_it_is_called():
+    programs, function = CompiledPrograms(), jax.jit(lambda x: x * 5)
+    programs.call("rounds", function, jnp.ones(3))
+    programs.call("evaluation", function, jnp.ones(3))
+    program = next(iter(programs._programs.values()))
+    programs.drop("rounds")
+    assert program.executable is None
+    assert [name for name, *_ in programs._programs] == ["evaluation"]
+    np.testing.assert_array_equal(programs.call("rounds", function, jnp.ones(3)), np.full(3, 5.0))
+    assert len(programs._programs) == 2
+
+
+def test_the_program_that_was_called_last_can_be_kept():
+    programs, function = CompiledPrograms(), jax.jit(lambda x: x * 6)
+    for size in (2, 4, 8, 4):
+        programs.call("chunk", function, jnp.ones(size))
+    programs.drop("chunk", but_newest=True)
+    [(*_, shapes)] = programs._programs
+    assert shapes == (((4,), "float32"),)
+
+
+def test_what_was_compiled_ahead_and_called_stays_used_when_it_is_dropped():
+    programs, function = CompiledPrograms(), jax.jit(lambda x: x * 7.25)
+    programs.prepare("chunk", function, shape(5))
+    while programs.ahead["programs"] == 0:
+        time.sleep(0.01)
+    programs.call("chunk", function, jnp.ones(5))
+    programs.drop("chunk")
+    assert (programs.ahead["programs"], programs.ahead["unused"]) == (1, 0)
+    programs.close()
+
+
+def test_a_process_of_one_command_keeps_no_lowered_module():
+    script = (
+        "import jax, jax.numpy as jnp\n"
+        "from devft_jax.runtime.compiled import CompiledPrograms\n"
+        "from devft_jax.runtime.stopping import own_process\n"
+        "own_process()\n"
+        "traced = []\n"
+        "function = jax.jit(lambda x: traced.append(1) or x + 1)\n"
+        "programs = CompiledPrograms()\n"
+        "for _ in range(3):\n"
+        "    assert programs.call('chunk', function, jnp.ones(2)).tolist() == [2.0, 2.0]\n"
+        "assert len(traced) == 1\n"
+        "function.lower(jnp.ones(2))\n"
+        "assert len(traced) == 2\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)

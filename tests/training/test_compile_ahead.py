@@ -126,3 +126,14 @@ def test_equal_options_make_one_algorithm_and_others_another(config, name):
     assert algorithm_of(dataclasses.replace(config, algorithm=name, seed=5, out="elsewhere", data="other")) is one
     assert algorithm_of(dataclasses.replace(config, algorithm=name, alpha=5.0)) != one
     assert hash(one) != hash(algorithm_of(dataclasses.replace(config, algorithm=name, rank=3)))
+
+
+def test_a_stages_programs_are_freed_when_the_next_one_has_other_shapes(config):
+    trainer = Trainer(build_parts(dataclasses.replace(config, compile_ahead="off"), progress=QUIET))
+    state, history = trainer.begin(), []
+    kept = []
+    while trainer.advance(state, history):
+        trainer.step(state, history)
+        kept.append(sum(name == "chunk" for name, *_ in trainer.parts.programs._programs))
+    assert kept == [1, 1, 1]
+    assert [row.layers for row in history] == [1, 2, 4]
