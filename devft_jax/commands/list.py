@@ -71,7 +71,7 @@ def method_text(name: str) -> str:
         if name in LINKS:
             return channel_text(name)
         kind = "algorithm" if name in ALGORITHMS else "growth"
-        texts = [module_docstring((ALGORITHMS[name] if kind == "algorithm" else GROWTHS[name]).module)]
+        texts = [module_docstring(ALGORITHMS[name].module if name in ALGORITHMS else GROWTHS[name].module)]
     record = record_of(kind, name)
     head = [f"{kind} {name}"]
     if record is not None:

@@ -28,7 +28,7 @@ from devft_jax.models.weights import StackedWeight, read_layer
 from devft_jax.typing import PyTree
 
 _DOTS = jax.checkpoint_policies.save_only_these_names(PROJECTED, KEPT, attention.SAVED)
-REMAT_POLICIES = dict(zip(REMAT, (None, jax.checkpoint_policies.nothing_saveable, _DOTS), strict=True))
+REMAT_POLICIES: dict[str, Any] = dict(zip(REMAT, (None, jax.checkpoint_policies.nothing_saveable, _DOTS), strict=True))
 """What is saved of a layer for the backward pass, by the names of `Compute.remat`."""
 
 
