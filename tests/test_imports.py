@@ -110,7 +110,7 @@ def test_files_classes_and_functions_fit_into_a_reader():
     assert not crowded
 
 
-HEAVY = {"jax", "jaxlib", "flax", "optax", "orbax", "scipy", "sklearn", "safetensors", "tokenizers", "transformers"}
+HEAVY = {"jax", "numpy", "flax", "optax", "orbax", "scipy", "sklearn", "safetensors", "tokenizers", "transformers"}
 """Libraries that take longer to import than a help text or a list takes to write."""
 
 

@@ -69,11 +69,11 @@ def command(arguments: Sequence[str]) -> int:
     Args:
       arguments: the words after `devft probe`.
     """
+    config, options = parse_probe(arguments)
     from devft_jax.probing.formats import check_out, to_plain, to_text, write_files
     from devft_jax.probing.probe import probe
     from devft_jax.reporting import Progress
 
-    config, options = parse_probe(arguments)
     if options.out is not None:
         check_out(options.out)
     require_devices()

@@ -1,26 +1,37 @@
 """Federated instruction data: from files, a glob or a name to clients with tokenised examples."""
 
-from devft_jax.data.batches import (
-    bucket_for,
-    draw_examples,
-    evaluation_batches,
-    evaluation_order,
-    fitted_lengths,
-    gather_batch,
-    length_buckets,
-)
-from devft_jax.data.built_in import BUILT_IN, is_built_in
-from devft_jax.data.description import describe, split_record
-from devft_jax.data.examples import Examples
-from devft_jax.data.federated_data import FederatedData, build_federated_data, pool, public_examples, some_examples
-from devft_jax.data.groups import Groups
-from devft_jax.data.options import HELD_OUT, DataOptions, check_data_found, has_held_out, resolved_partition, validate_data
-from devft_jax.data.partition import METHODS, partition
-from devft_jax.data.prompts import TEMPLATES, Segment, render
-from devft_jax.data.records import Record, Records, Source, Turn
-from devft_jax.data.sources import load_sources
-from devft_jax.data.split import Client
-from devft_jax.data.tokens import tokenize
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from devft_jax.data.batches import (
+        bucket_for,
+        draw_examples,
+        evaluation_batches,
+        evaluation_order,
+        fitted_lengths,
+        gather_batch,
+        length_buckets,
+    )
+    from devft_jax.data.built_in import BUILT_IN, is_built_in
+    from devft_jax.data.choices import METHODS
+    from devft_jax.data.description import describe, split_record
+    from devft_jax.data.examples import Examples
+    from devft_jax.data.federated_data import FederatedData, build_federated_data, pool, public_examples, some_examples
+    from devft_jax.data.groups import Groups
+    from devft_jax.data.options import (
+        HELD_OUT,
+        DataOptions,
+        check_data_found,
+        has_held_out,
+        resolved_partition,
+        validate_data,
+    )
+    from devft_jax.data.prompts import TEMPLATES, Segment, render
+    from devft_jax.data.records import Record, Records, Source, Turn
+    from devft_jax.data.sources import load_sources
+    from devft_jax.data.split import Client
+    from devft_jax.data.tokens import tokenize
 
 __all__ = [
     "BUILT_IN",
@@ -50,7 +61,6 @@ __all__ = [
     "is_built_in",
     "length_buckets",
     "load_sources",
-    "partition",
     "pool",
     "public_examples",
     "render",
@@ -60,3 +70,41 @@ __all__ = [
     "tokenize",
     "validate_data",
 ]
+
+_HOMES = {
+    "batches": (
+        "bucket_for",
+        "draw_examples",
+        "evaluation_batches",
+        "evaluation_order",
+        "fitted_lengths",
+        "gather_batch",
+        "length_buckets",
+    ),
+    "built_in": ("BUILT_IN", "is_built_in"),
+    "description": ("describe", "split_record"),
+    "examples": ("Examples",),
+    "federated_data": ("FederatedData", "build_federated_data", "pool", "public_examples", "some_examples"),
+    "groups": ("Groups",),
+    "options": ("HELD_OUT", "DataOptions", "check_data_found", "has_held_out", "resolved_partition", "validate_data"),
+    "choices": ("METHODS",),
+    "prompts": ("TEMPLATES", "Segment", "render"),
+    "records": ("Record", "Records", "Source", "Turn"),
+    "sources": ("load_sources",),
+    "split": ("Client",),
+    "tokens": ("tokenize",),
+}
+"""The modules of the names, imported when a name is first used, so that options can be read without NumPy."""
+
+
+def __getattr__(name: str) -> Any:
+    """The object of a public name."""
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    """The public names, whether they have been imported or not."""
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})

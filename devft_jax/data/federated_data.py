@@ -16,12 +16,12 @@ from pathlib import Path
 
 import numpy as np
 
+from devft_jax.data.choices import NATURAL
 from devft_jax.data.examples import Examples
 from devft_jax.data.folders import held_out_files, only_folder
 from devft_jax.data.groups import Groups
 from devft_jax.data.microtasks.generate import generate
 from devft_jax.data.options import DataOptions, validate_data
-from devft_jax.data.partition import NATURAL
 from devft_jax.data.prompts import resolve_template
 from devft_jax.data.records import Record, Records, Source
 from devft_jax.data.sources import load_sources

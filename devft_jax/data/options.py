@@ -4,12 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from devft_jax.data.built_in import is_built_in
+from devft_jax.data.choices import METHODS, NATURAL, OVERLONG
 from devft_jax.data.folders import held_out_files
-from devft_jax.data.partition import METHODS, NATURAL
 from devft_jax.data.prompts import TEMPLATES
 from devft_jax.data.sources import check_found, source_names
-from devft_jax.data.tokens import OVERLONG
-from devft_jax.data.topics import require_scikit_learn
 from devft_jax.errors import InputError
 from devft_jax.options import Need, check_options, execution, option, path
 
@@ -107,6 +105,8 @@ def validate_data(options: DataOptions) -> None:
             "each other; give one of them."
         )
     if options.partition == "topic":
+        from devft_jax.data.topics import require_scikit_learn
+
         require_scikit_learn()
 
 

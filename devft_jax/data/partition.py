@@ -23,20 +23,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from devft_jax.data.choices import METHODS, NATURAL
 from devft_jax.errors import InputError
-
-METHODS: dict[str, str] = {
-    "iid": "shuffled and divided evenly",
-    "dirichlet": "every category spread over clients by a Dirichlet(alpha) draw",
-    "topic": "clusters of similar texts, each spread over clients by a Dirichlet(alpha) draw",
-    "length": "bins of example lengths, each spread over clients by a Dirichlet(alpha) draw",
-    "quantity": "shuffled, client sizes in proportion to a Dirichlet(alpha) draw",
-    "field": "one client per value of the category field",
-    "file": "one client per file",
-}
-"""Every way to split examples over clients, with what it does."""
-
-NATURAL = ("field", "file")
 
 # First element of the random stream of partitions.
 _PARTITION_STREAM = 2

@@ -3,8 +3,10 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import TYPE_CHECKING
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +117,7 @@ class Records:
         """A pass over the records of all sources."""
         return chain.from_iterable(self.sources)
 
-    def at(self, index: np.ndarray) -> Iterator[Record]:
+    def at(self, index: "np.ndarray") -> Iterator[Record]:
         """The records with some numbers, in one pass.
 
         With the `record_index` of `Examples` it yields the record of every example, in their order.
@@ -123,7 +125,7 @@ class Records:
         Args:
           index: i64[M], ascending; numbers may repeat.
         """
-        wanted = iter(np.asarray(index).tolist())
+        wanted = map(int, index)
         position = next(wanted, None)
         for number, record in enumerate(self):
             while number == position:

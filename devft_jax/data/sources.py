@@ -21,13 +21,10 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
-
 from devft_jax.data.built_in import BUILT_IN, built_in_name, load_built_in
 from devft_jax.data.files import Scan, read_rows, scan_rows, shown, to_scan
 from devft_jax.data.folders import Shard, local_files
 from devft_jax.data.layouts import ROLES, Reader
-from devft_jax.data.partition import apportion, random_stream
 from devft_jax.data.records import Record, Records, Source
 from devft_jax.errors import InputError
 from devft_jax.files import checked_path, printable, whole_path
@@ -235,6 +232,10 @@ def _check_distinct_names(sources: Sequence[Source]) -> None:
 
 
 def _limited(sources: Sequence[Source], limit: int) -> list[Source]:
+    import numpy as np
+
+    from devft_jax.data.partition import apportion, random_stream
+
     sizes = np.array([len(source) for source in sources])
     if sizes.sum() <= limit:
         return list(sources)

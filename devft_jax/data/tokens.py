@@ -24,6 +24,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from devft_jax.data.chat import CHAT_DATE
+from devft_jax.data.choices import OVERLONG
 from devft_jax.data.encoding import Encoder, leading_tokens
 from devft_jax.data.examples import Examples
 from devft_jax.data.prompts import TextTemplate, find_template, renderer, tokenizer_name
@@ -31,8 +32,6 @@ from devft_jax.data.records import Record
 from devft_jax.data.store import StoreWriter, read_store
 from devft_jax.errors import InputError, RunError
 from devft_jax.files import cache_folder, checked_path
-
-OVERLONG = ("drop", "error")
 
 # Increase it with every change of the ids that the same records give.
 _VERSION = 3

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from devft_jax.data.partition import METHODS, NATURAL, apportion, partition, random_stream
+from devft_jax.data.choices import METHODS, NATURAL
+from devft_jax.data.partition import apportion, partition, random_stream
 from devft_jax.errors import InputError
 
 codes = st.lists(st.integers(0, 6), min_size=1, max_size=300)
