@@ -11,6 +11,7 @@ import pytest
 from devft_jax.errors import InputError
 from devft_jax.models.architecture import PROJECTIONS, RopeScaling
 from devft_jax.models.huggingface.folder import INDEX_FILE
+from devft_jax.models.huggingface.names import places
 from devft_jax.models.huggingface.reading import load_pretrained
 from devft_jax.models.huggingface.writing import save_pretrained
 from devft_jax.models.llama import forward
@@ -66,6 +67,13 @@ def test_loading_needs_the_model_and_one_tensor(tmp_path):
     assert model_bytes < peak < model_bytes + 1.5 * largest
     # On the CPU the leaves stay where they were read to.
     assert {leaf.unsafe_buffer_pointer() % 64 for leaf in jax.tree.leaves(model.base)} == {0}
+
+
+def test_every_tensor_that_is_read_is_noted(folder, config):
+    noted = []
+    load_pretrained(folder, note=lambda done, total: noted.append((done, total)))
+    count = len(list(places(config)))
+    assert noted == [(number, count) for number in range(1, count + 1)]
 
 
 def test_refuses_unknown_options(folder, config, base):
