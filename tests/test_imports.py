@@ -24,6 +24,7 @@ ORDER = (
     "federated",
     "evaluation",
     "accounting",
+    "fleets",
     "config",
     "reporting",
     "harness",

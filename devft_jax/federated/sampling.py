@@ -25,6 +25,7 @@ class Purpose(IntEnum):
       TRAINING: a client's order of examples and dropout.
       GROWTH: k-means and other draws of a stage.
       PROFILES: what describes clients before training.
+      FLEET: the clients' simulated devices, and their failures.
     """
 
     INITIALISATION = 0
@@ -32,6 +33,7 @@ class Purpose(IntEnum):
     TRAINING = 2
     GROWTH = 3
     PROFILES = 4
+    FLEET = 5
 
 
 def run_key(seed: int, purpose: Purpose) -> jax.Array:
@@ -50,7 +52,7 @@ def _priorities_of_rounds(seed: int, round_indices: jax.Array, ids: jax.Array) -
     return jax.vmap(lambda index: _priorities(seed, index, ids))(round_indices)
 
 
-def sample_cohort(seed: int, round_index: int, ids: np.ndarray, size: int) -> np.ndarray:
+def sample_cohort(seed: int, round_index: int, ids: np.ndarray, size: int, among: np.ndarray | None = None) -> np.ndarray:
     """Indices i64[size] of the round's participants, ascending: uniform without replacement.
 
     Every client draws a priority from (seed, round, client id) and the `size` smallest take part, so a client's
@@ -61,8 +63,12 @@ def sample_cohort(seed: int, round_index: int, ids: np.ndarray, size: int) -> np
       round_index: global round, counted from 0 over all stages.
       ids: u32[N], client ids.
       size: number of participants, at most N.
+      among: i64[K], ascending indices of the clients that can take part; None for all.
     """
-    return _smallest(np.asarray(_priorities(seed, jnp.uint32(round_index), jnp.asarray(ids))), ids, size)
+    priorities = np.asarray(_priorities(seed, jnp.uint32(round_index), jnp.asarray(ids)))
+    if among is None:
+        return _smallest(priorities, ids, size)
+    return among[_smallest(priorities[among], ids[among], size)]
 
 
 def sample_cohorts(seed: int, rounds: int, ids: np.ndarray, size: int) -> list[np.ndarray]:
