@@ -11,6 +11,7 @@ from devft_jax.config.warm_starts import warm_start_digest
 from devft_jax.data.sources import named_from_anywhere as data_from_anywhere
 from devft_jax.evaluation.benchmarks import whole_choice
 from devft_jax.files import checked_path, whole_path
+from devft_jax.fleets import tiers_or_file
 from devft_jax.models.huggingface.folder import named_from_anywhere as model_from_anywhere
 from devft_jax.options import identity_fields
 
@@ -37,7 +38,9 @@ def anchored(config: RunConfig) -> RunConfig:
         changes["evaluate_tasks"] = tuple(map(whole_choice, config.evaluate_tasks))
     if config.adapter is not None or config.init_from is not None:
         changes["adapter_digest"] = warm_start_digest(config)
-    for name in ("out", "cache_dir", "benchmark_files", "adapter", "init_from"):
+    if config.fleet is not None:
+        changes["fleet"] = tiers_or_file(config.fleet)
+    for name in ("out", "cache_dir", "benchmark_files", "adapter", "init_from", "fleet_availability"):
         if getattr(config, name) is not None:
             changes[name] = str(whole_path(checked_path(getattr(config, name), name)))
     return dataclasses.replace(config, **changes)

@@ -27,6 +27,7 @@ from devft_jax.federated.algorithms import OPTIONS as OPTIONS_OF_ALGORITHMS
 from devft_jax.federated.algorithms import MethodConfig
 from devft_jax.federated.channels.options import ChannelOptions
 from devft_jax.federated.options import FederatedOptions, LearningRateOptions, OptimizerOptions, WarmStartOptions
+from devft_jax.fleets.options import FleetOptions
 from devft_jax.models.options import LoraOptions, QuantizationOptions
 from devft_jax.options import (
     execution,
@@ -61,6 +62,7 @@ class RunConfig(
     WarmStartOptions,
     LearningRateOptions,
     OptimizerOptions,
+    FleetOptions,
     EvaluationOptions,
     TaskScoreOptions,
     ExecutionOptions,
@@ -111,6 +113,7 @@ OPTION_GROUPS: tuple[type, ...] = (
     *OPTIONS_OF_ALGORITHMS,
     LearningRateOptions,
     OptimizerOptions,
+    FleetOptions,
     EvaluationOptions,
     TaskScoreOptions,
     ExecutionOptions,

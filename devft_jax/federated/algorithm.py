@@ -65,7 +65,7 @@ class Participant(struct.PyTreeNode):
       row: what it has kept.
       key: random key of the algorithm; training uses another key for dropout.
       learning_rate: f32[], learning rate of the round.
-      steps: S, the steps that it will take.
+      steps: the local steps that it will take: S, or i32[] where clients may take fewer than others.
     """
 
     down: PyTree
@@ -73,7 +73,7 @@ class Participant(struct.PyTreeNode):
     row: PyTree
     key: jax.Array
     learning_rate: jax.Array
-    steps: int = struct.field(pytree_node=False)
+    steps: int | jax.Array = struct.field(pytree_node=False)
 
 
 class Share(struct.PyTreeNode):

@@ -225,6 +225,8 @@ def local_train(
     key: jax.Array,
     train_rows: jax.Array | None,
     passes: Passes,
+    *,
+    steps: jax.Array | None = None,
 ) -> tuple[PyTree, LocalStatistics]:
     """Train one client for S steps.
 
@@ -236,6 +238,7 @@ def local_train(
       key: the client's key for this round; step s uses fold_in(key, s).
       train_rows: bool[G], which layers learn, if the first axis of every leaf is the stage's layers; None for all.
       passes: how a step's examples are run.
+      steps: i32[], how many of the S steps are taken; the others change nothing and report a loss of 0. None for all.
 
     Returns:
       The trained leaves, and the statistics to report.
@@ -243,10 +246,14 @@ def local_train(
 
     def step(carry: tuple[PyTree, PyTree], inputs: tuple[jax.Array, Batch]) -> tuple[tuple[PyTree, PyTree], jax.Array]:
         index, batch = inputs
-        return local_step(loss, optimizer, train_rows, passes, carry, batch, jax.random.fold_in(key, index))
+        after, value = local_step(loss, optimizer, train_rows, passes, carry, batch, jax.random.fold_in(key, index))
+        if steps is None:
+            return after, value
+        taken = index < steps
+        return jax.tree.map(lambda new, old: jnp.where(taken, new, old), after, carry), jnp.where(taken, value, 0.0)
 
-    steps = jnp.arange(batches[0].shape[0], dtype=jnp.int32)
-    (trained, _), losses = jax.lax.scan(step, (train, optimizer.init(train)), (steps, batches))
+    numbers = jnp.arange(batches[0].shape[0], dtype=jnp.int32)
+    (trained, _), losses = jax.lax.scan(step, (train, optimizer.init(train)), (numbers, batches))
     change = jax.tree.map(jnp.subtract, trained, train)
     norm = optax.tree.norm(change)
     # The norm of the change is finite exactly when every trained value is.

@@ -19,8 +19,8 @@ class ClientWork:
       position: index in the population, for the bank.
       id: u32, the same in every run, for random draws.
       weight: weight of its message, such as its number of examples.
-      examples: i64[S, B], numbers of the examples that it drew.
-      lengths: integers [S, B], tokens of each example.
+      examples: i64[S, B], numbers of the examples that it drew; -1 for those of steps that it does not take.
+      lengths: integers [s, B], tokens of each example of the s <= S steps that it takes.
     """
 
     position: int
@@ -28,6 +28,11 @@ class ClientWork:
     weight: float
     examples: np.ndarray
     lengths: np.ndarray
+
+    @property
+    def steps(self) -> int:
+        """Local steps that it takes."""
+        return len(self.lengths)
 
 
 def round_work(algorithm: Algorithm, clients_per_round: int, local_steps: int) -> tuple[int, int]:
@@ -103,8 +108,25 @@ class Rounds:
         positions = sample_cohort(self.seed, round_index, self._ids, self.participants)
         return Participants(positions, lambda position: self.work(position, round_index))
 
-    def work(self, position: int, round_index: int) -> ClientWork:
-        """What one client does in a round (rounds counted from 0)."""
+    def some(self, positions: np.ndarray, steps: np.ndarray, round_index: int) -> Participants:
+        """Given participants of a round (from 0), some of which may take fewer local steps.
+
+        Args:
+          positions: i64[K], their indices, ascending.
+          steps: i64[K], local steps of each, from 1 to S.
+          round_index: the round.
+        """
+        taken = dict(zip(positions.tolist(), steps.tolist(), strict=True))
+        return Participants(positions, lambda position: self.work(position, round_index, taken[position]))
+
+    def work(self, position: int, round_index: int, steps: int | None = None) -> ClientWork:
+        """What one client does in a round.
+
+        Args:
+          position: index of the client.
+          round_index: the round, from 0.
+          steps: local steps that it takes, from 1 to S; None for all.
+        """
         client = self.data.clients[position]
         examples = draw_examples(
             client.indices,
@@ -115,4 +137,7 @@ class Rounds:
             batch_size=self.batch_size,
         )
         weight = float(len(client.indices)) if self.weighting == "examples" else 1.0
-        return ClientWork(position, client.id, weight, examples, self.data.train.lengths[examples])
+        lengths = self.data.train.lengths[examples[:steps]]
+        if steps is not None and steps < self.steps:
+            examples = np.concatenate([examples[:steps], np.full_like(examples[steps:], -1)])
+        return ClientWork(position, client.id, weight, examples, lengths)

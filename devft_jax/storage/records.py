@@ -5,8 +5,8 @@
                                     unfinished
     checkpoints/<round>/record.json a `CheckpointRecord`, with the `RunTotals` up to its round
 
-Results of evaluations, in several of these, are in `devft_jax.storage.result_records`; split.json is a record of
-`devft_jax.storage.split_record`.
+Results of evaluations, in several of these, are in `devft_jax.storage.result_records`, and what a simulated fleet adds is in
+`devft_jax.storage.fleet_records`; split.json is a record of `devft_jax.storage.split_record`.
 
 An attribute has the name that is used in the file; `devft_jax.storage.record` writes and reads records. In a line of
 metrics, a number under an unknown name is one of the algorithm's own metrics.
@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from devft_jax.storage.fleet_records import FleetRecord, SimulatedRoundRecord, SimulatedStageRecord
 from devft_jax.storage.record import INLINE, OMITTED, Record, unusable
 from devft_jax.storage.result_records import BestRecord, PersonalRecord, ScoreRecord
 
@@ -49,6 +50,7 @@ class RoundRecord(Record):
       full_loss: of the full model as if the stage ended here, if that was evaluated.
       full_accuracy: as `full_loss`.
       scores: of the full model as if the stage ended here, on benchmark tasks, if it was scored.
+      simulated: the round in simulated time, if the run has a fleet.
     """
 
     where = "metrics.jsonl"
@@ -76,6 +78,7 @@ class RoundRecord(Record):
     full_loss: float | None = field(default=None, metadata=OMITTED)
     full_accuracy: float | None = field(default=None, metadata=OMITTED)
     scores: list[ScoreRecord] | None = field(default=None, metadata=OMITTED)
+    simulated: SimulatedRoundRecord | None = field(default=None, metadata=OMITTED)
 
     @classmethod
     def _inline(cls, name: str, hint: Any, plain: dict[str, Any], path: str | Path) -> dict[str, float | None]:
@@ -111,6 +114,7 @@ class StageRecord(Record):
       loss_full_after_transfer: held-out loss of the full model after the stage; None until then.
       accuracy_full_after_transfer: as `loss_full_after_transfer`.
       personal: of the clients' own models at the end of the stage, if they were evaluated.
+      simulated: the stage in simulated time, if the run has a fleet.
     """
 
     where = "a stage of its record"
@@ -136,6 +140,7 @@ class StageRecord(Record):
     loss_full_after_transfer: float | None = None
     accuracy_full_after_transfer: float | None = None
     personal: PersonalRecord | None = None
+    simulated: SimulatedStageRecord | None = field(default=None, metadata=OMITTED)
 
     @property
     def runs_base(self) -> bool:
@@ -242,6 +247,7 @@ class RunTotals(Record):
       text_similarity: [L, L], if the growth groups layers by their outputs on public text.
       rate_ends_after: the round at which the learning rate's schedule ends, if that is before the end of the run.
       best: the round of lowest held-out loss in the last stage, if the run looks for it.
+      fleet: the fleet and its clock, if the run has one.
     """
 
     where = "the record of its checkpoint"
@@ -276,6 +282,7 @@ class RunTotals(Record):
     text_similarity: list[list[float]] | None = field(default=None, metadata=OMITTED)
     rate_ends_after: int | None = field(default=None, metadata=OMITTED)
     best: BestRecord | None = field(default=None, metadata=OMITTED)
+    fleet: FleetRecord | None = field(default=None, metadata=OMITTED)
 
 
 @dataclass(kw_only=True)
@@ -347,6 +354,7 @@ class RunRecord(Record):
       base_scores: of the untuned base on benchmark tasks, if it was scored.
       final_scores: as `base_scores`, of the full model after the last stage.
       best: the round of lowest held-out loss in the last stage, if the run looked for it.
+      fleet: the fleet and its clock, if the run has one.
     """
 
     where = "its record"
@@ -390,6 +398,7 @@ class RunRecord(Record):
     base_scores: list[ScoreRecord] | None = field(default=None, metadata=OMITTED)
     final_scores: list[ScoreRecord] | None = field(default=None, metadata=OMITTED)
     best: BestRecord | None = field(default=None, metadata=OMITTED)
+    fleet: FleetRecord | None = field(default=None, metadata=OMITTED)
 
     @classmethod
     def from_plain(cls, plain: Any, path: str | Path, where: str | None = None) -> Self:

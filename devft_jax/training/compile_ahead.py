@@ -26,7 +26,7 @@ def compile_stage_ahead(parts: Parts, state: State, stage: int) -> None:
     if not wanted or stage >= min(len(planned), len(state.totals.stage_rounds)):
         return
     layer_map = planned[stage].some_map(layers)
-    stored = layer_map.bare > 0 and config.prefix_cache != "off"
+    stored = layer_map.bare > 0 and config.prefix_cache != "off" and config.fleet is None
     if stored and config.prefix_cache == "auto":
         # Whether hidden states are stored is decided only when the stage begins.
         return

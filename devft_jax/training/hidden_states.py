@@ -70,7 +70,8 @@ class HiddenStates:
         store."""
         self.close()
         bare, choice = state.layer_map.bare, self._config.prefix_cache
-        if bare == 0 or choice == "off":
+        # With a fleet it is not known before a round who takes part, nor after a resume who did.
+        if bare == 0 or choice == "off" or self._config.fleet is not None:
             return
         first = state.round - state.rounds_in_stage
         draws = (member.examples for index in range(first, first + stage_rounds) for member in self._rounds.members(index))

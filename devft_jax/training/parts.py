@@ -57,6 +57,7 @@ from devft_jax.reporting.waiting import Step
 from devft_jax.runtime.compiled import CompiledPrograms, shared_programs
 from devft_jax.runtime.devices import client_mesh, versions
 from devft_jax.training.checks import check_cohort, check_held_out, check_ranks, check_tokens
+from devft_jax.training.fleet import FleetRounds, check_stages, open_fleet_rounds
 from devft_jax.training.given import check_given_algorithm, check_given_growth
 from devft_jax.training.hidden_states import HiddenStates
 from devft_jax.training.probe import block_influence, probe_examples, text_similarity
@@ -114,6 +115,7 @@ class Parts:
       probe: public text on which layers are measured for the growth; None if it needs no measurement.
       data: the clients' data (of one client if the algorithm pools them), and held-out data.
       rounds: who takes part in which round, with which examples.
+      fleet_rounds: who takes part on the clients' simulated devices; None without a fleet.
       cohort: trains the participants of a round.
       most_per_step: the most clients that are trained at once.
       submodels: fuses the frozen part of every stage.
@@ -141,6 +143,7 @@ class Parts:
     probe: Examples | None
     data: FederatedData
     rounds: Rounds
+    fleet_rounds: FleetRounds | None
     cohort: Cohort
     most_per_step: int
     submodels: Submodels
@@ -257,6 +260,8 @@ def build_parts(
     cohort, hidden_states, most_per_step = _cohort(
         config, architecture, compute, algorithm, data, rounds, devices, programs, progress, scratch
     )
+    fleet_rounds = open_fleet_rounds(config, data, rounds, cohort.training, algorithm)
+    check_stages(fleet_rounds, tuple(growth.shapes(architecture.layers) or ()), progress)
     depths = growth.depths(architecture.layers)
     submodels = Submodels(config, opened, original_blocks, dtype=compute.dtype, depths=depths, mesh=cohort.mesh)
     _report_shards(config.model_shards, submodels.base, progress)
@@ -276,6 +281,7 @@ def build_parts(
         probe=probe,
         data=data,
         rounds=rounds,
+        fleet_rounds=fleet_rounds,
         cohort=cohort,
         most_per_step=most_per_step,
         submodels=submodels,
@@ -391,6 +397,7 @@ def _cohort(
         devices=training_devices,
         model_shards=shards,
         clients_per_step=at_once,
+        partial_work=config.late_work == "partial" and config.fleet is not None,
         assemble=partial(assemble, data.train, hidden_states, passes.lengths[-1]),
         programs=programs,
     )

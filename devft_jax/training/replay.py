@@ -27,6 +27,7 @@ from devft_jax.models.sharding import partition_specs, place
 from devft_jax.reporting import Progress
 from devft_jax.runtime.devices import usual_arithmetic
 from devft_jax.storage.run_folder import RunFolder
+from devft_jax.training.fleet import round_members
 from devft_jax.training.parts import build_parts
 from devft_jax.training.round import next_rate, prepare_client
 from devft_jax.training.trainer import Trainer
@@ -217,7 +218,7 @@ def replay(path: str | Path, *, client: str, round: int, progress: Progress | No
         train_rows=np.asarray(state.layer_map.train),
         mesh=parts.cohort.mesh,
     )
-    took_part = member.position in parts.rounds.members(state.round).positions
+    took_part = member.position in round_members(parts.fleet_rounds, parts.rounds, state)[0].positions
     return Replay(client, state.stage + 1, round, steps, bool(took_part))
 
 

@@ -12,15 +12,18 @@ import jax
 import numpy as np
 
 from devft_jax.accounting.flops import Adaptation, training_flops
+from devft_jax.developmental import StageShape
 from devft_jax.errors import RunError
 from devft_jax.federated.round.chunk_size import Trial, choose, next_smaller
 from devft_jax.federated.round.client import frozen_rows
 from devft_jax.federated.round.cohort import ChunkTooLargeError, RoundResult
 from devft_jax.federated.sampling import client_keys
 from devft_jax.federated.work import ClientWork, Participants
+from devft_jax.fleets import SimulatedRound
 from devft_jax.runtime.devices import device_memory
 from devft_jax.storage.records import RoundRecord
 from devft_jax.training.compile_ahead import compile_stage_ahead
+from devft_jax.training.fleet import round_members, round_record
 from devft_jax.training.parts import Parts
 from devft_jax.training.rates import rate_of
 from devft_jax.training.state import State, add_round, missed_bytes
@@ -39,12 +42,14 @@ def prepare_client(parts: Parts, state: State, position: int) -> tuple[ClientWor
       state: the state before the round.
       position: index of the client, which need not be a participant.
     """
-    member = parts.rounds.work(position, state.round)
+    cohort, _ = round_members(parts.fleet_rounds, parts.rounds, state)
+    took_part = np.flatnonzero(cohort.positions == position)
+    member = cohort[int(took_part[0])] if len(took_part) else parts.rounds.work(position, state.round)
     parts.hidden_states.restore(state.base, state)
     # The round's own batches are filled first, so that the client has the same hidden states as in the round.
-    for members in (parts.rounds.members(state.round), [member]):
+    for members in (cohort, [member]):
         parts.hidden_states.fill(state.base, members)
-    return member, parts.cohort.assemble(member.examples)
+    return member, parts.cohort.assemble(member.examples[: member.steps])
 
 
 def run_round(parts: Parts, state: State) -> RoundRecord:
@@ -64,7 +69,8 @@ def run_round(parts: Parts, state: State) -> RoundRecord:
     parts.hidden_states.restore(state.base, state)
     programs.peak_bytes = 0
     counters = parts.energy.read()
-    members, rate = parts.rounds.members(state.round), next_rate(parts, state)
+    rate = next_rate(parts, state)
+    members, simulated = round_members(parts.fleet_rounds, parts.rounds, state)
     with programs.timed() as whole:
         with programs.timed() as training:
             fill_flops = parts.hidden_states.fill(state.base, members)
@@ -76,6 +82,8 @@ def run_round(parts: Parts, state: State) -> RoundRecord:
     state.round += 1
     state.rounds_in_stage += 1
     row = _record(parts, state, members, result, norms, rate)
+    if simulated is not None:
+        _add_simulated(parts, state, row, simulated, result)
     row.seconds, row.tokens_per_second = training.running, row.tokens / training.running
     row.train_flops = fill_flops + _flops(parts, state, result)
     row.program_bytes = program_bytes
@@ -102,7 +110,7 @@ def _record(
 ) -> RoundRecord:
     """The record of what a round produced; the caller adds what it cost."""
     kept, missed = result.finite, 0
-    if parts.algorithm.cumulative is not None:
+    if parts.algorithm.cumulative is not None and parts.fleet_rounds is None:
         missed = missed_bytes(state, members.positions, result.bytes_cumulative)
     return RoundRecord(
         round=state.round,
@@ -124,6 +132,19 @@ def _record(
         dropped=int(np.count_nonzero(~kept)),
         clients=members.positions.tolist(),
     )
+
+
+def _add_simulated(parts: Parts, state: State, row: RoundRecord, simulated: SimulatedRound, result: RoundResult) -> None:
+    """Add to a round's record what a fleet changes: losses of the steps taken, and messages to clients that were lost."""
+    assert parts.fleet_rounds is not None
+    row.simulated = round_record(simulated, parts.rounds.steps)
+    kept = result.finite
+    if row.simulated.steps is not None:
+        row.loss = float((result.losses[kept].sum(axis=1) / simulated.steps[kept]).mean())
+    demand = parts.fleet_rounds.demand(StageShape.of(state.layer_map))
+    row.bytes_down += demand.down * (len(simulated.selected) - len(simulated.positions))
+    if parts.algorithm.cumulative is not None:
+        row.bytes_missed = missed_bytes(state, np.unique(simulated.selected), result.bytes_cumulative)
 
 
 def _train(parts: Parts, state: State, members: Participants, rate: float) -> RoundResult:

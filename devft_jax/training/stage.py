@@ -26,6 +26,7 @@ from devft_jax.reporting.layers import is_negative
 from devft_jax.reporting.units import counted
 from devft_jax.storage.records import RoundRecord, StageRecord
 from devft_jax.training.evaluate import evaluate_full, evaluate_stage, transferred, with_own_models
+from devft_jax.training.fleet import new_stage_fleet, report_stage
 from devft_jax.training.parts import Parts
 from devft_jax.training.stages import after_round, check_composition
 from devft_jax.training.state import State, new_stage_record
@@ -65,6 +66,7 @@ def begin_stage(parts: Parts, state: State, history: Sequence[RoundRecord]) -> b
         submodel_bytes=_submodel_bytes(parts.algorithm, state),
         cached_layers=parts.hidden_states.layers,
     )
+    record.simulated = new_stage_fleet(parts.fleet_rounds, state)
     state.totals.stages.append(record)
     state.totals.seconds.build += time.perf_counter() - began
     judged = evaluate_stage(parts, state)
@@ -161,6 +163,8 @@ def _report_stage(parts: Parts, state: State, record: StageRecord) -> None:
     trained = trained_parameters(parts, state)
     share = trained / parameter_count(base_shapes(parts.model.config, dtype=parts.training.compute.dtype))
     progress.say(f"  {trained:,} parameters are trained, {share:.2%} of the model's")
+    if parts.fleet_rounds is not None and record.simulated is not None:
+        report_stage(parts.fleet_rounds, record.simulated, progress)
     negative = [value for value in record.anchor_coefficients or () if value is not None and is_negative(value)]
     if negative:
         progress.warn(

@@ -4,6 +4,7 @@ from devft_jax.storage.records import RoundRecord, StageRecord
 from devft_jax.training.callbacks import Callback, Running
 from devft_jax.training.evaluate import evaluate_as_if_ended, evaluate_stage
 from devft_jax.training.finishing import report
+from devft_jax.training.fleet import round_line
 from devft_jax.training.time_left import course_of, seconds_left
 
 
@@ -52,6 +53,8 @@ class ProgressLines(Callback):
         beside = run.seconds_beside / max(1, run.round - 1 - (run.resumed_after or 0))
         left = seconds_left(course_of(run.trainer.parts, totals), totals, of_stage, run.round, beside)
         run.progress.round(row, run.rounds, len(totals.stage_rounds), left)
+        if row.simulated is not None:
+            run.progress.say(round_line(row.simulated))
 
 
 class Report(Callback):

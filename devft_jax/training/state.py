@@ -21,7 +21,7 @@ class State:
       full: the algorithm's state at full depth, from the beginning of the stage.
       layer_map: of the current stage.
       bank: what clients keep between rounds.
-      last_round: i32[N], the round (from 1) in which each client last took part; 0 for never.
+      last_round: i32[N], the round (from 1) in which each client last received the server's message; 0 for never.
       totals: of the run so far, with the record of every stage.
       base: the frozen part of the stage's model, on the devices; before the first stage the full base.
       server: the algorithm's state in the current stage.
@@ -93,9 +93,17 @@ def add_round(state: State, row: RoundRecord, compile_seconds: float) -> None:
     totals.seconds.compile += compile_seconds
     stage.seconds += row.seconds
     stage.rounds += 1
-    newcomers = np.count_nonzero(state.last_round[row.clients] <= state.round - state.rounds_in_stage)
+    received: Any = row.clients
+    if row.simulated is not None:
+        # Clients that were lost have received the server's message, too.
+        received = np.unique(row.simulated.selected)
+        if stage.simulated is not None:
+            stage.simulated.add(row.simulated)
+        if totals.fleet is not None:
+            totals.fleet.seconds = row.simulated.clock
+    newcomers = np.count_nonzero(state.last_round[received] <= state.round - state.rounds_in_stage)
     totals.bytes_stage += int(newcomers) * stage.submodel_bytes
-    state.last_round[row.clients] = state.round
+    state.last_round[received] = state.round
 
 
 def missed_bytes(state: State, positions: np.ndarray, sent: int) -> int:

@@ -26,6 +26,7 @@ from devft_jax.training.checkpoints import read_state, resume, save_state
 from devft_jax.training.compile_ahead import compile_stage_ahead
 from devft_jax.training.evaluate import evaluate_full, transferred
 from devft_jax.training.fingerprints import base_fingerprint, data_fingerprint
+from devft_jax.training.fleet import new_fleet
 from devft_jax.training.parts import Parts
 from devft_jax.training.round import run_round
 from devft_jax.training.stage import begin_stage, end_stage, shorten_stage
@@ -64,6 +65,7 @@ class Trainer:
             model_shards=parts.config.model_shards,
             data=data_fingerprint(parts.data),
             base=base_fingerprint(parts.model.base),
+            fleet=new_fleet(parts.fleet_rounds),
         )
         state = State(
             full=full,
@@ -190,4 +192,5 @@ class Trainer:
             base_scores=totals.base_scores,
             final_scores=totals.final_scores,
             best=None if totals.best is None else dataclasses.replace(totals.best),
+            fleet=None if totals.fleet is None else dataclasses.replace(totals.fleet),
         )

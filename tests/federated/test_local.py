@@ -321,3 +321,15 @@ def test_a_bad_option_is_named_with_its_remedy(options, sentence):
 def test_the_defaults_are_valid():
     check_options(OptimizerOptions())
     check_options(OptimizerOptions(optimizer="sgd", clip_norm=0.0, beta1=0.0))
+
+
+@pytest.mark.parametrize("taken", [1, 3, STEPS])
+def test_steps_that_are_not_taken_change_nothing(taken):
+    rule = make_optimizer(ADAMW, 0.01)
+    inputs = loss, rule, start()
+    fewer = local_train(*inputs, tuple(leaf[:taken] for leaf in batches()), KEY, None, WHOLE)
+    limited = local_train(*inputs, batches(), KEY, None, WHOLE, steps=jnp.int32(taken))
+    assert_identical(limited[0], fewer[0])
+    assert_identical(limited[1].update_norm, fewer[1].update_norm)
+    assert limited[1].loss[:taken].tolist() == fewer[1].loss.tolist()
+    assert limited[1].loss[taken:].tolist() == [0.0] * (STEPS - taken)

@@ -328,7 +328,7 @@ _OWN = (
         reference="control: all examples in one place, as many steps per round as a cohort takes",
         message="nothing",
         state="none",
-        ignores=("weighting", "message_dtype", "channel"),
+        ignores=("weighting", "message_dtype", "channel", "fleet"),
         because="sends no message",
     ),
 )

@@ -68,12 +68,14 @@ class ClientInputs(struct.PyTreeNode):
         hidden states [C, S, B, T, D].
       shares: weights f32[C] and slots i32[C] of their messages.
       keys: key[C], for their random draws.
+      steps: i32[C], how many of the S local steps each takes; None if all take all.
     """
 
     rows: PyTree
     batches: Batch
     shares: Share
     keys: jax.Array
+    steps: jax.Array | None = None
 
 
 class ChunkInputs(struct.PyTreeNode):
@@ -111,7 +113,15 @@ def chunk_specs(base: Base) -> ChunkInputs:
 
 
 def chunk_shapes(
-    mesh: Mesh, base: Base, broadcast: tuple[PyTree, PyTree], row: PyTree, batch: PyTree, train_rows: Any, *, clients: int
+    mesh: Mesh,
+    base: Base,
+    broadcast: tuple[PyTree, PyTree],
+    row: PyTree,
+    batch: PyTree,
+    train_rows: Any,
+    *,
+    clients: int,
+    partial_work: bool = False,
 ) -> ChunkInputs:
     """Shapes, dtypes and placement of a chunk's inputs. All trees may hold arrays or shapes.
 
@@ -123,6 +133,7 @@ def chunk_shapes(
       batch: one client's examples, [S, B, ...].
       train_rows: bool[G].
       clients: C.
+      partial_work: whether clients may take fewer local steps than S.
     """
     whole, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, OVER_DEVICES)
     share = jax.eval_shape(lambda: Share(jnp.float32(1.0), jnp.int32(0)))
@@ -131,9 +142,10 @@ def chunk_shapes(
     broadcast, lr, train_rows = shapes_on(whole, (broadcast, rate, train_rows))
     rows, batches, shares = shapes_on(split, (row, batch, share), clients)
     keys = shapes_on(split, jax.eval_shape(partial(client_keys, 0, 0), ids))
+    steps = shapes_on(split, jax.ShapeDtypeStruct((clients,), np.int32)) if partial_work else None
     return ChunkInputs(
         shared=RoundInputs(base=base, broadcast=broadcast, lr=lr, train_rows=train_rows),
-        clients=ClientInputs(rows=rows, batches=batches, shares=shares, keys=keys),
+        clients=ClientInputs(rows=rows, batches=batches, shares=shares, keys=keys, steps=steps),
     )
 
 
@@ -154,12 +166,15 @@ def train_client(training: LocalTraining, shared: RoundInputs, client: ClientInp
       Its contribution to the sums, zero if its update is not finite; and its report, without the axis C.
     """
     algorithm, lr = training.algorithm, shared.lr
-    participant = participant_of(algorithm, shared.broadcast, client.rows, client.keys, lr, client.batches[0].shape[0])
+    steps = client.batches[0].shape[0] if client.steps is None else client.steps
+    participant = participant_of(algorithm, shared.broadcast, client.rows, client.keys, lr, steps)
     start, frozen = algorithm.start(participant)
     loss = client_loss(training, shared.base, frozen)
     rule = algorithm.optimizer(make_optimizer(training.optimizer, lr), frozen, lr)
     learning = shared.train_rows if algorithm.layered else None
-    trained, statistics = local_train(loss, rule, start, client.batches, client.keys, learning, training.passes)
+    trained, statistics = local_train(
+        loss, rule, start, client.batches, client.keys, learning, training.passes, steps=client.steps
+    )
     up, new_row = algorithm.finish(participant, trained)
     # Values within float32 may overflow the messages' dtype.
     finite = statistics.finite & all_finite((up, new_row))

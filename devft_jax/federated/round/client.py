@@ -70,7 +70,12 @@ def client_loss(training: LocalTraining, base: Base, frozen: PyTree) -> Loss:
 
 
 def participant_of(
-    algorithm: Algorithm, broadcast: tuple[PyTree, PyTree], row: PyTree, key: jax.Array, lr: jax.Array, steps: int
+    algorithm: Algorithm,
+    broadcast: tuple[PyTree, PyTree],
+    row: PyTree,
+    key: jax.Array,
+    lr: jax.Array,
+    steps: int | jax.Array,
 ) -> Participant:
     """One client at the beginning of its round.
 
@@ -80,7 +85,7 @@ def participant_of(
       row: what the client has kept of earlier rounds.
       key: the client's random key in the round.
       lr: f32[], the round's learning rate.
-      steps: number of local steps that it takes.
+      steps: number of local steps that it takes; traced, i32[], where clients may take fewer than others.
     """
     down, known = broadcast
     # A separate stream: training folds the step's number into the same key.

@@ -55,7 +55,7 @@ class RoundResult:
 
     Attributes:
       server: the server's state after aggregation.
-      losses: f32[K, S], per participant and step.
+      losses: f32[K, S], per participant and step; 0 for steps that a participant does not take.
       update_norms: f32[K], per participant.
       finite: bool[K], which participants' losses and updates are finite.
       metrics: the algorithm's own metrics.
@@ -88,6 +88,7 @@ class Cohort:
       devices: local devices to use.
       model_shards: how many of them hold a base together, as `shard_base` divides it.
       clients_per_step: clients of a chunk, a multiple of the devices.
+      partial_work: whether participants may take fewer local steps than others.
       assemble: makes batches from examples, on a background thread.
       programs: keeps and counts compiled programs.
     """
@@ -99,12 +100,13 @@ class Cohort:
         devices: Sequence[jax.Device],
         model_shards: int = 1,
         clients_per_step: int,
+        partial_work: bool = False,
         assemble: Assemble,
         programs: CompiledPrograms,
     ):
         self.training, self.algorithm = training, training.algorithm
         self.mesh = client_mesh(devices, model_shards)
-        self.clients_per_step = clients_per_step
+        self.clients_per_step, self.partial_work = clients_per_step, partial_work
         self.assemble = assemble
         self.programs = programs
         self.shared = NamedSharding(self.mesh, PartitionSpec())
@@ -126,7 +128,16 @@ class Cohort:
         broadcast = jax.eval_shape(self._broadcast, server)
         zeros = self._zero_sums(self._shapes_of(broadcast, row))
         sums = jax.eval_shape(zeros)
-        inputs = chunk_shapes(self.mesh, base, broadcast, row, batch, train_rows, clients=self.clients_per_step)
+        inputs = chunk_shapes(
+            self.mesh,
+            base,
+            broadcast,
+            row,
+            batch,
+            train_rows,
+            clients=self.clients_per_step,
+            partial_work=self.partial_work,
+        )
         self.programs.prepare("chunk", self._chunk_program(train_rows), inputs, shapes_on(self.split, sums))
         part = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype), sums)
         total = shapes_on(SingleDeviceSharding(self.mesh.devices.flat[0]), part)
@@ -290,7 +301,8 @@ class Cohort:
         """A chunk's arrays on the devices."""
         inputs = chunk.rows, chunk.batches, chunk.weights, chunk.slots, keys(chunk.ids)
         rows, batches, weights, slots, client_keys = jax.device_put(inputs, self.split)
-        return ClientInputs(rows=rows, batches=batches, shares=Share(weights, slots), keys=client_keys)
+        steps = jax.device_put(chunk.steps, self.split) if self.partial_work else None
+        return ClientInputs(rows=rows, batches=batches, shares=Share(weights, slots), keys=client_keys, steps=steps)
 
     def _launch(self, start: "_Start", clients: ClientInputs, sums: PyTree) -> tuple[PyTree, ClientOutputs]:
         """Run a chunk; `sums` must not be used afterwards."""

@@ -1,0 +1,278 @@
+"""Rounds of a run on a simulated fleet: what each client's device has to do, and who takes part.
+
+Which clients finish a round in simulated time is decided before it is trained, and only these are trained. Without a fleet
+the participants are those that the seed draws, and nothing else changes.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from devft_jax.accounting.memory import Work
+from devft_jax.config.run_config import RunConfig
+from devft_jax.data import FederatedData, length_buckets
+from devft_jax.developmental import StageShape
+from devft_jax.errors import InputError
+from devft_jax.federated.algorithm import Algorithm
+from devft_jax.federated.round.client import LocalTraining
+from devft_jax.federated.work import Participants, Rounds
+from devft_jax.fleets import Demand, Load, Rules, SimulatedRound, Simulation, open_fleet, stage_demand
+from devft_jax.fleets.timing import Times
+from devft_jax.reporting import Progress
+from devft_jax.reporting.progress import readable_bytes, readable_seconds
+from devft_jax.storage.fleet_records import FleetRecord, SimulatedRoundRecord, SimulatedStageRecord
+from devft_jax.training.state import State
+
+
+@dataclass(frozen=True)
+class FleetRounds:
+    """The rounds of a run on a fleet.
+
+    Attributes:
+      config: a valid configuration with a fleet.
+      simulation: the fleet and the rules of its rounds.
+      training: one client's local training, of the base at full depth.
+      rounds: the examples that clients draw.
+    """
+
+    config: RunConfig
+    simulation: Simulation
+    training: LocalTraining
+    rounds: Rounds
+
+    def demand(self, shape: StageShape) -> Demand:
+        """What a stage asks of a client's device.
+
+        Args:
+          shape: the stage's shape.
+        """
+        return demand_of(self.config, self.training, shape)
+
+    def next_round(self, state: State) -> SimulatedRound:
+        """The next round in simulated time.
+
+        Args:
+          state: the state within a stage, before the round; not changed.
+        """
+        demand = self.demand(StageShape.of(state.layer_map))
+        first_of_stage = state.round - state.rounds_in_stage
+        submodel, owed = state.totals.stages[-1].submodel_bytes, np.array(state.totals.cumulative_bytes)
+        # In an abandoned attempt clients receive the stage's layers and missed messages, too.
+        last_round = state.last_round.copy()
+
+        def load(clients: np.ndarray) -> Load:
+            before = last_round[clients]
+            missed = owed[-1] - owed[np.minimum(before, len(owed) - 1)]
+            last_round[clients] = state.round + 1
+            lengths = np.stack([self.rounds.work(client, state.round).lengths for client in clients.tolist()])
+            return Load(
+                down=demand.down + submodel * (before <= first_of_stage) + missed.astype(float),
+                steps=demand.example_flops(lengths).sum(axis=-1),
+                up=np.full(len(clients), float(demand.up)),
+            )
+
+        return self.simulation.round(state.round, clock_of(state), demand.memory, load)
+
+
+def clock_of(state: State) -> float:
+    """Simulated seconds since the beginning of the run.
+
+    Args:
+      state: the run's state.
+    """
+    return 0.0 if state.totals.fleet is None else state.totals.fleet.seconds
+
+
+def demand_of(config: RunConfig, training: LocalTraining, shape: StageShape) -> Demand:
+    """What a stage asks of a client's device, with examples of `max_length`, as a plan counts it.
+
+    Args:
+      config: the configuration.
+      training: one client's local training, of the base at full depth.
+      shape: the stage's shape.
+    """
+    return stage_demand(
+        training,
+        Work(1, config.local_steps, config.batch_size, length_buckets(config.max_length)[-1]),
+        layers=shape.layers,
+        frozen=shape.frozen if training.algorithm.layered else 0,
+        bare=shape.bare,
+        quantization=config.quantization,
+        fused_precision=config.fused_precision,
+    )
+
+
+def rules_of(config: RunConfig) -> Rules:
+    """When the server closes a round.
+
+    Args:
+      config: a valid configuration.
+    """
+    deadline = float("inf") if config.deadline is None else config.deadline
+    return Rules(config.clients_per_round, config.over_selection, deadline, config.late_work == "partial")
+
+
+def open_fleet_rounds(
+    config: RunConfig, data: FederatedData, rounds: Rounds, training: LocalTraining, algorithm: Algorithm
+) -> FleetRounds | None:
+    """The fleet that a run names; None if it names none.
+
+    Args:
+      config: a valid configuration.
+      data: the clients and their examples.
+      rounds: the examples that clients draw.
+      training: one client's local training, of the base at full depth.
+      algorithm: whether it pools examples.
+
+    Raises:
+      InputError: the fleet cannot be read, or the algorithm pools the clients' examples.
+    """
+    if config.fleet is None:
+        return None
+    if algorithm.pools:
+        raise InputError(f"fleet {config.fleet} has no effect with {algorithm.name}, which has no clients; leave it out.")
+    names = [client.name for client in data.clients]
+    ids = np.array([client.id for client in data.clients], np.uint32)
+    fleet = open_fleet(config, names, ids, config.seed)
+    return FleetRounds(config, Simulation(fleet, ids, config.seed, rules_of(config)), training, rounds)
+
+
+def check_stages(fleet_rounds: FleetRounds | None, shapes: tuple[StageShape, ...], progress: Progress) -> None:
+    """Raise `InputError` for a stage that no client can take part in; report tiers that cannot take part in any.
+
+    Args:
+      fleet_rounds: the run's rounds on a fleet; None without one.
+      shapes: of all stages; empty if they are not known in advance.
+      progress: the progress output.
+    """
+    if fleet_rounds is None or not shapes:
+        return
+    fleet, needs = fleet_rounds.simulation.fleet, [fleet_rounds.demand(shape) for shape in shapes]
+    for number, need in enumerate(needs, 1):
+        if not len(fleet.fitting(need.memory)):
+            raise InputError(
+                f"fleet {fleet_rounds.config.fleet}: no client can take part in stage {number}, which needs "
+                f"{readable_bytes(need.memory)} of its memory (the largest has {readable_bytes(int(fleet.memory.max()))}); "
+                "use a quantised base, a smaller batch_size or max_length, or another fleet."
+            )
+        _check_deadline(fleet_rounds, number, need)
+    least = min(need.memory for need in needs)
+    anywhere = fleet.by_tier(fleet.fitting(least))
+    for tier, count in fleet.by_tier().items():
+        if not anywhere[tier]:
+            most = int(fleet.memory[fleet.tier == fleet.tiers.index(tier)].max())
+            progress.warn(
+                f"the tier {tier} ({count} clients, at most {readable_bytes(most)}) fits no stage: the smallest needs "
+                f"{readable_bytes(least)} of a client's memory."
+            )
+
+
+def _check_deadline(fleet_rounds: FleetRounds, number: int, need: Demand) -> None:
+    """Raise `InputError` if not even the fastest client can meet the deadline with the shortest examples of the data."""
+    rules, fleet, config = fleet_rounds.simulation.rules, fleet_rounds.simulation.fleet, fleet_rounds.config
+    if not np.isfinite(rules.deadline):
+        return
+    clients = fleet.fitting(need.memory)
+    shortest = int(fleet_rounds.rounds.data.train.lengths.min())
+    step = config.batch_size * float(need.example_flops(np.array([shortest]))[0])
+    steps = 1 if rules.partial else config.local_steps
+    count = len(clients)
+    load = Load(np.full(count, float(need.down)), np.full((count, steps), step), np.full(count, float(need.up)))
+    seconds = Times.of(fleet, clients, load).total()
+    if seconds.min() > rules.deadline:
+        fastest = fleet_rounds.rounds.data.clients[int(clients[seconds.argmin()])].name
+        raise InputError(
+            f"deadline {rules.deadline:g}: nobody can meet it in stage {number}, where the fastest client '{fastest}' needs "
+            f"{seconds.min():.3g} seconds or more; give a later deadline, fewer local_steps, or --late-work partial."
+        )
+
+
+def report_stage(fleet_rounds: FleetRounds, record: SimulatedStageRecord, progress: Progress) -> None:
+    """Report who can take part in the stage that has just begun.
+
+    Args:
+      fleet_rounds: the run's rounds on a fleet.
+      record: the stage's record.
+      progress: the progress output.
+    """
+    able, clients = sum(record.eligible.values()), fleet_rounds.simulation.fleet.size
+    tiers = ", ".join(
+        f"{record.eligible[name]} of {count} {name}" for name, count in fleet_rounds.simulation.fleet.by_tier().items()
+    )
+    progress.say(
+        f"  {able} of {clients} clients ({able / clients:.0%}) have the {readable_bytes(record.memory_bytes)} that a client "
+        f"needs: {tiers}"
+    )
+
+
+def new_stage_fleet(fleet_rounds: FleetRounds | None, state: State) -> SimulatedStageRecord | None:
+    """The fleet's record of the stage that has just begun; None without a fleet.
+
+    Args:
+      fleet_rounds: the run's rounds on a fleet; None without one.
+      state: the state in the stage.
+    """
+    if fleet_rounds is None:
+        return None
+    fleet, memory = fleet_rounds.simulation.fleet, fleet_rounds.demand(StageShape.of(state.layer_map)).memory
+    return SimulatedStageRecord(memory_bytes=memory, eligible=fleet.by_tier(fleet.fitting(memory)))
+
+
+def new_fleet(fleet_rounds: FleetRounds | None) -> FleetRecord | None:
+    """The fleet's record at the beginning of a run; None without a fleet.
+
+    Args:
+      fleet_rounds: the run's rounds on a fleet; None without one.
+    """
+    return None if fleet_rounds is None else FleetRecord(tiers=fleet_rounds.simulation.fleet.by_tier())
+
+
+def round_members(
+    fleet_rounds: FleetRounds | None, rounds: Rounds, state: State
+) -> tuple[Participants, SimulatedRound | None]:
+    """The participants of the next round, and the round in simulated time; None without a fleet.
+
+    Args:
+      fleet_rounds: the run's rounds on a fleet; None without one.
+      rounds: the run's rounds.
+      state: the state before the round; not changed.
+    """
+    if fleet_rounds is None:
+        return rounds.members(state.round), None
+    simulated = fleet_rounds.next_round(state)
+    return rounds.some(simulated.positions, simulated.steps, state.round), simulated
+
+
+def round_record(simulated: SimulatedRound, steps: int) -> SimulatedRoundRecord:
+    """The record of a round in simulated time.
+
+    Args:
+      simulated: the round.
+      steps: S, the local steps of a client that takes all.
+    """
+    whole = bool((simulated.steps == steps).all())
+    return SimulatedRoundRecord(
+        seconds=simulated.seconds,
+        clock=simulated.clock,
+        waited=simulated.waited,
+        eligible=simulated.eligible,
+        present=simulated.present,
+        abandoned=simulated.abandoned,
+        selected=simulated.selected,
+        failed=simulated.failed,
+        left=simulated.left,
+        late=simulated.late,
+        surplus=simulated.surplus,
+        client_seconds=[float(f"{seconds:.6g}") for seconds in simulated.client_seconds],
+        steps=None if whole else simulated.steps.tolist(),
+    )
+
+
+def round_line(row: SimulatedRoundRecord) -> str:
+    """A round in simulated time, for the progress output.
+
+    Args:
+      row: the round's record.
+    """
+    lost = [f"{len(clients)} {name}" for name in ("failed", "left", "late") if (clients := getattr(row, name))]
+    return f"  simulated {readable_seconds(row.seconds)}" + (f", {', '.join(lost)}" if lost else "")
