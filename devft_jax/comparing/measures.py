@@ -123,6 +123,17 @@ def _kwh(record: RunRecord) -> float | None:
     return None if record.energy is None else record.energy.kwh
 
 
+def _simulated(record: RunRecord) -> float | None:
+    """Simulated seconds of the rounds; None without a fleet."""
+    return None if record.fleet is None else record.fleet.seconds
+
+
+def _simulated_to_target(outcome: Outcome, target: float | None) -> float | None:
+    """Simulated seconds up to the target loss; None without a fleet, or if the target was not reached."""
+    point = reached(outcome, target)
+    return None if point is None or outcome.record is None or outcome.record.fleet is None else point.simulated
+
+
 def _with_compiling(record: RunRecord) -> float:
     """Seconds of rounds, of compiling and of building stages."""
     return record.seconds.train + record.seconds.compile + record.seconds.build
@@ -147,12 +158,14 @@ COSTS = (
     Measure("seconds_total", "with compiling", _recorded(_with_compiling), Form(SECONDS)),
     Measure("peak_memory_bytes", "peak memory", _recorded(lambda record: record.peak_memory_bytes), Form(BYTES)),
     Measure("kwh", "energy", _recorded(_kwh), Form(ENERGY), optional=True),
+    Measure("simulated_seconds", "simulated time", _recorded(_simulated), Form(SECONDS), optional=True),
 )
 TO_TARGET = (
     Measure("rounds_to_target", "rounds", _at_target(lambda point: point.round), COUNT),
     Measure("bytes_to_target", "sent up", _at_target(lambda point: point.bytes_up), Form(BYTES)),
     Measure("flops_to_target", "training work", _at_target(lambda point: point.train_flops), Form(FLOPS)),
     Measure("seconds_to_target", "training", _at_target(lambda point: point.seconds), Form(SECONDS)),
+    Measure("simulated_to_target", "simulated time", _simulated_to_target, Form(SECONDS), optional=True),
 )
 MEASURES = (*LEARNED, *COSTS, *TO_TARGET)
 

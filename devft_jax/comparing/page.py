@@ -68,6 +68,7 @@ AXES = (
     _Axis(lambda point: point.bytes_up, "sent up by all clients", BYTES),
     _Axis(lambda point: point.train_flops, "training work", FLOPS),
     _Axis(lambda point: point.seconds, "training time", SECONDS),
+    _Axis(lambda point: point.simulated, "simulated time", SECONDS),
 )
 
 

@@ -26,6 +26,7 @@ class Point:
       train_flops: counted operations.
       loss: nats per token.
       alike: whether all arms were evaluated at this round.
+      simulated: simulated seconds of the rounds; 0 without a fleet.
     """
 
     round: int
@@ -34,6 +35,7 @@ class Point:
     train_flops: float
     loss: float
     alike: bool = True
+    simulated: float = 0.0
 
 
 @dataclass(frozen=True)

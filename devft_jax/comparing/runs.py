@@ -29,7 +29,7 @@ from devft_jax.files import write_atomically
 from devft_jax.reporting import Progress
 from devft_jax.reporting.report_file import read_story
 from devft_jax.reporting.scores import scored_models
-from devft_jax.reporting.story import Story
+from devft_jax.reporting.story import Story, simulated_seconds
 from devft_jax.reporting.waiting import readable_seconds
 from devft_jax.runtime.stopping import StopRequest
 from devft_jax.storage.run_folder import RunFolder
@@ -236,7 +236,11 @@ def full_model_curve(story: Story) -> list[Point]:
     sent = story.total(lambda row: row.bytes_up)
     work = story.total(lambda row: row.train_flops)
     points = [point for piece in story.full_model for point in piece if math.isfinite(point.loss)]
-    return [Point(at.round, seconds[at.round], sent[at.round], work[at.round], at.loss) for at in points]
+    clock = story.total(simulated_seconds)
+    return [
+        Point(at.round, seconds[at.round], sent[at.round], work[at.round], at.loss, simulated=clock[at.round])
+        for at in points
+    ]
 
 
 def check_splits(outcomes: Sequence[Outcome]) -> None:

@@ -210,15 +210,15 @@ def target_table(comparison: Comparison, budget: Budget) -> Table | None:
     target = comparison.target
     if target is None:
         return None
-    rows = []
+    measures, rows = _used(TO_TARGET, budget, target), []
     for arm in budget.arms:
         hits = [reached(outcome, target) is not None for outcome in arm.finished]
         counted = f"{sum(hits)} of {len(arm.outcomes)}"
-        rows.append([arm.name, counted, *(cell(mean_of(arm, each, target), each.form) for each in TO_TARGET)])
+        rows.append([arm.name, counted, *(cell(mean_of(arm, each, target), each.form) for each in measures)])
     source = "as given" if comparison.target_given else f"the mean final loss of {comparison.reference}"
     return Table(
         f"To a held-out loss of {target:.4f}, {source}",
-        ["", "seeds that reach it", *(measure.title for measure in TO_TARGET)],
+        ["", "seeds that reach it", *(measure.title for measure in measures)],
         rows,
         "means over the seeds that reach it, up to the first measurement there",
     )

@@ -26,6 +26,7 @@ from devft_jax.config.files import to_plain as config_to_plain
 from devft_jax.config.run_config import RunConfig
 from devft_jax.models.architecture import ModelConfig
 from devft_jax.models.llama import Compute
+from devft_jax.planning.fleet import FleetPlan
 from devft_jax.planning.options import PlanOptions, parse_memory
 from devft_jax.planning.paper import Convention
 from devft_jax.runtime.compiled import CompiledMemory
@@ -118,6 +119,7 @@ class Plan:
       stages: the stages in order.
       end_to_end: the same rounds at full depth.
       convention: communication as the paper counts it, by method.
+      fleet: the rounds on the clients' simulated devices; None without a fleet.
     """
 
     config: RunConfig
@@ -135,6 +137,7 @@ class Plan:
     stages: tuple[StagePlan, ...]
     end_to_end: StagePlan
     convention: dict[str, Convention]
+    fleet: FleetPlan | None = None
 
     @cached_property
     def speed(self) -> Speed | None:
@@ -236,6 +239,8 @@ def to_plain(plan: Plan) -> dict[str, Any]:
         "projected": ["seconds", "energy", "simulator", "client", "fits"],
         "upper_bounds": [*plan.bounded, "train_flops", "flops_per_token", "evaluation_flops"],
     }
+    if plan.fleet is not None:
+        values["fleet"] = {**dataclasses.asdict(plan.fleet), "seconds": plan.fleet.seconds}
     if plan.options.memory is not None:
         fitting = {kind: plan.fitting(kind) for kind in DEVICES}
         values["fits"] = {"memory": parse_memory(plan.options.memory), **fitting}

@@ -47,6 +47,7 @@ from devft_jax.models.base import parameter_count
 from devft_jax.models.huggingface.reading import model_architecture
 from devft_jax.models.quantization import base_shapes
 from devft_jax.options import option_group
+from devft_jax.planning.fleet import FleetPlan, PlannedStage, plan_fleet
 from devft_jax.planning.options import PlanOptions
 from devft_jax.planning.paper import paper_convention
 from devft_jax.planning.plan import Plan, StagePlan
@@ -84,6 +85,8 @@ def make_plan(config: RunConfig, options: PlanOptions | None = None, *, architec
     cohorts = planner.cohorts(sum(rounds), names)
     whole = StageShape(architecture.layers, architecture.layers, picks=True)
     [end_to_end] = planner.stages([whole], [sum(rounds)], cohorts)
+    plans_fleet = config.fleet is not None and not planner.algorithm.pools
+    fleet = planner.fleet(shapes, rounds, whole, names) if plans_fleet else None
     return Plan(
         config=config,
         options=options,
@@ -100,6 +103,7 @@ def make_plan(config: RunConfig, options: PlanOptions | None = None, *, architec
         stages=planner.stages(shapes, rounds, cohorts),
         end_to_end=end_to_end,
         convention=paper_convention(config, architecture, [shape.layers for shape in shapes], rounds),
+        fleet=fleet,
     )
 
 
@@ -180,12 +184,40 @@ class Planner:
 
     def cohorts(self, rounds: int, names: Sequence[str] | None) -> list[np.ndarray]:
         """The indices of each round's participants, drawn as the run draws them."""
-        ids = np.arange(self._config.clients, dtype=np.uint32)
+        return list(sample_cohorts(self._config.seed, rounds, self._ids(names), self.participants))
+
+    def _ids(self, names: Sequence[str] | None) -> np.ndarray:
+        """The clients' ids, as the run has them."""
         if self.algorithm.pools:
-            ids = np.arange(1, dtype=np.uint32)
-        elif names is not None:
-            ids = np.array([crc32(name.encode()) for name in names], np.uint32)
-        return list(sample_cohorts(self._config.seed, rounds, ids, self.participants))
+            return np.arange(1, dtype=np.uint32)
+        if names is not None:
+            return np.array([crc32(name.encode()) for name in names], np.uint32)
+        return np.arange(self._config.clients, dtype=np.uint32)
+
+    def fleet(
+        self, shapes: Sequence[StageShape], rounds: Sequence[int], whole: StageShape, names: Sequence[str] | None
+    ) -> FleetPlan:
+        """The rounds on the clients' simulated devices.
+
+        Args:
+          shapes: of all stages.
+          rounds: of all stages.
+          whole: the shape of the full model.
+          names: the clients' names; None if the data numbers its clients.
+        """
+
+        def planned(shape: StageShape, count: int) -> PlannedStage:
+            return PlannedStage(shape, count, self.submodel(shape), self.owed(shape.layers))
+
+        ids = self._ids(names)
+        return plan_fleet(
+            self._config,
+            self.training,
+            names or [f"client-{number}" for number in ids],
+            ids,
+            [planned(shape, count) for shape, count in zip(shapes, rounds, strict=True)],
+            planned(whole, sum(rounds)),
+        )
 
     def messages(self, layers: int) -> Messages:
         """What a client receives and sends in a round."""

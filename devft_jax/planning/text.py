@@ -5,6 +5,7 @@ Figures marked with * are projections; see `devft_jax.planning.plan`.
 
 from devft_jax.accounting.memory import MemoryTerms
 from devft_jax.models.attention import kernel_for
+from devft_jax.planning.fleet import FleetStagePlan
 from devft_jax.planning.paper import PAPER_ROUNDS, paper_model
 from devft_jax.planning.plan import Device, Plan, StagePlan
 from devft_jax.reporting.progress import readable_bytes
@@ -18,8 +19,8 @@ def to_text(plan: Plan) -> str:
     Args:
       plan: the plan.
     """
-    sections = [_heading(plan), _stage_table(plan), _traffic(plan), _memory(plan), _convention(plan)]
-    return "\n\n".join("\n".join(lines) for lines in sections)
+    sections = [_heading(plan), _stage_table(plan), _traffic(plan), _memory(plan), _fleet(plan), _convention(plan)]
+    return "\n\n".join("\n".join(lines) for lines in sections if lines)
 
 
 def readable_count(count: float, unit: str = "") -> str:
@@ -196,6 +197,39 @@ def _memory(plan: Plan) -> list[str]:
         length=plan.work.length,
     )
     return [*lines, f"in {plan.compute.dtype}, remat {plan.compute.remat}, attention {kernel} as on this machine"]
+
+
+def _fleet(plan: Plan) -> list[str]:
+    """Who can take part in every stage, and simulated time; nothing without a fleet."""
+    if plan.fleet is None:
+        return []
+    fleet, config, clients = plan.fleet, plan.config, sum(plan.fleet.tiers.values())
+
+    def row(title: str, stage: FleetStagePlan) -> tuple[str, ...]:
+        able = sum(stage.eligible.values())
+        unknown = "nobody fits"
+        return (
+            title,
+            readable_bytes(stage.memory),
+            f"{able / clients:.0%}",
+            *(f"{stage.eligible[name]} of {count}" for name, count in fleet.tiers.items()),
+            unknown if stage.round_seconds is None else _projected(stage.round_seconds),
+            "" if stage.seconds is None else _projected(stage.seconds),
+            "" if stage.lost is None else f"{stage.lost:.0%}",
+        )
+
+    closes = "waits for all" if config.deadline is None else f"closes a round after {config.deadline:g} s"
+    asked = f"asks {config.over_selection:g} times as many clients, " if config.over_selection > 1 else ""
+    rows = [
+        ("stage", "a client needs*", "can take part", *fleet.tiers, "a round*", "all rounds*", "lost*"),
+        *(row(str(index), stage) for index, stage in enumerate(fleet.stages, 1)),
+        row("end-to-end", fleet.end_to_end),
+    ]
+    return [
+        f"the fleet {config.fleet} of {clients} clients, in simulated time; the server {asked}{closes}",
+        *table(rows),
+        *([] if fleet.seconds is None else [f"all stages {_projected(fleet.seconds)} of simulated time"]),
+    ]
 
 
 def _convention(plan: Plan) -> list[str]:

@@ -10,6 +10,7 @@ from devft_jax.reporting import heat, page, split, strip
 from devft_jax.reporting.changes import stage_changes
 from devft_jax.reporting.costs import costs
 from devft_jax.reporting.curves import learning
+from devft_jax.reporting.fleet import fleet
 from devft_jax.reporting.participation import clients
 from devft_jax.reporting.scores import is_scored, task_scores
 from devft_jax.reporting.settings import Settings, settings, shown
@@ -36,6 +37,7 @@ def report_html(story: Story, configured: Settings, judged: str = "") -> str:
         stage_changes(story),
         costs(story),
         clients(story),
+        fleet(story),
         settings(story, configured),
     ]
     title = _title(story)
@@ -174,6 +176,10 @@ def _tiles(story: Story) -> list[str]:
     if record.compiled_ahead.programs:
         others += f"; compiled in the background: {readable(record.compiled_ahead.seconds, SECONDS)}"
     tiles.append(_tile("Training time", readable(story.total(lambda row: row.seconds)[-1], SECONDS), f"besides: {others}"))
+    if record.fleet is not None:
+        tiles.append(
+            _tile("Simulated time", readable(record.fleet.seconds, SECONDS), "of the rounds on the clients' own devices")
+        )
     up, down = story.total(lambda row: row.bytes_up)[-1], story.total(lambda row: row.bytes_down)[-1]
     what = "fused submodels" if story.is_fused else "lists of a stage's layers"
     dense = f"; {what}: {readable(record.bytes_stage, BYTES)}" if record.bytes_stage else ""
@@ -222,6 +228,7 @@ def _headline(story: Story, title: str, judged: str) -> str:
         "changes": "Stage changes",
         "costs": "Costs",
         "clients": "Clients",
+        "fleet": "The fleet",
         "settings": "Configuration",
     }
     if not story.is_grown or story.record.base_loss is None:
@@ -230,6 +237,8 @@ def _headline(story: Story, title: str, judged: str) -> str:
         del links["scores"]
     if not judged:
         del links["judged"]
+    if story.record.fleet is None:
+        del links["fleet"]
     items = "".join(f'<li><a href="#{name}">{text}</a></li>' for name, text in links.items())
     parts.append(f'<nav aria-label="Sections"><ul>{items}</ul></nav>')
     return f'<header>{"".join(parts)}<dl class="tiles">{"".join(_tiles(story))}</dl></header>'

@@ -25,6 +25,11 @@ def both_ways(row: RoundRecord) -> int:
     return row.bytes_up + row.bytes_down
 
 
+def simulated_seconds(row: RoundRecord) -> float:
+    """Simulated seconds of a round; 0 without a fleet."""
+    return 0.0 if row.simulated is None else row.simulated.seconds
+
+
 @dataclass(frozen=True)
 class Axis:
     """A running total in a suitable unit: `values[k]` after k rounds, from 0.
@@ -146,8 +151,8 @@ class Story:
 
     @property
     def participants(self) -> int:
-        """Clients per round; one if a single client holds the examples of all."""
-        return len(self.rows[0].clients)
+        """Clients per round, the most of any round; one if a single client holds the examples of all."""
+        return max(len(row.clients) for row in self.rows)
 
     @property
     def personal(self) -> PersonalRecord | None:
@@ -193,12 +198,14 @@ class Story:
 
     @cached_property
     def axes(self) -> list[Axis]:
-        """The x axes of the learning curves: rounds, seconds of training, bytes of messages, if any, and operations."""
+        """The x axes of the learning curves: rounds, seconds of training, bytes of messages, if any, operations, and on a
+        fleet simulated time."""
         drawn = [Axis("rounds", "", list(range(self.rounds + 1)))]
         costs: list[tuple[str, Column, Units]] = [
             ("training time", lambda row: row.seconds, SECONDS),
             ("messages up and down", both_ways, BYTES),
             ("training operations", lambda row: row.train_flops, FLOPS),
+            ("simulated time", simulated_seconds, SECONDS),
         ]
         for name, column, units in costs:
             totals = self.total(column)

@@ -4,16 +4,16 @@ Which clients finish a round in simulated time is decided before it is trained, 
 the participants are those that the seed draws, and nothing else changes.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from devft_jax.accounting.memory import Work
 from devft_jax.config.run_config import RunConfig
-from devft_jax.data import FederatedData, length_buckets
+from devft_jax.data import length_buckets
 from devft_jax.developmental import StageShape
 from devft_jax.errors import InputError
-from devft_jax.federated.algorithm import Algorithm
 from devft_jax.federated.round.client import LocalTraining
 from devft_jax.federated.work import Participants, Rounds
 from devft_jax.fleets import Demand, Load, Rules, SimulatedRound, Simulation, open_fleet, stage_demand
@@ -113,40 +113,36 @@ def rules_of(config: RunConfig) -> Rules:
 
 
 def open_fleet_rounds(
-    config: RunConfig, data: FederatedData, rounds: Rounds, training: LocalTraining, algorithm: Algorithm
+    config: RunConfig, rounds: Rounds, training: LocalTraining, shapes: Sequence[StageShape], progress: Progress
 ) -> FleetRounds | None:
     """The fleet that a run names; None if it names none.
 
     Args:
       config: a valid configuration.
-      data: the clients and their examples.
-      rounds: the examples that clients draw.
+      rounds: the clients and the examples that they draw.
       training: one client's local training, of the base at full depth.
-      algorithm: whether it pools examples.
+      shapes: of all stages; empty if they are not known in advance.
+      progress: the progress output.
 
     Raises:
-      InputError: the fleet cannot be read, or the algorithm pools the clients' examples.
+      InputError: the fleet cannot be read, no client can take part in a stage or meet the deadline, or the algorithm pools
+        the clients' examples.
     """
     if config.fleet is None:
         return None
+    algorithm, clients = training.algorithm, rounds.data.clients
     if algorithm.pools:
         raise InputError(f"fleet {config.fleet} has no effect with {algorithm.name}, which has no clients; leave it out.")
-    names = [client.name for client in data.clients]
-    ids = np.array([client.id for client in data.clients], np.uint32)
-    fleet = open_fleet(config, names, ids, config.seed)
-    return FleetRounds(config, Simulation(fleet, ids, config.seed, rules_of(config)), training, rounds)
+    ids = np.array([client.id for client in clients], np.uint32)
+    fleet = open_fleet(config, [client.name for client in clients], ids, config.seed)
+    fleet_rounds = FleetRounds(config, Simulation(fleet, ids, config.seed, rules_of(config)), training, rounds)
+    if shapes:
+        _check_stages(fleet_rounds, shapes, progress)
+    return fleet_rounds
 
 
-def check_stages(fleet_rounds: FleetRounds | None, shapes: tuple[StageShape, ...], progress: Progress) -> None:
-    """Raise `InputError` for a stage that no client can take part in; report tiers that cannot take part in any.
-
-    Args:
-      fleet_rounds: the run's rounds on a fleet; None without one.
-      shapes: of all stages; empty if they are not known in advance.
-      progress: the progress output.
-    """
-    if fleet_rounds is None or not shapes:
-        return
+def _check_stages(fleet_rounds: FleetRounds, shapes: Sequence[StageShape], progress: Progress) -> None:
+    """Raise `InputError` for a stage that no client can take part in; report tiers that cannot take part in any."""
     fleet, needs = fleet_rounds.simulation.fleet, [fleet_rounds.demand(shape) for shape in shapes]
     for number, need in enumerate(needs, 1):
         if not len(fleet.fitting(need.memory)):

@@ -57,7 +57,7 @@ from devft_jax.reporting.waiting import Step
 from devft_jax.runtime.compiled import CompiledPrograms, shared_programs
 from devft_jax.runtime.devices import client_mesh, versions
 from devft_jax.training.checks import check_cohort, check_held_out, check_ranks, check_tokens
-from devft_jax.training.fleet import FleetRounds, check_stages, open_fleet_rounds
+from devft_jax.training.fleet import FleetRounds, open_fleet_rounds
 from devft_jax.training.given import check_given_algorithm, check_given_growth
 from devft_jax.training.hidden_states import HiddenStates
 from devft_jax.training.probe import block_influence, probe_examples, text_similarity
@@ -260,8 +260,7 @@ def build_parts(
     cohort, hidden_states, most_per_step = _cohort(
         config, architecture, compute, algorithm, data, rounds, devices, programs, progress, scratch
     )
-    fleet_rounds = open_fleet_rounds(config, data, rounds, cohort.training, algorithm)
-    check_stages(fleet_rounds, tuple(growth.shapes(architecture.layers) or ()), progress)
+    shapes = growth.shapes(architecture.layers) or ()
     depths = growth.depths(architecture.layers)
     submodels = Submodels(config, opened, original_blocks, dtype=compute.dtype, depths=depths, mesh=cohort.mesh)
     _report_shards(config.model_shards, submodels.base, progress)
@@ -281,7 +280,7 @@ def build_parts(
         probe=probe,
         data=data,
         rounds=rounds,
-        fleet_rounds=fleet_rounds,
+        fleet_rounds=open_fleet_rounds(config, rounds, cohort.training, shapes, progress),
         cohort=cohort,
         most_per_step=most_per_step,
         submodels=submodels,
