@@ -15,6 +15,7 @@ from devft_jax.data import validate_data
 from devft_jax.developmental.schedule import validate_capacities
 from devft_jax.errors import InputError
 from devft_jax.federated.options import validate_learning_rate
+from devft_jax.fleets import tiers_or_file
 from devft_jax.models.options import validate_quantization
 from devft_jax.options import check_options, check_paths
 
@@ -51,6 +52,8 @@ def validate(config: RunConfig) -> None:
     validate_quantization(config)
     validate_learning_rate(config)
     validate_execution(config)
+    if config.fleet is not None:
+        tiers_or_file(config.fleet)
     trainings = config.rounds * config.clients_per_round
     if trainings > MOST_TRAININGS:
         raise InputError(

@@ -33,8 +33,8 @@ def fleet(story: Story) -> str:
     able = f"{min(joined):,}" if min(joined) == max(joined) else f"{min(joined):,} to {max(joined):,}"
     words = [
         f"The clients' devices were simulated ({tiers}). The rounds would have taken {readable(record.seconds, SECONDS)} on "
-        f"them; the simulator trained for {readable(real, SECONDS)}. By their memory {able} of the {clients:,} clients could "
-        "take part in a stage.",
+        f"them; the simulator trained for {readable(real, SECONDS)}. By their memory {able} of the {clients:,} clients "
+        "could take part in a stage.",
         _lost([stage for _, stage in stages]),
     ]
     return page.section(
