@@ -189,9 +189,9 @@ def fleet_of_devices(devices: Mapping[str, Device], names: Sequence[str], file: 
     """
     missing = [name for name in names if name not in devices]
     if missing:
-        others = f" and {len(missing) - 1} more clients" if len(missing) > 1 else ""
+        count = f" ({len(missing)} clients are missing)" if len(missing) > 1 else ""
         raise InputError(
-            f"the fleet {file} has no line for the client '{printable(missing[0])}'{others} of the data; add one, as "
+            f"the fleet {file} has no line for the client '{printable(missing[0])}' of the data{count}; add one, as "
             "client,gflops,memory_gb,down_mbit,up_mbit."
         )
     chosen = [devices[name] for name in names]

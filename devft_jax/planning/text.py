@@ -3,6 +3,8 @@
 Figures marked with * are projections; see `devft_jax.planning.plan`.
 """
 
+from pathlib import Path
+
 from devft_jax.accounting.memory import MemoryTerms
 from devft_jax.models.attention import kernel_for
 from devft_jax.planning.fleet import FleetStagePlan
@@ -221,12 +223,15 @@ def _fleet(plan: Plan) -> list[str]:
     closes = "waits for all" if config.deadline is None else f"closes a round after {config.deadline:g} s"
     asked = f"asks {config.over_selection:g} times as many clients, " if config.over_selection > 1 else ""
     rows = [
-        ("stage", "a client needs*", "can take part", *fleet.tiers, "a round*", "all rounds*", "lost*"),
+        ("stage", "needs*", "can join", *fleet.tiers, "a round*", "all rounds*", "lost*"),
         *(row(str(index), stage) for index, stage in enumerate(fleet.stages, 1)),
         row("end-to-end", fleet.end_to_end),
     ]
+    # Of a file the name says enough.
+    named = Path(str(config.fleet)).name
     return [
-        f"the fleet {config.fleet} of {clients} clients, in simulated time; the server {asked}{closes}",
+        f"the fleet {named} of {clients} clients, in simulated time; the server {asked}{closes};",
+        "needs: memory of a client; lost: participations that fail, leave or are late",
         *table(rows),
         *([] if fleet.seconds is None else [f"all stages {_projected(fleet.seconds)} of simulated time"]),
     ]

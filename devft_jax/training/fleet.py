@@ -20,6 +20,7 @@ from devft_jax.fleets import Demand, Load, Rules, SimulatedRound, Simulation, op
 from devft_jax.fleets.timing import Times
 from devft_jax.reporting import Progress
 from devft_jax.reporting.progress import readable_bytes, readable_seconds
+from devft_jax.reporting.units import counted
 from devft_jax.storage.fleet_records import FleetRecord, SimulatedRoundRecord, SimulatedStageRecord
 from devft_jax.training.state import State
 
@@ -158,8 +159,8 @@ def _check_stages(fleet_rounds: FleetRounds, shapes: Sequence[StageShape], progr
         if not anywhere[tier]:
             most = int(fleet.memory[fleet.tier == fleet.tiers.index(tier)].max())
             progress.warn(
-                f"the tier {tier} ({count} clients, at most {readable_bytes(most)}) fits no stage: the smallest needs "
-                f"{readable_bytes(least)} of a client's memory."
+                f"the tier {tier} ({counted(count, 'client')}, at most {readable_bytes(most)}) fits no stage: the smallest "
+                f"needs {readable_bytes(least)} of a client's memory."
             )
 
 

@@ -38,22 +38,27 @@ def test_a_run_finds_the_planned_clients_in_no_more_than_the_planned_time(tiny, 
         assert stage.simulated.seconds <= planned.seconds * (1 + 1e-9)
         assert planned.lost == 0
     assert run.summary.fleet.seconds <= plan.fleet.seconds * (1 + 1e-9)
-    assert plan.fleet.stages[0].round_seconds < plan.fleet.end_to_end.round_seconds
+    assert plan.fleet.stages[0].memory < plan.fleet.end_to_end.memory
 
 
-def test_devices_that_join_early_stages_and_no_end_to_end_training():
-    config = dataclasses.replace(preset("paper-llama2-7b"), fleet="laptop=1,workstation=1", rounds=40)
-    plan = make_plan(dataclasses.replace(config, stage_rounds=None), OPTIONS)
-    first, whole = plan.fleet.stages[0], plan.fleet.end_to_end
-    assert first.memory < whole.memory
-    assert sum(first.eligible.values()) > sum(whole.eligible.values())
+def test_devices_that_join_early_stages_and_no_end_to_end_training(tmp_path):
+    config = preset("paper-llama2-7b")
+    known = make_plan(dataclasses.replace(config, fleet="workstation"), OPTIONS).fleet
+    between = (known.stages[0].memory + known.end_to_end.memory) / 2e9
+    table = tmp_path / "fleet.csv"
+    lines = [f"client-{number},1000,{between},100,10,tablet" for number in range(config.clients)]
+    table.write_text("\n".join(["client,gflops,memory_gb,down_mbit,up_mbit,tier", *lines]))
+    plan = make_plan(dataclasses.replace(config, fleet=str(table)), OPTIONS)
+    assert plan.fleet.stages[0].eligible == {"tablet": config.clients}
+    assert plan.fleet.end_to_end.eligible == {"tablet": 0}
+    assert plan.fleet.stages[0].round_seconds > 0
+    assert plan.fleet.end_to_end.round_seconds is plan.fleet.seconds is None
     text = to_text(plan)
-    assert (
-        f"the fleet laptop=1,workstation=1 of {config.clients} clients, in simulated time; the server waits for all" in text
-    )
+    assert f"the fleet fleet.csv of {config.clients} clients, in simulated time; the server waits for all" in text
+    assert "nobody fits" in text
     assert max(map(len, text.splitlines())) <= 120
     plain = json.loads(json.dumps(to_plain(plan)))
-    assert plain["fleet"]["stages"][0]["eligible"] == first.eligible
+    assert plain["fleet"]["stages"][0]["eligible"] == {"tablet": config.clients}
 
 
 def test_a_plan_without_a_fleet_says_nothing_of_one():

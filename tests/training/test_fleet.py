@@ -114,7 +114,11 @@ def test_a_resumed_run_has_the_same_fleet_and_clock(two_stages, tmp_path):
 @pytest.mark.parametrize(
     ("text", "changes", "message"),
     [
-        (HEADER + "client_0,1,1,1,1,0,a\n", {}, "has no line for the client 'client_1' and 1 more clients of the data"),
+        (
+            HEADER + "client_0,1,1,1,1,0,a\n",
+            {},
+            r"no line for the client 'client_1' of the data \(2 clients are missing\); add one",
+        ),
         (WILLING + "client_3,x,1,1,1,0,a\n", {}, r"fleet.csv:5: gflops has 'x', which is not a number"),
         (WILLING, {"deadline": 1e-12}, r"deadline 1e-12: nobody can meet it in stage 1, where the fastest client 'client_"),
         (WILLING.replace(",1e6,1e6,1e6,1e6", ",1e6,1e-6,1e6,1e6"), {}, "no client can take part in stage 1, which needs"),
@@ -130,7 +134,7 @@ def test_a_fleet_that_cannot_run_is_refused_before_anything_is_compiled(config, 
 def test_a_tier_that_fits_no_stage_is_reported(config, tmp_path, capsys):
     text = WILLING.replace("client_2,1e6,1e6,1e6,1e6,0,server", "client_2,1e6,1e-6,1e6,1e6,0,watch")
     build_parts(dataclasses.replace(config, fleet=table(tmp_path, text)), progress=Progress())
-    assert "the tier watch (1 clients, at most" in capsys.readouterr().err
+    assert "the tier watch (1 client, at most" in capsys.readouterr().err
 
 
 def test_the_demand_of_a_stage_is_that_of_its_shape(config):
