@@ -52,10 +52,14 @@ def _package(name: str, track: str) -> ModuleType:
 
 
 def scalars(record: Record) -> dict[str, float]:
-    """The values of a record that are finite numbers, by name, without `round`; scores as `scores/TASK/METRIC`."""
+    """The values of a record that are finite numbers, by name, without `round`; scores as `scores/TASK/METRIC`, and on a
+    fleet `simulated/seconds` and `simulated/clock`."""
     plain = record.to_plain().items()
     numbers = {name: value for name, value in plain if isinstance(value, int | float) and math.isfinite(value)}
     numbers.pop("round", None)
+    simulated = getattr(record, "simulated", None)
+    if simulated is not None:
+        numbers |= {f"simulated/{name}": getattr(simulated, name) for name in ("seconds", "clock") if hasattr(simulated, name)}
     return numbers | dict(_scores(record))
 
 
