@@ -21,6 +21,7 @@ class ClientWork:
       weight: weight of its message, such as its number of examples.
       examples: i64[S, B], numbers of the examples that it drew; -1 for those of steps that it does not take.
       lengths: integers [s, B], tokens of each example of the s <= S steps that it takes.
+      scale: factor of its message, below 1 for one that began from an earlier state of the server.
     """
 
     position: int
@@ -28,6 +29,7 @@ class ClientWork:
     weight: float
     examples: np.ndarray
     lengths: np.ndarray
+    scale: float = 1.0
 
     @property
     def steps(self) -> int:

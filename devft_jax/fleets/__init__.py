@@ -9,8 +9,10 @@ beside the real ones of the simulator.
     demand      what a stage asks of a device                   devft_jax.fleets.demand
     timing      seconds of a participant                        devft_jax.fleets.timing
     simulation  who takes part, who is lost, how long it takes  devft_jax.fleets.simulation
+    buffered    the same without rounds that wait for all       devft_jax.fleets.buffered
 """
 
+from devft_jax.fleets.buffered import BufferedSimulation, Course, Flight, discount
 from devft_jax.fleets.demand import Demand, stage_demand
 from devft_jax.fleets.opening import open_fleet, tiers_or_file
 from devft_jax.fleets.options import FleetOptions
@@ -20,14 +22,18 @@ from devft_jax.fleets.simulation import Rules, SimulatedRound, Simulation
 from devft_jax.fleets.timing import Load
 
 __all__ = [
+    "BufferedSimulation",
+    "Course",
     "Demand",
     "Fleet",
     "FleetOptions",
+    "Flight",
     "Load",
     "Presence",
     "Rules",
     "SimulatedRound",
     "Simulation",
+    "discount",
     "open_fleet",
     "stage_demand",
     "tiers_or_file",

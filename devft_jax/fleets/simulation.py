@@ -159,6 +159,28 @@ class SimulatedRound:
         return self.clock - self.began
 
 
+def lacks_memory(index: int, memory: int) -> RunError:
+    """The error for a round in which no client can take part.
+
+    Args:
+      index: number of the round, from 0.
+      memory: bytes that it needs.
+    """
+    return RunError(
+        f"round {index + 1} needs {memory / 1e9:.3g} GB of a client and no client of the fleet has as much; use a "
+        "quantised base, a smaller batch_size or max_length, or another fleet."
+    )
+
+
+def never_present(clients: int) -> RunError:
+    """The error for clients that are never present.
+
+    Args:
+      clients: their number.
+    """
+    return RunError(f"none of the {clients} clients whose memory suffices is ever present; correct the fleet's hours.")
+
+
 @dataclass(frozen=True)
 class Simulation:
     """The rounds of a fleet.
@@ -189,10 +211,7 @@ class Simulation:
         """
         able = self.fleet.fitting(memory)
         if not len(able):
-            raise RunError(
-                f"round {index + 1} needs {memory / 1e9:.3g} GB of a client and no client of the fleet has as much; use a "
-                "quantised base, a smaller batch_size or max_length, or another fleet."
-            )
+            raise lacks_memory(index, memory)
         nobody = np.zeros(0, np.int64)
         done = SimulatedRound(nobody, nobody, nobody.astype(float), began=clock, clock=clock, eligible=len(able))
         for attempt in range(MOST_ATTEMPTS):
@@ -211,9 +230,7 @@ class Simulation:
         start = presence.first_time(done.clock, able, min(self.rules.wanted, len(able)))
         here = able[:0] if start is None else able[presence.present(start, able)]
         if start is None or not len(here):
-            raise RunError(
-                f"none of the {len(able)} clients whose memory suffices is ever present; correct the fleet's hours."
-            )
+            raise never_present(len(able))
         number = min(len(here), math.ceil(self.rules.over_selection * self.rules.wanted))
         chosen = sample_cohort(self.seed, draw, self.ids, number, among=here)
         times = Times.of(self.fleet, chosen, load(chosen))

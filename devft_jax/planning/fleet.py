@@ -14,8 +14,8 @@ from devft_jax.config.run_config import RunConfig
 from devft_jax.data import length_buckets
 from devft_jax.developmental import StageShape
 from devft_jax.federated.round.client import LocalTraining
-from devft_jax.fleets import Demand, Load, SimulatedRound, Simulation, open_fleet
-from devft_jax.training.fleet import demand_of, rules_of
+from devft_jax.fleets import Course, Demand, Load, SimulatedRound, Simulation, open_fleet
+from devft_jax.training.fleet import buffered_server, demand_of, rules_of
 
 MOST_ROUNDS = 100
 """Most rounds of a stage that are simulated."""
@@ -116,13 +116,19 @@ def _plan_stages(
     last_round = np.zeros(fleet.size, np.int64)
     # Running total of the bytes that absent clients will need, after 0, 1, ... rounds.
     owed, planned = [0.0], []
+    server, course = buffered_server(config, simulation), Course()
     for stage in stages:
         demand = demand_of(config, training, stage.shape)
         able = fleet.fitting(demand.memory)
         rounds: list[SimulatedRound] = []
+        # At the end of a stage the clients at work are sent home.
+        course = Course(begun=course.begun)
         for index in range(done, done + min(stage.rounds, MOST_ROUNDS) if len(able) else done):
             load = _Load(config, demand, stage, last_round, np.array(owed), done, index)
-            rounds.append(simulation.round(index, clock, demand.memory, load))
+            if config.aggregation == "buffered":
+                rounds.append(server.step(course, index, clock, demand.memory, load)[0])
+            else:
+                rounds.append(simulation.round(index, clock, demand.memory, load))
             clock = rounds[-1].clock
             owed.append(owed[-1] + stage.owed)
         done += stage.rounds
@@ -164,4 +170,4 @@ def _stage_plan(number: int, demand: Demand, eligible: dict[str, int], rounds: S
     mean = sum(each.seconds for each in rounds) / len(rounds)
     lost = sum(len(each.failed) + len(each.left) + len(each.late) for each in rounds)
     selected = sum(len(each.selected) for each in rounds)
-    return FleetStagePlan(demand.memory, eligible, mean, mean * number, lost / selected)
+    return FleetStagePlan(demand.memory, eligible, mean, mean * number, lost / max(selected, 1))

@@ -221,6 +221,8 @@ def _fleet(plan: Plan) -> list[str]:
         )
 
     closes = "waits for all" if config.deadline is None else f"closes a round after {config.deadline:g} s"
+    if config.aggregation == "buffered":
+        closes = f"takes a step whenever {config.clients_per_round} changes have arrived"
     asked = f"asks {config.over_selection:g} times as many clients, " if config.over_selection > 1 else ""
     rows = [
         ("stage", "needs*", "can join", *fleet.tiers, "a round*", "all rounds*", "lost*"),

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from devft_jax.storage.record import Record
+from devft_jax.storage.record import OMITTED, Record
 
 
 @dataclass(kw_only=True)
@@ -23,6 +23,7 @@ class SimulatedRoundRecord(Record):
       surplus: clients that were still at work when enough had finished.
       client_seconds: of each participant of the round's line, until its message arrived.
       steps: local steps of each participant; None if all took all.
+      staleness: of each participant, the server's steps since it began; None for synchronous rounds.
     """
 
     where = "the simulated round of a line of metrics.jsonl"
@@ -40,6 +41,7 @@ class SimulatedRoundRecord(Record):
     surplus: list[int]
     client_seconds: list[float]
     steps: list[int] | None = None
+    staleness: list[int] | None = field(default=None, metadata=OMITTED)
 
     @property
     def lost(self) -> int:
@@ -85,15 +87,40 @@ class SimulatedStageRecord(Record):
 
 
 @dataclass(kw_only=True)
+class FlightRecord(Record):
+    """A client at work; see `devft_jax.fleets.buffered.Flight`.
+
+    Attributes:
+      client: its index.
+      version: the server's steps when it began.
+      began: seconds since the beginning of the run.
+      ends: seconds since the beginning of the run.
+      fate: "finished", "failed" or "left".
+    """
+
+    where = "a client at work in the record of its checkpoint"
+
+    client: int
+    version: int
+    began: float
+    ends: float
+    fate: str
+
+
+@dataclass(kw_only=True)
 class FleetRecord(Record):
     """The fleet of a run.
 
     Attributes:
       tiers: number of clients by tier.
       seconds: simulated seconds of all rounds so far.
+      flights: the clients at work, if the server has a buffer.
+      begun: number of clients that have begun, if the server has a buffer.
     """
 
     where = "the fleet of its record"
 
     tiers: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
+    flights: list[FlightRecord] | None = field(default=None, metadata=OMITTED)
+    begun: int | None = field(default=None, metadata=OMITTED)

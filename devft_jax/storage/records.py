@@ -297,6 +297,7 @@ class CheckpointRecord(Record):
       groups: G, the groups of its map.
       bare: layers that run below all adapters.
       maps: (groups, bare) of every map through which rows of the bank have passed; None for an empty bank.
+      versions: rounds done before each earlier state of the server from which clients are still at work; None for none.
     """
 
     where = "the record of its checkpoint"
@@ -308,6 +309,7 @@ class CheckpointRecord(Record):
     groups: int
     bare: int
     maps: list[list[int]] | None = field(default=None, metadata=OMITTED)
+    versions: list[int] | None = field(default=None, metadata=OMITTED)
 
 
 @dataclass(kw_only=True)

@@ -33,6 +33,7 @@ def save_state(folder: RunFolder, state: State) -> None:
         rounds_in_stage=state.rounds_in_stage,
         groups=state.layer_map.num_groups,
         bare=state.layer_map.bare,
+        versions=sorted(state.versions) or None,
     )
     arrays = {
         "full": state.full,
@@ -40,6 +41,8 @@ def save_state(folder: RunFolder, state: State) -> None:
         "layer_map": state.layer_map,
         "last_round": state.last_round,
     }
+    if state.versions:
+        arrays["versions"] = [state.versions[version] for version in sorted(state.versions)]
     if not state.bank.empty:
         # Rows pass through the stages that they missed when they are next used.
         arrays["maps"] = state.bank.maps
@@ -147,6 +150,7 @@ def read_state(parts: Parts, folder: RunFolder, record: CheckpointRecord) -> Sta
         full=arrays["full"],
         bank=bank,
         server=arrays["server"],
+        versions=dict(zip(record.versions or (), arrays.get("versions", ()), strict=True)),
         layer_map=layer_map,
         last_round=np.array(arrays["last_round"]),
         base=parts.submodels.fused(layer_map, parts.submodels.layers_to_fuse(record.stage)),

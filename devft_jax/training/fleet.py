@@ -5,7 +5,7 @@ the participants are those that the seed draws, and nothing else changes.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -16,12 +16,24 @@ from devft_jax.developmental import StageShape
 from devft_jax.errors import InputError
 from devft_jax.federated.round.client import LocalTraining
 from devft_jax.federated.work import Participants, Rounds
-from devft_jax.fleets import Demand, Load, Rules, SimulatedRound, Simulation, open_fleet, stage_demand
+from devft_jax.fleets import (
+    BufferedSimulation,
+    Course,
+    Demand,
+    Flight,
+    Load,
+    Rules,
+    SimulatedRound,
+    Simulation,
+    discount,
+    open_fleet,
+    stage_demand,
+)
 from devft_jax.fleets.timing import Times
 from devft_jax.reporting import Progress
 from devft_jax.reporting.progress import readable_bytes, readable_seconds
 from devft_jax.reporting.units import counted
-from devft_jax.storage.fleet_records import FleetRecord, SimulatedRoundRecord, SimulatedStageRecord
+from devft_jax.storage.fleet_records import FleetRecord, FlightRecord, SimulatedRoundRecord, SimulatedStageRecord
 from devft_jax.training.state import State
 
 
@@ -49,7 +61,12 @@ class FleetRounds:
         """
         return demand_of(self.config, self.training, shape)
 
-    def next_round(self, state: State) -> SimulatedRound:
+    @property
+    def buffered(self) -> bool:
+        """Whether the server has a buffer instead of rounds that wait for all."""
+        return self.config.aggregation == "buffered"
+
+    def next_round(self, state: State) -> "NextRound":
         """The next round in simulated time.
 
         Args:
@@ -72,7 +89,83 @@ class FleetRounds:
                 up=np.full(len(clients), float(demand.up)),
             )
 
-        return self.simulation.round(state.round, clock_of(state), demand.memory, load)
+        clock = clock_of(state)
+        if not self.buffered:
+            simulated = self.simulation.round(state.round, clock, demand.memory, load)
+            return NextRound(self.rounds.some(simulated.positions, simulated.steps, state.round), simulated)
+        course = course_of(state)
+        server = buffered_server(self.config, self.simulation)
+        simulated, buffer = server.step(course, state.round, clock, demand.memory, load)
+        simulated.steps = np.full(len(buffer), self.rounds.steps)
+        return NextRound(self._participants(buffer, state.round), simulated, buffer, course)
+
+    def _participants(self, buffer: list[Flight], version: int) -> Participants:
+        """The participants of a step; each has drawn its examples in the round in which it began."""
+        began = {each.client: each.version for each in buffer}
+        scales = {
+            client: float(discount(np.array(version - first), self.config.staleness_power))
+            for client, first in began.items()
+        }
+        positions = np.array([each.client for each in buffer], np.int64)
+        return Participants(positions, lambda client: replace(self.rounds.work(client, began[client]), scale=scales[client]))
+
+
+@dataclass(frozen=True)
+class NextRound:
+    """The next round.
+
+    Attributes:
+      members: its participants; with a buffer in the order of the states from which they began.
+      simulated: the round in simulated time; None without a fleet.
+      buffer: where each participant began, if the server has a buffer.
+      course: the clients that are at work afterwards, if the server has a buffer.
+    """
+
+    members: Participants
+    simulated: SimulatedRound | None = None
+    buffer: list[Flight] | None = None
+    course: Course | None = None
+
+
+def course_of(state: State) -> Course:
+    """The clients that are at work, for a server with a buffer.
+
+    Args:
+      state: the run's state.
+    """
+    fleet = state.totals.fleet
+    if fleet is None:
+        return Course()
+    flights = [Flight(each.client, each.version, each.began, each.ends, each.fate) for each in fleet.flights or ()]
+    return Course(flights, fleet.begun or 0)
+
+
+def set_course(state: State, course: Course) -> None:
+    """Note the clients that are at work, and forget the states of the server from which nobody is.
+
+    Args:
+      state: the run's state; changed.
+      course: the clients at work.
+    """
+    assert state.totals.fleet is not None
+    state.totals.fleet.flights = [FlightRecord(**vars(flight)) for flight in course.flights]
+    state.totals.fleet.begun = course.begun
+    needed = {flight.version for flight in course.flights}
+    state.versions = {version: server for version, server in state.versions.items() if version in needed}
+
+
+def send_home(state: State) -> None:
+    """At the end of a stage, let no client be at work any more: the next stage has another model.
+
+    Args:
+      state: the run's state; changed.
+    """
+    fleet, stage = state.totals.fleet, state.totals.stages[-1].simulated if state.totals.stages else None
+    if fleet is None or not fleet.flights:
+        return
+    if stage is not None:
+        stage.surplus += len(fleet.flights)
+    set_course(state, Course([], fleet.begun or 0))
 
 
 def clock_of(state: State) -> float:
@@ -101,6 +194,17 @@ def demand_of(config: RunConfig, training: LocalTraining, shape: StageShape) -> 
         quantization=config.quantization,
         fused_precision=config.fused_precision,
     )
+
+
+def buffered_server(config: RunConfig, simulation: Simulation) -> BufferedSimulation:
+    """The server with a buffer, for the fleet of a simulation.
+
+    Args:
+      config: a valid configuration.
+      simulation: the fleet.
+    """
+    most = config.concurrency or 2 * config.clients_per_round
+    return BufferedSimulation(simulation.fleet, simulation.ids, simulation.seed, config.clients_per_round, most)
 
 
 def rules_of(config: RunConfig) -> Rules:
@@ -137,6 +241,12 @@ def open_fleet_rounds(
     ids = np.array([client.id for client in clients], np.uint32)
     fleet = open_fleet(config, [client.name for client in clients], ids, config.seed)
     fleet_rounds = FleetRounds(config, Simulation(fleet, ids, config.seed, rules_of(config)), training, rounds)
+    if fleet_rounds.buffered and (not algorithm.averages or config.channel != "none"):
+        what = algorithm.name if config.channel == "none" else f"--channel {config.channel}"
+        raise InputError(
+            f"aggregation buffered has no use with {what}: the server must take a mean of the clients' plain changes; use "
+            "fedit, fedprox, ffa-lora or one like them without a channel, or --aggregation synchronous."
+        )
     if shapes:
         _check_stages(fleet_rounds, shapes, progress)
     return fleet_rounds
@@ -224,28 +334,27 @@ def new_fleet(fleet_rounds: FleetRounds | None) -> FleetRecord | None:
     return None if fleet_rounds is None else FleetRecord(tiers=fleet_rounds.simulation.fleet.by_tier())
 
 
-def round_members(
-    fleet_rounds: FleetRounds | None, rounds: Rounds, state: State
-) -> tuple[Participants, SimulatedRound | None]:
-    """The participants of the next round, and the round in simulated time; None without a fleet.
+def next_round(fleet_rounds: FleetRounds | None, rounds: Rounds, state: State) -> NextRound:
+    """The participants of the next round, and the round in simulated time.
 
     Args:
       fleet_rounds: the run's rounds on a fleet; None without one.
       rounds: the run's rounds.
       state: the state before the round; not changed.
     """
-    if fleet_rounds is None:
-        return rounds.members(state.round), None
-    simulated = fleet_rounds.next_round(state)
-    return rounds.some(simulated.positions, simulated.steps, state.round), simulated
+    return NextRound(rounds.members(state.round)) if fleet_rounds is None else fleet_rounds.next_round(state)
 
 
-def round_record(simulated: SimulatedRound, steps: int) -> SimulatedRoundRecord:
+def round_record(
+    simulated: SimulatedRound, steps: int, buffer: Sequence[Flight] | None, version: int
+) -> SimulatedRoundRecord:
     """The record of a round in simulated time.
 
     Args:
       simulated: the round.
       steps: S, the local steps of a client that takes all.
+      buffer: where each participant began, if the server has a buffer.
+      version: rounds before this one.
     """
     whole = bool((simulated.steps == steps).all())
     return SimulatedRoundRecord(
@@ -262,6 +371,7 @@ def round_record(simulated: SimulatedRound, steps: int) -> SimulatedRoundRecord:
         surplus=simulated.surplus,
         client_seconds=[float(f"{seconds:.6g}") for seconds in simulated.client_seconds],
         steps=None if whole else simulated.steps.tolist(),
+        staleness=None if buffer is None else [version - flight.version for flight in buffer],
     )
 
 

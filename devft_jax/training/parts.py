@@ -397,6 +397,7 @@ def _cohort(
         model_shards=shards,
         clients_per_step=at_once,
         partial_work=config.late_work == "partial" and config.fleet is not None,
+        scaled=config.aggregation == "buffered" and config.fleet is not None,
         assemble=partial(assemble, data.train, hidden_states, passes.lengths[-1]),
         programs=programs,
     )

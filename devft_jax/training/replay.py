@@ -27,7 +27,7 @@ from devft_jax.models.sharding import partition_specs, place
 from devft_jax.reporting import Progress
 from devft_jax.runtime.devices import usual_arithmetic
 from devft_jax.storage.run_folder import RunFolder
-from devft_jax.training.fleet import round_members
+from devft_jax.training.fleet import next_round
 from devft_jax.training.parts import build_parts
 from devft_jax.training.round import next_rate, prepare_client
 from devft_jax.training.trainer import Trainer
@@ -193,6 +193,11 @@ def replay(path: str | Path, *, client: str, round: int, progress: Progress | No
                 "Python, so it cannot be replayed from its folder alone."
             )
         validate(config)
+        if config.fleet is not None and config.aggregation == "buffered":
+            raise InputError(
+                f"the run in {folder.path} has the aggregation buffered, in which clients begin from earlier states of the "
+                "server; only synchronous rounds can be replayed."
+            )
         # Compiling ahead does not pay, because no later stage is reached.
         config = dataclasses.replace(config, compile_ahead="off")
         scratch = folder.path if os.access(folder.path, os.W_OK) else None
@@ -218,7 +223,7 @@ def replay(path: str | Path, *, client: str, round: int, progress: Progress | No
         train_rows=np.asarray(state.layer_map.train),
         mesh=parts.cohort.mesh,
     )
-    took_part = member.position in round_members(parts.fleet_rounds, parts.rounds, state)[0].positions
+    took_part = member.position in next_round(parts.fleet_rounds, parts.rounds, state).members.positions
     return Replay(client, state.stage + 1, round, steps, bool(took_part))
 
 

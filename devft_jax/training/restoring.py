@@ -29,6 +29,8 @@ def stage_shapes(
     full = jax.eval_shape(lambda: init_server(Clients(clients)))
     layer_map = LayerMap.shapes(record.groups, layers, record.bare)
     shapes = {"full": full, "server": jax.eval_shape(algorithm.submodel, full, layer_map), "layer_map": layer_map}
+    if record.versions is not None:
+        shapes["versions"] = [shapes["server"]] * len(record.versions)
     if record.maps is not None:
         shapes["maps"] = [LayerMap.shapes(groups, layers, bare) for groups, bare in record.maps]
     return shapes

@@ -6,6 +6,7 @@ client named. After the run's first round the number of clients trained at once 
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -16,14 +17,13 @@ from devft_jax.developmental import StageShape
 from devft_jax.errors import RunError
 from devft_jax.federated.round.chunk_size import Trial, choose, next_smaller
 from devft_jax.federated.round.client import frozen_rows
-from devft_jax.federated.round.cohort import ChunkTooLargeError, RoundResult
+from devft_jax.federated.round.cohort import ChunkTooLargeError, Group, RoundResult
 from devft_jax.federated.sampling import client_keys
 from devft_jax.federated.work import ClientWork, Participants
-from devft_jax.fleets import SimulatedRound
 from devft_jax.runtime.devices import device_memory
 from devft_jax.storage.records import RoundRecord
 from devft_jax.training.compile_ahead import compile_stage_ahead
-from devft_jax.training.fleet import round_members, round_record
+from devft_jax.training.fleet import NextRound, next_round, round_record, set_course
 from devft_jax.training.parts import Parts
 from devft_jax.training.rates import rate_of
 from devft_jax.training.state import State, add_round, missed_bytes
@@ -42,7 +42,7 @@ def prepare_client(parts: Parts, state: State, position: int) -> tuple[ClientWor
       state: the state before the round.
       position: index of the client, which need not be a participant.
     """
-    cohort, _ = round_members(parts.fleet_rounds, parts.rounds, state)
+    cohort = next_round(parts.fleet_rounds, parts.rounds, state).members
     took_part = np.flatnonzero(cohort.positions == position)
     member = cohort[int(took_part[0])] if len(took_part) else parts.rounds.work(position, state.round)
     parts.hidden_states.restore(state.base, state)
@@ -70,11 +70,12 @@ def run_round(parts: Parts, state: State) -> RoundRecord:
     programs.peak_bytes = 0
     counters = parts.energy.read()
     rate = next_rate(parts, state)
-    members, simulated = round_members(parts.fleet_rounds, parts.rounds, state)
+    planned = next_round(parts.fleet_rounds, parts.rounds, state)
+    members = planned.members
     with programs.timed() as whole:
         with programs.timed() as training:
             fill_flops = parts.hidden_states.fill(state.base, members)
-            result = _train(parts, state, members, rate)
+            result = _train(parts, state, planned, rate)
             _report_nonfinite(parts, state, members, result)
             state.server = jax.block_until_ready(result.server)
         program_bytes = programs.peak_bytes
@@ -82,8 +83,8 @@ def run_round(parts: Parts, state: State) -> RoundRecord:
     state.round += 1
     state.rounds_in_stage += 1
     row = _record(parts, state, members, result, norms, rate)
-    if simulated is not None:
-        _add_simulated(parts, state, row, simulated, result)
+    if planned.simulated is not None:
+        _add_simulated(parts, state, row, planned, result)
     row.seconds, row.tokens_per_second = training.running, row.tokens / training.running
     row.train_flops = fill_flops + _flops(parts, state, result)
     row.program_bytes = program_bytes
@@ -134,25 +135,30 @@ def _record(
     )
 
 
-def _add_simulated(parts: Parts, state: State, row: RoundRecord, simulated: SimulatedRound, result: RoundResult) -> None:
+def _add_simulated(parts: Parts, state: State, row: RoundRecord, planned: NextRound, result: RoundResult) -> None:
     """Add to a round's record what a fleet changes: losses of the steps taken, and messages to clients that were lost."""
+    simulated = planned.simulated
     assert parts.fleet_rounds is not None
-    row.simulated = round_record(simulated, parts.rounds.steps)
+    assert simulated is not None
+    row.simulated = round_record(simulated, parts.rounds.steps, planned.buffer, state.round - 1)
+    if planned.course is not None:
+        set_course(state, planned.course)
     kept = result.finite
     if row.simulated.steps is not None:
         row.loss = float((result.losses[kept].sum(axis=1) / simulated.steps[kept]).mean())
     demand = parts.fleet_rounds.demand(StageShape.of(state.layer_map))
     row.bytes_down += demand.down * (len(simulated.selected) - len(simulated.positions))
     if parts.algorithm.cumulative is not None:
-        row.bytes_missed = missed_bytes(state, np.unique(simulated.selected), result.bytes_cumulative)
+        row.bytes_missed = missed_bytes(state, np.unique(np.array(simulated.selected, np.int64)), result.bytes_cumulative)
 
 
-def _train(parts: Parts, state: State, members: Participants, rate: float) -> RoundResult:
+def _train(parts: Parts, state: State, planned: NextRound, rate: float) -> RoundResult:
     """Train a round's cohort; if its chunks do not fit into memory and their size was not set, in smaller chunks."""
     cohort = parts.cohort
     while True:
         try:
-            return cohort.run(state.base, state.server, state.bank, members, **_round_inputs(parts, state, rate))
+            groups = _groups(parts, state, planned, rate)
+            return cohort.run_groups(state.base, state.server, state.bank, groups, np.asarray(state.layer_map.train))
         except ChunkTooLargeError as error:
             smaller = next_smaller(error.size, cohort.mesh.size)
             if smaller is None:
@@ -166,6 +172,26 @@ def _train(parts: Parts, state: State, members: Participants, rate: float) -> Ro
                 ) from error
             parts.progress.warn(f"{error.size} clients at once do not fit into memory; continuing with {smaller}")
             _settle(parts, state, smaller)
+
+
+def _groups(parts: Parts, state: State, planned: NextRound, rate: float) -> list[Group]:
+    """The participants by the state of the server from which they begin, with the rate and the draws of that round."""
+    seed = parts.config.seed
+    if planned.buffer is None:
+        return [Group(state.server, planned.members, rate, partial(client_keys, seed, np.uint32(state.round)))]
+    state.versions[state.round] = state.server
+    first_of_stage, groups = state.round - state.rounds_in_stage, []
+    for version in sorted({flight.version for flight in planned.buffer}):
+        places = [place for place, flight in enumerate(planned.buffer) if flight.version == version]
+        groups.append(
+            Group(
+                state.versions[version],
+                planned.members[places[0] : places[-1] + 1],
+                rate_of(parts.config, state.totals, state.stage, version - first_of_stage),
+                partial(client_keys, seed, np.uint32(version)),
+            )
+        )
+    return groups
 
 
 def _settle(parts: Parts, state: State, size: int) -> None:

@@ -26,7 +26,7 @@ from devft_jax.reporting.layers import is_negative
 from devft_jax.reporting.units import counted
 from devft_jax.storage.records import RoundRecord, StageRecord
 from devft_jax.training.evaluate import evaluate_full, evaluate_stage, transferred, with_own_models
-from devft_jax.training.fleet import new_stage_fleet, report_stage
+from devft_jax.training.fleet import new_stage_fleet, report_stage, send_home
 from devft_jax.training.parts import Parts
 from devft_jax.training.stages import after_round, check_composition
 from devft_jax.training.state import State, new_stage_record
@@ -205,6 +205,7 @@ def shorten_stage(parts: Parts, state: State, history: Sequence[RoundRecord]) ->
 def end_stage(parts: Parts, state: State) -> None:
     """Transfer what the stage learned to every layer, and record how the loss changed by that."""
     parts.hidden_states.close()
+    send_home(state)
     record = state.totals.stages[-1]
     submodel = evaluate_stage(parts, state)
     began = time.perf_counter()

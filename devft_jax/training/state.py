@@ -1,6 +1,6 @@
 """What changes during a run: the algorithm's state, and the totals of what was spent and learned so far."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -25,6 +25,7 @@ class State:
       totals: of the run so far, with the record of every stage.
       base: the frozen part of the stage's model, on the devices; before the first stage the full base.
       server: the algorithm's state in the current stage.
+      versions: earlier states of the stage from which clients are still at work, by the rounds done before them.
       round: rounds done, over all stages.
       stage: the current stage, from 0; -1 before the first.
       rounds_in_stage: rounds done in the current stage.
@@ -38,6 +39,7 @@ class State:
     totals: RunTotals
     base: Base
     server: PyTree = None
+    versions: dict[int, PyTree] = field(default_factory=dict)
     round: int = 0
     stage: int = -1
     rounds_in_stage: int = 0
@@ -96,7 +98,7 @@ def add_round(state: State, row: RoundRecord, compile_seconds: float) -> None:
     received: Any = row.clients
     if row.simulated is not None:
         # Clients that were lost have received the server's message, too.
-        received = np.unique(row.simulated.selected)
+        received = np.unique(np.array(row.simulated.selected, np.int64))
         if stage.simulated is not None:
             stage.simulated.add(row.simulated)
         if totals.fleet is not None:

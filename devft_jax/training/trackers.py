@@ -59,7 +59,9 @@ def scalars(record: Record) -> dict[str, float]:
     numbers.pop("round", None)
     simulated = getattr(record, "simulated", None)
     if simulated is not None:
-        numbers |= {f"simulated/{name}": getattr(simulated, name) for name in ("seconds", "clock") if hasattr(simulated, name)}
+        numbers |= {
+            f"simulated/{name}": getattr(simulated, name) for name in ("seconds", "clock") if hasattr(simulated, name)
+        }
     return numbers | dict(_scores(record))
 
 

@@ -192,5 +192,5 @@ class Trainer:
             base_scores=totals.base_scores,
             final_scores=totals.final_scores,
             best=None if totals.best is None else dataclasses.replace(totals.best),
-            fleet=None if totals.fleet is None else dataclasses.replace(totals.fleet),
+            fleet=None if totals.fleet is None else dataclasses.replace(totals.fleet, flights=None, begun=None),
         )

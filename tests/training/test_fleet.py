@@ -144,3 +144,37 @@ def test_the_demand_of_a_stage_is_that_of_its_shape(config):
     parts = build_parts(config, progress=QUIET)
     again = demand_of(config, parts.training, StageShape(1, 1))
     assert again.up == shallow.up
+
+
+def buffered(config, folder, **changes):
+    """A configuration in which client_2 takes much longer than the others."""
+    fleet = table(folder, WILLING.replace("client_2,1e6", "client_2,1e-3").replace("client_1,1e6", "client_1,2e-2"))
+    return dataclasses.replace(config, fleet=fleet, aggregation="buffered", concurrency=3, clients_per_round=1, **changes)
+
+
+def test_a_buffered_run_has_old_changes_and_resumes_with_the_same(two_stages, tmp_path):
+    folder, copy = tmp_path / "run", tmp_path / "copy"
+    config = buffered(two_stages, tmp_path, capacities=(4,), rounds=7, checkpoint_every=2, out=str(folder))
+    whole = train(config, progress=CopiedInRound(5, folder, copy))
+    rows = whole.history
+    assert all(len(row.clients) == 1 and len(row.simulated.staleness) == 1 for row in rows)
+    assert any(row.simulated.staleness[0] for row in rows)
+    assert [row.simulated.clock for row in rows] == sorted(row.simulated.clock for row in rows)
+    assert np.isfinite([row.loss for row in rows]).all()
+    assert whole.summary.fleet.flights is None
+    again = trained(config, copy)
+    assert [row.simulated for row in again.history] == [row.simulated for row in rows]
+    assert adapter_bytes(copy) == adapter_bytes(folder)
+
+
+def test_clients_are_sent_home_at_the_end_of_a_stage(two_stages, tmp_path):
+    run = trained(buffered(two_stages, tmp_path), tmp_path / "run")
+    for stage in run.summary.stages:
+        assert stage.simulated.selected == stage.rounds + stage.simulated.surplus
+        assert stage.simulated.surplus > 0
+
+
+@pytest.mark.parametrize("changes", [{"algorithm": "scaffold"}, {"algorithm": "flora"}, {"channel": "int8"}])
+def test_a_buffer_needs_plain_changes(two_stages, tmp_path, changes):
+    with pytest.raises(InputError, match="aggregation buffered has no use with .*: the server must take a mean"):
+        trained(buffered(two_stages, tmp_path, **changes), tmp_path / "run")

@@ -51,6 +51,7 @@ class HostChunk:
       weights: f32[C], weights of their messages; zero for padding.
       slots: i32[C], their places in the cohort.
       steps: i32[C], local steps that each takes; zero for padding.
+      scales: f32[C], factors of their messages.
       rows: [C, ...], what they keep.
       batches: [C, S, B, ...], their examples.
       lengths: number of the participants' examples by length.
@@ -62,6 +63,7 @@ class HostChunk:
     weights: np.ndarray
     slots: np.ndarray
     steps: np.ndarray
+    scales: np.ndarray
     rows: PyTree
     batches: tuple[np.ndarray, ...]
     lengths: Counter[int]
@@ -119,11 +121,12 @@ def _host_chunk(slots: np.ndarray, members: list[ClientWork], bank: Bank, assemb
     examples = np.full((size, *members[0].examples.shape), -1, np.int64)
     weights = np.zeros(size, np.float32)
     ids = np.zeros(size, np.uint32)
-    steps = np.zeros(size, np.int32)
+    steps, scales = np.zeros(size, np.int32), np.ones(size, np.float32)
     positions = np.full(size, members[0].position)
     for slot, member in enumerate(members):
         examples[slot], weights[slot] = member.examples, member.weight
-        ids[slot], positions[slot], steps[slot] = member.id, member.position, member.steps
+        ids[slot], positions[slot] = member.id, member.position
+        steps[slot], scales[slot] = member.steps, member.scale
     return HostChunk(
         real=len(members),
         positions=positions,
@@ -132,6 +135,7 @@ def _host_chunk(slots: np.ndarray, members: list[ClientWork], bank: Bank, assemb
         # Padding has no slot of its own and adds zero to the slot that it names.
         slots=np.pad(slots, (0, size - len(slots)), "edge").astype(np.int32),
         steps=steps,
+        scales=scales,
         rows=bank.take(positions),
         batches=assemble(examples),
         lengths=Counter(np.concatenate([member.lengths.ravel() for member in members]).tolist()),

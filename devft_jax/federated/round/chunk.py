@@ -69,6 +69,7 @@ class ClientInputs(struct.PyTreeNode):
       shares: weights f32[C] and slots i32[C] of their messages.
       keys: key[C], for their random draws.
       steps: i32[C], how many of the S local steps each takes; None if all take all.
+      scales: f32[C], factors of their messages, which are changes; None if no message is scaled.
     """
 
     rows: PyTree
@@ -76,6 +77,7 @@ class ClientInputs(struct.PyTreeNode):
     shares: Share
     keys: jax.Array
     steps: jax.Array | None = None
+    scales: jax.Array | None = None
 
 
 class ChunkInputs(struct.PyTreeNode):
@@ -122,6 +124,7 @@ def chunk_shapes(
     *,
     clients: int,
     partial_work: bool = False,
+    scaled: bool = False,
 ) -> ChunkInputs:
     """Shapes, dtypes and placement of a chunk's inputs. All trees may hold arrays or shapes.
 
@@ -134,6 +137,7 @@ def chunk_shapes(
       train_rows: bool[G].
       clients: C.
       partial_work: whether clients may take fewer local steps than S.
+      scaled: whether messages have factors.
     """
     whole, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, OVER_DEVICES)
     share = jax.eval_shape(lambda: Share(jnp.float32(1.0), jnp.int32(0)))
@@ -143,9 +147,10 @@ def chunk_shapes(
     rows, batches, shares = shapes_on(split, (row, batch, share), clients)
     keys = shapes_on(split, jax.eval_shape(partial(client_keys, 0, 0), ids))
     steps = shapes_on(split, jax.ShapeDtypeStruct((clients,), np.int32)) if partial_work else None
+    scales = shapes_on(split, jax.ShapeDtypeStruct((clients,), np.float32)) if scaled else None
     return ChunkInputs(
         shared=RoundInputs(base=base, broadcast=broadcast, lr=lr, train_rows=train_rows),
-        clients=ClientInputs(rows=rows, batches=batches, shares=shares, keys=keys, steps=steps),
+        clients=ClientInputs(rows=rows, batches=batches, shares=shares, keys=keys, steps=steps, scales=scales),
     )
 
 
@@ -179,6 +184,8 @@ def train_client(training: LocalTraining, shared: RoundInputs, client: ClientInp
     # Values within float32 may overflow the messages' dtype.
     finite = statistics.finite & all_finite((up, new_row))
     new_row = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new_row, client.rows)
+    if client.scales is not None:
+        up = jax.tree.map(lambda leaf: client.scales * leaf.astype(jnp.float32), up)
     # Zero times NaN is NaN: a broken client's contribution is replaced, not only given weight zero.
     contribution = jax.tree.map(lambda leaf: jnp.where(finite, leaf, 0), algorithm.contribution(up, client.shares))
     ranks = ranks_of(participant.down), ranks_of(up)

@@ -80,6 +80,23 @@ class RoundResult:
     train: PyTree
 
 
+@dataclass(frozen=True)
+class Group:
+    """Participants that begin from the same state of the server.
+
+    Attributes:
+      server: the algorithm's state.
+      cohort: the participants, each once.
+      lr: their learning rate.
+      keys: ids u32[C] -> key[C], the clients' random keys.
+    """
+
+    server: PyTree
+    cohort: Sequence[ClientWork]
+    lr: float
+    keys: Callable[[np.ndarray], jax.Array]
+
+
 class Cohort:
     """Runs rounds of one algorithm for one model shape on the local devices.
 
@@ -89,6 +106,7 @@ class Cohort:
       model_shards: how many of them hold a base together, as `shard_base` divides it.
       clients_per_step: clients of a chunk, a multiple of the devices.
       partial_work: whether participants may take fewer local steps than others.
+      scaled: whether participants' messages have factors.
       assemble: makes batches from examples, on a background thread.
       programs: keeps and counts compiled programs.
     """
@@ -101,12 +119,13 @@ class Cohort:
         model_shards: int = 1,
         clients_per_step: int,
         partial_work: bool = False,
+        scaled: bool = False,
         assemble: Assemble,
         programs: CompiledPrograms,
     ):
         self.training, self.algorithm = training, training.algorithm
         self.mesh = client_mesh(devices, model_shards)
-        self.clients_per_step, self.partial_work = clients_per_step, partial_work
+        self.clients_per_step, self.partial_work, self.scaled = clients_per_step, partial_work, scaled
         self.assemble = assemble
         self.programs = programs
         self.shared = NamedSharding(self.mesh, PartitionSpec())
@@ -137,6 +156,7 @@ class Cohort:
             train_rows,
             clients=self.clients_per_step,
             partial_work=self.partial_work,
+            scaled=self.scaled,
         )
         self.programs.prepare("chunk", self._chunk_program(train_rows), inputs, shapes_on(self.split, sums))
         part = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype), sums)
@@ -160,8 +180,6 @@ class Cohort:
     ) -> RoundResult:
         """One round: train every participant from `server`, aggregate, and report.
 
-        If no participant's update is finite there is nothing to aggregate, and the server's state does not change.
-
         Args:
           base: the stage's frozen model, placed on the devices of `mesh`.
           server: the algorithm's state.
@@ -175,15 +193,38 @@ class Cohort:
           ValueError: a participant's weight is not positive and finite.
           ChunkTooLargeError: a chunk does not fit into memory.
         """
-        start = self._start(base, server, bank, lr, train_rows)
-        sums, in_flight = start.sums, _InFlight(bank)
+        return self.run_groups(base, server, bank, [Group(server, cohort, lr, keys)], train_rows)
+
+    def run_groups(
+        self, base: Base, server: PyTree, bank: Bank, groups: Sequence["Group"], train_rows: np.ndarray
+    ) -> RoundResult:
+        """One round whose participants may begin from different states of the server, all of the same stage.
+
+        If no participant's update is finite there is nothing to aggregate, and the server's state does not change.
+
+        Args:
+          base: the stage's frozen model, placed on the devices of `mesh`.
+          server: the algorithm's state, to which all messages are added.
+          bank: the clients' rows; those of participants whose update is finite are replaced.
+          groups: the participants, at least one in each group and each once in all; the result has them in this order.
+          train_rows: bool[G], which of the stage's layers learn.
+
+        Raises:
+          ValueError: a participant's weight is not positive and finite.
+          ChunkTooLargeError: a chunk does not fit into memory.
+        """
+        starts = [self._start(base, group.server, bank, group.lr, train_rows) for group in groups]
+        start, sums, in_flight = starts[0], starts[0].sums, _InFlight(bank)
         examples_by_length: Counter[int] = Counter()
+        first = 0
         try:
-            with prefetch(self._host_chunks(cohort, bank, self.clients_per_step), CHUNKS_AHEAD) as chunks:
-                for chunk in chunks:
-                    examples_by_length.update(chunk.lengths)
-                    sums, outputs = self._launch(start, self._on_devices(chunk, keys), sums)
-                    in_flight.add(chunk, outputs)
+            for group, own in zip(groups, starts, strict=True):
+                with prefetch(self._host_chunks(group.cohort, bank, self.clients_per_step), CHUNKS_AHEAD) as chunks:
+                    for chunk in chunks:
+                        examples_by_length.update(chunk.lengths)
+                        sums, outputs = self._launch(own, self._on_devices(chunk, group.keys), sums)
+                        in_flight.add(replace(chunk, slots=chunk.slots + first), outputs)
+                first += len(group.cohort)
             outputs = in_flight.finish()
         except (jax.errors.JaxRuntimeError, MemoryError) as error:
             raise _if_too_large(error, self.clients_per_step, begun=in_flight.stored) from error
@@ -193,7 +234,7 @@ class Cohort:
             server, metrics = self.programs.call("finalize", self._finalize, server, total)
         shapes, (down_ranks, up_ranks) = start.shapes, outputs.ranks
         # A participant that holds all clients' examples is the server itself: nothing is sent.
-        senders = 0 if self.algorithm.pools else len(cohort)
+        senders = 0 if self.algorithm.pools else first
         return RoundResult(
             server=server,
             losses=np.asarray(statistics.loss),
@@ -301,8 +342,14 @@ class Cohort:
         """A chunk's arrays on the devices."""
         inputs = chunk.rows, chunk.batches, chunk.weights, chunk.slots, keys(chunk.ids)
         rows, batches, weights, slots, client_keys = jax.device_put(inputs, self.split)
-        steps = jax.device_put(chunk.steps, self.split) if self.partial_work else None
-        return ClientInputs(rows=rows, batches=batches, shares=Share(weights, slots), keys=client_keys, steps=steps)
+        return ClientInputs(
+            rows=rows,
+            batches=batches,
+            shares=Share(weights, slots),
+            keys=client_keys,
+            steps=jax.device_put(chunk.steps, self.split) if self.partial_work else None,
+            scales=jax.device_put(chunk.scales, self.split) if self.scaled else None,
+        )
 
     def _launch(self, start: "_Start", clients: ClientInputs, sums: PyTree) -> tuple[PyTree, ClientOutputs]:
         """Run a chunk; `sums` must not be used afterwards."""
