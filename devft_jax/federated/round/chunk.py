@@ -159,6 +159,16 @@ def all_finite(tree: PyTree) -> jax.Array:
     return jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
 
 
+def scaled_message(up: PyTree, scale: jax.Array) -> PyTree:
+    """A message of changes times a factor, in float32.
+
+    Args:
+      up: the message.
+      scale: f32[].
+    """
+    return jax.tree.map(lambda leaf: scale * leaf.astype(jnp.float32), up)
+
+
 def train_client(training: LocalTraining, shared: RoundInputs, client: ClientInputs) -> tuple[PyTree, ClientOutputs]:
     """One client's round, traced.
 
@@ -184,8 +194,7 @@ def train_client(training: LocalTraining, shared: RoundInputs, client: ClientInp
     # Values within float32 may overflow the messages' dtype.
     finite = statistics.finite & all_finite((up, new_row))
     new_row = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new_row, client.rows)
-    if client.scales is not None:
-        up = jax.tree.map(lambda leaf: client.scales * leaf.astype(jnp.float32), up)
+    up = up if client.scales is None else scaled_message(up, client.scales)
     # Zero times NaN is NaN: a broken client's contribution is replaced, not only given weight zero.
     contribution = jax.tree.map(lambda leaf: jnp.where(finite, leaf, 0), algorithm.contribution(up, client.shares))
     ranks = ranks_of(participant.down), ranks_of(up)
