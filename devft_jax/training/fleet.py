@@ -12,7 +12,7 @@ import numpy as np
 from devft_jax.accounting.memory import Work
 from devft_jax.config.run_config import RunConfig
 from devft_jax.data import length_buckets
-from devft_jax.developmental import StageShape
+from devft_jax.developmental import Growth, StageShape
 from devft_jax.errors import InputError
 from devft_jax.federated.round.client import LocalTraining
 from devft_jax.federated.work import Participants, Rounds
@@ -218,7 +218,7 @@ def rules_of(config: RunConfig) -> Rules:
 
 
 def open_fleet_rounds(
-    config: RunConfig, rounds: Rounds, training: LocalTraining, shapes: Sequence[StageShape], progress: Progress
+    config: RunConfig, rounds: Rounds, training: LocalTraining, growth: Growth, progress: Progress
 ) -> FleetRounds | None:
     """The fleet that a run names; None if it names none.
 
@@ -226,7 +226,7 @@ def open_fleet_rounds(
       config: a valid configuration.
       rounds: the clients and the examples that they draw.
       training: one client's local training, of the base at full depth.
-      shapes: of all stages; empty if they are not known in advance.
+      growth: knows the shapes of all stages, or not in advance.
       progress: the progress output.
 
     Raises:
@@ -247,6 +247,7 @@ def open_fleet_rounds(
             f"aggregation buffered has no use with {what}: the server must take a mean of the clients' plain changes; use "
             "fedit, fedprox, ffa-lora or one like them without a channel, or --aggregation synchronous."
         )
+    shapes = growth.shapes(training.config.layers)
     if shapes:
         _check_stages(fleet_rounds, shapes, progress)
     return fleet_rounds

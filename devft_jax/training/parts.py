@@ -247,8 +247,7 @@ def build_parts(
     if data is None:
         check_data_found(config)
     devices, compute = local_devices(config), resolve_compute(config)
-    notice = CompilationNotice(progress)
-    programs = CompiledPrograms(notice)
+    programs = CompiledPrograms(notice := CompilationNotice(progress))
     energy, memory = EnergyMeter(config, devices), MemoryMeter()
     with progress.doing("reading the model") as reading:
         opened, original_blocks = open_model(config, compute, model, partial(reading.count, things="tensors"))
@@ -260,7 +259,6 @@ def build_parts(
     cohort, hidden_states, most_per_step = _cohort(
         config, architecture, compute, algorithm, data, rounds, devices, programs, progress, scratch
     )
-    shapes = growth.shapes(architecture.layers) or ()
     depths = growth.depths(architecture.layers)
     submodels = Submodels(config, opened, original_blocks, dtype=compute.dtype, depths=depths, mesh=cohort.mesh)
     _report_shards(config.model_shards, submodels.base, progress)
@@ -280,7 +278,7 @@ def build_parts(
         probe=probe,
         data=data,
         rounds=rounds,
-        fleet_rounds=open_fleet_rounds(config, rounds, cohort.training, shapes, progress),
+        fleet_rounds=open_fleet_rounds(config, rounds, cohort.training, growth, progress),
         cohort=cohort,
         most_per_step=most_per_step,
         submodels=submodels,
