@@ -11,7 +11,7 @@ from devft_jax.config.warm_starts import warm_start_digest
 from devft_jax.data.sources import named_from_anywhere as data_from_anywhere
 from devft_jax.evaluation.benchmarks import whole_choice
 from devft_jax.files import checked_path, whole_path
-from devft_jax.fleets import tiers_or_file
+from devft_jax.fleets.tiers import tiers_or_file
 from devft_jax.models.huggingface.folder import named_from_anywhere as model_from_anywhere
 from devft_jax.options import identity_fields
 

@@ -15,7 +15,7 @@ from devft_jax.data import validate_data
 from devft_jax.developmental.schedule import validate_capacities
 from devft_jax.errors import InputError
 from devft_jax.federated.options import validate_learning_rate
-from devft_jax.fleets import tiers_or_file
+from devft_jax.fleets.tiers import tiers_or_file
 from devft_jax.models.options import validate_quantization
 from devft_jax.options import check_options, check_paths
 

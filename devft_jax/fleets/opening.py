@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from devft_jax.errors import InputError
-from devft_jax.files import checked_path, printable, whole_path
+from devft_jax.files import checked_path, printable
+from devft_jax.fleets.drawn import drawn_fleet
 from devft_jax.fleets.options import FleetOptions
 from devft_jax.fleets.profile import Fleet
-from devft_jax.fleets.tiers import TIERS, drawn_fleet, parse_shares
+from devft_jax.fleets.tiers import TIERS, parse_shares
 from devft_jax.fleets.traces import (
     fleet_of_devices,
     read_content,
@@ -20,15 +21,6 @@ from devft_jax.fleets.traces import (
     traced_presence,
 )
 from devft_jax.options import closest
-
-
-def tiers_or_file(fleet: str) -> str:
-    """A fleet as it is named in every working folder: shares of tiers as they are, a file by its absolute path.
-
-    Args:
-      fleet: as the option of that name.
-    """
-    return fleet if parse_shares(fleet) is not None else str(whole_path(checked_path(fleet, "fleet")))
 
 
 def open_fleet(options: FleetOptions, names: Sequence[str], ids: np.ndarray, seed: int) -> Fleet:

@@ -35,10 +35,11 @@ import numpy as np
 
 from devft_jax.errors import InputError
 from devft_jax.files import MOST_BYTES, decoded, json_objects, parse_json, printable
+from devft_jax.fleets.drawn import drawn_memory
 from devft_jax.fleets.draws import DEVICES, uniform_draws
 from devft_jax.fleets.presence import Presence
 from devft_jax.fleets.profile import Fleet
-from devft_jax.fleets.tiers import GIGABYTE, MEGABIT, TIERS, drawn_memory
+from devft_jax.fleets.tiers import GIGABYTE, MEGABIT, TIERS
 
 NUMBERS = ("gflops", "memory_gb", "down_mbit", "up_mbit")
 OPTIONAL = {"failure_rate": 0.0, "from_hour": 0.0, "to_hour": 24.0}

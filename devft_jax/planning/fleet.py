@@ -14,7 +14,11 @@ from devft_jax.config.run_config import RunConfig
 from devft_jax.data import length_buckets
 from devft_jax.developmental import StageShape
 from devft_jax.federated.round.client import LocalTraining
-from devft_jax.fleets import Course, Demand, Load, SimulatedRound, Simulation, open_fleet
+from devft_jax.fleets.buffered import Course
+from devft_jax.fleets.demand import Demand
+from devft_jax.fleets.opening import open_fleet
+from devft_jax.fleets.simulation import SimulatedRound, Simulation
+from devft_jax.fleets.timing import Load
 from devft_jax.training.fleet import buffered_server, demand_of, rules_of
 
 MOST_ROUNDS = 100

@@ -57,14 +57,18 @@ def _lost(stages: Sequence[SimulatedStageRecord]) -> str:
 
 def _table(tiers: dict[str, int], stages: Sequence[tuple[int, SimulatedStageRecord]]) -> str:
     header = ["", *(f"stage {number}" for number, _ in stages)]
+    able: list[list[Cell]] = [
+        [f"Can take part: {name}", *(f"{stage.eligible.get(name, 0):,} of {count:,}" for _, stage in stages)]
+        for name, count in tiers.items()
+    ]
+    fates: list[list[Cell]] = [
+        [words.capitalize(), *(f"{getattr(stage, name):,}" for _, stage in stages)] for name, words in FATES.items()
+    ]
     rows: list[list[Cell]] = [
         ["Memory of a client", *(readable(stage.memory_bytes, BYTES) for _, stage in stages)],
-        *(
-            [f"Can take part: {name}", *(f"{stage.eligible.get(name, 0):,} of {count:,}" for _, stage in stages)]
-            for name, count in tiers.items()
-        ),
+        *able,
         ["Participations begun", *(f"{stage.selected:,}" for _, stage in stages)],
-        *([words.capitalize(), *(f"{getattr(stage, name):,}" for _, stage in stages)] for name, words in FATES.items()),
+        *fates,
         ["Simulated time", *(readable(stage.seconds, SECONDS) for _, stage in stages)],
     ]
     return page.table("The fleet by stage", header, rows, "figures")

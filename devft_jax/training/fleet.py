@@ -16,23 +16,15 @@ from devft_jax.developmental import Growth, StageShape
 from devft_jax.errors import InputError
 from devft_jax.federated.round.client import LocalTraining
 from devft_jax.federated.work import Participants, Rounds
-from devft_jax.fleets import (
-    BufferedSimulation,
-    Course,
-    Demand,
-    Flight,
-    Load,
-    Rules,
-    SimulatedRound,
-    Simulation,
-    discount,
-    open_fleet,
-    stage_demand,
-)
-from devft_jax.fleets.timing import Times
+from devft_jax.fleets.buffered import BufferedSimulation, Course, Flight, discount
+from devft_jax.fleets.demand import Demand, stage_demand
+from devft_jax.fleets.opening import open_fleet
+from devft_jax.fleets.simulation import Rules, SimulatedRound, Simulation
+from devft_jax.fleets.timing import Load, Times
 from devft_jax.reporting import Progress
-from devft_jax.reporting.progress import readable_bytes, readable_seconds
+from devft_jax.reporting.progress import readable_bytes
 from devft_jax.reporting.units import counted
+from devft_jax.reporting.waiting import readable_seconds
 from devft_jax.storage.fleet_records import FleetRecord, FlightRecord, SimulatedRoundRecord, SimulatedStageRecord
 from devft_jax.training.state import State
 

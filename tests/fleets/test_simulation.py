@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from devft_jax.errors import RunError
 from devft_jax.federated.sampling import sample_cohort
+from devft_jax.fleets.drawn import drawn_fleet
 from devft_jax.fleets.presence import Presence
 from devft_jax.fleets.simulation import Rules, Simulation, outcome_of
-from devft_jax.fleets.tiers import drawn_fleet
 from devft_jax.fleets.timing import Load, Times
 from tests.fleets.test_timing import a_fleet
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from devft_jax.errors import InputError
-from devft_jax.fleets.tiers import MIXED, TIERS, drawn_fleet, parse_shares
+from devft_jax.fleets.drawn import drawn_fleet
+from devft_jax.fleets.tiers import MIXED, TIERS, parse_shares
 
 IDS = np.arange(400, dtype=np.uint32) * 7 + 1
 

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from devft_jax.errors import InputError
-from devft_jax.fleets import FleetOptions, open_fleet, tiers_or_file
+from devft_jax.fleets.opening import open_fleet
+from devft_jax.fleets.options import FleetOptions
+from devft_jax.fleets.tiers import tiers_or_file
 
 NAMES, IDS = ["a", "b"], np.array([11, 12], np.uint32)
 TABLE = """client,gflops,memory_gb,down_mbit,up_mbit,failure_rate,from_hour,to_hour,tier
