@@ -24,7 +24,9 @@ def seconds_for(amount: np.ndarray, rate: np.ndarray) -> np.ndarray:
     """
     amount, rate = np.broadcast_arrays(np.asarray(amount, float), np.asarray(rate, float))
     never = np.where(amount > 0, np.inf, 0.0)
-    return np.divide(amount, rate, out=never, where=(rate > 0) & (amount > 0))
+    # Quotients that no float can hold are infinity, as at a rate of 0, or 0.
+    with np.errstate(over="ignore", under="ignore"):
+        return np.divide(amount, rate, out=never, where=(rate > 0) & (amount > 0))
 
 
 @dataclass(frozen=True)

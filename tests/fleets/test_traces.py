@@ -76,7 +76,10 @@ HEADER = "client,gflops,memory_gb,down_mbit,up_mbit\n"
         (HEADER, r"fleet.csv names no client; write one line for each client."),
         ("client,gflops\na,1\n", r"fleet.csv:1 lacks the column memory_gb, down_mbit, up_mbit"),
         ('[{"client": "a"}]', r"fleet.csv, entry 1: gflops has no value"),
-        ('{"client": "a", "gflops": 1}\n{"client"', r"fleet.csv:2 is not valid JSON"),
+        (
+            '{"client": "a", "gflops": 1, "memory_gb": 1, "down_mbit": 1, "up_mbit": 1}\n{"client"',
+            r"fleet.csv:2 is not valid JSON",
+        ),
     ],
 )
 def test_a_broken_file_is_refused_with_its_line(tmp_path, text, message):
