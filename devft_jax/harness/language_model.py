@@ -17,12 +17,14 @@ from devft_jax.harness.meter import Meter
 from devft_jax.harness.rows import ScoringRequest, Tokens
 from devft_jax.harness.scoring import LogLikelihood, Scorer
 from devft_jax.harness.store import RequestStore, request_key
-from devft_jax.harness.texts import TextRequest, batches, fitted, text_options
+from devft_jax.harness.text_batches import batches
+from devft_jax.harness.texts import TextRequest, fitted, text_options
 from devft_jax.models.adapter import Adapter
 from devft_jax.models.generation.generate import generate
 from devft_jax.models.generation.options import GenerationOptions
 from devft_jax.models.huggingface.model import Model
 from devft_jax.models.llama import DEFAULT_COMPUTE, Compute
+from devft_jax.models.packed_attention import Prefix
 from devft_jax.reporting.progress import Progress
 
 try:
@@ -268,9 +270,14 @@ class LanguageModel(TemplateLM):
         first = {keys[number]: number for number in reversed(missing)}
         single = sorted(first.values())
         finished = 0
-        for batch in batches([requests[number] for number in single]):
-            numbers = [single[index] for index in batch]
-            texts = self._generated([requests[number] for number in numbers])
+        shared = np.zeros(0, np.int32)
+        prefix: Prefix | None = None
+        for batch in batches(requests, single):
+            if not np.array_equal(batch.shared, shared):
+                shared = batch.shared
+                prefix = self.scorer.prefix_of(shared) if len(shared) else None
+            numbers = batch.numbers
+            texts = self._generated([requests[number] for number in numbers], prefix)
             self._keep({keys[number]: text for number, text in zip(numbers, texts, strict=True)})
             answers |= dict(zip(numbers, texts, strict=True))
             self.computed += len(numbers)
@@ -280,8 +287,8 @@ class LanguageModel(TemplateLM):
             meter.advance(len(numbers), finished / len(single))
         return [answers[number if number in answers else first[keys[number]]] for number in range(len(requests))]
 
-    def _generated(self, requests: Sequence[TextRequest]) -> list[str]:
-        """Texts of requests with equal options."""
+    def _generated(self, requests: Sequence[TextRequest], prefix: Prefix | None) -> list[str]:
+        """Texts of requests with equal options; `prefix` is the cache of a beginning of all prompts."""
         completions = generate(
             self.model.config,
             self.scorer.base,
@@ -293,6 +300,7 @@ class LanguageModel(TemplateLM):
             compute=self.scorer.compute,
             row_ids=[request.row for request in requests],
             placement=self.scorer.divided if self.scorer.mesh.size > 1 else None,
+            prefix=prefix,
         )
         return [completion.text or "" for completion in completions]
 

@@ -10,12 +10,13 @@ from jax.sharding import NamedSharding
 
 from devft_jax.errors import InputError
 from devft_jax.harness.packing import SMALLEST_BUCKET, Group, Packed, bucket, plan
-from devft_jax.harness.passes import Prefix, Scores, Sequences, jit_extended, jit_scores
+from devft_jax.harness.passes import Scores, Sequences, jit_extended, jit_scores
 from devft_jax.harness.rows import Rows, ScoringRequest
 from devft_jax.models.adapter import Adapter
 from devft_jax.models.architecture import ModelConfig
 from devft_jax.models.base import Base
 from devft_jax.models.llama import DEFAULT_COMPUTE, Compute
+from devft_jax.models.packed_attention import Prefix
 from devft_jax.models.sharding import place_frozen
 from devft_jax.runtime.devices import OVER_DEVICES, client_mesh
 
@@ -110,6 +111,28 @@ class Scorer:
             found |= step.answers
         return [found[number] for number in range(len(requests))]
 
+    def prefix_of(self, tokens: np.ndarray) -> Prefix:
+        """The cache of a beginning, behind which texts are generated.
+
+        Args:
+          tokens: i32[n], ids.
+        """
+        packed = Packed(len(tokens))
+        packed.tokens[:], packed.positions[:] = tokens, np.arange(len(tokens))
+        return self.extend(None, packed, len(tokens))[0]
+
+    def extend(self, prefix: Prefix | None, packed: Packed, length: int) -> tuple[Prefix, Scores]:
+        """A cache with a sequence behind it, and what is scored in the sequence.
+
+        Args:
+          prefix: keys and values of the tokens before the sequence; None where there are none.
+          packed: the sequence, without branches.
+          length: tokens of the new cache.
+        """
+        size = len(packed.tokens)
+        extended = jit_extended(self.config, self.compute, self.mesh, bucket(length))
+        return extended(self.base, self.adapter, prefix, arrays_of([[packed]], 1, bucket(size)), np.int32(size))
+
     def steps(self, requests: Sequence[ScoringRequest]) -> Iterator[Step]:
         """The answers to requests as passes finish them, each once.
 
@@ -161,11 +184,8 @@ class _Run:
             yield from self.passes(inner, prefix)
 
     def _extend(self, group: Group, prefix: Prefix | None) -> tuple[Prefix, _Pending]:
-        scorer = self.scorer
         packed = Packed.of_prefix(self.rows, self.requests, group)
-        sequence = arrays_of([[packed]], 1, bucket(len(packed.tokens)))
-        extended = jit_extended(scorer.config, scorer.compute, scorer.mesh, bucket(group.length))
-        longer, scores = extended(scorer.base, scorer.adapter, prefix, sequence, np.int32(len(packed.tokens)))
+        longer, scores = self.scorer.extend(prefix, packed, group.length)
         return longer, _Pending(scores, [[packed]], len(packed.tokens))
 
     def _start(self, packed: list[Packed], prefix: Prefix | None) -> _Pending:

@@ -1,8 +1,8 @@
-"""Requests for texts: the harness's settings of generation in those of this package, and batches of equal ones."""
+"""Requests for texts: the harness's settings of generation in those of this package."""
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,18 +97,3 @@ def fitted(tokens: Tokens, options: GenerationOptions, max_length: int) -> tuple
         wanted = max_length // 2
         options = dataclasses.replace(options, max_new_tokens=wanted)
     return np.array(tokens[-(max_length - wanted) :], np.int32), options
-
-
-def batches(requests: Sequence[TextRequest]) -> Iterator[list[int]]:
-    """Numbers of requests that are answered together: of equal options, about equally long, the longest first.
-
-    Args:
-      requests: any.
-    """
-    groups: dict[GenerationOptions, list[int]] = {}
-    for number, request in enumerate(requests):
-        groups.setdefault(request.options, []).append(number)
-    for options, numbers in groups.items():
-        numbers.sort(key=lambda number: (-len(requests[number].tokens), number))
-        size = options.generation_batch
-        yield from (numbers[first : first + size] for first in range(0, len(numbers), size))

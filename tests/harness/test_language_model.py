@@ -1,5 +1,6 @@
 """The model as the harness's backend: what it makes of texts, and how its answers are kept."""
 
+import dataclasses
 import io
 import math
 from types import SimpleNamespace
@@ -133,6 +134,39 @@ def test_texts_end_at_what_the_task_names(language_model, base):
     assert texts == [answer.text.split("k")[0] for answer in answers]
     assert texts[0] == texts[3]
     assert model.computed == 3
+
+
+def test_worked_examples_of_all_prompts_are_read_once(word_tokenizer, tmp_path, monkeypatch):
+    """The same texts, of whole prompts and of a resumed evaluation, and passes that read the rest of each prompt alone."""
+    config = dataclasses.replace(MODEL, max_length=256)
+    model = Model(config, random_base(config), word_tokenizer(words=WORDS))
+    examples = " ".join(np.random.default_rng(0).choice(WORDS, 100).tolist())
+    settings = {"until": ["k"], "max_gen_toks": 9}
+    asked = requests(*((f"{examples} {rest}", settings) for rest in ("a b c", "d", "e f", "g h i j")))
+    read = []
+
+    def recorded(*arguments, prefix, **options):
+        read.append(None if prefix is None else int(prefix.length))
+        return generate(*arguments, prefix=prefix if sharing else None, **options)
+
+    monkeypatch.setattr("devft_jax.harness.language_model.generate", recorded)
+
+    def texts(some, store=None):
+        made = LanguageModel(model, devices=jax.devices()[:1], batch=3, store=store)
+        return made.generate_until(some), made.computed
+
+    sharing = False
+    expected, _ = texts(asked)
+    sharing = True
+    found, _ = texts(asked)
+    assert found == expected
+    assert len(set(found)) > 1
+    assert read == [101] * 4
+    # Half of the texts are there already; the others are generated behind the same cache.
+    store = RequestStore(tmp_path / "requests.jsonl")
+    assert texts(asked[:2], store) == (expected[:2], 2)
+    assert texts(asked, store) == (expected, 2)
+    assert read[4:] == [101, 101]
 
 
 def test_settings_of_one_batch_do_not_reach_another(language_model):

@@ -1,10 +1,10 @@
-"""The harness's settings of generation, and which requests are answered together."""
+"""The harness's settings of generation."""
 
 import numpy as np
 import pytest
 
 from devft_jax.errors import InputError
-from devft_jax.harness.texts import TextRequest, batches, fitted, text_options
+from devft_jax.harness.texts import TextRequest, fitted, text_options
 
 
 def options(**settings):
@@ -37,17 +37,6 @@ def test_prompts_are_cut_on_the_left_to_leave_room():
     tokens, shorter = fitted(range(100), options(max_gen_toks=1280), 64)
     assert shorter.max_new_tokens == 32
     assert tokens.tolist() == list(range(68, 100))
-
-
-def test_batches_are_of_equal_options_and_hold_every_request_once():
-    short, long = options(max_gen_toks=5), options(max_gen_toks=6)
-    requests = [TextRequest(np.arange(size, dtype=np.int32), short if size % 2 else long) for size in range(1, 20)]
-    found = list(batches(requests))
-    assert sorted(number for batch in found for number in batch) == list(range(19))
-    assert all(len({requests[number].options for number in batch}) == 1 for batch in found)
-    assert max(map(len, found)) == 4
-    sizes = [len(requests[number].tokens) for batch in found[:3] for number in batch]
-    assert sizes == sorted(sizes, reverse=True)
 
 
 def test_random_draws_follow_the_content_and_not_the_place():

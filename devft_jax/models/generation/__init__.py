@@ -5,6 +5,9 @@ its cache has the key and value of its token at position j, so that position p o
 a sliding window of w tokens, j > p - w. An entry of padding is overwritten by the token at its position before any later
 token sees it. A row's tokens therefore do not depend on the other rows of its batch.
 
+Where all prompts begin with the same tokens, a cache of these may be given (`devft_jax.models.packed_attention.Prefix`). It
+is copied into the cache of every row, and only what comes behind it is read of each prompt.
+
 Decoding is compiled as a chunk of several tokens. Between chunks the host searches for stop strings, which may span token
 borders, and marks finished rows; within a chunk the device checks for end tokens. Prompts of one bucket share one compiled
 program, whatever their number.

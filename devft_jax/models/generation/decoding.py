@@ -12,6 +12,7 @@ from devft_jax.models.attention import Attention
 from devft_jax.models.base import Base
 from devft_jax.models.generation.sampling import Method, draw_tokens
 from devft_jax.models.llama import DEFAULT_COMPUTE, Compute, causal_attention, logits_of, run_layers
+from devft_jax.models.packed_attention import Prefix, packed_attention
 
 STATIC = ("config", "compute", "method")
 """Static arguments of the compiled programs."""
@@ -61,6 +62,7 @@ def begin(
     temperature: jax.Array,
     top_p: jax.Array,
     *,
+    prefix: Prefix | None = None,
     slots: int,
     config: ModelConfig,
     compute: Compute,
@@ -71,22 +73,24 @@ def begin(
     Args:
       base: frozen weights.
       adapter: the adapter, or None.
-      tokens: i32[B, P], padded on the right.
-      lengths: i32[B], lengths of the prompts.
+      tokens: i32[B, P], padded on the right, behind the prefix.
+      lengths: i32[B], lengths of the prompts, behind the prefix.
       done: bool[B], rows for which nothing is drawn.
       keys: key[B], random keys of the rows.
       ends: i32[n], tokens that end a row.
       temperature: as in `draw_tokens`.
       top_p: as in `draw_tokens`.
+      prefix: keys and values of the tokens with which all prompts begin; None where they are read with each prompt.
       slots: S, slots of the cache.
       config: the architecture.
       compute: execution choices.
       method: the sampling method.
     """
-    logits, cache = prefill(config, base, adapter, tokens, lengths, slots=slots, compute=compute)
+    logits, cache = prefill(config, base, adapter, tokens, lengths, prefix=prefix, slots=slots, compute=compute)
     step = jnp.int32(0)
     token = draw_tokens(method, logits, keys, step, temperature, top_p)
-    return State(cache, token, lengths, done | jnp.isin(token, ends), step + 1, keys)
+    position = lengths if prefix is None else prefix.length + lengths
+    return State(cache, token, position, done | jnp.isin(token, ends), step + 1, keys)
 
 
 @partial(jax.jit, static_argnames=(*STATIC, "chunk"), donate_argnames="state")
@@ -151,6 +155,7 @@ def prefill(
     tokens: jax.Array,
     lengths: jax.Array,
     *,
+    prefix: Prefix | None = None,
     slots: int,
     compute: Compute = DEFAULT_COMPUTE,
 ) -> tuple[jax.Array, Cache]:
@@ -160,27 +165,45 @@ def prefill(
       config: the architecture.
       base: frozen weights.
       adapter: the adapter, or None.
-      tokens: i32[B, P], padded on the right.
-      lengths: i32[B], lengths of the prompts, at least 1.
-      slots: S, at least P.
+      tokens: i32[B, P], padded on the right, behind the prefix.
+      lengths: i32[B], lengths of the prompts behind the prefix, at least 1.
+      prefix: keys and values of the tokens with which all prompts begin; None where they are read with each prompt.
+      slots: S, at least P, and room for the longest prompt behind the prefix.
       compute: execution choices.
 
     Returns:
-      Logits f32[B, V] after the last token of every prompt, and the cache.
+      Logits f32[B, V] after the last token of every prompt, and the cache, of the prefix too.
     """
     length = tokens.shape[1]
-    causal = causal_attention(config, compute, length)
+    positions = jnp.arange(length, dtype=jnp.int32)
+    shared = None if prefix is None else (prefix.keys, prefix.values)
+    if prefix is None:
+        mixing = causal_attention(config, compute, length)
+    else:
+        positions += prefix.length
+        ends = jnp.full((1, length), length, jnp.int32)
+        mixing = packed_attention(positions[None], ends, prefix_length=prefix.length, window=config.sliding_window)
 
-    def attend(queries: jax.Array, keys: jax.Array, values: jax.Array, cache: None) -> tuple[jax.Array, Cache]:
-        mixed, _ = causal(queries, keys, values, cache)
-        room = ((0, 0), (0, slots - length), (0, 0), (0, 0))
-        return mixed, Cache(jnp.pad(keys, room), jnp.pad(values, room))
+    def attend(
+        queries: jax.Array, keys: jax.Array, values: jax.Array, first: tuple[jax.Array, jax.Array] | None
+    ) -> tuple[jax.Array, Cache]:
+        mixed, _ = mixing(queries, keys, values, first)
+        if first is None:
+            room = ((0, 0), (0, slots - length), (0, 0), (0, 0))
+            return mixed, Cache(jnp.pad(keys, room), jnp.pad(values, room))
+        return mixed, Cache(_behind(first[0], keys, positions, slots), _behind(first[1], values, positions, slots))
 
-    hidden, cache = run_layers(
-        config, base, adapter, tokens, jnp.arange(length, dtype=jnp.int32), attend=attend, compute=compute
-    )
+    hidden, cache = run_layers(config, base, adapter, tokens, positions, attend=attend, cache=shared, compute=compute)
     last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
     return logits_of(base, last), cache
+
+
+def _behind(shared: jax.Array, own: jax.Array, positions: jax.Array, slots: int) -> jax.Array:
+    """A layer's cache [B, slots, K, E] of rows [B, T, K, E] at `positions` behind a beginning [K, S, E] that they share."""
+    shared = shared.swapaxes(0, 1)[:slots]
+    shared = jnp.pad(shared, ((0, slots - len(shared)), (0, 0), (0, 0)))
+    # Only padding may be behind the last slot; it is written nowhere.
+    return jnp.broadcast_to(shared, (len(own), *shared.shape)).at[:, positions].set(own, mode="drop")
 
 
 def decode_step(
