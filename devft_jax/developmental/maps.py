@@ -17,6 +17,7 @@ updates only the first layer of each group.
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any, Self
 
 import jax
@@ -65,6 +66,27 @@ class LayerMap:
           num_layers: L.
         """
         return cls(jnp.asarray(np.eye(num_layers, dtype=np.float32)), jnp.asarray(np.arange(num_layers, dtype=np.int32)))
+
+    @classmethod
+    def of_layers(cls, num_layers: int, layers: Sequence[int] | np.ndarray) -> Self:
+        """A submodel of some of the layers, each unchanged; the layers left out keep their own LoRA.
+
+        Args:
+          num_layers: L.
+          layers: the layers of the submodel, in the order in which they run, each once.
+
+        Raises:
+          ValueError: there is none, one is outside 0..L-1, or one occurs twice.
+        """
+        chosen = np.asarray(layers)
+        whole = chosen.ndim == 1 and chosen.size > 0 and np.issubdtype(chosen.dtype, np.integer)
+        if not whole or len(set(chosen.tolist())) < chosen.size or chosen.min() < 0 or chosen.max() >= num_layers:
+            raise ValueError(
+                f"layers {chosen.tolist()} are no selection: give one or more of the layers 0..{num_layers - 1}, each once."
+            )
+        assign = np.full(num_layers, -1, np.int32)
+        assign[chosen] = np.arange(chosen.size)
+        return cls(jnp.asarray(np.eye(num_layers, dtype=np.float32)[chosen]), jnp.asarray(assign))
 
     @classmethod
     def top(cls, num_layers: int, num_groups: int) -> Self:

@@ -17,6 +17,7 @@ from devft_jax.developmental import (
     layer_similarity,
     transition_gap,
 )
+from devft_jax.developmental.layer_map import check_layer_map
 from tests.developmental.weights import (
     assert_trees_close,
     assert_trees_equal,
@@ -65,6 +66,20 @@ class TestLayerMap:
         stacked = jax.vmap(lambda beta: fusing_map().fuse * beta)(jnp.arange(2.0))
         assert stacked.shape == (2, 3, LAYERS)
         assert jax.tree.map(lambda leaf: None, mapped).fuse is None
+
+    def test_of_layers_selects_them_in_the_given_order_and_no_other_layer_takes_part(self):
+        tree = on_device(stack(0, LAYERS))
+        mapped = LayerMap.of_layers(LAYERS, [4, 1])
+        check_layer_map(mapped, LAYERS)
+        assert mapped.selected().tolist() == [4, 1]
+        assert mapped.assign.tolist() == [-1, 1, -1, -1, 0, -1]
+        assert_trees_equal(fuse(mapped, tree), layers_of(tree, [4, 1]))
+        assert LayerMap.of_layers(LAYERS, range(LAYERS)).is_identity
+
+    @pytest.mark.parametrize("layers", [[], [0, 0], [-1], [LAYERS], [0.5], [[0, 1]]])
+    def test_of_layers_refuses_what_is_no_selection(self, layers):
+        with pytest.raises(ValueError, match=r"give one or more of the layers 0\.\.5, each once"):
+            LayerMap.of_layers(LAYERS, layers)
 
     def test_identity_is_recognised_and_nothing_else_is(self):
         assert LayerMap.identity(4).is_identity

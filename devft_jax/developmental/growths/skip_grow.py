@@ -15,7 +15,6 @@ stage change does not change the full model.
 import dataclasses
 from collections.abc import Callable
 
-import jax.numpy as jnp
 import numpy as np
 
 from devft_jax.developmental.growth import FixedGrowth
@@ -94,10 +93,7 @@ class SkipGrow(FixedGrowth):
             return None
         if capacities[stage] == num_layers:
             return LayerMap.identity(num_layers)
-        layers = np.array(self.most_influential(capacities[stage]))
-        assign = np.full(num_layers, -1, np.int32)
-        assign[layers] = np.arange(len(layers))
-        return LayerMap(jnp.asarray(np.eye(num_layers, dtype=np.float32)[layers]), jnp.asarray(assign))
+        return LayerMap.of_layers(num_layers, self.most_influential(capacities[stage]))
 
 
 def make(options: TextOptions, num_layers: int) -> SkipGrow:
