@@ -54,6 +54,10 @@ class _Memory:
     def write(self, positions: np.ndarray, rows: np.ndarray) -> None:
         self._array[positions] = rows
 
+    @property
+    def disk_bytes(self) -> int:
+        return 0
+
 
 class _Disk:
     """One leaf of all clients, in a sparse file; not memory-mapped, because mapped pages would count as memory."""
@@ -82,6 +86,11 @@ class _Disk:
                 f"the clients' rows could not be stored in {where} ({error.strerror}); free space there and run again."
             ) from error
 
+    @property
+    def disk_bytes(self) -> int:
+        # The unit of `st_blocks` is 512 bytes, whatever the file system's blocks are.
+        return 512 * os.fstat(self._file.fileno()).st_blocks
+
 
 class Rows:
     """The rows of N clients, of which some may have none.
@@ -95,17 +104,19 @@ class Rows:
     Attributes:
       row: as given.
       stored: bool[N], which rows were written.
+      whole_bytes: size of all N rows, written or not.
     """
 
     def __init__(self, row: PyTree, clients: int, *, in_memory: int = MOST_IN_MEMORY, folder: Path | None = None):
         self.row = row
         self.stored = np.zeros(clients, bool)
         leaves, self._structure = jax.tree.flatten(row)
-        size = clients * sum(int(np.prod(leaf.shape, dtype=np.int64)) * np.dtype(leaf.dtype).itemsize for leaf in leaves)
+        each = sum(int(np.prod(leaf.shape, dtype=np.int64)) * np.dtype(leaf.dtype).itemsize for leaf in leaves)
+        self.whole_bytes = clients * each
         self._leaves: list[_Memory | _Disk] = [
             _Memory(clients, leaf.shape, np.dtype(leaf.dtype))
             # A leaf without elements cannot be read from a file.
-            if size <= in_memory or not np.prod(leaf.shape)
+            if self.whole_bytes <= in_memory or not np.prod(leaf.shape)
             else _Disk(clients, leaf.shape, np.dtype(leaf.dtype), folder)
             for leaf in leaves
         ]
@@ -120,6 +131,11 @@ class Rows:
             leaf.write(positions, np.asarray(new))
         if self._leaves:
             self.stored[positions] = True
+
+    @property
+    def disk_bytes(self) -> int:
+        """Bytes of disk that the written rows take up to now, in whole blocks of the file system; 0 for rows in memory."""
+        return sum(leaf.disk_bytes for leaf in self._leaves)
 
 
 def blocks(positions: np.ndarray) -> Iterator[np.ndarray]:

@@ -88,8 +88,18 @@ def test_a_file_that_is_cut_off_is_refused(tmp_path):
 def test_a_population_takes_no_room_before_it_takes_part(tmp_path):
     row = jax.ShapeDtypeStruct((1000, 1000), jnp.float32)
     rows = Rows(row, 100_000, folder=tmp_path)  # 400 GB
+    assert rows.whole_bytes == 4 * 10**11
+    assert rows.disk_bytes == 0
     rows.put(np.array([99_999]), np.ones((1, 1000, 1000), np.float32))
     assert rows.take(np.array([99_999])).sum() == 1e6
+    assert 4 * 10**6 <= rows.disk_bytes < 5 * 10**6
+
+
+def test_rows_in_memory_take_no_disk():
+    rows = Rows(ROW, 4)
+    rows.put(np.arange(4), rows_of(4))
+    assert rows.disk_bytes == 0
+    assert rows.whole_bytes == 4 * (24 + 1 + 8)
 
 
 def test_a_full_disk_is_said_in_one_sentence(tmp_path, monkeypatch):
