@@ -74,21 +74,7 @@ def configuration(work: Work, **changes: Any) -> RunConfig:
 
 def federated_data(work: Work) -> FederatedData:
     """The work's examples, each client holding those of its own steps."""
-    count = len(work.lengths)
-    inside = np.arange(work.rows.shape[1]) < work.lengths[:, None]
-    answers = np.arange(work.rows.shape[1]) >= work.prompt_lengths[:, None]
-    examples = Examples(
-        tokens=work.rows[inside],
-        is_answer=answers[inside],
-        starts=np.cumsum(work.lengths) - work.lengths,
-        lengths=work.lengths,
-        prompt_lengths=work.prompt_lengths,
-        record_index=np.arange(count),
-        answers=np.zeros(count, np.int32),
-        category_codes=np.full(count, -1, np.int32),
-        category_names=(),
-        truncated=np.zeros(count, bool),
-    )
+    examples = Examples.of_rows(work.rows, lengths=work.lengths, prompt_lengths=work.prompt_lengths)
     held = np.sort(work.order.reshape(work.clients, -1))
     clients = tuple(Client(str(index), index, own) for index, own in enumerate(held))
     return FederatedData(examples, clients, "iid", None, "completion")

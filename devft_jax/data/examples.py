@@ -34,6 +34,41 @@ class Examples:
     category_names: tuple[str, ...]
     truncated: np.ndarray
 
+    @classmethod
+    def of_rows(
+        cls, rows: np.ndarray, *, lengths: np.ndarray | None = None, prompt_lengths: np.ndarray | None = None
+    ) -> "Examples":
+        """Examples of one prompt and one answer each, from token ids that are at hand.
+
+        Args:
+          rows: i32[N, T], the token ids of each example, padded on the right.
+          lengths: i64[N], the tokens of each example; by default T.
+          prompt_lengths: i32[N], the tokens before each answer; by default 1: all tokens after the first are learned.
+
+        Raises:
+          ValueError: a length does not fit its row.
+        """
+        count, longest = rows.shape
+        lengths = np.full(count, longest, np.int64) if lengths is None else np.asarray(lengths, np.int64)
+        prompts = np.ones(count, np.int32) if prompt_lengths is None else np.asarray(prompt_lengths, np.int32)
+        for name, each, least, most in (("lengths", lengths, 1, longest), ("prompt_lengths", prompts, 0, lengths)):
+            if each.shape != (count,) or (each < least).any() or (each > most).any():
+                raise ValueError(f"{name} do not fit: give each of the {count} rows one, and no more than its tokens.")
+        places = np.arange(longest)
+        inside = places < lengths[:, None]
+        return cls(
+            tokens=rows[inside].astype(np.int32),
+            is_answer=np.broadcast_to(places >= prompts[:, None], rows.shape)[inside],
+            starts=np.cumsum(lengths) - lengths,
+            lengths=lengths,
+            prompt_lengths=prompts,
+            record_index=np.arange(count),
+            answers=np.zeros(count, np.int32),
+            category_codes=np.full(count, -1, np.int32),
+            category_names=(),
+            truncated=np.zeros(count, bool),
+        )
+
     def __len__(self) -> int:
         """N."""
         return len(self.lengths)
