@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from devft_jax.files import printable
 
@@ -73,9 +73,9 @@ class Picture:
     title: str
     width: int
     height: int
-    body: Sequence[str]
+    body: Sequence[str] = field(repr=False)
     left: int = 16
-    style: str = ""
+    style: str = field(default="", repr=False)
 
     def document(self) -> str:
         """The picture as a file of its own."""
@@ -88,6 +88,10 @@ class Picture:
             f'<text class="title" x="{self.left}" y="26">{name}</text>',
         ]
         return "\n".join([*parts, *self.body, "</svg>"]) + "\n"
+
+    def _repr_svg_(self) -> str:
+        """How Jupyter shows a picture that is the last value of a cell."""
+        return self.document()
 
     def inline(self, *, decoration: bool = False) -> str:
         """The picture without title and style, for a page that has both.
@@ -104,3 +108,23 @@ class Picture:
                 "</svg>",
             ]
         )
+
+
+def beside(title: str, pictures: Sequence[Picture], *, gap: int = 20) -> Picture:
+    """Several pictures side by side in one, each below its own title.
+
+    Args:
+      title: title of the whole.
+      pictures: from left to right, at least one.
+      gap: free pixels between two of them.
+    """
+    parts, x, top = [], 0, TITLE_HEIGHT + 4
+    for picture in pictures:
+        size = f'width="{picture.width}" height="{picture.height}"'
+        parts.append(f'<svg x="{x}" y="{top}" {size} viewBox="0 0 {picture.width} {picture.height}">')
+        parts.append(f'<text class="strong" x="{picture.left}" y="26">{escape(picture.title)}</text>')
+        parts += [*picture.body, "</svg>"]
+        x += picture.width + gap
+    styles = dict.fromkeys(picture.style for picture in pictures)
+    height = top + max(picture.height for picture in pictures)
+    return Picture(title, x - gap, height, parts, left=pictures[0].left, style="".join(styles))
