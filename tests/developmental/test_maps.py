@@ -17,7 +17,7 @@ from devft_jax.developmental import (
     layer_similarity,
     transition_gap,
 )
-from devft_jax.developmental.layer_map import check_layer_map
+from devft_jax.developmental.maps import check_layer_map
 from tests.developmental.weights import (
     assert_trees_close,
     assert_trees_equal,
