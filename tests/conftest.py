@@ -5,6 +5,7 @@ import ctypes
 import functools
 import gc
 import os
+import signal
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -51,6 +52,9 @@ LOWERED = [
     for module, name in ((pxla, "_cached_lowering_to_hlo"), (pjit, "_pjit_lower"))
     if hasattr(module, name)
 ]
+
+# Under nohup the tests would ignore the signal that they send, and so would the processes that they start.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 settings.register_profile("devft", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("devft")

@@ -97,4 +97,6 @@ def test_the_options_of_a_method_have_defaults_and_bounds():
     assert "--rank-shrink FLOAT" in words
     assert "Allowed: in (0, 1]. (default: 0.99)" in words
     assert "Allowed: momentum, update. (default: momentum)" in " ".join(method_text("fedadam").split())
-    assert "but not weighting, message_dtype or channel: it sends no message" in " ".join(method_text("central").split())
+    assert "but not weighting, message_dtype, channel or fleet: it sends no message" in " ".join(
+        method_text("central").split()
+    )
