@@ -118,6 +118,7 @@ TRAITS = {
     "fedsvd": Traits(both, only_b, mean="products"),
     "fedmomentum": Traits(of_all, both, mean="products"),
     "rest-of-world": Traits(both_and_rank, both),
+    "dual-adapters": Traits(both, both),
     "local-only": Traits(nothing, nothing),
     "central": Traits(both, both, mean="factors", neutral={}),
 }

@@ -18,7 +18,7 @@ from tests.federated.harness import BASE, aggregated, init, participant, trained
 from tests.federated.records import OPTIONS, WEIGHTS, assert_same_model, first, noise, stage_of, still, trained, update
 from tests.tiny import CONFIG
 
-UNFIT = ("flora", "fedsa-lora", "dofit", "c2a", "hetlora", "federa", "flasc", "rest-of-world", "local-only")
+UNFIT = ("flora", "fedsa-lora", "dofit", "c2a", "hetlora", "federa", "flasc", "rest-of-world", "dual-adapters", "local-only")
 FUSED = LayerMap(jnp.array([[0.9, 0.1, 0, 0], [0, 0, 0.5, 0.5]], jnp.float32), jnp.array([0, 0, 1, 1], jnp.int32))
 IDENTITY = LayerMap.identity(CONFIG.layers)
 

@@ -22,7 +22,7 @@ from devft_jax.federated.algorithms.options import (
     FlexLoraOptions,
     HetLoraOptions,
     LoraFairOptions,
-    RestOfWorldOptions,
+    OwnShareOptions,
     ServerOptimizerOptions,
 )
 from devft_jax.federated.channels.options import ChannelOptions
@@ -43,7 +43,7 @@ OPTIONS = (
     FedRotLoraOptions,
     FlexLoraOptions,
     LoraFairOptions,
-    RestOfWorldOptions,
+    OwnShareOptions,
 )
 """The dataclasses that declare options of single algorithms."""
 
@@ -59,7 +59,7 @@ class MethodConfig(
     FedRotLoraOptions,
     FlexLoraOptions,
     LoraFairOptions,
-    RestOfWorldOptions,
+    OwnShareOptions,
     ChannelOptions,
 ):
     """All options from which an algorithm and its channel are made."""
@@ -312,6 +312,16 @@ _OWN = (
         reads=("own_share",),
         ignores=("weighting",),
         because="takes the plain mean over clients",
+    ),
+    own(
+        "devft_jax.federated.algorithms.dual_adapters:dual_adapters",
+        name="dual-adapters",
+        reference="after Yang et al., Dual-Personalizing Adapter for Federated Foundation Models, NeurIPS 2024, without its "
+        "weighting of single instances",
+        message="a and b of the shared adapter of every adapted layer, both ways",
+        state="clients: their own a and b",
+        reads=("own_share",),
+        averages=True,
     ),
     own(
         "devft_jax.federated.algorithms.local_only:local_only",

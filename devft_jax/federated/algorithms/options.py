@@ -134,8 +134,8 @@ class LoraFairOptions(MethodOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RestOfWorldOptions(MethodOptions):
-    """The options of rest-of-world."""
+class OwnShareOptions(MethodOptions):
+    """The options of methods in which a client's model has an adapter of its own beside a common one."""
 
     own_share: float = option(0.5, of="algorithm", within="(0, 1]", remedy="0.5 is usual")
-    """Weight of a client's own adapter in its model; the mean of the others' has the rest."""
+    """Weight of a client's own adapter in its model; the mean of the others' or the shared one has the rest."""

@@ -42,7 +42,7 @@ from devft_jax.federated.algorithm import (
     in_message_dtype,
 )
 from devft_jax.federated.algorithms import described
-from devft_jax.federated.algorithms.options import RestOfWorldOptions
+from devft_jax.federated.algorithms.options import OwnShareOptions
 from devft_jax.federated.messages import Unsent
 from devft_jax.models.adapter import Adapter, LoraFactors
 from devft_jax.models.architecture import ModelConfig
@@ -119,11 +119,11 @@ def of_others(mean: Lora, seen: jax.Array, row: Row) -> Lora:
 
 
 def mixed(own: Lora, rest: Lora, share: float) -> Lora:
-    """Factors of omega a_i b_i + (1 - omega) a_-i b_-i, of twice the rank.
+    """Factors of omega a_i b_i + (1 - omega) a b, of twice the rank.
 
     Args:
       own: a client's own factors.
-      rest: those of the rest of the world.
+      rest: a and b, those beside them.
       share: omega.
     """
 
@@ -149,7 +149,7 @@ def transfer(full: Server, stage: Server, layer_map: LayerMap, mode: str) -> Ser
     return Server(initial, total, stage.seen)
 
 
-def rest_of_world(config: RestOfWorldOptions) -> Algorithm:
+def rest_of_world(config: OwnShareOptions) -> Algorithm:
     """Personal adapters beside the mean of the others, with the configured adapters and `own_share`.
 
     Args:
