@@ -22,7 +22,7 @@ from devft_jax.config.execution import local_devices, resolve_compute
 from devft_jax.config.methods import algorithm_of
 from devft_jax.config.run_config import RunConfig
 from devft_jax.config.validation import validate
-from devft_jax.data import Examples, check_data_found, fitted_lengths, some_examples
+from devft_jax.data import Examples, check_data_found, some_examples
 from devft_jax.developmental import LayerGrams, LayerMap, StageShape
 from devft_jax.developmental.schedule import planned_capacities
 from devft_jax.errors import InputError
@@ -34,7 +34,7 @@ from devft_jax.models.llama import Compute
 from devft_jax.options import check_options
 from devft_jax.planning.options import PlanOptions
 from devft_jax.planning.planner import Planner
-from devft_jax.probing.gradients import Gradient, Slopes, alignment, gradient_shares
+from devft_jax.probing.gradients import alignment, gradient_shares
 from devft_jax.probing.options import DEFAULT_PLANS, ProbeOptions
 from devft_jax.probing.plans import Plan, Submodel, map_key, parse_plan, submodels
 from devft_jax.probing.results import Cost, Measured, Probe
@@ -42,13 +42,10 @@ from devft_jax.reporting import Progress
 from devft_jax.runtime.compiled import CompiledPrograms
 from devft_jax.runtime.devices import client_mesh, usual_arithmetic, versions
 from devft_jax.training.checks import check_ranks
+from devft_jax.training.gradients import Gradient, Slopes
 from devft_jax.training.probe import block_influence, probe_examples, text_similarity
 from devft_jax.training.submodels import Submodels, open_model
 
-ROWS = 4
-"""Examples run at once by default, so that a pass of a small model takes about a gigabyte."""
-LENGTHS = 2
-"""Most padded lengths: every further one is another program to compile for every depth."""
 FULL = "full model"
 """The name of the full model among the plans."""
 
@@ -211,18 +208,16 @@ class _Prober:
 
     def __init__(self, opened: _Opened, examples: Examples):
         self._opened, config, compute = opened, opened.config, opened.compute
-        lengths = fitted_lengths(examples.lengths, LENGTHS)
-        self.length = lengths[-1]
         self.slopes = Slopes(
             opened.model.config,
             compute,
             examples,
             targets=config.targets,
-            lengths=lengths,
-            rows=config.examples_per_pass or ROWS,
+            rows=config.examples_per_pass,
             mesh=opened.mesh,
             programs=opened.programs,
         )
+        self.length = self.slopes.length
         self._planner = Planner(dataclasses.replace(config, max_length=self.length), PlanOptions(), opened.model.config)
         self._costs: dict[StageShape, Cost] = {}
         self._found: dict[tuple[bytes | int | str, ...], Figures] = {}

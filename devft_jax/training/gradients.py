@@ -1,0 +1,131 @@
+"""The loss of an untuned model and its gradient with respect to the adapted weights.
+
+The gradient G = dL/dW is measured as that of a dense correction of the frozen weights (`Adapter.delta`), at zero or at
+corrections that are there. It is thus computed in the forward and backward pass of training, also on a packed base.
+`devft_jax.probing.gradients` compares the gradients of submodels; `devft_jax.federated.gradient_directions` begins adapters
+at them.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from devft_jax.data import Examples, evaluation_batches, fitted_lengths
+from devft_jax.models.adapter import Adapter
+from devft_jax.models.architecture import ModelConfig
+from devft_jax.models.base import Base
+from devft_jax.models.llama import Compute
+from devft_jax.models.loss import completion_loss
+from devft_jax.models.sharding import partition_specs, place
+from devft_jax.runtime.compiled import CompiledPrograms, shared_programs
+from devft_jax.runtime.devices import CLIENT_AXIS, MODEL_AXIS, OVER_DEVICES
+
+Gradient = dict[str, np.ndarray]
+"""The gradient of the mean loss of the answers' tokens, f32[L, in, out] of every projection."""
+
+ROWS = 4
+"""Examples run at once by default, so that a pass of a small model takes about a gigabyte."""
+LENGTHS = 2
+"""Most padded lengths: every further one is another program to compile for every depth."""
+
+
+@dataclass(frozen=True)
+class Slope:
+    """Loss and gradient of one model.
+
+    Attributes:
+      loss: mean negative log-likelihood of the answers' tokens, nats.
+      gradient: of the adapted projections in the layers that have an adapter.
+    """
+
+    loss: float
+    gradient: Gradient
+
+
+@shared_programs
+def jit_slope(config: ModelConfig, compute: Compute, mesh: Mesh) -> jax.stages.Wrapped:
+    """(base, corrections, sums so far, tokens i32[B, T], mask bool[B, T]) -> the sums, with those of these examples added.
+
+    A sum is (negative log-likelihood of the answers' tokens f32[], its gradient with respect to the corrections).
+    """
+
+    def of_device(base: Base, delta: dict[str, jax.Array], tokens: jax.Array, mask: jax.Array) -> tuple:
+        def loss(delta: dict[str, jax.Array]) -> jax.Array:
+            adapter = Adapter(lora={}, scale=jnp.float32(1.0), delta=delta)
+            # The sum, not the mean, so that batches add up.
+            return completion_loss(config, base, adapter, tokens, mask, compute=compute, count=jnp.int32(1))
+
+        return jax.lax.psum(jax.value_and_grad(loss)(delta), (CLIENT_AXIS, MODEL_AXIS))
+
+    def slope(base: Base, delta: dict[str, jax.Array], sums: tuple, tokens: jax.Array, mask: jax.Array) -> tuple:
+        specs = (partition_specs(base), PartitionSpec(), OVER_DEVICES, OVER_DEVICES)
+        over_devices = jax.shard_map(of_device, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False)
+        return jax.tree.map(jnp.add, sums, over_devices(base, delta, tokens, mask))
+
+    return jax.jit(slope, donate_argnums=2)
+
+
+class Slopes:
+    """Measures models on one set of examples, which are divided over the devices.
+
+    Args:
+      config: the architecture at full depth.
+      compute: how models are executed.
+      examples: the data.
+      targets: the adapted projections.
+      mesh: the devices.
+      programs: keeps compiled programs.
+      lengths: padded lengths, ascending; by default a few that fit the examples.
+      rows: examples run at once, rounded up to a multiple of the devices; None for `ROWS`.
+
+    Attributes:
+      tokens: number of the answers' tokens.
+      length: the longest padded length.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        compute: Compute,
+        examples: Examples,
+        *,
+        targets: Sequence[str],
+        mesh: Mesh,
+        programs: CompiledPrograms,
+        lengths: Sequence[int] | None = None,
+        rows: int | None = None,
+    ):
+        self._config, self._compute, self._targets = config, compute, targets
+        self._mesh, self._programs = mesh, programs
+        lengths = fitted_lengths(examples.lengths, LENGTHS) if lengths is None else lengths
+        self.length = lengths[-1]
+        at_once = -(-min(rows or ROWS, len(examples)) // mesh.size) * mesh.size
+        self._batches = [(tokens, mask) for _, tokens, mask in evaluation_batches(examples, at_once, lengths)]
+        self.tokens = sum(int(mask.sum()) for _, mask in self._batches)
+
+    def __call__(self, base: Base, layers: int, corrections: Mapping[str, Any] | None = None) -> Slope:
+        """Measure one model.
+
+        Args:
+          base: the model, on the devices.
+          layers: number of its last layers that have an adapter.
+          corrections: of the weights of these layers, at which the model is measured, f32[layers, in, out] of every adapted
+            projection; None for the model itself.
+        """
+        program = jit_slope(self._config, self._compute, self._mesh)
+
+        def zeros() -> dict[str, np.ndarray]:
+            return {name: np.zeros((layers, *self._config.projection_shape(name)), np.float32) for name in self._targets}
+
+        delta = zeros() if corrections is None else jax.device_get(dict(corrections))
+        delta, sums = place((delta, (np.zeros((), np.float32), zeros())), self._mesh)
+        split = NamedSharding(self._mesh, OVER_DEVICES)
+        for batch in self._batches:
+            sums = self._programs.call("slope", program, base, delta, sums, *jax.device_put(batch, split))
+        loss, gradient = jax.device_get(sums)
+        return Slope(float(loss) / self.tokens, jax.tree.map(lambda leaf: leaf / np.float32(self.tokens), gradient))
