@@ -73,6 +73,7 @@ def option(
     remedy: str | None = None,
     of: str | None = None,
     when: Mapping[str, tuple[str, ...]] | None = None,
+    also: Mapping[str, tuple[str, ...]] | None = None,
     beside: str | None = None,
     needs: Sequence[Need] = (),
     execution: bool = False,
@@ -93,6 +94,7 @@ def option(
       remedy: what the error message recommends, such as "0.05 is usual"; by default the bound itself.
       of: "algorithm" or "growth" for an option that only methods with its name in their `reads` use.
       when: by the names of other options, the values under which this option is read.
+      also: by the names of other options, the values under which this option is read whatever else is declared.
       beside: an option that excludes this one: this one has an effect only if the other is None or is not read.
       needs: further conditions under which it has an effect.
       execution: whether it changes how a run is executed, but not what it computes.
@@ -103,7 +105,7 @@ def option(
     """
     declared: dict[str, Any] = {"choices": None if choices is None else tuple(choices), "needs": tuple(needs) or None}
     declared |= {"at_least": at_least, "above": above, "at_most": at_most, "within": within, "remedy": remedy}
-    declared |= {"of": of, "when": when, "beside": beside}
+    declared |= {"of": of, "when": when, "also": also, "beside": beside}
     metadata = {name: value for name, value in declared.items() if value is not None}
     marks = {"execution": execution, "path": path, "verbatim": verbatim, "operand": operand, "each_once": each_once}
     return dataclasses.field(default=default, metadata=metadata | {name: True for name, mark in marks.items() if mark})

@@ -10,7 +10,7 @@ says which methods read it. What counts as *given*:
     in Python               the arguments of `RunConfig(...)` that differ from the defaults. A configuration derived by
                             `dataclasses.replace` has values that were meant for another run, and is not checked.
 
-The conditions of an option are declared with it (`when`, `beside`, `needs` of `devft_jax.options.option`). What the
+The conditions of an option are declared with it (`when`, `also`, `beside`, `needs` of `devft_jax.options.option`). What the
 algorithm and the growth read is declared in their records: an option of single methods (`of`) is read by the methods that
 list it in `reads`, any other option by all methods that do not list it in `ignores`.
 
@@ -67,6 +67,8 @@ def unread(config: RunConfig, objects: Collection[str] = ()) -> dict[str, Unread
 def _reasons(config: RunConfig, name: str) -> Iterator[Unread]:
     """Every reason why an option has no effect; the most decisive first."""
     declared = DECLARED[name]
+    if any(getattr(config, decider) in values for decider, values in declared.get("also", {}).items()):
+        return
     for kind in METHODS:
         chosen = getattr(config, kind)
         method = record_in(config, kind)

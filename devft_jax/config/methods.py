@@ -303,10 +303,10 @@ def _made(make: Callable[..., Any], options: MethodConfig, *own: Any) -> Any:
 @functools.lru_cache(maxsize=64)
 def _begun(made: "Algorithm", options: MethodConfig) -> "Algorithm":
     """An algorithm whose factors begin where the options say."""
-    if options.initialization == "pissa":
-        from devft_jax.federated.principal import from_principal_directions
+    if options.initialization != "lora":
+        from devft_jax.federated.directions import from_directions
 
-        return from_principal_directions(made, options, options.message_dtype)
+        return from_directions(made, options, options.message_dtype)
     return made
 
 

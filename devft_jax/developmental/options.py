@@ -65,6 +65,8 @@ MEASURES = Condition(
     "has no effect with a similarity of weights",
     f"use --similarity {', '.join(OF_TEXT[:-1])} or {OF_TEXT[-1]}",
 )
+GRADIENT = {"initialization": ("lora-ga",)}
+"""A run with this choice measures a gradient on public text, whatever the growth."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,10 +109,10 @@ class CapacityOptions(StageOptions):
 class TextOptions(CapacityOptions):
     """Public text on which layers are measured."""
 
-    probe_data: str | None = option(None, of="growth", path=True, needs=(MEASURES,))
-    """Public text on which layers are measured, named like `data`; by default generated tasks, none of which is a built-in
-    test record."""
-    probe_examples: int = option(32, of="growth", at_least=1, at_most=10**7, needs=(MEASURES,))
+    probe_data: str | None = option(None, of="growth", path=True, needs=(MEASURES,), also=GRADIENT)
+    """Public text on which layers, or the gradient of `initialization` lora-ga, are measured, named like `data`; by default
+    generated tasks, none of which is a built-in test record."""
+    probe_examples: int = option(32, of="growth", at_least=1, at_most=10**7, needs=(MEASURES,), also=GRADIENT)
     """Number of its examples."""
 
 

@@ -28,16 +28,16 @@ whole factors. Clients start from the rounded downlink, which both sides know, a
 A method whose server needs its participants' messages separately puts each into its own slot of the sums (`Share.slot`),
 whose memory then grows with the cohort.
 
-At a stage change `submodel` maps the full-depth server state to the new stage's submodel, `enter` completes it from the
-stage's frozen weights if a method uses them, and `transfer` maps what the stage learned back to every layer; `submodel_row`
-and `transfer_row` do the same for what each client keeps, without a message.
+At a stage change `submodel` maps the full-depth server state to the new stage's submodel, `orient` and `enter` complete it
+from the gradient of the loss and from the stage's frozen weights if a method uses them, and `transfer` maps what the stage
+learned back to every layer; `submodel_row` and `transfer_row` do the same for what each client keeps, without a message.
 
 The evaluated model is `view(server)`, the one global model; or, if an algorithm has `personal`, every client's own model
 `personal(server, row)`, all of them on the same held-out data, reported as mean and spread over clients. `consensus` is then
 the one model that represents all of theirs, if there is one.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -218,6 +218,9 @@ class Algorithm(Description):
       enter: (Server of the stage, the stage's Base) -> Server of the stage, called once at its beginning, outside of `jit`;
         the base is on one device or, if it does not fit there, in host memory (numpy). It is also traced for the shapes
         of its result.
+      orient: (Server of the stage, gradient {projection: f32[G, in, out]} of the loss on public text with respect to the
+        adapted weights) -> Server of the stage, called once at its beginning before `enter`; shapes stay. None if the state
+        does not depend on the gradient, which is then not measured.
       start_from: (Server at full depth before the first round, WarmStart) -> Server of a run that begins with an adapter; by
         default the factors of the adapter that the state is, or has as `adapter`, are replaced.
       known: Server -> what every client knows without a message.
@@ -239,7 +242,7 @@ class Algorithm(Description):
       layered: whether the first axis of every trained leaf is the stage's layers, so that some layers can be frozen.
       low_rank: whether its models are low-rank adapters and corrections of weights, which can be written for other tools.
       principal: whether its factors may begin anywhere, such as at the principal directions of the weights
-        (`devft_jax.federated.principal`): its state has one adapter, and all clients start from whole factors of it.
+        (`devft_jax.federated.directions`): its state has one adapter, and all clients start from whole factors of it.
       pools: whether one participant holds all clients' examples and trains the steps of all clients of a round one after
         the other. It is the server itself, so nothing is sent and no byte is counted.
     """
@@ -255,6 +258,7 @@ class Algorithm(Description):
     submodel: Callable[[PyTree, LayerMap], PyTree]
     transfer: Callable[[PyTree, PyTree, LayerMap, str], PyTree]
     enter: Callable[[PyTree, Base], PyTree] = same_server
+    orient: Callable[[PyTree, Mapping[str, Any]], PyTree] | None = None
     start_from: Callable[[PyTree, WarmStart], PyTree] = with_factors
     known: Callable[[PyTree], PyTree] = empty
     address: Callable[[PyTree, PyTree], PyTree] = same_message

@@ -33,9 +33,9 @@ class LoraOptions:
     rslora: bool = option(False, needs=[GIVEN_ALPHA])
     """Scale the update by alpha / sqrt(rank), as in rsLoRA, instead of alpha / rank: the size of its first steps then does
     not fall with the rank."""
-    initialization: str = option("lora", choices=("lora", "pissa"))
-    """Where the factors begin: at a random a and b = 0 (lora), or at the principal directions of each weight, beside what is
-    left of it (pissa)."""
+    initialization: str = option("lora", choices=("lora", "pissa", "lora-ga"))
+    """Where the factors begin: at a random a and b = 0 (lora), or beside what is left of each weight at its principal
+    directions (pissa) or at those of the loss's gradient on public text, `probe_data` (lora-ga)."""
     dropout: float = option(0.05, within="[0, 1)", remedy="0.05 is usual")
     """Probability of dropping an input element of the low-rank product while training."""
     targets: tuple[str, ...] = option(("q", "v"), choices=PROJECTIONS, each_once=True)

@@ -15,10 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from devft_jax.data import Examples, evaluation_batches, fitted_lengths
+from devft_jax.config.run_config import RunConfig
+from devft_jax.data import Examples, evaluation_batches, fitted_lengths, public_examples
+from devft_jax.errors import InputError
+from devft_jax.federated.algorithm import Algorithm
 from devft_jax.models.adapter import Adapter
 from devft_jax.models.architecture import ModelConfig
 from devft_jax.models.base import Base
+from devft_jax.models.huggingface.model import Model
 from devft_jax.models.llama import Compute
 from devft_jax.models.loss import completion_loss
 from devft_jax.models.sharding import partition_specs, place
@@ -129,3 +133,37 @@ class Slopes:
             sums = self._programs.call("slope", program, base, delta, sums, *jax.device_put(batch, split))
         loss, gradient = jax.device_get(sums)
         return Slope(float(loss) / self.tokens, jax.tree.map(lambda leaf: leaf / np.float32(self.tokens), gradient))
+
+
+def slopes_on_public_text(
+    config: RunConfig, model: Model, algorithm: Algorithm, compute: Compute, mesh: Mesh, programs: CompiledPrograms
+) -> Slopes | None:
+    """What measures the gradients at which a run's factors begin; None for an algorithm that reads none.
+
+    Args:
+      config: names the public text, as for a growth that measures layers.
+      model: the run's model.
+      algorithm: what clients train and send.
+      compute: how models are executed.
+      mesh: the devices.
+      programs: keeps compiled programs.
+
+    Raises:
+      InputError: the text cannot be read, or has no answers.
+    """
+    if algorithm.orient is None:
+        return None
+    if model.tokenizer is None:
+        raise InputError(
+            f"initialization {config.initialization} measures a gradient on text, but the given model has no tokenizer; "
+            "pass one with it, or use --initialization lora."
+        )
+    examples = public_examples(config.probe_data, config.probe_examples, model.tokenizer, config)
+    own: dict[str, Any] = {"targets": config.targets, "rows": config.examples_per_pass, "mesh": mesh, "programs": programs}
+    slopes = Slopes(model.config, compute, examples, **own)
+    if slopes.tokens == 0:
+        raise InputError(
+            f"probe_data {config.probe_data} has no answer, on which initialization {config.initialization} measures the "
+            "gradient; name text with answers."
+        )
+    return slopes

@@ -59,6 +59,7 @@ from devft_jax.runtime.devices import client_mesh, versions
 from devft_jax.training.checks import check_cohort, check_held_out, check_ranks, check_tokens
 from devft_jax.training.fleet import FleetRounds, open_fleet_rounds
 from devft_jax.training.given import check_given_algorithm, check_given_growth
+from devft_jax.training.gradients import Slopes, slopes_on_public_text
 from devft_jax.training.hidden_states import HiddenStates
 from devft_jax.training.probe import block_influence, probe_examples, text_similarity
 from devft_jax.training.stages import check_composition, plan_stages
@@ -70,6 +71,7 @@ _PROGRAMS = {
     "chunk": "what clients train",
     "evaluate": "what evaluates held-out data",
     "prefix": "the layers below",
+    "slope": "the gradient on public text",
     "finalize": "the server's step",
 }
 """Compiled programs that take a while, in words for the progress output."""
@@ -113,6 +115,7 @@ class Parts:
       stage_rounds: rounds of every stage as configured; a resumed or shortened run may have others, see `RunTotals`.
       algorithm: what clients train and send, and how the server aggregates.
       probe: public text on which layers are measured for the growth; None if it needs no measurement.
+      slopes: measures the gradient at which a stage's factors begin; None if they begin elsewhere.
       data: the clients' data (of one client if the algorithm pools them), and held-out data.
       rounds: who takes part in which round, with which examples.
       fleet_rounds: who takes part on the clients' simulated devices; None without a fleet.
@@ -141,6 +144,7 @@ class Parts:
     stage_rounds: tuple[int, ...]
     algorithm: Algorithm
     probe: Examples | None
+    slopes: Slopes | None
     data: FederatedData
     rounds: Rounds
     fleet_rounds: FleetRounds | None
@@ -251,15 +255,14 @@ def build_parts(
     energy, memory = EnergyMeter(config, devices), MemoryMeter()
     with progress.doing("reading the model") as reading:
         opened, original_blocks = open_model(config, compute, model, partial(reading.count, things="tensors"))
-    architecture = opened.config
-    growth, algorithm, stage_rounds = _methods(config, architecture, growth, algorithm)
-    warm_start = read_warm_start(config, architecture)
+    growth, algorithm, stage_rounds = _methods(config, opened.config, growth, algorithm)
+    warm_start = read_warm_start(config, opened.config)
     probe = None if growth.measured else probe_examples(config, opened.tokenizer)
     data, rounds = _data(config, opened, algorithm, data, progress)
     cohort, hidden_states, most_per_step = _cohort(
-        config, architecture, compute, algorithm, data, rounds, devices, programs, progress, scratch
+        config, opened.config, compute, algorithm, data, rounds, devices, programs, progress, scratch
     )
-    depths = growth.depths(architecture.layers)
+    depths = growth.depths(opened.config.layers)
     submodels = Submodels(config, opened, original_blocks, dtype=compute.dtype, depths=depths, mesh=cohort.mesh)
     _report_shards(config.model_shards, submodels.base, progress)
     return Parts(
@@ -276,13 +279,14 @@ def build_parts(
         stage_rounds=stage_rounds,
         algorithm=algorithm,
         probe=probe,
+        slopes=slopes_on_public_text(config, opened, algorithm, compute, cohort.mesh, programs),
         data=data,
         rounds=rounds,
         fleet_rounds=open_fleet_rounds(config, rounds, cohort.training, growth, progress),
         cohort=cohort,
         most_per_step=most_per_step,
         submodels=submodels,
-        evaluator=Evaluator(algorithm, _held_out(config, architecture, compute, data, devices, programs), programs),
+        evaluator=Evaluator(algorithm, _held_out(config, opened.config, compute, data, devices, programs), programs),
         hidden_states=hidden_states,
         clients=profiled_clients(data, opened.base.embed, config.seed),
         warm_start=warm_start,

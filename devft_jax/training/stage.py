@@ -8,7 +8,8 @@ end       what the submodel learned is transferred to every layer of its group
 import dataclasses
 import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -32,7 +33,7 @@ from devft_jax.training.stages import after_round, check_composition
 from devft_jax.training.state import State, new_stage_record
 from devft_jax.typing import PyTree
 
-STAGE_PROGRAMS = ("chunk", "prefix", "zero_sums", "add", "finalize", "broadcast", "adapter_norms")
+STAGE_PROGRAMS = ("chunk", "prefix", "zero_sums", "add", "finalize", "broadcast", "adapter_norms", "slope")
 """The programs of a stage's rounds, which have the shapes of its submodel."""
 
 
@@ -99,6 +100,8 @@ def _enter(parts: Parts, state: State, stage: int, history: Sequence[RoundRecord
     state.bank.enter(layer_map)
     state.base = submodels.fused(layer_map, blocks)
     state.server = algorithm.submodel(state.full, layer_map)
+    if algorithm.orient is not None:
+        state.server = _oriented(parts, state)
     if algorithm.enter is not same_server:
         state.server = _entered(parts, state)
     jax.block_until_ready((state.base, state.server))
@@ -127,15 +130,30 @@ def _check_announced(parts: Parts, stage: int, layer_map: LayerMap) -> None:
         )
 
 
+def _oriented(parts: Parts, state: State) -> PyTree:
+    """A stage's state, completed from the gradient of its untrained model's loss on public text."""
+    assert parts.slopes is not None
+    assert parts.algorithm.orient is not None
+    corrections = parts.algorithm.view(state.server).delta
+    layers = len(next(iter(corrections.values())))
+    gradient = parts.slopes(state.base, layers, corrections).gradient
+    return _completed(parts, parts.algorithm.orient, state.server, gradient)
+
+
 def _entered(parts: Parts, state: State) -> PyTree:
     """A stage's state, completed from the frozen weights of the layers that have an adapter."""
-    submodels = parts.submodels
-    base = above(submodels.on_one_device(state.base), state.layer_map)
-    if submodels.home is None:
-        return parts.algorithm.enter(state.server, base)
-    with jax.default_device(submodels.home):
-        entered = jax.device_get(parts.algorithm.enter(jax.device_get(state.server), base))
-    return jax.device_put(entered)
+    base = above(parts.submodels.on_one_device(state.base), state.layer_map)
+    return _completed(parts, parts.algorithm.enter, state.server, base)
+
+
+def _completed(parts: Parts, complete: Callable[[PyTree, Any], PyTree], server: PyTree, with_what: Any) -> PyTree:
+    """A stage's state after a function of the algorithm, in host memory if the base does not fit on one device."""
+    home = parts.submodels.home
+    if home is None:
+        return complete(server, with_what)
+    with jax.default_device(home):
+        completed = jax.device_get(complete(jax.device_get(server), with_what))
+    return jax.device_put(completed)
 
 
 def above(base: Base, layer_map: LayerMap) -> Base:

@@ -221,7 +221,7 @@ def _with_server(channel: Channel, algorithm: Algorithm, sending: Algorithm) -> 
     def enter(server: KeptByServer, base: Base) -> KeptByServer:
         return server.replace(own=algorithm.enter(server.own, base))
 
-    personal, consensus = sending.personal, sending.consensus
+    orient, personal, consensus = algorithm.orient, sending.personal, sending.consensus
     return dataclasses.replace(
         sending,
         state=f"{sending.state}; server: the state of the channel {channel.name}",
@@ -234,6 +234,7 @@ def _with_server(channel: Channel, algorithm: Algorithm, sending: Algorithm) -> 
         submodel=submodel,
         transfer=transfer,
         enter=same_server if algorithm.enter is same_server else enter,
+        orient=None if orient is None else lambda server, gradient: server.replace(own=orient(server.own, gradient)),
         start_from=lambda server, start: server.replace(own=algorithm.start_from(server.own, start)),
         init_row=own_traits if sending.init_row is own_traits else lambda server, trait: sending.init_row(server.own, trait),
         personal=None if personal is None else lambda server, row: personal(server.own, row),
