@@ -17,7 +17,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from devft_jax.config.run_config import RunConfig
 from devft_jax.data import Examples, evaluation_batches, fitted_lengths, public_examples
-from devft_jax.errors import InputError
 from devft_jax.federated.algorithm import Algorithm
 from devft_jax.models.adapter import Adapter
 from devft_jax.models.architecture import ModelConfig
@@ -149,21 +148,10 @@ def slopes_on_public_text(
       programs: keeps compiled programs.
 
     Raises:
-      InputError: the text cannot be read, or has no answers.
+      InputError: the text cannot be read, or the model has no tokenizer.
     """
     if algorithm.orient is None:
         return None
-    if model.tokenizer is None:
-        raise InputError(
-            f"initialization {config.initialization} measures a gradient on text, but the given model has no tokenizer; "
-            "pass one with it, or use --initialization lora."
-        )
     examples = public_examples(config.probe_data, config.probe_examples, model.tokenizer, config)
     own: dict[str, Any] = {"targets": config.targets, "rows": config.examples_per_pass, "mesh": mesh, "programs": programs}
-    slopes = Slopes(model.config, compute, examples, **own)
-    if slopes.tokens == 0:
-        raise InputError(
-            f"probe_data {config.probe_data} has no answer, on which initialization {config.initialization} measures the "
-            "gradient; name text with answers."
-        )
-    return slopes
+    return Slopes(model.config, compute, examples, **own)

@@ -115,6 +115,8 @@ def test_a_presets_options_are_nobodys_choice(name, growth, algorithm):
         ("--algorithm ffa-lora --lora-plus-ratio 16", "lora_plus_ratio 16.0 has no effect with the algorithm ffa-lora"),
         ("--algorithm flora --initialization pissa", "initialization pissa needs an algorithm whose clients all start from"),
         ("--initialization pissa --message-dtype bfloat16", "message_dtype bfloat16 would round the principal directions"),
+        ("--initialization lora-ga --message-dtype float16", "message_dtype float16 would round the gradient's directions"),
+        ("--algorithm c2a --initialization lora-ga", "initialization lora-ga has no effect with the algorithm c2a"),
         ("--algorithm c2a --rank 8", "rank 8 has no effect with the algorithm c2a, which generates adapters by"),
         ("--algorithm central --message-dtype bfloat16", "message_dtype bfloat16 has no effect with the algorithm central"),
         ("--algorithm local-only --weighting uniform", "weighting uniform has no effect with the algorithm local-only"),

@@ -87,6 +87,10 @@ def test_so_do_algorithms_whose_factors_begin_at_principal_directions(name):
     assert_begins_with(made(name, initialization="pissa"), warm(rank=5))
 
 
+def test_so_do_algorithms_whose_factors_begin_at_a_gradients_directions():
+    assert_begins_with(made("fedit", initialization="lora-ga"), warm(rank=5))
+
+
 @pytest.mark.parametrize("channel", ["int8", "topk=0.1", "lowrank=2"])
 @pytest.mark.parametrize("name", ["fedit", "fedsa-lora"])
 def test_so_do_algorithms_whose_clients_send_through_a_channel(name, channel):

@@ -183,7 +183,9 @@ def test_end_to_end_training_is_one_stage_without_submodels():
     assert "submodels, to" not in to_text(plan)
 
 
-@pytest.mark.parametrize("options", [{"channel": "int8"}, {"initialization": "pissa"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"channel": "int8"}, {"initialization": "pissa"}, {"initialization": "lora-ga"}], ids=str
+)
 def test_the_papers_convention_counts_other_methods_without_what_suits_this_one_alone(options):
     plain = RunConfig(growth="devft")
     assert make_plan(dataclasses.replace(plain, **options)).convention == make_plan(plain).convention

@@ -63,12 +63,16 @@ SUBSET = [
 LORA: dict[str, dict[str, object]] = {
     "as by default": {},
     "pissa": {"initialization": "pissa"},
+    "lora-ga": {"initialization": "lora-ga"},
     "two rates": {"lora_plus_ratio": 4.0, "rslora": True, "alpha": 4.0},
 }
 OTHER_LORA = [
     ("fedit", "devft", "pissa"),
     ("fedmomentum", "progfed", "pissa"),
     ("scaffold", "end-to-end", "pissa"),
+    ("fedit", "devft", "lora-ga"),
+    ("rolora", "progfed", "lora-ga"),
+    ("fedavgm", "end-to-end", "lora-ga"),
     ("fedit", "end-to-end", "two rates"),
     ("rolora", "devft", "two rates"),
     ("rest-of-world", "progfed", "two rates"),
