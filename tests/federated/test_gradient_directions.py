@@ -17,7 +17,7 @@ from devft_jax.federated.gradient_directions import gradient_factors
 from devft_jax.testing import check_algorithm
 from tests.federated.harness import BASE, init, participant
 from tests.federated.records import OPTIONS, first, trained, update
-from tests.federated.test_principal import FUSED, IDENTITY, UNFIT
+from tests.federated.test_directions import FUSED, IDENTITY, UNFIT
 from tests.tiny import CONFIG
 
 # Twice the rank is the number of directions of the narrowest projection's gradient.

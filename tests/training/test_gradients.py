@@ -78,6 +78,17 @@ def test_factors_begin_at_the_gradient_of_what_the_stage_begins_as(chosen, choic
         np.testing.assert_allclose(added, began[name], atol=1e-5)
 
 
+def test_devices_that_hold_the_base_together_begin_at_the_same_factors(chosen):
+    found = []
+    for shards in (1, 2):
+        config = dataclasses.replace(chosen, growth="end-to-end", devices=2, model_shards=shards)
+        trainer, state = begun(config)
+        found.append(trainer.parts.algorithm.view(state.server))
+    for name in TARGETS:
+        spans = [np.asarray(each.lora[name].a) @ np.swapaxes(np.asarray(each.lora[name].a), 1, 2) for each in found]
+        np.testing.assert_allclose(*spans, atol=1e-3)
+
+
 def test_packed_weights_stay_packed_and_the_model_is_the_base(chosen):
     trainer, state = begun(dataclasses.replace(chosen, quantization="int8", growth="end-to-end"))
     zero = jax.tree.map(jnp.zeros_like, state.server.delta)
