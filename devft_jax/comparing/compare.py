@@ -9,6 +9,7 @@ and .html; runs.csv; `scores/` with the final models' scores on benchmark tasks.
 """
 
 import dataclasses
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,7 +133,7 @@ def _compared(request: Request, out: Path, progress: Progress, stop: StopRequest
         seeds=request.seeds,
         target=target,
         target_given=options.target_loss is not None,
-        tuning_seed=options.tuning_seed if options.learning_rates else None,
+        tuning_seeds=options.tuning_seeds if options.learning_rates else (),
         rates=options.learning_rates or (),
         common=request.common,
         command=command,
@@ -140,12 +141,13 @@ def _compared(request: Request, out: Path, progress: Progress, stop: StopRequest
 
 
 def _tuned(entries: Mapping[Entry, Configured], options: CompareOptions, runs: Runs) -> dict[Entry, Tuning]:
-    """Held-out loss on the tuning seed by rate, for every arm under each budget; empty if nothing is tuned."""
+    """Mean held-out loss over the tuning seeds by rate, for every arm under each budget; empty if nothing is tuned."""
     jobs = {
-        (entry, rate): runs.job(
-            without_task_scores(dataclasses.replace(each.config, seed=options.tuning_seed, learning_rate=(rate,))),
+        (entry, rate, seed): runs.job(
+            without_task_scores(dataclasses.replace(each.config, seed=seed, learning_rate=(rate,))),
             f"{each.arm.name} at learning rate {rate:g}",
         )
+        for seed in options.tuning_seeds
         for entry, each in entries.items()
         for rate in options.learning_rates or ()
     }
@@ -156,8 +158,12 @@ def _tuned(entries: Mapping[Entry, Configured], options: CompareOptions, runs: R
     if all(outcome.finished and outcome.final_loss is None for outcome in outcomes.values()):
         raise InputError("learning_rates needs held-out data to choose by; give --test-data or --test-fraction.")
     found: dict[Entry, Tuning] = {}
-    for (entry, rate), job in jobs.items():
-        found.setdefault(entry, {})[rate] = outcomes[job.name].final_loss
+    for entry in entries:
+        for rate in options.learning_rates or ():
+            losses = [outcomes[jobs[entry, rate, seed].name].final_loss for seed in options.tuning_seeds]
+            known = [loss for loss in losses if loss is not None]
+            # A rate that fails on one seed is not chosen.
+            found.setdefault(entry, {})[rate] = statistics.fmean(known) if len(known) == len(losses) else None
     return found
 
 

@@ -143,7 +143,7 @@ def to_plain(comparison: Comparison) -> dict[str, Any]:
         "seeds": comparison.seeds,
         "target": comparison.target,
         "target_given": comparison.target_given,
-        "tuning_seed": comparison.tuning_seed,
+        "tuning_seeds": list(comparison.tuning_seeds),
         "rates": comparison.rates,
         "common": config_to_plain(comparison.common),
         "command": comparison.command,

@@ -36,14 +36,14 @@ class CompareOptions:
     """Held-out loss, in nats per token, to whose cost runs are compared; by default the mean of the reference's final
     losses."""
     learning_rates: tuple[float, ...] | None = option(None, above=0, each_once=True, remedy="give positive rates")
-    """Learning rates from which every arm gets the best by held-out loss, in one run each on the tuning seed; by default
+    """Learning rates from which every arm gets the best by held-out loss, in one run each on every tuning seed; by default
     arms have the rates of the configuration."""
     evaluations: int = option(8, at_least=0, remedy="use 0 to evaluate only at the ends of stages")
     """About how often the full model is evaluated on held-out data during a run, at the same rounds in every arm; if
     evaluate_every is given, it is used instead. 0 evaluates only at the ends of stages, which are at different rounds in
     each arm. Arms in which every client has its own model, all of which would be evaluated, are always evaluated only at
     the ends."""
-    tuning_seed: int = option(1000, within="[0, 2^32)", remedy="name another")
-    """Seed of the search for a learning rate; must not be one of the seeds."""
+    tuning_seeds: tuple[int, ...] = option((1000,), within="[0, 2^32)", each_once=True, remedy="name others")
+    """Seeds of the search for a learning rate, over which its losses are averaged; must not be among the seeds."""
     out: str = path("runs/compare")
     """The comparison's folder: absent, empty or a comparison's, whose runs are then shared."""

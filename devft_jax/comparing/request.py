@@ -139,9 +139,9 @@ def _equal_bytes(arms: Sequence[Configured], rounds: int, options: CompareOption
 def _check_rates(options: CompareOptions, seeds: Sequence[int], fixed: Sequence[str]) -> None:
     if options.learning_rates is None:
         return
-    if options.tuning_seed in seeds:
+    if shared := sorted({*options.tuning_seeds} & {*seeds}):
         raise InputError(
-            f"tuning_seed {options.tuning_seed} is among the seeds, which would favour the rates chosen on it; name another."
+            f"tuning_seeds {shared[0]} is among the seeds, which would favour the rates chosen on it; name another."
         )
     if fixed:
         raise InputError(

@@ -214,7 +214,7 @@ class Comparison:
       target: held-out loss that runs should reach; None if it is not known.
       target_given: whether the user gave it; if not, it is the mean of the reference's final losses under the first
         budget.
-      tuning_seed: seed of the search for a learning rate; None if there was none.
+      tuning_seeds: seeds of the search for a learning rate; empty if there was none.
       rates: rates of that search; empty if there was none.
       common: the options that all arms share.
       command: the command that made the comparison.
@@ -226,7 +226,7 @@ class Comparison:
     seeds: Sequence[int]
     target: float | None
     target_given: bool
-    tuning_seed: int | None
+    tuning_seeds: Sequence[int]
     rates: Sequence[float]
     common: RunConfig
     command: str

@@ -240,7 +240,17 @@ def tuning_table(comparison: Comparison, budget: Budget) -> Table | None:
         chosen = rate_of(arm) if any(loss is not None for loss in losses.values()) else "none"
         rows.append([arm.name, *shown, chosen])
     heads = [f"{rate:g}" for rate in comparison.rates]
-    return Table(f"Learning rates, held-out loss on seed {comparison.tuning_seed}", ["", *heads, "chosen"], rows)
+    return Table(f"Learning rates, held-out loss on {seeds_in_words(comparison)}", ["", *heads, "chosen"], rows)
+
+
+def seeds_in_words(comparison: Comparison) -> str:
+    """The seeds of the search for a learning rate, in words.
+
+    Args:
+      comparison: one with such a search.
+    """
+    seeds = ", ".join(map(str, comparison.tuning_seeds))
+    return f"seed {seeds}" if len(comparison.tuning_seeds) == 1 else f"seeds {seeds} (mean)"
 
 
 def column_parts(rows: Sequence[Sequence[str]], width: int) -> list[list[int]]:

@@ -15,7 +15,7 @@ from devft_jax.comparing.measures import (
     mean_of,
 )
 from devft_jax.comparing.results import Budget, Comparison
-from devft_jax.comparing.tables import cell, rate_of
+from devft_jax.comparing.tables import cell, rate_of, seeds_in_words
 
 
 def verdict(comparison: Comparison) -> list[str]:
@@ -179,8 +179,8 @@ def _rates(comparison: Comparison) -> str:
             {arm.name for budget in comparison.budgets for arm in budget.arms if ends & {*arm.config.learning_rate}}
         )
         said = (
-            f"Every arm's learning rate is the best of {grid} by held-out loss in one run on seed {comparison.tuning_seed}, "
-            "which is not among the seeds above; the held-out examples are the same as in the results."
+            f"Every arm's learning rate is the best of {grid} by held-out loss in one run on {seeds_in_words(comparison)}, "
+            "not among the seeds above; the held-out examples are the same as in the results."
         )
         return said + (
             f" The rate of {_listed(edge)} is at an end of these rates: a better one may lie beyond." if edge else ""

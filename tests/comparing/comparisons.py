@@ -70,8 +70,8 @@ def comparison(*arms, kinds=("rounds",), target=None, given=False, rates=(), **c
     budgets = [Budget(kind, f"Equal {kind}: as many", arms) for kind in kinds]
     seeds = tuple(outcome.seed for outcome in arms[0].outcomes)
     common = RunConfig(rounds=4, evaluate_every=1)
-    tuning_seed = 1000 if rates else None
-    made = Comparison(budgets, arms[0].name, seeds, target, given, tuning_seed, rates, common, "devft compare")
+    tuning_seeds = (1000,) if rates else ()
+    made = Comparison(budgets, arms[0].name, seeds, target, given, tuning_seeds, rates, common, "devft compare")
     return dataclasses.replace(made, **changes)
 
 

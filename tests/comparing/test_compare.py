@@ -132,9 +132,9 @@ def test_a_name_follows_what_is_computed_and_when_it_is_judged(config):
         (["--arms", "fedit", "--budget-of", "fedit"], "but the budget is rounds; also give --budget bytes"),
         (["--arms", "local-only", "--budget", "bytes"], "the budget is bytes and no arm sends any"),
         (["--arms", "fedit", "--learning-rates", "0.1,0.1"], "learning_rates 0.1,0.1 holds 0.1 twice; give each once"),
-        (["--arms", "fedit", "--learning-rates", "0.1", "--tuning-seed", "0"], "tuning_seed 0 is among the seeds"),
+        (["--arms", "fedit", "--learning-rates", "0.1", "--tuning-seeds", "3,0"], "tuning_seeds 0 is among the seeds"),
         (["--arms", "fedit:learning_rate=1", "--learning-rates", "0.1"], "sets its own learning_rate, but"),
-        (["--arms", "fedit", "--learning-rates", "0.1", "--tuning-seed", "-5"], "tuning_seed -5 is outside [0, 2^32)"),
+        (["--arms", "fedit", "--learning-rates", "0.1", "--tuning-seeds", "-5"], "tuning_seeds -5 is outside [0, 2^32)"),
         (["--arms", "fedit", "--target-loss", "nan"], "target_loss nan is not finite; give a positive number"),
         (["--arms", "fedit", "--evaluations", "-1"], "evaluations -1 is negative; use 0"),
         (["--arms", "fedit,fedit:evaluate_every=2"], "sets evaluate_every, which all arms share"),
@@ -297,6 +297,24 @@ def test_every_arm_gets_the_best_of_the_rates_on_the_tuning_seed(config, tmp_pat
     assert local.tuning[0.1] is None
     assert set(local.tuning) == {0.1, 0.3, 0.9}
     assert {chosen.learning_rate for chosen in started if chosen.seed != 1000} == {(0.3,)}
+
+
+def test_rates_are_chosen_by_the_mean_over_the_tuning_seeds(config, tmp_path, invented):
+    def losses(chosen):
+        [rate] = chosen.learning_rate
+        if chosen.algorithm == "local-only":
+            return None if (rate, chosen.seed) == (0.1, 8) else rate
+        return {(0.1, 7): 1.0, (0.1, 8): 4.0, (0.3, 7): 2.0, (0.3, 8): 2.5}.get((rate, chosen.seed), 3.0)
+
+    started = invented(losses)
+    made = asked(config, tmp_path, learning_rates=(0.1, 0.3), seeds=(0, 1), tuning_seeds=(7, 8))
+    fedit, local = made.comparison.budgets[0].arms
+    assert fedit.tuning == {0.1: 2.5, 0.3: 2.25}
+    assert fedit.config.learning_rate == (0.3,)
+    # A rate that fails on one seed is not chosen, however well it does on the others.
+    assert local.tuning == {0.1: None, 0.3: 0.3}
+    assert len([chosen for chosen in started if chosen.seed in (7, 8)]) == 8
+    assert "on seeds 7, 8 (mean)" in " ".join(to_text(made.comparison).split())
 
 
 def test_an_arm_without_any_rate_that_works_is_told(config, tmp_path, invented):
