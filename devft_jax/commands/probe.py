@@ -27,7 +27,7 @@ READ = {
     *("seed", "data", "fields", "template", "max_length", "overlong", "cache_dir"),
     *("quantization", "fused_precision", "fuse_from", "rank", "targets"),
     *("capacity_schedule", "stages", "similarity", "laplacian", "lone_ends", "beta", "gain_matching", "transfer"),
-    *("probe_data", "probe_examples"),
+    *("distil_steps", "distil_rate", "probe_data", "probe_examples"),
     *("algorithm", "message_dtype", "batch_size"),
     *("dtype", "devices", "model_shards", "examples_per_pass", "remat", "attention", "head_rows"),
 }

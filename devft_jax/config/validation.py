@@ -72,6 +72,11 @@ def validate(config: RunConfig) -> None:
             raise InputError(str(error)) from error
         if config.growth == "devft":
             validate_learning_rate(config, len(config.capacities))
+    if config.distil_steps and config.model_shards > 1:
+        raise InputError(
+            f"distil_steps {config.distil_steps} needs the whole base on one device, and model_shards is "
+            f"{config.model_shards}; use --model-shards 1, or leave distil_steps out."
+        )
     if imports(config.algorithm) or config.channel != "none":
         algorithm_of(config)
     if config.capacity_schedule == "eigengap" and config.growth != "devft":

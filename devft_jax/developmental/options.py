@@ -60,10 +60,15 @@ class Condition:
         return self.reason
 
 
-MEASURES = Condition(
-    lambda config: config.growth != "devft" or (config.similarity in OF_TEXT and config.grouping in SIMILARITY_METHODS),
+DISTILS = Condition(lambda config: config.distil_steps > 0, "has no effect without distillation", "give --distil-steps")
+READS_TEXT = Condition(
+    lambda config: (
+        config.growth != "devft"
+        or (config.similarity in OF_TEXT and config.grouping in SIMILARITY_METHODS)
+        or config.distil_steps > 0
+    ),
     "has no effect with a similarity of weights",
-    f"use --similarity {', '.join(OF_TEXT[:-1])} or {OF_TEXT[-1]}",
+    f"use --similarity {', '.join(OF_TEXT[:-1])} or {OF_TEXT[-1]}, or --distil-steps",
 )
 GRADIENT = {"initialization": ("lora-ga",)}
 """A run with this choice measures a gradient on public text, whatever the growth."""
@@ -107,12 +112,12 @@ class CapacityOptions(StageOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class TextOptions(CapacityOptions):
-    """Public text on which layers are measured."""
+    """Public text on which layers are measured, or distilled."""
 
-    probe_data: str | None = option(None, of="growth", path=True, needs=(MEASURES,), also=GRADIENT)
-    """Public text on which layers, or the gradient of `initialization` lora-ga, are measured, named like `data`; by default
-    generated tasks, none of which is a built-in test record."""
-    probe_examples: int = option(32, of="growth", at_least=1, at_most=10**7, needs=(MEASURES,), also=GRADIENT)
+    probe_data: str | None = option(None, of="growth", path=True, needs=(READS_TEXT,), also=GRADIENT)
+    """Public text on which layers are measured or distilled, or the gradient of `initialization` lora-ga is, named like
+    `data`; by default generated tasks, none of which is a built-in test record."""
+    probe_examples: int = option(32, of="growth", at_least=1, at_most=10**7, needs=(READS_TEXT,), also=GRADIENT)
     """Number of its examples."""
 
 
@@ -147,6 +152,11 @@ class DevFTOptions(TextOptions):
     layer's product and brings the fusion of factors closer to the fusion of products."""
     gain_matching: bool = option(False, of="growth", when={"fusion": ("dblf", "sum", "mean")})
     """Scale every fused projection to the mean norm of its group's; fusing nearly orthogonal layers shrinks them."""
+    distil_steps: int = option(0, of="growth", at_least=0, at_most=10**6, when={"fusion": ("dblf", "sum", "mean")})
+    """Steps of distillation on the server at the beginning of a stage: the fused layers learn on public text (`probe_data`)
+    to give the full model's hidden states. 0 for none."""
+    distil_rate: float = option(1e-3, of="growth", above=0, remedy="1e-3 is usual", needs=(DISTILS,))
+    """Adam's learning rate in this distillation; it falls to zero."""
     transfer: str = option("copy", of="growth", choices=MODES)
     """How learned LoRA is transferred back to a group: copy, anchor_only, delta or anchor_delta."""
 

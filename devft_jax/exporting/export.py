@@ -21,6 +21,7 @@ from devft_jax.models.huggingface.reading import load_original_blocks
 from devft_jax.models.huggingface.tokenizer import load_tokenizer
 from devft_jax.models.huggingface.writing import MAX_SHARD_BYTES
 from devft_jax.runtime.devices import host_device
+from devft_jax.training.distilling import is_distilled
 from devft_jax.training.stored_runs import kind_of
 from devft_jax.training.submodels import fuse_blocks
 
@@ -110,6 +111,11 @@ def _submodel(selected: Selected) -> Model:
     assert run is not None
     assert saved is not None
     layer_map, config = saved.layer_map, run.config
+    if config.distil_steps and is_distilled(layer_map):
+        raise InputError(
+            f"the fused layers of stage {selected.stage} were distilled in the run and are not stored in it; give --form "
+            "adapter or merged, or a stage without fused layers."
+        )
     model = selected.load(dtype="float32")
     if layer_map.runs_base:
         return model

@@ -31,7 +31,7 @@ from devft_jax.planning.options import PlanOptions, parse_memory
 from devft_jax.planning.paper import Convention
 from devft_jax.runtime.compiled import CompiledMemory
 
-TOTALS = ("rounds", "bytes_up", "bytes_down", "bytes_stage", "bytes_missed", "train_flops", "seconds")
+TOTALS = ("rounds", "bytes_up", "bytes_down", "bytes_stage", "bytes_missed", "train_flops", "server_flops", "seconds")
 """Fields of a stage that add up over stages."""
 
 Device = Literal["simulator", "client"]
@@ -61,6 +61,7 @@ class StagePlan:
       recipe: bytes from which a client with the base fuses the submodel itself.
       bytes_missed: bytes of messages that returning clients missed; 0 for methods whose messages are not increments.
       train_flops: upper bound of the operations.
+      server_flops: upper bound of the operations of distilling the fused layers on the server; 0 without that.
       flops_per_token: operations of a training step per token, by component.
       evaluation_flops: operations for one held-out example of full length.
       simulator: memory of one device of the simulator.
@@ -84,6 +85,7 @@ class StagePlan:
     recipe: int
     bytes_missed: int
     train_flops: int
+    server_flops: int
     flops_per_token: dict[str, int]
     evaluation_flops: int
     simulator: MemoryTerms
@@ -237,7 +239,7 @@ def to_plain(plan: Plan) -> dict[str, Any]:
         "energy": plan.energy,
         "paper_convention": {name: dataclasses.asdict(row) for name, row in plan.convention.items()},
         "projected": ["seconds", "energy", "simulator", "client", "fits"],
-        "upper_bounds": [*plan.bounded, "train_flops", "flops_per_token", "evaluation_flops"],
+        "upper_bounds": [*plan.bounded, "train_flops", "server_flops", "flops_per_token", "evaluation_flops"],
     }
     if plan.fleet is not None:
         values["fleet"] = {**dataclasses.asdict(plan.fleet), "seconds": plan.fleet.seconds}

@@ -53,6 +53,7 @@ from devft_jax.planning.paper import paper_convention
 from devft_jax.planning.plan import Plan, StagePlan
 from devft_jax.runtime.compiled import CompiledMemory
 from devft_jax.training.checks import check_ranks
+from devft_jax.training.distilling import distilling_flops
 from devft_jax.training.stages import check_composition, plan_stages
 from devft_jax.training.submodels import model_path
 
@@ -305,12 +306,18 @@ class Planner:
             recipe=submodel if shape.picks else self.sent * fusion_recipe_bytes(architecture, layers),
             bytes_missed=missed,
             train_flops=tokens * sum(per_token.values()),
+            server_flops=self._server_flops(shape),
             flops_per_token=per_token,
             evaluation_flops=length * evaluation_flops(architecture, layers=depth, adaptation=adaptation, length=length),
             simulator=memory_of(self.work, model_shards=config.model_shards),
             client=memory_of(dataclasses.replace(self.work, clients=1), simulator=False),
             compiled=self._compiled(shape, kept) if self._options.compile else None,
         )
+
+    def _server_flops(self, shape: StageShape) -> int:
+        """Operations of distilling a stage's fused layers on the server; 0 if its layers are the model's own."""
+        steps = 0 if shape.picks else self._config.distil_steps
+        return distilling_flops(self._architecture, shape.layers, steps=steps, length=self.work.length)
 
     def _compiled(self, shape: StageShape, frozen: int) -> CompiledMemory | None:
         """XLA's figure for the memory of the stage's program; None if the platform's compiler offers none."""

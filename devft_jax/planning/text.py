@@ -106,9 +106,12 @@ def _stage_table(plan: Plan) -> list[str]:
     ]
     energy, remat = plan.energy, plan.compute.remat
     recomputed = [f"training counts the work of the method: what remat {remat} recomputes is not counted"]
+    server = readable_count(plan.total("server_flops"), "FLOP")
+    distilled = [f"distilling fused layers takes the server {server} in all, which training, time and energy leave out"]
     return [
         *table(rows),
         *(recomputed if remat != "none" else ()),
+        *(distilled if plan.total("server_flops") else ()),
         *_rate(plan),
         f"energy* {energy['kwh']:.3g} kWh, {energy['kgco2e']:.3g} kgCO2e at {energy['joules_per_flop']:.3g} J a FLOP, as "
         "estimates of runs here (--joules-per-flop)",

@@ -83,6 +83,10 @@ def _notes(probe: Probe) -> list[str]:
         "device, by formula; per FLOP, per byte: alignment / share of the full model's FLOPs or messages. Above 1, a step",
         "of the submodel lowers the full model's loss at less cost than one of the full model, by the untuned gradient.",
     ]
+    distilled = [row for row in probe.rows if row.cost.server_flops]
+    if distilled:
+        costs = readable_count(max(row.cost.server_flops for row in distilled), "FLOPs")
+        lines.append(f"Fused layers were distilled on public text, which costs the server up to {costs} a stage.")
     stored = [row for row in probe.rows if row.cost.prefix_flops]
     if stored:
         most = max(row.cost.prefix_flops / row.cost.flops for row in stored)

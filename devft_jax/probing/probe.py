@@ -42,6 +42,7 @@ from devft_jax.reporting import Progress
 from devft_jax.runtime.compiled import CompiledPrograms
 from devft_jax.runtime.devices import client_mesh, usual_arithmetic, versions
 from devft_jax.training.checks import check_ranks
+from devft_jax.training.distilling import Distiller, is_distilled
 from devft_jax.training.gradients import Gradient, Slopes
 from devft_jax.training.probe import block_influence, probe_examples, text_similarity
 from devft_jax.training.submodels import Submodels, open_model
@@ -136,6 +137,7 @@ class _Opened:
       stages: makes the frozen part of submodels.
       progress: the progress output.
       measurements: of the layers on public text, by name.
+      text: the public text; None until it is read.
     """
 
     config: RunConfig
@@ -146,6 +148,7 @@ class _Opened:
     stages: Submodels
     progress: Progress
     measurements: dict[str, np.ndarray] = field(default_factory=dict)
+    text: Examples | None = None
 
     @classmethod
     def of(cls, config: RunConfig, given: Model | None, progress: Progress) -> "_Opened":
@@ -166,13 +169,32 @@ class _Opened:
         with jax.default_device(self.stages.home):
             return LayerGrams((self.stages.layers_to_fuse(0), *self.stages.to_host((adapter.lora, adapter.delta))))
 
+    def public_text(self, config: RunConfig) -> Examples:
+        """The public text, read once; it is the same for all plans."""
+        if self.text is None:
+            self.text = probe_examples(config, self.model.tokenizer)
+        return self.text
+
+    def distiller(self, config: RunConfig) -> Distiller | None:
+        """What distils the fused layers of a plan; None if they are left as they are."""
+        if not config.distil_steps:
+            return None
+        return Distiller(
+            config=self.model.config,
+            compute=self.compute,
+            base=self.stages.on_one_device(self.stages.base),
+            examples=self.public_text(config),
+            steps=config.distil_steps,
+            rate=config.distil_rate,
+            seed=config.seed,
+            programs=self.programs,
+        )
+
     def measure(self, config: RunConfig, kind: str = "influence") -> np.ndarray:
         """A measurement of the layers on public text, made once: their influence, or a similarity of their outputs."""
-        # Plans differ neither in the text nor in the wording.
         if kind not in self.measurements:
             model, base = self.model, self.stages.base
-            examples = probe_examples(config, model.tokenizer)
-            own = (model.config, base, self.compute, examples, config, self.mesh, self.programs)
+            own = (model.config, base, self.compute, self.public_text(config), config, self.mesh, self.programs)
             found = block_influence(*own) if kind == "influence" else text_similarity(kind, *own)
             self.measurements[kind] = np.asarray(found)
         return self.measurements[kind]
@@ -220,7 +242,7 @@ class _Prober:
         self.length = self.slopes.length
         self._planner = Planner(dataclasses.replace(config, max_length=self.length), PlanOptions(), opened.model.config)
         self._costs: dict[StageShape, Cost] = {}
-        self._found: dict[tuple[bytes | int | str, ...], Figures] = {}
+        self._found: dict[tuple[bytes | int | float | str, ...], Figures] = {}
         self._full: Measured | None = None
         self.gradient: Gradient = {}
 
@@ -238,12 +260,13 @@ class _Prober:
         Args:
           submodel: the submodel.
         """
-        layer_map, mode = submodel.layer_map, submodel.plan.config.transfer
-        key = (*map_key(layer_map), mode, submodel.plan.config.gain_matching)
+        layer_map, config = submodel.layer_map, submodel.plan.config
+        mode, distil = config.transfer, self._opened.distiller(config) if is_distilled(layer_map) else None
+        key = (*map_key(layer_map), mode, config.gain_matching, config.distil_steps, config.distil_rate)
         if key not in self._found:
             stages = self._opened.stages
-            matches = submodel.plan.config.gain_matching
-            base = stages.fused(layer_map, stages.layers_to_fuse(0), match_gains=matches)
+            matches = config.gain_matching
+            base = stages.fused(layer_map, stages.layers_to_fuse(0), match_gains=matches, distil=distil)
             slope = self.slopes(base, layer_map.num_groups)
             # Gradients are large, so that only one besides the full model's is kept.
             self._found[key] = Figures(
@@ -252,6 +275,10 @@ class _Prober:
                 alignment(layer_map, slope.gradient, self.gradient, mode="anchor_only"),
             )
         row = self._row(submodel.plan.text, layer_map, self._found[key])
+        if distil is not None:
+            row = dataclasses.replace(
+                row, cost=dataclasses.replace(row.cost, server_flops=distil.flops(layer_map.num_groups))
+            )
         said = f"{row.plan}, {row.layers} layers: loss {row.loss:.3f}, alignment {row.alignment:.3f}"
         self._opened.progress.say(said)
         return row

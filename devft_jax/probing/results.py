@@ -17,6 +17,7 @@ class Cost:
       bytes_down: of the server's message to one client in a round.
       bytes_stage: of the frozen layers that a client with the base receives once, when the stage begins.
       memory: peak of a client's own device, by formula.
+      server_flops: operations of distilling the fused layers on the server, once per stage; 0 if they are not distilled.
     """
 
     flops: int
@@ -25,6 +26,7 @@ class Cost:
     bytes_down: int
     bytes_stage: int
     memory: int
+    server_flops: int = 0
 
     @property
     def bytes_round(self) -> int:

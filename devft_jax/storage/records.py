@@ -115,6 +115,7 @@ class StageRecord(Record):
       accuracy_full_after_transfer: as `loss_full_after_transfer`.
       personal: of the clients' own models at the end of the stage, if they were evaluated.
       simulated: the stage in simulated time, if the run has a fleet.
+      server_flops: counted operations of distilling its fused layers on the server, if they were distilled.
     """
 
     where = "a stage of its record"
@@ -141,6 +142,7 @@ class StageRecord(Record):
     accuracy_full_after_transfer: float | None = None
     personal: PersonalRecord | None = None
     simulated: SimulatedStageRecord | None = field(default=None, metadata=OMITTED)
+    server_flops: int | None = field(default=None, metadata=OMITTED)
 
     @property
     def runs_base(self) -> bool:
@@ -160,7 +162,7 @@ class SecondsRecord(Record):
     Attributes:
       train: rounds, without compilation.
       compile: waiting for compilation.
-      build: building stages: grouping, fusing, transfer.
+      build: building stages: grouping, fusing, distilling, transfer.
       evaluate: on held-out data, without compilation.
     """
 
@@ -237,6 +239,7 @@ class RunTotals(Record):
       model_shards: number of devices that hold the base together.
       data: fingerprint of the data.
       base: fingerprint of the base.
+      public_text: fingerprint of the text on which fused layers are distilled, if they are.
       base_loss: held-out loss of the untuned base; None without held-out data.
       base_accuracy: as `base_loss`.
       start_loss: as `base_loss`, of the model with the adapter with which the run began, if it did with an existing one.
@@ -280,6 +283,7 @@ class RunTotals(Record):
     final_scores: list[ScoreRecord] | None = field(default=None, metadata=OMITTED)
     block_influence: list[float] | None = field(default=None, metadata=OMITTED)
     text_similarity: list[list[float]] | None = field(default=None, metadata=OMITTED)
+    public_text: str | None = field(default=None, metadata=OMITTED)
     rate_ends_after: int | None = field(default=None, metadata=OMITTED)
     best: BestRecord | None = field(default=None, metadata=OMITTED)
     fleet: FleetRecord | None = field(default=None, metadata=OMITTED)

@@ -12,7 +12,8 @@ from devft_jax.errors import InputError
 from devft_jax.federated.algorithm import Clients
 from devft_jax.storage.records import CheckpointRecord, RunTotals
 from devft_jax.storage.run_folder import RunFolder
-from devft_jax.training.fingerprints import base_fingerprint, data_fingerprint
+from devft_jax.training.distilling import stage_distiller
+from devft_jax.training.fingerprints import base_fingerprint, data_fingerprint, text_fingerprint
 from devft_jax.training.parts import Parts
 from devft_jax.training.rates import lengthen
 from devft_jax.training.restoring import restore_bank, stage_shapes
@@ -51,7 +52,7 @@ def save_state(folder: RunFolder, state: State) -> None:
 
 
 def resume(parts: Parts, folder: RunFolder, round_index: int) -> State:
-    """The state of a checkpoint; the stage's submodel is fused again from its LayerMap.
+    """The state of a checkpoint; the stage's submodel is fused again from its LayerMap, and distilled again.
 
     If `rounds` is larger than the checkpoint's, the last stage gets longer.
 
@@ -61,13 +62,17 @@ def resume(parts: Parts, folder: RunFolder, round_index: int) -> State:
       round_index: round of the checkpoint.
 
     Raises:
-      InputError: the checkpoint is damaged or belongs to other data or another base, or fewer rounds are requested.
+      InputError: the checkpoint is damaged or belongs to other data or texts or another base, or fewer rounds are requested.
     """
     folder.checkpoints.check(round_index)
     record = folder.checkpoints.read_record(round_index)
     totals = record.totals
-    now = {"data": data_fingerprint(parts.data), "base": base_fingerprint(parts.model.base)}
-    for name, before in (("data", totals.data), ("base", totals.base)):
+    now = {
+        "data": data_fingerprint(parts.data),
+        "base": base_fingerprint(parts.model.base),
+        "public text": text_fingerprint(parts.probe) if parts.config.distil_steps else None,
+    }
+    for name, before in (("data", totals.data), ("base", totals.base), ("public text", totals.public_text)):
         if before != now[name]:
             raise InputError(
                 f"the {name} of the run in {folder.path} has changed since it was started; "
@@ -146,6 +151,7 @@ def read_state(parts: Parts, folder: RunFolder, record: CheckpointRecord) -> Sta
     )
     restore_bank(folder, record.round, bank, arrays, align=align)
     layer_map = dataclasses.replace(arrays["layer_map"], align=align)
+    blocks = parts.submodels.layers_to_fuse(record.stage)
     return State(
         full=arrays["full"],
         bank=bank,
@@ -153,7 +159,7 @@ def read_state(parts: Parts, folder: RunFolder, record: CheckpointRecord) -> Sta
         versions=dict(zip(record.versions or (), arrays.get("versions", ()), strict=True)),
         layer_map=layer_map,
         last_round=np.array(arrays["last_round"]),
-        base=parts.submodels.fused(layer_map, parts.submodels.layers_to_fuse(record.stage)),
+        base=parts.submodels.fused(layer_map, blocks, distil=stage_distiller(parts, layer_map)),
         round=record.round,
         stage=record.stage,
         rounds_in_stage=record.rounds_in_stage,

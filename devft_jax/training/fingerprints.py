@@ -1,4 +1,4 @@
-"""Fingerprints of arrays, by which a resumed run checks that its data and its base have not changed."""
+"""Fingerprints of arrays, by which a resumed run checks that its data, its public text and its base have not changed."""
 
 import json
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from devft_jax.data import FederatedData
+from devft_jax.data import Examples, FederatedData
 from devft_jax.models.base import Base
 from devft_jax.models.quantization import QTensor
 from devft_jax.storage.fingerprint import fingerprint
@@ -24,6 +24,11 @@ def data_fingerprint(data: FederatedData) -> str:
     indices = np.concatenate([client.indices for client in data.clients])
     names = json.dumps([client.name for client in data.clients])
     return fingerprint(*arrays, names, ids, sizes, indices)
+
+
+def text_fingerprint(examples: Examples | None) -> str | None:
+    """A fingerprint of tokenised public text; None without any."""
+    return None if examples is None else fingerprint(examples.tokens, examples.starts, examples.lengths)
 
 
 def _sample_of(leaf: Any) -> Any:

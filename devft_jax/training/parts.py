@@ -70,6 +70,7 @@ from devft_jax.typing import PyTree
 _PROGRAMS = {
     "chunk": "what clients train",
     "evaluate": "what evaluates held-out data",
+    "distil": "what distils fused layers",
     "prefix": "the layers below",
     "slope": "the gradient on public text",
     "finalize": "the server's step",
@@ -114,7 +115,7 @@ class Parts:
       depths: number of layers of every stage, if the growth knows them in advance; else None.
       stage_rounds: rounds of every stage as configured; a resumed or shortened run may have others, see `RunTotals`.
       algorithm: what clients train and send, and how the server aggregates.
-      probe: public text on which layers are measured for the growth; None if it needs no measurement.
+      probe: public text on which layers are measured for the growth, or distilled; None if it is not needed.
       slopes: measures the gradient at which a stage's factors begin; None if they begin elsewhere.
       data: the clients' data (of one client if the algorithm pools them), and held-out data.
       rounds: who takes part in which round, with which examples.
@@ -257,7 +258,7 @@ def build_parts(
         opened, original_blocks = open_model(config, compute, model, partial(reading.count, things="tensors"))
     growth, algorithm, stage_rounds = _methods(config, opened.config, growth, algorithm)
     warm_start = read_warm_start(config, opened.config)
-    probe = None if growth.measured else probe_examples(config, opened.tokenizer)
+    probe = probe_examples(config, opened.tokenizer) if config.distil_steps or not growth.measured else None
     data, rounds = _data(config, opened, algorithm, data, progress)
     cohort, hidden_states, most_per_step = _cohort(
         config, opened.config, compute, algorithm, data, rounds, devices, programs, progress, scratch

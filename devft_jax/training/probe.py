@@ -7,7 +7,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from devft_jax.config.run_config import RunConfig
 from devft_jax.data import Examples, evaluation_batches, length_buckets, public_examples
 from devft_jax.developmental import linear_cka, token_cosines
-from devft_jax.errors import InputError
 from devft_jax.models.architecture import ModelConfig
 from devft_jax.models.base import Base
 from devft_jax.models.influence import layer_cosines, layer_outputs
@@ -23,18 +22,19 @@ COMPARISONS = {"hidden": token_cosines, "cka": linear_cka}
 """The functions that compare layers' outputs, by the names of the similarities."""
 
 
-def probe_examples(config: RunConfig, tokenizer: object | None) -> Examples:
-    """The public text on which layers are measured for a growth."""
-    if tokenizer is None:
-        raise InputError(
-            f"growth '{config.growth}' measures the layers on text, but the given model has no tokenizer; pass one "
-            "with it, or a growth that is already prepared."
-        )
+def probe_examples(config: RunConfig, tokenizer: object) -> Examples:
+    """The public text on which layers are measured for a growth, or distilled."""
     return public_examples(config.probe_data, config.probe_examples, tokenizer, config)
 
 
-def _real(examples: Examples, index: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-    """bool[B, T], which entries of a batch of `evaluation_batches` are tokens of an example."""
+def real_tokens(examples: Examples, index: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """Which entries of a batch are tokens of an example: bool[B, T].
+
+    Args:
+      examples: the examples.
+      index: integers [B], their numbers in the batch, -1 for a row of padding.
+      tokens: i32[B, T], the batch.
+    """
     lengths = np.where(index < 0, 0, examples.lengths[index])
     return np.arange(tokens.shape[-1]) < lengths[:, None]
 
@@ -72,7 +72,7 @@ def block_influence(
     rows = -(-config.evaluation_batch // mesh.size) * mesh.size
     total, count = np.zeros(model.layers), 0
     for index, tokens, _ in evaluation_batches(examples, rows, length_buckets(config.max_length)):
-        real = _real(examples, index, tokens)
+        real = real_tokens(examples, index, tokens)
         inputs = jax.device_put((tokens, real), split)
         total += np.asarray(programs.call("influence", cosines, base, *inputs), float).sum(axis=0)
         count += int(real.sum())
@@ -115,7 +115,7 @@ def text_similarity(
     program, everywhere = jit_outputs(model, compute, mesh), NamedSharding(mesh, PartitionSpec())
     passed, found = 0, []
     for index, tokens, _ in evaluation_batches(examples, rows, length_buckets(config.max_length)):
-        real = np.flatnonzero(_real(examples, index, tokens))
+        real = np.flatnonzero(real_tokens(examples, index, tokens))
         chosen = real[-passed % step :: step]
         passed += len(real)
         # As many places for all batches of a shape, so that they share a program.

@@ -24,8 +24,9 @@ from devft_jax.federated.sampling import Purpose, run_key
 from devft_jax.models.base import Base, parameter_count
 from devft_jax.models.quantization import base_shapes
 from devft_jax.reporting.layers import is_negative
-from devft_jax.reporting.units import counted
+from devft_jax.reporting.units import FLOPS, counted, readable
 from devft_jax.storage.records import RoundRecord, StageRecord
+from devft_jax.training.distilling import stage_distiller
 from devft_jax.training.evaluate import evaluate_full, evaluate_stage, transferred, with_own_models
 from devft_jax.training.fleet import new_stage_fleet, report_stage, send_home
 from devft_jax.training.parts import Parts
@@ -33,8 +34,8 @@ from devft_jax.training.stages import after_round, check_composition
 from devft_jax.training.state import State, new_stage_record
 from devft_jax.typing import PyTree
 
-STAGE_PROGRAMS = ("chunk", "prefix", "zero_sums", "add", "finalize", "broadcast", "adapter_norms", "slope")
-"""The programs of a stage's rounds, which have the shapes of its submodel."""
+STAGE_PROGRAMS = ("distil", "chunk", "prefix", "zero_sums", "add", "finalize", "broadcast", "adapter_norms", "slope")
+"""The programs of a stage, which have the shapes of its submodel."""
 
 
 def begin_stage(parts: Parts, state: State, history: Sequence[RoundRecord]) -> bool:
@@ -67,6 +68,8 @@ def begin_stage(parts: Parts, state: State, history: Sequence[RoundRecord]) -> b
         submodel_bytes=_submodel_bytes(parts.algorithm, state),
         cached_layers=parts.hidden_states.layers,
     )
+    distiller = stage_distiller(parts, state.layer_map)
+    record.server_flops = None if distiller is None else distiller.flops(record.layers)
     record.simulated = new_stage_fleet(parts.fleet_rounds, state)
     state.totals.stages.append(record)
     state.totals.seconds.build += time.perf_counter() - began
@@ -84,7 +87,7 @@ def _enter(parts: Parts, state: State, stage: int, history: Sequence[RoundRecord
     tree = (blocks, *submodels.to_host((adapter.lora, adapter.delta)))
     key = jax.random.fold_in(run_key(parts.config.seed, Purpose.GROWTH), stage)
     growth = parts.growth
-    if parts.probe is not None:
+    if not growth.measured:
         growth = growth.prepared(functools.partial(_measured, parts, state))
     try:
         with jax.default_device(submodels.home):
@@ -98,7 +101,7 @@ def _enter(parts: Parts, state: State, stage: int, history: Sequence[RoundRecord
     layer_map = dataclasses.replace(transition.layer_map, align=parts.config.gauge_alignment)
     state.layer_map, state.stage, state.rounds_in_stage = layer_map, stage, 0
     state.bank.enter(layer_map)
-    state.base = submodels.fused(layer_map, blocks)
+    state.base = submodels.fused(layer_map, blocks, distil=stage_distiller(parts, layer_map))
     state.server = algorithm.submodel(state.full, layer_map)
     if algorithm.orient is not None:
         state.server = _oriented(parts, state)
@@ -181,6 +184,8 @@ def _report_stage(parts: Parts, state: State, record: StageRecord) -> None:
     trained = trained_parameters(parts, state)
     share = trained / parameter_count(base_shapes(parts.model.config, dtype=parts.training.compute.dtype))
     progress.say(f"  {trained:,} parameters are trained, {share:.2%} of the model's")
+    if record.server_flops is not None:
+        progress.say(f"  the fused layers were distilled on the server: {readable(record.server_flops, FLOPS)}")
     if parts.fleet_rounds is not None and record.simulated is not None:
         report_stage(parts.fleet_rounds, record.simulated, progress)
     negative = [value for value in record.anchor_coefficients or () if value is not None and is_negative(value)]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -108,6 +109,17 @@ def fuse_blocks(
     return jax.tree.map(one, source, base, is_leaf=lambda leaf: isinstance(leaf, QTensor))
 
 
+def stored_as(blocks: Block, base: Block, *, repack: bool, dtype: Any) -> Block:
+    """Layers in the form in which a stage's fused layers are stored; the arguments are those of `fuse_blocks`."""
+
+    def one(leaf: Any, own: Any) -> Any:
+        if not isinstance(own, QTensor):
+            return leaf.astype(own.dtype)
+        return quantize_projection("a fused projection", leaf, own.kind) if repack else leaf.astype(dtype)
+
+    return jax.tree.map(one, blocks, base, is_leaf=lambda leaf: isinstance(leaf, QTensor))
+
+
 class Submodels:
     """Builds the frozen part of a stage's submodel.
 
@@ -161,20 +173,33 @@ class Submodels:
         blocks = jax.tree.map(one, self._model.base.blocks, is_leaf=lambda leaf: isinstance(leaf, QTensor))
         return placed_shapes(self.base.replace(blocks=shard_blocks(blocks, self._shards, MODEL_AXIS)), self._mesh)
 
-    def fused(self, layer_map: LayerMap, blocks: Block, *, match_gains: bool | None = None) -> Base:
+    def fused(
+        self,
+        layer_map: LayerMap,
+        blocks: Block,
+        *,
+        match_gains: bool | None = None,
+        distil: Callable[[LayerMap, Block], Block] | None = None,
+    ) -> Base:
         """The base with a stage's layers, fused from `blocks`; a map that keeps all layers returns the base itself.
 
         Args:
           layer_map: the stage's map.
           blocks: the layers to fuse.
           match_gains: as in `fuse_blocks`; None as configured.
+          distil: (map, fused layers) -> these trained, in float32, before they are packed or rounded; None leaves them as
+            they are.
         """
         if layer_map.runs_base:
             return self.base
         own, repack = self._model.base.blocks, self._config.fused_precision == "packed"
         with jax.default_device(self.home):
             matches = self._config.gain_matching if match_gains is None else match_gains
-            fused = fuse_blocks(layer_map, blocks, own, repack=repack, dtype=self._dtype, match_gains=matches)
+            if distil is None:
+                fused = fuse_blocks(layer_map, blocks, own, repack=repack, dtype=self._dtype, match_gains=matches)
+            else:
+                wide = fuse_blocks(layer_map, blocks, own, repack=False, dtype=jnp.float32, match_gains=matches)
+                fused = stored_as(distil(layer_map, wide), own, repack=repack, dtype=self._dtype)
         return self.base.replace(blocks=place_frozen(shard_blocks(fused, self._shards, MODEL_AXIS), self._mesh))
 
     def to_host(self, tree: Any) -> Any:

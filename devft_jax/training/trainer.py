@@ -25,7 +25,7 @@ from devft_jax.storage.run_folder import RunFolder
 from devft_jax.training.checkpoints import read_state, resume, save_state
 from devft_jax.training.compile_ahead import compile_stage_ahead
 from devft_jax.training.evaluate import evaluate_full, transferred
-from devft_jax.training.fingerprints import base_fingerprint, data_fingerprint
+from devft_jax.training.fingerprints import base_fingerprint, data_fingerprint, text_fingerprint
 from devft_jax.training.fleet import new_fleet
 from devft_jax.training.parts import Parts
 from devft_jax.training.round import run_round
@@ -65,6 +65,7 @@ class Trainer:
             model_shards=parts.config.model_shards,
             data=data_fingerprint(parts.data),
             base=base_fingerprint(parts.model.base),
+            public_text=text_fingerprint(parts.probe) if parts.config.distil_steps else None,
             fleet=new_fleet(parts.fleet_rounds),
         )
         state = State(

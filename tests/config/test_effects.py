@@ -102,6 +102,9 @@ def test_a_presets_options_are_nobodys_choice(name, growth, algorithm):
         ("--growth progfed --probe-examples 8", "probe_examples 8 is read by devft and skip-grow only"),
         ("--grouping even_blocks --similarity cka", "similarity cka is read by dglg and contiguous only"),
         ("--fusion anchor --gain-matching", "gain_matching True is read by dblf, sum and mean only"),
+        ("--fusion anchor --distil-steps 5", "distil_steps 5 is read by dblf, sum and mean only and the fusion is anchor"),
+        ("--growth skip-grow --distil-steps 5", "distil_steps 5 is read by devft only and the growth is skip-grow"),
+        ("--distil-rate 1e-2", "distil_rate 0.01 has no effect without distillation; leave it out or give --distil-steps"),
         ("--partition field --clients 5", "clients 5 has no effect with the partition field, which sets the number"),
         ("--min-examples 3", "min_examples 3 is read only by field and file splits and the partition is iid"),
         ("--partition dirichlet --partition-groups 4", "partition_groups 4 is read by topic and length only"),
@@ -149,6 +152,7 @@ def test_an_option_without_effect_is_refused_with_its_owner(flags, sentence, cap
         "--algorithm hetlora --client-ranks 4,2 --rank-penalty 0",
         "--partition length --partition-groups 4 --dirichlet-alpha 0.1",
         "--similarity influence --probe-examples 4 --laplacian normalised --lone-ends --gain-matching",
+        "--distil-steps 5 --distil-rate 1e-2 --probe-examples 4",
         # A default that is said once more is nobody's mistake.
         "--growth end-to-end --prox-mu 0.01 --beta 0.1",
     ],

@@ -78,6 +78,16 @@ def test_a_packed_base_is_measured_too(config):
     assert found.rows[1].loss == pytest.approx(found.full.loss, rel=1e-4)
 
 
+def test_repaired_layers_are_measured_with_what_the_repair_costs(config):
+    plans = ("devft", "devft:gain_matching=true", "devft:distil_steps=3")
+    found = probe(config, ProbeOptions(plans=plans, depths=(2,), examples=4), progress=QUIET)
+    plain, matched, distilled = found.rows
+    assert len({plain.loss, matched.loss, distilled.loss}) == 3
+    assert distilled.cost.server_flops > 0
+    assert dataclasses.replace(distilled.cost, server_flops=0) == plain.cost == matched.cost
+    assert "costs the server" in to_text(found)
+
+
 def test_the_command_prints_a_table_and_writes_its_files(config, tmp_path, capsys):
     words = ["probe", config.model, "--data", config.data, "--template", "completion", "--max-length", "16", "--rank", "4"]
     words += ["--plans", "progfed", "--depths", "2", "--examples", "4", "--out", str(tmp_path / "out"), "--devices", "1"]

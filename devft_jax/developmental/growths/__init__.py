@@ -23,7 +23,8 @@ GROWTHS: dict[str, OwnGrowth] = {
         reads=(
             *("capacities", "capacity_schedule", "stages"),
             *("grouping", "similarity", "laplacian", "lone_ends"),
-            *("fusion", "beta", "gauge_alignment", "gain_matching", "transfer", "probe_data", "probe_examples"),
+            *("fusion", "beta", "gauge_alignment", "gain_matching", "transfer"),
+            *("distil_steps", "distil_rate", "probe_data", "probe_examples"),
             *("fused_precision", "fuse_from"),
         ),
     ),
