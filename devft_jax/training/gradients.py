@@ -26,7 +26,7 @@ from devft_jax.models.llama import Compute
 from devft_jax.models.loss import completion_loss
 from devft_jax.models.sharding import partition_specs, place
 from devft_jax.runtime.compiled import CompiledPrograms, shared_programs
-from devft_jax.runtime.devices import CLIENT_AXIS, MODEL_AXIS, OVER_DEVICES
+from devft_jax.runtime.devices import OVER_DEVICES
 
 Gradient = dict[str, np.ndarray]
 """The gradient of the mean loss of the answers' tokens, f32[L, in, out] of every projection."""
@@ -54,21 +54,23 @@ class Slope:
 def jit_slope(config: ModelConfig, compute: Compute, mesh: Mesh) -> jax.stages.Wrapped:
     """(base, corrections, sums so far, tokens i32[B, T], mask bool[B, T]) -> the sums, with those of these examples added.
 
-    A sum is (negative log-likelihood of the answers' tokens f32[], its gradient with respect to the corrections).
+    The sums are each device's own, [devices, ...]: (negative log-likelihood of the answers' tokens, its gradient with
+    respect to the corrections). To add them up the devices would have to wait for each other, and devices of a CPU that
+    share its threads can wait for ever.
     """
 
-    def of_device(base: Base, delta: dict[str, jax.Array], tokens: jax.Array, mask: jax.Array) -> tuple:
+    def of_device(base: Base, delta: dict[str, jax.Array], sums: tuple, tokens: jax.Array, mask: jax.Array) -> tuple:
         def loss(delta: dict[str, jax.Array]) -> jax.Array:
             adapter = Adapter(lora={}, scale=jnp.float32(1.0), delta=delta)
             # The sum, not the mean, so that batches add up.
             return completion_loss(config, base, adapter, tokens, mask, compute=compute, count=jnp.int32(1))
 
-        return jax.lax.psum(jax.value_and_grad(loss)(delta), (CLIENT_AXIS, MODEL_AXIS))
+        return jax.tree.map(lambda before, own: before + own, sums, jax.value_and_grad(loss)(delta))
 
     def slope(base: Base, delta: dict[str, jax.Array], sums: tuple, tokens: jax.Array, mask: jax.Array) -> tuple:
-        specs = (partition_specs(base), PartitionSpec(), OVER_DEVICES, OVER_DEVICES)
-        over_devices = jax.shard_map(of_device, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False)
-        return jax.tree.map(jnp.add, sums, over_devices(base, delta, tokens, mask))
+        specs = (partition_specs(base), PartitionSpec(), OVER_DEVICES, OVER_DEVICES, OVER_DEVICES)
+        over_devices = jax.shard_map(of_device, mesh=mesh, in_specs=specs, out_specs=OVER_DEVICES, check_vma=False)
+        return over_devices(base, delta, sums, tokens, mask)
 
     return jax.jit(slope, donate_argnums=2)
 
@@ -122,15 +124,16 @@ class Slopes:
         """
         program = jit_slope(self._config, self._compute, self._mesh)
 
-        def zeros() -> dict[str, np.ndarray]:
-            return {name: np.zeros((layers, *self._config.projection_shape(name)), np.float32) for name in self._targets}
+        def zeros(*lead: int) -> dict[str, np.ndarray]:
+            shapes = {name: self._config.projection_shape(name) for name in self._targets}
+            return {name: np.zeros((*lead, layers, *shape), np.float32) for name, shape in shapes.items()}
 
-        delta = zeros() if corrections is None else jax.device_get(dict(corrections))
-        delta, sums = place((delta, (np.zeros((), np.float32), zeros())), self._mesh)
-        split = NamedSharding(self._mesh, OVER_DEVICES)
+        split, devices = NamedSharding(self._mesh, OVER_DEVICES), self._mesh.size
+        delta = place(zeros() if corrections is None else jax.device_get(dict(corrections)), self._mesh)
+        sums = jax.device_put((np.zeros(devices, np.float32), zeros(devices)), split)
         for batch in self._batches:
             sums = self._programs.call("slope", program, base, delta, sums, *jax.device_put(batch, split))
-        loss, gradient = jax.device_get(sums)
+        loss, gradient = jax.tree.map(lambda leaf: leaf.sum(axis=0), jax.device_get(sums))
         return Slope(float(loss) / self.tokens, jax.tree.map(lambda leaf: leaf / np.float32(self.tokens), gradient))
 
 

@@ -12,7 +12,7 @@ from devft_jax.models.loss import completion_loss
 from devft_jax.probing.gradients import alignment, gradient_shares
 from devft_jax.runtime.compiled import CompiledPrograms
 from devft_jax.runtime.devices import client_mesh
-from devft_jax.training.gradients import Slopes
+from devft_jax.training.gradients import Slopes, jit_slope
 from tests.tiny import CONFIG, random_base, random_examples
 
 TARGETS = ("q", "v")
@@ -114,3 +114,14 @@ def test_rows_lengths_and_devices_change_nothing(base, examples, full):
         found = other(base, CONFIG.layers)
         assert found.loss == pytest.approx(full.loss, rel=1e-5)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-6), found.gradient, full.gradient)
+
+
+def test_devices_do_not_wait_for_each_other(base):
+    def zeros(*lead):
+        return {name: np.zeros((*lead, CONFIG.layers, *CONFIG.projection_shape(name)), np.float32) for name in TARGETS}
+
+    program = jit_slope(CONFIG, DEFAULT_COMPUTE, client_mesh(jax.devices()[:2]))
+    tokens = np.zeros((2, 8), np.int32)
+    text = program.lower(base, zeros(), (np.zeros(2, np.float32), zeros(2)), tokens, tokens > 0).compile().as_text()
+    assert "num_partitions=2" in text
+    assert not any(operation in text for operation in ("all-reduce", "all-gather", "all-to-all", "collective-permute"))
