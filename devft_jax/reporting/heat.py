@@ -182,7 +182,7 @@ def similarity_map(
     parts.append(f'<text class="note soft" x="{left}" y="{top - 18}">layer</text>')
     bottom = top + size * cell + 14
     parts += scale(low, high, left, bottom, "cosine similarity")
-    return Picture(title, round(max(edge + 12, left + 22 * STEPS + 130)), round(bottom + 32), parts)
+    return Picture(title, round(max(edge + 12, left + 22 * STEPS + 130)), round(bottom + 32), parts, style=STYLE)
 
 
 def _runs_of_groups(groups: Sequence[int]) -> list[tuple[int, int, int]]:
@@ -256,4 +256,4 @@ def time_map(
     if apart:
         return Picture(title, round(left + wide + 12), round(bottom + 38), parts)
     parts += scale(*bounds, left, bottom + 42, label, form)
-    return Picture(title, round(left + wide + 12), round(bottom + 76), parts)
+    return Picture(title, round(left + wide + 12), round(bottom + 76), parts, style=STYLE)

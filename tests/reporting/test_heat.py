@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from devft_jax.reporting.heat import STEPS, cells_of, group_order, similarity_map, step_of, time_map
+from devft_jax.reporting.svg import beside
 
 
 def drawn_cells(parts, left, top, width, height):
@@ -86,3 +87,15 @@ def test_a_map_over_rounds_stays_inside_its_picture(apart):
     for rect in tree.findall(".//{*}rect"):
         assert float(rect.get("x", 0)) + float(rect.get("width")) <= width
         assert float(rect.get("y", 0)) + float(rect.get("height")) <= height
+
+
+def test_a_map_outside_a_report_has_its_shades():
+    matrix = [[1.0, 0.2], [0.2, 1.0]]
+    rounds = {"rounds": 1, "borders": [], "label": "seconds", "row_label": "client"}
+    layers = similarity_map("Layers", matrix, [-1, -1], (0.0, 1.0))
+    times = time_map("Rounds", {(0, 0): 1.0}, ["a"], 1, (0.0, 1.0), **rounds)
+    for picture in (layers, times, beside("Both", [layers, times])):
+        document = picture.document()
+        shades = re.findall(r'class="(h\d+)"', document)
+        assert shades
+        assert all(f".{shade} {{" in document for shade in shades)
