@@ -19,7 +19,7 @@ from devft_jax.errors import RunError
 from devft_jax.federated.sampling import sample_cohort
 from devft_jax.fleets.draws import uniform_draws
 from devft_jax.fleets.profile import Fleet
-from devft_jax.fleets.simulation import SimulatedRound, lacks_memory, never_present
+from devft_jax.fleets.simulation import SimulatedRound, begin_round, never_present
 from devft_jax.fleets.timing import Load, Times
 
 MOST_LOST = 1000
@@ -104,11 +104,7 @@ class BufferedSimulation:
         Raises:
           RunError: no client has the memory or is ever present, or too many are lost.
         """
-        able = self.fleet.fitting(memory)
-        if not len(able):
-            raise lacks_memory(version, memory)
-        nobody = np.zeros(0, np.int64)
-        done = SimulatedRound(nobody, nobody, nobody.astype(float), began=clock, clock=clock, eligible=len(able))
+        able, done = begin_round(self.fleet, version, clock, memory)
         buffer: list[Flight] = []
         wanted = min(self.size, len(able))
         while len(buffer) < wanted:

@@ -159,17 +159,26 @@ class SimulatedRound:
         return self.clock - self.began
 
 
-def lacks_memory(index: int, memory: int) -> RunError:
-    """The error for a round in which no client can take part.
+def begin_round(fleet: Fleet, index: int, clock: float, memory: int) -> tuple[np.ndarray, SimulatedRound]:
+    """The clients that can take part in a round, i64[M], and the round before anything has happened.
 
     Args:
+      fleet: the clients' devices.
       index: number of the round, from 0.
-      memory: bytes that it needs.
+      clock: seconds since the beginning of the run.
+      memory: bytes that the round needs of a client.
+
+    Raises:
+      RunError: no client has the memory.
     """
-    return RunError(
-        f"round {index + 1} needs {memory / 1e9:.3g} GB of a client and no client of the fleet has as much; use a "
-        "quantised base, a smaller batch_size or max_length, or another fleet."
-    )
+    able = fleet.fitting(memory)
+    if not len(able):
+        raise RunError(
+            f"round {index + 1} needs {memory / 1e9:.3g} GB of a client and no client of the fleet has as much; use a "
+            "quantised base, a smaller batch_size or max_length, or another fleet."
+        )
+    nobody = np.zeros(0, np.int64)
+    return able, SimulatedRound(nobody, nobody, nobody.astype(float), began=clock, clock=clock, eligible=len(able))
 
 
 def never_present(clients: int) -> RunError:
@@ -209,11 +218,7 @@ class Simulation:
         Raises:
           RunError: no client has the memory or is ever present, or no attempt was finished.
         """
-        able = self.fleet.fitting(memory)
-        if not len(able):
-            raise lacks_memory(index, memory)
-        nobody = np.zeros(0, np.int64)
-        done = SimulatedRound(nobody, nobody, nobody.astype(float), began=clock, clock=clock, eligible=len(able))
+        able, done = begin_round(self.fleet, index, clock, memory)
         for attempt in range(MOST_ATTEMPTS):
             self._attempt(done, index + attempt * NEXT_ATTEMPT, able, load)
             if len(done.positions):
