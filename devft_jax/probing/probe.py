@@ -182,7 +182,7 @@ class _Opened:
         return Distiller(
             config=self.model.config,
             compute=self.compute,
-            base=self.stages.on_one_device(self.stages.base),
+            base=lambda: self.stages.on_one_device(self.stages.base),
             examples=self.public_text(config),
             steps=config.distil_steps,
             rate=config.distil_rate,

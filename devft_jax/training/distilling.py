@@ -11,7 +11,7 @@ What clients receive has the same size as without it. The server's operations ar
 distilled layers are not stored: a resumed run makes them again, from the same text in the same order.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -121,7 +121,7 @@ class Distiller:
     Attributes:
       config: the architecture at full depth.
       compute: how models are executed.
-      base: the full model's base, on that device.
+      base: returns the full model's base on that device, when layers are distilled.
       examples: the public text.
       steps: number of steps.
       rate: Adam's first rate.
@@ -131,7 +131,7 @@ class Distiller:
 
     config: ModelConfig
     compute: Compute
-    base: Base
+    base: Callable[[], Base]
     examples: Examples
     steps: int
     rate: float
@@ -158,8 +158,8 @@ class Distiller:
           layer_map: the stage's map, which fuses layers.
           blocks: its fused layers.
         """
-        program = jit_step(self.config, self.compute)
-        place = partial(jax.device_put, device=self.base.embed.sharding)
+        program, base = jit_step(self.config, self.compute), self.base()
+        place = partial(jax.device_put, device=base.embed.sharding)
         # A copy, because the program overwrites it.
         blocks = place(jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), blocks))
         state, rows = place((optax.scale_by_adam().init(blocks), fused_rows(layer_map)))
@@ -167,7 +167,7 @@ class Distiller:
         for step, index in enumerate(self._batches()):
             tokens, _ = gather_batch(self.examples, index, length)
             inputs = np.float32(self.rate * (1 - step / self.steps)), tokens, real_tokens(self.examples, index, tokens)
-            blocks, state, _ = self.programs.call("distil", program, self.base, blocks, state, rows, *place(inputs))
+            blocks, state, _ = self.programs.call("distil", program, base, blocks, state, rows, *place(inputs))
         return blocks
 
     def _batches(self) -> Iterator[np.ndarray]:
@@ -193,7 +193,7 @@ def stage_distiller(parts: "Parts", layer_map: LayerMap) -> Distiller | None:
     return Distiller(
         config=parts.model.config,
         compute=parts.training.compute,
-        base=parts.submodels.on_one_device(parts.base),
+        base=lambda: parts.submodels.on_one_device(parts.base),
         examples=parts.probe,
         steps=parts.config.distil_steps,
         rate=parts.config.distil_rate,

@@ -57,7 +57,7 @@ def distiller(base, steps):
     return Distiller(
         config=CONFIG,
         compute=DEFAULT_COMPUTE,
-        base=base,
+        base=lambda: base,
         examples=random_examples(12, seed=0),
         steps=steps,
         rate=3e-3,
