@@ -159,7 +159,7 @@ def real(model: str, data: str, test_data: str | None, categories: str) -> Scale
         "template": "chat",
         "max_length": 256,
         "local_steps": 4,
-        "batch_size": 4,
+        "batch_size": 2,
         "rounds": 8,
         "rank": 32,
         "alpha": 64.0,
@@ -176,12 +176,13 @@ def real(model: str, data: str, test_data: str | None, categories: str) -> Scale
                 layers=30,
                 capacities=(4, 8, 15, 30),
                 rate=1e-3,
-                options={**options, "data": data, **held_out, "test_limit": 60},
+                options={**options, "data": data, **held_out, "test_limit": 32},
                 skewed={"data": categories, "category_field": "category", "test_data": None, "test_fraction": held_out_part},
             ),
         ),
         seeds=(0, 1),
         tuning=(3e-4, 1e-3, 3e-3),
+        evaluations=0,
     )
 
 
