@@ -17,7 +17,18 @@ from devft_jax.files import write_atomically
 from devft_jax.reporting import Progress
 from experiments.paper import figure1, figure5, figure6, figure7, table1, table2, table3, table4, table5, table6
 from experiments.pictures import picture
-from experiments.questions import anchor, beta, clients, heterogeneity, last_stage, rates, similarity, stages, transfer
+from experiments.questions import (
+    alignment,
+    anchor,
+    beta,
+    clients,
+    heterogeneity,
+    last_stage,
+    rates,
+    similarity,
+    stages,
+    transfer,
+)
 from experiments.readme import README, regenerated, results_of
 from experiments.scales import DEMO, PAPER, Scale, real, with_options
 from experiments.study import (
@@ -29,7 +40,7 @@ from experiments.study import (
 )
 
 PAPERS = (table1, table2, table3, table4, table5, table6, figure1, figure5, figure6, figure7)
-QUESTIONS = (last_stage, rates, stages, beta, transfer, anchor, similarity, heterogeneity, clients)
+QUESTIONS = (last_stage, rates, stages, beta, transfer, anchor, similarity, alignment, heterogeneity, clients)
 EXPERIMENTS: tuple[Experiment, ...] = tuple(module.EXPERIMENT for module in (*PAPERS, *QUESTIONS))
 """All experiments, in the order in which they are shown."""
 BY_NAME = {experiment.name: experiment for experiment in EXPERIMENTS}

@@ -16,6 +16,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from scipy.stats import spearmanr
+
 from devft_jax.comparing.measures import FINAL_LOSS, LOSS, MEASURES, Form
 from devft_jax.comparing.statistics import ANYWHERE, POSITIVE, Bounds, Estimate, estimate, paired_difference
 from devft_jax.reporting.units import BYTES, FLOPS, SECONDS
@@ -35,7 +37,13 @@ OF_A_ROUND = {
     "client_memory": ("memory of a client", Form(BYTES)),
 }
 """Title and format of the figures of a stage; its costs are those of a round."""
-TITLES = {each.name: (each.title, each.form) for each in MEASURES} | OF_A_ROUND
+OF_A_PROBE = {
+    "alignment": ("alignment before training", Form(digits=2)),
+    "untrained_loss": ("loss before training", LOSS),
+    "gain": ("gain", LOSS),
+}
+"""Title and format of the figures of a submodel that is probed and then trained."""
+TITLES = {each.name: (each.title, each.form) for each in MEASURES} | OF_A_ROUND | OF_A_PROBE
 TOLERANCE = 0.02
 """Relative error that a factor printed with two or three digits, or depths rounded to whole layers, may have."""
 
@@ -285,6 +293,36 @@ class Value:
         agrees = abs(found.mean / self.value - 1) <= TOLERANCE
         apart = f"{found.mean / self.value:.3f} times the paper's"
         return Verdict(REPRODUCED if agrees else NOT_REPRODUCED, f"{title}: {form.shown(found.mean)}, {apart}.")
+
+
+@dataclass(frozen=True)
+class Predicts:
+    """A figure known before training orders the arms by what training gains.
+
+    Attributes:
+      measure: name of the figure.
+      least: rank correlation (Spearman) with the gain that counts as a prediction; below zero if lower figures are better.
+      paper: the question.
+    """
+
+    measure: str
+    least: float
+    paper: str
+
+    def judged(self, arms: Arms) -> Verdict:
+        """The verdict; see `Claim`."""
+        figures = {name: (by_seed(arms, name, self.measure), by_seed(arms, name, "gain")) for name in arms}
+        seeds = sorted({seed for _, gains in figures.values() for seed in gains})
+        found = []
+        for seed in seeds:
+            pairs = [(before[seed], gain[seed]) for before, gain in figures.values() if seed in before and seed in gain]
+            if len(pairs) > 2:
+                found.append(float(spearmanr(pairs).statistic))
+        if not found:
+            return Verdict(NOT_TESTABLE, f"{TITLES[self.measure][0]} or the gain is not measured at this scale.")
+        mean, shown = sum(found) / len(found), ", ".join(f"{each:.2f}" for each in found)
+        word = "yes" if mean / self.least >= 1 else "no"
+        return Verdict(ANSWERED, f"{word}: {mean:.2f} on average over seeds ({shown}), {len(figures)} submodels.")
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from devft_jax.files import as_markdown
 from experiments.claims import (
     LOSS_MEASURE,
     NOT_TESTABLE,
+    OF_A_PROBE,
     OF_A_ROUND,
     TITLES,
     Arms,
@@ -25,7 +26,16 @@ from experiments.study import RESULTS, Experiment, read_results
 README = Path(__file__).parent / "README.md"
 BEGIN, END = "<!-- results -->", "<!-- end of results -->"
 SCALES = ("demo", "real", "paper")
-SHOWN = (LOSS_MEASURE, "accuracy", "bytes_up", "bytes_stage", "train_flops", "seconds_train", "peak_memory_bytes")
+SHOWN = (
+    LOSS_MEASURE,
+    *OF_A_PROBE,
+    "accuracy",
+    "bytes_up",
+    "bytes_stage",
+    "train_flops",
+    "seconds_train",
+    "peak_memory_bytes",
+)
 """The figures of an arm in a table, where they are known."""
 
 Results = Mapping[str, Any]

@@ -6,6 +6,7 @@ All experiments of a scale have one folder of runs, in which a run has a name de
 experiments share is made once, a finished run is read, and a stopped one is resumed.
 """
 
+import dataclasses
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,6 +29,8 @@ from devft_jax.config.run_config import RunConfig
 from devft_jax.files import write_atomically
 from devft_jax.planning.plan import Plan
 from devft_jax.planning.planner import make_plan
+from devft_jax.probing.options import ProbeOptions
+from devft_jax.probing.probe import probe
 from devft_jax.reporting import Progress
 from devft_jax.storage.records import StageRecord
 from experiments.claims import LOSS_MEASURE, Claim
@@ -47,12 +50,14 @@ class Part:
       name: name of the part, if an experiment has several.
       options: options of all arms that differ from the base's.
       tuned: whether every arm has the best of the scale's learning rates.
+      probed: plan and layers of the submodel that an arm trains, for arms that are probed before they are trained.
     """
 
     arms: Mapping[str, Options]
     name: str = ""
     options: Options = field(default_factory=dict)
     tuned: bool = False
+    probed: Mapping[str, tuple[str, int]] = field(default_factory=dict)
 
     def full_name(self, arm: str) -> str:
         """The name of an arm among those of all parts.
@@ -169,8 +174,27 @@ def run_experiment(
             if made.comparison is None:
                 raise SystemExit(128 + (made.stopped_by or 0))
             arms |= {part.full_name(name): values for name, values in _measured(made.comparison)}
+            if part.probed:
+                _probe(part, common, scale.seeds, arms, progress)
         models.append({"model": base.name, "data": base.data, "options": _shared(base), "arms": arms})
     return {"experiment": experiment.name, "scale": scale.name, "seeds": list(scale.seeds), "models": models}
+
+
+def _probe(part: Part, common: RunConfig, seeds: Sequence[int], arms: Mapping[str, Any], progress: Progress | None) -> None:
+    """Add what a probe says of the submodels of the arms, and what training them has gained."""
+    plans, depths = zip(*part.probed.values(), strict=True)
+    options = ProbeOptions(plans=tuple(dict.fromkeys(plans)), depths=tuple(sorted(set(depths))))
+    for seed in seeds:
+        config = dataclasses.replace(common, seed=seed, algorithm="fedit")
+        rows = {(row.plan, row.layers): row for row in probe(config, options, progress=progress).rows}
+        for name, plan in part.probed.items():
+            for run in arms[part.full_name(name)]["runs"]:
+                if run["seed"] == seed and run["error"] is None:
+                    run["measures"] |= {
+                        "alignment": _rounded(rows[plan].alignment),
+                        "untrained_loss": _rounded(rows[plan].loss),
+                        "gain": _rounded(run["base_loss"] - run["measures"][LOSS_MEASURE]),
+                    }
 
 
 def _shared(base: Base) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from devft_jax.developmental import LayerGrams, fusion_matrix
 from devft_jax.developmental.growths import GrowthOptions
 from experiments import growths
 from experiments.all import BY_NAME, EXPERIMENTS, parser, scale_of
-from experiments.claims import Beyond, Factor, Lower, Question, Value
+from experiments.claims import TITLES, Beyond, Factor, Lower, Predicts, Question, Value
 from experiments.paper.table5 import doubling
 from experiments.questions.stages import spaced
 from experiments.scales import DEMO, PAPER, real
@@ -69,7 +69,7 @@ def test_every_arm_is_a_valid_configuration_at_every_scale(name, scales, tmp_pat
 @pytest.mark.parametrize("experiment", EXPERIMENTS, ids=list(BY_NAME))
 def test_claims_are_about_arms(experiment, scales):
     """The model of the scale real is deep enough for all of them."""
-    scale = scales["real" if "real" in experiment.scales else "paper"]
+    scale = next(scales[name] for name in ("real", "paper", "demo") if name in experiment.scales)
     [base] = experiment.bases(scale)[:1]
     names = {*arms_of(experiment, base)}
     names |= {f"{name}, stage {stage}" for name in names for stage in range(1, 5)}
@@ -78,6 +78,10 @@ def test_claims_are_about_arms(experiment, scales):
     for claim in experiment.claims:
         if isinstance(claim, Beyond):
             assert claim.why
+            continue
+        if isinstance(claim, Predicts):
+            assert claim.measure in TITLES
+            assert claim.paper[-1] in ".?"
             continue
         others = {Lower: "than", Question: "others", Factor: "than", Value: None}[type(claim)]
         named = getattr(claim, others) if others else ()
