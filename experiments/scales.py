@@ -164,6 +164,7 @@ def real(model: str, data: str, test_data: str | None, categories: str) -> Scale
         "rank": 32,
         "alpha": 64.0,
         "length_buckets": 2,
+        "evaluation_batch": 4,
     }
     # A folder holds files of held-out examples.
     held_out_part = 0.0 if Path(categories).is_dir() else 0.02

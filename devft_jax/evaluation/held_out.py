@@ -70,7 +70,8 @@ class HeldOut:
       compute: how the model is executed.
       examples: the held-out data.
       buckets: padded lengths, ascending.
-      batch_size: examples evaluated at once, rounded up to a multiple of the devices.
+      batch_size: most examples evaluated at once, rounded up to a multiple of the devices; batches are of equal size, so
+        that few rows are empty.
       devices: local devices to use.
       model_shards: how many of them hold a base together, as `shard_base` divides it.
       programs: keeps and counts compiled programs.
@@ -91,7 +92,8 @@ class HeldOut:
         self.mesh = mesh = client_mesh(devices, model_shards)
         self.examples = examples
         self.buckets = buckets
-        self.batch_size = -(-batch_size // len(devices)) * len(devices)
+        batches = -(-len(examples) // batch_size)
+        self.batch_size = -(-len(examples) // (batches * len(devices))) * len(devices)
         self.programs = programs
         self.split = NamedSharding(mesh, OVER_DEVICES)
 

@@ -57,8 +57,8 @@ def row(index: int) -> tuple[np.ndarray, int]:
     return held.row(index), int(held.prompt_lengths[index])
 
 
-def score(adapter=ADAPTER, batch_size=4, devices=1, programs=None):
-    held_out = HeldOut(
+def evaluator(batch_size=4, devices=1, programs=None):
+    return HeldOut(
         CONFIG,
         Compute(),
         examples(),
@@ -67,7 +67,10 @@ def score(adapter=ADAPTER, batch_size=4, devices=1, programs=None):
         devices=jax.local_devices()[:devices],
         programs=programs or CompiledPrograms(),
     )
-    return held_out(BASE, adapter)
+
+
+def score(adapter=ADAPTER, **options):
+    return evaluator(**options)(BASE, adapter)
 
 
 def by_hand(adapter) -> tuple[float, np.ndarray]:
@@ -103,6 +106,11 @@ def test_scores_do_not_depend_on_batches_or_devices(batch_size, devices):
     assert found.loss == pytest.approx(usual.loss, rel=1e-5)
     np.testing.assert_array_equal(found.hits, usual.hits)
     assert found.examples == usual.examples
+
+
+@pytest.mark.parametrize(("most", "devices", "rows"), [(4, 1, 4), (32, 1, 14), (13, 1, 7), (32, 4, 16), (6, 4, 8)])
+def test_batches_are_of_equal_size_so_that_few_rows_are_empty(most, devices, rows):
+    assert evaluator(batch_size=most, devices=devices).batch_size == rows
 
 
 def test_one_program_per_shape_serves_every_evaluation():
