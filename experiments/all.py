@@ -25,6 +25,7 @@ from experiments.questions import (
     heterogeneity,
     last_stage,
     rates,
+    recipe,
     similarity,
     stages,
     transfer,
@@ -40,7 +41,7 @@ from experiments.study import (
 )
 
 PAPERS = (table1, table2, table3, table4, table5, table6, figure1, figure5, figure6, figure7)
-QUESTIONS = (last_stage, rates, stages, beta, transfer, anchor, similarity, alignment, heterogeneity, clients)
+QUESTIONS = (last_stage, rates, stages, beta, transfer, anchor, similarity, alignment, heterogeneity, clients, recipe)
 EXPERIMENTS: tuple[Experiment, ...] = tuple(module.EXPERIMENT for module in (*PAPERS, *QUESTIONS))
 """All experiments, in the order in which they are shown."""
 BY_NAME = {experiment.name: experiment for experiment in EXPERIMENTS}
@@ -60,6 +61,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--data", help="real: GSM8K's training examples, a file or Hugging Face name (openai/gsm8k/main)")
     made.add_argument("--test-data", help="real: GSM8K's test examples")
     made.add_argument("--categories", default="databricks/databricks-dolly-15k", help="real: Dolly, a file, folder or name")
+    made.add_argument("--code", default="sahil2801/CodeAlpaca-20k", help="real: CodeAlpaca, a file or name")
     made.add_argument("--run", action="store_true", help="paper: train the models, which --scale paper otherwise only plans")
     made.add_argument("--tasks", nargs="+", metavar="TASK", help="benchmark tasks for the final models of table1")
     made.add_argument("--benchmark-files", help="folder with the benchmarks' original files")
@@ -84,7 +86,7 @@ def scale_of(options: argparse.Namespace) -> Scale:
     if options.scale == "real":
         data = options.data or "openai/gsm8k/main:train"
         test_data = options.test_data or ("openai/gsm8k/main:test" if options.data is None else None)
-        scale = real(options.model, data, test_data, options.categories)
+        scale = real(options.model, data, test_data, options.categories, options.code)
     else:
         scale = DEMO if options.scale == "demo" else dataclasses.replace(PAPER, trains=options.run)
     if options.seeds:

@@ -197,6 +197,36 @@ class Lower:
 
 
 @dataclass(frozen=True)
+class AsLow:
+    """The mean held-out loss of an arm is within or below the interval of another arm's.
+
+    Attributes:
+      arm: the arm.
+      than: the other arm.
+      paper: what is claimed.
+    """
+
+    arm: str
+    than: str
+    paper: str
+
+    def judged(self, arms: Arms) -> Verdict:
+        """The verdict; see `Claim`."""
+        own, other = (mean_of(arms, name, LOSS_MEASURE) for name in (self.arm, self.than))
+        apart = difference_of(arms, self.arm, self.than, LOSS_MEASURE)
+        if own is None or other is None or apart is None:
+            return Verdict(NOT_TESTABLE, "no model was trained at this scale.")
+        sentence = (
+            f"{self.arm} ends at {LOSS.shown(own.mean, own.interval)}, {self.than} at "
+            f"{LOSS.shown(other.mean, other.interval)}; paired by seed, the difference is "
+            f"{LOSS.shown(apart.mean, apart.interval, sign=True)}."
+        )
+        if other.interval is None:
+            return Verdict(NOT_SHOWN, sentence)
+        return Verdict(REPRODUCED if own.mean <= other.interval[1] else NOT_REPRODUCED, sentence)
+
+
+@dataclass(frozen=True)
 class Question:
     """How arms differ in held-out loss from one of them.
 

@@ -5,17 +5,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from devft_jax.comparing.measures import Form
-from devft_jax.reporting.chart import Level, Line, line_chart
-from devft_jax.reporting.svg import COLOURS, TITLE_HEIGHT, Picture, escape
+from devft_jax.reporting.chart import Frame, Level, Line, line_chart, plot_lines
+from devft_jax.reporting.svg import COLOURS, TITLE_HEIGHT, Picture, beside, escape
 from devft_jax.reporting.ticks import ticks
 from devft_jax.reporting.units import BYTES, SECONDS, unit_for
-from experiments.claims import TITLES, Arms, by_seed, mean_of, with_stages
+from experiments.claims import LOSS_MEASURE, TITLES, Arms, by_seed, mean_of, with_stages
 from experiments.study import Experiment
 
 NAMES, ROOM, ROW, FIGURES = 216, 400, 28, 160
 """Pixels for names, for the axis, for a row, and for figures as text."""
 COSTS = {"seconds_train": (1, "training time", SECONDS), "bytes_up": (2, "sent up by all clients", BYTES)}
 """Place in a point of a curve, label and units of the costs against which losses are drawn."""
+FRONT = "front"
+"""What is shown of an experiment whose picture has final losses against bytes and against time."""
 
 
 def picture(experiment: Experiment, results: Mapping[str, Any]) -> str | None:
@@ -28,6 +30,8 @@ def picture(experiment: Experiment, results: Mapping[str, Any]) -> str | None:
     model = results["models"][0]
     arms, name = model["arms"], experiment.shown
     title = f"{experiment.title}, {model['model']}"
+    if name == FRONT:
+        return _front(title, arms)
     if name in COSTS and any(run["curve"] for arm in arms.values() for run in arm["runs"]):
         return _against_cost(title, arms, name)
     if experiment.by_stage:
@@ -120,3 +124,21 @@ def _mean_curve(curves: Sequence[Sequence[Sequence[float]]], place: int) -> list
     return [
         (statistics.fmean(run[at][place] for run in runs), statistics.fmean(run[at][-1] for run in runs)) for at in rounds
     ]
+
+
+def _front(title: str, arms: Arms) -> str:
+    """Final loss against bytes and against training time: a point for every arm of the first part."""
+    part = next(iter(arms)).partition(": ")[0]
+    names = [name for name in arms if name.startswith(part) and by_seed(arms, name, LOSS_MEASURE)]
+    pictures = []
+    for cost, (_, label, units) in COSTS.items():
+        means = {name: (mean_of(arms, name, cost), mean_of(arms, name, LOSS_MEASURE)) for name in names}
+        size, unit = unit_for(max(spent.mean for spent, _ in means.values() if spent is not None), units)
+        lines = [
+            Line(name.partition(": ")[2], [(spent.mean / size, loss.mean)], intervals=[loss.interval], joined=False)
+            for name, (spent, loss) in means.items()
+            if spent is not None and loss is not None
+        ]
+        frame = Frame(width=620, height=420)
+        pictures.append(plot_lines(f"Against {label}", f"{label}, {unit}", "held-out loss, nats per token", lines, frame))
+    return beside(f"{title}, {part}", pictures).document()

@@ -155,7 +155,7 @@ def _capital(text: str) -> str:
 
 def _table(experiment: Experiment, own: Arms) -> Iterator[str]:
     """The figures of all arms, or of their stages."""
-    arms, measures = own, list(SHOWN)
+    arms, measures = own, [*SHOWN, *experiment.columns]
     if experiment.by_stage:
         arms = {name: arm for name, arm in with_stages(own).items() if name not in own}
         measures = list(OF_A_ROUND)

@@ -34,6 +34,7 @@ class Base:
       ladder: whether DevFT's rates rise from stage to stage, as in the paper.
       beta: weight of the differences in Eq. 5.
       skewed: options of data whose records have categories, for splits that are not IID.
+      unseen: options of data on which nothing was tuned, by the data's name.
     """
 
     name: str
@@ -45,19 +46,22 @@ class Base:
     ladder: bool = False
     beta: float = 0.1
     skewed: Options = field(default_factory=dict)
+    unseen: Mapping[str, Options] = field(default_factory=dict)
 
     @property
     def rounds(self) -> int:
         """Rounds of a run."""
         return int(self.options["rounds"])
 
-    def rates(self, stages: int) -> list[float]:
-        """The paper's rates for this many stages: a hundredth, a tenth, and then the whole of `rate`.
+    def rates(self, stages: int, rate: float | None = None) -> list[float]:
+        """The paper's rates for this many stages: a hundredth, a tenth, and then the whole of a rate.
 
         Args:
           stages: number of stages.
+          rate: the rate; by default `rate` of the base.
         """
-        return [self.rate * share for share in (0.01, 0.1, *[1.0] * stages)][:stages]
+        whole = self.rate if rate is None else rate
+        return [whole * share for share in (0.01, 0.1, *[1.0] * stages)][:stages]
 
     def devft(self, capacities: Sequence[int] | None = None, **options: Any) -> dict[str, Any]:
         """An arm that trains FedIT on DevFT's stages.
@@ -143,14 +147,15 @@ DEMO = Scale(
 )
 
 
-def real(model: str, data: str, test_data: str | None, categories: str) -> Scale:
-    """SmolLM2-135M-Instruct on GSM8K, and on Dolly where categories are needed.
+def real(model: str, data: str, test_data: str | None, categories: str, code: str) -> Scale:
+    """SmolLM2-135M-Instruct on GSM8K, on Dolly where categories are needed, and on CodeAlpaca.
 
     Args:
       model: the folder that `experiments.real_model` makes.
       data: GSM8K's training examples, a file or Hugging Face name.
       test_data: its test examples; None to hold out a part of the training examples.
       categories: Dolly, a file, a folder with held-out files, or a Hugging Face name.
+      code: CodeAlpaca, a file or Hugging Face name.
     """
     held_out: Options = {"test_fraction": 0.02} if test_data is None else {"test_data": test_data}
     options = {
@@ -179,6 +184,10 @@ def real(model: str, data: str, test_data: str | None, categories: str) -> Scale
                 rate=1e-3,
                 options={**options, "data": data, **held_out, "test_limit": 16},
                 skewed={"data": categories, "category_field": "category", "test_data": None, "test_fraction": held_out_part},
+                unseen={
+                    "CodeAlpaca": {"data": code, "test_data": None, "test_fraction": 0.05},
+                    "GSM8K": {"data": data, **held_out},
+                },
             ),
         ),
         seeds=(0, 1),

@@ -84,6 +84,8 @@ class Experiment:
       scales: the scales at which it is run.
       scored: whether final models are scored on benchmark tasks, if tasks are named.
       by_stage: whether the picture and the table show stages.
+      seeds: the seeds at the scale real; None for the scale's own.
+      columns: figures that its table shows beside the usual ones.
     """
 
     name: str
@@ -97,6 +99,16 @@ class Experiment:
     scales: Sequence[str] = ("demo", "real", "paper")
     scored: bool = False
     by_stage: bool = False
+    seeds: Sequence[int] | None = None
+    columns: Sequence[str] = ()
+
+    def seeds_at(self, scale: Scale) -> tuple[int, ...]:
+        """The seeds of its runs at a scale.
+
+        Args:
+          scale: the scale.
+        """
+        return scale.seeds if self.seeds is None or scale.name != "real" else tuple(self.seeds)
 
     def bases(self, scale: Scale) -> list[Base]:
         """The models on which it is run at a scale.
@@ -129,7 +141,7 @@ def request_of(
     write_atomically(file, json.dumps(dict(part.arms), indent=1) + "\n")
     options = CompareOptions(
         arms_file=str(file),
-        seeds=scale.seeds,
+        seeds=experiment.seeds_at(scale),
         reference=experiment.reference if experiment.reference in part.arms else None,
         learning_rates=scale.tuning if tuned else None,
         evaluations=scale.evaluations,
@@ -175,9 +187,9 @@ def run_experiment(
                 raise SystemExit(128 + (made.stopped_by or 0))
             arms |= {part.full_name(name): values for name, values in _measured(made.comparison)}
             if part.probed:
-                _probe(part, common, scale.seeds, arms, progress)
+                _probe(part, common, experiment.seeds_at(scale), arms, progress)
         models.append({"model": base.name, "data": base.data, "options": _shared(base), "arms": arms})
-    return {"experiment": experiment.name, "scale": scale.name, "seeds": list(scale.seeds), "models": models}
+    return {"experiment": experiment.name, "scale": scale.name, "seeds": list(experiment.seeds_at(scale)), "models": models}
 
 
 def _probe(part: Part, common: RunConfig, seeds: Sequence[int], arms: Mapping[str, Any], progress: Progress | None) -> None:

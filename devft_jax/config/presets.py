@@ -1,4 +1,4 @@
-"""Named configurations: the demo, the paper's runs, and other models in the paper's protocol."""
+"""Named configurations: the demo, the paper's runs, other models in the paper's protocol, and a recipe of few bytes."""
 
 from typing import Any
 
@@ -67,6 +67,24 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "llama-33b": {**_PAPER, "model": "huggyllama/llama-30b", "capacities": (8, 15, 30, 60)},
     "llama2-70b": {**_PAPER, "model": "meta-llama/Llama-2-70b-hf", "capacities": (10, 20, 40, 80)},
+    # For any model and data: small adapters on all projections, few long rounds, small numbers in messages
+    # (experiments/questions/recipe.py has the evidence).
+    "efficient": {
+        "algorithm": "fedit",
+        "growth": "end-to-end",
+        "clients": 20,
+        "clients_per_round": 2,
+        "rounds": 2,
+        "local_steps": 8,
+        "batch_size": 4,
+        "targets": ("q", "k", "v", "o", "gate", "up", "down"),
+        "rank": 4,
+        "alpha": 8.0,
+        "learning_rate": (5e-3,),
+        "schedule": "cosine",
+        "channel": "int8",
+        "message_dtype": "bfloat16",
+    },
 }
 
 

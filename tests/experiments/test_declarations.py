@@ -12,7 +12,7 @@ from devft_jax.developmental import LayerGrams, fusion_matrix
 from devft_jax.developmental.growths import GrowthOptions
 from experiments import growths
 from experiments.all import BY_NAME, EXPERIMENTS, parser, scale_of
-from experiments.claims import TITLES, Beyond, Factor, Lower, Predicts, Question, Value
+from experiments.claims import TITLES, AsLow, Beyond, Factor, Lower, Predicts, Question, Value
 from experiments.paper.table5 import doubling
 from experiments.questions.stages import spaced
 from experiments.scales import DEMO, PAPER, real
@@ -41,9 +41,9 @@ def scales(tmp_path_factory):
     (folder / "model").mkdir()
     (folder / "model" / "config.json").write_text(json.dumps(LLAMA))
     (folder / "dolly").mkdir()
-    for name in ("train.jsonl", "test.jsonl", "dolly/local_training_0.json", "dolly/global_test.json"):
+    for name in ("train.jsonl", "test.jsonl", "dolly/local_training_0.json", "dolly/global_test.json", "code.json"):
         (folder / name).write_text("{}")
-    made = real(*(str(folder / name) for name in ("model", "train.jsonl", "test.jsonl", "dolly")))
+    made = real(*(str(folder / name) for name in ("model", "train.jsonl", "test.jsonl", "dolly", "code.json")))
     return {"demo": DEMO, "real": made, "paper": PAPER}
 
 
@@ -60,7 +60,7 @@ def test_every_arm_is_a_valid_configuration_at_every_scale(name, scales, tmp_pat
             for part in experiment.parts(base):
                 request = check_request(*request_of(experiment, scale, base, part, tmp_path))
                 assert [each.arm.name for each in request.budgets[0].arms] == list(part.arms)
-                assert request.seeds == scale.seeds
+                assert request.seeds == experiment.seeds_at(scale)
                 rounds |= {each.rounds for each in request.budgets[0].arms}
             assert max(rounds) == base.rounds
     assert any(experiment.bases(scale) for scale in scales.values())
@@ -83,7 +83,7 @@ def test_claims_are_about_arms(experiment, scales):
             assert claim.measure in TITLES
             assert claim.paper[-1] in ".?"
             continue
-        others = {Lower: "than", Question: "others", Factor: "than", Value: None}[type(claim)]
+        others = {Lower: "than", AsLow: "than", Question: "others", Factor: "than", Value: None}[type(claim)]
         named = getattr(claim, others) if others else ()
         named = [named] if isinstance(named, str) else [*named]
         assert {claim.arm, *named} <= names
