@@ -139,6 +139,6 @@ def _front(title: str, arms: Arms) -> str:
             for name, (spent, loss) in means.items()
             if spent is not None and loss is not None
         ]
-        frame = Frame(width=620, height=420)
+        frame = Frame(width=620, height=420, first=0.0)
         pictures.append(plot_lines(f"Against {label}", f"{label}, {unit}", "held-out loss, nats per token", lines, frame))
     return beside(f"{title}, {part}", pictures).document()

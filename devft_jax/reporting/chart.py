@@ -113,6 +113,7 @@ class Frame:
       levels: horizontal lines.
       x_names: names in place of the ticks at 0, 1, ...
       low: a value that the y axis must include.
+      first: a value that the x axis must include.
       values: whether every point with a marker shows its y.
       logarithm: whether the y axis is logarithmic; all values must be above 0.
       right: free pixels at the right.
@@ -127,6 +128,7 @@ class Frame:
     levels: Sequence[Level] = ()
     x_names: Sequence[str] = ()
     low: float | None = None
+    first: float | None = None
     values: bool = False
     logarithm: bool = False
     right: int = field(init=False)
@@ -302,6 +304,7 @@ def plot_lines(
     """
     frame = frame or Frame()
     xs = [x for line in lines for x, _ in line.points] + [x for band in frame.bands for x in (band.start, band.end)]
+    xs += [] if frame.first is None else [frame.first]
     ys = [y for line in lines for _, y in line.points] + [level.y for level in frame.levels]
     ends = [end for line in lines for interval in line.intervals if interval is not None for end in interval]
     ys = _within_reach(ys, ends)

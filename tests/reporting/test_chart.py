@@ -110,6 +110,13 @@ def test_a_line_along_its_least_value_has_nothing_below():
     assert ">-" not in "".join(picture.body)
 
 
+def test_the_x_axis_includes_a_named_value():
+    line = Line("cost", [(40.0, 1.0), (90.0, 2.0)])
+    shown = "".join(plot_lines("title", "x", "y", [line], Frame(first=0.0)).body)
+    assert ">0</text>" in shown
+    assert ">0</text>" not in "".join(plot_lines("title", "x", "y", [line]).body)
+
+
 def test_sixteen_lines_look_different():
     picture = plot_lines("t", "x", "y", [Line(str(index), [(0, index), (1, index)]) for index in range(16)])
     drawn = ElementTree.fromstring(picture.document()).findall(".//{*}polyline")
