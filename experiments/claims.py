@@ -198,7 +198,10 @@ class Lower:
 
 @dataclass(frozen=True)
 class AsLow:
-    """The mean held-out loss of an arm is within or below the interval of another arm's.
+    """The mean held-out loss of an arm is within or below the interval of another arm's, and it is not shown to be higher.
+
+    The interval of a mean over seeds is wide where seeds have their own held-out examples, so that the paired difference
+    has to agree.
 
     Attributes:
       arm: the arm.
@@ -223,7 +226,8 @@ class AsLow:
         )
         if other.interval is None:
             return Verdict(NOT_SHOWN, sentence)
-        return Verdict(REPRODUCED if own.mean <= other.interval[1] else NOT_REPRODUCED, sentence)
+        reached = own.mean <= other.interval[1] and side(apart) <= 0
+        return Verdict(REPRODUCED if reached else NOT_REPRODUCED, sentence)
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,10 @@ from experiments.claims import (
     NOT_SHOWN,
     NOT_TESTABLE,
     REPRODUCED,
+    AsLow,
     Factor,
     Lower,
+    Predicts,
     Question,
     Value,
     with_stages,
@@ -38,6 +40,45 @@ def arms_with(measure="final_loss", **values):
 FEDIT = (2.0, 2.1, 2.2)
 LOWER = (1.5, 1.61, 1.69)
 NEAR = (2.01, 2.08, 2.21)
+
+
+@pytest.mark.parametrize(
+    ("values", "status"),
+    [
+        ({"a": LOWER, "b": FEDIT}, REPRODUCED),
+        ({"a": NEAR, "b": FEDIT}, REPRODUCED),
+        # Within the interval of the mean, and yet higher with every seed by about as much.
+        ({"a": (2.05, 2.15, 2.26), "b": FEDIT}, NOT_REPRODUCED),
+        ({"a": (3.0, 3.1, 3.2), "b": FEDIT}, NOT_REPRODUCED),
+        ({"a": LOWER[:1], "b": FEDIT[:1]}, NOT_SHOWN),
+        ({"b": FEDIT}, NOT_TESTABLE),
+    ],
+)
+def test_an_arm_is_as_low_if_it_is_within_the_interval_and_not_shown_to_be_higher(values, status):
+    assert AsLow("a", "b", "a is as good.").judged(arms_with(**values)).status == status
+
+
+def with_gain(**figures):
+    """Arms with alignment and gain for one or two seeds."""
+    return {
+        name: {
+            "runs": [
+                {"seed": seed, "measures": {"alignment": before, "gain": gain}} for seed, (before, gain) in enumerate(each)
+            ]
+        }
+        for name, each in figures.items()
+    }
+
+
+def test_a_figure_predicts_the_gain_if_it_orders_the_arms_alike():
+    alike = with_gain(a=[(0.1, 1.0), (0.3, 5.0)], b=[(0.2, 1.5), (0.2, 4.0)], c=[(0.9, 3.0), (0.1, 2.0)])
+    found = Predicts("alignment", 0.7, "Does it?").judged(alike)
+    assert found.status == ANSWERED
+    assert found.sentence.startswith("yes: 1.00 on average over seeds (1.00, 1.00), 3 submodels")
+    against = with_gain(a=[(0.9, 1.0)], b=[(0.5, 1.5)], c=[(0.1, 3.0)])
+    assert Predicts("alignment", 0.7, "Does it?").judged(against).sentence.startswith("no: -1.00")
+    assert Predicts("alignment", -0.7, "Does it?").judged(against).sentence.startswith("yes: -1.00")
+    assert Predicts("alignment", 0.7, "Does it?").judged(with_gain(a=[(0.9, 1.0)])).status == NOT_TESTABLE
 
 
 @pytest.mark.parametrize(
