@@ -34,13 +34,13 @@ from devft_jax.models.llama import Compute
 from devft_jax.options import check_options
 from devft_jax.planning.options import PlanOptions
 from devft_jax.planning.planner import Planner
-from devft_jax.probing.gradients import alignment, gradient_shares
 from devft_jax.probing.options import DEFAULT_PLANS, ProbeOptions
 from devft_jax.probing.plans import Plan, Submodel, map_key, parse_plan, submodels
 from devft_jax.probing.results import Cost, Measured, Probe
 from devft_jax.reporting import Progress
 from devft_jax.runtime.compiled import CompiledPrograms
 from devft_jax.runtime.devices import client_mesh, usual_arithmetic, versions
+from devft_jax.training.alignment import alignment, gradient_shares
 from devft_jax.training.checks import check_ranks
 from devft_jax.training.distilling import Distiller, is_distilled
 from devft_jax.training.gradients import Gradient, Slopes

@@ -2,7 +2,7 @@
 
 The gradient G = dL/dW is measured as that of a dense correction of the frozen weights (`Adapter.delta`), at zero or at
 corrections that are there. It is thus computed in the forward and backward pass of training, also on a packed base.
-`devft_jax.probing.gradients` compares the gradients of submodels; `devft_jax.federated.gradient_directions` begins adapters
+`devft_jax.training.alignment` compares the gradients of submodels; `devft_jax.federated.gradient_directions` begins adapters
 at them.
 """
 

@@ -1,4 +1,4 @@
-"""The alignment of an untuned submodel's gradient with the full model's.
+"""The alignment of a submodel's gradient with the full model's.
 
 LoRA trains W + s a b from b = 0, where the gradient of a is zero and that of b is s a^T G with G = dL/dW of the frozen
 projection. Its rows are random projections of G: with independent entries of a the mean of <s a^T G, s a^T H> over a is
@@ -12,6 +12,9 @@ G [L, in, out] is the full model's gradient, g [G, in, out] the submodel's, and 
 as the growth transfers what a submodel learned (`inherit`): layers that get nothing back have a zero gradient. It is the
 first-order decrease of the full model's loss by a step of a given length in the submodel's direction, relative to a step of
 that length in the full model's own. `alignment_kept` is the same with g only in the first layer of every group.
+
+`devft_jax.probing` measures it before anything is trained, `devft_jax.training.gain` while stages train; there G and g are
+the gradients with respect to the weights with what was learned so far.
 """
 
 import numpy as np

@@ -9,9 +9,9 @@ from devft_jax.developmental import LayerMap, fuse, inherit, layer_map
 from devft_jax.models.adapter import Adapter, LoraFactors
 from devft_jax.models.llama import DEFAULT_COMPUTE
 from devft_jax.models.loss import completion_loss
-from devft_jax.probing.gradients import alignment, gradient_shares
 from devft_jax.runtime.compiled import CompiledPrograms
 from devft_jax.runtime.devices import client_mesh
+from devft_jax.training.alignment import alignment, gradient_shares
 from devft_jax.training.gradients import Slopes, jit_slope
 from tests.tiny import CONFIG, random_base, random_examples
 
