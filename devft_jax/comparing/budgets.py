@@ -26,7 +26,7 @@ from devft_jax.models.options import scale_divisor
 from devft_jax.planning.planner import make_plan
 from devft_jax.reporting.units import BYTES, readable
 from devft_jax.training.checks import check_ranks
-from devft_jax.training.stages import check_composition, plan_stages
+from devft_jax.training.stages import check_composition, check_stage_end, plan_stages
 from devft_jax.training.submodels import model_path
 
 FIGURES = {"bytes": "bytes_up", "flops": "train_flops"}
@@ -82,6 +82,7 @@ def check_stages(config: RunConfig) -> None:
     growth = growth_of(config, layers)
     validate_learning_rate(config, len(plan_stages(config, growth, layers)))
     check_composition(algorithm_of(config), growth.shapes(layers) or ())
+    check_stage_end(config, algorithm_of(config), architecture)
 
 
 class Costs:
@@ -94,8 +95,8 @@ class Costs:
       bounded: whether the bytes sent are only an upper bound.
 
     Raises:
-      InputError: the costs are known only during training, because stages end by the loss or layers are chosen from the
-        weights.
+      InputError: the costs are known only during training, because stages end by what is measured then, or layers are
+        chosen from the weights.
     """
 
     def __init__(self, config: RunConfig):
@@ -103,9 +104,10 @@ class Costs:
         clients = max(config.clients, config.clients_per_round)
         plan = make_plan(dataclasses.replace(config, clients=clients))
         if len(plan.stages) > 1 and config.stage_end != "fixed":
+            by = "the loss" if config.stage_end == "plateau" else "gradients"
             raise InputError(
-                f"stage_end '{config.stage_end}' ends stages by the loss, so that what it sends and computes is not known "
-                "in advance; give --stage-end fixed, or compare by rounds alone."
+                f"stage_end '{config.stage_end}' ends stages by {by}, so that what it sends and computes is not known in "
+                "advance; give --stage-end fixed, or compare by rounds alone."
             )
         self._config, self._layers = config, plan.architecture.layers
         self.bounded = "bytes_up" in plan.bounded

@@ -28,6 +28,8 @@ MODES = ("copy", "anchor_only", "delta", "anchor_delta")
 PROGFED_SCHEDULES = ("halving", "equal")
 """How ProgFed can divide the rounds over its stages."""
 PLATEAU = {"stage_end": ("plateau",)}
+GAIN = {"stage_end": ("gain",)}
+ENDS_EARLY = {"stage_end": ("plateau", "gain")}
 
 
 def option(default: Any, **declared: Any) -> Any:
@@ -70,8 +72,8 @@ READS_TEXT = Condition(
     "has no effect with a similarity of weights",
     f"use --similarity {', '.join(OF_TEXT[:-1])} or {OF_TEXT[-1]}, or --distil-steps",
 )
-GRADIENT = {"initialization": ("lora-ga",)}
-"""A run with this choice measures a gradient on public text, whatever the growth."""
+GRADIENT = {"initialization": ("lora-ga",), **GAIN}
+"""A run with one of these choices measures gradients on public text, whatever the growth."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,16 +84,22 @@ class StageOptions:
     """Which submodel trains when: a name of `devft list`, or a user-defined growth as package.module:name."""
     stage_rounds: tuple[int, ...] | None = option(None, at_least=1, at_most=10**5, remedy="use 1 or more for every stage")
     """Rounds of each stage; by default `rounds` is divided in the growth's own shares, equal ones for most growths."""
-    stage_end: str = option("fixed", choices=("fixed", "plateau"))
-    """When a stage ends: fixed (after its rounds) or plateau (as soon as its mean training loss has flattened; its remaining
-    rounds go to the last stage, so that the length of the run does not change)."""
+    stage_end: str = option("fixed", choices=("fixed", "plateau", "gain"))
+    """When a stage ends: fixed (after its rounds), plateau (as soon as its mean training loss has flattened; its remaining
+    rounds go to the last stage) or gain (as soon as the next stage's submodel promises at least as much per cost, by
+    gradients on public text (`probe_data`); its remaining rounds go to the next stage). The run's length stays the same."""
     plateau_rounds: int = option(5, at_least=1, when=PLATEAU)
     """Rounds over which a plateau is detected: the mean loss of the last so many rounds is compared with that of as many
     before."""
     plateau_improvement: float = option(0.01, within="[0, 1)", remedy="0.01 is one per cent", when=PLATEAU)
     """Relative decrease of that mean loss below which it counts as flat."""
-    min_stage_rounds: int = option(1, at_least=1, when=PLATEAU)
-    """Least rounds of a stage, even on a plateau; the planned rounds are the most."""
+    gain_every: int = option(5, at_least=1, when=GAIN)
+    """Rounds of a stage between two measurements of what it and the next stage promise."""
+    gain_cost: str = option("bytes", choices=("bytes", "flops"), when=GAIN)
+    """What a promise is divided by: the bytes of a client's messages in a round, both ways, or the operations of its
+    training."""
+    min_stage_rounds: int = option(1, at_least=1, when=ENDS_EARLY)
+    """Least rounds of a stage that may end early; the planned rounds are the most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,8 +123,8 @@ class TextOptions(CapacityOptions):
     """Public text on which layers are measured, or distilled."""
 
     probe_data: str | None = option(None, of="growth", path=True, needs=(READS_TEXT,), also=GRADIENT)
-    """Public text on which layers are measured or distilled, or the gradient of `initialization` lora-ga is, named like
-    `data`; by default generated tasks, none of which is a built-in test record."""
+    """Public text on which layers are measured or distilled, or the gradients of `initialization` lora-ga and `stage_end`
+    gain are, named like `data`; by default generated tasks, none of which is a built-in test record."""
     probe_examples: int = option(32, of="growth", at_least=1, at_most=10**7, needs=(READS_TEXT,), also=GRADIENT)
     """Number of its examples."""
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from devft_jax.errors import InputError
-from devft_jax.models.adapter import Adapter, LoraFactors
+from devft_jax.models.adapter import Adapter, LoraFactors, layer_scales
 from devft_jax.models.architecture import PROJECTIONS, ModelConfig
 from devft_jax.models.hypernetwork import generated_norms
 from devft_jax.models.options import LoraOptions
@@ -120,6 +120,21 @@ def factor_norm(lora: dict[str, LoraFactors]) -> jax.Array:
       lora: factors of every projection.
     """
     return jnp.linalg.norm(adapter_norms(Adapter(lora=lora, scale=jnp.float32(1.0))))
+
+
+def weight_changes(adapter: Adapter) -> dict[str, np.ndarray]:
+    """What an adapter adds to each weight, delta + scale a b: f32[L, in, out] by projection, in host memory.
+
+    Args:
+      adapter: an adapter of factors and corrections.
+    """
+    scales = jax.device_get(layer_scales(adapter, adapter.depth(otherwise=0)))
+    changes = {name: np.array(delta, np.float32) for name, delta in jax.device_get(adapter.delta).items()}
+    for name, factors in jax.device_get(adapter.lora).items():
+        product = np.asarray(factors.a, np.float32) @ np.asarray(factors.b, np.float32)
+        product *= np.asarray(scales[name], np.float32)[:, None, None]
+        changes[name] = product + changes[name] if name in changes else product
+    return changes
 
 
 def as_low_rank(adapter: Adapter) -> Adapter:

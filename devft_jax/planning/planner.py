@@ -54,7 +54,7 @@ from devft_jax.planning.plan import Plan, StagePlan
 from devft_jax.runtime.compiled import CompiledMemory
 from devft_jax.training.checks import check_ranks
 from devft_jax.training.distilling import distilling_flops
-from devft_jax.training.stages import check_composition, plan_stages
+from devft_jax.training.stages import check_composition, check_stage_end, plan_stages
 from devft_jax.training.submodels import model_path
 
 
@@ -83,6 +83,7 @@ def make_plan(config: RunConfig, options: PlanOptions | None = None, *, architec
     shapes, rounds = _stages(config, architecture)
     planner = Planner(config, options, architecture)
     check_composition(planner.algorithm, shapes)
+    check_stage_end(config, planner.algorithm, architecture)
     cohorts = planner.cohorts(sum(rounds), names)
     whole = StageShape(architecture.layers, architecture.layers, picks=True)
     [end_to_end] = planner.stages([whole], [sum(rounds)], cohorts)

@@ -112,10 +112,25 @@ def _stage_table(plan: Plan) -> list[str]:
         *table(rows),
         *(recomputed if remat != "none" else ()),
         *(distilled if plan.total("server_flops") else ()),
+        *_ends(plan),
         *_rate(plan),
         f"energy* {energy['kwh']:.3g} kWh, {energy['kgco2e']:.3g} kgCO2e at {energy['joules_per_flop']:.3g} J a FLOP, as "
         "estimates of runs here (--joules-per-flop)",
     ]
+
+
+def _ends(plan: Plan) -> list[str]:
+    """How the rounds of a run may differ from the plan's, as lines; nothing if stages do not end early."""
+    end = plan.config.stage_end
+    if end == "fixed" or len(plan.stages) == 1:
+        return []
+    heir = "the next stage" if end == "gain" else "the last stage"
+    lines = [
+        f"stage_end {end} may begin later stages sooner than here, never later; the rounds left over go to {heir},",
+        "so that a run whose later stages cost more may cost more than this",
+    ]
+    measured = "measuring what stages promise takes the server operations that nothing here includes"
+    return [*lines, *([measured] if end == "gain" else [])]
 
 
 def _rate(plan: Plan) -> list[str]:

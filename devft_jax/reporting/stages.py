@@ -6,6 +6,7 @@ from itertools import pairwise
 from devft_jax.developmental.options import SIMILARITY_METHODS
 from devft_jax.reporting import page
 from devft_jax.reporting.chart import Band, Frame, Line, plot_lines
+from devft_jax.reporting.gains import gains
 from devft_jax.reporting.heat import group_order, similarity_map, similarity_range, time_map
 from devft_jax.reporting.layers import is_negative, shown_weight
 from devft_jax.reporting.page import Cell
@@ -31,7 +32,7 @@ def growth(story: Story) -> str:
                 f"The full model of {story.depth} layers was run throughout, and nothing was grouped, fused or transferred. "
                 f"The numbers of layers that learned: {', '.join(parts)}; the others were frozen."
             )
-        return page.section("growth", "The layers", page.paragraph(words), _norms(story))
+        return page.section("growth", "The layers", page.paragraph(words), *gains(story), _norms(story))
     title = "Which layers were fused into which group at each stage" if story.is_fused else "Which layers each stage has"
     data = "groups and anchor weights" if story.is_fused else "layers"
     strip = layer_strip(title, story.stages)
@@ -40,6 +41,7 @@ def growth(story: Story) -> str:
         "How the model grew",
         *map(page.paragraph, _fused_words(story) if story.is_fused else _picked_words(story)),
         page.figure(strip, "", page.folded(f"Data: {data}", _group_table(story))),
+        *gains(story),
         *(_similarity(story) if story.is_fused else _influence(story)),
         _norms(story),
     )

@@ -19,7 +19,7 @@ from typing import Any, Self
 
 from devft_jax.storage.fleet_records import FleetRecord, SimulatedRoundRecord, SimulatedStageRecord
 from devft_jax.storage.record import INLINE, OMITTED, Record, unusable
-from devft_jax.storage.result_records import BestRecord, PersonalRecord, ScoreRecord
+from devft_jax.storage.result_records import BestRecord, GainRecord, PersonalRecord, ScoreRecord
 
 
 @dataclass(kw_only=True)
@@ -116,6 +116,7 @@ class StageRecord(Record):
       personal: of the clients' own models at the end of the stage, if they were evaluated.
       simulated: the stage in simulated time, if the run has a fleet.
       server_flops: counted operations of distilling its fused layers on the server, if they were distilled.
+      gains: what it and the next stage promised, if that decided when it ended.
     """
 
     where = "a stage of its record"
@@ -143,6 +144,7 @@ class StageRecord(Record):
     personal: PersonalRecord | None = None
     simulated: SimulatedStageRecord | None = field(default=None, metadata=OMITTED)
     server_flops: int | None = field(default=None, metadata=OMITTED)
+    gains: list[GainRecord] | None = field(default=None, metadata=OMITTED)
 
     @property
     def runs_base(self) -> bool:
@@ -162,7 +164,7 @@ class SecondsRecord(Record):
     Attributes:
       train: rounds, without compilation.
       compile: waiting for compilation.
-      build: building stages: grouping, fusing, distilling, transfer.
+      build: building stages: grouping, fusing, distilling, transfer, and measuring what the next one promises.
       evaluate: on held-out data, without compilation.
     """
 
@@ -239,7 +241,7 @@ class RunTotals(Record):
       model_shards: number of devices that hold the base together.
       data: fingerprint of the data.
       base: fingerprint of the base.
-      public_text: fingerprint of the text on which fused layers are distilled, if they are.
+      public_text: fingerprint of the text on which fused layers are distilled, or stages' gains measured, if they are.
       base_loss: held-out loss of the untuned base; None without held-out data.
       base_accuracy: as `base_loss`.
       start_loss: as `base_loss`, of the model with the adapter with which the run began, if it did with an existing one.

@@ -1,4 +1,5 @@
-"""Records of evaluations in a run's folder: clients' own models on held-out data, and scores on benchmark tasks."""
+"""Records of measurements in a run's folder: clients' own models on held-out data, scores on benchmark tasks, and what
+stages promise."""
 
 from dataclasses import dataclass, field
 
@@ -44,6 +45,42 @@ class BestRecord(Record):
     round: int
     loss: float
     planned_rounds: int | None = field(default=None, metadata=OMITTED)
+
+
+@dataclass(kw_only=True)
+class GainRecord(Record):
+    """What a stage and the next one promise, measured after one of its rounds (`devft_jax.training.gain`).
+
+    Attributes:
+      round: the round, from 1, over all stages.
+      alignment: cosine of the full model's gradient and the stage's, transferred as the growth does; None if not finite.
+      next_alignment: as `alignment`, of the next stage as it would begin now.
+      next_layers: layers of the next stage's submodel that have an adapter.
+      cost: of a client's round in the stage: bytes of its messages both ways, or operations of its training.
+      next_cost: as `cost`, of the next stage.
+      ended: whether the stage ended here for the next one.
+      server_flops: the server's counted operations for this measurement.
+      seconds: that it took, without compilation.
+    """
+
+    where = "a measured gain of its record"
+
+    round: int
+    alignment: float | None
+    next_alignment: float | None
+    next_layers: int
+    cost: float
+    next_cost: float
+    ended: bool
+    server_flops: int
+    seconds: float
+
+    @property
+    def ratio(self) -> float | None:
+        """What the next stage promises per cost, in units of what this one does; None if this one promises nothing."""
+        if self.alignment is None or self.next_alignment is None or self.alignment <= 0:
+            return None
+        return self.next_alignment / self.next_cost / (self.alignment / self.cost)
 
 
 @dataclass(kw_only=True)

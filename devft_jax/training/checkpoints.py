@@ -70,7 +70,7 @@ def resume(parts: Parts, folder: RunFolder, round_index: int) -> State:
     now = {
         "data": data_fingerprint(parts.data),
         "base": base_fingerprint(parts.model.base),
-        "public text": text_fingerprint(parts.probe) if parts.config.distil_steps else None,
+        "public text": text_fingerprint(parts.config, parts.probe),
     }
     for name, before in (("data", totals.data), ("base", totals.base), ("public text", totals.public_text)):
         if before != now[name]:

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from devft_jax.config.run_config import RunConfig
 from devft_jax.data import Examples, FederatedData
 from devft_jax.models.base import Base
 from devft_jax.models.quantization import QTensor
@@ -26,9 +27,16 @@ def data_fingerprint(data: FederatedData) -> str:
     return fingerprint(*arrays, names, ids, sizes, indices)
 
 
-def text_fingerprint(examples: Examples | None) -> str | None:
-    """A fingerprint of tokenised public text; None without any."""
-    return None if examples is None else fingerprint(examples.tokens, examples.starts, examples.lengths)
+def text_fingerprint(config: RunConfig, examples: Examples | None) -> str | None:
+    """A fingerprint of tokenised public text; None unless a resumed run reads it again, to distil layers or measure gains.
+
+    Args:
+      config: the run's configuration.
+      examples: the text.
+    """
+    if examples is None or not (config.distil_steps or config.stage_end == "gain"):
+        return None
+    return fingerprint(examples.tokens, examples.starts, examples.lengths)
 
 
 def _sample_of(leaf: Any) -> Any:

@@ -1,11 +1,12 @@
-"""The loss of an untuned model and its gradient with respect to the adapted weights.
+"""The loss of a model and its gradient with respect to the adapted weights.
 
 The gradient G = dL/dW is measured as that of a dense correction of the frozen weights (`Adapter.delta`), at zero or at
 corrections that are there. It is thus computed in the forward and backward pass of training, also on a packed base.
 `devft_jax.training.alignment` compares the gradients of submodels; `devft_jax.federated.gradient_directions` begins adapters
-at them.
+at them; `devft_jax.training.gain` ends stages by them.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,13 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from devft_jax.accounting.flops import Adaptation, training_flops
 from devft_jax.config.run_config import RunConfig
-from devft_jax.data import Examples, evaluation_batches, fitted_lengths, public_examples
+from devft_jax.data import Examples, evaluation_batches, fitted_lengths
+from devft_jax.developmental import Growth
 from devft_jax.federated.algorithm import Algorithm
 from devft_jax.models.adapter import Adapter
 from devft_jax.models.architecture import ModelConfig
 from devft_jax.models.base import Base
-from devft_jax.models.huggingface.model import Model
 from devft_jax.models.llama import Compute
 from devft_jax.models.loss import completion_loss
 from devft_jax.models.sharding import partition_specs, place
@@ -136,25 +138,58 @@ class Slopes:
         loss, gradient = jax.tree.map(lambda leaf: leaf.sum(axis=0), jax.device_get(sums))
         return Slope(float(loss) / self.tokens, jax.tree.map(lambda leaf: leaf / np.float32(self.tokens), gradient))
 
+    def flops(self, layers: int, depth: int) -> int:
+        """Operations of measuring one model: its forward and backward pass, and the product for each weight's gradient.
 
-def slopes_on_public_text(
-    config: RunConfig, model: Model, algorithm: Algorithm, compute: Compute, mesh: Mesh, programs: CompiledPrograms
-) -> Slopes | None:
-    """What measures the gradients at which a run's factors begin; None for an algorithm that reads none.
+        Args:
+          layers: number of its last layers that have an adapter.
+          depth: number of layers that it runs.
+        """
+        weights = layers * sum(math.prod(self._config.projection_shape(name)) for name in self._targets)
+        dense = Adaptation(depth=layers, factors=0, trained=weights)
+
+        def of_token(length: int) -> int:
+            return training_flops(self._config, layers=depth, adaptation=dense, length=length)
+
+        return sum(tokens.size * of_token(tokens.shape[1]) for tokens, _ in self._batches)
+
+
+def reads_text(config: RunConfig, growth: Growth, algorithm: Algorithm) -> bool:
+    """Whether a run reads public text: to measure layers or gradients on it, or to distil layers.
 
     Args:
-      config: names the public text, as for a growth that measures layers.
-      model: the run's model.
+      config: the run's configuration.
+      growth: its growth.
+      algorithm: its algorithm.
+    """
+    return _has_slopes(config, algorithm) or config.distil_steps > 0 or not growth.measured
+
+
+def _has_slopes(config: RunConfig, algorithm: Algorithm) -> bool:
+    return algorithm.orient is not None or config.stage_end == "gain"
+
+
+def public_slopes(
+    config: RunConfig,
+    model: ModelConfig,
+    algorithm: Algorithm,
+    compute: Compute,
+    examples: Examples | None,
+    mesh: Mesh,
+    programs: CompiledPrograms,
+) -> Slopes | None:
+    """What measures the gradients at which a run's factors begin, or by which its stages end; None if neither is so.
+
+    Args:
+      config: names the adapted projections, and what ends stages.
+      model: the architecture at full depth.
       algorithm: what clients train and send.
       compute: how models are executed.
+      examples: the public text, if the run reads it.
       mesh: the devices.
       programs: keeps compiled programs.
-
-    Raises:
-      InputError: the text cannot be read, or the model has no tokenizer.
     """
-    if algorithm.orient is None:
+    if examples is None or not _has_slopes(config, algorithm):
         return None
-    examples = public_examples(config.probe_data, config.probe_examples, model.tokenizer, config)
     own: dict[str, Any] = {"targets": config.targets, "rows": config.examples_per_pass, "mesh": mesh, "programs": programs}
-    return Slopes(model.config, compute, examples, **own)
+    return Slopes(model, compute, examples, **own)

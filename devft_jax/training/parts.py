@@ -59,10 +59,10 @@ from devft_jax.runtime.devices import client_mesh, versions
 from devft_jax.training.checks import check_cohort, check_held_out, check_ranks, check_tokens
 from devft_jax.training.fleet import FleetRounds, open_fleet_rounds
 from devft_jax.training.given import check_given_algorithm, check_given_growth
-from devft_jax.training.gradients import Slopes, slopes_on_public_text
+from devft_jax.training.gradients import Slopes, public_slopes, reads_text
 from devft_jax.training.hidden_states import HiddenStates
 from devft_jax.training.probe import block_influence, probe_examples, text_similarity
-from devft_jax.training.stages import check_composition, plan_stages
+from devft_jax.training.stages import check_composition, check_stage_end, plan_stages
 from devft_jax.training.submodels import Submodels, open_model
 from devft_jax.training.warm_start import read_warm_start
 from devft_jax.typing import PyTree
@@ -115,8 +115,8 @@ class Parts:
       depths: number of layers of every stage, if the growth knows them in advance; else None.
       stage_rounds: rounds of every stage as configured; a resumed or shortened run may have others, see `RunTotals`.
       algorithm: what clients train and send, and how the server aggregates.
-      probe: public text on which layers are measured for the growth, or distilled; None if it is not needed.
-      slopes: measures the gradient at which a stage's factors begin; None if they begin elsewhere.
+      probe: public text on which layers are measured for the growth, or distilled, or gradients are; None if not needed.
+      slopes: measures the gradient at which a stage's factors begin, or those by which stages end; None if not needed.
       data: the clients' data (of one client if the algorithm pools them), and held-out data.
       rounds: who takes part in which round, with which examples.
       fleet_rounds: who takes part on the clients' simulated devices; None without a fleet.
@@ -258,7 +258,7 @@ def build_parts(
         opened, original_blocks = open_model(config, compute, model, partial(reading.count, things="tensors"))
     growth, algorithm, stage_rounds = _methods(config, opened.config, growth, algorithm)
     warm_start = read_warm_start(config, opened.config)
-    probe = probe_examples(config, opened.tokenizer) if config.distil_steps or not growth.measured else None
+    probe = probe_examples(config, opened.tokenizer) if reads_text(config, growth, algorithm) else None
     data, rounds = _data(config, opened, algorithm, data, progress)
     cohort, hidden_states, most_per_step = _cohort(
         config, opened.config, compute, algorithm, data, rounds, devices, programs, progress, scratch
@@ -280,7 +280,7 @@ def build_parts(
         stage_rounds=stage_rounds,
         algorithm=algorithm,
         probe=probe,
-        slopes=slopes_on_public_text(config, opened, algorithm, compute, cohort.mesh, programs),
+        slopes=public_slopes(config, opened.config, algorithm, compute, probe, cohort.mesh, programs),
         data=data,
         rounds=rounds,
         fleet_rounds=open_fleet_rounds(config, rounds, cohort.training, growth, progress),
@@ -329,6 +329,7 @@ def _methods(
         check_given_algorithm(algorithm, model, config)
     algorithm = sent_through(config, algorithm)
     check_composition(algorithm, growth.shapes(model.layers) or ())
+    check_stage_end(config, algorithm, model)
     return growth, algorithm, stage_rounds
 
 

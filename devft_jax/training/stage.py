@@ -1,12 +1,10 @@
 """A stage: begin, enter, shorten, end.
 
-begin     the growth returns a LayerMap, its submodel is fused, and the adapter is mapped to it (Eq. 5 of the paper for
-DevFT) shorten   after a round: a stage whose loss has flattened ends early
+begin     the growth returns a LayerMap, its submodel is fused, and the adapter is mapped to it (Eq. 5 for DevFT)
+shorten   after a round: a stage whose loss has flattened, or whose next stage promises as much per cost, ends early
 end       what the submodel learned is transferred to every layer of its group
 """
 
-import dataclasses
-import functools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,26 +13,28 @@ import jax
 import numpy as np
 
 from devft_jax.accounting.communication import picked_layers_bytes
-from devft_jax.developmental import LayerMap, StageShape, Transition, next_stage
-from devft_jax.errors import RunError
+from devft_jax.developmental import LayerMap, Transition
 from devft_jax.federated.algorithm import Algorithm, same_server
 from devft_jax.federated.messages import message_bytes
 from devft_jax.federated.round.client import participant_shapes
-from devft_jax.federated.sampling import Purpose, run_key
 from devft_jax.models.base import Base, parameter_count
 from devft_jax.models.quantization import base_shapes
 from devft_jax.reporting.layers import is_negative
-from devft_jax.reporting.units import FLOPS, counted, readable
+from devft_jax.reporting.units import FLOPS, readable
 from devft_jax.storage.records import RoundRecord, StageRecord
+from devft_jax.training.choosing import choose_stage
 from devft_jax.training.distilling import stage_distiller
 from devft_jax.training.evaluate import evaluate_full, evaluate_stage, transferred, with_own_models
 from devft_jax.training.fleet import new_stage_fleet, report_stage, send_home
+from devft_jax.training.gain import measure_gain
 from devft_jax.training.parts import Parts
-from devft_jax.training.stages import after_round, check_composition
+from devft_jax.training.stages import after_round, is_measured
 from devft_jax.training.state import State, new_stage_record
 from devft_jax.typing import PyTree
 
-STAGE_PROGRAMS = ("distil", "chunk", "prefix", "zero_sums", "add", "finalize", "broadcast", "adapter_norms", "slope")
+STAGE_PROGRAMS = frozenset(
+    ("distil", "chunk", "prefix", "zero_sums", "add", "finalize", "broadcast", "adapter_norms", "slope")
+)
 """The programs of a stage, which have the shapes of its submodel."""
 
 
@@ -60,7 +60,9 @@ def begin_stage(parts: Parts, state: State, history: Sequence[RoundRecord]) -> b
     if transition is None:
         return False
     if (state.layer_map.num_groups, state.layer_map.bare) != before:
-        parts.programs.drop(*STAGE_PROGRAMS)
+        # A run that measures gains needs the programs of its gradients again: of the full model, and of the next stage.
+        again = {"slope"} if parts.config.stage_end == "gain" else set()
+        parts.programs.drop(*STAGE_PROGRAMS.difference(again))
     record = new_stage_record(
         transition,
         state.layer_map,
@@ -82,26 +84,13 @@ def begin_stage(parts: Parts, state: State, history: Sequence[RoundRecord]) -> b
 def _enter(parts: Parts, state: State, stage: int, history: Sequence[RoundRecord]) -> Transition | None:
     """Choose the stage's submodel and put it into the state; None if the growth has no further stage."""
     submodels, algorithm = parts.submodels, parts.algorithm
-    blocks = submodels.layers_to_fuse(stage)
-    adapter = algorithm.view(state.full)
-    tree = (blocks, *submodels.to_host((adapter.lora, adapter.delta)))
-    key = jax.random.fold_in(run_key(parts.config.seed, Purpose.GROWTH), stage)
-    growth = parts.growth
-    if not growth.measured:
-        growth = growth.prepared(functools.partial(_measured, parts, state))
-    try:
-        with jax.default_device(submodels.home):
-            transition = next_stage(growth, stage, tree, history, key)
-    except ValueError as error:
-        raise RunError(f"stage {stage + 1} could not be built: {error}") from error
-    if transition is None:
+    chosen = choose_stage(parts, state.full, state.totals, stage, history)
+    if chosen is None:
         return None
-    _check_announced(parts, stage, transition.layer_map)
-    check_composition(algorithm, [StageShape.of(transition.layer_map)])
-    layer_map = dataclasses.replace(transition.layer_map, align=parts.config.gauge_alignment)
+    layer_map = chosen.layer_map
     state.layer_map, state.stage, state.rounds_in_stage = layer_map, stage, 0
     state.bank.enter(layer_map)
-    state.base = submodels.fused(layer_map, blocks, distil=stage_distiller(parts, layer_map))
+    state.base = submodels.fused(layer_map, chosen.blocks, distil=stage_distiller(parts, layer_map))
     state.server = algorithm.submodel(state.full, layer_map)
     if algorithm.orient is not None:
         state.server = _oriented(parts, state)
@@ -109,28 +98,7 @@ def _enter(parts: Parts, state: State, stage: int, history: Sequence[RoundRecord
         state.server = _entered(parts, state)
     jax.block_until_ready((state.base, state.server))
     parts.hidden_states.open(state, state.totals.stage_rounds[stage])
-    return transition
-
-
-def _measured(parts: Parts, state: State, kind: str = "influence") -> np.ndarray:
-    """A measurement of the untuned base's layers, stored so that a resumed run chooses by the same figures."""
-    totals = state.totals
-    if kind == "influence":
-        if totals.block_influence is None:
-            totals.block_influence = parts.block_influence()
-        return np.asarray(totals.block_influence)
-    if totals.text_similarity is None:
-        totals.text_similarity = parts.text_similarity(kind).tolist()
-    return np.asarray(totals.text_similarity, np.float32)
-
-
-def _check_announced(parts: Parts, stage: int, layer_map: LayerMap) -> None:
-    """Raise `RunError` for a map of another depth than the growth announced, for which the programs were compiled."""
-    if parts.depths is not None and parts.depths[stage] != layer_map.num_groups:
-        raise RunError(
-            f"stage {stage + 1} could not be built: the growth's map has {counted(layer_map.num_groups, 'layer')}, but its "
-            f"depths announce {parts.depths[stage]}; let both agree, or let depths return None."
-        )
+    return chosen.transition
 
 
 def _oriented(parts: Parts, state: State) -> PyTree:
@@ -207,21 +175,25 @@ def trained_parameters(parts: Parts, state: State) -> int:
 
 
 def shorten_stage(parts: Parts, state: State, history: Sequence[RoundRecord]) -> None:
-    """End the stage here if its loss has flattened; its remaining rounds go to the last stage.
+    """End the stage here if its loss has flattened, or if the next stage promises as much per cost.
 
     Args:
       parts: the run's parts.
-      state: the state after a round; its `stage_rounds` may change.
+      state: the state after a round; its `stage_rounds` and its stage's `gains` may change.
       history: the records of the rounds so far.
     """
     losses = [row.loss for row in history if row.stage == state.stage]
-    planned = state.totals.stage_rounds
-    stage_rounds = list(after_round(parts.config, planned, state.stage, losses))
+    planned, stage, gain = state.totals.stage_rounds, state.stage, None
+    if is_measured(parts.config, planned, stage, len(losses)):
+        gain = measure_gain(parts, state, history)
+    stage_rounds = list(after_round(parts.config, planned, stage, losses, next_pays=gain is not None and gain.ended))
     if stage_rounds != planned:
         state.totals.stage_rounds = stage_rounds
+        why, heir = ("the mean loss has flattened", "the last stage")
+        if gain is not None:
+            why, heir = f"stage {stage + 2} promises as much", f"stage {stage + 2}"
         parts.progress.say(
-            f"  the mean loss has flattened: stage {state.stage + 1} ends after {len(losses)} of "
-            f"{planned[state.stage]} rounds; the others go to the last stage"
+            f"  {why}: stage {stage + 1} ends after {len(losses)} of {planned[stage]} rounds; the others go to {heir}"
         )
 
 

@@ -6,16 +6,30 @@ first n with
 
     m(n) > (1 - `plateau_improvement`) m(n - w),    n >= 2 w,  n >= `min_stage_rounds`.
 
-The loss of a single round is that of the few clients drawn, so means are compared. The rule depends only on the rounds so
-far, so a resumed run ends its stages in the same rounds as an uninterrupted one.
+The loss of a single round is that of the few clients drawn, so means are compared. The remaining rounds go to the last
+stage: a loss that is flat says nothing of the stages between.
+
+With `stage_end` gain it ends at the first n = `gain_every`, 2 `gain_every`, ..., n >= `min_stage_rounds`, with
+
+    a' / c' >= a / c,
+
+where a is the alignment of the stage's submodel with the full model as it is then (`devft_jax.training.gain`), c the cost of
+a client's round in the stage, and a', c' those of the next stage. The remaining rounds go to the next stage, which was found
+to be worth them: it is measured in turn, and passes on those that are worth more in the stage after it.
+
+Both rules depend only on the rounds and the state so far, so a resumed run ends its stages in the same rounds as an
+uninterrupted one.
 """
 
 from collections.abc import Iterable, Sequence
 
+import jax
+
 from devft_jax.config.run_config import RunConfig
 from devft_jax.developmental import Growth, StageShape
 from devft_jax.errors import InputError
-from devft_jax.federated.algorithm import Algorithm
+from devft_jax.federated.algorithm import Algorithm, Clients
+from devft_jax.models.architecture import ModelConfig
 
 
 def plan_stages(config: RunConfig, growth: Growth, num_layers: int) -> tuple[int, ...]:
@@ -52,6 +66,53 @@ def check_composition(algorithm: Algorithm, stages: Iterable[StageShape]) -> Non
             )
 
 
+def check_stage_end(config: RunConfig, algorithm: Algorithm, model: ModelConfig) -> None:
+    """Raise `InputError` if the gains that would end stages cannot be measured.
+
+    Args:
+      config: decides when stages end.
+      algorithm: what clients train and send.
+      model: the architecture at full depth.
+    """
+    if config.stage_end != "gain":
+        return
+    view = jax.eval_shape(lambda: algorithm.view(algorithm.init_server(jax.random.key(0), model, Clients(1))))
+    if algorithm.personal is not None or {*view.lora, *view.delta} != set(config.targets):
+        raise InputError(
+            f"stage_end gain measures the gradient of one model with an adapter on {','.join(config.targets)} for all "
+            f"clients, and {algorithm.name} has none; use --stage-end plateau or fixed, or another algorithm."
+        )
+    if algorithm.pools and config.gain_cost == "bytes":
+        raise InputError(
+            f"gain_cost bytes has no meaning with {algorithm.name}, which sends no messages; use --gain-cost flops."
+        )
+
+
+def is_measured(config: RunConfig, planned: Sequence[int], stage: int, done: int) -> bool:
+    """Whether it is measured after a round what the stage and the next one promise.
+
+    Args:
+      config: decides when stages end.
+      planned: rounds of all stages.
+      stage: the current stage, from 0.
+      done: its rounds so far.
+    """
+    may_end = stage + 1 < len(planned) and config.min_stage_rounds <= done < planned[stage]
+    return config.stage_end == "gain" and may_end and done % config.gain_every == 0
+
+
+def pays(alignment: float, cost: float, *, than: tuple[float, float]) -> bool:
+    """Whether a submodel promises at least as much per cost as another one; false if a promise is not finite.
+
+    Args:
+      alignment: its alignment with the full model.
+      cost: what a round of it costs, positive.
+      than: alignment and cost of the other one.
+    """
+    # A product, so that a small cost loses no digits; a NaN makes the comparison false.
+    return alignment * than[1] >= than[0] * cost
+
+
 def has_flattened(losses: Sequence[float], *, window: int, improvement: float) -> bool:
     """Whether the mean of the last `window` losses is less than the fraction `improvement` below that of the `window`
     before."""
@@ -61,7 +122,9 @@ def has_flattened(losses: Sequence[float], *, window: int, improvement: float) -
     return last > (1 - improvement) * before
 
 
-def after_round(config: RunConfig, planned: Sequence[int], stage: int, losses: Sequence[float]) -> tuple[int, ...]:
+def after_round(
+    config: RunConfig, planned: Sequence[int], stage: int, losses: Sequence[float], *, next_pays: bool = False
+) -> tuple[int, ...]:
     """The rounds of each stage after a round; the current stage is cut short if it ends here.
 
     Args:
@@ -69,11 +132,18 @@ def after_round(config: RunConfig, planned: Sequence[int], stage: int, losses: S
       planned: rounds of all stages before this decision.
       stage: the current stage, from 0.
       losses: losses of its rounds so far.
+      next_pays: whether the next stage was found to promise at least as much per cost.
     """
     done, last = len(losses), len(planned) - 1
     if config.stage_end == "fixed" or stage == last or not config.min_stage_rounds <= done < planned[stage]:
         return tuple(planned)
-    if not has_flattened(losses, window=config.plateau_rounds, improvement=config.plateau_improvement):
+    if config.stage_end == "gain":
+        ends, heir = next_pays, stage + 1
+    else:
+        ends = has_flattened(losses, window=config.plateau_rounds, improvement=config.plateau_improvement)
+        heir = last
+    if not ends:
         return tuple(planned)
-    left = planned[stage] - done
-    return (*planned[:stage], done, *planned[stage + 1 : last], planned[last] + left)
+    rounds = list(planned)
+    rounds[stage], rounds[heir] = done, planned[heir] + planned[stage] - done
+    return tuple(rounds)

@@ -65,7 +65,7 @@ class Trainer:
             model_shards=parts.config.model_shards,
             data=data_fingerprint(parts.data),
             base=base_fingerprint(parts.model.base),
-            public_text=text_fingerprint(parts.probe) if parts.config.distil_steps else None,
+            public_text=text_fingerprint(parts.config, parts.probe),
             fleet=new_fleet(parts.fleet_rounds),
         )
         state = State(

@@ -144,6 +144,10 @@ def test_a_name_follows_what_is_computed_and_when_it_is_judged(config):
             "the arm 'fedit+devft:stage_end=plateau' cannot be run: stage_end 'plateau' ends stages by the loss",
         ),
         (
+            ["--arms", "fedit,fedit+top-grow:stage_end=gain", "--budget", "bytes"],
+            "the arm 'fedit+top-grow:stage_end=gain' cannot be run: stage_end 'gain' ends stages by gradients",
+        ),
+        (
             ["--arms", "fedit,c2a+progfed:warmup_rounds=1"],
             "the arm 'c2a+progfed:warmup_rounds=1' cannot be run: c2a trains weights that all layers share",
         ),

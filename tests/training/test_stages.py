@@ -8,7 +8,7 @@ from devft_jax.config.methods import growth_of
 from devft_jax.config.run_config import RunConfig
 from devft_jax.developmental import DevFT, Growth
 from devft_jax.errors import InputError
-from devft_jax.training.stages import after_round, has_flattened, plan_stages
+from devft_jax.training.stages import after_round, has_flattened, is_measured, pays, plan_stages
 
 
 class Silent(Growth):
@@ -98,6 +98,52 @@ def test_however_stages_end_the_run_has_its_rounds(losses, window, planned):
             done += 1
             rounds = after_round(config, rounds, stage, [losses[(stage + n) % 30] for n in range(done)])
         assert stage == len(planned) - 1 or 1 <= done <= planned[stage]
+    assert sum(rounds) == sum(planned)
+
+
+GAIN = RunConfig(stage_end="gain", gain_every=2, min_stage_rounds=3)
+costs = st.floats(1e-3, 1e15)
+alignments = st.floats(-1, 1)
+
+
+def test_a_stage_whose_next_one_pays_gives_it_the_rest_of_its_rounds():
+    planned = (8, 8, 8)
+    assert [done for done in range(1, 9) if is_measured(GAIN, planned, 0, done)] == [4, 6]
+    assert not any(is_measured(GAIN, planned, 2, done) for done in range(1, 9))
+    assert not any(is_measured(PLATEAU, planned, 0, done) for done in range(1, 9))
+    assert after_round(GAIN, planned, 0, [3.0] * 4, next_pays=True) == (4, 12, 8)
+    assert after_round(GAIN, planned, 0, [3.0] * 4) == planned
+    assert after_round(GAIN, (4, 12, 8), 1, [3.0] * 6, next_pays=True) == (4, 6, 14)
+    assert after_round(PLATEAU, planned, 0, [4.0, 3.0, 2.0, 1.0], next_pays=True) == planned
+
+
+@given(alignments, costs, alignments, costs, st.sampled_from([2.0**-20, 0.5, 4.0, 2.0**30]))
+def test_more_per_cost_pays_whatever_the_unit_of_cost(one, cost, other, other_cost, unit):
+    found = pays(one, cost, than=(other, other_cost))
+    assert found == pays(one, unit * cost, than=(other, unit * other_cost))
+    assert found or pays(other, other_cost, than=(one, cost))
+    assert pays(one, cost, than=(one, cost))
+    if abs(one / cost - other / other_cost) > 1e-9 * (abs(one / cost) + abs(other / other_cost)):
+        assert found == (one / cost > other / other_cost)
+    assert not pays(float("nan"), cost, than=(other, other_cost))
+    assert not pays(one, cost, than=(float("nan"), other_cost))
+
+
+@given(st.lists(st.booleans(), min_size=40, max_size=40), st.integers(1, 3), st.lists(st.integers(1, 9), min_size=1))
+def test_however_gains_end_stages_none_begins_later_than_planned_and_the_run_has_its_rounds(found, every, planned):
+    config = dataclasses.replace(GAIN, gain_every=every, min_stage_rounds=1)
+    rounds: tuple[int, ...] = tuple(planned)
+    for stage in range(len(planned)):
+        done = 0
+        while done < rounds[stage]:
+            done += 1
+            asked = is_measured(config, rounds, stage, done)
+            pays_here = asked and found[(7 * stage + done) % 40]
+            before = rounds
+            rounds = after_round(config, rounds, stage, [1.0] * done, next_pays=pays_here)
+            assert (rounds != before) == pays_here
+        assert rounds[stage] == done >= 1
+        assert sum(rounds[: stage + 1]) <= sum(planned[: stage + 1])
     assert sum(rounds) == sum(planned)
 
 

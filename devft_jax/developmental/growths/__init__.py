@@ -33,7 +33,10 @@ GROWTHS: dict[str, OwnGrowth] = {
         reference="the full model throughout, which plain federated methods train",
         message="the full model's adapter",
         state="none",
-        ignores=("stage_end", "plateau_rounds", "plateau_improvement", "min_stage_rounds", "evaluate_full"),
+        ignores=(
+            *("stage_end", "plateau_rounds", "plateau_improvement", "gain_every", "gain_cost", "min_stage_rounds"),
+            "evaluate_full",
+        ),
         because="has one stage",
     ),
     "progfed": own(
