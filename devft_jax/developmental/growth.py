@@ -1,8 +1,8 @@
 """Growth of a model over stages: which submodel trains in which stage.
 
-A growth has one method. At the beginning of stage s the trainer calls `next(s, tree, history, key)` and gets the stage's
-`LayerMap`, or None if there is no further stage. A rule that depends on the history, a fixed selection and ProgFed's
-prefixes are all growths. One that trains the first 4 of 16 layers and then, if the loss falls, the first 8:
+A growth has one method. At the beginning of stage s, and with `stage_end` gain also during the stage before it, the trainer
+calls `next(s, tree, history, key)` and gets the stage's `LayerMap`, or None if there is no further stage. A rule that depends
+on the history, a fixed selection and ProgFed's prefixes are all growths. One that trains the first 4 of 16 layers and then, if the loss falls, the first 8:
 
     class Prefixes(Growth):
         def next(self, stage, tree, history, key):
@@ -55,10 +55,11 @@ class Growth(abc.ABC):
     def next(self, stage: int, tree: Any, history: Sequence[Any], key: jax.Array) -> LayerMap | None:
         """The map of this stage, or None if training is finished.
 
-        Must depend only on its arguments: a resumed run creates a new object and calls it only for the later stages.
+        Must depend only on its arguments: a resumed run creates a new object and calls it only for the later stages, and
+        `stage_end` gain calls it for the next stage while one trains.
 
         Args:
-          stage: 0, 1, ...; called once at the beginning of each stage.
+          stage: 0, 1, ...
           tree: (base blocks, LoRA) at full depth, every leaf `[L, ...]`; packed weights have `dequantize`.
           history: the records of all rounds so far, oldest first, each with its `stage`, `layers`, `loss` and more.
           key: random key, derived from the run's seed and the stage.
