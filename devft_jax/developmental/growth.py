@@ -1,8 +1,9 @@
 """Growth of a model over stages: which submodel trains in which stage.
 
 A growth has one method. At the beginning of stage s, and with `stage_end` gain also during the stage before it, the trainer
-calls `next(s, tree, history, key)` and gets the stage's `LayerMap`, or None if there is no further stage. A rule that depends
-on the history, a fixed selection and ProgFed's prefixes are all growths. One that trains the first 4 of 16 layers and then, if the loss falls, the first 8:
+calls `next(s, tree, history, key)` and gets the stage's `LayerMap`, or None if there is no further stage. A rule that
+depends on the history, a fixed selection and ProgFed's prefixes are all growths. One that trains the first 4 of 16 layers
+and then, if the loss falls, the first 8:
 
     class Prefixes(Growth):
         def next(self, stage, tree, history, key):

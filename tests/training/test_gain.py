@@ -9,6 +9,7 @@ import pytest
 from devft_jax.commands.cli import main
 from devft_jax.errors import InputError
 from devft_jax.models.lora import weight_changes
+from devft_jax.planning.options import PlanOptions
 from devft_jax.planning.planner import make_plan
 from devft_jax.planning.text import to_text
 from devft_jax.reporting import Progress
@@ -58,7 +59,7 @@ def test_what_is_measured_is_what_the_next_stage_begins_with(chosen, choices):
     assert trainer.advance(state, history)
     history.append(trainer.round(state))
     found = measure_gain(trainer.parts, state, history)
-    assert found.alignment == pytest.approx(measured_now(trainer.parts, state), abs=1e-5)
+    assert found.alignment == pytest.approx(measured_now(trainer.parts, state), abs=1e-4)
     before, base = state.layer_map, found
     state.totals.stage_rounds = [1, 3]
     assert trainer.advance(state, history)
@@ -66,7 +67,7 @@ def test_what_is_measured_is_what_the_next_stage_begins_with(chosen, choices):
     assert found.next_layers == state.layer_map.num_groups == 3 > before.num_groups
     # The adapter is not zero any more, and the map of the next stage is the one that was measured.
     assert any(np.abs(leaf).max() > 1e-3 for leaf in weight_changes(trainer.parts.algorithm.view(state.full)).values())
-    assert found.next_alignment == pytest.approx(measured_now(trainer.parts, state), abs=1e-5)
+    assert found.next_alignment == pytest.approx(measured_now(trainer.parts, state), abs=1e-4)
     assert state.totals.stages[0].gains == [base]
 
 
@@ -115,7 +116,6 @@ def test_a_stage_that_promises_more_per_byte_keeps_its_rounds(chosen, tmp_path):
     [gain] = run.summary.stages[0].gains
     assert run.summary.stage_rounds == [2, 2]
     assert not gain.ended
-    # Messages of four layers have four times the bytes of one; half of the gradient's square lies in a half of them.
     assert gain.next_cost == 4 * gain.cost
     assert gain.ratio == pytest.approx(1 / (4 * gain.alignment))
     assert gain.ratio < 1
@@ -126,7 +126,7 @@ def test_a_stage_that_promises_more_per_byte_keeps_its_rounds(chosen, tmp_path):
     [
         ({"algorithm": "local-only"}, "stage_end gain measures the gradient of one model with an adapter on q,v for all"),
         ({"algorithm": "fedsa-lora"}, "fedsa-lora has none; use --stage-end plateau or fixed, or another algorithm."),
-        ({"algorithm": "c2a", "growth": "top-grow"}, "c2a"),
+        ({"algorithm": "c2a", "growth": "top-grow"}, "on q,v for all clients, and c2a has none"),
         ({"algorithm": "central"}, "gain_cost bytes has no meaning with central, which sends no messages"),
     ],
 )
@@ -137,9 +137,10 @@ def test_gains_that_cannot_be_measured_are_refused_by_runs_and_plans(chosen, opt
             ask(refused)
 
 
-def test_a_plan_says_that_stages_may_begin_sooner(chosen, capsys):
-    said = to_text(make_plan(chosen))
+def test_a_plan_says_that_stages_may_begin_sooner_and_the_command_line_refuses(chosen, tmp_path, capsys):
+    options = PlanOptions(flops_per_second=1e12)
+    said = to_text(make_plan(chosen, options))
     assert "stage_end gain may begin later stages sooner than here, never later; the rounds left over go to the next" in said
-    assert "may begin" not in to_text(make_plan(dataclasses.replace(chosen, stage_end="fixed")))
-    assert main(["run", *flags(chosen, algorithm="local-only", out="nowhere")]) == 2
+    assert "may begin" not in to_text(make_plan(dataclasses.replace(chosen, stage_end="fixed"), options))
+    assert main(["run", *flags(chosen, algorithm="local-only", out=str(tmp_path / "out"))]) == 2
     assert capsys.readouterr().err.startswith("devft: stage_end gain measures the gradient of one model")
