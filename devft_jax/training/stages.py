@@ -76,8 +76,12 @@ def check_stage_end(config: RunConfig, algorithm: Algorithm, model: ModelConfig)
     """
     if config.stage_end != "gain":
         return
-    view = jax.eval_shape(lambda: algorithm.view(algorithm.init_server(jax.random.key(0), model, Clients(1))))
-    if algorithm.personal is not None or {*view.lora, *view.delta} != set(config.targets):
+
+    def adapted() -> set[str]:
+        view = jax.eval_shape(lambda: algorithm.view(algorithm.init_server(jax.random.key(0), model, Clients(1))))
+        return {*view.lora, *view.delta}
+
+    if algorithm.personal is not None or adapted() != set(config.targets):
         raise InputError(
             f"stage_end gain measures the gradient of one model with an adapter on {','.join(config.targets)} for all "
             f"clients, and {algorithm.name} has none; use --stage-end plateau or fixed, or another algorithm."
