@@ -103,7 +103,7 @@ def test_however_stages_end_the_run_has_its_rounds(losses, window, planned):
 
 GAIN = RunConfig(stage_end="gain", gain_every=2, min_stage_rounds=3)
 costs = st.floats(1e-3, 1e15)
-alignments = st.floats(-1, 1)
+alignments = st.integers(-(10**6), 10**6).map(lambda number: number / 10**6)
 
 
 def test_a_stage_whose_next_one_pays_gives_it_the_rest_of_its_rounds():
