@@ -183,9 +183,8 @@ def shorten_stage(parts: Parts, state: State, history: Sequence[RoundRecord]) ->
       history: the records of the rounds so far.
     """
     losses = [row.loss for row in history if row.stage == state.stage]
-    planned, stage, gain = state.totals.stage_rounds, state.stage, None
-    if is_measured(parts.config, planned, stage, len(losses)):
-        gain = measure_gain(parts, state, history)
+    planned, stage = state.totals.stage_rounds, state.stage
+    gain = measure_gain(parts, state, history) if is_measured(parts.config, planned, stage, len(losses)) else None
     stage_rounds = list(after_round(parts.config, planned, stage, losses, next_pays=gain is not None and gain.ended))
     if stage_rounds != planned:
         state.totals.stage_rounds = stage_rounds

