@@ -21,6 +21,7 @@ from devft_jax.inference.respondent import Respondent, open_respondent
 from devft_jax.models.huggingface.safetensors import one_line
 from devft_jax.reporting.progress import Progress
 from devft_jax.runtime.devices import versions
+from devft_jax.runtime.processes import refuse_several
 
 
 def evaluate(
@@ -47,6 +48,7 @@ def evaluate(
       InputError: an option, a task or a source that cannot be used; nothing has been computed for it.
       RunError: the scores cannot be written.
     """
+    refuse_several("an evaluation on benchmarks")
     validate_benchmark(options)
     if not sources:
         raise InputError("no model is named; name a run's folder, an adapter's, a model's, or bundled.")

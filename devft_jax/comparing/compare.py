@@ -31,6 +31,7 @@ from devft_jax.config.run_config import RunConfig
 from devft_jax.errors import InputError
 from devft_jax.reporting import Progress
 from devft_jax.reporting.judged import judged_answers
+from devft_jax.runtime.processes import refuse_several
 from devft_jax.runtime.stopping import Stopped, StopRequest
 from devft_jax.storage.ownership import COMPARISON
 from devft_jax.storage.run_folder import RunFolder
@@ -90,6 +91,7 @@ def compare(
     Raises:
       InputError: the request is invalid; nothing has been run at that point.
     """
+    refuse_several("a comparison")
     progress = progress or Progress()
     request = check_request(common, options)
     scoring = None if benchmarks is None else check_scoring(benchmarks, request.common, request.budgets[0].arms)

@@ -21,6 +21,7 @@ from devft_jax.models.huggingface.reading import load_original_blocks
 from devft_jax.models.huggingface.tokenizer import load_tokenizer
 from devft_jax.models.huggingface.writing import MAX_SHARD_BYTES
 from devft_jax.runtime.devices import host_device
+from devft_jax.runtime.processes import refuse_several
 from devft_jax.training.distilling import is_distilled
 from devft_jax.training.stored_runs import kind_of
 from devft_jax.training.submodels import fuse_blocks
@@ -63,6 +64,7 @@ def export(
       InputError: the request is invalid; nothing has been written.
       RunError: the folder cannot be written.
     """
+    refuse_several("an export")
     options = ExportOptions(
         source=str(source),
         out=str(out),

@@ -24,6 +24,7 @@ from devft_jax.models.generation.options import GenerationOptions
 from devft_jax.models.huggingface.end_tokens import end_token_ids
 from devft_jax.models.huggingface.model import Model
 from devft_jax.models.llama import Compute
+from devft_jax.runtime.processes import refuse_several
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,7 @@ def open_respondent(
     Raises:
       InputError: there is no such source, it cannot be read, or the options do not fit it.
     """
+    refuse_several("answering")
     selected = select(source, selection or SelectionOptions(), adapter=options.adapter)
     if compare and selected.adapter is None:
         raise InputError(

@@ -23,6 +23,7 @@ from devft_jax.judging.request import Judging, Request, Source, check_request, o
 from devft_jax.judging.results import Results, results_of
 from devft_jax.judging.tables import to_plain, to_text
 from devft_jax.reporting import Progress
+from devft_jax.runtime.processes import refuse_several
 from devft_jax.runtime.stopping import Stopped, StopRequest
 from devft_jax.storage.ownership import JUDGED
 from devft_jax.storage.run_folder import RunFolder
@@ -77,6 +78,7 @@ def judge(
       InputError: the request is wrong, or the endpoint does not accept it; what was done is kept.
       RunError: the judge fails, or a file cannot be written; what was done is kept.
     """
+    refuse_several("judging")
     progress = progress or Progress()
     selection, opening = selection or SelectionOptions(), opening or OpeningOptions()
     answering = answering or AnswerOptions()

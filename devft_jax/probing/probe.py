@@ -40,6 +40,7 @@ from devft_jax.probing.results import Cost, Measured, Probe
 from devft_jax.reporting import Progress
 from devft_jax.runtime.compiled import CompiledPrograms
 from devft_jax.runtime.devices import client_mesh, usual_arithmetic, versions
+from devft_jax.runtime.processes import refuse_several
 from devft_jax.training.alignment import alignment, gradient_shares
 from devft_jax.training.checks import check_ranks
 from devft_jax.training.distilling import Distiller, is_distilled
@@ -73,6 +74,7 @@ def probe(
     Raises:
       InputError: the request is invalid.
     """
+    refuse_several("a probe")
     began = time.perf_counter()
     options, progress = options or ProbeOptions(), progress or Progress()
     validate(config)

@@ -26,6 +26,7 @@ from devft_jax.models.base import Base
 from devft_jax.models.sharding import partition_specs, place
 from devft_jax.reporting import Progress
 from devft_jax.runtime.devices import usual_arithmetic
+from devft_jax.runtime.processes import refuse_several
 from devft_jax.storage.run_folder import RunFolder
 from devft_jax.training.fleet import next_round
 from devft_jax.training.parts import build_parts
@@ -181,6 +182,7 @@ def replay(path: str | Path, *, client: str, round: int, progress: Progress | No
     Raises:
       InputError: the folder holds no run, or the run has no such client or round.
     """
+    refuse_several("a replay")
     progress = progress or Progress()
     with RunFolder(existing_folder(path, "name one that `devft run` wrote")).reading() as folder:
         stored = folder.read_json("config.json")

@@ -31,6 +31,7 @@ from devft_jax.models.huggingface.peft.reading import import_peft
 from devft_jax.reporting import Progress
 from devft_jax.reporting.units import counted
 from devft_jax.runtime.devices import usual_arithmetic
+from devft_jax.runtime.processes import refuse_several
 from devft_jax.runtime.stopping import Stopped, StopRequest
 from devft_jax.storage.ownership import RUN
 from devft_jax.storage.records import RoundRecord, RunRecord
@@ -149,6 +150,7 @@ def _trained(
     config: RunConfig, stop: StopRequest, progress: Progress, callbacks: Sequence[Callback], given: dict[str, Any]
 ) -> Run:
     """`train`; raises `Stopped` if a stop is requested before anything was trained."""
+    refuse_several("a run")
     validate(config)
     objects = {name: describe_object(item) for name, item in given.items() if item is not None}
     check_effects(config, objects)
