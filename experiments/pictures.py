@@ -32,6 +32,8 @@ def picture(experiment: Experiment, results: Mapping[str, Any]) -> str | None:
     title = f"{experiment.title}, {model['model']}"
     if name == FRONT:
         return _front(title, arms)
+    if name == "gain":
+        return _against_alignment(title, arms)
     if name in COSTS and any(run["curve"] for arm in arms.values() for run in arm["runs"]):
         return _against_cost(title, arms, name)
     if experiment.by_stage:
@@ -142,3 +144,14 @@ def _front(title: str, arms: Arms) -> str:
         frame = Frame(width=620, height=420, first=0.0)
         pictures.append(plot_lines(f"Against {label}", f"{label}, {unit}", "held-out loss, nats per token", lines, frame))
     return beside(f"{title}, {part}", pictures).document()
+
+
+def _against_alignment(title: str, arms: Arms) -> str:
+    """The gain of every submodel against its alignment before training, means over seeds, a series for every depth."""
+    series: dict[str, list[tuple[float, float]]] = {}
+    for name in arms:
+        before, gain = mean_of(arms, name, "alignment"), mean_of(arms, name, "gain")
+        if before is not None and gain is not None:
+            series.setdefault(name.rpartition(", ")[2], []).append((before.mean, gain.mean))
+    lines = [Line(name, points, joined=False) for name, points in series.items()]
+    return line_chart(title, "alignment with the full model before training", "gain, nats per token", lines)

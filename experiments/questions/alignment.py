@@ -49,5 +49,6 @@ EXPERIMENT = Experiment(
         Predicts("untrained_loss", -0.7, "Is it the order of the submodels' untrained losses, lowest first (-0.7 or less)?"),
     ),
     reference="top-grow, 8 layers",
+    shown="gain",
     scales=("demo",),
 )
