@@ -24,6 +24,7 @@ from experiments.questions import (
     clients,
     heterogeneity,
     last_stage,
+    levers,
     rates,
     recipe,
     similarity,
@@ -41,7 +42,20 @@ from experiments.study import (
 )
 
 PAPERS = (table1, table2, table3, table4, table5, table6, figure1, figure5, figure6, figure7)
-QUESTIONS = (last_stage, rates, stages, beta, transfer, anchor, similarity, alignment, heterogeneity, clients, recipe)
+QUESTIONS = (
+    last_stage,
+    rates,
+    stages,
+    beta,
+    transfer,
+    anchor,
+    similarity,
+    alignment,
+    heterogeneity,
+    clients,
+    recipe,
+    levers,
+)
 EXPERIMENTS: tuple[Experiment, ...] = tuple(module.EXPERIMENT for module in (*PAPERS, *QUESTIONS))
 """All experiments, in the order in which they are shown."""
 BY_NAME = {experiment.name: experiment for experiment in EXPERIMENTS}

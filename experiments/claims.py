@@ -347,16 +347,17 @@ class Predicts:
         """The verdict; see `Claim`."""
         figures = {name: (by_seed(arms, name, self.measure), by_seed(arms, name, "gain")) for name in arms}
         seeds = sorted({seed for _, gains in figures.values() for seed in gains})
-        found = []
+        found, count = [], 0
         for seed in seeds:
             pairs = [(before[seed], gain[seed]) for before, gain in figures.values() if seed in before and seed in gain]
+            count = max(count, len(pairs))
             if len(pairs) > 2:
                 found.append(float(spearmanr(pairs).statistic))
         if not found:
             return Verdict(NOT_TESTABLE, f"{TITLES[self.measure][0]} or the gain is not measured at this scale.")
         mean, shown = sum(found) / len(found), ", ".join(f"{each:.2f}" for each in found)
         word = "yes" if mean / self.least >= 1 else "no"
-        return Verdict(ANSWERED, f"{word}: {mean:.2f} on average over seeds ({shown}), {len(figures)} submodels.")
+        return Verdict(ANSWERED, f"{word}: {mean:.2f} on average over seeds ({shown}), {count} submodels.")
 
 
 @dataclass(frozen=True)

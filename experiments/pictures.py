@@ -129,21 +129,20 @@ def _mean_curve(curves: Sequence[Sequence[Sequence[float]]], place: int) -> list
 
 
 def _front(title: str, arms: Arms) -> str:
-    """Final loss against bytes and against training time: a point for every arm of the first part."""
-    part = next(iter(arms)).partition(": ")[0]
-    names = [name for name in arms if name.startswith(part) and by_seed(arms, name, LOSS_MEASURE)]
+    """Final loss against bytes and against training time: a point for every arm."""
+    names = [name for name in arms if by_seed(arms, name, LOSS_MEASURE)]
     pictures = []
     for cost, (_, label, units) in COSTS.items():
         means = {name: (mean_of(arms, name, cost), mean_of(arms, name, LOSS_MEASURE)) for name in names}
         size, unit = unit_for(max(spent.mean for spent, _ in means.values() if spent is not None), units)
         lines = [
-            Line(name.partition(": ")[2], [(spent.mean / size, loss.mean)], intervals=[loss.interval], joined=False)
+            Line(name.rpartition(": ")[2], [(spent.mean / size, loss.mean)], intervals=[loss.interval], joined=False)
             for name, (spent, loss) in means.items()
             if spent is not None and loss is not None
         ]
         frame = Frame(width=620, height=420, first=0.0)
         pictures.append(plot_lines(f"Against {label}", f"{label}, {unit}", "held-out loss, nats per token", lines, frame))
-    return beside(f"{title}, {part}", pictures).document()
+    return beside(title, pictures).document()
 
 
 def _against_alignment(title: str, arms: Arms) -> str:

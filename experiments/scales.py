@@ -34,7 +34,7 @@ class Base:
       ladder: whether DevFT's rates rise from stage to stage, as in the paper.
       beta: weight of the differences in Eq. 5.
       skewed: options of data whose records have categories, for splits that are not IID.
-      unseen: options of data on which nothing was tuned, by the data's name.
+      unseen: options of data on which nothing was tuned.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Base:
     ladder: bool = False
     beta: float = 0.1
     skewed: Options = field(default_factory=dict)
-    unseen: Mapping[str, Options] = field(default_factory=dict)
+    unseen: Options = field(default_factory=dict)
 
     @property
     def rounds(self) -> int:
@@ -184,10 +184,7 @@ def real(model: str, data: str, test_data: str | None, categories: str, code: st
                 rate=1e-3,
                 options={**options, "data": data, **held_out, "test_limit": 16},
                 skewed={"data": categories, "category_field": "category", "test_data": None, "test_fraction": held_out_part},
-                unseen={
-                    "CodeAlpaca": {"data": code, "test_data": None, "test_fraction": 0.05},
-                    "GSM8K": {"data": data, **held_out},
-                },
+                unseen={"data": code, "test_data": None, "test_fraction": 0.05},
             ),
         ),
         seeds=(0, 1),

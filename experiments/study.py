@@ -50,7 +50,6 @@ class Part:
       name: name of the part, if an experiment has several.
       options: options of all arms that differ from the base's.
       tuned: whether every arm has the best of the scale's learning rates.
-      seeds: its seeds, if it has fewer than the experiment.
       probed: plan and layers of the submodel that an arm trains, for arms that are probed before they are trained.
     """
 
@@ -58,7 +57,6 @@ class Part:
     name: str = ""
     options: Options = field(default_factory=dict)
     tuned: bool = False
-    seeds: Sequence[int] | None = None
     probed: Mapping[str, tuple[str, int]] = field(default_factory=dict)
 
     def full_name(self, arm: str) -> str:
@@ -104,15 +102,12 @@ class Experiment:
     seeds: Sequence[int] | None = None
     columns: Sequence[str] = ()
 
-    def seeds_at(self, scale: Scale, part: Part | None = None) -> tuple[int, ...]:
+    def seeds_at(self, scale: Scale) -> tuple[int, ...]:
         """The seeds of its runs at a scale.
 
         Args:
           scale: the scale.
-          part: a part that may have fewer.
         """
-        if part is not None and part.seeds is not None:
-            return tuple(part.seeds)
         return scale.seeds if self.seeds is None or scale.name != "real" else tuple(self.seeds)
 
     def bases(self, scale: Scale) -> list[Base]:
@@ -146,7 +141,7 @@ def request_of(
     write_atomically(file, json.dumps(dict(part.arms), indent=1) + "\n")
     options = CompareOptions(
         arms_file=str(file),
-        seeds=experiment.seeds_at(scale, part),
+        seeds=experiment.seeds_at(scale),
         reference=experiment.reference if experiment.reference in part.arms else None,
         learning_rates=scale.tuning if tuned else None,
         evaluations=scale.evaluations,
@@ -192,7 +187,7 @@ def run_experiment(
                 raise SystemExit(128 + (made.stopped_by or 0))
             arms |= {part.full_name(name): values for name, values in _measured(made.comparison)}
             if part.probed:
-                _probe(part, common, experiment.seeds_at(scale, part), arms, progress)
+                _probe(part, common, experiment.seeds_at(scale), arms, progress)
         models.append({"model": base.name, "data": base.data, "options": _shared(base), "arms": arms})
     return {"experiment": experiment.name, "scale": scale.name, "seeds": list(experiment.seeds_at(scale)), "models": models}
 

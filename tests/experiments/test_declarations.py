@@ -60,7 +60,7 @@ def test_every_arm_is_a_valid_configuration_at_every_scale(name, scales, tmp_pat
             for part in experiment.parts(base):
                 request = check_request(*request_of(experiment, scale, base, part, tmp_path))
                 assert [each.arm.name for each in request.budgets[0].arms] == list(part.arms)
-                assert request.seeds == experiment.seeds_at(scale, part)
+                assert request.seeds == experiment.seeds_at(scale)
                 rounds |= {each.rounds for each in request.budgets[0].arms}
             assert max(rounds) == base.rounds
     assert any(experiment.bases(scale) for scale in scales.values())
