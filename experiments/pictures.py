@@ -8,16 +8,18 @@ from devft_jax.comparing.measures import Form
 from devft_jax.reporting.chart import Frame, Level, Line, line_chart, plot_lines
 from devft_jax.reporting.svg import COLOURS, TITLE_HEIGHT, Picture, beside, escape
 from devft_jax.reporting.ticks import ticks
-from devft_jax.reporting.units import BYTES, SECONDS, unit_for
-from experiments.claims import LOSS_MEASURE, TITLES, Arms, by_seed, mean_of, with_stages
+from devft_jax.reporting.units import BYTES, FLOPS, SECONDS, unit_for
+from experiments.claims import LOSS_MEASURE, TITLES, Arms, by_seed, difference_of, mean_of, with_stages
 from experiments.study import Experiment
 
 NAMES, ROOM, ROW, FIGURES = 216, 400, 28, 160
 """Pixels for names, for the axis, for a row, and for figures as text."""
 COSTS = {"seconds_train": (1, "training time", SECONDS), "bytes_up": (2, "sent up by all clients", BYTES)}
 """Place in a point of a curve, label and units of the costs against which losses are drawn."""
+SPENT = (("train_flops", "training work of all clients", FLOPS), ("bytes_up", "sent up by all clients", BYTES))
+"""Costs against which final losses are drawn, with their labels and units."""
 FRONT = "front"
-"""What is shown of an experiment whose picture has final losses against bytes and against time."""
+"""What is shown of an experiment whose picture has final losses against work and against bytes."""
 
 
 def picture(experiment: Experiment, results: Mapping[str, Any]) -> str | None:
@@ -31,7 +33,7 @@ def picture(experiment: Experiment, results: Mapping[str, Any]) -> str | None:
     arms, name = model["arms"], experiment.shown
     title = f"{experiment.title}, {model['model']}"
     if name == FRONT:
-        return _front(title, arms)
+        return _front(title, arms, experiment.reference)
     if name == "gain":
         return _against_alignment(title, arms)
     if name in COSTS and any(run["curve"] for arm in arms.values() for run in arm["runs"]):
@@ -128,20 +130,23 @@ def _mean_curve(curves: Sequence[Sequence[Sequence[float]]], place: int) -> list
     ]
 
 
-def _front(title: str, arms: Arms) -> str:
-    """Final loss against bytes and against training time: a point for every arm."""
-    names = [name for name in arms if by_seed(arms, name, LOSS_MEASURE)]
+def _front(title: str, arms: Arms, reference: str) -> str:
+    """Final loss against training work and against bytes: every arm's difference to the reference, paired by seed."""
+    apart = {name: difference_of(arms, name, reference, LOSS_MEASURE) for name in arms if name != reference}
     pictures = []
-    for cost, (_, label, units) in COSTS.items():
-        means = {name: (mean_of(arms, name, cost), mean_of(arms, name, LOSS_MEASURE)) for name in names}
-        size, unit = unit_for(max(spent.mean for spent, _ in means.values() if spent is not None), units)
-        lines = [
-            Line(name.rpartition(": ")[2], [(spent.mean / size, loss.mean)], intervals=[loss.interval], joined=False)
-            for name, (spent, loss) in means.items()
-            if spent is not None and loss is not None
+    for cost, label, units in SPENT:
+        spent = {name: mean_of(arms, name, cost) for name in arms}
+        size, unit = unit_for(max(each.mean for each in spent.values() if each is not None), units)
+        places = {name: each.mean / size for name, each in spent.items() if each is not None}
+        lines = [Line(reference, [(places[reference], 0.0)], joined=False)] if reference in places else []
+        lines += [
+            Line(name.rpartition(": ")[2], [(places[name], found.mean)], intervals=[found.interval], joined=False)
+            for name, found in apart.items()
+            if found is not None and name in places
         ]
         frame = Frame(width=620, height=420, first=0.0)
-        pictures.append(plot_lines(f"Against {label}", f"{label}, {unit}", "held-out loss, nats per token", lines, frame))
+        axis = f"held-out loss less {reference}'s, nats per token"
+        pictures.append(plot_lines(label.capitalize(), f"{label}, {unit}", axis, lines, frame))
     return beside(title, pictures).document()
 
 

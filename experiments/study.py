@@ -86,6 +86,7 @@ class Experiment:
       by_stage: whether the picture and the table show stages.
       seeds: the seeds at the scale real; None for the scale's own.
       columns: figures that its table shows beside the usual ones.
+      data: name of its data, if that is not the base's.
     """
 
     name: str
@@ -101,6 +102,7 @@ class Experiment:
     by_stage: bool = False
     seeds: Sequence[int] | None = None
     columns: Sequence[str] = ()
+    data: str | None = None
 
     def seeds_at(self, scale: Scale) -> tuple[int, ...]:
         """The seeds of its runs at a scale.
@@ -188,7 +190,7 @@ def run_experiment(
             arms |= {part.full_name(name): values for name, values in _measured(made.comparison)}
             if part.probed:
                 _probe(part, common, experiment.seeds_at(scale), arms, progress)
-        models.append({"model": base.name, "data": base.data, "options": _shared(base), "arms": arms})
+        models.append({"model": base.name, "data": experiment.data or base.data, "options": _shared(base), "arms": arms})
     return {"experiment": experiment.name, "scale": scale.name, "seeds": list(experiment.seeds_at(scale)), "models": models}
 
 

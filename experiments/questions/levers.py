@@ -51,4 +51,5 @@ EXPERIMENT = Experiment(
     scales=("real",),
     seeds=(0, 1, 2),
     columns=("bytes_down",),
+    data="CodeAlpaca",
 )

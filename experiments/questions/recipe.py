@@ -72,5 +72,6 @@ EXPERIMENT = Experiment(
     scales=("real",),
     seeds=(0, 1, 2),
     columns=("bytes_down",),
+    data="CodeAlpaca",
     scored=True,
 )
