@@ -101,8 +101,12 @@ def is_measured(config: RunConfig, planned: Sequence[int], stage: int, done: int
       stage: the current stage, from 0.
       done: its rounds so far.
     """
-    may_end = stage + 1 < len(planned) and config.min_stage_rounds <= done < planned[stage]
-    return config.stage_end == "gain" and may_end and done % config.gain_every == 0
+    return config.stage_end == "gain" and _may_end(config, planned, stage, done) and done % config.gain_every == 0
+
+
+def _may_end(config: RunConfig, planned: Sequence[int], stage: int, done: int) -> bool:
+    """Whether a stage may end after so many rounds, before its planned ones: not the last, and not below the least."""
+    return stage + 1 < len(planned) and config.min_stage_rounds <= done < planned[stage]
 
 
 def pays(alignment: float, cost: float, *, than: tuple[float, float]) -> bool:
@@ -139,7 +143,7 @@ def after_round(
       next_pays: whether the next stage was found to promise at least as much per cost.
     """
     done, last = len(losses), len(planned) - 1
-    if config.stage_end == "fixed" or stage == last or not config.min_stage_rounds <= done < planned[stage]:
+    if config.stage_end == "fixed" or not _may_end(config, planned, stage, done):
         return tuple(planned)
     if config.stage_end == "gain":
         ends, heir = next_pays, stage + 1
