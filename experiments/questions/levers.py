@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from experiments.claims import Question
-from experiments.questions.recipe import FEDIT, FEW, PROTOCOL, RATE, RECIPE, fedit
+from experiments.questions.recipe import FEDIT, FEW, PROTOCOL, RATE, RECIPE, TERMS, fedit
 from experiments.scales import Base
 from experiments.study import Experiment, Part
 
@@ -46,10 +46,5 @@ EXPERIMENT = Experiment(
         Question(FEDIT, (*LEVERS, LONG), "What does each lever do to FedIT's loss?"),
         Question(FEDIT, ("DevFT", "DevFT, rising rates"), "And how does DevFT end under the same terms?"),
     ),
-    reference=FEDIT,
-    shown="front",
-    scales=("real",),
-    seeds=(0, 1, 2),
-    columns=("bytes_down",),
-    data="CodeAlpaca",
+    **TERMS,
 )
