@@ -77,6 +77,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "rounds": 2,
         "local_steps": 16,
         "batch_size": 4,
+        "dropout": 0.0,
         "targets": ("q", "k", "v", "o", "gate", "up", "down"),
         "rank": 4,
         "alpha": 8.0,

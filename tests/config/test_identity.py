@@ -18,6 +18,7 @@ def test_alpha_follows_the_rank_and_is_stored_as_a_number():
     assert to_plain(parse_run(["--rank", "8", "--alpha", "auto"]))["alpha"] == 16.0
     # The presets are what was measured, or what the paper used.
     assert {name: preset(name).alpha for name in PRESETS} == dict.fromkeys(PRESETS, 64.0) | {"efficient": 8.0}
+    assert {preset(name).dropout for name in ("demo", "efficient")} == {0.0}
 
 
 def test_identity_ignores_execution_options_and_rounds_only():
