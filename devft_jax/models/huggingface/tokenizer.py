@@ -8,10 +8,12 @@ from typing import Any
 
 from devft_jax.errors import InputError
 from devft_jax.files import printable
-from devft_jax.models.huggingface.folder import TOKENIZER_CONFIG_FILE, check_inside
+from devft_jax.models.huggingface.folder import CONFIG_FILE, TOKENIZER_CONFIG_FILE, check_inside
 from devft_jax.models.huggingface.safetensors import one_line, read_json
 from devft_jax.models.huggingface.sentencepiece import MODEL_FILE, read_sentencepiece
 
+PLAIN_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
+"""Classes of transformers that add nothing to `tokenizer.json`."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", TOKENIZER_CONFIG_FILE)
 
 
@@ -39,11 +41,9 @@ def load_tokenizer(folder: Path) -> Any:
         return read_sentencepiece(folder)
     settings = read_json(folder / TOKENIZER_CONFIG_FILE) if (folder / TOKENIZER_CONFIG_FILE).is_file() else {}
     _check_named_files(settings, folder / TOKENIZER_CONFIG_FILE)
-    from transformers import AutoTokenizer
-
     try:
         # Explicit, because transformers would otherwise ask on standard input whether to run a folder's code.
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return _reader(folder, settings).from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises bare Exception on a damaged file
         if "auto_map" in settings:
             raise InputError(
@@ -52,6 +52,24 @@ def load_tokenizer(folder: Path) -> Any:
                 "with a tokenizer_class of transformers."
             ) from error
         raise InputError(f"the tokenizer in {folder} cannot be read ({one_line(error)}); restore its files.") from error
+
+
+def _reader(folder: Path, settings: Mapping[str, Any]) -> Any:
+    """The class of `transformers` that reads a folder's tokenizer.
+
+    `AutoTokenizer` chooses it by the family of the model, for which it imports all of `transformers`, and PyTorch where that
+    is installed: two seconds of a core. For LLaMA's family with a plain class it would choose the class that is named here.
+    """
+    plain = settings.get("tokenizer_class") in PLAIN_CLASSES and "auto_map" not in settings
+    if plain and (folder / "tokenizer.json").is_file() and (folder / CONFIG_FILE).is_file():
+        config = read_json(folder / CONFIG_FILE)
+        if config.get("model_type") == "llama" and "auto_map" not in config:
+            from transformers import PreTrainedTokenizerFast
+
+            return PreTrainedTokenizerFast
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer
 
 
 def _check_named_files(settings: Mapping[str, Any], path: Path) -> None:

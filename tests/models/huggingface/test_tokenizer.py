@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+import subprocess
 import sys
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from devft_jax.errors import InputError
 from devft_jax.models.huggingface.reading import load_pretrained
 from devft_jax.models.huggingface.tokenizer import load_tokenizer
+from devft_jax.training.submodels import bundled_model
 from tests.models.huggingface.checkpoints import edit_config
 
 
@@ -29,6 +31,25 @@ def test_a_tokenizer_names_nothing_outside_the_folder(tmp_path, folder, word_tok
     named = {"fast_tokenizer_files": ["tokenizer.4.0.0.json"]}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings | named))
     assert load_tokenizer(folder)("a b")["input_ids"]
+
+
+def test_a_plain_tokenizer_is_read_without_the_rest_of_transformers():
+    folder = bundled_model()
+    # In a process of its own, because other tests import what must not be imported here.
+    code = (
+        "import sys, pathlib; from devft_jax.models.huggingface.tokenizer import load_tokenizer; "
+        f"load_tokenizer(pathlib.Path({str(folder)!r})); "
+        "print([name in sys.modules for name in ('torch', 'transformers.models.auto')])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert found == "[False, False]\n"
+    from transformers import AutoTokenizer
+
+    mine, other = load_tokenizer(folder), AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    assert type(mine) is type(other)
+    for text in ("the cat has 12 hats", " two  spaces\n\n", "<s> é", ""):
+        assert mine(text)["input_ids"] == other(text)["input_ids"]
+    assert mine.special_tokens_map == other.special_tokens_map
 
 
 TRAP = "import pathlib\npathlib.Path(__file__).with_name('ran').touch()\nclass Trap: ...\n"
