@@ -47,7 +47,7 @@ def configuration(work: Work, **changes: Any) -> RunConfig:
         "seed": SEED,
         "algorithm": "fedit",
         "growth": "end-to-end",
-        # As many as let the engine choose how many clients it trains at once, which it does after a run's first round.
+        # As many as let the engine search how many clients are trained at once, where it does that.
         "rounds": 500,
         "clients": work.clients,
         "clients_per_round": work.clients,

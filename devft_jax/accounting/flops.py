@@ -57,6 +57,12 @@ class Adaptation:
         return cls(depth, factors, trained)
 
 
+def layer_flops(config: ModelConfig, tokens: int) -> int:
+    """Operations of one layer's products with frozen weights, in a forward pass of so many tokens."""
+    weights = sum(fan_in * fan_out for fan_in, fan_out in map(config.projection_shape, PROJECTIONS))
+    return 2 * weights * tokens
+
+
 def forward_breakdown(config: ModelConfig, *, layers: int, adaptation: Adaptation, length: int) -> dict[str, int]:
     """Operations of one forward pass per token position, by component.
 
@@ -70,9 +76,8 @@ def forward_breakdown(config: ModelConfig, *, layers: int, adaptation: Adaptatio
       `frozen` (products with the projections' weights), `low_rank` (x a b, and weights from a hypernetwork), `attention`
         (scores and mixtures) and `head`.
     """
-    weights = sum(fan_in * fan_out for fan_in, fan_out in map(config.projection_shape, PROJECTIONS))
     return {
-        "frozen": layers * 2 * weights,
+        "frozen": layers * layer_flops(config, 1),
         "low_rank": 2 * adaptation.factors + 2 * adaptation.example // max(length, 1),
         "attention": layers * 4 * length * config.heads * config.head_size,
         "head": 2 * config.width * config.vocabulary,

@@ -28,9 +28,9 @@ class ExecutionOptions:
     """Devices that hold the frozen base together, for a base that does not fit on one device: each keeps a shard, and a
     layer's weights are gathered when the layer runs. Must divide the number of devices; all of them train clients."""
     clients_per_step: int | Literal["auto"] = execution("auto", at_least=1, at_most=10**6)
-    """Clients trained at once (memory grows with it, results do not change), at most a round's participants. auto starts
-    with one per CPU device and 8 per accelerator and, if enough training remains after the first round, times larger
-    numbers and keeps the fastest that fits into memory."""
+    """Clients trained at once (memory grows with it, results do not change), at most a round's participants. auto takes on
+    a CPU the fewest with which a layer's products are large, one per device for most models. On accelerators it starts with
+    8 per device, tries larger numbers in the next rounds while enough training remains, and keeps the fastest."""
     examples_per_pass: int | None = execution(None, at_least=1, at_most=10**6)
     """Examples of a local step that run at once; their gradients are summed (memory grows with it, results do not change).
     By default all on an accelerator, and on a CPU as many as suit the examples' length."""
@@ -114,8 +114,21 @@ def resolve_compute(options: ExecutionOptions) -> "Compute":
     return Compute(dtype=dtype, remat=remat, attention=options.attention, head_rows=options.head_rows)
 
 
-def resolve_clients_per_step(options: ExecutionOptions, devices: "Sequence[jax.Device]") -> int:
-    """Clients trained at once, a multiple of the devices: the option's value, or the number with which auto starts."""
-    per_device = 1 if devices[0].platform == "cpu" else 8
-    asked = per_device * len(devices) if options.clients_per_step == "auto" else options.clients_per_step
-    return -(-asked // len(devices)) * len(devices)
+def resolve_clients_per_step(
+    options: ExecutionOptions, devices: "Sequence[jax.Device]", participants: int, layer_flops: float
+) -> int:
+    """Clients trained at once, a multiple of the devices: the option's value, or the number with which auto starts.
+
+    Args:
+      options: the options of execution.
+      devices: the devices that train clients.
+      participants: of a round; more clients at once would only be padding, which costs as much as a client.
+      layer_flops: operations of one client's pass in one layer's products with frozen weights.
+    """
+    from devft_jax.federated.round.chunk_size import cpu_clients
+
+    count = len(devices)
+    if options.clients_per_step == "auto" and devices[0].platform == "cpu":
+        return cpu_clients(participants, count, layer_flops)
+    asked = 8 * count if options.clients_per_step == "auto" else options.clients_per_step
+    return -(-min(asked, participants) // count) * count

@@ -66,16 +66,18 @@ def length_buckets(max_length: int, *, smallest: int = 32) -> tuple[int, ...]:
     return (*buckets[:-1], largest)
 
 
-def fitted_lengths(lengths: np.ndarray, most: int, *, worth: float = 0.05) -> tuple[int, ...]:
+def fitted_lengths(lengths: np.ndarray, most: int, *, worth: float = 0.05, least: float = 0.0) -> tuple[int, ...]:
     """The padded lengths, ascending, with which examples of these lengths need the least padding.
 
     Every example is padded to the shortest length that holds it; all are multiples of 8 tokens. Lengths are added, up to
-    `most`, as long as each saves the share `worth` of all tokens run; each one is another program to compile.
+    `most`, as long as each saves the share `worth` of all tokens run, and `least` tokens an example on average; each one is
+    another program to compile.
 
     Args:
       lengths: integers [N], positive.
       most: largest number of padded lengths, at least 1.
       worth: share of all tokens that each of them must save.
+      least: tokens that each of them must save in an example on average.
     """
     steps, counts = np.unique(-(-np.asarray(lengths) // 8), return_counts=True)
     below = np.concatenate([[0], np.cumsum(counts)])
@@ -91,7 +93,9 @@ def fitted_lengths(lengths: np.ndarray, most: int, *, worth: float = 0.05) -> tu
         cost = np.concatenate([[np.inf], np.min(padded, axis=1)])
         totals.append(cost[-1])
     kept = 1
-    while kept < len(totals) and totals[kept] <= (1 - worth) * totals[kept - 1]:
+    # Totals are in steps of 8 tokens.
+    enough = least * len(lengths) / 8
+    while kept < len(totals) and totals[kept] <= min((1 - worth) * totals[kept - 1], totals[kept - 1] - enough):
         kept += 1
     found, end = [], len(steps)
     for parent in reversed(parents[:kept]):

@@ -10,6 +10,7 @@ its longest example mostly computes padding. All clients of a chunk share the ch
 branch of which only one side runs, instead of a selection that computes all.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -86,8 +87,23 @@ class Passes:
 PASS_TOKENS = 256
 
 
-def choose_passes(lengths: np.ndarray, *, batch_size: int, examples: int | None, most_lengths: int, platform: str) -> Passes:
+# Operations in the time in which a core compiles one more length: two seconds, measured for the bundled base.
+LENGTH_FLOPS = 1e11
+
+
+def choose_passes(
+    lengths: np.ndarray,
+    *,
+    batch_size: int,
+    examples: int | None,
+    most_lengths: int,
+    platform: str,
+    token_flops: float = math.inf,
+) -> Passes:
     """The passes of a run.
+
+    On a CPU, where compiling takes time from training, a length is compiled only if it saves `LENGTH_FLOPS` operations of
+    padding: a run of seconds compiles one. Nothing is measured, so that equal runs have equal lengths.
 
     Args:
       lengths: tokens of the training examples, integers [N].
@@ -96,10 +112,13 @@ def choose_passes(lengths: np.ndarray, *, batch_size: int, examples: int | None,
         CPU as many as have about `PASS_TOKENS` tokens.
       most_lengths: largest number of padded lengths.
       platform: platform of the devices: "cpu", "gpu" or "tpu".
+      token_flops: operations that one more token in every example costs the whole run, for each program in which the lengths
+        are compiled.
     """
     if examples is None:
         examples = batch_size if platform != "cpu" else max(1, round(PASS_TOKENS / float(np.mean(lengths))))
-    return Passes(min(examples, batch_size), fitted_lengths(lengths, most_lengths))
+    least = LENGTH_FLOPS / token_flops if platform == "cpu" else 0.0
+    return Passes(min(examples, batch_size), fitted_lengths(lengths, most_lengths, least=least))
 
 
 class LocalStatistics(struct.PyTreeNode):

@@ -23,7 +23,7 @@ from devft_jax.accounting.communication import (
     round_messages,
     submodel_bytes,
 )
-from devft_jax.accounting.flops import Adaptation, evaluation_flops, training_breakdown
+from devft_jax.accounting.flops import Adaptation, evaluation_flops, layer_flops, training_breakdown
 from devft_jax.accounting.memory import Work, compiled_memory, stage_memory, stage_quantization
 from devft_jax.config.effects import check_effects
 from devft_jax.config.execution import check_model_shards, resolve_clients_per_step, resolve_compute
@@ -35,7 +35,7 @@ from devft_jax.data.options import clients_by_file
 from devft_jax.developmental import StageShape
 from devft_jax.errors import InputError
 from devft_jax.federated.algorithm import Algorithm
-from devft_jax.federated.local import Passes
+from devft_jax.federated.local import PASS_TOKENS, Passes
 from devft_jax.federated.messages import bytes_of_rounds, is_upper_bound, message_bytes
 from devft_jax.federated.options import OptimizerOptions, validate_learning_rate
 from devft_jax.federated.round.client import LocalTraining
@@ -176,9 +176,12 @@ class Planner:
         # A plan may be for more devices than this machine has.
         self.devices = config.devices or len(found)
         check_model_shards(config.model_shards, self.devices)
-        at_once = resolve_clients_per_step(config, found[:1] * self.devices)
-        per_device = min(at_once // self.devices, -(-self.participants // self.devices))
-        self.work = Work(per_device, self.local_steps, config.batch_size, length_buckets(config.max_length)[-1])
+        longest = length_buckets(config.max_length)[-1]
+        # A plan knows no lengths of examples: a pass has as many tokens as a CPU's passes are made to have.
+        flops = layer_flops(architecture, min(PASS_TOKENS, config.batch_size * longest))
+        at_once = resolve_clients_per_step(config, found[:1] * self.devices, self.participants, flops)
+        per_device = at_once // self.devices
+        self.work = Work(per_device, self.local_steps, config.batch_size, longest)
         whole_steps = Passes(config.batch_size, (self.work.length,))
         optimizer = option_group(OptimizerOptions, config)
         self.training = LocalTraining(self.algorithm, architecture, self.compute, optimizer, whole_steps)

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from devft_jax.accounting.energy import EnergyMeter
+from devft_jax.accounting.flops import layer_flops
 from devft_jax.accounting.memory import MemoryMeter
 from devft_jax.config.execution import local_devices, resolve_clients_per_step, resolve_compute
 from devft_jax.config.methods import growth_of, imports, method_of, sent_through
@@ -35,10 +36,11 @@ from devft_jax.evaluation.held_out import HeldOut
 from devft_jax.federated.algorithm import Algorithm, Clients
 from devft_jax.federated.bank import ClientBank
 from devft_jax.federated.beginning import first_state
-from devft_jax.federated.local import choose_passes
+from devft_jax.federated.local import Passes
 from devft_jax.federated.messages import message_bytes
 from devft_jax.federated.options import OptimizerOptions, validate_learning_rate
 from devft_jax.federated.profiles import profiled_clients
+from devft_jax.federated.round.chunk_size import SizeSearch
 from devft_jax.federated.round.client import LocalTraining
 from devft_jax.federated.round.cohort import Cohort
 from devft_jax.federated.sampling import Purpose, run_key
@@ -55,12 +57,13 @@ from devft_jax.reporting import Progress
 from devft_jax.reporting.progress import readable_bytes
 from devft_jax.reporting.waiting import Step
 from devft_jax.runtime.compiled import CompiledPrograms, shared_programs
-from devft_jax.runtime.devices import client_mesh, versions
+from devft_jax.runtime.devices import client_mesh, device_memory, versions
 from devft_jax.training.checks import check_cohort, check_held_out, check_ranks, check_tokens
 from devft_jax.training.fleet import FleetRounds, open_fleet_rounds
 from devft_jax.training.given import check_given_algorithm, check_given_growth
 from devft_jax.training.gradients import Slopes, public_slopes, reads_text
 from devft_jax.training.hidden_states import HiddenStates
+from devft_jax.training.passes import passes_of_run
 from devft_jax.training.probe import block_influence, probe_examples, text_similarity
 from devft_jax.training.stages import check_composition, check_stage_end, plan_stages
 from devft_jax.training.submodels import Submodels, open_model
@@ -98,6 +101,10 @@ class CompilationNotice:
         return self._progress.doing(f"compiling {_PROGRAMS.get(name, name)}{stage}")
 
 
+SEARCHED_ON = ("gpu", "tpu")
+"""Platforms on which the number of clients trained at once is measured."""
+
+
 @dataclass(frozen=True)
 class Parts:
     """Everything that a run is built from, fixed while it runs.
@@ -121,7 +128,7 @@ class Parts:
       rounds: who takes part in which round, with which examples.
       fleet_rounds: who takes part on the clients' simulated devices; None without a fleet.
       cohort: trains the participants of a round.
-      most_per_step: the most clients that are trained at once.
+      size_search: finds how many clients are trained at once, on accelerators; None if that is known before.
       submodels: fuses the frozen part of every stage.
       evaluator: evaluates models on held-out data.
       hidden_states: stored outputs of the layers below all adapters, if there are any.
@@ -150,7 +157,7 @@ class Parts:
     rounds: Rounds
     fleet_rounds: FleetRounds | None
     cohort: Cohort
-    most_per_step: int
+    size_search: SizeSearch | None
     submodels: Submodels
     evaluator: Evaluator
     hidden_states: HiddenStates
@@ -260,10 +267,11 @@ def build_parts(
     warm_start = read_warm_start(config, opened.config)
     probe = probe_examples(config, opened.tokenizer) if reads_text(config, growth, algorithm) else None
     data, rounds = _data(config, opened, algorithm, data, progress)
-    cohort, hidden_states, most_per_step = _cohort(
-        config, opened.config, compute, algorithm, data, rounds, devices, programs, progress, scratch
-    )
     depths = growth.depths(opened.config.layers)
+    passes = passes_of_run(config, opened.config, rounds, stage_rounds, depths, devices[0].platform)
+    cohort, hidden_states, size_search = _cohort(
+        config, opened.config, compute, algorithm, passes, rounds, devices, programs, progress, scratch
+    )
     submodels = Submodels(config, opened, original_blocks, dtype=compute.dtype, depths=depths, mesh=cohort.mesh)
     _report_shards(config.model_shards, submodels.base, progress)
     return Parts(
@@ -285,7 +293,7 @@ def build_parts(
         rounds=rounds,
         fleet_rounds=open_fleet_rounds(config, rounds, cohort.training, growth, progress),
         cohort=cohort,
-        most_per_step=most_per_step,
+        size_search=size_search,
         submodels=submodels,
         evaluator=Evaluator(algorithm, _held_out(config, opened.config, compute, data, devices, programs), programs),
         hidden_states=hidden_states,
@@ -362,24 +370,23 @@ def _cohort(
     model: ModelConfig,
     compute: Compute,
     algorithm: Algorithm,
-    data: FederatedData,
+    passes: Passes,
     rounds: Rounds,
     devices: list[jax.Device],
     programs: CompiledPrograms,
     progress: Progress,
     scratch: Path | None,
-) -> tuple[Cohort, HiddenStates, int]:
-    """The cohort that trains participants, the hidden states that it may read, and the most clients trained at once."""
-    # More clients at once than participants would only be padding, which costs as much as a client.
+) -> tuple[Cohort, HiddenStates, SizeSearch | None]:
+    """The cohort that trains participants, the hidden states that it may read, and the search for the size of chunks."""
     shards, participants = config.model_shards, rounds.participants
     training_devices = devices[: -(-participants // shards) * shards]
-    most_per_step = -(-participants // len(training_devices)) * len(training_devices)
-    at_once = min(resolve_clients_per_step(config, training_devices), most_per_step)
+    tokens = max(1, round(passes.examples * float(np.mean(rounds.data.train.lengths))))
+    at_once = resolve_clients_per_step(config, training_devices, participants, layer_flops(model, tokens))
     hidden_states = HiddenStates(
         config,
         model,
         compute,
-        data.train,
+        rounds.data.train,
         rounds,
         rows=at_once * config.batch_size,
         buckets=length_buckets(config.max_length),
@@ -388,13 +395,6 @@ def _cohort(
         progress=progress,
         folder=scratch,
     )
-    passes = choose_passes(
-        data.train.lengths,
-        batch_size=config.batch_size,
-        examples=config.examples_per_pass,
-        most_lengths=config.length_buckets,
-        platform=training_devices[0].platform,
-    )
     cohort = Cohort(
         LocalTraining(algorithm, model, compute, option_group(OptimizerOptions, config), passes),
         devices=training_devices,
@@ -402,10 +402,12 @@ def _cohort(
         clients_per_step=at_once,
         partial_work=config.late_work == "partial" and config.fleet is not None,
         scaled=config.aggregation == "buffered" and config.fleet is not None,
-        assemble=partial(assemble, data.train, hidden_states, passes.lengths[-1]),
+        assemble=partial(assemble, rounds.data.train, hidden_states, passes.lengths[-1]),
         programs=programs,
     )
-    return cohort, hidden_states, most_per_step
+    most = -(-participants // len(training_devices)) * len(training_devices)
+    searched = config.clients_per_step == "auto" and training_devices[0].platform in SEARCHED_ON
+    return cohort, hidden_states, SizeSearch(most, device_memory(training_devices)) if searched else None
 
 
 def _held_out(

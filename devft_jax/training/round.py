@@ -1,13 +1,12 @@
 """A round: the participants train, their messages are aggregated, and its costs go into its record.
 
 If chunks do not fit into memory, their size is halved unless it was set. An update that is not finite is dropped and its
-client named. After the run's first round the number of clients trained at once is chosen from the measured times.
+client named. On accelerators the first rounds of a run also try how many clients are best trained at once.
 """
 
 import time
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import jax
 import numpy as np
@@ -15,12 +14,11 @@ import numpy as np
 from devft_jax.accounting.flops import Adaptation, training_flops
 from devft_jax.developmental import StageShape
 from devft_jax.errors import RunError
-from devft_jax.federated.round.chunk_size import Trial, choose, next_smaller
+from devft_jax.federated.round.chunk_size import SizeSearch, Trial, next_smaller
 from devft_jax.federated.round.client import frozen_rows
 from devft_jax.federated.round.cohort import ChunkTooLargeError, Group, RoundResult
 from devft_jax.federated.sampling import client_keys
 from devft_jax.federated.work import ClientWork, Participants
-from devft_jax.runtime.devices import device_memory
 from devft_jax.storage.records import RoundRecord
 from devft_jax.training.compile_ahead import compile_stage_ahead
 from devft_jax.training.fleet import NextRound, next_round, round_record, set_course
@@ -89,10 +87,8 @@ def run_round(parts: Parts, state: State) -> RoundRecord:
     row.train_flops = fill_flops + _flops(parts, state, result)
     row.program_bytes = program_bytes
     add_round(state, row, whole.compiling)
-    if parts.config.clients_per_step == "auto" and not state.totals.clients_per_step_settled:
-        # Also if nobody has waited for this program: one for a larger size would be waited for.
-        compile_seconds = programs.compile_seconds["chunk"]
-        _settle_clients_per_step(parts, state, members, Trial(row.seconds / len(members), compile_seconds, program_bytes))
+    if parts.size_search is not None and not state.totals.clients_per_step_settled:
+        _search_size(parts, state, parts.size_search, row)
     else:
         # Of the sizes that were tried, the chosen one is called last.
         programs.drop("chunk", but_newest=True)
@@ -160,7 +156,8 @@ def _train(parts: Parts, state: State, planned: NextRound, rate: float) -> Round
             groups = _groups(parts, state, planned, rate)
             return cohort.run_groups(state.base, state.server, state.bank, groups, np.asarray(state.layer_map.train))
         except ChunkTooLargeError as error:
-            smaller = next_smaller(error.size, cohort.mesh.size)
+            before = None if parts.size_search is None else parts.size_search.before(error.size)
+            smaller = before or next_smaller(error.size, cohort.mesh.size)
             if smaller is None:
                 raise RunError(
                     "one client at a time on each device does not fit into memory; lower batch_size or max_length, set "
@@ -200,50 +197,28 @@ def _settle(parts: Parts, state: State, size: int) -> None:
     state.totals.clients_per_step, state.totals.clients_per_step_settled = size, True
 
 
-def _round_inputs(parts: Parts, state: State, rate: float) -> dict[str, Any]:
-    """The arguments of the cohort's `run` and `trials` besides models, rows and participants."""
-    round_index = np.uint32(state.round)
-    return {
-        "lr": rate,
-        "keys": lambda ids: client_keys(parts.config.seed, round_index, ids),
-        "train_rows": np.asarray(state.layer_map.train),
-    }
-
-
-def _settle_clients_per_step(parts: Parts, state: State, members: Participants, first: Trial) -> None:
-    """Choose how many clients are trained at once from now on.
+def _search_size(parts: Parts, state: State, search: SizeSearch, row: RoundRecord) -> None:
+    """Choose how many clients are trained at once in the next round; a stage's end also ends the search.
 
     Args:
       parts: the run's parts.
-      state: the state after a round.
-      members: participants of that round.
-      first: the measured cost of that round.
+      state: the state after the round.
+      search: the search so far.
+      row: the round's record.
     """
     cohort, stage_rounds = parts.cohort, state.totals.stage_rounds
-    left = len(members) * (sum(stage_rounds) - state.round)
-    if state.rounds_in_stage == stage_rounds[state.stage]:
+    # Also if nobody has waited for this program: one for a larger size would be waited for.
+    compile_seconds = parts.programs.compile_seconds["chunk"]
+    found = Trial(cohort.clients_per_step, row.seconds / row.tokens, compile_seconds, row.program_bytes)
+    following = search.after(found, row.seconds * (sum(stage_rounds) - state.round))
+    if following is not None and state.rounds_in_stage < stage_rounds[state.stage]:
+        cohort.clients_per_step = following
         return
-    inputs = _round_inputs(parts, state, next_rate(parts, state))
-
-    def trial(smaller: int, larger: int) -> tuple[Trial, Trial] | None:
-        with parts.progress.doing(f"trying {larger} clients at once"):
-            return cohort.trials(state.base, state.server, state.bank, members, sizes=(smaller, larger), **inputs)
-
-    before = cohort.clients_per_step
-    with parts.programs.timed() as elapsed:
-        size = choose(
-            trial,
-            start=before,
-            most=parts.most_per_step,
-            clients=left,
-            first=first,
-            memory=device_memory(list(cohort.mesh.devices.flat)),
-        )
-    state.totals.seconds.compile += elapsed.compiling
-    state.totals.seconds.build += elapsed.running
-    if size != before:
-        parts.progress.say(f"  {size} clients are trained at once from now on: faster than {before}")
-    _settle(parts, state, size)
+    assert search.best is not None
+    best = search.best.size
+    if best != search.start:
+        parts.progress.say(f"  {best} clients are trained at once from now on: faster than {search.start}")
+    _settle(parts, state, best)
 
 
 def _adapter_norms(parts: Parts, state: State, positions: np.ndarray) -> np.ndarray:

@@ -192,3 +192,6 @@ def test_a_length_that_saves_little_is_not_taken():
     assert fitted_lengths(lengths, 4) == (24,)
     assert fitted_lengths(lengths, 4, worth=0.01) == (16, 24)
     assert fitted_lengths(np.array([3, 500] * 10), 4) == (8, 504)
+    # A second length saves 248 tokens an example.
+    assert fitted_lengths(np.array([3, 500] * 10), 4, least=248) == (8, 504)
+    assert fitted_lengths(np.array([3, 500] * 10), 4, least=249) == (504,)

@@ -10,6 +10,7 @@ import pytest
 
 from devft_jax.errors import InputError
 from devft_jax.federated.local import (
+    LENGTH_FLOPS,
     PASS_TOKENS,
     Passes,
     choose_passes,
@@ -293,6 +294,19 @@ def test_passes_follow_the_platform_and_the_data():
     assert choose_passes(lengths, batch_size=16, examples=None, most_lengths=1, platform="gpu") == Passes(16, (104,))
     assert choose_passes(lengths, batch_size=16, examples=5, most_lengths=1, platform="gpu").examples == 5
     assert choose_passes(10 * lengths, batch_size=16, examples=None, most_lengths=1, platform="cpu").examples == 1
+
+
+@pytest.mark.parametrize(
+    ("platform", "saved", "fitted"), [("cpu", 0.99, (104,)), ("cpu", 1.01, (40, 104)), ("gpu", 0.0, (40, 104))]
+)
+def test_a_length_is_compiled_on_a_cpu_only_if_the_run_repays_it(platform, saved, fitted):
+    lengths = np.array([100] * 50 + [40] * 50)
+    # The second length saves 32 tokens an example on average.
+    flops = saved * LENGTH_FLOPS / 32 + 1e-9
+    assert (
+        choose_passes(lengths, batch_size=4, examples=4, most_lengths=4, platform=platform, token_flops=flops).lengths
+        == fitted
+    )
 
 
 @pytest.mark.parametrize(

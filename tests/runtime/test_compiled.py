@@ -19,6 +19,7 @@ from devft_jax.config.execution import (
     validate_execution,
 )
 from devft_jax.errors import InputError
+from devft_jax.federated.round.chunk_size import LAYER_FLOPS
 from devft_jax.models.llama import Compute
 from devft_jax.runtime.compiled import CompiledPrograms
 from devft_jax.runtime.devices import CLIENT_AXIS, MODEL_AXIS, client_mesh, shapes_on
@@ -38,7 +39,7 @@ def test_all_devices_by_default_or_as_many_as_asked_for():
 )
 def test_clients_per_step_are_a_multiple_of_the_devices(devices, asked, clients):
     options = ExecutionOptions(clients_per_step=asked)
-    assert resolve_clients_per_step(options, jax.local_devices()[:devices]) == clients
+    assert resolve_clients_per_step(options, jax.local_devices()[:devices], 100, LAYER_FLOPS) == clients
 
 
 def test_auto_precision_is_float32_on_a_cpu():

@@ -1,97 +1,120 @@
 """How many clients are trained at once, if the configuration does not set it.
 
-More clients in a chunk share the passes over the frozen weights and the cost of starting a program, until caches or memory
-are full. The best number depends on model, batch and machine, so it is measured: after its first round a run times
-chunks of `FACTORS[0]` times as many clients as long as that pays, and then of the smaller factors: two clients at once
-are often slower than one, and four faster. Each size is timed alternately with the best so far, on the same clients, because
-the speed of a shared machine varies. Chunks that take a second are timed once each, and the choice between
-them is less certain. A size is tried if
+More clients in a chunk share the passes over the frozen weights and the cost of starting an operation, until caches or
+memory are full.
 
-    over all sizes tried and this one, compile time of the best so far + time of trial runs
-        <=  time of all remaining training / WORTH
+On a CPU the number follows from shapes alone (`cpu_clients`): nothing is compiled or timed to find it, and equal runs have
+equal chunks. It is the least with which a layer's products are so large that starting them costs little.
 
-so that short runs try nothing and no run spends much more than that share on trials. It is chosen if a client then costs at
-most `BETTER` of its cost with the best size so far.
+On an accelerator it is measured, one size at a time while the rounds go on (`SizeSearch`): every size trains a whole round,
+so that only its compilation is spent on the search. From the best size so far `FACTORS[0]` times as many clients are tried
+as long as that pays, and then the smaller factors. A size is tried if
+
+    compile time of the best so far  <=  time of all remaining training / WORTH
+
+and kept if a token then costs at most `BETTER` of what it costs with the best size so far.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
-# The rest of a run must be this many times longer than a trial.
+# The rest of a run must be this many times longer than the compilation of another size.
 WORTH = 10
 BETTER = 0.95
 # Multiples of the best size so far that are tried next, each until it no longer pays.
 FACTORS = (4, 2)
 # Share of a device's memory that a chunk's program may need by XLA's analysis.
 FILL = 0.8
-# The fastest run counts: a chunk of a small model takes milliseconds, and machines are shared.
-MOST_TRIAL_RUNS, TRIAL_SECONDS = 7, 1.0
+# Operations of a device's clients in one layer's products with frozen weights, from which on starting them costs little.
+LAYER_FLOPS = 1.2e7
+
+
+def cpu_clients(participants: int, devices: int, layer_flops: float) -> int:
+    """Clients of a chunk on a CPU.
+
+    Args:
+      participants: of a round.
+      devices: number of devices.
+      layer_flops: operations of one client's pass in one layer's products with frozen weights.
+
+    Returns:
+      A multiple of the devices that divides the participants into chunks of almost equal size.
+    """
+    enough = devices * math.ceil(LAYER_FLOPS / layer_flops)
+    chunks = -(-participants // enough)
+    return -(-participants // (chunks * devices)) * devices
 
 
 @dataclass(frozen=True)
 class Trial:
-    """The measured cost of a size.
+    """The measured cost of a size in one round.
 
     Attributes:
-      client_seconds: training time per client.
+      size: clients of a chunk.
+      token_seconds: training time per token, without padding.
       compile_seconds: compile time of the program.
       program_bytes: memory of the program on one device, by XLA's analysis.
     """
 
-    client_seconds: float
+    size: int
+    token_seconds: float
     compile_seconds: float
     program_bytes: int
 
 
-def padding(clients: int, size: int) -> float:
-    """Clients trained per participant, padding included, in chunks of `size`: at least 1."""
-    return math.ceil(clients / size) * size / clients
-
-
-def trial_runs(chunk_seconds: float) -> int:
-    """How many times a chunk that takes `chunk_seconds` is run for timing."""
-    return min(MOST_TRIAL_RUNS, math.ceil(TRIAL_SECONDS / max(chunk_seconds, TRIAL_SECONDS / MOST_TRIAL_RUNS)))
-
-
-def choose(
-    trial: Callable[[int, int], tuple[Trial, Trial] | None],
-    *,
-    start: int,
-    most: int,
-    clients: int,
-    first: Trial,
-    memory: int | None,
-) -> int:
-    """Choose the number of clients of a chunk.
+class SizeSearch:
+    """The search for the best size, one round after the other.
 
     Args:
-      trial: measures two sizes alternately, on as many clients as the second has; None if that does not fit into memory.
-      start: the size of the first round, a multiple of the devices.
       most: the largest useful size; a larger chunk would only add padding.
-      clients: number of client trainings still to come in the run.
-      first: the measured cost of `start` in the first round.
       memory: bytes of one device; None if unknown.
+
+    Attributes:
+      start: the size of the first round; 0 before it.
+      best: the best size so far; None before the first round.
     """
-    size, best, spent = start, first, 0.0
-    factors, beyond = list(FACTORS), most + 1
-    while factors and size < most:
-        larger = min(factors[0] * size, most)
-        seconds = larger * best.client_seconds
-        cost = best.compile_seconds + 2 * trial_runs(seconds) * seconds
-        worth = (spent + cost) * WORTH <= clients * best.client_seconds
-        fits = memory is None or best.program_bytes * larger / size <= FILL * memory
-        both = trial(size, larger) if larger < beyond and worth and fits else None
-        if both is not None:
-            best, found = both
-            runs = trial_runs(larger * found.client_seconds)
-            spent += found.compile_seconds + runs * larger * (best.client_seconds + found.client_seconds)
-            if found.client_seconds <= BETTER * best.client_seconds:
-                size, best = larger, found
-                continue
-        beyond = min(beyond, larger)
-        factors.pop(0)
-    return size
+
+    def __init__(self, most: int, memory: int | None):
+        self.start = 0
+        self.best: Trial | None = None
+        self._most, self._memory = most, memory
+        self._factors, self._beyond = list(FACTORS), most + 1
+
+    def after(self, found: Trial, seconds_left: float) -> int | None:
+        """The size of the next round.
+
+        Args:
+          found: the cost of the size with which the last round was trained.
+          seconds_left: training time of all remaining rounds of the run at that cost.
+
+        Returns:
+          The size to try; None if the search has ended, with its result in `best`.
+        """
+        self.start = self.start or found.size
+        if self.best is None or found.token_seconds <= BETTER * self.best.token_seconds:
+            self.best = found
+        else:
+            self._reject(found.size)
+        while self._factors and self.best.size < self._most:
+            larger = min(self._factors[0] * self.best.size, self._most)
+            needed = self.best.program_bytes * larger / self.best.size
+            fits = self._memory is None or needed <= FILL * self._memory
+            if larger < self._beyond and fits and self.best.compile_seconds * WORTH <= seconds_left:
+                return larger
+            self._reject(larger)
+        return None
+
+    def before(self, size: int) -> int | None:
+        """The size to go back to if one that was tried does not fit into memory; None if it was not tried by the search.
+
+        Args:
+          size: the size that does not fit.
+        """
+        return None if self.best is None or size <= self.best.size else self.best.size
+
+    def _reject(self, size: int) -> None:
+        self._beyond = min(self._beyond, size)
+        self._factors.pop(0)
 
 
 def next_smaller(size: int, devices: int) -> int | None:

@@ -9,7 +9,6 @@ reads and assembles the next ones (`devft_jax.federated.round.assembly`), and wh
 chunk ends. A client whose loss or update is not finite gets weight zero and is named in the round's result.
 """
 
-import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +21,7 @@ from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from devft_jax.federated.algorithm import Share
 from devft_jax.federated.messages import messages_bytes
-from devft_jax.federated.round.assembly import CHUNKS_SORTED, Assemble, Bank, HostChunk, groups, host_chunks
+from devft_jax.federated.round.assembly import Assemble, Bank, HostChunk, host_chunks
 from devft_jax.federated.round.chunk import (
     ChunkInputs,
     ClientInputs,
@@ -32,7 +31,6 @@ from devft_jax.federated.round.chunk import (
     jit_chunk,
     jit_zero_sums,
 )
-from devft_jax.federated.round.chunk_size import Trial, padding, trial_runs
 from devft_jax.federated.round.client import LocalTraining, frozen_rows, participant_shapes, uplink_shapes
 from devft_jax.federated.round.server import add_over_devices, cumulative_bytes, jit_add, jit_broadcast, jit_finalize
 from devft_jax.federated.work import ClientWork
@@ -248,71 +246,6 @@ class Cohort:
             adapter=shapes.adapter,
             train=shapes.train,
         )
-
-    def trials(
-        self,
-        base: Base,
-        server: PyTree,
-        bank: Bank,
-        cohort: Sequence[ClientWork],
-        *,
-        sizes: tuple[int, int],
-        lr: float,
-        keys: Callable[[np.ndarray], jax.Array],
-        train_rows: np.ndarray,
-    ) -> tuple[Trial, Trial] | None:
-        """Measure the cost of chunks of two sizes; nothing is changed.
-
-        As many of the cohort's clients as the larger size, with neither the most nor the fewest tokens, are trained in
-        chunks of each size alternately, so that a machine of varying speed favours neither. The seconds are those
-        of a client with the mean tokens of the first chunks, with its share of the padding of a round's last chunk.
-
-        Args:
-          base: as in `run`.
-          server: as in `run`.
-          bank: as in `run`; only read.
-          cohort: as in `run`.
-          sizes: clients of a chunk, the larger last.
-          lr: as in `run`.
-          keys: as in `run`.
-          train_rows: as in `run`.
-
-        Returns:
-          The cost of each size; None if the larger does not fit into memory.
-        """
-        largest = sizes[-1]
-        seconds: dict[int, list[float]] = {size: [] for size in sizes}
-        programs: dict[int, tuple[float, int]] = {}
-        some = [group for _, group in groups(cohort[: largest * CHUNKS_SORTED], largest, self.mesh.size)]
-        members = some[(len(some) - 1) // 2]
-        try:
-            start = self._start(base, server, bank, lr, train_rows)
-            chunks = {
-                size: [self._on_devices(chunk, keys) for chunk in self._host_chunks(members, bank, size)] for size in sizes
-            }
-            jax.block_until_ready(chunks)
-            while len(seconds[largest]) < trial_runs(min(seconds[largest], default=0.0)):
-                for size in sizes:
-                    sums = jax.tree.map(jnp.copy, start.sums)
-                    compiled, began = self.programs.seconds, time.perf_counter()
-                    for clients in chunks[size]:
-                        sums, outputs = self._launch(start, clients, sums)
-                    jax.block_until_ready((sums, outputs))
-                    seconds[size].append(time.perf_counter() - began - (self.programs.seconds - compiled))
-                    programs[size] = self.programs.compile_seconds["chunk"], self.programs.last_bytes
-        except (jax.errors.JaxRuntimeError, MemoryError) as error:
-            too_large = _if_too_large(error, largest, begun=False)
-            if isinstance(too_large, ChunkTooLargeError):
-                return None
-            raise
-        mean = np.mean([member.lengths.sum() for group in some for member in group])
-        share = mean / sum(member.lengths.sum() for member in members)
-
-        def measured(size: int) -> Trial:
-            more = padding(len(cohort), size) / padding(len(members), size)
-            return Trial(float(min(seconds[size]) * share * more), *programs[size])
-
-        return measured(sizes[0]), measured(sizes[1])
 
     def _host_chunks(self, cohort: Sequence[ClientWork], bank: Bank, size: int) -> Iterator[HostChunk]:
         return host_chunks(cohort, bank, self.assemble, size=size, devices=self.mesh.size)

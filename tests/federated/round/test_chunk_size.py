@@ -1,128 +1,102 @@
-"""How many clients a chunk trains: measured where that pays, within memory, and never beyond the cohort."""
+"""How many clients a chunk trains: from shapes on a CPU, else measured in the rounds, within memory and the cohort."""
 
 import dataclasses
 
 import jax
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from devft_jax.errors import RunError
-from devft_jax.federated.round.chunk_size import WORTH, Trial, choose, next_smaller, padding, trial_runs
-from devft_jax.federated.sampling import client_keys
+from devft_jax.federated.round.chunk_size import LAYER_FLOPS, WORTH, SizeSearch, Trial, cpu_clients, next_smaller
 from devft_jax.reporting import Progress
 from devft_jax.runtime.compiled import CompiledPrograms
 from devft_jax.storage.run_folder import RunFolder
-from devft_jax.training.parts import build_parts
 from devft_jax.training.run import train
-from devft_jax.training.trainer import Trainer
 from tests.tiny_run import write_run_inputs
 
 QUIET = Progress(quiet=True)
 
 
-def machine(per_client, *, compile_seconds=1.0, client_bytes=10, fits=10**9):
-    """Trials of a machine on which a client costs `per_client(size)` seconds; the pairs that were tried are in `pairs`."""
-    pairs = []
+@pytest.mark.parametrize(
+    ("participants", "devices", "share", "clients"),
+    [
+        # Large products: a client on every device.
+        (4, 2, 1.0, 2),
+        (4, 1, 8.0, 1),
+        (1, 1, 1e-3, 1),
+        # Small ones: as many as have enough operations together, or all.
+        (256, 2, 1 / 16, 32),
+        (256, 1, 1 / 16, 16),
+        (256, 2, 1e-9, 256),
+        # Chunks of almost equal size, so that the last has little padding.
+        (20, 2, 1 / 8, 10),
+        (17, 2, 1 / 8, 10),
+    ],
+)
+def test_on_a_cpu_a_chunk_has_the_fewest_clients_with_large_products(participants, devices, share, clients):
+    assert cpu_clients(participants, devices, share * LAYER_FLOPS) == clients
 
-    def one(size):
-        return Trial(per_client(size), compile_seconds, client_bytes * size)
 
-    def trial(smaller, larger):
-        pairs.append((smaller, larger))
-        return (one(smaller), one(larger)) if larger <= fits else None
-
-    return trial, pairs
-
-
-def chosen(trial, *, start=1, most=64, clients=10**6, memory=None, client_seconds=1.0, compile_seconds=1.0):
-    first = Trial(client_seconds, compile_seconds, 10 * start)
-    return choose(trial, start=start, most=most, clients=clients, first=first, memory=memory)
+@given(st.integers(1, 300), st.integers(1, 8), st.floats(1e-4, 10))
+def test_chunks_on_a_cpu_have_less_padding_than_one_client_a_device_and_chunk(participants, devices, share):
+    size = cpu_clients(participants, devices, share * LAYER_FLOPS)
+    chunks = -(-participants // size)
+    assert size % devices == 0
+    assert chunks * size - participants < chunks * devices
 
 
-@pytest.mark.parametrize(("seconds", "runs"), [(0.0, 7), (0.001, 7), (0.3, 4), (1.0, 1), (20.0, 1)])
-def test_long_chunks_are_timed_once(seconds, runs):
-    assert trial_runs(seconds) == runs
+def searched(token_seconds, *, start=1, most=64, seconds_left=1e9, compile_seconds=1.0, memory=None):
+    """The sizes of the rounds in which a search goes on, and the size that it ends with."""
+    search, sizes, size = SizeSearch(most, memory), [], start
+    while size is not None:
+        sizes.append(size)
+        assert len(sizes) < 20
+        size = search.after(Trial(size, token_seconds(size), compile_seconds, 10 * size), seconds_left)
+    assert search.start == start
+    return sizes, search.best.size
 
 
 @pytest.mark.parametrize(
-    ("clients", "size", "share"), [(8, 4, 1.0), (9, 4, 12 / 9), (9, 8, 16 / 9), (9, 9, 1.0), (2, 8, 4.0)]
+    ("token_seconds", "sizes", "best"),
+    [
+        (lambda size: max(1 / size, 1 / 16), [1, 4, 16, 64, 32], 16),
+        # A size between two that were tried.
+        (lambda size: 1 / size if size <= 8 else 1.0, [1, 4, 16, 8], 8),
+        # A gain within noise.
+        (lambda size: 0.96 if size > 1 else 1.0, [1, 4, 2], 1),
+        # Two at once are slow, four are not.
+        (lambda size: 2.0 if size == 2 else 1 / size, [1, 4, 16, 64], 64),
+    ],
 )
-def test_chunks_that_do_not_divide_a_cohort_are_filled_up(clients, size, share):
-    assert padding(clients, size) == share
-
-
-def test_a_size_that_costs_more_than_was_expected_uses_up_its_time():
-    trial, pairs = machine(lambda size: 1.0 if size == 1 else 1000.0, compile_seconds=0.0)
-    worth = WORTH * (2 * 4 + 2 * 2)
-    assert chosen(trial, clients=worth, compile_seconds=0.0) == 1
-    assert pairs == [(1, 4)]
-
-
-def test_sizes_grow_while_a_client_gets_cheaper():
-    trial, pairs = machine(lambda size: max(1 / size, 1 / 16))
-    assert chosen(trial) == 16
-    assert pairs == [(1, 4), (4, 16), (16, 64), (16, 32)]
-
-
-def test_a_size_between_two_that_were_tried_is_found():
-    trial, pairs = machine(lambda size: 1 / size if size <= 8 else 1.0)
-    assert chosen(trial) == 8
-    assert pairs == [(1, 4), (4, 16), (4, 8)]
-
-
-def test_a_gain_within_noise_is_no_reason():
-    trial, pairs = machine(lambda size: 0.96 if size > 1 else 1.0)
-    assert chosen(trial) == 1
-    assert pairs == [(1, 4), (1, 2)]
-
-
-def test_a_machine_that_gets_faster_as_a_whole_favours_no_size():
-    pace = iter(range(1, 100))
-
-    def trial(smaller, larger):
-        now = 1 / next(pace)
-        return Trial(now, 1.0, 10), Trial(now, 1.0, 10)
-
-    assert chosen(trial) == 1
-
-
-def test_one_size_that_is_worse_does_not_end_the_search():
-    trial, pairs = machine(lambda size: 2.0 if size == 2 else 1 / size)
-    assert chosen(trial, most=8) == 8
-    assert pairs == [(1, 4), (4, 8)]
+def test_sizes_grow_while_a_token_gets_cheaper(token_seconds, sizes, best):
+    assert searched(token_seconds) == (sizes, best)
 
 
 @pytest.mark.parametrize(("start", "most", "best"), [(2, 6, 6), (8, 8, 8), (8, 24, 24)])
 def test_no_size_goes_beyond_the_cohort(start, most, best):
-    trial, pairs = machine(lambda size: 1 / size)
-    assert chosen(trial, start=start, most=most) == best
-    assert all(larger <= most for _, larger in pairs)
+    sizes, found = searched(lambda size: 1 / size, start=start, most=most)
+    assert found == best
+    assert max(sizes) <= most
 
 
-def test_what_cannot_pay_is_not_tried():
-    trial, pairs = machine(lambda size: 1 / size)
-    worth = WORTH * (1 + 2 * 2)
-    assert chosen(trial, clients=worth - 1) == 1
-    assert pairs == []
-    assert chosen(trial, clients=worth) > 1
+def test_a_size_is_compiled_only_if_the_rest_of_the_run_repays_it():
+    assert searched(lambda size: 1 / size, seconds_left=WORTH - 0.1) == ([1], 1)
+    assert searched(lambda size: 1 / size, seconds_left=WORTH + 0.1)[1] == 64
 
 
-def test_all_trials_together_are_bounded():
-    trial, pairs = machine(lambda size: 1.0, compile_seconds=100.0)
-    first, second = 100 + 2 * 4, 100 + 2 * 2
-    assert chosen(trial, clients=WORTH * (first + second) - 1, compile_seconds=100.0) == 1
-    assert pairs == [(1, 4)]
-    assert chosen(trial, clients=WORTH * (first + second), compile_seconds=100.0) == 1
-    assert pairs == [(1, 4), (1, 4), (1, 2)]
+def test_memory_bounds_the_size_before_it_is_compiled():
+    # 8 clients take 80 bytes, 0.8 of the device's.
+    assert searched(lambda size: 1 / size, memory=100) == ([1, 4, 8], 8)
 
 
-def test_memory_bounds_the_size_before_and_after_compilation():
-    trial, pairs = machine(lambda size: 1 / size)
-    assert chosen(trial, memory=100) == 8  # of 0.8 x 100 bytes
-    assert pairs == [(1, 4), (4, 8)]
-    trial, pairs = machine(lambda size: 1 / size, fits=4)
-    assert chosen(trial) == 4
-    assert pairs == [(1, 4), (4, 16), (4, 8)]
+def test_a_size_that_did_not_fit_is_given_up_for_the_best_before_it():
+    search = SizeSearch(64, None)
+    assert search.before(8) is None
+    assert search.after(Trial(8, 1.0, 1.0, 10), 1e9) == 32
+    assert search.before(32) == 8
+    assert search.before(8) is None
 
 
 @pytest.mark.parametrize(("size", "devices", "smaller"), [(8, 1, 4), (3, 1, 1), (1, 1, None), (8, 8, None), (24, 8, 8)])
@@ -173,7 +147,7 @@ def test_out_of_memory_names_the_next_smaller_size(config, tmp_path, room_for):
 
 
 def test_auto_goes_on_with_the_next_smaller_size_and_a_resumed_run_keeps_it(config, tmp_path, room_for, monkeypatch, capfd):
-    monkeypatch.setattr("devft_jax.training.parts.resolve_clients_per_step", lambda options, devices: 4)
+    monkeypatch.setattr("devft_jax.training.parts.resolve_clients_per_step", lambda *given: 3)
     sizes = room_for(1)
     run = train(dataclasses.replace(config, out=str(tmp_path)), progress=Progress())
     assert sizes == [3, *[1] * 6]
@@ -184,33 +158,24 @@ def test_auto_goes_on_with_the_next_smaller_size_and_a_resumed_run_keeps_it(conf
     assert sizes == [3, *[1] * 9]
 
 
-def test_auto_tries_sizes_after_the_first_round_and_keeps_the_fastest(config, tmp_path, monkeypatch, capfd):
-    tried = []
-
-    def trials(self, base, server, bank, cohort, *, sizes, lr, keys, train_rows):
-        tried.append(sizes)
-        return tuple(Trial(1 / size, 0.0, 1) for size in sizes)
-
-    monkeypatch.setattr("devft_jax.federated.round.cohort.Cohort.trials", trials)
+def test_rounds_try_sizes_and_the_fastest_is_kept(config, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr("devft_jax.training.parts.resolve_clients_per_step", lambda *given: 1)
+    monkeypatch.setattr("devft_jax.training.parts.SEARCHED_ON", ("cpu",))
     monkeypatch.setattr("devft_jax.federated.round.chunk_size.WORTH", 0)
-    run = train(dataclasses.replace(config, out=str(tmp_path)), progress=Progress())
-    assert tried == [(1, 3)]
-    assert "3 clients are trained at once from now on: faster than 1" in capfd.readouterr().err
-    assert run.summary.clients_per_step == 3
+    # Two clients at once seem fast, three slow.
+    after = SizeSearch.after
+
+    def measured(self, found, seconds_left):
+        seconds = {1: 1.0, 2: 0.5, 3: 2.0}[found.size]
+        return after(self, dataclasses.replace(found, token_seconds=seconds), seconds_left)
+
+    monkeypatch.setattr(SizeSearch, "after", measured)
+    run = train(dataclasses.replace(config, rounds=5, out=str(tmp_path)), progress=Progress())
+    assert "2 clients are trained at once from now on: faster than 1" in capfd.readouterr().err
+    assert run.summary.clients_per_step == 2
     with RunFolder(tmp_path) as folder:
-        assert folder.checkpoints.read_record(1).totals.clients_per_step == 3
-
-
-def test_a_trial_changes_nothing(config, tmp_path):
-    trainer = Trainer(build_parts(dataclasses.replace(config, algorithm="fedsa-lora"), progress=QUIET))
-    state = trainer.begin()
-    trainer.begin_stage(state, [])
-    members = trainer.parts.rounds.members(0)
-    keys = {"lr": 0.1, "keys": lambda ids: client_keys(0, np.uint32(0), ids), "train_rows": np.ones(4, bool)}
-    found = trainer.parts.cohort.trials(state.base, state.server, state.bank, members, sizes=(1, 2), **keys)
-    for trial in found:
-        assert trial.client_seconds > 0
-        assert trial.compile_seconds > 0
-        assert trial.program_bytes > 0
-    assert trainer.parts.cohort.clients_per_step == 1
-    assert not len(state.bank.view(full=False).trained)
+        totals = [folder.checkpoints.read_record(number).totals for number in (1, 2, 3, 4)]
+    assert [each.clients_per_step_settled for each in totals] == [False, False, True, True]
+    # Which sizes were tried changes no result by more than rounding.
+    other = train(dataclasses.replace(config, rounds=5, clients_per_step=1, out=str(tmp_path / "other")), progress=QUIET)
+    np.testing.assert_allclose([row.loss for row in run.history], [row.loss for row in other.history], rtol=1e-4)

@@ -81,7 +81,9 @@ def mixed_round_by_hand():
 def test_a_round_is_the_plain_loop_for_any_chunk_devices_and_passes(devices, asked, passes):
     members, (lora, losses) = mixed_round_by_hand()
     start = server_with(DROPOUT)
-    size = resolve_clients_per_step(ExecutionOptions(clients_per_step=asked), jax.local_devices()[:devices])
+    size = resolve_clients_per_step(
+        ExecutionOptions(clients_per_step=asked), jax.local_devices()[:devices], len(members), 1.0
+    )
     result = run_round(engine(fedit_with(DROPOUT), SGD, devices, size, passes), start, members)
     assert_close(result.server.lora, lora)
     np.testing.assert_allclose(result.losses, losses, rtol=1e-5)
