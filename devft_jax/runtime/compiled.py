@@ -8,6 +8,7 @@ that runs only one command nothing comes later: only the programs kept here then
 """
 
 import contextlib
+import ctypes
 import functools
 import threading
 import time
@@ -251,14 +252,28 @@ def _compile_ahead(function: Any, arguments: tuple[Any, ...], precision: Any) ->
 def _compile(function: Any, arguments: tuple[Any, ...]) -> _Program:
     began, before = time.perf_counter(), _compilations.count
     executable = function.lower(*arguments).compile()
+    seconds, new = time.perf_counter() - began, _compilations.count > before
     if is_own_process():
         # The lowered module takes most of the memory of a small program.
         function.clear_cache()
-    seconds, new = time.perf_counter() - began, _compilations.count > before
+        if seconds > LONG_COMPILATION:
+            return_memory()
     took, shapes = _seconds_of.setdefault(function, {}), _key("", None, arguments)
     if new:
         took[shapes] = seconds
     return _Program(executable, CompiledMemory.of(executable), new, took.get(shapes, seconds))
+
+
+LONG_COMPILATION = 0.5
+"""Seconds after which a compilation is taken to have used much memory."""
+
+
+def return_memory() -> None:
+    """Return to the system what the C library keeps of freed memory, such as a compilation's, which would stay beside what
+    the program needs when it runs."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 # By jitted function and shapes, how long compiling took: a later run of the process that finds the program reports this.
