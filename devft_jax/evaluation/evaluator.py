@@ -63,6 +63,28 @@ class Evaluator:
         judged = self.evaluate(base, self.algorithm.global_model(server, bank.of_trained()), seconds)
         return None if judged is None else Judgement(judged.loss, judged.accuracy)
 
+    def untuned(self, base: Base, server: PyTree, bank: BankView, seconds: SecondsRecord) -> Evaluation | None:
+        """Evaluate the full base alone.
+
+        It is given an adapter of zeros where the full model will have a plain one, because such an adapter changes no value
+        and the program then evaluates the full model, too.
+
+        Args:
+          base: the full model.
+          server: the algorithm's first state at full depth.
+          bank: the clients' rows at full depth.
+          seconds: as in `evaluate`.
+
+        Returns:
+          The evaluation; None without held-out data.
+        """
+        if self.held_out is None or not self.algorithm.has_global_model:
+            return self.evaluate(base, None, seconds)
+        like = self.algorithm.global_model(server, bank.of_trained())
+        plain = like.hyper is None and not like.delta
+        zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like) if plain else None
+        return self.evaluate(base, zeros, seconds)
+
     def prepare(self, base: Base, server: PyTree, row: PyTree) -> None:
         """Start to compile the programs that evaluate such models. All trees may hold arrays or shapes.
 

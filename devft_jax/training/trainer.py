@@ -78,7 +78,7 @@ class Trainer:
         )
         compile_stage_ahead(parts, state, 0)
         with parts.progress.doing("evaluating the untuned base on held-out data"):
-            judged = parts.evaluator.evaluate(parts.base, None, totals.seconds)
+            judged = parts.evaluator.untuned(parts.base, full, state.bank.view(full=True), totals.seconds)
         if judged is not None:
             totals.base_loss, totals.base_accuracy = judged.loss, judged.accuracy
         if parts.warm_start is not None:
