@@ -259,8 +259,7 @@ def build_parts(
     if data is None:
         check_data_found(config)
     devices, compute = local_devices(config), resolve_compute(config)
-    programs = CompiledPrograms(notice := CompilationNotice(progress))
-    energy, memory = EnergyMeter(config, devices), MemoryMeter()
+    programs, memory = CompiledPrograms(notice := CompilationNotice(progress)), MemoryMeter()
     with progress.doing("reading the model") as reading:
         opened, original_blocks = open_model(config, compute, model, partial(reading.count, things="tensors"))
     growth, algorithm, stage_rounds = _methods(config, opened.config, growth, algorithm)
@@ -279,7 +278,7 @@ def build_parts(
         progress=progress,
         programs=programs,
         notice=notice,
-        energy=energy,
+        energy=EnergyMeter(config, devices),
         memory=memory,
         devices=devices,
         model=opened,
