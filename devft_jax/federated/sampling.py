@@ -2,11 +2,10 @@
 
 All keys are threefry keys, folded from (seed, purpose, global round, client id, ...) and never split in sequence. Every
 algorithm and growth therefore has the same cohorts, and adding, removing or reordering clients never changes another
-client's draw.
+client's draw. The seed is an argument of compiled programs: a run with another seed compiles nothing.
 """
 
 from enum import IntEnum
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -36,19 +35,19 @@ class Purpose(IntEnum):
     FLEET = 5
 
 
-def run_key(seed: int, purpose: Purpose) -> jax.Array:
+def run_key(seed: int | np.uint32, purpose: Purpose) -> jax.Array:
     """The key of one purpose of a run."""
     return jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), purpose)
 
 
-@partial(jax.jit, static_argnums=0)
-def _priorities(seed: int, round_index: jax.Array, ids: jax.Array) -> jax.Array:
+@jax.jit
+def _priorities(seed: np.uint32, round_index: jax.Array, ids: jax.Array) -> jax.Array:
     key = jax.random.fold_in(run_key(seed, Purpose.COHORT), round_index)
     return jax.vmap(lambda client: jax.random.bits(jax.random.fold_in(key, client)))(ids)
 
 
-@partial(jax.jit, static_argnums=0)
-def _priorities_of_rounds(seed: int, round_indices: jax.Array, ids: jax.Array) -> jax.Array:
+@jax.jit
+def _priorities_of_rounds(seed: np.uint32, round_indices: jax.Array, ids: jax.Array) -> jax.Array:
     return jax.vmap(lambda index: _priorities(seed, index, ids))(round_indices)
 
 
@@ -65,7 +64,7 @@ def sample_cohort(seed: int, round_index: int, ids: np.ndarray, size: int, among
       size: number of participants, at most N.
       among: i64[K], ascending indices of the clients that can take part; None for all.
     """
-    priorities = np.asarray(_priorities(seed, jnp.uint32(round_index), jnp.asarray(ids)))
+    priorities = np.asarray(_priorities(np.uint32(seed), jnp.uint32(round_index), jnp.asarray(ids)))
     if among is None:
         return _smallest(priorities, ids, size)
     return among[_smallest(priorities[among], ids[among], size)]
@@ -78,7 +77,7 @@ def sample_cohorts(seed: int, rounds: int, ids: np.ndarray, size: int) -> list[n
     for first in range(0, rounds, some):
         # Always the same number of rounds, so that one compiled program serves all calls.
         indices = jnp.arange(first, first + min(some, rounds), dtype=jnp.uint32)
-        drawn = np.asarray(_priorities_of_rounds(seed, indices, jnp.asarray(ids)))
+        drawn = np.asarray(_priorities_of_rounds(np.uint32(seed), indices, jnp.asarray(ids)))
         cohorts += [_smallest(priorities, ids, size) for priorities in drawn[: rounds - first]]
     return cohorts
 
@@ -92,7 +91,6 @@ def _smallest(priorities: np.ndarray, ids: np.ndarray, size: int) -> np.ndarray:
     return np.sort(np.concatenate([below, equal]))
 
 
-@partial(jax.jit, static_argnums=0)
 def client_keys(seed: int, round_index: jax.Array, ids: jax.Array) -> jax.Array:
     """One key per client of a round for its random draws while training (dropout).
 
@@ -104,5 +102,10 @@ def client_keys(seed: int, round_index: jax.Array, ids: jax.Array) -> jax.Array:
     Returns:
       key[C].
     """
+    return _client_keys(np.uint32(seed), round_index, ids)
+
+
+@jax.jit
+def _client_keys(seed: np.uint32, round_index: jax.Array, ids: jax.Array) -> jax.Array:
     key = jax.random.fold_in(run_key(seed, Purpose.TRAINING), round_index)
     return jax.vmap(lambda client: jax.random.fold_in(key, client))(ids)

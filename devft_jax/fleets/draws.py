@@ -16,8 +16,8 @@ DEVICES = 0
 """What draws of devices are for; rounds count from 1."""
 
 
-@partial(jax.jit, static_argnums=(0, 3))
-def _bits(seed: int, purpose: jax.Array, ids: jax.Array, number: int) -> jax.Array:
+@partial(jax.jit, static_argnums=3)
+def _bits(seed: np.uint32, purpose: jax.Array, ids: jax.Array, number: int) -> jax.Array:
     key = jax.random.fold_in(run_key(seed, Purpose.FLEET), purpose)
     return jax.vmap(lambda client: jax.random.bits(jax.random.fold_in(key, client), (number,)))(ids)
 
@@ -32,5 +32,5 @@ def uniform_draws(seed: int, purpose: int, ids: np.ndarray, number: int) -> np.n
       number: draws of each client.
     """
     with jax.default_device(host_device()):
-        bits = np.asarray(_bits(seed, jnp.uint32(purpose), jnp.asarray(ids, jnp.uint32), number))
+        bits = np.asarray(_bits(np.uint32(seed), jnp.uint32(purpose), jnp.asarray(ids, jnp.uint32), number))
     return (bits.astype(float) + 0.5) / 2.0**32

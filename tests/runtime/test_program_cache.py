@@ -34,7 +34,9 @@ def compilations(config, cache):
 
 def test_a_second_process_with_the_same_shapes_compiles_nothing(tmp_path, word_tokenizer):
     written = write_run_inputs(tmp_path, word_tokenizer)
-    config = dataclasses.replace(written, growth="end-to-end", rounds=1, devices=1, out=str(tmp_path / "first"))
+    config = dataclasses.replace(
+        written, growth="end-to-end", capacities=None, rounds=1, devices=1, out=str(tmp_path / "first")
+    )
     first = compilations(config, tmp_path / "cache")
     assert first["cache_misses"] > first["cache_hits"]
     # Another run: other participants, other draws and another rate.
