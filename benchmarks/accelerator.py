@@ -122,7 +122,7 @@ def model_of(case: dict[str, Any]) -> Any:
     if case.get("folder"):
         return load_pretrained(case["folder"], dtype=dtype)
     names = ("vocabulary", "width", "feed_forward", "layers", "heads", "kv_heads", "head_size")
-    shape = dict(zip(names, SHAPES[case["shape"]], strict=True))
+    shape: dict[str, Any] = dict(zip(names, SHAPES[case["shape"]], strict=True))
     config = ModelConfig(**shape, max_length=max(case["length"], 64))
     base = init_base(jax.random.key(0), config, dtype=dtype)
     return Model(config, base if case.get("storage", "none") == "none" else quantize_base(base, case["storage"]))
@@ -141,7 +141,7 @@ def rounds(case: dict[str, Any]) -> dict[str, Any]:
     config = RunConfig(
         algorithm="fedit",
         growth="devft" if stages else "end-to-end",
-        **({"capacities": tuple(stages)} if stages else {}),
+        capacities=tuple(stages) if stages else None,
         rounds=case["rounds"] * len(stages or [0]),
         clients=case["clients"],
         clients_per_round=case["clients"],

@@ -10,6 +10,7 @@ from enum import IntEnum
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 MOST_PRIORITIES = 2**20
 """Most priorities drawn at once, for many rounds."""
@@ -91,7 +92,7 @@ def _smallest(priorities: np.ndarray, ids: np.ndarray, size: int) -> np.ndarray:
     return np.sort(np.concatenate([below, equal]))
 
 
-def client_keys(seed: int, round_index: jax.Array, ids: jax.Array) -> jax.Array:
+def client_keys(seed: int, round_index: ArrayLike, ids: ArrayLike) -> jax.Array:
     """One key per client of a round for its random draws while training (dropout).
 
     Args:
@@ -106,6 +107,6 @@ def client_keys(seed: int, round_index: jax.Array, ids: jax.Array) -> jax.Array:
 
 
 @jax.jit
-def _client_keys(seed: np.uint32, round_index: jax.Array, ids: jax.Array) -> jax.Array:
+def _client_keys(seed: np.uint32, round_index: ArrayLike, ids: ArrayLike) -> jax.Array:
     key = jax.random.fold_in(run_key(seed, Purpose.TRAINING), round_index)
     return jax.vmap(lambda client: jax.random.fold_in(key, client))(ids)
