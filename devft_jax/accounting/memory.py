@@ -40,7 +40,7 @@ from devft_jax.federated.local import make_optimizer
 from devft_jax.federated.messages import message_bytes
 from devft_jax.federated.round.chunk import chunk_shapes, jit_chunk, zero_sums
 from devft_jax.federated.round.client import LocalTraining
-from devft_jax.federated.round.cohort import CHUNKS_IN_FLIGHT
+from devft_jax.federated.round.in_flight import CHUNKS_IN_FLIGHT
 from devft_jax.models.adapter import Adapter
 from devft_jax.models.architecture import PROJECTIONS, ModelConfig
 from devft_jax.models.base import Base

@@ -160,6 +160,10 @@ def _options_text(kind: str, record: Description | NamedGrowth | None) -> str:
     if record.ignores:
         others += f", but not {listed(record.ignores, 'or')}: it {record.because}"
     also = f"It {'also ' if flags else ''}reads {others}."
+    if {"class_layers", "by_tier"} & {*record.reads}:
+        where = "With by_tier, clients" if "by_tier" in record.reads else "Clients"
+        able = listed([name for name, own in ALGORITHMS.items() if own.by_layer], "and")
+        also += f" {where} hold different layers, which works with {able}."
     return "\n".join([*(["options:", *lines, ""] if lines else []), *_wrapped(also, WIDTH, 0)])
 
 

@@ -128,6 +128,15 @@ def _simulated(record: RunRecord) -> float | None:
     return None if record.fleet is None else record.fleet.seconds
 
 
+def _could_join(record: RunRecord) -> float | None:
+    """Share of the clients whose devices have the memory to take part, mean over the rounds; None without a fleet."""
+    stages = [(stage.rounds, stage.simulated) for stage in record.stages if stage.simulated is not None]
+    rounds = sum(count for count, _ in stages)
+    if not rounds:
+        return None
+    return sum(count * sum(stage.eligible.values()) for count, stage in stages) / (rounds * record.clients)
+
+
 def _simulated_to_target(outcome: Outcome, target: float | None) -> float | None:
     """Simulated seconds up to the target loss; None without a fleet, or if the target was not reached."""
     point = reached(outcome, target)
@@ -159,6 +168,7 @@ COSTS = (
     Measure("peak_memory_bytes", "peak memory", _recorded(lambda record: record.peak_memory_bytes), Form(BYTES)),
     Measure("kwh", "energy", _recorded(_kwh), Form(ENERGY), optional=True),
     Measure("simulated_seconds", "simulated time", _recorded(_simulated), Form(SECONDS), optional=True),
+    Measure("could_join", "could join", _recorded(_could_join), PERCENT, optional=True, bounds=SHARE),
 )
 TO_TARGET = (
     Measure("rounds_to_target", "rounds", _at_target(lambda point: point.round), COUNT),

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from devft_jax.developmental.alignment import align_factors
+    from devft_jax.developmental.class_growth import ClassGrowth
+    from devft_jax.developmental.classes import ClassShape
     from devft_jax.developmental.fusion import anchors, fusion_matrix, norm_gains
     from devft_jax.developmental.grouping import (
         contiguous_groups,
@@ -44,6 +46,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "GROWTHS",
+    "ClassGrowth",
+    "ClassShape",
     "DevFT",
     "EndToEnd",
     "FixedGrowth",
@@ -89,6 +93,8 @@ __all__ = [
 
 _HOMES = {
     "alignment": ("align_factors",),
+    "class_growth": ("ClassGrowth",),
+    "classes": ("ClassShape",),
     "fusion": ("anchors", "fusion_matrix", "norm_gains"),
     "grouping": (
         "contiguous_groups",

@@ -31,6 +31,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from devft_jax.developmental.classes import ClassShape
 from devft_jax.developmental.maps import LayerMap
 from devft_jax.developmental.schedule import equal_shares
 from devft_jax.developmental.similarity import LayerGrams, Select, similarity_from_gram
@@ -124,6 +125,48 @@ class Growth(abc.ABC):
         depths = self.depths(num_layers)
         return None if depths is None else equal_shares(rounds, len(depths))
 
+    def classes(self, stage: int, num_layers: int) -> tuple[ClassShape, ...]:
+        """The classes of clients that hold different parts of the model; by default none: all hold the stage's map.
+
+        With classes the server's state stays at full depth, and what a client returns is added to the layers that it held
+        (`devft_jax.federated.holders`).
+
+        Args:
+          stage: 0, 1, ...
+          num_layers: L, the depth of the model.
+
+        Returns:
+          One shape per class, the weakest devices' first; as many in every stage.
+        """
+        return ()
+
+    def class_map(
+        self, index: int, stage: int, num_layers: int, maps: Sequence[LayerMap], draws: np.ndarray | None
+    ) -> LayerMap:
+        """The part of the model that a client of a class holds in a round; only for a growth that has `classes`.
+
+        Args:
+          index: number of the class, from 0.
+          stage: 0, 1, ...
+          num_layers: L, the depth of the model.
+          maps: the results of `next` in all stages so far.
+          draws: f64[L], uniform in (0, 1), of the client and round; None for a class whose shape is not `drawn`.
+
+        Raises:
+          NotImplementedError: the growth has no classes.
+        """
+        raise NotImplementedError(f"{type(self).__qualname__} has no classes of clients.")
+
+    def inclusion(self, index: int, stage: int, num_layers: int) -> np.ndarray:
+        """The probability with which a client of a class trains each layer, f64[L]; by default 1.
+
+        Args:
+          index: number of the class, from 0.
+          stage: 0, 1, ...
+          num_layers: L, the depth of the model.
+        """
+        return np.ones(num_layers)
+
     @property
     def measured(self) -> bool:
         """Whether this growth can choose without calling `prepared`; by default True unless `prepared` is overridden."""
@@ -134,7 +177,8 @@ class Growth(abc.ABC):
 
         Args:
           measure: () -> f32[L], the block influence of the base's layers on public text; ("hidden") or ("cka") -> f32[L, L],
-            the similarity of their outputs (`devft_jax.developmental.measures`). Measured once per run and then stored.
+            the similarity of their outputs (`devft_jax.developmental.measures`); ("fisher") -> f32[L], their Fisher
+            information. Measured once per run and then stored.
 
         Returns:
           The growth to use from now on; by default this one.
@@ -170,7 +214,10 @@ class Growth(abc.ABC):
         _check_names(cls)
 
 
-_METHODS = ("next", "from_grams", "depths", "shapes", "stage_rounds", "prepared", "logged_similarity")
+_METHODS = (
+    *("next", "from_grams", "depths", "shapes", "stage_rounds", "prepared", "logged_similarity"),
+    *("classes", "class_map", "inclusion"),
+)
 _PROPERTIES = ("measured", "select", "logged_laplacian")
 _FUNCTIONS = (types.FunctionType, classmethod, staticmethod, functools.partialmethod)
 

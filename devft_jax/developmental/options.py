@@ -72,6 +72,21 @@ READS_TEXT = Condition(
     "has no effect with a similarity of weights",
     f"use --similarity {', '.join(OF_TEXT[:-1])} or {OF_TEXT[-1]}, or --distil-steps",
 )
+HOLDERS = ("active", "all", "ht")
+"""How the mean over clients treats layers that only some of them hold."""
+TIERED = ("devft", "skip-grow", "top-grow")
+"""The growths that `by_tier` can be used with."""
+BY_TIER = Condition(
+    lambda config: config.growth not in TIERED or config.by_tier,
+    "has no effect where all clients train the stage's model",
+    "give --by-tier",
+)
+"""Whether a growth that can do without has classes of clients."""
+OF_FISHER = Condition(
+    lambda config: config.growth != "fed-hello" or config.hello_pattern == "fisher",
+    "has no effect with a fixed pattern of chances",
+    "use --hello-pattern fisher",
+)
 GRADIENT = {"initialization": ("lora-ga",), **GAIN}
 """A run with one of these choices measures gradients on public text, whatever the growth."""
 
@@ -119,13 +134,34 @@ class CapacityOptions(StageOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextOptions(CapacityOptions):
+class TierOptions(CapacityOptions):
+    """Classes of clients that hold different parts of the model."""
+
+    by_tier: bool = option(False, of="growth")
+    """Clients of weak classes stay at an earlier stage: there is a class for every stage, whose clients go on with the model
+    of that stage, and the server adds what all of them learn at full depth."""
+    class_shares: tuple[float, ...] | None = option(
+        None, of="growth", above=0, remedy="give positive shares such as 0.5,0.3,0.2", needs=(BY_TIER,)
+    )
+    """Shares of the clients in the classes, the weakest first, which are drawn by the seed. By default a client of a fleet
+    is in the largest class that its memory holds, and without a fleet the classes are equally frequent."""
+    class_ranks: tuple[int, ...] | None = option(
+        None, of="growth", at_least=1, at_most=2**16, remedy="give ranks such as 8,16,32", needs=(BY_TIER,)
+    )
+    """Rank of each class, at most `rank`; by default all have `rank`."""
+    holders: str = option("active", of="growth", choices=HOLDERS, needs=(BY_TIER,))
+    """Mean of a layer's changes: active (over the participants that train it), all (over all participants, those without it
+    counting as no change) or ht (as all, with each change divided by the probability of training the layer in its class)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextOptions(TierOptions):
     """Public text on which layers are measured, or distilled."""
 
-    probe_data: str | None = option(None, of="growth", path=True, needs=(READS_TEXT,), also=GRADIENT)
+    probe_data: str | None = option(None, of="growth", path=True, needs=(READS_TEXT, OF_FISHER), also=GRADIENT)
     """Public text on which layers are measured or distilled, or the gradients of `initialization` lora-ga and `stage_end`
     gain are, named like `data`; by default generated tasks, none of which is a built-in test record."""
-    probe_examples: int = option(32, of="growth", at_least=1, at_most=10**7, needs=(READS_TEXT,), also=GRADIENT)
+    probe_examples: int = option(32, of="growth", at_least=1, at_most=10**7, needs=(READS_TEXT, OF_FISHER), also=GRADIENT)
     """Number of its examples."""
 
 
@@ -177,3 +213,45 @@ class ProgFedOptions(CapacityOptions):
     """Rounds of the stages: halving (half of an equal share for every stage except the last) or equal."""
     warmup_rounds: int = option(0, of="growth", at_least=0, remedy="use 0 for none")
     """Rounds after each growth in which only the newest block learns; they are rounds of the run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassOptions(TextOptions):
+    """The layers of classes of clients."""
+
+    class_layers: tuple[int, ...] | None = option(None, of="growth", at_least=1, at_most=10**6)
+    """Layers that a client of each class trains, the weakest class first, such as 4,8,16; by default a quarter, a half and
+    all of the model's."""
+    layer_draws: str = option("client", of="growth", choices=("client", "class"))
+    """Who draws layers where they are drawn: every client in every round, as published, or every class in every round, whose
+    clients then train together, which is faster on an accelerator."""
+
+
+HELLO_PATTERNS = ("bottleneck", "triangle", "inverted", "uniform", "fisher")
+"""How the chances of layers can depend on them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HelloOptions(ClassOptions):
+    """Fed-HeLLo's options."""
+
+    hello_pattern: str = option("bottleneck", of="growth", choices=HELLO_PATTERNS)
+    """Chances with which a client draws the layers that it trains: bottleneck (larger at both ends), triangle (falling with
+    depth), inverted (rising), uniform, or fisher (by the layers' Fisher information on public text)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LegendOptions(ClassOptions):
+    """LEGEND's options."""
+
+    lowest_rank_share: float = option(0.5, of="growth", within="(0, 1]", remedy="0.5 lets ranks double with depth")
+    """Rank of the model's lowest layer as a share of that of the top layer, which has the run's rank; ranks between rise in
+    equal steps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PilotOptions(ClassOptions):
+    """Fed-pilot's options."""
+
+    layer_cost: float = option(0.1, of="growth", within="(0, 100]", remedy="0.1 is a tenth of a layer's activations")
+    """Memory of the gradients and moments of a layer's adapter, in units of a layer's activations."""

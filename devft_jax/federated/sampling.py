@@ -6,11 +6,14 @@ client's draw. The seed is an argument of compiled programs: a run with another 
 """
 
 from enum import IntEnum
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
+
+from devft_jax.runtime.devices import host_device
 
 MOST_PRIORITIES = 2**20
 """Most priorities drawn at once, for many rounds."""
@@ -26,6 +29,8 @@ class Purpose(IntEnum):
       GROWTH: k-means and other draws of a stage.
       PROFILES: what describes clients before training.
       FLEET: the clients' simulated devices, and their failures.
+      CLASSES: the clients' classes.
+      LAYERS: the layers that a client or class draws in a round.
     """
 
     INITIALISATION = 0
@@ -34,6 +39,8 @@ class Purpose(IntEnum):
     GROWTH = 3
     PROFILES = 4
     FLEET = 5
+    CLASSES = 6
+    LAYERS = 7
 
 
 def run_key(seed: int | np.uint32, purpose: Purpose) -> jax.Array:
@@ -110,3 +117,24 @@ def client_keys(seed: int, round_index: ArrayLike, ids: ArrayLike) -> jax.Array:
 def _client_keys(seed: np.uint32, round_index: ArrayLike, ids: ArrayLike) -> jax.Array:
     key = jax.random.fold_in(run_key(seed, Purpose.TRAINING), round_index)
     return jax.vmap(lambda client: jax.random.fold_in(key, client))(ids)
+
+
+@partial(jax.jit, static_argnums=(1, 4))
+def _bits(seed: np.uint32, purpose: Purpose, index: jax.Array, ids: jax.Array, number: int) -> jax.Array:
+    key = jax.random.fold_in(run_key(seed, purpose), index)
+    return jax.vmap(lambda client: jax.random.bits(jax.random.fold_in(key, client), (number,)))(ids)
+
+
+def uniform_draws(seed: int, purpose: Purpose, index: int, ids: np.ndarray, number: int) -> np.ndarray:
+    """Numbers in (0, 1) for every client, f64[K, number].
+
+    Args:
+      seed: seed of the run.
+      purpose: what they are for.
+      index: number of the draw, such as the round.
+      ids: u32[K], the clients' ids.
+      number: draws of each client.
+    """
+    with jax.default_device(host_device()):
+        bits = np.asarray(_bits(np.uint32(seed), purpose, jnp.uint32(index), jnp.asarray(ids, jnp.uint32), number))
+    return (bits.astype(float) + 0.5) / 2.0**32

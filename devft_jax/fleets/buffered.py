@@ -87,7 +87,7 @@ class BufferedSimulation:
     concurrency: int
 
     def step(
-        self, course: Course, version: int, clock: float, memory: int, load: Callable[[np.ndarray], Load]
+        self, course: Course, version: int, clock: float, memory: int | np.ndarray, load: Callable[[np.ndarray], Load]
     ) -> tuple[SimulatedRound, list[Flight]]:
         """Everything up to the server's next step.
 
@@ -95,7 +95,7 @@ class BufferedSimulation:
           course: the clients at work; changed.
           version: the server's steps so far.
           clock: seconds since the beginning of the run.
-          memory: bytes that the stage needs.
+          memory: bytes that the stage needs of a client, or f64[N] of each.
           load: returns what clients i64[M] have to do that begin now.
 
         Returns:

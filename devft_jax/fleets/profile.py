@@ -36,11 +36,11 @@ class Fleet:
         """N."""
         return len(self.memory)
 
-    def fitting(self, memory: int) -> np.ndarray:
+    def fitting(self, memory: int | np.ndarray) -> np.ndarray:
         """Indices i64[K] of the clients whose memory suffices, ascending.
 
         Args:
-          memory: bytes that training needs.
+          memory: bytes that training needs of a client, or f64[N] of each.
         """
         return np.flatnonzero(self.memory >= memory)
 

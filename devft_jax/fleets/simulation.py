@@ -159,14 +159,14 @@ class SimulatedRound:
         return self.clock - self.began
 
 
-def begin_round(fleet: Fleet, index: int, clock: float, memory: int) -> tuple[np.ndarray, SimulatedRound]:
+def begin_round(fleet: Fleet, index: int, clock: float, memory: int | np.ndarray) -> tuple[np.ndarray, SimulatedRound]:
     """The clients that can take part in a round, i64[M], and the round before anything has happened.
 
     Args:
       fleet: the clients' devices.
       index: number of the round, from 0.
       clock: seconds since the beginning of the run.
-      memory: bytes that the round needs of a client.
+      memory: bytes that the round needs of a client, or f64[N] of each.
 
     Raises:
       RunError: no client has the memory.
@@ -174,8 +174,8 @@ def begin_round(fleet: Fleet, index: int, clock: float, memory: int) -> tuple[np
     able = fleet.fitting(memory)
     if not len(able):
         raise RunError(
-            f"round {index + 1} needs {memory / 1e9:.3g} GB of a client and no client of the fleet has as much; use a "
-            "quantised base, a smaller batch_size or max_length, or another fleet."
+            f"round {index + 1} needs {np.min(memory) / 1e9:.3g} GB of a client and no client of the fleet has as much; use "
+            "a quantised base, a smaller batch_size or max_length, or another fleet."
         )
     nobody = np.zeros(0, np.int64)
     return able, SimulatedRound(nobody, nobody, nobody.astype(float), began=clock, clock=clock, eligible=len(able))
@@ -206,13 +206,15 @@ class Simulation:
     seed: int
     rules: Rules
 
-    def round(self, index: int, clock: float, memory: int, load: Callable[[np.ndarray], Load]) -> SimulatedRound:
+    def round(
+        self, index: int, clock: float, memory: int | np.ndarray, load: Callable[[np.ndarray], Load]
+    ) -> SimulatedRound:
         """One round.
 
         Args:
           index: number of the round, from 0 over all stages.
           clock: seconds since the beginning of the run.
-          memory: bytes that the stage needs.
+          memory: bytes that the stage needs of a client, or f64[N] of each.
           load: returns what clients i64[M] have to do; called once for each attempt.
 
         Raises:

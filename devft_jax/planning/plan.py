@@ -26,6 +26,7 @@ from devft_jax.config.files import to_plain as config_to_plain
 from devft_jax.config.run_config import RunConfig
 from devft_jax.models.architecture import ModelConfig
 from devft_jax.models.llama import Compute
+from devft_jax.planning.classes import ClassPlan
 from devft_jax.planning.fleet import FleetPlan
 from devft_jax.planning.options import PlanOptions, parse_memory
 from devft_jax.planning.paper import Convention
@@ -67,6 +68,8 @@ class StagePlan:
       simulator: memory of one device of the simulator.
       client: memory of a client's own device.
       compiled: XLA's figure for the simulator's device, if it was requested and is known.
+      classes: of clients that hold different layers, the weakest first; empty if all hold the same. The messages are then
+        the largest, and memory is that of a client that holds the stage's submodel.
     """
 
     layers: int
@@ -91,6 +94,7 @@ class StagePlan:
     simulator: MemoryTerms
     client: MemoryTerms
     compiled: CompiledMemory | None
+    classes: tuple[ClassPlan, ...] = ()
 
     def memory(self, kind: Device) -> MemoryTerms:
         """The memory of a device.

@@ -32,7 +32,7 @@ from devft_jax.config.run_config import RunConfig
 from devft_jax.config.validation import validate
 from devft_jax.data import length_buckets
 from devft_jax.data.options import clients_by_file
-from devft_jax.developmental import StageShape
+from devft_jax.developmental import Growth, StageShape
 from devft_jax.errors import InputError
 from devft_jax.federated.algorithm import Algorithm
 from devft_jax.federated.local import PASS_TOKENS, Passes
@@ -42,17 +42,22 @@ from devft_jax.federated.round.client import LocalTraining
 from devft_jax.federated.round.server import cumulative_bytes
 from devft_jax.federated.sampling import sample_cohorts
 from devft_jax.federated.work import round_work
+from devft_jax.fleets.opening import open_fleet
+from devft_jax.fleets.profile import Fleet
 from devft_jax.models.architecture import ModelConfig
 from devft_jax.models.base import parameter_count
 from devft_jax.models.huggingface.reading import model_architecture
 from devft_jax.models.quantization import base_shapes
 from devft_jax.options import option_group
+from devft_jax.planning.class_stages import with_classes
+from devft_jax.planning.classes import class_plans
 from devft_jax.planning.fleet import FleetPlan, PlannedStage, plan_fleet
 from devft_jax.planning.options import PlanOptions
 from devft_jax.planning.paper import paper_convention
 from devft_jax.planning.plan import Plan, StagePlan
 from devft_jax.runtime.compiled import CompiledMemory
 from devft_jax.training.checks import check_ranks
+from devft_jax.training.classes import ClientClasses, open_classes
 from devft_jax.training.distilling import distilling_flops
 from devft_jax.training.stages import check_composition, check_stage_end, plan_stages
 from devft_jax.training.submodels import model_path
@@ -80,15 +85,16 @@ def make_plan(config: RunConfig, options: PlanOptions | None = None, *, architec
     config = _with_clients(config, names)
     if architecture is None:
         architecture = model_architecture(model_path(config.model))
-    shapes, rounds = _stages(config, architecture)
+    growth, shapes, rounds = _stages(config, architecture)
     planner = Planner(config, options, architecture)
     check_composition(planner.algorithm, shapes)
     check_stage_end(config, planner.algorithm, architecture)
     cohorts = planner.cohorts(sum(rounds), names)
     whole = StageShape(architecture.layers, architecture.layers, picks=True)
     [end_to_end] = planner.stages([whole], [sum(rounds)], cohorts)
-    plans_fleet = config.fleet is not None and not planner.algorithm.pools
-    fleet = planner.fleet(shapes, rounds, whole, names) if plans_fleet else None
+    devices = planner.devices_of_clients(names)
+    classes = open_classes(config, growth, planner.training, planner.ids(names), devices, len(rounds))
+    fleet = None if devices is None else planner.fleet(shapes, rounds, whole, names, devices, classes)
     return Plan(
         config=config,
         options=options,
@@ -102,7 +108,7 @@ def make_plan(config: RunConfig, options: PlanOptions | None = None, *, architec
         devices=planner.devices,
         work=planner.work,
         counted=names is not None,
-        stages=planner.stages(shapes, rounds, cohorts),
+        stages=planner.stages(shapes, rounds, cohorts, classes),
         end_to_end=end_to_end,
         convention=paper_convention(config, architecture, [shape.layers for shape in shapes], rounds),
         fleet=fleet,
@@ -131,8 +137,9 @@ def _with_clients(config: RunConfig, names: Sequence[str] | None) -> RunConfig:
     return config
 
 
-def _stages(config: RunConfig, architecture: ModelConfig) -> tuple[tuple[StageShape, ...], tuple[int, ...]]:
-    """The shape and the rounds of every stage; `InputError` if they do not fit the model or depend on its weights."""
+def _stages(config: RunConfig, architecture: ModelConfig) -> tuple[Growth, tuple[StageShape, ...], tuple[int, ...]]:
+    """The growth, and the shape and the rounds of every stage; `InputError` if they do not fit the model or depend on its
+    weights."""
     check_ranks(config, architecture)
     growth = growth_of(config, architecture.layers)
     shapes, rounds = growth.shapes(architecture.layers), plan_stages(config, growth, architecture.layers)
@@ -142,7 +149,7 @@ def _stages(config: RunConfig, architecture: ModelConfig) -> tuple[tuple[StageSh
             f"capacity_schedule '{config.capacity_schedule}' chooses the layers of a stage from the weights, which a plan "
             "does not read; give --capacities for the plan."
         )
-    return tuple(shapes), rounds
+    return growth, tuple(shapes), rounds
 
 
 class Planner:
@@ -189,9 +196,9 @@ class Planner:
 
     def cohorts(self, rounds: int, names: Sequence[str] | None) -> list[np.ndarray]:
         """The indices of each round's participants, drawn as the run draws them."""
-        return list(sample_cohorts(self._config.seed, rounds, self._ids(names), self.participants))
+        return list(sample_cohorts(self._config.seed, rounds, self.ids(names), self.participants))
 
-    def _ids(self, names: Sequence[str] | None) -> np.ndarray:
+    def ids(self, names: Sequence[str] | None) -> np.ndarray:
         """The clients' ids, as the run has them."""
         if self.algorithm.pools:
             return np.arange(1, dtype=np.uint32)
@@ -199,8 +206,25 @@ class Planner:
             return np.array([crc32(name.encode()) for name in names], np.uint32)
         return np.arange(self._config.clients, dtype=np.uint32)
 
+    def devices_of_clients(self, names: Sequence[str] | None) -> Fleet | None:
+        """The clients' devices; None without a fleet, or for an algorithm without clients.
+
+        Args:
+          names: the clients' names; None if the data numbers its clients.
+        """
+        if self._config.fleet is None or self.algorithm.pools:
+            return None
+        ids = self.ids(names)
+        return open_fleet(self._config, names or [f"client-{number}" for number in ids], ids, self._config.seed)
+
     def fleet(
-        self, shapes: Sequence[StageShape], rounds: Sequence[int], whole: StageShape, names: Sequence[str] | None
+        self,
+        shapes: Sequence[StageShape],
+        rounds: Sequence[int],
+        whole: StageShape,
+        names: Sequence[str] | None,
+        devices: Fleet,
+        classes: ClientClasses | None,
     ) -> FleetPlan:
         """The rounds on the clients' simulated devices.
 
@@ -209,17 +233,19 @@ class Planner:
           rounds: of all stages.
           whole: the shape of the full model.
           names: the clients' names; None if the data numbers its clients.
+          devices: the clients' devices.
+          classes: of clients that hold different layers; None if all hold the same.
         """
 
         def planned(shape: StageShape, count: int) -> PlannedStage:
             return PlannedStage(shape, count, self.submodel(shape), self.owed(shape.layers))
 
-        ids = self._ids(names)
         return plan_fleet(
             self._config,
             self.training,
-            names or [f"client-{number}" for number in ids],
-            ids,
+            devices,
+            self.ids(names),
+            classes,
             [planned(shape, count) for shape, count in zip(shapes, rounds, strict=True)],
             planned(whole, sum(rounds)),
         )
@@ -252,15 +278,24 @@ class Planner:
         return self.sent * submodel_bytes(architecture, shape.layers, dtype=self.compute.dtype, quantization=stored)
 
     def stages(
-        self, shapes: Sequence[StageShape], rounds: Sequence[int], cohorts: Sequence[np.ndarray]
+        self,
+        shapes: Sequence[StageShape],
+        rounds: Sequence[int],
+        cohorts: Sequence[np.ndarray],
+        classes: ClientClasses | None = None,
     ) -> tuple[StagePlan, ...]:
-        """Plans of consecutive stages; `cohorts` are those of all their rounds."""
+        """Plans of consecutive stages; `cohorts` are those of all their rounds, `classes` those of clients that differ."""
         sizes = [self.owed(shape.layers) for shape in shapes]
         missed = missed_bytes(cohorts, np.repeat(sizes, rounds).tolist())
-        planned, done = [], 0
+        planned, done = list[StagePlan](), 0
         for shape, count in zip(shapes, rounds, strict=True):
             own = slice(done, done + count)
-            planned.append(self._stage(shape, cohorts[own], sum(missed[own])))
+            plan = self._stage(shape, cohorts[own], sum(missed[own]))
+            if classes is not None:
+                each = {"steps": self.local_steps, "batch": self._config.batch_size, "length": self.work.length}
+                plans = class_plans(classes, len(planned), **each)
+                plan = with_classes(plan, plans, classes, cohorts[own], fleet=self._config.fleet is not None)
+            planned.append(plan)
             done += count
         return tuple(planned)
 

@@ -12,6 +12,7 @@ from devft_jax.planning.paper import PAPER_ROUNDS, paper_model
 from devft_jax.planning.plan import Device, Plan, StagePlan
 from devft_jax.reporting.progress import readable_bytes
 from devft_jax.reporting.table import table
+from devft_jax.reporting.units import counted
 from devft_jax.reporting.waiting import readable_seconds
 
 
@@ -21,7 +22,8 @@ def to_text(plan: Plan) -> str:
     Args:
       plan: the plan.
     """
-    sections = [_heading(plan), _stage_table(plan), _traffic(plan), _memory(plan), _fleet(plan), _convention(plan)]
+    sections = [_heading(plan), _stage_table(plan), _classes(plan), _traffic(plan), _memory(plan)]
+    sections += [_fleet(plan), _convention(plan)]
     return "\n\n".join("\n".join(lines) for lines in sections if lines)
 
 
@@ -116,6 +118,44 @@ def _stage_table(plan: Plan) -> list[str]:
         *_rate(plan),
         f"energy* {energy['kwh']:.3g} kWh, {energy['kgco2e']:.3g} kgCO2e at {energy['joules_per_flop']:.3g} J a FLOP, as "
         "estimates of runs here (--joules-per-flop)",
+    ]
+
+
+def _classes(plan: Plan) -> list[str]:
+    """What the classes of clients hold, send and need; nothing if all clients hold the same."""
+    if not plan.stages[0].classes:
+        return []
+    rows: list[tuple[str, ...]] = [
+        ("stage", "class", "layers", "train", "ranks", "clients", "round up", "round down", "a round", "memory*")
+    ]
+    for number, stage in enumerate(plan.stages, 1):
+        for index, each in enumerate(stage.classes, 1):
+            ranks = (plan.config.rank,) if each.ranks is None else (min(each.ranks), max(each.ranks))
+            rows.append(
+                (
+                    str(number) if index == 1 else "",
+                    str(index),
+                    f"{each.layers} on {each.bare}" if each.bare else str(each.layers),
+                    str(each.trained),
+                    "-".join(map(str, dict.fromkeys(ranks))),
+                    str(each.clients),
+                    readable_bytes(each.message_up),
+                    readable_bytes(each.message_down),
+                    readable_count(each.round_flops, "FLOP"),
+                    readable_bytes(each.memory),
+                )
+            )
+    known = sum(each.clients for each in plan.stages[-1].classes)
+    left_out = plan.config.clients - known
+    have = "has" if left_out == 1 else "have"
+    return [
+        "classes of clients, each with its own layers; up, down and training above are those of its participants",
+        *table(rows),
+        *(
+            [f"{counted(left_out, 'client')} {have} too little memory for the weakest class and never take part"]
+            if left_out
+            else []
+        ),
     ]
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from devft_jax.storage.class_record import ClassRecord
 from devft_jax.storage.fleet_records import FleetRecord, SimulatedRoundRecord, SimulatedStageRecord
 from devft_jax.storage.record import INLINE, OMITTED, Record, unusable
 from devft_jax.storage.result_records import BestRecord, GainRecord, PersonalRecord, ScoreRecord
@@ -51,6 +52,7 @@ class RoundRecord(Record):
       full_accuracy: as `full_loss`.
       scores: of the full model as if the stage ended here, on benchmark tasks, if it was scored.
       simulated: the round in simulated time, if the run has a fleet.
+      classes: the class of each participant, from 0, if clients hold different layers.
     """
 
     where = "metrics.jsonl"
@@ -79,6 +81,7 @@ class RoundRecord(Record):
     full_accuracy: float | None = field(default=None, metadata=OMITTED)
     scores: list[ScoreRecord] | None = field(default=None, metadata=OMITTED)
     simulated: SimulatedRoundRecord | None = field(default=None, metadata=OMITTED)
+    classes: list[int] | None = field(default=None, metadata=OMITTED)
 
     @classmethod
     def _inline(cls, name: str, hint: Any, plain: dict[str, Any], path: str | Path) -> dict[str, float | None]:
@@ -117,6 +120,7 @@ class StageRecord(Record):
       simulated: the stage in simulated time, if the run has a fleet.
       server_flops: counted operations of distilling its fused layers on the server, if they were distilled.
       gains: what it and the next stage promised, if that decided when it ended.
+      classes: of clients, the weakest first, if they hold different layers.
     """
 
     where = "a stage of its record"
@@ -145,6 +149,7 @@ class StageRecord(Record):
     simulated: SimulatedStageRecord | None = field(default=None, metadata=OMITTED)
     server_flops: int | None = field(default=None, metadata=OMITTED)
     gains: list[GainRecord] | None = field(default=None, metadata=OMITTED)
+    classes: list[ClassRecord] | None = field(default=None, metadata=OMITTED)
 
     @property
     def runs_base(self) -> bool:
@@ -250,6 +255,7 @@ class RunTotals(Record):
       final_scores: as `base_scores`, of the full model after the last stage.
       block_influence: [L], if the growth chooses layers by it.
       text_similarity: [L, L], if the growth groups layers by their outputs on public text.
+      layer_fisher: [L], if clients draw layers by their Fisher information.
       rate_ends_after: the round at which the learning rate's schedule ends, if that is before the end of the run.
       best: the round of lowest held-out loss in the last stage, if the run looks for it.
       fleet: the fleet and its clock, if the run has one.
@@ -285,6 +291,7 @@ class RunTotals(Record):
     final_scores: list[ScoreRecord] | None = field(default=None, metadata=OMITTED)
     block_influence: list[float] | None = field(default=None, metadata=OMITTED)
     text_similarity: list[list[float]] | None = field(default=None, metadata=OMITTED)
+    layer_fisher: list[float] | None = field(default=None, metadata=OMITTED)
     public_text: str | None = field(default=None, metadata=OMITTED)
     rate_ends_after: int | None = field(default=None, metadata=OMITTED)
     best: BestRecord | None = field(default=None, metadata=OMITTED)
@@ -304,6 +311,7 @@ class CheckpointRecord(Record):
       bare: layers that run below all adapters.
       maps: (groups, bare) of every map through which rows of the bank have passed; None for an empty bank.
       versions: rounds done before each earlier state of the server from which clients are still at work; None for none.
+      class_maps: (groups, bare) of the growth's map of every stage so far, if clients hold different layers.
     """
 
     where = "the record of its checkpoint"
@@ -316,6 +324,7 @@ class CheckpointRecord(Record):
     bare: int
     maps: list[list[int]] | None = field(default=None, metadata=OMITTED)
     versions: list[int] | None = field(default=None, metadata=OMITTED)
+    class_maps: list[list[int]] | None = field(default=None, metadata=OMITTED)
 
 
 @dataclass(kw_only=True)

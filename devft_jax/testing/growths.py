@@ -70,7 +70,7 @@ class GrowthCase:
         """The growth, prepared if it needs that: the influence falls from the first layer to the last."""
         if self.given.measured:
             return self.given
-        return self.given.prepared(lambda: np.linspace(1, 0.1, self.num_layers, dtype=np.float32))
+        return self.given.prepared(lambda kind="influence": made_up(kind, self.num_layers))
 
     @functools.cached_property
     def tree(self) -> Any:
@@ -119,6 +119,19 @@ class GrowthCase:
           stage: from 0.
         """
         return jax.random.fold_in(jax.random.key(5, impl="threefry2x32"), stage)
+
+
+def made_up(kind: str, num_layers: int) -> np.ndarray:
+    """A measurement of layers: f32[L] that falls from the first to the last, or a similarity f32[L, L] of neighbours.
+
+    Args:
+      kind: the name of the measurement, as in `Growth.prepared`.
+      num_layers: L.
+    """
+    if kind in ("hidden", "cka"):
+        places = np.arange(num_layers, dtype=np.float32)
+        return np.exp(-np.abs(places[:, None] - places) / 2)
+    return np.linspace(1, 0.1, num_layers, dtype=np.float32)
 
 
 def _record(number: int, stage: int, layers: int) -> RoundRecord:
@@ -190,9 +203,9 @@ def prepares_itself(case: GrowthCase) -> None:
         return
     asked = []
 
-    def measure() -> np.ndarray:
+    def measure(kind: str = "influence") -> np.ndarray:
         asked.append(True)
-        return np.linspace(1, 0.1, case.num_layers, dtype=np.float32)
+        return made_up(kind, case.num_layers)
 
     ready = case.given.prepared(measure)
     require(isinstance(ready, Growth), f"prepared returns a {type(ready).__name__}; return a growth.")
@@ -228,6 +241,28 @@ def follows_its_announcements(case: GrowthCase) -> None:
         # If the weights choose the layers, only the map itself shows whether rows select single layers.
         announced = dataclasses.replace(announced, picks=announced.picks or found.picks)
         require(found == announced, f"stage {stage} is {found} but was announced as {announced}.")
+
+
+def classes_hold_what_they_say(case: GrowthCase) -> None:
+    """The parts that classes of clients hold fit the model and what is announced: as many layers, of which no more train.
+
+    Args:
+      case: the growth to check.
+    """
+    growth, layers = case.ready_growth, case.num_layers
+    maps = [layer_map for layer_map in case.maps if layer_map is not None]
+    draws = np.random.default_rng(0).uniform(size=(4, layers))
+    for stage in range(len(maps)):
+        for index, shape in enumerate(growth.classes(stage, layers)):
+            chances = growth.inclusion(index, stage, layers)
+            require(chances.shape == (layers,), f"inclusion of class {index} has shape {chances.shape}; give f64[{layers}].")
+            for own in draws if shape.drawn else [None]:
+                held = growth.class_map(index, stage, layers, maps[: stage + 1], own)
+                _require_fit(stage, held, layers)
+                found = StageShape.of(held)
+                agree = (found.layers, found.bare) == (shape.layers, shape.bare)
+                agree = agree and found.trained <= shape.trained and found.frozen >= shape.frozen
+                require(agree, f"class {index} of stage {stage} is {found} but was announced as {shape}.")
 
 
 def depends_on_its_arguments_alone(case: GrowthCase) -> None:
@@ -276,6 +311,7 @@ GROWTH_LAWS: tuple[Callable[[GrowthCase], None], ...] = (
     prepares_itself,
     gives_maps,
     follows_its_announcements,
+    classes_hold_what_they_say,
     depends_on_its_arguments_alone,
     reads_inner_products,
 )

@@ -44,6 +44,9 @@ def save_state(folder: RunFolder, state: State) -> None:
     }
     if state.versions:
         arrays["versions"] = [state.versions[version] for version in sorted(state.versions)]
+    if state.class_maps:
+        arrays["class_maps"] = state.class_maps
+        record.class_maps = [[layer_map.num_groups, layer_map.bare] for layer_map in state.class_maps]
     if not state.bank.empty:
         # Rows pass through the stages that they missed when they are next used.
         arrays["maps"] = state.bank.maps
@@ -164,4 +167,5 @@ def read_state(parts: Parts, folder: RunFolder, record: CheckpointRecord) -> Sta
         stage=record.stage,
         rounds_in_stage=record.rounds_in_stage,
         totals=record.totals,
+        class_maps=[dataclasses.replace(each, align=align) for each in arrays.get("class_maps", ())],
     )

@@ -5,12 +5,10 @@ that the run would have if the stage ended then, with the key and the measuremen
 """
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
-import numpy as np
 
 from devft_jax.developmental import LayerMap, StageShape, Transition, next_stage
 from devft_jax.errors import RunError
@@ -18,6 +16,7 @@ from devft_jax.federated.sampling import Purpose, run_key
 from devft_jax.models.base import Block
 from devft_jax.reporting.units import counted
 from devft_jax.storage.records import RoundRecord, RunTotals
+from devft_jax.training.measured import measured_growth
 from devft_jax.training.parts import Parts
 from devft_jax.training.stages import check_composition
 from devft_jax.typing import PyTree
@@ -53,13 +52,11 @@ def choose_stage(
     Raises:
       RunError: the growth's map does not fit the model, or the algorithm cannot train it.
     """
-    submodels, algorithm, growth = parts.submodels, parts.algorithm, parts.growth
+    submodels, algorithm, growth = parts.submodels, parts.algorithm, measured_growth(parts, totals)
     blocks = submodels.layers_to_fuse(stage)
     adapter = algorithm.view(full)
     tree = (blocks, *submodels.to_host((adapter.lora, adapter.delta)))
     key = jax.random.fold_in(run_key(parts.config.seed, Purpose.GROWTH), stage)
-    if not growth.measured:
-        growth = growth.prepared(functools.partial(_measured, parts, totals))
     try:
         with jax.default_device(submodels.home):
             transition = next_stage(growth, stage, tree, history, key)
@@ -71,17 +68,6 @@ def choose_stage(
     check_composition(algorithm, [StageShape.of(transition.layer_map)])
     layer_map = dataclasses.replace(transition.layer_map, align=parts.config.gauge_alignment)
     return ChosenStage(transition, blocks, layer_map)
-
-
-def _measured(parts: Parts, totals: RunTotals, kind: str = "influence") -> np.ndarray:
-    """A measurement of the untuned base's layers, stored so that a resumed run chooses by the same figures."""
-    if kind == "influence":
-        if totals.block_influence is None:
-            totals.block_influence = parts.block_influence()
-        return np.asarray(totals.block_influence)
-    if totals.text_similarity is None:
-        totals.text_similarity = parts.text_similarity(kind).tolist()
-    return np.asarray(totals.text_similarity, np.float32)
 
 
 def _check_announced(parts: Parts, stage: int, layer_map: LayerMap) -> None:

@@ -22,6 +22,9 @@ def compile_stage_ahead(parts: Parts, state: State, stage: int) -> None:
     layers = parts.model.config.layers
     planned = parts.growth.shapes(layers) or ()
     choice, platform = config.compile_ahead, parts.devices[0].platform
+    if parts.classes is not None:
+        # The programs of a round are those of its participants' classes.
+        return
     wanted = choice == "on" or (choice == "auto" and platform != "cpu")
     if not wanted or stage >= min(len(planned), len(state.totals.stage_rounds)):
         return

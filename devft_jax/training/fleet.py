@@ -9,15 +9,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from devft_jax.accounting.memory import Work
 from devft_jax.config.run_config import RunConfig
-from devft_jax.data import length_buckets
 from devft_jax.developmental import Growth, StageShape
 from devft_jax.errors import InputError
 from devft_jax.federated.round.client import LocalTraining
 from devft_jax.federated.work import Participants, Rounds
 from devft_jax.fleets.buffered import BufferedSimulation, Course, Flight, discount
-from devft_jax.fleets.demand import Demand, stage_demand
 from devft_jax.fleets.opening import open_fleet
 from devft_jax.fleets.simulation import Rules, SimulatedRound, Simulation
 from devft_jax.fleets.timing import Load, Times
@@ -26,6 +23,8 @@ from devft_jax.reporting.progress import readable_bytes
 from devft_jax.reporting.units import counted
 from devft_jax.reporting.waiting import readable_seconds
 from devft_jax.storage.fleet_records import FleetRecord, FlightRecord, SimulatedRoundRecord, SimulatedStageRecord
+from devft_jax.training.classes import ClientClasses, open_classes
+from devft_jax.training.needs import Needs, needs_of
 from devft_jax.training.state import State
 
 
@@ -38,20 +37,33 @@ class FleetRounds:
       simulation: the fleet and the rules of its rounds.
       training: one client's local training, of the base at full depth.
       rounds: the examples that clients draw.
+      classes: the classes of clients that hold different layers; None if all hold the same.
     """
 
     config: RunConfig
     simulation: Simulation
     training: LocalTraining
     rounds: Rounds
+    classes: ClientClasses | None = None
 
-    def demand(self, shape: StageShape) -> Demand:
-        """What a stage asks of a client's device.
+    def needs(self, stage: int, shape: StageShape) -> Needs:
+        """What a stage asks of the clients' devices.
 
         Args:
+          stage: from 0.
           shape: the stage's shape.
         """
-        return demand_of(self.config, self.training, shape)
+        return needs_of(self.config, self.training, self.classes, stage, shape, self.simulation.fleet.size)
+
+    def lost_bytes(self, state: State, simulated: SimulatedRound) -> int:
+        """Bytes of messages to the clients of a round that did not finish it.
+
+        Args:
+          state: the state of the run, in the stage.
+          simulated: the round.
+        """
+        needs, selected = self.needs(state.stage, StageShape.of(state.layer_map)), np.array(simulated.selected, np.int64)
+        return int(needs.down(selected).sum() - needs.down(simulated.positions).sum())
 
     @property
     def buffered(self) -> bool:
@@ -64,8 +76,8 @@ class FleetRounds:
         Args:
           state: the state within a stage, before the round; not changed.
         """
-        demand = self.demand(StageShape.of(state.layer_map))
-        first_of_stage = state.round - state.rounds_in_stage
+        needs = self.needs(state.stage, StageShape.of(state.layer_map))
+        before_stages = np.cumsum([0, *(stage.rounds for stage in state.totals.stages[:-1])]).tolist()
         submodel, owed = state.totals.stages[-1].submodel_bytes, np.array(state.totals.cumulative_bytes)
         # In an abandoned attempt clients receive the stage's layers and missed messages, too.
         last_round = state.last_round.copy()
@@ -73,21 +85,24 @@ class FleetRounds:
         def load(clients: np.ndarray) -> Load:
             before = last_round[clients]
             missed = owed[-1] - owed[np.minimum(before, len(owed) - 1)]
+            layers = submodel * (before <= before_stages[-1])
+            if self.classes is not None:
+                layers = self.classes.submodels(clients, last_round, state.stage, before_stages)
             last_round[clients] = state.round + 1
             lengths = np.stack([self.rounds.work(client, state.round).lengths for client in clients.tolist()])
             return Load(
-                down=demand.down + submodel * (before <= first_of_stage) + missed.astype(float),
-                steps=demand.example_flops(lengths).sum(axis=-1),
-                up=np.full(len(clients), float(demand.up)),
+                down=needs.down(clients) + layers + missed.astype(float),
+                steps=needs.example_flops(clients, lengths).sum(axis=-1),
+                up=needs.up(clients),
             )
 
         clock = clock_of(state)
         if not self.buffered:
-            simulated = self.simulation.round(state.round, clock, demand.memory, load)
+            simulated = self.simulation.round(state.round, clock, needs.memory, load)
             return NextRound(self.rounds.some(simulated.positions, simulated.steps, state.round), simulated)
         course = course_of(state)
         server = buffered_server(self.config, self.simulation)
-        simulated, buffer = server.step(course, state.round, clock, demand.memory, load)
+        simulated, buffer = server.step(course, state.round, clock, needs.memory, load)
         simulated.steps = np.full(len(buffer), self.rounds.steps)
         return NextRound(self._participants(buffer, state.round), simulated, buffer, course)
 
@@ -169,25 +184,6 @@ def clock_of(state: State) -> float:
     return 0.0 if state.totals.fleet is None else state.totals.fleet.seconds
 
 
-def demand_of(config: RunConfig, training: LocalTraining, shape: StageShape) -> Demand:
-    """What a stage asks of a client's device, with examples of `max_length`, as a plan counts it.
-
-    Args:
-      config: the configuration.
-      training: one client's local training, of the base at full depth.
-      shape: the stage's shape.
-    """
-    return stage_demand(
-        training,
-        Work(1, config.local_steps, config.batch_size, length_buckets(config.max_length)[-1]),
-        layers=shape.layers,
-        frozen=shape.frozen if training.algorithm.layered else 0,
-        bare=shape.bare,
-        quantization=config.quantization,
-        fused_precision=config.fused_precision,
-    )
-
-
 def buffered_server(config: RunConfig, simulation: Simulation) -> BufferedSimulation:
     """The server with a buffer, for the fleet of a simulation.
 
@@ -209,30 +205,32 @@ def rules_of(config: RunConfig) -> Rules:
     return Rules(config.clients_per_round, config.over_selection, deadline, config.late_work == "partial")
 
 
-def open_fleet_rounds(
-    config: RunConfig, rounds: Rounds, training: LocalTraining, growth: Growth, progress: Progress
-) -> FleetRounds | None:
-    """The fleet that a run names; None if it names none.
+def open_participation(
+    config: RunConfig, rounds: Rounds, training: LocalTraining, growth: Growth, stages: int, progress: Progress
+) -> tuple[FleetRounds | None, ClientClasses | None]:
+    """The fleet that a run names, and the classes of its clients; None for what it does not have.
 
     Args:
       config: a valid configuration.
       rounds: the clients and the examples that they draw.
       training: one client's local training, of the base at full depth.
       growth: knows the shapes of all stages, or not in advance.
+      stages: number of stages.
       progress: the progress output.
 
     Raises:
-      InputError: the fleet cannot be read, no client can take part in a stage or meet the deadline, or the algorithm pools
-        the clients' examples.
+      InputError: the fleet cannot be read, no client can take part in a stage or meet the deadline, the algorithm pools
+        the clients' examples, or it cannot take classes of clients.
     """
-    if config.fleet is None:
-        return None
     algorithm, clients = training.algorithm, rounds.data.clients
+    ids = np.array([client.id for client in clients], np.uint32)
+    if config.fleet is None:
+        return None, open_classes(config, growth, training, ids, None, stages)
     if algorithm.pools:
         raise InputError(f"fleet {config.fleet} has no effect with {algorithm.name}, which has no clients; leave it out.")
-    ids = np.array([client.id for client in clients], np.uint32)
     fleet = open_fleet(config, [client.name for client in clients], ids, config.seed)
-    fleet_rounds = FleetRounds(config, Simulation(fleet, ids, config.seed, rules_of(config)), training, rounds)
+    classes = open_classes(config, growth, training, ids, fleet, stages)
+    fleet_rounds = FleetRounds(config, Simulation(fleet, ids, config.seed, rules_of(config)), training, rounds, classes)
     if fleet_rounds.buffered and (not algorithm.averages or config.channel != "none"):
         what = algorithm.name if config.channel == "none" else f"--channel {config.channel}"
         raise InputError(
@@ -242,42 +240,44 @@ def open_fleet_rounds(
     shapes = growth.shapes(training.config.layers)
     if shapes:
         _check_stages(fleet_rounds, shapes, progress)
-    return fleet_rounds
+    return fleet_rounds, classes
 
 
 def _check_stages(fleet_rounds: FleetRounds, shapes: Sequence[StageShape], progress: Progress) -> None:
     """Raise `InputError` for a stage that no client can take part in; report tiers that cannot take part in any."""
-    fleet, needs = fleet_rounds.simulation.fleet, [fleet_rounds.demand(shape) for shape in shapes]
+    fleet, needs = fleet_rounds.simulation.fleet, [fleet_rounds.needs(*each) for each in enumerate(shapes)]
+    part = "" if fleet_rounds.classes is None else " by its least demanding class"
     for number, need in enumerate(needs, 1):
         if not len(fleet.fitting(need.memory)):
             raise InputError(
                 f"fleet {fleet_rounds.config.fleet}: no client can take part in stage {number}, which needs "
-                f"{readable_bytes(need.memory)} of its memory (the largest has {readable_bytes(int(fleet.memory.max()))}); "
-                "use a quantised base, a smaller batch_size or max_length, or another fleet."
+                f"{readable_bytes(need.least)} of its memory{part} (the largest has "
+                f"{readable_bytes(int(fleet.memory.max()))}); use a quantised base, a smaller batch_size or max_length, or "
+                "another fleet."
             )
         _check_deadline(fleet_rounds, number, need)
-    least = min(need.memory for need in needs)
-    anywhere = fleet.by_tier(fleet.fitting(least))
+    least = min(need.least for need in needs)
+    anywhere = fleet.by_tier(np.unique(np.concatenate([fleet.fitting(need.memory) for need in needs])))
     for tier, count in fleet.by_tier().items():
         if not anywhere[tier]:
             most = int(fleet.memory[fleet.tier == fleet.tiers.index(tier)].max())
+            what = "stage" if fleet_rounds.classes is None else "class"
             progress.warn(
-                f"the tier {tier} ({counted(count, 'client')}, at most {readable_bytes(most)}) fits no stage: the smallest "
+                f"the tier {tier} ({counted(count, 'client')}, at most {readable_bytes(most)}) fits no {what}: the smallest "
                 f"needs {readable_bytes(least)} of a client's memory."
             )
 
 
-def _check_deadline(fleet_rounds: FleetRounds, number: int, need: Demand) -> None:
+def _check_deadline(fleet_rounds: FleetRounds, number: int, need: Needs) -> None:
     """Raise `InputError` if not even the fastest client can meet the deadline with the shortest examples of the data."""
     rules, fleet, config = fleet_rounds.simulation.rules, fleet_rounds.simulation.fleet, fleet_rounds.config
     if not np.isfinite(rules.deadline):
         return
     clients = fleet.fitting(need.memory)
     shortest = int(fleet_rounds.rounds.data.train.lengths.min())
-    step = config.batch_size * float(need.example_flops(np.array([shortest]))[0])
+    step = config.batch_size * need.example_flops(clients, np.full((len(clients), 1), shortest))
     steps = 1 if rules.partial else config.local_steps
-    count = len(clients)
-    load = Load(np.full(count, float(need.down)), np.full((count, steps), step), np.full(count, float(need.up)))
+    load = Load(need.down(clients), np.repeat(step, steps, axis=1), need.up(clients))
     seconds = Times.of(fleet, clients, load).total()
     if seconds.min() > rules.deadline:
         fastest = fleet_rounds.rounds.data.clients[int(clients[seconds.argmin()])].name
@@ -314,8 +314,8 @@ def new_stage_fleet(fleet_rounds: FleetRounds | None, state: State) -> Simulated
     """
     if fleet_rounds is None:
         return None
-    fleet, memory = fleet_rounds.simulation.fleet, fleet_rounds.demand(StageShape.of(state.layer_map)).memory
-    return SimulatedStageRecord(memory_bytes=memory, eligible=fleet.by_tier(fleet.fitting(memory)))
+    fleet, needs = fleet_rounds.simulation.fleet, fleet_rounds.needs(state.stage, StageShape.of(state.layer_map))
+    return SimulatedStageRecord(memory_bytes=needs.least, eligible=fleet.by_tier(fleet.fitting(needs.memory)))
 
 
 def new_fleet(fleet_rounds: FleetRounds | None) -> FleetRecord | None:

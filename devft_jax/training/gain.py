@@ -29,7 +29,7 @@ from devft_jax.training.alignment import alignment
 from devft_jax.training.choosing import choose_stage
 from devft_jax.training.distilling import stage_distiller
 from devft_jax.training.evaluate import transferred
-from devft_jax.training.fleet import demand_of
+from devft_jax.training.needs import demand_of
 from devft_jax.training.parts import Parts
 from devft_jax.training.stages import pays
 from devft_jax.training.state import State

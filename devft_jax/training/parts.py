@@ -6,7 +6,6 @@ Every error in the request is raised here, before anything is compiled or writte
 `devft_jax.training.state.State`.
 """
 
-import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -47,7 +46,7 @@ from devft_jax.federated.sampling import Purpose, run_key
 from devft_jax.federated.warm_start import WarmStart
 from devft_jax.federated.work import Rounds, round_work
 from devft_jax.models.architecture import ModelConfig
-from devft_jax.models.base import Base
+from devft_jax.models.base import Base, Block
 from devft_jax.models.huggingface.model import Model
 from devft_jax.models.llama import Compute
 from devft_jax.models.lora import adapter_norms
@@ -55,51 +54,22 @@ from devft_jax.models.sharding import part_bytes, undivided
 from devft_jax.options import option_group
 from devft_jax.reporting import Progress
 from devft_jax.reporting.progress import readable_bytes
-from devft_jax.reporting.waiting import Step
 from devft_jax.runtime.compiled import CompiledPrograms, shared_programs
 from devft_jax.runtime.devices import client_mesh, device_memory, versions
 from devft_jax.training.checks import check_cohort, check_held_out, check_ranks, check_tokens
-from devft_jax.training.fleet import FleetRounds, open_fleet_rounds
+from devft_jax.training.classes import ClientClasses
+from devft_jax.training.fisher import layer_fisher
+from devft_jax.training.fleet import FleetRounds, open_participation
 from devft_jax.training.given import check_given_algorithm, check_given_growth
 from devft_jax.training.gradients import Slopes, public_slopes, reads_text
 from devft_jax.training.hidden_states import HiddenStates
+from devft_jax.training.notice import CompilationNotice
 from devft_jax.training.passes import passes_of_run
 from devft_jax.training.probe import block_influence, probe_examples, text_similarity
 from devft_jax.training.stages import check_composition, check_stage_end, plan_stages
 from devft_jax.training.submodels import Submodels, open_model
 from devft_jax.training.warm_start import read_warm_start
 from devft_jax.typing import PyTree
-
-_PROGRAMS = {
-    "chunk": "what clients train",
-    "evaluate": "what evaluates held-out data",
-    "distil": "what distils fused layers",
-    "prefix": "the layers below",
-    "slope": "the gradient on public text",
-    "finalize": "the server's step",
-}
-"""Compiled programs that take a while, in words for the progress output."""
-
-
-class CompilationNotice:
-    """Reports which program is compiled while the run waits for it.
-
-    Args:
-      progress: the progress output.
-
-    Attributes:
-      stage: the stage for which it is compiled, from 0; None before the first.
-    """
-
-    def __init__(self, progress: Progress):
-        self.stage: int | None = None
-        self._progress = progress
-
-    def __call__(self, name: str) -> contextlib.AbstractContextManager[Step]:
-        """The context that is open while the program of this name is compiled."""
-        stage = "" if self.stage is None else f" in stage {self.stage + 1}"
-        return self._progress.doing(f"compiling {_PROGRAMS.get(name, name)}{stage}")
-
 
 SEARCHED_ON = ("gpu", "tpu")
 """Platforms on which the number of clients trained at once is measured."""
@@ -127,6 +97,7 @@ class Parts:
       data: the clients' data (of one client if the algorithm pools them), and held-out data.
       rounds: who takes part in which round, with which examples.
       fleet_rounds: who takes part on the clients' simulated devices; None without a fleet.
+      classes: the classes of clients that hold different layers; None if all hold the same.
       cohort: trains the participants of a round.
       size_search: finds how many clients are trained at once, on accelerators; None if that is known before.
       submodels: fuses the frozen part of every stage.
@@ -156,6 +127,7 @@ class Parts:
     data: FederatedData
     rounds: Rounds
     fleet_rounds: FleetRounds | None
+    classes: ClientClasses | None
     cohort: Cohort
     size_search: SizeSearch | None
     submodels: Submodels
@@ -222,6 +194,12 @@ class Parts:
         compute, mesh = self.training.compute, self.cohort.mesh
         return block_influence(self.model.config, self.base, compute, self.probe, self.config, mesh, self.programs)
 
+    def layer_fisher(self) -> list[float]:
+        """The Fisher information of each layer of the untuned base on the growth's probe: L numbers."""
+        assert self.probe is not None
+        compute, mesh = self.training.compute, self.cohort.mesh
+        return layer_fisher(self.model.config, self.base, compute, self.probe, self.config, mesh, self.programs)
+
 
 @shared_programs
 def jit_norms(algorithm: Algorithm) -> jax.stages.Wrapped:
@@ -263,7 +241,6 @@ def build_parts(
     with progress.doing("reading the model") as reading:
         opened, original_blocks = open_model(config, compute, model, partial(reading.count, things="tensors"))
     growth, algorithm, stage_rounds = _methods(config, opened.config, growth, algorithm)
-    warm_start = read_warm_start(config, opened.config)
     probe = probe_examples(config, opened.tokenizer) if reads_text(config, growth, algorithm) else None
     data, rounds = _data(config, opened, algorithm, data, progress)
     depths = growth.depths(opened.config.layers)
@@ -271,8 +248,8 @@ def build_parts(
     cohort, hidden_states, size_search = _cohort(
         config, opened.config, compute, algorithm, passes, rounds, devices, programs, progress, scratch
     )
-    submodels = Submodels(config, opened, original_blocks, dtype=compute.dtype, depths=depths, mesh=cohort.mesh)
-    _report_shards(config.model_shards, submodels.base, progress)
+    fleet_rounds, classes = open_participation(config, rounds, cohort.training, growth, len(stage_rounds), progress)
+    submodels = _submodels(config, opened, original_blocks, cohort, depths, progress)
     return Parts(
         config=config,
         progress=progress,
@@ -290,14 +267,15 @@ def build_parts(
         slopes=public_slopes(config, opened.config, algorithm, compute, probe, cohort.mesh, programs),
         data=data,
         rounds=rounds,
-        fleet_rounds=open_fleet_rounds(config, rounds, cohort.training, growth, progress),
+        fleet_rounds=fleet_rounds,
+        classes=classes,
         cohort=cohort,
         size_search=size_search,
         submodels=submodels,
         evaluator=Evaluator(algorithm, _held_out(config, opened.config, compute, data, devices, programs), programs),
         hidden_states=hidden_states,
         clients=profiled_clients(data, opened.base.embed, config.seed),
-        warm_start=warm_start,
+        warm_start=read_warm_start(config, opened.config),
         scratch=scratch,
         versions=versions(devices[0]),
         norms=jit_norms(algorithm),
@@ -430,6 +408,21 @@ def _held_out(
         model_shards=config.model_shards,
         programs=programs,
     )
+
+
+def _submodels(
+    config: RunConfig,
+    model: Model,
+    original_blocks: Callable[[], Block],
+    cohort: Cohort,
+    depths: tuple[int, ...] | None,
+    progress: Progress,
+) -> Submodels:
+    """What fuses the frozen part of every stage; reports how the base is divided over the devices."""
+    dtype = cohort.training.compute.dtype
+    submodels = Submodels(config, model, original_blocks, dtype=dtype, depths=depths, mesh=cohort.mesh)
+    _report_shards(config.model_shards, submodels.base, progress)
+    return submodels
 
 
 def _report_shards(shards: int, base: Base, progress: Progress) -> None:

@@ -230,7 +230,12 @@ def replay(path: str | Path, *, client: str, round: int, progress: Progress | No
 
 
 def _check_asked(trainer: Trainer, folder: RunFolder, client: str, round: int) -> None:
-    """Raise `InputError` for a client or a round that the run does not have."""
+    """Raise `InputError` for a client or a round that the run does not have, or a run that cannot be replayed."""
+    if trainer.parts.classes is not None:
+        raise InputError(
+            f"the clients of the run in {folder.path} hold different layers; only rounds in which all hold the same can be "
+            "replayed."
+        )
     names = [item.name for item in trainer.parts.data.clients]
     latest = folder.checkpoints.latest_round()
     totals = None if latest is None else folder.checkpoints.read_record(latest).totals

@@ -31,6 +31,8 @@ def stage_shapes(
     shapes = {"full": full, "server": jax.eval_shape(algorithm.submodel, full, layer_map), "layer_map": layer_map}
     if record.versions is not None:
         shapes["versions"] = [shapes["server"]] * len(record.versions)
+    if record.class_maps is not None:
+        shapes["class_maps"] = [LayerMap.shapes(groups, layers, bare) for groups, bare in record.class_maps]
     if record.maps is not None:
         shapes["maps"] = [LayerMap.shapes(groups, layers, bare) for groups, bare in record.maps]
     return shapes

@@ -12,14 +12,16 @@ import jax
 import numpy as np
 
 from devft_jax.accounting.flops import Adaptation, training_flops
-from devft_jax.developmental import StageShape
 from devft_jax.errors import RunError
 from devft_jax.federated.round.chunk_size import SizeSearch, Trial, next_smaller
+from devft_jax.federated.round.classes import GroupCost
 from devft_jax.federated.round.client import frozen_rows
-from devft_jax.federated.round.cohort import ChunkTooLargeError, Group, RoundResult
+from devft_jax.federated.round.in_flight import ChunkTooLargeError
+from devft_jax.federated.round.results import Group, RoundResult
 from devft_jax.federated.sampling import client_keys
 from devft_jax.federated.work import ClientWork, Participants
 from devft_jax.storage.records import RoundRecord
+from devft_jax.training.class_rounds import class_flops, rounds_before, train_classes
 from devft_jax.training.compile_ahead import compile_stage_ahead
 from devft_jax.training.fleet import NextRound, next_round, round_record, set_course
 from devft_jax.training.parts import Parts
@@ -73,7 +75,7 @@ def run_round(parts: Parts, state: State) -> RoundRecord:
     with programs.timed() as whole:
         with programs.timed() as training:
             fill_flops = parts.hidden_states.fill(state.base, members)
-            result = _train(parts, state, planned, rate)
+            result, costs = _train(parts, state, planned, rate)
             _report_nonfinite(parts, state, members, result)
             state.server = jax.block_until_ready(result.server)
         program_bytes = programs.peak_bytes
@@ -81,15 +83,17 @@ def run_round(parts: Parts, state: State) -> RoundRecord:
     state.round += 1
     state.rounds_in_stage += 1
     row = _record(parts, state, members, result, norms, rate)
+    if parts.classes is not None:
+        state.totals.bytes_stage += _submodel_bytes(parts, state, row, planned)
     if planned.simulated is not None:
         _add_simulated(parts, state, row, planned, result)
     row.seconds, row.tokens_per_second = training.running, row.tokens / training.running
-    row.train_flops = fill_flops + _flops(parts, state, result)
+    row.train_flops = fill_flops + (_flops(parts, state, result) if costs is None else class_flops(parts, costs))
     row.program_bytes = program_bytes
     add_round(state, row, whole.compiling)
-    if parts.size_search is not None and not state.totals.clients_per_step_settled:
+    if parts.classes is None and parts.size_search is not None and not state.totals.clients_per_step_settled:
         _search_size(parts, state, parts.size_search, row)
-    else:
+    elif parts.classes is None:
         # Of the sizes that were tried, the chosen one is called last.
         programs.drop("chunk", but_newest=True)
     if state.compiled_ahead_in != state.stage:
@@ -128,6 +132,7 @@ def _record(
         adapter_norms=[float(f"{norm:.6g}") if np.isfinite(norm) else None for norm in norms],
         dropped=int(np.count_nonzero(~kept)),
         clients=members.positions.tolist(),
+        classes=None if parts.classes is None else parts.classes.of[members.positions].tolist(),
     )
 
 
@@ -142,19 +147,32 @@ def _add_simulated(parts: Parts, state: State, row: RoundRecord, planned: NextRo
     kept = result.finite
     if row.simulated.steps is not None:
         row.loss = float((result.losses[kept].sum(axis=1) / simulated.steps[kept]).mean())
-    demand = parts.fleet_rounds.demand(StageShape.of(state.layer_map))
-    row.bytes_down += demand.down * (len(simulated.selected) - len(simulated.positions))
+    row.bytes_down += parts.fleet_rounds.lost_bytes(state, simulated)
     if parts.algorithm.cumulative is not None:
         row.bytes_missed = missed_bytes(state, np.unique(np.array(simulated.selected, np.int64)), result.bytes_cumulative)
 
 
-def _train(parts: Parts, state: State, planned: NextRound, rate: float) -> RoundResult:
-    """Train a round's cohort; if its chunks do not fit into memory and their size was not set, in smaller chunks."""
+def _submodel_bytes(parts: Parts, state: State, row: RoundRecord, planned: NextRound) -> int:
+    """Bytes of frozen layers that clients of a round received, where classes hold different ones; before it is counted."""
+    assert parts.classes is not None
+    received = np.array(row.clients if planned.simulated is None else np.unique(planned.simulated.selected), np.int64)
+    return int(parts.classes.submodels(received, state.last_round, state.stage, rounds_before(state)).sum())
+
+
+def _train(parts: Parts, state: State, planned: NextRound, rate: float) -> tuple[RoundResult, list[GroupCost] | None]:
+    """Train a round's cohort; if its chunks do not fit into memory and their size was not set, in smaller chunks.
+
+    Returns:
+      The round's result, and the costs of its groups where clients hold different layers.
+    """
     cohort = parts.cohort
     while True:
         try:
+            if parts.classes is not None:
+                return train_classes(parts, state, planned.members, rate)
             groups = _groups(parts, state, planned, rate)
-            return cohort.run_groups(state.base, state.server, state.bank, groups, np.asarray(state.layer_map.train))
+            learning = np.asarray(state.layer_map.train)
+            return cohort.run_groups(state.base, state.server, state.bank, groups, learning), None
         except ChunkTooLargeError as error:
             before = None if parts.size_search is None else parts.size_search.before(error.size)
             smaller = before or next_smaller(error.size, cohort.mesh.size)
@@ -163,7 +181,7 @@ def _train(parts: Parts, state: State, planned: NextRound, rate: float) -> Round
                     "one client at a time on each device does not fit into memory; lower batch_size or max_length, set "
                     "remat to full, or use a quantised base."
                 ) from error
-            if parts.config.clients_per_step != "auto" or error.begun:
+            if parts.config.clients_per_step != "auto" or parts.classes is not None or error.begun:
                 raise RunError(
                     f"clients_per_step {error.size} does not fit into memory; run again with clients_per_step {smaller}."
                 ) from error

@@ -20,9 +20,10 @@ from devft_jax.federated.round.client import participant_shapes
 from devft_jax.models.base import Base, parameter_count
 from devft_jax.models.quantization import base_shapes
 from devft_jax.reporting.layers import is_negative
-from devft_jax.reporting.units import FLOPS, readable
+from devft_jax.reporting.units import FLOPS, counted, readable
 from devft_jax.storage.records import RoundRecord, StageRecord
 from devft_jax.training.choosing import choose_stage
+from devft_jax.training.class_rounds import class_records
 from devft_jax.training.distilling import stage_distiller
 from devft_jax.training.evaluate import evaluate_full, evaluate_stage, transferred, with_own_models
 from devft_jax.training.fleet import new_stage_fleet, report_stage, send_home
@@ -73,6 +74,7 @@ def begin_stage(parts: Parts, state: State, history: Sequence[RoundRecord]) -> b
     distiller = stage_distiller(parts, state.layer_map)
     record.server_flops = None if distiller is None else distiller.flops(record.layers)
     record.simulated = new_stage_fleet(parts.fleet_rounds, state)
+    record.classes = None if parts.classes is None else class_records(parts.classes, stage)
     state.totals.stages.append(record)
     state.totals.seconds.build += time.perf_counter() - began
     judged = evaluate_stage(parts, state)
@@ -88,6 +90,9 @@ def _enter(parts: Parts, state: State, stage: int, history: Sequence[RoundRecord
     if chosen is None:
         return None
     layer_map = chosen.layer_map
+    if parts.classes is not None:
+        state.class_maps = [*state.class_maps, layer_map]
+        layer_map = LayerMap.identity(layer_map.num_layers)
     state.layer_map, state.stage, state.rounds_in_stage = layer_map, stage, 0
     state.bank.enter(layer_map)
     state.base = submodels.fused(layer_map, chosen.blocks, distil=stage_distiller(parts, layer_map))
@@ -154,6 +159,9 @@ def _report_stage(parts: Parts, state: State, record: StageRecord) -> None:
     progress.say(f"  {trained:,} parameters are trained, {share:.2%} of the model's")
     if record.server_flops is not None:
         progress.say(f"  the fused layers were distilled on the server: {readable(record.server_flops, FLOPS)}")
+    for number, each in enumerate(record.classes or (), 1):
+        what = f"{each.layers} of {record.depth} layers" if each.trained == each.layers else f"{each.trained} of them train"
+        progress.say(f"  class {number}: {what}, {counted(each.clients, 'client')}")
     if parts.fleet_rounds is not None and record.simulated is not None:
         report_stage(parts.fleet_rounds, record.simulated, progress)
     negative = [value for value in record.anchor_coefficients or () if value is not None and is_negative(value)]

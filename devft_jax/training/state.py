@@ -29,6 +29,9 @@ class State:
       round: rounds done, over all stages.
       stage: the current stage, from 0; -1 before the first.
       rounds_in_stage: rounds done in the current stage.
+      class_maps: the growth's maps of all stages so far, if clients of different classes hold different layers; the
+        server's state is then at full depth, and `layer_map` the identity.
+      class_bases: the frozen layers of classes, by number, if they are not the model's own.
       compiled_ahead_in: the stage during which compiling ahead was last started.
     """
 
@@ -43,6 +46,8 @@ class State:
     round: int = 0
     stage: int = -1
     rounds_in_stage: int = 0
+    class_maps: list[LayerMap] = field(default_factory=list)
+    class_bases: dict[int, Base] = field(default_factory=dict)
     compiled_ahead_in: int = -1
 
 

@@ -202,6 +202,15 @@ class Submodels:
                 fused = stored_as(distil(layer_map, wide), own, repack=repack, dtype=self._dtype)
         return self.base.replace(blocks=place_frozen(shard_blocks(fused, self._shards, MODEL_AXIS), self._mesh))
 
+    def picked(self, layer_map: LayerMap) -> Base:
+        """The base with some of its own layers, as they are stored.
+
+        Args:
+          layer_map: a map whose rows are single layers.
+        """
+        blocks = fuse(layer_map, self._model.base.blocks)
+        return self.base.replace(blocks=place_frozen(shard_blocks(blocks, self._shards, MODEL_AXIS), self._mesh))
+
     def to_host(self, tree: Any) -> Any:
         """Move arrays to where they are compared with the layers: to host memory if no device holds the whole base."""
         return tree if self.home is None else jax.device_get(tree)

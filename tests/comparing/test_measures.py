@@ -1,10 +1,12 @@
 """Figures, as they are found and written, the way to a target, and the front."""
 
+from types import SimpleNamespace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from devft_jax.comparing.measures import FINAL_LOSS, LEARNED, Form, pareto, reached
+from devft_jax.comparing.measures import FINAL_LOSS, LEARNED, MEASURES, Form, pareto, reached
 from devft_jax.reporting.units import BYTES, SECONDS
 from tests.comparing.comparisons import arm, judged_at
 
@@ -52,3 +54,17 @@ def test_a_target_is_reached_where_all_arms_were_judged_or_at_a_runs_end():
     assert reached(outcome, 3.5).round == 2
     [ends] = judged_at(arm("FedIT", [2.0]), {0, 3, 4}, 2).outcomes
     assert reached(ends, 2.75).round == 3
+
+
+def test_who_could_join_is_a_mean_over_rounds():
+    """Ten clients, of which nine hold the first stage of three rounds and five the second of one."""
+
+    def stage(rounds, able):
+        simulated = None if able is None else SimpleNamespace(eligible={"phone": able - 1, "laptop": 1})
+        return SimpleNamespace(rounds=rounds, simulated=simulated)
+
+    [measure] = [each for each in MEASURES if each.name == "could_join"]
+    fleet = SimpleNamespace(clients=10, stages=[stage(3, 9), stage(1, 5)])
+    assert measure.of(SimpleNamespace(record=fleet), None) == pytest.approx(0.8)
+    without = SimpleNamespace(clients=10, stages=[stage(3, None)])
+    assert measure.of(SimpleNamespace(record=without), None) is None

@@ -102,7 +102,7 @@ def test_a_presets_options_are_nobodys_choice(name, growth, algorithm):
         ("--growth end-to-end --stage-end gain", "stage_end gain has no effect with the growth end-to-end"),
         ("--growth end-to-end --stage-end plateau", "stage_end plateau has no effect with the growth end-to-end"),
         ("--probe-examples 8", "probe_examples 8 has no effect with a similarity of weights; leave it out or use"),
-        ("--growth progfed --probe-examples 8", "probe_examples 8 is read by devft and skip-grow only"),
+        ("--growth progfed --probe-examples 8", "probe_examples 8 is read by devft, fed-hello, fed-pilot, fedpruner and"),
         ("--grouping even_blocks --similarity cka", "similarity cka is read by dglg and contiguous only"),
         ("--fusion anchor --gain-matching", "gain_matching True is read by dblf, sum and mean only"),
         ("--fusion anchor --distil-steps 5", "distil_steps 5 is read by dblf, sum and mean only and the fusion is anchor"),

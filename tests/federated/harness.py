@@ -18,7 +18,8 @@ from devft_jax.federated.algorithms.fedit import fedit
 from devft_jax.federated.local import Passes
 from devft_jax.federated.options import OptimizerOptions
 from devft_jax.federated.round.client import LocalTraining, participant_of
-from devft_jax.federated.round.cohort import Cohort, RoundResult
+from devft_jax.federated.round.cohort import Cohort
+from devft_jax.federated.round.results import RoundResult
 from devft_jax.federated.round.server import broadcast_of
 from devft_jax.federated.sampling import client_keys
 from devft_jax.federated.work import ClientWork

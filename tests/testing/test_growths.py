@@ -1,6 +1,7 @@
 """The laws hold for every growth of the registry, and each finds one that breaks it."""
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from devft_jax.developmental import (
@@ -14,6 +15,7 @@ from devft_jax.developmental import (
     StageShape,
     make_growth,
 )
+from devft_jax.developmental.classes import ClassShape
 from devft_jax.developmental.growths import GrowthOptions
 from devft_jax.testing import GROWTH_LAWS, LawError, check_growth
 from devft_jax.testing import growths as laws
@@ -154,6 +156,19 @@ class Unending(FixedGrowth):
         return FULL
 
 
+class Larger(Prefixes):
+    def classes(self, stage, num_layers):
+        return (ClassShape(4, 4),)
+
+    def class_map(self, index, stage, num_layers, maps, draws):
+        return LayerMap.of_layers(num_layers, [0, 1, 2, 3, 4])
+
+
+class Unsure(Larger):
+    def inclusion(self, index, stage, num_layers):
+        return np.ones(2)
+
+
 FULL = LayerMap.identity(LAYERS)
 BROKEN = [
     (laws.announcements_agree, Odd, r"depths are \(2, 4, 8\) and those of shapes \(2, 8\)"),
@@ -168,6 +183,12 @@ BROKEN = [
     (laws.gives_maps, Never, "there is none in stage 0"),
     (laws.follows_its_announcements, Late, "it announces 3 stages but gives 4 maps or more"),
     (laws.follows_its_announcements, Other, r"stage 1 is StageShape\(layers=6.* but was announced as StageShape\(layers=4"),
+    (
+        laws.classes_hold_what_they_say,
+        Larger,
+        r"class 0 of stage 0 is StageShape\(layers=5.* was announced as .*layers=4",
+    ),
+    (laws.classes_hold_what_they_say, Unsure, r"inclusion of class 0 has shape \(2,\); give f64\[8\]"),
     (laws.depends_on_its_arguments_alone, Counting, "asked again, after later ones, gives a different map"),
     (laws.reads_inner_products, Twofold, "from_grams of stage 0 gives a different map"),
 ]

@@ -9,7 +9,7 @@ import pytest
 from devft_jax.developmental import StageShape
 from devft_jax.errors import InputError
 from devft_jax.reporting import Progress
-from devft_jax.training.fleet import demand_of
+from devft_jax.training.needs import demand_of
 from devft_jax.training.parts import build_parts
 from devft_jax.training.run import train
 from tests.tiny_run import CopiedInRound, adapter_bytes

@@ -17,7 +17,8 @@ import numpy as np
 
 from devft_jax.developmental.fusion import check_fusion
 from devft_jax.developmental.grouping import check_grouping, laplacian_spectrum
-from devft_jax.developmental.growth import GramGrowth
+from devft_jax.developmental.growth import GramGrowth, Growth
+from devft_jax.developmental.growths.by_tier import by_tier
 from devft_jax.developmental.maps import LayerMap, layer_map
 from devft_jax.developmental.measures import influence_similarity, weight_similarity
 from devft_jax.developmental.options import OF_TEXT, OF_WEIGHTS, SIMILARITIES, SIMILARITY_METHODS, DevFTOptions
@@ -162,7 +163,7 @@ class DevFT(GramGrowth):
         return widest_gap(laplacian_spectrum(self.logged_similarity(grams), self.laplacian), lowest, highest)
 
 
-def make(options: DevFTOptions, num_layers: int) -> DevFT:
+def make(options: DevFTOptions, num_layers: int) -> Growth:
     """DevFT with the given options.
 
     Args:
@@ -172,7 +173,7 @@ def make(options: DevFTOptions, num_layers: int) -> DevFT:
     Raises:
       ValueError: the options do not fit the model.
     """
-    return DevFT(
+    growth = DevFT(
         capacities=planned_capacities(options, num_layers),
         eigengap=options.capacities is None and options.capacity_schedule == "eigengap",
         grouping=options.grouping,
@@ -182,3 +183,4 @@ def make(options: DevFTOptions, num_layers: int) -> DevFT:
         laplacian=options.laplacian,
         lone_ends=options.lone_ends,
     )
+    return by_tier(growth, options.by_tier, num_layers)

@@ -17,7 +17,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from devft_jax.developmental.growth import FixedGrowth
+from devft_jax.developmental.growth import FixedGrowth, Growth
+from devft_jax.developmental.growths.by_tier import by_tier
 from devft_jax.developmental.maps import LayerMap
 from devft_jax.developmental.options import TextOptions
 from devft_jax.developmental.schedule import planned_capacities, validate_capacities
@@ -96,7 +97,7 @@ class SkipGrow(FixedGrowth):
         return LayerMap.of_layers(num_layers, self.most_influential(capacities[stage]))
 
 
-def make(options: TextOptions, num_layers: int) -> SkipGrow:
+def make(options: TextOptions, num_layers: int) -> Growth:
     """Skip-grow with the given options.
 
     Args:
@@ -106,4 +107,4 @@ def make(options: TextOptions, num_layers: int) -> SkipGrow:
     Raises:
       ValueError: the options do not fit the model.
     """
-    return SkipGrow(planned_capacities(options, num_layers))
+    return by_tier(SkipGrow(planned_capacities(options, num_layers)), options.by_tier, num_layers)

@@ -12,9 +12,10 @@ prefix exact and frozen.
 
 import dataclasses
 
-from devft_jax.developmental.growth import FixedGrowth
+from devft_jax.developmental.growth import FixedGrowth, Growth
+from devft_jax.developmental.growths.by_tier import by_tier
 from devft_jax.developmental.maps import LayerMap
-from devft_jax.developmental.options import CapacityOptions
+from devft_jax.developmental.options import TierOptions
 from devft_jax.developmental.schedule import planned_capacities, validate_capacities
 
 
@@ -45,7 +46,7 @@ class TopGrow(FixedGrowth):
         return LayerMap.top(num_layers, capacities[stage])
 
 
-def make(options: CapacityOptions, num_layers: int) -> TopGrow:
+def make(options: TierOptions, num_layers: int) -> Growth:
     """Top-grow with the given options.
 
     Args:
@@ -55,4 +56,4 @@ def make(options: CapacityOptions, num_layers: int) -> TopGrow:
     Raises:
       ValueError: the options do not fit the model.
     """
-    return TopGrow(planned_capacities(options, num_layers))
+    return by_tier(TopGrow(planned_capacities(options, num_layers)), options.by_tier, num_layers)

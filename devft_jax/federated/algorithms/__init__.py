@@ -115,6 +115,7 @@ _OWN = (
         message="a and b of every adapted layer, both ways",
         state="none",
         averages=True,
+        by_layer=True,
     ),
     own(
         "devft_jax.federated.algorithms.flora:flora",
@@ -198,6 +199,7 @@ _OWN = (
         state="none",
         reads=("prox_mu",),
         averages=True,
+        by_layer=True,
     ),
     own(
         "devft_jax.federated.algorithms.scaffold:scaffold",
@@ -215,6 +217,7 @@ _OWN = (
         state="server: momentum of the adapter's shape",
         reads=("server_beta1", "momentum_form"),
         averages=True,
+        by_layer=True,
     ),
     own(
         "devft_jax.federated.algorithms.server_optimizers:fedadagrad",
@@ -224,6 +227,7 @@ _OWN = (
         state="server: sums of squares of the adapter's shape",
         reads=("server_learning_rate", "server_tau"),
         averages=True,
+        by_layer=True,
     ),
     own(
         "devft_jax.federated.algorithms.server_optimizers:fedyogi",
@@ -233,6 +237,7 @@ _OWN = (
         state="server: first and second moments of the adapter's shape",
         reads=("server_learning_rate", "server_beta1", "server_beta2", "server_tau", "second_moment"),
         averages=True,
+        by_layer=True,
     ),
     own(
         "devft_jax.federated.algorithms.server_optimizers:fedadam",
@@ -242,6 +247,7 @@ _OWN = (
         state="server: first and second moments of the adapter's shape",
         reads=("server_learning_rate", "server_beta1", "server_beta2", "server_tau", "second_moment"),
         averages=True,
+        by_layer=True,
     ),
     own(
         "devft_jax.federated.algorithms.fedex_lora:fedex_lora",

@@ -9,10 +9,9 @@ reads and assembles the next ones (`devft_jax.federated.round.assembly`), and wh
 chunk ends. A client whose loss or update is not finite gets weight zero and is named in the round's result.
 """
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,68 +30,20 @@ from devft_jax.federated.round.chunk import (
     jit_chunk,
     jit_zero_sums,
 )
-from devft_jax.federated.round.client import LocalTraining, frozen_rows, participant_shapes, uplink_shapes
+from devft_jax.federated.round.client import LocalTraining, frozen_rows
+from devft_jax.federated.round.client_shapes import ClientShapes, ShapesByState
+from devft_jax.federated.round.in_flight import InFlight
+from devft_jax.federated.round.results import Group, Part, RoundResult
 from devft_jax.federated.round.server import add_over_devices, cumulative_bytes, jit_add, jit_broadcast, jit_finalize
 from devft_jax.federated.work import ClientWork
-from devft_jax.models.adapter import Adapter
 from devft_jax.models.base import Base
 from devft_jax.runtime.compiled import CompiledPrograms
 from devft_jax.runtime.devices import OVER_DEVICES, client_mesh, shapes_on
 from devft_jax.runtime.prefetch import prefetch
 from devft_jax.typing import PyTree
 
-# Chunks whose inputs may be on the device at once: one running and one waiting.
-CHUNKS_IN_FLIGHT = 2
 # Chunks that may wait on the host in addition.
 CHUNKS_AHEAD = 2
-
-
-@dataclass(frozen=True)
-class RoundResult:
-    """The results of a round, except the participants' new rows, which are in the bank. K participants, S steps.
-
-    Attributes:
-      server: the server's state after aggregation.
-      losses: f32[K, S], per participant and step; 0 for steps that a participant does not take.
-      update_norms: f32[K], per participant.
-      finite: bool[K], which participants' losses and updates are finite.
-      metrics: the algorithm's own metrics.
-      bytes_up: bytes of all participants' messages to the server together.
-      bytes_down: bytes of all messages to the participants together.
-      examples_by_length: number of examples trained on, by length.
-      bytes_cumulative: bytes of the part of one client's downlink that it would also need of rounds that it missed.
-      adapter: shapes of one client's adapter.
-      train: shapes of its trained leaves.
-    """
-
-    server: PyTree
-    losses: np.ndarray
-    update_norms: np.ndarray
-    finite: np.ndarray
-    metrics: dict[str, float]
-    bytes_up: int
-    bytes_down: int
-    examples_by_length: dict[int, int]
-    bytes_cumulative: int
-    adapter: Adapter
-    train: PyTree
-
-
-@dataclass(frozen=True)
-class Group:
-    """Participants that begin from the same state of the server.
-
-    Attributes:
-      server: the algorithm's state.
-      cohort: the participants, each once.
-      lr: their learning rate.
-      keys: ids u32[C] -> key[C], the clients' random keys.
-    """
-
-    server: PyTree
-    cohort: Sequence[ClientWork]
-    lr: float
-    keys: Callable[[np.ndarray], jax.Array]
 
 
 class Cohort:
@@ -128,7 +79,7 @@ class Cohort:
         self.programs = programs
         self.shared = NamedSharding(self.mesh, PartitionSpec())
         self.split = NamedSharding(self.mesh, OVER_DEVICES)
-        self._shapes: dict[Any, _Shapes] = {}
+        self._shapes = ShapesByState(self.algorithm)
         self._broadcast = jit_broadcast(self.algorithm)
         self._finalize = jit_finalize(self.algorithm)
 
@@ -143,7 +94,7 @@ class Cohort:
           train_rows: as in `run`.
         """
         broadcast = jax.eval_shape(self._broadcast, server)
-        zeros = self._zero_sums(self._shapes_of(broadcast, row))
+        zeros = self._zero_sums(self._shapes.of(broadcast, row))
         sums = jax.eval_shape(zeros)
         inputs = chunk_shapes(
             self.mesh,
@@ -194,7 +145,7 @@ class Cohort:
         return self.run_groups(base, server, bank, [Group(server, cohort, lr, keys)], train_rows)
 
     def run_groups(
-        self, base: Base, server: PyTree, bank: Bank, groups: Sequence["Group"], train_rows: np.ndarray
+        self, base: Base, server: PyTree, bank: Bank, groups: Sequence[Group], train_rows: np.ndarray
     ) -> RoundResult:
         """One round whose participants may begin from different states of the server, all of the same stage.
 
@@ -212,20 +163,13 @@ class Cohort:
           ChunkTooLargeError: a chunk does not fit into memory.
         """
         starts = [self._start(base, group.server, bank, group.lr, train_rows) for group in groups]
-        start, sums, in_flight = starts[0], starts[0].sums, _InFlight(bank)
+        start, sums, in_flight = starts[0], starts[0].sums, InFlight(bank, self.clients_per_step)
         examples_by_length: Counter[int] = Counter()
         first = 0
-        try:
-            for group, own in zip(groups, starts, strict=True):
-                with prefetch(self._host_chunks(group.cohort, bank, self.clients_per_step), CHUNKS_AHEAD) as chunks:
-                    for chunk in chunks:
-                        examples_by_length.update(chunk.lengths)
-                        sums, outputs = self._launch(own, self._on_devices(chunk, group.keys), sums)
-                        in_flight.add(replace(chunk, slots=chunk.slots + first), outputs)
-                first += len(group.cohort)
-            outputs = in_flight.finish()
-        except (jax.errors.JaxRuntimeError, MemoryError) as error:
-            raise _if_too_large(error, self.clients_per_step, begun=in_flight.stored) from error
+        for group, own in zip(groups, starts, strict=True):
+            sums = self._train(own, group, sums, in_flight, examples_by_length, first=first)
+            first += len(group.cohort)
+        outputs = in_flight.finish()
         statistics, metrics = outputs.statistics, dict[str, jax.Array]()
         if statistics.finite.any():
             total = add_over_devices(self.programs, sums)
@@ -247,25 +191,72 @@ class Cohort:
             train=shapes.train,
         )
 
+    def part(
+        self, base: Base, bank: Bank, group: Group, *, train_rows: np.ndarray, frozen: int, clients_per_step: int
+    ) -> Part:
+        """Train participants that hold a part of the model, without a step of the server.
+
+        Args:
+          base: the part's frozen layers, placed on the devices of `mesh`.
+          bank: the clients' rows.
+          group: the participants and the part's state of the server.
+          train_rows: bool[G], which of the part's layers learn.
+          frozen: number of the lowest layers that need no backward pass.
+          clients_per_step: clients of a chunk, a multiple of the devices.
+
+        Raises:
+          ChunkTooLargeError: a chunk does not fit into memory.
+        """
+        start = self._start(base, group.server, bank, group.lr, train_rows, frozen)
+        in_flight, lengths = InFlight(bank, clients_per_step), Counter[int]()
+        sums = self._train(start, group, start.sums, in_flight, lengths, clients_per_step=clients_per_step)
+        outputs = in_flight.finish()
+        total = jax.tree.map(lambda leaf: leaf[0], add_over_devices(self.programs, sums))
+        shapes = start.shapes
+        return Part(total, outputs, dict(lengths), shapes.down, shapes.up, shapes.adapter, shapes.train)
+
+    def _train(
+        self,
+        start: "_Start",
+        group: Group,
+        sums: PyTree,
+        in_flight: InFlight,
+        lengths: Counter[int],
+        *,
+        first: int = 0,
+        clients_per_step: int | None = None,
+    ) -> PyTree:
+        """Launch a group's chunks and return the sums with its clients; its places in the round begin at `first`."""
+        size = clients_per_step or self.clients_per_step
+        with in_flight.checked(), prefetch(self._host_chunks(group.cohort, in_flight.bank, size), CHUNKS_AHEAD) as chunks:
+            for chunk in chunks:
+                lengths.update(chunk.lengths)
+                sums, outputs = self._launch(start, self._on_devices(chunk, group.keys), sums)
+                in_flight.add(replace(chunk, slots=chunk.slots + first), outputs)
+        return sums
+
     def _host_chunks(self, cohort: Sequence[ClientWork], bank: Bank, size: int) -> Iterator[HostChunk]:
         return host_chunks(cohort, bank, self.assemble, size=size, devices=self.mesh.size)
 
-    def _chunk_program(self, train_rows: np.ndarray) -> jax.stages.Wrapped:
-        """The chunk of a stage, without a backward pass in the lowest layers that do not learn."""
-        compute = replace(self.training.compute, frozen_layers=frozen_rows(self.algorithm, train_rows))
+    def _chunk_program(self, train_rows: np.ndarray, frozen: int | None = None) -> jax.stages.Wrapped:
+        """The chunk of a stage, without a backward pass in the lowest layers that do not learn, or in `frozen` of them."""
+        lowest = frozen_rows(self.algorithm, train_rows) if frozen is None else frozen
+        compute = replace(self.training.compute, frozen_layers=lowest)
         return jit_chunk(replace(self.training, compute=compute), self.mesh)
 
-    def _zero_sums(self, shapes: "_Shapes") -> jax.stages.Wrapped:
+    def _zero_sums(self, shapes: ClientShapes) -> jax.stages.Wrapped:
         """Makes the sums with which a round begins."""
         leaves, structure = jax.tree.flatten(shapes.up)
         return jit_zero_sums(self.algorithm, structure, tuple(leaves), self.split)
 
-    def _start(self, base: Base, server: PyTree, bank: Bank, lr: float, train_rows: np.ndarray) -> "_Start":
+    def _start(
+        self, base: Base, server: PyTree, bank: Bank, lr: float, train_rows: np.ndarray, frozen: int | None = None
+    ) -> "_Start":
         broadcast = self.programs.call("broadcast", self._broadcast, server)
-        shapes = self._shapes_of(broadcast, bank.row)
+        shapes = self._shapes.of(broadcast, bank.row)
         broadcast, rate, learning = jax.device_put((broadcast, jnp.float32(lr), train_rows), self.shared)
         return _Start(
-            program=self._chunk_program(train_rows),
+            program=self._chunk_program(train_rows, frozen),
             inputs=RoundInputs(base=base, broadcast=broadcast, lr=rate, train_rows=learning),
             sums=self.programs.call("zero_sums", self._zero_sums(shapes)),
             shapes=shapes,
@@ -288,31 +279,6 @@ class Cohort:
         """Run a chunk; `sums` must not be used afterwards."""
         return self.programs.call("chunk", start.program, ChunkInputs(shared=start.inputs, clients=clients), sums)
 
-    def _shapes_of(self, broadcast: PyTree, row: PyTree) -> "_Shapes":
-        """Shapes of one client's trees; traced once per stage, not in every round."""
-        leaves, structure = jax.tree.flatten((broadcast, row))
-        key = structure, tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves)
-        if key not in self._shapes:
-            participant = participant_shapes(self.algorithm, broadcast, row)
-            train, frozen = jax.eval_shape(self.algorithm.start, participant)
-            self._shapes[key] = _Shapes(
-                down=participant.down,
-                up=uplink_shapes(self.algorithm, participant),
-                adapter=jax.eval_shape(self.algorithm.adapter, train, frozen),
-                train=train,
-            )
-        return self._shapes[key]
-
-
-@dataclass(frozen=True)
-class _Shapes:
-    """Shapes and dtypes of one client's messages, adapter and trained leaves."""
-
-    down: PyTree
-    up: PyTree
-    adapter: Adapter
-    train: PyTree
-
 
 @dataclass(frozen=True)
 class _Start:
@@ -321,59 +287,4 @@ class _Start:
     program: jax.stages.Wrapped
     inputs: RoundInputs
     sums: PyTree
-    shapes: _Shapes
-
-
-class _InFlight:
-    """The chunks that are still running on the devices, and the outputs of those that have finished.
-
-    Attributes:
-      stored: whether rows of participants have been replaced in the bank.
-    """
-
-    def __init__(self, bank: Bank):
-        self.stored = False
-        self._bank = bank
-        self._running: deque[tuple[HostChunk, ClientOutputs]] = deque()
-        self._ended: list[tuple[np.ndarray, ClientOutputs]] = []
-
-    def add(self, chunk: HostChunk, outputs: ClientOutputs) -> None:
-        """Add a launched chunk; wait until at most `CHUNKS_IN_FLIGHT` run."""
-        # From here on the host needs the places of the chunk's rows, not its inputs.
-        self._running.append((replace(chunk, rows=None, batches=()), outputs))
-        if len(self._running) > CHUNKS_IN_FLIGHT:
-            self._end_first()
-
-    def finish(self) -> ClientOutputs:
-        """Wait for all chunks; returns the outputs of all participants except their rows, in the cohort's order."""
-        while self._running:
-            self._end_first()
-        slots, outputs = jax.tree.map(lambda *parts: np.concatenate(parts), *self._ended)
-        return jax.tree.map(lambda leaf: leaf[np.argsort(slots)], outputs)
-
-    def _end_first(self) -> None:
-        chunk, outputs = self._running.popleft()
-        outputs = jax.tree.map(lambda leaf: leaf[: chunk.real], jax.device_get(outputs))
-        kept = np.flatnonzero(outputs.statistics.finite)
-        self._bank.put(chunk.positions[kept], jax.tree.map(lambda leaf: leaf[kept], outputs.rows))
-        self.stored |= bool(jax.tree.leaves(self._bank.row))
-        self._ended.append((chunk.slots[: chunk.real], outputs.replace(rows=None)))
-
-
-class ChunkTooLargeError(Exception):
-    """A chunk does not fit into memory.
-
-    Attributes:
-      size: clients of the chunk.
-      begun: whether rows of participants had already been replaced.
-    """
-
-    def __init__(self, size: int, begun: bool):
-        super().__init__(size, begun)
-        self.size, self.begun = size, begun
-
-
-def _if_too_large(error: BaseException, size: int, *, begun: bool) -> BaseException:
-    """The error as a `ChunkTooLargeError` if it means that memory ran out; otherwise the error itself."""
-    full = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error).lower()
-    return ChunkTooLargeError(size, begun) if full else error
+    shapes: ClientShapes

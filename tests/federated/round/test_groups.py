@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from devft_jax.federated.round.client import LocalTraining
-from devft_jax.federated.round.cohort import Cohort, Group
+from devft_jax.federated.round.cohort import Cohort
+from devft_jax.federated.round.results import Group
 from devft_jax.models.llama import Compute
 from devft_jax.runtime.compiled import CompiledPrograms
 from tests.federated.harness import (
