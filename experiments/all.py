@@ -22,6 +22,7 @@ from experiments.questions import (
     anchor,
     beta,
     clients,
+    fleet,
     heterogeneity,
     last_stage,
     levers,
@@ -53,6 +54,7 @@ QUESTIONS = (
     alignment,
     heterogeneity,
     clients,
+    fleet,
     recipe,
     levers,
 )

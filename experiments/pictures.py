@@ -14,7 +14,11 @@ from experiments.study import Experiment
 
 NAMES, ROOM, ROW, FIGURES = 216, 400, 28, 160
 """Pixels for names, for the axis, for a row, and for figures as text."""
-COSTS = {"seconds_train": (1, "training time", SECONDS), "bytes_up": (2, "sent up by all clients", BYTES)}
+COSTS = {
+    "seconds_train": (1, "training time", SECONDS),
+    "bytes_up": (2, "sent up by all clients", BYTES),
+    "simulated_seconds": (3, "simulated time", SECONDS),
+}
 """Place in a point of a curve, label and units of the costs against which losses are drawn."""
 SPENT = (("train_flops", "training work of all clients", FLOPS), ("bytes_up", "sent up by all clients", BYTES))
 """Costs against which final losses are drawn, with their labels and units."""

@@ -35,6 +35,8 @@ SHOWN = (
     "train_flops",
     "seconds_train",
     "peak_memory_bytes",
+    "simulated_seconds",
+    "could_join",
 )
 """The figures of an arm in a table, where they are known."""
 

@@ -250,9 +250,16 @@ def _run(comparison: Comparison, arm: ArmResult, outcome: Outcome) -> dict[str, 
         "base_loss": None if record is None else _rounded(record.base_loss),
         "measures": {name: value for name, value in measures.items() if value is not None},
         "scores": scores,
-        "curve": [[_rounded(each) for each in (at.round, at.seconds, at.bytes_up, at.loss)] for at in outcome.curve],
+        "curve": _curve(outcome),
         "stages": [] if record is None else [_stage(each) for each in record.stages],
     }
+
+
+def _curve(outcome: Outcome) -> list[list[float | None]]:
+    """Round, seconds, bytes, simulated seconds if there is a fleet, and loss of every evaluation of the full model."""
+    fleet = outcome.record is not None and outcome.record.fleet is not None
+    costs = [(at.round, at.seconds, at.bytes_up, *((at.simulated,) if fleet else ())) for at in outcome.curve]
+    return [[_rounded(each) for each in (*cost, at.loss)] for cost, at in zip(costs, outcome.curve, strict=True)]
 
 
 def _stage(stage: StageRecord) -> dict[str, Any]:
