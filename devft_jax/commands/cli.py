@@ -23,7 +23,7 @@ from devft_jax.errors import InputError, RunError
 from devft_jax.options import closest
 from devft_jax.runtime import screen
 from devft_jax.runtime.screen import complain, show
-from devft_jax.runtime.stopping import own_process
+from devft_jax.runtime.stopping import leave, own_process
 
 CLOSED_PIPE = 141
 """128 + SIGPIPE, the exit code that a shell shows for a program whose output pipe was closed."""
@@ -60,6 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = CLOSED_PIPE if isinstance(error, BrokenPipeError) else 1
         if code == 1:
             complain(f"devft: {screen.not_written(error)}")
+    leave(code)
     sys.exit(code)
 
 

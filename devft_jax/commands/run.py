@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 
 from devft_jax.commands.failures import traceback_kept
 from devft_jax.commands.jax_setup import require_devices
-from devft_jax.commands.parsing import START, NoOptions, parse_configuration
+from devft_jax.commands.parsing import START, parse_configuration
+from devft_jax.runtime.joining import asked_for, join
+from devft_jax.runtime.options import HostOptions
 
 if TYPE_CHECKING:
     from devft_jax.config.run_config import RunConfig
@@ -24,8 +26,23 @@ def parse_run(arguments: Sequence[str]) -> "RunConfig":
     Raises:
       InputError: the words cannot be parsed.
     """
+    return parse_command(arguments)[0]
+
+
+def parse_command(arguments: Sequence[str]) -> "tuple[RunConfig, HostOptions]":
+    """`parse_run`, and how the run's processes find each other.
+
+    Args:
+      arguments: the words after `devft run`.
+
+    Returns:
+      The configuration and the options; their types are checked.
+
+    Raises:
+      InputError: the words cannot be parsed.
+    """
     about = f"Train, or resume an unfinished run of the same configuration.\n\n{START}"
-    return parse_configuration(arguments, NoOptions, command="devft run", about=about)[0]
+    return parse_configuration(arguments, HostOptions, command="devft run", about=about)
 
 
 def command(arguments: Sequence[str]) -> int:
@@ -34,12 +51,14 @@ def command(arguments: Sequence[str]) -> int:
     Args:
       arguments: the words after `devft run`.
     """
-    config = parse_run(arguments)
+    config, hosts = parse_command(arguments)
+    hosts = asked_for(hosts)
     from devft_jax.reporting.progress import Progress
 
     with Progress().doing("starting JAX"):
         from devft_jax.training.run import default_folder, train
 
+        join(hosts)
         require_devices()
     with traceback_kept(Path(config.out or default_folder(config))):
         run = train(config)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from devft_jax.reporting import Progress
+from devft_jax.runtime.options import JOINED_BY
 from devft_jax.runtime.stopping import StopRequest
 
 REPORT_EVERY = 30.0
@@ -40,6 +41,9 @@ def supervise(
     sources = str(Path(__file__).resolve().parents[2])
     paths = [sources, *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    # Each is one process.
+    for variable in JOINED_BY.values():
+        environment.pop(variable, None)
     # An older file is removed, not overwritten: it could be a link.
     log.unlink(missing_ok=True)
     with open(log, "x", encoding="utf-8") as output:

@@ -23,14 +23,16 @@ class ExecutionOptions:
     dtype: str = option("auto", choices=DTYPES)
     """Precision of activations and frozen weights: float32, bfloat16, or auto (float32 on CPU, else bfloat16)."""
     devices: int | None = execution(None, at_least=1, at_most=2**16)
-    """Local devices over which the clients are spread; by default all. On CPU a device is a share of the host's cores."""
+    """Local devices over which the clients are spread; by default all. On CPU a device is a share of the host's cores. Of
+    several processes, each uses as many."""
     model_shards: int = execution(1, at_least=1, at_most=2**16)
     """Devices that hold the frozen base together, for a base that does not fit on one device: each keeps a shard, and a
     layer's weights are gathered when the layer runs. Must divide the number of devices; all of them train clients."""
     clients_per_step: int | Literal["auto"] = execution("auto", at_least=1, at_most=10**6)
     """Clients trained at once (memory grows with it, results do not change), at most a round's participants. auto takes on
     a CPU the fewest with which a layer's products are large, one per device for most models. On accelerators it starts with
-    8 per device, tries larger numbers in the next rounds while enough training remains, and keeps the fastest."""
+    8 per device, tries larger numbers in the next rounds while enough training remains, and keeps the fastest; several
+    processes keep the first number."""
     examples_per_pass: int | None = execution(None, at_least=1, at_most=10**6)
     """Examples of a local step that run at once; their gradients are summed (memory grows with it, results do not change).
     By default all on an accelerator, and on a CPU as many as suit the examples' length."""

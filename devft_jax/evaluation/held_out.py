@@ -6,7 +6,7 @@ no decoding is needed. (A completion that spells the same text with other tokens
 token ids are compared after decoding.)
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,8 +22,10 @@ from devft_jax.models.base import Base
 from devft_jax.models.llama import Compute
 from devft_jax.models.loss import completion_statistics
 from devft_jax.models.sharding import partition_specs, place_frozen, placed_shapes
+from devft_jax.runtime.all_devices import AllDevices
 from devft_jax.runtime.compiled import CompiledPrograms, shared_programs
 from devft_jax.runtime.devices import OVER_DEVICES, client_mesh, shapes_on
+from devft_jax.runtime.processes import ALONE, Processes
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ class HeldOut:
       batch_size: most examples evaluated at once, rounded up to a multiple of the devices; batches are of equal size, so
         that few rows are empty.
       devices: local devices to use.
+      processes: those among which every batch is divided, each with as many devices; called by all of them.
       model_shards: how many of them hold a base together, as `shard_base` divides it.
       programs: keeps and counts compiled programs.
     """
@@ -86,18 +89,20 @@ class HeldOut:
         buckets: Sequence[int],
         batch_size: int,
         devices: Sequence[jax.Device],
+        processes: Processes = ALONE,
         model_shards: int = 1,
         programs: CompiledPrograms,
     ):
-        self.mesh = mesh = client_mesh(devices, model_shards)
+        self.mesh = client_mesh(devices, model_shards)
+        self.all_devices = AllDevices.of(processes, self.mesh)
         self.examples = examples
         self.buckets = buckets
-        batches = -(-len(examples) // batch_size)
-        self.batch_size = -(-len(examples) // (batches * len(devices))) * len(devices)
+        self.processes = processes
+        batches, everywhere = -(-len(examples) // batch_size), len(devices) * processes.count
+        self.batch_size = -(-len(examples) // (batches * everywhere)) * everywhere
         self.programs = programs
-        self.split = NamedSharding(mesh, OVER_DEVICES)
-
-        self._scores = jit_scores(config, compute, mesh)
+        self.split = NamedSharding(self.mesh, OVER_DEVICES)
+        self._scores = jit_scores(config, compute, self.all_devices.mesh)
 
     def prepare(self, base: Base, adapter: Adapter) -> None:
         """Start to compile the programs that evaluate an adapter on a base.
@@ -108,9 +113,10 @@ class HeldOut:
         """
         model = placed_shapes((base, adapter), self.mesh)
         for length in sorted({length for _, length in evaluation_order(self.examples, self.batch_size, self.buckets)}):
-            shape = (self.batch_size, length)
+            shape = (self.batch_size // self.processes.count, length)
             inputs = jax.ShapeDtypeStruct(shape, np.int32), jax.ShapeDtypeStruct(shape, np.bool_)
-            self.programs.prepare("evaluate", self._scores, *model, *shapes_on(self.split, inputs))
+            arguments = self.all_devices.together((*model, *shapes_on(self.split, inputs)))
+            self.programs.prepare("evaluate", self._scores, *arguments)
 
     def __call__(self, base: Base, adapter: Adapter | None) -> Evaluation:
         """Evaluate every held-out example.
@@ -119,18 +125,21 @@ class HeldOut:
           base: the model.
           adapter: its adapter; None for the base alone.
         """
-        base, adapter = place_frozen((base, adapter), self.mesh)
-        pending = []
+        base, adapter = self.all_devices.together(place_frozen((base, adapter), self.mesh))
+        rows = self.batch_size // self.processes.count
+        own = slice(self.processes.index * rows, (self.processes.index + 1) * rows)
+        indices, pending = [], []
         tokens_counted = 0
         batches = evaluation_batches(self.examples, self.batch_size, self.buckets)
         for index, tokens, mask in batches:
-            inputs = jax.device_put((tokens, mask), self.split)
+            inputs = self.all_devices.together(jax.device_put((tokens[own], mask[own]), self.split))
             tokens_counted += int(mask.sum())
-            pending.append((index, self.programs.call("evaluate", self._scores, base, adapter, *inputs)))
+            indices.append(index)
+            scores = self.programs.call("evaluate", self._scores, base, adapter, *inputs)
+            pending.append(self.all_devices.apart(scores))
         nll = 0.0
         hits = np.zeros(len(self.examples), bool)
-        for index, scores in pending:
-            nll_of_rows, hit_of_rows = jax.device_get(scores)
+        for index, (nll_of_rows, hit_of_rows) in zip(indices, self._of_all(pending), strict=True):
             real = index >= 0
             nll += float(nll_of_rows[real].sum(dtype=np.float64))
             hits[index[real]] = hit_of_rows[real]
@@ -140,3 +149,12 @@ class HeldOut:
             hits=hits,
             examples=len(self.examples),
         )
+
+    def _of_all(self, pending: list[tuple[jax.Array, jax.Array]]) -> Iterable[tuple[np.ndarray, np.ndarray]]:
+        """The scores of each batch's rows, from the process that has computed them."""
+        if not self.processes.several:
+            return map(jax.device_get, pending)
+        # [P, batches, rows of a process] -> [batches, rows of a batch]
+        gathered = self.processes.gathered([np.stack(each) for each in zip(*jax.device_get(pending), strict=True)])
+        nll, hits = (each.swapaxes(0, 1).reshape(len(pending), self.batch_size) for each in gathered)
+        return zip(nll, hits, strict=True)

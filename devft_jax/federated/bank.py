@@ -10,6 +10,9 @@ passed, and applies the later ones when the row is used: for stage t with map M_
 as for a client that took no part in the stage. Rows are stored in two places: `full` has those at full depth, from the
 beginning of some stage, and `stage` those trained in the current stage. Rows are mapped on the host's CPU, each by the same
 compiled function, so that a row never depends on the other rows mapped with it.
+
+Of several processes, the one that trained a client last has its rows; they are moved before a round in which another one
+trains it.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +25,9 @@ import numpy as np
 
 from devft_jax.developmental import LayerMap
 from devft_jax.federated.algorithm import Algorithm, own_traits
+from devft_jax.federated.row_exchange import move_rows
 from devft_jax.runtime.devices import host_device
+from devft_jax.runtime.processes import ALONE, Processes
 from devft_jax.storage.rows import MOST_IN_MEMORY, Rows, SavedRows, blocks, save_rows
 from devft_jax.typing import PyTree
 
@@ -57,6 +62,7 @@ class ClientBank:
       mode: how a stage's result returns to full depth.
       in_memory: largest size in bytes of the rows that are held in memory; larger rows are held in a file.
       folder: folder of that file; None for the system's temporary folder.
+      processes: the processes that keep the rows together; each stores those of the clients that it trained last.
 
     Attributes:
       row: shapes of one row of the current stage; between stages at full depth.
@@ -73,7 +79,11 @@ class ClientBank:
         mode: str,
         in_memory: int = MOST_IN_MEMORY,
         folder: Path | None = None,
+        processes: Processes = ALONE,
     ):
+        self._processes = processes
+        # The process that has a client's rows; -1 where no process has any yet.
+        self._holder = np.full(clients if processes.several else 0, -1, np.int32)
         self._algorithm, self._traits, self._clients, self._mode = algorithm, traits, clients, mode
         self._in_memory, self._folder = in_memory, folder
         trait = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), traits)
@@ -141,6 +151,21 @@ class ClientBank:
             assert self._stage is not None
             self._stage.put(positions, rows)
 
+    def move(self, positions: np.ndarray, to: np.ndarray) -> None:
+        """Bring clients' rows to the processes that will train them; called by all processes, before a round.
+
+        Args:
+          positions: i64[K], the clients.
+          to: i64[K], the number of a process for each.
+        """
+        if self.empty:
+            return
+        assert self._stage is not None
+        old = self._holder[positions]
+        moving = (old >= 0) & (old != to)
+        move_rows(self._processes, [self._full, self._stage], self._since, positions[moving], old[moving], to[moving])
+        self._holder[positions] = to
+
     def _at_start(self, positions: np.ndarray) -> PyTree:
         """Full rows at the beginning of the current stage; between stages, the current full rows."""
         known = self._full.stored[positions]
@@ -196,12 +221,12 @@ class ClientBank:
             path, {"traits": self._trait_rows(), "since": self._since_rows(), "full": self._full, "stage": self._stage}
         )
 
-    def restore(self, path: Path, maps: Sequence[LayerMap]) -> None:
-        """Continue from a file of `save`.
+    def restore(self, paths: Sequence[Path], maps: Sequence[LayerMap]) -> None:
+        """Continue from files of `save`; of several processes, each reads the rows of every P-th client.
 
         Args:
-          path: the file.
-          maps: the maps of all stages so far; the file was saved in the last one.
+          paths: the files that as many processes have saved.
+          maps: the maps of all stages so far; the files were saved in the last one.
 
         Raises:
           OSError: the file cannot be read.
@@ -211,14 +236,23 @@ class ClientBank:
         for layer_map in maps:
             self.enter(layer_map)
         assert self._stage is not None
-        saved = SavedRows(path)
-        traits, since = self._trait_rows(), self._since_rows()
-        for name, rows in (("traits", traits), ("since", since), ("full", self._full), ("stage", self._stage)):
-            saved.restore(name, rows)
-        saved.close()
-        everyone = np.arange(self._clients)
-        self._traits = traits.take(everyone)
-        self._since = since.take(everyone)[0]
+        for path in paths:
+            saved = SavedRows(path)
+            traits, since = self._trait_rows(), self._since_rows()
+            for name, rows in (("traits", traits), ("since", since)):
+                saved.restore(name, rows)
+            self._traits = traits.take(np.arange(self._clients))
+            # Only clients with rows have passed stages.
+            held = np.union1d(saved.positions("full"), saved.positions("stage"))
+            self._since[held] = since.take(held)[0]
+            if self._processes.several:
+                self._holder[held] = held % self._processes.count
+            for name, rows in (("full", self._full), ("stage", self._stage)):
+                saved.restore(name, rows, self._is_own if self._processes.several else None)
+            saved.close()
+
+    def _is_own(self, positions: np.ndarray) -> np.ndarray:
+        return self._holder[positions] == self._processes.index
 
     def _trait_rows(self) -> Rows:
         return _rows_of(self._traits, self._clients)

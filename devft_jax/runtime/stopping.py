@@ -3,11 +3,15 @@
 While no work would be lost, such as while a model is loaded or the first program compiled, the first request stops at once.
 Later the current work, such as a round, is finished and saved first. A background thread reports this immediately, because
 Python handles a signal only when the running computation returns. A second Ctrl-C then stops without finishing.
+
+Processes that work together stop together: a request to one of them counts for all when they next agree (`settle`).
 """
 
+import atexit
 import contextlib
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +20,7 @@ from collections.abc import Callable, Iterator
 _SAME_REQUEST = 0.5
 
 _owned = threading.Event()
+_ends_at_once = threading.Event()
 
 
 class Stopped(KeyboardInterrupt):
@@ -32,23 +37,58 @@ def is_own_process() -> bool:
     return _owned.is_set()
 
 
+def end_without_waiting() -> None:
+    """Declare that a run with other processes has failed here: JAX would wait for them when this process exits."""
+    if not _ends_at_once.is_set():
+        atexit.register(leave, 1)
+    _ends_at_once.set()
+
+
+def leave(code: int) -> None:
+    """End the process now if `end_without_waiting` was called; else do nothing.
+
+    Args:
+      code: the exit code.
+    """
+    if _ends_at_once.is_set():
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                stream.flush()
+        os._exit(code)
+
+
 class StopRequest:
     """Whether a stop was requested.
 
     Args:
       say: prints the answer to a request; called from another thread.
       may_exit: whether a second Ctrl-C may end the process in the middle of a computation (only after `own_process`).
+      agree: of several processes, (the signal that this one got, or None) -> the signal that counts for all, or None; called
+        by all of them. None for a single process.
 
     Attributes:
       signal: number of the signal; None before a request.
       doing: the work, in words, that is finished before the stop; None while a request stops at once, by raising `Stopped`.
     """
 
-    def __init__(self, say: Callable[[str], None] = lambda text: None, *, may_exit: bool = False):
+    def __init__(
+        self,
+        say: Callable[[str], None] = lambda text: None,
+        *,
+        may_exit: bool = False,
+        agree: Callable[[int | None], int | None] | None = None,
+    ):
         self.signal: int | None = None
+        self._agree = agree
+        self._own: int | None = None
         self.doing: str | None = None
         self._say, self._may_exit = say, may_exit
         self._first_at: float | None = None
+
+    def settle(self) -> None:
+        """Let a request to any of several processes count; without others, requests count immediately."""
+        if self._agree is not None and self.signal is None:
+            self.signal = self._agree(self._own)
 
     def check(self) -> None:
         """Raise `Stopped` if a stop was requested; called where nothing would be lost."""
@@ -85,7 +125,9 @@ class StopRequest:
         """The signal handler; called in the main thread, when the running computation returns."""
         if self._first_at is None:
             self._first_at = time.monotonic()
-            self.signal = number
+            self._own = number
+            if self._agree is None or self.doing is None:
+                self.signal = number
             if self.doing is None:
                 raise Stopped
         elif number == signal.SIGINT and time.monotonic() - self._first_at > _SAME_REQUEST:

@@ -3,6 +3,9 @@
 A checkpoint is written atomically, and every byte is verified before it is read (`devft_jax.storage.digests`). Kept are the
 two newest, the last one of every stage, from which the stage can be exported, that of the best round, if the run looks for
 it, and the one after which the run was lengthened, because later rounds are replayed from it.
+
+Of several processes, all write the arrays, through orbax, and each the rows that it keeps, to `rows/<process>.safetensors`
+in the checkpoint's folder; process 0 does the rest. A checkpoint is read by any number of processes.
 """
 
 import contextlib
@@ -17,6 +20,7 @@ import jax
 from devft_jax.errors import InputError
 from devft_jax.files import read_json, write_atomically
 from devft_jax.files.writing import temporary_name
+from devft_jax.runtime.processes import ALONE, Processes
 from devft_jax.storage.digests import fault_of, read_list, same_start, write_list
 from devft_jax.storage.metrics import Metrics
 from devft_jax.storage.records import CheckpointRecord
@@ -24,6 +28,8 @@ from devft_jax.storage.saving import quiet_libraries, saving
 from devft_jax.typing import PyTree
 
 CHECKPOINTS_KEPT = 2
+ROWS = "rows"
+"""Subfolder of a checkpoint of several processes with what clients keep."""
 
 
 class Checkpoints:
@@ -32,11 +38,12 @@ class Checkpoints:
     Args:
       folder: the run's folder.
       metrics: the run's metrics; a checkpoint stores the digest of the lines so far.
+      processes: those that read and write checkpoints together: every method that reads or writes arrays is called by all.
     """
 
-    def __init__(self, folder: Path, metrics: Metrics):
+    def __init__(self, folder: Path, metrics: Metrics, processes: Processes = ALONE):
         self.path = folder
-        self._metrics = metrics
+        self._metrics, self._processes = metrics, processes
         self._intact: set[int] = set()
         self._stages: dict[int, int | None] = {}
 
@@ -70,8 +77,13 @@ class Checkpoints:
         return self.path / "checkpoints"
 
     def bank_path(self, round_index: int) -> Path:
-        """The file of what clients keep at a checkpoint."""
+        """The file of what clients keep at a checkpoint of one process."""
         return self.path / "bank" / f"round_{round_index}.safetensors"
+
+    def bank_paths(self, round_index: int) -> list[Path]:
+        """The files of what clients keep at a checkpoint: one for every process that has saved it."""
+        of_processes = sorted((self._folder / str(round_index) / ROWS).glob("*.safetensors"))
+        return of_processes or [self.bank_path(round_index)]
 
     def save(
         self,
@@ -93,26 +105,44 @@ class Checkpoints:
         """
         import orbax.checkpoint as ocp
 
-        final = self._folder / str(round_index)
-        new = temporary_name(final)
+        processes, final = self._processes, self._folder / str(round_index)
+        new = final.with_name(processes.from_first(temporary_name(final).name))
         try:
             with saving(self.path, f"the checkpoint of round {round_index}"):
+                if processes.first:
+                    (new / ROWS if processes.several and bank is not None else new).mkdir(parents=True)
+                processes.meet()
                 if bank is not None:
-                    bank(self.bank_path(round_index))
-                new.mkdir(parents=True)
+                    bank(new / ROWS / f"{processes.index}.safetensors" if processes.several else self.bank_path(round_index))
                 with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as writer:
-                    writer.save(new / "arrays", args=ocp.args.StandardSave(arrays))
-                write_atomically(new / "record.json", json.dumps(record.to_plain()) + "\n")
-                held = None if bank is None else self.bank_path(round_index)
-                write_list(new, bank=held, metrics=self._metrics.mark)
-                _remove(final)
-                os.replace(new, final)
+                    writer.save(new / "arrays", args=ocp.args.StandardSave(processes.everywhere(arrays)))
+                processes.meet()
+                if processes.first:
+                    held = None if bank is None or processes.several else self.bank_path(round_index)
+                    self._complete(new, final, record, held)
+                processes.meet()
                 self._stages[round_index] = record.stage
                 self._intact.add(round_index)
-                best = record.totals.best
-                self._remove_older({record.totals.lengthened_after, *([] if best is None else [best.round])})
         finally:
-            shutil.rmtree(new, ignore_errors=True)
+            if processes.first:
+                shutil.rmtree(new, ignore_errors=True)
+
+    def _complete(self, new: Path, final: Path, record: CheckpointRecord, bank: Path | None) -> None:
+        """Add a checkpoint's record and list, give it its name, and remove older ones that are no longer needed.
+
+        Args:
+          new: its folder so far.
+          final: its folder.
+          record: its record.
+          bank: the file of what clients keep outside of the folder; None for none.
+        """
+        write_atomically(new / "record.json", json.dumps(record.to_plain()) + "\n")
+        write_list(new, bank=bank, metrics=self._metrics.mark)
+        _remove(final)
+        os.replace(new, final)
+        self._stages[record.round] = record.stage
+        best = record.totals.best
+        self._remove_older({record.totals.lengthened_after, *([] if best is None else [best.round])})
 
     def _remove_older(self, needed: set[int]) -> None:
         """Remove the checkpoints that are not needed, and the banks of rounds without a checkpoint."""
@@ -199,7 +229,7 @@ class Checkpoints:
         self._refuse_damaged(round_index)
         with self.restoring(round_index), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
             path = self._folder / str(round_index) / "arrays"
-            return reader.restore(path, args=ocp.args.StandardRestore(_on_first_device(like)))
+            return _first_parts(reader.restore(path, args=ocp.args.StandardRestore(self._target(like))))
 
     def read_some_arrays(self, round_index: int, like: PyTree) -> PyTree:
         """As `read_arrays`, but reads only the leaves that `like` has: an export, for example, needs no bank.
@@ -215,7 +245,7 @@ class Checkpoints:
 
         self._refuse_damaged(round_index)
         path = self._folder / str(round_index) / "arrays"
-        target = _on_first_device(like)
+        target = self._target(like)
         wanted = ocp.checkpoint_utils.construct_restore_args(target)
         arguments = ocp.args.PyTreeRestore(target, restore_args=wanted, partial_restore=True)
         # The handler of whole items cannot read a part of them.
@@ -229,7 +259,12 @@ class Checkpoints:
                         f"{stored[name].shape}, not {leaf.shape}); give the model that the run was started with."
                     )
             with self.restoring(round_index):
-                return reader.restore(path, args=arguments)
+                return _first_parts(reader.restore(path, args=arguments))
+
+    def _target(self, like: PyTree) -> PyTree:
+        """Shapes and dtypes of `like`, whole on one device of every process, as the target of orbax."""
+        home = self._processes.whole
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=home), like)
 
     @contextlib.contextmanager
     def restoring(self, round_index: int) -> Iterator[None]:
@@ -256,7 +291,6 @@ def _remove(folder: Path) -> None:
         shutil.rmtree(old)
 
 
-def _on_first_device(like: PyTree) -> PyTree:
-    """Shapes and dtypes of `like` on one device, as the target of orbax."""
-    home = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=home), like)
+def _first_parts(tree: PyTree) -> PyTree:
+    """Arrays that every process holds whole, as arrays of this process."""
+    return jax.tree.map(lambda leaf: leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf, tree)

@@ -12,7 +12,7 @@ import json
 import os
 import struct
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -211,14 +211,26 @@ class SavedRows:
         content = os.pread(self._file.fileno(), count * each, self._start + entry["data_offsets"][0] + first * each)
         return np.frombuffer(content, dtype).reshape(count, *shape)
 
-    def restore(self, name: str, rows: Rows) -> None:
-        """Write what was saved under this name into `rows`, of the same shapes."""
-        positions = self._read(f"{name}.positions", 0, self._header[f"{name}.positions"]["shape"][0])
+    def positions(self, name: str) -> np.ndarray:
+        """The clients i32[M] whose rows were saved under this name, ascending."""
+        return self._read(f"{name}.positions", 0, self._header[f"{name}.positions"]["shape"][0])
+
+    def restore(self, name: str, rows: Rows, wanted: Callable[[np.ndarray], np.ndarray] | None = None) -> None:
+        """Write what was saved under this name into `rows`, of the same shapes.
+
+        Args:
+          name: the name.
+          rows: changed.
+          wanted: clients i32[M] -> bool[M], which of them are read; None for all.
+        """
+        positions = self.positions(name)
         leaves = _leaf_names(rows.row)
         for first in range(0, len(positions), BLOCK):
             some = positions[first : first + BLOCK]
-            parts = [self._read(f"{name}.{leaf}", first, len(some)) for leaf in leaves]
-            rows.put(some, jax.tree.unflatten(jax.tree.structure(rows.row), parts))
+            chosen = np.arange(len(some)) if wanted is None else np.flatnonzero(wanted(some))
+            if len(chosen):
+                parts = [self._read(f"{name}.{leaf}", first, len(some))[chosen] for leaf in leaves]
+                rows.put(some[chosen], jax.tree.unflatten(jax.tree.structure(rows.row), parts))
 
     def close(self) -> None:
         """Close the file."""

@@ -10,7 +10,9 @@ import contextlib
 import fcntl
 import json
 import os
+import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from typing import Any
 from devft_jax.errors import InputError
 from devft_jax.files import checked_path, read_text, write_atomically
 from devft_jax.files.writing import temporary_name
+from devft_jax.runtime.processes import ALONE, Processes
 from devft_jax.storage.checkpoints import Checkpoints
 from devft_jax.storage.metrics import Metrics
 from devft_jax.storage.ownership import LOCK_FILE, Kind, claim, remove_left_over
@@ -34,6 +37,8 @@ class RunFolder:
     Args:
       path: the folder.
       kind: what will be written there; the folder must be empty or already hold this kind. None for any kind.
+      processes: those that use the folder together, on storage that all of them see: process 0 writes its files, and all
+        write a checkpoint's arrays.
 
     Attributes:
       metrics: the run's metrics.
@@ -43,16 +48,45 @@ class RunFolder:
       InputError: the folder cannot be written, holds something else, or another process is using it.
     """
 
-    def __init__(self, path: str | Path, kind: Kind | None = None):
+    def __init__(self, path: str | Path, kind: Kind | None = None, processes: Processes = ALONE):
         self.path = checked_path(path, "out").absolute()
-        self._kind = kind
+        self._kind, self._processes = kind, processes
         self._made = False
         self._lock: Any = None
         self.metrics = Metrics(self.path)
-        self.checkpoints = Checkpoints(self.path, self.metrics)
+        self.checkpoints = Checkpoints(self.path, self.metrics, processes)
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process writes the folder's files."""
+        return self._processes.first
 
     def __enter__(self) -> "RunFolder":
-        """Create the folder and lock it."""
+        """Create the folder and lock it; of several processes, process 0 does, and the others check that they see it."""
+        if self.writes:
+            self._open()
+        if self._processes.several:
+            self._check_shared()
+        return self
+
+    def _check_shared(self) -> None:
+        """Raise `InputError` unless this process sees the folder that process 0 has opened."""
+        token = self._processes.from_first(secrets.token_hex(16) if self.writes else None)
+        if self.writes:
+            os.pwrite(self._lock, token.encode(), 0)
+        self._processes.meet()
+        # Network file systems show a new file after a while.
+        for _ in range(50):
+            with contextlib.suppress(OSError):
+                if (self.path / LOCK_FILE).read_bytes().startswith(token.encode()):
+                    return
+            time.sleep(0.2)
+        raise InputError(
+            f"out {self.path} is another folder for {self._processes.name()} than for process 0; name one on storage that "
+            "all processes share."
+        )
+
+    def _open(self) -> None:
         if self._kind is not None:
             claim(self.path, self._kind)
         try:
@@ -75,10 +109,11 @@ class RunFolder:
                 os.close(self._lock)
                 raise
             remove_left_over(self.path, self._kind)
-        return self
 
     def __exit__(self, kind: type | None, *exception: object) -> None:
         """Unlock the folder; remove it if the block failed before anything was written."""
+        if self._lock is None:
+            return
         if kind is not None and self._made and self.path.is_dir() and os.listdir(self.path) == [LOCK_FILE]:
             (self.path / LOCK_FILE).unlink()
             self.path.rmdir()
@@ -129,7 +164,9 @@ class RunFolder:
         self.write_text(name, json.dumps(value, indent=1 if indented else None) + "\n")
 
     def write_text(self, name: str, text: str) -> None:
-        """Replace a text file of the folder atomically."""
+        """Replace a text file of the folder atomically; of several processes, only process 0 does."""
+        if not self.writes:
+            return
         with saving(self.path, name):
             write_atomically(self.path / name, text)
 
@@ -152,7 +189,8 @@ class RunFolder:
     def write_summary(self, record: RunRecord) -> None:
         """Write summary.json, which replaces record.json."""
         self.write_json("summary.json", record.to_plain())
-        (self.path / "record.json").unlink(missing_ok=True)
+        if self.writes:
+            (self.path / "record.json").unlink(missing_ok=True)
 
     def read_split(self) -> SplitRecord | None:
         """The split over clients, split.json; None if there is none."""

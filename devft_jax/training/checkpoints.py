@@ -117,7 +117,7 @@ def _extended(planned: tuple[int, ...], wanted: int, folder: RunFolder) -> tuple
 def _same_devices(parts: Parts, record: CheckpointRecord) -> None:
     """Keep the number of clients trained at once if the devices are the same, and report what differs."""
     totals, cohort = record.totals, parts.cohort
-    devices, shards = len(parts.devices), parts.config.model_shards
+    devices, shards = parts.device_count, parts.config.model_shards
     if parts.config.clients_per_step == "auto" and (totals.devices, totals.model_shards) == (devices, shards):
         cohort.clients_per_step = totals.clients_per_step
     if record.round == sum(totals.stage_rounds):

@@ -30,6 +30,7 @@ def compile_stage_ahead(parts: Parts, state: State, stage: int) -> None:
         return
     layer_map = planned[stage].some_map(layers)
     stored = layer_map.bare > 0 and config.prefix_cache != "off" and config.fleet is None
+    stored = stored and not parts.processes.several
     if stored and config.prefix_cache == "auto":
         # Whether hidden states are stored is decided only when the stage begins.
         return

@@ -58,6 +58,8 @@ def write_best(trainer: Trainer, folder: RunFolder, best: BestRecord, adapter: A
 
 def write_adapter(trainer: Trainer, folder: RunFolder, adapter: Adapter, name: str = "adapter") -> None:
     """Write an adapter in PEFT's format into a subfolder, with the tokens that end answers."""
+    if not folder.writes:
+        return
     ends = ends_of_data(trainer.parts.data, trainer.parts.model)
     with folder.replacing(name) as exported:
         export_peft(as_low_rank(adapter), exported, base_model=trainer.parts.model.path, answer_ends=ends)
@@ -65,6 +67,8 @@ def write_adapter(trainer: Trainer, folder: RunFolder, adapter: Adapter, name: s
 
 def write_split(trainer: Trainer, folder: RunFolder, *, anew: bool) -> None:
     """Write split.json and split.svg; for a resumed run only the files that are missing."""
+    if not folder.writes:
+        return
     there = {name for name in ("split.json", "split.svg") if holds_something(folder.path / name)}
     if not anew and len(there) == 2:
         return

@@ -20,6 +20,7 @@ from devft_jax.models.llama import Compute
 from devft_jax.reporting import Progress
 from devft_jax.reporting.progress import readable_bytes
 from devft_jax.runtime.compiled import CompiledPrograms
+from devft_jax.runtime.processes import several
 from devft_jax.training.state import State
 
 
@@ -70,8 +71,9 @@ class HiddenStates:
         store."""
         self.close()
         bare, choice = state.layer_map.bare, self._config.prefix_cache
-        # With a fleet it is not known before a round who takes part, nor after a resume who did.
-        if bare == 0 or choice == "off" or self._config.fleet is not None:
+        # With a fleet it is not known before a round who takes part, nor after a resume who did; and of several processes
+        # each would store what all of them train on.
+        if bare == 0 or choice == "off" or self._config.fleet is not None or several():
             return
         first = state.round - state.rounds_in_stage
         draws = (member.examples for index in range(first, first + stage_rounds) for member in self._rounds.members(index))

@@ -25,6 +25,7 @@ def run_rounds(run: Running, callbacks: Sequence[Callback]) -> None:
             for callback in callbacks:
                 callback.on_stage(run, state.totals.stages[-1])
         row = trainer.step(state, run.history)
+        stop.settle()
         began, evaluating = time.perf_counter(), _evaluating(run)
         for callback in callbacks:
             callback.on_round(run, row)

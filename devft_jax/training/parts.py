@@ -15,9 +15,8 @@ import jax
 import numpy as np
 
 from devft_jax.accounting.energy import EnergyMeter
-from devft_jax.accounting.flops import layer_flops
 from devft_jax.accounting.memory import MemoryMeter
-from devft_jax.config.execution import local_devices, resolve_clients_per_step, resolve_compute
+from devft_jax.config.execution import local_devices, resolve_compute
 from devft_jax.config.methods import growth_of, imports, method_of, sent_through
 from devft_jax.config.run_config import RunConfig
 from devft_jax.data import (
@@ -25,19 +24,15 @@ from devft_jax.data import (
     FederatedData,
     build_federated_data,
     check_data_found,
-    gather_batch,
-    length_buckets,
     pool,
 )
 from devft_jax.developmental import Growth
 from devft_jax.evaluation.evaluator import Evaluator
-from devft_jax.evaluation.held_out import HeldOut
 from devft_jax.federated.algorithm import Algorithm, Clients
 from devft_jax.federated.bank import ClientBank
 from devft_jax.federated.beginning import first_state
-from devft_jax.federated.local import Passes
 from devft_jax.federated.messages import message_bytes
-from devft_jax.federated.options import OptimizerOptions, validate_learning_rate
+from devft_jax.federated.options import validate_learning_rate
 from devft_jax.federated.profiles import profiled_clients
 from devft_jax.federated.round.chunk_size import SizeSearch
 from devft_jax.federated.round.client import LocalTraining
@@ -48,14 +43,13 @@ from devft_jax.federated.work import Rounds, round_work
 from devft_jax.models.architecture import ModelConfig
 from devft_jax.models.base import Base, Block
 from devft_jax.models.huggingface.model import Model
-from devft_jax.models.llama import Compute
 from devft_jax.models.lora import adapter_norms
 from devft_jax.models.sharding import part_bytes, undivided
-from devft_jax.options import option_group
 from devft_jax.reporting import Progress
 from devft_jax.reporting.progress import readable_bytes
 from devft_jax.runtime.compiled import CompiledPrograms, shared_programs
-from devft_jax.runtime.devices import client_mesh, device_memory, versions
+from devft_jax.runtime.devices import versions
+from devft_jax.runtime.processes import ALONE, Processes
 from devft_jax.training.checks import check_cohort, check_held_out, check_ranks, check_tokens
 from devft_jax.training.classes import ClientClasses
 from devft_jax.training.fisher import layer_fisher
@@ -63,16 +57,13 @@ from devft_jax.training.fleet import FleetRounds, open_participation
 from devft_jax.training.given import check_given_algorithm, check_given_growth
 from devft_jax.training.gradients import Slopes, public_slopes, reads_text
 from devft_jax.training.hidden_states import HiddenStates
+from devft_jax.training.machine import Machine, open_cohort, open_held_out
 from devft_jax.training.notice import CompilationNotice
-from devft_jax.training.passes import passes_of_run
 from devft_jax.training.probe import block_influence, probe_examples, text_similarity
 from devft_jax.training.stages import check_composition, check_stage_end, plan_stages
 from devft_jax.training.submodels import Submodels, open_model
 from devft_jax.training.warm_start import read_warm_start
 from devft_jax.typing import PyTree
-
-SEARCHED_ON = ("gpu", "tpu")
-"""Platforms on which the number of clients trained at once is measured."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +77,8 @@ class Parts:
       notice: reports that a program is being compiled.
       energy: meter of the rounds' energy.
       memory: meter of the run's peak memory.
-      devices: all devices in use.
+      processes: those that train the run together.
+      devices: all devices in use in this process.
       model: the model, with its base as it was read.
       growth: chooses the stages.
       depths: number of layers of every stage, if the growth knows them in advance; else None.
@@ -116,6 +108,7 @@ class Parts:
     notice: CompilationNotice
     energy: EnergyMeter
     memory: MemoryMeter
+    processes: Processes
     devices: list[jax.Device]
     model: Model
     growth: Growth
@@ -143,6 +136,11 @@ class Parts:
     def base(self) -> Base:
         """The full base on the devices."""
         return self.submodels.base
+
+    @property
+    def device_count(self) -> int:
+        """Devices in use in all processes."""
+        return len(self.devices) * self.processes.count
 
     @property
     def training(self) -> LocalTraining:
@@ -176,6 +174,7 @@ class Parts:
             mode=self.config.transfer,
             in_memory=self.config.bank_in_memory,
             folder=self.scratch,
+            processes=self.processes,
         )
 
     def text_similarity(self, kind: str) -> np.ndarray:
@@ -219,6 +218,7 @@ def build_parts(
     growth: Growth | None = None,
     progress: Progress,
     scratch: Path | None = None,
+    processes: Processes = ALONE,
 ) -> Parts:
     """Build everything that a run needs.
 
@@ -230,6 +230,7 @@ def build_parts(
       growth: replaces its growth.
       progress: the progress output.
       scratch: folder for data too large for memory, used for one stage; None for the system's temporary folder.
+      processes: those that train the run together, with this one.
 
     Raises:
       InputError: anything in the request is invalid; nothing has been compiled or written at that point.
@@ -238,18 +239,15 @@ def build_parts(
         check_data_found(config)
     devices, compute = local_devices(config), resolve_compute(config)
     programs, memory = CompiledPrograms(notice := CompilationNotice(progress)), MemoryMeter()
+    machine = Machine(devices, compute, processes, programs, progress, scratch)
     with progress.doing("reading the model") as reading:
         opened, original_blocks = open_model(config, compute, model, partial(reading.count, things="tensors"))
     growth, algorithm, stage_rounds = _methods(config, opened.config, growth, algorithm)
     probe = probe_examples(config, opened.tokenizer) if reads_text(config, growth, algorithm) else None
     data, rounds = _data(config, opened, algorithm, data, progress)
     depths = growth.depths(opened.config.layers)
-    passes = passes_of_run(config, opened.config, rounds, stage_rounds, depths, devices[0].platform)
-    cohort, hidden_states, size_search = _cohort(
-        config, opened.config, compute, algorithm, passes, rounds, devices, programs, progress, scratch
-    )
+    cohort, hidden_states, size_search = open_cohort(config, opened.config, algorithm, rounds, stage_rounds, depths, machine)
     fleet_rounds, classes = open_participation(config, rounds, cohort.training, growth, len(stage_rounds), progress)
-    submodels = _submodels(config, opened, original_blocks, cohort, depths, progress)
     return Parts(
         config=config,
         progress=progress,
@@ -257,6 +255,7 @@ def build_parts(
         notice=notice,
         energy=EnergyMeter(config, devices),
         memory=memory,
+        processes=processes,
         devices=devices,
         model=opened,
         growth=growth,
@@ -271,8 +270,8 @@ def build_parts(
         classes=classes,
         cohort=cohort,
         size_search=size_search,
-        submodels=submodels,
-        evaluator=Evaluator(algorithm, _held_out(config, opened.config, compute, data, devices, programs), programs),
+        submodels=_submodels(config, opened, original_blocks, cohort, depths, progress),
+        evaluator=Evaluator(algorithm, open_held_out(config, opened.config, data, machine), programs),
         hidden_states=hidden_states,
         clients=profiled_clients(data, opened.base.embed, config.seed),
         warm_start=read_warm_start(config, opened.config),
@@ -280,18 +279,6 @@ def build_parts(
         versions=versions(devices[0]),
         norms=jit_norms(algorithm),
     )
-
-
-def assemble(examples: Examples, hidden_states: HiddenStates, length: int, index: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Tokens and mask of training examples, with stored hidden states if the stage has them.
-
-    Args:
-      examples: the examples of all clients.
-      hidden_states: the run's hidden states.
-      length: T, the length of every row.
-      index: i64[...], example numbers, -1 for padding.
-    """
-    return *gather_batch(examples, index, length), *hidden_states.gather(index, length)
 
 
 def _methods(
@@ -340,74 +327,6 @@ def _data(
         weighting=algorithm.weighting if config.weighting == "method" else config.weighting,
     )
     return data, rounds
-
-
-def _cohort(
-    config: RunConfig,
-    model: ModelConfig,
-    compute: Compute,
-    algorithm: Algorithm,
-    passes: Passes,
-    rounds: Rounds,
-    devices: list[jax.Device],
-    programs: CompiledPrograms,
-    progress: Progress,
-    scratch: Path | None,
-) -> tuple[Cohort, HiddenStates, SizeSearch | None]:
-    """The cohort that trains participants, the hidden states that it may read, and the search for the size of chunks."""
-    shards, participants = config.model_shards, rounds.participants
-    training_devices = devices[: -(-participants // shards) * shards]
-    tokens = max(1, round(passes.examples * float(np.mean(rounds.data.train.lengths))))
-    at_once = resolve_clients_per_step(config, training_devices, participants, layer_flops(model, tokens))
-    hidden_states = HiddenStates(
-        config,
-        model,
-        compute,
-        rounds.data.train,
-        rounds,
-        rows=at_once * config.batch_size,
-        buckets=length_buckets(config.max_length),
-        mesh=client_mesh(training_devices, shards),
-        programs=programs,
-        progress=progress,
-        folder=scratch,
-    )
-    cohort = Cohort(
-        LocalTraining(algorithm, model, compute, option_group(OptimizerOptions, config), passes),
-        devices=training_devices,
-        model_shards=shards,
-        clients_per_step=at_once,
-        partial_work=config.late_work == "partial" and config.fleet is not None,
-        scaled=config.aggregation == "buffered" and config.fleet is not None,
-        assemble=partial(assemble, rounds.data.train, hidden_states, passes.lengths[-1]),
-        programs=programs,
-    )
-    most = -(-participants // len(training_devices)) * len(training_devices)
-    searched = config.clients_per_step == "auto" and training_devices[0].platform in SEARCHED_ON
-    return cohort, hidden_states, SizeSearch(most, device_memory(training_devices)) if searched else None
-
-
-def _held_out(
-    config: RunConfig,
-    model: ModelConfig,
-    compute: Compute,
-    data: FederatedData,
-    devices: list[jax.Device],
-    programs: CompiledPrograms,
-) -> HeldOut | None:
-    """The evaluator of held-out data; None without such data."""
-    if data.test is None:
-        return None
-    return HeldOut(
-        model,
-        compute,
-        data.test,
-        buckets=length_buckets(config.max_length),
-        batch_size=config.evaluation_batch,
-        devices=devices,
-        model_shards=config.model_shards,
-        programs=programs,
-    )
 
 
 def _submodels(

@@ -53,5 +53,5 @@ def restore_bank(folder: RunFolder, round_index: int, bank: ClientBank, arrays: 
         return
     with folder.checkpoints.restoring(round_index):
         bank.restore(
-            folder.checkpoints.bank_path(round_index), [dataclasses.replace(each, align=align) for each in arrays["maps"]]
+            folder.checkpoints.bank_paths(round_index), [dataclasses.replace(each, align=align) for each in arrays["maps"]]
         )

@@ -27,6 +27,7 @@ from devft_jax.training.fleet import NextRound, next_round, round_record, set_co
 from devft_jax.training.parts import Parts
 from devft_jax.training.rates import rate_of
 from devft_jax.training.state import State, add_round, missed_bytes
+from devft_jax.training.together import check_equal_state, joules_of_all
 
 
 def next_rate(parts: Parts, state: State) -> float:
@@ -101,7 +102,8 @@ def run_round(parts: Parts, state: State) -> RoundRecord:
         began = time.perf_counter()
         compile_stage_ahead(parts, state, state.stage + 1)
         state.totals.seconds.build += time.perf_counter() - began
-    source, joules = parts.energy.spent_since(counters, row.train_flops)
+    source, joules = joules_of_all(parts.processes, *parts.energy.spent_since(counters, row.train_flops))
+    check_equal_state(parts.processes, state, row)
     state.totals.joules[source] = state.totals.joules.get(source, 0.0) + joules
     return row
 
@@ -175,7 +177,7 @@ def _train(parts: Parts, state: State, planned: NextRound, rate: float) -> tuple
             return cohort.run_groups(state.base, state.server, state.bank, groups, learning), None
         except ChunkTooLargeError as error:
             before = None if parts.size_search is None else parts.size_search.before(error.size)
-            smaller = before or next_smaller(error.size, cohort.mesh.size)
+            smaller = before or next_smaller(error.size, cohort.devices)
             if smaller is None:
                 raise RunError(
                     "one client at a time on each device does not fit into memory; lower batch_size or max_length, set "

@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,9 @@ from devft_jax.models.huggingface.peft.reading import import_peft
 from devft_jax.reporting import Progress
 from devft_jax.reporting.units import counted
 from devft_jax.runtime.devices import usual_arithmetic
-from devft_jax.runtime.processes import refuse_several
+from devft_jax.runtime.processes import Processes
 from devft_jax.runtime.stopping import Stopped, StopRequest
+from devft_jax.runtime.watching import watching
 from devft_jax.storage.ownership import RUN
 from devft_jax.storage.records import RoundRecord, RunRecord
 from devft_jax.storage.run_folder import RunFolder
@@ -56,6 +58,7 @@ from devft_jax.training.opening import describe_object, finished_summary, open_r
 from devft_jax.training.parts import build_parts
 from devft_jax.training.standard import Checkpoints, Evaluation, Metrics, ProgressLines, Report
 from devft_jax.training.task_scores import check_scored, task_scores_of
+from devft_jax.training.together import Silent, check_equal_data, check_equal_start, check_supported, signal_for_all
 from devft_jax.training.trackers import trackers_of
 from devft_jax.training.trainer import Trainer
 
@@ -122,12 +125,14 @@ def train(
       RunError: the run could not continue; its checkpoints are kept.
     """
     _check_arguments(config, model, data, callbacks)
-    progress = progress or Progress()
-    stop = StopRequest(progress.say, may_exit=True)
+    processes, shown = Processes.joined(), progress or Progress()
+    progress = shown if processes.first else Silent()
+    agree = partial(signal_for_all, processes) if processes.several else None
+    stop = StopRequest(shown.say, may_exit=True, agree=agree)
     given = {"model": model, "data": data, "algorithm": algorithm, "growth": growth}
     try:
-        with stop.listening():
-            return _trained(config, stop, progress, callbacks, given)
+        with stop.listening(), watching(processes):
+            return _trained(config, processes, stop, progress, callbacks, given)
     except Stopped:
         progress.say("stopped before a round was trained; the same command starts the run again.")
         return Run(config, Path(config.out or default_folder(config)).absolute(), None, None, stop.signal)
@@ -147,18 +152,26 @@ def _check_arguments(config: object, model: object, data: object, callbacks: obj
 
 
 def _trained(
-    config: RunConfig, stop: StopRequest, progress: Progress, callbacks: Sequence[Callback], given: dict[str, Any]
+    config: RunConfig,
+    processes: Processes,
+    stop: StopRequest,
+    progress: Progress,
+    callbacks: Sequence[Callback],
+    given: dict[str, Any],
 ) -> Run:
     """`train`; raises `Stopped` if a stop is requested before anything was trained."""
-    refuse_several("a run")
     validate(config)
     objects = {name: describe_object(item) for name, item in given.items() if item is not None}
     check_effects(config, objects)
     trackers, task_scores = trackers_of(config), task_scores_of(config)
     config = anchored(dataclasses.replace(config, out=config.out or str(default_folder(config))))
-    with RunFolder(str(config.out), RUN) as folder, contextlib.ExitStack() as at_end:
-        trainer = Trainer(build_parts(config, **given, progress=progress, scratch=folder.path))
-        at_end.callback(trainer.parts.programs.close)
+    check_equal_start(processes, config, objects)
+    with RunFolder(str(config.out), RUN, processes) as folder, contextlib.ExitStack() as at_end:
+        parts = build_parts(config, **given, progress=progress, scratch=folder.path, processes=processes)
+        trainer = Trainer(parts)
+        at_end.callback(parts.programs.close)
+        check_supported(parts)
+        check_equal_data(parts)
         if task_scores is not None:
             check_scored(trainer.parts)
         checkpoint = open_run(config, folder, objects)
@@ -171,9 +184,11 @@ def _trained(
         page = Report()
         evaluations: list[Callback] = [Evaluation(), *([] if task_scores is None else [task_scores])]
         evaluations += [] if config.stop_after is None else [EarlyStopping()]
-        watching = [*evaluations, Metrics(), ProgressLines(), page, *trackers, *callbacks, Checkpoints()]
-        run_rounds(run, watching)
-        return _ended(run, watching, page)
+        # Of several processes, process 0 writes and reports.
+        writing = [Metrics(), ProgressLines(), page, *trackers] if folder.writes else []
+        called = [*evaluations, *writing, *callbacks, Checkpoints()]
+        run_rounds(run, called)
+        return _ended(run, called, page)
 
 
 def _opened(
@@ -187,7 +202,10 @@ def _opened(
     # Errors of a first state or a checkpoint are found before anything is written.
     state = trainer.begin() if checkpoint is None else trainer.resume(folder, checkpoint)
     folder.write_json("config.json", {**to_plain(parts.config), **({"objects": objects} if objects else {})})
-    history = folder.metrics.cut(checkpoint or 0)
+    parts.processes.meet()
+    history = folder.metrics.cut(checkpoint or 0) if folder.writes else []
+    parts.processes.meet()
+    history = history if folder.writes else folder.metrics.read()
     write_split(trainer, folder, anew=checkpoint is None)
     if checkpoint is None:
         say_base(parts.progress, state)
@@ -227,13 +245,13 @@ def _untouched(trainer: Trainer, folder: RunFolder, checkpoint: int | None, summ
         adapter = trainer.global_adapter(trainer.resume(folder, checkpoint))
         if adapter is not None and parts.algorithm.low_rank and not is_whole(exported):
             write_adapter(trainer, folder, adapter)
-        if summary.best is not None and not is_whole(folder.path / BEST_ADAPTER):
+        if summary.best is not None and parts.processes.from_first(not is_whole(folder.path / BEST_ADAPTER)):
             write_best(trainer, folder, summary.best, adapter if summary.best.round == checkpoint else None)
     elif is_whole(exported):
         adapter = import_peft(exported, parts.model.config)
     history = folder.metrics.read()
     write_split(trainer, folder, anew=False)
-    if not holds_something(folder.path / "report.html"):
+    if folder.writes and not holds_something(folder.path / "report.html"):
         report(progress, folder)
     say_summary(progress, summary)
     progress.say(

@@ -61,7 +61,7 @@ class Trainer:
         totals = RunTotals(
             stage_rounds=list(parts.stage_rounds),
             clients_per_step=parts.cohort.clients_per_step,
-            devices=len(parts.devices),
+            devices=parts.device_count,
             model_shards=parts.config.model_shards,
             data=data_fingerprint(parts.data),
             base=base_fingerprint(parts.model.base),
@@ -185,7 +185,7 @@ class Trainer:
             scratch_bytes=programs.scratch_bytes,
             updates_dropped=totals.dropped,
             clients=len(parts.data.clients),
-            devices=len(parts.devices),
+            devices=parts.device_count,
             clients_per_step=parts.cohort.clients_per_step,
             block_influence=totals.block_influence,
             versions=parts.versions,

@@ -106,7 +106,7 @@ def test_a_saved_bank_goes_on_bit_for_bit(tmp_path):
     # What comes after the checkpoint is undone by going on from it.
     bank.put(np.array([2]), moved(bank.take(np.array([2])), 5.0))
     again = bank_of(algorithm)
-    again.restore(tmp_path / "rows", bank.maps)
+    again.restore([tmp_path / "rows"], bank.maps)
     for full in (False, True):
         view, other = again.view(full=full), bank.view(full=full)
         assert view.trained.tolist() == [0, 1, 4, 5]

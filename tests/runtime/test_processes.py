@@ -3,7 +3,6 @@
 import jax
 import pytest
 
-from devft_jax import RunConfig, train
 from devft_jax.errors import InputError
 from devft_jax.exporting.export import export
 from devft_jax.training.replay import replay
@@ -18,7 +17,6 @@ def two(monkeypatch):
 @pytest.mark.parametrize(
     ("what", "act"),
     [
-        ("a run", lambda: train(RunConfig())),
         ("a replay", lambda: replay("nowhere", client="a", round=1)),
         ("an export", lambda: export("nowhere", "nowhere-else")),
     ],

@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from devft_jax.federated.work import ClientWork
+from devft_jax.runtime.processes import ALONE, Processes
 from devft_jax.typing import PyTree
 
 # Number of chunks whose participants are sorted together.
@@ -39,6 +40,10 @@ class Bank(Protocol):
     def put(self, positions: np.ndarray, rows: PyTree) -> None:
         """Store rows [C, ...] for the clients at `positions` i64[C], which are not taken again in the round."""
 
+    def move(self, positions: np.ndarray, to: np.ndarray) -> None:
+        """Bring the rows of the clients at `positions` i64[K] to the processes `to` i64[K]; called before the round, by all
+        of several processes."""
+
 
 @dataclass(frozen=True)
 class HostChunk:
@@ -54,7 +59,7 @@ class HostChunk:
       scales: f32[C], factors of their messages.
       rows: [C, ...], what they keep.
       batches: [C, S, B, ...], their examples.
-      lengths: number of the participants' examples by length.
+      lengths: number of the participants' examples by length, of all processes.
     """
 
     real: int
@@ -93,47 +98,78 @@ def groups(cohort: Sequence[ClientWork], size: int, devices: int) -> Iterator[tu
 
 
 def host_chunks(
-    cohort: Sequence[ClientWork], bank: Bank, assemble: Assemble, *, size: int, devices: int
+    cohort: Sequence[ClientWork],
+    bank: Bank,
+    assemble: Assemble,
+    *,
+    size: int,
+    devices: int,
+    processes: Processes = ALONE,
 ) -> Iterator[HostChunk]:
-    """The chunks of a cohort, each assembled when it is requested.
+    """The chunks of a cohort, each assembled when it is requested; of several processes, this one's part of each.
 
     Args:
       cohort: the participants of a round.
       bank: gives their rows.
       assemble: makes batches from their examples.
       size: clients per chunk, a multiple of the devices.
-      devices: number of devices over which a chunk is divided.
+      devices: number of devices of all processes, over which a chunk is divided.
+      processes: the processes that share the round.
 
     Raises:
       ValueError: a participant's weight is not positive and finite, so that a mean may have no weight.
     """
-    return (_host_chunk(slots, members, bank, assemble, size) for slots, members in groups(cohort, size, devices))
+    width = size // processes.count
+    part = slice(processes.index * width, (processes.index + 1) * width)
+    return (_host_chunk(slots, members, bank, assemble, width, part) for slots, members in groups(cohort, size, devices))
 
 
-def _host_chunk(slots: np.ndarray, members: list[ClientWork], bank: Bank, assemble: Assemble, size: int) -> HostChunk:
-    """The chunk of the participants at `slots` of the cohort."""
+def trained_by(cohort: Sequence[ClientWork], *, size: int, devices: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which process trains which participant of a round.
+
+    Args:
+      cohort: the participants.
+      size: as in `host_chunks`.
+      devices: as in `host_chunks`.
+      count: number of processes.
+
+    Returns:
+      The participants' indices in the population i64[K], and the number of a process for each i64[K].
+    """
+    positions, found = [], []
+    for _, members in groups(cohort, size, devices):
+        positions += [member.position for member in members]
+        found += [place // (size // count) for place in range(len(members))]
+    return np.array(positions, np.int64), np.array(found, np.int64)
+
+
+def _host_chunk(
+    slots: np.ndarray, members: list[ClientWork], bank: Bank, assemble: Assemble, size: int, part: slice
+) -> HostChunk:
+    """A process's part of the chunk of the participants at `slots` of the cohort."""
     for member in members:
         if not 0 < member.weight < math.inf:
             raise ValueError(
                 f"the weight {member.weight} of the client at position {member.position} is not positive and "
                 "finite: give every participant a positive weight, or leave it out."
             )
+    own = members[part]
     examples = np.full((size, *members[0].examples.shape), -1, np.int64)
     weights = np.zeros(size, np.float32)
     ids = np.zeros(size, np.uint32)
     steps, scales = np.zeros(size, np.int32), np.ones(size, np.float32)
     positions = np.full(size, members[0].position)
-    for slot, member in enumerate(members):
+    for slot, member in enumerate(own):
         examples[slot], weights[slot] = member.examples, member.weight
         ids[slot], positions[slot] = member.id, member.position
         steps[slot], scales[slot] = member.steps, member.scale
     return HostChunk(
-        real=len(members),
+        real=len(own),
         positions=positions,
         ids=ids,
         weights=weights,
         # Padding has no slot of its own and adds zero to the slot that it names.
-        slots=np.pad(slots, (0, size - len(slots)), "edge").astype(np.int32),
+        slots=np.concatenate([slots[part], np.full(size - len(own), slots[-1])]).astype(np.int32),
         steps=steps,
         scales=scales,
         rows=bank.take(positions),

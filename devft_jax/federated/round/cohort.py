@@ -20,7 +20,7 @@ from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from devft_jax.federated.algorithm import Share
 from devft_jax.federated.messages import messages_bytes
-from devft_jax.federated.round.assembly import Assemble, Bank, HostChunk, host_chunks
+from devft_jax.federated.round.assembly import Assemble, Bank, HostChunk, host_chunks, trained_by
 from devft_jax.federated.round.chunk import (
     ChunkInputs,
     ClientInputs,
@@ -32,14 +32,17 @@ from devft_jax.federated.round.chunk import (
 )
 from devft_jax.federated.round.client import LocalTraining, frozen_rows
 from devft_jax.federated.round.client_shapes import ClientShapes, ShapesByState
-from devft_jax.federated.round.in_flight import InFlight
+from devft_jax.federated.round.in_flight import ChunkTooLargeError, InFlight, in_order
 from devft_jax.federated.round.results import Group, Part, RoundResult
 from devft_jax.federated.round.server import add_over_devices, cumulative_bytes, jit_add, jit_broadcast, jit_finalize
+from devft_jax.federated.round.together import add_over_processes, agree_on_size, outputs_of_all
 from devft_jax.federated.work import ClientWork
 from devft_jax.models.base import Base
+from devft_jax.runtime.all_devices import AllDevices
 from devft_jax.runtime.compiled import CompiledPrograms
 from devft_jax.runtime.devices import OVER_DEVICES, client_mesh, shapes_on
 from devft_jax.runtime.prefetch import prefetch
+from devft_jax.runtime.processes import ALONE, Processes
 from devft_jax.typing import PyTree
 
 # Chunks that may wait on the host in addition.
@@ -47,13 +50,14 @@ CHUNKS_AHEAD = 2
 
 
 class Cohort:
-    """Runs rounds of one algorithm for one model shape on the local devices.
+    """Runs rounds of one algorithm for one model shape on the local devices, or its part of them with other processes.
 
     Args:
       training: what the program of a client's round is built from.
       devices: local devices to use.
+      processes: the processes that share every round, each with as many devices; this one alone by default.
       model_shards: how many of them hold a base together, as `shard_base` divides it.
-      clients_per_step: clients of a chunk, a multiple of the devices.
+      clients_per_step: clients of a chunk, a multiple of the devices of all processes.
       partial_work: whether participants may take fewer local steps than others.
       scaled: whether participants' messages have factors.
       assemble: makes batches from examples, on a background thread.
@@ -65,6 +69,7 @@ class Cohort:
         training: LocalTraining,
         *,
         devices: Sequence[jax.Device],
+        processes: Processes = ALONE,
         model_shards: int = 1,
         clients_per_step: int,
         partial_work: bool = False,
@@ -74,6 +79,8 @@ class Cohort:
     ):
         self.training, self.algorithm = training, training.algorithm
         self.mesh = client_mesh(devices, model_shards)
+        self.processes, self.devices = processes, len(devices) * processes.count
+        self.all_devices = AllDevices.of(processes, self.mesh)
         self.clients_per_step, self.partial_work, self.scaled = clients_per_step, partial_work, scaled
         self.assemble = assemble
         self.programs = programs
@@ -96,22 +103,24 @@ class Cohort:
         broadcast = jax.eval_shape(self._broadcast, server)
         zeros = self._zero_sums(self._shapes.of(broadcast, row))
         sums = jax.eval_shape(zeros)
-        inputs = chunk_shapes(
-            self.mesh,
-            base,
-            broadcast,
-            row,
-            batch,
-            train_rows,
-            clients=self.clients_per_step,
-            partial_work=self.partial_work,
-            scaled=self.scaled,
+        inputs = self.all_devices.together(
+            chunk_shapes(
+                self.mesh,
+                base,
+                broadcast,
+                row,
+                batch,
+                train_rows,
+                clients=self.clients_per_step // self.processes.count,
+                partial_work=self.partial_work,
+                scaled=self.scaled,
+            )
         )
-        self.programs.prepare("chunk", self._chunk_program(train_rows), inputs, shapes_on(self.split, sums))
+        self.programs.prepare("chunk", self._chunk_program(train_rows), inputs, shapes_on(self.all_devices.split, sums))
         part = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype), sums)
         total = shapes_on(SingleDeviceSharding(self.mesh.devices.flat[0]), part)
         self.programs.prepare("zero_sums", zeros)
-        if self.mesh.size > 1 and (leaves := jax.tree.leaves(total)):
+        if not self.processes.several and self.mesh.size > 1 and (leaves := jax.tree.leaves(total)):
             self.programs.prepare("add", jit_add(), leaves, leaves)
         self.programs.prepare("finalize", self._finalize, shapes_on(None, server), total)
         self.programs.prepare("broadcast", self._broadcast, shapes_on(None, server))
@@ -166,13 +175,22 @@ class Cohort:
         start, sums, in_flight = starts[0], starts[0].sums, InFlight(bank, self.clients_per_step)
         examples_by_length: Counter[int] = Counter()
         first = 0
-        for group, own in zip(groups, starts, strict=True):
-            sums = self._train(own, group, sums, in_flight, examples_by_length, first=first)
-            first += len(group.cohort)
-        outputs = in_flight.finish()
+        self._move_rows(groups, bank)
+        try:
+            for group, own in zip(groups, starts, strict=True):
+                sums = self._train(own, group, sums, in_flight, examples_by_length, first=first)
+                first += len(group.cohort)
+            ended = in_flight.finish()
+        except ChunkTooLargeError as error:
+            agree_on_size(self.processes, error, self.clients_per_step)
+            raise
+        if self.processes.several:
+            agree_on_size(self.processes, None, self.clients_per_step)
+            ended = outputs_of_all(self.processes, ended, in_flight.places)
+        outputs = in_order(*ended)
         statistics, metrics = outputs.statistics, dict[str, jax.Array]()
         if statistics.finite.any():
-            total = add_over_devices(self.programs, sums)
+            total = self._total(sums)
             server, metrics = self.programs.call("finalize", self._finalize, server, total)
         shapes, (down_ranks, up_ranks) = start.shapes, outputs.ranks
         # A participant that holds all clients' examples is the server itself: nothing is sent.
@@ -210,7 +228,7 @@ class Cohort:
         start = self._start(base, group.server, bank, group.lr, train_rows, frozen)
         in_flight, lengths = InFlight(bank, clients_per_step), Counter[int]()
         sums = self._train(start, group, start.sums, in_flight, lengths, clients_per_step=clients_per_step)
-        outputs = in_flight.finish()
+        outputs = in_order(*in_flight.finish())
         total = jax.tree.map(lambda leaf: leaf[0], add_over_devices(self.programs, sums))
         shapes = start.shapes
         return Part(total, outputs, dict(lengths), shapes.down, shapes.up, shapes.adapter, shapes.train)
@@ -236,18 +254,32 @@ class Cohort:
         return sums
 
     def _host_chunks(self, cohort: Sequence[ClientWork], bank: Bank, size: int) -> Iterator[HostChunk]:
-        return host_chunks(cohort, bank, self.assemble, size=size, devices=self.mesh.size)
+        return host_chunks(cohort, bank, self.assemble, size=size, devices=self.devices, processes=self.processes)
+
+    def _move_rows(self, groups: Sequence["Group"], bank: Bank) -> None:
+        """Bring every participant's row to the process that trains it."""
+        if self.processes.several and jax.tree.leaves(bank.row):
+            for group in groups:
+                count = self.processes.count
+                bank.move(*trained_by(group.cohort, size=self.clients_per_step, devices=self.devices, count=count))
+
+    def _total(self, sums: PyTree) -> PyTree:
+        """The sum over the devices of all processes, in their order."""
+        if not self.processes.several:
+            return add_over_devices(self.programs, sums)
+        self.processes.meet()
+        return add_over_processes(self.programs, sums, self.all_devices.mesh)
 
     def _chunk_program(self, train_rows: np.ndarray, frozen: int | None = None) -> jax.stages.Wrapped:
         """The chunk of a stage, without a backward pass in the lowest layers that do not learn, or in `frozen` of them."""
         lowest = frozen_rows(self.algorithm, train_rows) if frozen is None else frozen
         compute = replace(self.training.compute, frozen_layers=lowest)
-        return jit_chunk(replace(self.training, compute=compute), self.mesh)
+        return jit_chunk(replace(self.training, compute=compute), self.all_devices.mesh)
 
     def _zero_sums(self, shapes: ClientShapes) -> jax.stages.Wrapped:
         """Makes the sums with which a round begins."""
         leaves, structure = jax.tree.flatten(shapes.up)
-        return jit_zero_sums(self.algorithm, structure, tuple(leaves), self.split)
+        return jit_zero_sums(self.algorithm, structure, tuple(leaves), self.all_devices.split)
 
     def _start(
         self, base: Base, server: PyTree, bank: Bank, lr: float, train_rows: np.ndarray, frozen: int | None = None
@@ -255,9 +287,10 @@ class Cohort:
         broadcast = self.programs.call("broadcast", self._broadcast, server)
         shapes = self._shapes.of(broadcast, bank.row)
         broadcast, rate, learning = jax.device_put((broadcast, jnp.float32(lr), train_rows), self.shared)
+        inputs = RoundInputs(base=base, broadcast=broadcast, lr=rate, train_rows=learning)
         return _Start(
             program=self._chunk_program(train_rows, frozen),
-            inputs=RoundInputs(base=base, broadcast=broadcast, lr=rate, train_rows=learning),
+            inputs=self.all_devices.together(inputs),
             sums=self.programs.call("zero_sums", self._zero_sums(shapes)),
             shapes=shapes,
         )
@@ -266,18 +299,22 @@ class Cohort:
         """A chunk's arrays on the devices."""
         inputs = chunk.rows, chunk.batches, chunk.weights, chunk.slots, keys(chunk.ids)
         rows, batches, weights, slots, client_keys = jax.device_put(inputs, self.split)
-        return ClientInputs(
-            rows=rows,
-            batches=batches,
-            shares=Share(weights, slots),
-            keys=client_keys,
-            steps=jax.device_put(chunk.steps, self.split) if self.partial_work else None,
-            scales=jax.device_put(chunk.scales, self.split) if self.scaled else None,
+        return self.all_devices.together(
+            ClientInputs(
+                rows=rows,
+                batches=batches,
+                shares=Share(weights, slots),
+                keys=client_keys,
+                steps=jax.device_put(chunk.steps, self.split) if self.partial_work else None,
+                scales=jax.device_put(chunk.scales, self.split) if self.scaled else None,
+            )
         )
 
     def _launch(self, start: "_Start", clients: ClientInputs, sums: PyTree) -> tuple[PyTree, ClientOutputs]:
         """Run a chunk; `sums` must not be used afterwards."""
-        return self.programs.call("chunk", start.program, ChunkInputs(shared=start.inputs, clients=clients), sums)
+        inputs = ChunkInputs(shared=start.inputs, clients=clients)
+        sums, outputs = self.programs.call("chunk", start.program, inputs, sums)
+        return sums, self.all_devices.apart(outputs)
 
 
 @dataclass(frozen=True)

@@ -25,10 +25,11 @@ class InFlight:
     Attributes:
       bank: the clients' rows.
       stored: whether rows of participants have been replaced in the bank.
+      places: clients of all chunks so far, including padding.
     """
 
     def __init__(self, bank: Bank, size: int):
-        self.stored = False
+        self.stored, self.places = False, 0
         self.bank = bank
         self._size = size
         self._running: deque[tuple[HostChunk, ClientOutputs]] = deque()
@@ -46,16 +47,16 @@ class InFlight:
         """Add a launched chunk; wait until at most `CHUNKS_IN_FLIGHT` run."""
         # From here on the host needs the places of the chunk's rows, not its inputs.
         self._running.append((replace(chunk, rows=None, batches=()), outputs))
+        self.places += len(chunk.positions)
         if len(self._running) > CHUNKS_IN_FLIGHT:
             self._end_first()
 
-    def finish(self) -> ClientOutputs:
-        """Wait for all chunks; returns the outputs of all participants except their rows, in the cohort's order."""
+    def finish(self) -> tuple[np.ndarray, ClientOutputs]:
+        """Wait for all chunks; returns the participants' places in the cohort, and their outputs except their rows."""
         with self.checked():
             while self._running:
                 self._end_first()
-        slots, outputs = jax.tree.map(lambda *parts: np.concatenate(parts), *self._ended)
-        return jax.tree.map(lambda leaf: leaf[np.argsort(slots)], outputs)
+        return jax.tree.map(lambda *parts: np.concatenate(parts), *self._ended)
 
     def _end_first(self) -> None:
         chunk, outputs = self._running.popleft()
@@ -64,6 +65,16 @@ class InFlight:
         self.bank.put(chunk.positions[kept], jax.tree.map(lambda leaf: leaf[kept], outputs.rows))
         self.stored |= bool(jax.tree.leaves(self.bank.row))
         self._ended.append((chunk.slots[: chunk.real], outputs.replace(rows=None)))
+
+
+def in_order(slots: np.ndarray, outputs: ClientOutputs) -> ClientOutputs:
+    """The outputs in the cohort's order.
+
+    Args:
+      slots: i32[K], the participants' places in the cohort.
+      outputs: of the participants, [K, ...].
+    """
+    return jax.tree.map(lambda leaf: leaf[np.argsort(slots)], outputs)
 
 
 class ChunkTooLargeError(Exception):

@@ -146,7 +146,7 @@ def test_out_of_memory_names_the_next_smaller_size(config, tmp_path, room_for):
 
 
 def test_auto_goes_on_with_the_next_smaller_size_and_a_resumed_run_keeps_it(config, tmp_path, room_for, monkeypatch, capfd):
-    monkeypatch.setattr("devft_jax.training.parts.resolve_clients_per_step", lambda *given: 3)
+    monkeypatch.setattr("devft_jax.training.machine.resolve_clients_per_step", lambda *given: 3)
     sizes = room_for(1)
     run = train(dataclasses.replace(config, out=str(tmp_path)), progress=Progress())
     assert sizes == [3, *[1] * 6]
@@ -158,8 +158,8 @@ def test_auto_goes_on_with_the_next_smaller_size_and_a_resumed_run_keeps_it(conf
 
 
 def test_rounds_try_sizes_and_the_fastest_is_kept(config, tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr("devft_jax.training.parts.resolve_clients_per_step", lambda *given: 1)
-    monkeypatch.setattr("devft_jax.training.parts.SEARCHED_ON", ("cpu",))
+    monkeypatch.setattr("devft_jax.training.machine.resolve_clients_per_step", lambda *given: 1)
+    monkeypatch.setattr("devft_jax.training.machine.SEARCHED_ON", ("cpu",))
     monkeypatch.setattr("devft_jax.federated.round.chunk_size.WORTH", 0)
     # Two clients at once seem fast, three slow.
     after, tried = SizeSearch.after, []
