@@ -28,6 +28,7 @@ from experiments.questions import (
     levers,
     rates,
     recipe,
+    scores,
     similarity,
     stages,
     transfer,
@@ -57,6 +58,7 @@ QUESTIONS = (
     fleet,
     recipe,
     levers,
+    scores,
 )
 EXPERIMENTS: tuple[Experiment, ...] = tuple(module.EXPERIMENT for module in (*PAPERS, *QUESTIONS))
 """All experiments, in the order in which they are shown."""
@@ -79,7 +81,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--categories", default="databricks/databricks-dolly-15k", help="real: Dolly, a file, folder or name")
     made.add_argument("--code", default="sahil2801/CodeAlpaca-20k", help="real: CodeAlpaca, a file or name")
     made.add_argument("--run", action="store_true", help="paper: train the models, which --scale paper otherwise only plans")
-    made.add_argument("--tasks", nargs="+", metavar="TASK", help="benchmark tasks for the final models of table1")
+    made.add_argument("--tasks", nargs="+", metavar="TASK", help="benchmark tasks for the final models of table1 and scores")
     made.add_argument("--benchmark-files", help="folder with the benchmarks' original files")
     made.add_argument(
         "--set", nargs="+", default=[], metavar="OPTION=VALUE", help="options of all runs; also give --results then"

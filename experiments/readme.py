@@ -42,6 +42,8 @@ SHOWN = (
 
 Results = Mapping[str, Any]
 """The results of an experiment at a scale, as in its JSON file."""
+Scores = Mapping[str, Any]
+"""By task and metric, a score and its standard error over the task's items."""
 
 
 def regenerated(text: str, experiments: Sequence[Experiment], folder: Path = RESULTS) -> str:
@@ -146,7 +148,7 @@ def _section(experiment: Experiment, found: Mapping[str, Results]) -> Iterator[s
             yield ""
             yield f"{model['model']}, {model['data']} ([{experiment.name}.json]({name}.json))"
             yield ""
-            yield from _table(experiment, model["arms"])
+            yield from _table(experiment, model["arms"], model.get("base_scores", {}))
         yield ""
         yield "</details>"
 
@@ -155,7 +157,7 @@ def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _table(experiment: Experiment, own: Arms) -> Iterator[str]:
+def _table(experiment: Experiment, own: Arms, scores_of_base: Scores) -> Iterator[str]:
     """The figures of all arms, or of their stages."""
     arms, measures = own, [*SHOWN, *experiment.columns]
     if experiment.by_stage:
@@ -169,11 +171,14 @@ def _table(experiment: Experiment, own: Arms) -> Iterator[str]:
         heads.insert(1, f"against {experiment.reference}")
     yield "| | " + " | ".join([*heads, *scores]) + " |"
     yield "|---" + "|---:" * (len(heads) + len(scores)) + "|"
+    if scores_of_base:
+        cells = [""] * len(heads) + [_score([scores_of_base], score) for score in scores]
+        yield f"| the untuned base | {' | '.join(cells)} |"
     for name, arm in arms.items():
         cells = [_cell(arms, name, each) for each in known]
         if apart:
             cells.insert(1, _difference(arms, name, experiment.reference))
-        cells += [_score(arm, score) for score in scores]
+        cells += [_score([run.get("scores", {}) for run in arm["runs"]], score) for score in scores]
         yield f"| {as_markdown(name)} | {' | '.join(cells)} |"
     for name, arm in arms.items():
         for run in arm["runs"]:
@@ -194,6 +199,9 @@ def _difference(arms: Arms, name: str, reference: str) -> str:
     return "" if found is None else LOSS.shown(found.mean, found.interval, sign=True)
 
 
-def _score(arm: Mapping[str, Any], name: str) -> str:
-    values = [run["scores"][name] for run in arm["runs"] if run.get("scores", {}).get(name) is not None]
-    return f"{100 * sum(values) / len(values):.1f}" if values else ""
+def _score(runs: Sequence[Scores], name: str) -> str:
+    """The mean over seeds; with a single seed it has the 95 % interval over the task's items."""
+    found = [scores[name] for scores in runs if scores.get(name) is not None]
+    if len(found) == 1 and found[0][1] is not None:
+        return f"{100 * found[0][0]:.1f} ± {100 * 1.96 * found[0][1]:.1f}%"
+    return f"{100 * sum(value for value, _ in found) / len(found):.1f}%" if found else ""

@@ -27,6 +27,7 @@ from devft_jax.config.files import config_from_mapping
 from devft_jax.config.files import to_plain as config_to_plain
 from devft_jax.config.run_config import RunConfig
 from devft_jax.files import write_atomically
+from devft_jax.harness.results import TaskScore
 from devft_jax.planning.plan import Plan
 from devft_jax.planning.planner import make_plan
 from devft_jax.probing.options import ProbeOptions
@@ -179,18 +180,21 @@ def run_experiment(
     models = []
     for base in experiment.bases(scale):
         arms: dict[str, Any] = {}
+        scores_of_base: dict[str, list[float | None]] = {}
         for part in experiment.parts(base):
             common, options = request_of(experiment, scale, base, part, folder)
             if not scale.trains:
-                arms |= {part.full_name(name): values for name, values in _planned(common, options)}
+                arms |= {part.full_name(name): values for name, values in _planned(common, options, part)}
                 continue
             made = compare(common, options, tasks if experiment.scored else None, progress=progress)
             if made.comparison is None:
                 raise SystemExit(128 + (made.stopped_by or 0))
-            arms |= {part.full_name(name): values for name, values in _measured(made.comparison)}
+            arms |= {part.full_name(name): values for name, values in _measured(made.comparison, part)}
+            scores_of_base |= _scores_of_base(made.comparison)
             if part.probed:
                 _probe(part, common, experiment.seeds_at(scale), arms, progress)
-        models.append({"model": base.name, "data": experiment.data or base.data, "options": _shared(base), "arms": arms})
+        model = {"model": base.name, "data": experiment.data or base.data, "options": _shared(base), "arms": arms}
+        models.append({**model, "base_scores": scores_of_base} if scores_of_base else model)
     return {"experiment": experiment.name, "scale": scale.name, "seeds": list(experiment.seeds_at(scale)), "models": models}
 
 
@@ -213,25 +217,29 @@ def _probe(part: Part, common: RunConfig, seeds: Sequence[int], arms: Mapping[st
 
 def _shared(base: Base) -> dict[str, Any]:
     """The base's own options, without the places of model and data."""
-    return {name: value for name, value in base.options.items() if name not in SOURCES} | {"learning_rate": base.rate}
+    return _without_places(base.options) | {"learning_rate": base.rate}
 
 
-def _measured(comparison: Comparison) -> Iterator[tuple[str, dict[str, Any]]]:
+def _without_places(options: Options) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if name not in SOURCES}
+
+
+def _measured(comparison: Comparison, part: Part) -> Iterator[tuple[str, dict[str, Any]]]:
     for arm in comparison.budgets[0].arms:
         yield (
             arm.name,
             {
-                **_described(arm.config, arm.changes),
+                **_described(arm.config, part, arm.changes),
                 "tuning": None if arm.tuning is None else {f"{rate:g}": loss for rate, loss in arm.tuning.items()},
                 "runs": [_run(comparison, arm, outcome) for outcome in arm.outcomes],
             },
         )
 
 
-def _described(config: RunConfig, changes: Options) -> dict[str, Any]:
+def _described(config: RunConfig, part: Part, changes: Options) -> dict[str, Any]:
     plain = config_to_plain(config)
     names = ("algorithm", "growth", "rounds", "rank", "learning_rate")
-    return {name: plain[name] for name in names} | {"options": dict(changes)}
+    return {name: plain[name] for name in names} | {"options": _without_places(part.options) | dict(changes)}
 
 
 def _run(comparison: Comparison, arm: ArmResult, outcome: Outcome) -> dict[str, Any]:
@@ -241,8 +249,7 @@ def _run(comparison: Comparison, arm: ArmResult, outcome: Outcome) -> dict[str, 
     scores = {}
     if comparison.scores is not None:
         for score in comparison.scores.shown:
-            own = scores_by_seed(comparison.scores, arm, score).get(outcome.seed)
-            scores[f"{score.task} {score.metric}"] = None if own is None else _rounded(own.value)
+            scores[_name(score)] = _value(scores_by_seed(comparison.scores, arm, score).get(outcome.seed))
     return {
         "seed": outcome.seed,
         "run": Path(outcome.folder).name,
@@ -253,6 +260,24 @@ def _run(comparison: Comparison, arm: ArmResult, outcome: Outcome) -> dict[str, 
         "curve": _curve(outcome),
         "stages": [] if record is None else [_stage(each) for each in record.stages],
     }
+
+
+def _name(score: TaskScore) -> str:
+    return f"{score.task} {score.metric}"
+
+
+def _value(score: TaskScore | None) -> list[float | None] | None:
+    """A score and its standard error over the task's items."""
+    return None if score is None else [_rounded(score.value), _rounded(score.standard_error)]
+
+
+def _scores_of_base(comparison: Comparison) -> dict[str, list[float | None]]:
+    """The untuned base's scores; nothing if there are none."""
+    scores = comparison.scores
+    if scores is None or scores.base is None:
+        return {}
+    found = ((each, scores.base.find(each.task, each.metric, each.filter)) for each in scores.shown)
+    return {_name(each): value for each, own in found if (value := _value(own)) is not None}
 
 
 def _curve(outcome: Outcome) -> list[list[float | None]]:
@@ -272,7 +297,7 @@ def _rounded(value: float | None) -> float | None:
     return value if value is None or isinstance(value, int) else float(f"{value:.7g}")
 
 
-def _planned(common: RunConfig, options: CompareOptions) -> Iterator[tuple[str, dict[str, Any]]]:
+def _planned(common: RunConfig, options: CompareOptions, part: Part) -> Iterator[tuple[str, dict[str, Any]]]:
     for each in check_request(common, options).budgets[0].arms:
         plan = make_plan(each.config)
         names = ("bytes_up", "bytes_down", "bytes_stage", "train_flops")
@@ -287,7 +312,7 @@ def _planned(common: RunConfig, options: CompareOptions) -> Iterator[tuple[str, 
             for stage in plan.stages
         ]
         run = {"seed": common.seed, "measures": {name: plan.total(name) for name in names}, "curve": [], "stages": stages}
-        yield each.arm.name, {**_described(each.config, each.arm.overrides), "runs": [run]}
+        yield each.arm.name, {**_described(each.config, part, each.arm.overrides), "runs": [run]}
 
 
 def _steps(plan: Plan, rounds: int) -> int:

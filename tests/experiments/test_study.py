@@ -182,6 +182,9 @@ def test_results_are_written_and_read(compared, tmp_path):
     assert runs[2]["error"] == "3 of 4 updates are not finite."
     assert runs[0]["curve"][-1] == [4, 2.0, 1000.0, 3.0]
     assert runs[0]["run"] == "anchor only-0"
+    # What the part of the experiment sets is in the results, too.
+    part = experiment.parts(DEMO.bases[0])[0]
+    assert model["arms"]["copy"]["options"].items() >= dict(part.options).items()
 
 
 def test_the_readme_shows_verdicts_tables_and_failures(compared, tmp_path):
@@ -199,6 +202,33 @@ def test_the_readme_shows_verdicts_tables_and_failures(compared, tmp_path):
     assert regenerated(page, EXPERIMENTS, tmp_path) == page
     drawn = ElementTree.fromstring(picture(experiment, results_of(experiment, tmp_path)["demo"]))
     assert {"copy", "anchor only", "delta", "anchor delta"} <= {text.text for text in drawn.findall(".//{*}text")}
+
+
+def test_scores_of_one_seed_have_intervals_over_the_items_and_the_base_is_above_them(compared, tmp_path):
+    results = run_experiment(BY_NAME["transfer"], DEMO, tmp_path / "runs")
+    [model] = results["models"]
+    for arm_name, by_run in {
+        "copy": [[0.5, 0.01]],
+        "delta": [[0.4, 0.01], [0.6, 0.02]],
+        "anchor delta": [[0.25, None]],
+    }.items():
+        for run, value in zip(model["arms"][arm_name]["runs"], by_run, strict=False):
+            run["scores"] = {"piqa acc": value}
+    model["base_scores"] = {"piqa acc": [0.55, 0.02]}
+    write_results(results, tmp_path)
+    lines = regenerated("<!-- results -->\n<!-- end of results -->", EXPERIMENTS, tmp_path).splitlines()
+    shown = {
+        name: line.rsplit("|", 2)[1].strip() for line in lines for name in [line[2:].split(" |")[0]] if line[:2] == "| "
+    }
+    assert {name: shown[name] for name in ("the untuned base", "copy", "anchor only", "delta", "anchor delta")} == {
+        "the untuned base": "55.0 ± 3.9%",
+        "copy": "50.0 ± 2.0%",
+        "anchor only": "",
+        "delta": "50.0%",
+        "anchor delta": "25.0%",
+    }
+    tables = [line for line in lines if line.startswith(("| the untuned base", "| copy"))]
+    assert tables[0].startswith("| the untuned base")
 
 
 def test_the_paper_s_scale_is_planned(tmp_path):
