@@ -79,7 +79,7 @@ class Bench:
         folder = self.folder / f"{shape.name}-{shape.clients}"
         if not folder.exists():
             folder.mkdir()
-            write_work(folder, shape, dolly=self.options.dolly)
+            write_work(folder, shape, dolly=self.options.dolly, model=self.options.model)
         return folder
 
     def start(self, name: str, work: Path, *more: str) -> Process:
@@ -280,8 +280,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--works",
         nargs="+",
         choices=tuple(WORKS),
-        default=[name for name in WORKS if name != "micro"],
-        help="works of the part rounds; by default all but micro, which only shows that the programs agree",
+        default=["tiny", "small", "dolly"],
+        help="works of the part rounds; by default tiny, small and dolly. pretrained needs --model; micro only shows that "
+        "the programs agree",
     )
     parser.add_argument(
         "--programs",
@@ -305,6 +306,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="DATA",
         help="Dolly's text, named as `devft run --data` takes it (files: one client each); by default "
         "the environment variable DOLLY_DATA. Without it the work dolly and the parts depth and stages are left out",
+    )
+    parser.add_argument(
+        "--model", metavar="FOLDER", help="the model of the work pretrained, in Hugging Face's layout, such as SmolLM2-135M"
     )
     parser.add_argument(
         "--repeat", type=int, default=9, help="timed rounds of every program; fewer than 6 give no intervals (default: 9)"
@@ -363,15 +367,21 @@ def planned(bench: Bench) -> list[tuple[str, str | None, Callable[[], Any]]]:
     steps: list[tuple[str, str | None, Callable[[], Any]]] = []
     if "rounds" in options.parts:
         steps += [("rounds", name, partial(run_rounds, bench, bench.shape(name))) for name in options.works]
-    for part, run in (("scaling", run_scaling), ("depth", run_depth), ("stages", run_stages)):
+    for part, measure in (("scaling", run_scaling), ("depth", run_depth), ("stages", run_stages)):
         if part in options.parts:
-            steps.append((part, None, partial(run, bench)))
-    if options.dolly is not None:
-        return steps
-    needing = [step for step in steps if step[1] == "dolly" or step[0] in ("depth", "stages")]
-    for part, name, _ in needing:
-        bench.leave_out(f"{f'the work {name}' if name else f'the part {part}'}: it needs Dolly's text; set --dolly.")
-    return [step for step in steps if step not in needing]
+            steps.append((part, None, partial(measure, bench)))
+    possible = []
+    for part, name, run in steps:
+        lacking = []
+        if options.dolly is None and (part in ("depth", "stages") or (name and WORKS[name].length is None)):
+            lacking.append("Dolly's text; set --dolly")
+        if options.model is None and name and WORKS[name].model is None and not WORKS[name].bundled:
+            lacking.append("a model; set --model")
+        for what in lacking:
+            bench.leave_out(f"{f'the work {name}' if name else f'the part {part}'}: it needs {what}.")
+        if not lacking:
+            possible.append((part, name, run))
+    return possible
 
 
 def report(results: dict[str, Any], out: Path) -> str:

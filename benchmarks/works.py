@@ -22,7 +22,7 @@ import numpy as np
 from devft_jax import RunConfig
 from devft_jax.data import Examples, build_federated_data, gather_batch
 from devft_jax.errors import InputError
-from devft_jax.models import Base, ModelConfig, init_base, load_pretrained, save_pretrained
+from devft_jax.models import ModelConfig, init_base, load_pretrained, save_pretrained
 from devft_jax.training.submodels import bundled_model
 
 sys.path.insert(0, str(Path(__file__).parent / "programs"))
@@ -33,17 +33,16 @@ from protocol import TARGETS, write_arrays
 TRAINING = {"learning_rate": 1e-3, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8, "weight_decay": 0.0}
 """AdamW of every work, fresh for every client; no dropout and no clipping."""
 
-MAX_LENGTH = 512
-"""Number of tokens to which an example of real text is truncated."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class WorkShape:
     """The sizes of a work.
 
     Attributes:
-      model: of random weights; None for the bundled base.
+      model: of random weights; None for one in a folder.
       length: of every row of random tokens; None for real text.
+      longest: number of tokens to which an example of real text is truncated.
+      bundled: whether the folder is the bundled base's; otherwise it is named with the command.
       tolerance: largest difference of an aggregated adapter's element from the PEFT loop's that still counts as equal.
         AdamW divides gradients by their own size, so that rounding in the near-zero ones becomes visible.
     """
@@ -57,6 +56,8 @@ class WorkShape:
     batch: int
     length: int | None
     tolerance: float
+    longest: int = 512
+    bundled: bool = True
 
 
 TINY = ModelConfig(vocabulary=128, width=32, feed_forward=88, layers=2, heads=4, kv_heads=2, head_size=8, max_length=512)
@@ -69,24 +70,42 @@ WORKS = {
         WorkShape(name="tiny", model=TINY, rank=8, alpha=16.0, clients=256, steps=10, batch=2, length=16, tolerance=2e-5),
         WorkShape(name="small", model=SMALL, rank=8, alpha=16.0, clients=32, steps=10, batch=4, length=64, tolerance=1e-4),
         WorkShape(name="dolly", model=None, rank=16, alpha=32.0, clients=8, steps=10, batch=8, length=None, tolerance=5e-4),
+        WorkShape(
+            name="pretrained",
+            model=None,
+            rank=16,
+            alpha=32.0,
+            clients=2,
+            steps=4,
+            batch=4,
+            length=None,
+            tolerance=5e-4,
+            longest=256,
+            bundled=False,
+        ),
     )
 }
 
 
-def write_work(folder: Path, shape: WorkShape, *, dolly: str | None = None, seed: int = 0) -> Path:
+def write_work(folder: Path, shape: WorkShape, *, dolly: str | None = None, model: str | None = None, seed: int = 0) -> Path:
     """Write a work into `folder`.
 
     Args:
       dolly: the data of a work of real text, named as for `devft run --data`. Each file is a client; a single source is
         split at random.
+      model: folder of the model of a work that is not about the bundled base.
 
     Raises:
       InputError: the data cannot be read, or has too few clients or examples.
     """
     rng = np.random.default_rng(seed)
     if shape.model is None:
-        config, base = bundled()
-        examples = real_examples(shape, dolly, rng)
+        source = str(bundled_model()) if shape.bundled else model
+        if source is None:
+            raise InputError(f"the work {shape.name} needs the folder of a model; set --model.")
+        found = load_pretrained(source, dtype="float32")
+        config, base = found.config, found.base
+        examples = real_examples(shape, dolly, found.tokenizer, rng)
     else:
         config, base = shape.model, init_base(jax.random.key(seed), shape.model)
         examples = random_examples(shape, rng)
@@ -97,12 +116,6 @@ def write_work(folder: Path, shape: WorkShape, *, dolly: str | None = None, seed
     settings = {"name": shape.name, "rank": shape.rank, "alpha": shape.alpha, **TRAINING}
     (folder / "work.json").write_text(json.dumps(settings, indent=1))
     return folder
-
-
-def bundled() -> tuple[ModelConfig, Base]:
-    """The bundled base in float32."""
-    model = load_pretrained(bundled_model(), dtype="float32")
-    return model.config, model.base
 
 
 def initial_adapters(config: ModelConfig, rank: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -128,13 +141,13 @@ def random_examples(shape: WorkShape, rng: np.random.Generator) -> dict[str, np.
     }
 
 
-def real_examples(shape: WorkShape, data: str | None, rng: np.random.Generator) -> dict[str, np.ndarray]:
+def real_examples(shape: WorkShape, data: str | None, tokenizer: object, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """For every client as many of its own examples as it trains on, drawn at random."""
     if data is None:
         raise InputError(f"the work {shape.name} needs Dolly's text; set --dolly.")
     wanted = shape.steps * shape.batch
-    options = RunConfig(data=data, clients=shape.clients, max_length=MAX_LENGTH, test_fraction=0.0)
-    found = build_federated_data(options, load_pretrained(bundled_model()).tokenizer)
+    options = RunConfig(data=data, clients=shape.clients, max_length=shape.longest, test_fraction=0.0)
+    found = build_federated_data(options, tokenizer)
     if len(found.clients) < shape.clients or min(len(client.indices) for client in found.clients) < wanted:
         raise InputError(f"the data {data!r} has fewer than {shape.clients} clients of {wanted} examples; use more data.")
     chosen = [rng.choice(client.indices, wanted, replace=False) for client in found.clients[: shape.clients]]
