@@ -11,7 +11,7 @@ import pytest
 
 from devft_jax.reporting import Progress
 from devft_jax.training.run import train
-from tests.several_processes import assert_equal_runs, finish, rows_of, start, together, together_in_turn
+from tests.several_processes import MAIN, assert_equal_runs, finish, rows_of, start, together, together_in_turn
 from tests.tiny_run import write_run_inputs
 
 SECONDS = 15
@@ -110,15 +110,13 @@ IN_ROUND = textwrap.dedent(
             ACT
         return whole(parts, state)
     trainer.run_round = changed
-    from devft_jax.commands.cli import main
-    main()
     """
 )
 
 
 def acting(round_index, act):
     """A command that acts before a round."""
-    return IN_ROUND.replace("ROUND", str(round_index)).replace("ACT", act)
+    return f"{IN_ROUND.replace('ROUND', str(round_index)).replace('ACT', act)}\n{MAIN}"
 
 
 def saved_round(folder):
@@ -207,7 +205,7 @@ def test_what_several_processes_cannot_do_is_refused(config, tmp_path, changes, 
 def test_processes_with_other_data_are_refused(config, tmp_path):
     folder = tmp_path / "run"
     act = "import devft_jax.training.together as t; t.data_fingerprint = lambda data: 'other'"
-    script = f"{act}\nfrom devft_jax.commands.cli import main; main()"
+    script = f"{act}\n{MAIN}"
     found = ended_in_time(config, folder, scripts={1: script})
     assert [code for code, _ in found] == [2, 2]
     assert all("data is 'other' in process 1 of 2 and '" in said for _, said in found)

@@ -16,6 +16,7 @@ from devft_jax.reporting import Progress
 from devft_jax.reporting.report import report_html
 from devft_jax.reporting.report_file import read_settings, read_story
 from devft_jax.storage.records import CompiledAheadRecord, SecondsRecord
+from tests.several_processes import MAIN
 from tests.tiny_run import adapter_bytes, flags
 
 QUIET = Progress(quiet=True)
@@ -23,7 +24,7 @@ QUIET = Progress(quiet=True)
 
 def start(config, folder, script=None):
     """The run in a process of its own, with the test session's compiled programs."""
-    code = "from devft_jax.commands.cli import main; main()" if script is None else script
+    code = MAIN if script is None else script
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     return subprocess.Popen(
         [sys.executable, "-c", code, "run", *flags(config, out=str(folder))],
@@ -73,8 +74,6 @@ KILL_IN_CHECKPOINT = textwrap.dedent(
             if whole and partial:
                 os.kill(os.getpid(), signal.SIGKILL)
     threading.Thread(target=watch, daemon=True).start()
-    from devft_jax.commands.cli import main
-    main()
     """
 )
 
@@ -88,7 +87,7 @@ def slow(value):
 def test_a_killed_run_resumes_bit_for_bit(long, uninterrupted, tmp_path, where):
     if where in ("tmp", "record"):
         every = dataclasses.replace(long, checkpoint_every=1)
-        process = start(every, tmp_path, KILL_IN_CHECKPOINT.replace("WHERE", repr(where)))
+        process = start(every, tmp_path, f"{KILL_IN_CHECKPOINT.replace('WHERE', repr(where))}\n{MAIN}")
         process.wait(180)
     else:
         process = start(long, tmp_path)
@@ -114,7 +113,7 @@ def test_a_run_whose_progress_nobody_takes_goes_on(config, finished, tmp_path, s
     command = [
         sys.executable,
         "-c",
-        "from devft_jax.commands.cli import main; main()",
+        MAIN,
         "run",
         *flags(config, out=str(tmp_path)),
     ]
