@@ -118,7 +118,7 @@ def _against_cost(title: str, arms: Arms, cost: str) -> str:
     curves = {name: _mean_curve([run["curve"] for run in arm["runs"] if run["curve"]], place) for name, arm in arms.items()}
     size, unit = unit_for(max(x for points in curves.values() for x, _ in points), units)
     # The untuned model, at no cost, is the same for all.
-    lines = [Line(name, [(x / size, y) for x, y in points[1:]], joined=False) for name, points in curves.items()]
+    lines = [Line(name, [(x / size, y) for x, y in points[1:]]) for name, points in curves.items()]
     untuned = next(points[0][1] for points in curves.values())
     lowest = min(points[-1][1] for points in curves.values())
     levels = [Level("untuned", untuned)] if untuned < lowest * 2 else []

@@ -221,7 +221,10 @@ def _shared(base: Base) -> dict[str, Any]:
 
 
 def _without_places(options: Options) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if name not in SOURCES}
+    """Options as they are on any machine: without the names of model and data, and files of the study from its root."""
+    root = f"{Path(__file__).parents[1]}/"
+    plain = {name: value for name, value in options.items() if name not in SOURCES}
+    return {name: value.removeprefix(root) if isinstance(value, str) else value for name, value in plain.items()}
 
 
 def _measured(comparison: Comparison, part: Part) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -239,7 +242,7 @@ def _measured(comparison: Comparison, part: Part) -> Iterator[tuple[str, dict[st
 def _described(config: RunConfig, part: Part, changes: Options) -> dict[str, Any]:
     plain = config_to_plain(config)
     names = ("algorithm", "growth", "rounds", "rank", "learning_rate")
-    return {name: plain[name] for name in names} | {"options": _without_places(part.options) | dict(changes)}
+    return {name: plain[name] for name in names} | {"options": _without_places({**part.options, **changes})}
 
 
 def _run(comparison: Comparison, arm: ArmResult, outcome: Outcome) -> dict[str, Any]:
