@@ -74,7 +74,9 @@ class _Disk:
         return rows.view(self._dtype).reshape(len(positions), *self._shape)
 
     def write(self, positions: np.ndarray, rows: np.ndarray) -> None:
-        flat = np.ascontiguousarray(rows, self._dtype).reshape(len(positions), -1).view(np.uint8)
+        # Without a row, the number of elements cannot be inferred.
+        elements = self._bytes // self._dtype.itemsize
+        flat = np.ascontiguousarray(rows, self._dtype).reshape(len(positions), elements).view(np.uint8)
         try:
             for row, position in zip(flat, positions.tolist(), strict=True):
                 written = 0
