@@ -8,7 +8,7 @@ from experiments.scales import Base
 from experiments.study import Experiment, Part
 
 LEVERS: dict[str, tuple[str, ...]] = {
-    "small rank, all projections": ("targets", "rank", "alpha"),
+    "rank 4, all projections": ("targets", "rank", "alpha"),
     "int8 up, bfloat16 down": ("channel", "message_dtype"),
 }
 """Options of the recipe that FedIT is given one group at a time, over its own rounds."""
