@@ -45,5 +45,8 @@ class CompareOptions:
     the ends."""
     tuning_seeds: tuple[int, ...] = option((1000,), within="[0, 2^32)", each_once=True, remedy="name others")
     """Seeds of the search for a learning rate, over which its losses are averaged; must not be among the seeds."""
+    at_once: int = option(1, at_least=1, at_most=2**12)
+    """Runs made at the same time, each on an equal share of this host's GPUs or CPU cores (a remainder is not used). Of
+    several processes, each makes as many."""
     out: str = path("runs/compare")
     """The comparison's folder: absent, empty or a comparison's, whose runs are then shared."""

@@ -190,7 +190,7 @@ def invented(config, monkeypatch):
     started = []
 
     def install(losses, **changes):
-        def supervise(self, words, log):
+        def supervise(self, words, log, *more):
             asked = json.loads(Path(words[-1]).read_text())
             chosen = RunConfig(**{name: tuple(value) if isinstance(value, list) else value for name, value in asked.items()})
             started.append(chosen)
@@ -348,7 +348,7 @@ def test_rates_need_held_out_data(config, tmp_path, invented):
 
 
 def test_what_is_wrong_for_all_ends_the_comparison_at_once(config, tmp_path, monkeypatch):
-    def refuse(self, words, log):
+    def refuse(self, words, log, *more):
         log.write_text("devft: devices 9 exceeds the 2 cpu device(s) found; use 2 or fewer.\n")
         return 2
 
@@ -390,7 +390,7 @@ def test_a_stopped_comparison_goes_on(config, tmp_path, invented, monkeypatch):
     started = invented(lambda chosen: 2.0)
     write = Runs._supervise
 
-    def stopped(self, words, log):
+    def stopped(self, words, log, *more):
         if len(started) == 1:
             self._stop.signal = signal.SIGINT
             return 130
