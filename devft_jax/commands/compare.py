@@ -20,8 +20,8 @@ ABOUT = (
     "Compare methods over several seeds on the same clients, data order and budget. Every run has a folder of its own under "
     "--out; finished runs are read, not run again, and the same command resumes a stopped comparison. At the end it writes "
     "tables (means, 95 % intervals, paired differences) as text, CSV, JSON, Markdown and a page. With --tasks the final "
-    "models are also scored on benchmarks, as by `devft evaluate`. --at-once makes several runs at the same time, and --hosts "
-    "lets several processes share them.\n\n"
+    "models are also scored on benchmarks, as by `devft evaluate`. --at-once makes several runs at the same time, and "
+    "--hosts lets several processes share them.\n\n"
     "Takes every option of `devft run`, for all arms; each arm sets its own algorithm and growth, and --seeds and --out "
     f"replace --seed and --out. {START}"
 )

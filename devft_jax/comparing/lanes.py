@@ -110,8 +110,8 @@ def _look() -> _Host:
     kind, count, together = json.loads(lines[-1])
     if together > 1:
         raise InputError(
-            f"hosts: the devices here belong to {together} hosts, as in a TPU pod slice, and no run can use those of one host "
-            "alone; compare on separate machines."
+            f"hosts: the devices here belong to {together} hosts, as in a TPU pod slice, and no run can use those of one "
+            "host alone; compare on separate machines."
         )
     if kind == "cpu":
         return _cores()
