@@ -75,23 +75,7 @@ def supervise(
       Its exit code.
     """
     ending = ending or Ending()
-    # An older file is removed, not overwritten: it could be a link.
-    log.unlink(missing_ok=True)
-    with open(log, "x", encoding="utf-8") as output:
-        # In a session of its own, so that Ctrl-C at the terminal reaches it only once, through this process.
-        process = subprocess.Popen(
-            command,
-            # Closed when this process ends, however it does (see `devft_jax.commands.child`).
-            stdin=subprocess.PIPE,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=child_environment(environment),
-            start_new_session=True,
-        )
-    if cores is not None:
-        # While Python starts; its later threads have the same cores. Where a container forbids it, it keeps this one's.
-        with contextlib.suppress(OSError):
-            os.sched_setaffinity(process.pid, cores)
+    process = _started(command, log, child_environment(environment), cores)
     passed_on, reported, reported_at = False, "", time.monotonic()
     try:
         while True:
@@ -120,6 +104,29 @@ def supervise(
             process.wait()
         if process.stdin is not None:
             process.stdin.close()
+
+
+def _started(
+    command: Sequence[str], log: Path, environment: Mapping[str, str], cores: Sequence[int] | None
+) -> "subprocess.Popen[bytes]":
+    # An older file is removed, not overwritten: it could be a link.
+    log.unlink(missing_ok=True)
+    with open(log, "x", encoding="utf-8") as output:
+        # In a session of its own, so that Ctrl-C at the terminal reaches it only once, through this process.
+        process = subprocess.Popen(
+            command,
+            # Closed when this process ends, however it does (see `devft_jax.commands.child`).
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+        )
+    if cores is not None:
+        # While Python starts; its later threads have the same cores. Where a container forbids it, it keeps this one's.
+        with contextlib.suppress(OSError):
+            os.sched_setaffinity(process.pid, cores)
+    return process
 
 
 def _named(name: str, line: str) -> str:

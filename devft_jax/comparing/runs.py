@@ -16,7 +16,7 @@ import math
 import queue
 import sys
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -179,7 +179,8 @@ class Runs:
           The outcome of every job by its name; nothing in a process other than the first.
 
         Raises:
-          InputError: the first run is refused, and the others probably would be too.
+          InputError: the first run is refused, and the others probably would be too; or the processes do not have the same
+            runs.
           Stopped: the comparison was asked to stop.
         """
         wanted = {job.name: job for job in jobs}
@@ -188,7 +189,7 @@ class Runs:
         found = {name: outcome for name, outcome in known.items() if outcome is not None}
         if found:
             self._progress.say(f"{what}s finished before: {len(found)} of {len(wanted)}")
-        missing: list[str] = self._team.of_all([name for name in wanted if name not in found])[0]
+        missing = self._missing(list(wanted), found)
         before = len(wanted) - len(missing)
         numbered = [
             _Numbered(wanted[name], f"{what} {number} of {len(wanted)}: {wanted[name].label}")
@@ -203,6 +204,19 @@ class Runs:
         for some in errors[1:]:
             found |= {name: self._of_another(wanted[name], error) for name, error in some.items()}
         return found | made
+
+    def _missing(self, names: Sequence[str], found: Mapping[str, Outcome]) -> list[str]:
+        """The runs that are not finished, as process 0 sees the folder."""
+        digest = hashlib.sha256(json.dumps(names).encode()).hexdigest()
+        said = self._team.of_all([digest, [name for name in names if name not in found]])
+        for index, (other, _) in enumerate(said):
+            if other != said[0][0]:
+                raise InputError(
+                    f"the runs of {self._team.processes.name(index)} are not those of process 0; start the same command in "
+                    "the same folder in all processes, with model and data under the same paths."
+                )
+        missing: list[str] = said[0][1]
+        return missing
 
     def _of_another(self, job: Job, error: str | None) -> Outcome:
         """The outcome of a run that another process has made."""

@@ -37,13 +37,13 @@ def one_by_one(config, tmp_path_factory):
     return out
 
 
-def start(arguments, index=None, port=0):
+def start(arguments, index=None, port=0, folder=None):
     joined = {}
     if index is not None:
         joined = {"DEVFT_HOSTS": f"127.0.0.1:{port}", "DEVFT_PROCESSES": "2", "DEVFT_PROCESS": str(index)}
     environment, pipe = {**os.environ, "JAX_PLATFORMS": "cpu", **joined}, subprocess.PIPE
     command = [sys.executable, "-c", MAIN, *arguments]
-    return subprocess.Popen(command, stderr=pipe, stdout=pipe, text=True, env=environment)
+    return subprocess.Popen(command, stderr=pipe, stdout=pipe, text=True, env=environment, cwd=folder)
 
 
 def assert_equal_comparisons(out, other):
@@ -79,7 +79,7 @@ def test_two_runs_at_once_give_the_results_of_one_by_one(config, tmp_path, one_b
 @pytest.mark.slow
 def test_a_stop_saves_all_runs_under_way_and_the_same_command_resumes_them(config, tmp_path):
     out = tmp_path / "out"
-    longer = dataclasses.replace(config, rounds=400, evaluate_every=0, checkpoint_every=1000)
+    longer = dataclasses.replace(config, rounds=200, evaluate_every=0, checkpoint_every=1000)
     arguments = words(longer, out, "--at-once", "2")
     process = start(arguments)
     wait_for_rounds(out, 2, [process])
@@ -90,15 +90,12 @@ def test_a_stop_saves_all_runs_under_way_and_the_same_command_resumes_them(confi
     assert said.count("stopping when the run has saved its round") == 2
     saved = [path.parent for path in out.glob("runs/*/checkpoints")]
     assert len(saved) == 2
-    again = start(arguments)
-    deadline = time.monotonic() + 200
-    while len([log for log in out.glob("runs/*.log") if "resum" in log.read_text()]) < 2:
-        assert again.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    again.send_signal(signal.SIGINT)
-    [(code, said)] = finish([again])
-    assert code == 128 + signal.SIGINT, said
+    [(code, said)] = finish([start(arguments)])
+    assert code == 0, said
+    assert all("resuming" in log.read_text() for log in out.glob("runs/*.log"))
+    whole = tmp_path / "whole"
+    assert run_command(words(longer, whole)) == 0
+    assert_equal_comparisons(out, whole)
 
 
 @pytest.mark.slow
@@ -122,6 +119,15 @@ def test_a_stop_in_one_process_reaches_all_and_one_process_goes_on(config, tmp_p
     found = finish(started)
     assert [code for code, _ in found] == [130, 130], found
     assert len(list(out.glob("runs/*/checkpoints"))) == 2
+    alone = start(words(longer, out))
+    deadline = time.monotonic() + 200
+    while not any("resuming" in log.read_text() for log in out.glob("runs/*.log")):
+        assert alone.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    alone.send_signal(signal.SIGINT)
+    [(code, said)] = finish([alone])
+    assert code == 130, said
 
 
 @pytest.mark.slow
@@ -147,3 +153,15 @@ def test_processes_with_other_commands_are_refused(config, tmp_path):
     for code, said in finish(started):
         assert code == 2, said
         assert "seeds is (1,) in process 1 of 2 and (0,) in process 0; start the same command in all of them." in said
+
+
+@pytest.mark.slow
+def test_a_folder_that_not_all_processes_see_is_refused(config, tmp_path):
+    port, started = free_port(), []
+    for index in range(2):
+        folder = tmp_path / f"host{index}"
+        folder.mkdir()
+        started.append(start(words(config, "out"), index, port, folder))
+    for code, said in finish(started):
+        assert code == 2, said
+        assert "is another folder for process 1 of 2 than for process 0; name one on storage" in said
