@@ -161,7 +161,7 @@ def _evaluate(
     words += [] if scoring.template is None else ["--template", scoring.template]
     words += ["--compare"] if with_base else []
     code = supervise(
-        [sys.executable, "-m", "devft_jax", *words],
+        [sys.executable, "-m", "devft_jax.commands.child", *words],
         log,
         progress,
         stop,

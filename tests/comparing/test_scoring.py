@@ -71,7 +71,7 @@ def invented(monkeypatch):
     asked, failing = [], set()
 
     def supervise(words, log, progress, stop, **more):
-        assert words[:3] == [sys.executable, "-m", "devft_jax"]
+        assert words[:3] == [sys.executable, "-m", "devft_jax.commands.child"]
         [run] = json.loads(words[words.index("evaluate") + 1])
         asked.append((run, "--compare" in words))
         if run in failing:
