@@ -11,6 +11,7 @@ import time
 import pytest
 
 from devft_jax.commands.cli import run_command
+from devft_jax.config.run_config import RunConfig
 from tests.several_processes import assert_equal_runs, finish, free_port
 from tests.tiny_run import write_run_inputs
 from tests.training.test_run import flags
@@ -107,6 +108,21 @@ def test_two_processes_share_the_runs_and_process_0_writes_the_tables(config, tm
     assert "run 1 of 2: fedit, seed" in found[0][1]
     assert "run 2 of 2: fedit+devft" in found[1][1]
     assert "run 2 of 2" not in found[0][1]
+
+
+@pytest.mark.slow
+def test_processes_choose_the_same_rates_and_one_process_finds_all_runs_finished(config, tmp_path, monkeypatch, capsys):
+    out, port = tmp_path / "out", free_port()
+    short = dataclasses.replace(config, rounds=2, learning_rate=RunConfig.learning_rate)
+    arguments = words(short, out, "--learning-rates", "0.01,0.1")
+    found = finish([start([*arguments, "--at-once", "1"], index, port) for index in range(2)])
+    assert [code for code, _ in found] == [0, 0], found
+    written = json.loads((out / "comparison.json").read_text())
+    monkeypatch.setattr(subprocess, "Popen", None)
+    assert run_command(arguments) == 0
+    assert "tuning runs finished before: 4 of 4\nruns finished before: 2 of 2" in capsys.readouterr().err
+    again = json.loads((out / "comparison.json").read_text())
+    assert again["budgets"] == written["budgets"]
 
 
 @pytest.mark.slow
