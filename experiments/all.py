@@ -22,7 +22,9 @@ from experiments.questions import (
     anchor,
     beta,
     clients,
+    dolly,
     fleet,
+    gsm8k,
     heterogeneity,
     last_stage,
     levers,
@@ -58,6 +60,8 @@ QUESTIONS = (
     fleet,
     recipe,
     levers,
+    gsm8k,
+    dolly,
     scores,
 )
 EXPERIMENTS: tuple[Experiment, ...] = tuple(module.EXPERIMENT for module in (*PAPERS, *QUESTIONS))

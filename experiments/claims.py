@@ -254,6 +254,30 @@ class Question:
         return Verdict(ANSWERED if shown else NOT_SHOWN, found.sentence)
 
 
+@dataclass(frozen=True)
+class Room:
+    """How far training lowers the held-out loss of the untuned model.
+
+    Attributes:
+      arm: the arm that is trained.
+      paper: the question.
+    """
+
+    arm: str
+    paper: str
+
+    def judged(self, arms: Arms) -> Verdict:
+        """The verdict; see `Claim`."""
+        runs = arms[self.arm]["runs"] if self.arm in arms else []
+        starts = {run["seed"]: run["base_loss"] for run in runs if run.get("base_loss") is not None}
+        found = paired_difference(starts, by_seed(arms, self.arm, LOSS_MEASURE), ANYWHERE)
+        if found is None:
+            return Verdict(NOT_TESTABLE, "no model was trained at this scale.")
+        before = LOSS.shown(sum(starts.values()) / len(starts))
+        sentence = f"{self.arm} lowers the untuned model's {before} by {LOSS.shown(found.mean, found.interval)}."
+        return Verdict(ANSWERED if found.count > 1 and side(found) else NOT_SHOWN, sentence)
+
+
 def _against(apart: Mapping[str, Estimate]) -> str:
     """Differences to the arm of a claim, in words."""
     words = {1: "higher", -1: "lower", 0: "no difference shown"}

@@ -27,7 +27,7 @@ def parts(base: Base) -> list[Part]:
         LEGEND: {"algorithm": "fedit", "growth": "legend", "class_layers": layers},
         TIERS: base.devft(by_tier=True),
     }
-    return [Part(arms=arms, options={"fleet": str(TABLE) if base.options["model"] == "bundled" else "mixed"})]
+    return [Part(arms=arms, options={"fleet": str(TABLE)})]
 
 
 EXPERIMENT = Experiment(
@@ -37,7 +37,7 @@ EXPERIMENT = Experiment(
         "Loss against simulated time on twenty devices of four kinds, and the share of them that could join (mean over the "
         "rounds). The bundled model is so small that every real device holds it at once, so these devices have the figures "
         "of `devft_jax.fleets.tiers` with a hundredth of the memory and bandwidth and a thousandth of the computing, "
-        "and they are always present. At the scale real the fleet is `mixed`."
+        "and they are always present."
     ),
     parts=parts,
     claims=[
@@ -45,5 +45,5 @@ EXPERIMENT = Experiment(
     ],
     reference=FEDIT,
     shown="simulated_seconds",
-    scales=("demo", "real"),
+    scales=("demo",),
 )

@@ -1,10 +1,10 @@
 """The paper's two headline numbers, without growth: FedIT's loss for a tenth of the bytes and a fifth of the time."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from devft_jax.config.presets import PRESETS
-from experiments.claims import AsLow, Factor
+from experiments.claims import AsLow, Factor, Question, Room
 from experiments.scales import Base, Options
 from experiments.study import Experiment, Part
 
@@ -55,6 +55,39 @@ def parts(base: Base) -> Sequence[Part]:
     ]
 
 
+def on_other_data(name: str, data: str, options: Callable[[Base], Options]) -> Experiment:
+    """An experiment of FedIT and the recipe in its full size on other data, with two seeds.
+
+    Args:
+      name: name of the experiment.
+      data: name of the data.
+      options: gives the options of the data, from the model.
+    """
+
+    def both(base: Base) -> Sequence[Part]:
+        shared = {**PROTOCOL, **options(base)}
+        return [
+            Part(arms={FEDIT: fedit()}, options=shared),
+            Part(arms={"recipe": RECIPE}, name=f"{FEW} rounds", options={**shared, "rounds": FEW}),
+        ]
+
+    return Experiment(
+        name=name,
+        title=f"The recipe on {data}",
+        about=(
+            f"FedIT with the learning rate and the recipe in the full size of the recipe's experiment, on {data}, on which "
+            "nothing of either was tuned."
+        ),
+        parts=both,
+        claims=(
+            Room(FEDIT, "How much is there to learn?"),
+            Question(FEDIT, (WHOLE,), "How does the recipe end?"),
+            Factor(WHOLE, FEDIT, "bytes_up", 10.67, "Its clients send 10.67 times less up."),
+        ),
+        **{**TERMS, "seeds": (0, 1), "data": data},
+    )
+
+
 EXPERIMENT = Experiment(
     name="recipe",
     title="A recipe without growth",
@@ -68,6 +101,7 @@ EXPERIMENT = Experiment(
     ),
     parts=parts,
     claims=(
+        Room(FEDIT, "How much is there to learn?"),
         AsLow(WHOLE, FEDIT, "The recipe ends within the 95 % interval of tuned FedIT, or below it."),
         Factor(WHOLE, FEDIT, "bytes_up", 10.67, "Its clients send 10.67 times less up."),
         Factor(WHOLE, FEDIT, "bytes_down", 10.67, "They are sent 10.67 times less down."),

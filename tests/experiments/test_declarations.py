@@ -12,7 +12,7 @@ from devft_jax.developmental import LayerGrams, fusion_matrix
 from devft_jax.developmental.growths import GrowthOptions
 from experiments import growths
 from experiments.all import BY_NAME, EXPERIMENTS, parser, scale_of
-from experiments.claims import TITLES, AsLow, Beyond, Factor, Lower, Predicts, Question, Value
+from experiments.claims import TITLES, AsLow, Beyond, Factor, Lower, Predicts, Question, Room, Value
 from experiments.paper.table5 import doubling
 from experiments.questions.stages import spaced
 from experiments.scales import DEMO, PAPER, real
@@ -83,7 +83,7 @@ def test_claims_are_about_arms(experiment, scales):
             assert claim.measure in TITLES
             assert claim.paper[-1] in ".?"
             continue
-        others = {Lower: "than", AsLow: "than", Question: "others", Factor: "than", Value: None}[type(claim)]
+        others = {Lower: "than", AsLow: "than", Question: "others", Factor: "than", Value: None, Room: None}[type(claim)]
         named = getattr(claim, others) if others else ()
         named = [named] if isinstance(named, str) else [*named]
         assert {claim.arm, *named} <= names

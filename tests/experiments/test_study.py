@@ -19,6 +19,7 @@ from experiments.claims import (
     Lower,
     Predicts,
     Question,
+    Room,
     Value,
     with_stages,
 )
@@ -113,6 +114,19 @@ def test_a_question_is_answered_by_a_difference_on_either_side():
     for other, status in ((LOWER, ANSWERED), ((3.0, 3.1, 3.25), ANSWERED), (NEAR, NOT_SHOWN)):
         assert Question("a", ("b",), "?").judged(arms_with(a=FEDIT, b=other)).status == status
     assert Question("a", ("b",), "?").judged(arms_with(a=FEDIT)).status == NOT_TESTABLE
+
+
+def test_room_is_what_training_takes_from_the_untuned_loss():
+    arms = arms_with(a=FEDIT)
+    for run in arms["a"]["runs"]:
+        run["base_loss"] = run["measures"]["final_loss"] + 0.5
+    found = Room("a", "How much?").judged(arms)
+    assert found.status == ANSWERED
+    assert found.sentence == "a lowers the untuned model's 2.600 by 0.500."
+    arms["a"]["runs"] = arms["a"]["runs"][:1]
+    assert Room("a", "How much?").judged(arms).status == NOT_SHOWN
+    assert Room("a", "How much?").judged(arms_with(a=FEDIT)).status == NOT_TESTABLE
+    assert Room("b", "How much?").judged(arms).status == NOT_TESTABLE
 
 
 @pytest.mark.parametrize(
