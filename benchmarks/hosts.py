@@ -76,6 +76,8 @@ def trained(case: dict[str, Any], out: str) -> dict[str, Any]:
     """Rounds of a case in this process, or in this one of several."""
     from devft_jax.commands.jax_setup import configure_jax
 
+    # Before JAX starts its threads.
+    os.sched_setaffinity(0, case["cores"])
     # As many devices as the case has, whatever the machine has.
     os.sched_getaffinity = lambda process: set(range(case["devices"]))  # type: ignore[attr-defined]
     configure_jax()
@@ -137,6 +139,13 @@ def resident() -> int:
 # Around the processes
 
 
+def cores_of(case: dict[str, Any], process: int) -> list[int]:
+    """The cores of a process: its own, one for each of its devices, as hosts have their own; all if there are too few."""
+    known = sorted(os.sched_getaffinity(0))
+    each = case["devices"]
+    return known[process * each :][:each] if case["processes"] * each <= len(known) else known
+
+
 def run_case(case: dict[str, Any]) -> dict[str, Any]:
     """A case in processes of its own: what each of them measured, and the bytes of the clients' rows in the checkpoint.
 
@@ -153,7 +162,8 @@ def run_case(case: dict[str, Any]) -> dict[str, Any]:
             if case["processes"] > 1:
                 own |= {"DEVFT_HOSTS": f"127.0.0.1:{port}", "DEVFT_PROCESSES": str(case["processes"])}
                 own |= {"DEVFT_PROCESS": str(index)}
-            command = [sys.executable, __file__, "--case", json.dumps(case), "--out", f"{folder}/run"]
+            one = {**case, "cores": cores_of(case, index)}
+            command = [sys.executable, __file__, "--case", json.dumps(one), "--out", f"{folder}/run"]
             pipe = subprocess.PIPE
             started.append(subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=own))
         answers = [process.communicate() for process in started]

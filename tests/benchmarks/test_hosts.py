@@ -3,7 +3,7 @@
 import copy
 
 import pytest
-from hosts import LAYOUTS, population_cases, report, run_case, scaling_case, steady
+from hosts import LAYOUTS, cores_of, population_cases, report, run_case, scaling_case, steady
 
 
 def measured(case, seconds):
@@ -23,6 +23,13 @@ def test_layouts_run_the_same_rounds_on_as_many_devices():
     cases = [scaling_case(True, processes, devices) for _, processes, devices in LAYOUTS]
     assert len({str({**case, "devices": 0, "processes": 0}) for case in cases}) == 1
     assert [case["processes"] * case["devices"] for case in cases] == [1, 2, 2]
+
+
+def test_every_process_has_cores_of_its_own_if_there_are_enough(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {3, 5, 8})
+    assert [cores_of(scaling_case(True, 2, 1), process) for process in (0, 1)] == [[3], [5]]
+    assert cores_of(scaling_case(True, 1, 2), 0) == [3, 5]
+    assert [cores_of(scaling_case(True, 2, 2), process) for process in (0, 1)] == [[3, 5, 8], [3, 5, 8]]
 
 
 def test_the_tables_leave_out_the_first_round_and_compare_sizes():
