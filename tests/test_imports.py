@@ -13,6 +13,7 @@ from devft_jax.commands.cli import COMMANDS
 ROOT = Path(devft_jax.__file__).parent
 ORDER = (
     "errors",
+    "lazy",
     "typing",
     "files",
     "options",
@@ -42,7 +43,7 @@ ORDER = (
     "__main__",
 )
 """Every package after those that it may import. The package's face and its command stand above them all."""
-AT_THE_ROOT = {"__init__", "__main__", "errors", "options", "typing", "testing"}
+AT_THE_ROOT = {"__init__", "__main__", "errors", "lazy", "options", "typing", "testing"}
 MOST_LINES = {"file": 450, "class": 300, "function": 70}
 
 

@@ -1,7 +1,8 @@
 """Federated instruction data: from files, a glob or a name to clients with tokenised examples."""
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from devft_jax.lazy import lazy_names
 
 if TYPE_CHECKING:
     from devft_jax.data.batches import (
@@ -71,40 +72,30 @@ __all__ = [
     "validate_data",
 ]
 
-_HOMES = {
-    "batches": (
-        "bucket_for",
-        "draw_examples",
-        "evaluation_batches",
-        "evaluation_order",
-        "fitted_lengths",
-        "gather_batch",
-        "length_buckets",
-    ),
-    "built_in": ("BUILT_IN", "is_built_in"),
-    "description": ("describe", "split_record"),
-    "examples": ("Examples",),
-    "federated_data": ("FederatedData", "build_federated_data", "pool", "public_examples", "some_examples"),
-    "groups": ("Groups",),
-    "options": ("HELD_OUT", "DataOptions", "check_data_found", "has_held_out", "resolved_partition", "validate_data"),
-    "choices": ("METHODS",),
-    "prompts": ("TEMPLATES", "Segment", "render"),
-    "records": ("Record", "Records", "Source", "Turn"),
-    "sources": ("load_sources",),
-    "split": ("Client",),
-    "tokens": ("tokenize",),
-}
-"""The modules of the names, imported when a name is first used, so that options can be read without NumPy."""
-
-
-def __getattr__(name: str) -> Any:
-    """The object of a public name."""
-    for module, names in _HOMES.items():
-        if name in names:
-            return getattr(importlib.import_module(f"{__name__}.{module}"), name)
-    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-
-
-def __dir__() -> list[str]:
-    """The public names, whether they have been imported or not."""
-    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    __all__,
+    {
+        "batches": (
+            "bucket_for",
+            "draw_examples",
+            "evaluation_batches",
+            "evaluation_order",
+            "fitted_lengths",
+            "gather_batch",
+            "length_buckets",
+        ),
+        "built_in": ("BUILT_IN", "is_built_in"),
+        "description": ("describe", "split_record"),
+        "examples": ("Examples",),
+        "federated_data": ("FederatedData", "build_federated_data", "pool", "public_examples", "some_examples"),
+        "groups": ("Groups",),
+        "options": ("HELD_OUT", "DataOptions", "check_data_found", "has_held_out", "resolved_partition", "validate_data"),
+        "choices": ("METHODS",),
+        "prompts": ("TEMPLATES", "Segment", "render"),
+        "records": ("Record", "Records", "Source", "Turn"),
+        "sources": ("load_sources",),
+        "split": ("Client",),
+        "tokens": ("tokenize",),
+    },
+)

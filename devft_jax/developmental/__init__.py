@@ -11,8 +11,9 @@ these three steps; `inherit` transfers what the submodel learned back to the lay
 Needs jax and numpy only.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from devft_jax.lazy import lazy_names
 
 if TYPE_CHECKING:
     from devft_jax.developmental.alignment import align_factors
@@ -91,47 +92,37 @@ __all__ = [
     "weight_similarity",
 ]
 
-_HOMES = {
-    "alignment": ("align_factors",),
-    "class_growth": ("ClassGrowth",),
-    "classes": ("ClassShape",),
-    "fusion": ("anchors", "fusion_matrix", "norm_gains"),
-    "grouping": (
-        "contiguous_groups",
-        "group_layers",
-        "kmeans",
-        "laplacian",
-        "laplacian_spectrum",
-        "normalised_laplacian",
-        "spectral_embedding",
-    ),
-    "growth": ("FixedGrowth", "GramGrowth", "Growth"),
-    "growths": ("GROWTHS", "make_growth"),
-    "growths.devft": ("DevFT",),
-    "growths.end_to_end": ("EndToEnd",),
-    "growths.progfed": ("ProgFed",),
-    "growths.skip_grow": ("SkipGrow",),
-    "growths.top_grow": ("TopGrow",),
-    "maps": ("LayerMap", "fuse", "inherit", "layer_map", "transition_gap"),
-    "measures": ("influence_similarity", "linear_cka", "token_cosines", "weight_similarity"),
-    "records": ("NamedGrowth",),
-    "rotation": ("nearest_orthogonal", "nearest_rotation"),
-    "schedule": ("geometric_schedule", "validate_capacities"),
-    "similarity": ("LayerGrams", "layer_gram", "layer_similarity", "similarity_from_gram"),
-    "stage_shape": ("StageShape",),
-    "transition": ("Transition", "next_stage"),
-}
-"""The modules of the names, imported when a name is first used, so that options can be read without JAX."""
-
-
-def __getattr__(name: str) -> Any:
-    """The object of a public name."""
-    for module, names in _HOMES.items():
-        if name in names:
-            return getattr(importlib.import_module(f"{__name__}.{module}"), name)
-    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-
-
-def __dir__() -> list[str]:
-    """The public names, whether they have been imported or not."""
-    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    __all__,
+    {
+        "alignment": ("align_factors",),
+        "class_growth": ("ClassGrowth",),
+        "classes": ("ClassShape",),
+        "fusion": ("anchors", "fusion_matrix", "norm_gains"),
+        "grouping": (
+            "contiguous_groups",
+            "group_layers",
+            "kmeans",
+            "laplacian",
+            "laplacian_spectrum",
+            "normalised_laplacian",
+            "spectral_embedding",
+        ),
+        "growth": ("FixedGrowth", "GramGrowth", "Growth"),
+        "growths": ("GROWTHS", "make_growth"),
+        "growths.devft": ("DevFT",),
+        "growths.end_to_end": ("EndToEnd",),
+        "growths.progfed": ("ProgFed",),
+        "growths.skip_grow": ("SkipGrow",),
+        "growths.top_grow": ("TopGrow",),
+        "maps": ("LayerMap", "fuse", "inherit", "layer_map", "transition_gap"),
+        "measures": ("influence_similarity", "linear_cka", "token_cosines", "weight_similarity"),
+        "records": ("NamedGrowth",),
+        "rotation": ("nearest_orthogonal", "nearest_rotation"),
+        "schedule": ("geometric_schedule", "validate_capacities"),
+        "similarity": ("LayerGrams", "layer_gram", "layer_similarity", "similarity_from_gram"),
+        "stage_shape": ("StageShape",),
+        "transition": ("Transition", "next_stage"),
+    },
+)

@@ -1,7 +1,8 @@
 """Models: LLaMA as pure functions over stacked pytrees, low-rank adapters, and their files."""
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from devft_jax.lazy import lazy_names
 
 if TYPE_CHECKING:
     from devft_jax.models.adapter import Adapter, LoraFactors
@@ -36,30 +37,20 @@ __all__ = [
     "save_pretrained",
 ]
 
-_HOMES = {
-    "adapter": ("Adapter", "LoraFactors"),
-    "architecture": ("ModelConfig",),
-    "base": ("Base", "Block", "init_base"),
-    "huggingface.model": ("Model",),
-    "huggingface.peft.reading": ("import_peft",),
-    "huggingface.peft.writing": ("export_peft",),
-    "huggingface.reading": ("load_pretrained",),
-    "huggingface.writing": ("save_pretrained",),
-    "llama": ("Compute", "forward", "hidden_states"),
-    "lora": ("init_lora",),
-    "loss": ("completion_loss", "completion_statistics"),
-}
-"""The modules of the names, imported when a name is first used, so that options can be read without JAX."""
-
-
-def __getattr__(name: str) -> Any:
-    """The object of a public name."""
-    for module, names in _HOMES.items():
-        if name in names:
-            return getattr(importlib.import_module(f"{__name__}.{module}"), name)
-    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-
-
-def __dir__() -> list[str]:
-    """The public names, whether they have been imported or not."""
-    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    __all__,
+    {
+        "adapter": ("Adapter", "LoraFactors"),
+        "architecture": ("ModelConfig",),
+        "base": ("Base", "Block", "init_base"),
+        "huggingface.model": ("Model",),
+        "huggingface.peft.reading": ("import_peft",),
+        "huggingface.peft.writing": ("export_peft",),
+        "huggingface.reading": ("load_pretrained",),
+        "huggingface.writing": ("save_pretrained",),
+        "llama": ("Compute", "forward", "hidden_states"),
+        "lora": ("init_lora",),
+        "loss": ("completion_loss", "completion_statistics"),
+    },
+)
