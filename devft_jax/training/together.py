@@ -121,7 +121,6 @@ def check_supported(parts: Parts) -> None:
     if config.evaluate_tasks is not None:
         raise InputError(f"evaluate_tasks {alone}, or leave it out and score the finished run with `devft evaluate`.")
     refused = {
-        f"fleet {config.fleet}": config.fleet is not None,
         f"distil_steps {config.distil_steps}": bool(config.distil_steps),
         f"initialization {config.initialization}": config.initialization == "lora-ga",
         f"stage_end {config.stage_end}": config.stage_end == "gain",
