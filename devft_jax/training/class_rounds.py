@@ -72,7 +72,7 @@ def _groups(parts: Parts, state: State, members: Participants) -> list[ClassGrou
 
 def _at_once(parts: Parts, shape: ClassShape) -> int:
     """Clients of a chunk: as configured, or one on every device where each client may hold its own layers."""
-    config, least = parts.config, parts.cohort.mesh.size
+    config, least = parts.config, parts.cohort.devices
     alone = shape.drawn and config.layer_draws == "client"
     return least if alone or config.clients_per_step == "auto" else parts.cohort.clients_per_step
 

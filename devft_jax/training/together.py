@@ -121,10 +121,10 @@ def check_supported(parts: Parts) -> None:
     if config.evaluate_tasks is not None:
         raise InputError(f"evaluate_tasks {alone}, or leave it out and score the finished run with `devft evaluate`.")
     refused = {
-        f"distil_steps {config.distil_steps}": bool(config.distil_steps),
         f"initialization {config.initialization}": config.initialization == "lora-ga",
         f"stage_end {config.stage_end}": config.stage_end == "gain",
-        f"growth {config.growth}, whose clients hold different layers,": parts.classes is not None,
+        # Gradients are added device by device, so that they would have other bits than in one process.
+        f"growth {config.growth}, which measures gradients,": _measures_gradients(config),
         "prefix_cache on": config.prefix_cache == "on",
     }
     for name, given in refused.items():
@@ -135,6 +135,11 @@ def check_supported(parts: Parts) -> None:
             f"a round has {parts.rounds.participants} participant(s) for {processes.count} processes, of which each trains "
             "one or more; raise clients_per_round or use fewer processes."
         )
+
+
+def _measures_gradients(config: RunConfig) -> bool:
+    """Whether a growth measures the layers' Fisher information."""
+    return config.growth == "fed-pilot" or (config.growth == "fed-hello" and config.hello_pattern == "fisher")
 
 
 def check_equal_state(processes: Processes, state: State, row: RoundRecord) -> None:

@@ -29,8 +29,9 @@ def config(tmp_path_factory, word_tokenizer):
 
 
 def kinds(config):
-    """No rows, rows that move between processes, a slot of the sums for every participant, and devices of which some are
-    late or lost, in rounds and with a buffer."""
+    """No rows, rows that move between processes, a slot of the sums for every participant, devices of which some are late
+    or lost, in rounds and with a buffer, and clients with different layers, drawn or by their stage."""
+    classes = {"capacities": None, "class_layers": (2, 4), "class_shares": (0.5, 0.5), "clients_per_step": "auto"}
     fleet = {"fleet": "phone=2,workstation=1", "growth": "end-to-end", "capacities": None}
     return {
         "fedit": config,
@@ -44,6 +45,8 @@ def kinds(config):
             concurrency=config.clients_per_round,
             clients_per_round=config.clients_per_round - 1,
         ),
+        "fedra": dataclasses.replace(config, growth="fedra", **classes),
+        "by-tier": dataclasses.replace(config, by_tier=True, distil_steps=2, probe_data=config.test_data),
     }
 
 
@@ -69,7 +72,7 @@ def assert_equal_rows(folder, other, round_index):
     assert all(np.array_equal(mine[key], theirs[key]) for key in mine)
 
 
-@pytest.mark.parametrize("name", ["fedit", "scaffold", "flora", "fleet", "buffered"])
+@pytest.mark.parametrize("name", ["fedit", "scaffold", "flora", "fleet", "buffered", "fedra", "by-tier"])
 def test_two_processes_give_the_bits_of_one_with_two_devices(config, two, tmp_path, name):
     one = alone(kinds(config)[name], tmp_path / "one", 2)
     assert_equal_runs(two[name], one)

@@ -11,6 +11,7 @@ chunk ends. A client whose loss or update is not finite gets weight zero and is 
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import jax
@@ -176,18 +177,12 @@ class Cohort:
         examples_by_length: Counter[int] = Counter()
         first = 0
         self._move_rows(groups, bank)
-        try:
+        with self._fitting_in_all(self.clients_per_step):
             for group, own in zip(groups, starts, strict=True):
                 sums = self._train(own, group, sums, in_flight, examples_by_length, first=first)
                 first += len(group.cohort)
             ended = in_flight.finish()
-        except ChunkTooLargeError as error:
-            agree_on_size(self.processes, error, self.clients_per_step)
-            raise
-        if self.processes.several:
-            agree_on_size(self.processes, None, self.clients_per_step)
-            ended = outputs_of_all(self.processes, ended, in_flight.places)
-        outputs = in_order(*ended)
+        outputs = self._of_all(ended, in_flight)
         statistics, metrics = outputs.statistics, dict[str, jax.Array]()
         if statistics.finite.any():
             total = self._total(sums)
@@ -220,16 +215,18 @@ class Cohort:
           group: the participants and the part's state of the server.
           train_rows: bool[G], which of the part's layers learn.
           frozen: number of the lowest layers that need no backward pass.
-          clients_per_step: clients of a chunk, a multiple of the devices.
+          clients_per_step: clients of a chunk, a multiple of the devices of all processes.
 
         Raises:
           ChunkTooLargeError: a chunk does not fit into memory.
         """
         start = self._start(base, group.server, bank, group.lr, train_rows, frozen)
-        in_flight, lengths = InFlight(bank, clients_per_step), Counter[int]()
-        sums = self._train(start, group, start.sums, in_flight, lengths, clients_per_step=clients_per_step)
-        outputs = in_order(*in_flight.finish())
-        total = jax.tree.map(lambda leaf: leaf[0], add_over_devices(self.programs, sums))
+        in_flight, lengths, sums = InFlight(bank, clients_per_step), Counter[int](), start.sums
+        with self._fitting_in_all(clients_per_step):
+            sums = self._train(start, group, sums, in_flight, lengths, clients_per_step=clients_per_step)
+            ended = in_flight.finish()
+        outputs = self._of_all(ended, in_flight)
+        total = jax.tree.map(lambda leaf: leaf[0], self._total(sums))
         shapes = start.shapes
         return Part(total, outputs, dict(lengths), shapes.down, shapes.up, shapes.adapter, shapes.train)
 
@@ -255,6 +252,22 @@ class Cohort:
 
     def _host_chunks(self, cohort: Sequence[ClientWork], bank: Bank, size: int) -> Iterator[HostChunk]:
         return host_chunks(cohort, bank, self.assemble, size=size, devices=self.devices, processes=self.processes)
+
+    @contextmanager
+    def _fitting_in_all(self, size: int) -> Iterator[None]:
+        """Around the launch of chunks: one that does not fit into the memory of one process is reported by all."""
+        try:
+            yield
+        except ChunkTooLargeError as error:
+            agree_on_size(self.processes, error, size)
+            raise
+        if self.processes.several:
+            agree_on_size(self.processes, None, size)
+
+    def _of_all(self, ended: tuple[np.ndarray, ClientOutputs], in_flight: InFlight) -> ClientOutputs:
+        """The outputs of all processes' participants, in their places' order."""
+        found = outputs_of_all(self.processes, ended, in_flight.places) if self.processes.several else ended
+        return in_order(*found)
 
     def _move_rows(self, groups: Sequence["Group"], bank: Bank) -> None:
         """Bring every participant's row to the process that trains it."""
